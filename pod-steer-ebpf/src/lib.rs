@@ -1,0 +1,252 @@
+//! The contract between the kernel programs and the daemon: every type that crosses it, and every limit both sides
+//! must agree on. Integers have a fixed width and native byte order unless a field says otherwise; padding is explicit.
+//!
+//! A change here that an older daemon or program would misread increases [`ABI_VERSION`].
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+/// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// Protocol number of TCP (`IPPROTO_TCP`).
+pub const PROTO_TCP: u8 = 6;
+/// Protocol number of UDP (`IPPROTO_UDP`); the key has room for it, nothing steers it yet.
+pub const PROTO_UDP: u8 = 17;
+/// Protocol number of MPTCP (`IPPROTO_MPTCP`); it does not fit in the 8 bits of an IP header on purpose.
+pub const PROTO_MPTCP: u32 = 262;
+/// Address family of IPv4 (`AF_INET`).
+pub const FAMILY_V4: u8 = 2;
+/// Address family of IPv6 (`AF_INET6`).
+pub const FAMILY_V6: u8 = 10;
+
+/// Most slot tables, and so most rules, at one time.
+pub const TABLES_MAX: u32 = 32_768;
+/// Most services at one time; one [`ServiceCounters`] each.
+pub const SERVICES_MAX: u32 = 16_384;
+/// Most backends at one time unless the daemon asks for another number; one [`BackendCounters`] each.
+pub const BACKENDS_MAX_DEFAULT: u32 = 4_096;
+/// Most listening sockets at one time.
+pub const SOCKETS_MAX: u32 = 65_536;
+/// Most (backend, container port) pairs at one time.
+pub const MANAGED_PORTS_MAX: u32 = 131_072;
+/// Bytes of the event ring.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+/// Slots that are tried by hash before the table's members are walked one by one.
+pub const PROBES_MAX: u32 = 8;
+/// Most members of a table that one walk visits.
+pub const WALK_MAX: u32 = 65_536;
+
+/// "No such index": of a table, a backend, a service.
+pub const NONE: u32 = u32::MAX;
+
+/// Written once, when the state is made; read back by every later daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// [`ABI_VERSION`] of the daemon that made the state.
+    pub abi: u32,
+    /// Number of entries of the backend counters.
+    pub backends_max: u32,
+    /// Secret of the 4-tuple hash. It outlives the daemon: a SYN cookie's final ACK must find the slot of its SYN.
+    pub seed: u64,
+}
+
+/// What a lookup is matched against. `addr` is all zero for "any address of this family".
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleKey {
+    /// The ingress namespace (`SO_NETNS_COOKIE`): unique until the machine restarts, unlike an inode number.
+    pub netns_cookie: u64,
+    /// Local address in network byte order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Local port.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The service that a rule's traffic belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Index of the slot table, or [`NONE`] when only rules with an address exist for this port.
+    pub table: u32,
+    /// Index of the service's counters.
+    pub service: u32,
+    /// [`FALLBACK_REFUSE`] or [`FALLBACK_PASS`].
+    pub fallback: u32,
+    /// [`RULE_HAS_ADDRESSES`] or zero.
+    pub flags: u32,
+}
+
+/// No backend left: the client is refused.
+pub const FALLBACK_REFUSE: u32 = 0;
+/// No backend left: the kernel's own lookup decides.
+pub const FALLBACK_PASS: u32 = 1;
+/// On a rule for any address: rules for single addresses exist too and come first.
+pub const RULE_HAS_ADDRESSES: u32 = 1;
+
+/// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
+/// says (a power of two); then every distinct socket of the table once, its members.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Cookie of the listening socket. In the header: the number of members.
+    pub cookie: u64,
+    /// Index of the backend that owns the socket. In the header: the number of slots.
+    pub backend: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Slot {
+    /// The first entry of a table of `slots` slots (a power of two, or 0) and `members` members.
+    pub const fn header(slots: u32, members: u32) -> Self {
+        Self { cookie: members as u64, backend: slots, pad: 0 }
+    }
+}
+
+/// A listening socket, by its cookie, as the kernel saw it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketInfo {
+    /// Namespace that the socket lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to, in network byte order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Index of its backend.
+    pub backend: u32,
+    /// Table whose members take over its queue when it closes, or [`NONE`]. Written by the daemon.
+    pub table: u32,
+    /// Port that it is bound to.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A container port of a backend, whose binds may share and whose listeners are registered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ManagedPort {
+    /// Index of the backend.
+    pub backend: u32,
+    /// Port that the backend listens on.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Counters of one backend, kept per CPU.
+///
+/// A connection is *born* at the backend whose listener completed its handshake, and may *move* once, when that
+/// listener closes before the connection is accepted. Live connections of a backend are
+/// `(opened - closed) - (moved_out - moved_out_closed) + (moved_in - moved_in_closed)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    /// Lookups that chose a socket of this backend.
+    pub steered: u64,
+    /// Connections born here.
+    pub opened: u64,
+    /// Connections born here that are gone.
+    pub closed: u64,
+    /// Connections that came from a closing listener of another backend.
+    pub moved_in: u64,
+    /// Those of `moved_in` that are gone.
+    pub moved_in_closed: u64,
+    /// Connections that left a closing listener of this backend for another backend.
+    pub moved_out: u64,
+    /// Those of `moved_out` that are gone.
+    pub moved_out_closed: u64,
+    /// Half-open connections that left a closing listener of this backend.
+    pub moved_half_open: u64,
+}
+
+/// Counters of one service, kept per CPU: why a lookup did not end, or not at once, at a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Slots whose socket was gone; another slot was tried in the same run.
+    pub stale_slots: u64,
+    /// Lookups refused because no backend was left.
+    pub refused_no_backend: u64,
+    /// Lookups left to the kernel because no backend was left.
+    pub passed_no_backend: u64,
+    /// `bpf_sk_assign` failed with `EAFNOSUPPORT`: an IPv6-only socket and an IPv4 client.
+    pub assign_eafnosupport: u64,
+    /// `bpf_sk_assign` failed with `ESOCKTNOSUPPORT`: the socket no longer listens.
+    pub assign_esocktnosupport: u64,
+    /// `bpf_sk_assign` failed with `EPROTOTYPE`: the socket speaks another protocol.
+    pub assign_eprototype: u64,
+    /// `bpf_sk_assign` failed with `EEXIST`: another program had chosen already.
+    pub assign_eexist: u64,
+    /// `bpf_sk_assign` failed with another error.
+    pub assign_other: u64,
+    /// Closing listeners' connections for which no live socket of the same group was found.
+    pub migrate_no_socket: u64,
+}
+
+/// What a kernel program tells the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// One of the `EVENT_` constants.
+    pub kind: u32,
+    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; else zero.
+    pub errno: u32,
+    /// Cookie of the socket, or zero.
+    pub cookie: u64,
+    /// The socket.
+    pub socket: SocketInfo,
+}
+
+/// A managed socket listens and is in the socket map.
+pub const EVENT_LISTENING: u32 = 1;
+/// A managed listening socket was closed.
+pub const EVENT_CLOSED: u32 = 2;
+/// A managed socket listens and could not enter the socket map.
+pub const EVENT_NOT_REGISTERED: u32 = 3;
+/// `SO_REUSEPORT` could not be set on a bind to a managed port.
+pub const EVENT_NOT_SHARED: u32 = 4;
+/// A managed container asked for an MPTCP socket and was refused; it is expected to ask for TCP next.
+pub const EVENT_MPTCP_REFUSED: u32 = 5;
+
+/// Sizes are part of the contract: a field that changes them without [`ABI_VERSION`] does not compile.
+const _: () = {
+    assert!(size_of::<Meta>() == 16);
+    assert!(size_of::<RuleKey>() == 32);
+    assert!(core::mem::offset_of!(RuleKey, port) == 24);
+    assert!(size_of::<Rule>() == 16);
+    assert!(size_of::<Slot>() == 16);
+    assert!(size_of::<SocketInfo>() == 40);
+    assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
+    assert!(core::mem::offset_of!(SocketInfo, port) == 32);
+    assert!(size_of::<ManagedPort>() == 8);
+    assert!(size_of::<BackendCounters>() == 64);
+    assert!(size_of::<ServiceCounters>() == 72);
+    assert!(size_of::<Event>() == 56);
+    assert!(core::mem::offset_of!(Event, socket) == 16);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($t:ty),+) => {$(
+            // SAFETY: repr(C), integers only, no implicit padding (the sizes are asserted above).
+            unsafe impl aya::Pod for $t {}
+        )+};
+    }
+    pod!(Meta, RuleKey, Rule, Slot, SocketInfo, ManagedPort, BackendCounters, ServiceCounters, Event);
+}

@@ -1,0 +1,110 @@
+//! `sockops`: a managed socket is registered in the instant that it listens, and its connections are counted.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use pod_steer_ebpf::{
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, ManagedPort, NONE, PROTO_TCP, SocketInfo,
+};
+
+use crate::maps::{BACKEND_COUNTERS, LISTENERS, MANAGED_PORTS, MOVED, SOCKETS, count, current_backend, emit};
+
+const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
+const BPF_SOCK_OPS_STATE_CB: u32 = 10;
+const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
+const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 1 << 2;
+
+const TCP_SYN_RECV: u32 = 3;
+const TCP_CLOSE: u32 = 7;
+const TCP_LISTEN: u32 = 10;
+
+#[sock_ops]
+pub fn tcp_events(ctx: SockOpsContext) -> u32 {
+    let op = ctx.op();
+    if op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB {
+        return 1;
+    }
+    let Some(backend) = current_backend() else { return 1 };
+    let port = ctx.local_port() as u16;
+    let key = ManagedPort { backend, port, proto: PROTO_TCP, pad: 0 };
+    if MANAGED_PORTS.get_ptr(key).is_none() {
+        return 1;
+    }
+    // SAFETY: the context is this hook's own.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    match op {
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx, backend, port, cookie),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            // Inherited from the listener as a rule, but not by a socket that listened before it was managed.
+            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
+            count!(BACKEND_COUNTERS, backend, opened);
+        }
+        _ => changed(&ctx, backend, cookie),
+    }
+    1
+}
+
+#[inline(always)]
+fn listening(ctx: &SockOpsContext, backend: u32, port: u16, mut cookie: u64) {
+    let family = ctx.family() as u8;
+    let mut addr = [0u8; 16];
+    // SAFETY: the context is valid for the whole run. Volatile and unconditional: the compiler would else merge the two
+    // reads into one at a computed offset, which the verifier refuses.
+    let (ip4, ip) = unsafe {
+        (ptr::read_volatile(&raw const (*ctx.ops).local_ip4), ptr::read_volatile(&raw const (*ctx.ops).local_ip6))
+    };
+    if family == FAMILY_V4 {
+        addr[..4].copy_from_slice(&ip4.to_ne_bytes());
+    } else {
+        addr[..4].copy_from_slice(&ip[0].to_ne_bytes());
+        addr[4..8].copy_from_slice(&ip[1].to_ne_bytes());
+        addr[8..12].copy_from_slice(&ip[2].to_ne_bytes());
+        addr[12..].copy_from_slice(&ip[3].to_ne_bytes());
+    }
+    // SAFETY: the context is this hook's own.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let socket = SocketInfo { netns_cookie, addr, backend, table: NONE, port, proto: PROTO_TCP, family, pad: 0 };
+
+    // SAFETY: the context is this hook's own, and the helper wants it by reference.
+    let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);
+    if let Err(errno) = registered {
+        emit(&Event { kind: EVENT_NOT_REGISTERED, errno: -errno as u32, cookie, socket });
+        return;
+    }
+    // Tells us when it closes; the connections that it accepts inherit the flag.
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
+    let _ = SOCKETS.insert(cookie, socket, 0);
+    emit(&Event { kind: EVENT_LISTENING, errno: 0, cookie, socket });
+}
+
+#[inline(always)]
+fn changed(ctx: &SockOpsContext, backend: u32, cookie: u64) {
+    let (old, new) = (ctx.arg(0), ctx.arg(1));
+    if new != TCP_CLOSE {
+        return;
+    }
+    match old {
+        // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
+        TCP_LISTEN => {
+            let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
+            emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });
+        }
+        // Never established, so never counted as opened.
+        TCP_SYN_RECV => {}
+        _ => {
+            count!(BACKEND_COUNTERS, backend, closed);
+            if let Some(to) = MOVED.get_ptr(cookie) {
+                // SAFETY: the verifier checked the pointer; four aligned bytes are read at once.
+                let to = unsafe { *to };
+                count!(BACKEND_COUNTERS, backend, moved_out_closed);
+                count!(BACKEND_COUNTERS, to, moved_in_closed);
+                let _ = MOVED.remove(cookie);
+            }
+        }
+    }
+}

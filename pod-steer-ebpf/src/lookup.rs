@@ -1,0 +1,97 @@
+//! `sk_lookup`: the choice. Runs for every packet that would reach a listening socket, once per new connection.
+
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action::{SK_DROP, SK_PASS}},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use aya_log_ebpf::debug;
+use pod_steer_ebpf::{FALLBACK_PASS, FAMILY_V4, NONE, RULE_HAS_ADDRESSES, Rule, RuleKey, Slot};
+
+use crate::{
+    maps::{BACKEND_COUNTERS, LISTENERS,  RULES, SERVICE_COUNTERS, TABLES, count, netns_cookie},
+    table::{Visit, tuple_hash, visit},
+};
+
+/// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
+const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
+
+const EEXIST: i32 = -17;
+const ENOENT: i32 = -2;
+const EPROTOTYPE: i32 = -91;
+const ESOCKTNOSUPPORT: i32 = -94;
+const EAFNOSUPPORT: i32 = -97;
+
+#[sk_lookup]
+pub fn steer(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the context is valid for the whole run.
+    let l = unsafe { &*ctx.lookup };
+    // Nobody claimed this port: not ours to count or to decide.
+    let Some(rule) = rule_for(l) else { return SK_PASS };
+
+    let hash = tuple_hash(l);
+    if let Some(table) = TABLES.get(rule.table)
+        && let Visit::Taken = visit(table, hash, |slot| assign(&ctx, rule, slot))
+    {
+        return SK_PASS;
+    }
+
+    if rule.fallback == FALLBACK_PASS {
+        count!(SERVICE_COUNTERS, rule.service, passed_no_backend);
+        debug!(&ctx, "service {} port {}: no backend, passed", rule.service, l.local_port);
+        return SK_PASS;
+    }
+    // The service exists and nobody serves it: a reset at once is kinder than a time-out.
+    count!(SERVICE_COUNTERS, rule.service, refused_no_backend);
+    debug!(&ctx, "service {} port {}: no backend, refused", rule.service, l.local_port);
+    SK_DROP
+}
+
+/// The rule for the packet's destination: one look-up, two where the port has rules for single addresses.
+#[inline(always)]
+fn rule_for(l: &bpf_sk_lookup) -> Option<&'static Rule> {
+    let mut key = RuleKey {
+        netns_cookie: netns_cookie(),
+        addr: [0; 16],
+        port: l.local_port as u16,
+        proto: l.protocol as u8,
+        family: l.family as u8,
+        pad: 0,
+    };
+    // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
+    let any = unsafe { RULES.get(&key) }?;
+    if any.flags & RULE_HAS_ADDRESSES != 0 {
+        if l.family == u32::from(FAMILY_V4) {
+            key.addr[..4].copy_from_slice(&l.local_ip4.to_ne_bytes());
+        } else {
+            key.addr[..4].copy_from_slice(&l.local_ip6[0].to_ne_bytes());
+            key.addr[4..8].copy_from_slice(&l.local_ip6[1].to_ne_bytes());
+            key.addr[8..12].copy_from_slice(&l.local_ip6[2].to_ne_bytes());
+            key.addr[12..].copy_from_slice(&l.local_ip6[3].to_ne_bytes());
+        }
+        // SAFETY: as above.
+        if let Some(one) = unsafe { RULES.get(&key) } {
+            return Some(one);
+        }
+    }
+    if any.table == NONE { None } else { Some(any) }
+}
+
+/// Hands the packet to the slot's socket, or counts why that could not be.
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, rule: &Rule, slot: &Slot) -> Visit {
+    match LISTENERS.redirect_sk_lookup(ctx, slot.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
+        Ok(()) => {
+            count!(BACKEND_COUNTERS, slot.backend, steered);
+            debug!(ctx, "service {}: backend {} socket {}", rule.service, slot.backend, slot.cookie);
+            return Visit::Taken;
+        }
+        Err(ENOENT) => count!(SERVICE_COUNTERS, rule.service, stale_slots),
+        Err(EAFNOSUPPORT) => count!(SERVICE_COUNTERS, rule.service, assign_eafnosupport),
+        Err(ESOCKTNOSUPPORT) => count!(SERVICE_COUNTERS, rule.service, assign_esocktnosupport),
+        Err(EPROTOTYPE) => count!(SERVICE_COUNTERS, rule.service, assign_eprototype),
+        Err(EEXIST) => count!(SERVICE_COUNTERS, rule.service, assign_eexist),
+        Err(_) => count!(SERVICE_COUNTERS, rule.service, assign_other),
+    }
+    Visit::TryNext
+}

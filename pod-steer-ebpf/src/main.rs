@@ -1,0 +1,24 @@
+//! The kernel programs. They read top to bottom: `lookup` chooses the socket of a new connection, `migrate` finds a new
+//! home for what waits in a closing listener, `bind` lets unmodified servers share a port, `listen` registers their
+//! sockets and counts their connections. `maps` is everything they share with the daemon.
+#![no_std]
+#![no_main]
+#![allow(missing_docs)]
+
+mod bind;
+mod listen;
+mod lookup;
+mod maps;
+mod migrate;
+mod table;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers that assign sockets and set socket options are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

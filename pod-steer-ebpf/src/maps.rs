@@ -1,0 +1,116 @@
+//! The maps, all pinned and shared by every program, and the constants that are set when a program is loaded.
+
+use core::ptr;
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
+    macros::btf_map,
+};
+use pod_steer_ebpf::{
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Rule, RuleKey,
+    SERVICES_MAX, SOCKETS_MAX, ServiceCounters, Slot, SocketInfo, TABLES_MAX,
+};
+
+const NO_PREALLOC: usize = 1;
+const MMAPABLE: usize = 1 << 10;
+const INNER_MAP: usize = 1 << 12;
+
+/// Cookie of the namespace that this instance of the `sk_lookup` program is attached to: that program type has no
+/// helper to ask for it.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: u64 = 0;
+/// [`Meta::seed`].
+#[unsafe(no_mangle)]
+static SEED: u64 = 0;
+
+/// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel refuses the BTF name of the
+/// union inside it.)
+macro_rules! constant {
+    ($reader:ident, $name:ident) => {
+        #[inline(always)]
+        pub fn $reader() -> u64 {
+            // SAFETY: an initialised static; volatile, because the loader changes it after compilation.
+            unsafe { ptr::read_volatile(&raw const $name) }
+        }
+    };
+}
+constant!(netns_cookie, NETNS_COOKIE);
+constant!(seed, SEED);
+
+/// Version, seed and limits of this state; the only entry is 0. Read by the daemon alone.
+#[btf_map]
+pub static META: Array<Meta, 1> = Array::new();
+
+/// What is steered: (namespace, protocol, local address, port) to service and slot table.
+#[btf_map]
+pub static RULES: HashMap<RuleKey, Rule, { TABLES_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Slot tables. Replacing an element is the one write that moves new connections; inner maps differ in size.
+#[btf_map]
+pub static TABLES: ArrayOfMaps<Array<Slot, 2, { MMAPABLE | INNER_MAP }>, { TABLES_MAX as usize }> = ArrayOfMaps::new();
+
+/// The listening sockets themselves, by cookie. The kernel removes a socket that closes, before its queue is dropped.
+#[btf_map]
+pub static LISTENERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
+
+/// What is known of each listening socket, by cookie: user space cannot read `LISTENERS`.
+#[btf_map]
+pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The ports that a backend's containers share and whose listeners are registered.
+#[btf_map]
+pub static MANAGED_PORTS: HashMap<ManagedPort, u32, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { SERVICES_MAX as usize }> = PerCpuArray::new();
+
+/// Connections that changed their backend before they were accepted: their cookie and where they went.
+#[btf_map]
+pub static MOVED: LruHashMap<u64, u32, 65_536> = LruHashMap::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Events that found the ring full, per CPU: the daemon then reads `SOCKETS` as a whole.
+#[btf_map]
+pub static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Tells the daemon, or counts that it could not be told.
+#[inline(always)]
+pub fn emit(event: &Event) {
+    if EVENTS.output(event, 0).is_err()
+        && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
+    {
+        // SAFETY: the verifier checked the pointer; this CPU's copy is written by this CPU alone.
+        unsafe { *lost += 1 };
+    }
+}
+
+/// Adds one to a per-CPU counter of a backend or a service.
+macro_rules! count {
+    ($map:expr, $index:expr, $field:ident) => {
+        if let Some(counters) = $map.get_ptr_mut($index) {
+            // SAFETY: the verifier checked the pointer; this CPU's copy is written by this CPU alone.
+            unsafe { (*counters).$field += 1 };
+        }
+    };
+}
+pub(crate) use count;
+
+/// The backend of the cgroup that the running program is attached to, one more than its index; zero until the daemon
+/// has written it. The storage belongs to the attachment, so programs in nested cgroups find it too.
+#[expect(deprecated, reason = "its successor, BPF_MAP_TYPE_CGRP_STORAGE, needs Linux 6.2 and no sock_ops has it")]
+#[btf_map]
+pub static CGROUPS: aya_ebpf::btf_maps::CgroupStorage<u64> = aya_ebpf::btf_maps::CgroupStorage::new();
+
+/// Index of the backend that the calling program is attached for.
+#[inline(always)]
+pub fn current_backend() -> Option<u32> {
+    let stored = CGROUPS.get_ptr_mut();
+    // SAFETY: bpf_get_local_storage never returns null.
+    let stored = unsafe { *stored };
+    if stored == 0 { None } else { Some((stored - 1) as u32) }
+}

@@ -1,0 +1,66 @@
+//! `sk_reuseport/migrate`: a listener closes, and what waits in its queue moves to a live socket of the same table.
+//!
+//! It can move only within one reuseport group (same namespace, address, port and effective uid). For ordinary
+//! selection within a group, which only happens where no rule claims the port, it leaves the choice to the kernel.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::sk_action::SK_PASS,
+    helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_sk_select_reuseport},
+    macros::sk_reuseport,
+    programs::SkReuseportContext,
+};
+use pod_steer_ebpf::Slot;
+
+use crate::{
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count},
+    table::{Visit, visit},
+};
+
+/// `TCP_NEW_SYN_RECV`: the socket being moved is a request, its handshake not yet complete.
+const TCP_NEW_SYN_RECV: u32 = 12;
+
+#[sk_reuseport(migrate)]
+pub fn migrate(ctx: SkReuseportContext) -> u32 {
+    let Some(moving) = ctx.migrating_sk() else { return SK_PASS };
+    // SAFETY: `sk` is the closing listener; both pointers are valid for the whole run.
+    let closing = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };
+    // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
+    let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
+    let from_backend = from.backend;
+    let Some(table) = TABLES.get(from.table) else { return SK_PASS };
+
+    let mut to_backend = from_backend;
+    // SAFETY: takes no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let hash = u64::from(random) << 32 | u64::from(random);
+    let taken = visit(table, hash, |slot: &Slot| {
+        let mut cookie = slot.cookie;
+        if cookie == closing {
+            return Visit::TryNext;
+        }
+        let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
+        // SAFETY: the map and the key are valid; the helper checks that the socket is of this group.
+        let chosen = unsafe { bpf_sk_select_reuseport(ctx.as_ptr().cast(), map, (&raw mut cookie).cast(), 0) };
+        if chosen != 0 {
+            return Visit::TryNext;
+        }
+        to_backend = slot.backend;
+        Visit::Taken
+    });
+    // Nothing chosen: the kernel takes any other socket of the group, or resets the connection if there is none.
+    let Visit::Taken = taken else { return SK_PASS };
+
+    // SAFETY: `moving` is not null; `state` may be read of every kind of socket.
+    if unsafe { (*moving.sock).state } == TCP_NEW_SYN_RECV {
+        count!(BACKEND_COUNTERS, from_backend, moved_half_open);
+    } else if to_backend != from_backend {
+        // SAFETY: as above.
+        let cookie = unsafe { bpf_get_socket_cookie(moving.sock.cast()) };
+        if MOVED.insert(cookie, to_backend, 0).is_ok() {
+            count!(BACKEND_COUNTERS, from_backend, moved_out);
+            count!(BACKEND_COUNTERS, to_backend, moved_in);
+        }
+    }
+    SK_PASS
+}

@@ -1,0 +1,80 @@
+//! Walking a slot table: first the slots that the hash names, then every member once.
+
+use aya_ebpf::{bindings::bpf_sk_lookup, btf_maps::Array};
+use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
+
+use crate::maps::seed;
+
+/// The largest array an inner map may be is not known to the verifier, and need not be.
+pub type Table = Array<Slot, 2, { (1 << 10) | (1 << 12) }>;
+
+/// What a visitor of candidate sockets says.
+pub enum Visit {
+    Taken,
+    TryNext,
+}
+
+/// One step of the multiply-and-rotate hash; `finish` makes its low bits usable.
+#[inline(always)]
+fn mix(h: u64, value: u64) -> u64 {
+    (h ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+}
+
+/// The finaliser of `splitmix64` (Steele, Lea, Flood 2014): every input bit reaches every output bit.
+#[inline(always)]
+pub fn finish(mut h: u64) -> u64 {
+    h = (h ^ (h >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    h ^ (h >> 31)
+}
+
+/// Hash of the connection's 4-tuple. Not random and not round robin: a SYN cookie's final ACK repeats the lookup and
+/// must come to the same listener.
+#[inline(always)]
+pub fn tuple_hash(l: &bpf_sk_lookup) -> u64 {
+    let ports = u64::from(l.local_port) << 32 | u64::from(l.remote_port);
+    let mut h = mix(seed(), ports);
+    if l.family == u32::from(FAMILY_V4) {
+        h = mix(h, u64::from(l.remote_ip4) << 32 | u64::from(l.local_ip4));
+    } else {
+        h = mix(h, u64::from(l.remote_ip6[0]) << 32 | u64::from(l.remote_ip6[1]));
+        h = mix(h, u64::from(l.remote_ip6[2]) << 32 | u64::from(l.remote_ip6[3]));
+        h = mix(h, u64::from(l.local_ip6[0]) << 32 | u64::from(l.local_ip6[1]));
+        h = mix(h, u64::from(l.local_ip6[2]) << 32 | u64::from(l.local_ip6[3]));
+    }
+    finish(h)
+}
+
+/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once. While one
+/// live socket of the table exists, it is found in this run, however stale the table is.
+#[inline(always)]
+pub fn visit(table: &Table, hash: u64, mut offer: impl FnMut(&Slot) -> Visit) -> Visit {
+    let Some(header) = table.get(0) else { return Visit::TryNext };
+    let slots = header.backend;
+    let members = header.cookie as u32;
+    if slots == 0 {
+        return Visit::TryNext;
+    }
+    let mut h = hash;
+    for _ in 0..PROBES_MAX {
+        if let Some(slot) = table.get(1 + (h as u32 & (slots - 1)))
+            && let Visit::Taken = offer(slot)
+        {
+            return Visit::Taken;
+        }
+        h = h.rotate_right(16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+    let start = (hash >> 32) as u32;
+    for i in 0..WALK_MAX.min(1024) {
+        if i >= members {
+            break;
+        }
+        let at = (start.wrapping_add(i)) % members;
+        if let Some(slot) = table.get(1 + slots + at)
+            && let Visit::Taken = offer(slot)
+        {
+            return Visit::Taken;
+        }
+    }
+    Visit::TryNext
+}
