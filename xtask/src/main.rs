@@ -1,1 +1,66 @@
-fn main(){}
+//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint` and `test`. Each does all of its own set-up.
+#![forbid(unsafe_code)]
+
+mod build;
+mod cmd;
+mod debian;
+mod demo;
+mod paths;
+mod privilege;
+mod say;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What a developer of pod-steer runs")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the build needs: rust-src, and bpf-linker into target/tools
+    Setup,
+    /// Set up, then build pod-steer with its kernel programs
+    Build {
+        /// With optimisations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Show several servers on one port, one of them killed under load (needs root)
+    Demo {
+        /// With real containers, in a Docker engine of the demo's own
+        #[arg(long)]
+        docker: bool,
+    },
+    /// Check format, lints, documentation, licences and the project's own rules
+    Lint,
+    /// Check and test everything (needs root)
+    Test {
+        /// Only tests whose name contains one of these; the checks of `lint` are then left out
+        filters: Vec<String>,
+    },
+    /// What `demo` runs inside its namespaces
+    #[command(hide = true)]
+    DemoInside(demo::Inside),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::setup().map(|()| ExitCode::SUCCESS),
+        Task::Build { release } => build::pod_steer(release).map(|_| ExitCode::SUCCESS),
+        Task::Demo { docker } => privilege::root_or_remedy().unwrap_or_else(|| demo::demo(docker)),
+        Task::Lint => test::lint(),
+        Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
+        Task::DemoInside(inside) => demo::inside(&inside),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("{} {error:#}", say::red("error:"));
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,118 @@
+//! Debian's packages that demo and tests need. Installing one must not start its service: a second Docker engine or an
+//! nginx on port 80 is nobody's wish.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cmd::{command, output, run};
+use crate::paths::which;
+use crate::say;
+
+/// A program, and the package that has it.
+type Need = (&'static str, &'static str);
+
+const NEEDS: [Need; 16] = [
+    ("bpftool", "bpftool"),
+    ("busybox", "busybox-static"),
+    ("conmon", "conmon"),
+    ("crun", "crun"),
+    ("curl", "curl"),
+    ("docker", DOCKER_CLIENT),
+    ("docker-compose", "docker-compose"),
+    ("dockerd", "docker.io"),
+    ("ip", "iproute2"),
+    ("iptables", "iptables"),
+    ("mount", "mount"),
+    ("nginx", "nginx"),
+    ("nsenter", "util-linux"),
+    ("podman", "podman"),
+    ("python3", "python3"),
+    ("unshare", "util-linux"),
+];
+
+/// Debian 13 has the client in this package of its own, Debian 12 in docker.io.
+const DOCKER_CLIENT: &str = "docker-cli";
+
+/// What the tests need.
+pub fn ensure_for_tests() -> Result<()> {
+    ensure(&NEEDS.map(|(program, _)| program))
+}
+
+/// Installs the packages of those programs that this machine lacks.
+pub fn ensure(programs: &[&str]) -> Result<()> {
+    let mut lacking = missing(programs);
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    if which("apt-get").is_none() {
+        let names: Vec<_> = lacking.iter().map(|(program, _)| *program).collect();
+        say::note(&format!("this machine lacks {}, and has no apt-get: install them yourself", names.join(", ")));
+        return Ok(());
+    }
+    let _no_services = NoServices::begin()?;
+    run(apt_get().args(["update", "-qq"]))?;
+    let known = |package: &str| output(command("apt-cache").args(["show", package])).is_ok();
+    lacking.retain(|(_, package)| *package != DOCKER_CLIENT || known(package));
+    let packages: Vec<_> = lacking.iter().map(|(_, package)| *package).collect();
+    say::note(&format!("installing Debian's {}", packages.join(", ")));
+    run(apt_get().args(["install", "-qq", "-y", "--no-install-recommends"]).args(&packages))?;
+    for (program, package) in missing(programs) {
+        say::note(&format!("{package} is installed, and still there is no {program}"));
+    }
+    Ok(())
+}
+
+/// By package where there are packages, because the tests make images of their files: another busybox or python3 in
+/// `PATH` would not do.
+fn missing(programs: &[&str]) -> Vec<Need> {
+    let installed = which("dpkg-query").map(|_| installed_packages());
+    let is_missing = |(program, package): &Need| match &installed {
+        Some(installed) if *package != DOCKER_CLIENT => !installed.iter().any(|name| name == package),
+        _ => which(program).is_none(),
+    };
+    NEEDS.into_iter().filter(|need| programs.contains(&need.0) && is_missing(need)).collect()
+}
+
+fn installed_packages() -> Vec<String> {
+    let listed = output(command("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${Package}\\n"]));
+    let listed = listed.unwrap_or_default();
+    listed.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect()
+}
+
+fn apt_get() -> std::process::Command {
+    let mut apt_get = command("apt-get");
+    apt_get.env("DEBIAN_FRONTEND", "noninteractive");
+    apt_get
+}
+
+/// While this is held, a package that is installed starts no service. A policy that the machine has already is left as
+/// it is.
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    const POLICY: &'static str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        if Path::new(Self::POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        // 101: "action forbidden by policy".
+        fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {}", Self::POLICY))?;
+        let policy = Self { ours: true };
+        fs::set_permissions(Self::POLICY, Permissions::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours && fs::remove_file(Self::POLICY).is_err() {
+            eprintln!("cannot remove {}: do so, or no service starts at its installation", Self::POLICY);
+        }
+    }
+}

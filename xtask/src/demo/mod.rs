@@ -1,0 +1,99 @@
+//! `cargo xtask demo`: several servers on one port, one of them killed with `-9` under load, another joining. The outer
+//! half (`sandbox`) makes the namespaces and undoes them; the inner half plays: `stage` has the daemon and the servers,
+//! `load` is the client, `report` what one sees. Nothing here may reach beyond those namespaces.
+
+mod docker;
+mod journal;
+mod load;
+mod report;
+mod sandbox;
+mod stage;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::{build, debian, say};
+use load::Load;
+use report::Screen;
+use stage::Stage;
+
+/// How long each scene is played.
+const SCENE: Duration = Duration::from_secs(4);
+
+/// What the inner half must know.
+#[derive(clap::Args)]
+pub struct Inside {
+    /// Where everything that the demo writes goes
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long)]
+    pod_steer: PathBuf,
+    #[arg(long)]
+    named_server: PathBuf,
+    #[arg(long)]
+    docker: bool,
+}
+
+/// The `demo` task.
+pub fn demo(docker: bool) -> Result<ExitCode> {
+    say::heading("building pod-steer and the demo's server");
+    let pod_steer = build::pod_steer(true)?;
+    let named_server = build::named_server()?;
+    debian::ensure(if docker { &["ip", "unshare", "dockerd", "docker"] } else { &["ip", "unshare"] })?;
+    let sandbox = sandbox::Sandbox::new()?;
+    let mut args = vec!["--dir".into(), sandbox.dir().as_os_str().to_owned()];
+    args.extend(["--pod-steer".into(), pod_steer.into(), "--named-server".into(), named_server.into()]);
+    if docker {
+        args.push("--docker".into());
+    }
+    sandbox.play(&args)
+}
+
+/// The task that `demo` starts inside the sandbox.
+pub fn inside(inside: &Inside) -> Result<ExitCode> {
+    sandbox::settle()?;
+    say::heading(if inside.docker { "starting: a Docker engine, the daemon" } else { "starting: the daemon" });
+    let mut stage = Stage::new(inside)?;
+    let played = play(&mut stage);
+    if played.is_err() {
+        stage.show_logs();
+    }
+    played.map(|good| if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The three scenes. Whether all went well.
+fn play(stage: &mut Stage) -> Result<bool> {
+    stage.start_daemon()?;
+    for name in ["v1", "v2"] {
+        let ready_after = stage.start_server(name)?;
+        report::server_started(stage.server(name)?, ready_after);
+    }
+    report::explain();
+
+    let load = Load::start(stage::PORT)?;
+    let screen = Screen::new();
+    screen.scene("v1 and v2 share the port");
+    screen.watch(&load, SCENE)?;
+
+    load.next_scene();
+    let killed = stage.kill("v2")?;
+    screen.scene(&format!("v2 (pid {killed}) is killed with -9, under load"));
+    screen.watch(&load, SCENE)?;
+
+    load.next_scene();
+    let ready_after = stage.start_server("v3")?;
+    let started = report::joined(stage.server("v3")?, ready_after);
+    screen.scene(&started);
+    screen.watch(&load, SCENE)?;
+
+    let scenes = load.stop();
+    let status = stage.status().context("the daemon's counters at the end")?;
+    let journal = journal::read(&stage.journal("v2"))?;
+    let good = report::summary(&scenes, &status, &journal)?;
+    stage.unload()?;
+    Ok(good)
+}

@@ -1,0 +1,178 @@
+//! The daemon and the servers: started, killed, asked.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Inside;
+use super::docker::Docker;
+use super::status::Status;
+use crate::cmd::{command, output};
+
+/// The one port that everybody shares.
+pub const PORT: u16 = 8080;
+/// The service's name.
+pub const SERVICE: &str = "web";
+/// Longest time for the daemon, or a server, to become ready.
+const READY_WITHIN: Duration = Duration::from_secs(15);
+/// How much of a log is shown when something fails.
+const LOG_LINES: usize = 25;
+
+/// A running server.
+pub struct Server {
+    pub name: String,
+    pub pid: u32,
+    /// `None` for a container, whose parent is the engine's.
+    process: Option<Child>,
+}
+
+pub struct Stage {
+    dir: PathBuf,
+    pod_steer: PathBuf,
+    named_server: PathBuf,
+    docker: Option<Docker>,
+    daemon: Option<Child>,
+    servers: Vec<Server>,
+}
+
+impl Stage {
+    pub fn new(inside: &Inside) -> Result<Self> {
+        let docker = inside.docker.then(|| Docker::start(&inside.dir, &inside.named_server)).transpose()?;
+        Ok(Self {
+            dir: inside.dir.clone(),
+            pod_steer: inside.pod_steer.clone(),
+            named_server: inside.named_server.clone(),
+            docker,
+            daemon: None,
+            servers: Vec::new(),
+        })
+    }
+
+    /// `pod-steer` as the demo's user would run it.
+    fn pod_steer(&self, args: &[&str]) -> Command {
+        let mut pod_steer = command(&self.pod_steer);
+        pod_steer.args(args).env("POD_STEER_SOCKET", self.dir.join("run/api.sock"));
+        pod_steer
+    }
+
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let engine = self.docker.as_ref().map_or_else(|| "none".to_owned(), Docker::url);
+        let daemon = self
+            .pod_steer(&["run", "--engine", &engine, "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"])
+            .arg(self.dir.join("run"))
+            .stdin(Stdio::null())
+            .stderr(File::create(self.log("daemon"))?)
+            .spawn()
+            .context("cannot start the daemon")?;
+        self.daemon = Some(daemon);
+        wait_until("the daemon answers", || {
+            let daemon = self.daemon.as_mut().context("it was started")?;
+            if let Some(status) = daemon.try_wait()? {
+                bail!("the daemon ended: {status}");
+            }
+            Ok(self.status().ok().map(drop))
+        })
+    }
+
+    /// Starts a server and waits until the kernel steers to it; returns how long that took.
+    pub fn start_server(&mut self, name: &str) -> Result<Duration> {
+        let start = Instant::now();
+        let journal = self.journal(name);
+        File::create(&journal)?;
+        let server = match &self.docker {
+            Some(docker) => Server { name: name.to_owned(), pid: docker.run(name, &journal)?, process: None },
+            None => self.exec(name, &journal)?,
+        };
+        self.servers.push(server);
+        wait_until(&format!("{name} is ready"), || {
+            if let Some(process) = self.servers.last_mut().and_then(|server| server.process.as_mut())
+                && let Some(status) = process.try_wait()?
+            {
+                bail!("{name} ended: {status}");
+            }
+            Ok(self.status()?.backend(name).filter(|backend| backend.is_ready()).map(drop))
+        })?;
+        Ok(start.elapsed())
+    }
+
+    fn exec(&self, name: &str, journal: &Path) -> Result<Server> {
+        let ports = format!("{PORT}:{PORT}");
+        let log = File::create(self.log(name))?;
+        let process = self
+            .pod_steer(&["exec", "--service", SERVICE, "--ports", &ports, "--version", name, "--name", name, "--"])
+            .arg(&self.named_server)
+            .args(["--name", name, "--listen", &format!("0.0.0.0:{PORT}"), "--journal"])
+            .arg(journal)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(Server { name: name.to_owned(), pid: process.id(), process: Some(process) })
+    }
+
+    pub fn server(&self, name: &str) -> Result<&Server> {
+        self.servers.iter().find(|server| server.name == name).with_context(|| format!("{name} was not started"))
+    }
+
+    /// `kill -9`: no warning, no clean-up. The engine is not asked, so that the daemon cannot know before.
+    pub fn kill(&mut self, name: &str) -> Result<u32> {
+        let pid = self.server(name)?.pid;
+        let process = Pid::from_raw(pid.cast_signed()).context("a process has a pid")?;
+        kill_process(process, Signal::KILL).with_context(|| format!("cannot kill {name}"))?;
+        Ok(pid)
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        Status::parse(&output(&mut self.pod_steer(&["status", "-o", "json"]))?)
+    }
+
+    /// What a server writes down of the connections that it accepts.
+    pub fn journal(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.journal"))
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// The project's own way out, although the sandbox would take everything along too.
+    pub fn unload(&mut self) -> Result<()> {
+        let mut unload = self.pod_steer(&["unload", "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"]);
+        output(unload.arg(self.dir.join("run")))?;
+        if Path::new("/sys/fs/bpf/pod-steer").exists() {
+            bail!("`pod-steer unload` left /sys/fs/bpf/pod-steer");
+        }
+        Ok(())
+    }
+
+    /// The ends of all logs, for whoever has to find out what went wrong.
+    pub fn show_logs(&self) {
+        let servers = self.servers.iter().map(|server| server.name.as_str());
+        for name in ["dockerd", "daemon"].into_iter().chain(servers) {
+            let Ok(log) = fs::read_to_string(self.log(name)) else { continue };
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("-- the end of the log of {name}:");
+            lines.iter().skip(lines.len().saturating_sub(LOG_LINES)).for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// Asks again and again until the answer is there.
+pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if start.elapsed() > READY_WITHIN {
+            bail!("waited {} s in vain until {what}", READY_WITHIN.as_secs());
+        }
+        sleep(Duration::from_millis(5));
+    }
+}

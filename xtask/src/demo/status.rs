@@ -1,0 +1,80 @@
+//! The part of `pod-steer status -o json` that the demo looks at.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::stage::SERVICE;
+
+pub struct Status {
+    backends: Vec<Backend>,
+}
+
+/// One server, as the daemon and the kernel see it.
+#[derive(Clone)]
+pub struct Backend {
+    pub version: String,
+    state: String,
+    sockets: u64,
+    /// Connections born at this backend's listeners.
+    opened: u64,
+    /// Of them, those that another's listener took over while they waited, and the other way round.
+    pub moved_out: u64,
+    moved_in: u64,
+}
+
+impl Status {
+    pub fn parse(json: &str) -> Result<Self> {
+        let status: Value = serde_json::from_str(json).context("`pod-steer status -o json` printed no JSON")?;
+        let services = status["services"].as_array().context("status has no services")?;
+        let service = services.iter().find(|service| service["name"] == SERVICE);
+        let backends = service.and_then(|service| service["backends"].as_array());
+        Ok(Self { backends: backends.into_iter().flatten().map(Backend::from_json).collect() })
+    }
+
+    /// The backend of this version; here each version has one.
+    pub fn backend(&self, version: &str) -> Option<&Backend> {
+        self.backends.iter().find(|backend| backend.version == version)
+    }
+}
+
+impl Backend {
+    fn from_json(json: &Value) -> Self {
+        let text = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
+        let number = |key: &str| json[key].as_u64().unwrap_or_default();
+        Self {
+            version: text("version"),
+            state: text("state"),
+            sockets: number("sockets"),
+            opened: number("opened"),
+            moved_out: number("moved_out"),
+            moved_in: number("moved_in"),
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.state == "ready" && self.sockets > 0
+    }
+
+    /// Connections that this backend got, by the kernel's count.
+    pub fn got(&self) -> u64 {
+        (self.opened + self.moved_in).saturating_sub(self.moved_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_understood() -> Result<()> {
+        let json = r#"{"services": [{"name": "web", "backends": [
+            {"version": "v1", "state": "ready", "sockets": 1, "opened": 10, "moved_in": 2, "moved_out": 0},
+            {"version": "v2", "state": "exited", "sockets": 0, "opened": 10, "moved_in": 0, "moved_out": 2}]}]}"#;
+        let status = Status::parse(json)?;
+        let got = ["v1", "v2", "v3"].map(|version| status.backend(version).map(|backend| backend.got()));
+        assert_eq!(got, [Some(12), Some(8), None]);
+        assert!(status.backend("v1").is_some_and(Backend::is_ready));
+        assert!(!status.backend("v2").is_some_and(Backend::is_ready));
+        Ok(())
+    }
+}

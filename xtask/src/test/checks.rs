@@ -1,0 +1,80 @@
+//! The checks that run no test: format, lints, documentation, dependencies, and the project's own rules.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::tidy;
+use crate::cmd::{cargo, command, output, run};
+use crate::{paths, say, setup};
+
+/// One check; an error is its failure.
+pub struct Check {
+    pub name: &'static str,
+    pub run: fn() -> Result<()>,
+}
+
+/// The quick ones first.
+pub const ALL: [Check; 7] = [
+    Check { name: "format", run: format },
+    Check { name: "the project's own rules", run: tidy::tidy },
+    Check { name: "what the daemon links", run: no_kernel_code_in_the_daemon },
+    Check { name: "lints", run: clippy },
+    Check { name: "lints of the kernel side", run: clippy_of_the_kernel_side },
+    Check { name: "documentation", run: documentation },
+    Check { name: "licences, sources and advisories of dependencies", run: dependencies },
+];
+
+/// It compiles in less than three minutes on two cores, so it is always had.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+fn format() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+fn clippy_of_the_kernel_side() -> Result<()> {
+    run(cargo()
+        .args(["clippy", "--package", "pod-steer-ebpf", "--bins", "--features", "kernel"])
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
+        // The variable below is part of what cargo remembers of a build: in the common directory it would make
+        // everything be built again.
+        .arg(paths::target().join("kernel-lints"))
+        .args(["--", "-D", "warnings"])
+        .env("RUSTC_BOOTSTRAP", "1"))
+}
+
+fn documentation() -> Result<()> {
+    run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// aya-ebpf exports `memcpy`, `memmove` and `memset` under those names; linked into the daemon they would replace
+/// libc's, eighty times slower.
+fn no_kernel_code_in_the_daemon() -> Result<()> {
+    let tree = output(cargo().args(["tree", "--package", "pod-steer", "--edges", "normal", "--prefix", "none"]))?;
+    match tree.lines().find(|line| line.starts_with("aya-ebpf ")) {
+        Some(line) => bail!("pod-steer links {line}: keep it behind the feature `kernel` of pod-steer-ebpf"),
+        None => Ok(()),
+    }
+}
+
+fn dependencies() -> Result<()> {
+    setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes about three minutes, once")?;
+    run(deny().args(["check", "licenses", "sources", "bans"]))?;
+    // The advisories come from a repository that not every network reaches. What they would say is no property of this
+    // tree, so their absence is told and is no failure.
+    if output(deny().args(["fetch", "db"])).is_err() {
+        say::note("the advisory database cannot be fetched from here: advisories are not checked");
+        return Ok(());
+    }
+    run(deny().args(["check", "advisories"]))
+}
+
+fn deny() -> Command {
+    let mut deny = command(paths::tool("cargo-deny"));
+    deny.args(["--workspace", "--all-features", "--log-level", "error"]);
+    deny
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask test`: every check, then every test. A step that fails does not keep the next one from running, unless
+//! that needs what it should have built. The last line printed has the counts.
+
+mod checks;
+mod lines;
+mod runner;
+mod tally;
+mod tidy;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{build, debian, say, setup};
+use tally::Tally;
+
+/// The `lint` task.
+pub fn lint() -> Result<ExitCode> {
+    setup::ensure()?;
+    let mut tally = Tally::from_environment();
+    run_checks(&mut tally);
+    Ok(tally.close())
+}
+
+/// The `test` task.
+pub fn test(filters: &[String]) -> Result<ExitCode> {
+    let mut tally = Tally::from_environment();
+    if let Err(error) = set_up_and_test(filters, &mut tally) {
+        println!("{} {error:#}", say::red("error:"));
+        tally.fail(&format!("{error}"));
+    }
+    Ok(tally.close())
+}
+
+fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
+    timed("what the build and the tests need", || {
+        setup::ensure()?;
+        debian::ensure_for_tests()
+    })?;
+    if filters.is_empty() {
+        run_checks(tally);
+    }
+    timed("unit tests", || runner::unit_tests(filters, tally))?;
+    let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
+    let named_server = timed("static build of the named test server", build::named_server)?;
+    timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))
+}
+
+fn run_checks(tally: &mut Tally) {
+    for check in checks::ALL {
+        match timed(check.name, check.run) {
+            Ok(()) => tally.pass(),
+            Err(error) => {
+                println!("{} {error:#}", say::red("failed:"));
+                tally.fail(check.name);
+            }
+        }
+    }
+}
+
+fn timed<T>(name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+    say::heading(name);
+    let start = Instant::now();
+    let done = step();
+    let end = if done.is_ok() { "done in" } else { "failed after" };
+    say::note(&format!("{end} {}", say::elapsed(start.elapsed())));
+    done
+}

@@ -1,0 +1,74 @@
+//! Runs the tests, shows what they print as it comes, and counts.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+use super::lines::{Libtest, Lines, Nextest};
+use super::tally::Tally;
+use crate::cmd::{cargo, output, shown};
+
+/// The tests inside the crates, which need neither root nor a kernel.
+pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
+    let mut tests = cargo();
+    tests.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast", "--color", "never"]);
+    tests.args(["--", "--show-output"]).args(filters);
+    run::<Libtest>(&mut tests, tally)
+}
+
+/// The tests of the `tests` crate, against the programs built before.
+pub fn integration_tests(pod_steer: &Path, named_server: &Path, filters: &[String], tally: &mut Tally) -> Result<()> {
+    let mut tests = cargo();
+    tests.env("POD_STEER_BIN", pod_steer).env("NAMED_SERVER_BIN", named_server);
+    let package = ["--package", "pod-steer-tests", "--test", "*", "--no-fail-fast", "--color", "never"];
+    if output(cargo().args(["nextest", "--version"])).is_ok() {
+        tests.args(["nextest", "run"]).args(package);
+        tests.args(["--success-output", "immediate", "--no-tests", "pass"]).args(filters);
+        run::<Nextest>(&mut tests, tally)
+    } else {
+        // Each test has namespaces of its own, but they share two cores: one at a time keeps what they measure true.
+        tests.arg("test").args(package).args(["--", "--show-output", "--test-threads", "1"]).args(filters);
+        run::<Libtest>(&mut tests, tally)
+    }
+}
+
+fn run<L: Lines>(tests: &mut Command, tally: &mut Tally) -> Result<()> {
+    let mut runner = tests
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", shown(tests)))?;
+    let (sender, receiver) = channel();
+    forward(runner.stdout.take().context("stdout is piped")?, sender.clone());
+    forward(runner.stderr.take().context("stderr is piped")?, sender);
+    let mut lines = L::default();
+    for line in receiver {
+        if lines.read(&line) {
+            println!("{line}");
+        }
+    }
+    let status = runner.wait()?;
+    let counts = lines.counts();
+    (0..counts.passed).for_each(|_| tally.pass());
+    counts.failures.iter().for_each(|name| tally.fail(name));
+    counts.skips.iter().for_each(|reason| tally.skip(reason));
+    if !status.success() && counts.failures.is_empty() {
+        bail!("`{}` failed, though no test did: {status}", shown(tests));
+    }
+    Ok(())
+}
+
+fn forward(pipe: impl Read + Send + 'static, sender: Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+}

@@ -1,0 +1,132 @@
+//! The project's own rules about its files, for what neither rustfmt nor clippy knows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+
+/// A file longer than this wants to be two.
+const LINES_MAX: usize = 400;
+
+/// Where `unsafe` may stand: the kernel programs, and the modules that talk to the kernel.
+const UNSAFE_IN: [&str; 2] = ["pod-steer-ebpf/src/", "pod-steer/src/kernel/"];
+
+/// Directories that only one machine has. Written in two halves, so that this file obeys its own rule.
+const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/")];
+
+/// Checks every file; the error lists what is not in order.
+pub fn tidy() -> Result<()> {
+    let mut complaints = Vec::new();
+    for file in files(paths::root())? {
+        // A file that is not text is nothing for these rules.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let name = file.strip_prefix(paths::root())?.to_string_lossy().into_owned();
+        complaints.extend(complaints_about(&name, &text).into_iter().map(|what| format!("{name}{what}")));
+    }
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", complaints.join("\n"))
+}
+
+/// All that is not built and not hidden; of the hidden directories, those that hold the project's own settings.
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kind = entry.file_type()?;
+        let ours = !name.starts_with('.') || [".cargo", ".ci", ".config"].contains(&name.as_str());
+        if kind.is_dir() && ours && name != "target" {
+            found.extend(files(&entry.path())?);
+        } else if kind.is_file() && name != "Cargo.lock" && !name.starts_with("LICENSE") {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn complaints_about(name: &str, text: &str) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let is_rust = name.ends_with(".rs");
+    for (number, line) in (1..).zip(text.lines()) {
+        let mut complain = |what: &str| complaints.push(format!(":{number}: {what}"));
+        if line.ends_with([' ', '\t']) {
+            complain("space at the end of the line");
+        }
+        if let Some(path) = MACHINE_PATHS.iter().find(|path| names_directory(line, path)) {
+            complain(&format!("{path} is a path of one machine"));
+        }
+        if is_rust && line.trim_start().starts_with(concat!("#[", "ignore")) {
+            complain("a test that cannot run prints `SKIPPED: reason`, so that it is counted");
+        }
+        if is_rust && !UNSAFE_IN.iter().any(|dir| name.starts_with(dir)) && says_unsafe(line) {
+            complain(&format!("`unsafe` stands only below {}", UNSAFE_IN.join(" and ")));
+        }
+    }
+    let lines = text.lines().count();
+    if is_rust && lines > LINES_MAX {
+        complaints.push(format!(": {lines} lines, more than {LINES_MAX}: make it two files"));
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        complaints.push(": no line feed at the end".to_owned());
+    }
+    if name.ends_with("/mod.rs") && !text.starts_with("//!") {
+        complaints.push(": does not start by saying (`//!`) what lives in this folder, and what may not".to_owned());
+    }
+    complaints
+}
+
+/// Whether the line has this absolute path, not merely a relative one that ends alike.
+fn names_directory(line: &str, path: &str) -> bool {
+    line.match_indices(path).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(|letter| letter.is_alphanumeric() || "-_.}~/".contains(letter))
+    })
+}
+
+/// Whether `unsafe` is a word of the code in this line: not of a comment, a string, or a longer name.
+fn says_unsafe(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    let outside_strings = code.split('"').step_by(2);
+    let word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    outside_strings.flat_map(|code| code.split(|letter| !word(letter))).any(|name| name == concat!("uns", "afe"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unsafe_is_found_in_code_only() {
+        assert!(says_unsafe("    unsafe { call() }"));
+        assert!(says_unsafe("unsafe extern \"C\" fn f() {}"));
+        assert!(!says_unsafe("#![forbid(unsafe_code)]"));
+        assert!(!says_unsafe("let x = 1; // unsafe otherwise"));
+        assert!(!says_unsafe("say(\"unsafe\")"));
+        assert!(complaints_about("pod-steer/src/kernel/sys.rs", "unsafe { call() }\n").is_empty());
+        assert_eq!(complaints_about("pod-steer/src/cli.rs", "unsafe { call() }\n").len(), 1);
+    }
+
+    #[test]
+    fn machine_paths_are_found() {
+        let found = |text: String| !complaints_about("README.md", &text).is_empty();
+        assert!(found(concat!("see /wo", "rk/main\n").to_owned()));
+        assert!(!found(concat!("see frame/wo", "rk/main\n").to_owned()));
+    }
+
+    #[test]
+    fn long_files_are_found() {
+        let text = "// line\n".repeat(LINES_MAX + 1);
+        assert_eq!(complaints_about("tests/src/lib.rs", &text).len(), 1);
+        assert!(complaints_about("docs/long.md", &text).is_empty());
+    }
+
+    #[test]
+    fn folders_say_what_they_hold() {
+        assert_eq!(complaints_about("xtask/src/demo/mod.rs", "mod load;\n").len(), 1);
+        assert!(complaints_about("xtask/src/demo/mod.rs", "//! The demo.\nmod load;\n").is_empty());
+    }
+}
