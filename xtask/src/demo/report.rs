@@ -12,8 +12,8 @@ use super::stage::{PORT, Server};
 use super::status::Status;
 use crate::say::{bold, count, green, heading, note, on_terminal, red, thousands};
 
-/// Cells of the widest bar.
-const BAR: u64 = 12;
+/// Cells of a full bar.
+const BAR: u64 = 8;
 const SERVERS: [&str; 3] = ["v1", "v2", "v3"];
 const SCENES: [&str; 3] = ["v1 and v2", "v2 killed with -9", "v3 has joined"];
 
@@ -31,8 +31,8 @@ fn ready(after: Duration) -> String {
 
 pub fn explain() {
     heading("what you see");
-    note(&format!("Each server has an ordinary listening socket of its own on port {PORT}. For every"));
-    note("new connection the kernel chooses one of these sockets: no proxy, no NAT.");
+    note(&format!("Each server has an ordinary listening socket of its own on port {PORT}. The"));
+    note("kernel chooses one of these sockets for every new connection: no proxy, no NAT.");
     note(&format!("A client with {THREADS} threads opens a connection for each request, all the time."));
 }
 
@@ -78,11 +78,10 @@ impl Screen {
         let seconds = self.start.elapsed().as_secs_f64();
         let mut line = format!("   {seconds:4.1} s {:>7} ok {failures} ", thousands(answers));
         for name in SERVERS {
-            let mine = scene.answers_of(name);
-            // Of two servers that share evenly each fills the width; one alone needs no more.
-            let cells = (2 * BAR * mine).checked_div(answers).unwrap_or(0).min(BAR);
-            let bar: String = (0..BAR).map(|cell| if cell < cells { '█' } else { ' ' }).collect();
-            line += &format!(" {name} {}", bar);
+            let percent = (100 * scene.answers_of(name)).checked_div(answers).unwrap_or(0);
+            let cells = (percent * BAR).div_ceil(100);
+            let bar: String = (0..BAR).map(|cell| if cell < cells { '█' } else { '░' }).collect();
+            line += &format!(" {name} {bar}{percent:>3}%");
         }
         line
     }

@@ -44,7 +44,9 @@ fn clippy_of_the_kernel_side() -> Result<()> {
         // everything be built again.
         .arg(paths::target().join("kernel-lints"))
         .args(["--", "-D", "warnings"])
-        .env("RUSTC_BOOTSTRAP", "1"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        // As in pod-steer/build.rs: the registers that programs read are those of the machine's processor.
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH)))
 }
 
 fn documentation() -> Result<()> {
