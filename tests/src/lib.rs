@@ -1,1 +1,32 @@
-//! t
+//! Fixtures of pod-steer's integration tests.
+//!
+//! Everything here is real: engines, containers, servers, clients, kernels. Nothing here knows how pod-steer works; the
+//! tests see it as its users do, by its commands, its status and what clients are answered.
+//!
+//! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
+//! - [`process`]: processes that end with their owner
+//! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
+//! - [`daemon`], [`status`], [`exec`]: pod-steer itself
+//! - [`load`], [`stats`]: clients that account for every connection, and how their counts are judged
+//! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
+
+pub mod bpf;
+pub mod cgroup2;
+pub mod container;
+pub mod daemon;
+pub mod engine;
+pub mod exec;
+pub mod host;
+pub mod image;
+pub mod journal;
+pub mod load;
+pub mod netns;
+pub mod podman;
+pub mod process;
+pub mod report;
+pub mod server;
+pub mod stats;
+pub mod status;
+pub mod tools;
+pub mod wait;

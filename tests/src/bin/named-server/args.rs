@@ -1,0 +1,73 @@
+//! The command line. Parsing does no I/O.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT [--listen ADDR:PORT ...]
+    [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--raw] [--journal PATH]";
+
+#[derive(Debug)]
+pub struct Args {
+    /// What the server answers.
+    pub name: String,
+    pub listen: Vec<SocketAddr>,
+    /// `IPV6_V6ONLY` on IPv6 listeners; without it they are dual-stack.
+    pub v6only: bool,
+    /// Open MPTCP sockets, and TCP ones where that fails, as Go does since 1.24.
+    pub mptcp: bool,
+    pub backlog: i32,
+    /// Wait so long before each `accept`: connections then pile up in the queue.
+    pub accept_delay: Duration,
+    /// Wait so long before each answer: requests are then in flight for a time that a test knows.
+    pub answer_delay: Duration,
+    /// Write the answer at once and close, without HTTP.
+    pub raw: bool,
+    /// Where accepted connections are recorded.
+    pub journal: Option<PathBuf>,
+}
+
+impl Args {
+    pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut parsed = Self {
+            name: String::new(),
+            listen: Vec::new(),
+            v6only: false,
+            mptcp: false,
+            // What Go and most servers ask for; the kernel cuts it to net.core.somaxconn.
+            backlog: 4096,
+            accept_delay: Duration::ZERO,
+            answer_delay: Duration::ZERO,
+            raw: false,
+            journal: None,
+        };
+        while let Some(flag) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
+            match flag.as_str() {
+                "--name" => parsed.name = value()?,
+                "--listen" => parsed.listen.push(parse(&flag, &value()?)?),
+                "--v6only" => parsed.v6only = true,
+                "--mptcp" => parsed.mptcp = true,
+                "--backlog" => parsed.backlog = parse(&flag, &value()?)?,
+                "--accept-delay-ms" => parsed.accept_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--answer-delay-ms" => parsed.answer_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--raw" => parsed.raw = true,
+                "--journal" => parsed.journal = Some(value()?.into()),
+                _ => return Err(format!("unknown argument {flag}")),
+            }
+        }
+        if parsed.name.is_empty() || parsed.name.contains(char::is_whitespace) {
+            return Err("--name wants one word".into());
+        }
+        if parsed.listen.is_empty() {
+            return Err("--listen is missing".into());
+        }
+        if parsed.journal.is_some() && parsed.listen.len() > 1 {
+            // Two accepting threads would mix their records.
+            return Err("--journal wants a single --listen".into());
+        }
+        Ok(parsed)
+    }
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(flag: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|error| format!("{flag} {value}: {error}"))
+}

@@ -1,0 +1,70 @@
+//! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use crate::{args::Args, stop::Stop};
+
+/// How long a connection waits for a request before it looks whether the server is to stop.
+const IDLE_CHECK: Duration = Duration::from_millis(100);
+/// Longest request head that is accepted; the load generator's are below 200 bytes.
+const HEAD_BYTES_MAX: usize = 8192;
+
+pub fn serve(mut stream: TcpStream, peer: SocketAddr, args: &Args, stop: &Stop) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    let body = format!("{} {}\n", args.name, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    if args.raw {
+        return stream.write_all(body.as_bytes());
+    }
+    stream.set_read_timeout(Some(IDLE_CHECK))?;
+    let mut received = Vec::new();
+    while let Some(head) = next_head(&mut stream, &mut received, stop)? {
+        thread::sleep(args.answer_delay);
+        let last = stop.told() || wants_close(&head);
+        let connection = if last { "close" } else { "keep-alive" };
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes())?;
+        if last {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The next request's head; `None` when the client has finished, or the server is to stop and no request is under way.
+fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io::Result<Option<String>> {
+    let mut buffer = [0; 1024];
+    loop {
+        if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&received[..end]).into_owned();
+            received.drain(..end + 4);
+            return Ok(Some(head));
+        }
+        if received.len() > HEAD_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "request head too long"));
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(n) => received.extend_from_slice(&buffer[..n]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                if stop.told() && received.is_empty() {
+                    return Ok(None);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn wants_close(head: &str) -> bool {
+    let http_1_0 = head.lines().next().is_some_and(|line| line.ends_with("HTTP/1.0"));
+    http_1_0 || head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"))
+}

@@ -1,0 +1,89 @@
+//! Listening sockets: opened as an ordinary server opens them, and accepted from until the server is told to stop.
+
+use std::{
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt},
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{args::Args, connection, journal::Journal, stop::Stop};
+
+/// Opens the listener and prints `listening NANOSECONDS ADDRESS PROTOCOL`, the moment being the one in which `listen`
+/// returned: how long steering takes is measured from there.
+pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let (socket, protocol) = socket(family, args.mptcp)?;
+    // What Go, Python, nginx and busybox all set; SO_REUSEPORT is what none of them sets by itself.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if addr.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, args.v6only)?;
+    }
+    bind(&socket, &addr).map_err(|errno| io::Error::new(errno.kind(), format!("bind {addr}: {errno}")))?;
+    listen(&socket, args.backlog).map_err(|errno| io::Error::new(errno.kind(), format!("listen {addr}: {errno}")))?;
+    let now = clock_gettime(ClockId::Monotonic);
+    let now_ns = now.tv_sec * 1_000_000_000 + now.tv_nsec;
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening {now_ns} {addr} {protocol}")?;
+    out.flush()?;
+    Ok(TcpListener::from(socket))
+}
+
+fn socket(family: AddressFamily, mptcp: bool) -> io::Result<(OwnedFd, &'static str)> {
+    if mptcp && let Ok(socket) = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP)) {
+        return Ok((socket, "mptcp"));
+    }
+    Ok((socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?, "tcp"))
+}
+
+/// Accepts until told to stop, then closes the listener with whatever its queue holds, as `http.Server.Shutdown` does.
+pub fn accept_all(
+    listener: TcpListener,
+    args: &Arc<Args>,
+    journal: Option<&Journal>,
+    stop: &Arc<Stop>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    loop {
+        let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if stop.told() {
+            return Ok(());
+        }
+        thread::sleep(args.accept_delay);
+        if let Some(journal) = journal {
+            journal.about_to_accept()?;
+        }
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            // Woken for a connection that was reset meanwhile.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+                if let Some(journal) = journal {
+                    journal.nothing()?;
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(journal) = journal {
+            journal.accepted(peer)?;
+        }
+        let guard = stop.connection();
+        let (args, stop) = (Arc::clone(args), Arc::clone(stop));
+        thread::spawn(move || {
+            let _guard = guard;
+            // The client going away is its own affair; the test sees it at its end.
+            let _ = connection::serve(stream, peer, &args, &stop);
+        });
+    }
+}

@@ -1,0 +1,51 @@
+//! A server that answers with its own name, so that a test can prove who served.
+//!
+//! It behaves as an ordinary server does: it binds, listens and accepts; it never asks for `SO_REUSEPORT`; on SIGTERM it
+//! closes its listeners, finishes what it has accepted and exits with 0.
+
+mod args;
+mod connection;
+mod journal;
+mod listener;
+mod stop;
+
+use std::{io, process::ExitCode, sync::Arc, thread};
+
+use args::Args;
+use journal::Journal;
+use stop::Stop;
+
+fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(message) => {
+            eprintln!("named-server: {message}\n{}", args::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("named-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: Args) -> io::Result<()> {
+    // Before any other thread: they inherit the mask, so that only the waiting thread ever sees the signal.
+    let stop = Stop::on_sigterm()?;
+    let args = Arc::new(args);
+    let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
+    let mut acceptors = Vec::new();
+    for &addr in &args.listen {
+        let listener = listener::open(addr, &args)?;
+        let (args, journal, stop) = (Arc::clone(&args), journal.clone(), Arc::clone(&stop));
+        acceptors.push(thread::spawn(move || listener::accept_all(listener, &args, journal.as_deref(), &stop)));
+    }
+    for acceptor in acceptors {
+        acceptor.join().map_err(|_| io::Error::other("an accepting thread panicked"))??;
+    }
+    stop.wait_for_connections();
+    Ok(())
+}

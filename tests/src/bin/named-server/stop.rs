@@ -1,0 +1,91 @@
+//! SIGTERM and SIGINT: stop listening, finish what was accepted, exit. As process 1 of a container a process without a
+//! handler is not even killed by SIGTERM.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Accepted connections get so long to finish.
+const FINISH_MAX: Duration = Duration::from_secs(5);
+
+pub struct Stop {
+    told: AtomicBool,
+    /// Readable once told: what wakes the accepting threads.
+    wake: OwnedFd,
+    connections: AtomicUsize,
+}
+
+impl Stop {
+    /// Must be called before any other thread starts.
+    pub fn on_sigterm() -> io::Result<Arc<Self>> {
+        let stop = Arc::new(Self {
+            told: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC)?,
+            connections: AtomicUsize::new(0),
+        });
+        let signals = block_signals()?;
+        let waiter = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut signal = 0;
+            // SAFETY: both point to live values of this thread.
+            unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
+            waiter.told.store(true, Ordering::Release);
+            let _ = rustix::io::write(&waiter.wake, &1u64.to_ne_bytes());
+        });
+        Ok(stop)
+    }
+
+    pub fn told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub fn connection(self: &Arc<Self>) -> ConnectionGuard {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionGuard(Arc::clone(self))
+    }
+
+    pub fn wait_for_connections(&self) {
+        let deadline = Instant::now() + FINISH_MAX;
+        while self.connections.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl AsFd for Stop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+pub struct ConnectionGuard(Arc<Stop>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn block_signals() -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set; the calls after it only read and extend it; no old mask is asked for.
+    let (set, failed) = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        (set.assume_init(), libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()))
+    };
+    if failed != 0 { Err(io::Error::from_raw_os_error(failed)) } else { Ok(set) }
+}

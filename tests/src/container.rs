@@ -1,0 +1,210 @@
+//! Containers, by the `docker` command, of whatever engine answers on a socket.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{image::Image, process::run};
+
+/// The `docker` command, pointed at one engine.
+#[derive(Clone, Debug)]
+pub struct Docker {
+    socket: PathBuf,
+    /// Given to every `create`.
+    create_args: Vec<String>,
+}
+
+impl Docker {
+    /// For the engine behind a unix socket; `create_args` go with every new container.
+    pub fn new(socket: PathBuf, create_args: &[&str]) -> Self {
+        Self { socket, create_args: create_args.iter().map(ToString::to_string).collect() }
+    }
+
+    /// The engine's address as users write it: `unix:///...`.
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `docker ARGS`, not yet run.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("docker");
+        // No configuration of whoever runs the tests may come in.
+        let config = self.socket.with_file_name("docker-config");
+        command.env("DOCKER_HOST", self.url()).env("DOCKER_CONFIG", config);
+        command
+    }
+
+    /// Runs `docker ARGS` and returns what it prints, without the newline at the end.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        Ok(run(self.command().args(args))?.trim_end().to_owned())
+    }
+
+    /// Makes an image known to the engine.
+    pub fn import(&self, image: Image) -> Result<()> {
+        let tar = image.tar()?;
+        self.run(&["import", tar.to_str().context("a path that is not text")?, image.name()]).map(drop)
+    }
+
+    /// Creates a container and does not start it.
+    pub fn create(&self, spec: &Spec) -> Result<Container> {
+        let mut command = self.command();
+        command.args(["create", "--name", &spec.name, "--network", &spec.network]).args(&self.create_args);
+        for (key, value) in &spec.labels {
+            command.arg("--label").arg(format!("{key}={value}"));
+        }
+        for (source, target) in &spec.mounts {
+            command.arg("--volume").arg(format!("{}:{target}", source.display()));
+        }
+        let printed = run(command.args(&spec.options).arg(spec.image.name()).args(&spec.args))?;
+        // Warnings come before the id.
+        let id = printed.lines().last().context("docker create printed nothing")?.trim().to_owned();
+        Ok(Container { docker: self.clone(), id, name: spec.name.clone() })
+    }
+
+    /// Creates a container and starts it.
+    pub fn start(&self, spec: &Spec) -> Result<Container> {
+        let container = self.create(spec)?;
+        container.start()?;
+        Ok(container)
+    }
+}
+
+/// What a container is made from.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    image: Image,
+    name: String,
+    network: String,
+    labels: Vec<(String, String)>,
+    mounts: Vec<(PathBuf, String)>,
+    options: Vec<String>,
+    args: Vec<String>,
+}
+
+impl Spec {
+    /// A container on the host's network.
+    pub fn new(image: Image, name: &str) -> Self {
+        let (name, network) = (name.into(), "host".into());
+        Self { image, name, network, labels: vec![], mounts: vec![], options: vec![], args: vec![] }
+    }
+
+    /// What it is made of.
+    pub fn image(&self) -> Image {
+        self.image
+    }
+
+    /// Labels that make it a backend of `service` with `ports`.
+    pub fn service(self, service: &str, ports: &str) -> Self {
+        self.label("pod-steer.service", service).label("pod-steer.ports", ports)
+    }
+
+    /// One label.
+    pub fn label(mut self, key: &str, value: impl ToString) -> Self {
+        self.labels.push((key.into(), value.to_string()));
+        self
+    }
+
+    /// The label of its version.
+    pub fn version(self, version: &str) -> Self {
+        self.label("pod-steer.version", version)
+    }
+
+    /// The label of its weight.
+    pub fn weight(self, weight: u64) -> Self {
+        self.label("pod-steer.weight", weight)
+    }
+
+    /// Another network: `bridge`, `none`, `container:ID`.
+    pub fn network(self, network: impl Into<String>) -> Self {
+        Self { network: network.into(), ..self }
+    }
+
+    /// A directory of the host's in the container.
+    pub fn mount(mut self, source: &Path, target: &str) -> Self {
+        self.mounts.push((source.to_owned(), target.into()));
+        self
+    }
+
+    /// Options of `docker create`.
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The command and its arguments.
+    pub fn args<S: ToString>(mut self, args: &[S]) -> Self {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+}
+
+/// A container; removed when dropped.
+#[derive(Debug)]
+pub struct Container {
+    docker: Docker,
+    /// Its full id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Container {
+    /// `docker start`.
+    pub fn start(&self) -> Result<()> {
+        self.docker.run(&["start", &self.id]).map(drop)
+    }
+
+    /// `docker stop`: SIGTERM, and SIGKILL after ten seconds.
+    pub fn stop(&self) -> Result<()> {
+        self.docker.run(&["stop", "--time", "10", &self.id]).map(drop)
+    }
+
+    /// `docker kill --signal SIGNAL`.
+    pub fn kill(&self, signal: &str) -> Result<()> {
+        self.docker.run(&["kill", "--signal", signal, &self.id]).map(drop)
+    }
+
+    /// `docker pause`.
+    pub fn pause(&self) -> Result<()> {
+        self.docker.run(&["pause", &self.id]).map(drop)
+    }
+
+    /// `docker unpause`.
+    pub fn unpause(&self) -> Result<()> {
+        self.docker.run(&["unpause", &self.id]).map(drop)
+    }
+
+    /// What it wrote to standard output and error.
+    pub fn logs(&self) -> Result<String> {
+        // Both streams, each where docker writes it.
+        let output = crate::process::output(self.docker.command().args(["logs", &self.id]))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// The number of its first process in the initial namespace of processes.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = self.docker.run(&["inspect", "--format", "{{.State.Pid}}", &self.id])?;
+        pid.parse().with_context(|| format!("pid {pid:?}"))
+    }
+
+    /// Its address on a bridge.
+    pub fn ip(&self) -> Result<std::net::IpAddr> {
+        let ip = self.docker.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", &self.id])?;
+        ip.parse().with_context(|| format!("address {ip:?}"))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Best effort: the engine and all its containers end with their host anyway.
+        let _ = crate::process::output(self.docker.command().args(["rm", "--force", "--volumes", &self.id]));
+    }
+}

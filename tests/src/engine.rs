@@ -1,0 +1,81 @@
+//! A real Docker engine in a test's own host.
+
+use std::{collections::BTreeSet, fs, sync::Mutex};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    container::{Container, Docker, Spec},
+    host::Host,
+    image::Image,
+    process::{Process, output},
+    wait,
+};
+
+/// `dockerd`, with data, sockets and configuration of its own.
+#[derive(Debug)]
+pub struct Engine {
+    process: Process,
+    docker: Docker,
+    imported: Mutex<BTreeSet<Image>>,
+}
+
+impl Engine {
+    /// Starts an engine in a host and waits until it answers.
+    pub fn start(host: &Host) -> Result<Self> {
+        let engine = Self::start_in(host, "docker")?;
+        wait::until_ok("dockerd to answer", || {
+            let answer = output(engine.docker.command().args(["version"]))?;
+            Ok(answer.status.success().then_some(()))
+        })
+        .with_context(|| engine.process.stderr())?;
+        Ok(engine)
+    }
+
+    fn start_in(host: &Host, name: &str) -> Result<Self> {
+        let dir = host.dir().join(name);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("daemon.json"), "{}")?;
+        let docker = Docker::new(dir.join("docker.sock"), &[]);
+        let mut command = host.command("dockerd")?;
+        command.arg("--config-file").arg(dir.join("daemon.json"));
+        command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
+        command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
+        // The host's only networks are its own; nothing is published or translated.
+        command.args(["--iptables=false", "--ip6tables=false", "--log-level", "warn"]);
+        let process = host.start(name, &mut command)?;
+        Ok(Self { process, docker, imported: Mutex::default() })
+    }
+
+    /// The `docker` command for this engine.
+    pub fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    /// The engine's address: `unix:///...`.
+    pub fn url(&self) -> String {
+        self.docker.url()
+    }
+
+    /// Makes an image known, once.
+    pub fn import(&self, image: Image) -> Result<()> {
+        let mut imported = self.imported.lock().expect("no thread panics while it imports");
+        if imported.insert(image) {
+            self.docker.import(image)?;
+        }
+        Ok(())
+    }
+
+    /// Creates a container, importing its image if need be.
+    pub fn create_container(&self, spec: &Spec) -> Result<Container> {
+        self.import(spec.image())?;
+        self.docker.create(spec)
+    }
+
+    /// Starts a container, importing its image if need be.
+    pub fn start_container(&self, spec: &Spec) -> Result<Container> {
+        let container = self.create_container(spec)?;
+        container.start()?;
+        Ok(container)
+    }
+}

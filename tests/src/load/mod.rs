@@ -1,0 +1,148 @@
+//! Clients that account for every connection they open.
+//!
+//! A load runs on threads inside a network namespace, is bounded in number or in time, and ends in a [`Tally`] in which
+//! each connection appears exactly once: answered by a name, or lost in a way that is told apart from the others.
+
+mod connection;
+mod tally;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+pub use connection::{Answer, End, Loss, attempt};
+pub use tally::Tally;
+
+use crate::netns::NetNs;
+
+/// A load without a number of connections ends after this time even if nobody stops it.
+const RUN_MAX: Duration = Duration::from_secs(300);
+
+/// What clients do. Made by [`Load::to`].
+#[derive(Clone, Debug)]
+pub struct Load {
+    target: SocketAddr,
+    threads: u64,
+    /// Connections of all threads together; `None` until stopped.
+    count: Option<u64>,
+    requests: u32,
+    timeout: Duration,
+    pause: Duration,
+}
+
+impl Load {
+    /// Short connections, one after the other, until stopped.
+    pub fn to(target: SocketAddr) -> Self {
+        Self { target, threads: 1, count: None, requests: 1, timeout: Duration::from_secs(20), pause: Duration::ZERO }
+    }
+
+    /// Clients at the same time.
+    pub fn threads(self, threads: u64) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// Ends after so many connections.
+    pub fn count(self, count: u64) -> Self {
+        Self { count: Some(count), ..self }
+    }
+
+    /// Requests on each connection, which is kept alive between them.
+    pub fn requests(self, requests: u32) -> Self {
+        Self { requests, ..self }
+    }
+
+    /// How long a client waits to be connected, and to be answered. Above the kernel's first four retries of a SYN by
+    /// default, so that a lost packet is no loss.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// How long each client rests between two connections.
+    pub fn pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
+    }
+
+    /// Runs in a namespace until the number of connections is reached.
+    pub fn run(self, ns: &NetNs) -> Result<Tally> {
+        assert!(self.count.is_some(), "a load without a count has to be started and stopped");
+        self.start(ns)?.join()
+    }
+
+    /// Starts in a namespace.
+    pub fn start(self, ns: &NetNs) -> Result<Running> {
+        let shared =
+            Arc::new(Shared { stop: AtomicBool::new(false), opened: AtomicU64::new(0), answered: AtomicU64::new(0) });
+        let began = Instant::now();
+        let clients = (0..self.threads).map(|_| {
+            let (load, shared, ns) = (self.clone(), Arc::clone(&shared), ns.try_clone()?);
+            Ok(thread::spawn(move || load.client(&ns, &shared, began)))
+        });
+        Ok(Running { clients: clients.collect::<Result<_>>()?, shared })
+    }
+
+    fn client(&self, ns: &NetNs, shared: &Shared, began: Instant) -> Result<Tally> {
+        ns.enter()?;
+        let mut tally = Tally::default();
+        while !shared.stop.load(Ordering::Relaxed) && began.elapsed() < RUN_MAX {
+            let number = shared.opened.fetch_add(1, Ordering::Relaxed);
+            if self.count.is_some_and(|count| number >= count) {
+                break;
+            }
+            let end = attempt(self.target, self.requests, self.timeout);
+            if matches!(end, End::Answered(_)) {
+                shared.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            tally.add(end, began.elapsed());
+            thread::sleep(self.pause);
+        }
+        Ok(tally)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    opened: AtomicU64,
+    answered: AtomicU64,
+}
+
+/// A load under way. Dropping it stops it.
+#[derive(Debug)]
+pub struct Running {
+    clients: Vec<JoinHandle<Result<Tally>>>,
+    shared: Arc<Shared>,
+}
+
+impl Running {
+    /// Connections answered so far.
+    pub fn answered(&self) -> u64 {
+        self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// Lets every client finish its connection and adds up.
+    pub fn stop(self) -> Result<Tally> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
+    fn join(mut self) -> Result<Tally> {
+        let mut total = Tally::default();
+        for client in self.clients.drain(..) {
+            total.merge(client.join().map_err(|_| anyhow!("a client panicked"))??);
+        }
+        Ok(total)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}

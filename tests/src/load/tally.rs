@@ -1,0 +1,93 @@
+//! The sum of what clients met.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use super::connection::{End, Loss};
+
+/// Every connection of a load, exactly once: `connections() == answered() + losses.len()`.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Answered connections by the server's name.
+    pub by_name: BTreeMap<String, u64>,
+    /// Answered requests by the server's name.
+    pub requests_by_name: BTreeMap<String, u64>,
+    /// Connections without an answer, with the time since the load began.
+    pub losses: Vec<(Duration, Loss)>,
+    /// Answers in which the server saw another peer than the client was: the address was rewritten on the way.
+    pub disguised: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, end: End, at: Duration) {
+        match end {
+            End::Answered(answer) => {
+                *self.by_name.entry(answer.name.clone()).or_default() += 1;
+                *self.requests_by_name.entry(answer.name).or_default() += u64::from(answer.requests);
+                if let Some(peer) = answer.peer
+                    && peer != answer.local
+                {
+                    self.disguised.push((answer.local, peer));
+                }
+            }
+            End::Lost(loss) => self.losses.push((at, loss)),
+        }
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        for (name, n) in other.by_name {
+            *self.by_name.entry(name).or_default() += n;
+        }
+        for (name, n) in other.requests_by_name {
+            *self.requests_by_name.entry(name).or_default() += n;
+        }
+        self.losses.extend(other.losses);
+        self.disguised.extend(other.disguised);
+    }
+
+    /// Connections in all.
+    pub fn connections(&self) -> u64 {
+        self.answered() + self.losses.len() as u64
+    }
+
+    /// Answered connections.
+    pub fn answered(&self) -> u64 {
+        self.by_name.values().sum()
+    }
+
+    /// Connections that one server answered.
+    pub fn answered_by(&self, name: &str) -> u64 {
+        self.by_name.get(name).copied().unwrap_or(0)
+    }
+
+    /// Losses of one kind.
+    pub fn lost(&self, kind: impl Fn(&Loss) -> bool) -> usize {
+        self.losses.iter().filter(|(_, loss)| kind(loss)).count()
+    }
+
+    /// Refused connections.
+    pub fn refused(&self) -> usize {
+        self.lost(|loss| matches!(loss, Loss::Refused))
+    }
+}
+
+impl Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reset_before = self.lost(|loss| matches!(loss, Loss::ResetBefore(_)));
+        let reset_after = self.lost(|loss| matches!(loss, Loss::ResetAfter(_)));
+        let timed_out = self.lost(|loss| matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_)));
+        let other = self.lost(|loss| matches!(loss, Loss::Garbled(..) | Loss::Failed(_)));
+        write!(f, "{} connections, {} answered {:?}, ", self.connections(), self.answered(), self.by_name)?;
+        write!(f, "{} refused, {reset_before} reset before an answer, ", self.refused())?;
+        write!(f, "{reset_after} reset after, {timed_out} timed out, {other} other")?;
+        // A few examples say more than their number, and thousands say no more than a few.
+        if !self.losses.is_empty() {
+            write!(f, "; first losses {:?}", &self.losses[..self.losses.len().min(5)])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! A real Podman, serving the Docker API on a socket, in a test's own host.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Resource, getrlimit};
+
+use crate::{
+    container::Docker,
+    host::Host,
+    image::Image,
+    process::{Process, output},
+    wait,
+};
+
+/// `podman system service`, with storage and sockets of its own.
+#[derive(Debug)]
+pub struct Podman {
+    process: Process,
+    docker: Docker,
+}
+
+impl Podman {
+    /// Starts the service in a host and waits until it answers.
+    pub fn start(host: &Host) -> Result<Self> {
+        let dir = host.dir().join("podman");
+        fs::create_dir_all(&dir)?;
+        // Podman asks for the greatest limits there are, and a machine need not allow that.
+        let docker =
+            Docker::new(dir.join("podman.sock"), &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
+        let mut command = host.command("podman")?;
+        for (flag, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.arg(flag).arg(dir.join(name));
+        }
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
+        command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
+        let process = host.start("podman", &mut command)?;
+        let podman = Self { process, docker };
+        wait::until_ok("podman to answer", || {
+            let answer = output(podman.docker.command().args(["version"]))?;
+            Ok(answer.status.success().then_some(()))
+        })
+        .with_context(|| podman.process.stderr())?;
+        Ok(podman)
+    }
+
+    /// The `docker` command for this engine.
+    pub fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    /// The engine's address: `unix:///...`.
+    pub fn url(&self) -> String {
+        self.docker.url()
+    }
+
+    /// Makes an image known.
+    pub fn import(&self, image: Image) -> Result<()> {
+        self.docker.import(image)
+    }
+}
+
+/// `crun` lifts the limit of locked memory to infinity for its device filter, and fails where that is not allowed.
+fn runtime() -> &'static str {
+    if getrlimit(Resource::Memlock).maximum.is_none() { "crun" } else { "runc" }
+}

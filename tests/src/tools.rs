@@ -1,0 +1,62 @@
+//! What a test needs of the machine, and where the programs of this workspace are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Root, and these programs in the search path.
+pub fn root_and(programs: &[&str]) -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("root is needed: run the tests with sudo".into());
+    }
+    match programs.iter().find(|program| find(program).is_none()) {
+        Some(missing) => Err(format!("{missing} is not installed")),
+        None => Ok(()),
+    }
+}
+
+/// What every test with Docker containers needs.
+pub fn docker() -> Result<(), String> {
+    root_and(&["dockerd", "docker", "containerd", "runc", "ip", "tar", "busybox"])
+}
+
+/// Full path of an installed program. Debian's own comes first: a version manager's wrapper does not run elsewhere.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    system.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// The directory with this build's programs: that of the test binary, or the one above it.
+pub fn build_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("finding the test's own path")?;
+    let dir = exe.parent().context("the test has no directory")?;
+    let dir = if dir.ends_with("deps") { dir.parent().context("deps has no parent")? } else { dir };
+    Ok(dir.to_owned())
+}
+
+/// The test server. `POD_STEER_NAMED_SERVER` names a static build; without it the one beside the tests is taken.
+pub fn named_server() -> Result<PathBuf> {
+    program("POD_STEER_NAMED_SERVER", &[build_dir()?.join("named-server")])
+}
+
+/// The program that keeps test hosts.
+pub fn host_keeper() -> Result<PathBuf> {
+    program("POD_STEER_HOST_KEEPER", &[build_dir()?.join("host-keeper")])
+}
+
+/// pod-steer itself: what `POD_STEER_BIN` names, else the release build, else the debug build.
+pub fn pod_steer() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let built = ["release", "debug"].map(|profile| workspace.join(profile).join("pod-steer"));
+    program("POD_STEER_BIN", &built)
+}
+
+fn program(variable: &str, defaults: &[PathBuf]) -> Result<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let candidates = named.as_ref().map_or(defaults, std::slice::from_ref);
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => path.canonicalize().with_context(|| format!("resolving {}", path.display())),
+        None => bail!("none of {candidates:?} exists; build it or set {variable}"),
+    }
+}

@@ -1,0 +1,31 @@
+//! Waiting for a state instead of for a time.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// How long a state may take before a test is called stuck. Far above what anything takes: no test asserts a time.
+pub const STUCK: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_millis(5);
+
+/// Asks until the answer is `Some`; fails after [`STUCK`] with what was awaited.
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    until_ok(what, || Ok(ask()))
+}
+
+/// As [`until`]; an error ends the wait at once.
+pub fn until_ok<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + STUCK;
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {STUCK:?} for {what}");
+        }
+        thread::sleep(STEP);
+    }
+}
