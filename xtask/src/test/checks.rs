@@ -29,7 +29,9 @@ pub const ALL: [Check; 7] = [
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
 fn format() -> Result<()> {
-    run(cargo().args(["fmt", "--all", "--check"]))
+    // By itself it colours what goes to a file too.
+    let colour = if say::on_terminal() { "auto" } else { "never" };
+    run(cargo().args(["fmt", "--all", "--check", "--", "--color", colour]))
 }
 
 fn clippy() -> Result<()> {

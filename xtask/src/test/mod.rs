@@ -63,7 +63,6 @@ fn timed<T>(name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
     say::heading(name);
     let start = Instant::now();
     let done = step();
-    let end = if done.is_ok() { "done in" } else { "failed after" };
-    say::note(&format!("{end} {}", say::elapsed(start.elapsed())));
+    say::note(&format!("took {}", say::elapsed(start.elapsed())));
     done
 }

@@ -23,7 +23,7 @@ pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
 /// The tests of the `tests` crate, against the programs built before.
 pub fn integration_tests(pod_steer: &Path, named_server: &Path, filters: &[String], tally: &mut Tally) -> Result<()> {
     let mut tests = cargo();
-    tests.env("POD_STEER_BIN", pod_steer).env("NAMED_SERVER_BIN", named_server);
+    tests.env("POD_STEER_BIN", pod_steer).env("POD_STEER_NAMED_SERVER", named_server);
     let package = ["--package", "pod-steer-tests", "--test", "*", "--no-fail-fast", "--color", "never"];
     if output(cargo().args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run"]).args(package);
