@@ -1,0 +1,44 @@
+//! Builds the kernel programs with this toolchain and puts the object where `src/kernel/object.rs` includes it.
+
+use std::{env, fs, path::PathBuf, process::Command};
+
+fn main() {
+    let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let workspace = crate_dir.parent().expect("the crate is in the workspace").to_owned();
+    let programs = workspace.join("pod-steer-ebpf");
+    println!("cargo:rerun-if-changed={}", programs.join("src").display());
+    println!("cargo:rerun-if-changed={}", programs.join("Cargo.toml").display());
+    println!("cargo:rerun-if-changed={}", workspace.join("Cargo.toml").display());
+
+    let tools = workspace.join("target/tools/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let search: Vec<PathBuf> = std::iter::once(tools).chain(env::split_paths(&path)).collect();
+    if !search.iter().any(|dir| dir.join("bpf-linker").is_file()) {
+        panic!("bpf-linker is not installed: run `cargo xtask setup` once, then build again");
+    }
+
+    let big = env::var("CARGO_CFG_TARGET_ENDIAN").is_ok_and(|endian| endian == "big");
+    let target = if big { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+    let target_dir = out_dir.join("kernel");
+    let status = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
+        .current_dir(&workspace)
+        .args(["build", "--package", "pod-steer-ebpf", "--bins", "--features", "kernel", "--profile", "kernel"])
+        .args(["--target", target, "-Z", "build-std=core", "--target-dir"])
+        .arg(&target_dir)
+        .env("PATH", env::join_paths(search).expect("it was split from a PATH"))
+        // The kernel target has no prebuilt `core`, and building it is an unstable feature of a stable compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{arch}\"\x1f-Clink-arg=--btf"))
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("RUSTC")
+        .status()
+        .expect("cargo runs");
+    if !status.success() {
+        panic!("the kernel programs did not build ({status}); is rust-src there? `cargo xtask setup` installs it");
+    }
+    let object = target_dir.join(target).join("kernel/pod-steer-ebpf");
+    fs::copy(&object, out_dir.join("pod-steer.bpf.o")).expect("cargo has just built the object");
+}

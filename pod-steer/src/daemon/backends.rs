@@ -1,0 +1,301 @@
+//! How containers come, change and go.
+
+use std::{collections::BTreeSet, path::Path};
+
+use tracing::{debug, info, warn};
+
+use super::control::Control;
+use crate::{
+    engine::{Change, Container, EngineInput, ends},
+    kernel::Cgroup,
+    labels,
+    netns::{self, Netns},
+    procs::Process,
+    world::{Backend, Kind, Misfit, Network, Phase},
+};
+
+/// Topics of [`Backend::troubles`].
+const NO_CGROUP: &str = "cgroup";
+const LATE: &str = "late";
+
+impl Control {
+    pub(super) fn engine_input(&mut self, input: EngineInput) {
+        match input {
+            EngineInput::Snapshot { engine, containers } => self.snapshot(&engine, containers),
+            EngineInput::Container(container) => self.container(*container),
+            EngineInput::Happened { id, change } => self.happened(&id, &change),
+            EngineInput::Lost { engine, error } => {
+                self.lost_engines.insert(engine, error);
+            }
+        }
+    }
+
+    /// Everything that an engine has: what is not in it went while nobody listened.
+    fn snapshot(&mut self, engine: &str, containers: Vec<Container>) {
+        self.lost_engines.remove(engine);
+        let there: BTreeSet<String> = containers.iter().map(|container| container.id.clone()).collect();
+        let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
+        let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
+        let gone: Vec<String> = backends.map(|b| b.id.clone()).filter(|id| !there.contains(id)).collect();
+        for id in gone {
+            self.remove(&id);
+        }
+        self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
+        for container in containers {
+            self.container(container);
+        }
+        self.touch();
+    }
+
+    /// A container as it is now.
+    fn container(&mut self, container: Container) {
+        let version = labels::default_version(&container.image, &container.image_id);
+        let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let spec = match labels::parse(labels, &version) {
+            None => return,
+            Some(Ok(spec)) => spec,
+            Some(Err(errors)) => return self.misfit(container, errors.iter().map(ToString::to_string).collect()),
+        };
+        let known = self.world.backends.get(&container.id);
+        let announced = container.network == Network::Unknown;
+        if known.is_some() && announced {
+            return;
+        }
+        let index = match known {
+            Some(backend) => backend.index,
+            None => match self.new_index() {
+                Ok(index) => index,
+                Err(error) => return self.misfit(container, vec![error]),
+            },
+        };
+        let mut backend = known.cloned().unwrap_or_else(|| Backend {
+            id: container.id.clone(),
+            name: container.name.clone(),
+            kind: Kind::Container { engine: container.engine.clone() },
+            index,
+            created_ms: container.created_ms,
+            spec: spec.clone(),
+            phase: container.phase,
+            health: container.health,
+            network: Network::Unknown,
+            netns: None,
+            stop_signal: None,
+            troubles: Default::default(),
+        });
+        let news = known.is_none();
+        backend.name = container.name;
+        backend.spec = spec;
+        if container.created_ms != 0 {
+            backend.created_ms = container.created_ms;
+        }
+        backend.network = container.network;
+        backend.stop_signal = container.stop_signal;
+        if container.phase_is_current {
+            backend.health = container.health;
+            // A container that was told to stop still runs for a while, and an engine says no more than that.
+            if !(backend.phase == Phase::Stopping && container.phase == Phase::Running) {
+                backend.phase = container.phase;
+            }
+        }
+        if let Err(error) = self.store.put(&backend) {
+            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+        }
+        if news {
+            debug!(container = %backend.name, id = %backend.id, service = %backend.spec.service, "managed");
+        }
+        let (id, phase) = (backend.id.clone(), backend.phase);
+        self.world.misfits.remove(&id);
+        self.world.backends.insert(id.clone(), backend);
+        self.touch();
+        if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent) {
+            self.container_cgroup(&id, &path);
+        }
+        if let Some(pid) = container.pid.filter(|_| matches!(phase, Phase::Running | Phase::Paused)) {
+            self.started(&id, pid);
+        }
+    }
+
+    fn misfit(&mut self, container: Container, errors: Vec<String>) {
+        let misfit = Misfit { name: container.name, engine: container.engine, errors };
+        if self.world.misfits.get(&container.id) != Some(&misfit) {
+            for error in &misfit.errors {
+                warn!(container = %misfit.name, id = %container.id, "{error}");
+            }
+            self.tell("", &misfit.name, "problem", &misfit.errors.join("; "));
+            self.world.misfits.insert(container.id, misfit);
+        }
+    }
+
+    /// An index for a new backend, its counters at zero.
+    pub(super) fn new_index(&mut self) -> Result<u32, String> {
+        let max = self.kernel.backends_max();
+        let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
+        let index = self.world.free_index(max).ok_or_else(full)?;
+        self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
+        Ok(index)
+    }
+
+    fn happened(&mut self, id: &str, change: &Change) {
+        if *change == Change::Removed {
+            self.world.misfits.remove(id);
+            return self.remove(id);
+        }
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        match change {
+            Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.phase = Phase::Stopping,
+            Change::Started => {
+                backend.phase = Phase::Running;
+                backend.troubles.clear();
+            }
+            Change::Died => {
+                backend.phase = Phase::Exited;
+                let index = backend.index;
+                self.forget_sockets(index);
+            }
+            Change::Paused => backend.phase = Phase::Paused,
+            Change::Unpaused => backend.phase = Phase::Running,
+            Change::Health(health) => backend.health = *health,
+            Change::Signalled(_) | Change::Created | Change::Renamed | Change::Removed => return,
+        }
+        if let Some(backend) = self.world.backends.get(id)
+            && let Err(error) = self.store.put(backend)
+        {
+            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+        }
+        self.touch();
+    }
+
+    /// The cgroup of a container appeared, or was found.
+    pub(super) fn container_cgroup(&mut self, id: &str, path: &Path) {
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        let index = backend.index;
+        // The ports come before the programs that look for them.
+        self.touch();
+        self.converge();
+        let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
+            self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
+        });
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        match attached {
+            Ok(cgroup) => {
+                debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
+                self.paths.insert(index, path.to_owned());
+                backend.troubles.remove(NO_CGROUP);
+            }
+            Err(error) => {
+                warn!(container = %backend.name, path = %path.display(), %error, "cannot attach to the cgroup");
+                let text = format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
+                backend.troubles.insert(NO_CGROUP, text);
+            }
+        }
+    }
+
+    /// A container runs: its namespace and its cgroup can be known now, if they were not before.
+    fn started(&mut self, id: &str, pid: i32) {
+        let looked = Process::open(pid).and_then(|process| Ok((process.netns()?, process.cgroup()?)));
+        // One that has ended meanwhile has an event under way.
+        let Ok((ns, cgroup)) = looked else { return };
+        let Ok(netns) = netns::identify(&ns) else { return };
+        self.namespace_seen(netns, ns);
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        backend.netns = Some(netns);
+        let (index, health) = (backend.index, backend.health);
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+        }
+        debug!(container = %id, %netns, ?health, "runs");
+        self.touch();
+        let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
+        // A container may have moved to a cgroup below its own.
+        let own = path.ancestors().find(|p| {
+            p.file_name().and_then(|n| n.to_str()).and_then(crate::cgroups::container_of) == Some(id)
+        });
+        let path = own.unwrap_or(&path).to_owned();
+        let attached = Cgroup::open(&path).is_ok_and(|c| self.kernel.attached_backends().contains(&(c.id, index)));
+        self.paths.insert(index, path.clone());
+        if !attached {
+            info!(container = %id, path = %path.display(), "it started before it was known; its sockets are looked for");
+            self.container_cgroup(id, &path);
+            self.look_for_sockets(index, &path);
+        }
+    }
+
+    /// Remembers a namespace; its descriptor is kept only until it is attached, so that it can end.
+    pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
+        let attached = self.kernel.namespaces().contains(&netns.cookie);
+        self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
+        self.touch();
+    }
+
+    /// A backend is gone, and everything that was made for it.
+    pub(super) fn remove(&mut self, id: &str) {
+        self.cgroups.forget(id);
+        let Some(backend) = self.world.backends.remove(id) else { return };
+        self.forget_sockets(backend.index);
+        for (cgroup, index) in self.kernel.attached_backends() {
+            if index == backend.index {
+                self.kernel.detach_backend(cgroup, index);
+            }
+        }
+        self.paths.remove(&backend.index);
+        self.store.remove(id);
+        info!(service = %backend.spec.service, backend = %backend.name, "gone");
+        self.tell(&backend.spec.service, &backend.name, "gone", "");
+        self.touch();
+    }
+
+    /// Takes over what an earlier daemon left: the backends that it knew, and the sockets that the kernel knows. Only
+    /// what an engine then says changes any of it.
+    pub(super) fn adopt(&mut self) {
+        self.world.backends = self.store.backends();
+        let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
+        for backend in alive {
+            match &backend.kind {
+                Kind::Container { .. } => {
+                    if let Some(path) = self.cgroups.expect(&backend.id, "") {
+                        debug!(container = %backend.name, path = %path.display(), "still there");
+                        self.paths.insert(backend.index, path);
+                    }
+                }
+                Kind::Exec => self.adopt_exec(&backend),
+                Kind::Registered { pid } => self.adopt_registered(&backend, *pid),
+            }
+        }
+        for backend in self.world.backends.values() {
+            if let Some(netns) = backend.netns {
+                self.seen_namespaces.insert(netns.cookie, (netns, None));
+            }
+        }
+        self.read_sockets();
+        self.drop_leftovers();
+        self.touch();
+        self.converge();
+        info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
+    }
+
+    /// Leaves cgroups that are gone or belong to no backend.
+    pub(super) fn drop_leftovers(&mut self) {
+        for (cgroup, index) in self.kernel.attached_backends() {
+            let backend = self.world.by_index(index);
+            let live = self.kernel.backend_counters(index);
+            let over = backend.is_none_or(|b| b.phase == Phase::Exited && live.opened == live.closed);
+            if over {
+                self.kernel.detach_backend(cgroup, index);
+            }
+        }
+    }
+
+    /// Registers that a backend was managed too late to share its port.
+    pub(super) fn note_unshared(&mut self, index: u32, port: u16) {
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        let text = format!(
+            "its socket on port {port} was bound before pod-steer knew it, without SO_REUSEPORT: no other backend can bind \
+             that port, and its queue is lost when it stops; restart it once"
+        );
+        if backend.troubles.insert(LATE, text.clone()).as_ref() != Some(&text) {
+            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+            warn!(%service, backend = %name, "{text}");
+            self.tell(&service, &name, "problem", &text);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The loop that owns the world and the kernel. Every input changes the world; then the plan that follows is applied.
+//! Inputs that wait are taken together, so a burst costs one plan.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use pod_steer_ebpf::Event;
+use rustix::net::UCred;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::{broadcast, mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{RunError, Store};
+use crate::{
+    api::types::{EventRecord, ExecRequest, RegisterRequest, Registered, Status},
+    cgroups::{Cgroups, Seen},
+    config::RunConfig,
+    engine::EngineInput,
+    kernel::{Kernel, Opened, QueueMigration, Unloaded},
+    netns::Netns,
+    world::{BackendId, Plan, World},
+};
+
+/// How often what the kernel says is compared with what is believed; only after lost events does it find anything.
+const COMPARE_EVERY: Duration = Duration::from_secs(30);
+
+/// A message for the loop.
+pub enum Input {
+    /// From a container engine.
+    Engine(EngineInput),
+    /// From a client of the API.
+    Ask(Ask),
+    /// A socket that had just begun to listen was looked at.
+    Inspected {
+        /// Its cookie.
+        cookie: u64,
+        /// What was found; nothing if it was gone already.
+        found: Option<super::sockets::Inspection>,
+    },
+    /// Sockets that listened before their backend was managed.
+    Found {
+        /// Index of the backend.
+        index: u32,
+        /// The sockets, held open until they are registered.
+        sockets: Vec<crate::procs::FoundSocket>,
+    },
+    /// An adopted process has ended.
+    Ended(BackendId),
+}
+
+/// A question or an order of a client; each is answered once.
+pub enum Ask {
+    /// What is going on?
+    Status(oneshot::Sender<Status>),
+    /// Make the asking process a backend.
+    Exec(ExecRequest, Peer, oneshot::Sender<Result<Registered, String>>),
+    /// Adopt a process that listens.
+    Register(RegisterRequest, Peer, oneshot::Sender<Result<Registered, String>>),
+    /// Undo everything and end.
+    Unload(oneshot::Sender<Result<Unloaded, String>>),
+}
+
+/// The process that asks.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its pid, user and group when it connected.
+    pub cred: UCred,
+    /// A pidfd that the kernel gave for the connection (Linux 6.5), which no other process can slip into.
+    pub pidfd: Option<OwnedFd>,
+}
+
+pub(super) struct Control {
+    pub(super) world: World,
+    pub(super) kernel: Kernel,
+    pub(super) cgroups: Cgroups,
+    pub(super) store: Store,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) services: BTreeMap<String, u32>,
+    /// Namespaces that were seen and may have to be attached; a descriptor is let go as soon as that is done.
+    pub(super) seen_namespaces: HashMap<u64, (Netns, Option<File>)>,
+    /// Where the cgroup of each backend is, by its index.
+    pub(super) paths: HashMap<u32, PathBuf>,
+    pub(super) plan: Plan,
+    pub(super) migration: Arc<QueueMigration>,
+    /// Engines that cannot be reached, and why.
+    pub(super) lost_engines: BTreeMap<String, String>,
+    pub(super) bpffs: PathBuf,
+    events: broadcast::Sender<EventRecord>,
+    ring: AsyncFd<RingBuf<MapData>>,
+    logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
+    events_lost: u64,
+    dirty: bool,
+}
+
+impl Control {
+    pub fn new(
+        config: &RunConfig,
+        opened: Opened,
+        store: Store,
+        cgroups: Cgroups,
+        inputs: mpsc::Sender<Input>,
+        events: broadcast::Sender<EventRecord>,
+    ) -> Result<Self, RunError> {
+        let readable = |e| RunError::io("wait for events of the kernel programs")(e);
+        let migration = Arc::new(opened.kernel.queue_migration()?);
+        let events_lost = opened.kernel.events_lost();
+        Ok(Self {
+            world: World::default(),
+            services: store.services(),
+            kernel: opened.kernel,
+            cgroups,
+            store,
+            inputs,
+            seen_namespaces: HashMap::new(),
+            paths: HashMap::new(),
+            plan: Plan::default(),
+            migration,
+            lost_engines: BTreeMap::new(),
+            bpffs: config.bpffs.clone(),
+            events,
+            ring: AsyncFd::with_interest(opened.events, Interest::READABLE).map_err(readable)?,
+            logs: match opened.logs {
+                Some(logs) => Some(AsyncFd::with_interest(logs, Interest::READABLE).map_err(readable)?),
+                None => None,
+            },
+            events_lost,
+            dirty: false,
+        })
+    }
+
+    /// Follows inputs until a signal or an order ends it.
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Input>) -> Result<(), RunError> {
+        let handler = |kind| signal(kind).map_err(RunError::io("catch a signal"));
+        let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+        let mut tick = interval(COMPARE_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // What the kernel says first: a socket that listens waits for nobody.
+                biased;
+                ready = self.ring.readable_mut() => {
+                    let events = drain(ready.map_err(RunError::io("read events of the kernel programs"))?);
+                    for event in events {
+                        self.kernel_event(&event);
+                    }
+                }
+                Some(input) = queue.recv() => {
+                    let mut next = Some(input);
+                    while let Some(input) = next {
+                        if self.input(input) {
+                            return Ok(());
+                        }
+                        next = queue.try_recv().ok();
+                    }
+                }
+                seen = self.cgroups.seen() => match seen {
+                    Ok(seen) => seen.into_iter().for_each(|seen| self.cgroup_seen(seen)),
+                    Err(error) => warn!(%error, "cannot read what happens to cgroups"),
+                },
+                () = flush(&mut self.logs) => {}
+                _ = tick.tick() => self.compare(),
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+            }
+            self.converge();
+        }
+        info!("told to stop; what is pinned goes on steering, and `pod-steer unload` would end that");
+        Ok(())
+    }
+
+    /// True when the daemon is to end.
+    fn input(&mut self, input: Input) -> bool {
+        match input {
+            Input::Engine(input) => self.engine_input(input),
+            Input::Inspected { cookie, found } => self.inspected(cookie, found),
+            Input::Found { index, sockets } => self.found(index, sockets),
+            Input::Ended(id) => self.remove(&id),
+            Input::Ask(Ask::Status(answer)) => {
+                self.converge();
+                let _ = answer.send(self.status());
+            }
+            Input::Ask(Ask::Exec(request, peer, answer)) => {
+                let made = self.exec(request, peer);
+                let _ = answer.send(made);
+            }
+            Input::Ask(Ask::Register(request, peer, answer)) => {
+                let made = self.register(request, peer);
+                let _ = answer.send(made);
+            }
+            Input::Ask(Ask::Unload(answer)) => {
+                let done = self.unload();
+                let end = done.is_ok();
+                let _ = answer.send(done);
+                return end;
+            }
+        }
+        false
+    }
+
+    fn cgroup_seen(&mut self, seen: Seen) {
+        match seen {
+            Seen::Container { id, path } => self.container_cgroup(&id, &path),
+            Seen::Empty(path) => self.cgroup_empty(&path),
+        }
+    }
+
+    /// The world has changed: the plan is to be made again.
+    pub(super) fn touch(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Brings the kernel to what follows from the world.
+    pub(super) fn converge(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        let plan = self.world.plan();
+        self.name_services(&plan);
+        for cookie in &plan.namespaces {
+            if let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie)
+                && let Some(ns) = ns.take()
+                && let Err(error) = self.kernel.attach_namespace(netns, &ns)
+            {
+                error!(error = %crate::chain(&error), %netns, "cannot steer in this network namespace");
+            }
+        }
+        match self.kernel.apply(&plan, &self.services) {
+            // Nobody waits for the grace periods: the tables are in effect already.
+            Ok(_settled) => {}
+            Err(error) => {
+                error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
+                self.dirty = true;
+            }
+        }
+        for cookie in self.kernel.namespaces() {
+            if !plan.namespaces.contains(&cookie) {
+                self.kernel.detach_namespace(cookie);
+                self.seen_namespaces.remove(&cookie);
+            }
+        }
+        self.report(&plan);
+        self.plan = plan;
+    }
+
+    /// Gives every planned service an index for its counters.
+    fn name_services(&mut self, plan: &Plan) {
+        let planned: BTreeSet<&String> =
+            plan.rules.values().filter_map(|rule| rule.service.as_ref()).collect();
+        let before = self.services.clone();
+        self.services.retain(|name, _| planned.contains(name));
+        for name in planned {
+            if !self.services.contains_key(name) {
+                let used: BTreeSet<u32> = self.services.values().copied().collect();
+                let Some(index) = (0..pod_steer_ebpf::SERVICES_MAX).find(|index| !used.contains(index)) else { continue };
+                if let Err(error) = self.kernel.reset_service_counters(index) {
+                    warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
+                }
+                self.services.insert(name.clone(), index);
+            }
+        }
+        if self.services != before
+            && let Err(error) = self.store.put_services(&self.services)
+        {
+            warn!(error = %crate::chain(&error), "a restart may count services anew");
+        }
+    }
+
+    /// Says what has changed for a backend.
+    fn report(&self, plan: &Plan) {
+        for (index, state) in &plan.states {
+            let Some(backend) = self.world.by_index(*index) else { continue };
+            if self.plan.states.get(index) != Some(state) {
+                let word = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+                info!(service = %backend.spec.service, version = %backend.spec.version, backend = %backend.name, state = %word);
+                self.tell(&backend.spec.service, &backend.name, &word, "");
+            }
+            let (now, before) = (plan.hindrances.get(index), self.plan.hindrances.get(index));
+            for text in now.into_iter().flatten().filter(|text| !before.is_some_and(|b| b.contains(text))) {
+                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
+                self.tell(&backend.spec.service, &backend.name, "problem", text);
+            }
+        }
+    }
+
+    /// Tells whoever follows the events.
+    pub(super) fn tell(&self, service: &str, backend: &str, event: &str, detail: &str) {
+        let _ = self.events.send(EventRecord {
+            time: jiff::Timestamp::now().to_string(),
+            service: service.to_owned(),
+            backend: backend.to_owned(),
+            event: event.to_owned(),
+            detail: detail.to_owned(),
+        });
+    }
+
+    fn compare(&mut self) {
+        let lost = self.kernel.events_lost();
+        if lost != std::mem::replace(&mut self.events_lost, lost) {
+            warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
+        }
+        self.read_sockets();
+        self.drop_leftovers();
+    }
+}
+
+fn drain(mut ready: tokio::io::unix::AsyncFdReadyMutGuard<'_, RingBuf<MapData>>) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(item) = ready.get_inner_mut().next() {
+        match event(&item) {
+            Some(event) => events.push(event),
+            None => debug!(bytes = item.len(), "an event of unknown size"),
+        }
+    }
+    ready.clear_ready();
+    events
+}
+
+/// The contract's types are plain old data; their bytes are copied out.
+fn event(bytes: &[u8]) -> Option<Event> {
+    (bytes.len() == size_of::<Event>()).then(|| crate::kernel::sys::read_event(bytes))
+}
+
+async fn flush(logs: &mut Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>) {
+    let Some(logs) = logs else { return std::future::pending().await };
+    let ready: io::Result<_> = logs.readable_mut().await;
+    if let Ok(mut ready) = ready {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}

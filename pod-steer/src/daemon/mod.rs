@@ -1,0 +1,122 @@
+//! `pod-steer run`: puts the parts together and follows what happens. `control` is the one loop that owns the world and
+//! the kernel; everything else sends it messages.
+
+mod backends;
+mod control;
+mod processes;
+mod sockets;
+mod status;
+mod store;
+
+use std::{fs, io, path::PathBuf};
+
+use tokio::{net::UnixListener, sync::mpsc};
+use tracing::{info, warn};
+
+pub use control::{Ask, Input};
+pub use store::Store;
+
+use crate::{api, caps, cgroups, config::RunConfig, doctor, engine, kernel::Kernel};
+
+/// Messages that may wait for the loop before senders wait too.
+const INPUTS_MAX: usize = 4096;
+/// Events that a slow follower may lag behind before it misses some.
+const EVENTS_MAX: usize = 4096;
+
+/// What keeps the daemon from running.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The machine lacks something.
+    #[error("{0}")]
+    Unfit(String),
+    /// Another daemon runs.
+    #[error("another pod-steer runs with `{}`; end it first, or choose another `--runtime-dir` and `--bpffs`", .0.display())]
+    Running(PathBuf),
+    /// The steering state.
+    #[error(transparent)]
+    Kernel(#[from] crate::kernel::KernelError),
+    /// The files of the runtime directory.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// A part of the system.
+    #[error("{what}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Runs until it is told to stop. What is pinned stays: traffic goes on without us.
+pub async fn run(config: RunConfig) -> Result<(), RunError> {
+    if let Some(unfit) = doctor::required().into_iter().find(|finding| !finding.ok) {
+        return Err(RunError::Unfit(unfit.to_string()));
+    }
+    let store = Store::open(&config.runtime_dir)?;
+    let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
+
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
+    let mount = cgroups::mount_point(&mountinfo)
+        .ok_or_else(|| RunError::Unfit("no cgroup v2 is mounted; mount it: mount -t cgroup2 none DIR".to_owned()))?;
+    let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
+    let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)?;
+    let adopted = opened.adopted;
+
+    let socket = config.socket.clone();
+    let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
+    caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
+
+    let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+    let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
+    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), events.clone())?;
+    control.adopt();
+
+    for engine in config.engines.clone() {
+        let (sender, mut received) = mpsc::channel(INPUTS_MAX);
+        tokio::spawn(engine::follow(engine, sender));
+        let inputs = inputs.clone();
+        tokio::spawn(async move {
+            while let Some(input) = received.recv().await {
+                if inputs.send(Input::Engine(input)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    tokio::spawn(api::serve(listener, api::Shared { inputs, events, group: config.group_id }));
+    info!(
+        socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
+        "pod-steer {} steers", env!("CARGO_PKG_VERSION")
+    );
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!(%error, "systemd could not be told that we are ready");
+    }
+    let result = control.run(queue).await;
+    let _ = fs::remove_file(&socket);
+    result
+}
+
+/// Makes the API's socket: 0660, of the configured group. What is left of a dead daemon's is replaced.
+fn bind(config: &RunConfig) -> io::Result<UnixListener> {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    match fs::remove_file(&config.socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&config.socket)?;
+    fs::set_permissions(&config.socket, fs::Permissions::from_mode(0o660))?;
+    if let Some(group) = config.group_id {
+        chown(&config.socket, None, Some(group))?;
+    }
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}

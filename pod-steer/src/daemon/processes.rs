@@ -1,0 +1,254 @@
+//! Backends without a container engine: commands started by `pod-steer exec`, each in a cgroup of its own, and
+//! processes adopted by `pod-steer register`.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+use tracing::{debug, info, warn};
+
+use super::control::{Control, Input, Peer};
+use crate::{
+    api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
+    cgroups,
+    kernel::{Cgroup, Unloaded},
+    labels::{self, Spec},
+    netns,
+    procs::Process,
+    world::{Backend, Health, Kind, Network, Phase},
+};
+
+/// The cgroup, below the root of the hierarchy, in which every `exec` gets one of its own.
+pub const CGROUP: &str = "pod-steer";
+
+type Answer = Result<Registered, String>;
+
+impl Control {
+    /// Makes the asking process a backend: whatever it executes next is steered to.
+    pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
+        let spec = spec(&request.backend)?;
+        let pid = peer.cred.pid.as_raw_nonzero().get();
+        let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
+        let ns = process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
+        let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
+        let index = self.new_index()?;
+        let id = self.process_id("exec", pid);
+        let path = self.exec_cgroup(&id);
+        let failed = |e: io::Error| format!("the cgroup {} cannot be used: {e}", path.display());
+        fs::create_dir_all(&path).map_err(failed)?;
+        let cgroup = Cgroup::open(&path).map_err(failed)?;
+
+        let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
+        self.add_process(backend, netns, ns)?;
+        self.paths.insert(index, path.clone());
+        let made = self
+            .kernel
+            .attach_backend(index, &cgroup)
+            .map_err(|e| crate::chain(&e))
+            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
+            .and_then(|()| self.cgroups.watch_empty(&path).map_err(failed));
+        if let Err(error) = made {
+            self.remove(&id);
+            let _ = fs::remove_dir(&path);
+            return Err(error);
+        }
+        // It may have ended before the watch stood.
+        if cgroups::is_empty(&path) {
+            self.cgroup_empty(&path);
+        }
+        Ok(Registered { id, sockets: 0 })
+    }
+
+    /// Adopts a process that listens already.
+    pub(super) fn register(&mut self, request: RegisterRequest, peer: Peer) -> Answer {
+        let spec = spec(&request.backend)?;
+        let pid = request.pid;
+        let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
+        let owner = process.uid().map_err(|e| e.to_string())?;
+        if !peer.cred.uid.is_root() && peer.cred.uid.as_raw() != owner {
+            return Err(format!("process {pid} belongs to another user; only root may register it"));
+        }
+        let ns = process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
+        let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
+        let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
+        let sockets = process.listeners(|bound| ports.contains(&bound.port())).map_err(|e| e.to_string())?;
+        if sockets.is_empty() {
+            let wanted: Vec<String> = ports.iter().map(u16::to_string).collect();
+            return Err(format!("process {pid} does not listen on port {}", wanted.join(" or ")));
+        }
+        let index = self.new_index()?;
+        let id = self.process_id("registered", pid);
+        let backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
+        self.add_process(backend, netns, ns)?;
+        let count = sockets.len();
+        self.found(index, sockets);
+        self.converge();
+        self.watch_process(&id, process);
+        Ok(Registered { id, sockets: count })
+    }
+
+    fn process_id(&self, kind: &str, pid: i32) -> String {
+        (0..).map(|n| format!("{kind}-{pid}-{n}")).find(|id| !self.world.backends.contains_key(id)).unwrap_or_default()
+    }
+
+    fn process_backend(
+        &self,
+        id: &str,
+        name: Option<String>,
+        kind: Kind,
+        index: u32,
+        spec: Spec,
+        netns: netns::Netns,
+    ) -> Backend {
+        Backend {
+            id: id.to_owned(),
+            name: name.unwrap_or_else(|| id.to_owned()),
+            kind,
+            index,
+            created_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64),
+            spec,
+            phase: Phase::Running,
+            health: Health::Unchecked,
+            network: Network::Host,
+            netns: Some(netns),
+            stop_signal: None,
+            troubles: Default::default(),
+        }
+    }
+
+    /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
+    fn add_process(&mut self, backend: Backend, netns: netns::Netns, ns: fs::File) -> Result<(), String> {
+        let (id, index) = (backend.id.clone(), backend.index);
+        self.store.put(&backend).map_err(|e| crate::chain(&e))?;
+        self.world.backends.insert(id.clone(), backend);
+        self.namespace_seen(netns, ns);
+        self.converge();
+        if let Some(refused) = self.plan.hindrances.get(&index) {
+            let refused = refused.join("; ");
+            self.remove(&id);
+            self.converge();
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    fn exec_cgroup(&self, id: &str) -> PathBuf {
+        // Daemons side by side, each with its own pins, must not share names.
+        let of = self.bpffs.file_name().and_then(|name| name.to_str()).unwrap_or("default");
+        self.cgroups.mount().join(CGROUP).join(of).join(id)
+    }
+
+    /// The last process of an `exec` has ended.
+    pub(super) fn cgroup_empty(&mut self, path: &Path) {
+        let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
+        self.remove(&id);
+        remove_exec_cgroup(path);
+    }
+
+    pub(super) fn adopt_exec(&mut self, backend: &Backend) {
+        let path = self.exec_cgroup(&backend.id);
+        self.paths.insert(backend.index, path.clone());
+        if self.cgroups.watch_empty(&path).is_err() || cgroups::is_empty(&path) {
+            debug!(backend = %backend.name, "ended while no daemon ran");
+            self.cgroup_empty(&path);
+        }
+    }
+
+    pub(super) fn adopt_registered(&mut self, backend: &Backend, pid: i32) {
+        // The pid may belong to another process by now: the namespace must at least be the same.
+        let same = Process::open(pid).ok().filter(|process| {
+            let netns = process.netns().and_then(|ns| netns::identify(&ns)).ok();
+            netns.is_some() && netns == backend.netns
+        });
+        match same {
+            Some(process) => self.watch_process(&backend.id, process),
+            None => self.remove(&backend.id),
+        }
+    }
+
+    fn watch_process(&self, id: &str, process: Process) {
+        let (id, inputs) = (id.to_owned(), self.inputs.clone());
+        tokio::spawn(async move {
+            let ended = async {
+                let pidfd = AsyncFd::with_interest(process.into_pidfd(), Interest::READABLE)?;
+                pidfd.readable().await.map(drop)
+            };
+            let ended: io::Result<()> = ended.await;
+            if let Err(error) = ended {
+                warn!(%error, %id, "cannot wait for an adopted process");
+                return;
+            }
+            let _ = inputs.send(Input::Ended(id)).await;
+        });
+    }
+
+    /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
+    pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
+        let places: Vec<PathBuf> = self.paths.values().cloned().collect();
+        let done = undo(&self.bpffs, self.cgroups.mount(), &places).map_err(|e| e.to_string())?;
+        self.store.remove_all();
+        info!(?done, "unloaded");
+        Ok(done)
+    }
+}
+
+/// Takes the migrate program off every group of the given cgroups, then removes the pins and our cgroups. Processes
+/// that `exec` started go on, in the root cgroup.
+pub fn undo(bpffs: &Path, cgroup_mount: &Path, cgroups: &[PathBuf]) -> io::Result<Unloaded> {
+    for path in cgroups {
+        for socket in crate::procs::listeners_in_cgroup(path, |_| true).unwrap_or_default() {
+            if socket.reuseport {
+                // A group without a program answers ENOENT, which is what is wanted.
+                let _ = crate::kernel::QueueMigration::detach(&socket.fd);
+            }
+        }
+    }
+    let done = crate::kernel::unload(bpffs)?;
+    let of = bpffs.file_name().and_then(|name| name.to_str()).unwrap_or("default");
+    let ours = cgroup_mount.join(CGROUP).join(of);
+    for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
+        let pids = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines() {
+            let _ = fs::write(cgroup_mount.join("cgroup.procs"), pid);
+        }
+        remove_exec_cgroup(&entry.path());
+    }
+    let _ = fs::remove_dir(&ours);
+    let _ = fs::remove_dir(cgroup_mount.join(CGROUP));
+    Ok(done)
+}
+
+fn remove_exec_cgroup(path: &Path) {
+    // A command may have made cgroups below its own.
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    for dir in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_exec_cgroup(&dir.path());
+    }
+    if let Err(error) = fs::remove_dir(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(path = %path.display(), %error, "cannot remove a cgroup");
+    }
+}
+
+fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
+    match pidfd {
+        Some(pidfd) => Process::from_pidfd(pid, pidfd),
+        None => Process::open(pid),
+    }
+}
+
+fn spec(request: &BackendRequest) -> Result<Spec, String> {
+    let errors = labels::spec_from_flags(
+        &request.service,
+        &request.ports,
+        request.version.as_deref(),
+        request.weight.as_deref(),
+        request.fallback.as_deref(),
+    );
+    errors.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}

@@ -1,0 +1,201 @@
+//! Listening sockets: those that the kernel programs report, and those that were there before.
+
+use std::{
+    os::fd::AsFd as _,
+    path::Path,
+};
+
+use pod_steer_ebpf::{
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
+    FAMILY_V6, NONE, PROTO_TCP, SocketInfo,
+};
+use tokio::task::spawn_blocking;
+use tracing::{debug, warn};
+
+use super::control::{Control, Input};
+use crate::{
+    procs::{FoundSocket, address_bytes, address_from_bytes, listeners_in_cgroup},
+    world::{Network, Socket},
+};
+
+/// Topic of [`crate::world::Backend::troubles`].
+const FOREIGN: &str = "foreign";
+
+/// What a look at a socket found; the kernel programs cannot see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// It takes IPv6 clients only.
+    pub v6only: bool,
+    /// Its queue will be handed on when it closes.
+    pub migrates: bool,
+}
+
+impl Control {
+    pub(super) fn kernel_event(&mut self, event: &Event) {
+        let info = &event.socket;
+        let Some(backend) = self.world.by_index(info.backend) else { return };
+        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+        match event.kind {
+            EVENT_LISTENING => {
+                debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
+                self.add_socket(event.cookie, info);
+                self.inspect_later(event.cookie, info.backend, info.port);
+            }
+            EVENT_CLOSED => {
+                debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
+                self.world.sockets.remove(&event.cookie);
+                self.kernel.forget_socket(event.cookie);
+                self.touch();
+            }
+            EVENT_NOT_REGISTERED => {
+                let error = std::io::Error::from_raw_os_error(event.errno as i32);
+                warn!(%service, backend = %name, port = info.port, %error, "a listening socket cannot be steered to");
+                let text = format!("its socket on port {} cannot enter the socket map: {error}", info.port);
+                self.tell(&service, &name, "problem", &text);
+                if let Some(backend) = self.world.by_index_mut(info.backend) {
+                    backend.troubles.insert("register", text);
+                }
+                self.touch();
+            }
+            EVENT_NOT_SHARED => {
+                let error = std::io::Error::from_raw_os_error(event.errno as i32);
+                warn!(%service, backend = %name, port = info.port, %error, "SO_REUSEPORT could not be set on a bind");
+            }
+            EVENT_MPTCP_REFUSED => {
+                debug!(%service, backend = %name, "asked for MPTCP; it is expected to fall back to TCP");
+                self.tell(&service, &name, "mptcp-refused", "");
+            }
+            _ => {}
+        }
+    }
+
+    fn add_socket(&mut self, cookie: u64, info: &SocketInfo) {
+        let Some(backend) = self.world.by_index_mut(info.backend) else { return };
+        match backend.netns {
+            // The engine's word on the namespace may still be under way; a namespace where others serve is known.
+            None if backend.network != Network::Own && self.seen_namespaces.contains_key(&info.netns_cookie) => {
+                backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
+            }
+            Some(netns) if netns.cookie != info.netns_cookie => {
+                let text = format!(
+                    "its socket on port {} lives in another network namespace than the container itself: a connection \
+                     steered there would never complete; let it listen in the container's own",
+                    info.port
+                );
+                warn!(backend = %backend.name, "{text}");
+                backend.troubles.insert(FOREIGN, text);
+            }
+            _ => {}
+        }
+        let socket = Socket {
+            backend: info.backend,
+            netns_cookie: info.netns_cookie,
+            ip: address_from_bytes(info.family, info.addr),
+            port: info.port,
+            // Most are not; if this one is, the kernel skips it for IPv4 clients until the look at it has told.
+            v6only: false,
+        };
+        self.world.sockets.insert(cookie, socket);
+        self.touch();
+    }
+
+    /// Looks at a socket beside the loop: what only a descriptor can tell, and the migrate program for its group.
+    fn inspect_later(&self, cookie: u64, index: u32, port: u16) {
+        let Some(path) = self.paths.get(&index).cloned() else { return };
+        let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
+        spawn_blocking(move || {
+            let sockets = listeners_in_cgroup(&path, |bound| bound.port() == port).unwrap_or_default();
+            let found = sockets.into_iter().find(|socket| socket.cookie == cookie).map(|socket| {
+                let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
+                Inspection { v6only: socket.v6only, migrates }
+            });
+            let _ = inputs.blocking_send(Input::Inspected { cookie, found });
+        });
+    }
+
+    pub(super) fn inspected(&mut self, cookie: u64, found: Option<Inspection>) {
+        let Some(found) = found else { return };
+        let Some(socket) = self.world.sockets.get_mut(&cookie) else { return };
+        if socket.v6only != found.v6only {
+            socket.v6only = found.v6only;
+            self.touch();
+        }
+        if !found.migrates {
+            debug!(cookie, "its queue will not be handed on when it closes");
+        }
+    }
+
+    /// Looks for sockets that listened before the backend was managed.
+    pub(super) fn look_for_sockets(&self, index: u32, cgroup: &Path) {
+        let Some(backend) = self.world.by_index(index) else { return };
+        let ports: Vec<u16> = backend.spec.ports.iter().map(|map| map.target).collect();
+        let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
+        spawn_blocking(move || {
+            let sockets = listeners_in_cgroup(&path, |bound| ports.contains(&bound.port())).unwrap_or_default();
+            let _ = inputs.blocking_send(Input::Found { index, sockets });
+        });
+    }
+
+    /// Registers sockets that were found.
+    pub(super) fn found(&mut self, index: u32, sockets: Vec<FoundSocket>) {
+        let Some(netns) = self.world.by_index(index).and_then(|backend| backend.netns) else { return };
+        for socket in sockets {
+            if self.world.sockets.contains_key(&socket.cookie) {
+                continue;
+            }
+            let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+            let info = SocketInfo {
+                netns_cookie: netns.cookie,
+                addr: address_bytes(socket.bound.ip()),
+                backend: index,
+                table: NONE,
+                port: socket.bound.port(),
+                proto: PROTO_TCP,
+                family,
+                pad: 0,
+            };
+            if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
+                warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");
+                continue;
+            }
+            if socket.reuseport {
+                let _ = self.migration.attach(socket.fd.as_fd());
+            } else {
+                self.note_unshared(index, info.port);
+            }
+            self.add_socket(socket.cookie, &info);
+            if let Some(known) = self.world.sockets.get_mut(&socket.cookie) {
+                known.v6only = socket.v6only;
+            }
+        }
+        self.touch();
+    }
+
+    /// Takes the kernel's word for which sockets listen.
+    pub(super) fn read_sockets(&mut self) {
+        let live = self.kernel.live_sockets();
+        let before = self.world.sockets.len();
+        self.world.sockets.retain(|cookie, _| live.iter().any(|(alive, _)| alive == cookie));
+        let mut changed = self.world.sockets.len() != before;
+        for (cookie, info) in live {
+            if !self.world.sockets.contains_key(&cookie) && self.world.by_index(info.backend).is_some() {
+                self.add_socket(cookie, &info);
+                self.inspect_later(cookie, info.backend, info.port);
+                changed = true;
+            }
+        }
+        if changed {
+            self.touch();
+        }
+    }
+
+    /// Forgets the sockets of a backend that has ended.
+    pub(super) fn forget_sockets(&mut self, index: u32) {
+        let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
+        let cookies: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
+        for cookie in cookies {
+            self.world.sockets.remove(&cookie);
+            self.kernel.forget_socket(cookie);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What `status` answers: the world and the plan, with the kernel's counters.
+
+use std::collections::BTreeMap;
+
+use super::control::Control;
+use crate::{
+    api::types::{BackendStatus, NamespaceStatus, Problem, ServiceCountersStatus, ServiceStatus, Status},
+    ports,
+    world::{Backend, Kind, State},
+};
+
+impl Control {
+    pub(super) fn status(&self) -> Status {
+        let mut by_service: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
+        for backend in self.world.backends.values() {
+            by_service.entry(&backend.spec.service).or_default().push(backend);
+        }
+        let services = by_service.into_iter().map(|(name, backends)| self.service(name, backends)).collect();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            services,
+            problems: self.problems(),
+        }
+    }
+
+    fn service(&self, name: &str, mut backends: Vec<&Backend>) -> ServiceStatus {
+        backends.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+        let index = self.services.get(name).copied();
+        let counters = index.map(|index| self.kernel.service_counters(index)).unwrap_or_default();
+        let mut namespaces: Vec<NamespaceStatus> = backends
+            .iter()
+            .filter_map(|backend| backend.netns)
+            .filter(|netns| self.plan.namespaces.contains(&netns.cookie))
+            .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie })
+            .collect();
+        namespaces.sort_by_key(|namespace| namespace.cookie);
+        namespaces.dedup();
+        let mut maps: Vec<_> = backends.iter().flat_map(|backend| backend.spec.ports.clone()).collect();
+        maps.sort();
+        maps.dedup();
+        let mut rows: Vec<BackendStatus> = backends.iter().map(|backend| self.backend(backend)).collect();
+        let opened: u64 = rows.iter().map(|row| row.opened).sum();
+        for row in &mut rows {
+            row.share = if opened == 0 { 0.0 } else { row.opened as f64 / opened as f64 };
+        }
+        ServiceStatus {
+            name: name.to_owned(),
+            ports: ports::compact(&maps),
+            namespaces,
+            fallback: backends.first().map(|backend| backend.spec.fallback).unwrap_or_default(),
+            counters: ServiceCountersStatus {
+                stale_slots: counters.stale_slots,
+                refused_no_backend: counters.refused_no_backend,
+                passed_no_backend: counters.passed_no_backend,
+                assign_eafnosupport: counters.assign_eafnosupport,
+                assign_esocktnosupport: counters.assign_esocktnosupport,
+                assign_eprototype: counters.assign_eprototype,
+                assign_eexist: counters.assign_eexist,
+                assign_other: counters.assign_other,
+            },
+            backends: rows,
+        }
+    }
+
+    fn backend(&self, backend: &Backend) -> BackendStatus {
+        let counters = self.kernel.backend_counters(backend.index);
+        let moved = (counters.moved_in - counters.moved_in_closed) as i64
+            - (counters.moved_out - counters.moved_out_closed) as i64;
+        let live = counters.opened as i64 - counters.closed as i64 + moved;
+        BackendStatus {
+            id: backend.id.clone(),
+            name: backend.name.clone(),
+            kind: match backend.kind {
+                Kind::Container { .. } => "container",
+                Kind::Exec => "exec",
+                Kind::Registered { .. } => "registered",
+            }
+            .to_owned(),
+            engine: match &backend.kind {
+                Kind::Container { engine } => Some(engine.clone()),
+                _ => None,
+            },
+            version: backend.spec.version.clone(),
+            weight: backend.spec.weight,
+            state: self.plan.states.get(&backend.index).copied().unwrap_or(State::Starting),
+            sockets: self.world.sockets.values().filter(|socket| socket.backend == backend.index).count(),
+            steered: counters.steered,
+            opened: counters.opened,
+            closed: counters.closed,
+            // The counters of the CPUs are not read in one instant.
+            live: live.max(0) as u64,
+            moved_in: counters.moved_in,
+            moved_out: counters.moved_out,
+            moved_half_open: counters.moved_half_open,
+            not_moved: counters.not_moved,
+            share: 0.0,
+            problems: self.backend_problems(backend),
+        }
+    }
+
+    fn backend_problems(&self, backend: &Backend) -> Vec<String> {
+        let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
+        planned.chain(backend.troubles.values()).cloned().collect()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let engines = self.lost_engines.iter().map(|(engine, error)| Problem {
+            subject: format!("engine {engine}"),
+            message: format!("cannot be reached: {error}; its containers are steered to as last known"),
+        });
+        let misfits = self.world.misfits.iter().flat_map(|(id, misfit)| {
+            let short = id.get(..12).unwrap_or(id);
+            let subject = format!("container {} ({short})", misfit.name);
+            misfit.errors.iter().map(move |error| Problem { subject: subject.clone(), message: error.clone() })
+        });
+        let backends = self.world.backends.values().flat_map(|backend| {
+            let subject = format!("backend {} of {}", backend.name, backend.spec.service);
+            self.backend_problems(backend).into_iter().map(move |message| Problem { subject: subject.clone(), message })
+        });
+        engines.chain(misfits).chain(backends).collect()
+    }
+}

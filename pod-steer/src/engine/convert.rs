@@ -1,0 +1,286 @@
+//! What the engine's answers and events mean, as plain values. No I/O.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, EventMessage, HealthStatusEnum,
+};
+
+use crate::{
+    labels,
+    world::{Health, Network, Phase},
+};
+
+/// A container with at least one of our labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    /// Its full id.
+    pub id: String,
+    /// Its name, without the slash.
+    pub name: String,
+    /// Address of its engine.
+    pub engine: String,
+    /// When it was made, in milliseconds since 1970; zero if the engine did not say.
+    pub created_ms: i64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The name of its image, as it was asked for.
+    pub image: String,
+    /// The id of its image, or nothing.
+    pub image_id: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// False if something happened since: then only what does not change is to be taken from here.
+    pub phase_is_current: bool,
+    /// What its health check says.
+    pub health: Health,
+    /// Its first process, if it runs.
+    pub pid: Option<i32>,
+    /// Whose network namespace it lives in.
+    pub network: Network,
+    /// Where its cgroup is made, or nothing for the engine's default.
+    pub cgroup_parent: String,
+    /// The signal that asks it to stop, besides the usual ones.
+    pub stop_signal: Option<i32>,
+}
+
+/// What happened to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was made.
+    Created,
+    /// It runs.
+    Started,
+    /// A signal was sent to it.
+    Signalled(i32),
+    /// It ended.
+    Died,
+    /// It is frozen.
+    Paused,
+    /// It goes on.
+    Unpaused,
+    /// Its health check has a new result.
+    Health(Health),
+    /// It has a new name.
+    Renamed,
+    /// It is gone.
+    Removed,
+}
+
+impl Change {
+    /// True if it changes the phase or health, so that details asked for before are out of date.
+    pub fn is_phase(&self) -> bool {
+        !matches!(self, Self::Created | Self::Renamed)
+    }
+}
+
+/// An event of a container.
+#[derive(Debug)]
+pub struct Happened {
+    /// Its full id.
+    pub id: String,
+    /// What happened.
+    pub change: Change,
+    /// The container as far as the event describes it, if it has our labels.
+    pub mine: Option<Box<Container>>,
+}
+
+/// Understands an event; `None` for those that mean nothing to us.
+pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
+    let action = event.action?;
+    let actor = event.actor?;
+    let id = actor.id?;
+    let attributes = actor.attributes.unwrap_or_default();
+    let change = match action.split(':').next()?.trim() {
+        "create" => Change::Created,
+        "start" => Change::Started,
+        "kill" => Change::Signalled(attributes.get("signal").and_then(|s| signal(s)).unwrap_or(libc::SIGKILL)),
+        // `died` and `remove` are Podman's own words for them.
+        "die" | "died" => Change::Died,
+        "pause" => Change::Paused,
+        "unpause" => Change::Unpaused,
+        "rename" => Change::Renamed,
+        "destroy" | "remove" => Change::Removed,
+        "health_status" => Change::Health(match action.split(':').nth(1).map(str::trim) {
+            Some("healthy") => Health::Healthy,
+            Some("unhealthy") => Health::Unhealthy,
+            Some("starting") => Health::Starting,
+            _ => match attributes.get("health_status").map(String::as_str) {
+                Some("healthy") => Health::Healthy,
+                Some("unhealthy") => Health::Unhealthy,
+                _ => return None,
+            },
+        }),
+        _ => return None,
+    };
+    let mine = attributes.keys().any(|key| key.starts_with(labels::PREFIX)).then(|| {
+        let created_ms = event.time_nano.map_or(0, |ns| ns / 1_000_000);
+        Box::new(announced(engine, &id, attributes, created_ms))
+    });
+    Some(Happened { id, change, mine })
+}
+
+/// What an event alone says of a container: its labels are among the attributes.
+fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, created_ms: i64) -> Container {
+    let name = attributes.remove("name").unwrap_or_else(|| short(id).to_owned());
+    let image = attributes.remove("image").unwrap_or_default();
+    attributes.retain(|key, _| key.starts_with(labels::PREFIX));
+    Container {
+        id: id.to_owned(),
+        name,
+        engine: engine.to_owned(),
+        created_ms,
+        labels: attributes.into_iter().collect(),
+        image,
+        image_id: String::new(),
+        phase: Phase::Created,
+        phase_is_current: true,
+        health: Health::Unchecked,
+        pid: None,
+        network: Network::Unknown,
+        cgroup_parent: String::new(),
+        stop_signal: None,
+    }
+}
+
+/// Understands the engine's description of a container; `None` if it has none of our labels.
+pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Container> {
+    let id = details.id?;
+    let config = details.config.unwrap_or_default();
+    let mut labels: BTreeMap<String, String> = config.labels.unwrap_or_default().into_iter().collect();
+    labels.retain(|key, _| key.starts_with(labels::PREFIX));
+    if labels.is_empty() {
+        return None;
+    }
+    let state = details.state.unwrap_or_default();
+    let phase = match state.status {
+        Some(ContainerStateStatusEnum::CREATED) => Phase::Created,
+        Some(ContainerStateStatusEnum::PAUSED) => Phase::Paused,
+        Some(ContainerStateStatusEnum::RUNNING) => Phase::Running,
+        _ if state.running == Some(true) => Phase::Running,
+        _ if state.started_at.as_deref().is_none_or(|at| at.starts_with("0001-")) => Phase::Created,
+        _ => Phase::Exited,
+    };
+    let health = match state.health.and_then(|health| health.status) {
+        Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
+        Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
+        Some(HealthStatusEnum::STARTING) => Health::Starting,
+        _ => Health::Unchecked,
+    };
+    let host = details.host_config.unwrap_or_default();
+    Some(Container {
+        name: details.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        engine: engine.to_owned(),
+        created_ms: details.created.as_deref().and_then(unix_milliseconds).unwrap_or_default(),
+        labels,
+        image: config.image.unwrap_or_default(),
+        image_id: details.image.unwrap_or_default(),
+        phase,
+        phase_is_current: true,
+        health,
+        pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        network: network(host.network_mode.as_deref().unwrap_or_default()),
+        cgroup_parent: host.cgroup_parent.unwrap_or_default(),
+        stop_signal: config.stop_signal.as_deref().and_then(signal),
+        id,
+    })
+}
+
+fn network(mode: &str) -> Network {
+    match mode.split(':').next().unwrap_or_default() {
+        "host" => Network::Host,
+        "container" | "ns" => Network::Joined,
+        _ => Network::Own,
+    }
+}
+
+/// The number of a signal that an engine names: `15`, `TERM`, `SIGTERM`, `SIGRTMIN+3`.
+fn signal(name: &str) -> Option<i32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    if let Some(more) = name.strip_prefix("RTMIN") {
+        // 34 is what every C library on Linux leaves to its programs.
+        return more.strip_prefix('+').map_or(Some(34), |more| more.parse::<i32>().ok().map(|more| 34 + more));
+    }
+    let known = [
+        ("HUP", libc::SIGHUP),
+        ("INT", libc::SIGINT),
+        ("QUIT", libc::SIGQUIT),
+        ("KILL", libc::SIGKILL),
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("TERM", libc::SIGTERM),
+        ("WINCH", libc::SIGWINCH),
+        ("ABRT", libc::SIGABRT),
+        ("STOP", libc::SIGSTOP),
+        ("CONT", libc::SIGCONT),
+    ];
+    known.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// Whether a signal asks a container to end. `docker kill -s HUP` is how servers are told to read their configuration.
+pub fn ends(signal: i32, stop_signal: Option<i32>) -> bool {
+    matches!(signal, libc::SIGTERM | libc::SIGKILL | libc::SIGINT | libc::SIGQUIT) || Some(signal) == stop_signal
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// Seconds since 1970 of a time as engines write it (RFC 3339, any zone).
+pub fn unix_seconds(time: &str) -> Option<i64> {
+    unix_milliseconds(time).map(|ms| ms.div_euclid(1000))
+}
+
+/// Milliseconds since 1970 of a time as engines write it (RFC 3339, any zone).
+fn unix_milliseconds(time: &str) -> Option<i64> {
+    time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_engines() {
+        assert_eq!(unix_milliseconds("1970-01-01T00:00:01.5Z"), Some(1500));
+        assert_eq!(unix_milliseconds("2024-02-29T12:00:00.123456789Z"), Some(1_709_208_000_123));
+        assert_eq!(unix_milliseconds("2024-02-29T13:00:00+01:00"), Some(1_709_208_000_000));
+        for nonsense in ["", "T", "2024-02-29", "2024-02-29T12Z", "x-y-zT::Z"] {
+            assert_eq!(unix_milliseconds(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(signal("15"), Some(15));
+        assert_eq!(signal("SIGTERM"), Some(15));
+        assert_eq!(signal("RTMIN+3"), Some(37));
+        assert_eq!(signal("nonsense"), None);
+        assert!(ends(15, None) && ends(28, Some(28)) && !ends(1, None) && !ends(28, None));
+    }
+
+    #[test]
+    fn events_with_our_labels() {
+        let attributes = HashMap::from([
+            ("name".to_owned(), "web-1".to_owned()),
+            ("image".to_owned(), "shop:v2".to_owned()),
+            ("pod-steer.service".to_owned(), "web".to_owned()),
+            ("other".to_owned(), "x".to_owned()),
+        ]);
+        let event = |action: &str| EventMessage {
+            action: Some(action.to_owned()),
+            actor: Some(bollard::models::EventActor { id: Some("abc".into()), attributes: Some(attributes.clone()) }),
+            ..EventMessage::default()
+        };
+        let seen = happened("e", event("create")).expect("it is understood");
+        let mine = seen.mine.expect("it has our label");
+        assert_eq!((mine.name.as_str(), mine.image.as_str(), mine.labels.len()), ("web-1", "shop:v2", 1));
+        let change = |action: &str| happened("e", event(action)).map(|seen| seen.change);
+        assert_eq!(change("health_status: unhealthy"), Some(Change::Health(Health::Unhealthy)));
+        assert_eq!(change("died"), Some(Change::Died));
+        assert_eq!(change("exec_start: sh"), None);
+    }
+}

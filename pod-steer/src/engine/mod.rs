@@ -1,0 +1,167 @@
+//! Container engines, through the Docker API that Docker and Podman speak: a snapshot and the events since, for as
+//! long as the engine answers, and again when it comes back. What an answer means is decided in `convert`.
+
+mod convert;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
+};
+use futures_util::{StreamExt as _, stream};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tracing::{debug, info, warn};
+
+pub use convert::{Change, Container, Happened, ends};
+
+use crate::labels;
+
+/// Seconds that a request to the engine may take.
+const REQUEST_TIMEOUT_S: u64 = 30;
+/// Requests for details that are under way at a time.
+const INSPECTIONS: usize = 8;
+/// Pauses between attempts to reach an engine: doubled from the first up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// What an engine tells the daemon.
+#[derive(Debug)]
+pub enum EngineInput {
+    /// All containers with our labels, as they are now; those not in it are gone.
+    Snapshot {
+        /// Address of the engine.
+        engine: String,
+        /// The containers.
+        containers: Vec<Container>,
+    },
+    /// One container, as it is now.
+    Container(Box<Container>),
+    /// Something happened to a container.
+    Happened {
+        /// Its full id.
+        id: String,
+        /// What.
+        change: Change,
+    },
+    /// The engine cannot be reached; traffic goes on as it is.
+    Lost {
+        /// Address of the engine.
+        engine: String,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Follows one engine for ever.
+pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>) {
+    let mut pause = RETRY_FIRST;
+    loop {
+        let mut connected = false;
+        let error = match session(&engine, &inputs, &mut connected).await {
+            Ok(()) => "the engine closed the stream of events".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        if inputs.is_closed() {
+            return;
+        }
+        if connected {
+            pause = RETRY_FIRST;
+        }
+        warn!(%engine, %error, retry_ms = pause.as_millis() as u64, "container engine lost; traffic goes on as it is");
+        let _ = inputs.send(EngineInput::Lost { engine: engine.clone(), error }).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY_LAST);
+    }
+}
+
+/// How often each container's phase has changed: details that were asked for before the last change are out of date.
+type Generations = Arc<Mutex<HashMap<String, u64>>>;
+
+async fn session(
+    engine: &str,
+    inputs: &mpsc::Sender<EngineInput>,
+    connected: &mut bool,
+) -> Result<(), bollard::errors::Error> {
+    let docker = Docker::connect_with_unix(engine, REQUEST_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
+    // First the events, then the snapshot: what happens in between is in both, and nothing is in neither.
+    let since = docker.info().await.ok().and_then(|info| info.system_time);
+    let filters = HashMap::from([("type", vec!["container"])]);
+    let mut options = EventsOptionsBuilder::new().filters(&filters);
+    if let Some(time) = since.as_deref().and_then(convert::unix_seconds) {
+        options = options.since(&time.to_string());
+    }
+    let mut events = Box::pin(docker.events(Some(options.build())));
+
+    let containers = snapshot(&docker, engine).await?;
+    info!(%engine, containers = containers.len(), "container engine connected");
+    *connected = true;
+    let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
+    let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers }).await;
+
+    let generations = Generations::default();
+    let mut inspections = JoinSet::new();
+    while let Some(event) = events.next().await {
+        let event = event?;
+        let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
+        if mine.is_none() && !ours.contains(&id) {
+            continue;
+        }
+        debug!(%engine, container = %id, ?change, "event");
+        ours.insert(id.clone());
+        if change.is_phase() {
+            let mut generations = generations.lock().unwrap_or_else(|e| e.into_inner());
+            *generations.entry(id.clone()).or_default() += 1;
+        }
+        if matches!(change, Change::Created)
+            && let Some(container) = mine
+        {
+            // The labels are in the event: enough to prepare for its first bind while the details are fetched.
+            let _ = inputs.send(EngineInput::Container(container)).await;
+        }
+        let details = matches!(change, Change::Created | Change::Started | Change::Renamed);
+        if matches!(change, Change::Removed) {
+            ours.remove(&id);
+        }
+        let _ = inputs.send(EngineInput::Happened { id: id.clone(), change }).await;
+        if details {
+            inspections.spawn(inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone()));
+        }
+        while inspections.try_join_next().is_some() {}
+    }
+    Ok(())
+}
+
+async fn inspect_later(
+    docker: Docker,
+    engine: String,
+    id: String,
+    inputs: mpsc::Sender<EngineInput>,
+    generations: Generations,
+) {
+    let generation =
+        |id: &str| generations.lock().unwrap_or_else(|e| e.into_inner()).get(id).copied().unwrap_or_default();
+    let before = generation(&id);
+    // A container that is gone meanwhile has had its event, or will have it.
+    let Ok(details) = docker.inspect_container(&id, None).await else { return };
+    let Some(mut container) = convert::container(&engine, details) else { return };
+    container.phase_is_current = generation(&id) == before;
+    let _ = inputs.send(EngineInput::Container(Box::new(container))).await;
+}
+
+async fn snapshot(docker: &Docker, engine: &str) -> Result<Vec<Container>, bollard::errors::Error> {
+    let options = ListContainersOptionsBuilder::new().all(true).build();
+    let listed = docker.list_containers(Some(options)).await?;
+    let ours = listed.into_iter().filter(|container| {
+        container.labels.iter().flatten().any(|(key, _)| key.starts_with(labels::PREFIX))
+    });
+    let ids = ours.filter_map(|container| container.id);
+    // One that is removed while we ask is simply not there.
+    let details = stream::iter(ids).map(|id| async move { docker.inspect_container(&id, None).await.ok() });
+    let details: Vec<_> = details.buffer_unordered(INSPECTIONS).collect().await;
+    Ok(details.into_iter().flatten().filter_map(|details| convert::container(engine, details)).collect())
+}

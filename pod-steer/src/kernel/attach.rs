@@ -1,0 +1,161 @@
+//! Attaching to ingress namespaces and to the cgroups of backends, and leaving them. Every link is pinned in the moment
+//! that it is made, so that it outlives us.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::cgroup_storage::CgroupStorageKey,
+    programs::{
+        CgroupAttachMode, Program, ProgramError,
+        links::{FdLink, LinkError, PinnedLink},
+    },
+};
+
+use super::{Kernel, KernelError, Result, object};
+use crate::netns::Netns;
+
+/// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type`.
+const CGROUP_PROGRAMS: [(&str, &str, u32); 4] =
+    [("bind4", "bind4", 8), ("bind6", "bind6", 9), ("refuse_mptcp", "sock_create", 2), ("tcp_events", "sock_ops", 3)];
+
+/// A cgroup directory, held open so that it cannot be another one of the same name.
+#[derive(Debug)]
+pub struct Cgroup {
+    dir: File,
+    /// Its id in the kernel: the inode of its directory.
+    pub id: u64,
+}
+
+impl Cgroup {
+    /// Opens a cgroup v2 directory.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let dir = File::options().read(true).custom_flags(flags).open(path)?;
+        let id = dir.metadata()?.ino();
+        Ok(Self { dir, id })
+    }
+}
+
+impl Kernel {
+    fn netns_pin(&self, cookie: u64) -> PathBuf {
+        self.dir.join("netns").join(cookie.to_string())
+    }
+
+    /// Cookies of the namespaces that are attached.
+    pub fn namespaces(&self) -> Vec<u64> {
+        names(&self.dir.join("netns")).iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Starts to steer in a namespace, unless it is done already.
+    pub fn attach_namespace(&mut self, netns: &Netns, ns: impl AsFd) -> Result<()> {
+        let pin = self.netns_pin(netns.cookie);
+        if pin.exists() {
+            return Ok(());
+        }
+        let constants = object::Constants {
+            seed: self.seed,
+            netns_cookie: netns.cookie,
+            log_level: self.log_level,
+            backends_max: self.backends_max,
+        };
+        let mut programs = object::instance(Some(&self.dir.join("maps")), &constants)?;
+        object::load(&mut programs, "steer")?;
+        let failed = |source| KernelError::Attach {
+            name: "steer",
+            target: format!("the network namespace {netns}"),
+            source: Box::new(source),
+        };
+        let Some(Program::SkLookup(program)) = programs.program_mut("steer") else {
+            return Err(failed(ProgramError::UnexpectedProgramType));
+        };
+        let id = program.attach(ns).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        pin_link(link.try_into(), pin)
+    }
+
+    /// Stops to steer in a namespace. Established connections go on.
+    pub fn detach_namespace(&mut self, cookie: u64) {
+        let _ = fs::remove_file(self.netns_pin(cookie));
+    }
+
+    fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {
+        self.dir.join("cgroups").join(format!("{cgroup}-{index}"))
+    }
+
+    /// Makes the processes of a cgroup, and below it, those of the backend with this index.
+    pub fn attach_backend(&mut self, index: u32, cgroup: &Cgroup) -> Result<()> {
+        let pins = self.cgroup_pins(cgroup.id, index);
+        fs::create_dir_all(&pins).map_err(KernelError::io("make the directory", &pins))?;
+        for (name, pin, attach_type) in CGROUP_PROGRAMS {
+            let pin = pins.join(pin);
+            if !pin.exists() {
+                self.attach_cgroup_program(name, cgroup, pin)?;
+            }
+            // Until this is written the program finds zero and does nothing.
+            let key = CgroupStorageKey::new(cgroup.id, attach_type);
+            let stored = self.cgroups.insert(key, u64::from(index) + 1, 0);
+            stored.map_err(KernelError::map("write the backend to", "CGROUPS"))?;
+        }
+        Ok(())
+    }
+
+    fn attach_cgroup_program(&mut self, name: &'static str, cgroup: &Cgroup, pin: PathBuf) -> Result<()> {
+        let failed = |source| KernelError::Attach {
+            name,
+            target: format!("the cgroup with id {}", cgroup.id),
+            source: Box::new(source),
+        };
+        // A link takes no mode: the kernel lets several programs attach by link always.
+        let mode = CgroupAttachMode::Single;
+        macro_rules! attach {
+            ($program:expr) => {{
+                let id = $program.attach(&cgroup.dir, mode).map_err(failed)?;
+                FdLink::try_from($program.take_link(id).map_err(failed)?)
+            }};
+        }
+        let link = match self.programs.program_mut(name) {
+            Some(Program::CgroupSockAddr(program)) => attach!(program),
+            Some(Program::CgroupSock(program)) => attach!(program),
+            Some(Program::SockOps(program)) => attach!(program),
+            _ => return Err(failed(ProgramError::UnexpectedProgramType)),
+        };
+        pin_link(link, pin)
+    }
+
+    /// Every (cgroup id, backend index) that has links.
+    pub fn attached_backends(&self) -> Vec<(u64, u32)> {
+        let parse = |name: &String| {
+            let (cgroup, index) = name.split_once('-')?;
+            Some((cgroup.parse().ok()?, index.parse().ok()?))
+        };
+        names(&self.dir.join("cgroups")).iter().filter_map(parse).collect()
+    }
+
+    /// Leaves a cgroup.
+    pub fn detach_backend(&mut self, cgroup: u64, index: u32) {
+        let pins = self.cgroup_pins(cgroup, index);
+        for name in names(&pins) {
+            let _ = fs::remove_file(pins.join(name));
+        }
+        let _ = fs::remove_dir(pins);
+    }
+}
+
+fn pin_link(link: std::result::Result<FdLink, LinkError>, path: PathBuf) -> Result<()> {
+    let link = link.map_err(|source| KernelError::Link { path: path.clone(), source })?;
+    let pinned: std::result::Result<PinnedLink, _> = link.pin(&path);
+    pinned.map(drop).map_err(|source| KernelError::Pin { path, source: Box::new(source) })
+}
+
+/// The names in a directory; none if it cannot be read.
+pub(super) fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}

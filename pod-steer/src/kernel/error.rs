@@ -1,0 +1,112 @@
+//! What can go wrong between the daemon and the kernel.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
+use pod_steer_ebpf::ABI_VERSION;
+
+/// An error of the steering state.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The object could not be loaded.
+    #[error("load the kernel programs and maps (`pod-steer doctor` names what is missing)")]
+    Load(#[source] Box<EbpfError>),
+    /// A program was refused.
+    #[error("load the kernel program `{name}` (`pod-steer doctor` names what is missing)")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error("attach `{name}` to {target}")]
+    Attach {
+        /// The program.
+        name: &'static str,
+        /// The cgroup or namespace.
+        target: String,
+        /// Why.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A link could not be opened or converted.
+    #[error("open the link `{}`", path.display())]
+    Link {
+        /// Its pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// A map could not be read or written.
+    #[error("{what} the map `{map}`")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// Something could not be pinned.
+    #[error("pin `{}`", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<PinError>,
+    },
+    /// A file or directory of bpffs or cgroupfs.
+    #[error("{what} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// State of another version.
+    #[error(
+        "`{}` holds the state of an incompatible version of pod-steer (contract {found}, this one has {ABI_VERSION}); \
+         end it with `pod-steer unload` and start again",
+        dir.display()
+    )]
+    OtherVersion {
+        /// The directory of bpffs.
+        dir: PathBuf,
+        /// The contract's version found there.
+        found: u32,
+    },
+    /// No index is free.
+    #[error("no {what} is free: all {limit} are in use")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        limit: u32,
+    },
+}
+
+impl KernelError {
+    /// For `map_err` on an operation on a map.
+    pub(super) fn map(what: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::Map { what, map, source: Box::new(source) }
+    }
+
+    /// For `map_err` on an operation on a file.
+    pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+}

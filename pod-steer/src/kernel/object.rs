@@ -1,0 +1,166 @@
+//! Loading the object: maps from their pins, or made and pinned; programs always anew, with this daemon's constants.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
+    fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    path::Path,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    programs::{Program, ProgramError},
+};
+use pod_steer_ebpf::{ABI_VERSION, Meta, Rule, RuleKey};
+
+use super::{Kernel, KernelError, Opened, Result, publish::Publisher};
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
+
+/// Every map of the object; all are pinned under their own names.
+const MAPS: [&str; 13] = [
+    "META", "RULES", "TABLES", "LISTENERS", "SOCKETS", "MANAGED_PORTS", "BACKEND_COUNTERS", "SERVICE_COUNTERS", "MOVED",
+    "EVENTS", "EVENTS_LOST", "CGROUPS", "AYA_LOGS",
+];
+
+/// The programs that the daemon keeps loaded; `steer` is loaded once per ingress namespace.
+const PROGRAMS: [&str; 5] = ["bind4", "bind6", "refuse_mptcp", "tcp_events", "migrate"];
+
+/// `AYA_LOG_LEVEL` that lets decisions through (debug), and the one that makes the verifier drop the calls.
+const LOG_DECISIONS: u8 = 4;
+const LOG_NOTHING: u8 = 0;
+
+/// Constants and limits of one loading.
+pub(super) struct Constants {
+    pub seed: u64,
+    pub netns_cookie: u64,
+    pub log_level: u8,
+    pub backends_max: u32,
+}
+
+/// Loads an instance of the object whose maps are those pinned in `pins`, or unpinned ones of its own.
+pub(super) fn instance(pins: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
+    let btf = Btf::from_sys_fs().ok();
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(btf.as_ref())
+        .override_global("SEED", &constants.seed, true)
+        .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
+        .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
+        .map_max_entries("BACKEND_COUNTERS", constants.backends_max);
+    if let Some(pins) = pins {
+        for map in MAPS {
+            loader.map_pin_path(map, pins.join(map));
+        }
+    }
+    loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
+}
+
+/// Loads one program of an instance.
+pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
+    let failed = |source| KernelError::Program { name, source: Box::new(source) };
+    match ebpf.program_mut(name) {
+        Some(Program::SkLookup(program)) => program.load(),
+        Some(Program::SkReuseport(program)) => program.load(),
+        Some(Program::SockOps(program)) => program.load(),
+        Some(Program::CgroupSock(program)) => program.load(),
+        Some(Program::CgroupSockAddr(program)) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(failed)
+}
+
+/// A program and whether this kernel takes it.
+pub struct ProbedProgram {
+    /// Its name.
+    pub name: &'static str,
+    /// The verifier's or the loader's answer.
+    pub result: Result<()>,
+}
+
+/// Loads every program once, pins nothing, and lets all go: what `doctor` shows.
+pub fn probe() -> Result<Vec<ProbedProgram>> {
+    let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
+    let mut ebpf = instance(None, &constants)?;
+    let all = PROGRAMS.into_iter().chain(["steer"]);
+    Ok(all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect())
+}
+
+fn map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(MapError::KeyNotFound);
+    map.and_then(T::try_from).map_err(KernelError::map("open", name))
+}
+
+/// Reads the state's description without changing anything; `None` if there is no state.
+fn meta(maps: &Path) -> Result<Option<Meta>> {
+    let path = maps.join("META");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let opened = MapData::from_pin(&path).and_then(|data| Array::<_, Meta>::try_from(Map::Array(data)));
+    let meta = opened.and_then(|map| map.get(&0, 0)).map_err(KernelError::map("read", "META"))?;
+    // All zero: its maker died before it wrote it, so nothing was ever steered by it.
+    Ok(Some(meta).filter(|meta| meta.abi != 0))
+}
+
+pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
+    let maps = dir.join("maps");
+    for made in [dir, &maps, &dir.join("netns"), &dir.join("cgroups")] {
+        fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
+    }
+    let found = meta(&maps)?;
+    let adopted = found.is_some();
+    let meta = match found {
+        Some(meta) if meta.abi != ABI_VERSION => {
+            return Err(KernelError::OtherVersion { dir: dir.to_owned(), found: meta.abi });
+        }
+        Some(meta) => meta,
+        None => Meta { abi: ABI_VERSION, backends_max, seed: RandomState::new().build_hasher().finish() },
+    };
+    let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
+    let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
+    let mut programs = instance(Some(&maps), &constants)?;
+    for name in PROGRAMS {
+        load(&mut programs, name)?;
+    }
+    let mut meta_map: Array<MapData, Meta> = map(&mut programs, "META")?;
+    meta_map.set(0, meta, 0).map_err(KernelError::map("write", "META"))?;
+
+    let rules: HashMap<MapData, RuleKey, Rule> = map(&mut programs, "RULES")?;
+    let written: StdHashMap<RuleKey, Rule> = rules.iter().flatten().collect();
+    let publisher = Publisher::new(&maps.join("TABLES"), written.values().map(|rule| rule.table))?;
+    // What the tables hold is compared when they are first published again.
+    let published: BTreeMap<_, _> = written.into_iter().map(|(key, rule)| (key, (rule, None))).collect();
+    let managed_ports: HashMap<MapData, _, u32> = map(&mut programs, "MANAGED_PORTS")?;
+    let ports_written: BTreeSet<_> = managed_ports.keys().flatten().collect();
+    let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
+    #[expect(deprecated, reason = "see CGROUPS in pod-steer-ebpf/src/maps.rs")]
+    let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
+    let listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
+    let kernel = Kernel {
+        dir: dir.to_owned(),
+        log_level,
+        seed: meta.seed,
+        backends_max: meta.backends_max,
+        rules,
+        sockets: map(&mut programs, "SOCKETS")?,
+        listeners,
+        managed_ports,
+        cgroups,
+        backend_counters: map::<PerCpuArray<_, _>>(&mut programs, "BACKEND_COUNTERS")?,
+        service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
+        events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
+        publisher,
+        published,
+        ports_written,
+        programs,
+    };
+    let mut opened = Opened { kernel, events, logs: None, adopted };
+    if log_decisions {
+        opened.logs = aya_log::EbpfLogger::init(&mut opened.kernel.programs).ok();
+    }
+    Ok(opened)
+}

@@ -1,0 +1,115 @@
+//! The system calls that no library offers safely.
+#![allow(unsafe_code, reason = "this module is where they are")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    ptr, slice,
+};
+
+use pod_steer_ebpf::{Event, Slot};
+use rustix::net::{AddressFamily, SocketType};
+
+/// `getsockopt` of an option whose value is a plain integer.
+fn get_option<T: Copy + Default>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
+    let mut value = T::default();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointers are to live locals of the stated length; every bit pattern is a value of the integer type.
+    let done = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut len) };
+    if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+pub fn own_netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    // Neither bound nor connected: all it has is a namespace.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    get_option(socket.as_fd(), SO_NETNS_COOKIE)
+}
+
+/// A pidfd of the process at the other end of a unix socket (`SO_PEERPIDFD`, Linux 6.5).
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let fd: libc::c_int = get_option(socket, SO_PEERPIDFD)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Supplementary groups of the process at the other end of a unix socket (`SO_PEERGROUPS`, Linux 4.13).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    const SO_PEERGROUPS: libc::c_int = 59;
+    let mut groups = vec![0u32; 1024];
+    let mut len = size_of_val(groups.as_slice()) as libc::socklen_t;
+    // SAFETY: the buffer is live and `len` is its size in bytes.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PEERGROUPS, groups.as_mut_ptr().cast(), &mut len)
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    groups.truncate(len as usize / size_of::<u32>());
+    Ok(groups)
+}
+
+/// A map of memory that is undone on drop.
+struct Mapping {
+    at: *mut libc::c_void,
+    bytes: usize,
+}
+
+impl Mapping {
+    fn new(map: BorrowedFd<'_>, entries: usize, writable: bool) -> io::Result<Self> {
+        let bytes = entries * size_of::<Slot>();
+        let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a fresh mapping of a whole file at an address of the kernel's choice.
+        let at = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { at, bytes }) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and no reference into it outlives us.
+        unsafe { libc::munmap(self.at, self.bytes) };
+    }
+}
+
+/// Fills a memory-mapped array map that nobody reads yet.
+pub fn write_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<()> {
+    let mapping = Mapping::new(map, slots.len(), true)?;
+    // SAFETY: the mapping is as long as `slots`, page-aligned, and no program sees the map yet.
+    unsafe { ptr::copy_nonoverlapping(slots.as_ptr(), mapping.at.cast(), slots.len()) };
+    Ok(())
+}
+
+/// Whether a memory-mapped array map that nobody writes any more holds just these slots.
+pub fn same_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<bool> {
+    let mapping = Mapping::new(map, slots.len(), false)?;
+    // SAFETY: the mapping is as long as `slots`; a published table is never written again.
+    let held = unsafe { slice::from_raw_parts(mapping.at.cast::<Slot>(), slots.len()) };
+    Ok(held == slots)
+}
+
+/// Attaches an `sk_reuseport` program to the group of a socket (`SO_ATTACH_REUSEPORT_EBPF`, Linux 4.5). aya offers it
+/// on the loaded program only, which a helper thread does not have.
+pub fn attach_reuseport(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = program.as_raw_fd();
+    // SAFETY: the option takes one descriptor number; both descriptors are open for the whole call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_EBPF,
+            (&raw const fd).cast(),
+            size_of_val(&fd) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads an event out of the ring's bytes, which may be unaligned.
+pub fn read_event(bytes: &[u8]) -> Event {
+    assert!(bytes.len() == size_of::<Event>(), "the caller has checked the length");
+    // SAFETY: as long as an Event, which is integers only, so every bit pattern is a value.
+    unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() }
+}

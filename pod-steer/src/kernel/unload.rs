@@ -1,0 +1,51 @@
+//! Undoing everything. Needs no daemon: all there is to undo is named in bpffs, and by the sockets themselves.
+
+use std::{fs, io, path::Path};
+
+use super::attach::names;
+
+/// What [`unload`] took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Ingress namespaces that were left.
+    pub namespaces: usize,
+    /// Backends' cgroups that were left.
+    pub cgroups: usize,
+    /// Maps that were unpinned.
+    pub maps: usize,
+}
+
+/// Removes every pin below `dir`, and `dir` itself. Namespaces come first, so that steering ends at once everywhere;
+/// established connections go on. The migrate program leaves reuseport groups with their sockets; see
+/// [`QueueMigration::detach`](super::QueueMigration::detach).
+pub fn unload(dir: &Path) -> io::Result<Unloaded> {
+    let mut done = Unloaded::default();
+    for name in names(&dir.join("netns")) {
+        fs::remove_file(dir.join("netns").join(name))?;
+        done.namespaces += 1;
+    }
+    for name in names(&dir.join("cgroups")) {
+        let pins = dir.join("cgroups").join(name);
+        for link in names(&pins) {
+            fs::remove_file(pins.join(link))?;
+        }
+        fs::remove_dir(pins)?;
+        done.cgroups += 1;
+    }
+    for name in names(&dir.join("maps")) {
+        fs::remove_file(dir.join("maps").join(name))?;
+        done.maps += 1;
+    }
+    for sub in ["netns", "cgroups", "maps"] {
+        remove_dir(&dir.join(sub))?;
+    }
+    remove_dir(dir)?;
+    Ok(done)
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,230 @@
+//! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
+//! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use pod_steer_ebpf::{ManagedPort, RuleKey};
+use serde::{Deserialize, Serialize};
+
+use crate::{labels::Spec, netns::Netns, slots::Member};
+
+/// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
+pub type BackendId = String;
+
+/// What a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Kind {
+    /// A container of the engine with this address.
+    Container {
+        /// Address of the engine's API.
+        engine: String,
+    },
+    /// A command started by `pod-steer exec`, in a cgroup of its own.
+    Exec,
+    /// A process adopted by `pod-steer register`.
+    Registered {
+        /// Its pid when it was adopted.
+        pid: i32,
+    },
+}
+
+/// Where a backend is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It exists and has not started.
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Exited,
+}
+
+/// What the engine's health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// There is no health check.
+    Unchecked,
+    /// The first result is awaited.
+    Starting,
+    /// It passes.
+    Healthy,
+    /// It fails.
+    Unhealthy,
+}
+
+/// Whose network namespace a backend lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Not known yet.
+    Unknown,
+    /// The host's, or that of the process that started it.
+    Host,
+    /// Another container's: a pod.
+    Joined,
+    /// One of its own, behind a bridge: its sockets cannot be reached by steering.
+    Own,
+}
+
+/// A container or process that serves, or should.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its id.
+    pub id: BackendId,
+    /// Its name for people.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: Kind,
+    /// Its index in the kernel's counters.
+    pub index: u32,
+    /// When it was made, in milliseconds since 1970: the older of two claims on a port holds it.
+    pub created_ms: i64,
+    /// What it serves.
+    pub spec: Spec,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// What its health check says.
+    pub health: Health,
+    /// Whose namespace it lives in.
+    pub network: Network,
+    /// That namespace, once it is known.
+    pub netns: Option<Netns>,
+    /// The signal that asks it to stop, besides the usual ones.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
+    /// What went wrong with it, by topic; each a sentence with the remedy.
+    #[serde(skip)]
+    pub troubles: BTreeMap<&'static str, String>,
+}
+
+/// A listening socket of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Index of its backend.
+    pub backend: u32,
+    /// Cookie of the namespace that it lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to.
+    pub ip: IpAddr,
+    /// Port that it is bound to.
+    pub port: u16,
+    /// It takes IPv6 clients only.
+    pub v6only: bool,
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub struct World {
+    /// By id.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// By cookie.
+    pub sockets: BTreeMap<u64, Socket>,
+    /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
+    pub misfits: BTreeMap<BackendId, Misfit>,
+}
+
+/// A container whose labels do not make a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// Its name for people.
+    pub name: String,
+    /// Address of its engine's API.
+    pub engine: String,
+    /// What is wrong, a line each.
+    pub errors: Vec<String>,
+}
+
+/// What should be steered, complete.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The rules, as the kernel's map holds them.
+    pub rules: BTreeMap<RuleKey, PlannedRule>,
+    /// The ports on which managed binds may share.
+    pub managed_ports: BTreeSet<ManagedPort>,
+    /// Cookies of the namespaces to steer in.
+    pub namespaces: BTreeSet<u64>,
+    /// What each backend does, by index.
+    pub states: BTreeMap<u32, State>,
+    /// What hinders a backend, by index: sentences with the remedy.
+    pub hindrances: BTreeMap<u32, Vec<String>>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedRule {
+    /// The service whose counters it uses; none if it only says that rules with addresses exist.
+    pub service: Option<String>,
+    /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
+    pub fallback: u32,
+    /// `RULE_HAS_ADDRESSES` or zero.
+    pub flags: u32,
+    /// Its slot table; none as for `service`.
+    pub table: Option<PlannedTable>,
+}
+
+/// What a slot table is built from: sockets in the order of their cookies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedTable {
+    /// Its members with their weights.
+    pub members: Vec<Member>,
+}
+
+/// What a backend does, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Its sockets get new connections.
+    Ready,
+    /// It runs and does not listen yet, or its health is not known yet.
+    Starting,
+    /// Its health check fails.
+    Unhealthy,
+    /// It is frozen.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Exited,
+    /// It exists and has not started.
+    Created,
+    /// It listens, or would, and cannot be steered to; its problems say why.
+    NotSteered,
+}
+
+impl World {
+    /// The backend with this index in the kernel.
+    pub fn by_index(&self, index: u32) -> Option<&Backend> {
+        self.backends.values().find(|backend| backend.index == index)
+    }
+
+    /// The same, to be changed.
+    pub fn by_index_mut(&mut self, index: u32) -> Option<&mut Backend> {
+        self.backends.values_mut().find(|backend| backend.index == index)
+    }
+
+    /// The smallest index that no backend has.
+    pub fn free_index(&self, limit: u32) -> Option<u32> {
+        let used: BTreeSet<u32> = self.backends.values().map(|backend| backend.index).collect();
+        (0..limit).find(|index| !used.contains(index))
+    }
+
+    /// What follows from all this.
+    pub fn plan(&self) -> Plan {
+        plan::plan(self)
+    }
+}

@@ -1,0 +1,187 @@
+//! From facts to a [`Plan`]: who may claim which port, which sockets serve it, and with what weight.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use pod_steer_ebpf::{
+    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, ManagedPort, PROTO_TCP, RULE_HAS_ADDRESSES, RuleKey,
+};
+
+use super::{Backend, Health, Network, Phase, Plan, PlannedRule, PlannedTable, Socket, State, World};
+use crate::{labels::Fallback, ports::PortMap, procs::address_bytes, slots::Member};
+
+/// A backend's weight is shared out among its sockets; this number divides evenly by every count up to 16.
+const WEIGHT_UNIT: u64 = 720_720;
+
+/// The sockets of each backend, by its index, with their cookies.
+type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
+
+/// Who holds a rule.
+struct Claim<'a> {
+    service: &'a str,
+    holder: &'a str,
+    fallback: Fallback,
+    /// Who takes part, and on which port each listens.
+    parts: Vec<(&'a Backend, u16)>,
+}
+
+pub(super) fn plan(world: &World) -> Plan {
+    let mut plan = Plan::default();
+    let mut sockets = Sockets::new();
+    for (cookie, socket) in &world.sockets {
+        sockets.entry(socket.backend).or_default().push((*cookie, socket));
+    }
+    let pods: BTreeSet<u64> = world
+        .backends
+        .values()
+        .filter(|backend| matches!(backend.network, Network::Joined))
+        .filter_map(|backend| backend.netns.map(|netns| netns.cookie))
+        .collect();
+
+    // Older claims hold: a newcomer never takes a port from a service that has it.
+    let mut by_age: Vec<&Backend> = world.backends.values().collect();
+    by_age.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+    let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
+    for backend in by_age {
+        plan.managed_ports.extend(backend.spec.ports.iter().map(|map| managed(backend.index, map)));
+        let Some(netns) = backend.netns else { continue };
+        if backend.network == Network::Own && !pods.contains(&netns.cookie) {
+            plan.hindrances.entry(backend.index).or_default().push(
+                "it has a network namespace of its own, where no client of the shared port arrives; run it with \
+                 `--network host`, or with `--network container:ID` to share a pod's"
+                    .to_owned(),
+            );
+            continue;
+        }
+        for map in &backend.spec.ports {
+            claim(&mut claims, &mut plan, backend, netns.cookie, map);
+        }
+    }
+
+    for (key, claim) in &claims {
+        plan.namespaces.insert(key.netns_cookie);
+        let rule = PlannedRule {
+            service: Some(claim.service.to_owned()),
+            fallback: match claim.fallback {
+                Fallback::Refuse => FALLBACK_REFUSE,
+                Fallback::Pass => FALLBACK_PASS,
+            },
+            flags: 0,
+            table: Some(table(&sockets, key, claim)),
+        };
+        plan.rules.insert(*key, rule);
+    }
+    let with_address: Vec<RuleKey> = plan.rules.keys().filter(|key| key.addr != [0; 16]).copied().collect();
+    for key in with_address {
+        plan.rules.entry(RuleKey { addr: [0; 16], ..key }).or_default().flags |= RULE_HAS_ADDRESSES;
+    }
+
+    let serving: BTreeSet<u32> =
+        plan.rules.values().flat_map(|rule| rule.table.iter().flat_map(|t| &t.members)).map(|m| m.backend).collect();
+    for backend in world.backends.values() {
+        let listens = sockets.contains_key(&backend.index);
+        let state = state(backend, &plan, listens, serving.contains(&backend.index));
+        plan.states.insert(backend.index, state);
+    }
+    plan
+}
+
+fn managed(index: u32, map: &PortMap) -> ManagedPort {
+    ManagedPort { backend: index, port: map.target, proto: PROTO_TCP, pad: 0 }
+}
+
+/// Claims one port for a backend's service, or says who has it.
+fn claim<'a>(
+    claims: &mut BTreeMap<RuleKey, Claim<'a>>,
+    plan: &mut Plan,
+    backend: &'a Backend,
+    netns_cookie: u64,
+    map: &PortMap,
+) {
+    for key in keys(netns_cookie, map) {
+        let service = backend.spec.service.as_str();
+        let claim = claims.entry(key).or_insert_with(|| Claim {
+            service,
+            holder: &backend.name,
+            fallback: backend.spec.fallback,
+            parts: Vec::new(),
+        });
+        if claim.service == service {
+            claim.parts.push((backend, map.target));
+            continue;
+        }
+        let text = format!(
+            "port {map} is already claimed by the service `{}` (first by {}); give one of the two another port",
+            claim.service, claim.holder
+        );
+        let said = plan.hindrances.entry(backend.index).or_default();
+        if !said.contains(&text) {
+            said.push(text);
+        }
+    }
+}
+
+/// The rules of one port: both families, unless an address says which.
+fn keys(netns_cookie: u64, map: &PortMap) -> Vec<RuleKey> {
+    let key = |family, addr| RuleKey { netns_cookie, addr, port: map.port, proto: PROTO_TCP, family, pad: 0 };
+    match map.ip {
+        None => vec![key(FAMILY_V4, [0; 16]), key(FAMILY_V6, [0; 16])],
+        Some(ip @ IpAddr::V4(_)) => vec![key(FAMILY_V4, address_bytes(ip))],
+        Some(ip @ IpAddr::V6(_)) => vec![key(FAMILY_V6, address_bytes(ip))],
+    }
+}
+
+/// Whether a backend gets new connections, its sockets apart.
+fn eligible(backend: &Backend) -> bool {
+    backend.phase == Phase::Running && matches!(backend.health, Health::Unchecked | Health::Healthy)
+}
+
+/// Whether clients of this family can be given to this socket (`bpf_sk_assign` answers `EAFNOSUPPORT` else).
+fn takes(socket: &Socket, family: u8) -> bool {
+    match (socket.ip, family) {
+        (IpAddr::V4(_), family) => family == FAMILY_V4,
+        (IpAddr::V6(_), FAMILY_V6) => true,
+        (IpAddr::V6(ip), _) => !socket.v6only && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
+    }
+}
+
+fn table(sockets: &Sockets<'_>, key: &RuleKey, claim: &Claim<'_>) -> PlannedTable {
+    let mut members = BTreeMap::new();
+    for (backend, port) in claim.parts.iter().filter(|(backend, _)| eligible(backend)) {
+        let fits = |socket: &Socket| {
+            socket.port == *port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
+        };
+        let own = sockets.get(&backend.index).into_iter().flatten();
+        let sockets: Vec<u64> = own.filter(|(_, socket)| fits(socket)).map(|(cookie, _)| *cookie).collect();
+        for cookie in &sockets {
+            let weight = u64::from(backend.spec.weight) * WEIGHT_UNIT / sockets.len() as u64;
+            members.insert(*cookie, Member { cookie: *cookie, backend: backend.index, weight });
+        }
+    }
+    PlannedTable { members: members.into_values().filter(|member| member.weight > 0).collect() }
+}
+
+fn state(backend: &Backend, plan: &Plan, listens: bool, serving: bool) -> State {
+    match backend.phase {
+        Phase::Created => return State::Created,
+        Phase::Exited => return State::Exited,
+        Phase::Stopping => return State::Stopping,
+        Phase::Paused => return State::Paused,
+        Phase::Running => {}
+    }
+    match backend.health {
+        Health::Unhealthy => return State::Unhealthy,
+        Health::Starting => return State::Starting,
+        Health::Unchecked | Health::Healthy => {}
+    }
+    let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
+    if serving || (listens && backend.spec.weight == 0 && !hindered) {
+        State::Ready
+    } else if hindered || listens {
+        State::NotSteered
+    } else {
+        State::Starting
+    }
+}
