@@ -79,4 +79,11 @@ impl Docker {
         let pid = output(self.client().args(["inspect", "--format", "{{.State.Pid}}", name]))?;
         pid.trim().parse().with_context(|| format!("the pid of container {name}"))
     }
+
+    /// What the container's process printed.
+    pub fn show_log(&self, name: &str) {
+        eprintln!("-- the log of container {name}:");
+        // Only for whoever looks for the cause of another error: one here would hide it.
+        let _ = self.client().args(["logs", name]).status();
+    }
 }

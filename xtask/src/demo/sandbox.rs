@@ -32,7 +32,7 @@ impl Sandbox {
         let name = format!("pod-steer-demo-{}", std::process::id());
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let cgroups = cgroup2_mount(&mounts).context("cgroup v2 is not mounted: mount it, or boot with it")?;
-        let sandbox = Self { cgroup: Path::new(cgroups).join(&name), dir: std::env::temp_dir().join(&name) };
+        let sandbox = Self { cgroup: Path::new(cgroups).join(&name), dir: Path::new("/tmp").join(&name) };
         fs::create_dir(&sandbox.cgroup)
             .with_context(|| format!("cannot make the cgroup {}", sandbox.cgroup.display()))?;
         fs::create_dir(&sandbox.dir).with_context(|| format!("cannot make {}", sandbox.dir.display()))?;
@@ -124,6 +124,12 @@ pub fn settle() -> Result<()> {
     let _ = Command::new("umount").args(["--recursive", "--quiet", "/sys/fs/cgroup"]).status();
     run(command("mount").args(["-t", "cgroup2", "none", "/sys/fs/cgroup"]))?;
     run(command("mount").args(["-t", "bpf", "none", "/sys/fs/bpf"]))?;
+    // What an engine of the machine's own keeps there is not for the demo's, and the other way round.
+    for dir in ["/run", "/etc/docker"] {
+        if Path::new(dir).is_dir() {
+            run(command("mount").args(["-t", "tmpfs", "none", dir]))?;
+        }
+    }
     // A container engine gives controllers to its cgroups, which a cgroup with processes of its own cannot do.
     fs::create_dir("/sys/fs/cgroup/main")?;
     fs::write("/sys/fs/cgroup/main/cgroup.procs", "0")?;

@@ -160,6 +160,9 @@ impl Stage {
             eprintln!("-- the end of the log of {name}:");
             lines.iter().skip(lines.len().saturating_sub(LOG_LINES)).for_each(|line| eprintln!("{line}"));
         }
+        if let Some(docker) = &self.docker {
+            self.servers.iter().for_each(|server| docker.show_log(&server.name));
+        }
     }
 }
 
