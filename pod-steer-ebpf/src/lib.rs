@@ -170,6 +170,9 @@ pub struct BackendCounters {
     pub moved_out_closed: u64,
     /// Half-open connections that left a closing listener of this backend.
     pub moved_half_open: u64,
+    /// Connections of a closing listener for which the table had no live socket of the same reuseport group. The kernel
+    /// then takes any other socket of the group, or resets them if there is none.
+    pub not_moved: u64,
 }
 
 /// Counters of one service, kept per CPU: why a lookup did not end, or not at once, at a socket.
@@ -192,8 +195,6 @@ pub struct ServiceCounters {
     pub assign_eexist: u64,
     /// `bpf_sk_assign` failed with another error.
     pub assign_other: u64,
-    /// Closing listeners' connections for which no live socket of the same group was found.
-    pub migrate_no_socket: u64,
 }
 
 /// What a kernel program tells the daemon.
@@ -232,8 +233,8 @@ const _: () = {
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(size_of::<ManagedPort>() == 8);
-    assert!(size_of::<BackendCounters>() == 64);
-    assert!(size_of::<ServiceCounters>() == 72);
+    assert!(size_of::<BackendCounters>() == 72);
+    assert!(size_of::<ServiceCounters>() == 64);
     assert!(size_of::<Event>() == 56);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };

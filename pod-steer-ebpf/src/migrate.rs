@@ -48,8 +48,10 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         to_backend = slot.backend;
         Visit::Taken
     });
-    // Nothing chosen: the kernel takes any other socket of the group, or resets the connection if there is none.
-    let Visit::Taken = taken else { return SK_PASS };
+    let Visit::Taken = taken else {
+        count!(BACKEND_COUNTERS, from_backend, not_moved);
+        return SK_PASS;
+    };
 
     // SAFETY: `moving` is not null; `state` may be read of every kind of socket.
     if unsafe { (*moving.sock).state } == TCP_NEW_SYN_RECV {

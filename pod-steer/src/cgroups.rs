@@ -12,7 +12,9 @@ use std::{
 };
 
 use rustix::fs::inotify;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use crate::kernel::sys;
 
 /// Characters of a container's full id.
 const CONTAINER_ID_LEN: usize = 64;
@@ -90,7 +92,7 @@ impl Cgroups {
     /// Watches below the hierarchy that is mounted at `mount`.
     pub fn new(mount: PathBuf) -> io::Result<Self> {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let inotify = AsyncFd::with_interest(inotify, Interest::READABLE)?;
+        let inotify = sys::readable(inotify)?;
         Ok(Self { mount, inotify, watches: HashMap::new(), expected: HashSet::new(), parents: HashSet::new() })
     }
 

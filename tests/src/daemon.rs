@@ -1,1 +1,218 @@
-//! x
+//! The daemon in a test's own host, and its command line.
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+
+use crate::{
+    engine::Engine,
+    host::Host,
+    process::{Process, output, run},
+    status::{Service, Status},
+    tools, wait,
+};
+
+/// Where everything is pinned, in the host's own bpffs.
+pub const BPFFS: &str = "/sys/fs/bpf/pod-steer";
+
+/// A host with the daemon, and with a Docker engine if asked for. The fields are dropped in this order.
+#[derive(Debug)]
+pub struct Stage {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The engine, if there is one.
+    engine: Option<Engine>,
+    /// The host.
+    pub host: Arc<Host>,
+}
+
+impl Stage {
+    /// A daemon without a container engine.
+    pub fn without_engine() -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        Ok(Self { daemon: Daemon::start(&host, &[])?, engine: None, host })
+    }
+
+    /// A daemon that follows a Docker engine.
+    pub fn with_docker() -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        let engine = Engine::start(&host)?;
+        let daemon = Daemon::start(&host, &[&engine.url()])?;
+        Ok(Self { daemon, engine: Some(engine), host })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("this stage was made with an engine")
+    }
+
+    /// Kills the engine and starts it again; containers go on.
+    pub fn restart_engine(&mut self) -> Result<()> {
+        self.engine.as_mut().expect("this stage was made with an engine").restart(&self.host)
+    }
+}
+
+/// `pod-steer run`. Dropping it kills the process; what it pinned goes with the host's bpffs.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    host: Arc<Host>,
+    engines: Vec<String>,
+}
+
+impl Daemon {
+    /// Starts the daemon and waits until it is ready. Without engines it follows none.
+    pub fn start(host: &Arc<Host>, engines: &[&str]) -> Result<Self> {
+        let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
+        let daemon = Self { process: launch(host, &engines)?, host: Arc::clone(host), engines };
+        daemon.wait_until_ready()?;
+        Ok(daemon)
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Ends it with SIGTERM; it must exit with 0.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        let status = self.process.wait(wait::STUCK)?;
+        if !status.success() {
+            bail!("the daemon ended with {status} on SIGTERM\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// Starts it again after it has ended, and waits until it is ready.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = launch(&self.host, &self.engines)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        wait::until_ok("the daemon to be ready", || {
+            let answer = output(self.cli()?.arg("status"))?;
+            if !answer.status.success() && !std::path::Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists() {
+                bail!("the daemon has ended");
+            }
+            Ok(answer.status.success().then_some(()))
+        })
+        .with_context(|| self.log())
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Its log, from every start.
+    pub fn log(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// What it wrote to standard output, which should be nothing.
+    pub fn stdout(&self) -> String {
+        self.process.stdout()
+    }
+
+    /// Waits until the process has ended by itself, and returns its exit code.
+    pub fn exit_code(&mut self) -> Result<Option<i32>> {
+        Ok(self.process.wait(wait::STUCK)?.code())
+    }
+
+    /// Where the API socket is.
+    pub fn socket(&self) -> PathBuf {
+        runtime_dir(&self.host).join("api.sock")
+    }
+
+    /// Directory of the state files.
+    pub fn runtime_dir(&self) -> PathBuf {
+        runtime_dir(&self.host)
+    }
+
+    /// `pod-steer`, as a process of the host, pointed at this daemon.
+    pub fn cli(&self) -> Result<Command> {
+        let mut command = self.host.command(tools::pod_steer()?)?;
+        command.env("POD_STEER_SOCKET", self.socket()).env("NO_COLOR", "1");
+        Ok(command)
+    }
+
+    /// `pod-steer unload`.
+    pub fn unload(&self) -> Result<String> {
+        let mut unload = self.cli()?;
+        unload.args(["unload", "--bpffs", BPFFS, "--runtime-dir"]).arg(self.runtime_dir());
+        run(&mut unload)
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Result<Status> {
+        let text = run(self.cli()?.args(["status", "-o", "json"])).with_context(|| self.log_tail())?;
+        serde_json::from_str(&text).with_context(|| format!("reading the status {text}"))
+    }
+
+    /// The last lines of the log, for messages.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Waits until the status is as described.
+    pub fn wait_for<T>(&self, what: &str, mut ask: impl FnMut(&Status) -> Option<T>) -> Result<T> {
+        let mut last = None;
+        let answer = wait::until_ok(what, || {
+            let status = self.status()?;
+            let answer = ask(&status);
+            last = Some(status);
+            if answer.is_none() {
+                // Each question is a process; on a small machine they would crowd out what is waited for.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(answer)
+        });
+        answer.with_context(|| format!("last status {last:#?}\n{}", self.log_tail()))
+    }
+
+    /// Waits until so many backends of a service are ready, each with a listening socket; returns the service.
+    pub fn wait_ready(&self, service: &str, backends: usize) -> Result<Service> {
+        self.wait_for(&format!("{backends} ready backends of {service}"), |status| {
+            status.service(service).filter(|service| service.ready() == backends).cloned()
+        })
+    }
+
+    /// Waits until a backend is in a state.
+    pub fn wait_state(&self, service: &str, backend: &str, state: &str) -> Result<()> {
+        self.wait_for(&format!("{backend} to be {state}"), |status| {
+            let backends = &status.service(service)?.backends;
+            backends.iter().any(|one| one.name == backend && one.state == state).then_some(())
+        })
+    }
+
+    /// Waits until every connection of a service has been counted as closed; returns the service then.
+    pub fn wait_idle(&self, service: &str) -> Result<Service> {
+        self.wait_for(&format!("the connections of {service} to be closed"), |status| {
+            status.service(service).filter(|service| service.backends.iter().all(|backend| backend.live == 0)).cloned()
+        })
+    }
+}
+
+fn runtime_dir(host: &Host) -> PathBuf {
+    host.dir().join("run")
+}
+
+fn launch(host: &Host, engines: &[String]) -> Result<Process> {
+    let mut command = host.command(tools::pod_steer()?)?;
+    command.args(["run", "--bpffs", BPFFS, "--log-level", "debug", "--runtime-dir"]).arg(runtime_dir(host));
+    let none = ["none".to_owned()];
+    for engine in if engines.is_empty() { &none[..] } else { engines } {
+        command.args(["--engine", engine]);
+    }
+    host.start("pod-steer", command.env("NO_COLOR", "1"))
+}

@@ -23,28 +23,42 @@ pub struct Engine {
 impl Engine {
     /// Starts an engine in a host and waits until it answers.
     pub fn start(host: &Host) -> Result<Self> {
-        let engine = Self::start_in(host, "docker")?;
-        wait::until_ok("dockerd to answer", || {
-            let answer = output(engine.docker.command().args(["version"]))?;
-            Ok(answer.status.success().then_some(()))
-        })
-        .with_context(|| engine.process.stderr())?;
-        Ok(engine)
-    }
-
-    fn start_in(host: &Host, name: &str) -> Result<Self> {
-        let dir = host.dir().join(name);
+        let dir = host.dir().join("docker");
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("daemon.json"), "{}")?;
         let docker = Docker::new(dir.join("docker.sock"), &[]);
+        let process = Self::launch(host, &docker)?;
+        let engine = Self { process, docker, imported: Mutex::default() };
+        engine.wait_until_ready()?;
+        Ok(engine)
+    }
+
+    /// Kills the engine with SIGKILL and starts it again. Its containers go on meanwhile.
+    pub fn restart(&mut self, host: &Host) -> Result<()> {
+        self.process.kill()?;
+        // The file names a process that is gone, or by now somebody else's.
+        fs::remove_file(host.dir().join("docker/pid"))?;
+        self.process = Self::launch(host, &self.docker)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        wait::until_ok("dockerd to answer", || {
+            let answer = output(self.docker.command().args(["version"]))?;
+            Ok(answer.status.success().then_some(()))
+        })
+        .with_context(|| self.process.stderr())
+    }
+
+    fn launch(host: &Host, docker: &Docker) -> Result<Process> {
+        let dir = host.dir().join("docker");
         let mut command = host.command("dockerd")?;
         command.arg("--config-file").arg(dir.join("daemon.json"));
         command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
         command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
         // The host's only networks are its own; nothing is published or translated.
-        command.args(["--iptables=false", "--ip6tables=false", "--log-level", "warn"]);
-        let process = host.start(name, &mut command)?;
-        Ok(Self { process, docker, imported: Mutex::default() })
+        command.args(["--iptables=false", "--ip6tables=false", "--live-restore", "--log-level", "warn"]);
+        host.start("dockerd", &mut command)
     }
 
     /// The `docker` command for this engine.

@@ -1,1 +1,93 @@
-//! x
+//! Backends as processes, by `pod-steer exec`: the same kernel path as a container's, at a fraction of its cost.
+
+use std::{ffi::OsString, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{daemon::Stage, netns::NetNs, process::Process, tools, wait};
+
+/// What `pod-steer exec` starts: the test server, with a name.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    name: String,
+    flags: Vec<String>,
+    server_args: Vec<OsString>,
+    net: Option<&'a NetNs>,
+}
+
+impl<'a> Exec<'a> {
+    /// A backend of `service`; its server listens on `listen`.
+    pub fn new(name: &str, service: &str, ports: &str, listen: &str) -> Self {
+        let flags = ["--service", service, "--ports", ports, "--name", name].map(str::to_owned).to_vec();
+        Self { name: name.into(), flags, server_args: ["--listen", listen].map(OsString::from).to_vec(), net: None }
+    }
+
+    /// Further flags of `pod-steer exec`.
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Further arguments of the server.
+    pub fn server(mut self, args: &[&str]) -> Self {
+        self.server_args.extend(args.iter().map(OsString::from));
+        self
+    }
+
+    /// Records accepted connections.
+    pub fn journal(mut self, path: &Path) -> Self {
+        self.server_args.extend([OsString::from("--journal"), path.into()]);
+        self
+    }
+
+    /// In another network namespace than the host's.
+    pub fn inside(self, net: &'a NetNs) -> Self {
+        Self { net: Some(net), ..self }
+    }
+
+    /// Starts it and waits until it listens.
+    pub fn start(self, stage: &Stage) -> Result<Backend> {
+        let mut backend = self.launch(stage)?;
+        wait::until_ok("the server to listen", || backend.listening()).with_context(|| stage.daemon.log_tail())?;
+        Ok(backend)
+    }
+
+    /// Starts it and does not wait.
+    pub fn launch(self, stage: &Stage) -> Result<Backend> {
+        let mut command = stage.host.command_in(self.net.unwrap_or(stage.host.net()), tools::pod_steer()?)?;
+        command.env("POD_STEER_SOCKET", stage.daemon.socket()).arg("exec").args(&self.flags).arg("--");
+        command.arg(tools::named_server()?).args(["--name", &self.name]).args(&self.server_args);
+        Ok(Backend { process: stage.host.start(&self.name, &mut command)?, name: self.name })
+    }
+}
+
+/// A process that is a backend; killed when dropped.
+#[derive(Debug)]
+pub struct Backend {
+    /// The process.
+    pub process: Process,
+    /// Its name, which it answers.
+    pub name: String,
+}
+
+impl Backend {
+    /// When `listen` returned, in nanoseconds of the monotonic clock, once it has; an error if the server has ended.
+    pub fn listening(&mut self) -> Result<Option<u64>> {
+        let stdout = self.process.stdout();
+        if let Some(time) = listening_ns(&stdout) {
+            return Ok(Some(time));
+        }
+        if self.process.has_ended()? {
+            bail!("{} has ended without listening: {}", self.name, self.process.stderr());
+        }
+        Ok(None)
+    }
+}
+
+/// Reads the time from a test server's `listening NANOSECONDS ...`: the last one, of the last start.
+pub fn listening_ns(output: &str) -> Option<u64> {
+    // The line is there as a whole only when its end is.
+    let complete = output.rsplit_once('\n')?.0;
+    let line = complete.lines().rev().find_map(|line| line.strip_prefix("listening "))?;
+    line.split(' ').next()?.parse().ok()
+}

@@ -8,11 +8,13 @@
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
 //! - [`daemon`], [`status`], [`exec`]: pod-steer itself
 //! - [`load`], [`stats`]: clients that account for every connection, and how their counts are judged
+//! - [`check`]: what many tests assert
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
 pub mod bpf;
 pub mod cgroup2;
+pub mod check;
 pub mod container;
 pub mod daemon;
 pub mod engine;

@@ -1,1 +1,139 @@
-//! x
+//! What `pod-steer status -o json` says. Described here once more on purpose: it is a promise to users, and a change of
+//! it should fail a test.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// The whole of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Pid of the daemon.
+    pub pid: u32,
+    /// Services by name.
+    pub services: Vec<Service>,
+    /// What needs somebody's attention.
+    pub problems: Vec<Problem>,
+}
+
+/// What needs somebody's attention.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Problem {
+    /// What it is about.
+    pub subject: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do, where the message does not say it.
+    #[serde(default)]
+    pub remedy: String,
+}
+
+/// One service.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its ports with the container ports behind them.
+    pub ports: Vec<String>,
+    /// Where it is steered.
+    pub namespaces: Vec<Namespace>,
+    /// `refuse` or `pass`.
+    pub fallback: String,
+    /// Why lookups did not end, or not at once, at a socket.
+    pub counters: BTreeMap<String, u64>,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+/// An ingress namespace.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Namespace {
+    /// `DEVICE:INODE`.
+    pub id: String,
+    /// Its cookie.
+    pub cookie: u64,
+}
+
+/// One backend.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Backend {
+    /// A container's full id, or what `exec` and `register` were given.
+    pub id: String,
+    /// Its name for people.
+    pub name: String,
+    /// `container`, `exec` or `registered`.
+    pub kind: String,
+    /// Its engine's address.
+    pub engine: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// Its weight.
+    pub weight: u64,
+    /// What it does.
+    pub state: String,
+    /// Listening sockets that are known.
+    pub sockets: u64,
+    /// Lookups that chose it.
+    pub steered: u64,
+    /// Connections born at its listeners.
+    pub opened: u64,
+    /// Those that are gone.
+    pub closed: u64,
+    /// Connections that it holds.
+    pub live: u64,
+    /// Connections that came from a closing listener.
+    pub moved_in: u64,
+    /// Connections that left a closing listener.
+    pub moved_out: u64,
+    /// Its part of the service's connections.
+    pub share: f64,
+    /// What hinders it.
+    pub problems: Vec<String>,
+}
+
+impl Status {
+    /// A service by its name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.name == name)
+    }
+
+    /// A backend of a service by both names. Panics, with all that there is, if it is not there.
+    pub fn backend(&self, service: &str, name: &str) -> &Backend {
+        let backends = self.service(service).map_or(&[][..], |service| &service.backends);
+        let found = backends.iter().find(|backend| backend.name == name);
+        found.unwrap_or_else(|| panic!("no backend {name} of service {service} in {self:#?}"))
+    }
+
+    /// Everything that is said about a subject whose description contains `part`, problems of backends included.
+    pub fn said_about(&self, part: &str) -> Vec<String> {
+        let backends = self.services.iter().flat_map(|service| &service.backends);
+        let of_backends = backends.filter(|backend| backend.name.contains(part) || backend.id.contains(part));
+        let problems = self.problems.iter().filter(|problem| problem.subject.contains(part));
+        let said = problems.map(|problem| format!("{} {}", problem.message, problem.remedy));
+        said.chain(of_backends.flat_map(|backend| backend.problems.clone())).collect()
+    }
+}
+
+impl Service {
+    /// A counter by its name. Panics if there is none of that name.
+    pub fn counter(&self, name: &str) -> u64 {
+        *self.counters.get(name).unwrap_or_else(|| panic!("no counter {name} in {:?}", self.counters))
+    }
+
+    /// Backends that are steered to.
+    pub fn ready(&self) -> usize {
+        self.backends.iter().filter(|backend| backend.state == "ready" && backend.sockets > 0).count()
+    }
+
+    /// Connections born at all backends.
+    pub fn opened(&self) -> u64 {
+        self.backends.iter().map(|backend| backend.opened).sum()
+    }
+
+    /// One of the backends' counters by backend.
+    pub fn by_name(&self, counter: impl Fn(&Backend) -> u64) -> BTreeMap<String, u64> {
+        self.backends.iter().map(|backend| (backend.name.clone(), counter(backend))).collect()
+    }
+}

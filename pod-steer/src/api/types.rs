@@ -11,15 +11,15 @@ pub struct BackendRequest {
     pub service: String,
     /// Ports, as in `docker -p`.
     pub ports: String,
-    /// Version; `none` if not given.
+    /// Version; `unversioned` if not given.
     #[serde(default)]
     pub version: Option<String>,
     /// Weight; 1 if not given.
     #[serde(default)]
-    pub weight: Option<String>,
-    /// `refuse` or `pass`; `refuse` if not given.
+    pub weight: Option<u32>,
+    /// `refuse` if not given.
     #[serde(default)]
-    pub fallback: Option<String>,
+    pub fallback: Fallback,
     /// Name for people; made up if not given.
     #[serde(default)]
     pub name: Option<String>,

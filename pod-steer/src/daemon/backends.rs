@@ -56,19 +56,20 @@ impl Control {
             Some(Ok(spec)) => spec,
             Some(Err(errors)) => return self.misfit(container, errors.iter().map(ToString::to_string).collect()),
         };
-        let known = self.world.backends.get(&container.id);
+        let known = self.world.backends.get(&container.id).cloned();
         let announced = container.network == Network::Unknown;
         if known.is_some() && announced {
             return;
         }
-        let index = match known {
+        let index = match &known {
             Some(backend) => backend.index,
             None => match self.new_index() {
                 Ok(index) => index,
                 Err(error) => return self.misfit(container, vec![error]),
             },
         };
-        let mut backend = known.cloned().unwrap_or_else(|| Backend {
+        let news = known.is_none();
+        let mut backend = known.unwrap_or_else(|| Backend {
             id: container.id.clone(),
             name: container.name.clone(),
             kind: Kind::Container { engine: container.engine.clone() },
@@ -82,7 +83,6 @@ impl Control {
             stop_signal: None,
             troubles: Default::default(),
         });
-        let news = known.is_none();
         backend.name = container.name;
         backend.spec = spec;
         if container.created_ms != 0 {

@@ -15,7 +15,7 @@ use aya::maps::{MapData, RingBuf};
 use pod_steer_ebpf::Event;
 use rustix::net::UCred;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
     time::{MissedTickBehavior, interval},
@@ -28,7 +28,7 @@ use crate::{
     cgroups::{Cgroups, Seen},
     config::RunConfig,
     engine::EngineInput,
-    kernel::{Kernel, Opened, QueueMigration, Unloaded},
+    kernel::{Kernel, Opened, QueueMigration, Unloaded, sys},
     netns::Netns,
     world::{BackendId, Plan, World},
 };
@@ -130,9 +130,9 @@ impl Control {
             lost_engines: BTreeMap::new(),
             bpffs: config.bpffs.clone(),
             events,
-            ring: AsyncFd::with_interest(opened.events, Interest::READABLE).map_err(readable)?,
+            ring: sys::readable(opened.events).map_err(readable)?,
             logs: match opened.logs {
-                Some(logs) => Some(AsyncFd::with_interest(logs, Interest::READABLE).map_err(readable)?),
+                Some(logs) => Some(sys::readable(logs).map_err(readable)?),
                 None => None,
             },
             events_lost,
@@ -329,7 +329,7 @@ fn drain(mut ready: tokio::io::unix::AsyncFdReadyMutGuard<'_, RingBuf<MapData>>)
 
 /// The contract's types are plain old data; their bytes are copied out.
 fn event(bytes: &[u8]) -> Option<Event> {
-    (bytes.len() == size_of::<Event>()).then(|| crate::kernel::sys::read_event(bytes))
+    (bytes.len() == size_of::<Event>()).then(|| sys::read_event(bytes))
 }
 
 async fn flush(logs: &mut Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>) {

@@ -13,7 +13,8 @@ use std::{fs, io, path::PathBuf};
 use tokio::{net::UnixListener, sync::mpsc};
 use tracing::{info, warn};
 
-pub use control::{Ask, Input};
+pub use control::{Ask, Input, Peer};
+pub use processes::undo;
 pub use store::Store;
 
 use crate::{api, caps, cgroups, config::RunConfig, doctor, engine, kernel::Kernel};
@@ -68,12 +69,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| RunError::Unfit("no cgroup v2 is mounted; mount it: mount -t cgroup2 none DIR".to_owned()))?;
     let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
-    let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)?;
-    let adopted = opened.adopted;
-
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
+    // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
+    let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
+        .inspect_err(|_| drop(fs::remove_file(&socket)))?;
+    let adopted = opened.adopted;
 
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);

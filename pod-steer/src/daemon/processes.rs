@@ -8,14 +8,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, info, warn};
 
 use super::control::{Control, Input, Peer};
 use crate::{
     api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
     cgroups,
-    kernel::{Cgroup, Unloaded},
+    kernel::{Cgroup, Unloaded, sys},
     labels::{self, Spec},
     netns,
     procs::Process,
@@ -174,7 +173,7 @@ impl Control {
         let (id, inputs) = (id.to_owned(), self.inputs.clone());
         tokio::spawn(async move {
             let ended = async {
-                let pidfd = AsyncFd::with_interest(process.into_pidfd(), Interest::READABLE)?;
+                let pidfd = sys::readable(process.into_pidfd())?;
                 pidfd.readable().await.map(drop)
             };
             let ended: io::Result<()> = ended.await;
@@ -243,12 +242,12 @@ fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
 }
 
 fn spec(request: &BackendRequest) -> Result<Spec, String> {
-    let errors = labels::spec_from_flags(
+    let checked = labels::spec_from_flags(
         &request.service,
         &request.ports,
-        request.version.as_deref(),
-        request.weight.as_deref(),
-        request.fallback.as_deref(),
+        request.version.as_deref().unwrap_or("unversioned"),
+        request.weight.unwrap_or(labels::WEIGHT_DEFAULT),
+        request.fallback,
     );
-    errors.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    checked.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::control::Control;
 use crate::{
     api::types::{BackendStatus, NamespaceStatus, Problem, ServiceCountersStatus, ServiceStatus, Status},
-    ports,
     world::{Backend, Kind, State},
 };
 
@@ -46,7 +45,7 @@ impl Control {
         }
         ServiceStatus {
             name: name.to_owned(),
-            ports: ports::compact(&maps),
+            ports: maps.iter().map(ToString::to_string).collect(),
             namespaces,
             fallback: backends.first().map(|backend| backend.spec.fallback).unwrap_or_default(),
             counters: ServiceCountersStatus {

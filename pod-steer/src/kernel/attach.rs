@@ -77,7 +77,7 @@ impl Kernel {
         };
         let id = program.attach(ns).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
-        pin_link(link.try_into(), pin)
+        pin_link(Ok(link.into()), pin)
     }
 
     /// Stops to steer in a namespace. Established connections go on.

@@ -8,6 +8,7 @@
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 sock_create sockops
 //! ```
+#![expect(deprecated, reason = "aya calls cgroup storage deprecated; its successor needs Linux 6.2 and no sock_ops has it")]
 
 mod attach;
 mod counters;
@@ -53,7 +54,6 @@ pub struct Kernel {
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
     managed_ports: HashMap<MapData, ManagedPort, u32>,
-    #[expect(deprecated, reason = "see CGROUPS in pod-steer-ebpf/src/maps.rs")]
     cgroups: CgroupStorage<MapData, u64>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,

@@ -137,7 +137,6 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let managed_ports: HashMap<MapData, _, u32> = map(&mut programs, "MANAGED_PORTS")?;
     let ports_written: BTreeSet<_> = managed_ports.keys().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
-    #[expect(deprecated, reason = "see CGROUPS in pod-steer-ebpf/src/maps.rs")]
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
     let kernel = Kernel {

@@ -15,13 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
+use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use pod_steer_ebpf::{NONE, Slot, TABLES_MAX};
 use tokio::sync::oneshot;
 
 use super::{KernelError, Result, sys};
 use crate::{slots, world::PlannedTable};
 
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
@@ -30,8 +31,7 @@ const WORKERS: usize = 8;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
 
-type Inner = Array<MapData, Slot>;
-type Outer = ArrayOfMaps<MapData, Inner>;
+type Outer = ArrayOfMaps<MapData, MapData>;
 type Outcome = std::result::Result<(), MapError>;
 
 /// Resolves when no program can still be using the table that was replaced.
@@ -50,7 +50,7 @@ impl Settled {
 
 struct Job {
     table: u32,
-    inner: Arc<Inner>,
+    inner: MapData,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -90,12 +90,12 @@ impl Publisher {
         let entries = entries(planned);
         if compare
             && let Ok(current) = self.outer.get(&table, 0)
-            && current.len() as usize == entries.len()
+            && current.info().is_ok_and(|info| info.max_entries() as usize == entries.len())
             && sys::same_slots(current.fd().as_fd(), &entries).unwrap_or(false)
         {
             return Ok(None);
         }
-        let inner = Inner::create(entries.len() as u32, BPF_F_MMAPABLE | BPF_F_INNER_MAP)
+        let inner = MapData::create(definition(entries.len() as u32), "slots", None)
             .map_err(KernelError::map("make a table for", "TABLES"))?;
         sys::write_slots(inner.fd().as_fd(), &entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
         self.replace(table, inner).map(Some)
@@ -108,12 +108,12 @@ impl Publisher {
         Ok(settled)
     }
 
-    fn replace(&mut self, table: u32, inner: Inner) -> Result<Settled> {
+    fn replace(&mut self, table: u32, inner: MapData) -> Result<Settled> {
         let failed = || KernelError::map("publish a table in", "TABLES");
         let id = map_id(&inner).map_err(failed())?;
         let (done, mut outcome) = oneshot::channel();
         // The workers live as long as the sender does.
-        let _ = self.jobs.send(Job { table, inner: Arc::new(inner), done });
+        let _ = self.jobs.send(Job { table, inner, done });
         // >>> New connections move here: a worker's system call replaces the pointer, and we see it done.
         let begun = Instant::now();
         loop {
@@ -142,7 +142,13 @@ fn work(outer: &mut Outer, queue: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
-fn map_id(inner: &Inner) -> std::result::Result<u32, MapError> {
+/// An array that can be filled through memory and be replaced by one of another size (`BPF_F_INNER_MAP`, Linux 5.10).
+fn definition(entries: u32) -> aya_obj::Map {
+    let (key, value) = (size_of::<u32>() as u32, size_of::<Slot>() as u32);
+    aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, key, value, entries, BPF_F_MMAPABLE | BPF_F_INNER_MAP)
+}
+
+fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
     inner.info().map(|info| info.id())
 }
 

@@ -3,12 +3,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr, slice,
 };
 
 use pod_steer_ebpf::{Event, Slot};
 use rustix::net::{AddressFamily, SocketType};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// `getsockopt` of an option whose value is a plain integer.
 fn get_option<T: Copy + Default>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
@@ -112,4 +113,10 @@ pub fn read_event(bytes: &[u8]) -> Event {
     assert!(bytes.len() == size_of::<Event>(), "the caller has checked the length");
     // SAFETY: as long as an Event, which is integers only, so every bit pattern is a value.
     unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() }
+}
+
+/// Waits for a descriptor to become readable.
+pub fn readable<T: AsRawFd + AsFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what implements AsFd owns its descriptor and keeps it open as long as it lives, and AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }?)
 }

@@ -1,0 +1,46 @@
+//! Capabilities: which the daemon needs, and dropping all others before it listens to anybody.
+
+use std::io;
+
+use rustix::thread::{
+    CapabilitySet, capabilities, capability_is_in_bounding_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
+
+/// The capabilities that are kept, and what each is for.
+pub const NEEDED: [(CapabilitySet, &str, &str); 6] = [
+    (CapabilitySet::BPF, "CAP_BPF", "make maps and load programs"),
+    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN", "attach programs to namespaces, cgroups and sockets"),
+    (CapabilitySet::PERFMON, "CAP_PERFMON", "let the verifier track pointers in the programs"),
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN", "enter a container's network namespace, open tables by their id"),
+    (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "copy a listening socket of a container (pidfd_getfd)"),
+    (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "read the descriptors of containers of other users"),
+];
+
+/// The needed capabilities that this process lacks, with what each is for.
+pub fn missing() -> io::Result<Vec<(&'static str, &'static str)>> {
+    let effective = capabilities(None)?.effective;
+    let lacks = NEEDED.into_iter().filter(|(capability, _, _)| !effective.contains(*capability));
+    Ok(lacks.map(|(_, name, purpose)| (name, purpose)).collect())
+}
+
+/// Drops every capability that is not needed, for ever: from the sets of this thread and from the bounding set. To be
+/// called before any other thread is started, which then inherits it.
+pub fn drop_unneeded() -> io::Result<()> {
+    let keep = NEEDED.into_iter().fold(CapabilitySet::empty(), |all, (capability, _, _)| all | capability);
+    for bit in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        // The kernel answers EINVAL to capabilities that it does not know.
+        let Ok(there) = capability_is_in_bounding_set(capability) else { break };
+        if there && !keep.contains(capability) {
+            remove_capability_from_bounding_set(capability)?;
+        }
+    }
+    let mut sets = capabilities(None)?;
+    sets.effective &= keep;
+    sets.permitted &= keep;
+    sets.inheritable = CapabilitySet::empty();
+    set_capabilities(None, sets)?;
+    set_no_new_privs(true)?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! The command line, as it is written. No I/O and no decisions here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET},
+    labels::Fallback,
+};
+
+/// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
+#[derive(Debug, Parser)]
+#[command(name = "pod-steer", version, disable_version_flag = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: follow container engines and keep the kernel's tables in step
+    Run(Box<RunArgs>),
+    /// Run a command as a backend, in a cgroup of its own; signals and exit code are the command's
+    Exec(ExecArgs),
+    /// Adopt a process that already listens
+    Register(RegisterArgs),
+    /// Show services, their backends and what they do
+    Status(StatusArgs),
+    /// Follow what happens, until interrupted
+    Events(EventsArgs),
+    /// Check what this machine offers: kernel, mounts, capabilities, settings
+    Doctor,
+    /// End all steering and leave nothing behind
+    Unload(UnloadArgs),
+    /// Print the version
+    Version,
+}
+
+/// Where the daemon listens.
+#[derive(Clone, Debug, Args)]
+pub struct SocketArgs {
+    /// The daemon's socket
+    #[arg(long, env = "POD_STEER_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+}
+
+/// `pod-steer run`
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    /// Address of a container engine, Docker's or Podman's; again for several; `none` for none
+    /// [default: unix:///var/run/docker.sock if it is there]
+    #[arg(long, env = "POD_STEER_ENGINE", value_name = "URL", value_delimiter = ',')]
+    pub engine: Vec<String>,
+    /// Settings [default: /etc/pod-steer.toml if it is there]
+    #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to keep files [default: /run/pod-steer]
+    #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Where to pin programs and maps [default: /sys/fs/bpf/pod-steer]
+    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+    /// The socket to listen on [default: api.sock in the runtime directory]
+    #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Group whose members may use the socket [default: root only]
+    #[arg(long, env = "POD_STEER_GROUP", value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Most backends, fixed when the state is made [default: 4096]
+    #[arg(long, env = "POD_STEER_MAX_BACKENDS", value_name = "N")]
+    pub max_backends: Option<u32>,
+    /// Log every decision of the kernel program (slow; for experiments)
+    #[arg(long, env = "POD_STEER_LOG_DECISIONS")]
+    pub log_decisions: bool,
+    /// What to log: error, warn, info, debug, or a filter of `tracing`
+    #[arg(long, env = "POD_STEER_LOG", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How to write the log
+    #[arg(long, env = "POD_STEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What a backend serves: the words of the labels.
+#[derive(Clone, Debug, Args)]
+pub struct BackendArgs {
+    /// Name of the service
+    #[arg(long)]
+    pub service: String,
+    /// Ports as in `docker -p`: [IP:]PORT[:CONTAINER-PORT], ranges and lists too
+    #[arg(long)]
+    pub ports: String,
+    /// Version of the service
+    #[arg(long)]
+    pub version: Option<String>,
+    /// Share of new connections, relative to the others [default: 1]
+    #[arg(long)]
+    pub weight: Option<u32>,
+    /// When no backend is left: refuse, or pass to the kernel's own lookup
+    #[arg(long, default_value = "refuse")]
+    pub fallback: Fallback,
+    /// Name for people [default: made up]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// `pod-steer exec`
+#[derive(Clone, Debug, Args)]
+pub struct ExecArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// The backend.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `pod-steer register`
+#[derive(Clone, Debug, Args)]
+pub struct RegisterArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// The process
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// The backend.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
+/// `pod-steer status`
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: StatusFormat,
+}
+
+/// How `status` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// What matters, in 80 columns.
+    Table,
+    /// Everything.
+    Wide,
+    /// For programs.
+    Json,
+}
+
+/// `pod-steer events`
+#[derive(Clone, Debug, Args)]
+pub struct EventsArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// How to print them
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: LogFormat,
+}
+
+/// `pod-steer unload`
+#[derive(Clone, Debug, Args)]
+pub struct UnloadArgs {
+    /// The daemon's socket [default: api.sock in the runtime directory]
+    #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Where programs and maps are pinned
+    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// Where the daemon keeps its files
+    #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR)]
+    pub runtime_dir: PathBuf,
+}

@@ -1,0 +1,186 @@
+//! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
+//! I/O; what the settings mean is decided before anything else is done.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
+use serde::Deserialize;
+
+use crate::cli::args::RunArgs;
+
+/// The file that is read if it exists and none is named.
+pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
+/// Where files that end with the machine's uptime are.
+pub const DEFAULT_RUNTIME_DIR: &str = "/run/pod-steer";
+/// Where everything is pinned.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/pod-steer";
+/// The API's socket, unless the runtime directory is another.
+pub const DEFAULT_SOCKET: &str = "/run/pod-steer/api.sock";
+/// The engine's address, if its socket is there and none is named.
+const DEFAULT_ENGINE: &str = "unix:///var/run/docker.sock";
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration `{}` cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not understood.
+    #[error("the configuration `{}` is not understood: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// An address of an engine.
+    #[error("`{0}` is no address of an engine; give its socket, as in unix:///var/run/docker.sock, or `none`")]
+    Engine(String),
+    /// A group.
+    #[error("there is no group `{0}`; give a name of /etc/group or a number")]
+    Group(String),
+    /// A number.
+    #[error("max-backends is {0}; give 1 to 1048576")]
+    BackendsMax(u32),
+}
+
+/// The file: the same names as the flags.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct File {
+    engine: Option<Vec<String>>,
+    runtime_dir: Option<PathBuf>,
+    bpffs: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    group: Option<String>,
+    max_backends: Option<u32>,
+    log_decisions: Option<bool>,
+}
+
+/// Settings of `pod-steer run`, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunConfig {
+    /// Paths of the engines' sockets.
+    pub engines: Vec<String>,
+    /// Where files are kept.
+    pub runtime_dir: PathBuf,
+    /// Where everything is pinned.
+    pub bpffs: PathBuf,
+    /// The API's socket.
+    pub socket: PathBuf,
+    /// The group that may use the API.
+    pub group_id: Option<u32>,
+    /// Most backends, when the state is made.
+    pub backends_max: u32,
+    /// Log every decision of the kernel program.
+    pub log_decisions: bool,
+}
+
+impl RunConfig {
+    /// Puts flags, environment (which clap has read into the flags) and file together.
+    pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => File::default(),
+        };
+        let runtime_dir = args.runtime_dir.or(file.runtime_dir).unwrap_or_else(|| DEFAULT_RUNTIME_DIR.into());
+        let group = args.group.or(file.group);
+        let backends_max = args.max_backends.or(file.max_backends).unwrap_or(BACKENDS_MAX_DEFAULT);
+        if !(1..=1 << 20).contains(&backends_max) {
+            return Err(ConfigError::BackendsMax(backends_max));
+        }
+        let named = if args.engine.is_empty() { file.engine } else { Some(args.engine) };
+        Ok(Self {
+            engines: engines(named)?,
+            socket: args.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("api.sock")),
+            runtime_dir,
+            bpffs: args.bpffs.or(file.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into()),
+            group_id: group.as_deref().map(group_id).transpose()?,
+            backends_max,
+            log_decisions: args.log_decisions || file.log_decisions.unwrap_or(false),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        ConfigError::Syntax { path: path.to_owned(), message: format!("line {line}: {}", e.message().replace('\n', " ")) }
+    })
+}
+
+fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+    let Some(named) = named else {
+        let there = DEFAULT_ENGINE.strip_prefix("unix://").is_some_and(|path| Path::new(path).exists());
+        return Ok(if there { vec![DEFAULT_ENGINE.to_owned()] } else { Vec::new() });
+    };
+    if named.iter().any(|engine| engine == "none") {
+        return if named.len() == 1 { Ok(Vec::new()) } else { Err(ConfigError::Engine("none".to_owned())) };
+    }
+    let mut engines = Vec::new();
+    for engine in named {
+        if !engine.strip_prefix("unix://").is_some_and(|path| path.starts_with('/')) {
+            return Err(ConfigError::Engine(engine));
+        }
+        if !engines.contains(&engine) {
+            engines.push(engine);
+        }
+    }
+    Ok(engines)
+}
+
+/// The number of a group, by name or number.
+fn group_id(group: &str) -> Result<u32, ConfigError> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let text = fs::read_to_string("/etc/group").unwrap_or_default();
+    let id = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == group).then(|| fields.nth(1))??.parse().ok()
+    });
+    id.ok_or_else(|| ConfigError::Group(group.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_sockets() {
+        assert_eq!(engines(Some(vec!["none".into()])).unwrap(), Vec::<String>::new());
+        let twice = vec!["unix:///a".to_owned(), "unix:///a".to_owned()];
+        assert_eq!(engines(Some(twice)).unwrap(), ["unix:///a"]);
+        for bad in ["tcp://host", "unix://relative", ""] {
+            assert!(engines(Some(vec![bad.into()])).is_err(), "{bad}");
+        }
+        assert!(engines(Some(vec!["none".into(), "unix:///a".into()])).is_err());
+    }
+
+    #[test]
+    fn flags_are_stronger_than_the_file() {
+        let dir = std::env::temp_dir().join(format!("pod-steer-config-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("c.toml");
+        fs::write(&path, "max-backends = 7\nruntime-dir = '/run/x'\nengine = ['none']\n").unwrap();
+        let args = RunArgs { config: Some(path.clone()), max_backends: Some(9), ..RunArgs::default() };
+        let config = RunConfig::resolve(args).unwrap();
+        assert_eq!((config.backends_max, config.socket), (9, PathBuf::from("/run/x/api.sock")));
+        fs::write(&path, "engine = []\nmax-backend = 7\n").unwrap();
+        let args = RunArgs { config: Some(path), ..RunArgs::default() };
+        let error = RunConfig::resolve(args).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("max-backend"), "{error}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,211 @@
+//! What this machine must offer: each need is probed, and what is missing comes with the oldest kernel that has it and
+//! with the remedy. `pod-steer doctor` prints all of it; `pod-steer run` makes the same checks and fails with the same
+//! words.
+
+use std::{fmt, fs, path::Path};
+
+use crate::{caps, cgroups, kernel};
+
+/// Oldest kernel that is supported: the first whose bind hook may set `SO_REUSEPORT`.
+pub const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// One need and whether it is met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// Whether the daemon can run without it.
+    pub required: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do if it is not as it should be.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn good(what: &str, found: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), ok: true, required: true, found: found.into(), remedy: String::new() }
+    }
+
+    fn bad(what: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), ok: false, required: true, found: found.into(), remedy: remedy.into() }
+    }
+
+    fn advice(what: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { required: false, ..Self::bad(what, found, remedy) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.found)?;
+        if !self.ok { write!(f, "; {}", self.remedy) } else { Ok(()) }
+    }
+}
+
+/// The checks that are quick, and that `run` makes before it changes anything.
+pub fn required() -> Vec<Finding> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    vec![kernel_version(&release), capabilities(), btf(), cgroup2(), bpffs()]
+}
+
+/// Every check.
+pub fn examine() -> Vec<Finding> {
+    let mut findings = required();
+    if findings.iter().all(|finding| finding.ok) {
+        findings.extend(programs());
+    }
+    findings.extend(settings());
+    findings
+}
+
+/// A program that loads is no proof that its kernel does what it asks for (5.10 loads a migrate program and does not
+/// migrate), so the version counts.
+fn kernel_version(release: &str) -> Finding {
+    const WHAT: &str = "kernel";
+    let release = release.trim();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+    let (min_major, min_minor) = KERNEL_MIN;
+    match version {
+        (Some(major), Some(minor)) if (major, minor) >= KERNEL_MIN => Finding::good(WHAT, release),
+        (Some(_), Some(_)) => Finding::bad(
+            WHAT,
+            format!("{release} is unsupported: its bind hook cannot set SO_REUSEPORT"),
+            format!("boot Linux {min_major}.{min_minor} or later"),
+        ),
+        _ => Finding::bad(WHAT, format!("its version `{release}` is not understood"), "report this"),
+    }
+}
+
+fn capabilities() -> Finding {
+    const WHAT: &str = "capabilities";
+    match caps::missing() {
+        Ok(missing) if missing.is_empty() => Finding::good(WHAT, "all that are needed"),
+        Ok(missing) => {
+            let list: Vec<String> = missing.iter().map(|(name, purpose)| format!("{name} ({purpose})")).collect();
+            Finding::bad(WHAT, format!("missing {}", list.join(", ")), "run this as root, or grant them")
+        }
+        Err(error) => Finding::bad(WHAT, format!("cannot be read: {error}"), "run this as root"),
+    }
+}
+
+fn btf() -> Finding {
+    const WHAT: &str = "BTF";
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    if Path::new(PATH).exists() {
+        return Finding::good(WHAT, PATH);
+    }
+    Finding::bad(WHAT, format!("{PATH} is missing"), "boot a kernel with CONFIG_DEBUG_INFO_BTF=y (Linux 5.2)")
+}
+
+fn cgroup2() -> Finding {
+    const WHAT: &str = "cgroup v2";
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    match cgroups::mount_point(&mountinfo) {
+        Some(at) => Finding::good(WHAT, format!("mounted at {}", at.display())),
+        None => Finding::bad(WHAT, "not mounted", "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified"),
+    }
+}
+
+fn bpffs() -> Finding {
+    const WHAT: &str = "bpffs";
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let at = mountinfo.lines().find(|line| line.contains(" - bpf ")).and_then(|line| line.split(' ').nth(4));
+    match at {
+        Some(at) => Finding::good(WHAT, format!("mounted at {at}")),
+        None => Finding::bad(WHAT, "not mounted", "mount it: mount -t bpf bpf /sys/fs/bpf"),
+    }
+}
+
+fn programs() -> Vec<Finding> {
+    let needs = |name| match name {
+        "steer" => "sk_lookup (Linux 5.9)",
+        "migrate" => "sk_reuseport/migrate (Linux 5.14)",
+        "bind4" => "cgroup/bind4 with SO_REUSEPORT (Linux 6.1)",
+        "bind6" => "cgroup/bind6 with SO_REUSEPORT (Linux 6.1)",
+        "refuse_mptcp" => "cgroup/sock_create (Linux 4.10)",
+        _ => "sockops with bpf_get_netns_cookie (Linux 5.15)",
+    };
+    match kernel::probe() {
+        Ok(probed) => probed
+            .into_iter()
+            .map(|program| match program.result {
+                Ok(()) => Finding::good(&format!("program {}", program.name), needs(program.name)),
+                Err(error) => Finding::bad(
+                    &format!("program {}", program.name),
+                    crate::chain(&error).chars().take(300).collect::<String>(),
+                    format!("it needs {}", needs(program.name)),
+                ),
+            })
+            .collect(),
+        Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "see the cause above")],
+    }
+}
+
+fn settings() -> Vec<Finding> {
+    let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/{name}")).map(|text| text.trim().to_owned());
+    let mut findings = Vec::new();
+    if let Ok(jit) = sysctl("net/core/bpf_jit_enable") {
+        findings.push(if jit == "0" {
+            Finding::advice("BPF JIT", "off: every decision takes longer", "sysctl -w net.core.bpf_jit_enable=1")
+        } else {
+            Finding::good("BPF JIT", "on")
+        });
+    }
+    let engine = Path::new("/var/run/docker.sock");
+    findings.push(if engine.exists() {
+        Finding::good("container engine", engine.display().to_string())
+    } else {
+        Finding::advice(
+            "container engine",
+            "no /var/run/docker.sock",
+            "name an engine's socket with `run --engine`, or use `exec` without one",
+        )
+    });
+    findings
+}
+
+/// The findings as lines for people: what is missing comes with its remedy on a line of its own.
+pub fn render(findings: &[Finding], colours: bool) -> String {
+    let paint = |code: &str, text: &str| if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match (finding.ok, finding.required) {
+            (true, _) => paint("32", "ok  "),
+            (false, true) => paint("1;31", "FAIL"),
+            (false, false) => paint("33", "note"),
+        };
+        text.push_str(&format!("{mark}  {:<width$}  {}\n", finding.what, finding.found));
+        if !finding.ok {
+            text.push_str(&format!("      {:<width$}  -> {}\n", "", finding.remedy));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_refused_with_the_reason() {
+        for good in ["6.1.0-44-cloud-amd64", "6.12.9", "7.3.1-rc1", "10.0"] {
+            assert!(kernel_version(good).ok, "{good}");
+        }
+        for old in ["5.10.0-30-amd64", "6.0.19", "4.4"] {
+            let finding = kernel_version(old);
+            assert!(!finding.ok && finding.to_string().contains("boot Linux 6.1"), "{finding}");
+        }
+        assert!(!kernel_version("").ok);
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_its_remedy() {
+        let text = render(&[Finding::good("a", "there"), Finding::bad("long name", "gone", "bring it")], false);
+        assert_eq!(text, "ok    a          there\nFAIL  long name  gone\n                 -> bring it\n");
+    }
+}

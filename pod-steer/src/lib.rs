@@ -1,0 +1,41 @@
+//! pod-steer: many containers, one port, no reverse proxy, no NAT.
+//!
+//! A kernel program chooses which container's own listening socket gets each new connection; this daemon keeps the
+//! kernel's tables in step with the containers. `ARCHITECTURE.md` has the map: the path of a SYN, and the path of a
+//! container's start.
+//!
+//! What decides (`labels`, `ports`, `slots`, `world`) does no I/O; `kernel` alone writes steering state; `daemon`
+//! brings the two together.
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod caps;
+pub mod cgroups;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod doctor;
+pub mod engine;
+pub mod kernel;
+pub mod labels;
+pub mod netns;
+pub mod ports;
+pub mod procs;
+pub mod slots;
+pub mod world;
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors repeat their cause in their own words.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}

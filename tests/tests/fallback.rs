@@ -1,0 +1,70 @@
+//! No backend left: refused at once and counted, or left to the kernel's own listener.
+
+use anyhow::Result;
+use pod_steer_tests::{
+    daemon::Stage,
+    load::Load,
+    require, server, tools, wait,
+};
+
+#[test]
+fn refused_at_once_and_counted() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let spec = server::named("web-1", "0.0.0.0:8080").service("web", "80:8080");
+    let container = stage.engine().start_container(&spec)?;
+    assert_eq!(stage.daemon.wait_ready("web", 1)?.fallback, "refuse", "the default");
+    let target = "127.0.0.1:80".parse()?;
+    let served = Load::to(target).count(10).run(stage.host.net())?;
+    assert_eq!(served.answered_by("web-1"), 10, "{served}");
+
+    container.stop()?;
+    stage.daemon.wait_state("web", "web-1", "exited")?;
+    let before = stage.daemon.status()?.service("web").expect("its container exists").counter("refused_no_backend");
+    let refused = Load::to(target).threads(2).count(500).run(stage.host.net())?;
+    assert_eq!(refused.refused(), 500, "{refused}");
+    let after = stage.daemon.status()?.service("web").expect("its container exists").counter("refused_no_backend");
+    assert_eq!(after - before, 500, "each has its reason counted");
+
+    container.start()?;
+    stage.daemon.wait_ready("web", 1)?;
+    let served = Load::to(target).count(10).run(stage.host.net())?;
+    assert_eq!(served.answered_by("web-1"), 10, "{served}");
+    Ok(())
+}
+
+#[test]
+fn passed_to_the_kernels_own_listener() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    // Nobody manages this one. It has the port to itself before the service claims it.
+    let mut command = stage.host.command(tools::named_server()?)?;
+    command.args(["--name", "kernel", "--listen", "0.0.0.0:80"]);
+    let listener = stage.host.start("kernel", &mut command)?;
+    wait::until("the kernel's listener", || listener.stdout().contains("listening").then_some(()))?;
+    let target = "127.0.0.1:80".parse()?;
+    let own = Load::to(target).count(10).run(stage.host.net())?;
+    assert_eq!(own.answered_by("kernel"), 10, "{own}");
+
+    let spec = server::named("web-1", "0.0.0.0:8080").service("web", "80:8080").label("pod-steer.fallback", "pass");
+    let container = stage.engine().start_container(&spec)?;
+    assert_eq!(stage.daemon.wait_ready("web", 1)?.fallback, "pass");
+    let steered = Load::to(target).count(100).run(stage.host.net())?;
+    assert_eq!(steered.answered_by("web-1"), 100, "{steered}");
+
+    container.kill("KILL")?;
+    stage.daemon.wait_state("web", "web-1", "exited")?;
+    let before = stage.daemon.status()?.service("web").expect("its container exists").counter("passed_no_backend");
+    let passed = Load::to(target).count(100).run(stage.host.net())?;
+    assert_eq!(passed.answered_by("kernel"), 100, "{passed}");
+    let service = stage.daemon.status()?.service("web").expect("its container exists").clone();
+    assert_eq!(service.counter("passed_no_backend") - before, 100);
+    assert_eq!(service.counter("refused_no_backend"), 0);
+
+    // The container is removed, and with it the service: the port is the listener's again.
+    drop(container);
+    stage.daemon.wait_for("the service to be gone", |status| status.service("web").is_none().then_some(()))?;
+    let own = Load::to(target).count(10).run(stage.host.net())?;
+    assert_eq!(own.answered_by("kernel"), 10, "{own}");
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! How long it takes from `listen()` to the first connection that is steered. Printed, never judged.
+
+use std::{
+    net::SocketAddr,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::{Exec, listening_ns},
+    load::{End, attempt},
+    report, require, server, stats, tools, wait,
+};
+use rustix::time::{ClockId, clock_gettime};
+
+const PROCESSES: usize = 100;
+const CONTAINERS: usize = 20;
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Connects again and again until `name` answers; returns when the connection that it answered was opened.
+fn first_answer(target: SocketAddr, name: &str) -> Result<u64> {
+    wait::until(&format!("the first answer of {name}"), || {
+        // Not at the pace of the wait: the distance between two attempts is what the figure is exact to.
+        for _ in 0..1000 {
+            let opened = now_ns();
+            match attempt(target, 1, Duration::from_secs(5)) {
+                End::Answered(answer) if answer.name == name => return Some(opened),
+                _ => thread::sleep(Duration::from_micros(20)),
+            }
+        }
+        None
+    })
+}
+
+#[test]
+fn of_processes() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let mut times = Vec::new();
+    for number in 0..PROCESSES {
+        let name = format!("web-{number}");
+        let port = 20_000 + u16::try_from(number)?;
+        let target = SocketAddr::from(([127, 0, 0, 1], port));
+        let ports = format!("{port}:8080");
+        // Port to port, or the server's own bare listener could answer.
+        let mut backend = thread::scope(|scope| {
+            let client = scope.spawn(|| stage.host.net().run(|| first_answer(target, &name)));
+            let backend = Exec::new(&name, &name, &ports, "0.0.0.0:8080").launch(&stage);
+            let opened = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            backend.map(|backend| (backend, opened))
+        })?;
+        let listened = backend.0.listening()?.context("it answered, so it listens")?;
+        times.push(Duration::from_nanos(backend.1.saturating_sub(listened)));
+        backend.0.process.kill()?;
+    }
+    report::figure("listen() to first steered connection, processes", stats::median_and_maximum(&mut times));
+    Ok(())
+}
+
+#[test]
+fn of_containers_that_join_others() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let _first = stage.engine().start_container(&server::named("first", "0.0.0.0:8080").service("web", "8080:8080"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let target = "127.0.0.1:8080".parse()?;
+    let mut times = Vec::new();
+    for number in 0..CONTAINERS {
+        let name = format!("web-{number}");
+        // Most of the slots, so that nearly every attempt after it joined is its own.
+        let spec = server::named(&name, "0.0.0.0:8080").service("web", "8080:8080").weight(99);
+        let container = stage.engine().create_container(&spec)?;
+        let opened = thread::scope(|scope| {
+            let client = scope.spawn(|| stage.host.net().run(|| first_answer(target, &name)));
+            container.start()?;
+            client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
+        })?;
+        let listened = listening_ns(&container.logs()?).context("it answered, so it listens")?;
+        times.push(Duration::from_nanos(opened.saturating_sub(listened)));
+    }
+    report::figure("listen() to first steered connection, containers", stats::median_and_maximum(&mut times));
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Traffic does not depend on the daemon: killed, restarted, upgraded, no client notices.
+
+use std::{thread, time::Duration};
+
+use anyhow::Result;
+use pod_steer_tests::{
+    check,
+    daemon::Stage,
+    exec::Exec,
+    load::Load,
+    report, require, server, tools, wait,
+};
+
+#[test]
+fn killed_and_restarted_under_load() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let weights = [("web-1", 1), ("web-2", 1), ("web-3", 2)];
+    let containers = weights
+        .iter()
+        .map(|(name, weight)| {
+            let spec = server::named(name, "0.0.0.0:8080").service("web", "8080:8080").weight(*weight);
+            stage.engine().start_container(&spec)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let before = stage.daemon.wait_ready("web", 3)?;
+    let load = Load::to("127.0.0.1:8080".parse()?).threads(3).start(stage.host.net())?;
+
+    let mut opened = 0;
+    for round in 0..4 {
+        thread::sleep(Duration::from_millis(200));
+        if round < 3 {
+            stage.daemon.kill()?;
+        } else {
+            stage.daemon.terminate()?;
+        }
+        let answered = load.answered();
+        wait::until("connections while there is no daemon", || (load.answered() > answered + 200).then_some(()))?;
+        stage.daemon.restart()?;
+        let status = stage.daemon.status()?;
+        let service = status.service("web").expect("the service is adopted");
+        assert_eq!(service.ready(), 3, "adopted as they were: {service:#?}");
+        assert_eq!(service.namespaces, before.namespaces);
+        assert!(service.opened() > opened, "counters go on: {} after {opened}", service.opened());
+        opened = service.opened();
+    }
+    let tally = load.stop()?;
+    report::figure("daemon killed three times and stopped once under load", &tally);
+    // From the first connection to the last, over four daemons.
+    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
+    check::shares_follow("shares over four daemons", &tally, &weights)?;
+    drop(containers);
+    Ok(())
+}
+
+#[test]
+fn backends_that_end_without_a_daemon_are_skipped() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let start = |stage: &Stage, name: &str| {
+        stage.engine().start_container(&server::named(name, "0.0.0.0:8080").service("web", "8080:8080"))
+    };
+    let _kept = [start(&stage, "web-1")?, start(&stage, "web-2")?];
+    let doomed = start(&stage, "web-3")?;
+    stage.daemon.wait_ready("web", 3)?;
+    stage.daemon.kill()?;
+    doomed.stop()?;
+    // The tables still name its socket. The kernel finds another in the same packet.
+    let tally = Load::to("127.0.0.1:8080".parse()?).threads(2).count(2000).run(stage.host.net())?;
+    assert_eq!(tally.answered_by("web-1") + tally.answered_by("web-2"), 2000, "{tally}");
+    stage.daemon.restart()?;
+    let service = stage.daemon.wait_ready("web", 2)?;
+    assert!(service.counter("stale_slots") > 0, "{:?}", service.counters);
+    assert_eq!(service.counter("refused_no_backend"), 0);
+    drop(doomed);
+    stage.daemon.wait_for("the removed container to be gone", |status| {
+        status.service("web").filter(|service| service.backends.len() == 2).map(drop)
+    })?;
+    // The tables are of the two alone again.
+    let stale = service.counter("stale_slots");
+    let tally = Load::to("127.0.0.1:8080".parse()?).threads(2).count(2000).run(stage.host.net())?;
+    assert_eq!(tally.answered(), 2000, "{tally}");
+    check::shares_follow("after a restart", &tally, &[("web-1", 1), ("web-2", 1)])?;
+    assert_eq!(stage.daemon.status()?.service("web").expect("it is there").counter("stale_slots"), stale);
+    Ok(())
+}
+
+#[test]
+fn an_engine_that_goes_away_and_comes_back() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let start = |stage: &Stage, name: &str| {
+        stage.engine().start_container(&server::named(name, "0.0.0.0:8080").service("web", "8080:8080"))
+    };
+    let _first = start(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let load = Load::to("127.0.0.1:8080".parse()?).threads(2).start(stage.host.net())?;
+    // With live-restore containers outlive their engine.
+    stage.restart_engine()?;
+    let second = start(&stage, "web-2")?;
+    stage.daemon.wait_ready("web", 2)?;
+    second.stop()?;
+    stage.daemon.wait_ready("web", 1)?;
+    let tally = load.stop()?;
+    assert!(tally.losses.is_empty(), "{tally}");
+    assert!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "{tally}");
+    Ok(())
+}
+
+#[test]
+fn processes_are_adopted_with_their_counters() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let exec = |name: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").start(&stage);
+    let mut backends = vec![exec("web-1")?, exec("web-2")?];
+    stage.daemon.wait_ready("web", 2)?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
+    wait::until("load", || (load.answered() > 200).then_some(()))?;
+    stage.daemon.kill()?;
+    wait::until("load", || (load.answered() > 400).then_some(()))?;
+    stage.daemon.restart()?;
+    assert_eq!(stage.daemon.status()?.service("web").map(|service| service.ready()), Some(2));
+    wait::until("load", || (load.answered() > 600).then_some(()))?;
+    let tally = load.stop()?;
+    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
+    // The new daemon sees them end as if it had started them.
+    backends.remove(0).process.kill()?;
+    stage.daemon.wait_ready("web", 1)?;
+    // And takes others in.
+    let _third = Exec::new("web-3", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    Ok(())
+}
