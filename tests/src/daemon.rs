@@ -1,11 +1,6 @@
 //! The daemon in a test's own host, and its command line.
 
-use std::{
-    path::PathBuf,
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -35,16 +30,21 @@ pub struct Stage {
 impl Stage {
     /// A daemon without a container engine.
     pub fn without_engine() -> Result<Self> {
-        let host = Arc::new(Host::new()?);
-        Ok(Self { daemon: Daemon::start(&host, &[])?, engine: None, host })
+        Self::with(Arc::new(Host::new()?), None)
     }
 
     /// A daemon that follows a Docker engine.
     pub fn with_docker() -> Result<Self> {
         let host = Arc::new(Host::new()?);
         let engine = Engine::start(&host)?;
-        let daemon = Daemon::start(&host, &[&engine.url()])?;
-        Ok(Self { daemon, engine: Some(engine), host })
+        Self::with(host, Some(engine))
+    }
+
+    /// A daemon in a host that is there already.
+    pub fn with(host: Arc<Host>, engine: Option<Engine>) -> Result<Self> {
+        let urls: Vec<_> = engine.iter().map(Engine::url).collect();
+        let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+        Ok(Self { daemon: Daemon::start(&host, &urls)?, engine, host })
     }
 
     /// The engine.
@@ -99,7 +99,9 @@ impl Daemon {
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
-            if !answer.status.success() && !std::path::Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists() {
+            if !answer.status.success()
+                && !std::path::Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists()
+            {
                 bail!("the daemon has ended");
             }
             Ok(answer.status.success().then_some(()))

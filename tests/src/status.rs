@@ -48,7 +48,7 @@ pub struct Service {
 }
 
 /// An ingress namespace.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Namespace {
     /// `DEVICE:INODE`.
     pub id: String,

@@ -10,7 +10,7 @@ use pod_steer_tests::{
     container::Container,
     daemon::Stage,
     journal::Journal,
-    load::{Loss, Load, Tally},
+    load::{Load, Loss, Tally},
     report, require, server, tools,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -61,7 +61,10 @@ impl Killed {
             }
         }
         let allowed = self.in_between;
-        ensure!(unknown <= allowed, "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}");
+        ensure!(
+            unknown <= allowed,
+            "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}"
+        );
         Ok(())
     }
 }

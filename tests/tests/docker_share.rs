@@ -1,13 +1,7 @@
 //! Containers on the host's network share one port, in the proportion of their weights.
 
 use anyhow::Result;
-use pod_steer_tests::{
-    check,
-    daemon::Stage,
-    load::Load,
-    process::output,
-    require, server, tools, wait,
-};
+use pod_steer_tests::{check, daemon::Stage, load::Load, process::output, require, server, tools, wait};
 
 /// Enough for chi-square to tell a share that is off by a twentieth.
 const CONNECTIONS: u64 = 10_000;
@@ -59,7 +53,9 @@ fn unmodified_servers_of_four_kinds_share_a_port() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     // Both of nginx's workers have a socket; the backend's share is the same as everybody's.
     let service = stage.daemon.wait_ready("web", 4)?;
-    stage.daemon.wait_for("both of nginx's sockets", |status| (status.backend("web", "nginx-1").sockets == 2).then_some(()))?;
+    stage
+        .daemon
+        .wait_for("both of nginx's sockets", |status| (status.backend("web", "nginx-1").sockets == 2).then_some(()))?;
     assert!(service.backends.iter().all(|backend| backend.weight == 1));
 
     // Python's queue holds five connections: fewer clients than that, so that none has to try again.
@@ -108,7 +104,9 @@ fn who_is_not_managed_is_not_touched() -> Result<()> {
     // A port of its own: served as ever, not counted.
     let _other = stage.engine().start_container(&server::named("other-1", "0.0.0.0:8090"))?;
     let other = "127.0.0.1:8090".parse()?;
-    wait::until("the other server", || Load::to(other).count(1).run(stage.host.net()).ok().filter(|t| t.answered() == 1))?;
+    wait::until("the other server", || {
+        Load::to(other).count(1).run(stage.host.net()).ok().filter(|t| t.answered() == 1)
+    })?;
     // The managed port: its bind fails, as it does without this project.
     let intruder = stage.engine().start_container(&server::named("intruder-1", "0.0.0.0:8080"))?;
     let logs = wait::until("the intruder to end", || intruder.logs().ok().filter(|logs| !logs.is_empty()))?;

@@ -1,11 +1,7 @@
 //! No backend left: refused at once and counted, or left to the kernel's own listener.
 
 use anyhow::Result;
-use pod_steer_tests::{
-    daemon::Stage,
-    load::Load,
-    require, server, tools, wait,
-};
+use pod_steer_tests::{daemon::Stage, load::Load, require, server, tools, wait};
 
 #[test]
 fn refused_at_once_and_counted() -> Result<()> {

@@ -19,7 +19,8 @@ fn load(stage: &Stage, target: &str, count: u64) -> Result<Tally> {
 fn each_family_reaches_the_sockets_that_take_it() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let start = |name: &str, listen: &str, args: &[&str]| Exec::new(name, "web", "80:8080", listen).server(args).start(&stage);
+    let start =
+        |name: &str, listen: &str, args: &[&str]| Exec::new(name, "web", "80:8080", listen).server(args).start(&stage);
     let _servers = [
         start("four", "0.0.0.0:8080", &[])?,
         start("dual", "[::]:8080", &[])?,
@@ -51,7 +52,9 @@ fn clients_of_a_family_that_nobody_takes_are_refused() -> Result<()> {
     let _four = Exec::new("four", "four", "81:8081", "0.0.0.0:8081").start(&stage)?;
     stage.daemon.wait_ready("six", 1)?;
     stage.daemon.wait_ready("four", 1)?;
-    for (target, name) in [("127.0.0.1:80", None), ("[::1]:80", Some("six")), ("127.0.0.1:81", Some("four")), ("[::1]:81", None)] {
+    for (target, name) in
+        [("127.0.0.1:80", None), ("[::1]:80", Some("six")), ("127.0.0.1:81", Some("four")), ("[::1]:81", None)]
+    {
         let tally = load(&stage, target, 50)?;
         match name {
             Some(name) => assert_eq!(tally.answered_by(name), 50, "{target}: {tally}"),
@@ -88,7 +91,8 @@ fn containers_serve_both_families() -> Result<()> {
 fn one_address_of_many() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let start = |name: &str, service: &str, ports: &str, listen: &str| Exec::new(name, service, ports, listen).start(&stage);
+    let start =
+        |name: &str, service: &str, ports: &str, listen: &str| Exec::new(name, service, ports, listen).start(&stage);
     // Three claims on port 80: of one IPv4 address, of one IPv6 address, and of every other address.
     let _servers = [
         start("one-1", "one", "127.0.0.2:80:8081", "0.0.0.0:8081")?,

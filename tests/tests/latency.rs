@@ -1,10 +1,6 @@
 //! How long it takes from `listen()` to the first connection that is steered. Printed, never judged.
 
-use std::{
-    net::SocketAddr,
-    thread,
-    time::Duration,
-};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{

@@ -9,9 +9,8 @@ use pod_steer_tests::{
 };
 
 fn two(stage: &Stage) -> Result<(Container, Container)> {
-    let start = |name: &str| {
-        stage.engine().start_container(&server::named(name, "0.0.0.0:8080").service("web", "8080:8080"))
-    };
+    let start =
+        |name: &str| stage.engine().start_container(&server::named(name, "0.0.0.0:8080").service("web", "8080:8080"));
     let both = (start("web-1")?, start("web-2")?);
     stage.daemon.wait_ready("web", 2)?;
     Ok(both)
@@ -77,7 +76,7 @@ fn an_unhealthy_container_gets_nothing_new() -> Result<()> {
 }
 
 #[test]
-fn the_last_one_is_kept_though_it_is_unhealthy() -> Result<()> {
+fn a_signal_that_asks_for_nothing_changes_nothing() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let spec = server::named("web-1", "0.0.0.0:8080").service("web", "8080:8080");

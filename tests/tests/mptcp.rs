@@ -2,13 +2,7 @@
 //! ones get TCP instead.
 
 use anyhow::Result;
-use pod_steer_tests::{
-    check,
-    daemon::Stage,
-    exec::Exec,
-    load::Load,
-    require, server, tools, wait,
-};
+use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, require, server, tools, wait};
 
 /// What Go's `net.Listen` does: MPTCP, and TCP on any error. It answers as the test server does with `--raw`.
 const GO_STYLE: &str = r#"

@@ -13,9 +13,11 @@ use pod_steer_tests::{
 
 /// A container that does nothing but hold a network namespace, as a pod's first container does.
 fn pod(stage: &Stage, name: &str) -> Result<Container> {
-    stage.engine().start_container(
-        &Spec::new(Image::Busybox, name).network("bridge").args(&["/bin/busybox", "sleep", "1000"]),
-    )
+    stage.engine().start_container(&Spec::new(Image::Busybox, name).network("bridge").args(&[
+        "/bin/busybox",
+        "sleep",
+        "1000",
+    ]))
 }
 
 #[test]
@@ -71,14 +73,16 @@ fn pods_and_the_host_use_the_same_port_apart() -> Result<()> {
             containers.push(start(&format!("{service}-{number}"), service, format!("container:{}", pod.id))?);
         }
     }
-    for (service, target) in
-        [("host", "127.0.0.1".parse()?), ("blue", pods[0].ip()?), ("green", pods[1].ip()?)]
-    {
+    for (service, target) in [("host", "127.0.0.1".parse()?), ("blue", pods[0].ip()?), ("green", pods[1].ip()?)] {
         stage.daemon.wait_ready(service, 2)?;
         let tally = Load::to((target, 80).into()).threads(2).count(1000).run(stage.host.net())?;
         let names = [format!("{service}-1"), format!("{service}-2")];
         check::kernel_agrees(&stage.daemon.wait_idle(service)?, &tally)?;
-        check::shares_follow(&format!("namespace of {service}"), &tally, &names.each_ref().map(|name| (name.as_str(), 1)))?;
+        check::shares_follow(
+            &format!("namespace of {service}"),
+            &tally,
+            &names.each_ref().map(|name| (name.as_str(), 1)),
+        )?;
     }
     Ok(())
 }

@@ -15,9 +15,8 @@ const CLIENTS: u64 = 40;
 
 /// Two backends, of which one never accepts; clients wait in its queue.
 fn queue_up(stage: &Stage) -> Result<(Backend, Backend, pod_steer_tests::load::Running, u64)> {
-    let start = |name: &str, args: &[&str]| {
-        Exec::new(name, "web", "8080:8080", "0.0.0.0:8080").server(args).start(stage)
-    };
+    let start =
+        |name: &str, args: &[&str]| Exec::new(name, "web", "8080:8080", "0.0.0.0:8080").server(args).start(stage);
     let deaf = start("deaf", &["--accept-delay-ms", "600000"])?;
     let good = start("good", &[])?;
     stage.daemon.wait_ready("web", 2)?;
@@ -40,7 +39,10 @@ fn everybody_is_answered(signal: Signal) -> Result<()> {
     let status = stage.daemon.status()?;
     let service = status.service("web").expect("the service has a backend");
     assert_eq!(status.backend("web", "good").moved_in, waiting, "{service:#?}");
-    report::figure(&format!("queue of a listener closed by {signal:?}"), format!("{waiting} moved, {waiting} answered"));
+    report::figure(
+        &format!("queue of a listener closed by {signal:?}"),
+        format!("{waiting} moved, {waiting} answered"),
+    );
     let good = stage.daemon.wait_idle("web")?;
     assert_eq!(good.counter("refused_no_backend"), 0);
     Ok(())
@@ -58,7 +60,9 @@ fn while_connections_keep_coming() -> Result<()> {
     let stage = Stage::without_engine()?;
     let start = |name: &str| {
         let exec = Exec::new(name, "web", "8080:8080", "0.0.0.0:8080");
-        exec.journal(&stage.host.dir().join(format!("{name}.journal"))).server(&["--accept-delay-ms", "1"]).start(&stage)
+        exec.journal(&stage.host.dir().join(format!("{name}.journal")))
+            .server(&["--accept-delay-ms", "1"])
+            .start(&stage)
     };
     let _steady = start("steady")?;
     let mut doomed = start("doomed-0")?;
@@ -76,7 +80,8 @@ fn while_connections_keep_coming() -> Result<()> {
         in_between += usize::from(journal.in_between);
         doomed = start(&format!("doomed-{round}"))?;
         stage.daemon.wait_for("the new backend", |status| {
-            (status.service("web")?.backends.iter().any(|one| one.name == doomed.name && one.state == "ready")).then_some(())
+            (status.service("web")?.backends.iter().any(|one| one.name == doomed.name && one.state == "ready"))
+                .then_some(())
         })?;
     }
     let tally = load.stop()?;

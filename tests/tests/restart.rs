@@ -3,13 +3,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::Result;
-use pod_steer_tests::{
-    check,
-    daemon::Stage,
-    exec::Exec,
-    load::Load,
-    report, require, server, tools, wait,
-};
+use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, report, require, server, tools, wait};
 
 #[test]
 fn killed_and_restarted_under_load() -> Result<()> {

@@ -1,0 +1,138 @@
+//! The command line, as people and scripts meet it.
+
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use pod_steer_tests::{daemon::Stage, exec::Exec, host::Host, process::output, require, tools, wait};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn assert_plain(outcome: &Output) {
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(!outcome.stdout.contains(&0x1b), "no colours in a pipe: {}", text(&outcome.stdout));
+}
+
+#[test]
+fn status_in_each_form() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let empty = output(stage.daemon.cli()?.arg("status"))?;
+    assert_plain(&empty);
+    let _web = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v7"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    for form in [&["status"][..], &["status", "-o", "table"], &["status", "-o", "wide"]] {
+        // Whatever the environment says of colours, a pipe gets none.
+        let outcome = output(stage.daemon.cli()?.args(form).env_remove("NO_COLOR").env("TERM", "xterm-256color"))?;
+        assert_plain(&outcome);
+        let table = text(&outcome.stdout);
+        let row = table.lines().find(|line| line.contains("web-1")).unwrap_or_else(|| panic!("{table}"));
+        assert!(row.contains("web") && row.contains("v7") && row.contains("ready"), "{table}");
+    }
+    let status = stage.daemon.status()?;
+    assert_eq!(status.pid, stage.daemon.pid());
+    assert_eq!(stage.daemon.stdout(), "", "the daemon writes nothing but its log");
+    let table = text(&output(stage.daemon.cli()?.arg("status"))?.stdout);
+    assert!(table.lines().all(|line| line.trim_end().len() == line.len()), "no blanks at the ends of lines: {table:?}");
+    Ok(())
+}
+
+#[test]
+fn events_are_followed() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let json = stage.host.start("events-json", stage.daemon.cli()?.args(["events", "-o", "json"]))?;
+    let plain = stage.host.start("events-text", stage.daemon.cli()?.arg("events"))?;
+    // One backend after the other until the followers are surely connected and have seen one.
+    let mut number = 0;
+    wait::until_ok("events of a backend", || {
+        number += 1;
+        let name = format!("web-{number}");
+        let mut backend = Exec::new(&name, "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+        stage.daemon.wait_ready("web", 1)?;
+        backend.process.kill()?;
+        stage.daemon.wait_for("it to be gone", |status| {
+            status.service("web").is_none_or(|web| web.ready() == 0).then_some(())
+        })?;
+        Ok((json.stdout().contains(&name) && plain.stdout().contains(&name)).then_some(()))
+    })?;
+    for line in json.stdout().lines() {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        assert!(event.is_object(), "{line}");
+    }
+    assert!(!plain.stdout().contains('\x1b'));
+    Ok(())
+}
+
+#[test]
+fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let cases: [&[&str]; 8] = [
+        &["no-such-command"],
+        &["status", "-o", "xml"],
+        &["exec", "--service", "web", "--ports", "eighty:8080", "--", "true"],
+        &["exec", "--service", "two words", "--ports", "80:8080", "--", "true"],
+        &["exec", "--service", "web", "--ports", "80:8080", "--weight", "heavy", "--", "true"],
+        &["exec", "--service", "web", "--ports", "80:8080", "--fallback", "drop", "--", "true"],
+        &["exec", "--service", "web", "--ports", "80:8080"],
+        &["register", "--service", "web", "--ports", "80:8080"],
+    ];
+    for case in cases {
+        let outcome = output(stage.daemon.cli()?.args(case))?;
+        assert_eq!(outcome.status.code(), Some(2), "{case:?}: {outcome:?}");
+        assert!(outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{case:?}: {outcome:?}");
+    }
+    let dead =
+        output(stage.daemon.cli()?.args(["register", "--service", "web", "--ports", "80:8080", "--pid", "4194300"]))?;
+    assert_eq!(dead.status.code(), Some(1), "{dead:?}");
+    assert!(text(&dead.stderr).contains("4194300"), "{dead:?}");
+    Ok(())
+}
+
+#[test]
+fn without_a_daemon() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let host = Host::new()?;
+    let cli = |args: &[&str]| -> Result<Output> {
+        let mut command: Command = host.command(tools::pod_steer()?)?;
+        output(command.args(args).args(["--socket"]).arg(host.dir().join("none/api.sock")))
+    };
+    for command in ["status", "events"] {
+        let outcome = cli(&[command])?;
+        assert_eq!(outcome.status.code(), Some(1), "{command}: {outcome:?}");
+        let said = text(&outcome.stderr);
+        assert!(said.contains("api.sock") && said.contains("pod-steer run"), "what was tried, what to do: {said}");
+    }
+    let version = cli(&["version"])?;
+    assert_plain(&version);
+    assert!(text(&version.stdout).contains(env!("CARGO_PKG_VERSION")), "{version:?}");
+    Ok(())
+}
+
+#[test]
+fn doctor_says_what_there_is() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let host = Host::new()?;
+    let outcome = output(host.command(tools::pod_steer()?)?.arg("doctor"))?;
+    assert_plain(&outcome);
+    let said = text(&outcome.stdout);
+    for feature in ["sk_lookup", "bpffs", "cgroup", "CAP_BPF"] {
+        assert!(said.to_lowercase().contains(&feature.to_lowercase()), "{feature} is not in: {said}");
+    }
+    // What is missing has its remedy: here the BPF file system.
+    let mut without = host.command("unshare")?;
+    without.args(["--mount", "sh", "-c", "umount /sys/fs/bpf && exec \"$0\" doctor"]).arg(tools::pod_steer()?);
+    let outcome = output(&mut without)?;
+    assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
+    let said = text(&outcome.stdout) + &text(&outcome.stderr);
+    assert!(said.contains("mount -t bpf"), "{said}");
+    // And `run` fails with the same words.
+    let mut run = host.command("unshare")?;
+    run.args(["--mount", "sh", "-c", "umount /sys/fs/bpf && exec \"$0\" run --engine none --runtime-dir \"$1\""]);
+    let refused = output(run.arg(tools::pod_steer()?).arg(host.dir().join("run")))?;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(text(&refused.stderr).contains("mount -t bpf"), "{refused:?}");
+    Ok(())
+}
