@@ -7,10 +7,10 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use pod_steer_ebpf::{
-    EVENT_MPTCP_REFUSED, EVENT_NOT_SHARED, Event, FAMILY_V4, FAMILY_V6, ManagedPort, PROTO_MPTCP, SocketInfo,
+    EVENT_MPTCP_REFUSED, EVENT_NOT_SHARED, Event, FAMILY_V4, FAMILY_V6, PORT_LISTENS, PROTO_MPTCP, SocketInfo,
 };
 
-use crate::maps::{MANAGED_PORTS, current_backend, emit};
+use crate::maps::{current_backend, emit, managed};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEPORT: i32 = 15;
@@ -39,8 +39,7 @@ fn share(ctx: &SockAddrContext, family: u8) {
     let addr = unsafe { &*ctx.sock_addr };
     let port = u16::from_be(addr.user_port as u16);
     let proto = addr.protocol as u8;
-    let key = ManagedPort { backend, port, proto, pad: 0 };
-    if MANAGED_PORTS.get_ptr(key).is_none() {
+    if !managed(backend, port, proto, PORT_LISTENS) {
         return;
     }
     let mut on = 1i32;

@@ -132,19 +132,24 @@ pub struct SocketInfo {
     pub pad: u32,
 }
 
-/// A container port of a backend, whose binds may share and whose listeners are registered.
+/// A port of a backend; the value is of [`PORT_LISTENS`] and [`PORT_SERVED`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManagedPort {
     /// Index of the backend.
     pub backend: u32,
-    /// Port that the backend listens on.
+    /// The port.
     pub port: u16,
     /// [`PROTO_TCP`] or [`PROTO_UDP`].
     pub proto: u8,
     /// Zero.
     pub pad: u8,
 }
+
+/// The backend listens on this port: binds may share it, and listeners are registered.
+pub const PORT_LISTENS: u32 = 1;
+/// Clients come to this port: so it is the local port of accepted connections, which are counted.
+pub const PORT_SERVED: u32 = 2;
 
 /// Counters of one backend, kept per CPU.
 ///

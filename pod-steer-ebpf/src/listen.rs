@@ -9,10 +9,10 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, ManagedPort, NONE, PROTO_TCP, SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, NONE, PORT_LISTENS, PORT_SERVED, PROTO_TCP, SocketInfo,
 };
 
-use crate::maps::{BACKEND_COUNTERS, LISTENERS, MANAGED_PORTS, MOVED, SOCKETS, count, current_backend, emit};
+use crate::maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, count, current_backend, emit, managed};
 
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
@@ -31,8 +31,9 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     }
     let Some(backend) = current_backend() else { return 1 };
     let port = ctx.local_port() as u16;
-    let key = ManagedPort { backend, port, proto: PROTO_TCP, pad: 0 };
-    if MANAGED_PORTS.get_ptr(key).is_none() {
+    // A connection's local port is the one that its client came to, not the one that the backend listens on.
+    let purpose = if op == BPF_SOCK_OPS_TCP_LISTEN_CB { PORT_LISTENS } else { PORT_LISTENS | PORT_SERVED };
+    if !managed(backend, port, PROTO_TCP, purpose) {
         return 1;
     }
     // SAFETY: the context is this hook's own.

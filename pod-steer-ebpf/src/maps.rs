@@ -57,7 +57,7 @@ pub static LISTENERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
 #[btf_map]
 pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// The ports that a backend's containers share and whose listeners are registered.
+/// The ports of each backend, and what each is for.
 #[btf_map]
 pub static MANAGED_PORTS: HashMap<ManagedPort, u32, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -105,6 +105,14 @@ pub(crate) use count;
 #[expect(deprecated, reason = "its successor, BPF_MAP_TYPE_CGRP_STORAGE, needs Linux 6.2 and no sock_ops has it")]
 #[btf_map]
 pub static CGROUPS: aya_ebpf::btf_maps::CgroupStorage<u64> = aya_ebpf::btf_maps::CgroupStorage::new();
+
+/// Whether this port of this backend is for `purpose`.
+#[inline(always)]
+pub fn managed(backend: u32, port: u16, proto: u8, purpose: u32) -> bool {
+    let key = ManagedPort { backend, port, proto, pad: 0 };
+    // SAFETY: four aligned bytes are read at once.
+    unsafe { MANAGED_PORTS.get(key) }.is_some_and(|purposes| purposes & purpose != 0)
+}
 
 /// Index of the backend that the calling program is attached for.
 #[inline(always)]

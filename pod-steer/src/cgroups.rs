@@ -4,10 +4,10 @@
 //! announced the container: whoever watches can attach before the first bind.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirEntryExt as _},
     path::{Path, PathBuf},
 };
 
@@ -189,6 +189,25 @@ impl Cgroups {
 fn child_of_container(parent: &Path, id: &str) -> Option<PathBuf> {
     let entries = fs::read_dir(parent).ok()?.flatten();
     let found = entries.map(|e| e.path()).find(|p| p.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
+    found
+}
+
+/// The directories of the cgroups with these ids.
+pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![mount.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        if found.len() == ids.len() {
+            break;
+        }
+        let below = fs::read_dir(&dir).into_iter().flatten().flatten();
+        for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            if ids.contains(&entry.ino()) {
+                found.push(entry.path());
+            }
+            dirs.push(entry.path());
+        }
+    }
     found
 }
 

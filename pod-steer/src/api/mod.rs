@@ -38,8 +38,8 @@ pub struct Shared {
     pub group: Option<u32>,
 }
 
-/// Serves until the daemon ends.
-pub async fn serve(listener: UnixListener, shared: Shared) {
+/// Serves until `ended` resolves.
+pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Receiver<()>) {
     let shared = Arc::new(shared);
     let app = Router::new()
         .route("/v1/status", get(status))
@@ -50,7 +50,8 @@ pub async fn serve(listener: UnixListener, shared: Shared) {
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), allowed))
         .with_state(shared);
     let service = app.into_make_service_with_connect_info::<ConnectedPeer>();
-    if let Err(error) = axum::serve(listener, service).await {
+    let end = async { ended.await.unwrap_or_default() };
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(end).await {
         error!(%error, "the API has ended; traffic goes on");
     }
 }

@@ -14,21 +14,21 @@ use crate::{
 pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     let socket = args.socket.clone().unwrap_or_else(|| args.runtime_dir.join("api.sock"));
     let asked = block_on(async { Ok(client::post::<UnloadedBody>(&socket, "/v1/unload", &()).await) })?;
-    let done = match asked {
-        Ok(done) => done,
-        Err(ClientError::NoDaemon { .. }) => {
-            let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
-            let mount = cgroups::mount_point(&mountinfo)
-                .ok_or_else(|| anyhow::anyhow!("no cgroup v2 is mounted: mount -t cgroup2 none DIR"))?;
-            let done = daemon::undo(&args.bpffs, &mount, &[])?;
-            // Whoever has no state has no files either.
-            if args.runtime_dir.join("backends").exists() {
-                Store::open(&args.runtime_dir)?.remove_all();
-            }
-            UnloadedBody { namespaces: done.namespaces, cgroups: done.cgroups, maps: done.maps }
-        }
+    let asked = match asked {
+        Ok(done) => Some(done),
+        Err(ClientError::NoDaemon { .. }) => None,
         Err(error) => return Err(error.into()),
     };
+    // Without a daemon all is done here; after one, what it may not remove: it has dropped the capability for that.
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = cgroups::mount_point(&mountinfo)
+        .ok_or_else(|| anyhow::anyhow!("no cgroup v2 is mounted: mount -t cgroup2 none DIR"))?;
+    let rest = daemon::undo(&args.bpffs, &mount)?;
+    if args.runtime_dir.join("backends").exists() {
+        Store::open(&args.runtime_dir)?.remove_all();
+    }
+    let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
+    let done = asked.unwrap_or(rest);
     eprintln!(
         "unloaded: {} namespaces, {} cgroups, {} maps; established connections go on",
         done.namespaces, done.cgroups, done.maps

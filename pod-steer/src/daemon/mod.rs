@@ -8,9 +8,13 @@ mod sockets;
 mod status;
 mod store;
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tracing::{info, warn};
 
 pub use control::{Ask, Input, Peer};
@@ -23,6 +27,9 @@ use crate::{api, caps, cgroups, config::RunConfig, doctor, engine, kernel::Kerne
 const INPUTS_MAX: usize = 4096;
 /// Events that a slow follower may lag behind before it misses some.
 const EVENTS_MAX: usize = 4096;
+
+/// How long the last answers may take when the daemon ends.
+const ANSWERS_MAX: Duration = Duration::from_millis(500);
 
 /// What keeps the daemon from running.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +75,9 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| RunError::Unfit("no cgroup v2 is mounted; mount it: mount -t cgroup2 none DIR".to_owned()))?;
+    // The root of the hierarchy may be written by nobody; only CAP_DAC_OVERRIDE, which we still have, gets past that.
+    let base = processes::base_cgroup(&mount, &config.bpffs);
+    fs::create_dir_all(&base).map_err(RunError::io(format!("make the cgroup `{}`", base.display())))?;
     let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
@@ -94,7 +104,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
             }
         });
     }
-    tokio::spawn(api::serve(listener, api::Shared { inputs, events, group: config.group_id }));
+    let (end_api, ended) = oneshot::channel();
+    let api = tokio::spawn(api::serve(listener, api::Shared { inputs, events, group: config.group_id }, ended));
     info!(
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
         "pod-steer {} steers", env!("CARGO_PKG_VERSION")
@@ -104,6 +115,9 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     }
     let result = control.run(queue).await;
     let _ = fs::remove_file(&socket);
+    // Whoever asked last still gets the answer; whoever only follows events does not hold us up.
+    let _ = end_api.send(());
+    let _ = timeout(ANSWERS_MAX, api).await;
     result
 }
 

@@ -21,8 +21,13 @@ use crate::{
     world::{Backend, Health, Kind, Network, Phase},
 };
 
-/// The cgroup, below the root of the hierarchy, in which every `exec` gets one of its own.
-pub const CGROUP: &str = "pod-steer";
+/// The cgroup, below the root of the hierarchy, in which every daemon has one of its own.
+const CGROUP: &str = "pod-steer";
+
+/// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
+pub(super) fn base_cgroup(mount: &Path, bpffs: &Path) -> PathBuf {
+    mount.join(CGROUP).join(bpffs.file_name().unwrap_or_default())
+}
 
 type Answer = Result<Registered, String>;
 
@@ -136,9 +141,7 @@ impl Control {
     }
 
     fn exec_cgroup(&self, id: &str) -> PathBuf {
-        // Daemons side by side, each with its own pins, must not share names.
-        let of = self.bpffs.file_name().and_then(|name| name.to_str()).unwrap_or("default");
-        self.cgroups.mount().join(CGROUP).join(of).join(id)
+        base_cgroup(self.cgroups.mount(), &self.bpffs).join(id)
     }
 
     /// The last process of an `exec` has ended.
@@ -187,19 +190,18 @@ impl Control {
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
     pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
-        let places: Vec<PathBuf> = self.paths.values().cloned().collect();
-        let done = undo(&self.bpffs, self.cgroups.mount(), &places).map_err(|e| e.to_string())?;
+        let done = undo(&self.bpffs, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
         info!(?done, "unloaded");
         Ok(done)
     }
 }
 
-/// Takes the migrate program off every group of the given cgroups, then removes the pins and our cgroups. Processes
-/// that `exec` started go on, in the root cgroup.
-pub fn undo(bpffs: &Path, cgroup_mount: &Path, cgroups: &[PathBuf]) -> io::Result<Unloaded> {
-    for path in cgroups {
-        for socket in crate::procs::listeners_in_cgroup(path, |_| true).unwrap_or_default() {
+/// Takes the migrate program off every group of every backend, then removes the pins and our cgroups. Processes that
+/// `exec` started go on, in the root cgroup. Needs no daemon: the names of the pins say which cgroups were attached.
+pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
+    for path in cgroups::with_ids(cgroup_mount, &crate::kernel::attached_cgroups(bpffs)) {
+        for socket in crate::procs::listeners_in_cgroup(&path, |_| true).unwrap_or_default() {
             if socket.reuseport {
                 // A group without a program answers ENOENT, which is what is wanted.
                 let _ = crate::kernel::QueueMigration::detach(&socket.fd);
@@ -207,8 +209,7 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path, cgroups: &[PathBuf]) -> io::Resul
         }
     }
     let done = crate::kernel::unload(bpffs)?;
-    let of = bpffs.file_name().and_then(|name| name.to_str()).unwrap_or("default");
-    let ours = cgroup_mount.join(CGROUP).join(of);
+    let ours = base_cgroup(cgroup_mount, bpffs);
     for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
         let pids = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
         for pid in pids.lines() {

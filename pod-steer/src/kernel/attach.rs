@@ -2,6 +2,7 @@
 //! that it is made, so that it outlives us.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     os::{
         fd::AsFd,
@@ -131,11 +132,7 @@ impl Kernel {
 
     /// Every (cgroup id, backend index) that has links.
     pub fn attached_backends(&self) -> Vec<(u64, u32)> {
-        let parse = |name: &String| {
-            let (cgroup, index) = name.split_once('-')?;
-            Some((cgroup.parse().ok()?, index.parse().ok()?))
-        };
-        names(&self.dir.join("cgroups")).iter().filter_map(parse).collect()
+        attached(&self.dir)
     }
 
     /// Leaves a cgroup.
@@ -146,6 +143,19 @@ impl Kernel {
         }
         let _ = fs::remove_dir(pins);
     }
+}
+
+fn attached(dir: &Path) -> Vec<(u64, u32)> {
+    let parse = |name: &String| {
+        let (cgroup, index) = name.split_once('-')?;
+        Some((cgroup.parse().ok()?, index.parse().ok()?))
+    };
+    names(&dir.join("cgroups")).iter().filter_map(parse).collect()
+}
+
+/// Ids of the cgroups that have links pinned below `dir`.
+pub fn attached_cgroups(dir: &Path) -> BTreeSet<u64> {
+    attached(dir).into_iter().map(|(cgroup, _)| cgroup).collect()
 }
 
 fn pin_link(link: std::result::Result<FdLink, LinkError>, path: PathBuf) -> Result<()> {

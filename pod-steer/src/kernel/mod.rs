@@ -30,7 +30,7 @@ use aya::{
 };
 use pod_steer_ebpf::{BackendCounters, ManagedPort, NONE, Rule, RuleKey, ServiceCounters, SocketInfo};
 
-pub use attach::Cgroup;
+pub use attach::{Cgroup, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use migrate::QueueMigration;
@@ -61,7 +61,7 @@ pub struct Kernel {
     publisher: publish::Publisher,
     /// What is published: the rules as they stand in the map, and what each table was built from, if that is known.
     published: BTreeMap<RuleKey, (Rule, Option<PlannedTable>)>,
-    ports_written: BTreeSet<ManagedPort>,
+    ports_written: BTreeMap<ManagedPort, u32>,
 }
 
 /// What [`Kernel::open`] found.
@@ -132,11 +132,12 @@ impl Kernel {
         }
     }
 
-    fn apply_managed_ports(&mut self, wanted: &BTreeSet<ManagedPort>) -> Result<()> {
-        for port in wanted.difference(&self.ports_written) {
-            self.managed_ports.insert(port, 1, 0).map_err(KernelError::map("write a port to", "MANAGED_PORTS"))?;
+    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {
+        for (port, purpose) in wanted.iter().filter(|(port, purpose)| self.ports_written.get(port) != Some(purpose)) {
+            let written = self.managed_ports.insert(port, purpose, 0);
+            written.map_err(KernelError::map("write a port to", "MANAGED_PORTS"))?;
         }
-        for port in self.ports_written.difference(wanted) {
+        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
             let _ = self.managed_ports.remove(port);
         }
         self.ports_written.clone_from(wanted);

@@ -1,7 +1,7 @@
 //! Loading the object: maps from their pins, or made and pinned; programs always anew, with this daemon's constants.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
+    collections::{BTreeMap, HashMap as StdHashMap},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     path::Path,
@@ -135,7 +135,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     // What the tables hold is compared when they are first published again.
     let published: BTreeMap<_, _> = written.into_iter().map(|(key, rule)| (key, (rule, None))).collect();
     let managed_ports: HashMap<MapData, _, u32> = map(&mut programs, "MANAGED_PORTS")?;
-    let ports_written: BTreeSet<_> = managed_ports.keys().flatten().collect();
+    let ports_written: BTreeMap<_, _> = managed_ports.iter().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;

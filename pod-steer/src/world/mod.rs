@@ -154,8 +154,8 @@ pub struct Misfit {
 pub struct Plan {
     /// The rules, as the kernel's map holds them.
     pub rules: BTreeMap<RuleKey, PlannedRule>,
-    /// The ports on which managed binds may share.
-    pub managed_ports: BTreeSet<ManagedPort>,
+    /// The ports of the backends, and what each is for.
+    pub managed_ports: BTreeMap<ManagedPort, u32>,
     /// Cookies of the namespaces to steer in.
     pub namespaces: BTreeSet<u64>,
     /// What each backend does, by index.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, ManagedPort, PROTO_TCP, RULE_HAS_ADDRESSES, RuleKey,
+    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES, RuleKey,
 };
 
 use super::{Backend, Health, Network, Phase, Plan, PlannedRule, PlannedTable, Socket, State, World};
@@ -45,7 +45,12 @@ pub(super) fn plan(world: &World) -> Plan {
     by_age.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
     for backend in by_age {
-        plan.managed_ports.extend(backend.spec.ports.iter().map(|map| managed(backend.index, map)));
+        for map in &backend.spec.ports {
+            for (port, purpose) in [(map.target, PORT_LISTENS), (map.port, PORT_SERVED)] {
+                let key = ManagedPort { backend: backend.index, port, proto: PROTO_TCP, pad: 0 };
+                *plan.managed_ports.entry(key).or_default() |= purpose;
+            }
+        }
         let Some(netns) = backend.netns else { continue };
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {
             plan.hindrances.entry(backend.index).or_default().push(
@@ -86,10 +91,6 @@ pub(super) fn plan(world: &World) -> Plan {
         plan.states.insert(backend.index, state);
     }
     plan
-}
-
-fn managed(index: u32, map: &PortMap) -> ManagedPort {
-    ManagedPort { backend: index, port: map.target, proto: PROTO_TCP, pad: 0 }
 }
 
 /// Claims one port for a backend's service, or says who has it.
