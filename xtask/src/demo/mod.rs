@@ -84,8 +84,8 @@ fn play(stage: &mut Stage) -> Result<bool> {
     screen.scene(&format!("v2 (pid {killed}) is killed with -9, under load"));
     screen.watch(&load, SCENE)?;
 
-    load.next_scene();
     let ready_after = stage.start_server("v3")?;
+    load.next_scene();
     let started = report::joined(stage.server("v3")?, ready_after);
     screen.scene(&started);
     screen.watch(&load, SCENE)?;
@@ -95,5 +95,6 @@ fn play(stage: &mut Stage) -> Result<bool> {
     let journal = journal::read(&stage.journal("v2"))?;
     let good = report::summary(&scenes, &status, &journal)?;
     stage.unload()?;
+    report::unloaded();
     Ok(good)
 }

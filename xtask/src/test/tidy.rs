@@ -20,10 +20,11 @@ const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), 
 /// Checks every file; the error lists what is not in order.
 pub fn tidy() -> Result<()> {
     let mut complaints = Vec::new();
-    for file in files(paths::root())? {
+    let root = paths::root();
+    for file in files(&root)? {
         // A file that is not text is nothing for these rules.
         let Ok(text) = fs::read_to_string(&file) else { continue };
-        let name = file.strip_prefix(paths::root())?.to_string_lossy().into_owned();
+        let name = file.strip_prefix(&root)?.to_string_lossy().into_owned();
         complaints.extend(complaints_about(&name, &text).into_iter().map(|what| format!("{name}{what}")));
     }
     if complaints.is_empty() {
