@@ -10,7 +10,7 @@ use pod_steer_ebpf::{FALLBACK_PASS, FAMILY_V4, NONE, RULE_HAS_ADDRESSES, Rule, R
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS,  RULES, SERVICE_COUNTERS, TABLES, count, netns_cookie},
-    table::{Visit, tuple_hash, visit},
+    table::{Chooser, Visit, tuple_hash, visit},
 };
 
 /// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
@@ -31,7 +31,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
 
     let hash = tuple_hash(l);
     if let Some(table) = TABLES.get(rule.table)
-        && let Visit::Taken = visit(table, hash, |slot| assign(&ctx, rule, slot))
+        && let Visit::Taken = visit(table, hash, &mut Assign { ctx: &ctx, service: rule.service })
     {
         return SK_PASS;
     }
@@ -77,21 +77,29 @@ fn rule_for(l: &bpf_sk_lookup) -> Option<&'static Rule> {
     if any.table == NONE { None } else { Some(any) }
 }
 
-/// Hands the packet to the slot's socket, or counts why that could not be.
-#[inline(always)]
-fn assign(ctx: &SkLookupContext, rule: &Rule, slot: &Slot) -> Visit {
-    match LISTENERS.redirect_sk_lookup(ctx, slot.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
-        Ok(()) => {
-            count!(BACKEND_COUNTERS, slot.backend, steered);
-            debug!(ctx, "service {}: backend {} socket {}", rule.service, slot.backend, slot.cookie);
-            return Visit::Taken;
+struct Assign<'a> {
+    ctx: &'a SkLookupContext,
+    service: u32,
+}
+
+impl Chooser for Assign<'_> {
+    /// Hands the packet to the slot's socket, or counts why that could not be.
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        let Self { ctx, service } = *self;
+        match LISTENERS.redirect_sk_lookup(ctx, slot.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
+            Ok(()) => {
+                count!(BACKEND_COUNTERS, slot.backend, steered);
+                debug!(ctx, "service {}: backend {} socket {}", service, slot.backend, slot.cookie);
+                return Visit::Taken;
+            }
+            Err(ENOENT) => count!(SERVICE_COUNTERS, service, stale_slots),
+            Err(EAFNOSUPPORT) => count!(SERVICE_COUNTERS, service, assign_eafnosupport),
+            Err(ESOCKTNOSUPPORT) => count!(SERVICE_COUNTERS, service, assign_esocktnosupport),
+            Err(EPROTOTYPE) => count!(SERVICE_COUNTERS, service, assign_eprototype),
+            Err(EEXIST) => count!(SERVICE_COUNTERS, service, assign_eexist),
+            Err(_) => count!(SERVICE_COUNTERS, service, assign_other),
         }
-        Err(ENOENT) => count!(SERVICE_COUNTERS, rule.service, stale_slots),
-        Err(EAFNOSUPPORT) => count!(SERVICE_COUNTERS, rule.service, assign_eafnosupport),
-        Err(ESOCKTNOSUPPORT) => count!(SERVICE_COUNTERS, rule.service, assign_esocktnosupport),
-        Err(EPROTOTYPE) => count!(SERVICE_COUNTERS, rule.service, assign_eprototype),
-        Err(EEXIST) => count!(SERVICE_COUNTERS, rule.service, assign_eexist),
-        Err(_) => count!(SERVICE_COUNTERS, rule.service, assign_other),
+        Visit::TryNext
     }
-    Visit::TryNext
 }

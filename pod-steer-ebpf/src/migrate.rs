@@ -14,7 +14,7 @@ use pod_steer_ebpf::Slot;
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count},
-    table::{Visit, visit},
+    table::{Chooser, Visit, visit},
 };
 
 /// `TCP_NEW_SYN_RECV`: the socket being moved is a request, its handshake not yet complete.
@@ -30,24 +30,12 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let from_backend = from.backend;
     let Some(table) = TABLES.get(from.table) else { return SK_PASS };
 
-    let mut to_backend = from_backend;
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
-    let taken = visit(table, hash, |slot: &Slot| {
-        let mut cookie = slot.cookie;
-        if cookie == closing {
-            return Visit::TryNext;
-        }
-        let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
-        // SAFETY: the map and the key are valid; the helper checks that the socket is of this group.
-        let chosen = unsafe { bpf_sk_select_reuseport(ctx.as_ptr().cast(), map, (&raw mut cookie).cast(), 0) };
-        if chosen != 0 {
-            return Visit::TryNext;
-        }
-        to_backend = slot.backend;
-        Visit::Taken
-    });
+    let mut heir = Heir { ctx: &ctx, closing, backend: from_backend };
+    let taken = visit(table, hash, &mut heir);
+    let to_backend = heir.backend;
     let Visit::Taken = taken else {
         count!(BACKEND_COUNTERS, from_backend, not_moved);
         return SK_PASS;
@@ -65,4 +53,28 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         }
     }
     SK_PASS
+}
+
+struct Heir<'a> {
+    ctx: &'a SkReuseportContext,
+    closing: u64,
+    backend: u32,
+}
+
+impl Chooser for Heir<'_> {
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        let mut cookie = slot.cookie;
+        if cookie == self.closing {
+            return Visit::TryNext;
+        }
+        let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
+        // SAFETY: the map and the key are valid; the helper checks that the socket is of this group.
+        let chosen = unsafe { bpf_sk_select_reuseport(self.ctx.as_ptr().cast(), map, (&raw mut cookie).cast(), 0) };
+        if chosen != 0 {
+            return Visit::TryNext;
+        }
+        self.backend = slot.backend;
+        Visit::Taken
+    }
 }

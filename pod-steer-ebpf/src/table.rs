@@ -1,6 +1,6 @@
 //! Walking a slot table: first the slots that the hash names, then every member once.
 
-use aya_ebpf::{bindings::bpf_sk_lookup, btf_maps::Array};
+use aya_ebpf::{bindings::bpf_sk_lookup, btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
 
 use crate::maps::seed;
@@ -45,36 +45,64 @@ pub fn tuple_hash(l: &bpf_sk_lookup) -> u64 {
     finish(h)
 }
 
+/// Somebody to whom candidate sockets are offered.
+pub trait Chooser {
+    /// Takes the slot's socket, or not.
+    fn offer(&mut self, slot: &Slot) -> Visit;
+}
+
+/// A walk over a table's members, as the callback of `bpf_loop` sees it.
+struct Walk<'a, C> {
+    table: &'a Table,
+    chooser: &'a mut C,
+    /// Entry of the first member.
+    first: u32,
+    members: u32,
+    /// Where in the members the walk begins: not always at the same one.
+    start: u32,
+    taken: bool,
+}
+
 /// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once. While one
 /// live socket of the table exists, it is found in this run, however stale the table is.
 #[inline(always)]
-pub fn visit(table: &Table, hash: u64, mut offer: impl FnMut(&Slot) -> Visit) -> Visit {
+pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
     let Some(header) = table.get(0) else { return Visit::TryNext };
     let slots = header.backend;
     let members = header.cookie as u32;
-    if slots == 0 {
+    if slots == 0 || members == 0 {
         return Visit::TryNext;
     }
     let mut h = hash;
     for _ in 0..PROBES_MAX {
-        if let Some(slot) = table.get(1 + (h as u32 & (slots - 1)))
-            && let Visit::Taken = offer(slot)
+        if let Some(slot) = table.get((h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
+            && let Visit::Taken = chooser.offer(slot)
         {
             return Visit::Taken;
         }
         h = h.rotate_right(16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
-    let start = (hash >> 32) as u32;
-    for i in 0..WALK_MAX.min(1024) {
-        if i >= members {
-            break;
-        }
-        let at = (start.wrapping_add(i)) % members;
-        if let Some(slot) = table.get(1 + slots + at)
-            && let Visit::Taken = offer(slot)
-        {
-            return Visit::Taken;
-        }
+    let start = (hash >> 32) as u32 % members;
+    let mut walk = Walk { table, chooser, first: slots.wrapping_add(1), members, start, taken: false };
+    let context = (&raw mut walk).cast();
+    // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Linux 5.17.
+    unsafe { bpf_loop(members.min(WALK_MAX), step::<C> as *mut c_void, context, 0) };
+    if walk.taken { Visit::Taken } else { Visit::TryNext }
+}
+
+/// One step of the walk: non-zero ends it.
+extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: it is the `walk` of the caller, which nobody else uses meanwhile.
+    let walk = unsafe { &mut *context.cast::<Walk<'_, C>>() };
+    let mut at = walk.start.wrapping_add(i);
+    if at >= walk.members {
+        at = at.wrapping_sub(walk.members);
     }
-    Visit::TryNext
+    if let Some(slot) = walk.table.get(walk.first.wrapping_add(at))
+        && let Visit::Taken = walk.chooser.offer(slot)
+    {
+        walk.taken = true;
+        return 1;
+    }
+    0
 }
