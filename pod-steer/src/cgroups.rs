@@ -188,7 +188,8 @@ impl Cgroups {
 
 fn child_of_container(parent: &Path, id: &str) -> Option<PathBuf> {
     let entries = fs::read_dir(parent).ok()?.flatten();
-    let found = entries.map(|e| e.path()).find(|p| p.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
+    let found =
+        entries.map(|e| e.path()).find(|p| p.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
     found
 }
 

@@ -9,7 +9,7 @@ use std::{
 use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
 use serde::Deserialize;
 
-use crate::cli::args::RunArgs;
+use crate::{cli::args::RunArgs, world::PortPolicy};
 
 /// The file that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
@@ -48,6 +48,9 @@ pub enum ConfigError {
     /// A group.
     #[error("there is no group `{0}`; give a name of /etc/group or a number")]
     Group(String),
+    /// A list of ports.
+    #[error("`{0}` is no list of ports; write it as in 80,443,8000-8999")]
+    Ports(String),
     /// A number.
     #[error("max-backends is {0}; give 1 to 1048576")]
     BackendsMax(u32),
@@ -64,6 +67,7 @@ struct File {
     group: Option<String>,
     max_backends: Option<u32>,
     log_decisions: Option<bool>,
+    allow_ports: Option<String>,
 }
 
 /// Settings of `pod-steer run`, complete.
@@ -83,6 +87,8 @@ pub struct RunConfig {
     pub backends_max: u32,
     /// Log every decision of the kernel program.
     pub log_decisions: bool,
+    /// Ports that may be claimed.
+    pub ports: PortPolicy,
 }
 
 impl RunConfig {
@@ -100,7 +106,13 @@ impl RunConfig {
             return Err(ConfigError::BackendsMax(backends_max));
         }
         let named = if args.engine.is_empty() { file.engine } else { Some(args.engine) };
+        let allowed = args.allow_ports.or(file.allow_ports);
+        let ports = match allowed {
+            Some(list) => PortPolicy::parse(&list).ok_or(ConfigError::Ports(list))?,
+            None => PortPolicy::default(),
+        };
         Ok(Self {
+            ports,
             engines: engines(named)?,
             socket: args.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("api.sock")),
             runtime_dir,
@@ -115,8 +127,11 @@ impl RunConfig {
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
-        ConfigError::Syntax { path: path.to_owned(), message: format!("line {line}: {}", e.message().replace('\n', " ")) }
+        let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count());
+        ConfigError::Syntax {
+            path: path.to_owned(),
+            message: format!("line {line}: {}", e.message().replace('\n', " ")),
+        }
     })
 }
 

@@ -2,6 +2,7 @@
 //! process that took its pid.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -89,6 +90,17 @@ impl Process {
         path.map(str::to_owned).ok_or_else(|| io::Error::other("no cgroup v2 entry in /proc/PID/cgroup"))
     }
 
+    /// The TCP ports on which somebody listens in its network namespace.
+    pub fn listening_ports(&self) -> io::Result<BTreeSet<u16>> {
+        let mut ports = BTreeSet::new();
+        for table in ["net/tcp", "net/tcp6"] {
+            // A kernel without IPv6 has no second table.
+            ports.extend(listening(&fs::read_to_string(self.path(table)).unwrap_or_default()));
+        }
+        self.still()?;
+        Ok(ports)
+    }
+
     /// The user who owns the process (its effective user id).
     pub fn uid(&self) -> io::Result<u32> {
         let uid = fs::metadata(Path::new(&self.path("")))?.uid();
@@ -116,6 +128,16 @@ impl Process {
         }
         Ok(found)
     }
+}
+
+/// The local ports of the sockets in state 0A (`TCP_LISTEN`) of a table of `/proc/net` (proc_pid_net(5)).
+fn listening(table: &str) -> impl Iterator<Item = u16> {
+    table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        let port = local.rsplit(':').next()?;
+        (state == "0A").then(|| u16::from_str_radix(port, 16).ok())?
+    })
 }
 
 fn inspect(fd: OwnedFd) -> rustix::io::Result<Option<FoundSocket>> {
@@ -169,5 +191,27 @@ pub fn address_from_bytes(family: u8, bytes: [u8; 16]) -> IpAddr {
         IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
     } else {
         Ipv6Addr::from(bytes).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_who_listens() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
+                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000\n   \
+                     1: 0100007F:A3D2 0100007F:1F90 01 00000000:00000000 00:00000000\n  nonsense\n";
+        assert_eq!(listening(table).collect::<Vec<_>>(), [8080]);
+    }
+
+    #[test]
+    fn addresses_survive_the_contract() {
+        for ip in ["127.0.0.1", "::1", "2001:db8::7"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let family = if ip.is_ipv4() { pod_steer_ebpf::FAMILY_V4 } else { pod_steer_ebpf::FAMILY_V6 };
+            assert_eq!(address_from_bytes(family, address_bytes(ip)), ip);
+        }
     }
 }

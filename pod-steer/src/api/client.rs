@@ -71,7 +71,11 @@ async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Resul
     let bytes = response.into_body().collect().await?.to_bytes();
     let said = serde_json::from_slice::<ErrorBody>(&bytes).map(|body| body.error);
     let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned());
-    Err(if forbidden { ClientError::Forbidden { path: socket.display().to_string() } } else { ClientError::Refused(said) })
+    Err(if forbidden {
+        ClientError::Forbidden { path: socket.display().to_string() }
+    } else {
+        ClientError::Refused(said)
+    })
 }
 
 /// Asks for something.

@@ -59,7 +59,12 @@ pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Recei
 type App = State<Arc<Shared>>;
 
 /// The socket's mode says who may connect; this says it again where a wrong mode would be fatal.
-async fn allowed(State(shared): App, ConnectInfo(peer): ConnectInfo<ConnectedPeer>, request: Request, next: Next) -> Response {
+async fn allowed(
+    State(shared): App,
+    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
+    request: Request,
+    next: Next,
+) -> Response {
     if peer.may_use(shared.group) {
         return next.run(request).await;
     }
@@ -122,9 +127,7 @@ async fn register(
 
 async fn unload(State(shared): App) -> Response {
     let done = ask(&shared, Ask::Unload).await;
-    answer(done.map(|done| {
-        done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })
-    }))
+    answer(done.map(|done| done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })))
 }
 
 /// Events from now on, one JSON object a line, until the client goes.

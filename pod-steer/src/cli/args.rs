@@ -69,6 +69,9 @@ pub struct RunArgs {
     /// Group whose members may use the socket [default: root only]
     #[arg(long, env = "POD_STEER_GROUP", value_name = "GROUP")]
     pub group: Option<String>,
+    /// Ports that services may claim, as in 80,443,8000-8999 [default: all]
+    #[arg(long, env = "POD_STEER_ALLOW_PORTS", value_name = "PORTS")]
+    pub allow_ports: Option<String>,
     /// Most backends, fixed when the state is made [default: 4096]
     #[arg(long, env = "POD_STEER_MAX_BACKENDS", value_name = "N")]
     pub max_backends: Option<u32>,

@@ -42,7 +42,6 @@ pub(super) fn exec(args: ExecArgs) -> Outcome {
 
 pub(super) fn register(args: RegisterArgs) -> Outcome {
     let request = RegisterRequest { pid: args.pid, backend: args.backend.into() };
-    let made: Registered =
-        block_on(async { Ok(client::post(&args.socket.socket, "/v1/register", &request).await?) })?;
+    let made: Registered = block_on(async { Ok(client::post(&args.socket.socket, "/v1/register", &request).await?) })?;
     print(&format!("{}\n", made.id))
 }

@@ -14,8 +14,9 @@ use crate::{
 };
 
 pub(super) fn run(args: RunArgs) -> Outcome {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .map_err(|e| Failure::Input(format!("--log-level `{}`: {e}; give error, warn, info or debug", args.log_level)))?;
+    let filter = EnvFilter::try_new(&args.log_level).map_err(|e| {
+        Failure::Input(format!("--log-level `{}`: {e}; give error, warn, info or debug", args.log_level))
+    })?;
     let format = args.log_format;
     let config = RunConfig::resolve(args).map_err(|e| Failure::Input(crate::chain(&e)))?;
     let log = tracing_subscriber::fmt()

@@ -66,7 +66,8 @@ fn render(status: &Status, wide: bool, colours: bool) -> String {
 
 fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell> {
     let name = |text: &str| if wide { text.to_owned() } else { shortened(text) };
-    let state = serde_json::to_value(backend.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let state =
+        serde_json::to_value(backend.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
     let colour = match backend.state {
         State::Ready => "32",
         State::Unhealthy | State::NotSteered => "1;31",
@@ -114,7 +115,10 @@ fn reasons(service: &ServiceStatus) -> Vec<String> {
         (counters.assign_eexist, "lookups that another program had decided"),
         (counters.assign_other, "slots skipped for another reason"),
     ];
-    all.into_iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{}: {count} {why}", service.name)).collect()
+    all.into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{}: {count} {why}", service.name))
+        .collect()
 }
 
 fn shortened(text: &str) -> String {

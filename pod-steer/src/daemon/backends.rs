@@ -25,6 +25,7 @@ impl Control {
             EngineInput::Container(container) => self.container(*container),
             EngineInput::Happened { id, change } => self.happened(&id, &change),
             EngineInput::Lost { engine, error } => {
+                self.awaited.remove(&engine);
                 self.lost_engines.insert(engine, error);
             }
         }
@@ -33,6 +34,7 @@ impl Control {
     /// Everything that an engine has: what is not in it went while nobody listened.
     fn snapshot(&mut self, engine: &str, containers: Vec<Container>) {
         self.lost_engines.remove(engine);
+        self.awaited.remove(engine);
         let there: BTreeSet<String> = containers.iter().map(|container| container.id.clone()).collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
         let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
@@ -184,7 +186,8 @@ impl Control {
             }
             Err(error) => {
                 warn!(container = %backend.name, path = %path.display(), %error, "cannot attach to the cgroup");
-                let text = format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
+                let text =
+                    format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
                 backend.troubles.insert(NO_CGROUP, text);
             }
         }
@@ -192,9 +195,9 @@ impl Control {
 
     /// A container runs: its namespace and its cgroup can be known now, if they were not before.
     fn started(&mut self, id: &str, pid: i32) {
-        let looked = Process::open(pid).and_then(|process| Ok((process.netns()?, process.cgroup()?)));
+        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?, p.listening_ports()?)));
         // One that has ended meanwhile has an event under way.
-        let Ok((ns, cgroup)) = looked else { return };
+        let Ok((ns, cgroup, listening)) = looked else { return };
         let Ok(netns) = netns::identify(&ns) else { return };
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
@@ -204,12 +207,13 @@ impl Control {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
         debug!(container = %id, %netns, ?health, "runs");
+        self.world.note_listeners(netns.cookie, &listening);
         self.touch();
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.
-        let own = path.ancestors().find(|p| {
-            p.file_name().and_then(|n| n.to_str()).and_then(crate::cgroups::container_of) == Some(id)
-        });
+        let own = path
+            .ancestors()
+            .find(|p| p.file_name().and_then(|n| n.to_str()).and_then(crate::cgroups::container_of) == Some(id));
         let path = own.unwrap_or(&path).to_owned();
         let attached = Cgroup::open(&path).is_ok_and(|c| self.kernel.attached_backends().contains(&(c.id, index)));
         self.paths.insert(index, path.clone());
@@ -248,6 +252,10 @@ impl Control {
     /// what an engine then says changes any of it.
     pub(super) fn adopt(&mut self) {
         self.world.backends = self.store.backends();
+        if self.world.backends.is_empty() && self.kernel.rules().next().is_some() {
+            warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
+            self.awaited.extend(self.engines.iter().cloned());
+        }
         let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
         for backend in alive {
             match &backend.kind {

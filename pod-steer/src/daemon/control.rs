@@ -97,6 +97,9 @@ pub(super) struct Control {
     /// Engines that cannot be reached, and why.
     pub(super) lost_engines: BTreeMap<String, String>,
     pub(super) bpffs: PathBuf,
+    /// Engines whose word is awaited before anything is changed: there is steering, and no file says whose it is.
+    pub(super) awaited: BTreeSet<String>,
+    pub(super) engines: Vec<String>,
     events: broadcast::Sender<EventRecord>,
     ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
@@ -116,9 +119,13 @@ impl Control {
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
         let events_lost = opened.kernel.events_lost();
+        let services = store.services();
+        let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
+        let held = opened.kernel.rules().filter_map(|(key, rule)| Some((key, (*by_index.get(&rule.service)?).clone())));
+        let claimed = held.collect();
         Ok(Self {
-            world: World::default(),
-            services: store.services(),
+            world: World { policy: config.ports.clone(), claimed, ..World::default() },
+            services,
             kernel: opened.kernel,
             cgroups,
             store,
@@ -129,6 +136,8 @@ impl Control {
             migration,
             lost_engines: BTreeMap::new(),
             bpffs: config.bpffs.clone(),
+            awaited: BTreeSet::new(),
+            engines: config.engines.clone(),
             events,
             ring: sys::readable(opened.events).map_err(readable)?,
             logs: match opened.logs {
@@ -223,7 +232,7 @@ impl Control {
 
     /// Brings the kernel to what follows from the world.
     pub(super) fn converge(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
+        if !self.awaited.is_empty() || !std::mem::take(&mut self.dirty) {
             return;
         }
         let plan = self.world.plan();
@@ -248,6 +257,7 @@ impl Control {
             if !plan.namespaces.contains(&cookie) {
                 self.kernel.detach_namespace(cookie);
                 self.seen_namespaces.remove(&cookie);
+                self.world.foreign.remove(&cookie);
             }
         }
         self.report(&plan);
@@ -256,14 +266,15 @@ impl Control {
 
     /// Gives every planned service an index for its counters.
     fn name_services(&mut self, plan: &Plan) {
-        let planned: BTreeSet<&String> =
-            plan.rules.values().filter_map(|rule| rule.service.as_ref()).collect();
+        let planned: BTreeSet<&String> = plan.rules.values().filter_map(|rule| rule.service.as_ref()).collect();
         let before = self.services.clone();
         self.services.retain(|name, _| planned.contains(name));
         for name in planned {
             if !self.services.contains_key(name) {
                 let used: BTreeSet<u32> = self.services.values().copied().collect();
-                let Some(index) = (0..pod_steer_ebpf::SERVICES_MAX).find(|index| !used.contains(index)) else { continue };
+                let Some(index) = (0..pod_steer_ebpf::SERVICES_MAX).find(|index| !used.contains(index)) else {
+                    continue;
+                };
                 if let Err(error) = self.kernel.reset_service_counters(index) {
                     warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
                 }
@@ -282,7 +293,8 @@ impl Control {
         for (index, state) in &plan.states {
             let Some(backend) = self.world.by_index(*index) else { continue };
             if self.plan.states.get(index) != Some(state) {
-                let word = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+                let word =
+                    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
                 info!(service = %backend.spec.service, version = %backend.spec.version, backend = %backend.name, state = %word);
                 self.tell(&backend.spec.service, &backend.name, &word, "");
             }

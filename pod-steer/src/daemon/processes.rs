@@ -37,7 +37,8 @@ impl Control {
         let spec = spec(&request.backend)?;
         let pid = peer.cred.pid.as_raw_nonzero().get();
         let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
-        let ns = process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
+        let ns =
+            process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let index = self.new_index()?;
         let id = self.process_id("exec", pid);
@@ -47,7 +48,7 @@ impl Control {
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
         let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        self.add_process(backend, netns, ns)?;
+        self.add_process(backend, &process, ns)?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -76,7 +77,8 @@ impl Control {
         if !peer.cred.uid.is_root() && peer.cred.uid.as_raw() != owner {
             return Err(format!("process {pid} belongs to another user; only root may register it"));
         }
-        let ns = process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
+        let ns =
+            process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
         let sockets = process.listeners(|bound| ports.contains(&bound.port())).map_err(|e| e.to_string())?;
@@ -87,7 +89,7 @@ impl Control {
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
         let backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        self.add_process(backend, netns, ns)?;
+        self.add_process(backend, &process, ns)?;
         let count = sockets.len();
         self.found(index, sockets);
         self.converge();
@@ -125,10 +127,13 @@ impl Control {
     }
 
     /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
-    fn add_process(&mut self, backend: Backend, netns: netns::Netns, ns: fs::File) -> Result<(), String> {
+    fn add_process(&mut self, backend: Backend, process: &Process, ns: fs::File) -> Result<(), String> {
+        let netns = backend.netns.ok_or("its network namespace is not known")?;
+        let listening = process.listening_ports().map_err(|e| e.to_string())?;
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;
         self.world.backends.insert(id.clone(), backend);
+        self.world.note_listeners(netns.cookie, &listening);
         self.namespace_seen(netns, ns);
         self.converge();
         if let Some(refused) = self.plan.hindrances.get(&index) {

@@ -1,9 +1,6 @@
 //! Listening sockets: those that the kernel programs report, and those that were there before.
 
-use std::{
-    os::fd::AsFd as _,
-    path::Path,
-};
+use std::{os::fd::AsFd as _, path::Path};
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,

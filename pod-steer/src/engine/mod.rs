@@ -129,7 +129,13 @@ async fn session(
         }
         let _ = inputs.send(EngineInput::Happened { id: id.clone(), change }).await;
         if details {
-            inspections.spawn(inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone()));
+            inspections.spawn(inspect_later(
+                docker.clone(),
+                engine.to_owned(),
+                id,
+                inputs.clone(),
+                generations.clone(),
+            ));
         }
         while inspections.try_join_next().is_some() {}
     }
@@ -156,9 +162,9 @@ async fn inspect_later(
 async fn snapshot(docker: &Docker, engine: &str) -> Result<Vec<Container>, bollard::errors::Error> {
     let options = ListContainersOptionsBuilder::new().all(true).build();
     let listed = docker.list_containers(Some(options)).await?;
-    let ours = listed.into_iter().filter(|container| {
-        container.labels.iter().flatten().any(|(key, _)| key.starts_with(labels::PREFIX))
-    });
+    let ours = listed
+        .into_iter()
+        .filter(|container| container.labels.iter().flatten().any(|(key, _)| key.starts_with(labels::PREFIX)));
     let ids = ours.filter_map(|container| container.id);
     // One that is removed while we ask is simply not there.
     let details = stream::iter(ids).map(|id| async move { docker.inspect_container(&id, None).await.ok() });

@@ -16,13 +16,35 @@ macro_rules! sum {
     };
 }
 
-sum!("Adds up the CPUs' counters of a backend.", sum_backend, BackendCounters {
-    steered, opened, closed, moved_in, moved_in_closed, moved_out, moved_out_closed, moved_half_open, not_moved,
-});
-sum!("Adds up the CPUs' counters of a service.", sum_service, ServiceCounters {
-    stale_slots, refused_no_backend, passed_no_backend, assign_eafnosupport, assign_esocktnosupport, assign_eprototype,
-    assign_eexist, assign_other,
-});
+sum!(
+    "Adds up the CPUs' counters of a backend.",
+    sum_backend,
+    BackendCounters {
+        steered,
+        opened,
+        closed,
+        moved_in,
+        moved_in_closed,
+        moved_out,
+        moved_out_closed,
+        moved_half_open,
+        not_moved,
+    }
+);
+sum!(
+    "Adds up the CPUs' counters of a service.",
+    sum_service,
+    ServiceCounters {
+        stale_slots,
+        refused_no_backend,
+        passed_no_backend,
+        assign_eafnosupport,
+        assign_esocktnosupport,
+        assign_eprototype,
+        assign_eexist,
+        assign_other,
+    }
+);
 
 impl Kernel {
     /// Counters of the backend with this index; zero if they cannot be read.

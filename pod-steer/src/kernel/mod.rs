@@ -8,7 +8,10 @@
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 sock_create sockops
 //! ```
-#![expect(deprecated, reason = "aya calls cgroup storage deprecated; its successor needs Linux 6.2 and no sock_ops has it")]
+#![expect(
+    deprecated,
+    reason = "aya calls cgroup storage deprecated; its successor needs Linux 6.2 and no sock_ops has it"
+)]
 
 mod attach;
 mod counters;
@@ -120,6 +123,11 @@ impl Kernel {
         Ok(settled)
     }
 
+    /// The rules that are in force.
+    pub fn rules(&self) -> impl Iterator<Item = (RuleKey, Rule)> {
+        self.published.iter().map(|(key, (rule, _))| (*key, *rule))
+    }
+
     /// Tells the migrate program which table's members take over when one of these sockets closes.
     fn name_heirs(&mut self, table: u32, planned: &PlannedTable) {
         for member in &planned.members {
@@ -157,7 +165,9 @@ impl Kernel {
 
     /// Registers a socket that listened before its backend was managed.
     pub fn register_socket(&mut self, cookie: u64, socket: &impl std::os::fd::AsRawFd, info: SocketInfo) -> Result<()> {
-        self.listeners.insert(cookie, socket.as_raw_fd(), 0).map_err(KernelError::map("put a socket into", "LISTENERS"))?;
+        self.listeners
+            .insert(cookie, socket.as_raw_fd(), 0)
+            .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
     }
 

@@ -19,8 +19,19 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-ste
 
 /// Every map of the object; all are pinned under their own names.
 const MAPS: [&str; 13] = [
-    "META", "RULES", "TABLES", "LISTENERS", "SOCKETS", "MANAGED_PORTS", "BACKEND_COUNTERS", "SERVICE_COUNTERS", "MOVED",
-    "EVENTS", "EVENTS_LOST", "CGROUPS", "AYA_LOGS",
+    "META",
+    "RULES",
+    "TABLES",
+    "LISTENERS",
+    "SOCKETS",
+    "MANAGED_PORTS",
+    "BACKEND_COUNTERS",
+    "SERVICE_COUNTERS",
+    "MOVED",
+    "EVENTS",
+    "EVENTS_LOST",
+    "CGROUPS",
+    "AYA_LOGS",
 ];
 
 /// The programs that the daemon keeps loaded; `steer` is loaded once per ingress namespace.

@@ -8,6 +8,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
 use pod_steer_ebpf::{ManagedPort, RuleKey};
@@ -136,6 +137,40 @@ pub struct World {
     pub sockets: BTreeMap<u64, Socket>,
     /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
+    /// Ports that may be claimed.
+    pub policy: PortPolicy,
+    /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
+    /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
+    pub claimed: BTreeMap<RuleKey, String>,
+    /// By the cookie of a namespace: ports on which somebody listens there who is not managed.
+    pub foreign: BTreeMap<u64, BTreeSet<u16>>,
+}
+
+/// Which ports services may claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPolicy(pub Vec<RangeInclusive<u16>>);
+
+impl Default for PortPolicy {
+    fn default() -> Self {
+        Self(vec![1..=u16::MAX])
+    }
+}
+
+impl PortPolicy {
+    /// Whether this port may be claimed.
+    pub fn allows(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// Reads `80,443,8000-8999`.
+    pub fn parse(list: &str) -> Option<Self> {
+        let ranges = list.split(',').map(|item| {
+            let (first, last) = item.trim().split_once('-').unwrap_or((item.trim(), item.trim()));
+            let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+            (first > 0 && first <= last).then_some(first..=last)
+        });
+        ranges.collect::<Option<Vec<_>>>().map(Self)
+    }
 }
 
 /// A container whose labels do not make a backend.
@@ -224,7 +259,17 @@ impl World {
     }
 
     /// What follows from all this.
-    pub fn plan(&self) -> Plan {
-        plan::plan(self)
+    pub fn plan(&mut self) -> Plan {
+        let plan = plan::plan(self);
+        let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
+        self.claimed = claims.collect();
+        plan
+    }
+
+    /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.
+    pub fn note_listeners(&mut self, netns_cookie: u64, listening: &BTreeSet<u16>) {
+        let here = self.backends.values().filter(|b| b.netns.is_some_and(|netns| netns.cookie == netns_cookie));
+        let targets: BTreeSet<u16> = here.flat_map(|b| b.spec.ports.iter().map(|map| map.target)).collect();
+        self.foreign.insert(netns_cookie, listening.difference(&targets).copied().collect());
     }
 }

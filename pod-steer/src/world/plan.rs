@@ -6,7 +6,8 @@ use std::{
 };
 
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES, RuleKey,
+    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP,
+    RULE_HAS_ADDRESSES, RuleKey,
 };
 
 use super::{Backend, Health, Network, Phase, Plan, PlannedRule, PlannedTable, Socket, State, World};
@@ -40,9 +41,11 @@ pub(super) fn plan(world: &World) -> Plan {
         .filter_map(|backend| backend.netns.map(|netns| netns.cookie))
         .collect();
 
-    // Older claims hold: a newcomer never takes a port from a service that has it.
+    // A newcomer never takes a port from a service that has it; for a free port, the older backend decides.
+    let holders: BTreeSet<&String> = world.claimed.values().collect();
+    let rank = |backend: &Backend| (!holders.contains(&backend.spec.service), backend.created_ms, backend.id.clone());
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
-    by_age.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+    by_age.sort_by_cached_key(|backend| rank(backend));
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
     for backend in by_age {
         for map in &backend.spec.ports {
@@ -61,12 +64,20 @@ pub(super) fn plan(world: &World) -> Plan {
             continue;
         }
         for map in &backend.spec.ports {
+            if let Some(hindrance) = hindered(world, backend, netns.cookie, map) {
+                plan.hindrances.entry(backend.index).or_default().push(hindrance);
+                continue;
+            }
             claim(&mut claims, &mut plan, backend, netns.cookie, map);
         }
     }
 
     for (key, claim) in &claims {
         plan.namespaces.insert(key.netns_cookie);
+        let table = table(&sockets, key, claim);
+        if table.members.is_empty() && !world.claimed.contains_key(key) {
+            continue;
+        }
         let rule = PlannedRule {
             service: Some(claim.service.to_owned()),
             fallback: match claim.fallback {
@@ -74,7 +85,7 @@ pub(super) fn plan(world: &World) -> Plan {
                 Fallback::Pass => FALLBACK_PASS,
             },
             flags: 0,
-            table: Some(table(&sockets, key, claim)),
+            table: Some(table),
         };
         plan.rules.insert(*key, rule);
     }
@@ -91,6 +102,22 @@ pub(super) fn plan(world: &World) -> Plan {
         plan.states.insert(backend.index, state);
     }
     plan
+}
+
+/// Why a port may not be claimed, whoever has it.
+fn hindered(world: &World, backend: &Backend, netns_cookie: u64, map: &PortMap) -> Option<String> {
+    if !world.policy.allows(map.port) {
+        return Some(format!("port {map} is not one that may be claimed; `run --allow-ports` says which may"));
+    }
+    let held = keys(netns_cookie, map).iter().any(|key| world.claimed.contains_key(key));
+    let foreign = world.foreign.get(&netns_cookie).is_some_and(|ports| ports.contains(&map.port));
+    (foreign && !held && backend.spec.fallback == Fallback::Refuse).then(|| {
+        format!(
+            "somebody who is not managed listens on port {} already; end that, choose another port, or declare the \
+             fallback `pass` if it is to answer whenever no backend is left",
+            map.port
+        )
+    })
 }
 
 /// Claims one port for a backend's service, or says who has it.

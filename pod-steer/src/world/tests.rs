@@ -1,0 +1,191 @@
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PORT_LISTENS, PORT_SERVED};
+
+use super::*;
+use crate::{labels::Fallback, ports};
+
+const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
+const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
+
+fn backend(index: u32, service: &str, ports: &str) -> Backend {
+    Backend {
+        id: format!("id{index}"),
+        name: format!("name{index}"),
+        kind: Kind::Exec,
+        index,
+        created_ms: i64::from(index),
+        spec: Spec {
+            service: service.to_owned(),
+            version: "v1".to_owned(),
+            weight: 1,
+            ports: ports::parse(ports).unwrap(),
+            fallback: Fallback::Refuse,
+        },
+        phase: Phase::Running,
+        health: Health::Unchecked,
+        network: Network::Host,
+        netns: Some(HOST),
+        stop_signal: None,
+        troubles: BTreeMap::new(),
+    }
+}
+
+fn socket(backend: u32, ip: &str, port: u16) -> Socket {
+    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, v6only: false }
+}
+
+fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
+    World {
+        backends: backends.into_iter().map(|backend| (backend.id.clone(), backend)).collect(),
+        sockets: (100..).zip(sockets).collect(),
+        ..World::default()
+    }
+}
+
+fn key(family: u8, port: u16) -> RuleKey {
+    RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port, proto: 6, family, pad: 0 }
+}
+
+/// Cookies of the members of a rule's table.
+fn members(plan: &Plan, key: RuleKey) -> Vec<u64> {
+    let table = plan.rules.get(&key).and_then(|rule| rule.table.as_ref());
+    table.map(|table| table.members.iter().map(|member| member.cookie).collect()).unwrap_or_default()
+}
+
+#[test]
+fn a_port_leads_to_the_sockets_behind_it() {
+    let mut world = world([backend(0, "web", "80:8080")], [socket(0, "0.0.0.0", 8080), socket(0, "0.0.0.0", 9999)]);
+    let plan = world.plan();
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
+    assert!(!plan.rules.contains_key(&key(FAMILY_V6, 80)), "no socket takes IPv6");
+    assert_eq!(plan.states[&0], State::Ready);
+    let purposes: Vec<(u16, u32)> = plan.managed_ports.iter().map(|(port, purpose)| (port.port, *purpose)).collect();
+    assert_eq!(purposes, [(80, PORT_SERVED), (8080, PORT_LISTENS)]);
+}
+
+#[test]
+fn families_go_where_the_kernel_takes_them() {
+    let mut only = socket(0, "::", 80);
+    only.v6only = true;
+    let mut world = world([backend(0, "web", "80")], [socket(0, "::", 80), only, socket(0, "::1", 80)]);
+    let plan = world.plan();
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the dual-stack one alone");
+    assert_eq!(members(&plan, key(FAMILY_V6, 80)), [100, 101, 102]);
+}
+
+#[test]
+fn a_backends_weight_is_shared_by_its_sockets() {
+    let mut heavy = backend(1, "web", "80");
+    heavy.spec.weight = 3;
+    let sockets = [socket(0, "0.0.0.0", 80), socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)];
+    let plan = world([backend(0, "web", "80"), heavy], sockets).plan();
+    let table = plan.rules[&key(FAMILY_V4, 80)].table.clone().unwrap();
+    let weights: Vec<u64> = table.members.iter().map(|member| member.weight).collect();
+    assert_eq!((weights[0], weights[1]), (weights[2] / 6, weights[2] / 6));
+}
+
+#[test]
+fn who_stops_gets_nothing_and_the_service_keeps_its_port() {
+    let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
+    world.plan();
+    for phase in [Phase::Stopping, Phase::Paused, Phase::Exited] {
+        world.backends.get_mut("id0").unwrap().phase = phase;
+        let plan = world.plan();
+        assert!(plan.rules.contains_key(&key(FAMILY_V4, 80)), "{phase:?}: clients are refused by rule");
+        assert!(members(&plan, key(FAMILY_V4, 80)).is_empty(), "{phase:?}");
+    }
+    world.backends.clear();
+    assert!(world.plan().rules.is_empty());
+}
+
+#[test]
+fn an_unhealthy_backend_gets_nothing() {
+    let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
+    for (health, gets) in
+        [(Health::Starting, false), (Health::Healthy, true), (Health::Unhealthy, false), (Health::Unchecked, true)]
+    {
+        world.backends.get_mut("id0").unwrap().health = health;
+        assert_eq!(!members(&world.plan(), key(FAMILY_V4, 80)).is_empty(), gets, "{health:?}");
+    }
+}
+
+#[test]
+fn a_port_has_one_service() {
+    let sockets = [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 8080)];
+    let mut world = world([backend(0, "web", "80"), backend(1, "api", "80:8080")], sockets);
+    let plan = world.plan();
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the older one has it");
+    assert!(plan.hindrances[&1][0].contains("claimed by the service `web`"), "{:?}", plan.hindrances);
+    assert_eq!(plan.states[&1], State::NotSteered);
+
+    // Whoever has it keeps it, also against an older backend that comes later.
+    let mut older = backend(2, "api", "80:8080");
+    older.created_ms = -1;
+    world.backends.insert("id2".to_owned(), older);
+    assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100]);
+}
+
+#[test]
+fn nothing_is_taken_from_others() {
+    let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
+    world.note_listeners(HOST.cookie, &BTreeSet::from([22, 2222]));
+    let plan = world.plan();
+    assert!(plan.rules.is_empty());
+    assert!(plan.hindrances[&0][0].contains("not managed listens on port 22"), "{:?}", plan.hindrances);
+    world.backends.get_mut("id0").unwrap().spec.fallback = Fallback::Pass;
+    assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
+}
+
+#[test]
+fn a_service_takes_its_port_when_it_listens() {
+    let mut world = world([backend(0, "web", "80")], []);
+    assert!(world.plan().rules.is_empty());
+    world.sockets.insert(1, socket(0, "0.0.0.0", 80));
+    assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [1]);
+    world.sockets.clear();
+    assert!(world.plan().rules.contains_key(&key(FAMILY_V4, 80)));
+}
+
+#[test]
+fn the_policy_says_which_ports() {
+    let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
+    world.policy = PortPolicy::parse("443, 8000-8999").unwrap();
+    let plan = world.plan();
+    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--allow-ports"));
+    for bad in ["", "0", "9-8", "x", "80,", "70000"] {
+        assert_eq!(PortPolicy::parse(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_namespace_of_ones_own_is_not_steered_unless_it_is_a_pod() {
+    let mut own = backend(0, "web", "80");
+    (own.network, own.netns) = (Network::Own, Some(POD));
+    let in_pod = Socket { netns_cookie: POD.cookie, ..socket(0, "0.0.0.0", 80) };
+    let mut world = world([own], [in_pod]);
+    let plan = world.plan();
+    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--network host"));
+    assert_eq!(plan.states[&0], State::NotSteered);
+
+    let mut joined = backend(1, "web", "80");
+    (joined.network, joined.netns) = (Network::Joined, Some(POD));
+    world.backends.insert(joined.id.clone(), joined);
+    let plan = world.plan();
+    assert_eq!(members(&plan, RuleKey { netns_cookie: POD.cookie, ..key(FAMILY_V4, 80) }), [100]);
+    assert_eq!(plan.namespaces, BTreeSet::from([POD.cookie]));
+}
+
+#[test]
+fn a_socket_of_another_namespace_is_no_member() {
+    let elsewhere = Socket { netns_cookie: POD.cookie, ..socket(0, "0.0.0.0", 80) };
+    assert!(world([backend(0, "web", "80")], [elsewhere]).plan().rules.is_empty());
+}
+
+#[test]
+fn rules_with_addresses_announce_themselves() {
+    let sockets = [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 8080)];
+    let plan = world([backend(0, "web", "127.0.0.1:80"), backend(1, "api", "80:8080")], sockets).plan();
+    let mut one = key(FAMILY_V4, 80);
+    one.addr[..4].copy_from_slice(&[127, 0, 0, 1]);
+    assert_eq!((members(&plan, one), members(&plan, key(FAMILY_V4, 80))), (vec![100], vec![101]));
+    assert_eq!(plan.rules[&key(FAMILY_V4, 80)].flags, pod_steer_ebpf::RULE_HAS_ADDRESSES);
+}
