@@ -160,11 +160,7 @@ impl Cgroups {
 
     fn interpret(&mut self, wd: i32, name: &str, seen: &mut Vec<Seen>) {
         match self.watches.get(&wd) {
-            Some(Watch::Events(path)) => {
-                if is_empty(path) {
-                    seen.push(Seen::Empty(path.clone()));
-                }
-            }
+            Some(Watch::Events(path)) if is_empty(path) => seen.push(Seen::Empty(path.clone())),
             Some(Watch::Directory(dir)) => {
                 let path = dir.join(name);
                 if let Some(id) = container_of(name) {
@@ -181,16 +177,15 @@ impl Cgroups {
                     seen.extend(found.map(|(id, path)| Seen::Container { id: id.clone(), path }));
                 }
             }
-            None => {}
+            Some(Watch::Events(_)) | None => {}
         }
     }
 }
 
 fn child_of_container(parent: &Path, id: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(parent).ok()?.flatten();
-    let found =
-        entries.map(|e| e.path()).find(|p| p.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
-    found
+    let paths = fs::read_dir(parent).ok()?.flatten().map(|entry| entry.path());
+    let mut of_container = paths.filter(|path| path.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
+    of_container.next()
 }
 
 /// The directories of the cgroups with these ids.
