@@ -31,8 +31,8 @@ fn ready(after: Duration) -> String {
 
 pub fn explain() {
     heading("what you see");
-    note(&format!("Each server has an ordinary listening socket of its own on port {PORT}. The"));
-    note("kernel chooses one of these sockets for every new connection: no proxy, no NAT.");
+    note(&format!("Each server has an ordinary listening socket of its own on port {PORT}."));
+    note("For every new connection the kernel chooses one of them: no proxy, no NAT.");
     note(&format!("A client with {THREADS} threads opens a connection for each request, all the time."));
 }
 

@@ -41,7 +41,10 @@ fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     if filters.is_empty() {
         run_checks(tally);
     }
-    timed("unit tests", || runner::unit_tests(filters, tally))?;
+    if let Err(error) = timed("unit tests", || runner::unit_tests(filters, tally)) {
+        println!("{} {error:#}", say::red("failed:"));
+        tally.fail("unit tests");
+    }
     let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
     let named_server = timed("static build of the named test server", build::named_server)?;
     timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))

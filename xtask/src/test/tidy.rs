@@ -91,8 +91,8 @@ fn names_directory(line: &str, path: &str) -> bool {
 
 /// Whether `unsafe` is a word of the code in this line: not of a comment, a string, or a longer name.
 fn says_unsafe(line: &str) -> bool {
-    let code = line.split("//").next().unwrap_or_default();
-    let outside_strings = code.split('"').step_by(2);
+    let code = line.replace("\\\"", "");
+    let outside_strings = code.split("//").next().unwrap_or_default().split('"').step_by(2);
     let word = |letter: char| letter.is_alphanumeric() || letter == '_';
     outside_strings.flat_map(|code| code.split(|letter| !word(letter))).any(|name| name == concat!("uns", "afe"))
 }
