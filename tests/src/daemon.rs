@@ -52,7 +52,7 @@ impl Stage {
         self.engine.as_ref().expect("this stage was made with an engine")
     }
 
-    /// Kills the engine and starts it again; containers go on.
+    /// Stops the engine and starts it again; containers go on.
     pub fn restart_engine(&mut self) -> Result<()> {
         self.engine.as_mut().expect("this stage was made with an engine").restart(&self.host)
     }
@@ -179,7 +179,10 @@ impl Daemon {
             }
             Ok(answer)
         });
-        answer.with_context(|| format!("last status {last:#?}\n{}", self.log_tail()))
+        answer.with_context(|| {
+            let last = last.map_or_else(|| "no status".to_owned(), |last| last.to_string());
+            format!("last status:\n{last}{}", self.log_tail())
+        })
     }
 
     /// Waits until so many backends of a service are ready, each with a listening socket; returns the service.

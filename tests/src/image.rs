@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result};
@@ -41,6 +42,9 @@ impl Image {
 
     /// The tar file, made now if it is not there yet.
     pub fn tar(self) -> Result<PathBuf> {
+        // One at a time: the tests of this process want the same ones at the same time.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let sources = self.programs()?;
         let cache = tools::build_dir()?.join("images");
         let tar = cache.join(format!("{}-{:016x}.tar", self.name(), fingerprint(&sources)?));

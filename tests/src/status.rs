@@ -1,7 +1,10 @@
 //! What `pod-steer status -o json` says. Described here once more on purpose: it is a promise to users, and a change of
 //! it should fail a test.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+};
 
 use serde::Deserialize;
 
@@ -113,6 +116,24 @@ impl Status {
         let problems = self.problems.iter().filter(|problem| problem.subject.contains(part));
         let said = problems.map(|problem| format!("{} {}", problem.message, problem.remedy));
         said.chain(of_backends.flat_map(|backend| backend.problems.clone())).collect()
+    }
+}
+
+impl Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for service in &self.services {
+            let counters: Vec<_> = service.counters.iter().filter(|(_, count)| **count > 0).collect();
+            writeln!(f, "service {} {:?} {:?} {counters:?}", service.name, service.ports, service.namespaces)?;
+            for backend in &service.backends {
+                let Backend { name, state, sockets, steered, opened, closed, live, moved_in, moved_out, .. } = backend;
+                write!(
+                    f,
+                    "  {name} {state}: {sockets} sockets, {steered} steered, {opened} opened, {closed} closed, "
+                )?;
+                writeln!(f, "{live} live, {moved_in} moved in, {moved_out} moved out, {:?}", backend.problems)?;
+            }
+        }
+        self.problems.iter().try_for_each(|problem| writeln!(f, "{}: {}", problem.subject, problem.message))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whatever people write into labels: a clear error in `status` and in the log, and nobody else is disturbed.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -13,6 +13,9 @@ use pod_steer_tests::{
     report, require, server, tools, wait,
 };
 use serde_json::json;
+
+/// Between two connections of the clients in the background: the machine is to do other things besides.
+const REST: Duration = Duration::from_millis(2);
 
 /// A good service with two backends.
 fn good(stage: &Stage) -> Result<[Container; 2]> {
@@ -41,7 +44,7 @@ fn every_field_can_be_wrong() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let _good = good(&stage)?;
-    let load = Load::to("127.0.0.1:8080".parse()?).threads(1).start(stage.host.net())?;
+    let load = Load::to("127.0.0.1:8080".parse()?).pause(REST).start(stage.host.net())?;
     let ok = [("service", "shop"), ("ports", "80:8080"), ("version", "v1"), ("weight", "1"), ("fallback", "refuse")];
     let wrong = [
         ("service", ""),
@@ -77,8 +80,9 @@ fn every_field_can_be_wrong() -> Result<()> {
     }
     for (container, (key, value)) in containers.iter().zip(wrong) {
         let said = said_about(&stage, &container.name)?;
-        // Which label, and what stands in it.
+        // Which label, and what stands in it; of a label that nobody knows its name says all.
         assert!(said.contains(key), "pod-steer.{key}={value}: {said}");
+        let value = if key == "wieght" { "weight" } else { value };
         let shown = value.get(..8).unwrap_or(value);
         assert!(said.contains(shown), "pod-steer.{key}={value}: {said}");
     }
@@ -110,7 +114,7 @@ fn two_services_claim_one_port() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let _good = good(&stage)?;
-    let load = Load::to("127.0.0.1:8080".parse()?).threads(1).start(stage.host.net())?;
+    let load = Load::to("127.0.0.1:8080".parse()?).pause(REST).start(stage.host.net())?;
     let claim = server::named("thief-1", "0.0.0.0:9090").service("thief", "8080:9090");
     let thief = stage.engine().start_container(&claim)?;
     let said = said_about(&stage, "thief-1")?;
@@ -164,7 +168,7 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     let stage = Stage::with_docker()?;
     let _good = good(&stage)?;
     stage.engine().import(Image::Busybox)?;
-    let load = Load::to("127.0.0.1:8080".parse()?).threads(1).start(stage.host.net())?;
+    let load = Load::to("127.0.0.1:8080".parse()?).pause(REST).start(stage.host.net())?;
 
     // One client with one connection: a thousand starts of `docker` would take longer than all the rest.
     let mut requests = String::new();

@@ -1,6 +1,6 @@
 //! Processes without a container engine: `exec` and `register`.
 
-use std::{fs, os::unix::process::ExitStatusExt as _};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf};
 
 use anyhow::Result;
 use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, process::output, require, tools, wait};
@@ -55,9 +55,12 @@ fn exit_codes_signals_and_output_are_the_commands_own() -> Result<()> {
 fn a_process_that_ends_leaves_no_cgroup() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let own = stage.host.cgroup().join("pod-steer");
-    let count =
-        || fs::read_dir(&own).map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count());
+    // Each daemon has a cgroup below the project's, and each command one below that.
+    let below = |dir: PathBuf| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_dir()).collect()
+    };
+    let count = || below(stage.host.cgroup().join("pod-steer")).into_iter().flat_map(below).count();
     let mut server = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     assert_eq!(count(), 1);
