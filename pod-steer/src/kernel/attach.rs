@@ -9,6 +9,7 @@ use std::{
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use aya::{
@@ -60,6 +61,7 @@ impl Kernel {
         if pin.exists() {
             return Ok(());
         }
+        let begun = Instant::now();
         let constants = object::Constants {
             seed: self.seed,
             netns_cookie: netns.cookie,
@@ -78,6 +80,7 @@ impl Kernel {
         };
         let id = program.attach(ns).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
+        tracing::debug!(%netns, took_ms = begun.elapsed().as_millis() as u64, "steering in a network namespace");
         pin_link(Ok(link.into()), pin)
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
     programs::{Program, ProgramError},
 };
@@ -51,10 +51,11 @@ pub(super) struct Constants {
 
 /// Loads an instance of the object whose maps are those pinned in `pins`, or unpinned ones of its own.
 pub(super) fn instance(pins: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
-    let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader
-        .btf(btf.as_ref())
+        // The programs have nothing to relocate against the kernel's types, and reading those takes half a second in a
+        // debug build, during which no container would be noticed.
+        .btf(None)
         .override_global("SEED", &constants.seed, true)
         .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
