@@ -2,9 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
-use crate::{load::Tally, report, stats, status::Service};
+use crate::{
+    daemon::Daemon,
+    load::{Load, Tally},
+    netns::NetNs,
+    report,
+    stats::{self, Significance},
+    status::Service,
+};
 
 /// Every connection of `tally` was answered, and the kernel's counters of the service, which has served nobody else, say
 /// the same as the clients, to the connection.
@@ -32,9 +39,43 @@ pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
     Ok(())
 }
 
-/// The answers follow the weights at p > 0.001; prints them as a figure.
+/// Connections of one measured load: enough for chi-square to tell a share that is off by a twentieth.
+const CONNECTIONS: u64 = 10_000;
+
+/// Opens 10,000 connections from `clients` to a service that has served nobody yet. Every one is answered, the kernel's
+/// counters agree with the clients', and the shares follow the weights at p > 0.001. Chance fails one in a thousand right
+/// answers, so that a first failure is asked for once more.
+pub fn measured_shares(
+    label: &str,
+    daemon: &Daemon,
+    clients: &NetNs,
+    load: &Load,
+    weights: &[(&str, u64)],
+) -> Result<Service> {
+    let mut total = Tally::default();
+    let service = weights.first().and_then(|(name, _)| daemon.service_of(name).transpose()).context("no weights")??;
+    let mut measure = || {
+        let tally = load.clone().count(CONNECTIONS).run(clients)?;
+        let judged = stats::chi_square_agrees(&tally.by_name, weights, Significance::Thousandth);
+        total.merge(tally);
+        let counted = daemon.wait_idle(&service)?;
+        kernel_agrees(&counted, &total)?;
+        Ok::<_, anyhow::Error>((counted, judged))
+    };
+    let (mut counted, mut judged) = measure()?;
+    if let Err(error) = &judged {
+        report::figure(label, format!("once more, for {error}"));
+        (counted, judged) = measure()?;
+    }
+    let chi_square = judged.map_err(|error| anyhow!("{label}, twice: {error}"))?;
+    report::figure(label, format!("{:?} for weights {weights:?}, chi-square {chi_square:.2}", total.by_name));
+    Ok(counted)
+}
+
+/// The answers follow the weights, but for what chance does once in a hundred thousand times; prints them as a figure.
 pub fn shares_follow(label: &str, tally: &Tally, weights: &[(&str, u64)]) -> Result<()> {
-    let chi_square = stats::chi_square_agrees(&tally.by_name, weights).map_err(|error| anyhow!("{label}: {error}"))?;
+    let judged = stats::chi_square_agrees(&tally.by_name, weights, Significance::HundredThousandth);
+    let chi_square = judged.map_err(|error| anyhow!("{label}: {error}"))?;
     report::figure(label, format!("{:?} for weights {weights:?}, chi-square {chi_square:.2}", tally.by_name));
     Ok(())
 }

@@ -192,6 +192,14 @@ impl Daemon {
         })
     }
 
+    /// The service that a backend belongs to, by their names.
+    pub fn service_of(&self, backend: &str) -> Result<Option<String>> {
+        let status = self.status()?;
+        let mut services = status.services.into_iter();
+        let found = services.find(|service| service.backends.iter().any(|one| one.name == backend));
+        Ok(found.map(|service| service.name))
+    }
+
     /// Waits until a backend is in a state.
     pub fn wait_state(&self, service: &str, backend: &str, state: &str) -> Result<()> {
         self.wait_for(&format!("{backend} to be {state}"), |status| {

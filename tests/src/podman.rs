@@ -29,9 +29,8 @@ impl Podman {
         let docker =
             Docker::new(dir.join("podman.sock"), &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
         let mut command = host.command("podman")?;
-        for (flag, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
-            command.arg(flag).arg(dir.join(name));
-        }
+        // In memory, as the Docker engine's.
+        command.args(["--root", "/run/podman-data", "--runroot", "/run/podman-run", "--tmpdir", "/run/podman-tmp"]);
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
         command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
         let process = host.start("podman", &mut command)?;

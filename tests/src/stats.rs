@@ -2,9 +2,32 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-/// Whether counts agree with expected weights at p > 0.001 (Pearson's chi-square). A name that was expected and never
-/// seen counts as zero; a name that was not expected never agrees.
-pub fn chi_square_agrees(counts: &BTreeMap<String, u64>, weights: &[(&str, u64)]) -> Result<f64, String> {
+/// How improbable a deviation must be to count as one: the probability that right shares are called wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Significance {
+    /// 0.001
+    Thousandth,
+    /// 0.00001
+    HundredThousandth,
+}
+
+impl Significance {
+    /// The quantile of the normal distribution.
+    fn quantile(self) -> f64 {
+        match self {
+            Self::Thousandth => 3.0902,
+            Self::HundredThousandth => 4.2649,
+        }
+    }
+}
+
+/// Whether counts agree with expected weights (Pearson's chi-square): chi-square, or why not. A name that was expected and
+/// never seen counts as zero; a name that was not expected never agrees.
+pub fn chi_square_agrees(
+    counts: &BTreeMap<String, u64>,
+    weights: &[(&str, u64)],
+    significance: Significance,
+) -> Result<f64, String> {
     if let Some(stranger) = counts.keys().find(|name| !weights.iter().any(|(expected, _)| expected == name)) {
         return Err(format!("{stranger} answered and is not among {weights:?}"));
     }
@@ -16,7 +39,7 @@ pub fn chi_square_agrees(counts: &BTreeMap<String, u64>, weights: &[(&str, u64)]
         let seen = counts.get(*name).copied().unwrap_or(0) as f64;
         chi_square += (seen - expected).powi(2) / expected;
     }
-    let limit = critical_value(weights.len() - 1);
+    let limit = critical_value(weights.len() - 1, significance);
     if chi_square < limit {
         Ok(chi_square)
     } else {
@@ -24,16 +47,18 @@ pub fn chi_square_agrees(counts: &BTreeMap<String, u64>, weights: &[(&str, u64)]
     }
 }
 
-/// What chi-square exceeds with probability 0.001, by degrees of freedom: from the table up to 5, then by Wilson and
-/// Hilferty's approximation, which is good to 1 % there.
-fn critical_value(freedom: usize) -> f64 {
-    const TABLE: [f64; 6] = [0.0, 10.828, 13.816, 16.266, 18.467, 20.515];
-    const NORMAL_QUANTILE: f64 = 3.0902;
-    TABLE.get(freedom).copied().unwrap_or_else(|| {
-        let n = freedom as f64;
-        let a = 2.0 / (9.0 * n);
-        n * (1.0 - a + NORMAL_QUANTILE * a.sqrt()).powi(3)
-    })
+/// What chi-square exceeds so rarely, by degrees of freedom: for 0.001 from the table up to 5, else by Wilson and
+/// Hilferty's approximation, which errs by 1 % from 5 on and below that on the side of agreement.
+fn critical_value(freedom: usize, significance: Significance) -> f64 {
+    const THOUSANDTH: [f64; 6] = [0.0, 10.828, 13.816, 16.266, 18.467, 20.515];
+    if significance == Significance::Thousandth
+        && let Some(value) = THOUSANDTH.get(freedom)
+    {
+        return *value;
+    }
+    let n = freedom as f64;
+    let a = 2.0 / (9.0 * n);
+    n * (1.0 - a + significance.quantile() * a.sqrt()).powi(3)
 }
 
 /// `median 0.1 ms, maximum 0.2 ms over 100`, for a figure.
@@ -60,17 +85,22 @@ mod tests {
     #[test]
     fn accepts_what_chance_explains_and_nothing_else() {
         let weights = [("a", 1), ("b", 1), ("c", 2)];
-        assert!(chi_square_agrees(&counts(&[("a", 2480), ("b", 2540), ("c", 4980)]), &weights).is_ok());
-        assert!(chi_square_agrees(&counts(&[("a", 2300), ("b", 2700), ("c", 5000)]), &weights).is_err());
-        assert!(chi_square_agrees(&counts(&[("a", 5000), ("c", 5000)]), &weights).is_err());
-        assert!(chi_square_agrees(&counts(&[("a", 2500), ("b", 2500), ("c", 4999), ("d", 1)]), &weights).is_err());
+        let judged = |seen: &[(&str, u64)]| chi_square_agrees(&counts(seen), &weights, Significance::Thousandth);
+        assert!(judged(&[("a", 2480), ("b", 2540), ("c", 4980)]).is_ok());
+        assert!(judged(&[("a", 2300), ("b", 2700), ("c", 5000)]).is_err());
+        assert!(judged(&[("a", 5000), ("c", 5000)]).is_err());
+        assert!(judged(&[("a", 2500), ("b", 2500), ("c", 4999), ("d", 1)]).is_err());
     }
 
     #[test]
     fn critical_values_agree_with_tables() {
         for (freedom, expected) in [(2, 13.816), (10, 29.588), (49, 85.351)] {
-            let value = critical_value(freedom);
+            let value = critical_value(freedom, Significance::Thousandth);
             assert!((value / expected - 1.0).abs() < 0.01, "{freedom}: {value}");
+        }
+        for (freedom, expected) in [(1, 19.511), (3, 25.902), (10, 41.296)] {
+            let value = critical_value(freedom, Significance::HundredThousandth);
+            assert!((0.99..1.12).contains(&(value / expected)), "{freedom}: {value}");
         }
     }
 }

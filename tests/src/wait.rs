@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// How long a state may take before a test is called stuck. Far above what anything takes: no test asserts a time.
-pub const STUCK: Duration = Duration::from_secs(60);
+pub const STUCK: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(5);
 
 /// Asks until the answer is `Some`; fails after [`STUCK`] with what was awaited.

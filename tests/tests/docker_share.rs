@@ -3,9 +3,6 @@
 use anyhow::Result;
 use pod_steer_tests::{check, daemon::Stage, load::Load, process::output, require, server, tools, wait};
 
-/// Enough for chi-square to tell a share that is off by a twentieth.
-const CONNECTIONS: u64 = 10_000;
-
 #[test]
 fn three_containers_share_a_port_by_weight() -> Result<()> {
     require!(tools::docker());
@@ -20,11 +17,9 @@ fn three_containers_share_a_port_by_weight() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     stage.daemon.wait_ready("web", 3)?;
 
-    let tally = Load::to("127.0.0.1:8080".parse()?).threads(4).count(CONNECTIONS).run(stage.host.net())?;
-
-    let service = stage.daemon.wait_idle("web")?;
-    check::kernel_agrees(&service, &tally)?;
-    check::shares_follow("three containers, one port", &tally, &weights)?;
+    let load = Load::to("127.0.0.1:8080".parse()?).threads(4);
+    let service =
+        check::measured_shares("three containers, one port", &stage.daemon, stage.host.net(), &load, &weights)?;
     assert_eq!(service.ports, ["8080:8080/tcp"]);
     for (name, weight) in weights {
         let status = stage.daemon.status()?;
@@ -59,11 +54,10 @@ fn unmodified_servers_of_four_kinds_share_a_port() -> Result<()> {
     assert!(service.backends.iter().all(|backend| backend.weight == 1));
 
     // Python's queue holds five connections: fewer clients than that, so that none has to try again.
-    let tally = Load::to("127.0.0.1:8080".parse()?).threads(3).count(CONNECTIONS).run(stage.host.net())?;
-
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
+    let load = Load::to("127.0.0.1:8080".parse()?).threads(3);
     let weights = [("named-1", 1), ("busybox-1", 1), ("python-1", 1), ("nginx-1", 1)];
-    check::shares_follow("named, busybox, python and nginx, one port", &tally, &weights)
+    let label = "named, busybox, python and nginx, one port";
+    check::measured_shares(label, &stage.daemon, stage.host.net(), &load, &weights).map(drop)
 }
 
 #[test]

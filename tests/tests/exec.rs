@@ -18,10 +18,9 @@ fn processes_share_a_port_by_weight() -> Result<()> {
     };
     let _servers = [start("web-1", "v1", "1")?, start("web-2", "v1", "2")?, start("web-3", "v2", "5")?];
     stage.daemon.wait_ready("web", 3)?;
-    let tally = Load::to("127.0.0.1:80".parse()?).threads(4).count(10_000).run(stage.host.net())?;
-    let service = stage.daemon.wait_idle("web")?;
-    check::kernel_agrees(&service, &tally)?;
-    check::shares_follow("processes", &tally, &[("web-1", 1), ("web-2", 2), ("web-3", 5)])?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(4);
+    let weights = [("web-1", 1), ("web-2", 2), ("web-3", 5)];
+    let service = check::measured_shares("processes", &stage.daemon, stage.host.net(), &load, &weights)?;
     assert!(service.backends.iter().all(|backend| backend.kind == "exec" && backend.engine.is_none()));
     assert_eq!(stage.daemon.status()?.backend("web", "web-3").version, "v2");
     Ok(())

@@ -41,10 +41,8 @@ fn a_pod_serves_port_80_by_servers_on_8080() -> Result<()> {
     // From a machine of its own, through the host's routing and the bridge: the servers tell which peer they see.
     let client = stage.host.new_client()?;
     stage.host.net().sysctl("net.ipv4.ip_forward", "1")?;
-    let tally = Load::to((pod.ip()?, 80).into()).threads(4).count(10_000).run(&client.ns)?;
-
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
-    check::shares_follow("a pod, port 80 to 8080", &tally, &weights)?;
+    let load = Load::to((pod.ip()?, 80).into()).threads(4);
+    check::measured_shares("a pod, port 80 to 8080", &stage.daemon, &client.ns, &load, &weights)?;
 
     // The host's own port 80 is not the pod's.
     let outside = Load::to("127.0.0.1:80".parse()?).count(10).run(stage.host.net())?;

@@ -83,16 +83,19 @@ fn backends_that_end_without_a_daemon_are_skipped() -> Result<()> {
 fn an_engine_that_goes_away_and_comes_back() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker()?;
-    let start = |stage: &Stage, name: &str| {
-        stage.engine().start_container(&server::named(name, "0.0.0.0:8080").service("web", "8080:8080"))
+    // A port for each, so that one which starts while nobody looks can bind all the same.
+    let start = |stage: &Stage, name: &str, port: u16| {
+        let spec = server::named(name, &format!("0.0.0.0:{port}")).service("web", &format!("80:{port}"));
+        stage.engine().start_container(&spec)
     };
-    let _first = start(&stage, "web-1")?;
+    let _first = start(&stage, "web-1", 8081)?;
     stage.daemon.wait_ready("web", 1)?;
-    let load = Load::to("127.0.0.1:8080".parse()?).threads(2).start(stage.host.net())?;
+    let load = Load::to("127.0.0.1:80".parse()?).pause(Duration::from_millis(1)).start(stage.host.net())?;
     // With live-restore containers outlive their engine.
     stage.restart_engine()?;
-    let second = start(&stage, "web-2")?;
+    let second = start(&stage, "web-2", 8082)?;
     stage.daemon.wait_ready("web", 2)?;
+    wait::until("connections", || (load.answered() > 1000).then_some(()))?;
     second.stop()?;
     stage.daemon.wait_ready("web", 1)?;
     let tally = load.stop()?;

@@ -52,7 +52,8 @@ fn assert_undone(stage: &Stage, before: &bpf::Objects, owned: &bpf::Objects, pin
         report::figure("unload, objects of others", format!("{new:?}"));
     }
     assert_eq!(pins(&stage.host)?, pins_before, "the bpffs is as it was");
-    assert!(!stage.daemon.runtime_dir().exists(), "the runtime directory is gone");
+    let files: Vec<_> = fs::read_dir(stage.daemon.runtime_dir()).into_iter().flatten().flatten().collect();
+    assert!(files.is_empty(), "files are left: {files:?}");
     Ok(())
 }
 

@@ -38,7 +38,8 @@ impl Tally {
         }
     }
 
-    pub(super) fn merge(&mut self, other: Self) {
+    /// Adds another load's.
+    pub fn merge(&mut self, other: Self) {
         for (name, n) in other.by_name {
             *self.by_name.entry(name).or_default() += n;
         }
