@@ -18,6 +18,7 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
+    task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, error, info, warn};
@@ -28,7 +29,7 @@ use crate::{
     cgroups::{Cgroups, Seen},
     config::RunConfig,
     engine::EngineInput,
-    kernel::{Kernel, Opened, QueueMigration, Unloaded, sys},
+    kernel::{Kernel, KernelError, Opened, QueueMigration, Unloaded, sys},
     netns::Netns,
     world::{BackendId, Plan, World},
 };
@@ -58,16 +59,26 @@ pub enum Input {
     },
     /// An adopted process has ended.
     Ended(BackendId),
+    /// A namespace is steered in now, or cannot be.
+    Attached {
+        /// Its cookie.
+        cookie: u64,
+        /// Why not.
+        result: Result<(), KernelError>,
+    },
 }
+
+/// Where an answer to `exec` or `register` goes.
+pub type Answer = oneshot::Sender<Result<Registered, String>>;
 
 /// A question or an order of a client; each is answered once.
 pub enum Ask {
     /// What is going on?
     Status(oneshot::Sender<Status>),
     /// Make the asking process a backend.
-    Exec(ExecRequest, Peer, oneshot::Sender<Result<Registered, String>>),
+    Exec(ExecRequest, Peer, Answer),
     /// Adopt a process that listens.
-    Register(RegisterRequest, Peer, oneshot::Sender<Result<Registered, String>>),
+    Register(RegisterRequest, Peer, Answer),
     /// Undo everything and end.
     Unload(oneshot::Sender<Result<Unloaded, String>>),
 }
@@ -90,6 +101,8 @@ pub(super) struct Control {
     pub(super) services: BTreeMap<String, u32>,
     /// Namespaces that were seen and may have to be attached; a descriptor is let go as soon as that is done.
     pub(super) seen_namespaces: HashMap<u64, (Netns, Option<File>)>,
+    /// Namespaces that are being attached, and who waits for it.
+    attaching: HashMap<u64, Vec<(Registered, Answer)>>,
     /// Where the cgroup of each backend is, by its index.
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
@@ -131,6 +144,7 @@ impl Control {
             store,
             inputs,
             seen_namespaces: HashMap::new(),
+            attaching: HashMap::new(),
             paths: HashMap::new(),
             plan: Plan::default(),
             migration,
@@ -196,17 +210,18 @@ impl Control {
             Input::Inspected { cookie, found } => self.inspected(cookie, found),
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::Ended(id) => self.remove(&id),
+            Input::Attached { cookie, result } => self.attached(cookie, result),
             Input::Ask(Ask::Status(answer)) => {
                 self.converge();
                 let _ = answer.send(self.status());
             }
             Input::Ask(Ask::Exec(request, peer, answer)) => {
                 let made = self.exec(request, peer);
-                let _ = answer.send(made);
+                self.answer(made, answer);
             }
             Input::Ask(Ask::Register(request, peer, answer)) => {
                 let made = self.register(request, peer);
-                let _ = answer.send(made);
+                self.answer(made, answer);
             }
             Input::Ask(Ask::Unload(answer)) => {
                 let done = self.unload();
@@ -237,14 +252,7 @@ impl Control {
         }
         let plan = self.world.plan();
         self.name_services(&plan);
-        for cookie in &plan.namespaces {
-            if let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie)
-                && let Some(ns) = ns.take()
-                && let Err(error) = self.kernel.attach_namespace(netns, &ns)
-            {
-                error!(error = %crate::chain(&error), %netns, "cannot steer in this network namespace");
-            }
-        }
+        self.attach_namespaces(&plan);
         match self.kernel.apply(&plan, &self.services) {
             // Nobody waits for the grace periods: the tables are in effect already.
             Ok(_settled) => {}
@@ -262,6 +270,37 @@ impl Control {
         }
         self.report(&plan);
         self.plan = plan;
+    }
+
+    /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
+    fn attach_namespaces(&mut self, plan: &Plan) {
+        for cookie in &plan.namespaces {
+            let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
+            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else { continue };
+            let (cookie, inputs) = (*cookie, self.inputs.clone());
+            self.attaching.insert(cookie, Vec::new());
+            spawn_blocking(move || inputs.blocking_send(Input::Attached { cookie, result: attachment.run() }));
+        }
+    }
+
+    fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
+        let failure = result.err().map(|error| crate::chain(&error));
+        if let Some(error) = &failure {
+            error!(%error, cookie, "cannot steer in a network namespace");
+        }
+        for (made, answer) in self.attaching.remove(&cookie).into_iter().flatten() {
+            let _ = answer.send(failure.clone().map_or(Ok(made), Err));
+        }
+        self.touch();
+    }
+
+    /// Answers when the backend that was made is steered to.
+    fn answer(&mut self, made: Result<Registered, String>, answer: Answer) {
+        let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(&made.id)).and_then(|b| b.netns);
+        match (made, netns.and_then(|netns| self.attaching.get_mut(&netns.cookie))) {
+            (Ok(made), Some(waiting)) => waiting.push((made, answer)),
+            (made, _) => drop(answer.send(made)),
+        }
     }
 
     /// Gives every planned service an index for its counters.

@@ -4,12 +4,8 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    os::{
-        fd::AsFd,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    },
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use aya::{
@@ -45,6 +41,32 @@ impl Cgroup {
     }
 }
 
+/// The start of steering in a namespace: a program must be loaded for it, which takes too long for the daemon's loop.
+pub struct NamespaceAttachment {
+    maps: PathBuf,
+    pin: PathBuf,
+    constants: object::Constants,
+    netns: Netns,
+    ns: File,
+}
+
+impl NamespaceAttachment {
+    /// Loads the program, attaches it and pins the link.
+    pub fn run(self) -> Result<()> {
+        let Self { maps, pin, constants, netns, ns } = self;
+        let mut programs = object::instance(Some(&maps), &constants)?;
+        object::load(&mut programs, "steer")?;
+        let target = || format!("the network namespace {netns}");
+        let failed = |source| KernelError::Attach { name: "steer", target: target(), source: Box::new(source) };
+        let Some(Program::SkLookup(program)) = programs.program_mut("steer") else {
+            return Err(failed(ProgramError::UnexpectedProgramType));
+        };
+        let id = program.attach(ns).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        pin_link(Ok(link.into()), pin)
+    }
+}
+
 impl Kernel {
     fn netns_pin(&self, cookie: u64) -> PathBuf {
         self.dir.join("netns").join(cookie.to_string())
@@ -55,33 +77,16 @@ impl Kernel {
         names(&self.dir.join("netns")).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Starts to steer in a namespace, unless it is done already.
-    pub fn attach_namespace(&mut self, netns: &Netns, ns: impl AsFd) -> Result<()> {
+    /// What remains to be done to steer in a namespace; nothing if it is steered in already.
+    pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
         let pin = self.netns_pin(netns.cookie);
-        if pin.exists() {
-            return Ok(());
-        }
-        let begun = Instant::now();
         let constants = object::Constants {
             seed: self.seed,
             netns_cookie: netns.cookie,
             log_level: self.log_level,
             backends_max: self.backends_max,
         };
-        let mut programs = object::instance(Some(&self.dir.join("maps")), &constants)?;
-        object::load(&mut programs, "steer")?;
-        let failed = |source| KernelError::Attach {
-            name: "steer",
-            target: format!("the network namespace {netns}"),
-            source: Box::new(source),
-        };
-        let Some(Program::SkLookup(program)) = programs.program_mut("steer") else {
-            return Err(failed(ProgramError::UnexpectedProgramType));
-        };
-        let id = program.attach(ns).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        tracing::debug!(%netns, took_ms = begun.elapsed().as_millis() as u64, "steering in a network namespace");
-        pin_link(Ok(link.into()), pin)
+        (!pin.exists()).then(|| NamespaceAttachment { maps: self.dir.join("maps"), pin, constants, netns, ns })
     }
 
     /// Stops to steer in a namespace. Established connections go on.

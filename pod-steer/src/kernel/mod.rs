@@ -33,7 +33,7 @@ use aya::{
 };
 use pod_steer_ebpf::{BackendCounters, ManagedPort, NONE, Rule, RuleKey, ServiceCounters, SocketInfo};
 
-pub use attach::{Cgroup, attached_cgroups};
+pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use migrate::QueueMigration;
