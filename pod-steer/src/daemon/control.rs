@@ -136,8 +136,9 @@ impl Control {
         let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
         let held = opened.kernel.rules().filter_map(|(key, rule)| Some((key, (*by_index.get(&rule.service)?).clone())));
         let claimed = held.collect();
+        let steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
-            world: World { policy: config.ports.clone(), claimed, ..World::default() },
+            world: World { policy: config.ports.clone(), claimed, steered, ..World::default() },
             services,
             kernel: opened.kernel,
             cgroups,
@@ -266,6 +267,7 @@ impl Control {
                 self.kernel.detach_namespace(cookie);
                 self.seen_namespaces.remove(&cookie);
                 self.world.foreign.remove(&cookie);
+                self.world.steered.remove(&cookie);
             }
         }
         self.report(&plan);
@@ -285,6 +287,9 @@ impl Control {
 
     fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
         let failure = result.err().map(|error| crate::chain(&error));
+        if failure.is_none() {
+            self.world.steered.insert(cookie);
+        }
         if let Some(error) = &failure {
             error!(%error, cookie, "cannot steer in a network namespace");
         }

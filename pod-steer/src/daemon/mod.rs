@@ -28,6 +28,8 @@ const INPUTS_MAX: usize = 4096;
 /// Events that a slow follower may lag behind before it misses some.
 const EVENTS_MAX: usize = 4096;
 
+/// Our scheduling priority, as in nice(1).
+const NICE: i32 = -10;
 /// How long the last answers may take when the daemon ends.
 const ANSWERS_MAX: Duration = Duration::from_millis(500);
 
@@ -81,6 +83,10 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
+    // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        warn!(%error, "cannot raise our priority; on a busy machine a container may bind before it is managed");
+    }
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)

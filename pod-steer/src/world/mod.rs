@@ -142,6 +142,8 @@ pub struct World {
     /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
     /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
     pub claimed: BTreeMap<RuleKey, String>,
+    /// Cookies of the namespaces in which the lookup program is attached.
+    pub steered: BTreeSet<u64>,
     /// By the cookie of a namespace: ports on which somebody listens there who is not managed.
     pub foreign: BTreeMap<u64, BTreeSet<u16>>,
 }

@@ -98,7 +98,9 @@ pub(super) fn plan(world: &World) -> Plan {
         plan.rules.values().flat_map(|rule| rule.table.iter().flat_map(|t| &t.members)).map(|m| m.backend).collect();
     for backend in world.backends.values() {
         let listens = sockets.contains_key(&backend.index);
-        let state = state(backend, &plan, listens, serving.contains(&backend.index));
+        let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
+        let serving = here && serving.contains(&backend.index);
+        let state = state(backend, &plan, here && listens, serving);
         plan.states.insert(backend.index, state);
     }
     plan

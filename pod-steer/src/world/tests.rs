@@ -37,6 +37,7 @@ fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator
     World {
         backends: backends.into_iter().map(|backend| (backend.id.clone(), backend)).collect(),
         sockets: (100..).zip(sockets).collect(),
+        steered: BTreeSet::from([HOST.cookie, POD.cookie]),
         ..World::default()
     }
 }
@@ -143,6 +144,15 @@ fn a_service_takes_its_port_when_it_listens() {
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [1]);
     world.sockets.clear();
     assert!(world.plan().rules.contains_key(&key(FAMILY_V4, 80)));
+}
+
+#[test]
+fn nobody_is_ready_before_its_namespace_is_steered() {
+    let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
+    world.steered.clear();
+    assert_eq!(world.plan().states[&0], State::Starting);
+    world.steered.insert(HOST.cookie);
+    assert_eq!(world.plan().states[&0], State::Ready);
 }
 
 #[test]
