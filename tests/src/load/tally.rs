@@ -9,6 +9,9 @@ use std::{
 
 use super::connection::{End, Loss};
 
+/// More servers than these are shown as their number.
+const NAMES_SHOWN_MAX: usize = 8;
+
 /// Every connection of a load, exactly once: `connections() == answered() + losses.len()`.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -82,7 +85,11 @@ impl Display for Tally {
         let reset_after = self.lost(|loss| matches!(loss, Loss::ResetAfter(_)));
         let timed_out = self.lost(|loss| matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_)));
         let other = self.lost(|loss| matches!(loss, Loss::Garbled(..) | Loss::Failed(_)));
-        write!(f, "{} connections, {} answered {:?}, ", self.connections(), self.answered(), self.by_name)?;
+        write!(f, "{} connections, {} answered by ", self.connections(), self.answered())?;
+        match self.by_name.len() {
+            ..=NAMES_SHOWN_MAX => write!(f, "{:?}, ", self.by_name)?,
+            servers => write!(f, "{servers} servers, ")?,
+        }
         write!(f, "{} refused, {reset_before} reset before an answer, ", self.refused())?;
         write!(f, "{reset_after} reset after, {timed_out} timed out, {other} other")?;
         // A few examples say more than their number, and thousands say no more than a few.
