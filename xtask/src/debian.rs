@@ -4,6 +4,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -82,9 +83,10 @@ fn installed_packages() -> Vec<String> {
     listed.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect()
 }
 
-fn apt_get() -> std::process::Command {
+fn apt_get() -> Command {
     let mut apt_get = command("apt-get");
-    apt_get.env("DEBIAN_FRONTEND", "noninteractive");
+    // What it prints is long, and nothing for people who want to run tests; errors go to stderr.
+    apt_get.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
     apt_get
 }
 
