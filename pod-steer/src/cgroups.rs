@@ -70,6 +70,11 @@ pub enum Seen {
         /// Its directory.
         path: PathBuf,
     },
+    /// The cgroup of a container that nobody has announced appeared.
+    Unannounced {
+        /// Its full id.
+        id: String,
+    },
     /// The last process of a watched cgroup is gone.
     Empty(PathBuf),
 }
@@ -99,6 +104,15 @@ impl Cgroups {
     /// Where the hierarchy is mounted.
     pub fn mount(&self) -> &Path {
         &self.mount
+    }
+
+    /// Watches where engines make their cgroups by default: Podman announces a container only after it has started.
+    pub fn watch_defaults(&mut self) {
+        for parent in parents("") {
+            let parent = self.mount.join(parent);
+            self.watch_down_to(&parent);
+            self.parents.insert(parent);
+        }
     }
 
     /// From now on reports this container's cgroup when it appears; returns it if it is there already.
@@ -164,9 +178,9 @@ impl Cgroups {
             Some(Watch::Directory(dir)) => {
                 let path = dir.join(name);
                 if let Some(id) = container_of(name) {
-                    if self.expected.contains(id) {
-                        seen.push(Seen::Container { id: id.to_owned(), path });
-                    }
+                    let id = id.to_owned();
+                    let announced = self.expected.contains(&id);
+                    seen.push(if announced { Seen::Container { id, path } } else { Seen::Unannounced { id } });
                     return;
                 }
                 // A directory on the way to an engine's parent: watch on, and look at what came in meanwhile.

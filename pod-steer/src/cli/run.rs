@@ -8,10 +8,7 @@ use super::{
     Failure, Outcome,
     args::{LogFormat, RunArgs},
 };
-use crate::{
-    config::RunConfig,
-    daemon::{self, RunError},
-};
+use crate::{config::RunConfig, daemon};
 
 pub(super) fn run(args: RunArgs) -> Outcome {
     let filter = EnvFilter::try_new(&args.log_level).map_err(|e| {
@@ -30,8 +27,5 @@ pub(super) fn run(args: RunArgs) -> Outcome {
     }
     // One thread: the loop, and the API that feeds it. Waiting for the kernel's grace periods happens elsewhere.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(daemon::run(config)) {
-        Err(error @ (RunError::Unfit(_) | RunError::Running(_))) => Err(Failure::Input(error.to_string())),
-        other => Ok(other?),
-    }
+    Ok(runtime.block_on(daemon::run(config))?)
 }

@@ -16,7 +16,11 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     let asked = block_on(async { Ok(client::post::<UnloadedBody>(&socket, "/v1/unload", &()).await) })?;
     let asked = match asked {
         Ok(done) => Some(done),
-        Err(ClientError::NoDaemon { .. }) => None,
+        Err(ClientError::NoDaemon { .. }) => {
+            // What a daemon that was killed could not remove.
+            let _ = std::fs::remove_file(&socket);
+            None
+        }
         Err(error) => return Err(error.into()),
     };
     // Without a daemon all is done here; after one, what it may not remove: it has dropped the capability for that.

@@ -25,7 +25,7 @@ impl Control {
             EngineInput::Container(container) => self.container(*container),
             EngineInput::Happened { id, change } => self.happened(&id, &change),
             EngineInput::Lost { engine, error } => {
-                self.awaited.remove(&engine);
+                self.heard(&engine);
                 self.lost_engines.insert(engine, error);
             }
         }
@@ -34,7 +34,6 @@ impl Control {
     /// Everything that an engine has: what is not in it went while nobody listened.
     fn snapshot(&mut self, engine: &str, containers: Vec<Container>) {
         self.lost_engines.remove(engine);
-        self.awaited.remove(engine);
         let there: BTreeSet<String> = containers.iter().map(|container| container.id.clone()).collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
         let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
@@ -47,6 +46,7 @@ impl Control {
             self.container(container);
         }
         self.touch();
+        self.heard(engine);
     }
 
     /// A container as it is now.
@@ -132,7 +132,9 @@ impl Control {
     pub(super) fn new_index(&mut self) -> Result<u32, String> {
         let max = self.kernel.backends_max();
         let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
-        let index = self.world.free_index(max).ok_or_else(full)?;
+        // What an ended backend's programs still count must not be counted for another.
+        let counting = self.kernel.attached_backends().into_iter().map(|(_, index)| index).collect();
+        let index = self.world.free_index(max, &counting).ok_or_else(full)?;
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         Ok(index)
     }
@@ -182,6 +184,7 @@ impl Control {
             Ok(cgroup) => {
                 debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
                 self.paths.insert(index, path.to_owned());
+                self.cgroup_ids.insert(index, cgroup);
                 backend.troubles.remove(NO_CGROUP);
             }
             Err(error) => {
@@ -216,10 +219,12 @@ impl Control {
             .find(|p| p.file_name().and_then(|n| n.to_str()).and_then(crate::cgroups::container_of) == Some(id));
         let path = own.unwrap_or(&path).to_owned();
         let attached = Cgroup::open(&path).is_ok_and(|c| self.kernel.attached_backends().contains(&(c.id, index)));
-        self.paths.insert(index, path.clone());
         if !attached {
-            info!(container = %id, path = %path.display(), "it started before it was known; its sockets are looked for");
+            debug!(container = %id, path = %path.display(), "it started before it was known");
             self.container_cgroup(id, &path);
+        }
+        // It may have listened before it was attached to: then the kernel programs have nothing to tell of it.
+        if !self.world.sockets.values().any(|socket| socket.backend == index) {
             self.look_for_sockets(index, &path);
         }
     }
@@ -236,12 +241,9 @@ impl Control {
         self.cgroups.forget(id);
         let Some(backend) = self.world.backends.remove(id) else { return };
         self.forget_sockets(backend.index);
-        for (cgroup, index) in self.kernel.attached_backends() {
-            if index == backend.index {
-                self.kernel.detach_backend(cgroup, index);
-            }
-        }
         self.paths.remove(&backend.index);
+        self.cgroup_ids.remove(&backend.index);
+        self.drop_leftovers();
         self.store.remove(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");
@@ -262,6 +264,9 @@ impl Control {
                 Kind::Container { .. } => {
                     if let Some(path) = self.cgroups.expect(&backend.id, "") {
                         debug!(container = %backend.name, path = %path.display(), "still there");
+                        if let Ok(cgroup) = Cgroup::open(&path) {
+                            self.cgroup_ids.insert(backend.index, cgroup.id);
+                        }
                         self.paths.insert(backend.index, path);
                     }
                 }
@@ -281,13 +286,14 @@ impl Control {
         info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
     }
 
-    /// Leaves cgroups that are gone or belong to no backend.
+    /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
+    /// counted there: so not before the last one has.
     pub(super) fn drop_leftovers(&mut self) {
         for (cgroup, index) in self.kernel.attached_backends() {
-            let backend = self.world.by_index(index);
-            let live = self.kernel.backend_counters(index);
-            let over = backend.is_none_or(|b| b.phase == Phase::Exited && live.opened == live.closed);
-            if over {
+            let exited = self.world.by_index(index).is_none_or(|backend| backend.phase == Phase::Exited);
+            let over = exited || self.cgroup_ids.get(&index).is_some_and(|current| *current != cgroup);
+            let counters = self.kernel.backend_counters(index);
+            if over && counters.opened == counters.closed {
                 self.kernel.detach_backend(cgroup, index);
             }
         }

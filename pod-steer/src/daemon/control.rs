@@ -103,6 +103,8 @@ pub(super) struct Control {
     pub(super) seen_namespaces: HashMap<u64, (Netns, Option<File>)>,
     /// Namespaces that are being attached, and who waits for it.
     attaching: HashMap<u64, Vec<(Registered, Answer)>>,
+    /// The cgroup that each backend has now, by its index: a container that is restarted gets another.
+    pub(super) cgroup_ids: HashMap<u32, u64>,
     /// Where the cgroup of each backend is, by its index.
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
@@ -113,6 +115,10 @@ pub(super) struct Control {
     /// Engines whose word is awaited before anything is changed: there is steering, and no file says whose it is.
     pub(super) awaited: BTreeSet<String>,
     pub(super) engines: Vec<String>,
+    /// To the engines: ids of containers that are to be described.
+    wanted: broadcast::Sender<String>,
+    /// Engines that have not said anything yet; when all have, we are ready.
+    pub(super) unheard: BTreeSet<String>,
     events: broadcast::Sender<EventRecord>,
     ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
@@ -128,6 +134,7 @@ impl Control {
         cgroups: Cgroups,
         inputs: mpsc::Sender<Input>,
         events: broadcast::Sender<EventRecord>,
+        wanted: broadcast::Sender<String>,
     ) -> Result<Self, RunError> {
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
@@ -146,6 +153,7 @@ impl Control {
             inputs,
             seen_namespaces: HashMap::new(),
             attaching: HashMap::new(),
+            cgroup_ids: HashMap::new(),
             paths: HashMap::new(),
             plan: Plan::default(),
             migration,
@@ -153,6 +161,8 @@ impl Control {
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
             engines: config.engines.clone(),
+            wanted,
+            unheard: config.engines.iter().cloned().collect(),
             events,
             ring: sys::readable(opened.events).map_err(readable)?,
             logs: match opened.logs {
@@ -238,6 +248,8 @@ impl Control {
         match seen {
             Seen::Container { id, path } => self.container_cgroup(&id, &path),
             Seen::Empty(path) => self.cgroup_empty(&path),
+            // Whichever engine has it answers like to an event; the others do not know it.
+            Seen::Unannounced { id } => drop(self.wanted.send(id)),
         }
     }
 
@@ -359,6 +371,15 @@ impl Control {
             event: event.to_owned(),
             detail: detail.to_owned(),
         });
+    }
+
+    /// An engine has spoken, or cannot: what was there when we started is known when all have.
+    pub(super) fn heard(&mut self, engine: &str) {
+        self.awaited.remove(engine);
+        if self.unheard.remove(engine) && self.unheard.is_empty() {
+            self.converge();
+            super::tell_ready();
+        }
     }
 
     fn compare(&mut self) {

@@ -80,7 +80,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     // The root of the hierarchy may be written by nobody; only CAP_DAC_OVERRIDE, which we still have, gets past that.
     let base = processes::base_cgroup(&mount, &config.bpffs);
     fs::create_dir_all(&base).map_err(RunError::io(format!("make the cgroup `{}`", base.display())))?;
-    let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
+    let mut cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
+    cgroups.watch_defaults();
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
     // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.
@@ -95,12 +96,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
 
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
-    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), events.clone())?;
+    let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
+    let told = (events.clone(), wanted.clone());
+    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
     control.adopt();
 
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine, sender));
+        tokio::spawn(engine::follow(engine, sender, wanted.subscribe()));
         let inputs = inputs.clone();
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
@@ -116,8 +119,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
         "pod-steer {} steers", env!("CARGO_PKG_VERSION")
     );
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!(%error, "systemd could not be told that we are ready");
+    if config.engines.is_empty() {
+        tell_ready();
     }
     let result = control.run(queue).await;
     let _ = fs::remove_file(&socket);
@@ -125,6 +128,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let _ = end_api.send(());
     let _ = timeout(ANSWERS_MAX, api).await;
     result
+}
+
+/// Tells systemd, if it started us, that what was there is known and steered.
+fn tell_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!(%error, "systemd could not be told that we are ready");
+    }
 }
 
 /// Makes the API's socket: 0660, of the configured group. What is left of a dead daemon's is replaced.

@@ -14,7 +14,11 @@ use bollard::{
     query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
 };
 use futures_util::{StreamExt as _, stream};
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+    time::sleep,
+};
 use tracing::{debug, info, warn};
 
 pub use convert::{Change, Container, Happened, ends};
@@ -57,12 +61,12 @@ pub enum EngineInput {
     },
 }
 
-/// Follows one engine for ever.
-pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>) {
+/// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
+pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wanted: broadcast::Receiver<String>) {
     let mut pause = RETRY_FIRST;
     loop {
         let mut connected = false;
-        let error = match session(&engine, &inputs, &mut connected).await {
+        let error = match session(&engine, &inputs, &mut wanted, &mut connected).await {
             Ok(()) => "the engine closed the stream of events".to_owned(),
             Err(e) => e.to_string(),
         };
@@ -85,6 +89,7 @@ type Generations = Arc<Mutex<HashMap<String, u64>>>;
 async fn session(
     engine: &str,
     inputs: &mpsc::Sender<EngineInput>,
+    wanted: &mut broadcast::Receiver<String>,
     connected: &mut bool,
 ) -> Result<(), bollard::errors::Error> {
     let docker = Docker::connect_with_unix(engine, REQUEST_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
@@ -105,8 +110,19 @@ async fn session(
 
     let generations = Generations::default();
     let mut inspections = JoinSet::new();
-    while let Some(event) = events.next().await {
-        let event = event?;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => match event {
+                Some(event) => event?,
+                None => return Ok(()),
+            },
+            // A cgroup has appeared: some engines announce a container only when it runs already.
+            Ok(id) = wanted.recv() => {
+                let later = inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone());
+                inspections.spawn(later);
+                continue;
+            }
+        };
         let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
         if mine.is_none() && !ours.contains(&id) {
             continue;
@@ -139,7 +155,6 @@ async fn session(
         }
         while inspections.try_join_next().is_some() {}
     }
-    Ok(())
 }
 
 async fn inspect_later(

@@ -64,6 +64,8 @@ pub struct Kernel {
     publisher: publish::Publisher,
     /// What is published: the rules as they stand in the map, and what each table was built from, if that is known.
     published: BTreeMap<RuleKey, (Rule, Option<PlannedTable>)>,
+    /// Sockets that were found closed when they were last looked through.
+    closed: BTreeSet<u64>,
     ports_written: BTreeMap<ManagedPort, u32>,
 }
 
@@ -152,14 +154,17 @@ impl Kernel {
         Ok(())
     }
 
-    /// Every registered socket that still listens; what is left of closed ones is removed on the way.
+    /// Every registered socket that still listens. What is known of a closed one is removed by the second call that
+    /// finds it closed: the migrate program needs it until the socket's queue is empty.
     pub fn live_sockets(&mut self) -> Vec<(u64, SocketInfo)> {
         let live: BTreeSet<u64> = self.listeners.keys().flatten().collect();
         let all: Vec<(u64, SocketInfo)> = self.sockets.iter().flatten().collect();
         let (kept, closed): (Vec<_>, Vec<_>) = all.into_iter().partition(|(cookie, _)| live.contains(cookie));
-        for (cookie, _) in closed {
-            self.forget_socket(cookie);
+        let closed: BTreeSet<u64> = closed.into_iter().map(|(cookie, _)| cookie).collect();
+        for cookie in closed.intersection(&self.closed) {
+            let _ = self.sockets.remove(cookie);
         }
+        self.closed = closed;
         kept
     }
 
@@ -171,10 +176,9 @@ impl Kernel {
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
     }
 
-    /// Removes what is known of a socket; the socket itself is not touched.
+    /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
         let _ = self.listeners.remove(&cookie);
-        let _ = self.sockets.remove(&cookie);
     }
 
     /// Most backends that the counters have room for.

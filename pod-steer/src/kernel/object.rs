@@ -166,6 +166,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
         published,
+        closed: Default::default(),
         ports_written,
         programs,
     };

@@ -254,10 +254,10 @@ impl World {
         self.backends.values_mut().find(|backend| backend.index == index)
     }
 
-    /// The smallest index that no backend has.
-    pub fn free_index(&self, limit: u32) -> Option<u32> {
+    /// The smallest index that no backend has and that is not among `taken`.
+    pub fn free_index(&self, limit: u32, taken: &BTreeSet<u32>) -> Option<u32> {
         let used: BTreeSet<u32> = self.backends.values().map(|backend| backend.index).collect();
-        (0..limit).find(|index| !used.contains(index))
+        (0..limit).find(|index| !used.contains(index) && !taken.contains(index))
     }
 
     /// What follows from all this.
