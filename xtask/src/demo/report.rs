@@ -156,7 +156,7 @@ fn verdicts(scenes: &[Scene], total: &Scene, status: &Status, journal: &Journal)
     let excused = lost_with_v2 + u64::from(journal.maybe_one_more);
     let cut = match total.cut {
         0 => "no request was cut off, not even by the kill".to_owned(),
-        cut => format!("{} cut off; v2 had accepted {lost_with_v2} when it was killed", count(cut, "request")),
+        cut => format!("{} cut off, of {lost_with_v2} that v2 had accepted and took along", count(cut, "request")),
     };
     // The daemon forgets a process that ended, and keeps a container until that is removed.
     let agrees = |name: &str, lost: u64| match status.backend(name) {
