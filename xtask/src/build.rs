@@ -21,15 +21,23 @@ pub fn pod_steer(release: bool) -> Result<PathBuf> {
 
 /// Builds the test server that answers with its name, as one static file that runs in an empty container.
 pub fn named_server() -> Result<PathBuf> {
+    static_programs(&[("pod-steer-tests", "named-server")]).map(|dir| dir.join("named-server"))
+}
+
+/// Builds programs, each named with its package, as static files; returns their directory.
+pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
+    setup::ensure()?;
     let host = host_triple()?;
     let target = paths::target().join("static");
     // With `--target`, even the host's own, the flags do not reach build scripts and procedural macros.
+    let chosen = programs.iter().flat_map(|(package, program)| ["--package", package, "--bin", program]);
     run(cargo()
-        .args(["build", "--release", "--package", "pod-steer-tests", "--bin", "named-server", "--target", &host])
+        .args(["build", "--release", "--target", &host])
+        .args(chosen)
         .arg("--target-dir")
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(target.join(host).join("release/named-server"))
+    Ok(target.join(host).join("release"))
 }
 
 fn host_triple() -> Result<String> {

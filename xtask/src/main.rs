@@ -1,10 +1,11 @@
-//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint` and `test`. Each does all of its own set-up.
+//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test` and `kernels`. Each does all of its own set-up.
 #![forbid(unsafe_code)]
 
 mod build;
 mod cmd;
 mod debian;
 mod demo;
+mod kernels;
 mod paths;
 mod privilege;
 mod say;
@@ -45,9 +46,17 @@ enum Task {
         /// Only tests whose name contains one of these; the checks of `lint` are then left out
         filters: Vec<String>,
     },
+    /// Play on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
+    Kernels {
+        /// Only these: 5.10, 6.1, 6.12, newest
+        kernels: Vec<String>,
+    },
     /// What `demo` runs inside its namespaces
     #[command(hide = true)]
     DemoInside(demo::Inside),
+    /// What `kernels` runs as the first process of each machine
+    #[command(hide = true)]
+    KernelsGuest(kernels::Guest),
 }
 
 fn main() -> ExitCode {
@@ -57,7 +66,9 @@ fn main() -> ExitCode {
         Task::Demo { docker } => privilege::root_or_remedy().unwrap_or_else(|| demo::demo(docker)),
         Task::Lint => test::lint(),
         Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
+        Task::Kernels { kernels } => kernels::kernels(&kernels),
         Task::DemoInside(inside) => demo::inside(&inside),
+        Task::KernelsGuest(guest) => kernels::guest(&guest),
     };
     done.unwrap_or_else(|error| {
         eprintln!("{} {error:#}", say::red("error:"));

@@ -9,12 +9,13 @@ pub fn on_terminal() -> bool {
     stdout().is_terminal()
 }
 
+/// Whether colours are wanted.
+pub fn in_colours() -> bool {
+    on_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 fn paint(text: &str, code: &str) -> String {
-    if on_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
-        format!("\x1b[{code}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
-    }
+    if in_colours() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 pub fn bold(text: &str) -> String {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
@@ -62,9 +62,9 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(port: u16) -> Result<Self> {
+    pub fn start(server: SocketAddr) -> Result<Self> {
         let shared = Arc::new(Shared {
-            server: (Ipv4Addr::LOCALHOST, port).into(),
+            server,
             scene: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             left: AtomicU64::new(REQUESTS_MAX),

@@ -3,13 +3,14 @@
 //! `load` is the client, `report` what one sees. Nothing here may reach beyond those namespaces.
 
 mod docker;
-mod journal;
-mod load;
-mod report;
+pub mod journal;
+pub mod load;
+pub mod report;
 mod sandbox;
-mod stage;
+pub mod stage;
 mod status;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,13 +30,13 @@ const SCENE: Duration = Duration::from_secs(4);
 pub struct Inside {
     /// Where everything that the demo writes goes
     #[arg(long)]
-    dir: PathBuf,
+    pub dir: PathBuf,
     #[arg(long)]
-    pod_steer: PathBuf,
+    pub pod_steer: PathBuf,
     #[arg(long)]
-    named_server: PathBuf,
+    pub named_server: PathBuf,
     #[arg(long)]
-    docker: bool,
+    pub docker: bool,
 }
 
 /// The `demo` task.
@@ -74,7 +75,7 @@ fn play(stage: &mut Stage) -> Result<bool> {
     }
     report::explain();
 
-    let load = Load::start(stage::PORT)?;
+    let load = Load::start((Ipv4Addr::LOCALHOST, stage::PORT).into())?;
     let screen = Screen::new();
     screen.scene("v1 and v2 share the port");
     screen.watch(&load, SCENE)?;

@@ -1,6 +1,7 @@
 //! The daemon and the servers: started, killed, asked.
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -36,6 +37,8 @@ pub struct Stage {
     pod_steer: PathBuf,
     named_server: PathBuf,
     docker: Option<Docker>,
+    /// The port that clients ask, and what each server listens on.
+    ports: (u16, SocketAddr),
     daemon: Option<Child>,
     servers: Vec<Server>,
 }
@@ -48,9 +51,15 @@ impl Stage {
             pod_steer: inside.pod_steer.clone(),
             named_server: inside.named_server.clone(),
             docker,
+            ports: (PORT, (Ipv4Addr::UNSPECIFIED, PORT).into()),
             daemon: None,
             servers: Vec::new(),
         })
+    }
+
+    /// Servers that listen elsewhere than on the port that clients ask.
+    pub fn with_ports(self, asked: u16, listen: SocketAddr) -> Self {
+        Self { ports: (asked, listen), ..self }
     }
 
     /// `pod-steer` as the demo's user would run it.
@@ -101,12 +110,13 @@ impl Stage {
     }
 
     fn exec(&self, name: &str, journal: &Path) -> Result<Server> {
-        let ports = format!("{PORT}:{PORT}");
+        let (asked, listen) = self.ports;
+        let ports = format!("{asked}:{}", listen.port());
         let log = File::create(self.log(name))?;
         let process = self
             .pod_steer(&["exec", "--service", SERVICE, "--ports", &ports, "--version", name, "--name", name, "--"])
             .arg(&self.named_server)
-            .args(["--name", name, "--listen", &format!("0.0.0.0:{PORT}"), "--journal"])
+            .args(["--name", name, "--listen", &listen.to_string(), "--journal"])
             .arg(journal)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -126,6 +136,14 @@ impl Stage {
         let process = Pid::from_raw(pid.cast_signed()).context("a process has a pid")?;
         kill_process(process, Signal::KILL).with_context(|| format!("cannot kill {name}"))?;
         Ok(pid)
+    }
+
+    /// `kill -9`, and no daemon until it is started again.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        daemon.kill().context("cannot kill the daemon")?;
+        daemon.wait()?;
+        Ok(())
     }
 
     pub fn status(&self) -> Result<Status> {
@@ -149,6 +167,12 @@ impl Stage {
             bail!("`pod-steer unload` left /sys/fs/bpf/pod-steer");
         }
         Ok(())
+    }
+
+    /// Everything that the daemon knows, for whoever has to find out what went wrong.
+    pub fn show_status(&self) {
+        // It may be the daemon that failed.
+        let _ = self.pod_steer(&["status", "-o", "json"]).status();
     }
 
     /// The ends of all logs, for whoever has to find out what went wrong.

@@ -1,0 +1,157 @@
+//! The first process of a virtual machine: makes the machine one that `pod-steer` can run on, plays there, says how it
+//! went, and switches off. Nothing here knows of the machine outside; the console is all that there is.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT};
+use crate::cmd::{command, output, run};
+use crate::demo::load::Load;
+use crate::demo::stage::Stage;
+use crate::demo::{Inside, journal, report};
+use crate::say;
+
+/// The port that clients ask, and the one that servers listen on.
+const ASKED: u16 = 80;
+const LISTENS: u16 = 8080;
+/// What servers listen on, and whom clients ask. A dual-stack server serves both families.
+const FAMILIES: [(IpAddr, IpAddr); 3] = [
+    (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
+];
+/// How long each scene is played: emulated, a second is a few hundred requests.
+const SCENE: Duration = Duration::from_secs(3);
+/// Where the kernel programs are pinned, and the backends' cgroups made.
+const PINS: &str = "/sys/fs/bpf/pod-steer";
+const CGROUPS: &str = "/sys/fs/cgroup/pod-steer";
+
+#[derive(clap::Args)]
+pub struct Guest {
+    /// This kernel is too old, and must be refused
+    #[arg(long)]
+    refused: bool,
+}
+
+/// The task that `kernels` starts in the machine. It does not return: without its first process a kernel panics.
+pub fn guest(guest: &Guest) -> Result<ExitCode> {
+    let played = settle().and_then(|()| if guest.refused { refusal() } else { play() });
+    match played {
+        Ok(()) => println!("{VERDICT}ok"),
+        Err(error) => println!("{VERDICT}{}", format!("{error:#}").replace('\n', " ")),
+    }
+    run(command(format!("/{BUSYBOX}")).args(["poweroff", "-f"]))?;
+    loop {
+        sleep(Duration::MAX);
+    }
+}
+
+/// What a distribution's boot does, as far as it matters here.
+fn settle() -> Result<()> {
+    let busybox = |args: &[&str]| run(command(format!("/{BUSYBOX}")).args(args));
+    for (kind, at) in [
+        ("devtmpfs", "/dev"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/tmp"),
+    ] {
+        busybox(&["mount", "-t", kind, "none", at])?;
+    }
+    busybox(&["ip", "link", "set", "lo", "up"])
+}
+
+/// A kernel that is too old: said at once, with the remedy, by `doctor` and by `run`.
+fn refusal() -> Result<()> {
+    for args in [&["doctor"] as &[_], &["run", "--engine", "none"]] {
+        let answer = command(format!("/{POD_STEER}")).args(args).output()?;
+        let said = String::from_utf8_lossy(&answer.stdout) + String::from_utf8_lossy(&answer.stderr);
+        say::heading(&format!("pod-steer {} ({})", args.join(" "), answer.status));
+        print!("{said}");
+        if answer.status.success() || !said.contains("unsupported") || !said.contains("boot Linux") {
+            bail!("`pod-steer {}` did not refuse this kernel with the remedy", args.join(" "));
+        }
+    }
+    if Path::new(PINS).exists() {
+        bail!("{PINS} was made although the kernel was refused");
+    }
+    Ok(())
+}
+
+fn play() -> Result<()> {
+    say::heading("pod-steer doctor");
+    print!("{}", output(&mut doctor())?);
+    for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
+        let (listen, asked) = (SocketAddr::new(listen, LISTENS), SocketAddr::new(asked, ASKED));
+        say::heading(&format!("servers on {listen}, clients ask {asked}"));
+        let dir = Path::new("/tmp").join(number.to_string());
+        fs::create_dir(&dir)?;
+        let inside = Inside {
+            dir,
+            pod_steer: format!("/{POD_STEER}").into(),
+            named_server: format!("/{NAMED_SERVER}").into(),
+            docker: false,
+        };
+        let mut stage = Stage::new(&inside)?.with_ports(ASKED, listen);
+        let played = share(&mut stage, asked);
+        if played.is_err() {
+            stage.show_status();
+            stage.show_logs();
+        }
+        played?;
+    }
+    Ok(())
+}
+
+fn doctor() -> Command {
+    let mut doctor = command(format!("/{POD_STEER}"));
+    doctor.arg("doctor");
+    doctor
+}
+
+/// The demo's three scenes; in the last, the daemon is killed too, and requests go on without it.
+fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
+    stage.start_daemon()?;
+    for name in ["v1", "v2"] {
+        let ready_after = stage.start_server(name)?;
+        report::server_started(stage.server(name)?, ready_after);
+    }
+    let load = Load::start(asked)?;
+    sleep(SCENE);
+    load.next_scene();
+    stage.kill("v2")?;
+    sleep(SCENE);
+    stage.kill_daemon()?;
+    sleep(SCENE);
+    stage.start_daemon()?;
+    sleep(SCENE);
+    let ready_after = stage.start_server("v3")?;
+    load.next_scene();
+    say::note(&report::joined(stage.server("v3")?, ready_after));
+    sleep(SCENE);
+    let scenes = load.stop();
+    let status = stage.status().context("the daemon's counters at the end")?;
+    if !report::summary(&scenes, &status, &journal::read(&stage.journal("v2"))?)? {
+        bail!("clients asked {asked}: not all was as it should be");
+    }
+    for name in ["v1", "v3"] {
+        stage.kill(name)?;
+    }
+    stage.unload()?;
+    if Path::new(CGROUPS).exists() {
+        bail!("`pod-steer unload` left {CGROUPS}");
+    }
+    report::unloaded();
+    match TcpStream::connect(asked) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
+        other => bail!("after `unload` nobody is steered to, and yet {asked} answers: {other:?}"),
+    }
+}

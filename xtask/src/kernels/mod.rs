@@ -1,0 +1,128 @@
+//! `cargo xtask kernels`: the oldest kernel that is supported, newer ones, and one that must be refused, each booted in
+//! QEMU. The outer half fetches (`archive`, `version`), makes the guest's file system (`image`) and boots (`vm`); the
+//! guest's half (`guest`) plays the demo there. Nothing is installed, and all that is fetched lies below
+//! `target/kernels`. No part of `cargo xtask test`: it needs Debian's archive, and minutes.
+
+mod archive;
+mod guest;
+mod image;
+mod version;
+mod vm;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, debian, paths, say};
+use archive::Archive;
+pub use guest::{Guest, guest};
+use version::Version;
+use vm::Qemu;
+
+/// Where programs are in the guest.
+const BUSYBOX: &str = "bin/busybox";
+const NAMED_SERVER: &str = "bin/named-server";
+const POD_STEER: &str = "bin/pod-steer";
+/// What the guest's last line begins with.
+const VERDICT: &str = "verdict of the guest: ";
+
+/// A kernel to try: the newest of a series, or of all.
+struct Wanted {
+    name: &'static str,
+    series: Option<&'static [u32]>,
+    /// Too old: what must be seen is the refusal.
+    refused: bool,
+}
+
+const WANTED: [Wanted; 4] = [
+    Wanted { name: "5.10", series: Some(&[5, 10]), refused: true },
+    Wanted { name: "6.1", series: Some(&[6, 1]), refused: false },
+    Wanted { name: "6.12", series: Some(&[6, 12]), refused: false },
+    Wanted { name: "newest", series: None, refused: false },
+];
+
+/// How it went on one kernel.
+enum Outcome {
+    Good,
+    Failed(String),
+    Skipped(String),
+}
+
+/// The `kernels` task.
+pub fn kernels(only: &[String]) -> Result<ExitCode> {
+    if let Some(other) = only.iter().find(|name| WANTED.iter().all(|wanted| wanted.name != name.as_str())) {
+        bail!("no kernel `{other}`: there are {}", WANTED.map(|wanted| wanted.name).join(", "));
+    }
+    let dir = paths::target().join("kernels");
+    say::heading("building static programs");
+    debian::ensure(&["busybox"])?;
+    let image = dir.join("guest.cpio");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    write_image(&image)?;
+    say::heading("fetching QEMU and lists of kernels");
+    let got = Archive::open(dir.join("archive")).and_then(|archive| Ok((Qemu::get(&dir.join("qemu"))?, archive)));
+    let (qemu, archive) = match got {
+        Ok(got) => got,
+        Err(error) => return Ok(close(&[("all".to_owned(), Outcome::Skipped(format!("{error:#}")))])),
+    };
+    let all = archive.kernels()?;
+    let mut outcomes = Vec::new();
+    for wanted in WANTED.into_iter().filter(|wanted| only.is_empty() || only.iter().any(|name| name == wanted.name)) {
+        let Some(kernel) = Version::newest(&all, wanted.series) else {
+            outcomes.push((wanted.name.to_owned(), Outcome::Skipped("the archive has none".to_owned())));
+            continue;
+        };
+        say::heading(&kernel.text);
+        let outcome = match archive.fetch(kernel) {
+            Ok(file) => boot(&qemu, &file, &image, wanted.refused),
+            Err(error) => Outcome::Skipped(format!("it cannot be had: {error:#}")),
+        };
+        outcomes.push((kernel.text.clone(), outcome));
+    }
+    Ok(close(&outcomes))
+}
+
+fn write_image(image: &Path) -> Result<()> {
+    let programs = [("pod-steer", "pod-steer"), ("pod-steer-tests", "named-server"), ("xtask", "xtask")];
+    let built = build::static_programs(&programs)?;
+    let busybox = paths::which("busybox").context("the guest needs busybox: install Debian's busybox-static")?;
+    let (init, pod_steer, server) = (built.join("xtask"), built.join("pod-steer"), built.join("named-server"));
+    image::write(image, &[(&init, "init"), (&pod_steer, POD_STEER), (&server, NAMED_SERVER), (&busybox, BUSYBOX)])
+}
+
+fn boot(qemu: &Qemu, kernel: &Path, image: &Path, refused: bool) -> Outcome {
+    let start = Instant::now();
+    let mut verdict = None;
+    let init = if refused { "kernels-guest --refused" } else { "kernels-guest" };
+    let booted = qemu.boot(kernel, image, init, |line| match line.strip_prefix(VERDICT) {
+        Some(said) => verdict = Some(said.to_owned()),
+        None => println!("{line}"),
+    });
+    say::note(&format!("took {}", say::elapsed(start.elapsed())));
+    match (booted, verdict.as_deref()) {
+        (Err(error), _) => Outcome::Failed(format!("{error:#}")),
+        (Ok(()), Some("ok")) => Outcome::Good,
+        (Ok(()), Some(said)) => Outcome::Failed(said.to_owned()),
+        (Ok(()), None) => Outcome::Failed("the guest ended without a verdict".to_owned()),
+    }
+}
+
+/// Prints the result; a kernel that could not be tried is no failure, and no success either.
+fn close(outcomes: &[(String, Outcome)]) -> ExitCode {
+    say::heading("kernels");
+    for (kernel, outcome) in outcomes {
+        match outcome {
+            Outcome::Good => println!("   {} {kernel}", say::green("✓")),
+            Outcome::Failed(why) => println!("   {} {kernel}: {why}", say::red("✗")),
+            Outcome::Skipped(why) => println!("   - {kernel}: SKIPPED: {why}"),
+        }
+    }
+    let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| is(outcome)).count();
+    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
+    let good = count(|outcome| matches!(outcome, Outcome::Good));
+    let skipped = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
+    println!("\n{good} good, {failed} failed, {skipped} skipped");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

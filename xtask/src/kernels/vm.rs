@@ -1,0 +1,119 @@
+//! QEMU, by plain emulation: slow, and the same on every machine, one that is virtual itself included.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::archive::unpack_all;
+use crate::cmd::{command, run};
+use crate::paths::which;
+use crate::say;
+
+const QEMU: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
+/// A boot takes 3 s on an idle machine, and what is played then a minute.
+const RUN_MAX: Duration = Duration::from_secs(300);
+/// The kernel hands it to the init program, which is an xtask, and so asks it for the repository's directory.
+const ENVIRONMENT: &str = "CARGO_MANIFEST_DIR=/xtask";
+
+pub struct Qemu {
+    program: PathBuf,
+    /// Where its libraries are, if it is unpacked and not installed.
+    libraries: Vec<PathBuf>,
+}
+
+impl Qemu {
+    /// The machine's own, or Debian's, unpacked into `dir`: installing it may conflict with what the machine has.
+    pub fn get(dir: &Path) -> Result<Self> {
+        if let Some(program) = which(QEMU) {
+            return Ok(Self { program, libraries: Vec::new() });
+        }
+        let program = dir.join("usr/bin").join(QEMU);
+        if !program.is_file() {
+            say::note(&format!("fetching {PACKAGE}"));
+            let packages = dir.join("packages");
+            fs::create_dir_all(packages.join("partial"))?;
+            let mut archives = std::ffi::OsString::from("Dir::Cache::archives=");
+            archives.push(&packages);
+            run(command("apt-get")
+                .args(["install", "-qq", "-y", "--download-only", "--no-install-recommends", PACKAGE])
+                .args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root", "-o"])
+                .arg(archives))?;
+            unpack_all(&packages, dir)?;
+        }
+        let libraries = ["usr/lib", "lib"].map(|lib| dir.join(lib).join("x86_64-linux-gnu")).to_vec();
+        Ok(Self { program, libraries })
+    }
+
+    /// Boots, hands over each line of the guest's console, and returns when the guest is off.
+    pub fn boot(&self, kernel: &Path, image: &Path, init: &str, mut line: impl FnMut(&str)) -> Result<()> {
+        // The guest's console is a terminal always.
+        let colours = if say::in_colours() { "" } else { "NO_COLOR=1" };
+        let mut qemu = command(&self.program);
+        qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024"])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(image)
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 {ENVIRONMENT} {colours} -- {init}")]);
+        if !self.libraries.is_empty() {
+            qemu.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries)?);
+        }
+        let mut running = Running::start(qemu)?;
+        let start = Instant::now();
+        loop {
+            match running.lines.recv_timeout(RUN_MAX.saturating_sub(start.elapsed())) {
+                Ok(text) => line(&text),
+                Err(RecvTimeoutError::Timeout) => bail!("the guest did not end within {}", say::elapsed(RUN_MAX)),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let status = running.process.wait()?;
+        if !status.success() {
+            bail!("{QEMU} failed: {status}");
+        }
+        Ok(())
+    }
+}
+
+/// A QEMU that ends with this value.
+struct Running {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(mut qemu: Command) -> Result<Self> {
+        let mut process = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", qemu.get_program().display()))?;
+        let console = process.stdout.take().context("its console is piped")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            // Not UTF-8 throughout: the firmware says something too.
+            for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { process, lines })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
