@@ -9,7 +9,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, NONE, PORT_LISTENS, PORT_SERVED, PROTO_TCP, SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, NONE, PORT_LISTENS, PORT_SERVED, PROTO_TCP,
+    SocketInfo,
 };
 
 use crate::maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, count, current_backend, emit, managed};

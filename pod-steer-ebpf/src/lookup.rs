@@ -1,7 +1,10 @@
 //! `sk_lookup`: the choice. Runs for every packet that would reach a listening socket, once per new connection.
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, sk_action::{SK_DROP, SK_PASS}},
+    bindings::{
+        bpf_sk_lookup,
+        sk_action::{SK_DROP, SK_PASS},
+    },
     macros::sk_lookup,
     programs::SkLookupContext,
 };
@@ -9,7 +12,7 @@ use aya_log_ebpf::debug;
 use pod_steer_ebpf::{FALLBACK_PASS, FAMILY_V4, NONE, RULE_HAS_ADDRESSES, Rule, RuleKey, Slot};
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS,  RULES, SERVICE_COUNTERS, TABLES, count, netns_cookie},
+    maps::{BACKEND_COUNTERS, LISTENERS, RULES, SERVICE_COUNTERS, TABLES, count, netns_cookie},
     table::{Chooser, Visit, tuple_hash, visit},
 };
 

@@ -172,23 +172,30 @@ impl Cgroups {
         }
     }
 
+    /// The container whose cgroup this is, if it is one.
+    fn appeared(&self, parent: &Path, name: &str) -> Option<Seen> {
+        let id = container_of(name)?.to_owned();
+        let path = parent.join(name);
+        Some(if self.expected.contains(&id) { Seen::Container { id, path } } else { Seen::Unannounced { id } })
+    }
+
     fn interpret(&mut self, wd: i32, name: &str, seen: &mut Vec<Seen>) {
         match self.watches.get(&wd) {
             Some(Watch::Events(path)) if is_empty(path) => seen.push(Seen::Empty(path.clone())),
             Some(Watch::Directory(dir)) => {
-                let path = dir.join(name);
-                if let Some(id) = container_of(name) {
-                    let id = id.to_owned();
-                    let announced = self.expected.contains(&id);
-                    seen.push(if announced { Seen::Container { id, path } } else { Seen::Unannounced { id } });
+                if let Some(container) = self.appeared(dir, name) {
+                    seen.push(container);
                     return;
                 }
+                let path = dir.join(name);
                 // A directory on the way to an engine's parent: watch on, and look at what came in meanwhile.
                 let below: Vec<PathBuf> = self.parents.iter().filter(|p| p.starts_with(&path)).cloned().collect();
                 for parent in below {
                     self.watch_down_to(&parent);
-                    let found = self.expected.iter().filter_map(|id| Some((id, child_of_container(&parent, id)?)));
-                    seen.extend(found.map(|(id, path)| Seen::Container { id: id.clone(), path }));
+                    let names = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.file_name());
+                    for name in names.filter_map(|name| name.into_string().ok()) {
+                        seen.extend(self.appeared(&parent, &name));
+                    }
                 }
             }
             Some(Watch::Events(_)) | None => {}
@@ -198,7 +205,8 @@ impl Cgroups {
 
 fn child_of_container(parent: &Path, id: &str) -> Option<PathBuf> {
     let paths = fs::read_dir(parent).ok()?.flatten().map(|entry| entry.path());
-    let mut of_container = paths.filter(|path| path.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
+    let mut of_container =
+        paths.filter(|path| path.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
     of_container.next()
 }
 

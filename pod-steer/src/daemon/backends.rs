@@ -231,7 +231,7 @@ impl Control {
 
     /// Remembers a namespace; its descriptor is kept only until it is attached, so that it can end.
     pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
-        let attached = self.kernel.namespaces().contains(&netns.cookie);
+        let attached = self.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
         self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
         self.touch();
     }
@@ -299,12 +299,12 @@ impl Control {
         }
     }
 
-    /// Registers that a backend was managed too late to share its port.
-    pub(super) fn note_unshared(&mut self, index: u32, port: u16) {
+    /// A backend listened before it was managed, and its port cannot be shared.
+    pub(super) fn note_unshared(&mut self, index: u32, port: u16, error: std::io::Error) {
         let Some(backend) = self.world.by_index_mut(index) else { return };
         let text = format!(
-            "its socket on port {port} was bound before pod-steer knew it, without SO_REUSEPORT: no other backend can bind \
-             that port, and its queue is lost when it stops; restart it once"
+            "its socket on port {port} was bound before pod-steer knew it and cannot be shared ({error}): no other backend \
+             can bind that port, and its queue is lost when it stops; restart it once"
         );
         if backend.troubles.insert(LATE, text.clone()).as_ref() != Some(&text) {
             let (service, name) = (backend.spec.service.clone(), backend.name.clone());

@@ -117,8 +117,9 @@ pub(super) struct Control {
     pub(super) engines: Vec<String>,
     /// To the engines: ids of containers that are to be described.
     wanted: broadcast::Sender<String>,
-    /// Engines that have not said anything yet; when all have, we are ready.
-    pub(super) unheard: BTreeSet<String>,
+    /// Engines that have not said anything yet; when all have, `ready` is told.
+    unheard: BTreeSet<String>,
+    pub(super) ready: Option<oneshot::Sender<()>>,
     events: broadcast::Sender<EventRecord>,
     ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
@@ -163,6 +164,7 @@ impl Control {
             engines: config.engines.clone(),
             wanted,
             unheard: config.engines.iter().cloned().collect(),
+            ready: None,
             events,
             ring: sys::readable(opened.events).map_err(readable)?,
             logs: match opened.logs {
@@ -290,11 +292,18 @@ impl Control {
     fn attach_namespaces(&mut self, plan: &Plan) {
         for cookie in &plan.namespaces {
             let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
-            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else { continue };
+            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
+                continue;
+            };
             let (cookie, inputs) = (*cookie, self.inputs.clone());
             self.attaching.insert(cookie, Vec::new());
             spawn_blocking(move || inputs.blocking_send(Input::Attached { cookie, result: attachment.run() }));
         }
+    }
+
+    /// Whether a namespace is being attached.
+    pub(super) fn is_attaching(&self, cookie: u64) -> bool {
+        self.attaching.contains_key(&cookie)
     }
 
     fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
@@ -376,9 +385,12 @@ impl Control {
     /// An engine has spoken, or cannot: what was there when we started is known when all have.
     pub(super) fn heard(&mut self, engine: &str) {
         self.awaited.remove(engine);
-        if self.unheard.remove(engine) && self.unheard.is_empty() {
+        self.unheard.remove(engine);
+        if self.unheard.is_empty()
+            && let Some(ready) = self.ready.take()
+        {
             self.converge();
-            super::tell_ready();
+            let _ = ready.send(());
         }
     }
 

@@ -30,6 +30,8 @@ const EVENTS_MAX: usize = 4096;
 
 /// Our scheduling priority, as in nice(1).
 const NICE: i32 = -10;
+/// How long clients wait at the start for engines to say what is there.
+const ENGINES_MAX: Duration = Duration::from_secs(5);
 /// How long the last answers may take when the daemon ends.
 const ANSWERS_MAX: Duration = Duration::from_millis(500);
 
@@ -100,6 +102,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let told = (events.clone(), wanted.clone());
     let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
     control.adopt();
+    let (ready, heard) = oneshot::channel();
+    control.ready = Some(ready);
 
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
@@ -114,14 +118,20 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         });
     }
     let (end_api, ended) = oneshot::channel();
-    let api = tokio::spawn(api::serve(listener, api::Shared { inputs, events, group: config.group_id }, ended));
+    let shared = api::Shared { inputs, events, group: config.group_id };
+    let engines = config.engines.len();
+    let api = tokio::spawn(async move {
+        // Whoever is answered may rely on it that what was there when we started is known and steered.
+        if engines > 0 && timeout(ENGINES_MAX, heard).await.is_err() {
+            warn!("an engine does not answer; we begin without it");
+        }
+        tell_ready();
+        api::serve(listener, shared, ended).await;
+    });
     info!(
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
         "pod-steer {} steers", env!("CARGO_PKG_VERSION")
     );
-    if config.engines.is_empty() {
-        tell_ready();
-    }
     let result = control.run(queue).await;
     let _ = fs::remove_file(&socket);
     // Whoever asked last still gets the answer; whoever only follows events does not hold us up.

@@ -6,6 +6,7 @@ use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
     FAMILY_V6, NONE, PROTO_TCP, SocketInfo,
 };
+use rustix::net::sockopt::set_socket_reuseport;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
@@ -157,8 +158,9 @@ impl Control {
             }
             if socket.reuseport {
                 let _ = self.migration.attach(socket.fd.as_fd());
-            } else {
-                self.note_unshared(index, info.port);
+            } else if let Err(error) = set_socket_reuseport(&socket.fd, true) {
+                // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
+                self.note_unshared(index, info.port, error.into());
             }
             self.add_socket(socket.cookie, &info);
             if let Some(known) = self.world.sockets.get_mut(&socket.cookie) {
