@@ -1,10 +1,9 @@
 //! `sk_lookup`: the choice. Runs for every packet that would reach a listening socket, once per new connection.
 
+use core::ptr;
+
 use aya_ebpf::{
-    bindings::{
-        bpf_sk_lookup,
-        sk_action::{SK_DROP, SK_PASS},
-    },
+    bindings::sk_action::{SK_DROP, SK_PASS},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
@@ -25,14 +24,51 @@ const EPROTOTYPE: i32 = -91;
 const ESOCKTNOSUPPORT: i32 = -94;
 const EAFNOSUPPORT: i32 = -97;
 
+/// What a packet is looked up by.
+pub struct Packet {
+    pub family: u32,
+    pub protocol: u32,
+    /// In host byte order.
+    pub local_port: u32,
+    /// In network byte order.
+    pub remote_port: u16,
+    /// In network byte order; IPv4 in the first word, the others zero.
+    pub local: [u32; 4],
+    pub remote: [u32; 4],
+}
+
+impl Packet {
+    #[inline(always)]
+    fn of(ctx: &SkLookupContext) -> Self {
+        let l = ctx.lookup;
+        // SAFETY: the context is valid for the whole run. Volatile and unconditional: the compiler would else merge reads
+        // of two branches into one at a computed offset, which the verifier refuses.
+        let (mut packet, local_ip4, remote_ip4) = unsafe {
+            let packet = Self {
+                family: ptr::read_volatile(&raw const (*l).family),
+                protocol: ptr::read_volatile(&raw const (*l).protocol),
+                local_port: ptr::read_volatile(&raw const (*l).local_port),
+                remote_port: ptr::read_volatile(&raw const (*l).remote_port),
+                local: ptr::read_volatile(&raw const (*l).local_ip6),
+                remote: ptr::read_volatile(&raw const (*l).remote_ip6),
+            };
+            (packet, ptr::read_volatile(&raw const (*l).local_ip4), ptr::read_volatile(&raw const (*l).remote_ip4))
+        };
+        if packet.family == u32::from(FAMILY_V4) {
+            packet.local = [local_ip4, 0, 0, 0];
+            packet.remote = [remote_ip4, 0, 0, 0];
+        }
+        packet
+    }
+}
+
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
-    // SAFETY: the context is valid for the whole run.
-    let l = unsafe { &*ctx.lookup };
+    let packet = Packet::of(&ctx);
     // Nobody claimed this port: not ours to count or to decide.
-    let Some(rule) = rule_for(l) else { return SK_PASS };
+    let Some(rule) = rule_for(&packet) else { return SK_PASS };
 
-    let hash = tuple_hash(l);
+    let hash = tuple_hash(&packet);
     if let Some(table) = TABLES.get(rule.table)
         && let Visit::Taken = visit(table, hash, &mut Assign { ctx: &ctx, service: rule.service })
     {
@@ -41,39 +77,34 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
 
     if rule.fallback == FALLBACK_PASS {
         count!(SERVICE_COUNTERS, rule.service, passed_no_backend);
-        debug!(&ctx, "service {} port {}: no backend, passed", rule.service, l.local_port);
+        debug!(&ctx, "service {} port {}: no backend, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
     // The service exists and nobody serves it: a reset at once is kinder than a time-out.
     count!(SERVICE_COUNTERS, rule.service, refused_no_backend);
-    debug!(&ctx, "service {} port {}: no backend, refused", rule.service, l.local_port);
+    debug!(&ctx, "service {} port {}: no backend, refused", rule.service, packet.local_port);
     SK_DROP
 }
 
 /// The rule for the packet's destination: one look-up, two where the port has rules for single addresses.
 #[inline(always)]
-fn rule_for(l: &bpf_sk_lookup) -> Option<&'static Rule> {
+fn rule_for(packet: &Packet) -> Option<&'static Rule> {
     let mut key = RuleKey {
         netns_cookie: netns_cookie(),
         addr: [0; 16],
-        port: l.local_port as u16,
-        proto: l.protocol as u8,
-        family: l.family as u8,
+        port: packet.local_port as u16,
+        proto: packet.protocol as u8,
+        family: packet.family as u8,
         pad: 0,
     };
     // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
-    let any = unsafe { RULES.get(&key) }?;
+    let any = unsafe { RULES.get(key) }?;
     if any.flags & RULE_HAS_ADDRESSES != 0 {
-        if l.family == u32::from(FAMILY_V4) {
-            key.addr[..4].copy_from_slice(&l.local_ip4.to_ne_bytes());
-        } else {
-            key.addr[..4].copy_from_slice(&l.local_ip6[0].to_ne_bytes());
-            key.addr[4..8].copy_from_slice(&l.local_ip6[1].to_ne_bytes());
-            key.addr[8..12].copy_from_slice(&l.local_ip6[2].to_ne_bytes());
-            key.addr[12..].copy_from_slice(&l.local_ip6[3].to_ne_bytes());
+        for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
         }
         // SAFETY: as above.
-        if let Some(one) = unsafe { RULES.get(&key) } {
+        if let Some(one) = unsafe { RULES.get(key) } {
             return Some(one);
         }
     }

@@ -8,12 +8,12 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Rule, RuleKey,
-    SERVICES_MAX, SOCKETS_MAX, ServiceCounters, Slot, SocketInfo, TABLES_MAX,
+    SERVICES_MAX, SOCKETS_MAX, ServiceCounters, SocketInfo, TABLES_MAX,
 };
 
+use crate::table::Table;
+
 const NO_PREALLOC: usize = 1;
-const MMAPABLE: usize = 1 << 10;
-const INNER_MAP: usize = 1 << 12;
 
 /// Cookie of the namespace that this instance of the `sk_lookup` program is attached to: that program type has no
 /// helper to ask for it.
@@ -47,7 +47,7 @@ pub static RULES: HashMap<RuleKey, Rule, { TABLES_MAX as usize }, NO_PREALLOC> =
 
 /// Slot tables. Replacing an element is the one write that moves new connections; inner maps differ in size.
 #[btf_map]
-pub static TABLES: ArrayOfMaps<Array<Slot, 2, { MMAPABLE | INNER_MAP }>, { TABLES_MAX as usize }> = ArrayOfMaps::new();
+pub static TABLES: ArrayOfMaps<Table, { TABLES_MAX as usize }> = ArrayOfMaps::new();
 
 /// The listening sockets themselves, by cookie. The kernel removes a socket that closes, before its queue is dropped.
 #[btf_map]

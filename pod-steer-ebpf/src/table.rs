@@ -1,12 +1,25 @@
 //! Walking a slot table: first the slots that the hash names, then every member once.
 
-use aya_ebpf::{bindings::bpf_sk_lookup, btf_maps::Array, cty::c_void, helpers::bpf_loop};
+use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
 
-use crate::maps::seed;
+use crate::{lookup::Packet, maps::seed};
 
-/// The largest array an inner map may be is not known to the verifier, and need not be.
-pub type Table = Array<Slot, 2, { (1 << 10) | (1 << 12) }>;
+/// A slot table: each entry is the bytes of a [`Slot`]. (Linux before 6.2 takes no inner map that lacks BTF, as those of
+/// the daemon do, where the one declared here has the BTF of a struct: `timer_off` then differs.) The largest array an
+/// inner map may be is not known to the verifier, and need not be.
+pub type Table = Array<[u64; 2], 2, { MMAPABLE | INNER_MAP }>;
+
+const MMAPABLE: usize = 1 << 10;
+const INNER_MAP: usize = 1 << 12;
+
+const _: () = assert!(size_of::<Slot>() == size_of::<[u64; 2]>() && align_of::<Slot>() == align_of::<[u64; 2]>());
+
+#[inline(always)]
+fn entry(table: &Table, index: u32) -> Option<&Slot> {
+    // SAFETY: as long and as aligned as a Slot, which is integers only, so every bit pattern is a value.
+    table.get(index).map(|bytes| unsafe { &*core::ptr::from_ref(bytes).cast() })
+}
 
 /// What a visitor of candidate sockets says.
 pub enum Visit {
@@ -31,16 +44,13 @@ pub fn finish(mut h: u64) -> u64 {
 /// Hash of the connection's 4-tuple. Not random and not round robin: a SYN cookie's final ACK repeats the lookup and
 /// must come to the same listener.
 #[inline(always)]
-pub fn tuple_hash(l: &bpf_sk_lookup) -> u64 {
-    let ports = u64::from(l.local_port) << 32 | u64::from(l.remote_port);
-    let mut h = mix(seed(), ports);
-    if l.family == u32::from(FAMILY_V4) {
-        h = mix(h, u64::from(l.remote_ip4) << 32 | u64::from(l.local_ip4));
-    } else {
-        h = mix(h, u64::from(l.remote_ip6[0]) << 32 | u64::from(l.remote_ip6[1]));
-        h = mix(h, u64::from(l.remote_ip6[2]) << 32 | u64::from(l.remote_ip6[3]));
-        h = mix(h, u64::from(l.local_ip6[0]) << 32 | u64::from(l.local_ip6[1]));
-        h = mix(h, u64::from(l.local_ip6[2]) << 32 | u64::from(l.local_ip6[3]));
+pub fn tuple_hash(packet: &Packet) -> u64 {
+    let mut h = mix(seed(), u64::from(packet.local_port) << 32 | u64::from(packet.remote_port));
+    h = mix(h, u64::from(packet.remote[0]) << 32 | u64::from(packet.local[0]));
+    if packet.family != u32::from(FAMILY_V4) {
+        h = mix(h, u64::from(packet.remote[1]) << 32 | u64::from(packet.remote[2]));
+        h = mix(h, u64::from(packet.local[1]) << 32 | u64::from(packet.local[2]));
+        h = mix(h, u64::from(packet.remote[3]) << 32 | u64::from(packet.local[3]));
     }
     finish(h)
 }
@@ -67,7 +77,7 @@ struct Walk<'a, C> {
 /// live socket of the table exists, it is found in this run, however stale the table is.
 #[inline(always)]
 pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
-    let Some(header) = table.get(0) else { return Visit::TryNext };
+    let Some(header) = entry(table, 0) else { return Visit::TryNext };
     let slots = header.backend;
     let members = header.cookie as u32;
     if slots == 0 || members == 0 {
@@ -75,7 +85,7 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
     }
     let mut h = hash;
     for _ in 0..PROBES_MAX {
-        if let Some(slot) = table.get((h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
+        if let Some(slot) = entry(table, (h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
             && let Visit::Taken = chooser.offer(slot)
         {
             return Visit::Taken;
@@ -98,7 +108,7 @@ extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
     if at >= walk.members {
         at = at.wrapping_sub(walk.members);
     }
-    if let Some(slot) = walk.table.get(walk.first.wrapping_add(at))
+    if let Some(slot) = entry(walk.table, walk.first.wrapping_add(at))
         && let Visit::Taken = walk.chooser.offer(slot)
     {
         walk.taken = true;

@@ -126,16 +126,18 @@ fn programs() -> Vec<Finding> {
         "migrate" => "sk_reuseport/migrate (Linux 5.14)",
         "bind4" => "cgroup/bind4 with SO_REUSEPORT (Linux 6.1)",
         "bind6" => "cgroup/bind6 with SO_REUSEPORT (Linux 6.1)",
+        kernel::TABLES => "inner maps of any size (Linux 5.10)",
         "refuse_mptcp" => "cgroup/sock_create (Linux 4.10)",
         _ => "sockops with bpf_get_netns_cookie (Linux 5.15)",
     };
+    let what = |name: &str| if name == kernel::TABLES { name.to_owned() } else { format!("program {name}") };
     match kernel::probe() {
         Ok(probed) => probed
             .into_iter()
-            .map(|program| match program.result {
-                Ok(()) => Finding::good(&format!("program {}", program.name), needs(program.name)),
-                Err(error) => Finding::bad(
-                    &format!("program {}", program.name),
+            .map(|program| match (what(program.name), program.result) {
+                (what, Ok(())) => Finding::good(&what, needs(program.name)),
+                (what, Err(error)) => Finding::bad(
+                    &what,
                     crate::chain(&error).chars().take(300).collect::<String>(),
                     format!("it needs {}", needs(program.name)),
                 ),

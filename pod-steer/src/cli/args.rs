@@ -102,7 +102,7 @@ pub struct BackendArgs {
     /// Name of the service
     #[arg(long)]
     pub service: String,
-    /// Ports as in `docker -p`: [IP:]PORT[:CONTAINER-PORT], ranges and lists too
+    /// Ports as in `docker -p`: `[IP:]PORT[:CONTAINER-PORT]`, ranges and lists too
     #[arg(long)]
     pub ports: String,
     /// Version of the service

@@ -297,7 +297,9 @@ impl Control {
             };
             let (cookie, inputs) = (*cookie, self.inputs.clone());
             self.attaching.insert(cookie, Vec::new());
-            spawn_blocking(move || inputs.blocking_send(Input::Attached { cookie, result: attachment.run() }));
+            spawn_blocking(move || {
+                let _ = inputs.blocking_send(Input::Attached { cookie, result: attachment.run() });
+            });
         }
     }
 

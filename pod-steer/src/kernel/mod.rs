@@ -1,5 +1,5 @@
 //! The only module that writes steering state to the kernel; everything else asks it. What is decided elsewhere (which
-//! socket, which weight, which namespace) arrives here as a finished [`Plan`](crate::world::Plan).
+//! socket, which weight, which namespace) arrives here as a finished [`Plan`].
 //!
 //! Everything is pinned below one directory of bpffs, so traffic needs neither this process nor its restart:
 //!
@@ -37,7 +37,7 @@ pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use migrate::QueueMigration;
-pub use object::{ProbedProgram, probe};
+pub use object::{ProbedProgram, TABLES, probe};
 pub use publish::Settled;
 pub use unload::{Unloaded, unload};
 

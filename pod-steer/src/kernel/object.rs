@@ -14,7 +14,10 @@ use aya::{
 };
 use pod_steer_ebpf::{ABI_VERSION, Meta, Rule, RuleKey};
 
-use super::{Kernel, KernelError, Opened, Result, publish::Publisher};
+use super::{
+    Kernel, KernelError, Opened, Result,
+    publish::{self, Publisher},
+};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object; all are pinned under their own names.
@@ -82,7 +85,10 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
     .map_err(failed)
 }
 
-/// A program and whether this kernel takes it.
+/// What [`probe`] calls the replacing of a slot table.
+pub const TABLES: &str = "slot tables";
+
+/// A program, or the slot tables, and whether this kernel takes it.
 pub struct ProbedProgram {
     /// Its name.
     pub name: &'static str,
@@ -90,12 +96,15 @@ pub struct ProbedProgram {
     pub result: Result<()>,
 }
 
-/// Loads every program once, pins nothing, and lets all go: what `doctor` shows.
+/// Loads every program and replaces a slot table once, pins nothing, and lets all go: what `doctor` shows.
 pub fn probe() -> Result<Vec<ProbedProgram>> {
     let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
     let mut ebpf = instance(None, &constants)?;
     let all = PROGRAMS.into_iter().chain(["steer"]);
-    Ok(all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect())
+    let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect();
+    let published = map::<publish::Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
+    probed.push(ProbedProgram { name: TABLES, result: published });
+    Ok(probed)
 }
 
 fn map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
