@@ -202,6 +202,16 @@ pub struct ServiceCounters {
     pub assign_other: u64,
 }
 
+/// A connection that changed its backend before it was accepted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Move {
+    /// Index of the backend where it was born, whose programs will see it end.
+    pub from: u32,
+    /// Index of the backend that has it.
+    pub to: u32,
+}
+
 /// What a kernel program tells the daemon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,6 +248,7 @@ const _: () = {
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(size_of::<ManagedPort>() == 8);
+    assert!(size_of::<Move>() == 8);
     assert!(size_of::<BackendCounters>() == 72);
     assert!(size_of::<ServiceCounters>() == 64);
     assert!(size_of::<Event>() == 56);
@@ -254,5 +265,5 @@ mod user {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(Meta, RuleKey, Rule, Slot, SocketInfo, ManagedPort, BackendCounters, ServiceCounters, Event);
+    pod!(Move, Meta, RuleKey, Rule, Slot, SocketInfo, ManagedPort, BackendCounters, ServiceCounters, Event);
 }

@@ -96,13 +96,13 @@ fn changed(ctx: &SockOpsContext, backend: u32, cookie: u64) {
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
             emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });
         }
-        // Never established, so never counted as opened.
-        TCP_SYN_RECV => {}
+        // Never established, so never counted as opened; or closed before, and counted then.
+        TCP_SYN_RECV | TCP_CLOSE => {}
         _ => {
             count!(BACKEND_COUNTERS, backend, closed);
             if let Some(to) = MOVED.get_ptr(cookie) {
-                // SAFETY: the verifier checked the pointer; four aligned bytes are read at once.
-                let to = unsafe { *to };
+                // SAFETY: the verifier checked the pointer; the entry was written before this connection could end.
+                let to = unsafe { (*to).to };
                 count!(BACKEND_COUNTERS, backend, moved_out_closed);
                 count!(BACKEND_COUNTERS, to, moved_in_closed);
                 let _ = MOVED.remove(cookie);

@@ -3,6 +3,8 @@
 //! sockets and counts their connections. `maps` is everything they share with the daemon.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "the only way to an atomic addition on this target")]
 #![allow(missing_docs)]
 
 mod bind;

@@ -1,14 +1,17 @@
 //! The maps, all pinned and shared by every program, and the constants that are set when a program is loaded.
 
-use core::ptr;
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr,
+};
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Rule, RuleKey,
-    SERVICES_MAX, SOCKETS_MAX, ServiceCounters, SocketInfo, TABLES_MAX,
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Move, Rule,
+    RuleKey, SERVICES_MAX, SOCKETS_MAX, ServiceCounters, SocketInfo, TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -69,7 +72,7 @@ pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { SERVICES_MAX as usiz
 
 /// Connections that changed their backend before they were accepted: their cookie and where they went.
 #[btf_map]
-pub static MOVED: LruHashMap<u64, u32, 65_536> = LruHashMap::new();
+pub static MOVED: LruHashMap<u64, Move, 65_536> = LruHashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
@@ -78,23 +81,31 @@ pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Adds one to a counter. Each CPU has its own copy, and still the addition must be one instruction: programs that run for
+/// a system call are interrupted by those that run for a packet, and a plain addition in between would be lost.
+#[inline(always)]
+pub fn increment(counter: *mut u64) {
+    // SAFETY: a counter of a map's value, aligned, which the verifier has checked; others only ever add to it. (The target
+    // has this one atomic instruction and no compare-and-swap, so AtomicU64 offers no addition.)
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+}
+
 /// Tells the daemon, or counts that it could not be told.
 #[inline(always)]
 pub fn emit(event: &Event) {
     if EVENTS.output(event, 0).is_err()
         && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
     {
-        // SAFETY: the verifier checked the pointer; this CPU's copy is written by this CPU alone.
-        unsafe { *lost += 1 };
+        increment(lost);
     }
 }
 
-/// Adds one to a per-CPU counter of a backend or a service.
+/// Adds one to a counter of a backend or a service.
 macro_rules! count {
     ($map:expr, $index:expr, $field:ident) => {
         if let Some(counters) = $map.get_ptr_mut($index) {
-            // SAFETY: the verifier checked the pointer; this CPU's copy is written by this CPU alone.
-            unsafe { (*counters).$field += 1 };
+            // SAFETY: the verifier checked the pointer; only the address of the field is taken.
+            $crate::maps::increment(unsafe { &raw mut (*counters).$field });
         }
     };
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::sk_reuseport,
     programs::SkReuseportContext,
 };
-use pod_steer_ebpf::Slot;
+use pod_steer_ebpf::{Move, Slot};
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count},
@@ -47,7 +47,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     } else if to_backend != from_backend {
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(moving.sock.cast()) };
-        if MOVED.insert(cookie, to_backend, 0).is_ok() {
+        if MOVED.insert(cookie, Move { from: from_backend, to: to_backend }, 0).is_ok() {
             count!(BACKEND_COUNTERS, from_backend, moved_out);
             count!(BACKEND_COUNTERS, to_backend, moved_in);
         }

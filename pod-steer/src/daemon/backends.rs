@@ -136,6 +136,7 @@ impl Control {
         let counting = self.kernel.attached_backends().into_iter().map(|(_, index)| index).collect();
         let index = self.world.free_index(max, &counting).ok_or_else(full)?;
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
+        self.written_off.remove(&index);
         Ok(index)
     }
 
@@ -240,6 +241,8 @@ impl Control {
     pub(super) fn remove(&mut self, id: &str) {
         self.cgroups.forget(id);
         let Some(backend) = self.world.backends.remove(id) else { return };
+        let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
+        self.world.lingering.insert(backend.index, ports);
         self.forget_sockets(backend.index);
         self.paths.remove(&backend.index);
         self.cgroup_ids.remove(&backend.index);
@@ -279,6 +282,14 @@ impl Control {
                 self.seen_namespaces.insert(netns.cookie, (netns, None));
             }
         }
+        for (cgroup, index) in self.kernel.attached_backends() {
+            // What it counted for an earlier daemon is known to nobody any more.
+            if self.world.by_index(index).is_none() {
+                self.kernel.write_off_moved(index);
+                self.kernel.detach_backend(cgroup, index);
+            }
+        }
+        self.adopt_over();
         self.read_sockets();
         self.drop_leftovers();
         self.touch();
@@ -293,10 +304,32 @@ impl Control {
             let exited = self.world.by_index(index).is_none_or(|backend| backend.phase == Phase::Exited);
             let over = exited || self.cgroup_ids.get(&index).is_some_and(|current| *current != cgroup);
             let counters = self.kernel.backend_counters(index);
-            if over && counters.opened == counters.closed {
+            if !over {
+                continue;
+            }
+            if counters.opened == counters.closed {
+                self.kernel.detach_backend(cgroup, index);
+            } else if crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
+                // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
+                for to in self.kernel.write_off_moved(index) {
+                    *self.written_off.entry(to).or_default() += 1;
+                }
                 self.kernel.detach_backend(cgroup, index);
             }
         }
+        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = self.kernel.attached_backends().into_iter().unzip();
+        let lingering = self.world.lingering.len();
+        self.world.lingering.retain(|index, _| counting.contains(index));
+        if self.world.lingering.len() != lingering {
+            self.touch();
+        }
+        self.over.retain(|path| {
+            let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
+            if !counts {
+                super::processes::remove_exec_cgroup(path);
+            }
+            counts
+        });
     }
 
     /// A backend listened before it was managed, and its port cannot be shared.

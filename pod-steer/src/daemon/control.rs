@@ -105,6 +105,11 @@ pub(super) struct Control {
     attaching: HashMap<u64, Vec<(Registered, Answer)>>,
     /// The cgroup that each backend has now, by its index: a container that is restarted gets another.
     pub(super) cgroup_ids: HashMap<u32, u64>,
+    /// Cgroups of `exec` without processes, which stay until the last connection that moved away from them has ended:
+    /// the kernel runs no program for a cgroup that is removed.
+    pub(super) over: Vec<PathBuf>,
+    /// By index: connections that came from another backend and whose end nobody will see.
+    pub(super) written_off: HashMap<u32, u64>,
     /// Where the cgroup of each backend is, by its index.
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
@@ -154,6 +159,8 @@ impl Control {
             inputs,
             seen_namespaces: HashMap::new(),
             attaching: HashMap::new(),
+            over: Vec::new(),
+            written_off: HashMap::new(),
             cgroup_ids: HashMap::new(),
             paths: HashMap::new(),
             plan: Plan::default(),

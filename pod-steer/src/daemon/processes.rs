@@ -57,8 +57,9 @@ impl Control {
             .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
             .and_then(|()| self.cgroups.watch_empty(&path).map_err(failed));
         if let Err(error) = made {
+            self.over.push(path);
             self.remove(&id);
-            let _ = fs::remove_dir(&path);
+            self.drop_leftovers();
             return Err(error);
         }
         // It may have ended before the watch stood.
@@ -152,8 +153,18 @@ impl Control {
     /// The last process of an `exec` has ended.
     pub(super) fn cgroup_empty(&mut self, path: &Path) {
         let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
+        self.over.push(path.to_owned());
         self.remove(&id);
-        remove_exec_cgroup(path);
+        self.drop_leftovers();
+    }
+
+    /// Cgroups that a daemon before us left, because connections were counted there still.
+    pub(super) fn adopt_over(&mut self) {
+        let base = base_cgroup(self.cgroups.mount(), &self.bpffs);
+        let left = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
+        let known = |path: &PathBuf| self.paths.values().any(|of| of == path) || self.over.contains(path);
+        let left: Vec<PathBuf> = left.filter(|path| path.is_dir() && !known(path) && cgroups::is_empty(path)).collect();
+        self.over.extend(left);
     }
 
     pub(super) fn adopt_exec(&mut self, backend: &Backend) {
@@ -227,7 +238,7 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     Ok(done)
 }
 
-fn remove_exec_cgroup(path: &Path) {
+pub(super) fn remove_exec_cgroup(path: &Path) {
     // A command may have made cgroups below its own.
     let below = fs::read_dir(path).into_iter().flatten().flatten();
     for dir in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {

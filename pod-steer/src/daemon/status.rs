@@ -66,7 +66,8 @@ impl Control {
         let counters = self.kernel.backend_counters(backend.index);
         let moved = (counters.moved_in - counters.moved_in_closed) as i64
             - (counters.moved_out - counters.moved_out_closed) as i64;
-        let live = counters.opened as i64 - counters.closed as i64 + moved;
+        let written_off = self.written_off.get(&backend.index).copied().unwrap_or_default() as i64;
+        let live = counters.opened as i64 - counters.closed as i64 + moved - written_off;
         BackendStatus {
             id: backend.id.clone(),
             name: backend.name.clone(),

@@ -31,7 +31,7 @@ use aya::{
     Ebpf,
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SockHash},
 };
-use pod_steer_ebpf::{BackendCounters, ManagedPort, NONE, Rule, RuleKey, ServiceCounters, SocketInfo};
+use pod_steer_ebpf::{BackendCounters, ManagedPort, Move, NONE, Rule, RuleKey, ServiceCounters, SocketInfo};
 
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
@@ -57,6 +57,7 @@ pub struct Kernel {
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
     managed_ports: HashMap<MapData, ManagedPort, u32>,
+    moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
@@ -179,6 +180,16 @@ impl Kernel {
     /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
         let _ = self.listeners.remove(&cookie);
+    }
+
+    /// Gives up on connections that moved away from this backend: its cgroup is gone, so nobody sees them end. Returns
+    /// the index of the backend that each went to.
+    pub fn write_off_moved(&mut self, from: u32) -> Vec<u32> {
+        let gone: Vec<(u64, Move)> = self.moved.iter().flatten().filter(|(_, moved)| moved.from == from).collect();
+        for (cookie, _) in &gone {
+            let _ = self.moved.remove(cookie);
+        }
+        gone.into_iter().map(|(_, moved)| moved.to).collect()
     }
 
     /// Most backends that the counters have room for.

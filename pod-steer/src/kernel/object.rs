@@ -167,6 +167,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         backends_max: meta.backends_max,
         rules,
         sockets: map(&mut programs, "SOCKETS")?,
+        moved: map(&mut programs, "MOVED")?,
         listeners,
         managed_ports,
         cgroups,

@@ -137,6 +137,8 @@ pub struct World {
     pub sockets: BTreeMap<u64, Socket>,
     /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
+    /// By index: ports of backends that are gone while connections that moved away from them are counted there still.
+    pub lingering: BTreeMap<u32, BTreeSet<u16>>,
     /// Ports that may be claimed.
     pub policy: PortPolicy,
     /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend

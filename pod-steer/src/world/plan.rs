@@ -72,6 +72,13 @@ pub(super) fn plan(world: &World) -> Plan {
         }
     }
 
+    for (index, ports) in &world.lingering {
+        for port in ports {
+            let key = ManagedPort { backend: *index, port: *port, proto: PROTO_TCP, pad: 0 };
+            plan.managed_ports.insert(key, PORT_SERVED);
+        }
+    }
+
     for (key, claim) in &claims {
         plan.namespaces.insert(key.netns_cookie);
         let table = table(&sockets, key, claim);
