@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -13,7 +12,6 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use pod_steer_ebpf::Event;
-use rustix::net::UCred;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -23,74 +21,21 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{RunError, Store};
+use super::{
+    Input, RunError, Store,
+    inputs::{Answer, Ask},
+};
 use crate::{
-    api::types::{EventRecord, ExecRequest, RegisterRequest, Registered, Status},
+    api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
     config::RunConfig,
-    engine::EngineInput,
-    kernel::{Kernel, KernelError, Opened, QueueMigration, Unloaded, sys},
+    kernel::{Kernel, KernelError, Opened, QueueMigration, sys},
     netns::Netns,
-    world::{BackendId, Plan, World},
+    world::{Plan, World},
 };
 
 /// How often what the kernel says is compared with what is believed; only after lost events does it find anything.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
-
-/// A message for the loop.
-pub enum Input {
-    /// From a container engine.
-    Engine(EngineInput),
-    /// From a client of the API.
-    Ask(Ask),
-    /// A socket that had just begun to listen was looked at.
-    Inspected {
-        /// Its cookie.
-        cookie: u64,
-        /// What was found; nothing if it was gone already.
-        found: Option<super::sockets::Inspection>,
-    },
-    /// Sockets that listened before their backend was managed.
-    Found {
-        /// Index of the backend.
-        index: u32,
-        /// The sockets, held open until they are registered.
-        sockets: Vec<crate::procs::FoundSocket>,
-    },
-    /// An adopted process has ended.
-    Ended(BackendId),
-    /// A namespace is steered in now, or cannot be.
-    Attached {
-        /// Its cookie.
-        cookie: u64,
-        /// Why not.
-        result: Result<(), KernelError>,
-    },
-}
-
-/// Where an answer to `exec` or `register` goes.
-pub type Answer = oneshot::Sender<Result<Registered, String>>;
-
-/// A question or an order of a client; each is answered once.
-pub enum Ask {
-    /// What is going on?
-    Status(oneshot::Sender<Status>),
-    /// Make the asking process a backend.
-    Exec(ExecRequest, Peer, Answer),
-    /// Adopt a process that listens.
-    Register(RegisterRequest, Peer, Answer),
-    /// Undo everything and end.
-    Unload(oneshot::Sender<Result<Unloaded, String>>),
-}
-
-/// The process that asks.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its pid, user and group when it connected.
-    pub cred: UCred,
-    /// A pidfd that the kernel gave for the connection (Linux 6.5), which no other process can slip into.
-    pub pidfd: Option<OwnedFd>,
-}
 
 pub(super) struct Control {
     pub(super) world: World,

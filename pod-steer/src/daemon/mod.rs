@@ -3,6 +3,7 @@
 
 mod backends;
 mod control;
+mod inputs;
 mod processes;
 mod sockets;
 mod status;
@@ -17,7 +18,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use control::{Ask, Input, Peer};
+pub use inputs::{Answer, Ask, Input, Peer};
 pub use processes::undo;
 pub use store::Store;
 

@@ -10,7 +10,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::control::{Control, Input, Peer};
+use super::{Input, Peer, control::Control};
 use crate::{
     api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
     cgroups,

@@ -10,7 +10,7 @@ use rustix::net::sockopt::set_socket_reuseport;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::control::{Control, Input};
+use super::{Input, control::Control};
 use crate::{
     procs::{FoundSocket, address_bytes, address_from_bytes, listeners_in_cgroup},
     world::{Network, Socket},
