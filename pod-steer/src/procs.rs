@@ -6,7 +6,10 @@ use std::{
     fs::{self, File},
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
 };
 
@@ -15,6 +18,8 @@ use rustix::{
     net::sockopt,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
+
+use crate::kernel::sys;
 
 /// A process that cannot be confused with another.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub struct FoundSocket {
     pub fd: OwnedFd,
     /// Its cookie.
     pub cookie: u64,
+    /// Cookie of the network namespace that it lives in; not always that of the process.
+    pub netns_cookie: u64,
     /// Address and port that it is bound to.
     pub bound: SocketAddr,
     /// It takes IPv6 clients only.
@@ -140,7 +147,7 @@ fn listening(table: &str) -> impl Iterator<Item = u16> {
     })
 }
 
-fn inspect(fd: OwnedFd) -> rustix::io::Result<Option<FoundSocket>> {
+fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
     let tcp = sockopt::socket_protocol(&fd)? == Some(rustix::net::ipproto::TCP);
     if !tcp || !sockopt::socket_acceptconn(&fd)? {
         return Ok(None);
@@ -149,7 +156,8 @@ fn inspect(fd: OwnedFd) -> rustix::io::Result<Option<FoundSocket>> {
     let v6only = bound.is_ipv6() && sockopt::ipv6_v6only(&fd)?;
     let cookie = sockopt::socket_cookie(&fd)?;
     let reuseport = sockopt::socket_reuseport(&fd)?;
-    Ok(Some(FoundSocket { fd, cookie, bound, v6only, reuseport }))
+    let netns_cookie = sys::netns_cookie(fd.as_fd())?;
+    Ok(Some(FoundSocket { fd, cookie, netns_cookie, bound, v6only, reuseport }))
 }
 
 /// The listening sockets of every process in a cgroup and below it, each once.

@@ -125,7 +125,10 @@ async fn register(
     }
 }
 
-async fn unload(State(shared): App) -> Response {
+async fn unload(State(shared): App, ConnectInfo(peer): ConnectInfo<ConnectedPeer>) -> Response {
+    if !peer.may_use(None) {
+        return refuse(StatusCode::FORBIDDEN, "only root may unload");
+    }
     let done = ask(&shared, Ask::Unload).await;
     answer(done.map(|done| done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })))
 }

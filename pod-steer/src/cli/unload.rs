@@ -27,9 +27,13 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| anyhow::anyhow!("no cgroup v2 is mounted: mount -t cgroup2 none DIR"))?;
+    let store = args.runtime_dir.join("backends").exists().then(|| Store::open(&args.runtime_dir)).transpose()?;
+    if let Some(store) = &store {
+        daemon::detach_registered(store.backends().values());
+    }
     let rest = daemon::undo(&args.bpffs, &mount)?;
-    if args.runtime_dir.join("backends").exists() {
-        Store::open(&args.runtime_dir)?.remove_all();
+    if let Some(store) = store {
+        store.remove_all();
     }
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);

@@ -133,7 +133,8 @@ impl Control {
         let max = self.kernel.backends_max();
         let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
         // What an ended backend's programs still count must not be counted for another.
-        let counting = self.kernel.attached_backends().into_iter().map(|(_, index)| index).collect();
+        let mut counting: BTreeSet<u32> = self.kernel.attached_backends().into_iter().map(|(_, index)| index).collect();
+        counting.extend(self.kernel.moved_to());
         let index = self.world.free_index(max, &counting).ok_or_else(full)?;
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         self.written_off.remove(&index);
@@ -155,6 +156,7 @@ impl Control {
             Change::Died => {
                 backend.phase = Phase::Exited;
                 let index = backend.index;
+                self.cgroup_ids.remove(&index);
                 self.forget_sockets(index);
             }
             Change::Paused => backend.phase = Phase::Paused,
@@ -301,12 +303,16 @@ impl Control {
     /// counted there: so not before the last one has.
     pub(super) fn drop_leftovers(&mut self) {
         for (cgroup, index) in self.kernel.attached_backends() {
-            let exited = self.world.by_index(index).is_none_or(|backend| backend.phase == Phase::Exited);
-            let over = exited || self.cgroup_ids.get(&index).is_some_and(|current| *current != cgroup);
-            let counters = self.kernel.backend_counters(index);
+            // A container that starts again has its new cgroup before the engine says so.
+            let over = match (self.world.by_index(index), self.cgroup_ids.get(&index)) {
+                (None, _) => true,
+                (Some(_), Some(current)) => *current != cgroup,
+                (Some(backend), None) => backend.phase == Phase::Exited,
+            };
             if !over {
                 continue;
             }
+            let counters = self.kernel.backend_counters(index);
             if counters.opened == counters.closed {
                 self.kernel.detach_backend(cgroup, index);
             } else if crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {

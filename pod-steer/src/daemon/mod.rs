@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use inputs::{Answer, Ask, Input, Peer};
-pub use processes::undo;
+pub use processes::{detach_registered, undo};
 pub use store::Store;
 
 use crate::{api, caps, cgroups, config::RunConfig, doctor, engine, kernel::Kernel};

@@ -34,7 +34,7 @@ type Answer = Result<Registered, String>;
 impl Control {
     /// Makes the asking process a backend: whatever it executes next is steered to.
     pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
-        let spec = spec(&request.backend)?;
+        let spec = spec(&request.backend, &peer)?;
         let pid = peer.cred.pid.as_raw_nonzero().get();
         let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
         let ns =
@@ -48,7 +48,7 @@ impl Control {
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
         let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        self.add_process(backend, &process, ns)?;
+        self.add_process(backend, &process, ns).inspect_err(|_| remove_exec_cgroup(&path))?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -71,7 +71,7 @@ impl Control {
 
     /// Adopts a process that listens already.
     pub(super) fn register(&mut self, request: RegisterRequest, peer: Peer) -> Answer {
-        let spec = spec(&request.backend)?;
+        let spec = spec(&request.backend, &peer)?;
         let pid = request.pid;
         let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
         let owner = process.uid().map_err(|e| e.to_string())?;
@@ -99,7 +99,8 @@ impl Control {
     }
 
     fn process_id(&self, kind: &str, pid: i32) -> String {
-        (0..).map(|n| format!("{kind}-{pid}-{n}")).find(|id| !self.world.backends.contains_key(id)).unwrap_or_default()
+        let free = |id: &String| !self.world.backends.contains_key(id) && !self.exec_cgroup(id).exists();
+        (0..).map(|n| format!("{kind}-{pid}-{n}")).find(free).unwrap_or_default()
     }
 
     fn process_backend(
@@ -206,10 +207,22 @@ impl Control {
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
     pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
+        detach_registered(self.world.backends.values());
         let done = undo(&self.bpffs, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
         info!(?done, "unloaded");
         Ok(done)
+    }
+}
+
+/// Takes the migrate program off the groups of adopted processes, which have no cgroup of their own.
+pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
+    for backend in backends {
+        let Kind::Registered { pid } = backend.kind else { continue };
+        let sockets = Process::open(pid).and_then(|process| process.listeners(|_| true));
+        for socket in sockets.unwrap_or_default() {
+            let _ = crate::kernel::QueueMigration::detach(&socket.fd);
+        }
     }
 }
 
@@ -258,7 +271,25 @@ fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
     }
 }
 
-fn spec(request: &BackendRequest) -> Result<Spec, String> {
+/// The first port that a user other than root may bind, and so may claim.
+const UNPRIVILEGED_PORT: u16 = 1024;
+
+fn spec(request: &BackendRequest, peer: &Peer) -> Result<Spec, String> {
+    let spec = parse(request)?;
+    if peer.cred.uid.is_root() {
+        return Ok(spec);
+    }
+    if let Some(map) = spec.ports.iter().find(|map| map.port < UNPRIVILEGED_PORT) {
+        return Err(format!("port {map} may be claimed by root only; choose one from {UNPRIVILEGED_PORT} on"));
+    }
+    // It would share a port with whoever listens there already.
+    if spec.fallback == labels::Fallback::Pass {
+        return Err("only root may declare the fallback `pass`; leave it out".to_owned());
+    }
+    Ok(spec)
+}
+
+fn parse(request: &BackendRequest) -> Result<Spec, String> {
     let checked = labels::spec_from_flags(
         &request.service,
         &request.ports,

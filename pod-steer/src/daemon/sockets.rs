@@ -136,14 +136,16 @@ impl Control {
 
     /// Registers sockets that were found.
     pub(super) fn found(&mut self, index: u32, sockets: Vec<FoundSocket>) {
-        let Some(netns) = self.world.by_index(index).and_then(|backend| backend.netns) else { return };
+        if self.world.by_index(index).is_none_or(|backend| backend.netns.is_none()) {
+            return;
+        }
         for socket in sockets {
             if self.world.sockets.contains_key(&socket.cookie) {
                 continue;
             }
             let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
             let info = SocketInfo {
-                netns_cookie: netns.cookie,
+                netns_cookie: socket.netns_cookie,
                 addr: address_bytes(socket.bound.ip()),
                 backend: index,
                 table: NONE,

@@ -64,8 +64,9 @@ impl Control {
 
     fn backend(&self, backend: &Backend) -> BackendStatus {
         let counters = self.kernel.backend_counters(backend.index);
-        let moved = (counters.moved_in - counters.moved_in_closed) as i64
-            - (counters.moved_out - counters.moved_out_closed) as i64;
+        // Signed: the counters are not read in one instant.
+        let moved = counters.moved_in as i64 - counters.moved_in_closed as i64 - counters.moved_out as i64
+            + counters.moved_out_closed as i64;
         let written_off = self.written_off.get(&backend.index).copied().unwrap_or_default() as i64;
         let live = counters.opened as i64 - counters.closed as i64 + moved - written_off;
         BackendStatus {

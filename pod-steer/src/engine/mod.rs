@@ -13,7 +13,7 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
@@ -181,8 +181,15 @@ async fn snapshot(docker: &Docker, engine: &str) -> Result<Vec<Container>, bolla
         .into_iter()
         .filter(|container| container.labels.iter().flatten().any(|(key, _)| key.starts_with(labels::PREFIX)));
     let ids = ours.filter_map(|container| container.id);
-    // One that is removed while we ask is simply not there.
-    let details = stream::iter(ids).map(|id| async move { docker.inspect_container(&id, None).await.ok() });
-    let details: Vec<_> = details.buffer_unordered(INSPECTIONS).collect().await;
+    // One that is removed while we ask is not there. Any other error is the engine's: a list with holes in it would take
+    // backends away that still run.
+    let details = stream::iter(ids).map(|id| async move {
+        match docker.inspect_container(&id, None).await {
+            Ok(details) => Ok(Some(details)),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let details: Vec<_> = details.buffer_unordered(INSPECTIONS).try_collect().await?;
     Ok(details.into_iter().flatten().filter_map(|details| convert::container(engine, details)).collect())
 }

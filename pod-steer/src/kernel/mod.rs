@@ -96,6 +96,10 @@ impl Kernel {
         for (key, planned) in &plan.rules {
             let known = self.published.get(key);
             let mut table = known.map_or(NONE, |(rule, _)| rule.table);
+            let mut freed = None;
+            if planned.table.is_none() && table != NONE {
+                freed = Some(std::mem::replace(&mut table, NONE));
+            }
             if let Some(wanted) = &planned.table {
                 let fresh = table == NONE;
                 if fresh {
@@ -113,6 +117,9 @@ impl Kernel {
                 self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
             }
             self.published.insert(*key, (rule, planned.table.clone()));
+            if let Some(table) = freed {
+                settled.extend(self.publisher.clear(table)?);
+            }
         }
         let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
         for key in gone {
@@ -144,12 +151,12 @@ impl Kernel {
     }
 
     fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {
+        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
+            let _ = self.managed_ports.remove(port);
+        }
         for (port, purpose) in wanted.iter().filter(|(port, purpose)| self.ports_written.get(port) != Some(purpose)) {
             let written = self.managed_ports.insert(port, purpose, 0);
             written.map_err(KernelError::map("write a port to", "MANAGED_PORTS"))?;
-        }
-        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
-            let _ = self.managed_ports.remove(port);
         }
         self.ports_written.clone_from(wanted);
         Ok(())
@@ -180,6 +187,11 @@ impl Kernel {
     /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
         let _ = self.listeners.remove(&cookie);
+    }
+
+    /// Indices of the backends to which connections have moved that live still.
+    pub fn moved_to(&self) -> impl Iterator<Item = u32> {
+        self.moved.iter().flatten().map(|(_, moved)| moved.to)
     }
 
     /// Gives up on connections that moved away from this backend: its cgroup is gone, so nobody sees them end. Returns

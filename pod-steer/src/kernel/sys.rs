@@ -20,12 +20,17 @@ fn get_option<T: Copy + Default>(fd: BorrowedFd<'_>, option: libc::c_int) -> io:
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
-pub fn own_netns_cookie() -> io::Result<u64> {
+/// Cookie of the network namespace that a socket lives in (`SO_NETNS_COOKIE`, Linux 5.14).
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
+    get_option(socket, SO_NETNS_COOKIE)
+}
+
+/// Cookie of the calling thread's network namespace.
+pub fn own_netns_cookie() -> io::Result<u64> {
     // Neither bound nor connected: all it has is a namespace.
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    get_option(socket.as_fd(), SO_NETNS_COOKIE)
+    netns_cookie(socket.as_fd())
 }
 
 /// A pidfd of the process at the other end of a unix socket (`SO_PEERPIDFD`, Linux 6.5).

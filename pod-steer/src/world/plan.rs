@@ -42,11 +42,16 @@ pub(super) fn plan(world: &World) -> Plan {
         .collect();
 
     // A newcomer never takes a port from a service that has it; for a free port, the older backend decides.
-    let holders: BTreeSet<&String> = world.claimed.values().collect();
-    let rank = |backend: &Backend| (!holders.contains(&backend.spec.service), backend.created_ms, backend.id.clone());
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
-    by_age.sort_by_cached_key(|backend| rank(backend));
+    by_age.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
+    for backend in &by_age {
+        let Some(netns) = backend.netns else { continue };
+        for map in &backend.spec.ports {
+            let held = |key: &RuleKey| world.claimed.get(key) == Some(&backend.spec.service);
+            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).into_iter().filter(held));
+        }
+    }
     for backend in by_age {
         for map in &backend.spec.ports {
             for (port, purpose) in [(map.target, PORT_LISTENS), (map.port, PORT_SERVED)] {
@@ -68,7 +73,8 @@ pub(super) fn plan(world: &World) -> Plan {
                 plan.hindrances.entry(backend.index).or_default().push(hindrance);
                 continue;
             }
-            claim(&mut claims, &mut plan, backend, netns.cookie, map);
+            let free = |key: &RuleKey| world.claimed.get(key).is_none_or(|holder| *holder != backend.spec.service);
+            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).into_iter().filter(free));
         }
     }
 
@@ -134,10 +140,10 @@ fn claim<'a>(
     claims: &mut BTreeMap<RuleKey, Claim<'a>>,
     plan: &mut Plan,
     backend: &'a Backend,
-    netns_cookie: u64,
     map: &PortMap,
+    keys: impl Iterator<Item = RuleKey>,
 ) {
-    for key in keys(netns_cookie, map) {
+    for key in keys {
         let service = backend.spec.service.as_str();
         let claim = claims.entry(key).or_insert_with(|| Claim {
             service,

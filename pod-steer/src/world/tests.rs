@@ -126,6 +126,20 @@ fn a_port_has_one_service() {
 }
 
 #[test]
+fn holding_one_port_gives_no_right_to_another() {
+    let sockets =
+        [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 90), socket(2, "0.0.0.0", 91), socket(3, "0.0.0.0", 92)];
+    let mut world = world([backend(0, "x", "80"), backend(1, "y", "90")], sockets);
+    world.plan();
+    // x wants y's port too, and waits; then y's first backend gives way to a younger one.
+    world.backends.insert("id2".to_owned(), backend(2, "x", "90:91"));
+    world.backends.insert("id3".to_owned(), backend(3, "y", "90:92"));
+    world.plan();
+    world.backends.remove("id1");
+    assert_eq!(members(&world.plan(), key(FAMILY_V4, 90)), [103]);
+}
+
+#[test]
 fn nothing_is_taken_from_others() {
     let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
     world.note_listeners(HOST.cookie, &BTreeSet::from([22, 2222]));
