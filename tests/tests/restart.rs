@@ -3,7 +3,13 @@
 use std::{thread, time::Duration};
 
 use anyhow::Result;
-use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, report, require, server, tools, wait};
+use pod_steer_tests::{
+    check,
+    daemon::Stage,
+    exec::Exec,
+    load::{Load, Loss},
+    report, require, server, tools, wait,
+};
 
 #[test]
 fn killed_and_restarted_under_load() -> Result<()> {
@@ -99,7 +105,9 @@ fn an_engine_that_goes_away_and_comes_back() -> Result<()> {
     second.stop()?;
     stage.daemon.wait_ready("web", 1)?;
     let tally = load.stop()?;
-    assert!(tally.losses.is_empty(), "{tally}");
+    // Listeners on different ports are no reuseport group: what waits in the queue of the one that stops cannot move.
+    assert_eq!((tally.refused(), tally.lost(|loss| !matches!(loss, Loss::ResetBefore(_)))), (0, 0), "{tally}");
+    assert!(tally.losses.len() <= 1, "one client, so at most one waits: {tally}");
     assert!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "{tally}");
     Ok(())
 }
