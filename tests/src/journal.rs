@@ -1,8 +1,15 @@
 //! Reading a test server's record of what it accepted (written by `named-server --journal`).
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+
+use crate::load::{Loss, Tally};
 
 /// What one server had accepted.
 #[derive(Debug, Default)]
@@ -29,6 +36,52 @@ impl Journal {
             journal.accepted.insert(peer);
         }
         Ok(journal)
+    }
+}
+
+/// What killed servers had accepted, and of how many connections nothing can be said.
+#[derive(Debug, Default)]
+pub struct Killed {
+    accepted: BTreeSet<SocketAddr>,
+    /// Servers that died between `accept` and its record.
+    pub in_between: usize,
+    kills: usize,
+}
+
+impl Killed {
+    /// Reads the journals, once the servers are surely dead.
+    pub fn read(journals: &[PathBuf]) -> Result<Self> {
+        let mut killed = Self { kills: journals.len(), ..Self::default() };
+        for path in journals {
+            let journal = Journal::read(path)?;
+            killed.accepted.extend(journal.accepted);
+            killed.in_between += usize::from(journal.in_between);
+        }
+        Ok(killed)
+    }
+
+    /// Fails if anything was lost but connections that killed servers had accepted, and what the kernel itself loses.
+    ///
+    /// That is a race in Linux (seen on 6.18): `tcp_close` sets `sk_shutdown` on the listener before it moves the queue.
+    /// A handshake that completes on another CPU in those microseconds clones its connection from that listener, shut
+    /// down as it is: it moves, it is accepted elsewhere, and it is reset by its first data (`TCPAbortOnData`, while
+    /// `TCPMigrateReqFailure` stays zero). Seen up to 3 times in 20 kills at full load, which move 70 to 120 connections
+    /// (`TCPMigrateReqSuccess`) that would be lost without. So one for every second kill is allowed, and no more.
+    pub fn accounts_for(&self, tally: &Tally) -> Result<()> {
+        let mut unknown = 0;
+        for (at, loss) in &tally.losses {
+            let may_be_a_kill = matches!(loss, Loss::ResetBefore(_) | Loss::ResetAfter(_));
+            ensure!(may_be_a_kill, "after {at:?}: {loss:?} is nothing that a killed server explains: {tally}");
+            if !loss.local().is_some_and(|local| self.accepted.contains(&local)) {
+                unknown += 1;
+            }
+        }
+        let allowed = self.in_between + self.kills.div_ceil(2);
+        ensure!(
+            unknown <= allowed,
+            "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}"
+        );
+        Ok(())
     }
 }
 

@@ -1,16 +1,16 @@
 //! Backends come and go under load, and no client notices.
 //!
 //! The only connections that may be lost are those that a killed process had accepted: they are its own, nobody else can
-//! have them. The servers' journals tell which they were.
+//! have them. The servers' journals tell which they were; see [`Killed`].
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     container::Container,
     daemon::Stage,
-    journal::Journal,
-    load::{Load, Loss, Tally},
+    journal::Killed,
+    load::{Load, Loss},
     report, require, server, tools,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -30,43 +30,6 @@ fn start(stage: &Stage, name: &str) -> Result<Generation> {
     let spec = server::named_with(name, &args).service("web", "8080:8080").mount(&directory, "/journals");
     let container = stage.engine().start_container(&spec)?;
     Ok(Generation { container, journal: directory.join(name) })
-}
-
-/// What killed servers had accepted, and how many of their connections nothing can be said of.
-struct Killed {
-    accepted: BTreeSet<SocketAddr>,
-    in_between: usize,
-}
-
-impl Killed {
-    /// Reads the journals, once the servers are surely dead.
-    fn read(journals: &[PathBuf]) -> Result<Self> {
-        let mut killed = Self { accepted: BTreeSet::new(), in_between: 0 };
-        for path in journals {
-            let journal = Journal::read(path)?;
-            killed.accepted.extend(journal.accepted);
-            killed.in_between += usize::from(journal.in_between);
-        }
-        Ok(killed)
-    }
-
-    /// Fails if anything but accepted connections of killed servers was lost.
-    fn accounts_for(&self, tally: &Tally) -> Result<()> {
-        let mut unknown = 0;
-        for (at, loss) in &tally.losses {
-            let may_be_a_kill = matches!(loss, Loss::ResetBefore(_) | Loss::ResetAfter(_));
-            ensure!(may_be_a_kill, "after {at:?}: {loss:?} is nothing that a killed server explains: {tally}");
-            if !loss.local().is_some_and(|local| self.accepted.contains(&local)) {
-                unknown += 1;
-            }
-        }
-        let allowed = self.in_between;
-        ensure!(
-            unknown <= allowed,
-            "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}"
-        );
-        Ok(())
-    }
 }
 
 #[test]

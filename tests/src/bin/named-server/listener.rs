@@ -83,7 +83,9 @@ pub fn accept_all(
         thread::spawn(move || {
             let _guard = guard;
             // The client going away is its own affair; the test sees it at its end.
-            let _ = connection::serve(stream, peer, &args, &stop);
+            if let Err(error) = connection::serve(stream, peer, &args, &stop) {
+                eprintln!("connection of {peer}: {error:?}");
+            }
         });
     }
 }
