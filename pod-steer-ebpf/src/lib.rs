@@ -6,7 +6,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -25,6 +25,10 @@ pub const TABLES_MAX: u32 = 32_768;
 pub const SERVICES_MAX: u32 = 16_384;
 /// Most backends at one time unless the daemon asks for another number; one [`BackendCounters`] each.
 pub const BACKENDS_MAX_DEFAULT: u32 = 4_096;
+/// Most networks with a table of their own at one time, over all rules and both sides.
+pub const SOURCES_MAX: u32 = 65_536;
+/// Most probes under way at one time.
+pub const PROBES_UNDER_WAY_MAX: u32 = 4_096;
 /// Most listening sockets at one time.
 pub const SOCKETS_MAX: u32 = 65_536;
 /// Most (backend, container port) pairs at one time.
@@ -73,9 +77,10 @@ pub struct RuleKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Index of the slot table, or [`NONE`] when only rules with an address exist for this port.
+    /// Index of the slot table, or [`NONE`] when only rules with an address exist for this port. Each table has two
+    /// sides; see [`table_index`].
     pub table: u32,
-    /// Index of the service's counters.
+    /// Index of the service: of its counters and of its switch.
     pub service: u32,
     /// [`FALLBACK_REFUSE`] or [`FALLBACK_PASS`].
     pub fallback: u32,
@@ -90,6 +95,56 @@ pub const FALLBACK_PASS: u32 = 1;
 /// On a rule for any address: rules for single addresses exist too and come first.
 pub const RULE_HAS_ADDRESSES: u32 = 1;
 
+/// The switch of a service: one word, so that all its tables change in one write.
+///
+/// Bit 0 is the side that lookups use, bit 1 says that networks have tables of their own there, and the other bits are the
+/// revision of the operator's decisions that is in force ([`switch`]).
+pub const SWITCH_SIDE: u32 = 1;
+/// See [`SWITCH_SIDE`].
+pub const SWITCH_HAS_SOURCES: u32 = 2;
+/// Bits below the revision.
+pub const SWITCH_REVISION_SHIFT: u32 = 2;
+
+/// Puts a switch together; a revision keeps its 30 lowest bits.
+pub const fn switch(side: u32, has_sources: bool, revision: u32) -> u32 {
+    side & SWITCH_SIDE | (has_sources as u32) << 1 | revision << SWITCH_REVISION_SHIFT
+}
+
+/// Where one side of a table is in the map of tables.
+pub const fn table_index(table: u32, side: u32) -> u32 {
+    table << 1 | side & SWITCH_SIDE
+}
+
+/// Clients of one network have a table of their own: a key of a longest-prefix-match map, which wants the length first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceKey {
+    /// [`table_index`] of the rule's table, in network byte order: a prefix of bits begins at the first one.
+    pub scope: [u8; 4],
+    /// The client's address in network byte order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+
+/// Bits of a [`SourceKey`] before the address.
+pub const SOURCE_SCOPE_BITS: u32 = 32;
+
+/// The client's end of a probe: what it is matched by, besides being a loopback address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProbeKey {
+    /// Namespace in which the probe is made.
+    pub netns_cookie: u64,
+    /// Port that the probe comes from, in network byte order.
+    pub port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// IPv4 address that every probe comes from, in network byte order: 127.83.84.1. IPv6 probes come from ::1.
+pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
+
 /// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
 /// says (a power of two); then every distinct socket of the table once, its members.
 #[repr(C)]
@@ -97,7 +152,8 @@ pub const RULE_HAS_ADDRESSES: u32 = 1;
 pub struct Slot {
     /// Cookie of the listening socket. In the header: the number of members.
     pub cookie: u64,
-    /// Index of the backend that owns the socket. In the header: the number of slots.
+    /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
+    /// In the header: the number of slots.
     pub backend: u32,
     /// Zero.
     pub pad: u32,
@@ -122,14 +178,18 @@ pub struct SocketInfo {
     pub backend: u32,
     /// Table whose members take over its queue when it closes, or [`NONE`]. Written by the daemon.
     pub table: u32,
-    /// Port that it is bound to.
+    /// Port that its server asked for.
     pub port: u16,
     /// [`PROTO_TCP`] or [`PROTO_UDP`].
     pub proto: u8,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
+    /// Index of the service of that table, or [`NONE`]. Written by the daemon.
+    pub service: u32,
+    /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
+    pub hidden_port: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: [u16; 3],
 }
 
 /// A port of a backend; the value is of [`PORT_LISTENS`] and [`PORT_SERVED`].
@@ -200,6 +260,12 @@ pub struct ServiceCounters {
     pub assign_eexist: u64,
     /// `bpf_sk_assign` failed with another error.
     pub assign_other: u64,
+    /// Packets that were made to vanish because the service is paused: clients try again by themselves.
+    pub paused: u64,
+    /// Lookups in which the client's network decided on the table.
+    pub by_network: u64,
+    /// Lookups in which the table of the client's network had no live socket, so that the service's own was used.
+    pub network_no_backend: u64,
 }
 
 /// A connection that changed its backend before it was accepted.
@@ -244,14 +310,16 @@ const _: () = {
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Slot>() == 16);
-    assert!(size_of::<SocketInfo>() == 40);
+    assert!(size_of::<SocketInfo>() == 48);
+    assert!(size_of::<SourceKey>() == 20);
+    assert!(size_of::<ProbeKey>() == 16);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(size_of::<ManagedPort>() == 8);
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<BackendCounters>() == 72);
-    assert!(size_of::<ServiceCounters>() == 64);
-    assert!(size_of::<Event>() == 56);
+    assert!(size_of::<ServiceCounters>() == 88);
+    assert!(size_of::<Event>() == 64);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };
 
@@ -265,5 +333,18 @@ mod user {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(Move, Meta, RuleKey, Rule, Slot, SocketInfo, ManagedPort, BackendCounters, ServiceCounters, Event);
+    pod!(
+        Move,
+        Meta,
+        RuleKey,
+        Rule,
+        Slot,
+        SocketInfo,
+        ManagedPort,
+        SourceKey,
+        ProbeKey,
+        BackendCounters,
+        ServiceCounters,
+        Event
+    );
 }

@@ -9,11 +9,11 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, NONE, PORT_LISTENS, PORT_SERVED, PROTO_TCP,
-    SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, NONE, PORT_LISTENS, PORT_SERVED,
+    PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
 };
 
-use crate::maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, count, current_backend, emit, managed};
+use crate::maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, managed};
 
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
@@ -42,6 +42,11 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     match op {
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx, backend, port, cookie),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            // A probe is no client: neither its beginning nor its end is counted.
+            if is_probe(&ctx) {
+                let _ = ctx.set_cb_flags(0);
+                return 1;
+            }
             // Inherited from the listener as a rule, but not by a socket that listened before it was managed.
             let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
             count!(BACKEND_COUNTERS, backend, opened);
@@ -49,6 +54,32 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
         _ => changed(&ctx, backend, cookie),
     }
     1
+}
+
+/// Whether a connection that was accepted comes from a probe.
+#[inline(always)]
+fn is_probe(ctx: &SockOpsContext) -> bool {
+    // SAFETY: the context is valid for the whole run; volatile and unconditional, as in `listening`.
+    let (ip4, ip, port) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip4),
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip6),
+            ptr::read_volatile(&raw const (*ctx.ops).remote_port),
+        )
+    };
+    if ip4 == u32::from_ne_bytes(PROBE_SOURCE_V4) {
+        return true;
+    }
+    if ip != [0, 0, 0, 1u32.to_be()] {
+        return false;
+    }
+    // SAFETY: the context is this hook's own.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // The port is in network byte order in a word: its first or its last two bytes, by the machine.
+    let port = (u32::from_be(port) as u16).to_be();
+    let key = ProbeKey { netns_cookie, port, family: FAMILY_V6, pad: [0; 5] };
+    // SAFETY: only whether there is one is asked.
+    unsafe { PROBES.get(key) }.is_some()
 }
 
 #[inline(always)]
@@ -70,7 +101,17 @@ fn listening(ctx: &SockOpsContext, backend: u32, port: u16, mut cookie: u64) {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let socket = SocketInfo { netns_cookie, addr, backend, table: NONE, port, proto: PROTO_TCP, family, pad: 0 };
+    let socket = SocketInfo {
+        netns_cookie,
+        addr,
+        backend,
+        table: NONE,
+        port,
+        proto: PROTO_TCP,
+        family,
+        service: NONE,
+        ..SocketInfo::default()
+    };
 
     // SAFETY: the context is this hook's own, and the helper wants it by reference.
     let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);

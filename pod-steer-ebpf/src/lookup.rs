@@ -4,19 +4,28 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::sk_action::{SK_DROP, SK_PASS},
+    btf_maps::lpm_trie::Key,
     macros::sk_lookup,
     programs::SkLookupContext,
 };
 use aya_log_ebpf::debug;
-use pod_steer_ebpf::{FALLBACK_PASS, FAMILY_V4, NONE, RULE_HAS_ADDRESSES, Rule, RuleKey, Slot};
+use pod_steer_ebpf::{
+    FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, ProbeKey, RULE_HAS_ADDRESSES, Rule, RuleKey, SOURCE_SCOPE_BITS,
+    SWITCH_HAS_SOURCES, Slot, SourceKey, table_index,
+};
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS, RULES, SERVICE_COUNTERS, TABLES, count, netns_cookie},
+    maps::{
+        BACKEND_COUNTERS, LISTENERS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLES, count, netns_cookie, switch,
+    },
     table::{Chooser, Visit, tuple_hash, visit},
 };
 
 /// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
 const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
+
+/// ::1, in network byte order.
+const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1u32.to_be()];
 
 const EEXIST: i32 = -17;
 const ENOENT: i32 = -2;
@@ -65,12 +74,29 @@ impl Packet {
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = Packet::of(&ctx);
+    if let Some(verdict) = probe(&ctx, &packet) {
+        return verdict;
+    }
     // Nobody claimed this port: not ours to count or to decide.
     let Some(rule) = rule_for(&packet) else { return SK_PASS };
 
     let hash = tuple_hash(&packet);
-    if let Some(table) = TABLES.get(rule.table)
-        && let Visit::Taken = visit(table, hash, &mut Assign { ctx: &ctx, service: rule.service })
+    let switch = switch(rule.service);
+    let mut assign = Assign { ctx: &ctx, service: rule.service };
+    let index = table_index(rule.table, switch);
+    if switch & SWITCH_HAS_SOURCES != 0
+        && let Some(own) = table_of_network(&packet, index)
+    {
+        if let Some(table) = TABLES.get(table_index(own, switch))
+            && let Visit::Taken = visit(table, hash, &mut assign)
+        {
+            count!(SERVICE_COUNTERS, rule.service, by_network);
+            return SK_PASS;
+        }
+        count!(SERVICE_COUNTERS, rule.service, network_no_backend);
+    }
+    if let Some(table) = TABLES.get(index)
+        && let Visit::Taken = visit(table, hash, &mut assign)
     {
         return SK_PASS;
     }
@@ -84,6 +110,39 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     count!(SERVICE_COUNTERS, rule.service, refused_no_backend);
     debug!(&ctx, "service {} port {}: no backend, refused", rule.service, packet.local_port);
     SK_DROP
+}
+
+/// A health check reaches the backend that it is for and no other, whatever port it goes to. Only what comes from the
+/// addresses of probes pays for the look-up.
+#[inline(always)]
+fn probe(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
+    let is_v4 = packet.family == u32::from(FAMILY_V4);
+    if is_v4 && packet.remote[0] != u32::from_ne_bytes(PROBE_SOURCE_V4) {
+        return None;
+    }
+    if !is_v4 && packet.remote != LOOPBACK_V6 {
+        return None;
+    }
+    let key =
+        ProbeKey { netns_cookie: netns_cookie(), port: packet.remote_port, family: packet.family as u8, pad: [0; 5] };
+    // SAFETY: eight aligned bytes are read at once.
+    let cookie = unsafe { PROBES.get(key) }?;
+    match LISTENERS.redirect_sk_lookup(ctx, *cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
+        Ok(()) => Some(SK_PASS),
+        // The probe is to fail, not to be answered by somebody else.
+        Err(_) => Some(SK_DROP),
+    }
+}
+
+/// The table that clients of this packet's network have, if they have one: the longest prefix decides.
+#[inline(always)]
+fn table_of_network(packet: &Packet, index: u32) -> Option<u32> {
+    let mut addr = [0; 16];
+    for (bytes, word) in addr.chunks_exact_mut(4).zip(packet.remote) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    let key = SourceKey { scope: index.to_be_bytes(), addr };
+    SOURCES.get(&Key::new(SOURCE_SCOPE_BITS + 128, key)).copied()
 }
 
 /// The rule for the packet's destination: one look-up, two where the port has rules for single addresses.
@@ -123,6 +182,10 @@ impl Chooser for Assign<'_> {
         let Self { ctx, service } = *self;
         match LISTENERS.redirect_sk_lookup(ctx, slot.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
             Ok(()) => {
+                if slot.backend == NONE {
+                    count!(SERVICE_COUNTERS, service, paused);
+                    return Visit::Taken;
+                }
                 count!(BACKEND_COUNTERS, slot.backend, steered);
                 debug!(ctx, "service {}: backend {} socket {}", service, slot.backend, slot.cookie);
                 return Visit::Taken;

@@ -6,12 +6,13 @@ use core::{
 };
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Move, Rule,
-    RuleKey, SERVICES_MAX, SOCKETS_MAX, ServiceCounters, SocketInfo, TABLES_MAX,
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Move,
+    PROBES_UNDER_WAY_MAX, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo,
+    SourceKey, TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -48,9 +49,22 @@ pub static META: Array<Meta, 1> = Array::new();
 #[btf_map]
 pub static RULES: HashMap<RuleKey, Rule, { TABLES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Slot tables. Replacing an element is the one write that moves new connections; inner maps differ in size.
+/// Slot tables, each with its two sides. Replacing an element of the side in use is one of the two writes that move new
+/// connections; inner maps differ in size.
 #[btf_map]
-pub static TABLES: ArrayOfMaps<Table, { TABLES_MAX as usize }> = ArrayOfMaps::new();
+pub static TABLES: ArrayOfMaps<Table, { 2 * TABLES_MAX as usize }> = ArrayOfMaps::new();
+
+/// The other of the two: which side of all its tables a service uses.
+#[btf_map]
+pub static SWITCHES: Array<u32, { SERVICES_MAX as usize }> = Array::new();
+
+/// Clients of some networks have a table of their own: (side of a rule's table, network) to table.
+#[btf_map]
+pub static SOURCES: LpmTrie<SourceKey, u32, { SOURCES_MAX as usize }> = LpmTrie::new();
+
+/// Probes under way: where each comes from, and the cookie of the socket that it is for.
+#[btf_map]
+pub static PROBES: HashMap<ProbeKey, u64, { PROBES_UNDER_WAY_MAX as usize }> = HashMap::new();
 
 /// The listening sockets themselves, by cookie. The kernel removes a socket that closes, before its queue is dropped.
 #[btf_map]
@@ -123,6 +137,13 @@ pub fn managed(backend: u32, port: u16, proto: u8, purpose: u32) -> bool {
     let key = ManagedPort { backend, port, proto, pad: 0 };
     // SAFETY: four aligned bytes are read at once.
     unsafe { MANAGED_PORTS.get(key) }.is_some_and(|purposes| purposes & purpose != 0)
+}
+
+/// The switch of a service.
+#[inline(always)]
+pub fn switch(service: u32) -> u32 {
+    // One aligned word: a reader sees the old or the new one.
+    SWITCHES.get(service).copied().unwrap_or(0)
 }
 
 /// Index of the backend that the calling program is attached for.

@@ -10,10 +10,10 @@ use aya_ebpf::{
     macros::sk_reuseport,
     programs::SkReuseportContext,
 };
-use pod_steer_ebpf::{Move, Slot};
+use pod_steer_ebpf::{Move, Slot, table_index};
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count},
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count, switch},
     table::{Chooser, Visit, visit},
 };
 
@@ -28,7 +28,8 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
     let from_backend = from.backend;
-    let Some(table) = TABLES.get(from.table) else { return SK_PASS };
+    let side = switch(from.service);
+    let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
 
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };

@@ -21,6 +21,7 @@ pub mod labels;
 pub mod netns;
 pub mod ports;
 pub mod procs;
+pub mod rollout;
 pub mod slots;
 pub mod world;
 

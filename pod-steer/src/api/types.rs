@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{labels::Fallback, world::State};
+use crate::{
+    labels::Fallback,
+    rollout::{Decision, Operation, Policy},
+    world::State,
+};
 
 /// What a backend made by hand serves: the same words as the labels of a container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -118,10 +122,38 @@ pub struct ServiceStatus {
     pub namespaces: Vec<NamespaceStatus>,
     /// What happens when no backend is left.
     pub fallback: Fallback,
+    /// What happens when a new version appears.
+    #[serde(default)]
+    pub policy: Policy,
+    /// What the operator has decided.
+    #[serde(default)]
+    pub decision: Decision,
+    /// What is going on.
+    #[serde(default)]
+    pub operation: Option<OperationStatus>,
+    /// What somebody should look at now, one line each.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// Why lookups did not end, or not at once, at a socket.
     pub counters: ServiceCountersStatus,
     /// Oldest first.
     pub backends: Vec<BackendStatus>,
+}
+
+/// `GET /v1/operations/ID`, and part of the status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// The operation.
+    #[serde(flatten)]
+    pub operation: Operation,
+    /// Backends of its version that are ready.
+    pub ready: u32,
+    /// How many are wanted.
+    pub wanted: u32,
+    /// Connections that the left backends have still.
+    pub left: u64,
+    /// What it is waiting for, for people.
+    pub waiting_for: String,
 }
 
 /// An ingress namespace.
@@ -145,6 +177,9 @@ pub struct ServiceCountersStatus {
     pub assign_eprototype: u64,
     pub assign_eexist: u64,
     pub assign_other: u64,
+    pub paused: u64,
+    pub by_network: u64,
+    pub network_no_backend: u64,
 }
 
 /// A backend.
@@ -186,4 +221,7 @@ pub struct BackendStatus {
     pub share: f64,
     /// What hinders it, with the remedy.
     pub problems: Vec<String>,
+    /// What it does without, one line each.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }

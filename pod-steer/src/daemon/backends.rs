@@ -80,6 +80,8 @@ impl Control {
             spec: spec.clone(),
             phase: container.phase,
             health: container.health,
+            probed: crate::world::Health::Unchecked,
+            ready_since_ms: None,
             network: Network::Unknown,
             netns: None,
             stop_signal: None,

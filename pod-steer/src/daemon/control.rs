@@ -188,6 +188,9 @@ impl Control {
                 let made = self.register(request, peer);
                 self.answer(made, answer);
             }
+            Input::Ask(Ask::Order(ask)) => self.order(*ask),
+            Input::Ask(Ask::Operation(id, answer)) => drop(answer.send(self.operation(id))),
+            Input::Ask(Ask::History(service, answer)) => drop(answer.send(self.history(service.as_deref()))),
             Input::Ask(Ask::Unload(answer)) => {
                 let done = self.unload();
                 let end = done.is_ok();

@@ -6,9 +6,10 @@ use rustix::net::UCred;
 use tokio::sync::oneshot;
 
 use crate::{
-    api::types::{ExecRequest, RegisterRequest, Registered, Status},
+    api::types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
     engine::EngineInput,
     kernel::{KernelError, Unloaded},
+    rollout::{Operation, Order},
     world::BackendId,
 };
 
@@ -54,8 +55,41 @@ pub enum Ask {
     Exec(ExecRequest, Peer, Answer),
     /// Adopt a process that listens.
     Register(RegisterRequest, Peer, Answer),
+    /// Do something with a service.
+    Order(Box<OrderAsk>),
+    /// What has become of an operation?
+    Operation(u64, oneshot::Sender<Option<OperationStatus>>),
+    /// What was ordered, of one service or all; the newest last.
+    History(Option<String>, oneshot::Sender<Vec<Operation>>),
     /// Undo everything and end.
     Unload(oneshot::Sender<Result<Unloaded, String>>),
+}
+
+/// An order, and who gave it.
+#[derive(Debug)]
+pub struct OrderAsk {
+    /// The service.
+    pub service: String,
+    /// What is to be done.
+    pub order: Order,
+    /// Who wants it, for people.
+    pub who: String,
+    /// Answered when it has taken effect for every client, or, if it takes its time, when it has begun.
+    pub answer: oneshot::Sender<Result<Operation, OrderError>>,
+}
+
+/// Why an order is not carried out; one line each. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// It makes no sense.
+    #[error("{0}")]
+    Input(String),
+    /// Somebody else holds the service.
+    #[error("{0}")]
+    Held(String),
+    /// It could not be done.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// The process that asks.

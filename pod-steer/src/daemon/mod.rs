@@ -4,6 +4,7 @@
 mod backends;
 mod control;
 mod inputs;
+mod operations;
 mod processes;
 mod sockets;
 mod status;
@@ -18,7 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use inputs::{Answer, Ask, Input, Peer};
+pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
 pub use processes::{detach_registered, undo};
 pub use store::Store;
 

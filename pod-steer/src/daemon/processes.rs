@@ -121,6 +121,8 @@ impl Control {
             spec,
             phase: Phase::Running,
             health: Health::Unchecked,
+            probed: Health::Unchecked,
+            ready_since_ms: None,
             network: Network::Host,
             netns: Some(netns),
             stop_signal: None,

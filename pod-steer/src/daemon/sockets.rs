@@ -152,7 +152,8 @@ impl Control {
                 port: socket.bound.port(),
                 proto: PROTO_TCP,
                 family,
-                pad: 0,
+                service: NONE,
+                ..SocketInfo::default()
             };
             if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
                 warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");

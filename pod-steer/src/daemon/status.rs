@@ -48,6 +48,10 @@ impl Control {
             ports: maps.iter().map(ToString::to_string).collect(),
             namespaces,
             fallback: backends.first().map(|backend| backend.spec.fallback).unwrap_or_default(),
+            policy: Default::default(),
+            decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
+            operation: None,
+            alarms: Vec::new(),
             counters: ServiceCountersStatus {
                 stale_slots: counters.stale_slots,
                 refused_no_backend: counters.refused_no_backend,
@@ -57,6 +61,9 @@ impl Control {
                 assign_eprototype: counters.assign_eprototype,
                 assign_eexist: counters.assign_eexist,
                 assign_other: counters.assign_other,
+                paused: counters.paused,
+                by_network: counters.by_network,
+                network_no_backend: counters.network_no_backend,
             },
             backends: rows,
         }
@@ -97,6 +104,7 @@ impl Control {
             not_moved: counters.not_moved,
             share: 0.0,
             problems: self.backend_problems(backend),
+            notes: Vec::new(),
         }
     }
 

@@ -43,6 +43,9 @@ sum!(
         assign_eprototype,
         assign_eexist,
         assign_other,
+        paused,
+        by_network,
+        network_no_backend,
     }
 );
 

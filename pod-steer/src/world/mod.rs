@@ -11,10 +11,11 @@ use std::{
     ops::RangeInclusive,
 };
 
+use ipnet::IpNet;
 use pod_steer_ebpf::{ManagedPort, RuleKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{labels::Spec, netns::Netns, slots::Member};
+use crate::{labels::Spec, netns::Netns, rollout::Decision, slots::Member};
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
 pub type BackendId = String;
@@ -67,6 +68,17 @@ pub enum Health {
     Unhealthy,
 }
 
+impl Health {
+    fn unchecked() -> Self {
+        Self::Unchecked
+    }
+
+    /// Whether it hinders nothing.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Unchecked | Self::Healthy)
+    }
+}
+
 /// Whose network namespace a backend lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -99,8 +111,14 @@ pub struct Backend {
     pub spec: Spec,
     /// Where it is in its life.
     pub phase: Phase,
-    /// What its health check says.
+    /// What the engine's health check says.
     pub health: Health,
+    /// What our own checks say.
+    #[serde(default = "Health::unchecked")]
+    pub probed: Health,
+    /// When it last became ready, in milliseconds since 1970; nothing while it is not.
+    #[serde(default)]
+    pub ready_since_ms: Option<i64>,
     /// Whose namespace it lives in.
     pub network: Network,
     /// That namespace, once it is known.
@@ -146,6 +164,14 @@ pub struct World {
     pub claimed: BTreeMap<RuleKey, String>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
+    /// What operators have decided, by service.
+    pub decisions: BTreeMap<String, Decision>,
+    /// Cookie of the socket that makes SYNs vanish, while there is one.
+    pub pause_cookie: Option<u64>,
+    /// Now, in milliseconds since 1970: weights grow with it.
+    pub now_ms: i64,
+    /// By service: ids of the backends that were ready when some last were.
+    pub last_ready: BTreeMap<String, BTreeSet<BackendId>>,
     /// By the cookie of a namespace: ports on which somebody listens there who is not managed.
     pub foreign: BTreeMap<u64, BTreeSet<u16>>,
 }
@@ -195,6 +221,8 @@ pub struct Plan {
     pub rules: BTreeMap<RuleKey, PlannedRule>,
     /// The ports of the backends, and what each is for.
     pub managed_ports: BTreeMap<ManagedPort, u32>,
+    /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
+    pub decisions: BTreeMap<String, PlannedDecision>,
     /// Cookies of the namespaces to steer in.
     pub namespaces: BTreeSet<u64>,
     /// What each backend does, by index.
@@ -214,6 +242,26 @@ pub struct PlannedRule {
     pub flags: u32,
     /// Its slot table; none as for `service`.
     pub table: Option<PlannedTable>,
+    /// Tables for clients of some networks, by version.
+    pub networks: BTreeMap<String, PlannedNetworks>,
+}
+
+/// The decision of a service, as far as the kernel is to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlannedDecision {
+    /// [`Decision::revision`].
+    pub revision: u32,
+    /// Clients of some networks have tables of their own.
+    pub has_networks: bool,
+}
+
+/// A table for clients of some networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedNetworks {
+    /// The networks; of the rule's family.
+    pub networks: BTreeSet<IpNet>,
+    /// The table.
+    pub table: PlannedTable,
 }
 
 /// What a slot table is built from: sockets in the order of their cookies.

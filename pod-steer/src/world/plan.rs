@@ -99,6 +99,7 @@ pub(super) fn plan(world: &World) -> Plan {
             },
             flags: 0,
             table: Some(table),
+            networks: BTreeMap::new(),
         };
         plan.rules.insert(*key, rule);
     }

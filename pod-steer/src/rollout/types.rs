@@ -1,0 +1,231 @@
+//! Decisions, operations and their history, as they are stored and as they go over the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
+/// decision is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Decision {
+    /// Grows by one with every change of what follows.
+    pub revision: u32,
+    /// Which version gets how much.
+    pub traffic: Traffic,
+    /// What gets no new connections.
+    pub drained: BTreeSet<Part>,
+    /// New connections wait.
+    pub paused: bool,
+}
+
+/// Which version gets how much.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Shares by version, relative to each other. Nothing: every backend counts by its own weight, whatever its version.
+    pub weights: Option<BTreeMap<String, u32>>,
+    /// Clients of these networks come to this version whatever the weights.
+    pub from: BTreeMap<IpNet, String>,
+}
+
+/// A part of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "part", content = "name", rename_all = "kebab-case")]
+pub enum Part {
+    /// All of it.
+    Service,
+    /// One version.
+    Version(String),
+    /// One backend, by its id.
+    Backend(String),
+}
+
+/// What happens when a new version appears.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// All versions share.
+    #[default]
+    Balance,
+    /// A new version takes over as soon as it is ready.
+    Latest,
+    /// A new version waits for `deploy` or `shift`.
+    Manual,
+}
+
+/// What an operator may order about a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "kebab-case")]
+pub enum Order {
+    /// Move everything to a version.
+    Deploy(DeployOrder),
+    /// Move to a version step by step.
+    Canary(CanaryOrder),
+    /// Set the shares of the versions.
+    Shift(ShiftOrder),
+    /// Back to what was before the last deploy, shift or canary; ends one that is going on.
+    Rollback,
+    /// No new connections for a part.
+    Drain(PartOrder),
+    /// New connections for it again.
+    Resume(PartOrder),
+    /// New connections wait.
+    Pause,
+    /// They come in again.
+    Unpause,
+}
+
+/// See [`Order::Deploy`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployOrder {
+    /// The version.
+    pub version: String,
+    /// How many of its backends must be ready; all that exist if not given.
+    #[serde(default)]
+    pub backends: Option<u32>,
+    /// How long they may take to be ready, in milliseconds.
+    pub timeout_ms: u64,
+    /// How long old connections may take to end, in milliseconds.
+    pub drain_timeout_ms: u64,
+    /// Stop the old containers at the end.
+    #[serde(default)]
+    pub stop_old: bool,
+    /// Keep them for so long before they are stopped, in milliseconds.
+    #[serde(default)]
+    pub keep_old_ms: Option<u64>,
+}
+
+/// See [`Order::Canary`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryOrder {
+    /// The version.
+    pub version: String,
+    /// Shares of the version in hundredths of a percent, ascending; the last is 10,000.
+    pub steps: Vec<u32>,
+    /// How long each step lasts, in milliseconds.
+    pub every_ms: u64,
+    /// How long the version may take to be ready, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// See [`Order::Shift`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShiftOrder {
+    /// The shares of versions; those that are not named get nothing. Empty: the shares stay as they are.
+    pub weights: BTreeMap<String, u32>,
+    /// Back to every backend by its own weight; `weights` is then empty.
+    pub balance: bool,
+    /// Networks whose clients come to a version.
+    pub from: BTreeMap<IpNet, String>,
+    /// Networks that are no longer treated apart.
+    pub not_from: BTreeSet<IpNet>,
+}
+
+/// See [`Order::Drain`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PartOrder {
+    /// A version.
+    pub version: Option<String>,
+    /// A backend, by its name or id. Neither: the service.
+    pub backend: Option<String>,
+}
+
+/// Something that an operator ordered, going on or ended: a line of the history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its number; grows.
+    pub id: u64,
+    /// The service.
+    pub service: String,
+    /// Who ordered it, for people.
+    pub who: String,
+    /// When, in milliseconds since 1970.
+    pub begun_ms: i64,
+    /// What was ordered.
+    #[serde(flatten)]
+    pub order: Order,
+    /// What was before it: where a rollback goes.
+    pub before: Traffic,
+    /// Where it is.
+    pub phase: Phase,
+    /// The steps that are done, in order.
+    pub steps: Vec<Step>,
+    /// How it ended; nothing while it goes on.
+    pub end: Option<End>,
+}
+
+/// Where an operation is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum Phase {
+    /// The version is to become ready.
+    Waiting {
+        /// Until when, in milliseconds since 1970.
+        deadline_ms: i64,
+    },
+    /// New connections go to the new version; old ones are to end.
+    Draining {
+        /// Until when, in milliseconds since 1970.
+        deadline_ms: i64,
+        /// Ids of the backends that are left.
+        old: BTreeSet<String>,
+        /// Connections that they had when they were left.
+        connections: u64,
+    },
+    /// A share of new connections goes to the new version.
+    Stepping {
+        /// Which step, from 0.
+        step: usize,
+        /// When the next one comes, in milliseconds since 1970.
+        next_ms: i64,
+    },
+    /// The old backends are told to stop.
+    Stopping {
+        /// Their ids.
+        old: BTreeSet<String>,
+    },
+    /// It has ended.
+    Ended,
+}
+
+/// A step that is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it was, for people: `ready`, `switched`, `5 %`, `drained`, `stopped`.
+    pub name: String,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+    /// More about it, for people.
+    pub detail: String,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// In one word.
+    pub outcome: Outcome,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// What to know about it, one line for people.
+    pub message: String,
+}
+
+/// How an operation ended, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All of it is done.
+    Done,
+    /// New connections have moved, and old ones were left at the deadline.
+    Left,
+    /// Nothing has changed.
+    Failed,
+    /// It had begun and went back by itself.
+    WentBack,
+    /// Somebody ended it with a rollback.
+    Aborted,
+}
