@@ -79,6 +79,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Ports on which the container listens.
+    pub fn listening_ports(&self) -> Vec<u16> {
+        self.ports.iter().map(|map| map.target).collect()
+    }
+
     /// Checks a spec that was not made here, but came from a client.
     pub fn check(&self) -> Result<(), Vec<LabelError>> {
         // Written out and read again: one place knows what a list of ports may be.

@@ -72,7 +72,7 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
         State::Ready => "32",
         State::Unhealthy | State::NotSteered => "1;31",
         State::Stopping | State::Paused | State::Starting => "33",
-        State::Created | State::Exited => "2",
+        State::Created | State::Exited | State::Standby | State::Drained => "2",
     };
     let mut cells = vec![
         Cell::text(name(&service.name)),

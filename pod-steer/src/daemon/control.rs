@@ -16,26 +16,29 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{debug, error, info, warn};
 
 use super::{
     Input, RunError, Store,
     inputs::{Answer, Ask},
+    ledger::Ledger,
+    operations::{Orders, now_ms},
 };
 use crate::{
     api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
     config::RunConfig,
-    kernel::{Kernel, KernelError, Opened, QueueMigration, sys},
+    kernel::{Kernel, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Plan, World},
 };
 
 /// How often what the kernel says is compared with what is believed; only after lost events does it find anything.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
+/// How often what only a look can tell is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Control {
     pub(super) world: World,
@@ -47,7 +50,7 @@ pub(super) struct Control {
     /// Namespaces that were seen and may have to be attached; a descriptor is let go as soon as that is done.
     pub(super) seen_namespaces: HashMap<u64, (Netns, Option<File>)>,
     /// Namespaces that are being attached, and who waits for it.
-    attaching: HashMap<u64, Vec<(Registered, Answer)>>,
+    pub(super) attaching: HashMap<u64, Vec<(Registered, Answer)>>,
     /// The cgroup that each backend has now, by its index: a container that is restarted gets another.
     pub(super) cgroup_ids: HashMap<u32, u64>,
     /// Cgroups of `exec` without processes, which stay until the last connection that moved away from them has ended:
@@ -75,6 +78,7 @@ pub(super) struct Control {
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     events_lost: u64,
     dirty: bool,
+    pub(super) orders: Orders,
 }
 
 impl Control {
@@ -86,6 +90,7 @@ impl Control {
         inputs: mpsc::Sender<Input>,
         events: broadcast::Sender<EventRecord>,
         wanted: broadcast::Sender<String>,
+        ledger: Ledger,
     ) -> Result<Self, RunError> {
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
@@ -125,6 +130,7 @@ impl Control {
             },
             events_lost,
             dirty: false,
+            orders: Orders::new(ledger),
         })
     }
 
@@ -132,6 +138,8 @@ impl Control {
     pub async fn run(mut self, mut queue: mpsc::Receiver<Input>) -> Result<(), RunError> {
         let handler = |kind| signal(kind).map_err(RunError::io("catch a signal"));
         let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(COMPARE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -159,10 +167,16 @@ impl Control {
                 },
                 () = flush(&mut self.logs) => {}
                 _ = tick.tick() => self.compare(),
+                _ = looks.tick() => {
+                    self.look_at_queues();
+                    self.keep_pause();
+                }
+                () = sleep(self.due_in()) => self.touch_if_due(),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
             }
             self.converge();
+            self.step_operations();
         }
         info!("told to stop; what is pinned goes on steering, and `pod-steer unload` would end that");
         Ok(())
@@ -175,6 +189,8 @@ impl Control {
             Input::Inspected { cookie, found } => self.inspected(cookie, found),
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::Ended(id) => self.remove(&id),
+            Input::Settled(service) => self.settled(&service),
+            Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
             Input::Ask(Ask::Status(answer)) => {
                 self.converge();
@@ -220,12 +236,14 @@ impl Control {
         if !self.awaited.is_empty() || !std::mem::take(&mut self.dirty) {
             return;
         }
+        self.world.now_ms = now_ms();
         let plan = self.world.plan();
+        self.store_ready_times();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
         match self.kernel.apply(&plan, &self.services) {
-            // Nobody waits for the grace periods: the tables are in effect already.
-            Ok(_settled) => {}
+            // The tables are in effect already; only operations wait for the grace periods.
+            Ok(settled) => self.orders.settled = settled,
             Err(error) => {
                 error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
                 self.dirty = true;
@@ -243,49 +261,6 @@ impl Control {
         self.plan = plan;
     }
 
-    /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
-    fn attach_namespaces(&mut self, plan: &Plan) {
-        for cookie in &plan.namespaces {
-            let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
-            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
-                continue;
-            };
-            let (cookie, inputs) = (*cookie, self.inputs.clone());
-            self.attaching.insert(cookie, Vec::new());
-            spawn_blocking(move || {
-                let _ = inputs.blocking_send(Input::Attached { cookie, result: attachment.run() });
-            });
-        }
-    }
-
-    /// Whether a namespace is being attached.
-    pub(super) fn is_attaching(&self, cookie: u64) -> bool {
-        self.attaching.contains_key(&cookie)
-    }
-
-    fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
-        let failure = result.err().map(|error| crate::chain(&error));
-        if failure.is_none() {
-            self.world.steered.insert(cookie);
-        }
-        if let Some(error) = &failure {
-            error!(%error, cookie, "cannot steer in a network namespace");
-        }
-        for (made, answer) in self.attaching.remove(&cookie).into_iter().flatten() {
-            let _ = answer.send(failure.clone().map_or(Ok(made), Err));
-        }
-        self.touch();
-    }
-
-    /// Answers when the backend that was made is steered to.
-    fn answer(&mut self, made: Result<Registered, String>, answer: Answer) {
-        let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(&made.id)).and_then(|b| b.netns);
-        match (made, netns.and_then(|netns| self.attaching.get_mut(&netns.cookie))) {
-            (Ok(made), Some(waiting)) => waiting.push((made, answer)),
-            (made, _) => drop(answer.send(made)),
-        }
-    }
-
     /// Gives every planned service an index for its counters.
     fn name_services(&mut self, plan: &Plan) {
         let planned: BTreeSet<&String> = plan.rules.values().filter_map(|rule| rule.service.as_ref()).collect();
@@ -297,7 +272,7 @@ impl Control {
                 let Some(index) = (0..pod_steer_ebpf::SERVICES_MAX).find(|index| !used.contains(index)) else {
                     continue;
                 };
-                if let Err(error) = self.kernel.reset_service_counters(index) {
+                if let Err(error) = self.kernel.reset_service(index) {
                     warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
                 }
                 self.services.insert(name.clone(), index);

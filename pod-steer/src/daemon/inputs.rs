@@ -35,6 +35,15 @@ pub enum Input {
     },
     /// An adopted process has ended.
     Ended(BackendId),
+    /// Nobody can be using the former tables of a service any more.
+    Settled(String),
+    /// Packets that the listeners of a backend have dropped so far.
+    Dropped {
+        /// Index of the backend.
+        index: u32,
+        /// How many.
+        dropped: u64,
+    },
     /// A namespace is steered in now, or cannot be.
     Attached {
         /// Its cookie.

@@ -4,10 +4,14 @@
 mod backends;
 mod control;
 mod inputs;
+mod namespaces;
 mod operations;
+mod pause;
+mod policies;
 mod processes;
 mod sockets;
 mod status;
+mod stopping;
 mod store;
 
 use std::{fs, io, path::PathBuf, time::Duration};
@@ -20,6 +24,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
+pub use pause::hold;
 pub use processes::{detach_registered, undo};
 pub use store::Store;
 

@@ -48,10 +48,10 @@ impl Control {
             ports: maps.iter().map(ToString::to_string).collect(),
             namespaces,
             fallback: backends.first().map(|backend| backend.spec.fallback).unwrap_or_default(),
-            policy: Default::default(),
+            policy: self.world.settings_of(name).policy,
             decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
-            operation: None,
-            alarms: Vec::new(),
+            operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
+            alarms: self.plan.alarms.get(name).cloned().unwrap_or_default(),
             counters: ServiceCountersStatus {
                 stale_slots: counters.stale_slots,
                 refused_no_backend: counters.refused_no_backend,
@@ -69,13 +69,24 @@ impl Control {
         }
     }
 
-    fn backend(&self, backend: &Backend) -> BackendStatus {
-        let counters = self.kernel.backend_counters(backend.index);
+    /// What a backend does.
+    pub(super) fn state(&self, backend: &Backend) -> State {
+        self.plan.states.get(&backend.index).copied().unwrap_or(State::Starting)
+    }
+
+    /// Connections that a backend holds.
+    pub(super) fn live(&self, index: u32) -> u64 {
+        let counters = self.kernel.backend_counters(index);
         // Signed: the counters are not read in one instant.
         let moved = counters.moved_in as i64 - counters.moved_in_closed as i64 - counters.moved_out as i64
             + counters.moved_out_closed as i64;
-        let written_off = self.written_off.get(&backend.index).copied().unwrap_or_default() as i64;
+        let written_off = self.written_off.get(&index).copied().unwrap_or_default() as i64;
         let live = counters.opened as i64 - counters.closed as i64 + moved - written_off;
+        live.max(0) as u64
+    }
+
+    fn backend(&self, backend: &Backend) -> BackendStatus {
+        let counters = self.kernel.backend_counters(backend.index);
         BackendStatus {
             id: backend.id.clone(),
             name: backend.name.clone(),
@@ -91,13 +102,12 @@ impl Control {
             },
             version: backend.spec.version.clone(),
             weight: backend.spec.weight,
-            state: self.plan.states.get(&backend.index).copied().unwrap_or(State::Starting),
+            state: self.state(backend),
             sockets: self.world.sockets.values().filter(|socket| socket.backend == backend.index).count(),
             steered: counters.steered,
             opened: counters.opened,
             closed: counters.closed,
-            // The counters of the CPUs are not read in one instant.
-            live: live.max(0) as u64,
+            live: self.live(backend.index),
             moved_in: counters.moved_in,
             moved_out: counters.moved_out,
             moved_half_open: counters.moved_half_open,
@@ -108,7 +118,7 @@ impl Control {
         }
     }
 
-    fn backend_problems(&self, backend: &Backend) -> Vec<String> {
+    pub(super) fn backend_problems(&self, backend: &Backend) -> Vec<String> {
         let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
         planned.chain(backend.troubles.values()).cloned().collect()
     }

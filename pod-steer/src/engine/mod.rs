@@ -27,6 +27,8 @@ use crate::labels;
 
 /// Seconds that a request to the engine may take.
 const REQUEST_TIMEOUT_S: u64 = 30;
+/// Seconds that a container may take to stop: more than an engine gives it, unless it was told otherwise.
+const STOP_TIMEOUT_S: u64 = 300;
 /// Requests for details that are under way at a time.
 const INSPECTIONS: usize = 8;
 /// Pauses between attempts to reach an engine: doubled from the first up to the last.
@@ -81,6 +83,12 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_LAST);
     }
+}
+
+/// Stops a container: its stop signal, and SIGKILL when the time is over that it, or the engine, has set.
+pub async fn stop(engine: &str, id: &str) -> Result<(), bollard::errors::Error> {
+    let docker = Docker::connect_with_unix(engine, STOP_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
+    docker.stop_container(id, None).await
 }
 
 /// How often each container's phase has changed: details that were asked for before the last change are out of date.

@@ -74,8 +74,9 @@ impl Kernel {
         self.backend_counters.set(index, zero, 0).map_err(failed())
     }
 
-    /// Starts the counters of an index from zero, before a service gets it.
-    pub fn reset_service_counters(&mut self, index: u32) -> Result<()> {
+    /// Starts the counters and the switch of an index from zero, before a service gets it.
+    pub fn reset_service(&mut self, index: u32) -> Result<()> {
+        self.reset_switch(index)?;
         let failed = || KernelError::map("reset", "SERVICE_COUNTERS");
         let cpus = self.service_counters.get(&index, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus]);

@@ -13,12 +13,14 @@
     reason = "aya calls cgroup storage deprecated; its successor needs Linux 6.2 and no sock_ops has it"
 )]
 
+mod apply;
 mod attach;
 mod counters;
 mod error;
 mod migrate;
 mod object;
 mod publish;
+mod sources;
 pub mod sys;
 mod unload;
 
@@ -29,9 +31,9 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SockHash},
+    maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SockHash},
 };
-use pod_steer_ebpf::{BackendCounters, ManagedPort, Move, NONE, Rule, RuleKey, ServiceCounters, SocketInfo};
+use pod_steer_ebpf::{BackendCounters, ManagedPort, Move, Rule, RuleKey, ServiceCounters, SocketInfo};
 
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
@@ -40,8 +42,6 @@ pub use migrate::QueueMigration;
 pub use object::{ProbedProgram, TABLES, probe};
 pub use publish::Settled;
 pub use unload::{Unloaded, unload};
-
-use crate::world::{Plan, PlannedTable};
 
 type Result<T> = std::result::Result<T, KernelError>;
 
@@ -63,8 +63,10 @@ pub struct Kernel {
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     events_lost: PerCpuArray<MapData, u64>,
     publisher: publish::Publisher,
-    /// What is published: the rules as they stand in the map, and what each table was built from, if that is known.
-    published: BTreeMap<RuleKey, (Rule, Option<PlannedTable>)>,
+    switches: Array<MapData, u32>,
+    sources: sources::Sources,
+    /// What is published, as far as it is known.
+    published: BTreeMap<RuleKey, apply::Published>,
     /// Sockets that were found closed when they were last looked through.
     closed: BTreeSet<u64>,
     ports_written: BTreeMap<ManagedPort, u32>,
@@ -88,80 +90,6 @@ impl Kernel {
         object::open(dir, backends_max, log_decisions)
     }
 
-    /// Brings the kernel to the plan, and returns what tells when nobody uses the former tables any more. Tables come
-    /// before the rules that lead to them, and rules go before their tables.
-    pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<Vec<Settled>> {
-        self.apply_managed_ports(&plan.managed_ports)?;
-        let mut settled = Vec::new();
-        for (key, planned) in &plan.rules {
-            let known = self.published.get(key);
-            let mut table = known.map_or(NONE, |(rule, _)| rule.table);
-            let mut freed = None;
-            if planned.table.is_none() && table != NONE {
-                freed = Some(std::mem::replace(&mut table, NONE));
-            }
-            if let Some(wanted) = &planned.table {
-                let fresh = table == NONE;
-                if fresh {
-                    table = self.publisher.reserve()?;
-                }
-                let current = known.and_then(|(_, table)| table.as_ref());
-                if fresh || current != Some(wanted) {
-                    settled.extend(self.publisher.publish(table, wanted, !fresh && current.is_none())?);
-                    self.name_heirs(table, wanted);
-                }
-            }
-            let service = planned.service.as_ref().and_then(|name| services.get(name)).copied().unwrap_or(NONE);
-            let rule = Rule { table, service, fallback: planned.fallback, flags: planned.flags };
-            if self.published.get(key).is_none_or(|(published, _)| *published != rule) {
-                self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
-            }
-            self.published.insert(*key, (rule, planned.table.clone()));
-            if let Some(table) = freed {
-                settled.extend(self.publisher.clear(table)?);
-            }
-        }
-        let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
-        for key in gone {
-            let _ = self.rules.remove(&key);
-            if let Some((rule, _)) = self.published.remove(&key)
-                && rule.table != NONE
-            {
-                settled.extend(self.publisher.clear(rule.table)?);
-            }
-        }
-        Ok(settled)
-    }
-
-    /// The rules that are in force.
-    pub fn rules(&self) -> impl Iterator<Item = (RuleKey, Rule)> {
-        self.published.iter().map(|(key, (rule, _))| (*key, *rule))
-    }
-
-    /// Tells the migrate program which table's members take over when one of these sockets closes.
-    fn name_heirs(&mut self, table: u32, planned: &PlannedTable) {
-        for member in &planned.members {
-            if let Ok(mut info) = self.sockets.get(&member.cookie, 0)
-                && info.table != table
-            {
-                info.table = table;
-                let _ = self.sockets.insert(member.cookie, info, 0);
-            }
-        }
-    }
-
-    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {
-        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
-            let _ = self.managed_ports.remove(port);
-        }
-        for (port, purpose) in wanted.iter().filter(|(port, purpose)| self.ports_written.get(port) != Some(purpose)) {
-            let written = self.managed_ports.insert(port, purpose, 0);
-            written.map_err(KernelError::map("write a port to", "MANAGED_PORTS"))?;
-        }
-        self.ports_written.clone_from(wanted);
-        Ok(())
-    }
-
     /// Every registered socket that still listens. What is known of a closed one is removed by the second call that
     /// finds it closed: the migrate program needs it until the socket's queue is empty.
     pub fn live_sockets(&mut self) -> Vec<(u64, SocketInfo)> {
@@ -182,6 +110,17 @@ impl Kernel {
             .insert(cookie, socket.as_raw_fd(), 0)
             .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
+    }
+
+    /// Puts the listener of paused services into the socket map; it belongs to no backend.
+    pub fn register_pause(&mut self, cookie: u64, socket: &impl std::os::fd::AsRawFd) -> Result<()> {
+        let written = self.listeners.insert(cookie, socket.as_raw_fd(), 0);
+        written.map_err(KernelError::map("put a socket into", "LISTENERS"))
+    }
+
+    /// Whether a socket is in the socket map, which a socket that closes leaves by itself.
+    pub fn is_listening(&self, cookie: u64) -> bool {
+        self.listeners.keys().flatten().any(|listening| listening == cookie)
     }
 
     /// Takes a socket out of the socket map; the socket itself is not touched.

@@ -16,15 +16,21 @@ use pod_steer_ebpf::{ABI_VERSION, Meta, Rule, RuleKey};
 
 use super::{
     Kernel, KernelError, Opened, Result,
+    apply::Published,
     publish::{self, Publisher},
+    sources::Sources,
 };
+
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object; all are pinned under their own names.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 16] = [
     "META",
     "RULES",
     "TABLES",
+    "SWITCHES",
+    "SOURCES",
+    "PROBES",
     "LISTENERS",
     "SOCKETS",
     "MANAGED_PORTS",
@@ -152,9 +158,12 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
 
     let rules: HashMap<MapData, RuleKey, Rule> = map(&mut programs, "RULES")?;
     let written: StdHashMap<RuleKey, Rule> = rules.iter().flatten().collect();
-    let publisher = Publisher::new(&maps.join("TABLES"), written.values().map(|rule| rule.table))?;
+    let sources = Sources::new(map(&mut programs, "SOURCES")?);
+    let used = written.values().map(|rule| rule.table).chain(sources.tables());
+    let publisher = Publisher::new(&maps.join("TABLES"), used)?;
     // What the tables hold is compared when they are first published again.
-    let published: BTreeMap<_, _> = written.into_iter().map(|(key, rule)| (key, (rule, None))).collect();
+    let known = |(key, rule)| (key, Published { rule, ..Published::default() });
+    let published: BTreeMap<_, _> = written.into_iter().map(known).collect();
     let managed_ports: HashMap<MapData, _, u32> = map(&mut programs, "MANAGED_PORTS")?;
     let ports_written: BTreeMap<_, _> = managed_ports.iter().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
@@ -175,6 +184,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
+        switches: map(&mut programs, "SWITCHES")?,
+        sources,
         published,
         closed: Default::default(),
         ports_written,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
-use pod_steer_ebpf::{NONE, Slot, TABLES_MAX};
+use pod_steer_ebpf::{NONE, SWITCH_SIDE, Slot, TABLES_MAX, table_index};
 use tokio::sync::oneshot;
 
 use super::{KernelError, Result, sys};
@@ -49,7 +49,7 @@ impl Settled {
 }
 
 struct Job {
-    table: u32,
+    index: u32,
     inner: MapData,
     done: oneshot::Sender<Outcome>,
 }
@@ -84,12 +84,12 @@ impl Publisher {
         Ok(table)
     }
 
-    /// Makes new connections follow `planned`, in effect when this returns. With `compare`, a table that stands there
+    /// Makes one side of a table (`index` is a [`pod_steer_ebpf::table_index`]) hold `planned`, in effect when this returns. With `compare`, a table that stands there
     /// already is left alone: that is how a restarted daemon takes over without a write.
-    pub fn publish(&mut self, table: u32, planned: &PlannedTable, compare: bool) -> Result<Option<Settled>> {
+    pub fn publish(&mut self, index: u32, planned: &PlannedTable, compare: bool) -> Result<Option<Settled>> {
         let entries = entries(planned);
         if compare
-            && let Ok(current) = self.outer.get(&table, 0)
+            && let Ok(current) = self.outer.get(&index, 0)
             && current.info().is_ok_and(|info| info.max_entries() as usize == entries.len())
             && sys::same_slots(current.fd().as_fd(), &entries).unwrap_or(false)
         {
@@ -98,23 +98,31 @@ impl Publisher {
         let inner = MapData::create(definition(entries.len() as u32), "slots", None)
             .map_err(KernelError::map("make a table for", "TABLES"))?;
         sys::write_slots(inner.fd().as_fd(), &entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
-        self.replace(table, inner).map(Some)
+        self.replace(index, inner).map(Some)
     }
 
-    /// Empties a table that no rule leads to any more, and gives its index back.
-    pub fn clear(&mut self, table: u32) -> Result<Option<Settled>> {
-        let settled = self.publish(table, &PlannedTable::default(), false)?;
+    /// Empties one side of a table.
+    pub fn empty(&mut self, index: u32) -> Result<Option<Settled>> {
+        self.publish(index, &PlannedTable::default(), false)
+    }
+
+    /// Empties a table that nothing leads to any more, and gives its index back.
+    pub fn clear(&mut self, table: u32) -> Result<Vec<Settled>> {
+        let mut settled = Vec::new();
+        for side in 0..=SWITCH_SIDE {
+            settled.extend(self.empty(table_index(table, side))?);
+        }
         self.used.remove(&table);
         Ok(settled)
     }
 
-    fn replace(&mut self, table: u32, inner: MapData) -> Result<Settled> {
+    fn replace(&mut self, index: u32, inner: MapData) -> Result<Settled> {
         let failed = || KernelError::map("publish a table in", "TABLES");
         let id = map_id(&inner).map_err(failed())?;
         let (done, mut outcome) = oneshot::channel();
         // The workers live as long as the sender does.
-        let _ = self.jobs.send(Job { table, inner, done });
-        // >>> New connections move here: a worker's system call replaces the pointer, and we see it done.
+        let _ = self.jobs.send(Job { index, inner, done });
+        // >>> New connections move here, when backends come and go: a worker's system call replaces the pointer, and we see it done.
         let begun = Instant::now();
         loop {
             match outcome.try_recv() {
@@ -122,7 +130,7 @@ impl Publisher {
                 Err(oneshot::error::TryRecvError::Closed) => return Err(failed()(MapError::KeyNotFound)),
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
-            if self.outer.get(&table, 0).and_then(|inner| map_id(&inner)).is_ok_and(|current| current == id) {
+            if self.outer.get(&index, 0).and_then(|inner| map_id(&inner)).is_ok_and(|current| current == id) {
                 return Ok(Settled(Some(outcome)));
             }
             if begun.elapsed() > IN_EFFECT_MAX {
@@ -144,7 +152,7 @@ fn work(outer: &mut Outer, queue: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         // The lock is held while waiting, so that one worker at a time takes the next job.
         let Ok(Ok(job)) = queue.lock().map(|queue| queue.recv()) else { return };
-        let outcome = outer.set(job.table, &job.inner, 0);
+        let outcome = outer.set(job.index, &job.inner, 0);
         let _ = job.done.send(outcome);
     }
 }

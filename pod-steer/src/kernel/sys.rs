@@ -96,6 +96,31 @@ pub fn same_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<bool> {
     Ok(held == slots)
 }
 
+/// Makes a socket drop every packet that comes for it: a classic filter that returns 0.
+pub fn drop_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
+    // SAFETY: the program and its one instruction live during the call, which copies them.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Packets that a socket has dropped, of a listener mostly SYNs for which its accept queue had no room
+/// (`SO_MEMINFO`, Linux 4.12; `SK_MEMINFO_DROPS`).
+pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
+    const SO_MEMINFO: libc::c_int = 55;
+    const SK_MEMINFO_DROPS: usize = 8;
+    get_option::<[u32; 9]>(socket.as_fd(), SO_MEMINFO).map(|values| values[SK_MEMINFO_DROPS])
+}
+
 /// Attaches an `sk_reuseport` program to the group of a socket (`SO_ATTACH_REUSEPORT_EBPF`, Linux 4.5). aya offers it
 /// on the loaded program only, which a helper thread does not have.
 pub fn attach_reuseport(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

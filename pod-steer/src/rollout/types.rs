@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::words;
+
 /// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
 /// decision is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,17 @@ pub enum Policy {
     Latest,
     /// A new version waits for `deploy` or `shift`.
     Manual,
+}
+
+/// Settings of a service: from its labels and the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// What happens when a new version appears.
+    pub policy: Policy,
+    /// How long the weight of a new backend takes to grow, in milliseconds.
+    pub slow_start_ms: u64,
+    /// When no more than this part of the backends pass their checks, in percent, the checks are not trusted.
+    pub panic_percent: u8,
 }
 
 /// What an operator may order about a service.
@@ -169,6 +182,8 @@ pub enum Phase {
     },
     /// New connections go to the new version; old ones are to end.
     Draining {
+        /// Since when, in milliseconds since 1970.
+        since_ms: i64,
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
         /// Ids of the backends that are left.
@@ -180,6 +195,10 @@ pub enum Phase {
     Stepping {
         /// Which step, from 0.
         step: usize,
+        /// Ids and names of the version's backends that were ready then: if one of them is not any more, it goes back.
+        watched: BTreeMap<String, String>,
+        /// Since when, in milliseconds since 1970.
+        since_ms: i64,
         /// When the next one comes, in milliseconds since 1970.
         next_ms: i64,
     },
@@ -187,6 +206,8 @@ pub enum Phase {
     Stopping {
         /// Their ids.
         old: BTreeSet<String>,
+        /// Until when they may take, in milliseconds since 1970.
+        deadline_ms: i64,
     },
     /// It has ended.
     Ended,
@@ -228,4 +249,69 @@ pub enum Outcome {
     WentBack,
     /// Somebody ended it with a rollback.
     Aborted,
+}
+
+impl Outcome {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Left => "left",
+            Self::Failed => "failed",
+            Self::WentBack => "went-back",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+impl Part {
+    /// For people.
+    pub fn title(&self, service: &str) -> String {
+        match self {
+            Self::Service => service.to_owned(),
+            Self::Version(version) => format!("version {version} of {service}"),
+            Self::Backend(id) => format!("backend {} of {service}", id.get(..12).unwrap_or(id)),
+        }
+    }
+}
+
+impl Operation {
+    /// What was ordered, for people.
+    pub fn title(&self) -> String {
+        match &self.order {
+            Order::Deploy(order) => format!("the deploy of {}", order.version),
+            Order::Canary(order) => format!("the canary of {}", order.version),
+            Order::Shift(_) => "the shift".to_owned(),
+            Order::Rollback => "the rollback".to_owned(),
+            Order::Drain(_) => "the drain".to_owned(),
+            Order::Resume(_) => "the resume".to_owned(),
+            Order::Pause => "the pause".to_owned(),
+            Order::Unpause => "the unpause".to_owned(),
+        }
+    }
+
+    /// What it is waiting for, for people.
+    pub fn waiting_for(&self, ready: u32, wanted: u32, left: u64, now_ms: i64) -> String {
+        let within = |deadline_ms: i64| words::time(deadline_ms - now_ms);
+        match &self.phase {
+            Phase::Waiting { deadline_ms } => {
+                format!("{ready} of {wanted} backends are ready; {} left", within(*deadline_ms))
+            }
+            Phase::Draining { deadline_ms, .. } => {
+                format!("{} to end; {} left", words::count(left, "old connection"), within(*deadline_ms))
+            }
+            Phase::Stepping { step, next_ms, .. } => {
+                let steps = if let Order::Canary(order) = &self.order { order.steps.as_slice() } else { &[] };
+                let share = steps.get(*step).map(|share| words::share(*share)).unwrap_or_default();
+                format!("step {} of {}, {share}; next in {}", step + 1, steps.len(), within(*next_ms))
+            }
+            Phase::Stopping { old, .. } => format!("{} to stop", words::count(old.len() as u64, "old backend")),
+            Phase::Ended => String::new(),
+        }
+    }
+
+    /// Whether a rollback can go back behind it.
+    pub fn moves_traffic(&self) -> bool {
+        matches!(self.order, Order::Deploy(_) | Order::Canary(_) | Order::Shift(_))
+    }
 }

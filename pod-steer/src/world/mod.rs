@@ -2,6 +2,7 @@
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
 mod plan;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,12 @@ use ipnet::IpNet;
 use pod_steer_ebpf::{ManagedPort, RuleKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{labels::Spec, netns::Netns, rollout::Decision, slots::Member};
+use crate::{
+    labels::Spec,
+    netns::Netns,
+    rollout::{Decision, Part, Settings},
+    slots::Member,
+};
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
 pub type BackendId = String;
@@ -164,14 +170,16 @@ pub struct World {
     pub claimed: BTreeMap<RuleKey, String>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
+    /// Settings by service; the default for one that is not here.
+    pub settings: BTreeMap<String, Settings>,
     /// What operators have decided, by service.
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that makes SYNs vanish, while there is one.
     pub pause_cookie: Option<u64>,
     /// Now, in milliseconds since 1970: weights grow with it.
     pub now_ms: i64,
-    /// By service: ids of the backends that were ready when some last were.
-    pub last_ready: BTreeMap<String, BTreeSet<BackendId>>,
+    /// By service: ids of the backends that served when their checks were last trusted.
+    pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// By the cookie of a namespace: ports on which somebody listens there who is not managed.
     pub foreign: BTreeMap<u64, BTreeSet<u16>>,
 }
@@ -229,6 +237,12 @@ pub struct Plan {
     pub states: BTreeMap<u32, State>,
     /// What hinders a backend, by index: sentences with the remedy.
     pub hindrances: BTreeMap<u32, Vec<String>>,
+    /// What somebody should look at now, by service: a sentence each.
+    pub alarms: BTreeMap<String, Vec<String>>,
+    /// Ids of the backends that serve, by service; not of a service whose checks are not trusted.
+    pub serving: BTreeMap<String, BTreeSet<BackendId>>,
+    /// When the plan changes by itself, in milliseconds since 1970.
+    pub next_ms: Option<i64>,
 }
 
 /// One rule.
@@ -277,6 +291,10 @@ pub struct PlannedTable {
 pub enum State {
     /// Its sockets get new connections.
     Ready,
+    /// They could, and its version has no share of them, or the service is paused.
+    Standby,
+    /// They could, and the operator has drained it.
+    Drained,
     /// It runs and does not listen yet, or its health is not known yet.
     Starting,
     /// Its health check fails.
@@ -293,7 +311,46 @@ pub enum State {
     NotSteered,
 }
 
+impl State {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Standby => "standby",
+            Self::Drained => "drained",
+            Self::Starting => "starting",
+            Self::Unhealthy => "unhealthy",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Created => "created",
+            Self::NotSteered => "not-steered",
+        }
+    }
+
+    /// Whether new connections could go there.
+    pub fn could_serve(self) -> bool {
+        matches!(self, Self::Ready | Self::Standby | Self::Drained)
+    }
+}
+
 impl World {
+    /// The settings of a service.
+    pub fn settings_of(&self, service: &str) -> Settings {
+        self.settings.get(service).copied().unwrap_or_default()
+    }
+
+    /// Whether the operator has drained a backend, its version, or all of its service.
+    pub fn is_drained(&self, backend: &Backend) -> bool {
+        self.decisions.get(&backend.spec.service).is_some_and(|decision| {
+            decision.drained.iter().any(|part| match part {
+                Part::Service => true,
+                Part::Version(version) => *version == backend.spec.version,
+                Part::Backend(id) => *id == backend.id,
+            })
+        })
+    }
+
     /// The backend with this index in the kernel.
     pub fn by_index(&self, index: u32) -> Option<&Backend> {
         self.backends.values().find(|backend| backend.index == index)
@@ -313,6 +370,13 @@ impl World {
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
         let plan = plan::plan(self);
+        for backend in self.backends.values_mut() {
+            let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
+            backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
+        }
+        let named: BTreeSet<&String> = self.backends.values().map(|backend| &backend.spec.service).collect();
+        self.last_serving.retain(|service, _| named.contains(service));
+        self.last_serving.extend(plan.serving.clone());
         let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
         self.claimed = claims.collect();
         plan

@@ -1,4 +1,5 @@
-//! From facts to a [`Plan`]: who may claim which port, which sockets serve it, and with what weight.
+//! From facts to a [`Plan`]: who may claim which port, and what each backend does. Who serves, and how much, is decided in
+//! `serving`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,14 +11,11 @@ use pod_steer_ebpf::{
     RULE_HAS_ADDRESSES, RuleKey,
 };
 
-use super::{Backend, Health, Network, Phase, Plan, PlannedRule, PlannedTable, Socket, State, World};
-use crate::{labels::Fallback, ports::PortMap, procs::address_bytes, slots::Member};
-
-/// A backend's weight is shared out among its sockets; this number divides evenly by every count up to 16.
-const WEIGHT_UNIT: u64 = 720_720;
-
-/// The sockets of each backend, by its index, with their cookies.
-type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
+use super::{
+    Backend, Health, Network, Phase, Plan, PlannedRule, State, World,
+    serving::{Serving, Sockets},
+};
+use crate::{labels::Fallback, ports::PortMap, procs::address_bytes};
 
 /// Who holds a rule.
 struct Claim<'a> {
@@ -85,9 +83,10 @@ pub(super) fn plan(world: &World) -> Plan {
         }
     }
 
+    let serving = Serving::of(world, &sockets);
     for (key, claim) in &claims {
         plan.namespaces.insert(key.netns_cookie);
-        let table = table(&sockets, key, claim);
+        let (table, networks) = serving.tables(key, claim.service, &claim.parts);
         if table.members.is_empty() && !world.claimed.contains_key(key) {
             continue;
         }
@@ -99,22 +98,23 @@ pub(super) fn plan(world: &World) -> Plan {
             },
             flags: 0,
             table: Some(table),
-            networks: BTreeMap::new(),
+            networks,
         };
         plan.rules.insert(*key, rule);
     }
+    serving.conclude(&mut plan);
     let with_address: Vec<RuleKey> = plan.rules.keys().filter(|key| key.addr != [0; 16]).copied().collect();
     for key in with_address {
         plan.rules.entry(RuleKey { addr: [0; 16], ..key }).or_default().flags |= RULE_HAS_ADDRESSES;
     }
 
-    let serving: BTreeSet<u32> =
+    let served: BTreeSet<u32> =
         plan.rules.values().flat_map(|rule| rule.table.iter().flat_map(|t| &t.members)).map(|m| m.backend).collect();
     for backend in world.backends.values() {
         let listens = sockets.contains_key(&backend.index);
         let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
-        let serving = here && serving.contains(&backend.index);
-        let state = state(backend, &plan, here && listens, serving);
+        let served = here && served.contains(&backend.index);
+        let state = state(world, backend, &plan, here && listens, served);
         plan.states.insert(backend.index, state);
     }
     plan
@@ -177,37 +177,7 @@ fn keys(netns_cookie: u64, map: &PortMap) -> Vec<RuleKey> {
     }
 }
 
-/// Whether a backend gets new connections, its sockets apart.
-fn eligible(backend: &Backend) -> bool {
-    backend.phase == Phase::Running && matches!(backend.health, Health::Unchecked | Health::Healthy)
-}
-
-/// Whether clients of this family can be given to this socket (`bpf_sk_assign` answers `EAFNOSUPPORT` else).
-fn takes(socket: &Socket, family: u8) -> bool {
-    match (socket.ip, family) {
-        (IpAddr::V4(_), family) => family == FAMILY_V4,
-        (IpAddr::V6(_), FAMILY_V6) => true,
-        (IpAddr::V6(ip), _) => !socket.v6only && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
-    }
-}
-
-fn table(sockets: &Sockets<'_>, key: &RuleKey, claim: &Claim<'_>) -> PlannedTable {
-    let mut members = BTreeMap::new();
-    for (backend, port) in claim.parts.iter().filter(|(backend, _)| eligible(backend)) {
-        let fits = |socket: &Socket| {
-            socket.port == *port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
-        };
-        let own = sockets.get(&backend.index).into_iter().flatten();
-        let sockets: Vec<u64> = own.filter(|(_, socket)| fits(socket)).map(|(cookie, _)| *cookie).collect();
-        for cookie in &sockets {
-            let weight = u64::from(backend.spec.weight) * WEIGHT_UNIT / sockets.len() as u64;
-            members.insert(*cookie, Member { cookie: *cookie, backend: backend.index, weight });
-        }
-    }
-    PlannedTable { members: members.into_values().filter(|member| member.weight > 0).collect() }
-}
-
-fn state(backend: &Backend, plan: &Plan, listens: bool, serving: bool) -> State {
+fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: bool) -> State {
     match backend.phase {
         Phase::Created => return State::Created,
         Phase::Exited => return State::Exited,
@@ -215,17 +185,19 @@ fn state(backend: &Backend, plan: &Plan, listens: bool, serving: bool) -> State 
         Phase::Paused => return State::Paused,
         Phase::Running => {}
     }
-    match backend.health {
-        Health::Unhealthy => return State::Unhealthy,
-        Health::Starting => return State::Starting,
-        Health::Unchecked | Health::Healthy => {}
+    for health in [backend.health, backend.probed] {
+        match health {
+            Health::Unhealthy => return State::Unhealthy,
+            Health::Starting => return State::Starting,
+            Health::Unchecked | Health::Healthy => {}
+        }
     }
     let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
-    if serving || (listens && backend.spec.weight == 0 && !hindered) {
-        State::Ready
-    } else if hindered || listens {
-        State::NotSteered
-    } else {
-        State::Starting
+    match (served, hindered, listens) {
+        (true, _, _) => State::Ready,
+        (false, true, _) => State::NotSteered,
+        (false, false, false) => State::Starting,
+        (false, false, true) if world.is_drained(backend) => State::Drained,
+        (false, false, true) => State::Standby,
     }
 }

@@ -1,0 +1,52 @@
+//! Steering in the namespaces where it is planned: the lookup program is loaded for each, beside the loop.
+
+use tokio::task::spawn_blocking;
+use tracing::error;
+
+use super::{Input, control::Control, inputs::Answer};
+use crate::{api::types::Registered, kernel::KernelError, world::Plan};
+
+impl Control {
+    /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
+    pub(super) fn attach_namespaces(&mut self, plan: &Plan) {
+        for cookie in &plan.namespaces {
+            let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
+            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
+                continue;
+            };
+            let (cookie, inputs) = (*cookie, self.inputs.clone());
+            self.attaching.insert(cookie, Vec::new());
+            spawn_blocking(move || {
+                let _ = inputs.blocking_send(Input::Attached { cookie, result: attachment.run() });
+            });
+        }
+    }
+
+    /// Whether a namespace is being attached.
+    pub(super) fn is_attaching(&self, cookie: u64) -> bool {
+        self.attaching.contains_key(&cookie)
+    }
+
+    pub(super) fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
+        let failure = result.err().map(|error| crate::chain(&error));
+        if failure.is_none() {
+            self.world.steered.insert(cookie);
+        }
+        if let Some(error) = &failure {
+            error!(%error, cookie, "cannot steer in a network namespace");
+        }
+        for (made, answer) in self.attaching.remove(&cookie).into_iter().flatten() {
+            let _ = answer.send(failure.clone().map_or(Ok(made), Err));
+        }
+        self.touch();
+    }
+
+    /// Answers when the backend that was made is steered to.
+    pub(super) fn answer(&mut self, made: Result<Registered, String>, answer: Answer) {
+        let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(&made.id)).and_then(|b| b.netns);
+        match (made, netns.and_then(|netns| self.attaching.get_mut(&netns.cookie))) {
+            (Ok(made), Some(waiting)) => waiting.push((made, answer)),
+            (made, _) => drop(answer.send(made)),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Paused services: SYNs are given to a listener that drops them, so that clients wait in their own retries.
+//!
+//! The listener belongs to a process of its own, in a cgroup of its own: were it the daemon's, the daemon's death would
+//! close it, and clients would be refused.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities},
+};
+use tracing::{info, warn};
+
+use super::{control::Control, processes::base_cgroup};
+use crate::{kernel::sys, procs};
+
+/// Name of the cgroup, beside those of `exec`.
+const CGROUP: &str = "paused";
+
+impl Control {
+    fn pause_cgroup(&self) -> PathBuf {
+        base_cgroup(self.cgroups.mount(), &self.bpffs).join(CGROUP)
+    }
+
+    /// Sees to it that the listener is there: the one that an earlier daemon made, or a new one.
+    pub(super) fn ensure_pause(&mut self) -> Result<(), String> {
+        if self.world.pause_cookie.is_some_and(|cookie| self.kernel.is_listening(cookie)) {
+            return Ok(());
+        }
+        let cgroup = self.pause_cgroup();
+        let found = procs::listeners_in_cgroup(&cgroup, |_| true).unwrap_or_default();
+        let cookie = match found.into_iter().find(|socket| self.kernel.is_listening(socket.cookie)) {
+            Some(socket) => socket.cookie,
+            None => self.hold_pause(&cgroup).map_err(|e| format!("the listener of paused services cannot be made: {e}"))?,
+        };
+        self.world.pause_cookie = Some(cookie);
+        self.touch();
+        Ok(())
+    }
+
+    fn hold_pause(&mut self, cgroup: &PathBuf) -> io::Result<u64> {
+        self.end_pause_holder();
+        let listener = silent_listener()?;
+        let cookie = sockopt::socket_cookie(&listener)?;
+        self.kernel.register_pause(cookie, &listener).map_err(io::Error::other)?;
+        fs::create_dir_all(cgroup)?;
+        let holder = Command::new("/proc/self/exe")
+            .arg("hold-pause")
+            .stdin(Stdio::from(listener))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // Whatever ends the daemon with its cgroup does not end the holder. It is our child: its pid cannot be another's.
+        fs::write(cgroup.join("cgroup.procs"), holder.id().to_string())?;
+        info!(pid = holder.id(), "holds the listener of paused services");
+        self.orders.pause_holder = Some(holder);
+        Ok(cookie)
+    }
+
+    /// Another listener, if the one of a paused service is gone.
+    pub(super) fn keep_pause(&mut self) {
+        if self.world.pause_cookie.is_some_and(|cookie| !self.kernel.is_listening(cookie))
+            && let Err(error) = self.ensure_pause()
+        {
+            warn!(%error, "clients of paused services are refused");
+        }
+    }
+
+    /// Lets the listener go when no service is paused any more.
+    pub(super) fn leave_pause(&mut self) {
+        if self.world.pause_cookie.is_none() || self.world.decisions.values().any(|decision| decision.paused) {
+            return;
+        }
+        self.world.pause_cookie = None;
+        self.end_pause_holder();
+    }
+
+    fn end_pause_holder(&mut self) {
+        let cgroup = self.pause_cgroup();
+        if cgroup.exists()
+            && let Err(error) = fs::write(cgroup.join("cgroup.kill"), "1")
+        {
+            warn!(%error, "the holder of the listener of paused services goes on");
+        }
+        if let Some(mut holder) = self.orders.pause_holder.take() {
+            let _ = holder.wait();
+        }
+        let _ = fs::remove_dir(cgroup);
+    }
+}
+
+/// The process that holds the listener, if it is our child.
+pub(super) type Holder = Child;
+
+/// A listener that never answers. It takes clients of both families: an IPv6 socket at an IPv4 address is not IPv6-only.
+fn silent_listener() -> io::Result<OwnedFd> {
+    let mapped = SocketAddr::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), 0);
+    let ip4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    let open = |family, addr: SocketAddr| -> io::Result<OwnedFd> {
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sys::drop_everything(socket.as_fd())?;
+        bind(&socket, &addr)?;
+        listen(&socket, 1)?;
+        Ok(socket)
+    };
+    // A machine without IPv6 has no clients of that family either.
+    open(AddressFamily::INET6, mapped).or_else(|_| open(AddressFamily::INET, ip4))
+}
+
+/// `pod-steer hold-pause`: keeps its standard input open until it is ended.
+pub fn hold() -> ! {
+    let _ = rustix::process::setsid();
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    let _ = set_capabilities(None, none);
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,75 @@
+//! What happens by itself when a new version appears: the policies `latest` and `manual`.
+
+use std::collections::BTreeMap;
+
+use tracing::warn;
+
+use super::control::Control;
+use crate::rollout::{DeployOrder, Operation, Order, Policy, ShiftOrder, View};
+
+/// Times of a deploy that the policy `latest` begins.
+const TIMEOUT_MS: u64 = 60_000;
+const DRAIN_TIMEOUT_MS: u64 = 30_000;
+
+impl Control {
+    /// Lets every policy do what is due.
+    pub(super) fn follow_policies(&mut self) {
+        let due: Vec<(String, Order)> = self
+            .world
+            .settings
+            .iter()
+            .filter(|(service, settings)| settings.policy != Policy::Balance && !self.orders.operations.contains_key(*service))
+            .filter_map(|(service, settings)| Some((service.clone(), self.due(service, settings.policy)?)))
+            .collect();
+        for (service, order) in due {
+            let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });
+            if let Err(error) = self.carry_out(&service, order, who) {
+                warn!(%service, %error, "a policy could not be followed");
+            }
+        }
+    }
+
+    fn due(&self, service: &str, policy: Policy) -> Option<Order> {
+        let view = self.view(service);
+        let ages = ages(&view);
+        let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());
+        let Some(weights) = weights else {
+            // The first version that is ready serves; from then on every other one waits.
+            let first = ages.iter().find(|(_, version)| view.ready(version).next().is_some())?;
+            let weights = BTreeMap::from([(first.1.clone(), 1)]);
+            return Some(Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() }));
+        };
+        let (appeared_ms, newest) = ages.last()?;
+        let serves_alone = weights.iter().all(|(version, weight)| version == newest || *weight == 0);
+        let present = view.present(newest).count();
+        let all_ready = present > 0 && view.ready(newest).count() == present;
+        // Whatever was decided since it appeared was decided knowing it: a rollback is not undone.
+        let decided = |operation: &Operation| {
+            (operation.moves_traffic() || operation.order == Order::Rollback) && operation.begun_ms > *appeared_ms
+        };
+        if policy != Policy::Latest || serves_alone || !all_ready || self.orders.ledger.history(Some(service)).iter().any(decided)
+        {
+            return None;
+        }
+        Some(Order::Deploy(DeployOrder {
+            version: newest.clone(),
+            backends: None,
+            timeout_ms: TIMEOUT_MS,
+            drain_timeout_ms: DRAIN_TIMEOUT_MS,
+            stop_old: false,
+            keep_old_ms: None,
+        }))
+    }
+}
+
+/// The versions by the time when the first backend of each that is there was made.
+fn ages(view: &View) -> Vec<(i64, String)> {
+    let mut first: BTreeMap<&str, i64> = BTreeMap::new();
+    for backend in view.backends.values() {
+        let age = first.entry(&backend.version).or_insert(backend.created_ms);
+        *age = backend.created_ms.min(*age);
+    }
+    let mut ages: Vec<(i64, String)> = first.into_iter().map(|(version, ms)| (ms, version.to_owned())).collect();
+    ages.sort();
+    ages
+}

@@ -1,0 +1,81 @@
+//! Stopping old backends: containers through their engine, commands of `exec` by a signal.
+
+use std::collections::BTreeSet;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tracing::{info, warn};
+
+use super::control::Control;
+use crate::{engine, world::Kind};
+
+impl Control {
+    pub(super) fn stop_backends(&self, ids: &BTreeSet<String>) {
+        for id in ids {
+            let Some(backend) = self.world.backends.get(id) else { continue };
+            let name = backend.name.clone();
+            match &backend.kind {
+                Kind::Container { engine } => {
+                    let (engine, id) = (engine.clone(), id.clone());
+                    info!(container = %name, "is told to stop");
+                    tokio::spawn(async move {
+                        if let Err(error) = engine::stop(&engine, &id).await {
+                            warn!(container = %name, %error, "could not be stopped");
+                        }
+                    });
+                }
+                Kind::Exec => {
+                    if let Some(path) = self.paths.get(&backend.index) {
+                        info!(backend = %name, "is told to stop");
+                        terminate(path);
+                    }
+                }
+                Kind::Registered { .. } => info!(backend = %name, "was not started by us, so it is not stopped"),
+            }
+        }
+    }
+
+    /// Looks at the accept queues of the backends that a canary watches, beside the loop.
+    pub(super) fn look_at_queues(&self) {
+        let watched = self.orders.operations.values().filter_map(|operation| match &operation.phase {
+            crate::rollout::Phase::Stepping { watched, .. } => Some(watched.keys()),
+            _ => None,
+        });
+        for backend in watched.flatten().filter_map(|id| self.world.backends.get(id)) {
+            let Some(path) = self.paths.get(&backend.index).cloned() else { continue };
+            let ports = backend.spec.listening_ports();
+            let (index, inputs) = (backend.index, self.inputs.clone());
+            tokio::task::spawn_blocking(move || {
+                let sockets = crate::procs::listeners_in_cgroup(&path, |bound| ports.contains(&bound.port()));
+                let drops = |socket: &crate::procs::FoundSocket| crate::kernel::sys::drops(&socket.fd).unwrap_or(0);
+                let dropped: u64 = sockets.unwrap_or_default().iter().map(|socket| u64::from(drops(socket))).sum();
+                let _ = inputs.blocking_send(super::Input::Dropped { index, dropped });
+            });
+        }
+    }
+
+    pub(super) fn dropped(&mut self, index: u32, dropped: u64) {
+        self.orders.overflows.entry(index).and_modify(|(_, now)| *now = dropped).or_insert((dropped, dropped));
+    }
+}
+
+/// SIGTERM to every process of a cgroup.
+fn terminate(cgroup: &std::path::Path) {
+    let pids = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        // The pid may have become another process's since it was read; the pidfd cannot.
+        let still = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero()));
+        let name = cgroup.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if still.is_ok_and(|text| in_cgroup(&text, name))
+            && let Err(error) = pidfd_send_signal(&pidfd, Signal::TERM)
+        {
+            warn!(pid = pid.as_raw_nonzero(), %error, "could not be told to stop");
+        }
+    }
+}
+
+/// Whether `/proc/PID/cgroup` names a cgroup, or one below it.
+fn in_cgroup(text: &str, name: &str) -> bool {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    !name.is_empty() && path.split('/').any(|part| part == name)
+}

@@ -1,0 +1,167 @@
+//! Whether an order makes sense, before anything is changed.
+
+use super::{CanaryOrder, Decision, Operation, Order, PartOrder, ShiftOrder, View, words};
+use crate::{labels::WEIGHT_MAX, ports::quoted};
+
+/// The whole, in hundredths of a percent.
+pub(super) const WHOLE: u32 = 10_000;
+
+/// Why an order is refused; one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It makes no sense.
+    #[error("{0}")]
+    Input(String),
+    /// Somebody else holds the service.
+    #[error("{0}")]
+    Held(String),
+}
+
+fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::Input(text.into()))
+}
+
+/// Checks an order against the service as it is. `services` are all that there are.
+pub fn check(
+    order: &Order,
+    view: &View,
+    services: &[&str],
+    decision: &Decision,
+    running: Option<&Operation>,
+    last: Option<&Operation>,
+) -> Result<(), Refusal> {
+    if view.backends.is_empty() {
+        let there = if services.is_empty() { "there is none".to_owned() } else { services.join(", ") };
+        return refuse(format!("there is no service {}; known: {there}", quoted(&view.service)));
+    }
+    if let Some(held) = running
+        && !matches!(order, Order::Rollback)
+    {
+        return Err(Refusal::Held(format!(
+            "{} is held by {}: {} goes on since {}; wait for it, or end it: pod-steer rollback {}",
+            view.service,
+            held.who,
+            held.title(),
+            clock(held.begun_ms),
+            view.service
+        )));
+    }
+    match order {
+        Order::Deploy(deploy) => {
+            version(view, &deploy.version)?;
+            if deploy.timeout_ms == 0 {
+                return refuse("the time-out is over already; give it some time, as in 60s");
+            }
+            if deploy.backends == Some(0) {
+                return refuse("no backend is to be ready; ask for one at least");
+            }
+        }
+        Order::Canary(canary) => check_canary(view, canary)?,
+        Order::Shift(shift) => check_shift(view, decision, shift)?,
+        Order::Rollback => {
+            if running.is_none() && last.is_none() {
+                return refuse(format!(
+                    "nothing to go back to: no deploy, shift or canary of {} is known; see pod-steer history",
+                    view.service
+                ));
+            }
+        }
+        Order::Drain(part) => drop(check_part(view, part)?),
+        Order::Resume(part) => {
+            let part = check_part(view, part)?;
+            if !decision.drained.contains(&part) {
+                return refuse(format!("{} is not drained; pod-steer status says what is", part.title(&view.service)));
+            }
+        }
+        Order::Pause if decision.paused => return refuse(format!("{} is paused already", view.service)),
+        Order::Unpause if !decision.paused => return refuse(format!("{} is not paused", view.service)),
+        Order::Pause | Order::Unpause => {}
+    }
+    Ok(())
+}
+
+fn version(view: &View, version: &str) -> Result<(), Refusal> {
+    if view.present(version).next().is_some() {
+        return Ok(());
+    }
+    let known = view.versions().join(", ");
+    refuse(format!("{} has no backend of version {}; its versions: {known}", view.service, quoted(version)))
+}
+
+fn check_canary(view: &View, canary: &CanaryOrder) -> Result<(), Refusal> {
+    version(view, &canary.version)?;
+    if let Some(share) = canary.steps.iter().find(|share| **share > WHOLE) {
+        return refuse(format!("a step of {} is more than there is; give 100 % at the most", words::share(*share)));
+    }
+    if !canary.steps.is_sorted_by(|a, b| a < b) || canary.steps.last() != Some(&WHOLE) {
+        return refuse("the steps of a canary grow, and the last is 100 %; as in 1%,5%,25%,100%");
+    }
+    if canary.timeout_ms == 0 || canary.every_ms == 0 {
+        return refuse("a canary's steps and its time-out last longer than nothing; as in --every 2m --timeout 60s");
+    }
+    if !view.backends.values().any(|backend| backend.version != canary.version && backend.state.could_serve()) {
+        return refuse(format!(
+            "only {} serves {}: a canary needs another version beside it; deploy it instead",
+            canary.version, view.service
+        ));
+    }
+    Ok(())
+}
+
+fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(), Refusal> {
+    for named in shift.weights.keys().chain(shift.from.values()) {
+        version(view, named)?;
+    }
+    if let Some((version, weight)) = shift.weights.iter().find(|(_, weight)| **weight > WEIGHT_MAX) {
+        return refuse(format!("the weight {weight} of {version} is too large; give {WEIGHT_MAX} at the most"));
+    }
+    if !shift.weights.is_empty() && shift.weights.values().all(|weight| *weight == 0) {
+        return refuse("all weights are zero: nobody would serve; to let nobody in, drain or pause the service");
+    }
+    if shift.balance && !shift.weights.is_empty() {
+        return refuse("weights and --balance contradict each other; give one of the two");
+    }
+    if let Some(network) = shift.not_from.iter().find(|network| !decision.traffic.from.contains_key(*network)) {
+        let known: Vec<String> = decision.traffic.from.keys().map(ToString::to_string).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        return refuse(format!("the network {network} is not treated apart; those that are: {known}"));
+    }
+    if shift.weights.is_empty() && !shift.balance && shift.from.is_empty() && shift.not_from.is_empty() {
+        return refuse("nothing to shift; give weights, as in v1=90 v2=10, or a network, as in --from 10.0.0.0/8=v2");
+    }
+    Ok(())
+}
+
+/// The part that is meant.
+pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<super::Part, Refusal> {
+    use super::Part;
+    match (&part.version, &part.backend) {
+        (Some(_), Some(_)) => refuse("a version and a backend at once; give one of the two"),
+        (None, None) => Ok(Part::Service),
+        (Some(named), None) => match view.backends.values().any(|backend| backend.version == *named) {
+            true => Ok(Part::Version(named.clone())),
+            false => version(view, named).map(|()| Part::Version(named.clone())),
+        },
+        (None, Some(named)) => {
+            let of_name: Vec<&String> =
+                view.backends.iter().filter(|(_, backend)| backend.name == *named).map(|(id, _)| id).collect();
+            let of_id: Vec<&String> =
+                view.backends.keys().filter(|id| !named.is_empty() && id.starts_with(named.as_str())).collect();
+            let found = if of_name.is_empty() { of_id } else { of_name };
+            match found.as_slice() {
+                [id] => Ok(Part::Backend((*id).clone())),
+                [] => {
+                    let known: Vec<&str> = view.backends.values().map(|backend| backend.name.as_str()).collect();
+                    let (service, named) = (&view.service, quoted(named));
+                    refuse(format!("{service} has no backend {named}; its backends: {}", known.join(", ")))
+                }
+                _ => refuse(format!("{} could be one of several backends; give its whole id", quoted(named))),
+            }
+        }
+    }
+}
+
+/// A time of day, for people.
+fn clock(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map(|time| time.strftime("%H:%M:%S UTC").to_string()).unwrap_or_default()
+}

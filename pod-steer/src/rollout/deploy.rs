@@ -1,0 +1,104 @@
+//! A deploy: wait until the version is ready, move everything at once, let old connections end, stop what is old.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
+    step::{Effect, Progress, can_serve, decide, done, end, go_back, is_ready, live},
+    words,
+};
+use crate::world::State;
+
+/// Longest that old backends may take to stop; engines end them after ten seconds by themselves.
+const STOP_MAX_MS: i64 = 60_000;
+
+pub(super) fn step(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    view: &View,
+    decision: &Decision,
+    now_ms: i64,
+) -> Progress {
+    match operation.phase.clone() {
+        Phase::Waiting { deadline_ms } => {
+            if is_ready(operation, view, &order.version, order.backends, deadline_ms, now_ms) {
+                return switch(operation, order, view, decision, now_ms);
+            }
+            Progress::default()
+        }
+        Phase::Draining { since_ms, deadline_ms, old, connections } => {
+            if view.ready(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
+                let reason = format!("no backend of {} is ready any more", order.version);
+                return go_back(operation, decision, now_ms, reason);
+            }
+            let left = live(view, &old);
+            if left > 0 && now_ms < deadline_ms {
+                return Progress::default();
+            }
+            let ended = words::count(connections.saturating_sub(left), "connection");
+            let mut detail = format!("{ended}, after {}", words::time(now_ms - since_ms));
+            if left > 0 {
+                detail.push_str(&format!("; {left} left"));
+            }
+            done(operation, "drained", now_ms - since_ms, detail);
+            drained(operation, order, old, left, now_ms)
+        }
+        Phase::Stopping { old, deadline_ms } => {
+            let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
+            let running = old.iter().filter(running).count() as u64;
+            if running == 0 {
+                done(operation, "stopped", 0, words::count(old.len() as u64, "backend"));
+                conclude(operation, order, 0, now_ms);
+            } else if now_ms >= deadline_ms {
+                let message = format!("{} did not stop; the new version serves", words::count(running, "old backend"));
+                end(operation, Outcome::Left, now_ms, message);
+            }
+            Progress::default()
+        }
+        Phase::Stepping { .. } | Phase::Ended => Progress::default(),
+    }
+}
+
+fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now_ms: i64) -> Progress {
+    let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
+    let old: BTreeSet<String> = others.map(|(id, _)| id.clone()).collect();
+    let connections = live(view, &old);
+    let deadline_ms = now_ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
+    operation.phase = Phase::Draining { since_ms: now_ms, deadline_ms, old, connections };
+    let decision = decide(decision, |next| {
+        next.traffic = Traffic { weights: Some(BTreeMap::from([(order.version.clone(), 1)])), from: BTreeMap::new() };
+        // Whoever deploys a version wants it to serve.
+        next.drained.retain(|part| match part {
+            Part::Service => true,
+            Part::Version(version) => *version != order.version,
+            Part::Backend(id) => view.backends.get(id).is_none_or(|backend| backend.version != order.version),
+        });
+    });
+    Progress { decision, effects: vec![Effect::KeepAll] }
+}
+
+fn drained(operation: &mut Operation, order: &DeployOrder, old: BTreeSet<String>, left: u64, now_ms: i64) -> Progress {
+    let mut progress = Progress::default();
+    if let Some(keep_ms) = order.keep_old_ms {
+        let at_ms = now_ms.saturating_add(i64::try_from(keep_ms).unwrap_or(i64::MAX));
+        progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
+        conclude(operation, order, left, now_ms);
+    } else if order.stop_old && left == 0 {
+        operation.phase = Phase::Stopping { old: old.clone(), deadline_ms: now_ms + STOP_MAX_MS };
+        progress.effects.push(Effect::Stop(old));
+    } else {
+        conclude(operation, order, left, now_ms);
+    }
+    progress
+}
+
+fn conclude(operation: &mut Operation, order: &DeployOrder, left: u64, now_ms: i64) {
+    let (service, version) = (operation.service.clone(), &order.version);
+    if left == 0 {
+        return end(operation, Outcome::Done, now_ms, format!("{version} has all connections of {service}"));
+    }
+    let left = words::count(left, "old connection");
+    let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
+    let message = format!("{version} has all new connections of {service}; {left} went on at the deadline{stopped}");
+    end(operation, Outcome::Left, now_ms, message);
+}

@@ -1,0 +1,213 @@
+//! What operations have in common: beginning, becoming ready, going back, ending.
+
+use std::collections::BTreeSet;
+
+use super::{
+    CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
+    check, deploy, words,
+};
+
+/// A backend counts as ready when it has been for so long: one that comes and goes is not.
+const STABLE_MS: i64 = 500;
+
+/// What is to be done besides storing the operation and the decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Stop these backends, by id, now.
+    Stop(BTreeSet<String>),
+    /// Stop them at that time, unless something is decided before.
+    StopLater {
+        /// The version that replaced them.
+        version: String,
+        /// Their ids.
+        old: BTreeSet<String>,
+        /// When, in milliseconds since 1970.
+        at_ms: i64,
+    },
+    /// Old backends that were kept are kept on: they are needed again.
+    KeepAll,
+}
+
+/// What follows from a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// The decision, if it changes.
+    pub decision: Option<Decision>,
+    /// What is to be done.
+    pub effects: Vec<Effect>,
+}
+
+pub(super) fn decide(decision: &Decision, change: impl FnOnce(&mut Decision)) -> Option<Decision> {
+    let mut next = decision.clone();
+    change(&mut next);
+    if next == *decision {
+        return None;
+    }
+    next.revision = decision.revision.wrapping_add(1);
+    Some(next)
+}
+
+pub(super) fn done(operation: &mut Operation, name: &str, took_ms: i64, detail: String) {
+    let took_us = u64::try_from(took_ms).unwrap_or(0) * 1000;
+    operation.steps.push(Step { name: name.to_owned(), took_us, detail });
+}
+
+/// Ends an operation.
+pub fn end(operation: &mut Operation, outcome: Outcome, now_ms: i64, message: impl Into<String>) {
+    operation.phase = Phase::Ended;
+    operation.end = Some(End { outcome, at_ms: now_ms, message: message.into() });
+}
+
+/// Begins what was checked. What needs no time has ended when this returns. `last` is what a rollback goes back behind.
+pub fn begin(
+    operation: &mut Operation,
+    view: &View,
+    decision: &Decision,
+    last: Option<&Operation>,
+    now_ms: i64,
+) -> Progress {
+    let mut progress = Progress::default();
+    let mut message = String::new();
+    match operation.order.clone() {
+        Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
+            let deadline_ms = now_ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
+            operation.phase = Phase::Waiting { deadline_ms };
+            return progress;
+        }
+        Order::Shift(shift) => {
+            progress.decision = decide(decision, |next| shifted(&mut next.traffic, &shift));
+            message = format!(
+                "new connections of {}: {}",
+                operation.service,
+                words_of(progress.decision.as_ref().unwrap_or(decision))
+            );
+        }
+        Order::Rollback => {
+            let before = last.map(|last| last.before.clone()).unwrap_or_default();
+            progress.decision = decide(decision, |next| next.traffic = before);
+            progress.effects.push(Effect::KeepAll);
+            let title = last.map(Operation::title).unwrap_or_default();
+            let now = words_of(progress.decision.as_ref().unwrap_or(decision));
+            message = format!("{} is as it was before {title}: {now}", operation.service);
+        }
+        Order::Drain(part) => {
+            if let Ok(part) = check::check_part(view, &part) {
+                message = format!("{} gets no new connections", part.title(&operation.service));
+                progress.decision = decide(decision, |next| _ = next.drained.insert(part));
+            }
+        }
+        Order::Resume(part) => {
+            if let Ok(part) = check::check_part(view, &part) {
+                message = format!("{} gets new connections again", part.title(&operation.service));
+                progress.decision = decide(decision, |next| _ = next.drained.remove(&part));
+            }
+        }
+        Order::Pause => {
+            progress.decision = decide(decision, |next| next.paused = true);
+            message = format!("new connections to {} wait", operation.service);
+        }
+        Order::Unpause => {
+            progress.decision = decide(decision, |next| next.paused = false);
+            message = format!("new connections to {} come in again", operation.service);
+        }
+    }
+    end(operation, Outcome::Done, now_ms, message);
+    progress
+}
+
+fn shifted(traffic: &mut Traffic, shift: &ShiftOrder) {
+    if shift.balance {
+        traffic.weights = None;
+    }
+    if !shift.weights.is_empty() {
+        traffic.weights = Some(shift.weights.clone());
+    }
+    traffic.from.retain(|network, _| !shift.not_from.contains(network));
+    traffic.from.extend(shift.from.clone());
+}
+
+/// Where new connections go, for people.
+fn words_of(decision: &Decision) -> String {
+    let mut words = match &decision.traffic.weights {
+        None => "all versions share".to_owned(),
+        Some(weights) => {
+            let given = weights.iter().filter(|(_, weight)| **weight > 0);
+            given.map(|(version, weight)| format!("{version}={weight}")).collect::<Vec<_>>().join(" ")
+        }
+    };
+    for (network, version) in &decision.traffic.from {
+        words.push_str(&format!(", {network} to {version}"));
+    }
+    words
+}
+
+/// The next step of an operation, if it is due.
+pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now_ms: i64) -> Progress {
+    match operation.order.clone() {
+        Order::Deploy(order) => deploy::step(operation, &order, view, decision, now_ms),
+        Order::Canary(order) => canary::step(operation, &order, view, decision, now_ms),
+        _ => Progress::default(),
+    }
+}
+
+/// Whether the wanted backends of a version are ready, and have been for a while; at the deadline the operation fails.
+pub(super) fn is_ready(
+    operation: &mut Operation,
+    view: &View,
+    version: &str,
+    wanted: Option<u32>,
+    deadline_ms: i64,
+    now_ms: i64,
+) -> bool {
+    let present = view.present(version).count();
+    let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
+    let stable = view
+        .ready(version)
+        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STABLE_MS));
+    let ready = stable.count();
+    if ready >= wanted {
+        let took_ms = now_ms - operation.begun_ms;
+        let detail = format!("{ready} of {wanted} backends of {version}, after {}", words::time(took_ms));
+        done(operation, "ready", took_ms, detail);
+        return true;
+    }
+    if now_ms >= deadline_ms {
+        let after = words::time(now_ms - operation.begun_ms);
+        let why = reasons(view, version);
+        let message =
+            format!("{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed");
+        end(operation, Outcome::Failed, now_ms, message);
+    }
+    false
+}
+
+/// Why backends of a version are not ready.
+fn reasons(view: &View, version: &str) -> String {
+    let of_version =
+        view.backends.values().filter(|backend| backend.version == version && !backend.state.could_serve());
+    let mut reasons: Vec<String> = of_version
+        .map(|backend| format!("{} is {}{}", backend.name, backend.state.word(), backend.problem_in_brackets()))
+        .collect();
+    if reasons.is_empty() {
+        let there = view.present(version).count();
+        reasons.push(format!("there are {there}, and they have not been ready for long enough"));
+    }
+    reasons.join(", ")
+}
+
+pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now_ms: i64, reason: String) -> Progress {
+    let before = operation.before.clone();
+    let decision = decide(decision, |next| next.traffic = before);
+    let message = format!("{reason}; {} is as it was before", operation.service);
+    end(operation, Outcome::WentBack, now_ms, message);
+    Progress { decision, effects: vec![Effect::KeepAll] }
+}
+
+pub(super) fn can_serve(view: &View, id: &str) -> bool {
+    view.backends.get(id).is_some_and(|backend| backend.state.could_serve())
+}
+
+/// Connections that backends hold.
+pub(super) fn live(view: &View, ids: &BTreeSet<String>) -> u64 {
+    ids.iter().filter_map(|id| view.backends.get(id)).map(|backend| backend.live).sum()
+}

@@ -1,0 +1,224 @@
+//! Who serves, and how much: what operators decided, what checks say, and what to do when both leave nobody.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, RuleKey};
+
+use super::{Backend, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedTable, Socket, World};
+use crate::{
+    rollout::{Decision, Policy},
+    slots::Member,
+};
+
+/// A version's weight is shared out among its backends, and theirs among their sockets. This number leaves room for both,
+/// and divides evenly by every count up to 16.
+const WEIGHT_UNIT: u128 = 720_720;
+
+/// A backend begins its slow start with this part of its weight, in thousandths.
+const RAMP_START: u64 = 100;
+/// Its whole weight.
+const RAMP_END: u64 = 1000;
+/// Steps of a slow start, and the least time between two of them in milliseconds.
+const RAMP_STEPS: u64 = 50;
+const RAMP_STEP_MS: u64 = 200;
+
+/// The sockets of each backend, by its index, with their cookies.
+pub(super) type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
+
+/// Who serves, of every service.
+pub(super) struct Serving<'a> {
+    world: &'a World,
+    sockets: &'a Sockets<'a>,
+    services: BTreeMap<&'a str, Service<'a>>,
+}
+
+/// Who serves, of one service.
+#[derive(Default)]
+struct Service<'a> {
+    decision: Option<&'a Decision>,
+    /// Shares by version, if they count.
+    weights: Option<&'a BTreeMap<String, u32>>,
+    /// Indices of the backends that may serve.
+    usable: BTreeSet<u32>,
+    /// Of the versions that networks come to.
+    by_version: BTreeMap<&'a str, BTreeSet<u32>>,
+    /// Checks have left too few, and the last ones that passed serve on: not a set to be remembered.
+    is_last_set: bool,
+    alarms: Vec<String>,
+}
+
+impl<'a> Serving<'a> {
+    pub(super) fn of(world: &'a World, sockets: &'a Sockets<'a>) -> Self {
+        let mut backends: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
+        for backend in world.backends.values() {
+            backends.entry(&backend.spec.service).or_default().push(backend);
+        }
+        let chosen = backends.iter().map(|(name, backends)| (*name, choose(world, sockets, name, backends)));
+        Self { world, sockets, services: chosen.collect() }
+    }
+
+    /// The tables of one rule: for everybody, and for clients of some networks by version.
+    pub(super) fn tables(
+        &self,
+        key: &RuleKey,
+        service: &str,
+        parts: &[(&Backend, u16)],
+    ) -> (PlannedTable, BTreeMap<String, PlannedNetworks>) {
+        let Some(chosen) = self.services.get(service) else { return Default::default() };
+        if chosen.decision.is_some_and(|decision| decision.paused)
+            && let Some(cookie) = self.world.pause_cookie
+        {
+            let members = vec![Member { cookie, backend: NONE, weight: 1 }];
+            return (PlannedTable { members }, BTreeMap::new());
+        }
+        let all = self.table(key, parts, &chosen.usable, chosen.weights);
+        let mut networks = BTreeMap::<String, PlannedNetworks>::new();
+        for (network, version) in chosen.decision.iter().flat_map(|decision| &decision.traffic.from) {
+            if matches!(network, IpNet::V4(_)) == (key.family == FAMILY_V4) {
+                networks.entry(version.clone()).or_default().networks.insert(*network);
+            }
+        }
+        for (version, own) in &mut networks {
+            if let Some(usable) = chosen.by_version.get(version.as_str()) {
+                own.table = self.table(key, parts, usable, None);
+            }
+        }
+        (all, networks)
+    }
+
+    /// One table: the fitting sockets of the backends that may serve.
+    fn table(
+        &self,
+        key: &RuleKey,
+        parts: &[(&Backend, u16)],
+        usable: &BTreeSet<u32>,
+        weights: Option<&BTreeMap<String, u32>>,
+    ) -> PlannedTable {
+        let mut fitting = Vec::new();
+        let mut of_versions: BTreeMap<&str, u128> = BTreeMap::new();
+        for (backend, port) in parts.iter().filter(|(backend, _)| usable.contains(&backend.index)) {
+            let fits = |socket: &Socket| {
+                socket.port == *port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
+            };
+            let own = self.sockets.get(&backend.index).into_iter().flatten();
+            let cookies: Vec<u64> = own.filter(|(_, socket)| fits(socket)).map(|(cookie, _)| *cookie).collect();
+            let weight = u128::from(backend.spec.weight) * u128::from(self.ramp(backend));
+            if weight > 0 && !cookies.is_empty() {
+                *of_versions.entry(&backend.spec.version).or_default() += weight;
+                fitting.push((*backend, weight, cookies));
+            }
+        }
+        let mut members = BTreeMap::new();
+        for (backend, weight, cookies) in fitting {
+            let version = backend.spec.version.as_str();
+            let weight = match weights {
+                None => weight * WEIGHT_UNIT,
+                Some(weights) => {
+                    let share = weights.get(version).copied().unwrap_or(0);
+                    let all = of_versions.get(version).copied().unwrap_or(weight);
+                    u128::from(share) * WEIGHT_UNIT * u128::from(RAMP_END) * weight / all
+                }
+            };
+            let weight = u64::try_from(weight / cookies.len() as u128).unwrap_or(u64::MAX);
+            members.extend(cookies.into_iter().map(|c| (c, Member { cookie: c, backend: backend.index, weight })));
+        }
+        PlannedTable { members: members.into_values().filter(|member| member.weight > 0).collect() }
+    }
+
+    /// How far a backend is in its slow start, in thousandths.
+    fn ramp(&self, backend: &Backend) -> u64 {
+        let slow_ms = self.world.settings_of(&backend.spec.service).slow_start_ms;
+        // One that is not ready yet begins now.
+        let since = backend.ready_since_ms.unwrap_or(self.world.now_ms);
+        let elapsed = u64::try_from(self.world.now_ms - since).unwrap_or(0);
+        if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
+    }
+
+    /// Puts into the plan what is not about tables.
+    pub(super) fn conclude(self, plan: &mut Plan) {
+        let grows = |index: &u32| self.world.by_index(*index).is_some_and(|backend| self.ramp(backend) < RAMP_END);
+        let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(grows));
+        let step_ms = |name: &str| (self.world.settings_of(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
+        plan.next_ms = growing.map(|(name, _)| self.world.now_ms + step_ms(name).cast_signed()).min();
+        for (name, chosen) in self.services {
+            let decision = chosen.decision.cloned().unwrap_or_default();
+            let has_networks = !decision.paused && !decision.traffic.from.is_empty();
+            plan.decisions.insert(name.to_owned(), PlannedDecision { revision: decision.revision, has_networks });
+            if !chosen.is_last_set && !chosen.usable.is_empty() {
+                let usable = self.world.backends.values().filter(|backend| chosen.usable.contains(&backend.index));
+                plan.serving.insert(name.to_owned(), usable.map(|backend| backend.id.clone()).collect());
+            }
+            if !chosen.alarms.is_empty() {
+                plan.alarms.insert(name.to_owned(), chosen.alarms);
+            }
+        }
+    }
+}
+
+/// Whether clients of this family can be given to this socket (`bpf_sk_assign` answers `EAFNOSUPPORT` else).
+fn takes(socket: &Socket, family: u8) -> bool {
+    match (socket.ip, family) {
+        (IpAddr::V4(_), family) => family == FAMILY_V4,
+        (IpAddr::V6(_), FAMILY_V6) => true,
+        (IpAddr::V6(ip), _) => !socket.v6only && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
+    }
+}
+
+fn passes(backend: &Backend) -> bool {
+    backend.health.passes() && backend.probed.passes()
+}
+
+fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&'a Backend]) -> Service<'a> {
+    let decision = world.decisions.get(name);
+    let settings = world.settings_of(name);
+    let weights = decision.and_then(|decision| decision.traffic.weights.as_ref());
+    let mut chosen = Service { decision, weights, ..Service::default() };
+
+    let listens = |backend: &Backend| sockets.contains_key(&backend.index);
+    let runs = |backend: &&Backend| backend.phase == Phase::Running && listens(backend) && !world.is_drained(backend);
+    let running: Vec<&Backend> = backends.iter().copied().filter(runs).collect();
+    let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
+    // Of some backends, those that may serve; and whether some may that fail their checks.
+    let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
+        let passing = of.iter().filter(|backend| passes(backend)).count();
+        let panic = passing * 100 <= usize::from(settings.panic_percent) * of.len();
+        let usable = of.iter().filter(|backend| passes(backend) || (panic && served(backend)));
+        let usable: BTreeSet<u32> = usable.map(|backend| backend.index).collect();
+        let kept = usable.len() > passing;
+        (usable, kept)
+    };
+
+    let has_share =
+        |backend: &&Backend| weights.is_none_or(|weights| weights.get(&backend.spec.version).is_some_and(|w| *w > 0));
+    let (with_share, others): (Vec<&Backend>, Vec<&Backend>) = running.iter().copied().partition(has_share);
+    (chosen.usable, chosen.is_last_set) = trusted(&with_share);
+    if chosen.is_last_set {
+        let failing = with_share.iter().filter(|backend| !passes(backend)).count();
+        let all = with_share.len();
+        chosen.alarms.push(format!(
+            "{failing} of {all} backends fail their checks; the last ones that passed serve on: look at them, or set \
+             pod-steer.panic-threshold lower"
+        ));
+    }
+    if with_share.is_empty() && settings.policy != Policy::Manual {
+        let others: BTreeSet<u32> = others.iter().filter(|backend| passes(backend)).map(|b| b.index).collect();
+        if !others.is_empty() {
+            chosen.weights = None;
+            chosen.usable = others;
+            chosen.alarms.push(
+                "no version that has a share has a backend left; the others serve: deploy one of them, or start the \
+                 missing one"
+                    .to_owned(),
+            );
+        }
+    }
+    for version in decision.iter().flat_map(|decision| decision.traffic.from.values()) {
+        let own: Vec<&Backend> = running.iter().copied().filter(|backend| backend.spec.version == *version).collect();
+        chosen.by_version.insert(version, trusted(&own).0);
+    }
+    chosen
+}
