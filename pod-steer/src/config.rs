@@ -15,6 +15,8 @@ use crate::{cli::args::RunArgs, world::PortPolicy};
 pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
 /// Where files that end with the machine's uptime are.
 pub const DEFAULT_RUNTIME_DIR: &str = "/run/pod-steer";
+/// Where files that outlive the machine's uptime are.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/pod-steer";
 /// Where everything is pinned.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/pod-steer";
 /// The API's socket, unless the runtime directory is another.
@@ -62,6 +64,7 @@ pub enum ConfigError {
 struct File {
     engine: Option<Vec<String>>,
     runtime_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     bpffs: Option<PathBuf>,
     socket: Option<PathBuf>,
     group: Option<String>,
@@ -77,6 +80,8 @@ pub struct RunConfig {
     pub engines: Vec<String>,
     /// Where files are kept.
     pub runtime_dir: PathBuf,
+    /// Where decisions and history are kept.
+    pub state_dir: PathBuf,
     /// Where everything is pinned.
     pub bpffs: PathBuf,
     /// The API's socket.
@@ -116,6 +121,7 @@ impl RunConfig {
             engines: engines(named)?,
             socket: args.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("api.sock")),
             runtime_dir,
+            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             bpffs: args.bpffs.or(file.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into()),
             group_id: group.as_deref().map(group_id).transpose()?,
             backends_max,

@@ -139,6 +139,11 @@ impl Daemon {
         runtime_dir(&self.host)
     }
 
+    /// Directory of the decisions and the history.
+    pub fn state_dir(&self) -> PathBuf {
+        state_dir(&self.host)
+    }
+
     /// `pod-steer`, as a process of the host, pointed at this daemon.
     pub fn cli(&self) -> Result<Command> {
         let mut command = self.host.command(tools::pod_steer()?)?;
@@ -150,6 +155,7 @@ impl Daemon {
     pub fn unload(&self) -> Result<String> {
         let mut unload = self.cli()?;
         unload.args(["unload", "--bpffs", BPFFS, "--runtime-dir"]).arg(self.runtime_dir());
+        unload.arg("--state-dir").arg(self.state_dir());
         run(&mut unload)
     }
 
@@ -220,9 +226,14 @@ fn runtime_dir(host: &Host) -> PathBuf {
     host.dir().join("run")
 }
 
+fn state_dir(host: &Host) -> PathBuf {
+    host.dir().join("state")
+}
+
 fn launch(host: &Host, engines: &[String]) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     command.args(["run", "--bpffs", BPFFS, "--log-level", "debug", "--runtime-dir"]).arg(runtime_dir(host));
+    command.arg("--state-dir").arg(state_dir(host));
     let none = ["none".to_owned()];
     for engine in if engines.is_empty() { &none[..] } else { engines } {
         command.args(["--engine", engine]);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET},
+    config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
     labels::Fallback,
 };
 
@@ -35,6 +35,9 @@ pub enum Command {
     Doctor,
     /// End all steering and leave nothing behind
     Unload(UnloadArgs),
+    /// Hold the listener of paused services; started by the daemon
+    #[command(hide = true)]
+    HoldPause,
     /// Print the version
     Version,
 }
@@ -60,6 +63,9 @@ pub struct RunArgs {
     /// Where to keep files [default: /run/pod-steer]
     #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
+    /// Where to keep decisions and history [default: /var/lib/pod-steer]
+    #[arg(long, env = "POD_STEER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Where to pin programs and maps [default: /sys/fs/bpf/pod-steer]
     #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
@@ -192,4 +198,7 @@ pub struct UnloadArgs {
     /// Where the daemon keeps its files
     #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR)]
     pub runtime_dir: PathBuf,
+    /// Where it keeps decisions and history
+    #[arg(long, env = "POD_STEER_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
 }

@@ -20,7 +20,7 @@ use crate::{
         client::{self, ClientError},
         types::EventRecord,
     },
-    doctor,
+    daemon, doctor,
 };
 use args::{Cli, Command, EventsArgs, LogFormat};
 
@@ -87,6 +87,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Events(args) => block_on(events(args)),
         Command::Doctor => examine(),
         Command::Unload(args) => unload::unload(&args),
+        Command::HoldPause => daemon::hold(),
         Command::Version => print(&format!("pod-steer {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }

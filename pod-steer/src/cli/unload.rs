@@ -7,7 +7,7 @@ use crate::{
         types::UnloadedBody,
     },
     cgroups,
-    daemon::{self, Store},
+    daemon::{self, Ledger, Store},
 };
 
 /// A running daemon unloads and ends; without one, the same is done here.
@@ -35,6 +35,7 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     if let Some(store) = store {
         store.remove_all();
     }
+    Ledger::remove_all(&args.state_dir);
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);
     eprintln!(

@@ -293,6 +293,7 @@ impl Control {
                 self.kernel.detach_backend(cgroup, index);
             }
         }
+        self.resume_operations();
         self.adopt_over();
         self.read_sockets();
         self.drop_leftovers();

@@ -143,6 +143,7 @@ impl Control {
         let mut tick = interval(COMPARE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let due_in = self.due_in();
             tokio::select! {
                 // What the kernel says first: a socket that listens waits for nobody.
                 biased;
@@ -171,7 +172,7 @@ impl Control {
                     self.look_at_queues();
                     self.keep_pause();
                 }
-                () = sleep(self.due_in()) => self.touch_if_due(),
+                () = sleep(due_in) => self.touch_if_due(),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
             }

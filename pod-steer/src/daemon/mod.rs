@@ -4,6 +4,7 @@
 mod backends;
 mod control;
 mod inputs;
+mod ledger;
 mod namespaces;
 mod operations;
 mod pause;
@@ -24,6 +25,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
+pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
 pub use processes::{detach_registered, undo};
 pub use store::Store;
@@ -107,7 +109,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
     let told = (events.clone(), wanted.clone());
-    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
+    let ledger = Ledger::open(&config.state_dir);
+    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1, ledger)?;
     control.adopt();
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);

@@ -115,12 +115,12 @@ impl Control {
         let last = running.clone().or_else(|| rollout::behind(&self.orders.ledger.history(Some(service))).cloned());
         let services: BTreeSet<&str> = self.world.backends.values().map(|b| b.spec.service.as_str()).collect();
         let services: Vec<&str> = services.into_iter().collect();
-        rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(
-            |refusal| match refusal {
+        rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
+            match refusal {
                 Refusal::Input(text) => OrderError::Input(text),
                 Refusal::Held(text) => OrderError::Held(text),
-            },
-        )?;
+            }
+        })?;
         if order == Order::Pause {
             self.ensure_pause().map_err(OrderError::Failed)?;
         }
@@ -159,7 +159,10 @@ impl Control {
         let decisions: Vec<(&str, Option<&Decision>)> = decision.iter().map(|next| (service, Some(*next))).collect();
         let stored: Vec<&Operation> = operations.iter().collect();
         let change = Change { decisions: &decisions, operations: &stored, stops: stops.as_deref() };
-        self.orders.ledger.commit(change).map_err(|e| format!("the decision cannot be stored: {}", crate::chain(&e)))?;
+        self.orders
+            .ledger
+            .commit(change)
+            .map_err(|e| format!("the decision cannot be stored: {}", crate::chain(&e)))?;
         if let Some(stops) = stops {
             self.orders.stops = stops;
         }
@@ -303,7 +306,8 @@ impl Control {
 
     pub(super) fn operation(&self, id: u64) -> Option<OperationStatus> {
         let running = self.orders.operations.values().find(|operation| operation.id == id).cloned();
-        let operation = running.or_else(|| self.orders.ledger.history(None).into_iter().find(|operation| operation.id == id))?;
+        let operation =
+            running.or_else(|| self.orders.ledger.history(None).into_iter().find(|operation| operation.id == id))?;
         Some(self.operation_status(operation))
     }
 
@@ -369,7 +373,8 @@ impl Control {
     /// Old backends whose time is over.
     fn stop_kept(&mut self) {
         let now_ms = now_ms();
-        let (due, kept): (Vec<_>, Vec<_>) = self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms);
+        let (due, kept): (Vec<_>, Vec<_>) =
+            self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms);
         if due.is_empty() {
             return;
         }

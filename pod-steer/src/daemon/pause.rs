@@ -21,7 +21,7 @@ use super::{control::Control, processes::base_cgroup};
 use crate::{kernel::sys, procs};
 
 /// Name of the cgroup, beside those of `exec`.
-const CGROUP: &str = "paused";
+pub(super) const CGROUP: &str = "paused";
 
 impl Control {
     fn pause_cgroup(&self) -> PathBuf {
@@ -37,7 +37,9 @@ impl Control {
         let found = procs::listeners_in_cgroup(&cgroup, |_| true).unwrap_or_default();
         let cookie = match found.into_iter().find(|socket| self.kernel.is_listening(socket.cookie)) {
             Some(socket) => socket.cookie,
-            None => self.hold_pause(&cgroup).map_err(|e| format!("the listener of paused services cannot be made: {e}"))?,
+            None => {
+                self.hold_pause(&cgroup).map_err(|e| format!("the listener of paused services cannot be made: {e}"))?
+            }
         };
         self.world.pause_cookie = Some(cookie);
         self.touch();

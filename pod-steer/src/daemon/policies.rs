@@ -18,7 +18,9 @@ impl Control {
             .world
             .settings
             .iter()
-            .filter(|(service, settings)| settings.policy != Policy::Balance && !self.orders.operations.contains_key(*service))
+            .filter(|(service, settings)| {
+                settings.policy != Policy::Balance && !self.orders.operations.contains_key(*service)
+            })
             .filter_map(|(service, settings)| Some((service.clone(), self.due(service, settings.policy)?)))
             .collect();
         for (service, order) in due {
@@ -47,7 +49,10 @@ impl Control {
         let decided = |operation: &Operation| {
             (operation.moves_traffic() || operation.order == Order::Rollback) && operation.begun_ms > *appeared_ms
         };
-        if policy != Policy::Latest || serves_alone || !all_ready || self.orders.ledger.history(Some(service)).iter().any(decided)
+        if policy != Policy::Latest
+            || serves_alone
+            || !all_ready
+            || self.orders.ledger.history(Some(service)).iter().any(decided)
         {
             return None;
         }

@@ -242,6 +242,10 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     let done = crate::kernel::unload(bpffs)?;
     let ours = base_cgroup(cgroup_mount, bpffs);
     for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
+        if entry.file_name() == super::pause::CGROUP {
+            let _ = fs::write(entry.path().join("cgroup.kill"), "1");
+            continue;
+        }
         let pids = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
         for pid in pids.lines() {
             let _ = fs::write(cgroup_mount.join("cgroup.procs"), pid);

@@ -165,7 +165,8 @@ pub struct Operation {
     pub before: Traffic,
     /// Where it is.
     pub phase: Phase,
-    /// The steps that are done, in order.
+    /// The steps that are done, in order. Not `steps` outside: a canary's order has those.
+    #[serde(rename = "steps_done")]
     pub steps: Vec<Step>,
     /// How it ended; nothing while it goes on.
     pub end: Option<End>,

@@ -1,0 +1,232 @@
+//! What operators have decided and ordered, in an embedded transactional store that survives daemon and machine. The
+//! daemon reads what is in memory; each change is one durable transaction. Whatever happens to the file, steering goes
+//! on: then the ledger works in memory and says so.
+
+mod disk;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::rollout::{Decision, Operation};
+use disk::{Disk, Fault};
+
+/// Most operations that are remembered; of more, the oldest that have ended are forgotten.
+const OPERATIONS_MAX: usize = 1000;
+/// The store's file in the state directory.
+const FILE: &str = "state.redb";
+
+/// Old containers that are kept until they are stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStop {
+    /// Their service.
+    pub service: String,
+    /// Their version.
+    pub version: String,
+    /// Ids of the backends.
+    pub backends: BTreeSet<String>,
+    /// When they are stopped, in milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// What one transaction changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Change<'a> {
+    /// Decisions by service; nothing takes a service's decision away.
+    pub decisions: &'a [(&'a str, Option<&'a Decision>)],
+    /// Operations, new or further than before.
+    pub operations: &'a [&'a Operation],
+    /// All planned stops, if they change.
+    pub stops: Option<&'a [PlannedStop]>,
+}
+
+/// A change could not be made durable.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` cannot be written: {cause}; what was decided is in memory alone until it can", path.display())]
+pub struct LedgerError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub cause: String,
+}
+
+/// All that is remembered.
+#[derive(Debug, Default)]
+struct Contents {
+    decisions: BTreeMap<String, Decision>,
+    operations: BTreeMap<u64, Operation>,
+    stops: Vec<PlannedStop>,
+}
+
+/// Where changes go.
+enum Place {
+    /// Into the file.
+    File(Disk),
+    /// A write has failed: the next one opens the file anew and writes everything.
+    Failed,
+    /// Nowhere: what the file says was never read, so it is not written over.
+    Memory,
+}
+
+/// See the module.
+pub struct Ledger {
+    path: PathBuf,
+    contents: Contents,
+    place: Place,
+    trouble: Option<String>,
+}
+
+impl Ledger {
+    /// Opens the store in this directory, or makes both. What cannot be used is told in the log and by
+    /// [`trouble`](Self::trouble).
+    pub fn open(dir: &Path) -> Self {
+        let path = dir.join(FILE);
+        let opened = disk::make_dir(dir).and_then(|()| open_or_make(&path));
+        let (place, contents, trouble) = match opened {
+            Ok((disk, contents, trouble)) => (Place::File(disk), contents, trouble),
+            Err(fault) => {
+                let trouble = format!(
+                    "`{}` cannot be used: {fault}; decisions and history end with this daemon, restart it when that \
+                     is mended",
+                    path.display()
+                );
+                (Place::Memory, Contents::default(), Some(trouble))
+            }
+        };
+        if let Some(trouble) = &trouble {
+            warn!("{trouble}");
+        }
+        Self { path, contents, place, trouble }
+    }
+
+    /// What is wrong with the store, for people.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The decisions by service.
+    pub fn decisions(&self) -> BTreeMap<String, Decision> {
+        self.contents.decisions.clone()
+    }
+
+    /// An operation by its number.
+    pub fn operation(&self, id: u64) -> Option<&Operation> {
+        self.contents.operations.get(&id)
+    }
+
+    /// Operations that had not ended, oldest first.
+    pub fn running(&self) -> Vec<Operation> {
+        self.contents.operations.values().filter(|operation| operation.end.is_none()).cloned().collect()
+    }
+
+    /// What was ordered, of one service or all, oldest first.
+    pub fn history(&self, service: Option<&str>) -> Vec<Operation> {
+        let all = self.contents.operations.values();
+        all.filter(|operation| service.is_none_or(|service| operation.service == service)).cloned().collect()
+    }
+
+    /// The number for the next operation that is committed.
+    pub fn next_operation(&self) -> u64 {
+        self.contents.operations.last_key_value().map_or(1, |(id, _)| id + 1)
+    }
+
+    /// The planned stops.
+    pub fn stops(&self) -> Vec<PlannedStop> {
+        self.contents.stops.clone()
+    }
+
+    /// Makes a change in one durable transaction. An error does not undo it: it is in memory from then on, and written
+    /// with the next change that can be, so that who rolls back with a full disk can.
+    pub fn commit(&mut self, change: Change<'_>) -> Result<(), LedgerError> {
+        let forgotten = self.contents.apply(&change);
+        let written = match &self.place {
+            Place::Memory => return Ok(()),
+            Place::File(disk) => disk.write(&change, &forgotten),
+            Place::Failed => self.write_all(),
+        };
+        written.map_err(|fault| self.failed(&fault))
+    }
+
+    /// Writes all that is in memory over whatever the file has.
+    fn write_all(&mut self) -> Result<(), Fault> {
+        let (disk, _, trouble) = open_or_make(&self.path)?;
+        disk.write_all(&self.contents)?;
+        info!(file = %self.path.display(), "decisions and history are written again");
+        self.place = Place::File(disk);
+        self.trouble = trouble;
+        Ok(())
+    }
+
+    fn failed(&mut self, fault: &Fault) -> LedgerError {
+        // The store refuses everything after a failed write, until it is opened again.
+        if let Place::File(disk) = std::mem::replace(&mut self.place, Place::Failed) {
+            disk.close();
+        }
+        let error = LedgerError { path: self.path.clone(), cause: fault.to_string() };
+        let trouble = error.to_string();
+        if self.trouble.as_ref() != Some(&trouble) {
+            warn!("{trouble}");
+        }
+        self.trouble = Some(trouble);
+        error
+    }
+
+    /// Removes the store and all that was kept aside, and the directory if nothing else is in it.
+    pub fn remove_all(dir: &Path) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(FILE)) {
+            let _ = fs::remove_file(entry.path());
+        }
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+impl Contents {
+    /// Returns the numbers of the operations that are forgotten for it.
+    fn apply(&mut self, change: &Change<'_>) -> Vec<u64> {
+        for (service, decision) in change.decisions {
+            match decision {
+                Some(decision) => drop(self.decisions.insert((*service).to_owned(), (*decision).clone())),
+                None => drop(self.decisions.remove(*service)),
+            }
+        }
+        for operation in change.operations {
+            self.operations.insert(operation.id, (*operation).clone());
+        }
+        if let Some(stops) = change.stops {
+            self.stops = stops.to_vec();
+        }
+        let excess = self.operations.len().saturating_sub(OPERATIONS_MAX);
+        let ended = self.operations.values().filter(|operation| operation.end.is_some());
+        let forgotten: Vec<u64> = ended.map(|operation| operation.id).take(excess).collect();
+        self.operations.retain(|id, _| !forgotten.contains(id));
+        forgotten
+    }
+}
+
+/// Opens the file, makes it if there is none, and puts one aside that is of no use; then with a word about it.
+fn open_or_make(path: &Path) -> Result<(Disk, Contents, Option<String>), Fault> {
+    let (fault, suffix) = match Disk::open(path) {
+        Ok((disk, contents)) => return Ok((disk, contents, None)),
+        Err(Fault::Absent) => return Ok((Disk::make(path)?, Contents::default(), None)),
+        Err(fault @ Fault::Unusable(_)) => return Err(fault),
+        Err(fault @ Fault::Damaged(_)) => (fault, "damaged".to_owned()),
+        Err(fault @ Fault::Layout(layout)) => (fault, format!("layout-{layout}")),
+        Err(fault @ Fault::Format(format)) => (fault, format!("format-{format}")),
+    };
+    let aside = disk::put_aside(path, &suffix)?;
+    let disk = Disk::make(path)?;
+    let trouble = format!(
+        "`{}` {fault}; it is kept as `{}`, and decisions and history begin anew",
+        path.display(),
+        aside.display()
+    );
+    Ok((disk, Contents::default(), Some(trouble)))
+}
