@@ -7,8 +7,10 @@ use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -18,7 +20,7 @@ use rustix::{
 use tracing::{info, warn};
 
 use super::{control::Control, processes::base_cgroup};
-use crate::{kernel::sys, procs};
+use crate::{cgroups, kernel::sys, procs};
 
 /// Name of the cgroup, beside those of `exec`.
 pub(super) const CGROUP: &str = "paused";
@@ -46,7 +48,7 @@ impl Control {
         Ok(())
     }
 
-    fn hold_pause(&mut self, cgroup: &PathBuf) -> io::Result<u64> {
+    fn hold_pause(&mut self, cgroup: &Path) -> io::Result<u64> {
         self.end_pause_holder();
         let listener = silent_listener()?;
         let cookie = sockopt::socket_cookie(&listener)?;
@@ -83,18 +85,30 @@ impl Control {
         self.end_pause_holder();
     }
 
-    fn end_pause_holder(&mut self) {
-        let cgroup = self.pause_cgroup();
-        if cgroup.exists()
-            && let Err(error) = fs::write(cgroup.join("cgroup.kill"), "1")
-        {
-            warn!(%error, "the holder of the listener of paused services goes on");
-        }
+    pub(super) fn end_pause_holder(&mut self) {
+        end_holder(&self.pause_cgroup());
         if let Some(mut holder) = self.orders.pause_holder.take() {
             let _ = holder.wait();
         }
-        let _ = fs::remove_dir(cgroup);
     }
+}
+
+/// Longest wait for the holder to be gone once it is killed.
+const END_MAX: Duration = Duration::from_secs(1);
+
+/// Ends the holder of the listener, if there is one, and removes its cgroup.
+pub(super) fn end_holder(cgroup: &Path) {
+    if !cgroup.exists() {
+        return;
+    }
+    if let Err(error) = fs::write(cgroup.join("cgroup.kill"), "1") {
+        warn!(%error, "the holder of the listener of paused services goes on");
+    }
+    let begun = Instant::now();
+    while !cgroups::is_empty(cgroup) && begun.elapsed() < END_MAX {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let _ = fs::remove_dir(cgroup);
 }
 
 /// The process that holds the listener, if it is our child.
@@ -125,6 +139,6 @@ pub fn hold() -> ! {
     };
     let _ = set_capabilities(None, none);
     loop {
-        std::thread::park();
+        thread::park();
     }
 }

@@ -209,6 +209,7 @@ impl Control {
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
     pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
+        self.end_pause_holder();
         detach_registered(self.world.backends.values());
         let done = undo(&self.bpffs, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
@@ -243,7 +244,7 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     let ours = base_cgroup(cgroup_mount, bpffs);
     for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
         if entry.file_name() == super::pause::CGROUP {
-            let _ = fs::write(entry.path().join("cgroup.kill"), "1");
+            super::pause::end_holder(&entry.path());
             continue;
         }
         let pids = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
