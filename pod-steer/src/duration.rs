@@ -1,0 +1,145 @@
+//! Durations as people write and read them. Pure.
+#![forbid(unsafe_code)]
+
+use std::{fmt, time::Duration};
+
+/// Units, the longest first, in milliseconds.
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+/// Longest duration: a year is longer than anybody waits.
+const MS_MAX: u64 = 366 * 86_400_000;
+
+/// Why a text is no duration; reads on after "is refused: ".
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DurationError {
+    /// Not a number with a unit, nor several.
+    #[error("it is no duration; write numbers with units (d, h, m, s, ms), as in 90s or 1m30s")]
+    Syntax,
+    /// A number alone.
+    #[error("it has no unit; write {0}s for seconds, or d, h, m or ms")]
+    Unit(u64),
+    /// Less than nothing.
+    #[error("it is negative, and time runs forward; write for how long from now, as in 30s")]
+    Negative,
+    /// More than a year.
+    #[error("it is longer than a year")]
+    Long,
+}
+
+/// Reads `500ms`, `90s`, `1m30s`, `2h`; zero too.
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
+    let text = text.trim();
+    if text.starts_with('-') {
+        return Err(DurationError::Negative);
+    }
+    let (mut rest, mut ms, mut longest) = (text, 0_u64, u64::MAX);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, after) = rest.split_at(digits);
+        let letters = after.len() - after.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, after) = after.split_at(letters);
+        if number.is_empty() {
+            return Err(DurationError::Syntax);
+        }
+        let number: u64 = number.parse().map_err(|_| DurationError::Long)?;
+        if unit.is_empty() && after.is_empty() && rest == text {
+            return Err(DurationError::Unit(number));
+        }
+        let each = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, each)| *each);
+        // Each unit once, the longer first: 30s1m is a slip.
+        let each = each.filter(|each| *each < longest).ok_or(DurationError::Syntax)?;
+        ms = number.checked_mul(each).and_then(|part| ms.checked_add(part)).ok_or(DurationError::Long)?;
+        (rest, longest) = (after, each);
+    }
+    match ms {
+        _ if text.is_empty() => Err(DurationError::Syntax),
+        MS_MAX.. => Err(DurationError::Long),
+        ms => Ok(Duration::from_millis(ms)),
+    }
+}
+
+/// As [`parse`] reads it: `1m30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written(pub Duration);
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ms = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        if ms == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, each) in UNITS {
+            if ms >= each {
+                write!(f, "{}{unit}", ms / each)?;
+                ms %= each;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How long something took, as exactly as people want it: `0.4 ms`, `12 ms`, `1.2 s`, `1m 40s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Took(pub Duration);
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0.as_micros();
+        match us {
+            0..9_950 => write!(f, "{:.1} ms", us as f64 / 1e3),
+            9_950..999_500 => write!(f, "{:.0} ms", us as f64 / 1e3),
+            999_500..59_950_000 => write!(f, "{:.1} s", us as f64 / 1e6),
+            _ => {
+                let s = (us + 500_000) / 1_000_000;
+                let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
+                let parts = [(h, "h"), (m, "m"), (s, "s")].into_iter().filter(|(number, _)| *number > 0);
+                f.write_str(&parts.map(|(number, unit)| format!("{number}{unit}")).collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (text, ms) in
+            [("500ms", 500), ("90s", 90_000), ("1m30s", 90_000), ("2h", 7_200_000), ("1d1ms", 86_400_001), ("0s", 0)]
+        {
+            let read = parse(text).unwrap();
+            assert_eq!(read, Duration::from_millis(ms), "{text}");
+            assert_eq!(parse(&Written(read).to_string()), Ok(read), "{text}");
+        }
+        assert_eq!(Written(Duration::from_secs(90)).to_string(), "1m30s");
+    }
+
+    #[test]
+    fn slips_are_told_apart() {
+        for text in ["", "s", "soon", "1x", "1.5s", "1m 30s", "30s1m", "1s1s", "1s30", "\u{661}s", "1é"] {
+            assert_eq!(parse(text), Err(DurationError::Syntax), "{text}");
+        }
+        assert_eq!(parse("30"), Err(DurationError::Unit(30)));
+        assert_eq!(parse("-5s"), Err(DurationError::Negative));
+        for text in ["400d", "99999999999999999999s", "9999999999999999999d"] {
+            assert_eq!(parse(text), Err(DurationError::Long), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_measured_is_short() {
+        for (us, text) in [
+            (0, "0.0 ms"),
+            (412, "0.4 ms"),
+            (9_949, "9.9 ms"),
+            (12_345, "12 ms"),
+            (999_499, "999 ms"),
+            (1_249_000, "1.2 s"),
+            (59_950_000, "1m"),
+            (100_000_000, "1m 40s"),
+            (3_601_000_000, "1h 1s"),
+        ] {
+            assert_eq!(Took(Duration::from_micros(us)).to_string(), text);
+        }
+    }
+}
