@@ -31,7 +31,9 @@ const SHORT_ID_CHARS: usize = 12;
 const KEYS: [&str; 5] = ["service", "ports", "version", "weight", "fallback"];
 
 /// What becomes of a new connection when a service has no backend left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
     /// The client is refused at once.

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
+pub mod duration;
 pub mod engine;
 pub mod kernel;
 pub mod labels;

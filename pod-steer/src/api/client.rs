@@ -29,9 +29,15 @@ pub enum ClientError {
         /// The socket.
         path: String,
     },
-    /// The daemon says what was wrong.
+    /// The daemon says what was wrong with what was asked.
     #[error("{0}")]
     Refused(String),
+    /// The daemon says why it cannot now, or could not.
+    #[error("{0}")]
+    Failed(String),
+    /// The daemon is ending.
+    #[error("{0}")]
+    Ending(String),
     /// The conversation broke off.
     #[error("the daemon broke off")]
     Http(#[from] hyper::Error),
@@ -44,6 +50,11 @@ impl ClientError {
     /// True if what was asked is at fault, and asking again would not help.
     pub fn is_bad_input(&self) -> bool {
         matches!(self, Self::Refused(_))
+    }
+
+    /// True if a daemon that is restarted may answer.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::NoDaemon { .. } | Self::Http(_) | Self::Ending(_))
     }
 }
 
@@ -67,15 +78,23 @@ async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Resul
     if response.status().is_success() {
         return Ok(response);
     }
-    let forbidden = response.status() == StatusCode::FORBIDDEN;
+    let status = response.status();
     let bytes = response.into_body().collect().await?.to_bytes();
     let said = serde_json::from_slice::<ErrorBody>(&bytes).map(|body| body.error);
     let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned());
-    Err(if forbidden {
-        ClientError::Forbidden { path: socket.display().to_string() }
-    } else {
-        ClientError::Refused(said)
+    Err(match status {
+        StatusCode::FORBIDDEN => ClientError::Forbidden { path: socket.display().to_string() },
+        StatusCode::SERVICE_UNAVAILABLE => ClientError::Ending(said),
+        StatusCode::CONFLICT => ClientError::Failed(said),
+        status if status.is_server_error() => ClientError::Failed(said),
+        _ => ClientError::Refused(said),
     })
+}
+
+/// A text as one part of a path or a query, whatever is in it.
+pub fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// Asks for something.

@@ -1,31 +1,34 @@
 //! The API: HTTP/JSON on a unix socket. It decides who may ask, and passes questions and orders to the daemon's loop.
 
 pub mod client;
+mod events;
+pub mod openapi;
+mod orders;
 mod peer;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod types;
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
-    Json, Router,
-    body::Body,
+    Json,
     extract::{ConnectInfo, Request, State, rejection::JsonRejection},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
-use bytes::Bytes;
-use futures_util::stream;
 use tokio::{
     net::UnixListener,
     sync::{broadcast, mpsc, oneshot},
 };
 use tracing::{error, warn};
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::daemon::{Ask, Input};
 use peer::ConnectedPeer;
-use types::{ErrorBody, EventRecord, ExecRequest, RegisterRequest, UnloadedBody};
+use types::{ErrorBody, EventRecord, ExecRequest, RegisterRequest, Registered, Status, UnloadedBody};
 
 /// What every request needs.
 #[derive(Clone, Debug)]
@@ -41,12 +44,9 @@ pub struct Shared {
 /// Serves until `ended` resolves.
 pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Receiver<()>) {
     let shared = Arc::new(shared);
-    let app = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/events", get(events))
-        .route("/v1/exec", post(exec))
-        .route("/v1/register", post(register))
-        .route("/v1/unload", post(unload))
+    let (routes, _) = router().split_for_parts();
+    let app = routes
+        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such endpoint; see GET /v1/openapi.json") })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), allowed))
         .with_state(shared);
     let service = app.into_make_service_with_connect_info::<ConnectedPeer>();
@@ -54,6 +54,20 @@ pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Recei
     if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(end).await {
         error!(%error, "the API has ended; traffic goes on");
     }
+}
+
+/// Every endpoint, with its description.
+fn router() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(status))
+        .routes(routes!(events::events))
+        .routes(routes!(orders::order))
+        .routes(routes!(orders::operation))
+        .routes(routes!(orders::history))
+        .routes(routes!(exec))
+        .routes(routes!(register))
+        .routes(routes!(unload))
+        .routes(routes!(openapi::openapi))
 }
 
 type App = State<Arc<Shared>>;
@@ -91,10 +105,22 @@ fn answer<T: serde::Serialize>(asked: Result<Result<T, String>, Response>) -> Re
     }
 }
 
+/// Services, their backends, what they do and what was decided about them
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, description = "Now", body = Status)))]
 async fn status(State(shared): App) -> Response {
     answer(ask(&shared, Ask::Status).await.map(Ok))
 }
 
+/// Make the process at the other end of this connection a backend
+#[utoipa::path(
+    post, path = "/v1/exec", request_body = ExecRequest,
+    responses(
+        (status = 200, description = "It is in its cgroup", body = Registered),
+        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
+    ),
+)]
 async fn exec(
     State(shared): App,
     ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
@@ -110,6 +136,16 @@ async fn exec(
     }
 }
 
+/// Adopt a process that listens
+#[utoipa::path(
+    post, path = "/v1/register", request_body = RegisterRequest,
+    responses(
+        (status = 200, description = "It is a backend", body = Registered),
+        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
+    ),
+)]
 async fn register(
     State(shared): App,
     ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
@@ -125,32 +161,19 @@ async fn register(
     }
 }
 
+/// End all steering and leave nothing behind; for root alone
+#[utoipa::path(
+    post, path = "/v1/unload",
+    responses(
+        (status = 200, description = "It is done, and the daemon ends", body = UnloadedBody),
+        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 422, description = "It failed", body = ErrorBody),
+    ),
+)]
 async fn unload(State(shared): App, ConnectInfo(peer): ConnectInfo<ConnectedPeer>) -> Response {
     if !peer.may_use(None) {
         return refuse(StatusCode::FORBIDDEN, "only root may unload");
     }
     let done = ask(&shared, Ask::Unload).await;
     answer(done.map(|done| done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })))
-}
-
-/// Events from now on, one JSON object a line, until the client goes.
-async fn events(State(shared): App) -> Response {
-    let receiver = shared.events.subscribe();
-    let lines = stream::unfold(receiver, |mut receiver| async move {
-        let record = match receiver.recv().await {
-            Ok(record) => record,
-            Err(broadcast::error::RecvError::Lagged(missed)) => EventRecord {
-                time: jiff::Timestamp::now().to_string(),
-                service: String::new(),
-                backend: String::new(),
-                event: "missed".to_owned(),
-                detail: format!("{missed} events; this follower is too slow"),
-            },
-            Err(broadcast::error::RecvError::Closed) => return None,
-        };
-        let mut line = serde_json::to_vec(&record).unwrap_or_default();
-        line.push(b'\n');
-        Some((Ok::<_, Infallible>(Bytes::from(line)), receiver))
-    });
-    ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }

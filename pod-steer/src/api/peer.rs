@@ -51,11 +51,46 @@ impl ConnectedPeer {
     }
 }
 
+impl ConnectedPeer {
+    /// The client for people, as in `root (uid 0, pid 4242)`.
+    pub async fn who(&self) -> String {
+        let Some(known) = &self.0 else { return "unknown".to_owned() };
+        let (uid, pid) = (known.cred.uid.as_raw(), known.cred.pid.as_raw_nonzero());
+        let passwd = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
+        match user_name(&passwd, uid) {
+            Some(name) => format!("{name} (uid {uid}, pid {pid})"),
+            None => format!("uid {uid} (pid {pid})"),
+        }
+    }
+}
+
+fn user_name(passwd: &str, uid: u32) -> Option<&str> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    })
+}
+
 impl fmt::Display for ConnectedPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(known) => write!(f, "pid {} uid {}", known.cred.pid.as_raw_nonzero(), known.cred.uid.as_raw()),
             None => f.write_str("unknown"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_names() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\n\nodd\nweb:x:33:33::/:/bin/false\n";
+        assert_eq!(
+            (user_name(passwd, 0), user_name(passwd, 33), user_name(passwd, 7)),
+            (Some("root"), Some("web"), None)
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! What goes over the API, as JSON.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     labels::Fallback,
@@ -9,7 +10,7 @@ use crate::{
 };
 
 /// What a backend made by hand serves: the same words as the labels of a container.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct BackendRequest {
     /// Name of the service.
     pub service: String,
@@ -30,7 +31,7 @@ pub struct BackendRequest {
 }
 
 /// `POST /v1/exec`: make the process at the other end of this connection a backend.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ExecRequest {
     /// What it will serve.
     #[serde(flatten)]
@@ -38,7 +39,7 @@ pub struct ExecRequest {
 }
 
 /// `POST /v1/register`: adopt a process that listens.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct RegisterRequest {
     /// Its pid, as the daemon sees it.
     pub pid: i32,
@@ -48,7 +49,7 @@ pub struct RegisterRequest {
 }
 
 /// Answer to `exec` and `register`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Registered {
     /// Id of the backend.
     pub id: String,
@@ -57,14 +58,14 @@ pub struct Registered {
 }
 
 /// An error: one line for people.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// What was wrong, and what to do.
     pub error: String,
 }
 
 /// Answer to `POST /v1/unload`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UnloadedBody {
     /// Ingress namespaces that were left.
     pub namespaces: usize,
@@ -75,7 +76,7 @@ pub struct UnloadedBody {
 }
 
 /// `GET /v1/events`: one JSON object a line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EventRecord {
     /// RFC 3339, UTC.
     pub time: String,
@@ -90,7 +91,7 @@ pub struct EventRecord {
 }
 
 /// `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
@@ -103,7 +104,7 @@ pub struct Status {
 }
 
 /// Something that needs attention.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// What it is about.
     pub subject: String,
@@ -112,7 +113,7 @@ pub struct Problem {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -141,7 +142,7 @@ pub struct ServiceStatus {
 }
 
 /// `GET /v1/operations/ID`, and part of the status.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OperationStatus {
     /// The operation.
     #[serde(flatten)]
@@ -157,7 +158,7 @@ pub struct OperationStatus {
 }
 
 /// An ingress namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NamespaceStatus {
     /// Device and inode of its `ns/net` file.
     pub id: String,
@@ -166,7 +167,7 @@ pub struct NamespaceStatus {
 }
 
 /// See [`pod_steer_ebpf::ServiceCounters`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[expect(missing_docs, reason = "the fields of the contract, which describes them")]
 pub struct ServiceCountersStatus {
     pub stale_slots: u64,
@@ -183,7 +184,7 @@ pub struct ServiceCountersStatus {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// A container's full id, or what `exec` or `register` gave.
     pub id: String,

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::words;
 
 /// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
 /// decision is in force.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Decision {
     /// Grows by one with every change of what follows.
@@ -23,17 +24,18 @@ pub struct Decision {
 }
 
 /// Which version gets how much.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Traffic {
     /// Shares by version, relative to each other. Nothing: every backend counts by its own weight, whatever its version.
     pub weights: Option<BTreeMap<String, u32>>,
     /// Clients of these networks come to this version whatever the weights.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub from: BTreeMap<IpNet, String>,
 }
 
 /// A part of a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "part", content = "name", rename_all = "kebab-case")]
 pub enum Part {
     /// All of it.
@@ -45,7 +47,7 @@ pub enum Part {
 }
 
 /// What happens when a new version appears.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// All versions share.
@@ -69,7 +71,7 @@ pub struct Settings {
 }
 
 /// What an operator may order about a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "order", rename_all = "kebab-case")]
 pub enum Order {
     /// Move everything to a version.
@@ -91,7 +93,7 @@ pub enum Order {
 }
 
 /// See [`Order::Deploy`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeployOrder {
     /// The version.
     pub version: String,
@@ -111,7 +113,7 @@ pub struct DeployOrder {
 }
 
 /// See [`Order::Canary`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CanaryOrder {
     /// The version.
     pub version: String,
@@ -124,7 +126,7 @@ pub struct CanaryOrder {
 }
 
 /// See [`Order::Shift`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ShiftOrder {
     /// The shares of versions; those that are not named get nothing. Empty: the shares stay as they are.
@@ -132,13 +134,15 @@ pub struct ShiftOrder {
     /// Back to every backend by its own weight; `weights` is then empty.
     pub balance: bool,
     /// Networks whose clients come to a version.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub from: BTreeMap<IpNet, String>,
     /// Networks that are no longer treated apart.
+    #[schema(value_type = BTreeSet<String>)]
     pub not_from: BTreeSet<IpNet>,
 }
 
 /// See [`Order::Drain`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct PartOrder {
     /// A version.
@@ -148,7 +152,7 @@ pub struct PartOrder {
 }
 
 /// Something that an operator ordered, going on or ended: a line of the history.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
     /// Its number; grows.
     pub id: u64,
@@ -173,7 +177,7 @@ pub struct Operation {
 }
 
 /// Where an operation is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 pub enum Phase {
     /// The version is to become ready.
@@ -215,7 +219,7 @@ pub enum Phase {
 }
 
 /// A step that is done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Step {
     /// What it was, for people: `ready`, `switched`, `5 %`, `drained`, `stopped`.
     pub name: String,
@@ -226,7 +230,7 @@ pub struct Step {
 }
 
 /// How an operation ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct End {
     /// In one word.
     pub outcome: Outcome,
@@ -237,7 +241,7 @@ pub struct End {
 }
 
 /// How an operation ended, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// All of it is done.

@@ -1,0 +1,133 @@
+//! Orders of operators, what becomes of them, and what was ordered before.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, Path, Query, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::{
+    Shared, answer, ask,
+    peer::ConnectedPeer,
+    refuse,
+    types::{ErrorBody, OperationStatus},
+};
+use crate::{
+    daemon::{Ask, OrderAsk, OrderError},
+    rollout::{Operation, Order},
+};
+
+/// Order something about a service
+///
+/// Answered when it has taken effect for every client, or, if it takes its time, when it has begun; then follow
+/// `/v1/operations/{id}`.
+#[utoipa::path(
+    post, path = "/v1/services/{service}/orders",
+    params(("service" = String, Path, description = "Name of the service")),
+    request_body = Order,
+    responses(
+        (status = 200, description = "It has begun, or is done", body = Operation),
+        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 409, description = "Somebody else holds the service", body = ErrorBody),
+        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
+        (status = 500, description = "It could not be done", body = ErrorBody),
+    ),
+)]
+pub(super) async fn order(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
+    Path(service): Path<String>,
+    body: Result<Json<Value>, JsonRejection>,
+) -> Response {
+    let order = match body.map_err(|error| error.body_text()).and_then(|Json(body)| parse(&body)) {
+        Ok(order) => order,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+    };
+    let who = peer.who().await;
+    let make = |answer: oneshot::Sender<_>| Ask::Order(Box::new(OrderAsk { service, order, who, answer }));
+    match ask(&shared, make).await {
+        Ok(Ok(operation)) => Json(operation).into_response(),
+        Ok(Err(error)) => {
+            let status = match error {
+                OrderError::Input(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                OrderError::Held(_) => StatusCode::CONFLICT,
+                OrderError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            refuse(status, error.to_string())
+        }
+        Err(response) => response,
+    }
+}
+
+/// A field that nobody knows is refused: a `version` that is misspelt would drain the whole service.
+fn parse(body: &Value) -> Result<Order, String> {
+    let order: Order = serde_json::from_value(body.clone()).map_err(|error| format!("the order: {error}"))?;
+    let known = serde_json::to_value(&order).map_err(|error| error.to_string())?;
+    let unknown = body.as_object().and_then(|body| body.keys().find(|key| known.get(key.as_str()).is_none()));
+    match unknown {
+        Some(key) => {
+            let known: Vec<&str> = known.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+            Err(format!("the order has a field `{key}` that it cannot have; its fields are {}", known.join(", ")))
+        }
+        None => Ok(order),
+    }
+}
+
+/// What has become of an operation
+#[utoipa::path(
+    get, path = "/v1/operations/{id}",
+    params(("id" = u64, Path, description = "Its number")),
+    responses(
+        (status = 200, description = "Where it is, or how it ended", body = OperationStatus),
+        (status = 404, description = "There is none with that number", body = ErrorBody),
+    ),
+)]
+pub(super) async fn operation(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    let found = match id.parse() {
+        Ok(id) => ask(&shared, |sender| Ask::Operation(id, sender)).await,
+        Err(_) => Ok(None),
+    };
+    match found {
+        Ok(Some(operation)) => Json(operation).into_response(),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, format!("there is no operation `{id}`; see `pod-steer history`")),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct HistoryQuery {
+    service: Option<String>,
+}
+
+/// What was ordered, oldest first
+#[utoipa::path(
+    get, path = "/v1/history", params(("service" = Option<String>, Query, description = "Of this service alone")),
+    responses((status = 200, description = "At most the last 1,000 operations", body = Vec<Operation>)),
+)]
+pub(super) async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<HistoryQuery>) -> Response {
+    answer(ask(&shared, |sender| Ask::History(query.service, sender)).await.map(Ok))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_that_nobody_knows_is_refused() {
+        assert_eq!(parse(&json!({ "order": "rollback" })), Ok(Order::Rollback));
+        assert!(parse(&json!({ "order": "drain", "version": "v1" })).is_ok());
+        let error = parse(&json!({ "order": "drain", "versoin": "v1" })).unwrap_err();
+        assert!(error.contains("`versoin`") && error.contains("version"), "{error}");
+        for bad in [json!({ "order": "dance" }), json!([]), json!({}), json!({ "order": "deploy", "version": 2 })] {
+            assert!(parse(&bad).is_err(), "{bad}");
+        }
+    }
+}
