@@ -1,5 +1,7 @@
 //! The command line, as it is written. No I/O and no decisions here.
 
+pub mod rollout;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,7 @@ use crate::{
     config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
     labels::Fallback,
 };
+use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
 /// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
 #[derive(Debug, Parser)]
@@ -29,6 +32,24 @@ pub enum Command {
     Register(RegisterArgs),
     /// Show services, their backends and what they do
     Status(StatusArgs),
+    /// Move all new connections to a version when it is ready, and drain the others
+    Deploy(DeployArgs),
+    /// Move to a version step by step, and back by itself when it falters
+    Canary(CanaryArgs),
+    /// Set the versions' shares of new connections, at once
+    Shift(ShiftArgs),
+    /// Back to what was before the last deploy, canary or shift; ends one that is going on
+    Rollback(ServiceArgs),
+    /// No new connections for a service, a version or one backend
+    Drain(PartArgs),
+    /// New connections for it again
+    Resume(PartArgs),
+    /// Let new connections wait; nobody is refused
+    Pause(ServiceArgs),
+    /// Let them in again
+    Unpause(ServiceArgs),
+    /// Show who ordered what, when, and how it ended
+    History(HistoryArgs),
     /// Follow what happens, until interrupted
     Events(EventsArgs),
     /// Check what this machine offers: kernel, mounts, capabilities, settings
@@ -38,6 +59,8 @@ pub enum Command {
     /// Hold the listener of paused services; started by the daemon
     #[command(hide = true)]
     HoldPause,
+    /// Print the API's description, OpenAPI 3.1
+    Openapi,
     /// Print the version
     Version,
 }

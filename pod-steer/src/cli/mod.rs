@@ -1,12 +1,18 @@
 //! The command line: each command asks the daemon and prints its answer. Exit codes: 0 it worked, 1 it failed, 2 the
-//! input was wrong and nothing was changed.
+//! input was wrong and nothing was changed, 3 traffic has moved and connections were left behind at the deadline.
 
 pub mod args;
+mod decisions;
 mod exec;
+mod follow;
+mod given;
+mod history;
+mod orders;
 mod run;
 mod status;
 mod table;
 mod unload;
+mod words;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -18,9 +24,11 @@ use clap::Parser as _;
 use crate::{
     api::{
         client::{self, ClientError},
+        openapi,
         types::EventRecord,
     },
     daemon, doctor,
+    rollout::Order,
 };
 use args::{Cli, Command, EventsArgs, LogFormat};
 
@@ -84,10 +92,20 @@ fn dispatch(command: Command) -> Outcome {
         Command::Exec(args) => exec::exec(args),
         Command::Register(args) => exec::register(args),
         Command::Status(args) => status::status(&args),
+        Command::Deploy(args) => orders::deploy(&args),
+        Command::Canary(args) => orders::canary(&args),
+        Command::Shift(args) => orders::shift(&args),
+        Command::Rollback(args) => orders::plain(&args, &Order::Rollback),
+        Command::Drain(args) => orders::drain(args),
+        Command::Resume(args) => orders::resume(args),
+        Command::Pause(args) => orders::plain(&args, &Order::Pause),
+        Command::Unpause(args) => orders::plain(&args, &Order::Unpause),
+        Command::History(args) => history::history(&args),
         Command::Events(args) => block_on(events(args)),
         Command::Doctor => examine(),
         Command::Unload(args) => unload::unload(&args),
         Command::HoldPause => daemon::hold(),
+        Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Version => print(&format!("pod-steer {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, io::IsTerminal as _};
 use super::{
     Outcome,
     args::{StatusArgs, StatusFormat},
-    block_on, print,
+    block_on, decisions, print,
     table::{self, Cell},
 };
 use crate::{
@@ -46,13 +46,17 @@ fn render(status: &Status, wide: bool, colours: bool) -> String {
             .collect();
         text.push_str(&table::render(&head, &rows, colours));
     }
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let columns = if wide { usize::MAX } else { table::NARROW };
+    let mut below = String::new();
     for service in &status.services {
+        below.push_str(&decisions::lines(service, now_ms, columns, colours));
         for line in reasons(service) {
-            let _ = write!(text, "\n{line}");
+            let _ = writeln!(below, "{line}");
         }
     }
-    if status.services.iter().any(|service| !reasons(service).is_empty()) {
-        text.push('\n');
+    if !below.is_empty() {
+        let _ = write!(text, "\n{below}");
     }
     if !status.problems.is_empty() {
         let title = if colours { "\x1b[1;33mproblems\x1b[0m" } else { "problems" };
@@ -65,7 +69,7 @@ fn render(status: &Status, wide: bool, colours: bool) -> String {
 }
 
 fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell> {
-    let name = |text: &str| if wide { text.to_owned() } else { shortened(text) };
+    let name = |text: &str| if wide { text.to_owned() } else { table::shortened(text, NAME_CHARS_MAX) };
     let state =
         serde_json::to_value(backend.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
     let colour = match backend.state {
@@ -113,17 +117,12 @@ fn reasons(service: &ServiceStatus) -> Vec<String> {
         (counters.assign_esocktnosupport, "slots skipped: the socket no longer listened"),
         (counters.assign_eprototype, "slots skipped: the socket speaks another protocol"),
         (counters.assign_eexist, "lookups that another program had decided"),
+        (counters.paused, "left to try again: the service was paused"),
+        (counters.network_no_backend, "treated as any client: their network's version had no backend"),
         (counters.assign_other, "slots skipped for another reason"),
     ];
     all.into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, why)| format!("{}: {count} {why}", service.name))
         .collect()
-}
-
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= NAME_CHARS_MAX {
-        return text.to_owned();
-    }
-    text.chars().take(NAME_CHARS_MAX - 1).chain(['…']).collect()
 }

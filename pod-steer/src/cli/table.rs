@@ -24,6 +24,35 @@ impl Cell {
     }
 }
 
+/// Columns of a narrow terminal.
+pub(super) const NARROW: usize = 80;
+
+/// A text of at most so many characters; what was longer shows it.
+pub(super) fn shortened(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    text.chars().take(chars_max - 1).chain(['…']).collect()
+}
+
+/// Lines of at most so many columns, broken between words, each after the margin. A word that is longer stays whole.
+pub(super) fn wrapped(margin: &str, text: &str, columns: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last().map_or(0, |line| line.chars().count());
+        if line > 0 && margin.chars().count() + line + 1 + word.chars().count() > columns {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.into_iter().filter(|line| !line.is_empty()).map(|line| format!("{margin}{line}\n")).collect()
+}
+
 /// Lines without blanks at their ends.
 pub(super) fn render(head: &[&str], rows: &[Vec<Cell>], colours: bool) -> String {
     let width = |column: usize| {

@@ -1,0 +1,128 @@
+//! What was decided about a service and what goes on there, in lines below the table of `status`.
+
+use super::{
+    table, words,
+    words::{name, progress},
+};
+use crate::{
+    api::types::ServiceStatus,
+    rollout::{Part, Policy},
+};
+
+/// Each begins with the service's name; broken to so many columns. Alarms come last, in colour.
+pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colours: bool) -> String {
+    let mut lines = Vec::new();
+    match service.policy {
+        Policy::Balance => {}
+        Policy::Latest => lines.push("a new version takes over when it is ready (policy latest)".to_owned()),
+        Policy::Manual => lines.push("a new version waits for deploy or shift (policy manual)".to_owned()),
+    }
+    let decision = &service.decision;
+    if let Some(weights) = &decision.traffic.weights {
+        let weights: Vec<String> = weights.iter().map(|(version, weight)| format!("{version}={weight}")).collect();
+        lines.push(format!("shares by version: {}", weights.join(" ")));
+    }
+    for (network, version) in &decision.traffic.from {
+        lines.push(format!("clients of {network} go to {version}"));
+    }
+    if !decision.drained.is_empty() {
+        let parts: Vec<String> = decision.drained.iter().map(|part| part_name(service, part)).collect();
+        lines.push(format!("drained, no new connections: {}", parts.join(", ")));
+    }
+    if decision.paused {
+        lines.push(format!("paused, new connections wait; `pod-steer unpause {}` lets them in", service.name));
+    }
+    if let Some(status) = &service.operation {
+        let operation = &status.operation;
+        let what = match &operation.order {
+            crate::rollout::Order::Canary(canary) => format!("canary {}", canary.version),
+            order => words::order(order),
+        };
+        lines.push(format!("{what}: {}; by {}", progress(status, now_ms), name(&operation.who)));
+    }
+    let shown = |text: &str| {
+        let wrapped = table::wrapped("  ", &format!("{}: {text}", service.name), columns);
+        // Only what follows the first line is set in.
+        wrapped.strip_prefix("  ").unwrap_or(&wrapped).to_owned()
+    };
+    let mut text: String = lines.iter().map(|line| shown(line)).collect();
+    for alarm in &service.alarms {
+        let alarm = shown(&format!("ALARM: {alarm}"));
+        text.push_str(&if colours { alarm.replace("ALARM", "\x1b[1;31mALARM\x1b[0m") } else { alarm });
+    }
+    text
+}
+
+fn part_name(service: &ServiceStatus, part: &Part) -> String {
+    match part {
+        Part::Service => "all of it".to_owned(),
+        Part::Version(version) => format!("version {version}"),
+        Part::Backend(id) => {
+            let backend = service.backends.iter().find(|backend| backend.id == *id);
+            // One that is gone is known by the id alone.
+            backend.map_or_else(|| id.chars().take(12).collect(), |backend| backend.name.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service() -> ServiceStatus {
+        let service = json!({
+            "name": "web", "ports": ["80:8080"], "namespaces": [], "fallback": "refuse", "policy": "manual",
+            "decision": {
+                "revision": 3,
+                "traffic": { "weights": { "v1": 95, "v2": 5 }, "from": { "10.0.0.0/8": "v2" } },
+                "drained": [{ "part": "service" }, { "part": "version", "name": "v1" },
+                    { "part": "backend", "name": "0123456789abcdef" }, { "part": "backend", "name": "x" }],
+                "paused": true,
+            },
+            "operation": {
+                "id": 4, "service": "web", "who": "root (uid 0, pid 7)", "begun_ms": 0, "order": "canary",
+                "version": "v2", "steps": [100, 500, 2500, 10000], "every_ms": 120_000, "timeout_ms": 60_000,
+                "before": {}, "phase": { "name": "stepping", "step": 1, "next_ms": 100_000 }, "steps_done": [],
+                "end": null, "ready": 3, "wanted": 3, "left": 0, "waiting_for": "",
+            },
+            "alarms": ["all backends of v1 fail their checks, and the last that were ready get the connections"],
+            "counters": crate::api::types::ServiceCountersStatus::default(),
+            "backends": [],
+        });
+        let mut service: ServiceStatus = serde_json::from_value(service).unwrap();
+        let backend = json!({
+            "id": "x", "name": "web-2", "kind": "exec", "engine": null, "version": "v1", "weight": 1, "state": "ready",
+            "sockets": 1, "steered": 0, "opened": 0, "closed": 0, "live": 0, "moved_in": 0, "moved_out": 0,
+            "moved_half_open": 0, "not_moved": 0, "share": 0.0, "problems": [],
+        });
+        service.backends.push(serde_json::from_value(backend).unwrap());
+        service
+    }
+
+    #[test]
+    fn a_service_in_the_midst_of_everything() {
+        let text = lines(&service(), 0, 80, false);
+        assert_eq!(
+            text,
+            "web: a new version waits for deploy or shift (policy manual)\n\
+             web: shares by version: v1=95 v2=5\n\
+             web: clients of 10.0.0.0/8 go to v2\n\
+             web: drained, no new connections: all of it, version v1, 0123456789ab, web-2\n\
+             web: paused, new connections wait; `pod-steer unpause web` lets them in\n\
+             web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n\
+             web: ALARM: all backends of v1 fail their checks, and the last that were ready\n  \
+               get the connections\n"
+        );
+        assert!(lines(&service(), 0, 200, true).contains("\x1b[1;31mALARM\x1b[0m: all"));
+        let quiet = ServiceStatus {
+            policy: Policy::Balance,
+            decision: Default::default(),
+            operation: None,
+            alarms: Vec::new(),
+            ..service()
+        };
+        assert_eq!(lines(&quiet, 0, 80, false), "");
+    }
+}

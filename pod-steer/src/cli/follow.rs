@@ -1,0 +1,146 @@
+//! Following an operation that the daemon carries out: a line for each step that is done, and on a terminal a last line
+//! that says what is waited for. The operation needs no follower: it goes on when this one ends.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::anyhow;
+use tokio::time::{sleep, timeout};
+
+use super::{Failure, args::rollout::OutputFormat, print, words};
+use crate::{
+    api::{client, types::OperationStatus},
+    rollout::{Operation, Order},
+};
+
+/// Time to the first question; it grows by half each time.
+const ASK_FIRST: Duration = Duration::from_millis(10);
+/// Longest time between two questions.
+const ASK_LAST: Duration = Duration::from_millis(250);
+/// How long a daemon may be away.
+const AWAY_MAX: Duration = Duration::from_secs(30);
+/// How long one answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// What shells say of a command that was interrupted.
+const INTERRUPTED: u8 = 130;
+
+/// See the module.
+pub(super) struct Follower<'a> {
+    socket: &'a Path,
+    operation: Operation,
+    /// Where the steps go: standard output, unless that is for programs.
+    output: OutputFormat,
+    told: usize,
+    live: bool,
+    away_since: Option<Instant>,
+}
+
+impl<'a> Follower<'a> {
+    pub(super) fn new(socket: &'a Path, operation: Operation, output: OutputFormat) -> Self {
+        let live = std::io::stderr().is_terminal();
+        Self { socket, operation, output, told: 0, live, away_since: None }
+    }
+
+    /// Until the operation has ended.
+    pub(super) async fn follow(mut self) -> Result<Operation, Failure> {
+        tokio::select! {
+            ended = self.until_ended() => ended?,
+            _ = tokio::signal::ctrl_c() => {
+                self.show_live("");
+                announce(&self.operation);
+                return Err(Failure::Said(INTERRUPTED));
+            }
+        }
+        Ok(self.operation)
+    }
+
+    async fn until_ended(&mut self) -> Result<(), Failure> {
+        let mut pause = ASK_FIRST;
+        self.tell_steps()?;
+        while self.operation.end.is_none() {
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(ASK_LAST);
+            if let Some(status) = self.ask().await? {
+                self.show_live(&words::progress(&status, jiff::Timestamp::now().as_millisecond()));
+                self.operation = status.operation;
+                self.tell_steps()?;
+            }
+        }
+        self.show_live("");
+        Ok(())
+    }
+
+    /// Nothing while the daemon is away.
+    async fn ask(&mut self) -> Result<Option<OperationStatus>, Failure> {
+        let (id, service) = (self.operation.id, &self.operation.service);
+        let path = format!("/v1/operations/{id}");
+        let asked = timeout(ANSWER_MAX, client::get(self.socket, &path)).await;
+        match asked {
+            Ok(Ok(status)) => {
+                if self.away_since.take().is_some() {
+                    self.note("the daemon answers again");
+                }
+                Ok(Some(status))
+            }
+            Ok(Err(error)) if error.is_bad_input() => Err(Failure::Failed(anyhow!(
+                "the daemon does not know operation {id} any more; see what is in force: pod-steer status"
+            ))),
+            Ok(Err(error)) if !error.may_pass() => Err(error.into()),
+            _ => match self.away_since {
+                None => {
+                    self.away_since = Some(Instant::now());
+                    let seconds = AWAY_MAX.as_secs();
+                    self.note(&format!("the daemon does not answer; waiting {seconds} s for it, traffic goes on"));
+                    Ok(None)
+                }
+                Some(since) if since.elapsed() < AWAY_MAX => Ok(None),
+                Some(_) => Err(Failure::Failed(anyhow!(
+                    "no daemon answers at `{}`; the next one goes on with this: pod-steer history {service}",
+                    self.socket.display()
+                ))),
+            },
+        }
+    }
+
+    fn tell_steps(&mut self) -> Result<(), Failure> {
+        while let Some(step) = self.operation.steps.get(self.told) {
+            let line = words::step(step);
+            self.told += 1;
+            self.show_live("");
+            match self.output {
+                OutputFormat::Text => print(&format!("{line}\n"))?,
+                OutputFormat::Json => eprintln!("{line}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, text: &str) {
+        self.show_live("");
+        eprintln!("{text}");
+    }
+
+    /// Replaces the last line.
+    fn show_live(&self, text: &str) {
+        if self.live {
+            // Clipped: a line that the terminal breaks cannot be replaced.
+            let clipped: String = text.chars().take(78).collect();
+            eprint!("\r\x1b[2K{clipped}");
+            let _ = std::io::stderr().flush();
+        }
+    }
+}
+
+/// Says that an operation goes on without this command.
+pub(super) fn announce(operation: &Operation) {
+    let service = &operation.service;
+    let undo = match operation.order {
+        Order::Rollback => String::new(),
+        _ => format!("; to end it: pod-steer rollback {service}"),
+    };
+    let what = words::order(&operation.order);
+    eprintln!("`{what}` goes on (operation {}); to see it: pod-steer status{undo}", operation.id);
+}

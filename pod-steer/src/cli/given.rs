@@ -1,0 +1,220 @@
+//! What was given on the command line, read and checked: shares, weights, networks, times. Pure; each error is one line
+//! that quotes the part that is wrong and says what to write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use super::args::rollout::{CanaryArgs, DeployArgs, ShiftArgs};
+use crate::{
+    duration,
+    labels::WEIGHT_MAX,
+    ports::quoted,
+    rollout::{CanaryOrder, DeployOrder, ShiftOrder},
+};
+
+/// All of a share, in hundredths of a percent.
+const WHOLE: u32 = 10_000;
+
+/// `deploy`'s order.
+pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
+    Ok(DeployOrder {
+        version: version(&args.version)?,
+        backends: args.backends,
+        timeout_ms: time("--timeout", &args.timeout)?,
+        // Not to wait for anybody is a thing to want.
+        drain_timeout_ms: any_time("--drain-timeout", &args.drain_timeout)?,
+        stop_old: args.stop_old || args.keep_old.is_some(),
+        keep_old_ms: args.keep_old.as_deref().map(|text| time("--keep-old", text)).transpose()?,
+    })
+}
+
+/// `canary`'s order.
+pub(super) fn canary(args: &CanaryArgs) -> Result<CanaryOrder, String> {
+    Ok(CanaryOrder {
+        version: version(&args.version)?,
+        steps: steps(&args.steps)?,
+        every_ms: time("--every", &args.every)?,
+        timeout_ms: time("--timeout", &args.timeout)?,
+    })
+}
+
+/// `shift`'s order.
+pub(super) fn shift(args: &ShiftArgs) -> Result<ShiftOrder, String> {
+    let order = ShiftOrder {
+        weights: weights(&args.weights)?,
+        balance: args.balance,
+        from: networks(&args.from)?,
+        not_from: args
+            .no_from
+            .iter()
+            .map(|text| network("--no-from", text, text))
+            .collect::<Result<BTreeSet<_>, _>>()?,
+    };
+    if let Some(both) = order.not_from.iter().find(|network| order.from.contains_key(network)) {
+        return Err(format!("--from and --no-from both name {both}; give one of the two"));
+    }
+    if order.balance && !order.weights.is_empty() {
+        return Err("--balance and weights exclude each other; give one of the two".to_owned());
+    }
+    if order == ShiftOrder::default() {
+        return Err(
+            "nothing is to change; give weights, as in v1=90 v2=10, or --from, --no-from or --balance".to_owned()
+        );
+    }
+    Ok(order)
+}
+
+fn version(text: &str) -> Result<String, String> {
+    match text.chars().find(|c| !c.is_ascii_graphic()) {
+        None if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!(
+            "version {} is refused: it is no version; `pod-steer status` shows what there is",
+            quoted(text)
+        )),
+    }
+}
+
+fn any_time(flag: &str, text: &str) -> Result<u64, String> {
+    let time = duration::parse(text).map_err(|error| format!("{flag} {} is refused: {error}", quoted(text)))?;
+    Ok(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn time(flag: &str, text: &str) -> Result<u64, String> {
+    match any_time(flag, text)? {
+        0 => Err(format!("{flag} {} is refused: it is over as it begins; write more than 0, as in 30s", quoted(text))),
+        ms => Ok(ms),
+    }
+}
+
+/// Reads `1%,5%,25%,100%`.
+fn steps(text: &str) -> Result<Vec<u32>, String> {
+    let steps = text.split(',').map(|step| percent(step.trim())).collect::<Result<Vec<_>, _>>();
+    let steps = steps.map_err(|error| format!("--steps {} is refused: {error}", quoted(text)))?;
+    let wrong = |error: String| Err(format!("--steps {} is refused: {error}", quoted(text)));
+    if let Some(pair) = steps.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return wrong(format!(
+            "{} does not follow on {}; each step is larger than the one before",
+            Percent(pair[1]),
+            Percent(pair[0])
+        ));
+    }
+    match steps.last() {
+        Some(&WHOLE) => Ok(steps),
+        last => wrong(format!("it ends at {}; end at 100%", Percent(last.copied().unwrap_or_default()))),
+    }
+}
+
+/// Hundredths of a percent.
+fn percent(text: &str) -> Result<u32, String> {
+    let shown = quoted(text);
+    let example = "write a percentage, as in 5% or 0.25%";
+    let Some(number) = text.strip_suffix('%') else {
+        return Err(match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => format!("{shown} lacks its sign; {example}"),
+            _ => format!("{shown} is no percentage; {example}"),
+        });
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if number.strip_prefix('-').is_some_and(|number| number.parse::<f64>().is_ok()) {
+        return Err(format!("{shown} is negative; {example}"));
+    }
+    if !digits(whole) || !digits(part) {
+        return Err(format!("{shown} is no percentage; {example}"));
+    }
+    if part.len() > 2 {
+        return Err(format!("{shown} has more than two digits behind the point; {example}"));
+    }
+    let hundredths = whole.parse::<u32>().ok().and_then(|whole| whole.checked_mul(100));
+    let part = part.parse::<u32>().unwrap_or_default() * if part.len() == 1 { 10 } else { 1 };
+    match hundredths.and_then(|hundredths| hundredths.checked_add(part)) {
+        Some(0) => Err(format!("{shown} sends nobody; begin with more")),
+        Some(hundredths) if hundredths <= WHOLE => Ok(hundredths),
+        _ => Err(format!("{shown} is more than all; 100% is the most")),
+    }
+}
+
+/// Hundredths of a percent, as they are written.
+pub(super) struct Percent(pub(super) u32);
+
+impl std::fmt::Display for Percent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0 / 100, self.0 % 100) {
+            (whole, 0) => write!(f, "{whole}%"),
+            (whole, part) if part.is_multiple_of(10) => write!(f, "{whole}.{}%", part / 10),
+            (whole, part) => write!(f, "{whole}.{part:02}%"),
+        }
+    }
+}
+
+fn weights(items: &[String]) -> Result<BTreeMap<String, u32>, String> {
+    let mut weights = BTreeMap::new();
+    for item in items {
+        let wrong = |error: String| format!("{} is refused: {error}", quoted(item));
+        let (name, weight) =
+            item.rsplit_once('=').ok_or_else(|| wrong("write a version and its weight, as in v1=90".to_owned()))?;
+        let weight = weight_of(weight).map_err(wrong)?;
+        if weights.insert(version(name)?, weight).is_some() {
+            return Err(wrong(format!("{} has a weight already; give each version once", quoted(name))));
+        }
+    }
+    if !weights.is_empty() && weights.values().all(|weight| *weight == 0) {
+        return Err("every weight is 0, so nobody would get a connection; give one a share, or see `pod-steer pause` \
+                    and `pod-steer drain`"
+            .to_owned());
+    }
+    Ok(weights)
+}
+
+fn weight_of(text: &str) -> Result<u32, String> {
+    let range = format!("write a whole number from 0 to {WEIGHT_MAX}");
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(weight) if is_number && weight <= WEIGHT_MAX => Ok(weight),
+        _ if is_number => Err(format!("the weight {text} is too large; {range}")),
+        _ if text.strip_prefix('-').is_some_and(|text| text.parse::<f64>().is_ok()) => {
+            Err(format!("the weight {text} is negative; {range}"))
+        }
+        _ => Err(format!("the weight {} is no whole number; {range}", quoted(text))),
+    }
+}
+
+fn networks(items: &[String]) -> Result<BTreeMap<IpNet, String>, String> {
+    let mut networks = BTreeMap::new();
+    for item in items {
+        let example = "write a network and a version, as in 10.0.0.0/8=v2";
+        let (text, name) =
+            item.split_once('=').ok_or_else(|| format!("--from {} is refused: {example}", quoted(item)))?;
+        let network = network("--from", item, text)?;
+        if networks.insert(network, version(name)?).is_some() {
+            return Err(format!("--from {} is refused: {network} has a version already", quoted(item)));
+        }
+    }
+    Ok(networks)
+}
+
+fn network(flag: &str, item: &str, text: &str) -> Result<IpNet, String> {
+    let wrong = |error: String| Err(format!("{flag} {} is refused: {error}", quoted(item)));
+    let Ok(network) = text.parse::<IpNet>() else {
+        return match text.parse::<std::net::IpAddr>() {
+            Ok(ip) => wrong(format!("it has no prefix length; for this address alone write {}", IpNet::from(ip))),
+            Err(_) => wrong(format!("{} is no network; write it as in 10.0.0.0/8 or fd00::/8", quoted(text))),
+        };
+    };
+    if network != network.trunc() {
+        return wrong(format!("the address has bits beyond the prefix; did you mean {}?", network.trunc()));
+    }
+    Ok(network)
+}
+
+/// Milliseconds as a duration; what is past is nothing.
+pub(super) fn ms(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

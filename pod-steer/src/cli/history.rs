@@ -1,0 +1,104 @@
+//! `pod-steer history`
+
+use std::io::IsTerminal as _;
+
+use super::{
+    Outcome as Ended,
+    args::rollout::{HistoryArgs, HistoryFormat},
+    block_on, print,
+    table::{self, Cell},
+    words,
+};
+use crate::{
+    api::client,
+    rollout::{Operation, Outcome},
+};
+
+/// Characters of an order that the table shows.
+const WHAT_CHARS_MAX: usize = 32;
+
+pub(super) fn history(args: &HistoryArgs) -> Ended {
+    let query = args.service.as_ref().map(|service| format!("?service={}", client::encoded(service)));
+    let path = format!("/v1/history{}", query.unwrap_or_default());
+    let operations: Vec<Operation> = block_on(async { Ok(client::get(&args.socket.socket, &path).await?) })?;
+    match args.output {
+        HistoryFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&operations)?)),
+        HistoryFormat::Table => print(&render(&operations, args.service.is_some(), std::io::stdout().is_terminal())),
+    }
+}
+
+/// Two lines each: the table's, and the message below it.
+fn render(operations: &[Operation], of_one: bool, colours: bool) -> String {
+    if operations.is_empty() {
+        return "nothing was ordered yet; see `pod-steer deploy --help`\n".to_owned();
+    }
+    let mut head = vec!["NUMBER", "WHEN (UTC)", "SERVICE", "WHO", "OUTCOME", "WHAT"];
+    head.retain(|name| !of_one || *name != "SERVICE");
+    let rows: Vec<_> = operations.iter().map(|operation| row(operation, of_one)).collect();
+    let table = table::render(&head, &rows, colours);
+    let mut lines = table.lines();
+    let mut text = format!("{}\n", lines.next().unwrap_or_default());
+    for (line, operation) in lines.zip(operations) {
+        text.push_str(line);
+        text.push('\n');
+        if let Some(end) = &operation.end {
+            text.push_str(&table::wrapped("        ", &end.message, table::NARROW));
+        }
+    }
+    text
+}
+
+fn row(operation: &Operation, of_one: bool) -> Vec<Cell> {
+    let when = jiff::Timestamp::from_millisecond(operation.begun_ms).unwrap_or_default();
+    let (outcome, colour) = match operation.end.as_ref().map(|end| end.outcome) {
+        None => ("going on", "33"),
+        Some(outcome @ Outcome::Done) => (words::outcome(outcome), "32"),
+        Some(outcome @ (Outcome::Left | Outcome::Aborted)) => (words::outcome(outcome), "33"),
+        Some(outcome @ (Outcome::Failed | Outcome::WentBack)) => (words::outcome(outcome), "1;31"),
+    };
+    let mut cells = vec![
+        Cell::number(operation.id),
+        Cell::text(when.strftime("%Y-%m-%d %H:%M:%S").to_string()),
+        Cell::text(table::shortened(words::name(&operation.who), 12)),
+        Cell::text(outcome).coloured(colour),
+        Cell::text(table::shortened(&words::order(&operation.order), WHAT_CHARS_MAX)),
+    ];
+    if !of_one {
+        cells.insert(2, Cell::text(table::shortened(&operation.service, 12)));
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::{CanaryOrder, End, Order, Phase, Traffic};
+
+    #[test]
+    fn it_fits_80_columns() {
+        let canary = CanaryOrder { version: "v2".into(), steps: vec![100, 10_000], every_ms: 120_000, timeout_ms: 1 };
+        let message = "v2 gets everything after 4 steps in 8m; 412 connections of v1 were drained, none was left, and \
+                       its backends were stopped";
+        let operation = Operation {
+            id: 17,
+            service: "a-service-with-a-long-name".into(),
+            who: "a-user-with-a-long-name (uid 1000, pid 4242)".into(),
+            begun_ms: 1_700_000_000_000,
+            order: Order::Canary(canary),
+            before: Traffic::default(),
+            phase: Phase::Ended,
+            steps: Vec::new(),
+            end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),
+        };
+        let running = Operation { id: 18, end: None, order: Order::Pause, ..operation.clone() };
+        let text = render(&[operation, running], true, false);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(
+            text.contains("2023-11-14 22:13:20") && text.contains("went back") && text.contains("going on"),
+            "{text}"
+        );
+        assert!(text.contains("canary v2 1%,100% every 2m"), "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(render(&[], false, false).contains("nothing"));
+    }
+}

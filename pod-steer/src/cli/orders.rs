@@ -1,0 +1,93 @@
+//! The commands that move traffic: each becomes an order, which is carried out by the daemon and followed from here.
+
+use std::path::Path;
+
+use super::{
+    Failure, Outcome as Ended,
+    args::rollout::{CanaryArgs, DeployArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
+    block_on,
+    follow::{Follower, announce},
+    given, print, words,
+};
+use crate::{
+    api::client::{self, ClientError},
+    rollout::{Operation, Order, Outcome, PartOrder},
+};
+
+pub(super) fn deploy(args: &DeployArgs) -> Ended {
+    let order = Order::Deploy(given::deploy(args).map_err(Failure::Input)?);
+    carry_out(&args.service, &order, args.output, false)
+}
+
+pub(super) fn canary(args: &CanaryArgs) -> Ended {
+    let order = Order::Canary(given::canary(args).map_err(Failure::Input)?);
+    carry_out(&args.service, &order, args.output, args.detach)
+}
+
+pub(super) fn shift(args: &ShiftArgs) -> Ended {
+    plain(&args.service, &Order::Shift(given::shift(args).map_err(Failure::Input)?))
+}
+
+pub(super) fn drain(args: PartArgs) -> Ended {
+    plain(&args.service, &Order::Drain(PartOrder { version: args.version, backend: args.backend }))
+}
+
+pub(super) fn resume(args: PartArgs) -> Ended {
+    plain(&args.service, &Order::Resume(PartOrder { version: args.version, backend: args.backend }))
+}
+
+/// An order without anything to choose about it.
+pub(super) fn plain(args: &ServiceArgs, order: &Order) -> Ended {
+    carry_out(args, order, OutputFormat::Text, false)
+}
+
+fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bool) -> Ended {
+    let socket = &args.socket.socket;
+    let operation = block_on(async {
+        let begun = give(socket, &args.service, order).await?;
+        if begun.end.is_some() || detach {
+            return Ok(begun);
+        }
+        Follower::new(socket, begun, output).follow().await
+    })?;
+    if operation.end.is_none() {
+        announce(&operation);
+    }
+    conclude(&operation, output)
+}
+
+/// Gives the order; a daemon that dies over it leaves open whether it was taken.
+async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, Failure> {
+    let path = format!("/v1/services/{}/orders", client::encoded(service));
+    client::post(socket, &path, order).await.map_err(|error| match error {
+        ClientError::Http(_) => Failure::Failed(anyhow::anyhow!(
+            "the daemon ended over this order; see what became of it: pod-steer history {service}"
+        )),
+        error => error.into(),
+    })
+}
+
+/// Prints the end and turns it into an exit code.
+fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
+    if output == OutputFormat::Json {
+        print(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
+    }
+    let Some(end) = &operation.end else { return Ok(()) };
+    let message = match end.message.as_str() {
+        "" => format!("{}: {}", words::order(&operation.order), words::outcome(end.outcome)),
+        message => message.to_owned(),
+    };
+    match (end.outcome, output) {
+        (Outcome::Done | Outcome::Left, OutputFormat::Text) => print(&format!("{message}\n"))?,
+        (Outcome::Done | Outcome::Left, OutputFormat::Json) => {}
+        _ => super::say(&message),
+    }
+    match end.outcome {
+        Outcome::Done => Ok(()),
+        Outcome::Left => Err(Failure::Said(3)),
+        Outcome::Failed | Outcome::WentBack | Outcome::Aborted => Err(Failure::Said(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Orders and what becomes of them, in words.
+
+use std::time::Duration;
+
+use super::given::{Percent, ms};
+use crate::{
+    api::types::OperationStatus,
+    duration::{Took, Written},
+    rollout::{Order, Outcome, PartOrder, Phase, ShiftOrder, Step},
+};
+
+/// What was ordered: `canary v2 1%,5%,100% every 2m`.
+pub(super) fn order(order: &Order) -> String {
+    match order {
+        Order::Deploy(deploy) => format!("deploy {}", deploy.version),
+        Order::Canary(canary) => {
+            let steps: Vec<String> = canary.steps.iter().map(|step| Percent(*step).to_string()).collect();
+            let every = Written(Duration::from_millis(canary.every_ms));
+            format!("canary {} {} every {every}", canary.version, steps.join(","))
+        }
+        Order::Shift(shift) => format!("shift {}", shifted(shift)),
+        Order::Rollback => "rollback".to_owned(),
+        Order::Drain(part) => format!("drain{}", part_of(part)),
+        Order::Resume(part) => format!("resume{}", part_of(part)),
+        Order::Pause => "pause".to_owned(),
+        Order::Unpause => "unpause".to_owned(),
+    }
+}
+
+fn shifted(shift: &ShiftOrder) -> String {
+    let mut words: Vec<String> = shift.weights.iter().map(|(version, weight)| format!("{version}={weight}")).collect();
+    if shift.balance {
+        words.push("--balance".to_owned());
+    }
+    words.extend(shift.from.iter().map(|(network, version)| format!("--from {network}={version}")));
+    words.extend(shift.not_from.iter().map(|network| format!("--no-from {network}")));
+    words.join(" ")
+}
+
+fn part_of(part: &PartOrder) -> String {
+    match (&part.version, &part.backend) {
+        (_, Some(backend)) => format!(" {backend}"),
+        (Some(version), None) => format!(" {version}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Where an operation is: `step 2 of 4, 5 %, next in 1m 40s`.
+pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
+    let operation = &status.operation;
+    let left = |deadline_ms: i64| Took(whole_seconds(deadline_ms - now_ms));
+    match &operation.phase {
+        Phase::Waiting { deadline_ms } => {
+            let waits = if status.waiting_for.is_empty() {
+                format!("{} of {} backends are ready", status.ready, status.wanted)
+            } else {
+                format!("waits for {}", status.waiting_for)
+            };
+            format!("{waits}, for {} at most", left(*deadline_ms))
+        }
+        Phase::Draining { deadline_ms, .. } => {
+            format!("drains, {} connections left, for {} at most", status.left, left(*deadline_ms))
+        }
+        Phase::Stepping { step, next_ms, .. } => {
+            let steps = match &operation.order {
+                Order::Canary(canary) => canary.steps.as_slice(),
+                _ => &[],
+            };
+            let share = steps.get(*step).map(|share| format!(", {}", Percent(*share))).unwrap_or_default();
+            format!("step {} of {}{share}, next in {}", step + 1, steps.len(), left(*next_ms))
+        }
+        Phase::Stopping { old, .. } => format!("stops {} old backends", old.len()),
+        Phase::Ended => "has ended".to_owned(),
+    }
+}
+
+/// Up to the next whole second: a countdown with a fraction is restless.
+fn whole_seconds(left_ms: i64) -> Duration {
+    Duration::from_secs(ms(left_ms + 999).as_secs())
+}
+
+/// The line of a step that is done: `drained   412 connections, after 2.1 s`.
+pub(super) fn step(step: &Step) -> String {
+    let took = Took(Duration::from_micros(step.took_us));
+    match step.detail.as_str() {
+        "" => format!("{:<9} in {took}", step.name),
+        detail => format!("{:<9} {detail}, after {took}", step.name),
+    }
+}
+
+/// An outcome, in one word.
+pub(super) fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::Left => "left",
+        Outcome::Failed => "failed",
+        Outcome::WentBack => "went back",
+        Outcome::Aborted => "aborted",
+    }
+}
+
+/// Who ordered something, without the numbers.
+pub(super) fn name(who: &str) -> &str {
+    who.split(" (").next().unwrap_or(who)
+}
