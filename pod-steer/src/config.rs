@@ -1,7 +1,10 @@
 //! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
 //! I/O; what the settings mean is decided before anything else is done.
 
+mod services;
+
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -9,7 +12,7 @@ use std::{
 use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
 use serde::Deserialize;
 
-use crate::{cli::args::RunArgs, world::PortPolicy};
+use crate::{cli::args::RunArgs, settings::ServiceTables, world::PortPolicy};
 
 /// The file that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
@@ -53,6 +56,14 @@ pub enum ConfigError {
     /// A list of ports.
     #[error("`{0}` is no list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
+    /// The table of a service.
+    #[error("the configuration `{}` is not understood: {message}", path.display())]
+    Service {
+        /// The file.
+        path: PathBuf,
+        /// Everything that is wrong.
+        message: String,
+    },
     /// A number.
     #[error("max-backends is {0}; give 1 to 1048576")]
     BackendsMax(u32),
@@ -71,6 +82,7 @@ struct File {
     max_backends: Option<u32>,
     log_decisions: Option<bool>,
     allow_ports: Option<String>,
+    service: BTreeMap<String, toml::Table>,
 }
 
 /// Settings of `pod-steer run`, complete.
@@ -94,16 +106,17 @@ pub struct RunConfig {
     pub log_decisions: bool,
     /// Ports that may be claimed.
     pub ports: PortPolicy,
+    /// What is configured for services.
+    pub services: ServiceTables,
 }
 
 impl RunConfig {
     /// Puts flags, environment (which clap has read into the flags) and file together.
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
-        let file = match &args.config {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
-            None => File::default(),
-        };
+        let path = args.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|path: &PathBuf| path.exists()));
+        let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
+        let services = services::read(&file.service)
+            .map_err(|errors| ConfigError::Service { path: path.unwrap_or_default(), message: errors.join("; ") })?;
         let runtime_dir = args.runtime_dir.or(file.runtime_dir).unwrap_or_else(|| DEFAULT_RUNTIME_DIR.into());
         let group = args.group.or(file.group);
         let backends_max = args.max_backends.or(file.max_backends).unwrap_or(BACKENDS_MAX_DEFAULT);
@@ -118,6 +131,7 @@ impl RunConfig {
         };
         Ok(Self {
             ports,
+            services,
             engines: engines(named)?,
             socket: args.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("api.sock")),
             runtime_dir,

@@ -4,15 +4,29 @@
 //! ([`spec_from_flags`], [`Spec::check`]).
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
 pub use error::{Field, LabelError};
+pub use settings::from_table;
 
-use crate::ports::{self, PortMap, quoted};
+use crate::{
+    health::CheckSpec,
+    ports::{self, PortMap},
+    rollout::Policy,
+    settings::Settings,
+};
+use error::Origin;
+use reader::{Reader, quote};
 
 mod error;
+mod reader;
+mod settings;
 
 /// What every label of this project begins with. A container without one is none of our business.
 pub const PREFIX: &str = "pod-steer.";
@@ -28,7 +42,26 @@ pub const WEIGHT_DEFAULT: u32 = 1;
 /// Hexadecimal digits of a short image id, as `docker images` prints them.
 const SHORT_ID_CHARS: usize = 12;
 /// Keys without the prefix, in the order in which the documentation has them.
-const KEYS: [&str; 5] = ["service", "ports", "version", "weight", "fallback"];
+const KEYS: [&str; 18] = [
+    "service",
+    "ports",
+    "version",
+    "weight",
+    "fallback",
+    "rollout",
+    "slow-start",
+    "panic-threshold",
+    "health",
+    "health.port",
+    "health.path",
+    "health.status",
+    "health.host",
+    "health.command",
+    "health.interval",
+    "health.timeout",
+    "health.healthy",
+    "health.unhealthy",
+];
 
 /// What becomes of a new connection when a service has no backend left.
 #[derive(
@@ -78,12 +111,36 @@ pub struct Spec {
     pub ports: Vec<PortMap>,
     /// What happens when no backend is left.
     pub fallback: Fallback,
+    /// What happens when a new version appears; nothing: as configured.
+    #[serde(default)]
+    pub rollout: Option<Policy>,
+    /// How long the container's share grows to its full size, in milliseconds; nothing: as configured.
+    #[serde(default)]
+    pub slow_start_ms: Option<u64>,
+    /// If fewer than so many percent of the backends pass their checks, those that last did stay; nothing: as
+    /// configured.
+    #[serde(default)]
+    pub panic_percent: Option<u8>,
+    /// The health check; nothing: as configured.
+    #[serde(default)]
+    pub check: Option<CheckSpec>,
 }
 
 impl Spec {
-    /// Ports on which the container listens.
-    pub fn listening_ports(&self) -> Vec<u16> {
-        self.ports.iter().map(|map| map.target).collect()
+    /// The ports that the container listens on by its labels: those that it serves by, and the one that its check is for.
+    pub fn listening_ports(&self) -> BTreeSet<u16> {
+        let check = self.check.as_ref().and_then(|check| check.port(&self.ports));
+        self.ports.iter().map(|map| map.target).chain(check).collect()
+    }
+
+    /// What can be configured for a service too.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            rollout: self.rollout,
+            slow_start_ms: self.slow_start_ms,
+            panic_percent: self.panic_percent,
+            check: self.check.clone(),
+        }
     }
 
     /// Checks a spec that was not made here, but came from a client.
@@ -107,22 +164,29 @@ pub fn parse<'a>(
     if ours.is_empty() {
         return None;
     }
-    let mut check = Check { is_flag: false, errors: Vec::new() };
-    check.errors.extend(ours.keys().filter(|key| !KEYS.contains(key)).map(|key| error::unknown(key)));
+    let mut reader = Reader::new(Origin::Label);
+    for key in ours.keys().filter(|key| !KEYS.contains(key)) {
+        reader.unknown(key);
+    }
+    let settings = settings::read(&mut reader, &ours);
     let spec = Spec {
         service: match ours.get("service") {
-            Some(name) => check.service(name),
-            None => check.missing("service", "give the service a name, as in pod-steer.service=web"),
+            Some(name) => reader.service(name),
+            None => reader.missing("service", "give the service a name, as in pod-steer.service=web"),
         },
         ports: match ours.get("ports") {
-            Some(list) => check.ports(list),
-            None => check.missing("ports", "say which ports the service has, as in pod-steer.ports=80:8080"),
+            Some(list) => reader.ports(list),
+            None => reader.missing("ports", "say which ports the service has, as in pod-steer.ports=80:8080"),
         },
-        version: check.version(ours.get("version").unwrap_or(&default_version)),
-        weight: ours.get("weight").map_or(WEIGHT_DEFAULT, |weight| check.weight(weight)),
-        fallback: ours.get("fallback").map_or(Fallback::default(), |fallback| check.fallback(fallback)),
+        version: reader.version(ours.get("version").unwrap_or(&default_version)),
+        weight: ours.get("weight").map_or(WEIGHT_DEFAULT, |weight| reader.weight(weight)),
+        fallback: ours.get("fallback").map_or(Fallback::default(), |fallback| reader.fallback(fallback)),
+        rollout: settings.rollout,
+        slow_start_ms: settings.slow_start_ms,
+        panic_percent: settings.panic_percent,
+        check: settings.check,
     };
-    Some(check.finish(spec))
+    Some(reader.finish(spec))
 }
 
 /// What the flags of a command ask for, after the same checks as labels; the problems name the flags.
@@ -133,15 +197,19 @@ pub fn spec_from_flags(
     weight: u32,
     fallback: Fallback,
 ) -> Result<Spec, Vec<LabelError>> {
-    let mut check = Check { is_flag: true, errors: Vec::new() };
+    let mut reader = Reader::new(Origin::Flag);
     let spec = Spec {
-        service: check.service(service),
-        ports: check.ports(ports),
-        version: check.version(version),
-        weight: check.weight(&weight.to_string()),
+        service: reader.service(service),
+        ports: reader.ports(ports),
+        version: reader.version(version),
+        weight: reader.weight(&weight.to_string()),
         fallback,
+        rollout: None,
+        slow_start_ms: None,
+        panic_percent: None,
+        check: None,
     };
-    check.finish(spec)
+    reader.finish(spec)
 }
 
 /// The version of a container that names none: its image's tag, or the image's short id. `latest` is a tag that says
@@ -161,84 +229,20 @@ pub fn default_version(image: &str, image_id: &str) -> String {
     }
 }
 
-/// Reads one value after the other and collects what is wrong. A refused value reads as its type's default.
-struct Check {
-    is_flag: bool,
-    errors: Vec<LabelError>,
-}
-
-impl Check {
-    fn finish(self, spec: Spec) -> Result<Spec, Vec<LabelError>> {
-        if self.errors.is_empty() { Ok(spec) } else { Err(self.errors) }
-    }
-
-    fn field(&self, key: &'static str) -> Field {
-        Field::new(key, self.is_flag)
-    }
-
-    fn missing<T: Default>(&mut self, key: &'static str, remedy: &'static str) -> T {
-        self.errors.push(LabelError::Missing { field: self.field(key), remedy });
-        T::default()
-    }
-
-    fn refuse(&mut self, key: &'static str, value: &str, wrong: impl Into<String>) {
-        let field = self.field(key);
-        self.errors.push(LabelError::Value { field, value: quoted(value), wrong: wrong.into() });
-    }
-
-    fn service(&mut self, name: &str) -> String {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let count = name.chars().count();
-        if name.is_empty() {
-            self.refuse("service", name, "it is empty; write a name, as in web");
-        } else if count > SERVICE_CHARS_MAX {
-            let wrong = format!("it has {count} characters; write {SERVICE_CHARS_MAX} at the most");
-            self.refuse("service", name, wrong);
-        } else if let Some(c) = name.chars().find(|&c| !is_allowed(c)) {
-            let wrong = format!("{} has no place in a name; write letters a-z, A-Z, digits, '.', '_', '-'", quote(c));
-            self.refuse("service", name, wrong);
-        } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-            self.refuse("service", name, "it begins with a sign; begin with a letter or a digit, as in web");
-        }
-        name.to_owned()
-    }
-
-    fn ports(&mut self, list: &str) -> Vec<PortMap> {
-        let field = self.field("ports");
-        ports::parse_all(list).unwrap_or_else(|errors| {
-            let error = |source| LabelError::Ports { field, value: quoted(list), source };
-            self.errors.extend(errors.into_iter().map(error));
-            Vec::new()
-        })
-    }
-
-    fn version(&mut self, version: &str) -> String {
-        if let Some(wrong) = version_fault(version) {
-            self.refuse("version", version, wrong);
-        }
-        version.to_owned()
-    }
-
-    fn weight(&mut self, text: &str) -> u32 {
-        let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        match text.parse() {
-            Ok(weight) if is_number && weight <= WEIGHT_MAX => return weight,
-            _ if is_number => self.refuse("weight", text, format!("it is too large; write {WEIGHT_MAX} at the most")),
-            _ => {
-                let wrong = format!("it is not a whole number; write one from 0 (no new connections) to {WEIGHT_MAX}");
-                self.refuse("weight", text, wrong);
-            }
-        }
-        WEIGHT_DEFAULT
-    }
-
-    fn fallback(&mut self, text: &str) -> Fallback {
-        text.parse().unwrap_or_else(|NotAFallback| {
-            let wrong = "it is neither refuse (clients are refused at once when no backend is left) nor pass \
-                         (the kernel decides as if there were no service); write one of the two";
-            self.refuse("fallback", text, wrong);
-            Fallback::default()
-        })
+/// What keeps a text from being the name of a service.
+pub fn service_fault(name: &str) -> Option<String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let count = name.chars().count();
+    if name.is_empty() {
+        Some("it is empty; write a name, as in web".to_owned())
+    } else if count > SERVICE_CHARS_MAX {
+        Some(format!("it has {count} characters; write {SERVICE_CHARS_MAX} at the most"))
+    } else if let Some(c) = name.chars().find(|&c| !is_allowed(c)) {
+        Some(format!("{} has no place in a name; write letters a-z, A-Z, digits, '.', '_', '-'", quote(c)))
+    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        Some("it begins with a sign; begin with a letter or a digit, as in web".to_owned())
+    } else {
+        None
     }
 }
 
@@ -253,10 +257,6 @@ fn version_fault(version: &str) -> Option<String> {
         let c = version.chars().find(|c| !c.is_ascii_graphic())?;
         Some(format!("{} has no place in a version; write printable ASCII without spaces, as in v1.2", quote(c)))
     }
-}
-
-fn quote(c: char) -> String {
-    quoted(c.encode_utf8(&mut [0; 4]))
 }
 
 #[cfg(test)]

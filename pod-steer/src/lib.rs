@@ -17,12 +17,14 @@ pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod engine;
+pub mod health;
 pub mod kernel;
 pub mod labels;
 pub mod netns;
 pub mod ports;
 pub mod procs;
 pub mod rollout;
+pub mod settings;
 pub mod slots;
 pub mod world;
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{KEYS, PREFIX};
+use super::{KEYS, PREFIX, settings};
 use crate::ports::{PortsError, quoted};
 
 /// What is wrong with one label or flag: a single line that names it, quotes its value, says why it is refused and
@@ -16,6 +16,14 @@ pub enum LabelError {
         /// The label, quoted.
         label: String,
         /// The label that was probably meant, or all there are.
+        remedy: String,
+    },
+    /// A key of the configuration that is not known.
+    #[error("{key} is unknown; {remedy}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The key that was probably meant, or all there are.
         remedy: String,
     },
     /// A label that a managed container must have.
@@ -48,35 +56,73 @@ pub enum LabelError {
     },
 }
 
+/// Where something is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By a label.
+    Label,
+    /// By a flag of a command.
+    Flag,
+    /// In the configuration's table of this service.
+    Table(String),
+}
+
 /// Something that can be asked for, under the name that the one who asks gave it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     key: &'static str,
-    is_flag: bool,
+    origin: Origin,
 }
 
 impl Field {
-    pub(super) const fn new(key: &'static str, is_flag: bool) -> Self {
-        Self { key, is_flag }
+    pub(super) const fn new(key: &'static str, origin: Origin) -> Self {
+        Self { key, origin }
     }
 }
 
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_flag { write!(f, "--{}", self.key) } else { write!(f, "label {PREFIX}{}", self.key) }
+        match &self.origin {
+            Origin::Label => write!(f, "label {PREFIX}{}", self.key),
+            Origin::Flag => write!(f, "--{}", self.key),
+            Origin::Table(service) => f.write_str(&table_key(service, self.key)),
+        }
     }
 }
 
+/// A key of the configuration, as TOML has it.
+fn table_key(service: &str, key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let service = if service.chars().all(bare) { service.to_owned() } else { quoted(service) };
+    // What the label says by itself has a name in a table.
+    let key = if key == "health" { "health.kind" } else { key };
+    format!("service.{service}.{key}")
+}
+
 /// An unknown key, with the known one that it is closest to if it is close to any.
-pub(super) fn unknown(key: &str) -> LabelError {
+pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
+    let name = |key: &str| match origin {
+        Origin::Table(_) if key == "health" => "health.kind".to_owned(),
+        Origin::Table(_) => key.to_owned(),
+        _ => format!("{PREFIX}{key}"),
+    };
+    let known = KEYS.into_iter().filter(|key| !matches!(origin, Origin::Table(_)) || settings::KEYS.contains(key));
     let lower = key.to_ascii_lowercase();
-    let nearest = KEYS.map(|known| (distance(&lower, known), known)).into_iter().min();
+    let nearest = known.clone().map(|known| (distance(&lower, known), known)).min();
     let remedy = match nearest {
         // A third of the letters wrong is a slip; more is another word.
-        Some((wrong, known)) if wrong <= known.len() / 3 => format!("did you mean {PREFIX}{known}?"),
-        _ => format!("remove it; the known ones are {}", KEYS.map(|known| format!("{PREFIX}{known}")).join(", ")),
+        Some((wrong, known)) if wrong <= known.rsplit('.').next().unwrap_or(known).len() / 3 => {
+            format!("did you mean {}?", name(known))
+        }
+        _ => {
+            let known: Vec<String> = known.filter(|key| !key.contains('.')).map(name).collect();
+            format!("remove it; the known ones are {} and those that begin with {}", known.join(", "), name("health."))
+        }
     };
-    LabelError::Unknown { label: quoted(&format!("{PREFIX}{key}")), remedy }
+    match origin {
+        Origin::Table(service) => LabelError::UnknownKey { key: table_key(service, key), remedy },
+        _ => LabelError::Unknown { label: quoted(&format!("{PREFIX}{key}")), remedy },
+    }
 }
 
 /// Edits that make one text of the other: a character more, less, another, or two neighbours exchanged.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::{CheckKind, StatusRange};
 
 fn read(labels: &[(&str, &str)]) -> Result<Spec, Vec<String>> {
     let result = parse(labels.iter().copied(), "v0").expect("there are labels of ours");
@@ -33,14 +34,22 @@ fn defaults_and_everything() {
         weight: 1,
         ports: ports.clone(),
         fallback: Fallback::Refuse,
+        rollout: None,
+        slow_start_ms: None,
+        panic_percent: None,
+        check: None,
     };
-    assert_eq!(read(&[("pod-steer.service", "web"), ("pod-steer.ports", "80:8080"), ("maintainer", "")]), Ok(least));
+    assert_eq!(
+        read(&[("pod-steer.service", "web"), ("pod-steer.ports", "80:8080"), ("maintainer", "")]),
+        Ok(least.clone())
+    );
     let all = Spec {
         service: "Web_2.x-y".into(),
         version: "2024-01-01+build/7".into(),
         weight: 0,
         ports,
         fallback: Fallback::Pass,
+        ..least
     };
     let labels = [
         ("pod-steer.service", "Web_2.x-y"),
@@ -96,13 +105,125 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
         ("port", "80", r#"label "pod-steer.port" is unknown; did you mean pod-steer.ports?"#),
         ("Weight", "1", r#"label "pod-steer.Weight" is unknown; did you mean pod-steer.weight?"#),
         ("wieght", "1", r#"label "pod-steer.wieght" is unknown; did you mean pod-steer.weight?"#),
-        ("rollout", "5m", r#"label "pod-steer.rollout" is unknown; remove it; the known ones are pod-steer.service, "#),
-        ("slow-start", "5m", r#"label "pod-steer.slow-start" is unknown; remove it; the known ones are"#),
+        ("canary", "5m", r#"label "pod-steer.canary" is unknown; remove it; the known ones are pod-steer.service, "#),
         ("health.http", "/", r#"label "pod-steer.health.http" is unknown; remove it; the known ones are"#),
+        (
+            "health.intervall",
+            "1s",
+            r#""pod-steer.health.intervall" is unknown; did you mean pod-steer.health.interval?"#,
+        ),
+        ("rollout", "Latest", r#"pod-steer.rollout="Latest" is refused: it is none of balance"#),
+        (
+            "slow-start",
+            "30",
+            r#"pod-steer.slow-start="30" is refused: it is no length of time; write it with its unit"#,
+        ),
+        ("slow-start", "-1s", r#"pod-steer.slow-start="-1s" is refused: it is negative"#),
+        ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; write 24h at the most"#),
+        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101" is refused: it is too large; write 100"#),
+        (
+            "panic-threshold",
+            "x",
+            r#"pod-steer.panic-threshold="x" is refused: it is not a whole number; write a percent"#,
+        ),
+        ("health", "icmp", r#"pod-steer.health="icmp" is refused: it is none of tcp"#),
+        ("health", "exec", r#"label pod-steer.health.command is missing; say what a check by exec runs"#),
+        (
+            "health.path",
+            "/",
+            r#"pod-steer.health.path="/" is refused: there is no check; write label pod-steer.health=tcp"#,
+        ),
         ("", "x", r#"label "pod-steer." is unknown; remove it; the known ones are"#),
     ] {
         let said = problem_with(&format!("{PREFIX}{label}"), value);
         assert!(said.contains(expected), "{label}={value:?}\n said: {said}\n  not: {expected}");
+    }
+}
+
+#[test]
+fn checks_of_every_kind() {
+    let check = |labels: &[(&str, &str)]| {
+        let all =
+            [("pod-steer.service", "web"), ("pod-steer.ports", "80:8080")].into_iter().chain(labels.iter().copied());
+        read(&all.collect::<Vec<_>>()).map(|spec| spec.check.expect("there is one"))
+    };
+    let kind = |labels: &[(&str, &str)]| check(labels).map(|check| check.kind);
+    assert_eq!(check(&[("pod-steer.health", "tcp")]), Ok(CheckSpec::new(CheckKind::Tcp)));
+    assert_eq!(kind(&[("pod-steer.health", "none")]), Ok(CheckKind::None));
+    let everything = [
+        ("pod-steer.health", "http"),
+        ("pod-steer.health.port", "9000"),
+        ("pod-steer.health.path", "/ready?now"),
+        ("pod-steer.health.status", "204"),
+        ("pod-steer.health.host", "example.org:8080"),
+        ("pod-steer.health.interval", "500ms"),
+        ("pod-steer.health.timeout", "1m"),
+        ("pod-steer.health.healthy", "2"),
+        ("pod-steer.health.unhealthy", "1"),
+    ];
+    let expected = CheckSpec {
+        kind: CheckKind::Http {
+            path: "/ready?now".into(),
+            host: Some("example.org:8080".into()),
+            status: StatusRange { first: 204, last: 204 },
+        },
+        port: Some(9000),
+        interval_ms: 500,
+        timeout_ms: 60_000,
+        healthy: 2,
+        unhealthy: 1,
+    };
+    assert_eq!(check(&everything), Ok(expected));
+    let command = |text| kind(&[("pod-steer.health", "exec"), ("pod-steer.health.command", text)]);
+    let words = |words: &[&str]| Ok(CheckKind::Exec { command: words.iter().map(ToString::to_string).collect() });
+    assert_eq!(command("test -e /ok && true"), words(&["/bin/sh", "-c", "test -e /ok && true"]));
+    assert_eq!(command(r#"["/check", "a b"]"#), words(&["/check", "a b"]));
+}
+
+#[test]
+fn checks_that_cannot_be_meant() {
+    for (kind, key, value, expected) in [
+        (
+            "tcp",
+            "path",
+            "/",
+            r#"label pod-steer.health.path="/" is refused: a check by tcp has none; remove it, or write"#,
+        ),
+        ("exec", "port", "80", r#"label pod-steer.health.port="80" is refused: a check by exec has none"#),
+        ("http", "command", "true", r#"label pod-steer.health.command="true" is refused: a check by http has none"#),
+        ("none", "interval", "1s", r#"label pod-steer.health.interval="1s" is refused: a check by none has none"#),
+        ("http", "path", "ready", r#"pod-steer.health.path="ready" is refused: it is no path; write printable ASCII"#),
+        ("http", "path", "/a b", r#"pod-steer.health.path="/a b" is refused: it is no path"#),
+        ("http", "host", "", r#"pod-steer.health.host="" is refused: it is no host; write a name"#),
+        ("http", "status", "2xx", r#"pod-steer.health.status="2xx" is refused: it is no status or range of them"#),
+        ("http", "status", "399-200", r#"pod-steer.health.status="399-200" is refused: it is no status"#),
+        ("tcp", "port", "0", r#"pod-steer.health.port="0" is refused: it is too small; write a port, 1 to 65535"#),
+        (
+            "tcp",
+            "interval",
+            "0s",
+            r#"pod-steer.health.interval="0s" is refused: it is too short; write 10ms at the least"#,
+        ),
+        ("tcp", "timeout", "2", r#"pod-steer.health.timeout="2" is refused: it is no length of time"#),
+        ("tcp", "healthy", "0", r#"pod-steer.health.healthy="0" is refused: it is too small; write how many results"#),
+        ("tcp", "unhealthy", "-1", r#"pod-steer.health.unhealthy="-1" is refused: it is not a whole number"#),
+        ("exec", "command", " ", r#"pod-steer.health.command=" " is refused: it is empty"#),
+        ("exec", "command", "[1]", r#"pod-steer.health.command="[1]" is refused: it is no list of words"#),
+    ] {
+        let key = format!("pod-steer.health.{key}");
+        let labels = [
+            ("pod-steer.service", "web"),
+            ("pod-steer.ports", "80:8080"),
+            ("pod-steer.health", kind),
+            (key.as_str(), value),
+        ];
+        let problems = read(&labels).expect_err(&key);
+        // A check by exec whose command is refused for its kind lacks none.
+        assert_eq!(
+            problems.iter().filter(|said| said.contains(expected)).count(),
+            1,
+            "{problems:#?}\n not: {expected}"
+        );
     }
 }
 

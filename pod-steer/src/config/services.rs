@@ -1,0 +1,114 @@
+//! The tables `[service.NAME]` of the configuration, in the words of the labels.
+
+use std::collections::BTreeMap;
+
+use toml::Value;
+
+use crate::{
+    labels,
+    settings::{ServiceTables, Settings},
+};
+
+/// The name of the table for every service.
+const EVERY: &str = "*";
+
+/// Understands the tables; on an error, everything that is wrong, each in words that name the key.
+pub(super) fn read(tables: &BTreeMap<String, toml::Table>) -> Result<ServiceTables, Vec<String>> {
+    let mut services = ServiceTables::default();
+    let mut errors = Vec::new();
+    for (name, table) in tables {
+        match one(name, table) {
+            Ok(settings) if name == EVERY => services.others = settings,
+            Ok(settings) => drop(services.named.insert(name.clone(), settings)),
+            Err(wrong) => errors.extend(wrong),
+        }
+    }
+    if errors.is_empty() { Ok(services) } else { Err(errors) }
+}
+
+fn one(name: &str, table: &toml::Table) -> Result<Settings, Vec<String>> {
+    if name != EVERY
+        && let Some(error) = labels::service_fault(name)
+    {
+        return Err(vec![format!("service.{name:?} is refused: {error}")]);
+    }
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(health) if key == "health" => {
+                for (key, value) in health {
+                    // The label that says the kind has no name of its own.
+                    let key = if key == "kind" { "health".to_owned() } else { format!("health.{key}") };
+                    values.insert(key, text(value));
+                }
+            }
+            // `health = "tcp"` is a table that says no more than that.
+            value => drop(values.insert(key.clone(), text(value))),
+        }
+    }
+    labels::from_table(name, &values).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+/// A value as a label has it: numbers as they are, and lists, which are commands, as JSON has them.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => serde_json::to_string(value).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        health::{CheckKind, CheckSpec, StatusRange},
+        rollout::Policy,
+    };
+
+    fn parse(text: &str) -> Result<ServiceTables, Vec<String>> {
+        read(&toml::from_str::<BTreeMap<String, toml::Table>>(text).expect("it is TOML"))
+    }
+
+    #[test]
+    fn the_words_of_the_labels() {
+        let services = parse(
+            "[web]\nrollout = 'latest'\nslow-start = '30s'\npanic-threshold = 50\n\
+             [web.health]\nkind = 'http'\npath = '/ready'\nstatus = 204\nunhealthy = 2\ninterval = '1s'\n\
+             ['*']\nhealth = 'tcp'\n\
+             [job.health]\nkind = 'exec'\ncommand = ['/check', 'it']\n",
+        )
+        .expect("all of it is known");
+        let web = &services.named["web"];
+        assert_eq!((web.rollout, web.slow_start_ms, web.panic_percent), (Some(Policy::Latest), Some(30_000), Some(50)));
+        let status = StatusRange { first: 204, last: 204 };
+        let kind = CheckKind::Http { path: "/ready".into(), host: None, status };
+        assert_eq!(web.check, Some(CheckSpec { interval_ms: 1000, unhealthy: 2, ..CheckSpec::new(kind) }));
+        assert_eq!(services.others.check, Some(CheckSpec::new(CheckKind::Tcp)));
+        let command = vec!["/check".to_owned(), "it".to_owned()];
+        assert_eq!(services.named["job"].check, Some(CheckSpec::new(CheckKind::Exec { command })));
+    }
+
+    #[test]
+    fn what_is_wrong_names_the_key() {
+        for (text, expected) in [
+            ("[web]\nrolout = 'latest'", "service.web.rolout is unknown; did you mean rollout?"),
+            ("[web]\nslow-start = 30", "service.web.slow-start=\"30\" is refused: it is no length of time"),
+            ("['*']\npanic-threshold = 101", "service.\"*\".panic-threshold=\"101\" is refused: it is too large"),
+            (
+                "[web.health]\npath = '/'",
+                "service.web.health.path=\"/\" is refused: there is no check; write service.web.health.kind=",
+            ),
+            ("[web.health]\nkind = 'tpc'", "service.web.health.kind=\"tpc\" is refused: it is none of tcp"),
+            (
+                "[web.health]\nkind = 'tcp'\npath = '/'",
+                "service.web.health.path=\"/\" is refused: a check by tcp has none",
+            ),
+            ("['a b']", "service.\"a b\" is refused: \" \" has no place in a name"),
+            ("[web]\nweight = 2", "service.web.weight is unknown; remove it; the known ones are rollout, slow-start"),
+        ] {
+            let errors = parse(text).expect_err(text);
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains(expected), "{text}\n said: {}\n  not: {expected}", errors[0]);
+        }
+    }
+}

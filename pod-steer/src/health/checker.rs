@@ -1,0 +1,150 @@
+//! Probing one backend again and again, and telling what is believed of it.
+
+use std::{fs::File, io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{CheckKind, CheckSpec, Outcome, Target, Threshold, Way, probe};
+use crate::{
+    duration,
+    engine::Commands,
+    kernel::{Probes, sys},
+    netns::Netns,
+    procs::{self, Process},
+    world::Health,
+};
+
+/// A check whose kind and subject do not go together; nobody makes one.
+const NOTHING: &str = "there is nothing to probe";
+
+/// What is to be checked, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// How.
+    pub spec: CheckSpec,
+    /// What.
+    pub subject: Subject,
+}
+
+/// What is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A socket.
+    Socket {
+        /// The socket.
+        target: Target,
+        /// Its namespace.
+        netns: Netns,
+        /// Whose it is: a way into that namespace.
+        owner: Owner,
+    },
+    /// A container, in which commands are run.
+    Container {
+        /// Address of its engine's API.
+        engine: String,
+        /// Its full id.
+        id: String,
+    },
+}
+
+/// The processes of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Those of a cgroup.
+    Cgroup(PathBuf),
+    /// One.
+    Process(i32),
+}
+
+/// What is believed of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// In one word.
+    pub health: Health,
+    /// What the last probe met with, if it did not pass.
+    pub failure: Option<String>,
+}
+
+/// Checks for ever, beginning with what is believed so far, and tells whenever that changes.
+pub async fn follow<F>(job: Job, probes: Probes, believed: Health, tell: impl Fn(Verdict) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let mut threshold = Threshold::new(believed, job.spec.healthy, job.spec.unhealthy);
+    let mut told = Verdict { health: believed, failure: None };
+    let mut prober = Prober::new(&job, probes);
+    let mut ticks = interval(Duration::from_millis(job.spec.interval_ms.max(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let probed = timeout(Duration::from_millis(job.spec.timeout_ms), prober.probe(&job)).await;
+        let verdict = match probed.unwrap_or_else(|_| Outcome::late(job.spec.timeout_ms)) {
+            Outcome::Passed => Verdict { health: threshold.take(true), failure: None },
+            Outcome::Failed(failure) => Verdict { health: threshold.take(false), failure: Some(failure) },
+            Outcome::Unknown(failure) => Verdict { health: told.health, failure: Some(failure) },
+        };
+        if verdict != told {
+            told = verdict.clone();
+            tell(verdict).await;
+        }
+    }
+}
+
+impl Outcome {
+    fn late(timeout_ms: u64) -> Self {
+        Self::Failed(format!("no answer within {}", duration::show_ms(timeout_ms)))
+    }
+}
+
+/// What is kept from one probe to the next.
+enum Prober {
+    /// The way to a socket, once it is known.
+    Socket(Probes, Option<Way>),
+    Container(Commands),
+}
+
+impl Prober {
+    fn new(job: &Job, probes: Probes) -> Self {
+        match &job.subject {
+            Subject::Socket { .. } => Self::Socket(probes, None),
+            Subject::Container { engine, id } => Self::Container(Commands::new(engine, id)),
+        }
+    }
+
+    async fn probe(&mut self, job: &Job) -> Outcome {
+        match (self, &job.spec.kind, &job.subject) {
+            (Self::Container(commands), CheckKind::Exec { command }, _) => commands.run(command).await,
+            (Self::Socket(probes, way), kind, Subject::Socket { target, netns, owner }) => {
+                if way.is_none() {
+                    match namespace(*netns, owner.clone()).await {
+                        Ok(ns) => *way = Some(Way { probes: probes.clone(), target: *target, ns }),
+                        Err(error) => return Outcome::Unknown(format!("a probe cannot be made: {error}")),
+                    }
+                }
+                match (way, kind) {
+                    (Some(way), CheckKind::Tcp) => probe::tcp(way).await,
+                    (Some(way), CheckKind::Http { path, host, status }) => {
+                        probe::http(way, path, host.as_deref(), *status).await
+                    }
+                    _ => Outcome::Unknown(NOTHING.to_owned()),
+                }
+            }
+            _ => Outcome::Unknown(NOTHING.to_owned()),
+        }
+    }
+}
+
+/// The file of a namespace, unless it is our own.
+async fn namespace(netns: Netns, owner: Owner) -> io::Result<Option<Arc<File>>> {
+    if sys::own_netns_cookie()? == netns.cookie {
+        return Ok(None);
+    }
+    let open = move || match owner {
+        Owner::Cgroup(path) => procs::netns_of_cgroup(&path, netns),
+        Owner::Process(pid) => Process::open(pid)?.netns(),
+    };
+    spawn_blocking(open).await.map_err(io::Error::other)?.map(|file| Some(Arc::new(file)))
+}

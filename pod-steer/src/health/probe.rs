@@ -1,0 +1,168 @@
+//! One probe by a connection of our own: to the one socket that it is for, whoever else listens on its port.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROBE_SOURCE_V4, ProbeKey};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::spawn_blocking,
+};
+
+use super::{Outcome, StatusRange};
+use crate::{
+    kernel::{ProbeUnderWay, Probes},
+    netns,
+};
+
+/// The socket that a probe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its cookie.
+    pub cookie: u64,
+    /// Cookie of the namespace that it lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to.
+    pub ip: IpAddr,
+    /// Port that it is bound to.
+    pub port: u16,
+}
+
+/// What a probe is made with.
+pub struct Way {
+    /// Where the socket is named.
+    pub probes: Probes,
+    /// The socket.
+    pub target: Target,
+    /// The namespace that it lives in; nothing for our own.
+    pub ns: Option<Arc<File>>,
+}
+
+/// A connection, and the entry that leads it to its socket, which must live as long.
+struct Connection {
+    stream: TcpStream,
+    to: SocketAddr,
+    _under_way: ProbeUnderWay,
+}
+
+/// Connects.
+pub async fn tcp(way: &Way) -> Outcome {
+    match connect(way).await {
+        Ok(_) => Outcome::Passed,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Asks by HTTP.
+pub async fn http(way: &Way, path: &str, host: Option<&str>, status: StatusRange) -> Outcome {
+    let Connection { stream, to, _under_way } = match connect(way).await {
+        Ok(connection) => connection,
+        Err(outcome) => return outcome,
+    };
+    let asked = format!("GET {path} on port {}", to.port());
+    match ask(stream, path, host.unwrap_or(&to.to_string())).await {
+        Ok(answer) if status.contains(answer) => Outcome::Passed,
+        Ok(answer) => Outcome::Failed(format!("{asked} is answered {answer}, which is not {status}")),
+        Err(error) => Outcome::Failed(format!("{asked} is not answered: {}", crate::chain(&error))),
+    }
+}
+
+async fn ask(stream: TcpStream, path: &str, host: &str) -> Result<u16, hyper::Error> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends when the sender and the answer are gone.
+    tokio::spawn(connection);
+    let mut request = Request::new(Empty::<Bytes>::new());
+    let headers = [
+        (header::HOST, host),
+        (header::USER_AGENT, concat!("pod-steer/", env!("CARGO_PKG_VERSION"))),
+        (header::CONNECTION, "close"),
+    ];
+    for (name, value) in headers {
+        // Path and host were checked when they were read.
+        request.headers_mut().extend(value.parse().ok().map(|value| (name, value)));
+    }
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    Ok(sender.send_request(request).await?.status().as_u16())
+}
+
+/// Where from and where to: the addresses of probes, each to one at which the socket can be reached.
+fn routes(target: &Target) -> Vec<(IpAddr, IpAddr)> {
+    let v4 = |to: Ipv4Addr| {
+        let to = if to.is_unspecified() { Ipv4Addr::LOCALHOST } else { to };
+        (IpAddr::from(PROBE_SOURCE_V4), IpAddr::from(to))
+    };
+    let v6 = |to: Ipv6Addr| (IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(to));
+    match target.ip {
+        IpAddr::V4(ip) => vec![v4(ip)],
+        // IPv4 first: many a container has no ::1. One that takes IPv6 alone refuses it at once.
+        IpAddr::V6(ip) if ip.is_unspecified() => vec![v4(Ipv4Addr::UNSPECIFIED), v6(Ipv6Addr::LOCALHOST)],
+        IpAddr::V6(ip) => vec![ip.to_ipv4_mapped().map_or_else(|| v6(ip), v4)],
+    }
+}
+
+async fn connect(way: &Way) -> Result<Connection, Outcome> {
+    let mut failed = Outcome::Unknown("there is no way to its socket".to_owned());
+    for (from, to) in routes(&way.target) {
+        let to = SocketAddr::new(to, way.target.port);
+        let (socket, under_way) = match prepare(way, from).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                failed = Outcome::Unknown(format!("a probe cannot be made: {error}"));
+                continue;
+            }
+        };
+        match socket.connect(to).await {
+            Ok(stream) => return Ok(Connection { stream, to, _under_way: under_way }),
+            Err(error) => failed = Outcome::Failed(format!("no connection to {to}: {error}")),
+        }
+    }
+    Err(failed)
+}
+
+/// A socket in the target's namespace whose connection will come to the target. A socket stays in the namespace that it
+/// was made in, whichever thread uses it.
+async fn prepare(way: &Way, from: IpAddr) -> io::Result<(TcpSocket, ProbeUnderWay)> {
+    let make = move || if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = match way.ns.clone() {
+        None => make()?,
+        Some(ns) => {
+            let cookie = way.target.netns_cookie;
+            spawn_blocking(move || netns::run_in(&ns, cookie, make)).await.map_err(io::Error::other)??
+        }
+    };
+    socket.bind(SocketAddr::new(from, 0))?;
+    let key = ProbeKey {
+        netns_cookie: way.target.netns_cookie,
+        port: socket.local_addr()?.port().to_be(),
+        family: if from.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 },
+        pad: [0; 5],
+    };
+    let under_way = way.probes.begin(key, way.target.cookie).map_err(|e| io::Error::other(crate::chain(&e)))?;
+    Ok((socket, under_way))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_go_where_the_socket_is() {
+        let routes = |ip: &str| {
+            let target = Target { cookie: 1, netns_cookie: 2, ip: ip.parse().unwrap(), port: 80 };
+            routes(&target).into_iter().map(|(from, to)| format!("{from} {to}")).collect::<Vec<_>>()
+        };
+        assert_eq!(routes("0.0.0.0"), ["127.83.84.1 127.0.0.1"]);
+        assert_eq!(routes("10.0.0.1"), ["127.83.84.1 10.0.0.1"]);
+        assert_eq!(routes("::"), ["127.83.84.1 127.0.0.1", "::1 ::1"]);
+        assert_eq!(routes("fd00::1"), ["::1 fd00::1"]);
+        assert_eq!(routes("::ffff:10.0.0.1"), ["127.83.84.1 10.0.0.1"]);
+    }
+}
