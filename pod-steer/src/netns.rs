@@ -38,3 +38,17 @@ pub fn identify(ns: &File) -> io::Result<Netns> {
     })?;
     Ok(Netns { dev: meta.dev(), inode: meta.ino(), cookie })
 }
+
+/// Runs `inside` on a thread of its own in another network namespace, if that is still the one with this cookie.
+pub fn run_in<T: Send>(ns: &File, cookie: u64, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            if sys::own_netns_cookie()? != cookie {
+                return Err(io::Error::other("its network namespace is another by now"));
+            }
+            inside()
+        });
+        entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace died")))
+    })
+}

@@ -19,7 +19,7 @@ use rustix::{
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
-use crate::kernel::sys;
+use crate::{kernel::sys, netns::Netns};
 
 /// A process that cannot be confused with another.
 #[derive(Debug)]
@@ -160,25 +160,39 @@ fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
     Ok(Some(FoundSocket { fd, cookie, netns_cookie, bound, v6only, reuseport }))
 }
 
-/// The listening sockets of every process in a cgroup and below it, each once.
-pub fn listeners_in_cgroup(dir: &Path, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<FoundSocket>> {
-    let mut found: Vec<FoundSocket> = Vec::new();
+/// The processes in a cgroup and below it.
+fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
+    let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
         // A cgroup may vanish while it is walked: then there is nobody in it.
         let Ok(pids) = fs::read_to_string(dir.join("cgroup.procs")) else { continue };
-        for pid in pids.lines().filter_map(|line| line.parse().ok()) {
-            let Ok(process) = Process::open(pid) else { continue };
-            for socket in process.listeners(&wanted).unwrap_or_default() {
-                if !found.iter().any(|other| other.cookie == socket.cookie) {
-                    found.push(socket);
-                }
-            }
-        }
+        let pids = pids.lines().filter_map(|line| line.parse().ok());
+        found.extend(pids.filter_map(|pid| Process::open(pid).ok()));
         let below = fs::read_dir(&dir).into_iter().flatten().flatten();
         dirs.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
     }
+    found
+}
+
+/// The listening sockets of every process in a cgroup and below it, each once.
+pub fn listeners_in_cgroup(dir: &Path, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<FoundSocket>> {
+    let mut found: Vec<FoundSocket> = Vec::new();
+    for process in processes_in_cgroup(dir) {
+        for socket in process.listeners(&wanted).unwrap_or_default() {
+            if !found.iter().any(|other| other.cookie == socket.cookie) {
+                found.push(socket);
+            }
+        }
+    }
     Ok(found)
+}
+
+/// The `ns/net` file of this network namespace, by a process of a cgroup that lives in it.
+pub fn netns_of_cgroup(dir: &Path, netns: Netns) -> io::Result<File> {
+    let files = processes_in_cgroup(dir).into_iter().filter_map(|process| process.netns().ok());
+    let mut same = files.filter(|file| file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (netns.dev, netns.inode)));
+    same.next().ok_or_else(|| io::Error::other("no process of the backend is in its network namespace"))
 }
 
 /// The 16 bytes of the contract: network byte order, IPv4 in the first four.

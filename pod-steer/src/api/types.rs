@@ -84,7 +84,7 @@ pub struct EventRecord {
     pub service: String,
     /// Name of the backend, or nothing.
     pub backend: String,
-    /// A state that it has now, `gone`, `problem`, `mptcp-refused`.
+    /// A state that it has now, `gone`, `problem`, `check-failed`, `mptcp-refused`.
     pub event: String,
     /// More about it, or nothing.
     pub detail: String,

@@ -157,6 +157,7 @@ impl Control {
             }
             Change::Died => {
                 backend.phase = Phase::Exited;
+                self.checks.ended(backend);
                 let index = backend.index;
                 self.cgroup_ids.remove(&index);
                 self.forget_sockets(index);

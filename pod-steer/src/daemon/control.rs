@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Input, RunError, Store,
+    health::Checks,
     inputs::{Answer, Ask},
     ledger::Ledger,
     operations::{Orders, now_ms},
@@ -62,6 +63,7 @@ pub(super) struct Control {
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
+    pub(super) checks: Checks,
     /// Engines that cannot be reached, and why.
     pub(super) lost_engines: BTreeMap<String, String>,
     pub(super) bpffs: PathBuf,
@@ -94,6 +96,7 @@ impl Control {
     ) -> Result<Self, RunError> {
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
+        let checks = Checks::new(opened.kernel.probes()?);
         let events_lost = opened.kernel.events_lost();
         let services = store.services();
         let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
@@ -101,7 +104,7 @@ impl Control {
         let claimed = held.collect();
         let steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
-            world: World { policy: config.ports.clone(), claimed, steered, ..World::default() },
+            world: World { claimed, steered, ..World::new(config.ports.clone(), config.services.clone()) },
             services,
             kernel: opened.kernel,
             cgroups,
@@ -115,6 +118,7 @@ impl Control {
             paths: HashMap::new(),
             plan: Plan::default(),
             migration,
+            checks,
             lost_engines: BTreeMap::new(),
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
@@ -189,6 +193,7 @@ impl Control {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { cookie, found } => self.inspected(cookie, found),
             Input::Found { index, sockets } => self.found(index, sockets),
+            Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended(id) => self.remove(&id),
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
@@ -234,10 +239,12 @@ impl Control {
 
     /// Brings the kernel to what follows from the world.
     pub(super) fn converge(&mut self) {
-        if !self.awaited.is_empty() || !std::mem::take(&mut self.dirty) {
+        if !self.awaited.is_empty() || !self.dirty {
             return;
         }
         self.world.now_ms = now_ms();
+        self.follow_checks();
+        self.dirty = false;
         let plan = self.world.plan();
         self.store_ready_times();
         self.name_services(&plan);

@@ -33,6 +33,15 @@ pub enum Input {
         /// The sockets, held open until they are registered.
         sockets: Vec<crate::procs::FoundSocket>,
     },
+    /// What is believed of a backend's health has changed.
+    Probed {
+        /// The backend.
+        id: BackendId,
+        /// The number of the checker that says so.
+        number: u64,
+        /// What is believed.
+        verdict: crate::health::Verdict,
+    },
     /// An adopted process has ended.
     Ended(BackendId),
     /// Nobody can be using the former tables of a service any more.

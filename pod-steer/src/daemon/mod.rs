@@ -3,6 +3,7 @@
 
 mod backends;
 mod control;
+mod health;
 mod inputs;
 mod ledger;
 mod namespaces;

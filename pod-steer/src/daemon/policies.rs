@@ -16,12 +16,12 @@ impl Control {
     pub(super) fn follow_policies(&mut self) {
         let due: Vec<(String, Order)> = self
             .world
-            .settings
+            .conducts
             .iter()
-            .filter(|(service, settings)| {
-                settings.policy != Policy::Balance && !self.orders.operations.contains_key(*service)
+            .filter(|(service, conduct)| {
+                conduct.policy != Policy::Balance && !self.orders.operations.contains_key(*service)
             })
-            .filter_map(|(service, settings)| Some((service.clone(), self.due(service, settings.policy)?)))
+            .filter_map(|(service, conduct)| Some((service.clone(), self.due_by_policy(service, conduct.policy)?)))
             .collect();
         for (service, order) in due {
             let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });
@@ -31,7 +31,7 @@ impl Control {
         }
     }
 
-    fn due(&self, service: &str, policy: Policy) -> Option<Order> {
+    fn due_by_policy(&self, service: &str, policy: Policy) -> Option<Order> {
         let view = self.view(service);
         let ages = ages(&view);
         let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());

@@ -82,8 +82,9 @@ impl Control {
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
-        let sockets = process.listeners(|bound| ports.contains(&bound.port())).map_err(|e| e.to_string())?;
-        if sockets.is_empty() {
+        let listens = self.world.configured.listening_ports(&spec);
+        let sockets = process.listeners(|bound| listens.contains(&bound.port())).map_err(|e| e.to_string())?;
+        if !sockets.iter().any(|socket| ports.contains(&socket.bound.port())) {
             let wanted: Vec<String> = ports.iter().map(u16::to_string).collect();
             return Err(format!("process {pid} does not listen on port {}", wanted.join(" or ")));
         }

@@ -126,7 +126,7 @@ impl Control {
     /// Looks for sockets that listened before the backend was managed.
     pub(super) fn look_for_sockets(&self, index: u32, cgroup: &Path) {
         let Some(backend) = self.world.by_index(index) else { return };
-        let ports: Vec<u16> = backend.spec.ports.iter().map(|map| map.target).collect();
+        let ports = self.world.configured.listening_ports(&backend.spec);
         let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
         spawn_blocking(move || {
             let sockets = listeners_in_cgroup(&path, |bound| ports.contains(&bound.port())).unwrap_or_default();

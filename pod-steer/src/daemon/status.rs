@@ -48,7 +48,7 @@ impl Control {
             ports: maps.iter().map(ToString::to_string).collect(),
             namespaces,
             fallback: backends.first().map(|backend| backend.spec.fallback).unwrap_or_default(),
-            policy: self.world.settings_of(name).policy,
+            policy: self.world.conduct(name).policy,
             decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
             operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
             alarms: self.plan.alarms.get(name).cloned().unwrap_or_default(),
@@ -120,7 +120,7 @@ impl Control {
 
     pub(super) fn backend_problems(&self, backend: &Backend) -> Vec<String> {
         let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
-        planned.chain(backend.troubles.values()).cloned().collect()
+        planned.chain(backend.troubles.values()).chain(self.checks.failure(&backend.id)).cloned().collect()
     }
 
     fn problems(&self) -> Vec<Problem> {

@@ -42,7 +42,7 @@ impl Control {
         });
         for backend in watched.flatten().filter_map(|id| self.world.backends.get(id)) {
             let Some(path) = self.paths.get(&backend.index).cloned() else { continue };
-            let ports = backend.spec.listening_ports();
+            let ports = self.world.configured.listening_ports(&backend.spec);
             let (index, inputs) = (backend.index, self.inputs.clone());
             tokio::task::spawn_blocking(move || {
                 let sockets = crate::procs::listeners_in_cgroup(&path, |bound| ports.contains(&bound.port()));

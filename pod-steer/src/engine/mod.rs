@@ -1,6 +1,7 @@
 //! Container engines, through the Docker API that Docker and Podman speak: a snapshot and the events since, for as
 //! long as the engine answers, and again when it comes back. What an answer means is decided in `convert`.
 
+mod commands;
 mod convert;
 
 use std::{
@@ -21,6 +22,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use commands::Commands;
 pub use convert::{Change, Container, Happened, ends};
 
 use crate::labels;

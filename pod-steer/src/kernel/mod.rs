@@ -19,6 +19,7 @@ mod counters;
 mod error;
 mod migrate;
 mod object;
+mod probes;
 mod publish;
 mod sources;
 pub mod sys;
@@ -40,6 +41,7 @@ pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use migrate::QueueMigration;
 pub use object::{ProbedProgram, TABLES, probe};
+pub use probes::{ProbeUnderWay, Probes};
 pub use publish::Settled;
 pub use unload::{Unloaded, unload};
 

@@ -59,14 +59,14 @@ pub enum Policy {
     Manual,
 }
 
-/// Settings of a service: from its labels and the configuration.
+/// How a service behaves by itself: from the labels of its newest backend and the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct Conduct {
     /// What happens when a new version appears.
     pub policy: Policy,
     /// How long the weight of a new backend takes to grow, in milliseconds.
     pub slow_start_ms: u64,
-    /// When no more than this part of the backends pass their checks, in percent, the checks are not trusted.
+    /// If fewer than so many percent of the backends pass their checks, the last ones that did serve on.
     pub panic_percent: u8,
 }
 

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     labels::Spec,
     netns::Netns,
-    rollout::{Decision, Part, Settings},
+    rollout::{Conduct, Decision, Part},
+    settings::{Effective, ServiceTables},
     slots::Member,
 };
 
@@ -165,13 +166,15 @@ pub struct World {
     pub lingering: BTreeMap<u32, BTreeSet<u16>>,
     /// Ports that may be claimed.
     pub policy: PortPolicy,
+    /// What is configured for services.
+    pub configured: ServiceTables,
     /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
     /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
     pub claimed: BTreeMap<RuleKey, String>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
-    /// Settings by service; the default for one that is not here.
-    pub settings: BTreeMap<String, Settings>,
+    /// By service; made anew with every plan.
+    pub conducts: BTreeMap<String, Conduct>,
     /// What operators have decided, by service.
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that makes SYNs vanish, while there is one.
@@ -335,9 +338,14 @@ impl State {
 }
 
 impl World {
-    /// The settings of a service.
-    pub fn settings_of(&self, service: &str) -> Settings {
-        self.settings.get(service).copied().unwrap_or_default()
+    /// Nothing yet, with these settings.
+    pub fn new(policy: PortPolicy, configured: ServiceTables) -> Self {
+        Self { policy, configured, ..Self::default() }
+    }
+
+    /// How a service behaves.
+    pub fn conduct(&self, service: &str) -> Conduct {
+        self.conducts.get(service).copied().unwrap_or_default()
     }
 
     /// Whether the operator has drained a backend, its version, or all of its service.
@@ -369,6 +377,7 @@ impl World {
 
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
+        self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
         let plan = plan::plan(self);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
@@ -380,6 +389,23 @@ impl World {
         let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
         self.claimed = claims.collect();
         plan
+    }
+
+    /// The newest backend of each service.
+    fn newest(&self) -> Vec<&Backend> {
+        let mut newest: BTreeMap<&str, &Backend> = BTreeMap::new();
+        for backend in self.backends.values() {
+            let of_service = newest.entry(&backend.spec.service).or_insert(backend);
+            if (backend.created_ms, &backend.id) > (of_service.created_ms, &of_service.id) {
+                *of_service = backend;
+            }
+        }
+        newest.into_values().collect()
+    }
+
+    fn conduct_of(&self, backend: &Backend) -> (String, Conduct) {
+        let Effective { policy, slow_start_ms, panic_percent, .. } = self.configured.effective(&backend.spec);
+        (backend.spec.service.clone(), Conduct { policy, slow_start_ms, panic_percent })
     }
 
     /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.

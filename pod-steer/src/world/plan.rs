@@ -12,7 +12,7 @@ use pod_steer_ebpf::{
 };
 
 use super::{
-    Backend, Health, Network, Phase, Plan, PlannedRule, State, World,
+    Backend, Health, Network, Phase, Plan, PlannedRule, Socket, State, World,
     serving::{Serving, Sockets},
 };
 use crate::{labels::Fallback, ports::PortMap, procs::address_bytes};
@@ -51,11 +51,10 @@ pub(super) fn plan(world: &World) -> Plan {
         }
     }
     for backend in by_age {
-        for map in &backend.spec.ports {
-            for (port, purpose) in [(map.target, PORT_LISTENS), (map.port, PORT_SERVED)] {
-                let key = ManagedPort { backend: backend.index, port, proto: PROTO_TCP, pad: 0 };
-                *plan.managed_ports.entry(key).or_default() |= purpose;
-            }
+        let listens = world.configured.listening_ports(&backend.spec).into_iter().map(|port| (port, PORT_LISTENS));
+        for (port, purpose) in listens.chain(backend.spec.ports.iter().map(|map| (map.port, PORT_SERVED))) {
+            let key = ManagedPort { backend: backend.index, port, proto: PROTO_TCP, pad: 0 };
+            *plan.managed_ports.entry(key).or_default() |= purpose;
         }
         let Some(netns) = backend.netns else { continue };
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {
@@ -111,7 +110,9 @@ pub(super) fn plan(world: &World) -> Plan {
     let served: BTreeSet<u32> =
         plan.rules.values().flat_map(|rule| rule.table.iter().flat_map(|t| &t.members)).map(|m| m.backend).collect();
     for backend in world.backends.values() {
-        let listens = sockets.contains_key(&backend.index);
+        // A socket for health checks alone serves nobody.
+        let serves = |(_, socket): &(u64, &Socket)| backend.spec.ports.iter().any(|map| map.target == socket.port);
+        let listens = sockets.get(&backend.index).is_some_and(|own| own.iter().any(serves));
         let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
         let served = here && served.contains(&backend.index);
         let state = state(world, backend, &plan, here && listens, served);
@@ -185,14 +186,14 @@ fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: b
         Phase::Paused => return State::Paused,
         Phase::Running => {}
     }
-    for health in [backend.health, backend.probed] {
-        match health {
-            Health::Unhealthy => return State::Unhealthy,
-            Health::Starting => return State::Starting,
-            Health::Unchecked | Health::Healthy => {}
-        }
-    }
     let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
+    match (backend.health, backend.probed) {
+        (Health::Unhealthy, _) | (_, Health::Unhealthy) => return State::Unhealthy,
+        (Health::Starting, _) => return State::Starting,
+        // Nobody probes where nothing is steered.
+        (_, Health::Starting) if !hindered => return State::Starting,
+        _ => {}
+    }
     match (served, hindered, listens) {
         (true, _, _) => State::Ready,
         (false, true, _) => State::NotSteered,

@@ -131,7 +131,7 @@ impl<'a> Serving<'a> {
 
     /// How far a backend is in its slow start, in thousandths.
     fn ramp(&self, backend: &Backend) -> u64 {
-        let slow_ms = self.world.settings_of(&backend.spec.service).slow_start_ms;
+        let slow_ms = self.world.conduct(&backend.spec.service).slow_start_ms;
         // One that is not ready yet begins now.
         let since = backend.ready_since_ms.unwrap_or(self.world.now_ms);
         let elapsed = u64::try_from(self.world.now_ms - since).unwrap_or(0);
@@ -142,7 +142,7 @@ impl<'a> Serving<'a> {
     pub(super) fn conclude(self, plan: &mut Plan) {
         let grows = |index: &u32| self.world.by_index(*index).is_some_and(|backend| self.ramp(backend) < RAMP_END);
         let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(grows));
-        let step_ms = |name: &str| (self.world.settings_of(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
+        let step_ms = |name: &str| (self.world.conduct(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
         plan.next_ms = growing.map(|(name, _)| self.world.now_ms + step_ms(name).cast_signed()).min();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
@@ -174,18 +174,22 @@ fn passes(backend: &Backend) -> bool {
 
 fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&'a Backend]) -> Service<'a> {
     let decision = world.decisions.get(name);
-    let settings = world.settings_of(name);
+    let conduct = world.conduct(name);
     let weights = decision.and_then(|decision| decision.traffic.weights.as_ref());
     let mut chosen = Service { decision, weights, ..Service::default() };
 
-    let listens = |backend: &Backend| sockets.contains_key(&backend.index);
+    // A socket for health checks alone serves nobody.
+    let serves = |backend: &Backend, socket: &Socket| backend.spec.ports.iter().any(|map| map.target == socket.port);
+    let listens = |backend: &Backend| {
+        sockets.get(&backend.index).is_some_and(|own| own.iter().any(|(_, socket)| serves(backend, socket)))
+    };
     let runs = |backend: &&Backend| backend.phase == Phase::Running && listens(backend) && !world.is_drained(backend);
     let running: Vec<&Backend> = backends.iter().copied().filter(runs).collect();
     let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
     // Of some backends, those that may serve; and whether some may that fail their checks.
     let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
         let passing = of.iter().filter(|backend| passes(backend)).count();
-        let panic = passing * 100 <= usize::from(settings.panic_percent) * of.len();
+        let panic = passing * 100 < usize::from(conduct.panic_percent) * of.len();
         let usable = of.iter().filter(|backend| passes(backend) || (panic && served(backend)));
         let usable: BTreeSet<u32> = usable.map(|backend| backend.index).collect();
         let kept = usable.len() > passing;
@@ -204,7 +208,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
              pod-steer.panic-threshold lower"
         ));
     }
-    if with_share.is_empty() && settings.policy != Policy::Manual {
+    if with_share.is_empty() && conduct.policy != Policy::Manual {
         let others: BTreeSet<u32> = others.iter().filter(|backend| passes(backend)).map(|b| b.index).collect();
         if !others.is_empty() {
             chosen.weights = None;

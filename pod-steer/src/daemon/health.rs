@@ -1,0 +1,218 @@
+//! Keeps one checker for each backend that runs and has a check, and takes what they find.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use super::{Input, control::Control};
+use crate::{
+    health::{self, CheckKind, CheckSpec, Job, Owner, Subject, Target, Verdict},
+    kernel::Probes,
+    netns::Netns,
+    world::{Backend, BackendId, Health, Kind, Phase, Socket},
+};
+
+/// The checkers, and what they met with last.
+pub(super) struct Checks {
+    probes: Probes,
+    by_id: BTreeMap<BackendId, Checker>,
+    /// Why a backend does not pass, by its id.
+    failures: BTreeMap<BackendId, String>,
+    /// Counts the checkers: what one says that was stopped meanwhile means nothing.
+    started: u64,
+}
+
+struct Checker {
+    number: u64,
+    job: Job,
+    /// The backend's sockets, when they were last looked at.
+    sockets: BTreeSet<u64>,
+    task: AbortHandle,
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Checks {
+    pub fn new(probes: Probes) -> Self {
+        Self { probes, by_id: BTreeMap::new(), failures: BTreeMap::new(), started: 0 }
+    }
+
+    /// A backend has ended: what was believed is not true of what may run in its place.
+    pub fn ended(&mut self, backend: &mut Backend) {
+        self.by_id.remove(&backend.id);
+        self.failures.remove(&backend.id);
+        backend.probed = Health::Unchecked;
+    }
+
+    /// Why a backend does not pass.
+    pub fn failure(&self, id: &str) -> Option<&String> {
+        self.failures.get(id)
+    }
+}
+
+/// The sockets of each backend, by its index, with their cookies.
+type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
+
+/// What is to be done about a backend.
+enum Due {
+    /// It has no check.
+    Nothing,
+    /// It is to be checked.
+    Check(Job),
+    /// It cannot be checked at the moment, and what is believed stays.
+    Later,
+    /// There is nothing to check yet, for this reason if there is one that somebody should know.
+    Wait(Option<String>),
+    /// It never can.
+    Never(String),
+}
+
+impl Control {
+    /// Brings the checkers to what is to be checked now. Comes before the plan: a backend that has a check gets nothing
+    /// before it has passed.
+    pub(super) fn follow_checks(&mut self) {
+        let world = &self.world;
+        self.checks.by_id.retain(|id, _| world.backends.contains_key(id));
+        self.checks.failures.retain(|id, _| world.backends.contains_key(id));
+        let mut sockets = Sockets::new();
+        for (cookie, socket) in &world.sockets {
+            sockets.entry(socket.backend).or_default().push((*cookie, socket));
+        }
+        let due = world.backends.values().map(|backend| {
+            let own = sockets.get(&backend.index).map_or(&[][..], Vec::as_slice);
+            (backend.id.clone(), self.due(backend, own), own.iter().map(|(cookie, _)| *cookie).collect())
+        });
+        let due: Vec<(BackendId, Due, BTreeSet<u64>)> = due.collect();
+        for (id, due, sockets) in due {
+            let (health, failure) = match due {
+                Due::Later if self.checks.by_id.contains_key(&id) => continue,
+                Due::Later => match self.world.backends.get(&id).map(|backend| backend.probed) {
+                    Some(Health::Healthy) => continue,
+                    _ => (Health::Starting, None),
+                },
+                Due::Nothing => (Health::Unchecked, None),
+                Due::Wait(reason) => (Health::Starting, reason),
+                Due::Never(reason) => (Health::Unhealthy, Some(reason)),
+                Due::Check(job) => {
+                    self.check(&id, job, sockets);
+                    continue;
+                }
+            };
+            self.checks.by_id.remove(&id);
+            self.believe(&id, Verdict { health, failure });
+        }
+    }
+
+    fn due(&self, backend: &Backend, sockets: &[(u64, &Socket)]) -> Due {
+        let Some(spec) = self.world.configured.effective(&backend.spec).check else { return Due::Nothing };
+        if backend.phase != Phase::Running {
+            return Due::Wait(None);
+        }
+        if matches!(spec.kind, CheckKind::Exec { .. }) {
+            return match &backend.kind {
+                Kind::Container { engine } => {
+                    let subject = Subject::Container { engine: engine.clone(), id: backend.id.clone() };
+                    Due::Check(Job { spec, subject })
+                }
+                _ => Due::Never("a check by exec needs a container; choose another, or none".to_owned()),
+            };
+        }
+        let Some(netns) = backend.netns else { return Due::Wait(None) };
+        // Elsewhere a probe would come to whomever the kernel chooses.
+        if !self.world.steered.contains(&netns.cookie) {
+            return Due::Wait(None);
+        }
+        let Some(target) = self.target(backend, &spec, netns, sockets) else {
+            return Due::Wait(not_listening(backend, &spec, sockets));
+        };
+        let owner = match (&backend.kind, self.paths.get(&backend.index)) {
+            (Kind::Registered { pid }, _) => Owner::Process(*pid),
+            (_, Some(path)) => Owner::Cgroup(path.clone()),
+            (_, None) => return Due::Later,
+        };
+        Due::Check(Job { spec, subject: Subject::Socket { target, netns, owner } })
+    }
+
+    /// The socket that probes are for.
+    fn target(&self, backend: &Backend, spec: &CheckSpec, netns: Netns, sockets: &[(u64, &Socket)]) -> Option<Target> {
+        let port = spec.port(&backend.spec.ports)?;
+        let probed = self.checks.by_id.get(&backend.id).and_then(|checker| match &checker.job.subject {
+            Subject::Socket { target, .. } => Some(target.cookie),
+            Subject::Container { .. } => None,
+        });
+        let fits = sockets.iter().filter(|(_, socket)| socket.port == port && socket.netns_cookie == netns.cookie);
+        // The one that is probed already, as long as it listens; else one that takes IPv4.
+        let (cookie, socket) =
+            fits.min_by_key(|(cookie, socket)| (Some(*cookie) != probed, socket.v6only, socket.ip, *cookie))?;
+        Some(Target { cookie: *cookie, netns_cookie: netns.cookie, ip: socket.ip, port })
+    }
+
+    fn check(&mut self, id: &str, job: Job, sockets: BTreeSet<u64>) {
+        let checker = self.checks.by_id.get_mut(id);
+        // A server with several sockets that closes one is what it was; one that has nothing but new ones is not.
+        let is_new = checker.as_ref().is_some_and(|checker| match &job.subject {
+            Subject::Socket { target, .. } => !checker.sockets.contains(&target.cookie),
+            Subject::Container { .. } => false,
+        });
+        if let Some(checker) = checker.filter(|checker| checker.job == job) {
+            checker.sockets = sockets;
+            return;
+        }
+        let Some(backend) = self.world.backends.get(id) else { return };
+        // When a daemon takes over, what its predecessor believed is true until it is contradicted.
+        let believed = match backend.probed {
+            Health::Unchecked => Health::Starting,
+            _ if is_new => Health::Starting,
+            believed => believed,
+        };
+        self.believe(id, Verdict { health: believed, failure: None });
+        self.checks.started += 1;
+        let number = self.checks.started;
+        let (inputs, id, name) = (self.inputs.clone(), id.to_owned(), id.to_owned());
+        let tell = move |verdict| {
+            let (inputs, id) = (inputs.clone(), id.clone());
+            async move { drop(inputs.send(Input::Probed { id, number, verdict }).await) }
+        };
+        let task = tokio::spawn(health::follow(job.clone(), self.checks.probes.clone(), believed, tell)).abort_handle();
+        self.checks.by_id.insert(name, Checker { number, job, sockets, task });
+    }
+
+    /// A checker has something to tell.
+    pub(super) fn probed(&mut self, id: &str, number: u64, verdict: Verdict) {
+        if self.checks.by_id.get(id).is_some_and(|checker| checker.number == number) {
+            self.believe(id, verdict);
+        }
+    }
+
+    fn believe(&mut self, id: &str, verdict: Verdict) {
+        let Verdict { health, failure } = verdict;
+        let before = match failure.clone() {
+            Some(failure) => self.checks.failures.insert(id.to_owned(), failure),
+            None => self.checks.failures.remove(id),
+        };
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+        if let Some(failure) = failure.filter(|failure| Some(failure) != before.as_ref()) {
+            warn!(%service, backend = %name, %failure, "its health check does not pass");
+            self.tell(&service, &name, "check-failed", &failure);
+        }
+        let Some(backend) = self.world.backends.get_mut(id).filter(|backend| backend.probed != health) else { return };
+        info!(%service, backend = %name, ?health, "checked");
+        backend.probed = health;
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will have to check this backend again");
+        }
+        self.touch();
+    }
+}
+
+/// A server that listens, and not where its check is for, waits for ever: somebody should know.
+fn not_listening(backend: &Backend, spec: &CheckSpec, sockets: &[(u64, &Socket)]) -> Option<String> {
+    let port = spec.port(&backend.spec.ports)?;
+    (!sockets.is_empty()).then(|| format!("its health check waits for it to listen on port {port}"))
+}

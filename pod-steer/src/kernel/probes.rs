@@ -1,0 +1,46 @@
+//! Which socket a health check's connection is for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aya::maps::{HashMap, Map, MapData};
+use pod_steer_ebpf::ProbeKey;
+
+use super::{Kernel, KernelError, Result};
+
+/// Names the sockets of probes; a handle of its own, because probes are made beside the daemon's loop.
+#[derive(Clone)]
+pub struct Probes(Arc<Mutex<HashMap<MapData, ProbeKey, u64>>>);
+
+/// A probe whose socket is named, until this is dropped.
+pub struct ProbeUnderWay {
+    probes: Probes,
+    key: ProbeKey,
+}
+
+impl Kernel {
+    /// A handle on the probes. Those of a daemon that died are forgotten: their ports belong to anybody by now.
+    pub fn probes(&self) -> Result<Probes> {
+        let opened = MapData::from_pin(self.dir.join("maps/PROBES")).and_then(|data| Map::HashMap(data).try_into());
+        let mut map: HashMap<MapData, ProbeKey, u64> = opened.map_err(KernelError::map("open", "PROBES"))?;
+        let left: Vec<ProbeKey> = map.keys().flatten().collect();
+        for key in left {
+            let _ = map.remove(&key);
+        }
+        Ok(Probes(Arc::new(Mutex::new(map))))
+    }
+}
+
+impl Probes {
+    /// From now on, connections from `key` come to the socket with this cookie.
+    pub fn begin(&self, key: ProbeKey, cookie: u64) -> Result<ProbeUnderWay> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(key, cookie, 0).map_err(KernelError::map("name the socket of a probe in", "PROBES"))?;
+        Ok(ProbeUnderWay { probes: self.clone(), key })
+    }
+}
+
+impl Drop for ProbeUnderWay {
+    fn drop(&mut self) {
+        let _ = self.probes.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
