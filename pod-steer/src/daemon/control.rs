@@ -92,7 +92,6 @@ impl Control {
         inputs: mpsc::Sender<Input>,
         events: broadcast::Sender<EventRecord>,
         wanted: broadcast::Sender<String>,
-        ledger: Ledger,
     ) -> Result<Self, RunError> {
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
@@ -134,7 +133,7 @@ impl Control {
             },
             events_lost,
             dirty: false,
-            orders: Orders::new(ledger),
+            orders: Orders::new(Ledger::open(&config.state_dir)),
         })
     }
 

@@ -110,8 +110,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
     let told = (events.clone(), wanted.clone());
-    let ledger = Ledger::open(&config.state_dir);
-    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1, ledger)?;
+    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
     control.adopt();
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
