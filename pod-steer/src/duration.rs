@@ -115,9 +115,7 @@ mod tests {
         assert_eq!(parse("30"), Err(DurationError::Unit(30)));
         assert_eq!(parse("-5s"), Err(DurationError::Negative));
         assert_eq!(parse("1us"), Err(DurationError::TooFine));
-        for text in ["9000h"] {
-            assert_eq!(parse(text), Err(DurationError::Long), "{text}");
-        }
+        assert_eq!(parse("9000h"), Err(DurationError::Long));
     }
 
     #[test]

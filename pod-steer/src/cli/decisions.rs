@@ -84,7 +84,7 @@ mod tests {
             "operation": {
                 "id": 4, "service": "web", "who": "root (uid 0, pid 7)", "begun_ms": 0, "order": "canary",
                 "version": "v2", "steps": [100, 500, 2500, 10000], "every_ms": 120_000, "timeout_ms": 60_000,
-                "before": {}, "phase": { "name": "stepping", "step": 1, "next_ms": 100_000 }, "steps_done": [],
+                "before": {}, "phase": { "name": "stepping", "step": 1, "watched": {}, "since_ms": 1, "next_ms": 100_000 }, "steps_done": [],
                 "end": null, "ready": 3, "wanted": 3, "left": 0, "waiting_for": "",
             },
             "alarms": ["all backends of v1 fail their checks, and the last that were ready get the connections"],

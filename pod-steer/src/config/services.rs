@@ -92,7 +92,7 @@ mod tests {
     fn what_is_wrong_names_the_key() {
         for (text, expected) in [
             ("[web]\nrolout = 'latest'", "service.web.rolout is unknown; did you mean rollout?"),
-            ("[web]\nslow-start = 30", "service.web.slow-start=\"30\" is refused: it is no length of time"),
+            ("[web]\nslow-start = 30", "service.web.slow-start=\"30\" is refused: it has no unit"),
             ("['*']\npanic-threshold = 101", "service.\"*\".panic-threshold=\"101\" is refused: it is too large"),
             (
                 "[web.health]\npath = '/'",

@@ -3,6 +3,8 @@ use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PORT_LISTENS, PORT_SERVED};
 use super::*;
 use crate::{labels::Fallback, ports};
 
+mod serving;
+
 const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
 const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
 
@@ -106,12 +108,17 @@ fn who_stops_gets_nothing_and_the_service_keeps_its_port() {
 
 #[test]
 fn an_unhealthy_backend_gets_nothing() {
-    let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
+    let sockets = [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)];
+    let mut world = world([backend(0, "web", "80"), backend(1, "web", "80")], sockets);
     for (health, gets) in
         [(Health::Starting, false), (Health::Healthy, true), (Health::Unhealthy, false), (Health::Unchecked, true)]
     {
         world.backends.get_mut("id0").unwrap().health = health;
-        assert_eq!(!members(&world.plan(), key(FAMILY_V4, 80)).is_empty(), gets, "{health:?}");
+        assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)).contains(&100), gets, "{health:?}");
+        world.backends.get_mut("id0").unwrap().health = Health::Unchecked;
+        world.backends.get_mut("id0").unwrap().probed = health;
+        assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)).contains(&100), gets, "{health:?}");
+        world.backends.get_mut("id0").unwrap().probed = Health::Unchecked;
     }
 }
 
