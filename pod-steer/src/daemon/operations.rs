@@ -175,8 +175,7 @@ impl Control {
             let took = began.elapsed();
             if let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic()) {
                 let took_us = took.as_micros() as u64;
-                let detail = format!("in {:.2} ms", took.as_secs_f64() * 1000.0);
-                operation.steps.push(Step { name: "switched".to_owned(), took_us, detail });
+                operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });
                 let change = Change { decisions: &[], operations: &[operation], stops: None };
                 if let Err(error) = self.orders.ledger.commit(change) {
                     warn!(error = %crate::chain(&error), "the history lacks how long a switch took");

@@ -70,7 +70,7 @@ pub fn check(
         Order::Resume(part) => {
             let part = check_part(view, part)?;
             if !decision.drained.contains(&part) {
-                return refuse(format!("{} is not drained; pod-steer status says what is", part.title(&view.service)));
+                return refuse(format!("{} is not drained; pod-steer status says what is", view.title(&part)));
             }
         }
         Order::Pause if decision.paused => return refuse(format!("{} is paused already", view.service)),

@@ -36,9 +36,9 @@ pub(super) fn step(
                 return Progress::default();
             }
             let ended = words::count(connections.saturating_sub(left), "connection");
-            let mut detail = format!("{ended}, after {}", words::time(now_ms - since_ms));
+            let mut detail = ended;
             if left > 0 {
-                detail.push_str(&format!("; {left} left"));
+                detail.push_str(&format!(", {left} left"));
             }
             done(operation, "drained", now_ms - since_ms, detail);
             drained(operation, order, old, left, now_ms)

@@ -68,6 +68,18 @@ impl View {
         self.present(version).filter(|(_, backend)| backend.state.could_serve())
     }
 
+    /// A part of it, for people.
+    pub fn title(&self, part: &Part) -> String {
+        match part {
+            Part::Service => self.service.clone(),
+            Part::Version(version) => format!("version {version} of {}", self.service),
+            Part::Backend(id) => {
+                let name = self.backends.get(id).map_or(id, |backend| &backend.name);
+                format!("backend {name} of {}", self.service)
+            }
+        }
+    }
+
     /// The versions that there are, for people.
     pub fn versions(&self) -> Vec<&str> {
         let mut versions: Vec<&str> = self.backends.values().map(|backend| backend.version.as_str()).collect();

@@ -92,13 +92,13 @@ pub fn begin(
         }
         Order::Drain(part) => {
             if let Ok(part) = check::check_part(view, &part) {
-                message = format!("{} gets no new connections", part.title(&operation.service));
+                message = format!("{} gets no new connections", view.title(&part));
                 progress.decision = decide(decision, |next| _ = next.drained.insert(part));
             }
         }
         Order::Resume(part) => {
             if let Ok(part) = check::check_part(view, &part) {
-                message = format!("{} gets new connections again", part.title(&operation.service));
+                message = format!("{} gets new connections again", view.title(&part));
                 progress.decision = decide(decision, |next| _ = next.drained.remove(&part));
             }
         }
@@ -167,7 +167,7 @@ pub(super) fn is_ready(
     let ready = stable.count();
     if ready >= wanted {
         let took_ms = now_ms - operation.begun_ms;
-        let detail = format!("{ready} of {wanted} backends of {version}, after {}", words::time(took_ms));
+        let detail = format!("{ready} of {wanted} backends of {version}");
         done(operation, "ready", took_ms, detail);
         return true;
     }

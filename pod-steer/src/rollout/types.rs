@@ -269,17 +269,6 @@ impl Outcome {
     }
 }
 
-impl Part {
-    /// For people.
-    pub fn title(&self, service: &str) -> String {
-        match self {
-            Self::Service => service.to_owned(),
-            Self::Version(version) => format!("version {version} of {service}"),
-            Self::Backend(id) => format!("backend {} of {service}", id.get(..12).unwrap_or(id)),
-        }
-    }
-}
-
 impl Operation {
     /// What was ordered, for people.
     pub fn title(&self) -> String {
