@@ -14,8 +14,8 @@ use crate::{
     rollout::{Operation, Outcome},
 };
 
-/// Characters of an order that the table shows.
-const WHAT_CHARS_MAX: usize = 32;
+/// Characters of an order that the table shows at least.
+const WHAT_CHARS_MIN: usize = 20;
 
 pub(super) fn history(args: &HistoryArgs) -> Ended {
     let query = args.service.as_ref().map(|service| format!("?service={}", client::encoded(service)));
@@ -32,17 +32,26 @@ fn render(operations: &[Operation], of_one: bool, colours: bool) -> String {
     if operations.is_empty() {
         return "nothing was ordered yet; see `pod-steer deploy --help`\n".to_owned();
     }
-    let mut head = vec!["NUMBER", "WHEN (UTC)", "SERVICE", "WHO", "OUTCOME", "WHAT"];
+    let mut head = vec!["NO", "WHEN (UTC)", "SERVICE", "WHO", "OUTCOME"];
     head.retain(|name| !of_one || *name != "SERVICE");
-    let rows: Vec<_> = operations.iter().map(|operation| row(operation, of_one)).collect();
-    let table = table::render(&head, &rows, colours);
+    let rows = || operations.iter().map(|operation| row(operation, of_one));
+    let others = table::render(&head, &rows().collect::<Vec<_>>(), false);
+    let others = others.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+    let what_chars = table::NARROW.saturating_sub(others + 2).max(WHAT_CHARS_MIN);
+    head.push("WHAT");
+    let what = |operation: &Operation| Cell::text(table::shortened(&words::order(&operation.order), what_chars));
+    let rows = rows().zip(operations).map(|(mut row, operation)| {
+        row.push(what(operation));
+        row
+    });
+    let table = table::render(&head, &rows.collect::<Vec<_>>(), colours);
     let mut lines = table.lines();
     let mut text = format!("{}\n", lines.next().unwrap_or_default());
     for (line, operation) in lines.zip(operations) {
         text.push_str(line);
         text.push('\n');
         if let Some(end) = &operation.end {
-            text.push_str(&table::wrapped("        ", &end.message, table::NARROW));
+            text.push_str(&table::wrapped("    ", &end.message, table::NARROW));
         }
     }
     text
@@ -58,13 +67,12 @@ fn row(operation: &Operation, of_one: bool) -> Vec<Cell> {
     };
     let mut cells = vec![
         Cell::number(operation.id),
-        Cell::text(when.strftime("%Y-%m-%d %H:%M:%S").to_string()),
-        Cell::text(table::shortened(words::name(&operation.who), 12)),
+        Cell::text(when.strftime("%Y-%m-%d %H:%M").to_string()),
+        Cell::text(table::shortened(words::name(&operation.who), 10)),
         Cell::text(outcome).coloured(colour),
-        Cell::text(table::shortened(&words::order(&operation.order), WHAT_CHARS_MAX)),
     ];
     if !of_one {
-        cells.insert(2, Cell::text(table::shortened(&operation.service, 12)));
+        cells.insert(2, Cell::text(table::shortened(&operation.service, 10)));
     }
     cells
 }
@@ -76,7 +84,8 @@ mod tests {
 
     #[test]
     fn it_fits_80_columns() {
-        let canary = CanaryOrder { version: "v2".into(), steps: vec![100, 10_000], every_ms: 120_000, timeout_ms: 1 };
+        let canary =
+            CanaryOrder { version: "v2".into(), steps: vec![100, 500, 10_000], every_ms: 120_000, timeout_ms: 1 };
         let message = "v2 gets everything after 4 steps in 8m; 412 connections of v1 were drained, none was left, and \
                        its backends were stopped";
         let operation = Operation {
@@ -91,13 +100,14 @@ mod tests {
             end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),
         };
         let running = Operation { id: 18, end: None, order: Order::Pause, ..operation.clone() };
-        let text = render(&[operation, running], true, false);
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        assert!(
-            text.contains("2023-11-14 22:13:20") && text.contains("went back") && text.contains("going on"),
-            "{text}"
-        );
-        assert!(text.contains("canary v2 1%,100% every 2m"), "{text}");
+        let both = [operation, running];
+        for of_one in [true, false] {
+            let text = render(&both, of_one, false);
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        }
+        let text = render(&both, true, false);
+        assert!(text.contains("2023-11-14 22:13") && text.contains("went back") && text.contains("going on"), "{text}");
+        assert!(text.contains("canary v2 1%,5%,100% ev"), "{text}");
         assert_eq!(text.lines().count(), 5, "{text}");
         assert!(render(&[], false, false).contains("nothing"));
     }

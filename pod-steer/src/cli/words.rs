@@ -48,7 +48,7 @@ fn part_of(part: &PartOrder) -> String {
 /// Where an operation is: `step 2 of 4, 5 %, next in 1m 40s`.
 pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let operation = &status.operation;
-    let left = |deadline_ms: i64| Took(whole_seconds(deadline_ms - now_ms));
+    let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
     match &operation.phase {
         Phase::Waiting { deadline_ms } => {
             let waits = if status.waiting_for.is_empty() {
@@ -59,7 +59,8 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
             format!("{waits}, for {} at most", left(*deadline_ms))
         }
         Phase::Draining { deadline_ms, .. } => {
-            format!("drains, {} connections left, for {} at most", status.left, left(*deadline_ms))
+            let s = if status.left == 1 { "" } else { "s" };
+            format!("waits for the end of {} connection{s}, for {} at most", status.left, left(*deadline_ms))
         }
         Phase::Stepping { step, next_ms, .. } => {
             let steps = match &operation.order {
@@ -74,9 +75,12 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     }
 }
 
-/// Up to the next whole second: a countdown with a fraction is restless.
-fn whole_seconds(left_ms: i64) -> Duration {
-    Duration::from_secs(ms(left_ms + 999).as_secs())
+/// Up to the next whole second: a fraction would be restless.
+fn countdown(left_ms: i64) -> String {
+    match ms(left_ms.saturating_add(999)).as_secs() {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds => Took(Duration::from_secs(seconds)).to_string(),
+    }
 }
 
 /// The line of a step that is done: `drained   412 connections, after 2.1 s`.
@@ -102,4 +106,17 @@ pub(super) fn outcome(outcome: Outcome) -> &'static str {
 /// Who ordered something, without the numbers.
 pub(super) fn name(who: &str) -> &str {
     who.split(" (").next().unwrap_or(who)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_countdown_is_calm() {
+        for (left_ms, text) in [(-5, "0s"), (1, "1s"), (29_000, "29s"), (59_001, "1m"), (99_500, "1m 40s")] {
+            assert_eq!(countdown(left_ms), text, "{left_ms}");
+        }
+        assert!(!countdown(i64::MAX).is_empty());
+    }
 }
