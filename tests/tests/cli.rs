@@ -69,7 +69,7 @@ fn events_are_followed() -> Result<()> {
 fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 20] = [
         &["no-such-command"],
         &["status", "-o", "xml"],
         &["exec", "--service", "web", "--ports", "eighty:8080", "--", "true"],
@@ -78,6 +78,18 @@ fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
         &["exec", "--service", "web", "--ports", "80:8080", "--fallback", "drop", "--", "true"],
         &["exec", "--service", "web", "--ports", "80:8080"],
         &["register", "--service", "web", "--ports", "80:8080"],
+        &["deploy", "web"],
+        &["deploy", "web", "v2", "--timeout", "-5s"],
+        &["deploy", "web", "v2", "--backends", "0"],
+        &["shift", "web"],
+        &["shift", "web", "v1=-1", "v2=10"],
+        &["shift", "web", "v1=0", "v2=0"],
+        &["shift", "web", "v1=NaN"],
+        &["shift", "web", "--from", "10.0.0.1/8=v2"],
+        &["canary", "web", "v2", "--steps", "5%,101%"],
+        &["canary", "web", "v2", "--steps", "1%,5%"],
+        &["drain", "web", "--version", "v1", "--backend", "web-1"],
+        &["history", ""],
     ];
     for case in cases {
         let outcome = output(stage.daemon.cli()?.args(case))?;
@@ -88,6 +100,21 @@ fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
         output(stage.daemon.cli()?.args(["register", "--service", "web", "--ports", "80:8080", "--pid", "4194300"]))?;
     assert!(!dead.status.success(), "{dead:?}");
     assert!(text(&dead.stderr).contains("4194300"), "{dead:?}");
+    Ok(())
+}
+
+#[test]
+fn the_api_is_described() -> Result<()> {
+    require!(tools::root_and(&["ip", "curl"]));
+    let stage = Stage::without_engine()?;
+    let printed = output(stage.daemon.cli()?.arg("openapi").env("POD_STEER_SOCKET", "/none"))?;
+    assert_plain(&printed);
+    let printed: serde_json::Value = serde_json::from_slice(&printed.stdout)?;
+    assert_eq!(printed["openapi"], "3.1.0");
+    let mut curl = stage.host.command("curl")?;
+    curl.args(["--silent", "--unix-socket"]).arg(stage.daemon.socket());
+    let served: serde_json::Value = serde_json::from_slice(&output(curl.arg("http://x/v1/openapi.json"))?.stdout)?;
+    assert_eq!(served, printed, "by the daemon as by the command");
     Ok(())
 }
 
