@@ -267,12 +267,9 @@ fn how_long_a_commit_takes() {
     println!("a commit: median {:?}, worst {:?}; to open again {:?}", took[100], took[199], began.elapsed());
 }
 
-/// The child of the next test: commits until it is killed, and says what is durable.
-#[test]
-#[ignore = "the next test runs it"]
-fn child() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let mut ledger = Ledger::open(Path::new(&dir));
+/// Commits until it is killed, and says what is durable.
+fn commit_for_ever(dir: &Path) {
+    let mut ledger = Ledger::open(dir);
     assert_eq!(ledger.trouble(), None);
     for id in ledger.next_operation().. {
         let change = Change {
@@ -287,11 +284,15 @@ fn child() {
 
 #[test]
 fn kill_in_the_midst() {
+    // The child is this test again.
+    if let Some(dir) = std::env::var_os(CHILD_DIR) {
+        return commit_for_ever(Path::new(&dir));
+    }
     let dir = Dir::new("kill");
     let mut last = 0;
     for round in 0..20 {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "daemon::ledger::tests::child", "--ignored", "--nocapture"]);
+        child.args(["--exact", "daemon::ledger::tests::kill_in_the_midst", "--nocapture"]);
         let mut child = child.env(CHILD_DIR, &dir.0).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let mut said = || lines.find_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok());
