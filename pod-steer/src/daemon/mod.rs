@@ -13,8 +13,10 @@ mod policies;
 mod processes;
 mod sockets;
 mod status;
+mod steps;
 mod stopping;
 mod store;
+mod views;
 
 use std::{fs, io, path::PathBuf, time::Duration};
 

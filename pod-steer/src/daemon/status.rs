@@ -137,6 +137,11 @@ impl Control {
             let subject = format!("backend {} of {}", backend.name, backend.spec.service);
             self.backend_problems(backend).into_iter().map(move |message| Problem { subject: subject.clone(), message })
         });
-        engines.chain(misfits).chain(backends).collect()
+        let ledger = self
+            .orders
+            .ledger
+            .trouble()
+            .map(|trouble| Problem { subject: "the operators' ledger".to_owned(), message: trouble.to_owned() });
+        ledger.into_iter().chain(engines).chain(misfits).chain(backends).collect()
     }
 }

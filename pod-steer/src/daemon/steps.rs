@@ -1,0 +1,112 @@
+//! What goes on by itself: steps of operations that are due, weights that grow, old backends that are kept for a while, and
+//! taking all of it up again after a restart.
+
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{control::Control, ledger::Change, operations::now_ms};
+use crate::rollout::{self, Phase};
+
+/// How often operations that go on are looked at, besides whenever something happens.
+const STEP_EVERY: Duration = Duration::from_millis(50);
+/// Longest sleep when nothing is due.
+const IDLE_MS_MAX: i64 = 3_600_000;
+
+impl Control {
+    /// Takes every step that is due.
+    pub(super) fn step_operations(&mut self) {
+        let services: Vec<String> = self.orders.operations.keys().cloned().collect();
+        for service in services {
+            self.step_operation(&service);
+        }
+        self.stop_kept();
+        self.follow_policies();
+    }
+
+    pub(super) fn step_operation(&mut self, service: &str) {
+        while !self.orders.settling.contains(service)
+            && let Some(operation) = self.orders.operations.get(service)
+        {
+            let mut next = operation.clone();
+            let (view, decision) = (self.view(service), self.decision(service));
+            let progress = rollout::step(&mut next, &view, &decision, now_ms());
+            if next == *operation {
+                return;
+            }
+            self.record(service, vec![next], progress);
+            let settled = std::mem::take(&mut self.orders.settled);
+            self.settle(service, settled);
+        }
+    }
+
+    /// How long nothing is due: weights that grow, steps of operations, backends that are kept until then.
+    pub(super) fn due_in(&self) -> Duration {
+        if !self.orders.operations.is_empty() {
+            return STEP_EVERY;
+        }
+        let soonest = self.plan.next_ms.into_iter().chain(self.orders.stops.iter().map(|stop| stop.at_ms)).min();
+        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms()).clamp(0, IDLE_MS_MAX);
+        Duration::from_millis(wait_ms.unsigned_abs())
+    }
+
+    pub(super) fn touch_if_due(&mut self) {
+        if self.plan.next_ms.is_some_and(|at_ms| at_ms <= now_ms()) {
+            self.touch();
+        }
+    }
+
+    /// When a backend became ready outlives the daemon: its slow start goes on, and a canary does not start over.
+    pub(super) fn store_ready_times(&mut self) {
+        for backend in self.world.backends.values() {
+            let stored = self.orders.ready_stored.get(&backend.index);
+            if stored != Some(&backend.ready_since_ms) {
+                if let Err(error) = self.store.put(backend) {
+                    warn!(error = %crate::chain(&error), "a restart will not know since when a backend is ready");
+                }
+                self.orders.ready_stored.insert(backend.index, backend.ready_since_ms);
+            }
+        }
+    }
+
+    /// Takes up what an earlier daemon left in the midst.
+    pub(super) fn resume_operations(&mut self) {
+        self.world.decisions = self.orders.ledger.decisions();
+        self.orders.stops = self.orders.ledger.stops();
+        let running = self.orders.ledger.running();
+        for operation in running {
+            info!(service = %operation.service, id = operation.id, "{} goes on", operation.title());
+            // It was told to stop them, or was about to: telling twice does no harm.
+            if let Phase::Stopping { old, .. } = &operation.phase {
+                self.stop_backends(&old.clone());
+            }
+            self.orders.operations.insert(operation.service.clone(), operation);
+        }
+        let ready = self.world.backends.values().filter(|backend| backend.ready_since_ms.is_some());
+        for backend in ready {
+            let service = backend.spec.service.clone();
+            self.world.last_serving.entry(service).or_default().insert(backend.id.clone());
+        }
+        if self.world.decisions.values().any(|decision| decision.paused)
+            && let Err(error) = self.ensure_pause()
+        {
+            error!(%error, "a paused service cannot be kept paused");
+        }
+    }
+
+    /// Old backends whose time is over.
+    fn stop_kept(&mut self) {
+        let now_ms = now_ms();
+        let (due, kept): (Vec<_>, Vec<_>) =
+            self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms);
+        if due.is_empty() {
+            return;
+        }
+        self.store_orders(Change { decisions: &[], operations: &[], stops: Some(&kept) });
+        self.orders.stops = kept;
+        for stop in due {
+            info!(service = %stop.service, "the old backends have been kept as long as {} asked for", stop.version);
+            self.stop_backends(&stop.backends);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Services and operations as they are now: what `rollout` decides by, and what operators see.
+
+use std::collections::BTreeSet;
+
+use super::{control::Control, operations::now_ms};
+use crate::{
+    api::types::OperationStatus,
+    rollout::{self, Operation, Order, Phase, View},
+};
+
+impl Control {
+    /// A service as it is now.
+    pub(super) fn view(&self, service: &str) -> View {
+        let backends = self.world.backends.values().filter(|backend| backend.spec.service == service);
+        let of = |backend: &crate::world::Backend| rollout::BackendView {
+            name: backend.name.clone(),
+            version: backend.spec.version.clone(),
+            state: self.state(backend),
+            ready_since_ms: backend.ready_since_ms,
+            created_ms: backend.created_ms,
+            live: self.live(backend.index),
+            overflows: self.orders.overflows.get(&backend.index).map_or(0, |(first, now)| now.saturating_sub(*first)),
+            weight: backend.spec.weight,
+            problem: self.backend_problems(backend).into_iter().next(),
+        };
+        View {
+            service: service.to_owned(),
+            backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
+        }
+    }
+
+    pub(super) fn operation(&self, id: u64) -> Option<OperationStatus> {
+        let running = self.orders.operations.values().find(|operation| operation.id == id).cloned();
+        let operation =
+            running.or_else(|| self.orders.ledger.history(None).into_iter().find(|operation| operation.id == id))?;
+        Some(self.operation_status(operation))
+    }
+
+    pub(super) fn operation_status(&self, operation: Operation) -> OperationStatus {
+        let view = self.view(&operation.service);
+        let (version, wanted) = match &operation.order {
+            Order::Deploy(order) => (order.version.as_str(), order.backends),
+            Order::Canary(order) => (order.version.as_str(), None),
+            _ => ("", None),
+        };
+        let present = view.present(version).count() as u32;
+        let (ready, wanted) = (view.ready(version).count() as u32, wanted.unwrap_or(present));
+        let left_backends = match &operation.phase {
+            Phase::Draining { old, .. } => old.clone(),
+            _ => BTreeSet::new(),
+        };
+        let live = |id: &String| view.backends.get(id).map_or(0, |backend| backend.live);
+        let left: u64 = left_backends.iter().map(live).sum();
+        let waiting_for = operation.waiting_for(ready, wanted, left, now_ms());
+        OperationStatus { operation, ready, wanted, left, waiting_for }
+    }
+
+    pub(super) fn history(&self, service: Option<&str>) -> Vec<Operation> {
+        self.orders.ledger.history(service)
+    }
+}
