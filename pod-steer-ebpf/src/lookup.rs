@@ -25,7 +25,7 @@ use crate::{
 const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
 /// ::1, in network byte order.
-const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1u32.to_be()];
+pub const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1u32.to_be()];
 
 const EEXIST: i32 = -17;
 const ENOENT: i32 = -2;

@@ -3,17 +3,23 @@
 //! It can move only within one reuseport group (same namespace, address, port and effective uid). For ordinary
 //! selection within a group, which only happens where no rule claims the port, it leaves the choice to the kernel.
 
+use core::ptr;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::sk_action::SK_PASS,
+    bindings::{
+        bpf_sock,
+        sk_action::{SK_DROP, SK_PASS},
+    },
     helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_sk_select_reuseport},
     macros::sk_reuseport,
     programs::SkReuseportContext,
 };
-use pod_steer_ebpf::{Move, Slot, table_index};
+use pod_steer_ebpf::{FAMILY_V6, Move, PROBE_SOURCE_V4, ProbeKey, Slot, table_index};
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, SOCKETS, TABLES, count, switch},
+    lookup::LOOPBACK_V6,
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, switch},
     table::{Chooser, Visit, visit},
 };
 
@@ -27,6 +33,11 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let closing = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };
     // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
+    // A probe is for the closing listener and no other: it fails with it, uncounted.
+    // SAFETY: `moving` is not null, and valid for the whole run.
+    if unsafe { is_probe(moving.sock, from.netns_cookie) } {
+        return SK_DROP;
+    }
     let from_backend = from.backend;
     let side = switch(from.service);
     let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
@@ -54,6 +65,25 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         }
     }
     SK_PASS
+}
+
+/// Whether a connection comes from a probe.
+#[inline(always)]
+unsafe fn is_probe(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
+    // SAFETY: the caller's; volatile and unconditional, as in `lookup`.
+    let (ip4, ip, port) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*moving).dst_ip4),
+            ptr::read_volatile(&raw const (*moving).dst_ip6),
+            ptr::read_volatile(&raw const (*moving).dst_port),
+        )
+    };
+    if ip4 == u32::from_ne_bytes(PROBE_SOURCE_V4) {
+        return true;
+    }
+    let key = ProbeKey { netns_cookie, port, family: FAMILY_V6, pad: [0; 5] };
+    // SAFETY: only whether there is one is asked.
+    ip == LOOPBACK_V6 && unsafe { PROBES.get(key) }.is_some()
 }
 
 struct Heir<'a> {

@@ -33,6 +33,13 @@ impl Stage {
         Self::with(Arc::new(Host::new()?), None)
     }
 
+    /// The same, with settings.
+    pub fn configured(settings: &str) -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        std::fs::write(config(&host), settings)?;
+        Self::with(host, None)
+    }
+
     /// A daemon that follows a Docker engine.
     pub fn with_docker() -> Result<Self> {
         let host = Arc::new(Host::new()?);
@@ -230,6 +237,11 @@ fn state_dir(host: &Host) -> PathBuf {
     host.dir().join("state")
 }
 
+/// The daemon's settings, if a test has written any.
+fn config(host: &Host) -> PathBuf {
+    host.dir().join("pod-steer.toml")
+}
+
 fn launch(host: &Host, engines: &[String]) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     command.args(["run", "--bpffs", BPFFS, "--log-level", "debug", "--runtime-dir"]).arg(runtime_dir(host));
@@ -237,6 +249,9 @@ fn launch(host: &Host, engines: &[String]) -> Result<Process> {
     let none = ["none".to_owned()];
     for engine in if engines.is_empty() { &none[..] } else { engines } {
         command.args(["--engine", engine]);
+    }
+    if config(host).exists() {
+        command.arg("--config").arg(config(host));
     }
     host.start("pod-steer", command.env("NO_COLOR", "1"))
 }

@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT [--listen ADDR:PORT ...]
-    [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--raw] [--journal PATH]";
+    [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--raw] [--journal PATH]
+    [--status-file PATH] [--only-host]";
 
 #[derive(Debug)]
 pub struct Args {
@@ -23,6 +24,10 @@ pub struct Args {
     pub raw: bool,
     /// Where accepted connections are recorded.
     pub journal: Option<PathBuf>,
+    /// Where the status of the answers is read, for every answer anew; 200 while there is no such file.
+    pub status_file: Option<PathBuf>,
+    /// Answer 421 to whoever does not ask for the server by its name.
+    pub only_host: bool,
 }
 
 impl Args {
@@ -38,6 +43,8 @@ impl Args {
             answer_delay: Duration::ZERO,
             raw: false,
             journal: None,
+            status_file: None,
+            only_host: false,
         };
         while let Some(flag) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
@@ -50,6 +57,8 @@ impl Args {
                 "--accept-delay-ms" => parsed.accept_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--answer-delay-ms" => parsed.answer_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--raw" => parsed.raw = true,
+                "--status-file" => parsed.status_file = Some(value()?.into()),
+                "--only-host" => parsed.only_host = true,
                 "--journal" => parsed.journal = Some(value()?.into()),
                 _ => return Err(format!("unknown argument {flag}")),
             }

@@ -1,6 +1,7 @@
 //! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer.
 
 use std::{
+    fs,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     thread,
@@ -28,7 +29,8 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, args: &Args, stop: &Stop) 
         let last = stop.told() || wants_close(&head);
         let connection = if last { "close" } else { "keep-alive" };
         let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
+            "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
+            status(args, &head),
             body.len()
         );
         stream.write_all(answer.as_bytes())?;
@@ -37,6 +39,16 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, args: &Args, stop: &Stop) 
         }
     }
     Ok(())
+}
+
+/// The status line's code and reason.
+fn status(args: &Args, head: &str) -> String {
+    let mine = format!("host: {}", args.name);
+    if args.only_host && !head.lines().any(|line| line.eq_ignore_ascii_case(&mine)) {
+        return "421 Misdirected Request".into();
+    }
+    let status = args.status_file.as_ref().and_then(|path| fs::read_to_string(path).ok());
+    status.map_or_else(|| "200 OK".into(), |status| status.trim().to_owned())
 }
 
 /// The next request's head; `None` when the client has finished, or the server is to stop and no request is under way.
