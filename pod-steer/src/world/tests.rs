@@ -1,7 +1,11 @@
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PORT_LISTENS, PORT_SERVED};
 
 use super::*;
-use crate::{labels::Fallback, ports};
+use crate::{
+    health::{CheckKind, CheckSpec},
+    labels::Fallback,
+    ports,
+};
 
 mod serving;
 
@@ -225,4 +229,26 @@ fn rules_with_addresses_announce_themselves() {
     one.addr[..4].copy_from_slice(&[127, 0, 0, 1]);
     assert_eq!((members(&plan, one), members(&plan, key(FAMILY_V4, 80))), (vec![100], vec![101]));
     assert_eq!(plan.rules[&key(FAMILY_V4, 80)].flags, pod_steer_ebpf::RULE_HAS_ADDRESSES);
+}
+
+#[test]
+fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
+    let mut checked = backend(0, "web", "80:8080");
+    checked.spec.check = Some(CheckSpec { port: Some(9000), ..CheckSpec::new(CheckKind::Tcp) });
+    let mut world = world([checked], [socket(0, "0.0.0.0", 8080), socket(0, "0.0.0.0", 9000)]);
+    let port = ManagedPort { backend: 0, port: 9000, proto: 6, pad: 0 };
+    for (probed, state, cookies) in [
+        (Health::Starting, State::Starting, &[][..]),
+        (Health::Healthy, State::Ready, &[100]),
+        (Health::Unhealthy, State::Unhealthy, &[]),
+    ] {
+        world.by_index_mut(0).unwrap().probed = probed;
+        let plan = world.plan();
+        assert_eq!((plan.states[&0], members(&plan, key(FAMILY_V4, 80)).as_slice()), (state, cookies), "{probed:?}");
+        assert_eq!(plan.managed_ports.get(&port), Some(&PORT_LISTENS), "the check's port is shared too");
+    }
+    // Nobody probes where nothing is steered: the hindrance is what matters.
+    let own = world.by_index_mut(0).unwrap();
+    (own.probed, own.network, own.netns) = (Health::Starting, Network::Own, Some(POD));
+    assert_eq!(world.plan().states[&0], State::NotSteered);
 }
