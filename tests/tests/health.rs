@@ -53,7 +53,7 @@ fn own_probes(stage: &Stage, network: &str, listen: &[&str], ports: &str, source
         ensure!(others.is_empty(), "{name} was probed from {others:?}");
         report::figure(name, format!("{} probes from {source}, each by the right name", probes.len()));
     }
-    ensure!(!stage.daemon.log().contains("421"), "a probe came to another: {}", stage.daemon.log_tail());
+    ensure!(!stage.daemon.log().contains("answered 421"), "a probe came to another: {}", stage.daemon.log_tail());
     let service = stage.daemon.wait_ready("web", 3)?;
     for backend in &service.backends {
         let counted = (backend.steered, backend.opened, backend.closed, backend.live);
