@@ -1,4 +1,5 @@
-//! `cgroup/bind4`, `bind6` and `sock_create`: what makes unmodified servers able to share a port.
+//! `cgroup/bind4`, `bind6` and `sock_create`: what makes unmodified servers able to share a port. `users` beside it has the
+//! case of servers that run as different users.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -10,7 +11,10 @@ use pod_steer_ebpf::{
     EVENT_MPTCP_REFUSED, EVENT_NOT_SHARED, Event, FAMILY_V4, FAMILY_V6, PORT_LISTENS, PROTO_MPTCP, SocketInfo,
 };
 
-use crate::maps::{current_backend, emit, managed};
+use crate::{
+    maps::{current_backend, emit, managed},
+    users,
+};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEPORT: i32 = 15;
@@ -35,11 +39,18 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn share(ctx: &SockAddrContext, family: u8) {
     let Some(backend) = current_backend() else { return };
+    // The kernel is about to refuse a second bind, and what is known of the first one stays true.
+    if users::is_bound(ctx) {
+        return;
+    }
     // SAFETY: the context is valid for the whole run.
     let addr = unsafe { &*ctx.sock_addr };
     let port = u16::from_be(addr.user_port as u16);
     let proto = addr.protocol as u8;
     if !managed(backend, port, proto, PORT_LISTENS) {
+        return users::forget(ctx);
+    }
+    if users::hide(ctx, port, proto) {
         return;
     }
     let mut on = 1i32;

@@ -33,6 +33,8 @@ pub const PROBES_UNDER_WAY_MAX: u32 = 4_096;
 pub const SOCKETS_MAX: u32 = 65_536;
 /// Most (backend, container port) pairs at one time.
 pub const MANAGED_PORTS_MAX: u32 = 131_072;
+/// Most ports whose user is known at one time.
+pub const PORT_USERS_MAX: u32 = 32_768;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots that are tried by hash before the table's members are walked one by one.
@@ -189,7 +191,38 @@ pub struct SocketInfo {
     /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
     pub hidden_port: u16,
     /// Zero.
-    pub pad: [u16; 3],
+    pub pad: u16,
+    /// With a hidden port: the user who asked, and the one whose port it was.
+    pub users: [u32; 2],
+    /// Zero.
+    pub pad_end: u32,
+}
+
+/// A port that managed sockets share: the kernel lets those of one user do so. The value is that user.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    /// The namespace.
+    pub netns_cookie: u64,
+    /// The port.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// What a socket's storage holds if its bind was moved to a port of the kernel's choice, since the port that it asked for
+/// is another user's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hidden {
+    /// Port that it asked for.
+    pub asked: u16,
+    /// Port that it listens on, or zero before it does.
+    pub port: u16,
+    /// The user who asked, and the one whose port it was.
+    pub users: [u32; 2],
 }
 
 /// A port of a backend; the value is of [`PORT_LISTENS`] and [`PORT_SERVED`].
@@ -310,16 +343,19 @@ const _: () = {
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Slot>() == 16);
-    assert!(size_of::<SocketInfo>() == 48);
+    assert!(size_of::<SocketInfo>() == 56);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<ProbeKey>() == 16);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
+    assert!(core::mem::offset_of!(SocketInfo, users) == 44);
+    assert!(size_of::<PortKey>() == 16);
+    assert!(size_of::<Hidden>() == 12);
     assert!(size_of::<ManagedPort>() == 8);
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<BackendCounters>() == 72);
     assert!(size_of::<ServiceCounters>() == 88);
-    assert!(size_of::<Event>() == 64);
+    assert!(size_of::<Event>() == 72);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };
 
@@ -343,6 +379,8 @@ mod user {
         ManagedPort,
         SourceKey,
         ProbeKey,
+        PortKey,
+        Hidden,
         BackendCounters,
         ServiceCounters,
         Event

@@ -13,7 +13,10 @@ use pod_steer_ebpf::{
     PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
 };
 
-use crate::maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, managed};
+use crate::{
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, managed},
+    users,
+};
 
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
@@ -32,15 +35,20 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     }
     let Some(backend) = current_backend() else { return 1 };
     let port = ctx.local_port() as u16;
-    // A connection's local port is the one that its client came to, not the one that the backend listens on.
-    let purpose = if op == BPF_SOCK_OPS_TCP_LISTEN_CB { PORT_LISTENS } else { PORT_LISTENS | PORT_SERVED };
-    if !managed(backend, port, PROTO_TCP, purpose) {
-        return 1;
-    }
     // SAFETY: the context is this hook's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
+        listens(&ctx, backend, port, cookie);
+        return 1;
+    }
+    // A connection's local port is the one that its client came to, not the one that the backend listens on.
+    if !managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) {
+        if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(0) == TCP_LISTEN && users::of_listener(&ctx).is_some() {
+            changed(&ctx, backend, cookie);
+        }
+        return 1;
+    }
     match op {
-        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx, backend, port, cookie),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             // A probe is no client: neither its beginning nor its end is counted.
             if is_probe(&ctx) {
@@ -82,8 +90,22 @@ fn is_probe(ctx: &SockOpsContext) -> bool {
     unsafe { PROBES.get(key) }.is_some()
 }
 
+/// Registers a socket if it is a managed one.
 #[inline(always)]
-fn listening(ctx: &SockOpsContext, backend: u32, port: u16, mut cookie: u64) {
+fn listens(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
+    if let Some(hidden) = users::of_listener(ctx) {
+        hidden.port = port;
+        let (port, hidden_port, users) = (hidden.asked, port, hidden.users);
+        let socket = SocketInfo { backend, port, hidden_port, users, ..SocketInfo::default() };
+        register(ctx, socket, cookie);
+    } else if managed(backend, port, PROTO_TCP, PORT_LISTENS) {
+        register(ctx, SocketInfo { backend, port, ..SocketInfo::default() }, cookie);
+    }
+}
+
+/// Makes a socket one that can be chosen, and tells of it.
+#[inline(always)]
+fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     let family = ctx.family() as u8;
     let mut addr = [0u8; 16];
     // SAFETY: the context is valid for the whole run. Volatile and unconditional: the compiler would else merge the two
@@ -101,17 +123,7 @@ fn listening(ctx: &SockOpsContext, backend: u32, port: u16, mut cookie: u64) {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let socket = SocketInfo {
-        netns_cookie,
-        addr,
-        backend,
-        table: NONE,
-        port,
-        proto: PROTO_TCP,
-        family,
-        service: NONE,
-        ..SocketInfo::default()
-    };
+    let socket = SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ..socket };
 
     // SAFETY: the context is this hook's own, and the helper wants it by reference.
     let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);

@@ -13,6 +13,7 @@ mod lookup;
 mod maps;
 mod migrate;
 mod table;
+mod users;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -6,13 +6,13 @@ use core::{
 };
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, MANAGED_PORTS_MAX, ManagedPort, Meta, Move,
-    PROBES_UNDER_WAY_MAX, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo,
-    SourceKey, TABLES_MAX,
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, MANAGED_PORTS_MAX, ManagedPort, Meta, Move,
+    PORT_USERS_MAX, PROBES_UNDER_WAY_MAX, PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
+    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -77,6 +77,14 @@ pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALL
 /// The ports of each backend, and what each is for.
 #[btf_map]
 pub static MANAGED_PORTS: HashMap<ManagedPort, u32, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Whose each shared port is: of the first managed bind to it.
+#[btf_map]
+pub static PORT_USERS: HashMap<PortKey, u32, { PORT_USERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The sockets whose bind was moved. The kernel frees the entry with its socket.
+#[btf_map]
+pub static HIDDEN: SkStorage<Hidden> = SkStorage::new();
 
 #[btf_map]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT as usize }> = PerCpuArray::new();

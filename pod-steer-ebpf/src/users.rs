@@ -1,0 +1,130 @@
+//! Versions that run as different users. The kernel lets sockets share a port only if all are one user's. So the first
+//! managed bind says whose a port is, and a bind of any other user is moved to a port of the kernel's choice: the lookup
+//! finds the socket by its cookie, whatever its port. `cgroup/getsockname4` and `getsockname6` show the server the port
+//! that it asked for.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_NOEXIST, bpf_sock},
+    cty::c_void,
+    helpers::{bpf_get_current_uid_gid, bpf_get_netns_cookie, generated::bpf_sk_storage_get},
+    macros::cgroup_sock_addr,
+    programs::{SockAddrContext, SockOpsContext},
+};
+use pod_steer_ebpf::{Hidden, PortKey};
+
+use crate::maps::{HIDDEN, PORT_USERS};
+
+/// These hooks may change what is shown, and refuse nothing.
+const SHOW: i32 = 1;
+
+#[cgroup_sock_addr(getsockname4)]
+pub fn getsockname4(ctx: SockAddrContext) -> i32 {
+    show(&ctx);
+    SHOW
+}
+
+#[cgroup_sock_addr(getsockname6)]
+pub fn getsockname6(ctx: SockAddrContext) -> i32 {
+    show(&ctx);
+    SHOW
+}
+
+/// Servers log where they listen, and some tell others.
+#[inline(always)]
+fn show(ctx: &SockAddrContext) {
+    let Some(hidden) = of_addr(ctx) else { return };
+    // SAFETY: the storage lives as long as the socket, which this call holds.
+    let asked = unsafe { (*hidden).asked };
+    // SAFETY: the context is valid for the whole run.
+    let addr = unsafe { &mut *ctx.sock_addr };
+    // A bind that failed has left the socket without a port.
+    if addr.user_port as u16 != 0 {
+        addr.user_port = u32::from(asked.to_be());
+    }
+}
+
+/// Whether a bind before this one has succeeded.
+#[inline(always)]
+pub fn is_bound(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid for the whole run, and so is its socket, which is never null here.
+    unsafe { (*socket(ctx)).src_port != 0 }
+}
+
+/// This bind is an ordinary one; one before it, that failed, may not have been.
+#[inline(always)]
+pub fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the socket is valid for the whole run.
+    let _ = unsafe { HIDDEN.delete(socket(ctx)) };
+}
+
+/// Moves this bind if the port is another user's, and says whether it did. A privilege that the port asks for is then not
+/// asked for, which gives nothing away: whose clients come to a server is what its labels say.
+#[inline(always)]
+pub fn hide(ctx: &SockAddrContext, port: u16, proto: u8) -> bool {
+    // The kernel compares who made the sockets (`fsuid`); this is who binds (`ruid`). They differ in programs that change
+    // their user in between or are set-uid: those may be moved without need, or fail as they do without us.
+    let uid = bpf_get_current_uid_gid() as u32;
+    // SAFETY: the context is this hook's own.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let owner = owner(&PortKey { netns_cookie, port, proto, pad: [0; 5] }, uid);
+    if owner == uid {
+        forget(ctx);
+        return false;
+    }
+    let mut moved = Hidden { asked: port, port: 0, users: [uid, owner] };
+    // SAFETY: the socket is this hook's own.
+    let stored = unsafe { HIDDEN.get_or_insert_ptr_mut(ctx, Some(&mut moved)) };
+    if stored.is_null() {
+        return false;
+    }
+    // SAFETY: it was just checked. A bind that failed may have left something else here.
+    unsafe { *stored = moved };
+    // SAFETY: the context is valid for the whole run. The kernel chooses a port when none is given.
+    unsafe { (*ctx.sock_addr).user_port = 0 };
+    true
+}
+
+/// Whose this port is: `uid`'s from now on, if nobody's. Of two binds in the same moment the map lets one be the first.
+#[inline(always)]
+fn owner(key: &PortKey, uid: u32) -> u32 {
+    // SAFETY: four aligned bytes are read at once.
+    if let Some(owner) = unsafe { PORT_USERS.get(key) } {
+        return *owner;
+    }
+    if PORT_USERS.insert(key, uid, BPF_NOEXIST.into()).is_ok() {
+        return uid;
+    }
+    // SAFETY: as above.
+    unsafe { PORT_USERS.get(key) }.copied().unwrap_or(uid)
+}
+
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid for the whole run; the union has this member alone.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+#[inline(always)]
+fn of_addr(ctx: &SockAddrContext) -> Option<*mut Hidden> {
+    // SAFETY: the socket is valid for the whole run.
+    let hidden = unsafe { HIDDEN.get_ptr_mut(ctx) };
+    (!hidden.is_null()).then_some(hidden)
+}
+
+/// What is known of a socket that listens or did; nothing if its bind was not moved.
+#[inline(always)]
+pub fn of_listener(ctx: &SockOpsContext) -> Option<&mut Hidden> {
+    // SAFETY: the context is valid for the whole run; the union has this member alone.
+    let sk = unsafe { ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return None;
+    }
+    let map = ptr::from_ref(&HIDDEN).cast_mut().cast::<c_void>();
+    // SAFETY: the map and the socket are valid; without a flag to do so, nothing is made.
+    let hidden = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0) }.cast::<Hidden>();
+    // SAFETY: it is null, or lives as long as the socket.
+    unsafe { hidden.as_mut() }
+}
