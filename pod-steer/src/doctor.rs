@@ -127,6 +127,8 @@ fn programs() -> Vec<Finding> {
         "bind4" => "cgroup/bind4 with SO_REUSEPORT (Linux 6.1)",
         "bind6" => "cgroup/bind6 with SO_REUSEPORT (Linux 6.1)",
         kernel::TABLES => "inner maps of any size (Linux 5.10)",
+        "getsockname4" => "cgroup/getsockname4 (Linux 5.8)",
+        "getsockname6" => "cgroup/getsockname6 (Linux 5.8)",
         "refuse_mptcp" => "cgroup/sock_create (Linux 4.10)",
         _ => "sockops with bpf_get_netns_cookie (Linux 5.15)",
     };

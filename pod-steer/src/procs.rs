@@ -44,6 +44,8 @@ pub struct FoundSocket {
     pub v6only: bool,
     /// `SO_REUSEPORT` is set: others of the same user may share its port.
     pub reuseport: bool,
+    /// That user: who made it.
+    pub uid: u32,
 }
 
 impl Process {
@@ -157,7 +159,9 @@ fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
     let cookie = sockopt::socket_cookie(&fd)?;
     let reuseport = sockopt::socket_reuseport(&fd)?;
     let netns_cookie = sys::netns_cookie(fd.as_fd())?;
-    Ok(Some(FoundSocket { fd, cookie, netns_cookie, bound, v6only, reuseport }))
+    // The owner of a socket's inode is the user that the kernel compares.
+    let uid = rustix::fs::fstat(&fd)?.st_uid;
+    Ok(Some(FoundSocket { fd, cookie, netns_cookie, bound, v6only, reuseport, uid }))
 }
 
 /// The processes in a cgroup and below it.

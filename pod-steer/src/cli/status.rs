@@ -58,6 +58,9 @@ fn render(status: &Status, wide: bool, colours: bool) -> String {
     if !below.is_empty() {
         let _ = write!(text, "\n{below}");
     }
+    if wide {
+        text.push_str(&notes(status));
+    }
     if !status.problems.is_empty() {
         let title = if colours { "\x1b[1;33mproblems\x1b[0m" } else { "problems" };
         let _ = writeln!(text, "\n{title}");
@@ -104,6 +107,20 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
         ]);
     }
     cells
+}
+
+/// What backends do without.
+fn notes(status: &Status) -> String {
+    let mut text = String::new();
+    for service in &status.services {
+        for (backend, note) in service.backends.iter().flat_map(|b| b.notes.iter().map(move |note| (&b.name, note))) {
+            let _ = write!(text, "\n{} {backend}: {note}", service.name);
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
 }
 
 /// Why lookups did not end at a socket, if any did not.

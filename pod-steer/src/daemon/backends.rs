@@ -249,6 +249,7 @@ impl Control {
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
         self.world.lingering.insert(backend.index, ports);
         self.forget_sockets(backend.index);
+        self.free_ports(false);
         self.paths.remove(&backend.index);
         self.cgroup_ids.remove(&backend.index);
         self.drop_leftovers();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::Event;
+use pod_steer_ebpf::{Event, PortKey};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -64,6 +64,8 @@ pub(super) struct Control {
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
     pub(super) checks: Checks,
+    /// Ports of a user on which nobody listened at the last comparison.
+    pub(super) unused_ports: BTreeSet<PortKey>,
     /// Engines that cannot be reached, and why.
     pub(super) lost_engines: BTreeMap<String, String>,
     pub(super) bpffs: PathBuf,
@@ -118,6 +120,7 @@ impl Control {
             plan: Plan::default(),
             migration,
             checks,
+            unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
@@ -339,6 +342,7 @@ impl Control {
             warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
         }
         self.read_sockets();
+        self.free_ports(true);
         self.drop_leftovers();
     }
 }

@@ -16,6 +16,7 @@ mod status;
 mod steps;
 mod stopping;
 mod store;
+mod users;
 mod views;
 
 use std::{fs, io, path::PathBuf, time::Duration};

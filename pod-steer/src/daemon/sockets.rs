@@ -90,6 +90,7 @@ impl Control {
             netns_cookie: info.netns_cookie,
             ip: address_from_bytes(info.family, info.addr),
             port: info.port,
+            hidden_port: (info.hidden_port != 0).then_some(info.hidden_port),
             // Most are not; if this one is, the kernel skips it for IPv4 clients until the look at it has told.
             v6only: false,
         };
@@ -143,6 +144,11 @@ impl Control {
             if self.world.sockets.contains_key(&socket.cookie) {
                 continue;
             }
+            let hidden = self.kernel.hidden(&socket.fd);
+            if hidden.is_none() {
+                self.note_port_user(&socket);
+            }
+            let hidden = hidden.unwrap_or_default();
             let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
             let info = SocketInfo {
                 netns_cookie: socket.netns_cookie,
@@ -153,6 +159,8 @@ impl Control {
                 proto: PROTO_TCP,
                 family,
                 service: NONE,
+                hidden_port: hidden.port,
+                users: hidden.users,
                 ..SocketInfo::default()
             };
             if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {

@@ -114,7 +114,7 @@ impl Control {
             not_moved: counters.not_moved,
             share: 0.0,
             problems: self.backend_problems(backend),
-            notes: Vec::new(),
+            notes: self.notes(backend),
         }
     }
 

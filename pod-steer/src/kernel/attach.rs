@@ -19,9 +19,16 @@ use aya::{
 use super::{Kernel, KernelError, Result, object};
 use crate::netns::Netns;
 
-/// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type`.
-const CGROUP_PROGRAMS: [(&str, &str, u32); 4] =
-    [("bind4", "bind4", 8), ("bind6", "bind6", 9), ("refuse_mptcp", "sock_create", 2), ("tcp_events", "sock_ops", 3)];
+/// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
+/// server that is about to bind needs comes first.
+const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 6] = [
+    ("bind4", "bind4", Some(8)),
+    ("bind6", "bind6", Some(9)),
+    ("refuse_mptcp", "sock_create", Some(2)),
+    ("tcp_events", "sock_ops", Some(3)),
+    ("getsockname4", "getsockname4", None),
+    ("getsockname6", "getsockname6", None),
+];
 
 /// A cgroup directory, held open so that it cannot be another one of the same name.
 #[derive(Debug)]
@@ -107,6 +114,7 @@ impl Kernel {
             if !pin.exists() {
                 self.attach_cgroup_program(name, cgroup, pin)?;
             }
+            let Some(attach_type) = attach_type else { continue };
             // Until this is written the program finds zero and does nothing.
             let key = CgroupStorageKey::new(cgroup.id, attach_type);
             let stored = self.cgroups.insert(key, u64::from(index) + 1, 0);

@@ -6,7 +6,7 @@
 //! ```text
 //! DIR/maps/NAME              every map
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
-//! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 sock_create sockops
+//! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 getsockname4 getsockname6 sock_create sockops
 //! ```
 #![expect(
     deprecated,
@@ -24,6 +24,7 @@ mod publish;
 mod sources;
 pub mod sys;
 mod unload;
+mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,9 +33,9 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SockHash},
+    maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
-use pod_steer_ebpf::{BackendCounters, ManagedPort, Move, Rule, RuleKey, ServiceCounters, SocketInfo};
+use pod_steer_ebpf::{BackendCounters, Hidden, ManagedPort, Move, PortKey, Rule, RuleKey, ServiceCounters, SocketInfo};
 
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
@@ -61,6 +62,8 @@ pub struct Kernel {
     managed_ports: HashMap<MapData, ManagedPort, u32>,
     moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,
+    port_users: HashMap<MapData, PortKey, u32>,
+    hidden: SkStorage<MapData, Hidden>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     events_lost: PerCpuArray<MapData, u64>,

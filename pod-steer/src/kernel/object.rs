@@ -9,10 +9,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Meta, Rule, RuleKey};
+use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey};
 
 use super::{
     Kernel, KernelError, Opened, Result,
@@ -24,7 +24,7 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object; all are pinned under their own names.
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 18] = [
     "META",
     "RULES",
     "TABLES",
@@ -34,6 +34,8 @@ const MAPS: [&str; 16] = [
     "LISTENERS",
     "SOCKETS",
     "MANAGED_PORTS",
+    "PORT_USERS",
+    "HIDDEN",
     "BACKEND_COUNTERS",
     "SERVICE_COUNTERS",
     "MOVED",
@@ -44,7 +46,7 @@ const MAPS: [&str; 16] = [
 ];
 
 /// The programs that the daemon keeps loaded; `steer` is loaded once per ingress namespace.
-const PROGRAMS: [&str; 5] = ["bind4", "bind6", "refuse_mptcp", "tcp_events", "migrate"];
+const PROGRAMS: [&str; 7] = ["bind4", "bind6", "getsockname4", "getsockname6", "refuse_mptcp", "tcp_events", "migrate"];
 
 /// `AYA_LOG_LEVEL` that lets decisions through (debug), and the one that makes the verifier drop the calls.
 const LOG_DECISIONS: u8 = 4;
@@ -169,6 +171,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
+    let hidden: SkStorage<MapData, Hidden> = map(&mut programs, "HIDDEN")?;
     let kernel = Kernel {
         dir: dir.to_owned(),
         log_level,
@@ -180,6 +183,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         listeners,
         managed_ports,
         cgroups,
+        port_users: map(&mut programs, "PORT_USERS")?,
+        hidden,
         backend_counters: map::<PerCpuArray<_, _>>(&mut programs, "BACKEND_COUNTERS")?,
         service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,

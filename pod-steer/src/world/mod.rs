@@ -1,6 +1,7 @@
 //! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
+mod hidden;
 mod plan;
 mod serving;
 #[cfg(test)]
@@ -147,8 +148,10 @@ pub struct Socket {
     pub netns_cookie: u64,
     /// Address that it is bound to.
     pub ip: IpAddr,
-    /// Port that it is bound to.
+    /// Port that it asked to be bound to.
     pub port: u16,
+    /// Port that it is really bound to, if that is another: clients that come to it are refused.
+    pub hidden_port: Option<u16>,
     /// It takes IPv6 clients only.
     pub v6only: bool,
 }
@@ -378,7 +381,7 @@ impl World {
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
-        let plan = plan::plan(self);
+        let mut plan = plan::plan(self);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
             backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
@@ -388,6 +391,8 @@ impl World {
         self.last_serving.extend(plan.serving.clone());
         let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
         self.claimed = claims.collect();
+        // After the claims have been read off: these rules are none.
+        hidden::hide(self, &mut plan);
         plan
     }
 
@@ -412,6 +417,8 @@ impl World {
     pub fn note_listeners(&mut self, netns_cookie: u64, listening: &BTreeSet<u16>) {
         let here = self.backends.values().filter(|b| b.netns.is_some_and(|netns| netns.cookie == netns_cookie));
         let targets: BTreeSet<u16> = here.flat_map(|b| b.spec.ports.iter().map(|map| map.target)).collect();
-        self.foreign.insert(netns_cookie, listening.difference(&targets).copied().collect());
+        let hidden = self.sockets.values().filter(|s| s.netns_cookie == netns_cookie).filter_map(|s| s.hidden_port);
+        let ours: BTreeSet<u16> = targets.into_iter().chain(hidden).collect();
+        self.foreign.insert(netns_cookie, listening.difference(&ours).copied().collect());
     }
 }

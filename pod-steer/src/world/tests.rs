@@ -9,10 +9,10 @@ use crate::{
 
 mod serving;
 
-const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
+pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
 const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
 
-fn backend(index: u32, service: &str, ports: &str) -> Backend {
+pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
     Backend {
         id: format!("id{index}"),
         name: format!("name{index}"),
@@ -41,11 +41,11 @@ fn backend(index: u32, service: &str, ports: &str) -> Backend {
     }
 }
 
-fn socket(backend: u32, ip: &str, port: u16) -> Socket {
-    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, v6only: false }
+pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
+    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, hidden_port: None, v6only: false }
 }
 
-fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
+pub(super) fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
     World {
         backends: backends.into_iter().map(|backend| (backend.id.clone(), backend)).collect(),
         sockets: (100..).zip(sockets).collect(),
@@ -54,12 +54,12 @@ fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator
     }
 }
 
-fn key(family: u8, port: u16) -> RuleKey {
+pub(super) fn key(family: u8, port: u16) -> RuleKey {
     RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port, proto: 6, family, pad: 0 }
 }
 
 /// Cookies of the members of a rule's table.
-fn members(plan: &Plan, key: RuleKey) -> Vec<u64> {
+pub(super) fn members(plan: &Plan, key: RuleKey) -> Vec<u64> {
     let table = plan.rules.get(&key).and_then(|rule| rule.table.as_ref());
     table.map(|table| table.members.iter().map(|member| member.cookie).collect()).unwrap_or_default()
 }

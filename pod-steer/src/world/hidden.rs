@@ -1,0 +1,78 @@
+//! Sockets that could not share the port that they asked for, since it is another user's, listen on a port of the
+//! kernel's choice. Steering needs no port; a client that comes to that one would get past every claim, so it is refused.
+
+use std::net::IpAddr;
+
+use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
+
+use super::{Plan, PlannedTable, World};
+
+/// Adds a rule without members for each hidden port. A port that a service claims stays the service's: its rule leads to
+/// its own sockets only.
+pub(super) fn hide(world: &World, plan: &mut Plan) {
+    for socket in world.sockets.values() {
+        let Some(port) = socket.hidden_port else { continue };
+        let Some(backend) = world.by_index(socket.backend) else { continue };
+        let families = match socket.ip {
+            IpAddr::V4(_) => &[FAMILY_V4][..],
+            IpAddr::V6(_) => &[FAMILY_V4, FAMILY_V6][..],
+        };
+        for &family in families {
+            let netns_cookie = socket.netns_cookie;
+            let key = RuleKey { netns_cookie, addr: [0; 16], port, proto: PROTO_TCP, family, pad: 0 };
+            let rule = plan.rules.entry(key).or_default();
+            if rule.table.is_none() {
+                // The service for its counters; one that claims single addresses of this port keeps its flag.
+                rule.service = Some(backend.spec.service.clone());
+                rule.fallback = FALLBACK_REFUSE;
+                rule.table = Some(PlannedTable::default());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::tests::{HOST, backend, key, members, socket, world};
+
+    #[test]
+    fn a_hidden_port_is_steered_to_and_refuses_its_own_clients() {
+        let mut hidden = socket(1, "::", 8080);
+        hidden.hidden_port = Some(45_000);
+        let mut world =
+            world([backend(0, "web", "80:8080"), backend(1, "web", "80:8080")], [socket(0, "0.0.0.0", 8080), hidden]);
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100, 101]);
+        for family in [FAMILY_V4, FAMILY_V6] {
+            let rule = &plan.rules[&key(family, 45_000)];
+            assert_eq!((rule.service.as_deref(), rule.fallback), (Some("web"), FALLBACK_REFUSE));
+            assert!(members(&plan, key(family, 45_000)).is_empty());
+        }
+        assert!(!world.claimed.contains_key(&key(FAMILY_V4, 45_000)), "a refusal is no claim");
+    }
+
+    #[test]
+    fn a_claim_is_stronger_than_a_hidden_port() {
+        let mut hidden = socket(0, "0.0.0.0", 8080);
+        hidden.hidden_port = Some(45_000);
+        let sockets = [hidden, socket(1, "0.0.0.0", 9000)];
+        let mut world = world([backend(0, "web", "80:8080"), backend(1, "api", "45000:9000")], sockets);
+        world.note_listeners(HOST.cookie, &[45_000].into());
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 45_000)), [101]);
+        assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
+    }
+
+    #[test]
+    fn other_addresses_of_a_hidden_port_refuse() {
+        let mut hidden = socket(0, "0.0.0.0", 8080);
+        hidden.hidden_port = Some(45_000);
+        let sockets = [hidden, socket(1, "0.0.0.0", 9000)];
+        let mut world = world([backend(0, "web", "80:8080"), backend(1, "api", "127.0.0.2:45000:9000")], sockets);
+        let plan = world.plan();
+        let rule = &plan.rules[&key(FAMILY_V4, 45_000)];
+        assert_eq!((rule.flags, rule.service.as_deref()), (pod_steer_ebpf::RULE_HAS_ADDRESSES, Some("web")));
+        assert!(rule.table.is_some());
+    }
+}
