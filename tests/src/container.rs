@@ -50,7 +50,9 @@ impl Docker {
     /// Makes an image known to the engine.
     pub fn import(&self, image: Image) -> Result<()> {
         let tar = image.tar()?;
-        self.run(&["import", tar.to_str().context("a path that is not text")?, image.name()]).map(drop)
+        let mut import = self.command();
+        import.arg("import").args(image.changes().iter().flat_map(|change| ["--change", change]));
+        run(import.arg(tar).arg(image.name())).map(drop)
     }
 
     /// Creates a container and does not start it.

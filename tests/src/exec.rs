@@ -13,13 +13,15 @@ pub struct Exec<'a> {
     flags: Vec<String>,
     server_args: Vec<OsString>,
     net: Option<&'a NetNs>,
+    user: Option<u32>,
 }
 
 impl<'a> Exec<'a> {
     /// A backend of `service`; its server listens on `listen`.
     pub fn new(name: &str, service: &str, ports: &str, listen: &str) -> Self {
         let flags = ["--service", service, "--ports", ports, "--name", name].map(str::to_owned).to_vec();
-        Self { name: name.into(), flags, server_args: ["--listen", listen].map(OsString::from).to_vec(), net: None }
+        let server_args = ["--listen", listen].map(OsString::from).to_vec();
+        Self { name: name.into(), flags, server_args, net: None, user: None }
     }
 
     /// Further flags of `pod-steer exec`.
@@ -45,6 +47,11 @@ impl<'a> Exec<'a> {
         Self { net: Some(net), ..self }
     }
 
+    /// As another user than root.
+    pub fn user(self, uid: u32) -> Self {
+        Self { user: Some(uid), ..self }
+    }
+
     /// Starts it and waits until it listens.
     pub fn start(self, stage: &Stage) -> Result<Backend> {
         let mut backend = self.launch(stage)?;
@@ -56,6 +63,10 @@ impl<'a> Exec<'a> {
     pub fn launch(self, stage: &Stage) -> Result<Backend> {
         let mut command = stage.host.command_in(self.net.unwrap_or(stage.host.net()), tools::pod_steer()?)?;
         command.env("POD_STEER_SOCKET", stage.daemon.socket()).arg("exec").args(&self.flags).arg("--");
+        if let Some(uid) = self.user {
+            let uid = uid.to_string();
+            command.args(["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "--"]);
+        }
         command.arg(tools::named_server()?).args(["--name", &self.name]).args(&self.server_args);
         Ok(Backend { process: stage.host.start(&self.name, &mut command)?, name: self.name })
     }
@@ -82,6 +93,11 @@ impl Backend {
         }
         Ok(None)
     }
+}
+
+/// The addresses that a test server believes to listen on: of its lines `socket-name ADDRESS`.
+pub fn socket_names(output: &str) -> Vec<&str> {
+    output.lines().filter_map(|line| line.strip_prefix("socket-name ")).collect()
 }
 
 /// Reads the time from a test server's `listening NANOSECONDS ...`: the last one, of the last start.

@@ -21,6 +21,8 @@ use crate::{process::run, tools};
 pub enum Image {
     /// The test server, alone.
     Named,
+    /// The same, as user 1000.
+    NamedAsUser,
     /// `busybox` and its `httpd`.
     Busybox,
     /// Debian's Python with its standard library.
@@ -34,9 +36,18 @@ impl Image {
     pub fn name(self) -> &'static str {
         match self {
             Self::Named => "named",
+            Self::NamedAsUser => "named-as-user",
             Self::Busybox => "busybox",
             Self::Python => "python",
             Self::Nginx => "nginx",
+        }
+    }
+
+    /// Changes of its configuration, in the words of a Dockerfile.
+    pub fn changes(self) -> &'static [&'static str] {
+        match self {
+            Self::NamedAsUser => &["USER 1000"],
+            _ => &[],
         }
     }
 
@@ -64,7 +75,7 @@ impl Image {
         let installed = |name: &str| tools::find(name).with_context(|| format!("{name} is not installed"));
         let busybox = || Ok::<_, anyhow::Error>((installed("busybox")?, "bin/busybox"));
         Ok(match self {
-            Self::Named => vec![(tools::named_server()?, "named-server")],
+            Self::Named | Self::NamedAsUser => vec![(tools::named_server()?, "named-server")],
             Self::Busybox => vec![busybox()?],
             Self::Python => vec![(installed("python3")?.canonicalize()?, "usr/bin/python3"), busybox()?],
             Self::Nginx => vec![(installed("nginx")?, "usr/sbin/nginx"), busybox()?],

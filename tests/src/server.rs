@@ -12,6 +12,11 @@ pub fn named_with(name: &str, args: &[&str]) -> Spec {
     Spec::new(Image::Named, name).args(&["/named-server", "--name", name]).args(args)
 }
 
+/// The test server on one address, as user 1000.
+pub fn named_as_user(name: &str, listen: &str) -> Spec {
+    Spec::new(Image::NamedAsUser, name).args(&["/named-server", "--name", name, "--listen", listen])
+}
+
 /// busybox `httpd` on all IPv4 and IPv6 addresses.
 pub fn busybox(name: &str, port: u16) -> Spec {
     shell(Image::Busybox, name, &format!("echo {name} >/www/index.html; exec busybox httpd -f -p {port} -h /www"))

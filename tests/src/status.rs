@@ -94,6 +94,8 @@ pub struct Backend {
     pub share: f64,
     /// What hinders it.
     pub problems: Vec<String>,
+    /// What it does without.
+    pub notes: Vec<String>,
 }
 
 impl Status {

@@ -16,8 +16,8 @@ use rustix::{
 
 use crate::{args::Args, connection, journal::Journal, stop::Stop};
 
-/// Opens the listener and prints `listening NANOSECONDS ADDRESS PROTOCOL`, the moment being the one in which `listen`
-/// returned: how long steering takes is measured from there.
+/// Opens the listener and prints `socket-name ADDRESS`, as `getsockname` says, and `listening NANOSECONDS ADDRESS PROTOCOL`,
+/// the moment being the one in which `listen` returned: how long steering takes is measured from there.
 pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (socket, protocol) = socket(family, args.mptcp)?;
@@ -30,10 +30,12 @@ pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
     listen(&socket, args.backlog).map_err(|errno| io::Error::new(errno.kind(), format!("listen {addr}: {errno}")))?;
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns = now.tv_sec * 1_000_000_000 + now.tv_nsec;
+    let listener = TcpListener::from(socket);
+    let name = listener.local_addr()?;
     let mut out = io::stdout().lock();
-    writeln!(out, "listening {now_ns} {addr} {protocol}")?;
+    writeln!(out, "socket-name {name}\nlistening {now_ns} {addr} {protocol}")?;
     out.flush()?;
-    Ok(TcpListener::from(socket))
+    Ok(listener)
 }
 
 fn socket(family: AddressFamily, mptcp: bool) -> io::Result<(OwnedFd, &'static str)> {

@@ -1,0 +1,271 @@
+//! Versions that run as different users share a port, which the kernel alone lets only sockets of one user do.
+
+use std::{collections::BTreeSet, fs, sync::Arc};
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    bpf, check,
+    daemon::Stage,
+    exec::{Exec, socket_names},
+    host::Host,
+    load::{Load, Tally},
+    netns::NetNs,
+    process::{output, run},
+    require, server,
+    status::Backend,
+    tools, wait,
+};
+
+const ROOT: u32 = 0;
+const USER: u32 = 1000;
+
+fn exec<'a>(name: &str, listen: &str, uid: u32) -> Exec<'a> {
+    let exec = Exec::new(name, "web", "80:8080", listen);
+    if uid == ROOT { exec } else { exec.user(uid) }
+}
+
+/// The ports on which somebody listens in a namespace, of both families.
+fn listening_ports(net: &NetNs) -> Result<BTreeSet<u16>> {
+    let tables = net.run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
+    let mut ports = BTreeSet::new();
+    for table in tables {
+        let table = table?;
+        let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        for fields in sockets.filter(|fields| fields[3] == "0A") {
+            ports.insert(u16::from_str_radix(fields[1].rsplit(':').next().context("a socket without a port")?, 16)?);
+        }
+    }
+    Ok(ports)
+}
+
+/// The only port but 8080 on which somebody listens.
+fn hidden_port(net: &NetNs) -> Result<u16> {
+    let ports = listening_ports(net)?;
+    let others: Vec<u16> = ports.iter().copied().filter(|port| *port != 8080).collect();
+    ensure!(ports.contains(&8080) && others.len() == 1, "one on 8080, one on a port of the kernel's choice: {ports:?}");
+    Ok(others[0])
+}
+
+fn load(net: &NetNs, target: &str, count: u64) -> Result<Tally> {
+    Load::to(target.parse()?).threads(2).count(count).run(net)
+}
+
+/// What is said of the backend whose bind was moved, and nothing of the other.
+fn only_noted(backends: &[Backend], moved: &str) {
+    for backend in backends {
+        if backend.name == moved {
+            let [note] = &backend.notes[..] else { panic!("one note of {moved}: {:?}", backend.notes) };
+            let (user, owner) = if moved == "of-user" { (USER, ROOT) } else { (ROOT, USER) };
+            assert!(note.contains(&format!("runs as user {user}, and port 8080 was user {owner}'s")), "{note}");
+        } else {
+            assert!(backend.notes.is_empty(), "{:?}", backend.notes);
+        }
+        assert!(backend.problems.is_empty(), "{:?}", backend.problems);
+    }
+}
+
+#[test]
+fn two_users_share_in_any_order() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    for order in [[("of-root", ROOT), ("of-user", USER)], [("of-user", USER), ("of-root", ROOT)]] {
+        let stage = Stage::without_engine()?;
+        let client = stage.host.new_client()?;
+        let [(first, _), (second, _)] = order;
+        let servers = order
+            .iter()
+            .map(|(name, uid)| exec(name, "0.0.0.0:8080", *uid).start(&stage))
+            .collect::<Result<Vec<_>>>()?;
+        stage.daemon.wait_ready("web", 2)?;
+        for server in &servers {
+            assert_eq!(socket_names(&server.process.stdout()), ["0.0.0.0:8080"], "{}", server.name);
+        }
+        let clients = Load::to((client.host_ip4, 80).into()).threads(4);
+        let label = format!("{first} before {second}");
+        let service =
+            check::measured_shares(&label, &stage.daemon, &client.ns, &clients, &[("of-root", 1), ("of-user", 1)])?;
+        only_noted(&service.backends, second);
+        let wide = run(stage.daemon.cli()?.args(["status", "-o", "wide"]))?;
+        assert!(wide.contains(&format!("web {second}: it runs as user")), "{wide}");
+
+        let hidden = hidden_port(stage.host.net())?;
+        let direct = load(&client.ns, &format!("{}:{hidden}", client.host_ip4), 20)?;
+        assert_eq!(direct.refused(), 20, "a port that nobody declared: {direct}");
+        let direct = load(&client.ns, &format!("{}:8080", client.host_ip4), 20)?;
+        assert_eq!(direct.answered_by(first), 20, "the port itself is the first one's: {direct}");
+    }
+    Ok(())
+}
+
+#[test]
+fn dual_stack_servers_of_two_users() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    let _root = exec("of-root", "[::]:8080", ROOT).start(&stage)?;
+    let user = exec("of-user", "[::]:8080", USER).start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    assert_eq!(socket_names(&user.process.stdout()), ["[::]:8080"]);
+    let mut opened = 0;
+    for ip in ["127.0.0.1", "[::1]"] {
+        let tally = load(stage.host.net(), &format!("{ip}:80"), 2000)?;
+        assert!(tally.losses.is_empty() && tally.disguised.is_empty(), "{tally}");
+        check::shares_follow(&format!("two users, clients of {ip}"), &tally, &[("of-root", 1), ("of-user", 1)])?;
+        opened += tally.answered();
+    }
+    let service = stage.daemon.wait_idle("web")?;
+    assert_eq!(service.opened(), opened);
+    only_noted(&service.backends, "of-user");
+    let hidden = hidden_port(stage.host.net())?;
+    for ip in ["127.0.0.1", "[::1]"] {
+        let direct = load(stage.host.net(), &format!("{ip}:{hidden}"), 20)?;
+        assert_eq!(direct.refused(), 20, "{ip}: {direct}");
+    }
+    Ok(())
+}
+
+#[test]
+fn two_users_that_bind_in_the_same_moment() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    for _ in 0..10 {
+        let both = [("of-root", ROOT), ("of-user", USER)];
+        let servers = both.map(|(name, uid)| exec(name, "0.0.0.0:8080", uid).launch(&stage));
+        let mut servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+        for server in &mut servers {
+            wait::until_ok("both to listen", || server.listening())?;
+        }
+        stage.daemon.wait_ready("web", 2)?;
+        let tally = load(stage.host.net(), "127.0.0.1:80", 100)?;
+        assert_eq!(tally.answered_by("of-root") + tally.answered_by("of-user"), 100, "{tally}");
+        assert!(tally.answered_by("of-root") > 0 && tally.answered_by("of-user") > 0, "{tally}");
+        for server in &mut servers {
+            server.process.kill()?;
+        }
+        stage.daemon.wait_for("both to be gone", |status| status.service("web").is_none().then_some(()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_elses_bind_changes() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
+    // A port that is not declared is bound as ever, also by a backend whose declared one is moved.
+    let user = exec("of-user", "0.0.0.0:8080", USER).server(&["--listen", "0.0.0.0:8090"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let names = ["0.0.0.0:8080", "0.0.0.0:8090"];
+    wait::until("both sockets", || (socket_names(&user.process.stdout()) == names).then_some(()))?;
+    let own = load(stage.host.net(), "127.0.0.1:8090", 20)?;
+    assert_eq!(own.answered_by("of-user"), 20, "{own}");
+    // Who is not managed is told that the port is taken, whichever user it is.
+    for uid in [ROOT, USER] {
+        let mut intruder = stage.host.command("setpriv")?;
+        let uid = uid.to_string();
+        intruder.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "--"]).arg(tools::named_server()?);
+        let outcome = output(intruder.args(["--name", "intruder", "--listen", "0.0.0.0:8080"]))?;
+        assert!(!outcome.status.success());
+        let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        assert!(said.contains("Address already in use"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_listened_before_has_the_port() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    let mut command = stage.host.command("setpriv")?;
+    let uid = USER.to_string();
+    command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "--"]).arg(tools::named_server()?);
+    let old = stage.host.start("of-user", command.args(["--name", "of-user", "--listen", "0.0.0.0:8080"]))?;
+    wait::until("the server", || old.stdout().contains("listening").then_some(()))?;
+    // It is not known yet, so this one is the first managed bind, and fails.
+    let mut early = exec("of-root", "0.0.0.0:8080", ROOT).launch(&stage)?;
+    assert!(!early.process.wait(wait::STUCK)?.success());
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "web", "--ports", "80:8080", "--name", "of-user"]);
+    run(register.args(["--pid", &old.pid().to_string()]))?;
+    let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
+    let service = stage.daemon.wait_ready("web", 2)?;
+    only_noted(&service.backends, "of-root");
+    let tally = load(stage.host.net(), "127.0.0.1:80", 1000)?;
+    assert!(tally.losses.is_empty(), "{tally}");
+    check::shares_follow("one was there before", &tally, &[("of-root", 1), ("of-user", 1)])
+}
+
+#[test]
+fn a_daemon_that_starts_again_knows_them() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let mut stage = Stage::without_engine()?;
+    let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
+    let mut user = exec("of-user", "0.0.0.0:8080", USER).start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let hidden = hidden_port(stage.host.net())?;
+    stage.daemon.kill()?;
+    let without = load(stage.host.net(), "127.0.0.1:80", 500)?;
+    assert!(without.losses.is_empty() && without.answered_by("of-user") > 0, "{without}");
+    stage.daemon.restart()?;
+    only_noted(&stage.daemon.wait_ready("web", 2)?.backends, "of-user");
+    let direct = load(stage.host.net(), &format!("127.0.0.1:{hidden}"), 20)?;
+    assert_eq!(direct.refused(), 20, "{direct}");
+    // Its end is seen: nobody is refused, and nothing of its port is left.
+    user.process.kill()?;
+    stage.daemon.wait_ready("web", 1)?;
+    let after = load(stage.host.net(), "127.0.0.1:80", 200)?;
+    assert_eq!(after.answered_by("of-root"), 200, "{after}");
+    Ok(())
+}
+
+#[test]
+fn containers_of_two_users() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let client = stage.host.new_client()?;
+    let specs = [server::named("of-root", "0.0.0.0:8080"), server::named_as_user("of-user", "0.0.0.0:8080")];
+    let specs = specs.map(|spec| spec.service("web", "80:8080"));
+    for (order, moved) in [([0, 1], "of-user"), ([1, 0], "of-root")] {
+        let mut containers = Vec::new();
+        for (already, at) in order.into_iter().enumerate() {
+            containers.push(stage.engine().start_container(&specs[at])?);
+            stage.daemon.wait_ready("web", already + 1)?;
+        }
+        let user = containers.iter().find(|container| container.name == "of-user").context("it was started")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", user.pid()?))?;
+        assert!(status.contains("Uid:\t1000\t1000"), "the container runs as the image says: {status}");
+        for container in &containers {
+            assert_eq!(socket_names(&container.logs()?), ["0.0.0.0:8080"], "{}", container.name);
+        }
+        let tally = Load::to((client.host_ip4, 80).into()).threads(2).count(2000).run(&client.ns)?;
+        assert!(tally.losses.is_empty() && tally.disguised.is_empty(), "{tally} {:?}", tally.disguised);
+        check::shares_follow("containers of two users", &tally, &[("of-root", 1), ("of-user", 1)])?;
+        only_noted(&stage.daemon.wait_idle("web")?.backends, moved);
+        let hidden = hidden_port(stage.host.net())?;
+        let direct = load(&client.ns, &format!("{}:{hidden}", client.host_ip4), 20)?;
+        assert_eq!(direct.refused(), 20, "{direct}");
+        drop(containers);
+        stage.daemon.wait_for("both to be gone", |status| status.service("web").is_none().then_some(()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn unload_leaves_nothing_of_it() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv", "bpftool"]));
+    let mut stage = Stage::with(Arc::new(Host::new()?), None)?;
+    let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
+    let user = exec("of-user", "0.0.0.0:8080", USER).start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let hidden = hidden_port(stage.host.net())?;
+    let owned = bpf::of_daemon(&stage.host, stage.daemon.pid())?;
+    assert!(owned.values().any(|object| object.contains("sk_storage")), "{owned:?}");
+    stage.daemon.unload()?;
+    assert_eq!(stage.daemon.exit_code()?, Some(0));
+    // Also what the kernel holds for a socket that lives on.
+    wait::until_ok("the kernel to free everything", || {
+        let now = bpf::all(&stage.host)?;
+        Ok((!owned.keys().any(|key| now.contains_key(key))).then_some(()))
+    })?;
+    let own = load(stage.host.net(), &format!("127.0.0.1:{hidden}"), 5)?;
+    assert_eq!(own.answered_by(&user.name), 5, "it was not touched, and listens where the kernel put it: {own}");
+    Ok(())
+}
