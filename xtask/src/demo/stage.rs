@@ -63,7 +63,7 @@ impl Stage {
     }
 
     /// `pod-steer` as the demo's user would run it.
-    fn pod_steer(&self, args: &[&str]) -> Command {
+    pub fn pod_steer(&self, args: &[&str]) -> Command {
         let mut pod_steer = command(&self.pod_steer);
         pod_steer.args(args).env("POD_STEER_SOCKET", self.dir.join("run/api.sock"));
         pod_steer.env("POD_STEER_STATE_DIR", self.dir.join("state"));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT};
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, users};
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
@@ -145,6 +145,7 @@ fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
     for name in ["v1", "v3"] {
         stage.kill(name)?;
     }
+    users::play(stage)?;
     stage.unload()?;
     if Path::new(CGROUPS).exists() {
         bail!("`pod-steer unload` left {CGROUPS}");

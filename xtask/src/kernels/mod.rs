@@ -6,6 +6,7 @@
 mod archive;
 mod guest;
 mod image;
+mod users;
 mod version;
 mod vm;
 
