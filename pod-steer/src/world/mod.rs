@@ -3,6 +3,7 @@
 
 mod hidden;
 mod plan;
+mod planned;
 mod serving;
 #[cfg(test)]
 mod tests;
@@ -13,8 +14,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use ipnet::IpNet;
-use pod_steer_ebpf::{ManagedPort, RuleKey};
+use pod_steer_ebpf::RuleKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,8 +22,9 @@ use crate::{
     netns::Netns,
     rollout::{Conduct, Decision, Part},
     settings::{Effective, ServiceTables},
-    slots::Member,
 };
+
+pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
 pub type BackendId = String;
@@ -226,118 +227,6 @@ pub struct Misfit {
     pub engine: String,
     /// What is wrong, a line each.
     pub errors: Vec<String>,
-}
-
-/// What should be steered, complete.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// The rules, as the kernel's map holds them.
-    pub rules: BTreeMap<RuleKey, PlannedRule>,
-    /// The ports of the backends, and what each is for.
-    pub managed_ports: BTreeMap<ManagedPort, u32>,
-    /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
-    pub decisions: BTreeMap<String, PlannedDecision>,
-    /// Cookies of the namespaces to steer in.
-    pub namespaces: BTreeSet<u64>,
-    /// What each backend does, by index.
-    pub states: BTreeMap<u32, State>,
-    /// What hinders a backend, by index: sentences with the remedy.
-    pub hindrances: BTreeMap<u32, Vec<String>>,
-    /// What somebody should look at now, by service: a sentence each.
-    pub alarms: BTreeMap<String, Vec<String>>,
-    /// Ids of the backends that serve, by service; not of a service whose checks are not trusted.
-    pub serving: BTreeMap<String, BTreeSet<BackendId>>,
-    /// When the plan changes by itself, in milliseconds since 1970.
-    pub next_ms: Option<i64>,
-}
-
-/// One rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlannedRule {
-    /// The service whose counters it uses; none if it only says that rules with addresses exist.
-    pub service: Option<String>,
-    /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
-    pub fallback: u32,
-    /// `RULE_HAS_ADDRESSES` or zero.
-    pub flags: u32,
-    /// Its slot table; none as for `service`.
-    pub table: Option<PlannedTable>,
-    /// Tables for clients of some networks, by version.
-    pub networks: BTreeMap<String, PlannedNetworks>,
-}
-
-/// The decision of a service, as far as the kernel is to know it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlannedDecision {
-    /// [`Decision::revision`].
-    pub revision: u32,
-    /// Clients of some networks have tables of their own.
-    pub has_networks: bool,
-}
-
-/// A table for clients of some networks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlannedNetworks {
-    /// The networks; of the rule's family.
-    pub networks: BTreeSet<IpNet>,
-    /// The table.
-    pub table: PlannedTable,
-}
-
-/// What a slot table is built from: sockets in the order of their cookies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlannedTable {
-    /// Its members with their weights.
-    pub members: Vec<Member>,
-}
-
-/// What a backend does, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Its sockets get new connections.
-    Ready,
-    /// They could, and its version has no share of them, or the service is paused.
-    Standby,
-    /// They could, and the operator has drained it.
-    Drained,
-    /// It runs and does not listen yet, or its health is not known yet.
-    Starting,
-    /// Its health check fails.
-    Unhealthy,
-    /// It is frozen.
-    Paused,
-    /// It was told to stop.
-    Stopping,
-    /// It has ended.
-    Exited,
-    /// It exists and has not started.
-    Created,
-    /// It listens, or would, and cannot be steered to; its problems say why.
-    NotSteered,
-}
-
-impl State {
-    /// As it is written.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Standby => "standby",
-            Self::Drained => "drained",
-            Self::Starting => "starting",
-            Self::Unhealthy => "unhealthy",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Exited => "exited",
-            Self::Created => "created",
-            Self::NotSteered => "not-steered",
-        }
-    }
-
-    /// Whether new connections could go there.
-    pub fn could_serve(self) -> bool {
-        matches!(self, Self::Ready | Self::Standby | Self::Drained)
-    }
 }
 
 impl World {

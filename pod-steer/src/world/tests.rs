@@ -1,4 +1,4 @@
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PORT_LISTENS, PORT_SERVED};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED};
 
 use super::*;
 use crate::{

@@ -1,7 +1,10 @@
 //! Who serves, and how much.
 
 use super::*;
-use crate::rollout::{Policy, Traffic};
+use crate::{
+    rollout::{Policy, Traffic},
+    slots::Member,
+};
 
 const WEB: &str = "web";
 

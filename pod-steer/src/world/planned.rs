@@ -1,0 +1,122 @@
+//! What follows from the world: the plan that the kernel is brought to, and what each backend does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use pod_steer_ebpf::{ManagedPort, RuleKey};
+use serde::{Deserialize, Serialize};
+
+use super::BackendId;
+use crate::slots::Member;
+
+/// What should be steered, complete.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The rules, as the kernel's map holds them.
+    pub rules: BTreeMap<RuleKey, PlannedRule>,
+    /// The ports of the backends, and what each is for.
+    pub managed_ports: BTreeMap<ManagedPort, u32>,
+    /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
+    pub decisions: BTreeMap<String, PlannedDecision>,
+    /// Cookies of the namespaces to steer in.
+    pub namespaces: BTreeSet<u64>,
+    /// What each backend does, by index.
+    pub states: BTreeMap<u32, State>,
+    /// What hinders a backend, by index: sentences with the remedy.
+    pub hindrances: BTreeMap<u32, Vec<String>>,
+    /// What somebody should look at now, by service: a sentence each.
+    pub alarms: BTreeMap<String, Vec<String>>,
+    /// Ids of the backends that serve, by service; not of a service whose checks are not trusted.
+    pub serving: BTreeMap<String, BTreeSet<BackendId>>,
+    /// When the plan changes by itself, in milliseconds since 1970.
+    pub next_ms: Option<i64>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedRule {
+    /// The service whose counters it uses; none if it only says that rules with addresses exist.
+    pub service: Option<String>,
+    /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
+    pub fallback: u32,
+    /// `RULE_HAS_ADDRESSES` or zero.
+    pub flags: u32,
+    /// Its slot table; none as for `service`.
+    pub table: Option<PlannedTable>,
+    /// Tables for clients of some networks, by version.
+    pub networks: BTreeMap<String, PlannedNetworks>,
+}
+
+/// The decision of a service, as far as the kernel is to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlannedDecision {
+    /// [`crate::rollout::Decision::revision`].
+    pub revision: u32,
+    /// Clients of some networks have tables of their own.
+    pub has_networks: bool,
+}
+
+/// A table for clients of some networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedNetworks {
+    /// The networks; of the rule's family.
+    pub networks: BTreeSet<IpNet>,
+    /// The table.
+    pub table: PlannedTable,
+}
+
+/// What a slot table is built from: sockets in the order of their cookies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedTable {
+    /// Its members with their weights.
+    pub members: Vec<Member>,
+}
+
+/// What a backend does, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Its sockets get new connections.
+    Ready,
+    /// They could, and its version has no share of them, or the service is paused.
+    Standby,
+    /// They could, and the operator has drained it.
+    Drained,
+    /// It runs and does not listen yet, or its health is not known yet.
+    Starting,
+    /// Its health check fails.
+    Unhealthy,
+    /// It is frozen.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Exited,
+    /// It exists and has not started.
+    Created,
+    /// It listens, or would, and cannot be steered to; its problems say why.
+    NotSteered,
+}
+
+impl State {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Standby => "standby",
+            Self::Drained => "drained",
+            Self::Starting => "starting",
+            Self::Unhealthy => "unhealthy",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Created => "created",
+            Self::NotSteered => "not-steered",
+        }
+    }
+
+    /// Whether new connections could go there.
+    pub fn could_serve(self) -> bool {
+        matches!(self, Self::Ready | Self::Standby | Self::Drained)
+    }
+}
