@@ -240,7 +240,8 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
     for (probed, state, cookies) in [
         (Health::Starting, State::Starting, &[][..]),
         (Health::Healthy, State::Ready, &[100]),
-        (Health::Unhealthy, State::Unhealthy, &[]),
+        // The last one that passed; see `when_all_checks_fail_the_last_set_stays`.
+        (Health::Unhealthy, State::Unhealthy, &[100]),
     ] {
         world.by_index_mut(0).unwrap().probed = probed;
         let plan = world.plan();
