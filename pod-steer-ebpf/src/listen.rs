@@ -9,8 +9,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, NONE, PORT_LISTENS, PORT_SERVED,
-    PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, NONE, PORT_LISTENS,
+    PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
 };
 
 use crate::{
@@ -94,9 +94,12 @@ fn is_probe(ctx: &SockOpsContext) -> bool {
 #[inline(always)]
 fn listens(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     if let Some(hidden) = users::of_listener(ctx) {
-        hidden.port = port;
-        let (port, hidden_port, users) = (hidden.asked, port, hidden.users);
-        let socket = SocketInfo { backend, port, hidden_port, users, ..SocketInfo::default() };
+        // SAFETY: the socket's storage lives as long as the socket, which is locked here.
+        let Hidden { asked, users, .. } = unsafe {
+            (*hidden).port = port;
+            *hidden
+        };
+        let socket = SocketInfo { backend, port: asked, hidden_port: port, users, ..SocketInfo::default() };
         register(ctx, socket, cookie);
     } else if managed(backend, port, PROTO_TCP, PORT_LISTENS) {
         register(ctx, SocketInfo { backend, port, ..SocketInfo::default() }, cookie);

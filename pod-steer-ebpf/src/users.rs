@@ -116,7 +116,7 @@ fn of_addr(ctx: &SockAddrContext) -> Option<*mut Hidden> {
 
 /// What is known of a socket that listens or did; nothing if its bind was not moved.
 #[inline(always)]
-pub fn of_listener(ctx: &SockOpsContext) -> Option<&mut Hidden> {
+pub fn of_listener(ctx: &SockOpsContext) -> Option<*mut Hidden> {
     // SAFETY: the context is valid for the whole run; the union has this member alone.
     let sk = unsafe { ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk) };
     if sk.is_null() {
@@ -125,6 +125,5 @@ pub fn of_listener(ctx: &SockOpsContext) -> Option<&mut Hidden> {
     let map = ptr::from_ref(&HIDDEN).cast_mut().cast::<c_void>();
     // SAFETY: the map and the socket are valid; without a flag to do so, nothing is made.
     let hidden = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0) }.cast::<Hidden>();
-    // SAFETY: it is null, or lives as long as the socket.
-    unsafe { hidden.as_mut() }
+    (!hidden.is_null()).then_some(hidden)
 }
