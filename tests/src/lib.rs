@@ -6,7 +6,7 @@
 //! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
 //! - [`process`]: processes that end with their owner
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
-//! - [`daemon`], [`status`], [`exec`]: pod-steer itself
+//! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
 //! - [`load`], [`stats`]: clients that account for every connection, and how their counts are judged
 //! - [`check`]: what many tests assert
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
@@ -24,6 +24,7 @@ pub mod image;
 pub mod journal;
 pub mod load;
 pub mod netns;
+pub mod orders;
 pub mod podman;
 pub mod process;
 pub mod report;

@@ -8,6 +8,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::orders::Operation;
+
 /// The whole of it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
@@ -44,6 +46,8 @@ pub struct Service {
     pub namespaces: Vec<Namespace>,
     /// `refuse` or `pass`.
     pub fallback: String,
+    /// What is going on.
+    pub operation: Option<Operation>,
     /// Why lookups did not end, or not at once, at a socket.
     pub counters: BTreeMap<String, u64>,
     /// Its backends.

@@ -2,8 +2,13 @@
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
 };
 
 /// How a connection ended. Exactly one of these.
@@ -11,8 +16,8 @@ use std::{
 pub enum End {
     /// At least one request was answered, and none was lost.
     Answered(Answer),
-    /// It was not.
-    Lost(Loss),
+    /// One was lost, and with it the connection; what had been answered before.
+    Lost(Loss, Option<Answer>),
 }
 
 /// Who answered.
@@ -62,14 +67,30 @@ impl Loss {
 
 /// Opens a connection from the calling thread's namespace, sends `requests` requests one after the other, and closes.
 pub fn attempt(target: SocketAddr, requests: u32, timeout: Duration) -> End {
-    match try_attempt(target, requests, timeout) {
-        Ok(answer) => End::Answered(answer),
-        Err(loss) => End::Lost(loss),
+    attempt_from(None, target, requests, timeout)
+}
+
+/// As [`attempt`], from an address of the client's that is not the kernel's choice.
+pub fn attempt_from(source: Option<IpAddr>, target: SocketAddr, requests: u32, timeout: Duration) -> End {
+    let mut answer = None;
+    match try_attempt(source, target, requests, timeout, &mut answer) {
+        Ok(()) => answer.map_or_else(|| End::Lost(Loss::Failed("a load of no requests".into()), None), End::Answered),
+        Err(loss) => End::Lost(loss, answer),
     }
 }
 
-fn try_attempt(target: SocketAddr, requests: u32, timeout: Duration) -> Result<Answer, Loss> {
-    let mut stream = TcpStream::connect_timeout(&target, timeout).map_err(|error| match error.kind() {
+fn try_attempt(
+    source: Option<IpAddr>,
+    target: SocketAddr,
+    requests: u32,
+    timeout: Duration,
+    answer: &mut Option<Answer>,
+) -> Result<(), Loss> {
+    let opened = match source {
+        None => TcpStream::connect_timeout(&target, timeout),
+        Some(source) => connect_from(source, target, timeout),
+    };
+    let mut stream = opened.map_err(|error| match error.kind() {
         ErrorKind::ConnectionRefused => Loss::Refused,
         ErrorKind::TimedOut => Loss::ConnectTimedOut,
         _ => Loss::Failed(error.to_string()),
@@ -78,7 +99,6 @@ fn try_attempt(target: SocketAddr, requests: u32, timeout: Duration) -> Result<A
     let local = stream.local_addr().map_err(failed)?;
     stream.set_read_timeout(Some(timeout)).map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
-    let mut answer: Option<Answer> = None;
     for left in (0..requests).rev() {
         let body = exchange(&mut stream, target, left == 0).map_err(|broken| broken.loss(local, answer.is_some()))?;
         let (name, peer) = parse_body(&body.text).ok_or_else(|| Loss::Garbled(local, body.text.clone()))?;
@@ -86,12 +106,25 @@ fn try_attempt(target: SocketAddr, requests: u32, timeout: Duration) -> Result<A
         if answer.as_ref().is_some_and(|answer| answer.name != name) {
             return Err(Loss::Garbled(local, format!("another name on the same connection: {name}")));
         }
-        answer = Some(Answer { name, peer, local, requests: done + 1 });
+        *answer = Some(Answer { name, peer, local, requests: done + 1 });
         if body.last {
             break;
         }
     }
-    answer.ok_or_else(|| Loss::Failed("a load of no requests".into()))
+    Ok(())
+}
+
+fn connect_from(source: IpAddr, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddr::new(source, 0))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
+    match connect(&socket, &target) {
+        Ok(()) => Ok(TcpStream::from(socket)),
+        // What a blocking connect says when the time to send is over.
+        Err(Errno::INPROGRESS) => Err(ErrorKind::TimedOut.into()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// A body, and whether the server closes the connection after it.

@@ -7,7 +7,7 @@ mod connection;
 mod tally;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,8 +17,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-pub use connection::{Answer, End, Loss, attempt};
-pub use tally::Tally;
+pub use connection::{Answer, End, Loss, attempt, attempt_from};
+pub use tally::{Logged, Tally};
 
 use crate::netns::NetNs;
 
@@ -35,12 +35,15 @@ pub struct Load {
     requests: u32,
     timeout: Duration,
     pause: Duration,
+    source: Option<IpAddr>,
+    logged: bool,
 }
 
 impl Load {
     /// Short connections, one after the other, until stopped.
     pub fn to(target: SocketAddr) -> Self {
-        Self { target, threads: 1, count: None, requests: 1, timeout: Duration::from_secs(20), pause: Duration::ZERO }
+        let (timeout, pause) = (Duration::from_secs(20), Duration::ZERO);
+        Self { target, threads: 1, count: None, requests: 1, timeout, pause, source: None, logged: false }
     }
 
     /// Clients at the same time.
@@ -69,6 +72,16 @@ impl Load {
         Self { pause, ..self }
     }
 
+    /// From this address of the namespace.
+    pub fn from(self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// Keeps when each connection began, and who answered.
+    pub fn logged(self) -> Self {
+        Self { logged: true, ..self }
+    }
+
     /// Runs in a namespace until the number of connections is reached.
     pub fn run(self, ns: &NetNs) -> Result<Tally> {
         assert!(self.count.is_some(), "a load without a count has to be started and stopped");
@@ -77,8 +90,7 @@ impl Load {
 
     /// Starts in a namespace.
     pub fn start(self, ns: &NetNs) -> Result<Running> {
-        let shared =
-            Arc::new(Shared { stop: AtomicBool::new(false), opened: AtomicU64::new(0), answered: AtomicU64::new(0) });
+        let shared = Arc::new(Shared::default());
         let began = Instant::now();
         let clients = (0..self.threads).map(|_| {
             let (load, shared, ns) = (self.clone(), Arc::clone(&shared), ns.try_clone()?);
@@ -95,9 +107,15 @@ impl Load {
             if self.count.is_some_and(|count| number >= count) {
                 break;
             }
-            let end = attempt(self.target, self.requests, self.timeout);
-            if matches!(end, End::Answered(_)) {
+            let began_one = Instant::now();
+            let end = attempt_from(self.source, self.target, self.requests, self.timeout);
+            if let End::Answered(answer) = &end {
                 shared.answered.fetch_add(1, Ordering::Relaxed);
+                shared.requests.fetch_add(u64::from(answer.requests), Ordering::Relaxed);
+                if self.logged {
+                    let ended = Instant::now();
+                    tally.log.push(Logged { began: began_one, ended, name: answer.name.clone() });
+                }
             }
             tally.add(end, began.elapsed());
             thread::sleep(self.pause);
@@ -106,11 +124,12 @@ impl Load {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
     opened: AtomicU64,
     answered: AtomicU64,
+    requests: AtomicU64,
 }
 
 /// A load under way. Dropping it stops it.
@@ -124,6 +143,11 @@ impl Running {
     /// Connections answered so far.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// Requests answered so far, on connections that have ended.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
     }
 
     /// Lets every client finish its connection and adds up.

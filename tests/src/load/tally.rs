@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Display},
     net::SocketAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::connection::{End, Loss};
@@ -23,6 +23,19 @@ pub struct Tally {
     pub losses: Vec<(Duration, Loss)>,
     /// Answers in which the server saw another peer than the client was: the address was rewritten on the way.
     pub disguised: Vec<(SocketAddr, SocketAddr)>,
+    /// Every answered connection, of a load that was told to log them.
+    pub log: Vec<Logged>,
+}
+
+/// An answered connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// Just before `connect` was called.
+    pub began: Instant,
+    /// When the last answer had come.
+    pub ended: Instant,
+    /// Who answered.
+    pub name: String,
 }
 
 impl Tally {
@@ -37,7 +50,12 @@ impl Tally {
                     self.disguised.push((answer.local, peer));
                 }
             }
-            End::Lost(loss) => self.losses.push((at, loss)),
+            End::Lost(loss, before) => {
+                if let Some(answer) = before {
+                    *self.requests_by_name.entry(answer.name).or_default() += u64::from(answer.requests);
+                }
+                self.losses.push((at, loss));
+            }
         }
     }
 
@@ -51,6 +69,7 @@ impl Tally {
         }
         self.losses.extend(other.losses);
         self.disguised.extend(other.disguised);
+        self.log.extend(other.log);
     }
 
     /// Connections in all.
@@ -61,6 +80,11 @@ impl Tally {
     /// Answered connections.
     pub fn answered(&self) -> u64 {
         self.by_name.values().sum()
+    }
+
+    /// Requests in all: every one that was sent is counted, for a lost connection is one lost request.
+    pub fn requests(&self) -> u64 {
+        self.requests_by_name.values().sum::<u64>() + self.losses.len() as u64
     }
 
     /// Connections that one server answered.

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT [--listen ADDR:PORT ...]
-    [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--raw] [--journal PATH]
-    [--status-file PATH] [--only-host]";
+    [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
+    [--journal PATH] [--status-file PATH] [--only-host]";
 
 #[derive(Debug)]
 pub struct Args {
@@ -20,6 +20,8 @@ pub struct Args {
     pub accept_delay: Duration,
     /// Wait so long before each answer: requests are then in flight for a time that a test knows.
     pub answer_delay: Duration,
+    /// Close a connection after so many requests, and say so in the last answer, as nginx's `keepalive_requests` does.
+    pub requests_max: u32,
     /// Write the answer at once and close, without HTTP.
     pub raw: bool,
     /// Where accepted connections are recorded.
@@ -41,6 +43,7 @@ impl Args {
             backlog: 4096,
             accept_delay: Duration::ZERO,
             answer_delay: Duration::ZERO,
+            requests_max: u32::MAX,
             raw: false,
             journal: None,
             status_file: None,
@@ -56,6 +59,7 @@ impl Args {
                 "--backlog" => parsed.backlog = parse(&flag, &value()?)?,
                 "--accept-delay-ms" => parsed.accept_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--answer-delay-ms" => parsed.answer_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--requests-max" => parsed.requests_max = parse(&flag, &value()?)?,
                 "--raw" => parsed.raw = true,
                 "--status-file" => parsed.status_file = Some(value()?.into()),
                 "--only-host" => parsed.only_host = true,

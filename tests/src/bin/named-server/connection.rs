@@ -1,4 +1,5 @@
-//! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer.
+//! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer. A client that asks for an upgrade, as a
+//! WebSocket does, gets it: from then on every byte comes back, until the client closes.
 
 use std::{
     fs,
@@ -24,9 +25,14 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, args: &Args, stop: &Stop) 
     }
     stream.set_read_timeout(Some(IDLE_CHECK))?;
     let mut received = Vec::new();
+    let mut served = 0;
     while let Some(head) = next_head(&mut stream, &mut received, stop)? {
         thread::sleep(args.answer_delay);
-        let last = stop.told() || wants_close(&head);
+        if let Some(protocol) = upgrade(&head) {
+            return echo(stream, &received, protocol);
+        }
+        served += 1;
+        let last = stop.told() || wants_close(&head) || served >= args.requests_max;
         let connection = if last { "close" } else { "keep-alive" };
         let answer = format!(
             "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
@@ -72,6 +78,26 @@ fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io:
                 }
             }
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The protocol that a client wants to change to.
+fn upgrade(head: &str) -> Option<&str> {
+    let headers = head.lines().filter_map(|line| line.split_once(':'));
+    headers.filter(|(name, _)| name.eq_ignore_ascii_case("upgrade")).map(|(_, protocol)| protocol.trim()).next()
+}
+
+fn echo(mut stream: TcpStream, received: &[u8], protocol: &str) -> io::Result<()> {
+    let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade";
+    stream.write_all(format!("{switching}\r\nUpgrade: {protocol}\r\n\r\n").as_bytes())?;
+    stream.write_all(received)?;
+    stream.set_read_timeout(None)?;
+    let mut buffer = [0; 1024];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => stream.write_all(&buffer[..n])?,
         }
     }
 }

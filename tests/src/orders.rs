@@ -1,0 +1,139 @@
+//! Orders to the daemon: by the command line, as operators give them, or straight to its API.
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{daemon::Daemon, process::output, wait};
+
+/// A command of an operator's, and what it said.
+#[derive(Clone, Debug)]
+pub struct Ordered {
+    /// The arguments.
+    pub command: String,
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+    /// Just before it was started.
+    pub before: Instant,
+    /// Just after it had returned.
+    pub after: Instant,
+}
+
+impl Ordered {
+    /// How long it took.
+    pub fn took(&self) -> Duration {
+        self.after - self.before
+    }
+
+    /// Fails, with all that it said, unless it ended with this exit code.
+    pub fn expect(self, code: i32) -> Result<Self> {
+        let Self { command, stdout, stderr, .. } = &self;
+        ensure!(self.code == Some(code), "{command}: exit code {:?}, not {code}\n{stdout}{stderr}", self.code);
+        Ok(self)
+    }
+}
+
+/// An order, as the API tells of it. Described here once more on purpose, as the status is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Operation {
+    /// Its number.
+    pub id: u64,
+    /// `deploy`, `shift` ...
+    pub order: String,
+    /// Where it is.
+    pub phase: Phase,
+    /// The steps that are done.
+    pub steps_done: Vec<Step>,
+    /// How it ended.
+    pub end: Option<End>,
+}
+
+/// Where an operation is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Phase {
+    /// `waiting`, `draining`, `stopping`, `ended` ...
+    pub name: String,
+}
+
+/// A step that is done.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Step {
+    /// `ready`, `switched`, `drained` ...
+    pub name: String,
+    /// How long it took.
+    pub took_us: u64,
+    /// More about it.
+    pub detail: String,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, Deserialize)]
+pub struct End {
+    /// `done`, `left`, `failed` ...
+    pub outcome: String,
+    /// A line for people.
+    pub message: String,
+}
+
+impl Operation {
+    /// How long a step took, if it is done.
+    pub fn took(&self, step: &str) -> Option<Duration> {
+        let found = self.steps_done.iter().find(|done| done.name == step);
+        found.map(|done| Duration::from_micros(done.took_us))
+    }
+}
+
+impl Daemon {
+    /// Runs `pod-steer ARGS`, separated by spaces, to its end.
+    pub fn order(&self, args: &str) -> Result<Ordered> {
+        let mut cli = self.cli()?;
+        cli.args(args.split(' '));
+        let before = Instant::now();
+        let output = output(&mut cli)?;
+        let after = Instant::now();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Ok(Ordered { command: args.to_owned(), code: output.status.code(), stdout, stderr, before, after })
+    }
+
+    /// Orders something that is done at once, and must be.
+    pub fn order_done(&self, args: &str) -> Result<Ordered> {
+        self.order(args)?.expect(0).with_context(|| self.log_tail())
+    }
+
+    /// Asks the API, without a process in between: `GET` without a body, `POST` with one. Returns the HTTP status and the
+    /// answer.
+    pub fn api(&self, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
+        let mut stream = UnixStream::connect(self.socket()).context("connecting to the API")?;
+        stream.set_read_timeout(Some(wait::STUCK))?;
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: pod-steer\r\nConnection: close");
+        let kind = format!("Content-Type: application/json\r\nContent-Length: {}", body.len());
+        stream.write_all(format!("{head}\r\n{kind}\r\n\r\n{body}").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).with_context(|| format!("reading the answer to {method} {path}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.with_context(|| format!("no status in {head:?}"))?;
+        let value = serde_json::from_str(body).with_context(|| format!("reading {answer}"))?;
+        Ok((status, value))
+    }
+
+    /// What was ordered of a service, oldest first.
+    pub fn history(&self, service: &str) -> Result<Vec<Operation>> {
+        let (status, answer) = self.api(&format!("/v1/history?service={service}"), None)?;
+        ensure!(status == 200, "the history of {service}: {status} {answer}");
+        serde_json::from_value(answer).context("reading the history")
+    }
+}
