@@ -7,7 +7,8 @@
 //! - [`process`]: processes that end with their owner
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
-//! - [`load`], [`stats`]: clients that account for every connection, and how their counts are judged
+//! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
+//!   their counts are judged
 //! - [`check`]: what many tests assert
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
@@ -15,6 +16,7 @@
 pub mod bpf;
 pub mod cgroup2;
 pub mod check;
+pub mod clients;
 pub mod container;
 pub mod daemon;
 pub mod engine;

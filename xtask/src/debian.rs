@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 16] = [
+const NEEDS: [Need; 18] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("conmon", "conmon"),
@@ -24,6 +24,7 @@ const NEEDS: [Need; 16] = [
     ("docker", DOCKER_CLIENT),
     ("docker-compose", "docker-compose"),
     ("dockerd", "docker.io"),
+    ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("mount", "mount"),
@@ -32,6 +33,7 @@ const NEEDS: [Need; 16] = [
     ("podman", "podman"),
     ("python3", "python3"),
     ("unshare", "util-linux"),
+    ("wrk", "wrk"),
 ];
 
 /// Debian 13 has the client in this package of its own, Debian 12 in docker.io.
