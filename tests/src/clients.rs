@@ -39,10 +39,10 @@ impl Program {
     /// The command for one run. No answer may take longer than 20 seconds, as with our own loads.
     fn line(self, target: SocketAddr) -> String {
         match self {
-            Self::WrkKept => format!("wrk -t1 -c16 -d2s --timeout 20s http://{target}/"),
-            Self::WrkShort => format!("wrk -t1 -c4 -d2s --timeout 20s -H Connection:close http://{target}/"),
+            Self::WrkKept => format!("wrk -t1 -c8 -d2s --timeout 20s http://{target}/"),
+            Self::WrkShort => format!("wrk -t1 -c2 -d2s --timeout 20s -H Connection:close http://{target}/"),
             Self::H2load => format!("h2load --h1 -n 4000 -c 4 -N 20s http://{target}/"),
-            Self::CurlKept => format!("curl {CURL} http://{target}/[1-200]"),
+            Self::CurlKept => format!("curl {CURL} http://{target}/[1-50]"),
             Self::CurlShort => format!("curl {CURL} -H Connection:close http://{target}/[1-50]"),
         }
     }

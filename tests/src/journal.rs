@@ -68,20 +68,22 @@ impl Killed {
     /// `TCPMigrateReqFailure` stays zero). Seen up to 3 times in 20 kills at full load, which move 70 to 120 connections
     /// (`TCPMigrateReqSuccess`) that would be lost without. So one for every second kill is allowed, and no more.
     pub fn accounts_for(&self, tally: &Tally) -> Result<()> {
-        let mut unknown = 0;
         for (at, loss) in &tally.losses {
             let may_be_a_kill = matches!(loss, Loss::ResetBefore(_) | Loss::ResetAfter(_));
             ensure!(may_be_a_kill, "after {at:?}: {loss:?} is nothing that a killed server explains: {tally}");
-            if !loss.local().is_some_and(|local| self.accepted.contains(&local)) {
-                unknown += 1;
-            }
         }
+        let unknown = self.not_accepted(tally);
         let allowed = self.in_between + self.kills.div_ceil(2);
         ensure!(
             unknown <= allowed,
             "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}"
         );
         Ok(())
+    }
+
+    /// Lost connections that no killed server had accepted.
+    pub fn not_accepted(&self, tally: &Tally) -> usize {
+        tally.lost(|loss| !loss.local().is_some_and(|local| self.accepted.contains(&local)))
     }
 }
 

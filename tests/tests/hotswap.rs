@@ -19,7 +19,7 @@ const DEPLOYS: usize = 200;
 const REQUESTS: u64 = 1_000_000;
 /// The servers end a connection after so many requests, and our own clients before: so old connections end, and none is
 /// ended by a server without a word.
-const REQUESTS_OF_CONNECTION: &str = "250";
+const REQUESTS_OF_CONNECTION: &str = "60";
 /// When a machine cannot do it in this time, the test fails instead of going on.
 const RUN_MAX: Duration = Duration::from_secs(280);
 
@@ -40,8 +40,8 @@ impl Clients {
     fn start(stage: &Stage, target: SocketAddr) -> Result<Self> {
         let ns = stage.host.net();
         Ok(Self {
-            short: Load::to(target).threads(2).start(ns)?,
-            kept: Load::to(target).threads(2).requests(100).start(ns)?,
+            short: Load::to(target).threads(1).start(ns)?,
+            kept: Load::to(target).threads(2).requests(50).start(ns)?,
             programs: Program::ALL.into_iter().map(|program| program.start(ns, target)).collect::<Result<_>>()?,
         })
     }
