@@ -160,10 +160,11 @@ impl Control {
         if let Some(next) = progress.decision {
             // From the decision to its being in force.
             let began = Instant::now();
+            let _ = self.kernel.take_switched();
             self.world.decisions.insert(service.to_owned(), next);
             self.touch();
             self.converge();
-            let took = began.elapsed();
+            let took = self.kernel.take_switched().unwrap_or_else(Instant::now).saturating_duration_since(began);
             if let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic()) {
                 let took_us = took.as_micros() as u64;
                 operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });

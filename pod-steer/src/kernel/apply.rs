@@ -1,7 +1,10 @@
 //! Bringing the kernel to a plan. Ordinary changes replace one table each. A decision of an operator changes all tables of
 //! a service at once: they are built on the side that nobody uses, and then one word is written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use pod_steer_ebpf::{
     ManagedPort, NONE, Rule, RuleKey, SWITCH_HAS_SOURCES, SWITCH_REVISION_SHIFT, SWITCH_SIDE, switch, table_index,
@@ -38,6 +41,12 @@ impl Kernel {
             settled.extend(self.apply_rule(*key, planned, service)?);
         }
         Ok(settled)
+    }
+
+    /// When the last decision that was put in force since this was last asked took effect; what is cleared up behind it
+    /// takes longer.
+    pub fn take_switched(&mut self) -> Option<Instant> {
+        self.switched.take()
     }
 
     /// The rules that are in force.
@@ -97,31 +106,32 @@ impl Kernel {
                 self.sources.add(table_index(index, new), &planned.networks, own)?;
                 networks.insert(version.clone(), (own, planned.clone()));
             }
-            built.push((key, index, before, rule, networks, stale));
+            built.push((key, index, before, (rule, table), networks, stale));
         }
 
         // >>> New connections move here, when an operator decides: one word.
         let word = switch(new, decision.has_networks, decision.revision);
         self.switches.set(service, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
+        self.switched = Some(Instant::now());
 
         let mut settled = Vec::new();
-        for (key, index, before, planned, networks, stale) in built {
+        for (key, index, before, (planned, table), networks, stale) in built {
             let rule = Rule { table: index, service, fallback: planned.fallback, flags: planned.flags };
             if !self.published.contains_key(&key) || before.rule != rule {
                 self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
             }
-            if let Some(table) = &planned.table {
-                self.name_heirs(index, service, table);
-            }
-            self.published.insert(key, Published { rule, table: planned.table.clone(), networks });
+            self.name_heirs(index, service, table);
+            self.published.insert(key, Published { rule, table: Some(table.clone()), networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
             left.extend(stale);
             for own in left {
                 settled.extend(self.publisher.clear(own)?);
             }
-            // The kernel's grace period for this begins after the switch: when it is over, nobody uses the old side.
-            settled.extend(self.publisher.empty(table_index(index, old))?);
+            // The kernel's grace period for this begins after the switch: when it is over, nobody uses the old side. Until
+            // then a lookup that has read the old word may come there, and finds the same as on the new side: an empty
+            // table would refuse its client.
+            settled.extend(self.publisher.publish(table_index(index, old), table, false)?);
         }
         Ok(settled)
     }

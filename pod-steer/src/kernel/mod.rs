@@ -29,6 +29,7 @@ mod users;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use aya::{
@@ -69,6 +70,7 @@ pub struct Kernel {
     events_lost: PerCpuArray<MapData, u64>,
     publisher: publish::Publisher,
     switches: Array<MapData, u32>,
+    switched: Option<Instant>,
     sources: sources::Sources,
     /// What is published, as far as it is known.
     published: BTreeMap<RuleKey, apply::Published>,

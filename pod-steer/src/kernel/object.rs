@@ -190,6 +190,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
         switches: map(&mut programs, "SWITCHES")?,
+        switched: None,
         sources,
         published,
         closed: Default::default(),
