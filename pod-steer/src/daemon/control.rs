@@ -149,7 +149,7 @@ impl Control {
         let mut tick = interval(COMPARE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due_in = self.due_in();
+            let (due_in, looking) = (self.due_in(), self.has_to_look());
             tokio::select! {
                 // What the kernel says first: a socket that listens waits for nobody.
                 biased;
@@ -174,7 +174,7 @@ impl Control {
                 },
                 () = flush(&mut self.logs) => {}
                 _ = tick.tick() => self.compare(),
-                _ = looks.tick() => {
+                _ = looks.tick(), if looking => {
                     self.look_at_queues();
                     self.keep_pause();
                 }
@@ -232,6 +232,11 @@ impl Control {
             // Whichever engine has it answers like to an event; the others do not know it.
             Seen::Unannounced { id } => drop(self.wanted.send(id)),
         }
+    }
+
+    /// Whether the kernel lacks something of the plan.
+    pub(super) fn is_behind(&self) -> bool {
+        self.dirty
     }
 
     /// The world has changed: the plan is to be made again.

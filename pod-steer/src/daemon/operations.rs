@@ -164,9 +164,10 @@ impl Control {
             self.world.decisions.insert(service.to_owned(), next);
             self.touch();
             self.converge();
-            let took = self.kernel.take_switched().unwrap_or_else(Instant::now).saturating_duration_since(began);
-            if let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic()) {
-                let took_us = took.as_micros() as u64;
+            if let Some(switched) = self.kernel.take_switched()
+                && let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic())
+            {
+                let took_us = switched.saturating_duration_since(began).as_micros() as u64;
                 operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });
                 let operation = operation.clone();
                 self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });

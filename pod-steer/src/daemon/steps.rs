@@ -6,7 +6,10 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{control::Control, ledger::Change, operations::now_ms};
-use crate::rollout::{self, Phase};
+use crate::{
+    rollout::{self, Phase},
+    world::State,
+};
 
 /// How often operations that go on are looked at, besides whenever something happens.
 const STEP_EVERY: Duration = Duration::from_millis(50);
@@ -25,7 +28,9 @@ impl Control {
     }
 
     pub(super) fn step_operation(&mut self, service: &str) {
-        while !self.orders.settling.contains(service)
+        // What the kernel has not taken yet has not happened.
+        while !self.is_behind()
+            && !self.orders.settling.contains(service)
             && let Some(operation) = self.orders.operations.get(service)
         {
             let mut next = operation.clone();
@@ -48,6 +53,11 @@ impl Control {
         let soonest = self.plan.next_ms.into_iter().chain(self.orders.stops.iter().map(|stop| stop.at_ms)).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms()).clamp(0, IDLE_MS_MAX);
         Duration::from_millis(wait_ms.unsigned_abs())
+    }
+
+    /// Whether there is something that only a look can tell: queues of a canary, the listener of a paused service.
+    pub(super) fn has_to_look(&self) -> bool {
+        !self.orders.operations.is_empty() || self.world.pause_cookie.is_some()
     }
 
     pub(super) fn touch_if_due(&mut self) {
@@ -106,7 +116,9 @@ impl Control {
         self.orders.stops = kept;
         for stop in due {
             info!(service = %stop.service, "the old backends have been kept as long as {} asked for", stop.version);
-            self.stop_backends(&stop.backends);
+            let serves = |id: &String| self.world.backends.get(id).is_some_and(|b| self.state(b) == State::Ready);
+            let idle = stop.backends.iter().filter(|id| !serves(id)).cloned().collect();
+            self.stop_backends(&idle);
         }
     }
 }

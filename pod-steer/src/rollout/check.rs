@@ -1,5 +1,7 @@
 //! Whether an order makes sense, before anything is changed.
 
+use std::collections::BTreeMap;
+
 use super::{CanaryOrder, Decision, Operation, Order, PartOrder, ShiftOrder, View, words};
 use crate::{labels::WEIGHT_MAX, ports::quoted};
 
@@ -58,14 +60,15 @@ pub fn check(
         }
         Order::Canary(canary) => check_canary(view, canary)?,
         Order::Shift(shift) => check_shift(view, decision, shift)?,
-        Order::Rollback => {
-            if running.is_none() && last.is_none() {
+        Order::Rollback => match running.or(last) {
+            None => {
                 return refuse(format!(
                     "nothing to go back to: no deploy, shift or canary of {} is known; see pod-steer history",
                     view.service
                 ));
             }
-        }
+            Some(last) => somebody_serves(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
+        },
         Order::Drain(part) => drop(check_part(view, part)?),
         Order::Resume(part) => {
             let part = check_part(view, part)?;
@@ -78,6 +81,17 @@ pub fn check(
         Order::Pause | Order::Unpause => {}
     }
     Ok(())
+}
+
+/// Refuses shares that would leave nobody to serve.
+fn somebody_serves(view: &View, weights: Option<&BTreeMap<String, u32>>, whose: &str) -> Result<(), Refusal> {
+    let Some(weights) = weights else { return Ok(()) };
+    let named: Vec<&str> = weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v.as_str()).collect();
+    if named.iter().any(|version| view.ready(version).next().is_some()) {
+        return Ok(());
+    }
+    let named = named.join(" nor ");
+    refuse(format!("{whose}, {named} would serve {}, and no backend of it is ready: start it first", view.service))
 }
 
 fn version(view: &View, version: &str) -> Result<(), Refusal> {
@@ -117,6 +131,9 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
     }
     if !shift.weights.is_empty() && shift.weights.values().all(|weight| *weight == 0) {
         return refuse("all weights are zero: nobody would serve; to let nobody in, drain or pause the service");
+    }
+    if !shift.weights.is_empty() {
+        somebody_serves(view, Some(&shift.weights), "with these weights")?;
     }
     if shift.balance && !shift.weights.is_empty() {
         return refuse("weights and --balance contradict each other; give one of the two");

@@ -72,10 +72,13 @@ pub fn begin(
         Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
             let deadline_ms = now_ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
             operation.phase = Phase::Waiting { deadline_ms };
+            // Old backends that are kept for a while may be the ones that are wanted now.
+            progress.effects.push(Effect::KeepAll);
             return progress;
         }
         Order::Shift(shift) => {
             progress.decision = decide(decision, |next| shifted(&mut next.traffic, &shift));
+            progress.effects.push(Effect::KeepAll);
             message = format!(
                 "new connections of {}: {}",
                 operation.service,

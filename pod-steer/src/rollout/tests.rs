@@ -1,1 +1,291 @@
 //! Orders and their steps, on values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const NOW: i64 = 1_000_000;
+
+/// `name version state`, each a backend that has been ready for long, with an id like its name.
+fn view(backends: &[(&str, &str, State)]) -> View {
+    let of = |(name, version, state): &(&str, &str, State)| BackendView {
+        name: (*name).to_owned(),
+        version: (*version).to_owned(),
+        state: *state,
+        ready_since_ms: state.could_serve().then_some(0),
+        created_ms: 0,
+        live: 0,
+        overflows: 0,
+        weight: 1,
+        problem: None,
+    };
+    View { service: "web".to_owned(), backends: backends.iter().map(|b| (b.0.to_owned(), of(b))).collect() }
+}
+
+fn two() -> View {
+    view(&[("a", "v1", State::Ready), ("b", "v2", State::Ready)])
+}
+
+fn operation(order: Order, before: Traffic) -> Operation {
+    Operation {
+        id: 1,
+        service: "web".to_owned(),
+        who: "root".to_owned(),
+        begun_ms: NOW,
+        order,
+        before,
+        phase: Phase::Ended,
+        steps: Vec::new(),
+        end: None,
+    }
+}
+
+fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
+    let mut order = DeployOrder {
+        version: "v2".to_owned(),
+        backends: None,
+        timeout_ms: 10_000,
+        drain_timeout_ms: 5_000,
+        stop_old: false,
+        keep_old_ms: None,
+    };
+    change(&mut order);
+    Order::Deploy(order)
+}
+
+fn canary(steps: &[u32]) -> Order {
+    let version = "v2".to_owned();
+    Order::Canary(CanaryOrder { version, steps: steps.to_vec(), every_ms: 1_000, timeout_ms: 10_000 })
+}
+
+/// Begins an operation and takes all steps that are due then.
+fn start(order: Order, view: &View, decision: &mut Decision, now_ms: i64) -> (Operation, Vec<Effect>) {
+    let mut begun = operation(order, decision.traffic.clone());
+    let progress = begin(&mut begun, view, decision, None, now_ms);
+    let mut effects = progress.effects;
+    *decision = progress.decision.unwrap_or_else(|| decision.clone());
+    effects.extend(go_on(&mut begun, view, decision, now_ms));
+    (begun, effects)
+}
+
+fn go_on(operation: &mut Operation, view: &View, decision: &mut Decision, now_ms: i64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    loop {
+        let before = operation.clone();
+        let progress = step(operation, view, decision, now_ms);
+        effects.extend(progress.effects);
+        *decision = progress.decision.unwrap_or_else(|| decision.clone());
+        if *operation == before {
+            return effects;
+        }
+    }
+}
+
+fn outcome(operation: &Operation) -> Option<Outcome> {
+    operation.end.as_ref().map(|end| end.outcome)
+}
+
+fn weights(decision: &Decision) -> Vec<(&str, u32)> {
+    decision.traffic.weights.iter().flatten().map(|(version, weight)| (version.as_str(), *weight)).collect()
+}
+
+#[test]
+fn a_deploy_waits_switches_drains_and_ends() {
+    let (mut now, mut decision) = (NOW, Decision::default());
+    let mut view = view(&[("a", "v1", State::Ready), ("b", "v2", State::Starting)]);
+    let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, now);
+    assert!(matches!(deploy.phase, Phase::Waiting { .. }));
+    assert_eq!(decision.revision, 0, "nothing has changed yet");
+
+    // Ready, and for long enough.
+    view.backends.get_mut("b").unwrap().state = State::Ready;
+    view.backends.get_mut("b").unwrap().ready_since_ms = Some(now);
+    view.backends.get_mut("a").unwrap().live = 3;
+    now += 400;
+    go_on(&mut deploy, &view, &mut decision, now);
+    assert!(matches!(deploy.phase, Phase::Waiting { .. }), "it may be one that comes and goes");
+    now += 100;
+    go_on(&mut deploy, &view, &mut decision, now);
+    assert_eq!((weights(&decision), decision.revision), (vec![("v2", 1)], 1));
+    assert!(matches!(deploy.phase, Phase::Draining { connections: 3, .. }), "{:?}", deploy.phase);
+
+    view.backends.get_mut("a").unwrap().live = 0;
+    now += 2_000;
+    go_on(&mut deploy, &view, &mut decision, now);
+    assert_eq!(outcome(&deploy), Some(Outcome::Done));
+    let steps: Vec<(&str, u64)> = deploy.steps.iter().map(|step| (step.name.as_str(), step.took_us)).collect();
+    assert_eq!(steps, [("ready", 500_000), ("drained", 2_000_000)]);
+    assert_eq!(deploy.steps[1].detail, "3 connections");
+}
+
+#[test]
+fn a_version_that_is_never_ready_changes_nothing() {
+    let mut decision = Decision::default();
+    let mut view = view(&[("a", "v1", State::Ready), ("b", "v2", State::Unhealthy)]);
+    view.backends.get_mut("b").unwrap().problem = Some("answers 503".to_owned());
+    let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
+    go_on(&mut deploy, &view, &mut decision, NOW + 10_000);
+    assert_eq!((outcome(&deploy), decision), (Some(Outcome::Failed), Decision::default()));
+    let message = &deploy.end.unwrap().message;
+    assert!(message.contains("0 of 1 backends") && message.contains("b is unhealthy (answers 503)"), "{message}");
+}
+
+#[test]
+fn as_many_as_are_wanted() {
+    let mut decision = Decision::default();
+    let view = two();
+    let (deploy, _) = start(deploy(|order| order.backends = Some(2)), &view, &mut decision, NOW);
+    assert!(matches!(deploy.phase, Phase::Waiting { .. }));
+}
+
+#[test]
+fn connections_that_are_left_are_told() {
+    let (mut decision, mut view) = (Decision::default(), two());
+    view.backends.get_mut("a").unwrap().live = 2;
+    let (mut deploy, _) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
+    let effects = go_on(&mut deploy, &view, &mut decision, NOW + 5_000);
+    assert_eq!((outcome(&deploy), effects), (Some(Outcome::Left), vec![]), "nothing that is in use is stopped");
+    assert!(deploy.end.unwrap().message.contains("2 old connections went on at the deadline"));
+}
+
+#[test]
+fn the_old_is_stopped_or_kept() {
+    let old = BTreeSet::from(["a".to_owned()]);
+    let (mut decision, mut view) = (Decision::default(), two());
+    let (mut stopping, effects) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
+    assert!(effects.contains(&Effect::Stop(old.clone())), "{effects:?}");
+    assert_eq!(outcome(&stopping), None);
+    view.backends.get_mut("a").unwrap().state = State::Exited;
+    go_on(&mut stopping, &view, &mut decision, NOW + 100);
+    assert_eq!(outcome(&stopping), Some(Outcome::Done));
+
+    let (mut decision, view) = (Decision::default(), two());
+    let (kept, effects) = start(deploy(|order| order.keep_old_ms = Some(600_000)), &view, &mut decision, NOW);
+    assert_eq!(outcome(&kept), Some(Outcome::Done));
+    let later = Effect::StopLater { version: "v2".to_owned(), old, at_ms: NOW + 600_000 };
+    assert!(effects.contains(&later), "{effects:?}");
+}
+
+#[test]
+fn a_version_that_dies_while_the_old_one_drains_is_left() {
+    let (mut decision, mut view) = (Decision::default(), two());
+    view.backends.get_mut("a").unwrap().live = 1;
+    let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
+    assert_eq!(weights(&decision), [("v2", 1)]);
+    view.backends.get_mut("b").unwrap().state = State::Exited;
+    go_on(&mut deploy, &view, &mut decision, NOW + 10);
+    assert_eq!((outcome(&deploy), &decision.traffic), (Some(Outcome::WentBack), &Traffic::default()));
+    assert_eq!(decision.revision, 2);
+}
+
+#[test]
+fn a_canary_grows_step_by_step() {
+    let (mut decision, view) = (Decision::default(), two());
+    let (mut canary, _) = start(canary(&[100, 2_500, 10_000]), &view, &mut decision, NOW);
+    assert_eq!(weights(&decision), [("v1", 9_900), ("v2", 100)]);
+    go_on(&mut canary, &view, &mut decision, NOW + 999);
+    assert_eq!(weights(&decision), [("v1", 9_900), ("v2", 100)]);
+    go_on(&mut canary, &view, &mut decision, NOW + 1_000);
+    assert_eq!(weights(&decision), [("v1", 7_500), ("v2", 2_500)]);
+    go_on(&mut canary, &view, &mut decision, NOW + 2_000);
+    assert_eq!(weights(&decision), [("v2", 10_000)]);
+    assert_eq!(outcome(&canary), None, "it has to stay well for one more step");
+    go_on(&mut canary, &view, &mut decision, NOW + 3_000);
+    assert_eq!(outcome(&canary), Some(Outcome::Done));
+}
+
+#[test]
+fn a_canary_keeps_the_shares_of_the_others() {
+    let mut decision = Decision::default();
+    let shares = BTreeMap::from([("v0".to_owned(), 1), ("v1".to_owned(), 3), ("v2".to_owned(), 7)]);
+    decision.traffic.weights = Some(shares);
+    let view = view(&[("z", "v0", State::Ready), ("a", "v1", State::Ready), ("b", "v2", State::Ready)]);
+    start(canary(&[2_000, 10_000]), &view, &mut decision, NOW);
+    assert_eq!(weights(&decision), [("v0", 2_000), ("v1", 6_000), ("v2", 2_000)]);
+}
+
+#[test]
+fn a_canary_that_is_unwell_goes_back() {
+    type Harm = fn(&mut View);
+    let harms: [(Harm, &str); 4] = [
+        (|view| view.backends.get_mut("b").unwrap().state = State::Unhealthy, "b is unhealthy"),
+        (|view| drop(view.backends.remove("b")), "b is gone"),
+        (|view| view.backends.get_mut("b").unwrap().ready_since_ms = Some(NOW + 5), "not ready for a while"),
+        (|view| view.backends.get_mut("b").unwrap().overflows = 2, "overflowed, 2 clients"),
+    ];
+    for (harm, reason) in harms {
+        let (mut decision, mut view) = (Decision::default(), two());
+        let (mut canary, _) = start(canary(&[500, 10_000]), &view, &mut decision, NOW);
+        harm(&mut view);
+        go_on(&mut canary, &view, &mut decision, NOW + 10);
+        assert_eq!((outcome(&canary), &decision.traffic), (Some(Outcome::WentBack), &Traffic::default()), "{reason}");
+        let message = canary.end.unwrap().message;
+        assert!(message.contains(reason), "{message}");
+    }
+    // Another one that comes meanwhile is not watched yet.
+    let (mut decision, mut all) = (Decision::default(), two());
+    let (mut canary, _) = start(canary(&[500, 10_000]), &all, &mut decision, NOW);
+    all.backends.extend(view(&[("c", "v2", State::Starting)]).backends);
+    go_on(&mut canary, &all, &mut decision, NOW + 10);
+    assert_eq!(outcome(&canary), None);
+}
+
+#[test]
+fn rollbacks_go_back_one_by_one() {
+    let ended = |id: u64, order: Order, outcome: Outcome| {
+        let mut ended = operation(order, Traffic::default());
+        ended.id = id;
+        end(&mut ended, outcome, NOW, "");
+        ended
+    };
+    let shift = || Order::Shift(ShiftOrder::default());
+    let behind_of = |history: &[Operation]| behind(history).map(|operation| operation.id);
+    let mut history = vec![ended(1, shift(), Outcome::Done), ended(2, deploy(|_| {}), Outcome::Left)];
+    history.push(ended(3, deploy(|_| {}), Outcome::Failed));
+    history.push(ended(4, Order::Pause, Outcome::Done));
+    assert_eq!(behind_of(&history), Some(2));
+    history.push(ended(5, Order::Rollback, Outcome::Done));
+    assert_eq!(behind_of(&history), Some(1));
+    // One that is going on when it is rolled back is not one to go back behind again.
+    history.push(ended(6, canary(&[10_000]), Outcome::Aborted));
+    history.push(ended(7, Order::Rollback, Outcome::Done));
+    assert_eq!(behind_of(&history), Some(1));
+    history.push(ended(8, Order::Rollback, Outcome::Done));
+    assert_eq!(behind_of(&history), None);
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused_with_a_hint() {
+    let shift = |weights: &[(&str, u32)]| {
+        let weights = weights.iter().map(|(version, weight)| ((*version).to_owned(), *weight)).collect();
+        Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() })
+    };
+    let mut not_ready = two();
+    not_ready.backends.get_mut("b").unwrap().state = State::Starting;
+    let cases: [(&View, Order, &str); 10] = [
+        (&View { service: "wbe".to_owned(), ..View::default() }, Order::Pause, "no service \"wbe\"; known: api, web"),
+        (&two(), deploy(|order| order.version = "v9".to_owned()), "its versions: v1, v2"),
+        (&two(), deploy(|order| order.timeout_ms = 0), "time-out is over"),
+        (&two(), shift(&[("v1", 0), ("v2", 0)]), "all weights are zero"),
+        (&two(), shift(&[("v1", 70_000)]), "too large"),
+        (&not_ready, shift(&[("v2", 1)]), "no backend of it is ready"),
+        (&two(), canary(&[500, 300, 10_000]), "steps of a canary grow"),
+        (&two(), canary(&[20_000]), "more than there is"),
+        (&two(), Order::Rollback, "nothing to go back to"),
+        (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
+    ];
+    for (view, order, hint) in cases {
+        let refused = check(&order, view, &["api", "web"], &Decision::default(), None, None).unwrap_err();
+        assert!(matches!(&refused, Refusal::Input(text) if text.contains(hint)), "{hint}: {refused}");
+        assert!(!refused.to_string().contains('\n'));
+    }
+}
+
+#[test]
+fn a_service_has_one_operation_at_a_time() {
+    let held = operation(canary(&[10_000]), Traffic::default());
+    let refused = check(&Order::Pause, &two(), &["web"], &Decision::default(), Some(&held), None).unwrap_err();
+    let Refusal::Held(text) = refused else { panic!("{refused}") };
+    assert!(text.contains("web is held by root: the canary of v2"), "{text}");
+    assert_eq!(check(&Order::Rollback, &two(), &["web"], &Decision::default(), Some(&held), None), Ok(()));
+}
