@@ -11,6 +11,8 @@ use pod_steer_tests::{
 };
 
 const SWITCHES: usize = 100;
+/// What a switch is to take from the daemon's decision; printed, for a machine that is busy elsewhere may take longer.
+const AIM: Duration = Duration::from_millis(1);
 /// Time between two switches, in which the new version is seen to serve.
 const BETWEEN: Duration = Duration::from_millis(30);
 
@@ -71,7 +73,9 @@ fn nobody_who_connects_after_the_command_reaches_the_old_version() -> Result<()>
     let mut took: Vec<_> = history.iter().filter_map(|operation| operation.took("switched")).collect();
     // The first shift, before there was any load, is one more.
     ensure!(took.len() == SWITCHES + 1, "{} of {SWITCHES} switches are in the history", took.len());
-    report::figure("from the daemon's decision to the switch in effect", stats::median_and_maximum(&mut took));
+    let within = took.iter().filter(|took| **took < AIM).count();
+    let times = stats::median_and_maximum(&mut took);
+    report::figure("from the daemon's decision to the switch in effect", format!("{times}, {within} within {AIM:?}"));
     ensure!(late == 0, "{late} connections were answered by the old version after the command had returned");
     Ok(())
 }
