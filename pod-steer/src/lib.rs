@@ -8,6 +8,7 @@
 //! brings the two together.
 #![deny(unsafe_code)]
 
+pub mod abort;
 pub mod api;
 pub mod caps;
 pub mod cgroups;

@@ -1,6 +1,6 @@
 //! The daemon in a test's own host, and its command line.
 
-use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{os::unix::process::ExitStatusExt as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -77,7 +77,7 @@ impl Daemon {
     /// Starts the daemon and waits until it is ready. Without engines it follows none.
     pub fn start(host: &Arc<Host>, engines: &[&str]) -> Result<Self> {
         let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
-        let daemon = Self { process: launch(host, &engines)?, host: Arc::clone(host), engines };
+        let daemon = Self { process: launch(host, &engines, None)?, host: Arc::clone(host), engines };
         daemon.wait_until_ready()?;
         Ok(daemon)
     }
@@ -99,8 +99,28 @@ impl Daemon {
 
     /// Starts it again after it has ended, and waits until it is ready.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.host, &self.engines)?;
+        self.process = launch(&self.host, &self.engines, None)?;
         self.wait_until_ready()
+    }
+
+    /// The same; it will end itself, as if killed, when it comes to a point of its work.
+    pub fn restart_to_die(&mut self, point: &str) -> Result<()> {
+        self.process = launch(&self.host, &self.engines, Some(point))?;
+        self.wait_until_ready()
+    }
+
+    /// Starts it and waits until it has ended itself at that point; it may get there before it is ready.
+    pub fn run_until_dead(&mut self, point: &str) -> Result<()> {
+        self.process = launch(&self.host, &self.engines, Some(point))?;
+        self.wait_until_dead()
+    }
+
+    /// Waits until it has ended itself at such a point.
+    pub fn wait_until_dead(&mut self) -> Result<()> {
+        match self.process.wait(wait::STUCK)?.signal() {
+            Some(libc::SIGKILL) => Ok(()),
+            other => bail!("the daemon was to end itself by SIGKILL, not by {other:?}\n{}", self.log_tail()),
+        }
     }
 
     fn wait_until_ready(&self) -> Result<()> {
@@ -242,7 +262,7 @@ fn config(host: &Host) -> PathBuf {
     host.dir().join("pod-steer.toml")
 }
 
-fn launch(host: &Host, engines: &[String]) -> Result<Process> {
+fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     command.args(["run", "--bpffs", BPFFS, "--log-level", "debug", "--runtime-dir"]).arg(runtime_dir(host));
     command.arg("--state-dir").arg(state_dir(host));
@@ -252,6 +272,9 @@ fn launch(host: &Host, engines: &[String]) -> Result<Process> {
     }
     if config(host).exists() {
         command.arg("--config").arg(config(host));
+    }
+    if let Some(point) = dies_at {
+        command.env("POD_STEER_ABORT_AT", point);
     }
     host.start("pod-steer", command.env("NO_COLOR", "1"))
 }

@@ -9,7 +9,7 @@
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
-//! - [`check`]: what many tests assert
+//! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
@@ -30,6 +30,7 @@ pub mod orders;
 pub mod podman;
 pub mod process;
 pub mod report;
+pub mod rollouts;
 pub mod server;
 pub mod stats;
 pub mod status;

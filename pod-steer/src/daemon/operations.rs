@@ -15,6 +15,7 @@ use super::{
     pause::Holder,
 };
 use crate::{
+    abort::{self, Point},
     kernel::Settled,
     rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Progress, Refusal, Step},
 };
@@ -158,6 +159,7 @@ impl Control {
             self.orders.stops = stops;
         }
         if let Some(next) = progress.decision {
+            abort::here(Point::Stored);
             // From the decision to its being in force.
             let began = Instant::now();
             let _ = self.kernel.take_switched();

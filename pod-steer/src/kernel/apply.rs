@@ -11,7 +11,10 @@ use pod_steer_ebpf::{
 };
 
 use super::{Kernel, KernelError, Result, Settled};
-use crate::world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable};
+use crate::{
+    abort::{self, Point},
+    world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable},
+};
 
 /// A rule as it stands in the map, and what the tables that it leads to were built from.
 #[derive(Clone, Debug, Default)]
@@ -109,10 +112,12 @@ impl Kernel {
             built.push((key, index, before, (rule, table), networks, stale));
         }
 
+        abort::here(Point::Built);
         // >>> New connections move here, when an operator decides: one word.
         let word = switch(new, decision.has_networks, decision.revision);
         self.switches.set(service, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
         self.switched = Some(Instant::now());
+        abort::here(Point::Switched);
 
         let mut settled = Vec::new();
         for (key, index, before, (planned, table), networks, stale) in built {

@@ -1,0 +1,50 @@
+//! Points at which a test lets the daemon die: `POD_STEER_ABORT_AT=stored` ends it there by SIGKILL. These instants last
+//! microseconds, and no test would ever hit them from outside. Nothing else depends on the variable; whoever can set it
+//! for the daemon can end the daemon anyway.
+#![forbid(unsafe_code)]
+
+use std::sync::LazyLock;
+
+use rustix::process::{Signal, getpid, kill_process};
+
+/// Where. Named by the variable in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// A decision is in the ledger, and the kernel has nothing of it.
+    Stored,
+    /// Its tables are built on the side that nobody uses.
+    Built,
+    /// The kernel follows it, and the old tables are there still.
+    Switched,
+}
+
+/// Read once.
+static CHOSEN: LazyLock<Option<Point>> = LazyLock::new(|| parse(&std::env::var("POD_STEER_ABORT_AT").ok()?));
+
+fn parse(name: &str) -> Option<Point> {
+    match name {
+        "stored" => Some(Point::Stored),
+        "built" => Some(Point::Built),
+        "switched" => Some(Point::Switched),
+        _ => None,
+    }
+}
+
+/// Ends the process if this is the point that a test has chosen.
+pub fn here(point: Point) {
+    if *CHOSEN == Some(point) {
+        // As `kill -9` does: nothing is flushed, nothing is undone.
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_points_have_names() {
+        assert_eq!(parse("built"), Some(Point::Built));
+        assert_eq!((parse(""), parse("1")), (None, None));
+    }
+}

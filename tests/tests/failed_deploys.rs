@@ -1,0 +1,227 @@
+//! Deploys and canaries that cannot succeed: they fail or go back by themselves, say why, and no client pays for it.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::Backend,
+    journal::Killed,
+    load::{Running, Tally},
+    orders::Ordered,
+    report, require,
+    rollouts::{CHECKED, all_by, answer, answered_by_version, clients, hold, none_lost, web, web_on},
+    tools,
+};
+use serde_json::Value;
+
+/// The old version, which has everything, under load.
+fn old_under_load() -> Result<(Stage, Backend, Running)> {
+    let stage = Stage::configured(CHECKED)?;
+    let old = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    let load = clients().threads(4).start(stage.host.net())?;
+    Ok((stage, old, load))
+}
+
+/// What an operator was told on standard error, which is one line.
+fn reason(ordered: &Ordered) -> Result<&str> {
+    let said = ordered.stderr.trim_end();
+    ensure!(said.lines().count() == 1, "one line: {said}");
+    Ok(said)
+}
+
+/// The same decision as before, by its weights.
+fn traffic(stage: &Stage) -> Result<Value> {
+    Ok(stage.daemon.decision("web")?["traffic"].clone())
+}
+
+/// An order that fails and changes nothing, while nothing but the old version serves.
+fn fails(stage: &Stage, order: &str, why: &[&str]) -> Result<()> {
+    let before = stage.daemon.decision("web")?;
+    let ordered = stage.daemon.order(order)?.expect(1)?;
+    let said = reason(&ordered)?;
+    ensure!(why.iter().all(|why| said.contains(why)), "{order}: {said}");
+    ensure!(said.contains("nothing has changed") && stage.daemon.decision("web")? == before, "{order}: {said}");
+    report::figure(order, said);
+    Ok(())
+}
+
+/// Ends a load of which the old version must have served every connection.
+fn all_by_old(stage: &Stage, load: Running) -> Result<()> {
+    let tally = load.stop()?;
+    none_lost(&tally)?;
+    ensure!(tally.connections() > 0 && tally.answered_by("v1-1") == tally.connections(), "{tally}");
+    let service = stage.daemon.wait_idle("web")?;
+    for new in service.backends.iter().filter(|backend| backend.version == "v2") {
+        ensure!((new.steered, new.opened) == (0, 0), "{new:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_version_that_never_becomes_ready() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let (stage, _old, load) = old_under_load()?;
+    answer(&stage, "v2-1", "503 Not Yet")?;
+    let _failing = web(&stage, "v2-1").start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "unhealthy")?;
+    fails(&stage, "deploy web v2 --timeout 1s", &["0 of 1 backends of v2 are ready", "v2-1 is unhealthy", "503"])?;
+    fails(&stage, "canary web v2 --timeout 1s", &["0 of 1 backends of v2 are ready", "v2-1 is unhealthy", "503"])?;
+    let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
+    fails(&stage, "deploy web v2 --timeout 1s", &["0 of 2 backends of v2", "v2-1 is unhealthy", "v2-2 is starting"])?;
+    // One of two is not what was asked for.
+    answer(&stage, "v2-1", "200 OK")?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    fails(&stage, "deploy web v2 --timeout 2s", &["1 of 2 backends of v2", "v2-2 is starting"])?;
+    fails(&stage, "deploy web v2 --timeout 2s --backends 3", &["1 of 3 backends of v2"])?;
+    all_by_old(&stage, load)?;
+    stage.daemon.order_done("deploy web v2 --timeout 20s --backends 1")?;
+    all_by(stage.host.net(), 200, "v2").map(drop)
+}
+
+#[test]
+fn a_version_that_flaps() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let (stage, _old, load) = old_under_load()?;
+    let steady = web(&stage, "v2-1").start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    thread::scope(|scope| {
+        let (stage, flaps) = (&stage, scope.spawn(|| flap(&stage)));
+        fails(stage, "deploy web v2 --timeout 3s", &["0 of 1 backends of v2 are ready"])?;
+        flaps.join().expect("the thread does not panic")
+    })?;
+    drop(steady);
+    stage.daemon.wait_for("v2 to be gone", |status| (status.service("web")?.backends.len() == 1).then_some(()))?;
+    // It starts, is ready for a moment, and ends, again and again.
+    thread::scope(|scope| {
+        let (stage, restarts) = (&stage, scope.spawn(|| restart_in_a_loop(&stage)));
+        stage.daemon.wait_state("web", "v2-1", "standby")?;
+        fails(stage, "deploy web v2 --timeout 3s", &["backends of v2 are ready"])?;
+        restarts.join().expect("the thread does not panic")
+    })?;
+    all_by_old(&stage, load)
+}
+
+/// The check alternates, faster than what is stable.
+fn flap(stage: &Stage) -> Result<()> {
+    for _ in 0..20 {
+        for status in ["503 Not Yet", "200 OK"] {
+            answer(stage, "v2-1", status)?;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    Ok(())
+}
+
+fn restart_in_a_loop(stage: &Stage) -> Result<()> {
+    for _ in 0..12 {
+        let mut backend = web(stage, "v2-1").launch(stage)?;
+        thread::sleep(Duration::from_millis(350));
+        backend.process.kill()?;
+    }
+    Ok(())
+}
+
+/// Nothing was lost but what killed servers had accepted.
+fn accounted_for(tally: &Tally, journals: &[std::path::PathBuf]) -> Result<()> {
+    ensure!(tally.refused() == 0, "{tally}");
+    Killed::read(journals)?.accounts_for(tally)
+}
+
+#[test]
+fn a_version_that_dies_during_the_deploy() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let (stage, _old, load) = old_under_load()?;
+    let journal = stage.host.dir().join("v2-1.journal");
+    let mut new = web(&stage, "v2-1").journal(&journal).start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    let before = traffic(&stage)?;
+    let held = hold(stage.host.net())?;
+    let ordered = thread::scope(|scope| {
+        let deploy = scope.spawn(|| stage.daemon.order("deploy web v2 --drain-timeout 60s"));
+        stage.daemon.wait_for("the new version to serve", |status| {
+            let new = status.service("web")?.backends.iter().find(|backend| backend.version == "v2")?;
+            (new.opened > 50).then_some(())
+        })?;
+        new.process.kill()?;
+        deploy.join().expect("the thread does not panic")
+    })?;
+    let ordered = ordered.expect(1)?;
+    let said = reason(&ordered)?;
+    ensure!(said.contains("no backend of v2 is ready any more") && said.contains("as it was before"), "{said}");
+    ensure!(traffic(&stage)? == before, "{}", traffic(&stage)?);
+    drop(held);
+    all_by(stage.host.net(), 200, "v1")?;
+    let tally = load.stop()?;
+    report::figure("new version killed during its deploy", &tally);
+    ensure!(answered_by_version(&tally, "v2") > 0, "{tally}");
+    accounted_for(&tally, &[journal])?;
+    let last = stage.daemon.history("web")?.pop().and_then(|last| last.end).context("no history")?;
+    ensure!(last.outcome == "went-back", "{last:?}");
+    Ok(())
+}
+
+/// Begins a canary of a version at half of the traffic, lets `spoil` happen, and expects it to go back for this reason.
+fn canary_goes_back(stage: &Stage, spoil: impl FnOnce() -> Result<()> + Send, why: &str) -> Result<()> {
+    let before = traffic(stage)?;
+    let ordered = thread::scope(|scope| {
+        let canary = scope.spawn(|| stage.daemon.order("canary web v2 --steps 50%,100% --every 60s"));
+        stage.daemon.wait_for("the canary to serve", |status| {
+            let new = status.service("web")?.backends.iter().find(|backend| backend.version == "v2")?;
+            (new.state == "ready" && new.opened > 0).then_some(())
+        })?;
+        spoil()?;
+        canary.join().expect("the thread does not panic")
+    })?;
+    let ordered = ordered.expect(1)?;
+    let said = reason(&ordered)?;
+    ensure!(said.contains(why) && said.contains("as it was before"), "{said}");
+    ensure!(traffic(stage)? == before, "{}", traffic(stage)?);
+    report::figure("a canary goes back", said);
+    all_by(stage.host.net(), 200, "v1").map(drop)
+}
+
+#[test]
+fn a_canary_that_turns_unhealthy_or_exits() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let (stage, _old, load) = old_under_load()?;
+    let (first, second) = (stage.host.dir().join("first.journal"), stage.host.dir().join("second.journal"));
+    let new = web(&stage, "v2-1").journal(&first).start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    canary_goes_back(&stage, || answer(&stage, "v2-1", "500 Broken"), "v2-1 is unhealthy")?;
+    // It is well again, is tried again, and ends as a server that is told to.
+    answer(&stage, "v2-1", "200 OK")?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    canary_goes_back(&stage, || new.process.signal(rustix::process::Signal::TERM), "v2-1 is gone")?;
+    // Another one, killed.
+    let mut new = web(&stage, "v2-1").journal(&second).start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    canary_goes_back(&stage, || new.process.kill(), "v2-1 is gone")?;
+    let tally = load.stop()?;
+    report::figure("three canaries that went back", &tally);
+    ensure!(answered_by_version(&tally, "v2") > 0, "{tally}");
+    accounted_for(&tally, &[second])
+}
+
+#[test]
+fn a_canary_whose_queue_overflows() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // Without checks, which would see it before.
+    let stage = Stage::without_engine()?;
+    let _old = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    let mut new = web(&stage, "v2-1").server(&["--backlog", "1", "--accept-delay-ms", "600000"]).start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    let load = clients().threads(16).start(stage.host.net())?;
+    canary_goes_back(&stage, || Ok(()), "the accept queue of v2-1 overflowed")?;
+    // Those who wait in its queue are not lost either: they move when it ends.
+    new.process.kill()?;
+    let tally = load.stop()?;
+    report::figure("a canary that accepts nobody", &tally);
+    none_lost(&tally)?;
+    ensure!(tally.answered_by("v1-1") == tally.connections(), "{tally}");
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! A paused service: its clients wait in their own retries of the SYN, whatever happens to the daemon, and nobody is
+//! refused.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::Stage,
+    load::{Load, Running, Tally},
+    report, require,
+    rollouts::{none_lost, web_on},
+    tools, wait,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// Clients of each family.
+const CLIENTS: u64 = 3;
+/// Above the kernel's fifth retry of a SYN (31 seconds after the first): a pause takes as long as it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// So long nobody may be answered: longer than it takes to the second retry of a SYN.
+const WATCHED: Duration = Duration::from_millis(3500);
+
+/// Clients of both families.
+struct Clients([Running; 2]);
+
+impl Clients {
+    fn start(stage: &Stage) -> Result<Self> {
+        let start = |target: &str| {
+            let load = Load::to(target.parse()?).threads(CLIENTS).timeout(PATIENCE);
+            load.pause(Duration::from_millis(1)).start(stage.host.net())
+        };
+        Ok(Self([start("127.0.0.1:80")?, start("[::1]:80")?]))
+    }
+
+    fn answered(&self) -> [u64; 2] {
+        self.0.each_ref().map(Running::answered)
+    }
+
+    /// Each family gets on.
+    fn get_on(&self) -> Result<()> {
+        let before = self.answered();
+        wait::until("clients of both families to be answered", || {
+            let now = self.answered();
+            (now[0] > before[0] + 20 && now[1] > before[1] + 20).then_some(())
+        })
+    }
+
+    /// Nobody is answered for a while, once those who were inside are.
+    fn wait_outside(&self, stage: Option<&Stage>) -> Result<()> {
+        if let Some(stage) = stage {
+            stage.daemon.wait_idle("web")?;
+        }
+        thread::sleep(Duration::from_millis(100));
+        let (before, since) = (self.answered(), Instant::now());
+        while since.elapsed() < WATCHED {
+            ensure!(self.answered() == before, "{:?} answered after {before:?} although it is paused", self.answered());
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn stop(self) -> Result<Tally> {
+        let mut total = Tally::default();
+        for load in self.0 {
+            total.merge(load.stop()?);
+        }
+        Ok(total)
+    }
+}
+
+fn holder_cgroup(stage: &Stage) -> PathBuf {
+    stage.host.cgroup().join("pod-steer/pod-steer/paused")
+}
+
+/// The processes that hold the listener, or have just ended.
+fn holders(stage: &Stage) -> Vec<i32> {
+    let pids = fs::read_to_string(holder_cgroup(stage).join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The one process that holds the listener.
+fn holder(stage: &Stage) -> Result<i32> {
+    let pid = wait::until("one holder", || <[i32; 1]>::try_from(holders(stage)).ok())?[0];
+    let command = fs::read(format!("/proc/{pid}/cmdline"))?;
+    ensure!(command.ends_with(b"hold-pause\0"), "pid {pid}: {}", String::from_utf8_lossy(&command));
+    Ok(pid)
+}
+
+fn kill(pid: i32) -> Result<()> {
+    let pidfd = pidfd_open(Pid::from_raw(pid).context("no pid")?, PidfdFlags::empty())?;
+    Ok(pidfd_send_signal(&pidfd, Signal::KILL)?)
+}
+
+/// Ports on which somebody listens in the host's namespace.
+fn listening(stage: &Stage) -> Result<BTreeSet<u16>> {
+    let tables =
+        stage.host.net().run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
+    let mut ports = BTreeSet::new();
+    for table in tables {
+        let table = table?;
+        let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        for fields in sockets.filter(|fields| fields[3] == "0A") {
+            ports.insert(u16::from_str_radix(fields[1].rsplit(':').next().context("a socket without a port")?, 16)?);
+        }
+    }
+    Ok(ports)
+}
+
+#[test]
+fn clients_wait_whatever_happens_to_the_daemon() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _servers = [web_on(&stage, "v1-1", "[::]:8080").start(&stage)?, web_on(&stage, "v2-1", "[::]:8080").start(&stage)?];
+    stage.daemon.wait_ready("web", 2)?;
+    let clients = Clients::start(&stage)?;
+    clients.get_on()?;
+
+    stage.daemon.order_done("pause web")?;
+    clients.wait_outside(Some(&stage))?;
+    let first = holder(&stage)?;
+    stage.daemon.kill()?;
+    clients.wait_outside(None)?;
+    stage.daemon.restart()?;
+    ensure!(stage.daemon.decision("web")?["paused"] == true, "{}", stage.daemon.decision("web")?);
+    ensure!(holder(&stage)? == first, "the listener is the one that was there");
+    clients.wait_outside(Some(&stage))?;
+    let paused = stage.daemon.status()?.service("web").map_or(0, |service| service.counter("paused"));
+    ensure!(paused >= 2 * CLIENTS, "{paused} SYNs were given to the listener");
+
+    stage.daemon.order_done("unpause web")?;
+    clients.get_on()?;
+    wait::until("the holder and its cgroup to be gone", || (!holder_cgroup(&stage).exists()).then_some(()))?;
+    let tally = clients.stop()?;
+    report::figure("clients of a service that was paused, its daemon killed meanwhile", &tally);
+    none_lost(&tally)?;
+    let service = stage.daemon.wait_idle("web")?;
+    ensure!(service.opened() == tally.answered() && service.counter("refused_no_backend") == 0, "{service:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_holder_that_is_killed_is_replaced() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("pause web")?;
+    // One of our own making, then one that an earlier daemon made.
+    for earlier in [false, true] {
+        let before = holder(&stage)?;
+        if earlier {
+            stage.daemon.kill()?;
+            stage.daemon.restart()?;
+        }
+        let killed = Instant::now();
+        kill(before)?;
+        wait::until("another holder", || holders(&stage).iter().any(|pid| *pid != before).then_some(()))?;
+        let took = killed.elapsed();
+        report::figure("a killed holder is replaced after", format!("{took:?}"));
+        let after = holder(&stage)?;
+        ensure!(after != before, "another process: {after}");
+        // It takes effect with the next plan; the one that makes it is on its way.
+        stage.daemon.wait_for("the service to be as it was", |status| status.service("web").map(drop))?;
+        let clients = Clients::start(&stage)?;
+        clients.wait_outside(None)?;
+        stage.daemon.order_done("unpause web")?;
+        clients.get_on()?;
+        none_lost(&clients.stop()?)?;
+        stage.daemon.order_done("pause web")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn unload_during_a_pause_leaves_nothing() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    for daemon_lives in [true, false] {
+        let mut stage = Stage::without_engine()?;
+        let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
+        stage.daemon.wait_ready("web", 1)?;
+        let before = listening(&stage)?;
+        stage.daemon.order_done("pause web")?;
+        let pid = holder(&stage)?;
+        ensure!(listening(&stage)?.len() == before.len() + 1, "one more listens: {:?}", listening(&stage)?);
+        if !daemon_lives {
+            stage.daemon.kill()?;
+        }
+        stage.daemon.unload()?;
+        // One that has ended has no command line, whether or not somebody has asked for its exit code.
+        wait::until("the holder to be gone", || {
+            fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |command| command.is_empty()).then_some(())
+        })?;
+        let cgroup = stage.host.cgroup().join("pod-steer");
+        ensure!(!cgroup.exists(), "{} is left", cgroup.display());
+        ensure!(listening(&stage)? == before, "{:?} listen, and before {before:?} did", listening(&stage)?);
+    }
+    Ok(())
+}
