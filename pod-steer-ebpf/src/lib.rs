@@ -148,11 +148,11 @@ pub struct ProbeKey {
 pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
 
 /// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
-/// says (a power of two); then every distinct socket of the table once, its members.
+/// says (a power of two); then every distinct socket of the table once, its members; then its reserve.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// Cookie of the listening socket. In the header: the number of members.
+    /// Cookie of the listening socket. In the header: the numbers of members and reserve.
     pub cookie: u64,
     /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
     /// In the header: the number of slots.
@@ -162,9 +162,15 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The first entry of a table of `slots` slots (a power of two, or 0) and `members` members.
-    pub const fn header(slots: u32, members: u32) -> Self {
-        Self { cookie: members as u64, backend: slots, pad: 0 }
+    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, and `reserve` more that serve
+    /// only while no member does.
+    pub const fn header(slots: u32, members: u32, reserve: u32) -> Self {
+        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, pad: 0 }
+    }
+
+    /// Members and reserve of the table that this is the first entry of.
+    pub const fn counts(&self) -> (u32, u32) {
+        (self.cookie as u32, (self.cookie >> 32) as u32)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Walking a slot table: first the slots that the hash names, then every member once.
+//! Walking a slot table: first the slots that the hash names, then every member once, then the reserve.
 
 use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
@@ -73,13 +73,13 @@ struct Walk<'a, C> {
     taken: bool,
 }
 
-/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once. While one
-/// live socket of the table exists, it is found in this run, however stale the table is.
+/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once, then each of
+/// the reserve. While one live socket of the table exists, it is found in this run, however stale the table is.
 #[inline(always)]
 pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
     let slots = header.backend;
-    let members = header.cookie as u32;
+    let (members, reserve) = header.counts();
     if slots == 0 || members == 0 {
         return Visit::TryNext;
     }
@@ -92,8 +92,21 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
         }
         h = h.rotate_right(16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
+    let first = slots.wrapping_add(1);
+    if let Visit::Taken = walk(table, first, members, hash, chooser) {
+        return Visit::Taken;
+    }
+    if reserve == 0 {
+        return Visit::TryNext;
+    }
+    walk(table, first.wrapping_add(members), reserve, hash, chooser)
+}
+
+/// Offers each of `members` entries from `first` on, of which there is one at least.
+#[inline(always)]
+fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {
     let start = (hash >> 32) as u32 % members;
-    let mut walk = Walk { table, chooser, first: slots.wrapping_add(1), members, start, taken: false };
+    let mut walk = Walk { table, chooser, first, members, start, taken: false };
     let context = (&raw mut walk).cast();
     // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Linux 5.17.
     unsafe { bpf_loop(members.min(WALK_MAX), step::<C> as *mut c_void, context, 0) };

@@ -70,6 +70,8 @@ pub struct PlannedNetworks {
 pub struct PlannedTable {
     /// Its members with their weights.
     pub members: Vec<Member>,
+    /// Sockets that have no share, and serve in the instant in which every member is gone and we do not know it yet.
+    pub reserve: Vec<Member>,
 }
 
 /// What a backend does, in one word.

@@ -44,6 +44,8 @@ struct Service<'a> {
     weights: Option<&'a BTreeMap<String, u32>>,
     /// Indices of the backends that may serve.
     usable: BTreeSet<u32>,
+    /// Indices of those that serve when none of these is left.
+    reserve: BTreeSet<u32>,
     /// Of the versions that networks come to.
     by_version: BTreeMap<&'a str, BTreeSet<u32>>,
     /// Checks have left too few, and the last ones that passed serve on: not a set to be remembered.
@@ -73,9 +75,16 @@ impl<'a> Serving<'a> {
             && let Some(cookie) = self.world.pause_cookie
         {
             let members = vec![Member { cookie, backend: NONE, weight: 1 }];
-            return (PlannedTable { members }, BTreeMap::new());
+            return (PlannedTable { members, ..PlannedTable::default() }, BTreeMap::new());
         }
-        let all = self.table(key, parts, &chosen.usable, chosen.weights);
+        let mut all = self.table(key, parts, &chosen.usable, chosen.weights);
+        if !all.members.is_empty() {
+            let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
+            all.reserve = self.table(key, parts, &chosen.reserve, None).members;
+            all.reserve.retain(|member| !members.contains(&member.cookie));
+            // Nobody's share depends on it: a table is not to change because a weight in it grows.
+            all.reserve.iter_mut().for_each(|member| member.weight = 0);
+        }
         let mut networks = BTreeMap::<String, PlannedNetworks>::new();
         for (network, version) in chosen.decision.iter().flat_map(|decision| &decision.traffic.from) {
             if matches!(network, IpNet::V4(_)) == (key.family == FAMILY_V4) {
@@ -126,7 +135,8 @@ impl<'a> Serving<'a> {
             let weight = u64::try_from(weight / cookies.len() as u128).unwrap_or(u64::MAX);
             members.extend(cookies.into_iter().map(|c| (c, Member { cookie: c, backend: backend.index, weight })));
         }
-        PlannedTable { members: members.into_values().filter(|member| member.weight > 0).collect() }
+        let members = members.into_values().filter(|member| member.weight > 0).collect();
+        PlannedTable { members, ..PlannedTable::default() }
     }
 
     /// How far a backend is in its slow start, in thousandths.
@@ -208,8 +218,11 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
              pod-steer.panic-threshold lower"
         ));
     }
-    if with_share.is_empty() && conduct.policy != Policy::Manual {
-        let others: BTreeSet<u32> = others.iter().filter(|backend| passes(backend)).map(|b| b.index).collect();
+    if conduct.policy != Policy::Manual {
+        chosen.reserve = others.iter().filter(|backend| passes(backend)).map(|backend| backend.index).collect();
+    }
+    if with_share.is_empty() {
+        let others = std::mem::take(&mut chosen.reserve);
         if !others.is_empty() {
             chosen.weights = None;
             chosen.usable = others;

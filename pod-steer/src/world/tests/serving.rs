@@ -36,6 +36,12 @@ fn shares(plan: &Plan) -> Vec<(u64, f64)> {
     table.members.iter().map(share).collect()
 }
 
+/// Cookies of the reserve of the table.
+fn reserve(plan: &Plan) -> Vec<u64> {
+    let table = plan.rules.get(&key(FAMILY_V4, 80)).and_then(|rule| rule.table.as_ref());
+    table.map(|table| table.reserve.iter().map(|member| member.cookie).collect()).unwrap_or_default()
+}
+
 fn health(world: &mut World, index: u32, health: Health) {
     world.backends.get_mut(&format!("id{index}")).unwrap().probed = health;
 }
@@ -62,6 +68,7 @@ fn a_version_without_a_share_stands_by() {
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 100.0)]);
     assert_eq!((plan.states[&0], plan.states[&1]), (State::Ready, State::Standby));
+    assert_eq!(reserve(&plan), [101], "the kernel has it at hand");
     // Better than to refuse everybody, unless the operator has said that versions wait.
     world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
     let plan = world.plan();
@@ -69,6 +76,21 @@ fn a_version_without_a_share_stands_by() {
     assert!(plan.alarms[WEB][0].contains("no version that has a share"), "{:?}", plan.alarms);
     world.backends.get_mut("id1").unwrap().spec.rollout = Some(Policy::Manual);
     assert_eq!(shares(&world.plan()), []);
+}
+
+#[test]
+fn the_reserve_are_those_who_would_serve() {
+    let mut world = versions(["v1", "v2", "v2", "v3"]);
+    assert_eq!(reserve(&world.plan()), [], "nobody is without a share");
+    decide(&mut world, |decision| {
+        decision.traffic = weights([("v1", 1)]);
+        decision.drained.insert(Part::Version("v3".to_owned()));
+    });
+    assert_eq!(reserve(&world.plan()), [101, 102]);
+    health(&mut world, 1, Health::Unhealthy);
+    assert_eq!(reserve(&world.plan()), [102]);
+    world.backends.get_mut("id3").unwrap().spec.rollout = Some(Policy::Manual);
+    assert_eq!(reserve(&world.plan()), [], "versions wait");
 }
 
 #[test]
