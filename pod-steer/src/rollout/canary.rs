@@ -8,6 +8,7 @@ use super::{
     step::{Progress, decide, done, end, go_back, is_ready},
     words,
 };
+use crate::world::State;
 
 pub(super) fn step(
     operation: &mut Operation,
@@ -87,6 +88,9 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
 fn unwell(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
     for (id, name) in watched {
         let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
+        if backend.state == State::Starting {
+            return Some(format!("{name} has stopped listening"));
+        }
         if !backend.state.could_serve() {
             return Some(format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()));
         }
