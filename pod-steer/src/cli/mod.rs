@@ -60,7 +60,10 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            match one_line(&error) {
+                Some(line) => say(&line),
+                None => drop(error.print()),
+            }
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
@@ -76,6 +79,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is wrong with the arguments, and what is there instead; nothing if help was asked for.
+fn one_line(error: &clap::Error) -> Option<String> {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let wrong = paragraphs.next()?.strip_prefix("error: ")?;
+    let tips = paragraphs.filter_map(|paragraph| paragraph.trim_start().strip_prefix("tip: "));
+    let parts = [wrong].into_iter().chain(tips).map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    Some(parts.chain(["see --help".to_owned()]).collect::<Vec<_>>().join("; "))
 }
 
 /// One line per problem on stderr.
@@ -149,4 +162,22 @@ fn examine() -> Outcome {
     let style = std::io::stdout().is_terminal();
     print(&doctor::render(&findings, style))?;
     if findings.iter().all(|finding| finding.ok || !finding.required) { Ok(()) } else { Err(Failure::Said(1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_arguments_are_one_line() {
+        let said = |args: &[&str]| one_line(&Cli::try_parse_from(args).unwrap_err());
+        assert_eq!(
+            said(&["pod-steer", "deploy", "web"]).unwrap(),
+            "the following required arguments were not provided: <VERSION>; see --help"
+        );
+        let backends = said(&["pod-steer", "deploy", "web", "v2", "--backends", "0"]).unwrap();
+        assert!(backends.starts_with("invalid value '0' for '--backends <N>'") && backends.lines().count() == 1);
+        assert!(said(&["pod-steer", "statsu"]).unwrap().contains("'status'"));
+        assert_eq!(said(&["pod-steer", "--help"]), None);
+    }
 }
