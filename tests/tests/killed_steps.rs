@@ -220,7 +220,9 @@ fn at_each_step_of_a_canary() -> Result<()> {
             Canary::Waiting => ("waiting".to_owned(), 0),
             Canary::In(step) => (format!("in step {step}"), STEPS[step]),
             Canary::To(step, at @ "switched") => (format!("to step {step}, {at}"), STEPS[step]),
-            Canary::To(step, at) => (format!("to step {step}, {at}"), step.checked_sub(1).map_or(0, |from| STEPS[from])),
+            Canary::To(step, at) => {
+                (format!("to step {step}, {at}"), step.checked_sub(1).map_or(0, |from| STEPS[from]))
+            }
         };
         killed_canary(&row, &name, share).map_err(|error| error.context(format!("killed when: {name}")))?;
     }
@@ -231,8 +233,7 @@ fn at_each_step_of_a_canary() -> Result<()> {
 fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
     let mut scene = Scene::new(!matches!(row, Canary::Waiting))?;
     let load = clients().threads(2).start(scene.stage.host.net())?;
-    let order =
-        json!({ "order": "canary", "version": "v2", "steps": STEPS, "every_ms": 1000, "timeout_ms": 60_000 });
+    let order = json!({ "order": "canary", "version": "v2", "steps": STEPS, "every_ms": 1000, "timeout_ms": 60_000 });
     if let Canary::To(0, point) = row {
         scene.stage.daemon.kill()?;
         scene.stage.daemon.restart_to_die(point)?;

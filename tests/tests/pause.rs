@@ -99,8 +99,10 @@ fn kill(pid: i32) -> Result<()> {
 
 /// Ports on which somebody listens in the host's namespace.
 fn listening(stage: &Stage) -> Result<BTreeSet<u16>> {
-    let tables =
-        stage.host.net().run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
+    let tables = stage
+        .host
+        .net()
+        .run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
     let mut ports = BTreeSet::new();
     for table in tables {
         let table = table?;
@@ -116,7 +118,8 @@ fn listening(stage: &Stage) -> Result<BTreeSet<u16>> {
 fn clients_wait_whatever_happens_to_the_daemon() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
-    let _servers = [web_on(&stage, "v1-1", "[::]:8080").start(&stage)?, web_on(&stage, "v2-1", "[::]:8080").start(&stage)?];
+    let _servers =
+        [web_on(&stage, "v1-1", "[::]:8080").start(&stage)?, web_on(&stage, "v2-1", "[::]:8080").start(&stage)?];
     stage.daemon.wait_ready("web", 2)?;
     let clients = Clients::start(&stage)?;
     clients.get_on()?;
