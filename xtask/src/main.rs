@@ -33,7 +33,7 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
-    /// Show several servers on one port, one of them killed under load (needs root)
+    /// Show several servers on one port, one of them killed and a new version deployed, under load (needs root)
     Demo {
         /// With real containers, in a Docker engine of the demo's own
         #[arg(long)]

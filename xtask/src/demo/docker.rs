@@ -66,11 +66,12 @@ impl Docker {
     }
 
     /// Starts a container as its owner would, with labels; returns its first process.
-    pub fn run(&self, name: &str, journal: &Path) -> Result<u32> {
+    pub fn run(&self, name: &str, version: &str, journal: &Path) -> Result<u32> {
         let label = |key: &str, value: &str| format!("--label=pod-steer.{key}={value}");
         let mut run = self.client();
         run.args(["run", "--detach", "--name", name, "--network", "host"])
-            .args([label("service", SERVICE), label("ports", &format!("{PORT}:{PORT}")), label("version", name)])
+            .args([label("service", SERVICE), label("ports", &format!("{PORT}:{PORT}")), label("version", version)])
+            .arg(label("rollout", "manual"))
             .arg("--volume")
             .arg(format!("{}:/journal", journal.display()))
             .args([IMAGE, "/named-server", "--name", name, "--journal", "/journal"])

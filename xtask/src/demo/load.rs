@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 pub const THREADS: usize = 4;
-/// Far below the 28,000 ports that a client has by default, so that none comes twice.
-const REQUESTS_MAX: u64 = 24_000;
+/// Below half of the 28,000 ports that a client has by default, as there are two loads: none is to come twice.
+const REQUESTS_MAX: u64 = 13_000;
 const LOAD_MAX: Duration = Duration::from_secs(60);
-const SCENES: usize = 3;
 /// Between two requests of a thread.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Longest wait for a connection or an answer.
@@ -34,6 +33,8 @@ pub struct Scene {
     pub strangers: u64,
     /// By the name in the answer.
     pub answers: BTreeMap<String, u64>,
+    /// When each name was first answered.
+    pub first: BTreeMap<String, Instant>,
     /// The first few reasons.
     pub reasons: Vec<String>,
 }
@@ -53,7 +54,7 @@ struct Shared {
     scene: AtomicUsize,
     stop: AtomicBool,
     left: AtomicU64,
-    scenes: Mutex<[Scene; SCENES]>,
+    scenes: Mutex<Vec<Scene>>,
 }
 
 pub struct Load {
@@ -68,7 +69,7 @@ impl Load {
             scene: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             left: AtomicU64::new(REQUESTS_MAX),
-            scenes: Mutex::default(),
+            scenes: Mutex::new(vec![Scene::default()]),
         });
         let client = |number| {
             let shared = Arc::clone(&shared);
@@ -80,6 +81,7 @@ impl Load {
 
     /// Requests that begin from now on are counted in the next scene.
     pub fn next_scene(&self) {
+        self.shared.scenes().push(Scene::default());
         self.shared.scene.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -90,7 +92,7 @@ impl Load {
     }
 
     /// Lets the running requests end.
-    pub fn stop(self) -> [Scene; SCENES] {
+    pub fn stop(self) -> Vec<Scene> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             // Its counts are all that a panicked thread could have taken along, and they are not its own.
@@ -101,7 +103,7 @@ impl Load {
 }
 
 impl Shared {
-    fn scenes(&self) -> MutexGuard<'_, [Scene; SCENES]> {
+    fn scenes(&self) -> MutexGuard<'_, Vec<Scene>> {
         self.scenes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,6 +132,7 @@ impl Scene {
         self.requests += 1;
         let reason = match outcome {
             Outcome::Answer { name, own_address } => {
+                self.first.entry(name.clone()).or_insert_with(Instant::now);
                 *self.answers.entry(name).or_default() += 1;
                 self.strangers += u64::from(!own_address);
                 return;

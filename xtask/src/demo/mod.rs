@@ -1,12 +1,15 @@
-//! `cargo xtask demo`: several servers on one port, one of them killed with `-9` under load, another joining. The outer
-//! half (`sandbox`) makes the namespaces and undoes them; the inner half plays: `stage` has the daemon and the servers,
-//! `load` is the client, `report` what one sees. Nothing here may reach beyond those namespaces.
+//! `cargo xtask demo`: several servers on one port, one of them killed with `-9` under load, another joining; then, in
+//! `deploy`, a new version takes over and is rolled back. The outer half (`sandbox`) makes the namespaces and undoes them;
+//! the inner half plays: `stage` has the daemon and the servers, `load` is the client, `screen` and `report` are what one
+//! sees. Nothing here may reach beyond those namespaces.
 
+mod deploy;
 mod docker;
 pub mod journal;
 pub mod load;
 pub mod report;
 mod sandbox;
+mod screen;
 pub mod stage;
 mod status;
 
@@ -19,11 +22,13 @@ use anyhow::{Context, Result};
 
 use crate::{build, debian, say};
 use load::Load;
-use report::Screen;
+use screen::{Bar, Screen};
 use stage::Stage;
 
 /// How long each scene is played.
-const SCENE: Duration = Duration::from_secs(4);
+const SCENE: Duration = Duration::from_secs(2);
+/// Whom the first act shows.
+const COPIES: [Bar; 3] = [("v1a", &["v1a"]), ("v1b", &["v1b"]), ("v1c", &["v1c"])];
 
 /// What the inner half must know.
 #[derive(clap::Args)]
@@ -66,36 +71,39 @@ pub fn inside(inside: &Inside) -> Result<ExitCode> {
     played.map(|good| if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The three scenes. Whether all went well.
+/// Both acts. Whether all went well.
 fn play(stage: &mut Stage) -> Result<bool> {
     stage.start_daemon()?;
-    for name in ["v1", "v2"] {
-        let ready_after = stage.start_server(name)?;
+    for name in ["v1a", "v1b"] {
+        let ready_after = stage.start_server(name, "v1")?;
         report::server_started(stage.server(name)?, ready_after);
     }
     report::explain();
+    let good = kill_and_join(stage)? & deploy::play(stage)?;
+    stage.unload()?;
+    report::unloaded();
+    Ok(good)
+}
 
+/// The first act: copies of one version come and go.
+fn kill_and_join(stage: &mut Stage) -> Result<bool> {
     let load = Load::start((Ipv4Addr::LOCALHOST, stage::PORT).into())?;
-    let screen = Screen::new();
-    screen.scene("v1 and v2 share the port");
+    let screen = Screen::new(&COPIES);
+    screen.scene("v1a and v1b share the port");
     screen.watch(&load, SCENE)?;
 
     load.next_scene();
-    let killed = stage.kill("v2")?;
-    screen.scene(&format!("v2 (pid {killed}) is killed with -9, under load"));
+    let killed = stage.kill("v1b")?;
+    screen.scene(&format!("v1b (pid {killed}) is killed with -9, under load"));
     screen.watch(&load, SCENE)?;
 
-    let ready_after = stage.start_server("v3")?;
+    let ready_after = stage.start_server("v1c", "v1")?;
     load.next_scene();
-    let started = report::joined(stage.server("v3")?, ready_after);
+    let started = report::joined(stage.server("v1c")?, ready_after);
     screen.scene(&started);
     screen.watch(&load, SCENE)?;
 
     let scenes = load.stop();
     let status = stage.status().context("the daemon's counters at the end")?;
-    let journal = journal::read(&stage.journal("v2"))?;
-    let good = report::summary(&scenes, &status, &journal)?;
-    stage.unload()?;
-    report::unloaded();
-    Ok(good)
+    Ok(report::summary(&scenes, &status, &journal::read(&stage.journal("v1b"))?))
 }

@@ -75,6 +75,8 @@ impl Stage {
         let daemon = self
             .pod_steer(&["run", "--engine", &engine, "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"])
             .arg(self.dir.join("run"))
+            .arg("--config")
+            .arg(self.settings()?)
             .stdin(Stdio::null())
             .stderr(File::create(self.log("daemon"))?)
             .spawn()
@@ -89,14 +91,22 @@ impl Stage {
         })
     }
 
-    /// Starts a server and waits until the kernel steers to it; returns how long that took.
-    pub fn start_server(&mut self, name: &str) -> Result<Duration> {
+    /// What containers have a label for, and commands of `exec` have not.
+    fn settings(&self) -> Result<PathBuf> {
+        let file = self.dir.join("pod-steer.toml");
+        fs::write(&file, format!("[service.{SERVICE}]\nrollout = \"manual\"\n"))?;
+        Ok(file)
+    }
+
+    /// Starts a server of a version and waits until the kernel steers to it, or would if the version had a share; returns
+    /// how long that took.
+    pub fn start_server(&mut self, name: &str, version: &str) -> Result<Duration> {
         let start = Instant::now();
         let journal = self.journal(name);
         File::create(&journal)?;
         let server = match &self.docker {
-            Some(docker) => Server { name: name.to_owned(), pid: docker.run(name, &journal)?, process: None },
-            None => self.exec(name, &journal)?,
+            Some(docker) => Server { name: name.to_owned(), pid: docker.run(name, version, &journal)?, process: None },
+            None => self.exec(name, version, &journal)?,
         };
         self.servers.push(server);
         wait_until(&format!("{name} is ready"), || {
@@ -110,12 +120,12 @@ impl Stage {
         Ok(start.elapsed())
     }
 
-    fn exec(&self, name: &str, journal: &Path) -> Result<Server> {
+    fn exec(&self, name: &str, version: &str, journal: &Path) -> Result<Server> {
         let (asked, listen) = self.ports;
         let ports = format!("{asked}:{}", listen.port());
         let log = File::create(self.log(name))?;
         let process = self
-            .pod_steer(&["exec", "--service", SERVICE, "--ports", &ports, "--version", name, "--name", name, "--"])
+            .pod_steer(&["exec", "--service", SERVICE, "--ports", &ports, "--version", version, "--name", name, "--"])
             .arg(&self.named_server)
             .args(["--name", name, "--listen", &listen.to_string(), "--journal"])
             .arg(journal)

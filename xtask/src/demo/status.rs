@@ -12,7 +12,7 @@ pub struct Status {
 /// One server, as the daemon and the kernel see it.
 #[derive(Clone)]
 pub struct Backend {
-    pub version: String,
+    name: String,
     state: String,
     sockets: u64,
     /// Connections born at this backend's listeners.
@@ -31,9 +31,9 @@ impl Status {
         Ok(Self { backends: backends.into_iter().flatten().map(Backend::from_json).collect() })
     }
 
-    /// The backend of this version; here each version has one.
-    pub fn backend(&self, version: &str) -> Option<&Backend> {
-        self.backends.iter().find(|backend| backend.version == version)
+    /// The backend with this name.
+    pub fn backend(&self, name: &str) -> Option<&Backend> {
+        self.backends.iter().find(|backend| backend.name == name)
     }
 }
 
@@ -42,7 +42,7 @@ impl Backend {
         let text = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
         let number = |key: &str| json[key].as_u64().unwrap_or_default();
         Self {
-            version: text("version"),
+            name: text("name"),
             state: text("state"),
             sockets: number("sockets"),
             opened: number("opened"),
@@ -51,8 +51,9 @@ impl Backend {
         }
     }
 
+    /// It gets new connections, or would if its version had a share of them.
     pub fn is_ready(&self) -> bool {
-        self.state == "ready" && self.sockets > 0
+        ["ready", "standby"].contains(&self.state.as_str()) && self.sockets > 0
     }
 
     /// Connections that this backend got, by the kernel's count.
@@ -68,13 +69,13 @@ mod tests {
     #[test]
     fn a_status_is_understood() -> Result<()> {
         let json = r#"{"services": [{"name": "web", "backends": [
-            {"version": "v1", "state": "ready", "sockets": 1, "opened": 10, "moved_in": 2, "moved_out": 0},
-            {"version": "v2", "state": "exited", "sockets": 0, "opened": 10, "moved_in": 0, "moved_out": 2}]}]}"#;
+            {"name": "v1a", "state": "ready", "sockets": 1, "opened": 10, "moved_in": 2, "moved_out": 0},
+            {"name": "v1b", "state": "exited", "sockets": 0, "opened": 10, "moved_in": 0, "moved_out": 2}]}]}"#;
         let status = Status::parse(json)?;
-        let got = ["v1", "v2", "v3"].map(|version| status.backend(version).map(|backend| backend.got()));
+        let got = ["v1a", "v1b", "v1c"].map(|name| status.backend(name).map(|backend| backend.got()));
         assert_eq!(got, [Some(12), Some(8), None]);
-        assert!(status.backend("v1").is_some_and(Backend::is_ready));
-        assert!(!status.backend("v2").is_some_and(Backend::is_ready));
+        assert!(status.backend("v1a").is_some_and(Backend::is_ready));
+        assert!(!status.backend("v1b").is_some_and(Backend::is_ready));
         Ok(())
     }
 }

@@ -117,32 +117,32 @@ fn doctor() -> Command {
     doctor
 }
 
-/// The demo's three scenes; in the last, the daemon is killed too, and requests go on without it.
+/// The three scenes of the demo's first act; in the last, the daemon is killed too, and requests go on without it.
 fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
     stage.start_daemon()?;
-    for name in ["v1", "v2"] {
-        let ready_after = stage.start_server(name)?;
+    for name in ["v1a", "v1b"] {
+        let ready_after = stage.start_server(name, "v1")?;
         report::server_started(stage.server(name)?, ready_after);
     }
     let load = Load::start(asked)?;
     sleep(SCENE);
     load.next_scene();
-    stage.kill("v2")?;
+    stage.kill("v1b")?;
     sleep(SCENE);
     stage.kill_daemon()?;
     sleep(SCENE);
     stage.start_daemon()?;
     sleep(SCENE);
-    let ready_after = stage.start_server("v3")?;
+    let ready_after = stage.start_server("v1c", "v1")?;
     load.next_scene();
-    say::note(&report::joined(stage.server("v3")?, ready_after));
+    say::note(&report::joined(stage.server("v1c")?, ready_after));
     sleep(SCENE);
     let scenes = load.stop();
     let status = stage.status().context("the daemon's counters at the end")?;
-    if !report::summary(&scenes, &status, &journal::read(&stage.journal("v2"))?)? {
+    if !report::summary(&scenes, &status, &journal::read(&stage.journal("v1b"))?) {
         bail!("clients asked {asked}: not all was as it should be");
     }
-    for name in ["v1", "v3"] {
+    for name in ["v1a", "v1c"] {
         stage.kill(name)?;
     }
     users::play(stage)?;
