@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::named;
 use crate::paths;
 
 /// A file longer than this wants to be two.
@@ -21,11 +22,16 @@ const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), 
 pub fn tidy() -> Result<()> {
     let mut complaints = Vec::new();
     let root = paths::root();
-    for file in files(&root)? {
+    let names = |file: PathBuf| Ok(file.strip_prefix(&root)?.to_string_lossy().into_owned());
+    let files: Vec<String> = files(&root)?.into_iter().map(names).collect::<Result<_>>()?;
+    for name in &files {
         // A file that is not text is nothing for these rules.
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        let name = file.strip_prefix(&root)?.to_string_lossy().into_owned();
-        complaints.extend(complaints_about(&name, &text).into_iter().map(|what| format!("{name}{what}")));
+        let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
+        complaints.extend(complaints_about(name, &text).into_iter().map(|what| format!("{name}{what}")));
+        if name.ends_with(".md") {
+            let missing = named::missing(&text, &files).into_iter();
+            complaints.extend(missing.map(|(line, what)| format!("{name}:{line}: there is no {what}")));
+        }
     }
     if complaints.is_empty() {
         return Ok(());

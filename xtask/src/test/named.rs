@@ -1,0 +1,93 @@
+//! Files that the documents name exist: a code map is of no use when it leads nowhere.
+
+use std::path::Path;
+
+/// Ends of names that are files of this repository.
+const ENDS: [&str; 5] = [".rs", ".md", ".toml", ".yaml", ".service"];
+
+/// What a document names and nobody finds, each with its line. `files` are all there are, from the top of the repository.
+pub fn missing(document: &str, files: &[String]) -> Vec<(usize, String)> {
+    let mut missing = Vec::new();
+    let mut in_block = false;
+    for (number, line) in (1..).zip(document.lines()) {
+        if line.trim_start().starts_with("```") {
+            in_block = !in_block;
+        } else if !in_block {
+            let names = quoted(line).filter(|name| is_path(name)).flat_map(spelt_out);
+            let named = names.filter(|name| !exists(name, files)).chain(links(line).filter(|link| !leads(link, files)));
+            missing.extend(named.map(|name| (number, name)));
+        }
+    }
+    missing
+}
+
+/// What stands in back quotes.
+fn quoted(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// Where links lead, unless to another site or within the document.
+fn links(line: &str) -> impl Iterator<Item = String> {
+    let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://") && !target.starts_with('#')).map(str::to_owned)
+}
+
+/// Whether it is a path of this repository and not a command, a machine's file or a request.
+fn is_path(name: &str) -> bool {
+    let letter = |letter: char| letter.is_ascii_alphanumeric() || "-_./{},*".contains(letter);
+    let top = ["pod-steer", "pod-steer-ebpf", "tests", "xtask", "examples", "docs"];
+    let below_top = name.split_once('/').is_some_and(|(first, _)| top.contains(&first));
+    name.chars().all(letter)
+        && !name.starts_with(['/', '.'])
+        && (below_top || ENDS.iter().any(|end| name.ends_with(end)))
+}
+
+/// `a/{b,c}/*.rs` is `a/b` and `a/c`.
+fn spelt_out(name: &str) -> Vec<String> {
+    let name = name.split("/*").next().unwrap_or(name);
+    match name.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?))) {
+        Some((before, (choices, after))) => choices.split(',').map(|one| format!("{before}{one}{after}")).collect(),
+        None => vec![name.to_owned()],
+    }
+}
+
+/// Whether a file or a folder ends so; a module is named without its file's end too.
+fn exists(name: &str, files: &[String]) -> bool {
+    let name = name.trim_end_matches('/');
+    let module = format!("{name}.rs");
+    let ends = |path: &Path| path.ends_with(name) || path.ends_with(&module);
+    files.iter().any(|file| Path::new(file).ancestors().any(ends))
+}
+
+/// Whether a link leads to a file or a folder; documents lie at the top.
+fn leads(link: &str, files: &[String]) -> bool {
+    files.iter().any(|file| Path::new(file).starts_with(link.trim_end_matches('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&str; 3] = ["pod-steer/src/world/mod.rs", "pod-steer/src/slots.rs", "examples/compose.yaml"];
+
+    fn found(document: &str) -> Vec<(usize, String)> {
+        missing(document, &FILES.map(str::to_owned))
+    }
+
+    #[test]
+    fn files_that_exist_are_found() {
+        let document = "`world/mod.rs`, `slots.rs`, `pod-steer/src/{world,slots}`, `pod-steer/src/*.rs`,\n\
+            [`compose.yaml`](examples/compose.yaml), [there](https://docs.rs/a.rs), [below](#below)\n\
+            `/etc/pod-steer.toml`, `cargo xtask`, `pod-steer run`, `GET /v1/status`, `bpf_loop`, `v1/v2`\n\
+            ```sh\nvi `gone.rs`\n```\n";
+        assert_eq!(found(document), []);
+    }
+
+    #[test]
+    fn files_that_are_gone_are_told() {
+        let document =
+            "`slots.rs` and\n`world/plan.rs`, `lots.rs`, `pod-steer/src/{slots,gone}`\n[here](docs/gone.md)\n";
+        let names = [(2, "world/plan.rs"), (2, "lots.rs"), (2, "pod-steer/src/gone"), (3, "docs/gone.md")];
+        assert_eq!(found(document), names.map(|(line, name)| (line, name.to_owned())));
+    }
+}
