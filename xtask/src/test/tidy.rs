@@ -39,7 +39,8 @@ pub fn tidy() -> Result<()> {
     bail!("{}", complaints.join("\n"))
 }
 
-/// All that is not built and not hidden; of the hidden directories, those that hold the project's own settings.
+/// All that is not built and not hidden; of the hidden directories, those that hold the project's own settings. A second
+/// worktree has a file `.git`.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
@@ -49,7 +50,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
         let ours = !name.starts_with('.') || [".cargo", ".ci", ".config"].contains(&name.as_str());
         if kind.is_dir() && ours && name != "target" {
             found.extend(files(&entry.path())?);
-        } else if kind.is_file() && name != "Cargo.lock" && !name.starts_with("LICENSE") {
+        } else if kind.is_file() && ![".git", "Cargo.lock"].contains(&name.as_str()) && !name.starts_with("LICENSE") {
             found.push(entry.path());
         }
     }
@@ -116,6 +117,11 @@ mod tests {
         assert!(!says_unsafe("say(\"unsafe\")"));
         assert!(complaints_about("pod-steer/src/kernel/sys.rs", "unsafe { call() }\n").is_empty());
         assert_eq!(complaints_about("pod-steer/src/cli.rs", "unsafe { call() }\n").len(), 1);
+    }
+
+    #[test]
+    fn this_repository_is_tidy() -> Result<()> {
+        tidy()
     }
 
     #[test]
