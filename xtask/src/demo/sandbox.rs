@@ -18,6 +18,8 @@ use crate::say;
 
 /// Longest time for killed processes to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// Ports that clients come from.
+const CLIENT_PORTS: &str = "10000 64999";
 /// The whole demo takes a minute at most, with a Docker engine and on a slow machine.
 const PLAY_MAX: Duration = Duration::from_secs(180);
 
@@ -133,6 +135,8 @@ pub fn settle() -> Result<()> {
     // A container engine gives controllers to its cgroups, which a cgroup with processes of its own cannot do.
     fs::create_dir("/sys/fs/cgroup/main")?;
     fs::write("/sys/fs/cgroup/main/cgroup.procs", "0")?;
+    // By default clients have 28,000, which is less than the demo's two loads may ask for.
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", CLIENT_PORTS)?;
     run(command("ip").args(["link", "set", "lo", "up"]))
 }
 
