@@ -1,10 +1,23 @@
-//! Every command of the README is run, as it stands there. What cannot be in a test (registries, `sudo`, paths of an
-//! installation) is put in its place and nothing else: an unknown command fails the test.
+//! Every command of the README is run, as it stands there, block by block. What cannot be in a test (registries, `sudo`,
+//! paths of an installation) is put in its place and nothing else: an unknown command fails the test. While a recipe is
+//! carried out, clients come all the time, and none of them may be lost.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pod_steer_tests::{container::Docker, daemon::Stage, image::Image, process::run, require, tools, wait};
+use pod_steer_tests::{
+    container::Docker,
+    daemon::Stage,
+    exec::Exec,
+    image::Image,
+    load::{Load, Running, Tally},
+    process::run,
+    report, require, tools, wait,
+};
+use serde_json::Value;
+
+/// Clients of a recipe that come once it is over.
+const AFTERWARDS: u64 = 200;
 
 /// The README and the examples it points to.
 fn root() -> &'static Path {
@@ -22,9 +35,10 @@ fn blocks() -> Result<Vec<Vec<String>>> {
     Ok(blocks)
 }
 
-/// What runs before or around this test: it would only run itself.
+/// What runs before or around this test: it would only run itself. The stage has started the daemon, with paths of its own.
 fn runs_elsewhere(line: &str) -> bool {
-    ["cargo xtask demo", "cargo xtask test", "cargo xtask build --release"].contains(&line)
+    let here = ["cargo xtask demo", "cargo xtask test", "cargo xtask build --release"];
+    here.contains(&line) || line == "sudo target/release/pod-steer run"
 }
 
 /// The images that the README names, made of the test server.
@@ -38,35 +52,113 @@ fn name_images(docker: &Docker) -> Result<()> {
     Ok(())
 }
 
-/// A line as a shell command of the stage's host.
-fn shell(stage: &Stage, line: &str) -> Result<Command> {
+/// A line as a shell command of the stage's host, with the variables that lines before it have set.
+fn shell(stage: &Stage, variables: &[String], line: &str) -> Result<Command> {
     let steer = tools::pod_steer()?.display().to_string();
     let line = line.replace("sudo target/release/pod-steer", &steer);
     let line = line.strip_prefix("pod-steer ").map(|rest| format!("{steer} {rest}")).unwrap_or(line);
     let line = line.replace("docker compose ", "docker-compose ");
     // Whoever enters another mount namespace is at its root.
-    let line = format!("cd '{}' && {line}", root().display());
+    let line = format!("{}cd '{}' && {line}", variables.concat(), root().display());
     let mut command = stage.host.command("sh")?;
     command.args(["-c", &line]).env("POD_STEER_SOCKET", stage.daemon.socket());
     Ok(command)
 }
 
-fn with_docker(stage: &Stage, line: &str) -> Result<String> {
+/// One story with an engine, told by a block: a version, its successor, and how that takes over.
+fn recipe(block: &[String]) -> Result<()> {
+    let stage = Stage::with_docker()?;
     let docker = stage.engine().docker();
+    name_images(docker)?;
     let config = docker.socket().with_file_name("docker-config");
-    run(shell(stage, line)?.env("DOCKER_HOST", docker.url()).env("DOCKER_CONFIG", config)).context(line.to_owned())
+    let (mut variables, mut wanted) = (Vec::new(), BTreeMap::new());
+    let mut clients: Option<Running> = None;
+    let port = "127.0.0.1:80".parse()?;
+    for line in block {
+        if line.split_once("=\"").is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric)) {
+            variables.push(format!("{line}; "));
+            continue;
+        }
+        let mut command = shell(&stage, &variables, line)?;
+        let printed = run(command.env("DOCKER_HOST", docker.url()).env("DOCKER_CONFIG", &config))?;
+        if let Some((service, copies)) = scale(line)? {
+            wanted.insert(service, copies);
+            serving(&stage, wanted.values().sum())?;
+        } else if line.starts_with("docker run ") {
+            wanted.insert(line.clone(), 1);
+            serving(&stage, wanted.values().sum())?;
+        } else {
+            ensure!(line.starts_with("sudo target/release/pod-steer "), "no test knows how to run {line}");
+            ensure!(!printed.is_empty(), "{line} prints nothing");
+        }
+        if clients.is_none() {
+            clients = Some(Load::to(port).threads(2).start(stage.host.net())?);
+        }
+    }
+    let tally = clients.context("a recipe without commands")?.stop()?;
+    nothing_lost(&block[block.len() - 1], &tally)?;
+    ensure!(["stable", "mainline"].iter().all(|name| tally.answered_by(name) > 0), "not both served: {tally}");
+    let after = Load::to(port).count(AFTERWARDS).run(stage.host.net())?;
+    ensure!(after.answered_by("mainline") == AFTERWARDS, "the new version has not taken over: {after}");
+    Ok(())
 }
 
-fn without_engine(line: &str) -> Result<()> {
+/// The service and the number of `docker compose … --scale SERVICE=NUMBER`.
+fn scale(line: &str) -> Result<Option<(String, usize)>> {
+    let Some((_, rest)) = line.split_once(" --scale ").filter(|_| line.starts_with("docker compose ")) else {
+        return Ok(None);
+    };
+    let (service, copies) = rest.split(' ').next().and_then(|rest| rest.split_once('=')).context("no number")?;
+    Ok(Some((service.to_owned(), copies.parse()?)))
+}
+
+/// Waits until so many backends serve, or would if their version had a share.
+fn serving(stage: &Stage, wanted: usize) -> Result<()> {
+    stage.daemon.wait_for(&format!("{wanted} backends that could serve"), |status| {
+        let could = |state: &str| ["ready", "standby"].contains(&state);
+        let backends = &status.service("web")?.backends;
+        (backends.iter().filter(|backend| could(&backend.state)).count() == wanted).then_some(())
+    })
+}
+
+fn nothing_lost(what: &str, tally: &Tally) -> Result<()> {
+    report::figure(&format!("README, until `{what}`"), tally);
+    ensure!(tally.losses.is_empty(), "clients were lost: {tally}");
+    Ok(())
+}
+
+/// The commands that move traffic, one after the other, between two versions.
+fn hot_swap(block: &[String]) -> Result<()> {
+    let stage = Stage::without_engine()?;
+    let version = |name| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", name]).start(&stage);
+    let _servers = [version("v1")?, version("v2")?];
+    stage.daemon.wait_ready("web", 2)?;
+    let clients = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
+    for line in block {
+        ensure!(line.starts_with("pod-steer "), "no test knows how to run {line}");
+        run(&mut shell(&stage, &[], line)?)?;
+    }
+    nothing_lost(&block[block.len() - 1], &clients.stop()?)?;
+    let history: Vec<Value> = serde_json::from_str(&run(stage.daemon.cli()?.args(["history", "-o", "json"]))?)?;
+    for (operation, line) in history.iter().zip(block) {
+        // The canary is ended by the rollback after it.
+        let expected = if line.contains(" canary ") { "aborted" } else { "done" };
+        ensure!(operation["end"]["outcome"] == expected, "{line}: {operation}");
+    }
+    ensure!(history.len() + 1 == block.len(), "not every command is in the history: {history:?}");
+    Ok(())
+}
+
+fn exec_or_register(line: &str) -> Result<()> {
     let stage = Stage::without_engine()?;
     let _server = if line.starts_with("pod-steer register") {
         let mut server = stage.host.command(tools::named_server()?)?;
         let server = stage.host.start("old", server.args(["--name", "old", "--listen", "0.0.0.0:8080"]))?;
         let line = line.replace("4711", &server.pid().to_string());
-        wait::until_ok("the process to be adopted", || Ok(run(&mut shell(&stage, &line)?).ok()))?;
+        wait::until_ok("the process to be adopted", || Ok(run(&mut shell(&stage, &[], &line)?).ok()))?;
         server
     } else {
-        stage.host.start("exec", &mut shell(&stage, line)?)?
+        stage.host.start("exec", &mut shell(&stage, &[], line)?)?
     };
     stage.daemon.wait_ready("web", 1).map(drop)
 }
@@ -75,32 +167,29 @@ fn without_engine(line: &str) -> Result<()> {
 fn every_command_works() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["docker-compose", "python3"]));
-    let stage = Stage::with_docker()?;
-    name_images(stage.engine().docker())?;
-    let (mut containers, mut commands) = (0, 0);
-    for line in blocks()?.into_iter().flatten() {
-        commands += 1;
-        if runs_elsewhere(&line) || line == "sudo target/release/pod-steer run" {
-            // The stage has started the daemon, with paths of its own.
-            continue;
-        }
-        if line.starts_with("docker run ") {
-            with_docker(&stage, &line)?;
-            containers += 1;
-            stage.daemon.wait_ready("web", containers)?;
-        } else if line.starts_with("docker compose ") {
-            with_docker(&stage, &line)?;
-            containers += 3;
-            stage.daemon.wait_ready("web", containers)?;
-        } else if line.starts_with("sudo target/release/pod-steer ") {
-            let printed = with_docker(&stage, &line)?;
-            ensure!(!printed.is_empty(), "{line} prints nothing");
-        } else if line.starts_with("pod-steer exec ") || line.starts_with("pod-steer register ") {
-            without_engine(&line)?;
+    let (mut commands, mut recipes) = (0, 0);
+    for block in blocks()? {
+        commands += block.len();
+        let rest: Vec<String> = block.into_iter().filter(|line| !runs_elsewhere(line)).collect();
+        let begins = |start: &str| rest.iter().any(|line| line.starts_with(start));
+        if begins("docker ") {
+            recipe(&rest)?;
+            recipes += 1;
+        } else if begins("pod-steer shift ") {
+            hot_swap(&rest)?;
         } else {
-            bail!("the README has a command that no test runs: {line}");
+            for line in &rest {
+                if line.starts_with("pod-steer exec ") || line.starts_with("pod-steer register ") {
+                    exec_or_register(line)?;
+                } else if line == "sudo target/release/pod-steer doctor" {
+                    let printed = run(&mut shell(&Stage::without_engine()?, &[], line)?)?;
+                    ensure!(!printed.is_empty(), "{line} prints nothing");
+                } else {
+                    bail!("the README has a command that no test runs: {line}");
+                }
+            }
         }
     }
-    assert!(commands >= 10 && containers >= 5, "{commands} commands, {containers} containers");
+    assert!(commands >= 25 && recipes >= 2, "{commands} commands, {recipes} recipes");
     Ok(())
 }
