@@ -37,7 +37,7 @@ pub fn play(stage: &mut Stage) -> Result<bool> {
     let ready_after = stage.start_server("v2", "v2")?;
     let pid = stage.server("v2")?.pid;
     note(&format!("v2 (pid {pid}) listens on port {PORT} too: ready after {} ms.", ready_after.as_millis()));
-    note("The policy of this service is `manual`: a new version waits until it is deployed.");
+    note("Its policy is `manual`: a new version waits until it is deployed.");
 
     let before = stage.status()?;
     let load = Load::start((Ipv4Addr::LOCALHOST, PORT).into())?;
