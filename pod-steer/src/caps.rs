@@ -8,12 +8,13 @@ use rustix::thread::{
 };
 
 /// The capabilities that are kept, and what each is for.
-pub const NEEDED: [(CapabilitySet, &str, &str); 6] = [
+pub const NEEDED: [(CapabilitySet, &str, &str); 7] = [
     (CapabilitySet::BPF, "CAP_BPF", "make maps and load programs"),
     (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN", "attach programs to namespaces, cgroups and sockets"),
     (CapabilitySet::PERFMON, "CAP_PERFMON", "let the verifier track pointers in the programs"),
     (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN", "enter a container's network namespace, open tables by their id"),
     (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "copy a listening socket of a container (pidfd_getfd)"),
+    (CapabilitySet::KILL, "CAP_KILL", "tell old backends of other users to stop"),
     (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "read the descriptors of containers of other users"),
 ];
 

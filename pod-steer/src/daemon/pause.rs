@@ -61,9 +61,9 @@ impl Control {
             .stderr(Stdio::null())
             .spawn()?;
         // Whatever ends the daemon with its cgroup does not end the holder. It is our child: its pid cannot be another's.
-        fs::write(cgroup.join("cgroup.procs"), holder.id().to_string())?;
-        info!(pid = holder.id(), "holds the listener of paused services");
-        self.orders.pause_holder = Some(holder);
+        let (pid, holder) = (holder.id(), self.orders.pause_holder.insert(holder));
+        fs::write(cgroup.join("cgroup.procs"), pid.to_string()).inspect_err(|_| drop(holder.kill()))?;
+        info!(pid, "holds the listener of paused services");
         Ok(cookie)
     }
 
