@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     daemon::{Daemon, Stage},
-    exec::Exec,
+    exec::{Backend, Exec},
     load::{Load, Tally},
     netns::NetNs,
     orders::Operation,
@@ -16,6 +16,9 @@ use crate::{
 
 /// Where its clients come to.
 pub const TARGET: &str = "127.0.0.1:80";
+
+/// New connections by which a [`Scene`] looks where they go.
+const CONNECTIONS: u64 = 200;
 
 /// Settings: checks often enough for a test, which read what [`answer`] says.
 pub const CHECKED: &str = "[service.web.health]\nkind = 'http'\ninterval = '20ms'\nunhealthy = 1\n";
@@ -82,6 +85,49 @@ pub fn answered_by_version(tally: &Tally, wanted: &str) -> u64 {
 /// A connection to `web` that stays open.
 pub fn hold(net: &NetNs) -> Result<TcpStream> {
     net.run(|| TcpStream::connect(TARGET)).context("a connection to hold")
+}
+
+/// A service of two versions, all of it on the first one.
+#[derive(Debug)]
+pub struct Scene {
+    /// The host and the daemon.
+    pub stage: Stage,
+    /// `v1-1`, which has everything.
+    pub old: Backend,
+    /// `v2-1`.
+    pub new: Backend,
+    /// What its clients met with.
+    pub total: Tally,
+}
+
+impl Scene {
+    /// The second version passes its checks, or not.
+    pub fn new(ready: bool) -> Result<Self> {
+        let stage = Stage::configured(CHECKED)?;
+        let old = web(&stage, "v1-1").start(&stage)?;
+        stage.daemon.wait_ready("web", 1)?;
+        stage.daemon.order_done("shift web v1=1")?;
+        if !ready {
+            answer(&stage, "v2-1", "503 Not Yet")?;
+        }
+        let new = web(&stage, "v2-1").start(&stage)?;
+        stage.daemon.wait_state("web", "v2-1", if ready { "standby" } else { "unhealthy" })?;
+        Ok(Self { stage, old, new, total: Tally::default() })
+    }
+
+    /// Looks where new connections go: all to this version.
+    pub fn all_by(&mut self, version: &str) -> Result<()> {
+        self.total.merge(all_by(self.stage.host.net(), CONNECTIONS, version)?);
+        Ok(())
+    }
+
+    /// The kernel has counted exactly what clients were answered, over all daemons.
+    pub fn counts_agree(&self, held: u64) -> Result<()> {
+        let service = self.stage.daemon.wait_idle("web")?;
+        ensure!(service.opened() == self.total.answered() + held, "{} and {held} held: {service:#?}", self.total);
+        ensure!(service.counter("refused_no_backend") == 0, "{service:#?}");
+        Ok(())
+    }
 }
 
 impl Daemon {

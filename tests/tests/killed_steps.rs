@@ -9,20 +9,15 @@ use std::{
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
     check,
-    daemon::Stage,
-    exec::Backend,
-    load::Tally,
     orders::Operation,
     report, require,
-    rollouts::{CHECKED, all_by, answer, answered_by_version, clients, connect, hold, none_lost, web},
+    rollouts::{Scene, answer, answered_by_version, clients, connect, hold, none_lost},
     tools, wait,
 };
 use rustix::{net::sockopt::set_socket_linger, process::Signal};
 use serde_json::{Value, json};
 
-/// New connections that are looked at.
-const LOOKED_AT: u64 = 200;
-/// The same, where their shares count.
+/// New connections that are looked at where their shares count.
 const SHARES_LOOKED_AT: u64 = 1000;
 /// How long old backends are kept.
 const KEEP_MS: u64 = 4000;
@@ -62,42 +57,6 @@ struct Step {
 
 fn in_phase(name: &'static str) -> impl Fn(&Operation) -> bool {
     move |operation| operation.phase.name == name
-}
-
-/// A service of two versions, all of it on the first one.
-struct Scene {
-    stage: Stage,
-    old: Backend,
-    _new: Backend,
-    total: Tally,
-}
-
-impl Scene {
-    fn new(ready: bool) -> Result<Self> {
-        let stage = Stage::configured(CHECKED)?;
-        let old = web(&stage, "v1-1").start(&stage)?;
-        stage.daemon.wait_ready("web", 1)?;
-        stage.daemon.order_done("shift web v1=1")?;
-        if !ready {
-            answer(&stage, "v2-1", "503 Not Yet")?;
-        }
-        let new = web(&stage, "v2-1").start(&stage)?;
-        stage.daemon.wait_state("web", "v2-1", if ready { "standby" } else { "unhealthy" })?;
-        Ok(Self { stage, old, _new: new, total: Tally::default() })
-    }
-
-    fn all_by(&mut self, version: &str) -> Result<()> {
-        self.total.merge(all_by(self.stage.host.net(), LOOKED_AT, version)?);
-        Ok(())
-    }
-
-    /// The kernel has counted exactly what clients were answered, over all daemons.
-    fn counts_agree(&self, held: u64) -> Result<()> {
-        let service = self.stage.daemon.wait_idle("web")?;
-        ensure!(service.opened() == self.total.answered() + held, "{} and {held} held: {service:#?}", self.total);
-        ensure!(service.counter("refused_no_backend") == 0, "{service:#?}");
-        Ok(())
-    }
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn a_version_without_a_share_stands_by() {
 #[test]
 fn the_reserve_are_those_who_would_serve() {
     let mut world = versions(["v1", "v2", "v2", "v3"]);
-    assert_eq!(reserve(&world.plan()), [0; 0], "nobody is without a share");
+    assert!(reserve(&world.plan()).is_empty(), "nobody is without a share");
     decide(&mut world, |decision| {
         decision.traffic = weights([("v1", 1)]);
         decision.drained.insert(Part::Version("v3".to_owned()));
@@ -90,7 +90,7 @@ fn the_reserve_are_those_who_would_serve() {
     health(&mut world, 1, Health::Unhealthy);
     assert_eq!(reserve(&world.plan()), [102]);
     world.backends.get_mut("id3").unwrap().spec.rollout = Some(Policy::Manual);
-    assert_eq!(reserve(&world.plan()), [0; 0], "versions wait");
+    assert!(reserve(&world.plan()).is_empty(), "versions wait");
 }
 
 #[test]
