@@ -99,7 +99,7 @@ impl Chooser for Heir<'_> {
         if cookie == self.closing {
             return Visit::TryNext;
         }
-        let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
+        let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
         // SAFETY: the map and the key are valid; the helper checks that the socket is of this group.
         let chosen = unsafe { bpf_sk_select_reuseport(self.ctx.as_ptr().cast(), map, (&raw mut cookie).cast(), 0) };
         if chosen != 0 {

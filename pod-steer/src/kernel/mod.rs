@@ -1,5 +1,5 @@
 //! The only module that writes steering state to the kernel; everything else asks it. What is decided elsewhere (which
-//! socket, which weight, which namespace) arrives here as a finished [`Plan`].
+//! socket, which weight, which namespace) arrives here as a finished [`Plan`](crate::world::Plan).
 //!
 //! Everything is pinned below one directory of bpffs, so traffic needs neither this process nor its restart:
 //!
