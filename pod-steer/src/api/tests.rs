@@ -79,6 +79,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
         begun_ms: 0,
         order,
         before: Traffic::default(),
+        undrained: Default::default(),
         phase: Phase::Waiting { deadline_ms: i64::MAX },
         steps: Vec::new(),
         end: None,

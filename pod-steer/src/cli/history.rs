@@ -95,6 +95,7 @@ mod tests {
             begun_ms: 1_700_000_000_000,
             order: Order::Canary(canary),
             before: Traffic::default(),
+            undrained: Default::default(),
             phase: Phase::Ended,
             steps: Vec::new(),
             end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),

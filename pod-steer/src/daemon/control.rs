@@ -234,6 +234,11 @@ impl Control {
         }
     }
 
+    /// Whether every engine has said what there is, or cannot.
+    pub(super) fn has_heard_all(&self) -> bool {
+        self.unheard.is_empty()
+    }
+
     /// Whether the kernel lacks something of the plan.
     pub(super) fn is_behind(&self) -> bool {
         self.dirty

@@ -5,6 +5,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use pod_steer_ebpf::SOURCES_MAX;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
@@ -17,7 +18,8 @@ use super::{
 use crate::{
     abort::{self, Point},
     kernel::Settled,
-    rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Progress, Refusal, Step},
+    rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Policy, Progress, Refusal, Step},
+    world::Backend,
 };
 
 /// Milliseconds since 1970.
@@ -110,6 +112,12 @@ impl Control {
         let last = running.clone().or_else(|| rollout::behind(&self.orders.ledger.history(Some(service))).cloned());
         let services: BTreeSet<&str> = self.world.backends.values().map(|b| b.spec.service.as_str()).collect();
         let services: Vec<&str> = services.into_iter().collect();
+        if self.world.conduct(service).policy != Policy::Balance
+            && matches!(&order, Order::Shift(shift) if shift.balance)
+        {
+            let policy = "its policy lets one version serve at a time; give weights instead, as in v1=1 v2=1";
+            return Err(OrderError::Input(format!("{service} cannot be balanced: {policy}")));
+        }
         rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {
                 Refusal::Input(text) => OrderError::Input(text),
@@ -132,6 +140,7 @@ impl Control {
             begun_ms: now_ms,
             order,
             before: decision.traffic.clone(),
+            undrained: BTreeSet::new(),
             phase: Phase::Ended,
             steps: Vec::new(),
             end: None,
@@ -139,11 +148,29 @@ impl Control {
         let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now_ms);
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
         ended.push(operation);
+        let wanted = self.networks_wanted(service, progress.decision.as_ref());
+        if wanted > SOURCES_MAX as usize {
+            return Err(OrderError::Input(format!(
+                "so many networks on so many ports need {wanted} entries, and there are {SOURCES_MAX}; name fewer networks"
+            )));
+        }
         self.record(service, ended, progress);
+        if self.is_behind() {
+            let text = "stored, and the kernel has not taken it yet; the daemon's log says why, and it is tried again";
+            return Err(OrderError::Failed(text.to_owned()));
+        }
         self.step_operation(service);
         let begun = self.orders.operations.get(service).cloned();
         let latest = begun.or_else(|| self.orders.ledger.history(Some(service)).pop());
         latest.ok_or_else(|| OrderError::Failed("the order is not in the history".to_owned()))
+    }
+
+    /// Entries of the map of networks that a decision needs while it takes the place of the one before.
+    fn networks_wanted(&self, service: &str, decision: Option<&Decision>) -> usize {
+        let rules = |name: &str| self.plan.rules.values().filter(|r| r.service.as_deref() == Some(name)).count();
+        let of = |name: &str, decision: &Decision| decision.traffic.from.len() * rules(name);
+        let held: usize = self.world.decisions.iter().map(|(name, decision)| of(name, decision)).sum();
+        held + decision.map_or(0, |next| of(service, next))
     }
 
     /// Stores what has been decided in one transaction, and only then acts on it. `operations` are of one service; the
@@ -184,7 +211,10 @@ impl Control {
             }
             _ => {
                 self.orders.operations.remove(service);
-                self.orders.overflows.clear();
+                let of_service = |backend: &&Backend| backend.spec.service == service;
+                for backend in self.world.backends.values().filter(of_service) {
+                    self.orders.overflows.remove(&backend.index);
+                }
             }
         }
         for effect in progress.effects {

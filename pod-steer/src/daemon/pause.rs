@@ -30,6 +30,16 @@ impl Control {
         base_cgroup(self.cgroups.mount(), &self.bpffs).join(CGROUP)
     }
 
+    /// Whether a service is paused.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.world.decisions.values().any(|decision| decision.paused)
+    }
+
+    /// Whether this is where the holder of the listener is.
+    pub(super) fn is_pause_cgroup(&self, path: &Path) -> bool {
+        path == self.pause_cgroup()
+    }
+
     /// Sees to it that the listener is there: the one that an earlier daemon made, or a new one.
     pub(super) fn ensure_pause(&mut self) -> Result<(), String> {
         if self.world.pause_cookie.is_some_and(|cookie| self.kernel.is_listening(cookie)) {
@@ -64,12 +74,16 @@ impl Control {
         let (pid, holder) = (holder.id(), self.orders.pause_holder.insert(holder));
         fs::write(cgroup.join("cgroup.procs"), pid.to_string()).inspect_err(|_| drop(holder.kill()))?;
         info!(pid, "holds the listener of paused services");
+        // Should it end, another is wanted at once.
+        self.cgroups.watch_empty(cgroup)?;
         Ok(cookie)
     }
 
     /// Another listener, if the one of a paused service is gone.
     pub(super) fn keep_pause(&mut self) {
-        if self.world.pause_cookie.is_some_and(|cookie| !self.kernel.is_listening(cookie))
+        let listens = |cookie| self.kernel.is_listening(cookie);
+        if self.is_pausing()
+            && !self.world.pause_cookie.is_some_and(listens)
             && let Err(error) = self.ensure_pause()
         {
             warn!(%error, "clients of paused services are refused");
@@ -78,7 +92,8 @@ impl Control {
 
     /// Lets the listener go when no service is paused any more.
     pub(super) fn leave_pause(&mut self) {
-        if self.world.pause_cookie.is_none() || self.world.decisions.values().any(|decision| decision.paused) {
+        // Not before the kernel has let go of it.
+        if self.world.pause_cookie.is_none() || self.is_pausing() || self.is_behind() {
             return;
         }
         self.world.pause_cookie = None;

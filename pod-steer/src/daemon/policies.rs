@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::warn;
 
 use super::control::Control;
-use crate::rollout::{DeployOrder, Operation, Order, Policy, ShiftOrder, View};
+use crate::rollout::{DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder, View};
 
 /// Times of a deploy that the policy `latest` begins.
 const TIMEOUT_MS: u64 = 60_000;
@@ -47,7 +47,9 @@ impl Control {
         let all_ready = present > 0 && view.ready(newest).count() == present;
         // Whatever was decided since it appeared was decided knowing it: a rollback is not undone.
         let decided = |operation: &Operation| {
-            (operation.moves_traffic() || operation.order == Order::Rollback) && operation.begun_ms > *appeared_ms
+            let moved = operation.moves_traffic() || operation.order == Order::Rollback;
+            let failed = operation.end.as_ref().is_some_and(|end| end.outcome == Outcome::Failed);
+            moved && !failed && operation.begun_ms > *appeared_ms
         };
         if policy != Policy::Latest
             || serves_alone

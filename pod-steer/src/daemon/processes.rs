@@ -156,6 +156,9 @@ impl Control {
 
     /// The last process of an `exec` has ended.
     pub(super) fn cgroup_empty(&mut self, path: &Path) {
+        if self.is_pause_cgroup(path) {
+            return self.keep_pause();
+        }
         let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
         self.over.push(path.to_owned());
         self.remove(&id);

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{control::Control, ledger::Change, operations::now_ms};
+use super::{
+    control::Control,
+    ledger::{Change, PlannedStop},
+    operations::now_ms,
+};
 use crate::{
     rollout::{self, Phase},
     world::State,
@@ -13,12 +17,17 @@ use crate::{
 
 /// How often operations that go on are looked at, besides whenever something happens.
 const STEP_EVERY: Duration = Duration::from_millis(50);
+/// Shortest sleep: what is due and cannot be done yet is not tried without a pause.
+const DUE_MS_MIN: i64 = 20;
 /// Longest sleep when nothing is due.
 const IDLE_MS_MAX: i64 = 3_600_000;
 
 impl Control {
-    /// Takes every step that is due.
+    /// Takes every step that is due, once it is known what there is.
     pub(super) fn step_operations(&mut self) {
+        if !self.has_heard_all() {
+            return;
+        }
         let services: Vec<String> = self.orders.operations.keys().cloned().collect();
         for service in services {
             self.step_operation(&service);
@@ -51,13 +60,13 @@ impl Control {
             return STEP_EVERY;
         }
         let soonest = self.plan.next_ms.into_iter().chain(self.orders.stops.iter().map(|stop| stop.at_ms)).min();
-        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms()).clamp(0, IDLE_MS_MAX);
+        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms()).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         Duration::from_millis(wait_ms.unsigned_abs())
     }
 
     /// Whether there is something that only a look can tell: queues of a canary, the listener of a paused service.
     pub(super) fn has_to_look(&self) -> bool {
-        !self.orders.operations.is_empty() || self.world.pause_cookie.is_some()
+        !self.orders.operations.is_empty() || self.is_pausing()
     }
 
     pub(super) fn touch_if_due(&mut self) {
@@ -107,8 +116,10 @@ impl Control {
     /// Old backends whose time is over.
     fn stop_kept(&mut self) {
         let now_ms = now_ms();
+        // They may be needed again if nobody is left of the version that replaced them.
+        let replaced = |stop: &PlannedStop| self.view(&stop.service).ready(&stop.version).next().is_some();
         let (due, kept): (Vec<_>, Vec<_>) =
-            self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms);
+            self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms && replaced(stop));
         if due.is_empty() {
             return;
         }

@@ -6,6 +6,7 @@ use super::{control::Control, operations::now_ms};
 use crate::{
     api::types::OperationStatus,
     rollout::{self, Operation, Order, Phase, View},
+    world::Kind,
 };
 
 impl Control {
@@ -21,9 +22,11 @@ impl Control {
             live: self.live(backend.index),
             overflows: self.orders.overflows.get(&backend.index).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
+            can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             problem: self.backend_problems(backend).into_iter().next(),
         };
         View {
+            coverage: self.plan.coverage.get(service).cloned().unwrap_or_default(),
             service: service.to_owned(),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }

@@ -26,24 +26,39 @@ pub(super) struct Published {
     pub networks: BTreeMap<String, (u32, PlannedNetworks)>,
 }
 
+/// The table of a rule, those of its networks by version, and the tables that were left there.
+type Built = (u32, BTreeMap<String, (u32, PlannedNetworks)>, BTreeSet<u32>);
+
 impl Kernel {
     /// Brings the kernel to the plan, and returns what tells when nobody uses the former tables any more. Tables come
     /// before the rules that lead to them, and rules go before their tables.
     pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<Vec<Settled>> {
         self.apply_managed_ports(&plan.managed_ports)?;
         let mut settled = self.drop_rules(plan)?;
+        // What the kernel does not take of one service keeps it from nothing of another.
+        let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
                 && !self.follows(*index, *decision)
             {
-                settled.extend(self.switch_service(plan, service, *index, *decision)?);
+                match self.switch_service(plan, service, *index, *decision) {
+                    Ok(more) => settled.extend(more),
+                    Err(error) => drop(failed.insert(service, error)),
+                }
             }
         }
         for (key, planned) in &plan.rules {
-            let service = planned.service.as_ref().and_then(|name| services.get(name)).copied().unwrap_or(NONE);
-            settled.extend(self.apply_rule(*key, planned, service)?);
+            let name = planned.service.as_deref().unwrap_or_default();
+            if failed.contains_key(name) {
+                continue;
+            }
+            let service = services.get(name).copied().unwrap_or(NONE);
+            match self.apply_rule(*key, planned, service) {
+                Ok(more) => settled.extend(more),
+                Err(error) => drop(failed.insert(name, error)),
+            }
         }
-        Ok(settled)
+        failed.into_values().next().map_or(Ok(settled), Err)
     }
 
     /// When the last decision that was put in force since this was last asked took effect; what is cleared up behind it
@@ -97,19 +112,23 @@ impl Kernel {
         let mut built = Vec::new();
         for (key, rule, table) in planned {
             let before = self.published.get(&key).cloned().unwrap_or_default();
-            let known = self.published.contains_key(&key) && before.rule.table != NONE;
-            let index = if known { before.rule.table } else { self.publisher.reserve()? };
-            // A daemon that ended between here and the switch has left something on this side.
-            let stale = self.sources.remove(table_index(index, new));
-            self.publisher.publish(table_index(index, new), table, false)?;
-            let mut networks = BTreeMap::new();
-            for (version, planned) in &rule.networks {
-                let own = self.publisher.reserve()?;
-                self.publisher.publish(table_index(own, new), &planned.table, false)?;
-                self.sources.add(table_index(index, new), &planned.networks, own)?;
-                networks.insert(version.clone(), (own, planned.clone()));
+            let mut reserved = Vec::new();
+            match self.build(key, rule, table, new, &mut reserved) {
+                Ok((index, networks, stale)) => {
+                    built.push((key, index, before, (rule, table), networks, stale, reserved));
+                }
+                Err(error) => {
+                    // Nothing has changed for anybody; what was built for it is given back.
+                    for (_, index, _, _, _, _, also) in built {
+                        self.sources.remove(table_index(index, new));
+                        reserved.extend(also);
+                    }
+                    for table in reserved {
+                        let _ = self.publisher.clear(table);
+                    }
+                    return Err(error);
+                }
             }
-            built.push((key, index, before, (rule, table), networks, stale));
         }
 
         abort::here(Point::Built);
@@ -120,7 +139,7 @@ impl Kernel {
         abort::here(Point::Switched);
 
         let mut settled = Vec::new();
-        for (key, index, before, (planned, table), networks, stale) in built {
+        for (key, index, before, (planned, table), networks, stale, _) in built {
             let rule = Rule { table: index, service, fallback: planned.fallback, flags: planned.flags };
             if !self.published.contains_key(&key) || before.rule != rule {
                 self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
@@ -141,6 +160,42 @@ impl Kernel {
         Ok(settled)
     }
 
+    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, those of networks, and the
+    /// tables to which something left there led; `reserved` are those that are new, also when it fails.
+    fn build(
+        &mut self,
+        key: RuleKey,
+        rule: &PlannedRule,
+        table: &PlannedTable,
+        side: u32,
+        reserved: &mut Vec<u32>,
+    ) -> Result<Built> {
+        let known = self.published.get(&key).map(|published| published.rule.table).filter(|table| *table != NONE);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let index = self.publisher.reserve()?;
+                reserved.push(index);
+                index
+            }
+        };
+        // A daemon that ended between here and the switch has left something on this side.
+        let stale = self.sources.remove(table_index(index, side));
+        self.publisher.publish(table_index(index, side), table, false)?;
+        let mut networks = BTreeMap::new();
+        for (version, planned) in &rule.networks {
+            let own = self.publisher.reserve()?;
+            reserved.push(own);
+            self.publisher.publish(table_index(own, side), &planned.table, false)?;
+            if let Err(error) = self.sources.add(table_index(index, side), &planned.networks, own) {
+                self.sources.remove(table_index(index, side));
+                return Err(error);
+            }
+            networks.insert(version.clone(), (own, planned.clone()));
+        }
+        Ok((index, networks, stale))
+    }
+
     /// Brings one rule and its tables to the plan, on the side in use.
     fn apply_rule(&mut self, key: RuleKey, planned: &PlannedRule, service: u32) -> Result<Vec<Settled>> {
         let mut settled = Vec::new();
@@ -149,6 +204,13 @@ impl Kernel {
         let mut table = before.as_ref().map_or(NONE, |before| before.rule.table);
         let mut networks = before.as_ref().map(|before| before.networks.clone()).unwrap_or_default();
         let mut freed = Vec::new();
+        if before.as_ref().is_some_and(|before| before.rule.service != service) {
+            // The port has changed hands.
+            freed.extend(std::mem::take(&mut networks).into_values().map(|(own, _)| own));
+            freed.extend((0..=SWITCH_SIDE).flat_map(|side| self.sources.remove(table_index(table, side))));
+            freed.sort_unstable();
+            freed.dedup();
+        }
         if planned.table.is_none() && table != NONE {
             freed.push(std::mem::replace(&mut table, NONE));
         }

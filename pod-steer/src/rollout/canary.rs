@@ -34,7 +34,8 @@ pub(super) fn step(
             if step + 1 < order.steps.len() {
                 return stepped(operation, order, step + 1, view, decision, now_ms);
             }
-            let message = format!("{} has all new connections of {}", order.version, operation.service);
+            let apart = if decision.traffic.from.is_empty() { "" } else { ", but for networks that have a version" };
+            let message = format!("{} has all new connections of {}{apart}", order.version, operation.service);
             end(operation, Outcome::Done, now_ms, message);
             Progress::default()
         }

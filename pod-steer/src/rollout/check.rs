@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{CanaryOrder, Decision, Operation, Order, PartOrder, ShiftOrder, View, words};
+use ipnet::IpNet;
+
+use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
 use crate::{labels::WEIGHT_MAX, ports::quoted};
 
 /// The whole, in hundredths of a percent.
@@ -32,7 +34,8 @@ pub fn check(
     running: Option<&Operation>,
     last: Option<&Operation>,
 ) -> Result<(), Refusal> {
-    if view.backends.is_empty() {
+    let closes = matches!(order, Order::Unpause | Order::Resume(_) | Order::Rollback);
+    if view.backends.is_empty() && !(closes && *decision != Decision::default()) {
         let there = if services.is_empty() { "there is none".to_owned() } else { services.join(", ") };
         return refuse(format!("there is no service {}; known: {there}", quoted(&view.service)));
     }
@@ -48,6 +51,24 @@ pub fn check(
             view.service
         )));
     }
+    let target = match order {
+        Order::Deploy(deploy) => vec![&deploy.version],
+        Order::Canary(canary) => vec![&canary.version],
+        Order::Shift(shift) => shift.weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v).collect(),
+        _ => Vec::new(),
+    };
+    let service = &view.service;
+    if !target.is_empty() && decision.drained.contains(&Part::Service) {
+        return refuse(format!("{service} is drained as a whole; let it in first: pod-steer resume {service}"));
+    }
+    let drained = |version: &&&String| decision.drained.contains(&Part::Version((**version).clone()));
+    if !matches!(order, Order::Deploy(_))
+        && let Some(version) = target.iter().find(drained)
+    {
+        return refuse(format!(
+            "{version} of {service} is drained; let it in first: pod-steer resume {service} --version {version}"
+        ));
+    }
     match order {
         Order::Deploy(deploy) => {
             version(view, &deploy.version)?;
@@ -60,7 +81,8 @@ pub fn check(
         }
         Order::Canary(canary) => check_canary(view, canary)?,
         Order::Shift(shift) => check_shift(view, decision, shift)?,
-        Order::Rollback => match running.or(last) {
+        Order::Rollback => match last {
+            _ if running.is_some() => {}
             None => {
                 return refuse(format!(
                     "nothing to go back to: no deploy, shift or canary of {} is known; see pod-steer history",
@@ -84,11 +106,20 @@ pub fn check(
 }
 
 /// Refuses shares that would leave nobody to serve.
-fn somebody_serves(view: &View, weights: Option<&BTreeMap<String, u32>>, whose: &str) -> Result<(), Refusal> {
+pub(super) fn somebody_serves(
+    view: &View,
+    weights: Option<&BTreeMap<String, u32>>,
+    whose: &str,
+) -> Result<(), Refusal> {
     let Some(weights) = weights else { return Ok(()) };
     let named: Vec<&str> = weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v.as_str()).collect();
     if named.iter().any(|version| view.ready(version).next().is_some()) {
-        return Ok(());
+        return match view.uncovered(&named) {
+            None => Ok(()),
+            Some(title) => {
+                refuse(format!("{whose}, nobody would listen for {title} of {}, as others do now", view.service))
+            }
+        };
     }
     let named = named.join(" nor ");
     refuse(format!("{whose}, {named} would serve {}, and no backend of it is ready: start it first", view.service))
@@ -138,6 +169,13 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
     if shift.balance && !shift.weights.is_empty() {
         return refuse("weights and --balance contradict each other; give one of the two");
     }
+    if let Some(network) = shift.from.keys().find(|network| network.trunc() != **network) {
+        return refuse(format!("the network {network} has bits beyond its length; you mean {}", network.trunc()));
+    }
+    let mapped = |network: &&IpNet| matches!(network, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some());
+    if let Some(network) = shift.from.keys().find(mapped) {
+        return refuse(format!("the network {network} is one of IPv4 addresses; write it as such, as in 10.0.0.0/8"));
+    }
     if let Some(network) = shift.not_from.iter().find(|network| !decision.traffic.from.contains_key(*network)) {
         let known: Vec<String> = decision.traffic.from.keys().map(ToString::to_string).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -150,8 +188,7 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
 }
 
 /// The part that is meant.
-pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<super::Part, Refusal> {
-    use super::Part;
+pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<Part, Refusal> {
     match (&part.version, &part.backend) {
         (Some(_), Some(_)) => refuse("a version and a backend at once; give one of the two"),
         (None, None) => Ok(Part::Service),

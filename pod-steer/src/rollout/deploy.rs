@@ -27,7 +27,7 @@ pub(super) fn step(
             Progress::default()
         }
         Phase::Draining { since_ms, deadline_ms, old, connections } => {
-            if view.ready(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
+            if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
                 return go_back(operation, decision, now_ms, reason);
             }
@@ -41,7 +41,8 @@ pub(super) fn step(
                 detail.push_str(&format!(", {left} left"));
             }
             done(operation, "drained", now_ms - since_ms, detail);
-            drained(operation, order, old, left, now_ms)
+            let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
+            drained(operation, order, old.into_iter().filter(can_stop).collect(), left, now_ms)
         }
         Phase::Stopping { old, deadline_ms } => {
             let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
@@ -65,14 +66,16 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
     let connections = live(view, &old);
     let deadline_ms = now_ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
     operation.phase = Phase::Draining { since_ms: now_ms, deadline_ms, old, connections };
+    // Whoever deploys a version wants it to serve.
+    let is_meant = |part: &&Part| match part {
+        Part::Service => false,
+        Part::Version(version) => *version == order.version,
+        Part::Backend(id) => view.backends.get(id).is_some_and(|backend| backend.version == order.version),
+    };
+    operation.undrained = decision.drained.iter().filter(is_meant).cloned().collect();
     let decision = decide(decision, |next| {
         next.traffic = Traffic { weights: Some(BTreeMap::from([(order.version.clone(), 1)])), from: BTreeMap::new() };
-        // Whoever deploys a version wants it to serve.
-        next.drained.retain(|part| match part {
-            Part::Service => true,
-            Part::Version(version) => *version != order.version,
-            Part::Backend(id) => view.backends.get(id).is_none_or(|backend| backend.version != order.version),
-        });
+        next.drained.retain(|part| !operation.undrained.contains(part));
     });
     Progress { decision, effects: vec![Effect::KeepAll] }
 }

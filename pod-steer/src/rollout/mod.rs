@@ -16,7 +16,7 @@ pub use check::{Refusal, check};
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 
-use crate::world::State;
+use crate::world::{Coverage, State};
 
 /// A service as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct View {
     pub service: String,
     /// Its backends, by id.
     pub backends: BTreeMap<String, BackendView>,
+    /// What its clients come to, and which versions take it.
+    pub coverage: Vec<Coverage>,
 }
 
 /// A backend as it is now.
@@ -46,6 +48,8 @@ pub struct BackendView {
     pub overflows: u64,
     /// Its weight.
     pub weight: u32,
+    /// It can be told to stop: not so a process that was only adopted.
+    pub can_stop: bool,
     /// What hinders it, for people.
     pub problem: Option<String>,
 }
@@ -63,9 +67,20 @@ impl View {
         self.backends.iter().filter(move |(_, backend)| backend.version == version && there(backend.state))
     }
 
+    /// Backends of a version to which new connections could go, were they not drained.
+    pub fn able<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+        self.present(version).filter(|(_, backend)| backend.state.could_serve())
+    }
+
     /// Backends of a version to which new connections could go.
     pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
-        self.present(version).filter(|(_, backend)| backend.state.could_serve())
+        self.able(version).filter(|(_, backend)| backend.state != State::Drained)
+    }
+
+    /// What clients are served on and none of these versions listens for.
+    pub fn uncovered(&self, versions: &[&str]) -> Option<&str> {
+        let covered = |coverage: &&Coverage| versions.iter().any(|version| coverage.versions.contains(*version));
+        self.coverage.iter().find(|coverage| !covered(coverage)).map(|coverage| coverage.title.as_str())
     }
 
     /// A part of it, for people.

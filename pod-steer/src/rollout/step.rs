@@ -86,12 +86,18 @@ pub fn begin(
             );
         }
         Order::Rollback => {
-            let before = last.map(|last| last.before.clone()).unwrap_or_default();
-            progress.decision = decide(decision, |next| next.traffic = before);
-            progress.effects.push(Effect::KeepAll);
             let title = last.map(Operation::title).unwrap_or_default();
-            let now = words_of(progress.decision.as_ref().unwrap_or(decision));
-            message = format!("{} is as it was before {title}: {now}", operation.service);
+            progress.effects.push(Effect::KeepAll);
+            // One that goes on can always be ended, also when there is nothing to go back to.
+            if let Some(last) =
+                last.filter(|last| check::somebody_serves(view, last.before.weights.as_ref(), "").is_ok())
+            {
+                progress.decision = decide(decision, |next| restore(next, last));
+                let now = words_of(progress.decision.as_ref().unwrap_or(decision));
+                message = format!("{} is as it was before {title}: {now}", operation.service);
+            } else {
+                message = format!("{title} is ended; nobody who served before is ready, so traffic stays as it is");
+            }
         }
         Order::Drain(part) => {
             if let Ok(part) = check::check_part(view, &part) {
@@ -116,6 +122,12 @@ pub fn begin(
     }
     end(operation, Outcome::Done, now_ms, message);
     progress
+}
+
+/// What was before an operation.
+fn restore(decision: &mut Decision, operation: &Operation) {
+    decision.traffic = operation.before.clone();
+    decision.drained.extend(operation.undrained.iter().cloned());
 }
 
 fn shifted(traffic: &mut Traffic, shift: &ShiftOrder) {
@@ -165,10 +177,11 @@ pub(super) fn is_ready(
     let present = view.present(version).count();
     let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
     let stable = view
-        .ready(version)
+        .able(version)
         .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STABLE_MS));
     let ready = stable.count();
-    if ready >= wanted {
+    let uncovered = view.uncovered(&[version]);
+    if ready >= wanted && uncovered.is_none() {
         let took_ms = now_ms - operation.begun_ms;
         let detail = format!("{ready} of {wanted} backends of {version}");
         done(operation, "ready", took_ms, detail);
@@ -176,7 +189,10 @@ pub(super) fn is_ready(
     }
     if now_ms >= deadline_ms {
         let after = words::time(now_ms - operation.begun_ms);
-        let why = reasons(view, version);
+        let why = match uncovered {
+            Some(title) if ready >= wanted => format!("{version} does not listen for {title}, and others do"),
+            _ => reasons(view, version),
+        };
         let message =
             format!("{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed");
         end(operation, Outcome::Failed, now_ms, message);
@@ -199,8 +215,7 @@ fn reasons(view: &View, version: &str) -> String {
 }
 
 pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now_ms: i64, reason: String) -> Progress {
-    let before = operation.before.clone();
-    let decision = decide(decision, |next| next.traffic = before);
+    let decision = decide(decision, |next| restore(next, operation));
     let message = format!("{reason}; {} is as it was before", operation.service);
     end(operation, Outcome::WentBack, now_ms, message);
     Progress { decision, effects: vec![Effect::KeepAll] }

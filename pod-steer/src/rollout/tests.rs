@@ -17,9 +17,11 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         live: 0,
         overflows: 0,
         weight: 1,
+        can_stop: true,
         problem: None,
     };
-    View { service: "web".to_owned(), backends: backends.iter().map(|b| (b.0.to_owned(), of(b))).collect() }
+    let backends = backends.iter().map(|b| (b.0.to_owned(), of(b))).collect();
+    View { service: "web".to_owned(), backends, coverage: Vec::new() }
 }
 
 fn two() -> View {
@@ -34,6 +36,7 @@ fn operation(order: Order, before: Traffic) -> Operation {
         begun_ms: NOW,
         order,
         before,
+        undrained: BTreeSet::new(),
         phase: Phase::Ended,
         steps: Vec::new(),
         end: None,

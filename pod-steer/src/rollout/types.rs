@@ -167,6 +167,9 @@ pub struct Operation {
     pub order: Order,
     /// What was before it: where a rollback goes.
     pub before: Traffic,
+    /// Parts that were drained before it, and that it has let in.
+    #[serde(default)]
+    pub undrained: BTreeSet<Part>,
     /// Where it is.
     pub phase: Phase,
     /// The steps that are done, in order. Not `steps` outside: a canary's order has those.

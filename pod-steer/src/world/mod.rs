@@ -24,7 +24,7 @@ use crate::{
     settings::{Effective, ServiceTables},
 };
 
-pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
+pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
 pub type BackendId = String;

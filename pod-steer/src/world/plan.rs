@@ -89,6 +89,10 @@ pub(super) fn plan(world: &World) -> Plan {
         if table.members.is_empty() && !world.claimed.contains_key(key) {
             continue;
         }
+        if !table.members.is_empty() {
+            let coverage = serving.coverage(key, &claim.parts);
+            plan.coverage.entry(claim.service.to_owned()).or_default().push(coverage);
+        }
         let rule = PlannedRule {
             service: Some(claim.service.to_owned()),
             fallback: match claim.fallback {
@@ -107,8 +111,11 @@ pub(super) fn plan(world: &World) -> Plan {
         plan.rules.entry(RuleKey { addr: [0; 16], ..key }).or_default().flags |= RULE_HAS_ADDRESSES;
     }
 
-    let served: BTreeSet<u32> =
-        plan.rules.values().flat_map(|rule| rule.table.iter().flat_map(|t| &t.members)).map(|m| m.backend).collect();
+    let tables = |rule: &PlannedRule| -> Vec<u32> {
+        let networks = rule.networks.values().map(|networks| &networks.table);
+        rule.table.iter().chain(networks).flat_map(|table| &table.members).map(|member| member.backend).collect()
+    };
+    let served: BTreeSet<u32> = plan.rules.values().flat_map(tables).collect();
     for backend in world.backends.values() {
         // A socket for health checks alone serves nobody.
         let serves = |(_, socket): &(u64, &Socket)| backend.spec.ports.iter().any(|map| map.target == socket.port);

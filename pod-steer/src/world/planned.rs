@@ -28,8 +28,19 @@ pub struct Plan {
     pub alarms: BTreeMap<String, Vec<String>>,
     /// Ids of the backends that serve, by service; not of a service whose checks are not trusted.
     pub serving: BTreeMap<String, BTreeSet<BackendId>>,
+    /// What clients come to, by service, and which versions take it.
+    pub coverage: BTreeMap<String, Vec<Coverage>>,
     /// When the plan changes by itself, in milliseconds since 1970.
     pub next_ms: Option<i64>,
+}
+
+/// A port, an address and a family that clients of a service are served on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// For people.
+    pub title: String,
+    /// Versions with a backend that listens for it.
+    pub versions: BTreeSet<String>,
 }
 
 /// One rule.

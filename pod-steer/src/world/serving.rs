@@ -8,7 +8,9 @@ use std::{
 use ipnet::IpNet;
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, RuleKey};
 
-use super::{Backend, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedTable, Socket, World};
+use super::{
+    Backend, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Socket, World,
+};
 use crate::{
     rollout::{Decision, Policy},
     slots::Member,
@@ -78,7 +80,10 @@ impl<'a> Serving<'a> {
             return (PlannedTable { members, ..PlannedTable::default() }, BTreeMap::new());
         }
         let mut all = self.table(key, parts, &chosen.usable, chosen.weights);
-        if !all.members.is_empty() {
+        if all.members.is_empty() {
+            // Those that serve the other ports do not listen for this one.
+            all = self.table(key, parts, &chosen.reserve, None);
+        } else {
             let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
             all.reserve = self.table(key, parts, &chosen.reserve, None).members;
             all.reserve.retain(|member| !members.contains(&member.cookie));
@@ -99,6 +104,17 @@ impl<'a> Serving<'a> {
         (all, networks)
     }
 
+    /// Which versions listen for what a rule is about.
+    pub(super) fn coverage(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Coverage {
+        let covers = |(backend, port): &&(&Backend, u16)| {
+            let own = self.sockets.get(&backend.index).into_iter().flatten();
+            own.into_iter().any(|(_, socket)| fits(socket, key, *port))
+        };
+        let versions = parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.clone()).collect();
+        let family = if key.family == FAMILY_V4 { "IPv4" } else { "IPv6" };
+        Coverage { title: format!("port {} by {family}", key.port), versions }
+    }
+
     /// One table: the fitting sockets of the backends that may serve.
     fn table(
         &self,
@@ -110,11 +126,9 @@ impl<'a> Serving<'a> {
         let mut fitting = Vec::new();
         let mut of_versions: BTreeMap<&str, u128> = BTreeMap::new();
         for (backend, port) in parts.iter().filter(|(backend, _)| usable.contains(&backend.index)) {
-            let fits = |socket: &Socket| {
-                socket.port == *port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
-            };
             let own = self.sockets.get(&backend.index).into_iter().flatten();
-            let cookies: Vec<u64> = own.filter(|(_, socket)| fits(socket)).map(|(cookie, _)| *cookie).collect();
+            let cookies: Vec<u64> =
+                own.filter(|(_, socket)| fits(socket, key, *port)).map(|(cookie, _)| *cookie).collect();
             let weight = u128::from(backend.spec.weight) * u128::from(self.ramp(backend));
             if weight > 0 && !cookies.is_empty() {
                 *of_versions.entry(&backend.spec.version).or_default() += weight;
@@ -154,6 +168,18 @@ impl<'a> Serving<'a> {
         let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(grows));
         let step_ms = |name: &str| (self.world.conduct(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
         plan.next_ms = growing.map(|(name, _)| self.world.now_ms + step_ms(name).cast_signed()).min();
+        // A paused service keeps its clients waiting, whether it has a backend or not.
+        for key in self.world.claimed.keys().filter(|key| !plan.rules.contains_key(*key)).collect::<Vec<_>>() {
+            let Some(service) = self.world.claimed.get(key) else { continue };
+            let paused = self.world.decisions.get(service).is_some_and(|decision| decision.paused);
+            if let Some(cookie) = self.world.pause_cookie.filter(|_| paused) {
+                let members = vec![Member { cookie, backend: NONE, weight: 1 }];
+                let table = Some(PlannedTable { members, ..PlannedTable::default() });
+                let rule = PlannedRule { service: Some(service.clone()), table, ..PlannedRule::default() };
+                plan.rules.insert(*key, rule);
+                plan.namespaces.insert(key.netns_cookie);
+            }
+        }
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
             let has_networks = !decision.paused && !decision.traffic.from.is_empty();
@@ -167,6 +193,11 @@ impl<'a> Serving<'a> {
             }
         }
     }
+}
+
+/// Whether clients of a rule can be given to this socket, of a backend that listens on `port` for it.
+fn fits(socket: &Socket, key: &RuleKey, port: u16) -> bool {
+    socket.port == port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
 }
 
 /// Whether clients of this family can be given to this socket (`bpf_sk_assign` answers `EAFNOSUPPORT` else).

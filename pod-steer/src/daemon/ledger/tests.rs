@@ -52,6 +52,7 @@ fn operation(id: u64, order: Order, ended: bool) -> Operation {
         begun_ms: 1,
         order,
         before: Traffic { weights: None, from: [("fd00::/8".parse().unwrap(), "v1".into())].into() },
+        undrained: Default::default(),
         phase: Phase::Draining { since_ms: 1, deadline_ms: 3, old: ["a".into()].into(), connections: 4 },
         steps: vec![Step { name: "ready".into(), took_us: 5, detail: String::new() }],
         end: ended.then_some(end),
