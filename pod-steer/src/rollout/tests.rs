@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::world::Coverage;
 
 const NOW: i64 = 1_000_000;
 
@@ -291,4 +292,53 @@ fn a_service_has_one_operation_at_a_time() {
     let Refusal::Held(text) = refused else { panic!("{refused}") };
     assert!(text.contains("web is held by root: the canary of v2"), "{text}");
     assert_eq!(check(&Order::Rollback, &two(), &["web"], &Decision::default(), Some(&held), None), Ok(()));
+}
+
+#[test]
+fn ready_means_every_port() {
+    let mut view = two();
+    let coverage = |title: &str, versions: &[&str]| Coverage {
+        title: title.to_owned(),
+        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
+    };
+    view.coverage = vec![coverage("port 80 by IPv4", &["v1", "v2"]), coverage("port 443 by IPv4", &["v1"])];
+    let mut decision = Decision::default();
+    let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
+    go_on(&mut deploy, &view, &mut decision, NOW + 10_000);
+    assert_eq!((outcome(&deploy), decision), (Some(Outcome::Failed), Decision::default()));
+    let message = deploy.end.unwrap().message;
+    assert!(message.contains("v2 does not listen for port 443 by IPv4"), "{message}");
+}
+
+#[test]
+fn drains_come_back_with_a_rollback() {
+    let view = view(&[("a", "v1", State::Ready), ("b", "v2", State::Drained)]);
+    let bad = Part::Version("v2".to_owned());
+    let mut decision = Decision { drained: BTreeSet::from([bad.clone()]), ..Decision::default() };
+    let refused = check(&canary(&[10_000]), &view, &["web"], &decision, None, None).unwrap_err();
+    assert!(refused.to_string().contains("v2 of web is drained"), "{refused}");
+
+    let (deployed, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
+    assert_eq!((outcome(&deployed), decision.drained.len()), (Some(Outcome::Done), 0));
+    let mut rollback = operation(Order::Rollback, Traffic::default());
+    let progress = begin(&mut rollback, &view, &decision, Some(&deployed), NOW);
+    let next = progress.decision.unwrap();
+    assert_eq!((next.traffic, next.drained), (Traffic::default(), BTreeSet::from([bad])));
+}
+
+#[test]
+fn what_goes_on_can_always_be_ended() {
+    let mut before = Traffic::default();
+    before.weights = Some(BTreeMap::from([("v1".to_owned(), 1)]));
+    let held = operation(deploy(|_| {}), before.clone());
+    let view = view(&[("b", "v2", State::Ready)]);
+    let decision = Decision { traffic: before, ..Decision::default() };
+    assert_eq!(check(&Order::Rollback, &view, &["web"], &decision, Some(&held), Some(&held)), Ok(()));
+    let mut rollback = operation(Order::Rollback, Traffic::default());
+    let progress = begin(&mut rollback, &view, &decision, Some(&held), NOW);
+    assert_eq!(progress.decision, None, "nobody would serve");
+    assert!(rollback.end.unwrap().message.contains("traffic stays as it is"));
+    // One that has ended is not gone back behind then.
+    let refused = check(&Order::Rollback, &view, &["web"], &decision, None, Some(&held)).unwrap_err();
+    assert!(refused.to_string().contains("start it first"), "{refused}");
 }

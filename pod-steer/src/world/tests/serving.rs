@@ -187,3 +187,35 @@ fn a_paused_service_has_one_member() {
     assert_eq!(plan.decisions[WEB], PlannedDecision { revision: 3, has_networks: false });
     assert_eq!(plan.states[&0], State::Standby);
 }
+
+#[test]
+fn a_paused_service_keeps_its_clients_without_backends() {
+    let mut world = versions(["v1"]);
+    world.plan();
+    world.pause_cookie = Some(7);
+    decide(&mut world, |decision| decision.paused = true);
+    world.backends.clear();
+    world.sockets.clear();
+    for _ in 0..2 {
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [7]);
+        assert!(plan.namespaces.contains(&HOST.cookie));
+    }
+    decide(&mut world, |decision| decision.paused = false);
+    assert!(world.plan().rules.is_empty());
+}
+
+#[test]
+fn what_a_version_does_not_listen_for_is_served_by_the_others() {
+    let mut world = versions(["v1", "v2"]);
+    for backend in world.backends.values_mut() {
+        backend.spec.ports = ports::parse("80,443").unwrap();
+    }
+    world.sockets.insert(200, socket(0, "0.0.0.0", 443));
+    decide(&mut world, |decision| decision.traffic = weights([("v2", 1)]));
+    let plan = world.plan();
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
+    assert_eq!(members(&plan, key(FAMILY_V4, 443)), [200]);
+    let titles: Vec<_> = plan.coverage[WEB].iter().map(|c| (c.title.as_str(), c.versions.len())).collect();
+    assert_eq!(titles, [("port 80 by IPv4", 2), ("port 443 by IPv4", 1)]);
+}
