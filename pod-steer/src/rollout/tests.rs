@@ -328,8 +328,7 @@ fn drains_come_back_with_a_rollback() {
 
 #[test]
 fn what_goes_on_can_always_be_ended() {
-    let mut before = Traffic::default();
-    before.weights = Some(BTreeMap::from([("v1".to_owned(), 1)]));
+    let before = Traffic { weights: Some(BTreeMap::from([("v1".to_owned(), 1)])), ..Traffic::default() };
     let held = operation(deploy(|_| {}), before.clone());
     let view = view(&[("b", "v2", State::Ready)]);
     let decision = Decision { traffic: before, ..Decision::default() };

@@ -90,8 +90,9 @@ pub(super) fn plan(world: &World) -> Plan {
             continue;
         }
         if !table.members.is_empty() {
-            let coverage = serving.coverage(key, &claim.parts);
-            plan.coverage.entry(claim.service.to_owned()).or_default().push(coverage);
+            // Of a paused service something may have a member and nobody who listens.
+            let coverage = Some(serving.coverage(key, &claim.parts)).filter(|coverage| !coverage.versions.is_empty());
+            plan.coverage.entry(claim.service.to_owned()).or_default().extend(coverage);
         }
         let rule = PlannedRule {
             service: Some(claim.service.to_owned()),
