@@ -1,7 +1,8 @@
 //! Network namespaces without a name: held by a descriptor, gone with it.
 
 use std::{
-    fs::File,
+    collections::BTreeSet,
+    fs::{self, File},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::process::CommandExt as _,
     process::Command,
@@ -39,6 +40,21 @@ impl NetNs {
     /// Another handle on the same namespace.
     pub fn try_clone(&self) -> Result<Self> {
         Ok(Self(self.0.try_clone()?))
+    }
+
+    /// The ports on which somebody listens there, of both families.
+    pub fn listening_ports(&self) -> Result<BTreeSet<u16>> {
+        let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+        let mut ports = BTreeSet::new();
+        for table in self.run(|| ["tcp", "tcp6"].map(read)) {
+            let table = table?;
+            let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+            for fields in sockets.filter(|fields| fields[3] == "0A") {
+                ports
+                    .insert(u16::from_str_radix(fields[1].rsplit(':').next().context("a socket without a port")?, 16)?);
+            }
+        }
+        Ok(ports)
     }
 
     /// Moves the calling thread. Only for threads that end there, so that no other code is surprised.
@@ -101,7 +117,7 @@ impl NetNs {
     /// Sets a sysctl of this namespace, `net.ipv4.ip_forward` say.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        self.run(|| std::fs::write(&path, value)).with_context(|| format!("writing {value} to {path}"))
+        self.run(|| fs::write(&path, value)).with_context(|| format!("writing {value} to {path}"))
     }
 
     /// (device, inode): what identifies the namespace.

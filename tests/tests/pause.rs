@@ -2,7 +2,6 @@
 //! refused.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::PathBuf,
     thread,
@@ -97,23 +96,6 @@ fn kill(pid: i32) -> Result<()> {
     Ok(pidfd_send_signal(&pidfd, Signal::KILL)?)
 }
 
-/// Ports on which somebody listens in the host's namespace.
-fn listening(stage: &Stage) -> Result<BTreeSet<u16>> {
-    let tables = stage
-        .host
-        .net()
-        .run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
-    let mut ports = BTreeSet::new();
-    for table in tables {
-        let table = table?;
-        let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        for fields in sockets.filter(|fields| fields[3] == "0A") {
-            ports.insert(u16::from_str_radix(fields[1].rsplit(':').next().context("a socket without a port")?, 16)?);
-        }
-    }
-    Ok(ports)
-}
-
 #[test]
 fn clients_wait_whatever_happens_to_the_daemon() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -187,10 +169,11 @@ fn unload_during_a_pause_leaves_nothing() -> Result<()> {
         let mut stage = Stage::without_engine()?;
         let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
         stage.daemon.wait_ready("web", 1)?;
-        let before = listening(&stage)?;
+        let before = stage.host.net().listening_ports()?;
         stage.daemon.order_done("pause web")?;
         let pid = holder(&stage)?;
-        ensure!(listening(&stage)?.len() == before.len() + 1, "one more listens: {:?}", listening(&stage)?);
+        let held = stage.host.net().listening_ports()?;
+        ensure!(held.len() == before.len() + 1, "one more listens: {held:?}");
         if !daemon_lives {
             stage.daemon.kill()?;
         }
@@ -201,7 +184,8 @@ fn unload_during_a_pause_leaves_nothing() -> Result<()> {
         })?;
         let cgroup = stage.host.cgroup().join("pod-steer");
         ensure!(!cgroup.exists(), "{} is left", cgroup.display());
-        ensure!(listening(&stage)? == before, "{:?} listen, and before {before:?} did", listening(&stage)?);
+        let after = stage.host.net().listening_ports()?;
+        ensure!(after == before, "{after:?} listen, and before {before:?} did");
     }
     Ok(())
 }

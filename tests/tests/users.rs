@@ -1,6 +1,6 @@
 //! Versions that run as different users share a port, which the kernel alone lets only sockets of one user do.
 
-use std::{collections::BTreeSet, fs, sync::Arc};
+use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -24,23 +24,9 @@ fn exec<'a>(name: &str, listen: &str, uid: u32) -> Exec<'a> {
     if uid == ROOT { exec } else { exec.user(uid) }
 }
 
-/// The ports on which somebody listens in a namespace, of both families.
-fn listening_ports(net: &NetNs) -> Result<BTreeSet<u16>> {
-    let tables = net.run(|| ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))));
-    let mut ports = BTreeSet::new();
-    for table in tables {
-        let table = table?;
-        let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        for fields in sockets.filter(|fields| fields[3] == "0A") {
-            ports.insert(u16::from_str_radix(fields[1].rsplit(':').next().context("a socket without a port")?, 16)?);
-        }
-    }
-    Ok(ports)
-}
-
 /// The only port but 8080 on which somebody listens.
 fn hidden_port(net: &NetNs) -> Result<u16> {
-    let ports = listening_ports(net)?;
+    let ports = net.listening_ports()?;
     let others: Vec<u16> = ports.iter().copied().filter(|port| *port != 8080).collect();
     ensure!(ports.contains(&8080) && others.len() == 1, "one on 8080, one on a port of the kernel's choice: {ports:?}");
     Ok(others[0])

@@ -239,6 +239,12 @@ impl Control {
         self.unheard.is_empty()
     }
 
+    /// Whether the kernel follows the decision of a service that was planned last.
+    pub(super) fn is_in_force(&self, service: &str) -> bool {
+        let planned = self.plan.decisions.get(service).zip(self.services.get(service));
+        self.awaited.is_empty() && planned.is_none_or(|(decision, index)| self.kernel.follows(*index, *decision))
+    }
+
     /// Whether the kernel lacks something of the plan.
     pub(super) fn is_behind(&self) -> bool {
         self.dirty

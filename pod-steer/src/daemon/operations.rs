@@ -155,7 +155,7 @@ impl Control {
             )));
         }
         self.record(service, ended, progress);
-        if self.is_behind() {
+        if !self.is_in_force(service) {
             let text = "stored, and the kernel has not taken it yet; the daemon's log says why, and it is tried again";
             return Err(OrderError::Failed(text.to_owned()));
         }

@@ -38,7 +38,7 @@ impl Control {
 
     pub(super) fn step_operation(&mut self, service: &str) {
         // What the kernel has not taken yet has not happened.
-        while !self.is_behind()
+        while self.is_in_force(service)
             && !self.orders.settling.contains(service)
             && let Some(operation) = self.orders.operations.get(service)
         {

@@ -6,9 +6,7 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{
-    ManagedPort, NONE, Rule, RuleKey, SWITCH_HAS_SOURCES, SWITCH_REVISION_SHIFT, SWITCH_SIDE, switch, table_index,
-};
+use pod_steer_ebpf::{ManagedPort, NONE, Rule, RuleKey, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
 
 use super::{Kernel, KernelError, Result, Settled};
 use crate::{
@@ -83,7 +81,7 @@ impl Kernel {
 
     /// Whether the kernel follows this decision already. Which networks an earlier daemon told apart is not known: its
     /// decision is put in force once more.
-    fn follows(&self, service: u32, decision: PlannedDecision) -> bool {
+    pub fn follows(&self, service: u32, decision: PlannedDecision) -> bool {
         let now = self.switch(service);
         let unknown = || {
             let mut rules = self.published.values().filter(|published| published.rule.service == service);
@@ -296,10 +294,5 @@ impl Kernel {
         }
         self.ports_written.clone_from(wanted);
         Ok(())
-    }
-
-    /// The revision of the decision that is in force for a service.
-    pub fn revision(&self, service: u32) -> u32 {
-        self.switch(service) >> SWITCH_REVISION_SHIFT
     }
 }
