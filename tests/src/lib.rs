@@ -11,6 +11,7 @@
 //!   their counts are judged
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
 pub mod bpf;
@@ -25,6 +26,7 @@ pub mod host;
 pub mod image;
 pub mod journal;
 pub mod load;
+pub mod measures;
 pub mod netns;
 pub mod orders;
 pub mod podman;
