@@ -6,7 +6,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -85,17 +85,31 @@ pub struct Rule {
     /// Index of the service: of its counters and of its switch.
     pub service: u32,
     /// [`FALLBACK_REFUSE`] or [`FALLBACK_PASS`].
-    pub fallback: u32,
+    pub fallback: u16,
     /// [`RULE_HAS_ADDRESSES`] or zero.
-    pub flags: u32,
+    pub flags: u16,
+    /// A hint: how many slots its table has. Where it is right, a lookup need not read the table's header; a slot says
+    /// itself whether it is ([`Slot::slots`]).
+    pub slots: u32,
 }
 
 /// No backend left: the client is refused.
-pub const FALLBACK_REFUSE: u32 = 0;
+pub const FALLBACK_REFUSE: u16 = 0;
 /// No backend left: the kernel's own lookup decides.
-pub const FALLBACK_PASS: u32 = 1;
+pub const FALLBACK_PASS: u16 = 1;
 /// On a rule for any address: rules for single addresses exist too and come first.
-pub const RULE_HAS_ADDRESSES: u32 = 1;
+pub const RULE_HAS_ADDRESSES: u16 = 1;
+
+/// Entries of a namespace's map of ports: two ports each, and both families ([`port_place`]).
+pub const PORT_WORDS: u32 = 32_768;
+/// In a namespace's map of ports: ask the rules, since some are for single addresses. Zero says that there is no rule, any
+/// other value is one more than the table of the rule.
+pub const ASK_RULES: u16 = u16::MAX;
+
+/// Where a TCP port is in a namespace's map of ports: the entry, and the bit at which its 16 begin.
+pub const fn port_place(port: u16, family: u8) -> (u32, u32) {
+    ((port >> 1) as u32, ((port & 1) as u32) << 5 | ((family == FAMILY_V6) as u32) << 4)
+}
 
 /// The switch of a service: one word, so that all its tables change in one write.
 ///
@@ -157,15 +171,15 @@ pub struct Slot {
     /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
     /// In the header: the number of slots.
     pub backend: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Number of slots of the table, in a slot; zero in every other entry.
+    pub slots: u32,
 }
 
 impl Slot {
     /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, and `reserve` more that serve
     /// only while no member does.
     pub const fn header(slots: u32, members: u32, reserve: u32) -> Self {
-        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, pad: 0 }
+        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: 0 }
     }
 
     /// Members and reserve of the table that this is the first entry of.
@@ -348,6 +362,8 @@ const _: () = {
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(size_of::<Rule>() == 16);
+    // A table is one of the values of a port, and none of the two with a meaning of their own.
+    assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<SocketInfo>() == 56);
     assert!(size_of::<SourceKey>() == 20);

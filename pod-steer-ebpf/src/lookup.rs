@@ -10,15 +10,16 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, ProbeKey, RULE_HAS_ADDRESSES, Rule, RuleKey, SOURCE_SCOPE_BITS,
-    SWITCH_HAS_SOURCES, Slot, SourceKey, table_index,
+    ASK_RULES, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, Rule, RuleKey, SOURCE_SCOPE_BITS,
+    SWITCH_HAS_SOURCES, Slot, SourceKey, port_place, table_index,
 };
 
 use crate::{
     maps::{
-        BACKEND_COUNTERS, LISTENERS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLES, count, netns_cookie, switch,
+        BACKEND_COUNTERS, LISTENERS, PORTS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLE_RULES, TABLES, count,
+        netns_cookie, switch,
     },
-    table::{Chooser, Visit, tuple_hash, visit},
+    table::{Chooser, Visit, first, tuple_hash, visit},
 };
 
 /// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
@@ -95,10 +96,13 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
         count!(SERVICE_COUNTERS, rule.service, network_no_backend);
     }
-    if let Some(table) = TABLES.get(index)
-        && let Visit::Taken = visit(table, hash, &mut assign)
-    {
-        return SK_PASS;
+    if let Some(table) = TABLES.get(index) {
+        if let Visit::Taken = first(table, hash, rule.slots, &mut assign) {
+            return SK_PASS;
+        }
+        if let Visit::Taken = visit(table, hash, &mut assign) {
+            return SK_PASS;
+        }
     }
 
     if rule.fallback == FALLBACK_PASS {
@@ -145,9 +149,23 @@ fn table_of_network(packet: &Packet, index: u32) -> Option<u32> {
     SOURCES.get(&Key::new(SOURCE_SCOPE_BITS + 128, key)).copied()
 }
 
-/// The rule for the packet's destination: one look-up, two where the port has rules for single addresses.
+/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses.
 #[inline(always)]
 fn rule_for(packet: &Packet) -> Option<&'static Rule> {
+    if packet.protocol != u32::from(PROTO_TCP) {
+        return None;
+    }
+    let (place, shift) = port_place(packet.local_port as u16, packet.family as u8);
+    match (*PORTS.get(place)? >> shift) as u16 {
+        0 => None,
+        ASK_RULES => rule_for_address(packet),
+        table => TABLE_RULES.get(u32::from(table) - 1),
+    }
+}
+
+/// The rule for the packet's address and port, or else for its port.
+#[inline(always)]
+fn rule_for_address(packet: &Packet) -> Option<&'static Rule> {
     let mut key = RuleKey {
         netns_cookie: netns_cookie(),
         addr: [0; 16],
@@ -156,17 +174,16 @@ fn rule_for(packet: &Packet) -> Option<&'static Rule> {
         family: packet.family as u8,
         pad: 0,
     };
-    // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
-    let any = unsafe { RULES.get(key) }?;
-    if any.flags & RULE_HAS_ADDRESSES != 0 {
-        for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
-            bytes.copy_from_slice(&word.to_ne_bytes());
-        }
-        // SAFETY: as above.
-        if let Some(one) = unsafe { RULES.get(key) } {
-            return Some(one);
-        }
+    for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
     }
+    // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
+    if let Some(one) = unsafe { RULES.get(key) } {
+        return Some(one);
+    }
+    key.addr = [0; 16];
+    // SAFETY: as above.
+    let any = unsafe { RULES.get(key) }?;
     if any.table == NONE { None } else { Some(any) }
 }
 

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, MANAGED_PORTS_MAX, ManagedPort, Meta, Move,
-    PORT_USERS_MAX, PROBES_UNDER_WAY_MAX, PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
-    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX,
+    PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX,
+    SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey, TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -48,6 +48,15 @@ pub static META: Array<Meta, 1> = Array::new();
 /// What is steered: (namespace, protocol, local address, port) to service and slot table.
 #[btf_map]
 pub static RULES: HashMap<RuleKey, Rule, { TABLES_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// What each TCP port of this instance's namespace leads to ([`pod_steer_ebpf::port_place`]): every namespace has a map of
+/// its own, so that a packet for a port that nobody claimed costs one look into an array.
+#[btf_map]
+pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// The rules once more, by their tables: what `PORTS` leads to.
+#[btf_map]
+pub static TABLE_RULES: Array<Rule, { TABLES_MAX as usize }> = Array::new();
 
 /// Slot tables, each with its two sides. Replacing an element of the side in use is one of the two writes that move new
 /// connections; inner maps differ in size.

@@ -73,6 +73,15 @@ struct Walk<'a, C> {
     taken: bool,
 }
 
+/// Offers the first slot of the hash, if the table has `slots` slots, without a look at its header.
+#[inline(always)]
+pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) -> Visit {
+    match entry(table, (hash as u32 & slots.wrapping_sub(1)).wrapping_add(1)) {
+        Some(slot) if slots != 0 && slot.slots == slots => chooser.offer(slot),
+        _ => Visit::TryNext,
+    }
+}
+
 /// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once, then each of
 /// the reserve. While one live socket of the table exists, it is found in this run, however stale the table is.
 #[inline(always)]

@@ -11,6 +11,7 @@ use pod_steer_ebpf::{ManagedPort, NONE, Rule, RuleKey, SWITCH_HAS_SOURCES, SWITC
 use super::{Kernel, KernelError, Result, Settled};
 use crate::{
     abort::{self, Point},
+    slots::slot_count,
     world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable},
 };
 
@@ -18,6 +19,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(super) struct Published {
     pub rule: Rule,
+    /// Whether we have written it; an earlier daemon may have ended before all of it was.
+    pub ours: bool,
     /// Not known of a rule that an earlier daemon wrote.
     pub table: Option<PlannedTable>,
     /// By version: the table's index, and what it was built from.
@@ -138,12 +141,12 @@ impl Kernel {
 
         let mut settled = Vec::new();
         for (key, index, before, (planned, table), networks, stale, _) in built {
-            let rule = Rule { table: index, service, fallback: planned.fallback, flags: planned.flags };
-            if !self.published.contains_key(&key) || before.rule != rule {
-                self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
+            let rule = rule_of(planned, index, service);
+            if !before.ours || before.rule != rule {
+                self.rules.write(key, rule)?;
             }
             self.name_heirs(index, service, table);
-            self.published.insert(key, Published { rule, table: Some(table.clone()), networks });
+            self.published.insert(key, Published { rule, ours: true, table: Some(table.clone()), networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
             left.extend(stale);
@@ -239,11 +242,11 @@ impl Kernel {
                 }
             }
         }
-        let rule = Rule { table, service, fallback: planned.fallback, flags: planned.flags };
-        if before.as_ref().is_none_or(|before| before.rule != rule) {
-            self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
+        let rule = rule_of(planned, table, service);
+        if before.as_ref().is_none_or(|before| !before.ours || before.rule != rule) {
+            self.rules.write(key, rule)?;
         }
-        self.published.insert(key, Published { rule, table: planned.table.clone(), networks });
+        self.published.insert(key, Published { rule, ours: true, table: planned.table.clone(), networks });
         for table in freed {
             settled.extend(self.publisher.clear(table)?);
         }
@@ -255,7 +258,7 @@ impl Kernel {
         let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
         let mut settled = Vec::new();
         for key in gone {
-            let _ = self.rules.remove(&key);
+            self.rules.remove(&key)?;
             let Some(published) = self.published.remove(&key) else { continue };
             if published.rule.table == NONE {
                 continue;
@@ -295,4 +298,10 @@ impl Kernel {
         self.ports_written.clone_from(wanted);
         Ok(())
     }
+}
+
+/// The rule as the kernel holds it.
+fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
+    let members = planned.table.as_ref().map_or(0, |table| table.members.len());
+    Rule { table, service, fallback: planned.fallback, flags: planned.flags, slots: slot_count(members) }
 }

@@ -16,7 +16,7 @@ use aya::{
     },
 };
 
-use super::{Kernel, KernelError, Result, object};
+use super::{Kernel, KernelError, Result, object, ports};
 use crate::netns::Netns;
 
 /// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
@@ -51,6 +51,7 @@ impl Cgroup {
 /// The start of steering in a namespace: a program must be loaded for it, which takes too long for the daemon's loop.
 pub struct NamespaceAttachment {
     maps: PathBuf,
+    ports: PathBuf,
     pin: PathBuf,
     constants: object::Constants,
     netns: Netns,
@@ -60,8 +61,8 @@ pub struct NamespaceAttachment {
 impl NamespaceAttachment {
     /// Loads the program, attaches it and pins the link.
     pub fn run(self) -> Result<()> {
-        let Self { maps, pin, constants, netns, ns } = self;
-        let mut programs = object::instance(Some(&maps), &constants)?;
+        let Self { maps, ports, pin, constants, netns, ns } = self;
+        let mut programs = object::instance(Some(&maps), Some(&ports), &constants)?;
         object::load(&mut programs, "steer")?;
         let target = || format!("the network namespace {netns}");
         let failed = |source| KernelError::Attach { name: "steer", target: target(), source: Box::new(source) };
@@ -85,20 +86,27 @@ impl Kernel {
     }
 
     /// What remains to be done to steer in a namespace; nothing if it is steered in already.
-    pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
+    pub fn namespace_attachment(&mut self, netns: Netns, ns: File) -> Result<Option<NamespaceAttachment>> {
         let pin = self.netns_pin(netns.cookie);
+        if pin.exists() {
+            return Ok(None);
+        }
+        // Ours to make: the program only uses it.
+        self.rules.ports_of(netns.cookie)?;
         let constants = object::Constants {
             seed: self.seed,
             netns_cookie: netns.cookie,
             log_level: self.log_level,
             backends_max: self.backends_max,
         };
-        (!pin.exists()).then(|| NamespaceAttachment { maps: self.dir.join("maps"), pin, constants, netns, ns })
+        let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
+        Ok(Some(NamespaceAttachment { maps, ports, pin, constants, netns, ns }))
     }
 
     /// Stops to steer in a namespace. Established connections go on.
     pub fn detach_namespace(&mut self, cookie: u64) {
         let _ = fs::remove_file(self.netns_pin(cookie));
+        self.rules.forget(cookie);
     }
 
     fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {

@@ -6,6 +6,7 @@
 //! ```text
 //! DIR/maps/NAME              every map
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
+//! DIR/ports/COOKIE           what each of its ports leads to
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 getsockname4 getsockname6 sock_create sockops
 //! ```
 #![expect(
@@ -19,6 +20,7 @@ mod counters;
 mod error;
 mod migrate;
 mod object;
+mod ports;
 mod probes;
 mod publish;
 mod sources;
@@ -36,7 +38,7 @@ use aya::{
     Ebpf,
     maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
-use pod_steer_ebpf::{BackendCounters, Hidden, ManagedPort, Move, PortKey, Rule, RuleKey, ServiceCounters, SocketInfo};
+use pod_steer_ebpf::{BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo};
 
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
@@ -57,7 +59,7 @@ pub struct Kernel {
     log_level: u8,
     seed: u64,
     backends_max: u32,
-    rules: HashMap<MapData, RuleKey, Rule>,
+    rules: ports::Rules,
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
     managed_ports: HashMap<MapData, ManagedPort, u32>,

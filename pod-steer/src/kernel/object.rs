@@ -17,16 +17,18 @@ use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey};
 use super::{
     Kernel, KernelError, Opened, Result,
     apply::Published,
+    ports::Rules,
     publish::{self, Publisher},
     sources::Sources,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
-/// Every map of the object; all are pinned under their own names.
-const MAPS: [&str; 18] = [
+/// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
+const MAPS: [&str; 19] = [
     "META",
     "RULES",
+    "TABLE_RULES",
     "TABLES",
     "SWITCHES",
     "SOURCES",
@@ -61,7 +63,9 @@ pub(super) struct Constants {
 }
 
 /// Loads an instance of the object whose maps are those pinned in `pins`, or unpinned ones of its own.
-pub(super) fn instance(pins: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
+///
+/// `ports` is where the map of the ports of its namespace is pinned; an instance without one has no use for it.
+pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         // The programs have nothing to relocate against the kernel's types, and reading those takes half a second in a
@@ -76,6 +80,10 @@ pub(super) fn instance(pins: Option<&Path>, constants: &Constants) -> Result<Ebp
             loader.map_pin_path(map, pins.join(map));
         }
     }
+    match ports {
+        Some(ports) => loader.map_pin_path("PORTS", ports),
+        None => loader.map_max_entries("PORTS", 1),
+    };
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
@@ -107,7 +115,7 @@ pub struct ProbedProgram {
 /// Loads every program and replaces a slot table once, pins nothing, and lets all go: what `doctor` shows.
 pub fn probe() -> Result<Vec<ProbedProgram>> {
     let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
-    let mut ebpf = instance(None, &constants)?;
+    let mut ebpf = instance(None, None, &constants)?;
     let all = PROGRAMS.into_iter().chain(["steer"]);
     let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect();
     let published = map::<publish::Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
@@ -137,7 +145,7 @@ fn meta(maps: &Path) -> Result<Option<Meta>> {
 
 pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
     let maps = dir.join("maps");
-    for made in [dir, &maps, &dir.join("netns"), &dir.join("cgroups")] {
+    for made in [dir, &maps, &dir.join("netns"), &dir.join("ports"), &dir.join("cgroups")] {
         fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
     }
     let found = meta(&maps)?;
@@ -151,15 +159,15 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     };
     let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
-    let mut programs = instance(Some(&maps), &constants)?;
+    let mut programs = instance(Some(&maps), None, &constants)?;
     for name in PROGRAMS {
         load(&mut programs, name)?;
     }
     let mut meta_map: Array<MapData, Meta> = map(&mut programs, "META")?;
     meta_map.set(0, meta, 0).map_err(KernelError::map("write", "META"))?;
 
-    let rules: HashMap<MapData, RuleKey, Rule> = map(&mut programs, "RULES")?;
-    let written: StdHashMap<RuleKey, Rule> = rules.iter().flatten().collect();
+    let rules = Rules::new(map(&mut programs, "RULES")?, map(&mut programs, "TABLE_RULES")?, dir);
+    let written: StdHashMap<RuleKey, Rule> = rules.read().collect();
     let sources = Sources::new(map(&mut programs, "SOURCES")?);
     let used = written.values().map(|rule| rule.table).chain(sources.tables());
     let publisher = Publisher::new(&maps.join("TABLES"), used)?;

@@ -170,11 +170,12 @@ fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
 /// The entries of a table, as the contract lays them out: header, slots, members, reserve.
 fn entries(planned: &PlannedTable) -> Vec<Slot> {
     let table = slots::build(&planned.members);
-    let slot = |member: &slots::Member| Slot { cookie: member.cookie, backend: member.backend, pad: 0 };
+    let count = table.slots.len() as u32;
+    let entry = |slots: u32, member: &slots::Member| Slot { cookie: member.cookie, backend: member.backend, slots };
     let mut entries = Vec::with_capacity(2 + table.slots.len() + table.members.len() + planned.reserve.len());
-    entries.push(Slot::header(table.slots.len() as u32, table.members.len() as u32, planned.reserve.len() as u32));
-    entries.extend(table.slots.iter().filter_map(|index| table.members.get(*index as usize)).map(slot));
-    entries.extend(table.members.iter().chain(&planned.reserve).map(slot));
+    entries.push(Slot::header(count, table.members.len() as u32, planned.reserve.len() as u32));
+    entries.extend(table.slots.iter().filter_map(|index| table.members.get(*index as usize)).map(|m| entry(count, m)));
+    entries.extend(table.members.iter().chain(&planned.reserve).map(|m| entry(0, m)));
     // The kernel wants at least one element; two keep the header of an empty table company.
     entries.resize(entries.len().max(2), Slot::default());
     entries

@@ -32,11 +32,13 @@ pub fn unload(dir: &Path) -> io::Result<Unloaded> {
         fs::remove_dir(pins)?;
         done.cgroups += 1;
     }
-    for name in names(&dir.join("maps")) {
-        fs::remove_file(dir.join("maps").join(name))?;
-        done.maps += 1;
+    for sub in ["ports", "maps"] {
+        for name in names(&dir.join(sub)) {
+            fs::remove_file(dir.join(sub).join(name))?;
+            done.maps += 1;
+        }
     }
-    for sub in ["netns", "cgroups", "maps"] {
+    for sub in ["netns", "ports", "cgroups", "maps"] {
         remove_dir(&dir.join(sub))?;
     }
     remove_dir(dir)?;

@@ -49,9 +49,9 @@ pub struct PlannedRule {
     /// The service whose counters it uses; none if it only says that rules with addresses exist.
     pub service: Option<String>,
     /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
-    pub fallback: u32,
+    pub fallback: u16,
     /// `RULE_HAS_ADDRESSES` or zero.
-    pub flags: u32,
+    pub flags: u16,
     /// Its slot table; none as for `service`.
     pub table: Option<PlannedTable>,
     /// Tables for clients of some networks, by version.
