@@ -57,8 +57,17 @@ impl Docker {
 
     /// Creates a container and does not start it.
     pub fn create(&self, spec: &Spec) -> Result<Container> {
+        self.make(&["create"], spec)
+    }
+
+    /// Creates and starts a container in one command, as people do: `docker run --detach`.
+    pub fn run_detached(&self, spec: &Spec) -> Result<Container> {
+        self.make(&["run", "--detach"], spec)
+    }
+
+    fn make(&self, how: &[&str], spec: &Spec) -> Result<Container> {
         let mut command = self.command();
-        command.args(["create", "--name", &spec.name, "--network", &spec.network]).args(&self.create_args);
+        command.args(how).args(["--name", &spec.name, "--network", &spec.network]).args(&self.create_args);
         for (key, value) in &spec.labels {
             command.arg("--label").arg(format!("{key}={value}"));
         }
@@ -67,7 +76,8 @@ impl Docker {
         }
         let printed = run(command.args(&spec.options).arg(spec.image.name()).args(&spec.args))?;
         // Warnings come before the id.
-        let id = printed.lines().last().context("docker create printed nothing")?.trim().to_owned();
+        let id =
+            printed.lines().last().with_context(|| format!("docker {} printed nothing", how[0]))?.trim().to_owned();
         Ok(Container { docker: self.clone(), id, name: spec.name.clone() })
     }
 

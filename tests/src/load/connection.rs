@@ -114,6 +114,15 @@ fn try_attempt(
     Ok(())
 }
 
+/// Sends one request on an open connection, which may have had answers before, and reads its own: the server's name, and
+/// whether it closes the connection now.
+pub fn ask(stream: &mut TcpStream, target: SocketAddr, answered_before: bool) -> Result<(String, bool), Loss> {
+    let local = stream.local_addr().map_err(|error| Loss::Failed(error.to_string()))?;
+    let body = exchange(stream, target, false).map_err(|broken| broken.loss(local, answered_before))?;
+    let (name, _) = parse_body(&body.text).ok_or(Loss::Garbled(local, body.text))?;
+    Ok((name, body.last))
+}
+
 fn connect_from(source: IpAddr, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
