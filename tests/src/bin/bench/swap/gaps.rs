@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +22,19 @@ pub fn longest(answers: &[Answer], from: Instant, to: Instant) -> Option<Duratio
     pairs.filter(|(before, after)| *before < to && *after > from).map(|(before, after)| after - before).max()
 }
 
+/// The longest time between two successive answers that came from different servers.
+pub fn longest_at_switch(answers: &[Answer]) -> Option<Duration> {
+    let pairs = answers.windows(2).filter(|pair| pair[0].name != pair[1].name);
+    pairs.map(|pair| pair[1].ended - pair[0].ended).max()
+}
+
 /// Whoever asked after the end of a swap must have been answered by the new server.
 pub fn swapped(answers: &[Answer], ended: Instant, server: &str) -> Result<()> {
     let mut after = answers.iter().filter(|answer| answer.began > ended).peekable();
     ensure!(after.peek().is_some(), "nobody was answered after {server} had taken over");
     if let Some(other) = after.find(|answer| answer.name != server) {
         let late = other.began - ended;
-        anyhow::bail!("{} still answered {late:?} after {server} had taken over", other.name);
+        bail!("{} still answered {late:?} after {server} had taken over", other.name);
     }
     Ok(())
 }
@@ -53,6 +59,7 @@ mod tests {
         assert_eq!(longest(99, 150), Some(90), "it began before");
         assert_eq!(longest(100, 151), Some(750), "it ended after");
         assert_eq!(longest(900, 1000), None);
+        assert_eq!(longest_at_switch(&answers), Some(Duration::from_millis(40)));
     }
 
     #[test]

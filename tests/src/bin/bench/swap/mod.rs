@@ -22,85 +22,124 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{measures::Section, tools};
 
-use self::{clients::Clients, contestant::Contestant, record::Swap};
+use self::{
+    clients::{Clients, Seen},
+    contestant::Contestant,
+    record::Swap,
+};
+use crate::options::Options;
 
 /// How long the load goes on before the first command and after the last.
-const MARGIN: Duration = Duration::from_millis(200);
-/// The stretch without a swap, before the first swap of a contestant has shown how long one takes.
+const MARGIN: Duration = Duration::from_millis(100);
+/// The stretch without a swap, while no swap of a contestant has shown how long one takes.
 const STRETCH_FIRST: Duration = Duration::from_secs(1);
 /// A swap that takes longer has failed.
 const SWAP_MAX: Duration = Duration::from_secs(20);
 
-/// A contestant, and what its swaps have shown so far.
-struct Lane {
+/// One way to swap.
+struct Way {
     name: &'static str,
     title: &'static str,
+    /// What it needs beyond what the tests' engine does.
+    programs: &'static [&'static str],
+    /// Starts it, with its first version.
+    start: fn(&str) -> Result<Box<dyn Contestant>>,
+}
+
+const WAYS: [Way; 4] = [
+    Way {
+        name: "pod-steer",
+        title: "pod-steer deploy",
+        programs: &[],
+        start: |version| Ok(Box::new(pod_steer::PodSteer::start(version)?)),
+    },
+    Way {
+        name: "haproxy",
+        title: "HAProxy, TCP mode, reload with sockets passed on",
+        programs: &["haproxy"],
+        start: |version| Ok(Box::new(proxy::Proxy::start(haproxy::HaProxy, version)?)),
+    },
+    Way {
+        name: "nginx-http",
+        title: "nginx, HTTP proxy, reload",
+        programs: &["nginx"],
+        start: |version| Ok(Box::new(proxy::Proxy::start(nginx::Nginx, version)?)),
+    },
+    Way {
+        name: "docker-p",
+        title: "docker stop, docker run -p",
+        programs: &["iptables", "docker-proxy"],
+        start: |version| Ok(Box::new(docker::DockerP::start(version)?)),
+    },
+];
+
+/// What is measured here.
+pub const SECTIONS: &[&str] = &["hot-swap"];
+
+/// Who takes part.
+pub const CONTESTANTS: &[&str] = &[WAYS[0].name, WAYS[1].name, WAYS[2].name, WAYS[3].name];
+
+/// A way under measurement.
+struct Lane {
+    way: &'static Way,
     /// Swaps of the whole run.
     planned: usize,
     contestant: Box<dyn Contestant>,
     swaps: Vec<Swap>,
 }
 
-/// How a contestant starts its first version.
-type Start = fn(&str) -> Result<Box<dyn Contestant>>;
-
-/// Name, title, programs beyond Docker's own, start.
-const CONTESTANTS: [(&str, &str, &[&str], Start); 4] = [
-    ("pod-steer", "pod-steer deploy", &[], |version| Ok(Box::new(pod_steer::PodSteer::start(version)?))),
-    ("haproxy", "HAProxy, TCP mode, reload that passes its sockets on", &["haproxy"], |version| {
-        Ok(Box::new(proxy::Proxy::start(haproxy::HaProxy, version)?))
-    }),
-    ("nginx-http", "nginx, HTTP proxy, reload", &["nginx"], |version| {
-        Ok(Box::new(proxy::Proxy::start(nginx::Nginx, version)?))
-    }),
-    ("docker-p", "docker stop, docker run -p", &["iptables", "docker-proxy"], |version| {
-        Ok(Box::new(docker::DockerP::start(version)?))
-    }),
-];
-
 /// Measures the section.
-pub fn measure(quick: bool) -> Result<Vec<Section>> {
-    let (rounds, planned_of_own, planned_of_others) = if quick { (5, 5, 5) } else { (30, 100, 30) };
+pub fn measure(options: &Options) -> Result<Vec<Section>> {
+    let (rounds, planned_of_own, planned_of_others) = if options.quick { (5, 5, 5) } else { (30, 100, 30) };
     let (mut lanes, mut skipped) = (Vec::new(), Vec::new());
-    for (name, title, programs, start) in CONTESTANTS {
-        if let Err(reason) = tools::docker().and_then(|()| tools::root_and(programs)) {
-            skipped.push((name.to_owned(), reason));
+    for way in WAYS.iter().filter(|way| options.wants_contestant(way.name)) {
+        if let Err(reason) = tools::docker().and_then(|()| tools::root_and(way.programs)) {
+            skipped.push((way.name.to_owned(), reason));
             continue;
         }
-        let planned = if name == "pod-steer" { planned_of_own } else { planned_of_others };
-        let contestant = start(&version(0)).with_context(|| format!("starting {name} and its first server"))?;
-        lanes.push(Lane { name, title, planned, contestant, swaps: Vec::new() });
+        let planned = if way.name == "pod-steer" { planned_of_own } else { planned_of_others };
+        let contestant = (way.start)(&version(0)).with_context(|| format!("starting {} for hot-swap", way.name))?;
+        lanes.push(Lane { way, planned, contestant, swaps: Vec::new() });
     }
     for round in 1..=rounds {
         for lane in &mut lanes {
-            // Spread evenly: whoever has more swaps than others has some more in every round.
-            while lane.swaps.len() * rounds < lane.planned * round {
-                let number = lane.swaps.len() + 1;
-                let swap = lane.swap(number).with_context(|| format!("swap {number} of {}", lane.name))?;
-                lane.swaps.push(swap);
-            }
+            lane.round(round, rounds)?;
         }
         eprintln!("hot-swap: round {round} of {rounds}");
     }
     Ok(vec![Section {
-        name: "hot-swap".into(),
+        name: SECTIONS[0].into(),
         title: "Hot swap".into(),
         about: about(),
         columns: record::columns(),
-        rows: lanes.iter().map(|lane| record::row(lane.name, lane.title, &lane.swaps)).collect(),
+        rows: lanes.iter().map(|lane| record::row(lane.way.name, lane.way.title, &lane.swaps)).collect(),
         skipped,
     }])
 }
 
 impl Lane {
-    /// One swap under load, after as long a stretch of the same load without one.
-    fn swap(&mut self, number: usize) -> Result<Swap> {
+    /// Its swaps of one round: whoever has more swaps than others has some more in every round.
+    fn round(&mut self, round: usize, rounds: usize) -> Result<()> {
+        let mut first = true;
+        while self.swaps.len() * rounds < self.planned * round {
+            let number = self.swaps.len() + 1;
+            // Only before the first one, or half of the time would go by without a swap.
+            let calm = first.then(|| self.swaps.last().map_or(STRETCH_FIRST, |swap| swap.stretch));
+            let swap = self.swap(number, calm).with_context(|| format!("swap {number} of {}", self.way.name))?;
+            self.swaps.push(swap);
+            first = false;
+        }
+        Ok(())
+    }
+
+    /// One swap under load, after a stretch of the same load without one.
+    fn swap(&mut self, number: usize, calm: Option<Duration>) -> Result<Swap> {
         let (old, new) = (version(number - 1), version(number));
         let site = self.contestant.site();
         let clients = Clients::start(&site.client.ns, site.target())?;
         clients.wait_for(&old)?;
-        let calm = Instant::now();
-        thread::sleep(self.swaps.last().map_or(STRETCH_FIRST, |swap| swap.took) + 2 * MARGIN);
+        let start = Instant::now();
+        thread::sleep(calm.unwrap_or_default());
         let from = Instant::now();
         thread::sleep(MARGIN);
         let began = Instant::now();
@@ -109,14 +148,15 @@ impl Lane {
         clients.wait_for(&new)?;
         thread::sleep(MARGIN);
         let to = Instant::now();
-        let seen = clients.stop()?;
+        let Seen { answers, requests, failures } = clients.stop()?;
         drop(replaced);
         let took = ended - began;
         ensure!(took < SWAP_MAX, "it took {took:?}");
-        gaps::swapped(&seen.answers, ended, &new)?;
-        let gap = gaps::longest(&seen.answers, from, to).context("nobody was answered")?;
-        let gap_before = gaps::longest(&seen.answers, calm, from).context("nobody was answered before it")?;
-        Ok(Swap { gap, gap_before, took, requests: seen.requests, failures: seen.failures })
+        gaps::swapped(&answers, ended, &new)?;
+        let gap = gaps::longest(&answers, from, to).context("nobody was answered")?;
+        let gap_at_switch = gaps::longest_at_switch(&answers).context("only one version answered")?;
+        let gap_before = calm.and_then(|_| gaps::longest(&answers, start, from));
+        Ok(Swap { gap, gap_at_switch, gap_before, took, stretch: to - from, requests, failures })
     }
 }
 
@@ -133,7 +173,9 @@ fn about() -> String {
          {requests} requests on a connection with such rests. Failed are the requests of all of them, also before and \
          after, that were refused, reset, answered with an error or not within {timeout} s; who fails rests {rest} ms and \
          tries again, so that a long pause has many failures; an idle connection that its server has closed is none. \
-         Beside it is the longest pause of the same client in as long a time just before, without a swap. \
+         Beside it is the longest pause between answers of the old version and the new, which leaves out those that the \
+         start and the stop of a container cause by their use of the processor, and that of the same client in as long a \
+         time just before, without a swap (once in each round). \
          pod-steer: `docker run` of the new version, `pod-steer deploy --stop-old`. HAProxy and nginx: `docker run` of \
          the new server beside the old one, the configuration rewritten to name it, a reload of the master process, \
          `docker stop` of the old server when the old workers have ended. docker -p: `docker stop` of the old container, \
