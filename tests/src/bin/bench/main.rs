@@ -1,50 +1,53 @@
 //! What `cargo xtask bench` starts as root when everything is built and installed: measures, and writes what it found as
 //! JSON ([`pod_steer_tests::measures`]). What it says meanwhile goes to standard error.
 //!
-//! Each section is one module that returns [`Section`]s; each has hosts and namespaces of its own, which end with it.
+//! Each part has hosts and namespaces of its own, which end with it. To add one, write a function and a line of [`PARTS`].
 
-use std::{path::PathBuf, process::ExitCode};
+mod machine;
+mod options;
+mod traffic;
 
-use anyhow::{Context as _, Result, bail};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+use options::Options;
 use pod_steer_tests::measures::{FORMAT, Report, Section};
 
-/// What to do.
-struct Options {
-    /// Fewer and shorter rounds.
-    quick: bool,
-    /// Only sections, or contestants, whose name contains this.
-    only: Option<String>,
-    /// Where the report goes.
-    output: PathBuf,
+/// Some sections that are measured together.
+struct Part {
+    /// Their names, in the order in which people should read them.
+    sections: &'static [&'static str],
+    /// Names of the rows that can be asked for alone; none where rows are sizes.
+    contestants: &'static [&'static str],
+    /// Measures those that are wanted ([`Options::wants_section`], [`Options::wants_contestant`]).
+    measure: fn(&Options) -> Result<Vec<Section>>,
 }
 
-fn options() -> Result<Options> {
-    let (mut quick, mut only, mut output) = (false, None, None);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--quick" => quick = true,
-            "--only" => only = args.next(),
-            "--output" => output = args.next().map(PathBuf::from),
-            other => bail!("`{other}` is no option of the benchmark"),
+/// Everything that is measured, in the order of the report.
+const PARTS: &[Part] =
+    &[Part { sections: traffic::SECTIONS, contestants: traffic::CONTESTANTS, measure: traffic::measure }];
+
+/// Measures everything that is wanted. A part that fails does not end the others.
+fn run(options: &Options) -> Result<()> {
+    let (mut sections, mut failed) = (Vec::new(), Vec::new());
+    for part in PARTS.iter().filter(|part| options.wants_part(part)) {
+        match (part.measure)(options) {
+            Ok(measured) => sections.extend(measured),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed.push(part.sections.join(", "));
+            }
         }
     }
-    Ok(Options { quick, only, output: output.context("--output FILE is missing")? })
-}
-
-fn run(options: &Options) -> Result<Vec<Section>> {
-    let _ = options;
-    Ok(Vec::new())
+    let report = Report { format: FORMAT, machine: machine::describe(), quick: options.quick, sections };
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    std::fs::write(&options.output, text).with_context(|| format!("writing {}", options.output.display()))?;
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+    Ok(())
 }
 
 fn main() -> ExitCode {
-    let done = options().and_then(|options| {
-        let sections = run(&options)?;
-        let report = Report { format: FORMAT, machine: Vec::new(), quick: options.quick, sections };
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(&options.output, text).with_context(|| format!("writing {}", options.output.display()))
-    });
-    match done {
+    match Options::read(std::env::args().skip(1)).and_then(|options| run(&options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
