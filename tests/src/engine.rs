@@ -18,18 +18,29 @@ use crate::{
 pub struct Engine {
     process: Process,
     docker: Docker,
+    /// Whether it publishes ports, by iptables and docker-proxy, as an engine out of the box does.
+    publishes: bool,
     imported: Mutex<BTreeSet<Image>>,
 }
 
 impl Engine {
     /// Starts an engine in a host and waits until it answers.
     pub fn start(host: &Host) -> Result<Self> {
+        Self::start_as(host, false)
+    }
+
+    /// The same; containers on its bridge reach the world and can publish ports (`-p`).
+    pub fn start_publishing(host: &Host) -> Result<Self> {
+        Self::start_as(host, true)
+    }
+
+    fn start_as(host: &Host, publishes: bool) -> Result<Self> {
         let dir = host.dir().join("docker");
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("daemon.json"), "{}")?;
         let docker = Docker::new(dir.join("docker.sock"), &[]);
-        let process = Self::launch(host, &docker)?;
-        let engine = Self { process, docker, imported: Mutex::default() };
+        let process = Self::launch(host, &docker, publishes)?;
+        let engine = Self { process, docker, publishes, imported: Mutex::default() };
         engine.wait_until_ready()?;
         Ok(engine)
     }
@@ -38,7 +49,7 @@ impl Engine {
     pub fn restart(&mut self, host: &Host) -> Result<()> {
         self.process.signal(Signal::TERM)?;
         self.process.wait(wait::STUCK)?;
-        self.process = Self::launch(host, &self.docker)?;
+        self.process = Self::launch(host, &self.docker, self.publishes)?;
         self.wait_until_ready()
     }
 
@@ -50,16 +61,24 @@ impl Engine {
         .with_context(|| self.process.stderr())
     }
 
-    fn launch(host: &Host, docker: &Docker) -> Result<Process> {
+    fn launch(host: &Host, docker: &Docker, publishes: bool) -> Result<Process> {
         let dir = host.dir().join("docker");
         let mut command = host.command("dockerd")?;
         command.arg("--config-file").arg(dir.join("daemon.json"));
         // In memory, where a container is made and removed in a fraction of the time.
         command.args(["--data-root", "/run/docker-data", "--exec-root"]).arg(dir.join("exec"));
         command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
-        // The host's only networks are its own; nothing is published or translated.
-        command.args(["--iptables=false", "--ip6tables=false", "--live-restore", "--log-level", "warn"]);
+        if !publishes {
+            // The host's only networks are its own; nothing is published or translated.
+            command.arg("--iptables=false");
+        }
+        command.args(["--ip6tables=false", "--live-restore", "--log-level", "warn"]);
         host.start("dockerd", &mut command)
+    }
+
+    /// The engine's own pid, of which its docker-proxies are children.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// The `docker` command for this engine.

@@ -1,5 +1,15 @@
 //! What clients get, and what it costs, by every way to two servers.
 
+mod contest;
+mod costs;
+mod lab;
+mod load;
+mod servers;
+mod tally;
+mod ways;
+mod workloads;
+mod wrk;
+
 use anyhow::Result;
 use pod_steer_tests::measures::Section;
 
@@ -9,24 +19,9 @@ use crate::options::Options;
 pub const SECTIONS: &[&str] = &["new-connections", "keep-alive", "tls", "large", "idle"];
 
 /// The ways to the servers.
-pub const CONTESTANTS: &[&str] = &[
-    "direct",
-    "reuseport",
-    "pod-steer",
-    "pod-steer-pod",
-    "pod-steer-port",
-    "haproxy",
-    "nginx-stream",
-    "nginx-http",
-    "dnat",
-    "ipvs",
-    "docker-p",
-    "direct-local",
-    "docker-proxy",
-];
+pub const CONTESTANTS: &[&str] = ways::NAMES;
 
 /// Measures them.
 pub fn measure(options: &Options) -> Result<Vec<Section>> {
-    let _ = options;
-    Ok(Vec::new())
+    load::measure(options)
 }

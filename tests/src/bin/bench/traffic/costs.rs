@@ -1,0 +1,113 @@
+//! What the kernel says that processes and the machine have used.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context as _, Result};
+
+/// CPU seconds in which the whole machine was busy since it started; interrupts and what they do included.
+pub fn machine_cpu_s() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    Ok(busy_ticks(&stat).context("no cpu line in /proc/stat")? as f64 / ticks_per_s())
+}
+
+/// CPU seconds of some processes since they started.
+pub fn processes_cpu_s(pids: &[u32]) -> Result<f64> {
+    let mut ticks = 0;
+    for pid in pids {
+        let stat = read(*pid, "stat")?;
+        ticks += process_ticks(&stat).with_context(|| format!("no times in /proc/{pid}/stat"))?;
+    }
+    Ok(ticks as f64 / ticks_per_s())
+}
+
+/// Bytes of memory of some processes; what several share counts by halves, thirds and so on (PSS).
+pub fn memory_b(pids: &[u32]) -> Result<u64> {
+    let mut sum = 0;
+    for pid in pids {
+        let rollup = read(*pid, "smaps_rollup")?;
+        sum += proportional_b(&rollup).with_context(|| format!("no Pss in /proc/{pid}/smaps_rollup"))?;
+    }
+    Ok(sum)
+}
+
+/// A process and all that it has started, directly or not.
+pub fn descendants(pid: u32) -> Result<Vec<u32>> {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Whoever has ended since the directory was read is nobody's child.
+        if let Some(parent) = read(child, "stat").ok().as_deref().and_then(parent) {
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next) {
+        found.extend(children.remove(parent).unwrap_or_default());
+        next += 1;
+    }
+    Ok(found)
+}
+
+/// Of these, whose program has this name.
+pub fn named(pids: &[u32], name: &str) -> Vec<u32> {
+    let is_named = |pid: &u32| read(*pid, "comm").is_ok_and(|comm| comm.trim_end() == name);
+    pids.iter().copied().filter(is_named).collect()
+}
+
+fn read(pid: u32, file: &str) -> Result<String> {
+    let path = format!("/proc/{pid}/{file}");
+    fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+}
+
+fn ticks_per_s() -> f64 {
+    rustix::param::clock_ticks_per_second() as f64
+}
+
+/// `cpu user nice system idle iowait irq softirq steal ...`: without idle, iowait, and what the hypervisor took.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some([0, 1, 2, 5, 6].iter().filter_map(|field| ticks.get(*field)).sum())
+}
+
+/// Fields of `/proc/PID/stat` after the name, which may have spaces and brackets in it.
+fn fields(stat: &str) -> Option<Vec<&str>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace().collect())
+}
+
+fn process_ticks(stat: &str) -> Option<u64> {
+    let fields = fields(stat)?;
+    let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
+    Some(number(11)? + number(12)?)
+}
+
+fn parent(stat: &str) -> Option<u32> {
+    fields(stat)?.get(1)?.parse().ok()
+}
+
+fn proportional_b(rollup: &str) -> Option<u64> {
+    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(pss.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_found() {
+        assert_eq!(busy_ticks("cpu  1 2 4 1000 2000 8 16 4000 0 0\ncpu0 1 1 1 1"), Some(31));
+        assert_eq!(busy_ticks("intr 5"), None);
+        let stat = "77 (a) b) S 42 77 77 0 -1 4194560 1 2 3 4 500 60 7 8 20 0 1 0 9";
+        assert_eq!(process_ticks(stat), Some(560));
+        assert_eq!(parent(stat), Some(42));
+        assert_eq!(process_ticks("77 (a) S 42"), None);
+    }
+
+    #[test]
+    fn memory_is_found() {
+        assert_eq!(proportional_b("5590-7ffe ---p [rollup]\nRss:  300 kB\nPss:     120 kB\n"), Some(120 * 1024));
+        assert_eq!(proportional_b("Rss: 1 kB"), None);
+    }
+}

@@ -1,0 +1,159 @@
+//! The host that all ways lead into: a Docker engine as it is out of the box, pod-steer's daemon, a client beside it.
+
+use std::{
+    cell::OnceCell,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::Command,
+    rc::Rc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use pod_steer_tests::{
+    daemon::BPFFS,
+    engine::Engine,
+    host::{Client, Host},
+    netns::NetNs,
+    process::{Process, output, run},
+    status::Status,
+    tools, wait,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::servers::{Pair, Site};
+
+/// A proxy has two descriptors for each of 10,000 idle connections, and everything here inherits the limit.
+const FILES_MAX: u64 = 131_072;
+
+/// Everything that the ways share. The fields are dropped in this order.
+pub struct Lab {
+    daemon: Process,
+    /// The two servers on the bridge, once somebody has asked for them.
+    pub pair: OnceCell<Result<Rc<Pair>, String>>,
+    /// The engine.
+    pub engine: Engine,
+    /// What the servers serve.
+    pub site: Site,
+    /// Where most clients are.
+    pub client: Client,
+    /// The host.
+    pub host: Host,
+    /// How many files a process may have open here.
+    pub files_max: u64,
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// In a network namespace of its own, behind a pair of interfaces.
+    Client,
+    /// On the host itself.
+    Host,
+}
+
+impl Lab {
+    /// Everything but the ways themselves.
+    pub fn new() -> Result<Self> {
+        let files_max = raise_file_limit()?;
+        let host = Host::new()?;
+        let client = host.new_client()?;
+        for ns in [host.net(), &client.ns] {
+            // A proxy's connections to its servers, and the clients' own, come from one address.
+            ns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
+            ns.sysctl("net.ipv4.tcp_max_syn_backlog", "8192")?;
+        }
+        let engine = Engine::start_publishing(&host)?;
+        // Or a minute of new connections fills the table, and the next contestant pays.
+        host.net().sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1")?;
+        let site = Site::new(&host)?;
+        let daemon = start_daemon(&host, &engine)?;
+        Ok(Self { daemon, pair: OnceCell::new(), engine, site, client, host, files_max })
+    }
+
+    /// The host's address as the client sees it.
+    pub fn addr(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.client.host_ip4, port)
+    }
+
+    /// An address on the host itself.
+    pub fn local(port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+    }
+
+    /// The namespace of a client.
+    pub fn ns(&self, from: Side) -> &NetNs {
+        match from {
+            Side::Client => &self.client.ns,
+            Side::Host => self.host.net(),
+        }
+    }
+
+    /// A command that ends with the host, started where a client is.
+    pub fn command(&self, from: Side, program: &str) -> Result<Command> {
+        self.host.command_in(self.ns(from), program)
+    }
+
+    /// Runs a program on the host, with arguments separated by spaces.
+    pub fn run(&self, command: &str) -> Result<String> {
+        let mut words = command.split(' ');
+        run(self.host.command(words.next().context("an empty command")?)?.args(words))
+    }
+
+    /// Lets the client reach the addresses on Docker's bridge, which Docker allows for published ports only. To be called
+    /// when the containers are there: Docker's rules for them come first otherwise.
+    pub fn allow_forwarding(&self) -> Result<()> {
+        self.run("iptables -t raw -I PREROUTING -i client0 -j ACCEPT")?;
+        self.run("iptables -I FORWARD -i client0 -o docker0 -j ACCEPT").map(drop)
+    }
+
+    /// The daemon's pid.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Waits until so many backends of a service are ready.
+    pub fn wait_ready(&self, service: &str, backends: usize) -> Result<()> {
+        wait::until_ok(&format!("{backends} ready backends of {service}"), || {
+            let status: Status = serde_json::from_str(&run(cli(&self.host)?.args(["status", "-o", "json"]))?)?;
+            let ready = status.service(service).map(|service| service.ready());
+            Ok(ready.filter(|ready| *ready == backends).map(drop))
+        })
+        .with_context(|| self.daemon.stderr())
+    }
+}
+
+/// Raises the limit of open files for everything that is started from here on, as far as it may; returns it.
+fn raise_file_limit() -> Result<u64> {
+    let old = getrlimit(Resource::Nofile);
+    let hard = old.maximum.unwrap_or(FILES_MAX);
+    // Beyond the hard limit only with CAP_SYS_RESOURCE, which not every root has.
+    let wish = Rlimit { current: Some(FILES_MAX), maximum: Some(hard.max(FILES_MAX)) };
+    if setrlimit(Resource::Nofile, wish).is_ok() {
+        return Ok(FILES_MAX);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(hard), ..old })
+        .with_context(|| format!("raising the limit of open files to {hard}"))?;
+    Ok(hard)
+}
+
+/// As in production: what the tests' fixture logs for debugging would cost CPU here.
+fn start_daemon(host: &Host, engine: &Engine) -> Result<Process> {
+    let mut command = host.command(tools::pod_steer()?)?;
+    command.args(["run", "--bpffs", BPFFS, "--engine", &engine.url()]);
+    command.arg("--runtime-dir").arg(host.dir().join("run")).arg("--state-dir").arg(host.dir().join("state"));
+    fs::create_dir_all(host.dir().join("run"))?;
+    let mut daemon = host.start("pod-steer", &mut command)?;
+    wait::until_ok("the daemon to be ready", || {
+        if daemon.has_ended()? {
+            bail!("the daemon has ended: {}", daemon.stderr());
+        }
+        Ok(output(cli(host)?.arg("status"))?.status.success().then_some(()))
+    })?;
+    Ok(daemon)
+}
+
+fn cli(host: &Host) -> Result<Command> {
+    let mut command = host.command(tools::pod_steer()?)?;
+    command.env("POD_STEER_SOCKET", host.dir().join("run/api.sock")).env("NO_COLOR", "1");
+    Ok(command)
+}

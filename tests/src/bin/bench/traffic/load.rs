@@ -1,0 +1,93 @@
+//! The workloads of wrk: rounds in which each contestant has its turn, so that the machine's drift hits all alike.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+use pod_steer_tests::measures::{Row, Section};
+
+use super::{
+    contest::{Contest, one_line},
+    costs,
+    lab::Lab,
+    tally::Tally,
+    ways::Running,
+    workloads::{ERRORS, WORKLOADS, Workload},
+    wrk::Load,
+};
+use crate::options::Options;
+
+/// What one has left behind is done before the next one's turn.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// Measures all that are wanted.
+pub fn measure(options: &Options) -> Result<Vec<Section>> {
+    let workloads: Vec<_> = WORKLOADS.iter().filter(|workload| options.wants_section(workload.name)).collect();
+    if workloads.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (rounds, time) = if options.quick { (1, Duration::from_secs(1)) } else { (7, Duration::from_secs(1)) };
+    let contest = Contest::new(options)?;
+    let mut tallies: Vec<_> = workloads.iter().map(|_| Tally::default()).collect();
+    for round in 0..rounds {
+        for (workload, tally) in workloads.iter().zip(&mut tallies) {
+            eprintln!("{}: round {} of {rounds}", workload.name, round + 1);
+            for (way, running) in contest.turns(round) {
+                if tally.has_failed(way.name) {
+                    continue;
+                }
+                match turn(&contest.lab, running, workload, time) {
+                    Ok(numbers) => tally.add(way.name, numbers),
+                    Err(error) => {
+                        eprintln!("{}: {} is out: {error:#}", workload.name, way.name);
+                        tally.fail(way.name, one_line(&error));
+                    }
+                }
+            }
+        }
+    }
+    let section = |(workload, tally)| section(workload, &contest, tally, rounds, time);
+    Ok(workloads.into_iter().zip(&tallies).map(section).collect())
+}
+
+/// One run of wrk, and what it cost.
+fn turn(lab: &Lab, running: &Running, workload: &Workload, time: Duration) -> Result<Vec<(&'static str, f64)>> {
+    let addr = if workload.tls { running.tls.map_err(anyhow::Error::msg)? } else { running.http };
+    let Workload { tls, path, close, .. } = *workload;
+    thread::sleep(PAUSE);
+    let before = (costs::machine_cpu_s()?, costs::processes_cpu_s(&running.own)?);
+    let outcome = Load { from: running.from, addr, tls, path, close, time }.run(lab)?;
+    let (busy_s, own_s) = (costs::machine_cpu_s()? - before.0, costs::processes_cpu_s(&running.own)? - before.1);
+    let per_100k = |seconds: f64| seconds * 100_000.0 / outcome.requests;
+    let (key, _) = workload.throughput;
+    let amount = if key == "mib_per_s" { outcome.bytes / f64::from(1 << 20) } else { outcome.requests };
+    let [p50, p99, p999] = outcome.latency_us;
+    let mut numbers = vec![
+        (key, amount / outcome.seconds),
+        ("p50_us", p50),
+        ("p99_us", p99),
+        ("p999_us", p999),
+        ("cpu_s", per_100k(busy_s)),
+        (ERRORS, outcome.errors),
+    ];
+    if !running.own.is_empty() {
+        let memory_b = costs::memory_b(&running.own).context("measuring memory")?;
+        numbers.extend([("own_cpu_s", per_100k(own_s)), ("memory_mib", memory_b as f64 / f64::from(1 << 20))]);
+    }
+    Ok(numbers)
+}
+
+fn section(workload: &Workload, contest: &Contest, tally: &Tally, rounds: usize, time: Duration) -> Section {
+    let mut columns = workload.columns();
+    let mut rows: Vec<Row> = contest.shown().filter_map(|way| tally.row(way, &columns)).collect();
+    let erred = |row: &Row| row.values.get(ERRORS).is_some_and(|errors| errors.value.high > 0.0);
+    if !rows.iter().any(erred) {
+        // A column of zeros tells nobody anything.
+        columns.retain(|column| column.key != ERRORS);
+        for row in &mut rows {
+            row.values.remove(ERRORS);
+        }
+    }
+    let skipped = contest.failed().chain(tally.failed()).collect();
+    let about = workload.about(rounds, time.as_secs());
+    Section { name: workload.name.into(), title: workload.title.into(), about, columns, rows, skipped }
+}

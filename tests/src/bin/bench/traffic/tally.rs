@@ -1,0 +1,73 @@
+//! From the numbers of single rounds to rows.
+
+use std::collections::BTreeMap;
+
+use pod_steer_tests::measures::{Column, Figure, Row};
+
+use super::ways::Way;
+
+/// Of a comparison in a note; a whole table would not fit there.
+const COMPARED: [&str; 3] = ["requests_per_s", "mib_per_s", "p99_us"];
+
+/// The numbers of one workload: by contestant and key, one for each round.
+#[derive(Default)]
+pub struct Tally {
+    rounds: BTreeMap<(&'static str, &'static str), Vec<f64>>,
+    failed: BTreeMap<&'static str, String>,
+}
+
+impl Tally {
+    /// One round of one contestant.
+    pub fn add(&mut self, contestant: &'static str, numbers: impl IntoIterator<Item = (&'static str, f64)>) {
+        for (key, number) in numbers {
+            self.rounds.entry((contestant, key)).or_default().push(number);
+        }
+    }
+
+    /// A contestant that is out, and why.
+    pub fn fail(&mut self, contestant: &'static str, reason: String) {
+        self.failed.insert(contestant, reason);
+    }
+
+    /// Whether it is out.
+    pub fn has_failed(&self, contestant: &str) -> bool {
+        self.failed.contains_key(contestant)
+    }
+
+    /// Who is out, and why.
+    pub fn failed(&self) -> Vec<(String, String)> {
+        self.failed.iter().map(|(name, reason)| ((*name).to_owned(), reason.clone())).collect()
+    }
+
+    /// The numbers of one contestant.
+    pub fn numbers(&self, contestant: &str, key: &str) -> Option<&[f64]> {
+        let found = self.rounds.iter().find(|((name, of), _)| *name == contestant && *of == key);
+        found.filter(|_| !self.has_failed(contestant)).map(|(_, numbers)| numbers.as_slice())
+    }
+
+    /// The row of a contestant, if it has numbers.
+    pub fn row(&self, way: &Way, columns: &[Column]) -> Option<Row> {
+        let figure = |column: &Column| {
+            let base = way.base.and_then(|base| self.numbers(base, &column.key));
+            Some((column.key.clone(), Figure::of(self.numbers(way.name, &column.key)?, base)?))
+        };
+        let values: BTreeMap<_, _> = columns.iter().filter_map(figure).collect();
+        let notes = [way.note.map(str::to_owned), way.beside.and_then(|beside| self.beside(way, beside, columns))];
+        let notes: Vec<_> = notes.into_iter().flatten().collect();
+        let note = Some(notes.join(" ")).filter(|note| !note.is_empty());
+        let (name, title, base) = (way.name.into(), way.title.into(), way.base.map(str::to_owned));
+        (!values.is_empty()).then_some(Row { name, title, base, values, note })
+    }
+
+    /// How it compares with another one than its base.
+    fn beside(&self, way: &Way, beside: &Way, columns: &[Column]) -> Option<String> {
+        let ratio = |column: &Column| {
+            let other = self.numbers(beside.name, &column.key)?;
+            let ratio = Figure::of(self.numbers(way.name, &column.key)?, Some(other))?.ratio?;
+            Some(format!("{} {:.3}", column.title, ratio.median))
+        };
+        let compared = columns.iter().filter(|column| COMPARED.contains(&column.key.as_str()));
+        let ratios: Vec<_> = compared.filter_map(ratio).collect();
+        (!ratios.is_empty()).then(|| format!("Its ratios to {}: {}.", beside.title, ratios.join("; ")))
+    }
+}

@@ -1,0 +1,123 @@
+//! The contestants: every way from a client to two workers of nginx. Each has a function that starts it and says where its
+//! clients connect and which processes it takes beyond the servers.
+
+mod docker;
+mod host;
+mod nat;
+mod proxies;
+mod steered;
+
+use std::{net::SocketAddr, rc::Rc};
+
+use anyhow::Result;
+use pod_steer_tests::{container::Container, process::Process};
+
+use super::{
+    lab::{Lab, Side},
+    servers::{Pair, Server},
+};
+
+/// A contestant.
+pub struct Way {
+    /// Its name.
+    pub name: &'static str,
+    /// For people.
+    pub title: &'static str,
+    /// What its ratios are to.
+    pub base: Option<&'static str>,
+    /// Another one to compare it with, in a note.
+    pub beside: Option<&'static Way>,
+    /// What one must know to read its figures.
+    pub note: Option<&'static str>,
+    /// Sets it up.
+    pub start: fn(&Lab) -> Result<Running>,
+}
+
+/// A contestant that is set up.
+pub struct Running {
+    /// Where the client is.
+    pub from: Side,
+    /// For HTTP.
+    pub http: SocketAddr,
+    /// For HTTP over TLS, or why there is none.
+    pub tls: Result<SocketAddr, &'static str>,
+    /// The servers.
+    pub servers: Servers,
+    /// Its processes beyond the servers.
+    pub own: Vec<u32>,
+    /// What ends with it.
+    _kept: (Vec<Process>, Vec<Container>),
+}
+
+impl Running {
+    /// Servers that the client reaches at an address.
+    fn new(http: SocketAddr, tls: SocketAddr, servers: Servers) -> Self {
+        Self { from: Side::Client, http, tls: Ok(tls), servers, own: vec![], _kept: (vec![], vec![]) }
+    }
+
+    /// Further processes that take part.
+    fn with(self, own: Vec<u32>) -> Self {
+        Self { own, ..self }
+    }
+
+    /// What ends with it.
+    fn keep(self, processes: Vec<Process>, containers: Vec<Container>) -> Self {
+        Self { _kept: (processes, containers), ..self }
+    }
+
+    /// A client on the host.
+    fn local(self) -> Self {
+        Self { from: Side::Host, ..self }
+    }
+}
+
+/// Servers of its own, or those that several share.
+pub enum Servers {
+    /// Its own.
+    Own(Vec<Server>),
+    /// The pair on the bridge.
+    Bridge(Rc<Pair>),
+}
+
+impl Servers {
+    /// Each of them.
+    pub fn all(&self) -> &[Server] {
+        match self {
+            Self::Own(servers) => servers,
+            Self::Bridge(pair) => &pair.servers,
+        }
+    }
+
+    /// All of their processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.all().iter().flat_map(|server| server.pids.clone()).collect()
+    }
+}
+
+/// All of them, in the order in which people should read them.
+pub const WAYS: &[Way] = &[
+    host::DIRECT,
+    host::REUSEPORT,
+    steered::HOST,
+    steered::POD,
+    steered::PORT,
+    proxies::HAPROXY,
+    proxies::NGINX_STREAM,
+    proxies::NGINX_HTTP,
+    nat::DNAT,
+    nat::IPVS,
+    docker::PUBLISHED,
+    host::LOCAL,
+    docker::PROXY,
+];
+
+/// Their names.
+pub const NAMES: &[&str] = &{
+    let mut names = [""; WAYS.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = WAYS[index].name;
+        index += 1;
+    }
+    names
+};

@@ -1,0 +1,101 @@
+//! One run of `wrk`: its own report is for people, so a few lines of its Lua print the numbers.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::process::run;
+
+use super::lab::{Lab, Side};
+
+/// Connections at a time.
+pub const CONNECTIONS: u32 = 64;
+/// Threads of wrk: enough that the servers are never waiting for one.
+pub const THREADS: u32 = 2;
+
+const SCRIPT: &str = r#"
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("\nnumbers %d %d %d %d %d %d %d\n", summary.duration, summary.requests, summary.bytes,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"#;
+
+/// What to ask, and whom.
+pub struct Load<'a> {
+    /// Where the client is.
+    pub from: Side,
+    /// Whom it asks.
+    pub addr: SocketAddr,
+    /// By TLS.
+    pub tls: bool,
+    /// The path.
+    pub path: &'a str,
+    /// A new connection for each request.
+    pub close: bool,
+    /// How long.
+    pub time: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// How long it took.
+    pub seconds: f64,
+    /// Requests that were answered.
+    pub requests: f64,
+    /// Bytes of answers.
+    pub bytes: f64,
+    /// Latencies in microseconds: p50, p99, p99.9.
+    pub latency_us: [f64; 3],
+    /// Whatever went wrong, answers other than 200 included.
+    pub errors: f64,
+}
+
+impl Load<'_> {
+    /// Runs it.
+    pub fn run(&self, lab: &Lab) -> Result<Outcome> {
+        let script = script(lab)?;
+        let scheme = if self.tls { "https" } else { "http" };
+        let mut wrk = lab.command(self.from, "wrk")?;
+        wrk.args(["--threads", &THREADS.to_string(), "--connections", &CONNECTIONS.to_string(), "--timeout", "2s"]);
+        wrk.args(["--duration", &format!("{}s", self.time.as_secs())]).arg("--script").arg(script);
+        if self.close {
+            wrk.args(["--header", "Connection: close"]);
+        }
+        let url = format!("{scheme}://{}{}", self.addr, self.path);
+        let printed = run(wrk.arg(&url))?;
+        let outcome = numbers(&printed).with_context(|| format!("reading what wrk printed: {printed}"))?;
+        ensure!(outcome.requests > 0.0, "no request to {url} was answered ({} errors)", outcome.errors);
+        Ok(outcome)
+    }
+}
+
+fn script(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.host.dir().join("numbers.lua");
+    fs::write(&path, SCRIPT).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+fn numbers(printed: &str) -> Option<Outcome> {
+    let line = printed.lines().find_map(|line| line.strip_prefix("numbers "))?;
+    let numbers: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let [duration_us, requests, bytes, p50, p99, p999, errors] = numbers[..] else { return None };
+    Some(Outcome { seconds: duration_us / 1e6, requests, bytes, latency_us: [p50, p99, p999], errors })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read() {
+        let printed =
+            "Running 1s test @ http://10.77.0.1:8001/\n  2 threads\n\nnumbers 1000000 500 4096 100 200 300 2\n";
+        let outcome = numbers(printed).unwrap();
+        assert_eq!((outcome.seconds, outcome.requests, outcome.bytes), (1.0, 500.0, 4096.0));
+        assert_eq!((outcome.latency_us, outcome.errors), ([100.0, 200.0, 300.0], 2.0));
+        assert_eq!(numbers("numbers 1 2 3"), None);
+        assert_eq!(numbers("unable to connect"), None);
+    }
+}
