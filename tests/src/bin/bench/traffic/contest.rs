@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     lab::Lab,
     servers::SMALL,
+    tally::Tally,
     ways::{Running, WAYS, Way},
 };
 use crate::options::Options;
@@ -53,6 +54,28 @@ impl Contest {
         self.running[first..].iter().chain(&self.running[..first])
     }
 
+    /// Lets each who is not out have its turn, and writes down its numbers; who fails is out.
+    pub fn round(
+        &self,
+        number: usize,
+        section: &str,
+        tally: &mut Tally,
+        mut turn: impl FnMut(&'static Way, &Running) -> Result<Vec<(&'static str, f64)>>,
+    ) {
+        for (way, running) in self.turns(number) {
+            if tally.has_failed(way.name) {
+                continue;
+            }
+            match turn(way, running) {
+                Ok(numbers) => tally.add(way.name, numbers),
+                Err(error) => {
+                    eprintln!("{section}: {} is out: {error:#}", way.name);
+                    tally.fail(way.name, one_line(&error));
+                }
+            }
+        }
+    }
+
     /// Those who have rows, in the order for people; others are there to be compared with.
     pub fn shown(&self) -> impl Iterator<Item = &'static Way> {
         WAYS.iter().filter(|way| self.running.iter().any(|(one, _)| one.name == way.name))
@@ -68,7 +91,7 @@ impl Contest {
 const STRIDE: usize = 5;
 
 /// The whole error on one line, as reports have it.
-pub fn one_line(error: &anyhow::Error) -> String {
+fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -22,10 +22,22 @@ pub fn processes_cpu_s(pids: &[u32]) -> Result<f64> {
 
 /// Bytes of memory of some processes; what several share counts by halves, thirds and so on (PSS).
 pub fn memory_b(pids: &[u32]) -> Result<u64> {
+    sum_of_rollups(pids, &["Pss"])
+}
+
+/// Of that, what they have asked for themselves. Pages of files are left out: their share changes when another process
+/// of the same program starts or ends.
+pub fn own_memory_b(pids: &[u32]) -> Result<u64> {
+    sum_of_rollups(pids, &["Pss_Anon", "Pss_Shmem"])
+}
+
+fn sum_of_rollups(pids: &[u32], names: &[&str]) -> Result<u64> {
     let mut sum = 0;
     for pid in pids {
         let rollup = read(*pid, "smaps_rollup")?;
-        sum += proportional_b(&rollup).with_context(|| format!("no Pss in /proc/{pid}/smaps_rollup"))?;
+        for name in names {
+            sum += size_b(&rollup, name).with_context(|| format!("no {name} in /proc/{pid}/smaps_rollup"))?;
+        }
     }
     Ok(sum)
 }
@@ -86,9 +98,11 @@ fn parent(stat: &str) -> Option<u32> {
     fields(stat)?.get(1)?.parse().ok()
 }
 
-fn proportional_b(rollup: &str) -> Option<u64> {
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    Some(pss.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+/// `Name:  120 kB` in bytes.
+fn size_b(rollup: &str, name: &str) -> Option<u64> {
+    let mut sizes = rollup.lines().filter_map(|line| line.split_once(':'));
+    let (_, size) = sizes.find(|(key, _)| *key == name)?;
+    Some(size.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]
@@ -107,7 +121,9 @@ mod tests {
 
     #[test]
     fn memory_is_found() {
-        assert_eq!(proportional_b("5590-7ffe ---p [rollup]\nRss:  300 kB\nPss:     120 kB\n"), Some(120 * 1024));
-        assert_eq!(proportional_b("Rss: 1 kB"), None);
+        let rollup = "5590-7ffe ---p 00000000 00:00 0 [rollup]\nRss:  300 kB\nPss:     120 kB\nPss_Anon:  8 kB\n";
+        assert_eq!(size_b(rollup, "Pss"), Some(120 * 1024));
+        assert_eq!(size_b(rollup, "Pss_Anon"), Some(8 * 1024));
+        assert_eq!(size_b(rollup, "Pss_Shmem"), None);
     }
 }

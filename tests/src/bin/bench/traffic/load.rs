@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use pod_steer_tests::measures::{Row, Section};
 
 use super::{
-    contest::{Contest, one_line},
+    contest::Contest,
     costs,
     lab::Lab,
     tally::Tally,
@@ -31,18 +31,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     for round in 0..rounds {
         for (workload, tally) in workloads.iter().zip(&mut tallies) {
             eprintln!("{}: round {} of {rounds}", workload.name, round + 1);
-            for (way, running) in contest.turns(round) {
-                if tally.has_failed(way.name) {
-                    continue;
-                }
-                match turn(&contest.lab, running, workload, time) {
-                    Ok(numbers) => tally.add(way.name, numbers),
-                    Err(error) => {
-                        eprintln!("{}: {} is out: {error:#}", workload.name, way.name);
-                        tally.fail(way.name, one_line(&error));
-                    }
-                }
-            }
+            contest.round(round, workload.name, tally, |_, running| turn(&contest.lab, running, workload, time));
         }
     }
     let section = |(workload, tally)| section(workload, &contest, tally, rounds, time);

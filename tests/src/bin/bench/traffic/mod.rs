@@ -2,6 +2,8 @@
 
 mod contest;
 mod costs;
+mod idle;
+mod kernel;
 mod lab;
 mod load;
 mod servers;
@@ -23,5 +25,7 @@ pub const CONTESTANTS: &[&str] = ways::NAMES;
 
 /// Measures them.
 pub fn measure(options: &Options) -> Result<Vec<Section>> {
-    load::measure(options)
+    let mut sections = load::measure(options)?;
+    sections.extend(idle::measure(options)?);
+    Ok(sections)
 }

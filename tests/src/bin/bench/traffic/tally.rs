@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pod_steer_tests::measures::{Column, Figure, Row};
 
-use super::ways::Way;
+use super::ways::{WAYS, Way};
 
 /// Of a comparison in a note; a whole table would not fit there.
 const COMPARED: [&str; 3] = ["requests_per_s", "mib_per_s", "p99_us"];
@@ -43,6 +43,17 @@ impl Tally {
     pub fn numbers(&self, contestant: &str, key: &str) -> Option<&[f64]> {
         let found = self.rounds.iter().find(|((name, of), _)| *name == contestant && *of == key);
         found.filter(|_| !self.has_failed(contestant)).map(|(_, numbers)| numbers.as_slice())
+    }
+
+    /// Adds, as another key, by how much each contestant that has a base is above it.
+    pub fn subtract_base(&mut self, of: &'static str, to: &'static str) {
+        for way in WAYS {
+            let base = way.base.and_then(|base| self.numbers(base, of));
+            if let Some((own, base)) = self.numbers(way.name, of).zip(base) {
+                let beyond = own.iter().zip(base).map(|(own, base)| own - base).collect();
+                self.rounds.insert((way.name, to), beyond);
+            }
+        }
     }
 
     /// The row of a contestant, if it has numbers.

@@ -29,7 +29,8 @@ pub const PROXY: Way = Way {
     start: |lab| {
         let (http, tls) = (8011, 8411);
         let (servers, own) = publish(lab, "published-locally", http, tls)?;
-        Ok(Running::new(Lab::local(http), Lab::local(tls), servers).with(own).local())
+        // Two connections, and a pipe for each direction.
+        Ok(Running::new(Lab::local(http), Lab::local(tls), servers).with(own).files(6).local())
     },
 };
 

@@ -45,6 +45,8 @@ pub struct Running {
     pub servers: Servers,
     /// Its processes beyond the servers.
     pub own: Vec<u32>,
+    /// Open files for each connection, of the process that has most.
+    pub files_each: u64,
     /// What ends with it.
     _kept: (Vec<Process>, Vec<Container>),
 }
@@ -52,12 +54,17 @@ pub struct Running {
 impl Running {
     /// Servers that the client reaches at an address.
     fn new(http: SocketAddr, tls: SocketAddr, servers: Servers) -> Self {
-        Self { from: Side::Client, http, tls: Ok(tls), servers, own: vec![], _kept: (vec![], vec![]) }
+        Self { from: Side::Client, http, tls: Ok(tls), servers, own: vec![], files_each: 1, _kept: (vec![], vec![]) }
     }
 
     /// Further processes that take part.
     fn with(self, own: Vec<u32>) -> Self {
         Self { own, ..self }
+    }
+
+    /// More open files for each connection than one.
+    fn files(self, files_each: u64) -> Self {
+        Self { files_each, ..self }
     }
 
     /// What ends with it.

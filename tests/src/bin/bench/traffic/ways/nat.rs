@@ -37,7 +37,8 @@ fn ipvs(lab: &Lab) -> Result<Running> {
     let ips = lab.pair()?.ips;
     for (port, to) in ports {
         let addr = lab.addr(port);
-        lab.run(&format!("ipvsadm --add-service --tcp-service {addr} --scheduler rr")).context("IPVS")?;
+        let added = lab.run(&format!("ipvsadm --add-service --tcp-service {addr} --scheduler rr"));
+        added.context("this machine's kernel or its programs lack IPVS")?;
         for ip in ips {
             lab.run(&format!("ipvsadm --add-server --tcp-service {addr} --real-server {ip}:{to} --masquerading"))?;
         }

@@ -122,5 +122,5 @@ fn start(lab: &Lab, name: &str, config: &str, args: &[&str], ports: [u16; 2]) ->
     let own = costs::descendants(process.pid())?;
     let servers = Servers::Bridge(lab.pair()?);
     let running = Running::new(lab.addr(ports[0]), lab.addr(ports[1]), servers);
-    Ok(running.with(own).keep(vec![process], vec![]))
+    Ok(running.with(own).files(2).keep(vec![process], vec![]))
 }
