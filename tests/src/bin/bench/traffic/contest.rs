@@ -40,18 +40,18 @@ impl Contest {
             match (way.start)(&lab).and_then(|ready| check(&lab, &ready).map(|()| ready)) {
                 Ok(ready) => running.push((way, ready)),
                 Err(error) => {
-                    eprintln!("{} does not take part: {error:#}", way.name);
-                    failed.push((way, one_line(&error)));
+                    let reason = one_line(&error);
+                    eprintln!("{} does not take part: {reason}", way.name);
+                    failed.push((way, reason));
                 }
             }
         }
         Ok(Self { running, failed, lab })
     }
 
-    /// Those who take part, in the order in which they take turns in a round: another one is the first in each.
+    /// Those who take part, in the order in which they take turns in a round.
     pub fn turns(&self, round: usize) -> impl Iterator<Item = &(&'static Way, Running)> {
-        let first = (round * STRIDE) % self.running.len().max(1);
-        self.running[first..].iter().chain(&self.running[..first])
+        order(self.running.len(), round).into_iter().map(|index| &self.running[index])
     }
 
     /// Lets each who is not out have its turn, and writes down its numbers; who fails is out.
@@ -69,8 +69,9 @@ impl Contest {
             match turn(way, running) {
                 Ok(numbers) => tally.add(way.name, numbers),
                 Err(error) => {
-                    eprintln!("{section}: {} is out: {error:#}", way.name);
-                    tally.fail(way.name, one_line(&error));
+                    let reason = one_line(&error);
+                    eprintln!("{section}: {} is out: {reason}", way.name);
+                    tally.fail(way.name, reason);
                 }
             }
         }
@@ -87,8 +88,14 @@ impl Contest {
     }
 }
 
-/// Not 1: then everybody would always come after the same one.
-const STRIDE: usize = 5;
+/// Another one is the first in each round, and every other round goes the other way: nobody always comes after the same.
+fn order(contestants: usize, round: usize) -> Vec<usize> {
+    let mut order: Vec<_> = (0..contestants).map(|turn| (turn + round) % contestants).collect();
+    if !round.is_multiple_of(2) {
+        order.reverse();
+    }
+    order
+}
 
 /// The whole error on one line, as reports have it.
 fn one_line(error: &anyhow::Error) -> String {
@@ -127,4 +134,17 @@ fn ask(addr: SocketAddr) -> Result<String> {
     let (head, body) = answer.split_once("\r\n\r\n").with_context(asking)?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{} answers {head:?}", addr);
     Ok(body.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_has_a_turn_in_each_round() {
+        assert_eq!(order(4, 0), [0, 1, 2, 3]);
+        assert_eq!(order(4, 1), [0, 3, 2, 1]);
+        assert_eq!(order(4, 2), [2, 3, 0, 1]);
+        assert!(order(0, 3).is_empty());
+    }
 }

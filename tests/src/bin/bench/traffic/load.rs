@@ -11,7 +11,7 @@ use super::{
     lab::Lab,
     tally::Tally,
     ways::Running,
-    workloads::{ERRORS, WORKLOADS, Workload},
+    workloads::{ERRORS, TIME, WORKLOADS, Workload},
     wrk::Load,
 };
 use crate::options::Options;
@@ -25,26 +25,27 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     if workloads.is_empty() {
         return Ok(Vec::new());
     }
-    let (rounds, time) = if options.quick { (1, Duration::from_secs(1)) } else { (7, Duration::from_secs(1)) };
+    let rounds_of = |workload: &Workload| if options.quick { 1 } else { workload.rounds };
+    let rounds = workloads.iter().map(|workload| rounds_of(workload)).max().unwrap_or_default();
     let contest = Contest::new(options)?;
     let mut tallies: Vec<_> = workloads.iter().map(|_| Tally::default()).collect();
     for round in 0..rounds {
-        for (workload, tally) in workloads.iter().zip(&mut tallies) {
-            eprintln!("{}: round {} of {rounds}", workload.name, round + 1);
-            contest.round(round, workload.name, tally, |_, running| turn(&contest.lab, running, workload, time));
+        for (workload, tally) in workloads.iter().zip(&mut tallies).filter(|(one, _)| round < rounds_of(one)) {
+            eprintln!("{}: round {} of {}", workload.name, round + 1, rounds_of(workload));
+            contest.round(round, workload.name, tally, |_, running| turn(&contest.lab, running, workload));
         }
     }
-    let section = |(workload, tally)| section(workload, &contest, tally, rounds, time);
+    let section = |(workload, tally): (&Workload, _)| section(workload, &contest, tally, rounds_of(workload));
     Ok(workloads.into_iter().zip(&tallies).map(section).collect())
 }
 
 /// One run of wrk, and what it cost.
-fn turn(lab: &Lab, running: &Running, workload: &Workload, time: Duration) -> Result<Vec<(&'static str, f64)>> {
+fn turn(lab: &Lab, running: &Running, workload: &Workload) -> Result<Vec<(&'static str, f64)>> {
     let addr = if workload.tls { running.tls.map_err(anyhow::Error::msg)? } else { running.http };
     let Workload { tls, path, close, .. } = *workload;
     thread::sleep(PAUSE);
     let before = (costs::machine_cpu_s()?, costs::processes_cpu_s(&running.own)?);
-    let outcome = Load { from: running.from, addr, tls, path, close, time }.run(lab)?;
+    let outcome = Load { from: running.from, addr, tls, path, close, time: TIME }.run(lab)?;
     let (busy_s, own_s) = (costs::machine_cpu_s()? - before.0, costs::processes_cpu_s(&running.own)? - before.1);
     let per_100k = |seconds: f64| seconds * 100_000.0 / outcome.requests;
     let (key, _) = workload.throughput;
@@ -65,7 +66,7 @@ fn turn(lab: &Lab, running: &Running, workload: &Workload, time: Duration) -> Re
     Ok(numbers)
 }
 
-fn section(workload: &Workload, contest: &Contest, tally: &Tally, rounds: usize, time: Duration) -> Section {
+fn section(workload: &Workload, contest: &Contest, tally: &Tally, rounds: usize) -> Section {
     let mut columns = workload.columns();
     let mut rows: Vec<Row> = contest.shown().filter_map(|way| tally.row(way, &columns)).collect();
     let erred = |row: &Row| row.values.get(ERRORS).is_some_and(|errors| errors.value.high > 0.0);
@@ -77,6 +78,6 @@ fn section(workload: &Workload, contest: &Contest, tally: &Tally, rounds: usize,
         }
     }
     let skipped = contest.failed().chain(tally.failed()).collect();
-    let about = workload.about(rounds, time.as_secs());
+    let about = workload.about(rounds);
     Section { name: workload.name.into(), title: workload.title.into(), about, columns, rows, skipped }
 }

@@ -82,3 +82,55 @@ impl Tally {
         (!ratios.is_empty()).then(|| format!("Its ratios to {}: {}.", beside.title, ratios.join("; ")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_tests::measures::Better;
+
+    use super::*;
+
+    fn columns() -> [Column; 2] {
+        ["requests_per_s", "own_b"].map(|key| Column { key: key.into(), title: key.into(), better: Better::Higher })
+    }
+
+    fn way(name: &str) -> &'static Way {
+        WAYS.iter().find(|way| way.name == name).unwrap()
+    }
+
+    #[test]
+    fn rows_have_ratios_to_their_base() {
+        let mut tally = Tally::default();
+        for (direct, haproxy) in [(100.0, 50.0), (80.0, 20.0), (90.0, 30.0)] {
+            tally.add("direct", [("requests_per_s", direct)]);
+            tally.add("haproxy", [("requests_per_s", haproxy)]);
+        }
+        tally.subtract_base("requests_per_s", "own_b");
+        let row = tally.row(way("haproxy"), &columns()).unwrap();
+        let figure = row.values["requests_per_s"];
+        assert_eq!((figure.value.median, figure.ratio.unwrap().low), (30.0, 0.25));
+        assert_eq!((row.values["own_b"].value.median, row.values["own_b"].ratio), (-60.0, None));
+        let direct = tally.row(way("direct"), &columns()).unwrap();
+        assert_eq!((direct.values["requests_per_s"].ratio, direct.values.len()), (None, 1));
+        assert_eq!(tally.row(way("dnat"), &columns()), None);
+    }
+
+    #[test]
+    fn who_is_out_has_no_row_and_is_nobodys_base() {
+        let mut tally = Tally::default();
+        tally.add("direct", [("requests_per_s", 1.0)]);
+        tally.add("haproxy", [("requests_per_s", 1.0)]);
+        tally.fail("direct", "it died".into());
+        assert_eq!(tally.row(way("direct"), &columns()), None);
+        assert_eq!(tally.row(way("haproxy"), &columns()).unwrap().values["requests_per_s"].ratio, None);
+        assert_eq!(tally.failed(), [("direct".to_owned(), "it died".to_owned())]);
+    }
+
+    #[test]
+    fn a_note_compares_with_another_than_the_base() {
+        let mut tally = Tally::default();
+        tally.add("pod-steer-pod", [("requests_per_s", 99.0)]);
+        tally.add("direct-pod", [("requests_per_s", 100.0)]);
+        let note = tally.row(way("pod-steer-pod"), &columns()).unwrap().note.unwrap();
+        assert!(note.ends_with("requests_per_s 0.990."), "{note}");
+    }
+}

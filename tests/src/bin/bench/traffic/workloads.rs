@@ -1,5 +1,7 @@
 //! What clients do, and how it is read.
 
+use std::time::Duration;
+
 use pod_steer_tests::measures::{Better, Column};
 
 use super::{
@@ -21,6 +23,8 @@ pub struct Workload {
     pub close: bool,
     /// What is asked for.
     pub path: &'static str,
+    /// How often each contestant has its turn; those whose aims are a hundredth apart need more.
+    pub rounds: usize,
     /// Key and title of the throughput.
     pub throughput: (&'static str, &'static str),
 }
@@ -37,6 +41,7 @@ pub const WORKLOADS: [Workload; 4] = [
         tls: false,
         close: true,
         path: SMALL,
+        rounds: 7,
         throughput: REQUESTS,
     },
     Workload {
@@ -46,6 +51,7 @@ pub const WORKLOADS: [Workload; 4] = [
         tls: false,
         close: false,
         path: SMALL,
+        rounds: 7,
         throughput: REQUESTS,
     },
     Workload {
@@ -57,6 +63,7 @@ pub const WORKLOADS: [Workload; 4] = [
         tls: true,
         close: true,
         path: SMALL,
+        rounds: 5,
         throughput: REQUESTS,
     },
     Workload {
@@ -66,9 +73,13 @@ pub const WORKLOADS: [Workload; 4] = [
         tls: false,
         close: false,
         path: LARGE,
+        rounds: 5,
         throughput: ("mib_per_s", "MiB/s"),
     },
 ];
+
+/// How long each turn is.
+pub const TIME: Duration = Duration::from_secs(1);
 
 /// Key of what went wrong.
 pub const ERRORS: &str = "errors";
@@ -92,15 +103,16 @@ impl Workload {
     }
 
     /// What was done, for people.
-    pub fn about(&self, rounds: usize, seconds: u64) -> String {
+    pub fn about(&self, rounds: usize) -> String {
         format!(
-            "{} wrk, {} connections at a time by {} threads, {rounds} rounds of {seconds} s for each contestant, one \
+            "{} wrk, {} connections at a time by {} threads, {rounds} rounds of {} s for each contestant, one \
              after the other within a round. All are on one host with Docker's firewall rules, connection tracking, \
              and pod-steer's program, which sees new connections of all of them. Own processes are those beyond \
              client and servers.",
             self.about,
             wrk::CONNECTIONS,
-            wrk::THREADS
+            wrk::THREADS,
+            TIME.as_secs()
         )
     }
 }
