@@ -5,6 +5,7 @@
 
 mod machine;
 mod options;
+mod swap;
 mod traffic;
 
 use std::process::ExitCode;
@@ -24,8 +25,10 @@ struct Part {
 }
 
 /// Everything that is measured, in the order of the report.
-const PARTS: &[Part] =
-    &[Part { sections: traffic::SECTIONS, contestants: traffic::CONTESTANTS, measure: traffic::measure }];
+const PARTS: &[Part] = &[
+    Part { sections: traffic::SECTIONS, contestants: traffic::CONTESTANTS, measure: traffic::measure },
+    Part { sections: swap::SECTIONS, contestants: swap::CONTESTANTS, measure: swap::measure },
+];
 
 /// Measures everything that is wanted. A part that fails does not end the others.
 fn run(options: &Options) -> Result<()> {
