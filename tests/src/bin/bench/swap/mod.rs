@@ -33,6 +33,8 @@ use crate::options::Options;
 const MARGIN: Duration = Duration::from_millis(100);
 /// The stretch without a swap, while no swap of a contestant has shown how long one takes.
 const STRETCH_FIRST: Duration = Duration::from_secs(1);
+/// No round begins later, however slow the machine: the swaps that there were are in the report.
+const ROUNDS_MAX: Duration = Duration::from_secs(330);
 /// A swap that takes longer has failed.
 const SWAP_MAX: Duration = Duration::from_secs(20);
 
@@ -101,7 +103,12 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
         let contestant = (way.start)(&version(0)).with_context(|| format!("starting {} for hot-swap", way.name))?;
         lanes.push(Lane { way, planned, contestant, swaps: Vec::new() });
     }
+    let began = Instant::now();
     for round in 1..=rounds {
+        if began.elapsed() > ROUNDS_MAX {
+            eprintln!("hot-swap: the time is over after {} of {rounds} rounds", round - 1);
+            break;
+        }
         for lane in &mut lanes {
             lane.round(round, rounds)?;
         }
@@ -120,14 +127,14 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
 impl Lane {
     /// Its swaps of one round: whoever has more swaps than others has some more in every round.
     fn round(&mut self, round: usize, rounds: usize) -> Result<()> {
-        let mut first = true;
+        // Not before each swap, or half of the time would go by without one.
+        let mut look = round % 2 == 1;
         while self.swaps.len() * rounds < self.planned * round {
             let number = self.swaps.len() + 1;
-            // Only before the first one, or half of the time would go by without a swap.
-            let calm = first.then(|| self.swaps.last().map_or(STRETCH_FIRST, |swap| swap.stretch));
+            let calm = look.then(|| self.swaps.last().map_or(STRETCH_FIRST, |swap| swap.stretch));
             let swap = self.swap(number, calm).with_context(|| format!("swap {number} of {}", self.way.name))?;
             self.swaps.push(swap);
-            first = false;
+            look = false;
         }
         Ok(())
     }
@@ -175,7 +182,7 @@ fn about() -> String {
          tries again, so that a long pause has many failures; an idle connection that its server has closed is none. \
          Beside it is the longest pause between answers of the old version and the new, which leaves out those that the \
          start and the stop of a container cause by their use of the processor, and that of the same client in as long a \
-         time just before, without a swap (once in each round). \
+         time just before, without a swap (in every second round). \
          pod-steer: `docker run` of the new version, `pod-steer deploy --stop-old`. HAProxy and nginx: `docker run` of \
          the new server beside the old one, the configuration rewritten to name it, a reload of the master process, \
          `docker stop` of the old server when the old workers have ended. docker -p: `docker stop` of the old container, \
