@@ -1,6 +1,7 @@
-//! The builds that demo and tests start from.
+//! The builds that demo, tests and benchmarks start from.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
@@ -40,8 +41,55 @@ pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
     Ok(target.join(host).join("release"))
 }
 
+/// Builds the program that measures, and what it starts of the same package beside it.
+pub fn bench() -> Result<PathBuf> {
+    run(cargo().args(["build", "--release", "--package", "pod-steer-tests", "--bins"]))?;
+    Ok(paths::target().join("release/bench"))
+}
+
+/// Builds the program that measures the kernel programs alone. Cargo gives it a name that only cargo knows.
+pub fn program_bench() -> Result<PathBuf> {
+    setup::ensure()?;
+    let mut build = cargo();
+    build.args(["bench", "--package", "pod-steer", "--bench", "program", "--no-run"]);
+    // What it says meanwhile, and what the compiler finds wrong, is for people.
+    build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let messages = output(&mut build)?;
+    executable(&messages, "program").context("cargo built the benchmark `program`, and did not say where it is")
+}
+
+/// Where cargo's messages say that a benchmark is.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let ours = |message: &serde_json::Value| {
+        let kinds = message["target"]["kind"].as_array();
+        message["target"]["name"] == name && kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind == "bench"))
+    };
+    messages.filter(ours).find_map(|message| Some(message["executable"].as_str()?.into()))
+}
+
 fn host_triple() -> Result<String> {
     let version = output(command("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("`rustc -vV` names no host")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_benchmark_is_found_in_the_messages_of_cargo() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"program"},"executable":null}"#,
+            "\nno message\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bench"],"name":"other"},"executable":"/t/other-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bench"],"name":"program"},"executable":"/t/program-1"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(executable(messages, "program"), Some("/t/program-1".into()));
+        assert_eq!(executable(messages, "none"), None);
+    }
 }

@@ -1,5 +1,5 @@
-//! Debian's packages that demo and tests need. Installing one must not start its service: a second Docker engine or an
-//! nginx on port 80 is nobody's wish.
+//! Debian's packages that demo, tests and benchmarks need. Installing one must not start its service: a second Docker
+//! engine or an nginx on port 80 is nobody's wish.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -39,14 +39,39 @@ const NEEDS: [Need; 18] = [
 /// Debian 13 has the client in this package of its own, Debian 12 in docker.io.
 const DOCKER_CLIENT: &str = "docker-cli";
 
+/// Of what the tests need too.
+const BENCH_SHARES: [&str; 12] = [
+    "bpftool", "busybox", "docker", "dockerd", "h2load", "ip", "iptables", "mount", "nginx", "nsenter", "unshare",
+    "wrk",
+];
+
+/// What nothing but the benchmarks needs.
+const BENCH_NEEDS: [Need; 4] =
+    [("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("nginx", "libnginx-mod-stream"), ("openssl", "openssl")];
+
 /// What the tests need.
 pub fn ensure_for_tests() -> Result<()> {
     ensure(&NEEDS.map(|(program, _)| program))
 }
 
+/// What the benchmarks need.
+pub fn ensure_for_bench() -> Result<()> {
+    let mut needs = named(&BENCH_SHARES);
+    needs.extend(BENCH_NEEDS);
+    install(&needs)
+}
+
 /// Installs the packages of those programs that this machine lacks.
 pub fn ensure(programs: &[&str]) -> Result<()> {
-    let mut lacking = missing(programs);
+    install(&named(programs))
+}
+
+fn named(programs: &[&str]) -> Vec<Need> {
+    NEEDS.into_iter().filter(|(program, _)| programs.contains(program)).collect()
+}
+
+fn install(needs: &[Need]) -> Result<()> {
+    let mut lacking = missing(needs);
     if lacking.is_empty() {
         return Ok(());
     }
@@ -62,7 +87,7 @@ pub fn ensure(programs: &[&str]) -> Result<()> {
     let packages: Vec<_> = lacking.iter().map(|(_, package)| *package).collect();
     say::note(&format!("installing Debian's {}", packages.join(", ")));
     run(apt_get().args(["install", "-qq", "-y", "--no-install-recommends"]).args(&packages))?;
-    for (program, package) in missing(programs) {
+    for (program, package) in missing(needs) {
         say::note(&format!("{package} is installed, and still there is no {program}"));
     }
     Ok(())
@@ -70,13 +95,13 @@ pub fn ensure(programs: &[&str]) -> Result<()> {
 
 /// By package where there are packages, because the tests make images of their files: another busybox or python3 in
 /// `PATH` would not do.
-fn missing(programs: &[&str]) -> Vec<Need> {
+fn missing(needs: &[Need]) -> Vec<Need> {
     let installed = which("dpkg-query").map(|_| installed_packages());
     let is_missing = |(program, package): &Need| match &installed {
         Some(installed) if *package != DOCKER_CLIENT => !installed.iter().any(|name| name == package),
         _ => which(program).is_none(),
     };
-    NEEDS.into_iter().filter(|need| programs.contains(&need.0) && is_missing(need)).collect()
+    needs.iter().copied().filter(is_missing).collect()
 }
 
 fn installed_packages() -> Vec<String> {

@@ -1,6 +1,7 @@
-//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test` and `kernels`. Each does all of its own set-up.
+//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `bench` and `kernels`. Each does all of its own set-up.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod cmd;
 mod debian;
@@ -46,6 +47,8 @@ enum Task {
         /// Only tests whose name contains one of these; the checks of `lint` are then left out
         filters: Vec<String>,
     },
+    /// Measure beside what people would use instead: tables, aims, and docs/benchmarks.md (needs root)
+    Bench(bench::Options),
     /// Play on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, newest
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Demo { docker } => privilege::root_or_remedy().unwrap_or_else(|| demo::demo(docker)),
         Task::Lint => test::lint(),
         Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
+        Task::Bench(options) => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),

@@ -1,0 +1,141 @@
+//! `cargo xtask bench`: builds and starts the program that measures (`tests/src/bin/bench`), and makes of its report what
+//! people read: tables and aims on the terminal, and after a full run `docs/benchmarks.md` with its plot. `--check`
+//! compares with the committed report. Nothing here measures, and no figure is written here by hand.
+
+mod aims;
+mod compare;
+mod docs;
+mod numbers;
+mod page;
+mod plot;
+mod run;
+#[cfg(test)]
+mod sample;
+mod show;
+mod table;
+mod tolerance;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use pod_steer_tests::measures::Report;
+
+use crate::{privilege, say};
+use run::Measured;
+
+/// All sections of a full report.
+const SECTIONS: [&str; 8] =
+    ["new-connections", "keep-alive", "tls", "large", "idle", "program", "control-plane", "hot-swap"];
+
+/// Sections in which nobody but pod-steer is measured.
+const OURS_ALONE: [&str; 2] = ["program", "control-plane"];
+
+/// What was asked for.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Fewer and shorter rounds, whose figures are rough; nothing is written below docs
+    #[arg(long)]
+    quick: bool,
+    /// Only sections, or contestants, whose name contains this; nothing is written below docs
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Write the report to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Compare the ratios with those of docs/benchmarks.json, and fail if one is worse beyond its tolerance; nothing is
+    /// written below docs
+    #[arg(long)]
+    check: bool,
+    /// Measure nothing: take this report, which `--json` wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "only"])]
+    from: Option<PathBuf>,
+}
+
+/// The `bench` task.
+pub fn bench(options: &Options) -> Result<ExitCode> {
+    // Before the run: it takes minutes.
+    let committed = match options.check.then(committed).transpose() {
+        Ok(committed) => committed,
+        Err(error) => {
+            eprintln!("{} {error:#}", say::red("error:"));
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let Measured { report, failed } = match &options.from {
+        Some(file) => Measured { report: run::read(file)?, failed: None },
+        None => match privilege::root_or_remedy() {
+            Some(remedy) => return remedy,
+            None => run::measure(options)?,
+        },
+    };
+    let judged = aims::judge(&report);
+    show::report(&report);
+    show::aims(&judged);
+    println!();
+    if let Some(file) = &options.json {
+        run::write(&report, file)?;
+        say::note(&format!("the report is in {}", file.display()));
+    }
+    let good = match committed {
+        Some(committed) => show::comparison(&compare::compare(&committed, &report)),
+        None => {
+            match not_for_docs(options, &report) {
+                Some(why) => say::note(&format!("docs/benchmarks.md and its plot are left as they are: {why}")),
+                None => {
+                    docs::write(&report, &judged)?;
+                    say::note("written: docs/benchmarks.md, docs/benchmarks.svg, docs/benchmarks.json");
+                }
+            }
+            true
+        }
+    };
+    match failed {
+        Some(error) => Err(error),
+        None if good => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// What `--check` compares with.
+fn committed() -> Result<Report> {
+    run::read(&docs::report_file()).context("there is nothing to compare with: a full run writes docs/benchmarks.json")
+}
+
+/// Why this report does not become the page, if it does not.
+fn not_for_docs(options: &Options, report: &Report) -> Option<String> {
+    if report.quick {
+        return Some("this was a quick run".to_owned());
+    }
+    if let Some(only) = &options.only {
+        return Some(format!("only `{only}` was run"));
+    }
+    let missing: Vec<&str> = SECTIONS.into_iter().filter(|name| report.section(name).is_none()).collect();
+    (!missing.is_empty()).then(|| format!("the report lacks {}", missing.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_made_of_a_full_report_only() {
+        let options = Options { quick: false, only: None, json: None, check: false, from: None };
+        let mut report = sample::report();
+        let why = not_for_docs(&options, &report);
+        assert_eq!(why.as_deref(), Some("the report lacks tls, large, program, control-plane"));
+        let section = report.sections[0].clone();
+        report.sections = SECTIONS
+            .map(|name| {
+                let mut section = section.clone();
+                section.name = name.to_owned();
+                section
+            })
+            .into();
+        assert_eq!(not_for_docs(&options, &report), None);
+        let only = Options { only: Some("tls".to_owned()), ..options };
+        assert_eq!(not_for_docs(&only, &report).as_deref(), Some("only `tls` was run"));
+        report.quick = true;
+        assert_eq!(not_for_docs(&only, &report).as_deref(), Some("this was a quick run"));
+    }
+}

@@ -1,0 +1,173 @@
+//! `docs/benchmarks.md`, made of a report. All that is written here is words; every figure comes from the report, or from
+//! the tables of aims and tolerances.
+
+use std::fmt::Write as _;
+
+use pod_steer_tests::measures::{Better, Column, Report, Row, Section};
+
+use super::aims::Judged;
+use super::numbers;
+use super::tolerance::{COUNTS, TOLERANCES};
+
+const INTRODUCTION: &str = "\
+# Benchmarks
+
+What pod-steer costs beside what people would use instead, as one run on one machine found it. This page is generated:
+
+```sh
+cargo xtask bench
+```
+
+";
+
+const HONESTY: &str = "
+Clients, servers, proxies and everything else shared this one machine and its cores, in network namespaces of the run's own. The
+absolute figures are this machine's, and another one has others. What says something elsewhere are the ratios: all contestants ran in
+one run, in turn, round by round, so that what disturbed one disturbed all.
+
+";
+
+const HOW_TO_READ: &str = "\
+## How to read it
+
+Each cell has the median of the rounds, in brackets the lowest and the highest one, and below it the ratio to the base, with its own
+lowest and highest. A ratio is taken in each round, of the contestant and the base in that round. The base is `direct`: one
+server that listens itself, with nobody between it and its clients. The base of `docker-proxy` is `direct-local`, as both have their
+client on the host itself; where pod-steer is alone, it is the smallest size. ↑ marks what is better when it is more, ↓ what is better when it is less.
+
+";
+
+const PLOT: &str = "\
+<img src=\"benchmarks.svg\" width=\"100%\" alt=\"Throughput of each contestant as a ratio to a direct listener, and the longest \
+gap that a client sees around a switch; the tables below have the figures\">
+
+";
+
+const NOT_YET: &str = "\
+## Not measured yet
+
+- UDP: it comes with its own work.
+- Rules for prefixes of addresses: they come with their own work.
+
+";
+
+const CHECK: &str = "\
+## Regression check
+
+`cargo xtask bench --check` measures again and compares pod-steer's ratios with those in `docs/benchmarks.json`, never its times. It
+fails if one is worse by more than this, and names it:
+
+| measure | full run | `--quick` | why so much |
+|---|---|---|---|
+";
+
+/// The whole page.
+pub fn page(report: &Report, judged: &[Judged]) -> String {
+    let mut page = INTRODUCTION.to_owned();
+    page += "## The machine\n\n| what | how |\n|---|---|\n";
+    for (what, how) in &report.machine {
+        line(&mut page, &[escaped(what), escaped(how)]);
+    }
+    page += HONESTY;
+    page += HOW_TO_READ;
+    page += PLOT;
+    aims(&mut page, judged);
+    for found in &report.sections {
+        section(&mut page, found);
+    }
+    page += NOT_YET;
+    page += CHECK;
+    for tolerance in &TOLERANCES {
+        let percent = |quick| format!("{:.0}%", 100.0 * tolerance.part(quick));
+        line(&mut page, &[tolerance.kind.to_owned(), percent(false), percent(true), tolerance.why.to_owned()]);
+    }
+    let counts = format!("requests that fail (`{}`)", COUNTS.join("`, `"));
+    line(&mut page, &[counts, "none".to_owned(), "none".to_owned(), "one that fails is not noise".to_owned()]);
+    page
+}
+
+fn aims(page: &mut String, judged: &[Judged]) {
+    *page += "## Aims\n\n| measure | aim | reached | |\n|---|---|---|---|\n";
+    for one in judged {
+        line(page, &[one.aim.measure.to_owned(), one.aim.bound(), one.reached(), escaped(&one.verdict())]);
+    }
+    page.push('\n');
+}
+
+fn section(page: &mut String, section: &Section) {
+    let _ = write!(page, "## {}\n\n{}\n\n", escaped(&section.title), section.about.trim());
+    let mut titles = vec![String::new()];
+    titles.extend(section.columns.iter().map(title));
+    line(page, &titles);
+    *page += &("|---|".to_owned() + &"--:|".repeat(section.columns.len()) + "\n");
+    for row in &section.rows {
+        let mut cells = vec![name(row)];
+        cells.extend(section.columns.iter().map(|column| cell(column, row)));
+        line(page, &cells);
+    }
+    let notes = section.rows.iter().filter_map(|row| Some((&row.name, row.note.as_ref()?)));
+    let notes = notes.map(|(name, note)| format!("- `{name}`: {note}\n"));
+    let skipped = section.skipped.iter().map(|(name, why)| format!("- `{name}` is not here: {why}\n"));
+    let below: String = notes.chain(skipped).collect();
+    if !below.is_empty() {
+        page.push('\n');
+        *page += &below;
+    }
+    page.push('\n');
+}
+
+fn title(column: &Column) -> String {
+    let better = match column.better {
+        Better::Higher => '↑',
+        Better::Lower => '↓',
+    };
+    format!("{} {better}", escaped(&column.title))
+}
+
+fn name(row: &Row) -> String {
+    if row.title == row.name { format!("`{}`", row.name) } else { format!("`{}`<br>{}", row.name, escaped(&row.title)) }
+}
+
+fn cell(column: &Column, row: &Row) -> String {
+    let Some(figure) = row.values.get(&column.key) else { return "-".to_owned() };
+    let value = numbers::short(figure.value.median) + &numbers::range(&figure.value, numbers::short);
+    match figure.ratio {
+        Some(ratio) => {
+            format!("{value}<br>×{}{}", numbers::ratio(ratio.median), numbers::range(&ratio, numbers::ratio))
+        }
+        None => value,
+    }
+}
+
+fn line(page: &mut String, cells: &[String]) {
+    let _ = writeln!(page, "| {} |", cells.join(" | "));
+}
+
+/// As it may stand in a cell.
+fn escaped(text: &str) -> String {
+    text.replace('\n', " ").replace('|', "\\|").replace('<', "&lt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{aims, sample};
+
+    #[test]
+    fn the_page_has_what_was_found() {
+        let mut report = sample::report();
+        report.machine.push(("a|b".to_owned(), "c\nd".to_owned()));
+        let page = page(&report, &aims::judge(&report));
+        let has = |line: &str| assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
+        has("| a\\|b | c d |");
+        has("|  | requests/s ↑ | p99, µs ↓ |");
+        has(
+            "| `haproxy`<br>HAProxy, TCP mode | 20,000 (19,400–20,600)<br>×0.50 (0.48–0.52) | 4,000 (3,880–4,120)<br>×2.00 (1.94–2.06) |",
+        );
+        has("| `direct`<br>direct listener | 40,000 | 2,000 |");
+        has("- `nginx-stream` is not here: no stream module");
+        has("- `pod-steer`: both backends on one host");
+        has("| failed requests in 100 swaps under load | 0 | 0 | met |");
+        assert!(page.ends_with("|\n") && !page.lines().any(|line| line.ends_with(' ')), "{page}");
+    }
+}

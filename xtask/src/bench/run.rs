@@ -1,0 +1,102 @@
+//! Builds what a run needs, and starts the program that measures.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use pod_steer_tests::measures::{FORMAT, Report};
+
+use super::Options;
+use crate::cmd::{command, output, run};
+use crate::{build, debian, paths, say, setup};
+
+/// What a run left.
+pub struct Measured {
+    pub report: Report,
+    /// Why the report lacks something, if it does: what was measured is worth showing all the same.
+    pub failed: Option<anyhow::Error>,
+}
+
+/// Sets up, builds, measures.
+pub fn measure(options: &Options) -> Result<Measured> {
+    let file = paths::target().join("bench-report.json");
+    if let Some(json) = &options.json {
+        // A run takes minutes: what cannot be written in the end is told before it.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(json)
+            .with_context(|| format!("cannot write {}", json.display()))?;
+    }
+    say::heading("setting up and building");
+    setup::ensure()?;
+    debian::ensure_for_bench()?;
+    let pod_steer = build::pod_steer(true)?;
+    let named_server = build::named_server()?;
+    let program_bench = build::program_bench()?;
+    let mut bench = command(build::bench()?);
+    bench.env("POD_STEER_BIN", pod_steer);
+    bench.env("POD_STEER_NAMED_SERVER", named_server).env("POD_STEER_PROGRAM_BENCH", program_bench);
+    bench.arg("--output").arg(&file);
+    if options.quick {
+        bench.arg("--quick");
+    }
+    if let Some(only) = &options.only {
+        bench.args([OsStr::new("--only"), OsStr::new(only)]);
+    }
+    // What an earlier run found must not be taken for what this one did.
+    if file.exists() {
+        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+    }
+    say::heading("measuring");
+    let failed = run(&mut bench).err();
+    let mut measured = match (read(&file), failed) {
+        (Err(_), Some(failed)) => return Err(failed),
+        (report, failed) => Measured { report: report?, failed },
+    };
+    if !measured.report.machine.iter().any(|(what, _)| what == "date") {
+        let date = output(command("date").args(["-u", "+%Y-%m-%d"]))?;
+        measured.report.machine.push(("date".to_owned(), date.trim().to_owned()));
+    }
+    Ok(measured)
+}
+
+/// A report as a file has it.
+pub fn read(file: &Path) -> Result<Report> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    parsed(&text).with_context(|| format!("{} is no report that can be read", file.display()))
+}
+
+fn parsed(text: &str) -> Result<Report> {
+    let value: serde_json::Value = serde_json::from_str(text)?;
+    // Another layout is named as such, not by the first field that it lacks.
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(FORMAT) => Ok(serde_json::from_value(value)?),
+        Some(format) => bail!("it has format {format}, and this program reads {FORMAT}"),
+        None => bail!("it does not say its format"),
+    }
+}
+
+/// Writes a report so that `read` reads it.
+pub fn write(report: &Report, file: &PathBuf) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::sample;
+
+    #[test]
+    fn a_report_of_another_format_is_not_read() -> Result<()> {
+        let report = sample::report();
+        assert_eq!(parsed(&serde_json::to_string(&report)?)?, report);
+        let other = serde_json::to_string(&Report { format: FORMAT + 1, ..report })?;
+        let why = |text: &str| parsed(text).unwrap_err().to_string();
+        assert_eq!(why(&other), format!("it has format {}, and this program reads {FORMAT}", FORMAT + 1));
+        assert_eq!(why("{}"), "it does not say its format");
+        Ok(())
+    }
+}

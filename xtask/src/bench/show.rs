@@ -1,0 +1,112 @@
+//! What is printed when a run is over: a table for each section, who is missing, and what became of the aims.
+
+use std::collections::BTreeMap;
+use std::{env, io};
+
+use pod_steer_tests::measures::{Report, Section};
+
+use super::aims::{Judged, Verdict};
+use super::compare::Comparison;
+use super::table;
+use crate::say::{bold, green, heading, note, red};
+
+/// Where the output goes to no terminal.
+const COLUMNS: usize = 80;
+/// Where an aim has room in one line.
+const WIDE: usize = 120;
+
+/// The terminal's width, or what `COLUMNS` says.
+fn width() -> usize {
+    let said = env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let terminal = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col as usize);
+    terminal.filter(|columns| *columns > 0).or(said).unwrap_or(COLUMNS)
+}
+
+/// Everything that was measured.
+pub fn report(report: &Report) {
+    let width = width();
+    heading("the machine");
+    for (what, how) in &report.machine {
+        note(&format!("{what}: {how}"));
+    }
+    if report.quick {
+        note("a quick run: its figures are rough");
+    }
+    let mut told = BTreeMap::new();
+    for found in &report.sections {
+        section(found, width, &mut told);
+    }
+    println!("\n± is the round that is farthest off, × the ratio to the base, taken round by round.");
+}
+
+/// `told` has the titles that were printed before: they need not be again.
+fn section(section: &Section, width: usize, told: &mut BTreeMap<String, String>) {
+    heading(&format!("{}: {}", section.name, section.title));
+    remark(&section.about, width);
+    println!();
+    for (ours, line) in table::lines(section, width) {
+        println!("{}", if ours { bold(&line) } else { line });
+    }
+    for row in &section.rows {
+        let new = told.insert(row.name.clone(), row.title.clone()).as_ref() != Some(&row.title);
+        let title = (new && row.title != row.name).then_some(row.title.as_str());
+        let words: Vec<&str> = title.into_iter().chain(row.note.as_deref()).collect();
+        if !words.is_empty() {
+            remark(&format!("{}: {}", row.name, words.join("; ")), width);
+        }
+    }
+    for (name, why) in &section.skipped {
+        remark(&format!("{name} is not here: {why}"), width);
+    }
+}
+
+/// Text of any length, in lines that are easy to read.
+fn remark(text: &str, width: usize) {
+    for line in table::wrapped(text, width.saturating_sub(3).min(120)) {
+        note(&line);
+    }
+}
+
+/// What was wanted, and what was reached.
+pub fn aims(judged: &[Judged]) {
+    heading("aims");
+    let wide = width() >= WIDE;
+    let measures = judged.iter().map(|one| one.aim.measure.chars().count()).max().unwrap_or(0);
+    for one in judged {
+        // Padded before it is painted, as colours have letters too.
+        let verdict = match &one.verdict {
+            Verdict::Met => green(&format!("{:<8}", "met")),
+            Verdict::Missed => red(&format!("{:<8}", "missed")),
+            Verdict::NotMeasured(_) => format!("{:<8}", "?"),
+        };
+        let reached = match &one.verdict {
+            Verdict::NotMeasured(why) => format!("not measured: {why}"),
+            _ => one.reached(),
+        };
+        let (measure, bound) = (one.aim.measure, one.aim.bound());
+        if wide {
+            note(&format!("{verdict}{measure:<measures$}  {bound:<12}  {reached}"));
+        } else {
+            note(&format!("{verdict}{measure}"));
+            note(&format!("{:8}{bound:<12}  {reached}", ""));
+        }
+    }
+}
+
+/// What `--check` found; whether nothing got worse.
+pub fn comparison(found: &Comparison) -> bool {
+    heading("compared with the committed ratios");
+    for line in &found.told {
+        note(line);
+    }
+    for line in &found.worse {
+        println!("   {} {line}", red("worse:"));
+    }
+    let good = found.worse.is_empty() && found.compared > 0;
+    match (found.compared, found.worse.len()) {
+        (0, 0) => println!("   {} there was nothing to compare", red("error:")),
+        (compared, 0) => note(&format!("{} {compared} measures, none beyond its tolerance", green("good:"))),
+        (compared, worse) => note(&format!("{compared} measures compared, {worse} worse")),
+    }
+    good
+}

@@ -1,0 +1,85 @@
+//! How much worse than the committed ratio a ratio may be before `--check` says that something got slower. One place for
+//! all of them, each with its reason.
+
+/// The tolerance of some measures.
+pub struct Tolerance {
+    /// What they have in common, for people.
+    pub kind: &'static str,
+    /// Their keys.
+    keys: &'static [&'static str],
+    /// By what part the ratio may be worse, in a full run.
+    full: f64,
+    /// The same in a quick one, which has fewer and shorter rounds.
+    quick: f64,
+    /// Why it is so wide.
+    pub why: &'static str,
+}
+
+/// Ratios of rounds that follow each other move less than the figures do, but on two cores, which clients and servers
+/// share, they move.
+pub const TOLERANCES: [Tolerance; 7] = [
+    Tolerance {
+        kind: "throughput",
+        keys: &["requests_per_s", "mib_per_s"],
+        full: 0.06,
+        quick: 0.15,
+        why: "the median of several rounds; one disturbed round in a quick run moves it by a tenth",
+    },
+    Tolerance {
+        kind: "median latency",
+        keys: &["p50_us"],
+        full: 0.10,
+        quick: 0.20,
+        why: "it follows the throughput, in steps of how the two cores are shared",
+    },
+    Tolerance {
+        kind: "p99",
+        keys: &["p99_us"],
+        full: 0.30,
+        quick: 0.60,
+        why: "what the scheduler does to one request in a hundred",
+    },
+    Tolerance {
+        kind: "p99.9",
+        keys: &["p999_us"],
+        full: 0.75,
+        quick: 1.50,
+        why: "few requests, and any other work of the machine is in it",
+    },
+    Tolerance {
+        kind: "CPU",
+        keys: &["cpu_s", "own_cpu_s"],
+        full: 0.10,
+        quick: 0.25,
+        why: "counted in ticks, and all of the machine's own work is in it",
+    },
+    Tolerance {
+        kind: "memory",
+        keys: &["memory_mib", "own_b", "total_b"],
+        full: 0.15,
+        quick: 0.30,
+        why: "allocators and the kernel's slabs grow in steps",
+    },
+    Tolerance {
+        kind: "ns of the program alone",
+        keys: &["run_ns", "cold_ns"],
+        full: 0.20,
+        quick: 0.40,
+        why: "a few cache misses are a fifth of so little, and the cache is shared with other machines' work",
+    },
+];
+
+/// Counts that may not grow at all, and need no ratio.
+pub const COUNTS: [&str; 2] = ["failed", "errors"];
+
+impl Tolerance {
+    /// That of a measure, if it is one that is compared.
+    pub fn of(key: &str) -> Option<&'static Self> {
+        TOLERANCES.iter().find(|tolerance| tolerance.keys.contains(&key))
+    }
+
+    /// The part by which a ratio may be worse.
+    pub fn part(&self, quick: bool) -> f64 {
+        if quick { self.quick } else { self.full }
+    }
+}
