@@ -163,11 +163,14 @@ impl Aim {
     }
 
     fn judge(&'static self, report: &Report) -> Judged {
-        let reached = report.section(self.section).ok_or("was not run".to_owned());
-        let reached = reached.and_then(|section| Ok((section, self.reached(section)?)));
+        let section = report.section(self.section).ok_or(format!("{} was not run", self.section));
+        let reached = section.and_then(|section| match self.reached(section) {
+            Ok(reached) => Ok((section, reached)),
+            Err(why) => Err(format!("{}: {why}", self.section)),
+        });
         let (reached, verdict) = match reached {
             Ok((section, reached)) => (Some(reached), self.verdict(section, reached.median)),
-            Err(why) => (None, Verdict::NotMeasured(format!("{}: {why}", self.section))),
+            Err(why) => (None, Verdict::NotMeasured(why)),
         };
         Judged { aim: self, reached, verdict }
     }
@@ -280,7 +283,7 @@ mod tests {
         assert_eq!(judged(&report, "failed requests").verdict, Verdict::Missed);
 
         report.sections.retain(|section| section.name != "idle");
-        assert_eq!(judged(&report, "memory per idle").verdict(), "not measured (idle: was not run)");
+        assert_eq!(judged(&report, "memory per idle").verdict(), "not measured (idle was not run)");
         let missing = judged(&report, "new connections/s, pod-steer ÷ nginx");
         assert_eq!(missing.verdict(), "not measured (new-connections: nginx-stream was skipped: no stream module)");
     }

@@ -95,7 +95,7 @@ fn aims(page: &mut String, judged: &[Judged]) {
 }
 
 fn section(page: &mut String, section: &Section) {
-    let _ = write!(page, "## {}\n\n{}\n\n", escaped(&section.title), section.about.trim());
+    let _ = write!(page, "## {}\n\n{}\n\n", escaped(&section.title), flat(&section.about));
     let mut titles = vec![String::new()];
     titles.extend(section.columns.iter().map(title));
     line(page, &titles);
@@ -106,8 +106,8 @@ fn section(page: &mut String, section: &Section) {
         line(page, &cells);
     }
     let notes = section.rows.iter().filter_map(|row| Some((&row.name, row.note.as_ref()?)));
-    let notes = notes.map(|(name, note)| format!("- `{name}`: {note}\n"));
-    let skipped = section.skipped.iter().map(|(name, why)| format!("- `{name}` is not here: {why}\n"));
+    let notes = notes.map(|(name, note)| format!("- `{name}`: {}\n", flat(note)));
+    let skipped = section.skipped.iter().map(|(name, why)| format!("- `{name}` is not here: {}\n", flat(why)));
     let below: String = notes.chain(skipped).collect();
     if !below.is_empty() {
         page.push('\n');
@@ -143,9 +143,14 @@ fn line(page: &mut String, cells: &[String]) {
     let _ = writeln!(page, "| {} |", cells.join(" | "));
 }
 
+/// In one line: what a program said on several must not end a list, or begin a heading.
+fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// As it may stand in a cell.
 fn escaped(text: &str) -> String {
-    text.replace('\n', " ").replace('|', "\\|").replace('<', "&lt;")
+    flat(text).replace('|', "\\|").replace('<', "&lt;")
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn section(section: &Section, width: usize, told: &mut BTreeMap<String, String>)
         let title = (new && row.title != row.name).then_some(row.title.as_str());
         let words: Vec<&str> = title.into_iter().chain(row.note.as_deref()).collect();
         if !words.is_empty() {
-            remark(&format!("{}: {}", row.name, words.join("; ")), width);
+            remark(&format!("{}: {}", row.name, words.join(". ")), width);
         }
     }
     for (name, why) in &section.skipped {

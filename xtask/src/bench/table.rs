@@ -6,10 +6,13 @@ use super::numbers;
 
 /// Between two columns.
 const GAP: usize = 3;
+/// A title that is longer than its cells has more lines, of at least this width.
+const TITLE: usize = 16;
 
 /// One measure of all rows, each as wide as `width`.
 struct Written {
-    title: String,
+    /// Its lines.
+    title: Vec<String>,
     cells: Vec<String>,
     width: usize,
 }
@@ -38,7 +41,16 @@ pub fn lines(section: &Section, width: usize) -> Vec<(bool, String)> {
             let all = |line, column: &Written| format!("{line}{:>w$}", cell(column), w = GAP + column.width);
             block.iter().fold(start, all).trim_end().to_owned()
         };
-        lines.push((false, line("", &|column| format!("{:<w$}", column.title, w = column.width))));
+        let height = block.iter().map(|column| column.title.len()).max().unwrap_or(0);
+        for at in 0..height {
+            // The last lines of all titles stand in one line, just above the cells.
+            let part =
+                |column: &Written| (at + column.title.len()).checked_sub(height).map(|at| column.title[at].clone());
+            lines.push((
+                false,
+                line("", &|column| format!("{:<w$}", part(column).unwrap_or_default(), w = column.width)),
+            ));
+        }
         for (at, name) in names.iter().enumerate() {
             lines.push((name.starts_with("pod-steer"), line(name, &|column| column.cells[at].clone())));
         }
@@ -62,8 +74,10 @@ fn written(column: &Column, rows: &[Row]) -> Written {
         cell
     };
     let cells: Vec<String> = parts.iter().map(cell).collect();
-    let width = cells.iter().map(|cell| chars(cell)).chain([chars(&column.title)]).max().unwrap_or(0);
-    Written { title: column.title.clone(), cells, width }
+    let wide = cells.iter().map(|cell| chars(cell)).max().unwrap_or(0);
+    let title = wrapped(&column.title, wide.max(TITLE));
+    let width = title.iter().map(|line| chars(line)).max().unwrap_or(0).max(wide);
+    Written { title, cells, width }
 }
 
 fn parts(column: &Column, row: &Row) -> [String; 4] {
@@ -114,6 +128,21 @@ mod tests {
         // Two blocks, and an empty line between them.
         assert_eq!(at(40).len(), 11);
         assert!(at(40).iter().all(|(_, line)| chars(line) <= 40), "{:#?}", at(40));
+    }
+
+    #[test]
+    fn long_titles_take_more_lines() {
+        let mut report = sample::report();
+        report.sections[2].columns[0].title = "bytes for each connection, own ones".to_owned();
+        let lines: Vec<String> = lines(&report.sections[2], 80).into_iter().map(|(_, line)| line).collect();
+        let table = [
+            "            bytes for each",
+            "            connection, own",
+            "            ones",
+            "pod-steer                12",
+            "haproxy              34,567",
+        ];
+        assert_eq!(lines, table);
     }
 
     #[test]
