@@ -27,7 +27,9 @@ pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64)
         panel = panel.add(text(left, top + 32.0, SIZE, MUTED, &said));
     }
     let zero = left + NAMES;
-    let longest = rows.iter().map(|(_, ratio)| ratio.high).fold(1.0, f64::max);
+    let most = |end: fn(&Spread) -> f64| rows.iter().map(|(_, ratio)| end(ratio)).fold(1.0, f64::max);
+    // One disturbed round must not make all bars short.
+    let longest = most(|ratio| ratio.high).min(1.2 * most(|ratio| ratio.median));
     let scale = (width - NAMES - VALUES) / longest;
     let bottom = top + HEAD + STEP * rows.len() as f64;
     for (at, mark) in [(0.0, "0"), (0.5, "0.5"), (1.0, "1")] {
@@ -38,7 +40,7 @@ pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64)
     for (place, (row, ratio)) in rows.iter().enumerate() {
         let middle = top + HEAD + STEP * (place as f64 + 0.5);
         let value = text(left + width, middle + 4.0, SIZE, INK, &numbers::ratio(ratio.median));
-        panel = panel.add(bar(row, ratio, (zero, middle), scale));
+        panel = panel.add(bar(row, ratio, (zero, middle), (scale, longest)));
         panel = panel.add(value.set("text-anchor", "end").set("font-weight", weight(&row.name)));
     }
     let x = zero + scale;
@@ -46,17 +48,19 @@ pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64)
     (panel.add(one), bottom + FOOT - top)
 }
 
-fn bar(row: &Row, ratio: &Spread, (zero, middle): (f64, f64), scale: f64) -> Group {
+fn bar(row: &Row, ratio: &Spread, (zero, middle): (f64, f64), (scale, longest): (f64, f64)) -> Group {
     let name = text(zero - 8.0, middle + 4.0, SIZE, INK, &row.name).set("text-anchor", "end");
     let bar = rectangle(zero, middle - BAR / 2.0, ratio.median * scale, BAR, colour(&row.name)).set("rx", 2);
     let group =
         Group::new().add(Title::new(row.title.as_str())).add(name.set("font-weight", weight(&row.name))).add(bar);
-    let (low, high) = (zero + ratio.low * scale, zero + ratio.high * scale);
     if ratio.low == ratio.high {
         return group;
     }
-    let ends = [low, high].map(|x| line((x, middle - 3.5), (x, middle + 3.5), INK));
-    ends.into_iter().fold(group.add(line((low, middle), (high, middle), INK)), Group::add)
+    let x = |ratio: f64| zero + ratio.min(longest) * scale;
+    let whisker = group.add(line((x(ratio.low), middle), (x(ratio.high), middle), INK));
+    // A line without an end goes on beyond the panel.
+    let ends = [ratio.low, ratio.high].into_iter().filter(|end| *end <= longest).map(x);
+    ends.map(|x| line((x, middle - 3.5), (x, middle + 3.5), INK)).fold(whisker, Group::add)
 }
 
 /// The base itself is 1. One that is a base for others than most is left out: its bar would say nothing.
