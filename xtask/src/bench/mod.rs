@@ -72,7 +72,9 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
     let judged = aims::judge(&report);
     show::report(&report);
     show::aims(&judged);
-    println!();
+    if committed.is_none() {
+        println!();
+    }
     if let Some(file) = &options.json {
         run::write(&report, file)?;
         say::note(&format!("the report is in {}", file.display()));

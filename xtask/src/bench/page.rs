@@ -55,7 +55,7 @@ const CHECK: &str = "\
 ## Regression check
 
 `cargo xtask bench --check` measures again and compares pod-steer's ratios with those in `docs/benchmarks.json`, never its times. It
-fails if one is worse by more than this, and names it:
+fails if the median of one is worse by more than this while no round reached the committed median, and names it:
 
 | measure | full run | `--quick` | why so much |
 |---|---|---|---|

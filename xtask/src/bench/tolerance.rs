@@ -15,42 +15,42 @@ pub struct Tolerance {
     pub why: &'static str,
 }
 
-/// Ratios of rounds that follow each other move less than the figures do, but on two cores, which clients and servers
-/// share, they move.
+/// A full run has several rounds, and one that was disturbed does not move its median. A quick one may have a single
+/// round of a second, in which whatever else the machine does is seen in full.
 pub const TOLERANCES: [Tolerance; 7] = [
     Tolerance {
         kind: "throughput",
         keys: &["requests_per_s", "mib_per_s"],
         full: 0.06,
-        quick: 0.15,
-        why: "the median of several rounds; one disturbed round in a quick run moves it by a tenth",
+        quick: 0.30,
+        why: "clients and servers share the cores, and one round differs from the next in who gets which",
     },
     Tolerance {
         kind: "median latency",
         keys: &["p50_us"],
-        full: 0.10,
-        quick: 0.20,
-        why: "it follows the throughput, in steps of how the two cores are shared",
+        full: 0.12,
+        quick: 0.50,
+        why: "it is the throughput's other side, and of a part of the requests only",
     },
     Tolerance {
         kind: "p99",
         keys: &["p99_us"],
         full: 0.30,
-        quick: 0.60,
+        quick: 1.00,
         why: "what the scheduler does to one request in a hundred",
     },
     Tolerance {
         kind: "p99.9",
         keys: &["p999_us"],
         full: 0.75,
-        quick: 1.50,
+        quick: 2.00,
         why: "few requests, and any other work of the machine is in it",
     },
     Tolerance {
         kind: "CPU",
         keys: &["cpu_s", "own_cpu_s"],
         full: 0.10,
-        quick: 0.25,
+        quick: 0.40,
         why: "counted in ticks, and all of the machine's own work is in it",
     },
     Tolerance {
@@ -65,7 +65,7 @@ pub const TOLERANCES: [Tolerance; 7] = [
         keys: &["run_ns", "cold_ns"],
         full: 0.20,
         quick: 0.40,
-        why: "a few cache misses are a fifth of so little, and the cache is shared with other machines' work",
+        why: "so little is a matter of cache misses, and the cache is shared with whatever else runs",
     },
 ];
 
