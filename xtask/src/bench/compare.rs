@@ -54,7 +54,10 @@ impl Comparing {
             let name = format!("{}, {}", committed.name, row.name);
             let skipped = new.skipped.iter().find(|(skipped, _)| *skipped == row.name);
             match (new.row(&row.name), skipped) {
-                (Some(now), _) => self.row(&name, &committed.columns, row, now),
+                (Some(now), _) => {
+                    self.row(&name, &committed.columns, row, now);
+                    self.counts(&name, row, now);
+                }
                 // It ran once: that it does not any more is worse than slow.
                 (None, Some((_, why))) => self.found.worse.push(format!("{name}: no figures any more: {why}")),
                 (None, None) => self.found.told.push(format!("not compared: {name}, which was not run")),
@@ -63,7 +66,7 @@ impl Comparing {
     }
 
     fn row(&mut self, name: &str, columns: &[Column], committed: &Row, new: &Row) {
-        for column in columns {
+        for column in columns.iter().filter(|column| !COUNTS.contains(&column.key.as_str())) {
             let Some(before) = committed.values.get(&column.key) else { continue };
             let name = format!("{name}, {}", column.title);
             match new.values.get(&column.key) {
@@ -73,16 +76,21 @@ impl Comparing {
         }
     }
 
-    fn measure(&mut self, name: &str, column: &Column, before: &Figure, now: &Figure) {
-        if COUNTS.contains(&column.key.as_str()) {
-            let (before, now) = (before.value.median, now.value.median);
-            self.found.compared += 1;
+    /// Where none is told there was none: a report may leave out what went wrong if nothing did.
+    fn counts(&mut self, name: &str, committed: &Row, new: &Row) {
+        for key in COUNTS {
+            let most = |row: &Row| row.values.get(key).map(|figure| figure.value.high);
+            let (before, now) = (most(committed), most(new));
+            self.found.compared += usize::from(before.or(now).is_some());
+            let (before, now) = (before.unwrap_or(0.0), now.unwrap_or(0.0));
             if now > before {
                 let (before, now) = (numbers::short(before), numbers::short(now));
-                self.found.worse.push(format!("{name}: {before} committed, {now} now"));
+                self.found.worse.push(format!("{name}, {key}: {before} committed, {now} now"));
             }
-            return;
         }
+    }
+
+    fn measure(&mut self, name: &str, column: &Column, before: &Figure, now: &Figure) {
         let (Some(tolerance), Some(before)) = (Tolerance::of(&column.key), before.ratio) else { return };
         let Some(now) = now.ratio else {
             self.found.told.push(format!("not compared: {name}, as its base is missing"));
@@ -162,7 +170,14 @@ mod tests {
         row.values.insert("gap_ms".to_owned(), sample::alone(900.0));
         row.values.insert("failed".to_owned(), sample::alone(2.0));
         let found = compare(&sample::report(), &report);
-        assert_eq!(found.worse, ["hot-swap, pod-steer, failed requests: 0 committed, 2 now"]);
+        assert_eq!(found.worse, ["hot-swap, pod-steer, failed: 0 committed, 2 now"]);
+
+        let mut report = sample::report();
+        let row = sample::row(&mut report, "keep-alive", "pod-steer");
+        row.values
+            .insert("errors".to_owned(), Figure { value: Spread { median: 0.0, low: 0.0, high: 3.0 }, ratio: None });
+        let worse = compare(&sample::report(), &report).worse;
+        assert_eq!(worse, ["keep-alive, pod-steer, errors: 0 committed, 3 now"]);
     }
 
     #[test]
