@@ -36,6 +36,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Port of the first service; the others follow.
 const FIRST_PORT: u16 = 2_000;
+/// Port of the first socket; the others follow, below the ports that clients are given.
+const FIRST_SOCKET: u16 = 12_000;
 /// Where the packets of `BPF_PROG_TEST_RUN` say that they come from: an address kept for documentation (RFC 5737).
 const CLIENT: [u8; 4] = [192, 0, 2, 1];
 /// Packets of one answer, each of another client and for another service, if there are so many.
@@ -70,8 +72,8 @@ impl Steered {
         let netns = identify(&ns)?;
         let mut kernel = Kernel::open(dir, backends, false)?.kernel;
         let (mut members, mut listeners) = (Vec::new(), Vec::new());
-        for backend in (0..u32::from(services) * backends).take(sockets_max()) {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        for (port, backend) in (FIRST_SOCKET..).zip((0..u32::from(services) * backends).take(sockets_max())) {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
             listener.set_nonblocking(true)?;
             let cookie = socket_cookie(&listener)?;
             let backend = backend % backends;
@@ -80,7 +82,7 @@ impl Steered {
                 backend,
                 table: NONE,
                 service: NONE,
-                port: listener.local_addr()?.port(),
+                port,
                 proto: PROTO_TCP,
                 family: FAMILY_V4,
                 ..SocketInfo::default()

@@ -16,6 +16,8 @@
 //! early claims and slots that prefer the earliest claim; it is unique, so the order of the work does not show.
 #![forbid(unsafe_code)]
 
+use std::sync::OnceLock;
+
 /// Slots of a table of at most [`SMALL_MEMBERS_MAX`] members.
 const SMALL_SLOTS: u32 = 4_096;
 /// Members of the largest table of [`SMALL_SLOTS`].
@@ -112,45 +114,64 @@ fn quotas(members: &[Member], slots: u32) -> Vec<u32> {
     quotas
 }
 
+/// A slot's earliest claim so far. Time and owner lie together: a table of many members is larger than the fast caches, and
+/// claims go everywhere.
+#[derive(Clone, Copy)]
+struct Claim {
+    time: u64,
+    owner: u32,
+}
+
 /// Lets every member claim slots until each holds as many as its quota.
 fn fill(members: &[Member], quotas: &[u32], slots: u32) -> Vec<u32> {
     const FREE: u64 = u64::MAX;
     let turns = turn_times(slots);
     let heaviest = members.iter().map(|m| m.weight).max().unwrap_or(1);
     let mut walks: Vec<Walk> = members.iter().map(|m| Walk::new(m, heaviest, slots)).collect();
-    let mut owner = vec![0; slots as usize];
-    let mut claimed_at = vec![FREE; slots as usize];
+    let mut claims = vec![Claim { time: FREE, owner: 0 }; slots as usize];
 
     for (i, &quota) in quotas.iter().enumerate() {
         for _ in 0..quota {
             // Whoever loses a slot to an earlier claim goes on claiming, until a free slot ends the chain.
             let mut claimant = i;
             loop {
-                let (slot, time) = walks[claimant].next_claim(&turns);
-                let best = claimed_at[slot];
+                let (slot, time) = walks[claimant].next_claim(turns);
+                let best = claims[slot];
                 // Equal times: the smaller index, that is the smaller cookie, whoever asks first.
-                if time > best || (time == best && claimant > owner[slot] as usize) {
+                if time > best.time || (time == best.time && claimant > best.owner as usize) {
                     continue;
                 }
-                claimed_at[slot] = time;
-                let loser = std::mem::replace(&mut owner[slot], claimant as u32);
-                if best == FREE {
+                claims[slot] = Claim { time, owner: claimant as u32 };
+                if best.time == FREE {
                     break;
                 }
-                claimant = loser as usize;
+                claimant = best.owner as usize;
             }
         }
     }
-    owner
+    claims.into_iter().map(|claim| claim.owner).collect()
 }
 
 /// When the claims of a member with period 1 fall due, in table lengths: the sums of 1/n, 1/(n-1), 1/(n-2) …
 ///
 /// They are the expected times of an exponential clock for each slot. Evenly spaced claims would let the heavier of
 /// two members win more slots than its weight says, and the quotas would have to take them away again.
-fn turn_times(slots: u32) -> Vec<u64> {
+///
+/// There are three sizes of tables, so each is computed once.
+fn turn_times(slots: u32) -> &'static [u64] {
+    static ONE: OnceLock<Vec<u64>> = OnceLock::new();
+    static SMALL: OnceLock<Vec<u64>> = OnceLock::new();
+    static LARGE: OnceLock<Vec<u64>> = OnceLock::new();
+    let known = match slots {
+        LARGE_SLOTS => &LARGE,
+        SMALL_SLOTS => &SMALL,
+        _ => &ONE,
+    };
     let gap = |left: u32| (1 << TURN_BITS) / u64::from(left);
-    (1..=slots).rev().scan(0, |time, left| Some(std::mem::replace(time, *time + gap(left)))).collect()
+    // An empty table asks too, and may be the first.
+    let compute =
+        || (1..=slots.max(1)).rev().scan(0, |time, left| Some(std::mem::replace(time, *time + gap(left)))).collect();
+    known.get_or_init(compute)
 }
 
 /// A member on its way through its permutation of the slots.

@@ -34,7 +34,12 @@ pub use pause::hold;
 pub use processes::{detach_registered, undo};
 pub use store::Store;
 
-use crate::{api, caps, cgroups, config::RunConfig, doctor, engine, kernel::Kernel};
+use crate::{
+    api, caps, cgroups,
+    config::RunConfig,
+    doctor, engine,
+    kernel::{Kernel, sys},
+};
 
 /// Messages that may wait for the loop before senders wait too.
 const INPUTS_MAX: usize = 4096;
@@ -105,6 +110,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     }
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
+    sys::shrink_memory();
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     let adopted = opened.adopted;

@@ -4,7 +4,11 @@ use tokio::task::spawn_blocking;
 use tracing::error;
 
 use super::{Input, control::Control, inputs::Answer};
-use crate::{api::types::Registered, kernel::KernelError, world::Plan};
+use crate::{
+    api::types::Registered,
+    kernel::{KernelError, sys},
+    world::Plan,
+};
 
 impl Control {
     /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
@@ -23,7 +27,9 @@ impl Control {
             };
             self.attaching.insert(cookie, Vec::new());
             spawn_blocking(move || {
-                let _ = inputs.blocking_send(Input::Attached { cookie, result: attachment.run() });
+                let result = attachment.run();
+                sys::shrink_memory();
+                let _ = inputs.blocking_send(Input::Attached { cookie, result });
             });
         }
     }

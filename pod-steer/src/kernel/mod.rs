@@ -24,12 +24,13 @@ mod ports;
 mod probes;
 mod publish;
 mod sources;
+mod switch;
 pub mod sys;
 mod unload;
 mod users;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -76,6 +77,8 @@ pub struct Kernel {
     sources: sources::Sources,
     /// What is published, as far as it is known.
     published: BTreeMap<RuleKey, apply::Published>,
+    /// What the migrate program was told: by cookie, the table and the service whose members take a socket's queue over.
+    heirs: StdHashMap<u64, (u32, u32)>,
     /// Sockets that were found closed when they were last looked through.
     closed: BTreeSet<u64>,
     ports_written: BTreeMap<ManagedPort, u32>,
@@ -109,6 +112,7 @@ impl Kernel {
         for cookie in closed.intersection(&self.closed) {
             let _ = self.sockets.remove(cookie);
         }
+        self.heirs.retain(|cookie, _| !closed.contains(cookie));
         self.closed = closed;
         kept
     }
@@ -118,6 +122,7 @@ impl Kernel {
         self.listeners
             .insert(cookie, socket.as_raw_fd(), 0)
             .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
+        self.heirs.remove(&cookie);
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
     }
 

@@ -201,6 +201,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         switched: None,
         sources,
         published,
+        heirs: StdHashMap::new(),
         closed: Default::default(),
         ports_written,
         programs,

@@ -4,11 +4,12 @@
 //! Replacing an element of a map of maps takes effect at once, but the system call returns only when every program that
 //! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). That wait happens on worker
 //! threads: the daemon goes on when the new table is in effect, and whoever needs the stronger promise awaits
-//! [`Settled`].
+//! [`Settled`]. Tables that change together are replaced together: from Linux 6.8 on a batch waits once, before that once
+//! for each element, so they are shared out among the workers.
 
 use std::{
     collections::BTreeSet,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -28,6 +29,8 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 
 /// Threads that wait for grace periods; so many tables change at a time before a change waits for another.
 const WORKERS: usize = 8;
+/// Tables that are made before they are put in use together: each is an open file until then.
+const PREPARED_MAX: usize = 256;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
 
@@ -48,9 +51,11 @@ impl Settled {
     }
 }
 
+/// Tables, each with its index, to be put in use by one system call.
+type Batch = Vec<(u32, MapData)>;
+
 struct Job {
-    index: u32,
-    inner: MapData,
+    batch: Batch,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -58,72 +63,114 @@ pub(super) struct Publisher {
     outer: Outer,
     jobs: mpsc::Sender<Job>,
     used: BTreeSet<u32>,
+    /// Where the next free index is looked for: one that was given back is used again as late as can be, since a lookup
+    /// that has just read it may not have ended.
+    next: u32,
+    /// Made, and not in use yet.
+    prepared: Batch,
+    /// Of those that were put in use since the last [`Publisher::flush`].
+    settled: Vec<Settled>,
 }
 
 impl Publisher {
     /// `used` are the tables that published rules lead to.
     pub fn new(pin: &Path, used: impl Iterator<Item = u32>) -> Result<Self> {
-        let open = || -> Result<Outer> {
-            let data = MapData::from_pin(pin).map_err(KernelError::map("open", "TABLES"))?;
-            Outer::try_from(Map::ArrayOfMaps(data)).map_err(KernelError::map("open", "TABLES"))
-        };
+        let open = || MapData::from_pin(pin).map_err(KernelError::map("open", "TABLES"));
+        let typed = |data| Outer::try_from(Map::ArrayOfMaps(data)).map_err(KernelError::map("open", "TABLES"));
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..WORKERS {
-            let (mut outer, queue) = (open()?, Arc::clone(&queue));
-            thread::spawn(move || work(&mut outer, &queue));
+            // aya hides the descriptor of a map of maps; the same map once more has one.
+            let (mut outer, raw, queue) = (typed(open()?)?, open()?, Arc::clone(&queue));
+            thread::spawn(move || work(&mut outer, &raw, &queue));
         }
-        Ok(Self { outer: open()?, jobs, used: used.filter(|table| *table != NONE).collect() })
+        Ok(Self {
+            outer: typed(open()?)?,
+            jobs,
+            used: used.filter(|table| *table != NONE).collect(),
+            next: 0,
+            prepared: Vec::new(),
+            settled: Vec::new(),
+        })
     }
 
     /// An index that no rule uses.
     pub fn reserve(&mut self) -> Result<u32> {
-        let free = (0..TABLES_MAX).find(|table| !self.used.contains(table));
+        let free = (self.next..TABLES_MAX).chain(0..self.next).find(|table| !self.used.contains(table));
         let table = free.ok_or(KernelError::Full { what: "slot table", limit: TABLES_MAX })?;
         self.used.insert(table);
+        self.next = (table + 1) % TABLES_MAX;
         Ok(table)
     }
 
-    /// Makes one side of a table (`index` is a [`pod_steer_ebpf::table_index`]) hold `planned`, in effect when this returns. With `compare`, a table that stands there
-    /// already is left alone: that is how a restarted daemon takes over without a write.
-    pub fn publish(&mut self, index: u32, planned: &PlannedTable, compare: bool) -> Result<Option<Settled>> {
+    /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next
+    /// [`flush`](Self::flush) at the latest. With `compare`, a table that stands there already is left alone: that is how a restarted
+    /// daemon takes over without a write.
+    pub fn prepare(&mut self, index: u32, planned: &PlannedTable, compare: bool) -> Result<()> {
         let entries = entries(planned);
         if compare
             && let Ok(current) = self.outer.get(&index, 0)
             && current.info().is_ok_and(|info| info.max_entries() as usize == entries.len())
             && sys::same_slots(current.fd().as_fd(), &entries).unwrap_or(false)
         {
-            return Ok(None);
+            return Ok(());
         }
         let inner = MapData::create(definition(entries.len() as u32), "slots", None)
             .map_err(KernelError::map("make a table for", "TABLES"))?;
         sys::write_slots(inner.fd().as_fd(), &entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
-        self.replace(index, inner).map(Some)
+        self.prepared.push((index, inner));
+        if self.prepared.len() < PREPARED_MAX { Ok(()) } else { self.put_in_use() }
     }
 
-    /// Empties one side of a table.
-    pub fn empty(&mut self, index: u32) -> Result<Option<Settled>> {
-        self.publish(index, &PlannedTable::default(), false)
-    }
-
-    /// Empties a table that nothing leads to any more, and gives its index back.
-    pub fn clear(&mut self, table: u32) -> Result<Vec<Settled>> {
-        let mut settled = Vec::new();
+    /// Makes both sides of a table empty, to which nothing leads any more, and gives its index back.
+    pub fn clear(&mut self, table: u32) -> Result<()> {
         for side in 0..=SWITCH_SIDE {
-            settled.extend(self.empty(table_index(table, side))?);
+            self.prepare(table_index(table, side), &PlannedTable::default(), false)?;
         }
         self.used.remove(&table);
-        Ok(settled)
+        Ok(())
     }
 
-    fn replace(&mut self, index: u32, inner: MapData) -> Result<Settled> {
+    /// Forgets what was made.
+    pub fn discard(&mut self) {
+        self.prepared.clear();
+    }
+
+    /// Puts in use what was made; it is in effect when this returns.
+    pub fn flush(&mut self) -> Result<Vec<Settled>> {
+        self.put_in_use()?;
+        Ok(std::mem::take(&mut self.settled))
+    }
+
+    fn put_in_use(&mut self) -> Result<()> {
+        let mut prepared = std::mem::take(&mut self.prepared);
+        let (each, begun) = (prepared.len().div_ceil(WORKERS).max(1), Instant::now());
+        let mut waits = Vec::new();
+        while !prepared.is_empty() {
+            let batch: Batch = prepared.drain(..each.min(prepared.len())).collect();
+            let last = batch.last().map(|(index, inner)| Ok((*index, map_id(inner)?)));
+            let Some(last) = last.transpose().map_err(KernelError::map("publish a table in", "TABLES"))? else { break };
+            let (done, outcome) = oneshot::channel();
+            // The workers live as long as the sender does.
+            let _ = self.jobs.send(Job { batch, done });
+            waits.push((last, outcome));
+        }
+        for (last, outcome) in waits {
+            let settled = self.wait_in_effect(last, outcome, begun)?;
+            self.settled.push(settled);
+        }
+        Ok(())
+    }
+
+    /// Waits until the last table of a batch is in use: the others came before it.
+    fn wait_in_effect(
+        &self,
+        (index, id): (u32, u32),
+        mut outcome: oneshot::Receiver<Outcome>,
+        begun: Instant,
+    ) -> Result<Settled> {
         let failed = || KernelError::map("publish a table in", "TABLES");
-        let id = map_id(&inner).map_err(failed())?;
-        let (done, mut outcome) = oneshot::channel();
-        // The workers live as long as the sender does.
-        let _ = self.jobs.send(Job { index, inner, done });
         // >>> New connections move here, when backends come and go: a worker's system call replaces the pointer, and we see it done.
-        let begun = Instant::now();
         loop {
             match outcome.try_recv() {
                 Ok(result) => return result.map(|()| Settled(None)).map_err(failed()),
@@ -148,12 +195,23 @@ pub(super) fn try_once(outer: &mut Outer) -> Result<()> {
     outer.set(0, &inner, 0).map_err(KernelError::map("publish a table in", "TABLES"))
 }
 
-fn work(outer: &mut Outer, queue: &Mutex<mpsc::Receiver<Job>>) {
+fn work(outer: &mut Outer, raw: &MapData, queue: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         // The lock is held while waiting, so that one worker at a time takes the next job.
-        let Ok(Ok(job)) = queue.lock().map(|queue| queue.recv()) else { return };
-        let outcome = outer.set(job.index, &job.inner, 0);
-        let _ = job.done.send(outcome);
+        let Ok(Ok(Job { batch, done })) = queue.lock().map(|queue| queue.recv()) else { return };
+        let _ = done.send(replace(outer, raw, &batch));
+    }
+}
+
+/// Replaces tables in the order of the batch.
+fn replace(outer: &mut Outer, raw: &MapData, batch: &[(u32, MapData)]) -> Outcome {
+    let (indices, fds): (Vec<u32>, Vec<u32>) =
+        batch.iter().map(|(index, inner)| (*index, inner.fd().as_fd().as_raw_fd().cast_unsigned())).unzip();
+    match batch {
+        // A batch that the kernel does not take (it is for maps of maps from Linux 5.19) does no harm: what is replaced
+        // twice is the same.
+        [_, _, ..] if sys::update_batch(raw.fd().as_fd(), &indices, &fds).is_ok() => Ok(()),
+        _ => batch.iter().try_for_each(|(index, inner)| outer.set(*index, inner, 0)),
     }
 }
 
