@@ -125,14 +125,14 @@ fn check(lab: &Lab, running: &Running) -> Result<()> {
 }
 
 fn ask(addr: SocketAddr) -> Result<String> {
-    let asking = || format!("asking {}", addr);
+    let asking = || format!("asking {addr}");
     let mut stream = TcpStream::connect_timeout(&addr, TIMEOUT).with_context(asking)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("GET {SMALL} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(asking)?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(asking)?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "{} answers {head:?}", addr);
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{addr} answers {head:?}");
     Ok(body.trim_end().to_owned())
 }
 

@@ -9,6 +9,9 @@ use super::ways::{WAYS, Way};
 /// Of a comparison in a note; a whole table would not fit there.
 const COMPARED: [&str; 3] = ["requests_per_s", "mib_per_s", "p99_us"];
 
+/// What is no cost: of these a ratio says nothing.
+const COUNTS: [&str; 2] = ["connections", "errors"];
+
 /// The numbers of one workload: by contestant and key, one for each round.
 #[derive(Default)]
 pub struct Tally {
@@ -59,7 +62,8 @@ impl Tally {
     /// The row of a contestant, if it has numbers.
     pub fn row(&self, way: &Way, columns: &[Column]) -> Option<Row> {
         let figure = |column: &Column| {
-            let base = way.base.and_then(|base| self.numbers(base, &column.key));
+            let base = way.base.filter(|_| !COUNTS.contains(&column.key.as_str()));
+            let base = base.and_then(|base| self.numbers(base, &column.key));
             Some((column.key.clone(), Figure::of(self.numbers(way.name, &column.key)?, base)?))
         };
         let values: BTreeMap<_, _> = columns.iter().filter_map(figure).collect();

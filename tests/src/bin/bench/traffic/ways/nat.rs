@@ -10,7 +10,9 @@ pub const DNAT: Way = Way {
     title: "iptables DNAT, random choice",
     base: Some("direct"),
     beside: None,
-    note: Some("The rules that kube-proxy writes for a service of two; nobody is there who keeps them."),
+    note: Some(
+        "The rules that kube-proxy writes for a service of two, here on Docker's bridge; nobody is there who keeps them.",
+    ),
     start: dnat,
 };
 

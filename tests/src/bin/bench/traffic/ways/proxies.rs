@@ -1,5 +1,5 @@
 //! Reverse proxies on the host's network before the two servers on the bridge, with two workers and the settings of a
-//! careful administrator. They run as plain processes, without the system call filter of a container.
+//! careful administrator. Unlike the servers they run without the system call filter of a container.
 
 use std::{fs, net::IpAddr};
 
@@ -9,20 +9,28 @@ use pod_steer_tests::wait;
 use super::{Running, Servers, Way};
 use crate::traffic::{costs, lab::Lab};
 
-/// Of the proxies together with the servers.
+/// Each for HTTP and for HTTP over TLS.
 const PORTS_HAPROXY: [u16; 2] = [8005, 8405];
 const PORTS_STREAM: [u16; 2] = [8006, 8406];
 const PORT_HTTP: u16 = 8007;
 
-pub const HAPROXY: Way =
-    Way { name: "haproxy", title: "HAProxy, TCP mode", base: Some("direct"), beside: None, note: None, start: haproxy };
+const ARRANGEMENT: &str = "Two workers as plain processes on the host's network, two servers on Docker's bridge.";
+
+pub const HAPROXY: Way = Way {
+    name: "haproxy",
+    title: "HAProxy, TCP mode",
+    base: Some("direct"),
+    beside: None,
+    note: Some(ARRANGEMENT),
+    start: haproxy,
+};
 
 pub const NGINX_STREAM: Way = Way {
     name: "nginx-stream",
     title: "nginx, stream",
     base: Some("direct"),
     beside: None,
-    note: None,
+    note: Some(ARRANGEMENT),
     start: nginx_stream,
 };
 
@@ -31,7 +39,7 @@ pub const NGINX_HTTP: Way = Way {
     title: "nginx, HTTP proxy",
     base: Some("direct"),
     beside: None,
-    note: Some("Its own connections to the servers are kept alive, whatever clients do."),
+    note: Some("As the others; its own connections to the servers are kept alive, whatever clients do."),
     start: nginx_http,
 };
 
@@ -44,10 +52,10 @@ fn haproxy(lab: &Lab) -> Result<Running> {
             "listen p{port}\n  bind :{port} backlog 4096\n  balance roundrobin\n  server a {a}:{to}\n  server b {b}:{to}\n"
         )
     };
-    // It ends at once when two descriptors for each are more than it may have.
-    let connections_max = (lab.files_max / 2).saturating_sub(200).min(30_000);
+    // It ends at once when two descriptors for each are more than it may have, and two for each pipe that it splices by.
+    let connections_max = (lab.files_max / 2).saturating_sub(400).min(30_000);
     let config = format!(
-        "global\n  nbthread 2\n  maxconn {connections_max}\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 10m\n  \
+        "global\n  nbthread 2\n  maxconn {connections_max}\n  maxpipes 128\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 10m\n  \
          timeout server 10m\n{}{}",
         proxy(http, 80),
         proxy(tls, 443)
