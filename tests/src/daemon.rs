@@ -264,7 +264,9 @@ fn config(host: &Host) -> PathBuf {
 
 fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
-    command.args(["run", "--bpffs", BPFFS, "--log-level", "debug", "--runtime-dir"]).arg(runtime_dir(host));
+    // A benchmark wants the log that users have.
+    let level = std::env::var("POD_STEER_TESTS_LOG_LEVEL").unwrap_or_else(|_| "debug".to_owned());
+    command.args(["run", "--bpffs", BPFFS, "--log-level", &level, "--runtime-dir"]).arg(runtime_dir(host));
     command.arg("--state-dir").arg(state_dir(host));
     let none = ["none".to_owned()];
     for engine in if engines.is_empty() { &none[..] } else { engines } {

@@ -1,10 +1,17 @@
 //! Backends as processes, by `pod-steer exec`: the same kernel path as a container's, at a fraction of its cost.
 
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, net::SocketAddr, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::time::{ClockId, clock_gettime};
 
-use crate::{daemon::Stage, netns::NetNs, process::Process, tools, wait};
+use crate::{
+    daemon::Stage,
+    load::{End, attempt},
+    netns::NetNs,
+    process::Process,
+    tools, wait,
+};
 
 /// What `pod-steer exec` starts: the test server, with a name.
 #[derive(Debug)]
@@ -106,4 +113,25 @@ pub fn listening_ns(output: &str) -> Option<u64> {
     let complete = output.rsplit_once('\n')?.0;
     let line = complete.lines().rev().find_map(|line| line.strip_prefix("listening "))?;
     line.split(' ').next()?.parse().ok()
+}
+
+/// Now, in nanoseconds of the monotonic clock.
+pub fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Connects again and again until `name` answers; returns when the connection that it answered was opened.
+pub fn first_answer(target: SocketAddr, name: &str) -> Result<u64> {
+    wait::until(&format!("the first answer of {name}"), || {
+        // Not at the pace of the wait: the distance between two attempts is what the figure is exact to.
+        for _ in 0..1000 {
+            let opened = now_ns();
+            match attempt(target, 1, Duration::from_secs(5)) {
+                End::Answered(answer) if answer.name == name => return Some(opened),
+                _ => thread::sleep(Duration::from_micros(20)),
+            }
+        }
+        None
+    })
 }

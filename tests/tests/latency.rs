@@ -5,34 +5,12 @@ use std::{net::SocketAddr, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
     daemon::Stage,
-    exec::{Exec, listening_ns},
-    load::{End, attempt},
-    report, require, server, stats, tools, wait,
+    exec::{Exec, first_answer, listening_ns},
+    report, require, server, stats, tools,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 const PROCESSES: usize = 100;
 const CONTAINERS: usize = 20;
-
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// Connects again and again until `name` answers; returns when the connection that it answered was opened.
-fn first_answer(target: SocketAddr, name: &str) -> Result<u64> {
-    wait::until(&format!("the first answer of {name}"), || {
-        // Not at the pace of the wait: the distance between two attempts is what the figure is exact to.
-        for _ in 0..1000 {
-            let opened = now_ns();
-            match attempt(target, 1, Duration::from_secs(5)) {
-                End::Answered(answer) if answer.name == name => return Some(opened),
-                _ => thread::sleep(Duration::from_micros(20)),
-            }
-        }
-        None
-    })
-}
 
 #[test]
 fn of_processes() -> Result<()> {

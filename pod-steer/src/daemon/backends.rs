@@ -204,10 +204,14 @@ impl Control {
 
     /// A container runs: its namespace and its cgroup can be known now, if they were not before.
     fn started(&mut self, id: &str, pid: i32) {
-        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?, p.listening_ports()?)));
+        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?, p)));
         // One that has ended meanwhile has an event under way.
-        let Ok((ns, cgroup, listening)) = looked else { return };
+        let Ok((ns, cgroup, process)) = looked else { return };
         let Ok(netns) = netns::identify(&ns) else { return };
+        let Some(backend) = self.world.backends.get(id) else { return };
+        // Reading it takes milliseconds, in which nobody else is looked after.
+        let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
+        let Ok(listening) = asks.then(|| process.listening_ports()).transpose() else { return };
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         backend.netns = Some(netns);
@@ -216,7 +220,9 @@ impl Control {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
         debug!(container = %id, %netns, ?health, "runs");
-        self.world.note_listeners(netns.cookie, &listening);
+        if let Some(listening) = listening {
+            self.world.note_listeners(netns.cookie, &listening);
+        }
         self.touch();
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.

@@ -26,6 +26,7 @@ use super::{
     inputs::{Answer, Ask},
     ledger::Ledger,
     operations::{Orders, now_ms},
+    sockets::Inspections,
 };
 use crate::{
     api::types::{EventRecord, Registered},
@@ -63,6 +64,7 @@ pub(super) struct Control {
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
+    pub(super) inspections: Inspections,
     pub(super) checks: Checks,
     /// Ports of a user on which nobody listened at the last comparison.
     pub(super) unused_ports: BTreeSet<PortKey>,
@@ -119,6 +121,7 @@ impl Control {
             paths: HashMap::new(),
             plan: Plan::default(),
             migration,
+            inspections: Inspections::default(),
             checks,
             unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
@@ -193,7 +196,7 @@ impl Control {
     fn input(&mut self, input: Input) -> bool {
         match input {
             Input::Engine(input) => self.engine_input(input),
-            Input::Inspected { cookie, found } => self.inspected(cookie, found),
+            Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended(id) => self.remove(&id),
@@ -264,7 +267,6 @@ impl Control {
         self.follow_checks();
         self.dirty = false;
         let plan = self.world.plan();
-        self.store_ready_times();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
         match self.kernel.apply(&plan, &self.services) {
@@ -283,6 +285,7 @@ impl Control {
                 self.world.steered.remove(&cookie);
             }
         }
+        self.store_ready_times();
         self.report(&plan);
         self.plan = plan;
     }
@@ -313,8 +316,9 @@ impl Control {
 
     /// Says what has changed for a backend.
     fn report(&self, plan: &Plan) {
-        for (index, state) in &plan.states {
-            let Some(backend) = self.world.by_index(*index) else { continue };
+        for backend in self.world.backends.values() {
+            let index = &backend.index;
+            let Some(state) = plan.states.get(index) else { continue };
             if self.plan.states.get(index) != Some(state) {
                 let word =
                     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();

@@ -19,12 +19,12 @@ pub enum Input {
     Engine(EngineInput),
     /// From a client of the API.
     Ask(Ask),
-    /// A socket that had just begun to listen was looked at.
+    /// Sockets of a backend that had just begun to listen were looked at.
     Inspected {
-        /// Its cookie.
-        cookie: u64,
-        /// What was found; nothing if it was gone already.
-        found: Option<super::sockets::Inspection>,
+        /// Index of the backend.
+        index: u32,
+        /// What was found, by cookie; nothing of those that were gone already.
+        found: Vec<(u64, super::sockets::Inspection)>,
     },
     /// Sockets that listened before their backend was managed.
     Found {

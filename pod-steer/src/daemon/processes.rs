@@ -134,11 +134,14 @@ impl Control {
     /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
     fn add_process(&mut self, backend: Backend, process: &Process, ns: fs::File) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
-        let listening = process.listening_ports().map_err(|e| e.to_string())?;
+        let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
+        let listening = asks.then(|| process.listening_ports()).transpose().map_err(|e| e.to_string())?;
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;
         self.world.backends.insert(id.clone(), backend);
-        self.world.note_listeners(netns.cookie, &listening);
+        if let Some(listening) = listening {
+            self.world.note_listeners(netns.cookie, &listening);
+        }
         self.namespace_seen(netns, ns);
         self.converge();
         if let Some(refused) = self.plan.hindrances.get(&index) {

@@ -1,6 +1,10 @@
 //! Listening sockets: those that the kernel programs report, and those that were there before.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    os::fd::AsFd as _,
+    path::Path,
+};
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
@@ -28,6 +32,16 @@ pub struct Inspection {
     pub migrates: bool,
 }
 
+/// The looks at sockets that are under way: one at a time for each backend, at all its sockets that are new, since each
+/// look goes through everything that the backend's processes have open.
+#[derive(Default)]
+pub(super) struct Inspections {
+    /// By the index of the backend, cookies of the sockets that are still to be looked at.
+    due: HashMap<u32, BTreeSet<u64>>,
+    /// Backends that are being looked at.
+    under_way: BTreeSet<u32>,
+}
+
 impl Control {
     pub(super) fn kernel_event(&mut self, event: &Event) {
         let info = &event.socket;
@@ -37,7 +51,7 @@ impl Control {
             EVENT_LISTENING => {
                 debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
                 self.add_socket(event.cookie, info);
-                self.inspect_later(event.cookie, info.backend, info.port);
+                self.inspect_later(event.cookie, info.backend);
             }
             EVENT_CLOSED => {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
@@ -99,28 +113,45 @@ impl Control {
     }
 
     /// Looks at a socket beside the loop: what only a descriptor can tell, and the migrate program for its group.
-    fn inspect_later(&self, cookie: u64, index: u32, port: u16) {
-        let Some(path) = self.paths.get(&index).cloned() else { return };
+    fn inspect_later(&mut self, cookie: u64, index: u32) {
+        self.inspections.due.entry(index).or_default().insert(cookie);
+        self.inspect_due(index);
+    }
+
+    fn inspect_due(&mut self, index: u32) {
+        let Some(path) = self.paths.get(&index).cloned() else {
+            self.inspections.due.remove(&index);
+            return;
+        };
+        if self.inspections.under_way.contains(&index) {
+            return;
+        }
+        let Some(due) = self.inspections.due.remove(&index) else { return };
+        self.inspections.under_way.insert(index);
         let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
         spawn_blocking(move || {
-            let sockets = listeners_in_cgroup(&path, |bound| bound.port() == port).unwrap_or_default();
-            let found = sockets.into_iter().find(|socket| socket.cookie == cookie).map(|socket| {
+            let sockets = listeners_in_cgroup(&path, |_| true).unwrap_or_default();
+            let new = sockets.into_iter().filter(|socket| due.contains(&socket.cookie));
+            let found = new.map(|socket| {
                 let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                Inspection { v6only: socket.v6only, migrates }
+                (socket.cookie, Inspection { v6only: socket.v6only, migrates })
             });
-            let _ = inputs.blocking_send(Input::Inspected { cookie, found });
+            let _ = inputs.blocking_send(Input::Inspected { index, found: found.collect() });
         });
     }
 
-    pub(super) fn inspected(&mut self, cookie: u64, found: Option<Inspection>) {
-        let Some(found) = found else { return };
-        let Some(socket) = self.world.sockets.get_mut(&cookie) else { return };
-        if socket.v6only != found.v6only {
-            socket.v6only = found.v6only;
-            self.touch();
-        }
-        if !found.migrates {
-            debug!(cookie, "its queue will not be handed on when it closes");
+    pub(super) fn inspected(&mut self, index: u32, found: Vec<(u64, Inspection)>) {
+        self.inspections.under_way.remove(&index);
+        self.inspect_due(index);
+        for (cookie, found) in found {
+            let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
+            if socket.v6only != found.v6only {
+                socket.v6only = found.v6only;
+                self.touch();
+            }
+            if !found.migrates {
+                debug!(cookie, "its queue will not be handed on when it closes");
+            }
         }
     }
 
@@ -185,12 +216,13 @@ impl Control {
     pub(super) fn read_sockets(&mut self) {
         let live = self.kernel.live_sockets();
         let before = self.world.sockets.len();
-        self.world.sockets.retain(|cookie, _| live.iter().any(|(alive, _)| alive == cookie));
+        let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
+        self.world.sockets.retain(|cookie, _| alive.contains(cookie));
         let mut changed = self.world.sockets.len() != before;
         for (cookie, info) in live {
             if !self.world.sockets.contains_key(&cookie) && self.world.by_index(info.backend).is_some() {
                 self.add_socket(cookie, &info);
-                self.inspect_later(cookie, info.backend, info.port);
+                self.inspect_later(cookie, info.backend);
                 changed = true;
             }
         }

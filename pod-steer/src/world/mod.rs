@@ -302,6 +302,11 @@ impl World {
         (backend.spec.service.clone(), Conduct { policy, slow_start_ms, panic_percent })
     }
 
+    /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.
+    pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
+        spec.ports.iter().any(|map| !plan::is_held(self, netns_cookie, map))
+    }
+
     /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.
     pub fn note_listeners(&mut self, netns_cookie: u64, listening: &BTreeSet<u16>) {
         let here = self.backends.values().filter(|b| b.netns.is_some_and(|netns| netns.cookie == netns_cookie));

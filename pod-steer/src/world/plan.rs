@@ -134,7 +134,7 @@ fn hindered(world: &World, backend: &Backend, netns_cookie: u64, map: &PortMap) 
     if !world.policy.allows(map.port) {
         return Some(format!("port {map} is not one that may be claimed; `run --allow-ports` says which may"));
     }
-    let held = keys(netns_cookie, map).iter().any(|key| world.claimed.contains_key(key));
+    let held = is_held(world, netns_cookie, map);
     let foreign = world.foreign.get(&netns_cookie).is_some_and(|ports| ports.contains(&map.port));
     (foreign && !held && backend.spec.fallback == Fallback::Refuse).then(|| {
         format!(
@@ -143,6 +143,11 @@ fn hindered(world: &World, backend: &Backend, netns_cookie: u64, map: &PortMap) 
             map.port
         )
     })
+}
+
+/// Whether somebody has claimed a port.
+pub(super) fn is_held(world: &World, netns_cookie: u64, map: &PortMap) -> bool {
+    keys(netns_cookie, map).iter().any(|key| world.claimed.contains_key(key))
 }
 
 /// Claims one port for a backend's service, or says who has it.

@@ -164,8 +164,9 @@ impl<'a> Serving<'a> {
 
     /// Puts into the plan what is not about tables.
     pub(super) fn conclude(self, plan: &mut Plan) {
-        let grows = |index: &u32| self.world.by_index(*index).is_some_and(|backend| self.ramp(backend) < RAMP_END);
-        let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(grows));
+        let growing: BTreeSet<u32> =
+            self.world.backends.values().filter(|backend| self.ramp(backend) < RAMP_END).map(|b| b.index).collect();
+        let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(|i| growing.contains(i)));
         let step_ms = |name: &str| (self.world.conduct(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
         plan.next_ms = growing.map(|(name, _)| self.world.now_ms + step_ms(name).cast_signed()).min();
         // A paused service keeps its clients waiting, whether it has a backend or not.

@@ -36,7 +36,7 @@ pub fn measure(options: &Options) -> Result<Measured> {
     let named_server = build::named_server()?;
     let program_bench = build::program_bench()?;
     let mut bench = command(build::bench()?);
-    bench.env("POD_STEER_BIN", pod_steer);
+    bench.env("POD_STEER_BIN", pod_steer).env("POD_STEER_TESTS_LOG_LEVEL", "info");
     bench.env("POD_STEER_NAMED_SERVER", named_server).env("POD_STEER_PROGRAM_BENCH", program_bench);
     bench.arg("--output").arg(&file);
     if options.quick {

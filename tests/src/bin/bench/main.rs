@@ -3,8 +3,11 @@
 //!
 //! Each part has hosts and namespaces of its own, which end with it. To add one, write a function and a line of [`PARTS`].
 
+mod control;
+mod costs;
 mod machine;
 mod options;
+mod program;
 mod swap;
 mod traffic;
 
@@ -27,6 +30,8 @@ struct Part {
 /// Everything that is measured, in the order of the report.
 const PARTS: &[Part] = &[
     Part { sections: traffic::SECTIONS, contestants: traffic::CONTESTANTS, measure: traffic::measure },
+    Part { sections: program::SECTIONS, contestants: &[], measure: program::measure },
+    Part { sections: control::SECTIONS, contestants: &[], measure: control::measure },
     Part { sections: swap::SECTIONS, contestants: swap::CONTESTANTS, measure: swap::measure },
 ];
 

@@ -14,14 +14,13 @@ use rustix::net::sockopt::set_socket_linger;
 
 use super::{
     contest::Contest,
-    costs,
     kernel::{self, Objects},
     lab::Lab,
     servers::SMALL,
     tally::Tally,
     ways::Running,
 };
-use crate::options::Options;
+use crate::{costs, options::Options};
 
 const NAME: &str = "idle";
 const TIMEOUT: Duration = Duration::from_secs(10);

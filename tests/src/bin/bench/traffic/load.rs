@@ -7,14 +7,13 @@ use pod_steer_tests::measures::{Row, Section};
 
 use super::{
     contest::Contest,
-    costs,
     lab::Lab,
     tally::Tally,
     ways::Running,
     workloads::{ERRORS, TIME, WORKLOADS, Workload},
     wrk::Load,
 };
-use crate::options::Options;
+use crate::{costs, options::Options};
 
 /// What one has left behind is done before the next one's turn.
 const PAUSE: Duration = Duration::from_millis(150);

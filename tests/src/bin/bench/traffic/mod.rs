@@ -1,7 +1,6 @@
 //! What clients get, and what it costs, by every way to two servers.
 
 mod contest;
-mod costs;
 mod idle;
 mod kernel;
 mod lab;

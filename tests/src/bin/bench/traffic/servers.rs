@@ -10,7 +10,8 @@ use pod_steer_tests::{
     process::run,
 };
 
-use super::{costs, lab::Lab};
+use super::lab::Lab;
+use crate::costs;
 
 /// What is asked for in most workloads: answered with the server's name.
 pub const SMALL: &str = "/";

@@ -3,7 +3,10 @@
 use anyhow::{Result, ensure};
 
 use super::{Running, Servers, Way};
-use crate::traffic::{costs, lab::Lab, servers::Listen};
+use crate::{
+    costs,
+    traffic::{lab::Lab, servers::Listen},
+};
 
 pub const PUBLISHED: Way = Way {
     name: "docker-p",

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use pod_steer_tests::wait;
 
 use super::{Running, Servers, Way};
-use crate::traffic::{costs, lab::Lab};
+use crate::{costs, traffic::lab::Lab};
 
 /// Each for HTTP and for HTTP over TLS.
 const PORTS_HAPROXY: [u16; 2] = [8005, 8405];

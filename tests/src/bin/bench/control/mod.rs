@@ -1,0 +1,86 @@
+//! The section `control-plane`: how fast the daemon follows, and what it takes for that. Everything is seen from outside: a
+//! process says when its `listen()` returned, and a client asks until that process answers.
+
+mod churn;
+mod many;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use pod_steer_tests::{
+    daemon::{Daemon, Stage},
+    measures::{Better, Column, Figure, Row, Section, Spread},
+};
+
+use crate::{costs, options::Options};
+
+/// What is measured here.
+pub const SECTIONS: &[&str] = &["control-plane"];
+
+const COLUMNS: [(&str, &str); 8] = [
+    ("steered_p50_ms", "listen() to steered, p50, ms"),
+    ("steered_p99_ms", "listen() to steered, p99, ms"),
+    ("switch_ms", "one more listens, to steered, ms"),
+    ("start_cpu_ms", "daemon's CPU for one process, ms"),
+    ("all_ms", "the last listen() to all steered, ms"),
+    ("cold_start_ms", "start after kill -9, to all adopted, ms"),
+    ("idle_cpu_pct", "daemon's CPU when nothing changes, %"),
+    ("daemon_mib", "daemon's memory, MiB"),
+];
+
+const ABOUT: &str = "How fast the daemon follows, measured from outside: a server notes when its listen() returned, and a \
+    client that asks without a pause notes when it opened the first connection that this server answered. \"Churn\": \
+    processes that start by `pod-steer exec`, listen, and are killed, one after the other, each in a service of its own. The \
+    other rows are one service with so many backends or sockets; what is added there has half of the weight, so that the \
+    client finds it soon. A cold start is a daemon that is started after the last one was killed with SIGKILL: until the \
+    command line says that every socket is known. Traffic goes on meanwhile. Memory is the daemon's PSS.";
+
+/// Measured values of one row.
+type Values = Vec<(&'static str, Spread)>;
+
+/// Measures it.
+pub fn measure(options: &Options) -> Result<Vec<Section>> {
+    let mut rows = Vec::new();
+    let mut add = |name: &str, title: String, values: Values| {
+        let figure = |spread| Figure { value: spread, ratio: None };
+        let values = values.into_iter().map(|(key, spread)| (key.to_owned(), figure(spread))).collect();
+        rows.push(Row { name: name.to_owned(), title, base: None, values, note: None });
+    };
+    let processes = if options.quick { 5 } else { 1_000 };
+    eprintln!("   control plane: {processes} processes come and go");
+    add("churn", format!("{processes} processes in turn"), churn::measure(processes)?);
+    let backends = if options.quick { 1000 } else { 1_000 };
+    eprintln!("   control plane: {backends} backends");
+    add("backends-1000", format!("{backends} backends"), many::backends(backends, options.quick)?);
+    let each = if options.quick { 100 } else { 1_000 };
+    eprintln!("   control plane: {} sockets", 10 * each);
+    add("sockets-10000", format!("{} sockets of 10 backends", 10 * each), many::sockets(each, options.quick)?);
+    let column = |(key, title): (&str, &str)| Column { key: key.into(), title: title.into(), better: Better::Lower };
+    Ok(vec![Section {
+        name: SECTIONS[0].to_owned(),
+        title: "The control plane".to_owned(),
+        about: ABOUT.to_owned(),
+        columns: COLUMNS.map(column).into(),
+        rows,
+        skipped: Vec::new(),
+    }])
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn memory_mib(daemon: &Daemon) -> Result<Spread> {
+    Ok(Spread::one(costs::memory_b(&[daemon.pid()])? as f64 / f64::from(1 << 20)))
+}
+
+/// The daemon's share of one CPU while nothing happens.
+fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Spread> {
+    let time = Duration::from_secs(if quick { 3 } else { 20 });
+    // What has just happened is looked through once more after a moment.
+    std::thread::sleep(Duration::from_secs(2));
+    let before = costs::processes_cpu_s(&[stage.daemon.pid()])?;
+    std::thread::sleep(time);
+    let after = costs::processes_cpu_s(&[stage.daemon.pid()])?;
+    Ok(Spread::one((after - before) / time.as_secs_f64() * 100.0))
+}
