@@ -22,6 +22,11 @@ use std::sync::OnceLock;
 const SMALL_SLOTS: u32 = 4_096;
 /// Members of the largest table of [`SMALL_SLOTS`].
 const SMALL_MEMBERS_MAX: usize = 256;
+/// Slots of the next larger tables. As in a small one, a member of average weight has 16 at the least: more would be more
+/// exact, and the time to build a table grows with its slots.
+const MEDIUM_SLOTS: u32 = 32_768;
+/// Members of the largest table of [`MEDIUM_SLOTS`].
+const MEDIUM_MEMBERS_MAX: usize = 2_048;
 /// Slots of larger tables, and so the most members of any.
 const LARGE_SLOTS: u32 = 65_536;
 
@@ -55,12 +60,13 @@ pub struct SlotTable {
 
 /// Number of slots of a table of so many members: none, one, or a power of two (the kernel masks a hash with it).
 ///
-/// Where the number changes (1 to 2 members, 256 to 257) slots of the two tables have nothing to do with each other.
+/// Where the number changes (1 to 2 members, 256 to 257, 2,048 to 2,049) slots of the two tables have nothing to do with each other.
 pub const fn slot_count(members: usize) -> u32 {
     match members {
         0 => 0,
         1 => 1,
         2..=SMALL_MEMBERS_MAX => SMALL_SLOTS,
+        ..=MEDIUM_MEMBERS_MAX => MEDIUM_SLOTS,
         _ => LARGE_SLOTS,
     }
 }
@@ -157,13 +163,15 @@ fn fill(members: &[Member], quotas: &[u32], slots: u32) -> Vec<u32> {
 /// They are the expected times of an exponential clock for each slot. Evenly spaced claims would let the heavier of
 /// two members win more slots than its weight says, and the quotas would have to take them away again.
 ///
-/// There are three sizes of tables, so each is computed once.
+/// There are four sizes of tables, so each is computed once.
 fn turn_times(slots: u32) -> &'static [u64] {
     static ONE: OnceLock<Vec<u64>> = OnceLock::new();
     static SMALL: OnceLock<Vec<u64>> = OnceLock::new();
+    static MEDIUM: OnceLock<Vec<u64>> = OnceLock::new();
     static LARGE: OnceLock<Vec<u64>> = OnceLock::new();
     let known = match slots {
         LARGE_SLOTS => &LARGE,
+        MEDIUM_SLOTS => &MEDIUM,
         SMALL_SLOTS => &SMALL,
         _ => &ONE,
     };

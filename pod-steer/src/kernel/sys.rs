@@ -78,8 +78,11 @@ impl Mapping {
     fn new(map: BorrowedFd<'_>, entries: usize, writable: bool) -> io::Result<Self> {
         let bytes = entries * size_of::<Slot>();
         let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // All of it is read or written: its pages are asked for at once.
         // SAFETY: a fresh mapping of a whole file at an address of the kernel's choice.
-        let at = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        let at = unsafe {
+            libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED | libc::MAP_POPULATE, map.as_raw_fd(), 0)
+        };
         if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { at, bytes }) }
     }
 }
