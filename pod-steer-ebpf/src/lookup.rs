@@ -89,7 +89,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         && let Some(own) = table_of_network(&packet, index)
     {
         if let Some(table) = TABLES.get(table_index(own, switch))
-            && let Visit::Taken = visit(table, hash, &mut assign)
+            && let Visit::Taken = visit(table, hash, false, &mut assign)
         {
             count!(SERVICE_COUNTERS, rule.service, by_network);
             return SK_PASS;
@@ -97,10 +97,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         count!(SERVICE_COUNTERS, rule.service, network_no_backend);
     }
     if let Some(table) = TABLES.get(index) {
-        if let Visit::Taken = first(table, hash, rule.slots, &mut assign) {
+        let tried = first(table, hash, rule.slots, &mut assign);
+        if let Some(Visit::Taken) = tried {
             return SK_PASS;
         }
-        if let Visit::Taken = visit(table, hash, &mut assign) {
+        if let Visit::Taken = visit(table, hash, tried.is_some(), &mut assign) {
             return SK_PASS;
         }
     }

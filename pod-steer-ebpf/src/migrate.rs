@@ -46,7 +46,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
     let mut heir = Heir { ctx: &ctx, closing, backend: from_backend };
-    let taken = visit(table, hash, &mut heir);
+    let taken = visit(table, hash, false, &mut heir);
     let to_backend = heir.backend;
     let Visit::Taken = taken else {
         count!(BACKEND_COUNTERS, from_backend, not_moved);

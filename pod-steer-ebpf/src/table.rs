@@ -73,19 +73,20 @@ struct Walk<'a, C> {
     taken: bool,
 }
 
-/// Offers the first slot of the hash, if the table has `slots` slots, without a look at its header.
+/// Offers the first slot of the hash without a look at the table's header, if the table has `slots` slots; else nothing.
 #[inline(always)]
-pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) -> Visit {
+pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) -> Option<Visit> {
     match entry(table, (hash as u32 & slots.wrapping_sub(1)).wrapping_add(1)) {
-        Some(slot) if slots != 0 && slot.slots == slots => chooser.offer(slot),
-        _ => Visit::TryNext,
+        Some(slot) if slots != 0 && slot.slots == slots => Some(chooser.offer(slot)),
+        _ => None,
     }
 }
 
 /// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once, then each of
-/// the reserve. While one live socket of the table exists, it is found in this run, however stale the table is.
+/// the reserve. While one live socket of the table exists, it is found in this run, however stale the table is. Whoever
+/// has tried the [`first`] slot says so.
 #[inline(always)]
-pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
+pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
     let slots = header.backend;
     let (members, reserve) = header.counts();
@@ -93,8 +94,9 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, chooser: &mut C) -> Visit {
         return Visit::TryNext;
     }
     let mut h = hash;
-    for _ in 0..PROBES_MAX {
-        if let Some(slot) = entry(table, (h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
+    for probe in 0..PROBES_MAX {
+        if !(tried && probe == 0)
+            && let Some(slot) = entry(table, (h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
             && let Visit::Taken = chooser.offer(slot)
         {
             return Visit::Taken;
