@@ -382,29 +382,4 @@ const _: () = {
 };
 
 #[cfg(feature = "user")]
-mod user {
-    use super::*;
-
-    macro_rules! pod {
-        ($($t:ty),+) => {$(
-            // SAFETY: repr(C), integers only, no implicit padding (the sizes are asserted above).
-            unsafe impl aya::Pod for $t {}
-        )+};
-    }
-    pod!(
-        Move,
-        Meta,
-        RuleKey,
-        Rule,
-        Slot,
-        SocketInfo,
-        ManagedPort,
-        SourceKey,
-        ProbeKey,
-        PortKey,
-        Hidden,
-        BackendCounters,
-        ServiceCounters,
-        Event
-    );
-}
+mod user;

@@ -101,8 +101,10 @@ impl Steered {
             plan.rules.insert(key(&netns, FIRST_PORT + number), rule);
             indices.insert(name, u32::from(number));
         }
-        kernel.apply(&plan, &indices)?;
-        if let Some(attachment) = kernel.namespace_attachment(netns, ns)? {
+        if let Some(error) = kernel.apply(&plan, &indices).error {
+            return Err(error.into());
+        }
+        if let Some(attachment) = kernel.namespace_attachment(netns, ns) {
             attachment.run()?;
         }
         // bpftool reads the packet from a file; this one goes with the directory of whoever has started us.
@@ -190,8 +192,9 @@ impl Steered {
         // Another weight is another table, and nobody has to close a socket for it.
         member.weight = 3 - member.weight;
         let begun = Instant::now();
-        self.kernel.apply(&self.plan, &self.indices)?;
-        Ok(ms(begun.elapsed()))
+        let error = self.kernel.apply(&self.plan, &self.indices).error;
+        let time = begun.elapsed();
+        error.map_or(Ok(ms(time)), |error| Err(error.into()))
     }
 
     fn answer(&mut self) -> Result<String> {

@@ -120,7 +120,7 @@ impl Process {
     }
 
     /// Its listening TCP sockets for which `wanted` holds.
-    pub fn listeners(&self, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<FoundSocket>> {
+    pub fn listeners(&self, mut wanted: impl FnMut(&FoundSocket) -> bool) -> io::Result<Vec<FoundSocket>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.path("fd"))? {
             let entry = entry?;
@@ -132,7 +132,7 @@ impl Process {
             // The pidfd, not the path, says whose descriptor it is.
             let Ok(fd) = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()) else { continue };
             if let Ok(Some(socket)) = inspect(fd)
-                && wanted(&socket.bound)
+                && wanted(&socket)
             {
                 found.push(socket);
             }
@@ -184,10 +184,10 @@ fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
 }
 
 /// The listening sockets of every process in a cgroup and below it, each once.
-pub fn listeners_in_cgroup(dir: &Path, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<FoundSocket>> {
+pub fn listeners_in_cgroup(dir: &Path, mut wanted: impl FnMut(&FoundSocket) -> bool) -> io::Result<Vec<FoundSocket>> {
     let mut found: Vec<FoundSocket> = Vec::new();
     for process in processes_in_cgroup(dir) {
-        for socket in process.listeners(&wanted).unwrap_or_default() {
+        for socket in process.listeners(&mut wanted).unwrap_or_default() {
             if !found.iter().any(|other| other.cookie == socket.cookie) {
                 found.push(socket);
             }

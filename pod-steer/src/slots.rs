@@ -66,7 +66,7 @@ pub const fn slot_count(members: usize) -> u32 {
         0 => 0,
         1 => 1,
         2..=SMALL_MEMBERS_MAX => SMALL_SLOTS,
-        ..=MEDIUM_MEMBERS_MAX => MEDIUM_SLOTS,
+        members if members <= MEDIUM_MEMBERS_MAX => MEDIUM_SLOTS,
         _ => LARGE_SLOTS,
     }
 }

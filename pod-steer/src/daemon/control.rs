@@ -32,7 +32,7 @@ use crate::{
     api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
     config::RunConfig,
-    kernel::{Kernel, Opened, QueueMigration, sys},
+    kernel::{Applied, Kernel, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Plan, World},
 };
@@ -269,15 +269,14 @@ impl Control {
         let plan = self.world.plan();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
-        match self.kernel.apply(&plan, &self.services) {
-            // The tables are in effect already; only operations wait for the grace periods.
-            Ok(settled) => self.orders.settled = settled,
-            Err(error) => {
-                error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
-                self.dirty = true;
-            }
+        let Applied { settled, error } = self.kernel.apply(&plan, &self.services);
+        // The tables are in effect already; only operations wait for the grace periods.
+        self.orders.settled = settled;
+        if let Some(error) = error {
+            error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
+            self.dirty = true;
         }
-        for cookie in self.kernel.namespaces() {
+        for cookie in self.kernel.known_namespaces() {
             if !plan.namespaces.contains(&cookie) {
                 self.kernel.detach_namespace(cookie);
                 self.seen_namespaces.remove(&cookie);

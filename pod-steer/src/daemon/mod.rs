@@ -21,6 +21,7 @@ mod views;
 
 use std::{fs, io, path::PathBuf, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
@@ -107,6 +108,11 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         warn!(%error, "cannot raise our priority; on a busy machine a container may bind before it is managed");
+    }
+    // As many open files as we may have: tables that change together, and a backend's sockets, are many for a moment.
+    let files = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        warn!(%error, "cannot raise the limit on open files");
     }
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;

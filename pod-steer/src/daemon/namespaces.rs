@@ -15,16 +15,10 @@ impl Control {
     pub(super) fn attach_namespaces(&mut self, plan: &Plan) {
         for cookie in &plan.namespaces {
             let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
-            let Some(ns) = ns.take() else { continue };
-            let (cookie, inputs) = (*cookie, self.inputs.clone());
-            let attachment = match self.kernel.namespace_attachment(*netns, ns) {
-                Ok(Some(attachment)) => attachment,
-                Ok(None) => continue,
-                Err(error) => {
-                    error!(error = %crate::chain(&error), cookie, "cannot steer in a network namespace");
-                    continue;
-                }
+            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
+                continue;
             };
+            let (cookie, inputs) = (*cookie, self.inputs.clone());
             self.attaching.insert(cookie, Vec::new());
             spawn_blocking(move || {
                 let result = attachment.run();

@@ -83,7 +83,7 @@ impl Control {
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
         let listens = self.world.configured.listening_ports(&spec);
-        let sockets = process.listeners(|bound| listens.contains(&bound.port())).map_err(|e| e.to_string())?;
+        let sockets = process.listeners(|socket| listens.contains(&socket.bound.port())).map_err(|e| e.to_string())?;
         if !sockets.iter().any(|socket| ports.contains(&socket.bound.port())) {
             let wanted: Vec<String> = ports.iter().map(u16::to_string).collect();
             return Err(format!("process {pid} does not listen on port {}", wanted.join(" or ")));

@@ -50,6 +50,7 @@ impl Control {
         match event.kind {
             EVENT_LISTENING => {
                 debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
+                self.kernel.listens_anew(event.cookie);
                 self.add_socket(event.cookie, info);
                 self.inspect_later(event.cookie, info.backend);
             }
@@ -130,13 +131,17 @@ impl Control {
         self.inspections.under_way.insert(index);
         let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
         spawn_blocking(move || {
-            let sockets = listeners_in_cgroup(&path, |_| true).unwrap_or_default();
-            let new = sockets.into_iter().filter(|socket| due.contains(&socket.cookie));
-            let found = new.map(|socket| {
-                let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                (socket.cookie, Inspection { v6only: socket.v6only, migrates })
-            });
-            let _ = inputs.blocking_send(Input::Inspected { index, found: found.collect() });
+            let mut found = Vec::new();
+            // None is kept: a backend may have more sockets than we may open files.
+            let look = |socket: &FoundSocket| {
+                if due.contains(&socket.cookie) {
+                    let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
+                    found.push((socket.cookie, Inspection { v6only: socket.v6only, migrates }));
+                }
+                false
+            };
+            let _ = listeners_in_cgroup(&path, look);
+            let _ = inputs.blocking_send(Input::Inspected { index, found });
         });
     }
 
@@ -161,7 +166,7 @@ impl Control {
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
         spawn_blocking(move || {
-            let sockets = listeners_in_cgroup(&path, |bound| ports.contains(&bound.port())).unwrap_or_default();
+            let sockets = listeners_in_cgroup(&path, |socket| ports.contains(&socket.bound.port())).unwrap_or_default();
             let _ = inputs.blocking_send(Input::Found { index, sockets });
         });
     }

@@ -45,7 +45,7 @@ impl Control {
             let ports = self.world.configured.listening_ports(&backend.spec);
             let (index, inputs) = (backend.index, self.inputs.clone());
             tokio::task::spawn_blocking(move || {
-                let sockets = crate::procs::listeners_in_cgroup(&path, |bound| ports.contains(&bound.port()));
+                let sockets = crate::procs::listeners_in_cgroup(&path, |socket| ports.contains(&socket.bound.port()));
                 let drops = |socket: &crate::procs::FoundSocket| crate::kernel::sys::drops(&socket.fd).unwrap_or(0);
                 let dropped: u64 = sockets.unwrap_or_default().iter().map(|socket| u64::from(drops(socket))).sum();
                 let _ = inputs.blocking_send(super::Input::Dropped { index, dropped });

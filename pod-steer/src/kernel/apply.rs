@@ -40,14 +40,29 @@ impl Published {
     }
 }
 
+/// What came of bringing the kernel to a plan.
+pub struct Applied {
+    /// What tells when nobody uses the former tables any more.
+    pub settled: Vec<Settled>,
+    /// What the kernel did not take; everything else is in effect.
+    pub error: Option<KernelError>,
+}
+
+/// Tables of one rule that are made.
+#[derive(Default)]
+struct Changes {
+    /// Tables that it did not have before.
+    reserved: Vec<u32>,
+    /// Where its new tables are to be.
+    indices: BTreeSet<u32>,
+}
+
 /// A rule whose tables are made, and what is to follow when they are published.
 struct Prepared {
     key: RuleKey,
     rule: Rule,
     /// It is not written so yet.
     changed: bool,
-    /// Its table has other members than before.
-    heirs: bool,
     networks: BTreeMap<String, (u32, PlannedNetworks)>,
     /// Networks whose tables are new: the scope, the table and the version.
     sources: Vec<(u32, u32, String)>,
@@ -56,14 +71,15 @@ struct Prepared {
 }
 
 impl Kernel {
-    /// Brings the kernel to the plan, and returns what tells when nobody uses the former tables any more. Tables come
-    /// before the rules that lead to them, and rules go before their tables.
-    pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<Vec<Settled>> {
-        self.apply_managed_ports(&plan.managed_ports)?;
-        self.drop_rules(plan)?;
-        let mut settled = self.publisher.flush()?;
+    /// Brings the kernel to the plan. Tables come before the rules that lead to them, and rules go before their tables.
+    pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Applied {
         // What the kernel does not take of one service keeps it from nothing of another.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
+        if let Err(error) = self.apply_managed_ports(&plan.managed_ports) {
+            return Applied { settled: Vec::new(), error: Some(error) };
+        }
+        let mut gone_wrong = self.drop_rules(plan);
+        let (mut settled, _) = self.publisher.flush();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
                 && !self.follows(*index, *decision)
@@ -84,19 +100,41 @@ impl Kernel {
             if self.published.get(key).is_some_and(|published| published.is(planned, service)) {
                 continue;
             }
-            match self.prepare_rule(*key, planned, service) {
-                Ok(rule) => prepared.push((name, planned, rule)),
-                Err(error) => drop(failed.insert(name, error)),
+            let mut changes = Changes::default();
+            match self.prepare_rule(*key, planned, service, &mut changes) {
+                Ok(rule) => prepared.push((name, planned, rule, changes)),
+                Err(error) => {
+                    self.give_up(key, changes);
+                    failed.insert(name, error);
+                }
             }
         }
-        settled.extend(self.publisher.flush()?);
-        for (name, planned, rule) in prepared {
-            if let Err(error) = self.finish_rule(planned, rule) {
+        let (more, not) = self.publisher.flush();
+        settled.extend(more);
+        for (name, planned, rule, changes) in prepared {
+            let key = rule.key;
+            if not.as_ref().is_some_and(|not| !not.indices.is_disjoint(&changes.indices)) {
+                self.give_up(&key, changes);
+            } else if let Err(error) = self.finish_rule(planned, rule) {
+                self.give_up(&key, changes);
                 failed.insert(name, error);
             }
         }
-        settled.extend(self.publisher.flush()?);
-        failed.into_values().next().map_or(Ok(settled), Err)
+        let (more, _) = self.publisher.flush();
+        settled.extend(more);
+        self.forgotten.clear();
+        gone_wrong = gone_wrong.or(not.map(|not| not.error)).or(failed.into_values().next());
+        Applied { settled, error: gone_wrong }
+    }
+
+    /// A rule's new tables are not used: they are given back, and what is published is looked at anew next time.
+    fn give_up(&mut self, key: &RuleKey, changes: Changes) {
+        for table in changes.reserved {
+            self.publisher.clear(table);
+        }
+        if let Some(published) = self.published.get_mut(key) {
+            (published.ours, published.table) = (false, None);
+        }
     }
 
     /// When the last decision that was put in force since this was last asked took effect; what is cleared up behind it
@@ -111,13 +149,19 @@ impl Kernel {
     }
 
     /// Makes the tables of one rule as planned, for the side in use. Whatever leads to them comes after they are published.
-    fn prepare_rule(&mut self, key: RuleKey, planned: &PlannedRule, service: u32) -> Result<Prepared> {
+    fn prepare_rule(
+        &mut self,
+        key: RuleKey,
+        planned: &PlannedRule,
+        service: u32,
+        changes: &mut Changes,
+    ) -> Result<Prepared> {
         let before = self.published.get(&key).cloned().unwrap_or_default();
         let known = self.published.contains_key(&key);
         let side = if service == NONE { 0 } else { self.switch(service) & SWITCH_SIDE };
         let mut table = if known { before.rule.table } else { NONE };
         let mut networks = before.networks;
-        let (mut freed, mut sources, mut heirs) = (Vec::new(), Vec::new(), false);
+        let (mut freed, mut sources) = (Vec::new(), Vec::new());
         if known && before.rule.service != service {
             // The port has changed hands.
             freed.extend(std::mem::take(&mut networks).into_values().map(|(own, _)| own));
@@ -132,21 +176,25 @@ impl Kernel {
             let fresh = table == NONE;
             if fresh {
                 table = self.publisher.reserve()?;
+                changes.reserved.push(table);
             }
-            heirs = fresh || before.table.as_ref() != Some(wanted);
-            if heirs {
+            if fresh || before.table.as_ref() != Some(wanted) {
                 let compare = !fresh && before.table.is_none();
+                changes.indices.insert(table_index(table, side));
                 self.publisher.prepare(table_index(table, side), wanted, compare)?;
             }
             for (version, wanted) in &planned.networks {
                 match networks.get_mut(version) {
                     Some((_, current)) if current == wanted => {}
                     Some((own, current)) => {
+                        changes.indices.insert(table_index(*own, side));
                         self.publisher.prepare(table_index(*own, side), &wanted.table, false)?;
                         current.clone_from(wanted);
                     }
                     None => {
                         let own = self.publisher.reserve()?;
+                        changes.reserved.push(own);
+                        changes.indices.insert(table_index(own, side));
                         self.publisher.prepare(table_index(own, side), &wanted.table, false)?;
                         sources.push((table_index(table, side), own, version.clone()));
                         networks.insert(version.clone(), (own, wanted.clone()));
@@ -156,13 +204,13 @@ impl Kernel {
         }
         let rule = rule_of(planned, table, service);
         let changed = !known || !before.ours || before.rule != rule;
-        Ok(Prepared { key, rule, changed, heirs, networks, sources, freed })
+        Ok(Prepared { key, rule, changed, networks, sources, freed })
     }
 
     /// Lets lookups come to tables that are published, and then empties those that nothing leads to any more.
     fn finish_rule(&mut self, planned: &PlannedRule, prepared: Prepared) -> Result<()> {
-        let Prepared { key, rule, changed, heirs, networks, sources, freed } = prepared;
-        if let Some(table) = planned.table.as_ref().filter(|_| heirs) {
+        let Prepared { key, rule, changed, networks, sources, freed } = prepared;
+        if let Some(table) = &planned.table {
             self.name_heirs(rule.table, rule.service, table);
         }
         for (scope, own, version) in sources {
@@ -174,14 +222,19 @@ impl Kernel {
             self.rules.write(key, rule)?;
         }
         self.published.insert(key, Published { rule, ours: true, table: planned.table.clone(), networks });
-        freed.into_iter().try_for_each(|table| self.publisher.clear(table))
+        freed.into_iter().for_each(|table| self.publisher.clear(table));
+        Ok(())
     }
 
-    /// Removes the rules that are not planned, and then their tables.
-    fn drop_rules(&mut self, plan: &Plan) -> Result<()> {
+    /// Removes the rules that are not planned, and then their tables. Returns what went wrong; it is tried again.
+    fn drop_rules(&mut self, plan: &Plan) -> Option<KernelError> {
         let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
+        let mut failed = None;
         for key in gone {
-            self.rules.remove(&key)?;
+            if let Err(error) = self.rules.remove(&key) {
+                failed = Some(error);
+                continue;
+            }
             let Some(published) = self.published.remove(&key) else { continue };
             if published.rule.table == NONE {
                 continue;
@@ -192,10 +245,10 @@ impl Kernel {
             }
             tables.insert(published.rule.table);
             for table in tables {
-                self.publisher.clear(table)?;
+                self.publisher.clear(table);
             }
         }
-        Ok(())
+        failed
     }
 
     /// Tells the migrate program which table's members take over when one of these sockets closes.

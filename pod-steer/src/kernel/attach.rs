@@ -62,6 +62,7 @@ impl NamespaceAttachment {
     /// Loads the program, attaches it and pins the link.
     pub fn run(self) -> Result<()> {
         let Self { maps, ports, pin, constants, netns, ns } = self;
+        ports::make(&ports)?;
         let mut programs = object::instance(Some(&maps), Some(&ports), &constants)?;
         object::load(&mut programs, "steer")?;
         let target = || format!("the network namespace {netns}");
@@ -85,14 +86,15 @@ impl Kernel {
         names(&self.dir.join("netns")).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
+    /// Cookies of the namespaces of which anything is pinned: also of those that could not be attached.
+    pub fn known_namespaces(&self) -> BTreeSet<u64> {
+        let ports = names(&self.dir.join("ports"));
+        self.namespaces().into_iter().chain(ports.iter().filter_map(|name| name.parse().ok())).collect()
+    }
+
     /// What remains to be done to steer in a namespace; nothing if it is steered in already.
-    pub fn namespace_attachment(&mut self, netns: Netns, ns: File) -> Result<Option<NamespaceAttachment>> {
+    pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
         let pin = self.netns_pin(netns.cookie);
-        if pin.exists() {
-            return Ok(None);
-        }
-        // Ours to make: the program only uses it.
-        self.rules.ports_of(netns.cookie)?;
         let constants = object::Constants {
             seed: self.seed,
             netns_cookie: netns.cookie,
@@ -100,13 +102,17 @@ impl Kernel {
             backends_max: self.backends_max,
         };
         let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
-        Ok(Some(NamespaceAttachment { maps, ports, pin, constants, netns, ns }))
+        (!pin.exists()).then_some(NamespaceAttachment { maps, ports, pin, constants, netns, ns })
     }
 
     /// Stops to steer in a namespace. Established connections go on.
     pub fn detach_namespace(&mut self, cookie: u64) {
         let _ = fs::remove_file(self.netns_pin(cookie));
         self.rules.forget(cookie);
+        // Should a rule be left, it has to be written again.
+        for (key, published) in &mut self.published {
+            published.ours &= key.netns_cookie != cookie;
+        }
     }
 
     fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {

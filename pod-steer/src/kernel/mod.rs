@@ -4,7 +4,7 @@
 //! Everything is pinned below one directory of bpffs, so traffic needs neither this process nor its restart:
 //!
 //! ```text
-//! DIR/maps/NAME              every map
+//! DIR/maps/NAME              every map that all share
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/ports/COOKIE           what each of its ports leads to
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 getsockname4 getsockname6 sock_create sockops
@@ -41,6 +41,7 @@ use aya::{
 };
 use pod_steer_ebpf::{BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo};
 
+pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
@@ -79,6 +80,8 @@ pub struct Kernel {
     published: BTreeMap<RuleKey, apply::Published>,
     /// What the migrate program was told: by cookie, the table and the service whose members take a socket's queue over.
     heirs: StdHashMap<u64, (u32, u32)>,
+    /// Sockets of these that were forgotten since the last plan.
+    forgotten: BTreeSet<u64>,
     /// Sockets that were found closed when they were last looked through.
     closed: BTreeSet<u64>,
     ports_written: BTreeMap<ManagedPort, u32>,
@@ -126,6 +129,17 @@ impl Kernel {
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
     }
 
+    /// A socket has begun to listen, maybe once more: its description is new, so the migrate program is to be told again.
+    pub fn listens_anew(&mut self, cookie: u64) {
+        if self.heirs.remove(&cookie).is_none() && !self.forgotten.contains(&cookie) {
+            return;
+        }
+        let has = |table: &crate::world::PlannedTable| table.members.iter().any(|member| member.cookie == cookie);
+        for published in self.published.values_mut().filter(|published| published.table.as_ref().is_some_and(has)) {
+            published.ours = false;
+        }
+    }
+
     /// Puts the listener of paused services into the socket map; it belongs to no backend.
     pub fn register_pause(&mut self, cookie: u64, socket: &impl std::os::fd::AsRawFd) -> Result<()> {
         let written = self.listeners.insert(cookie, socket.as_raw_fd(), 0);
@@ -139,6 +153,9 @@ impl Kernel {
 
     /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
+        if self.heirs.remove(&cookie).is_some() {
+            self.forgotten.insert(cookie);
+        }
         let _ = self.listeners.remove(&cookie);
     }
 

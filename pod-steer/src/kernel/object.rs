@@ -145,9 +145,6 @@ fn meta(maps: &Path) -> Result<Option<Meta>> {
 
 pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
     let maps = dir.join("maps");
-    for made in [dir, &maps, &dir.join("netns"), &dir.join("ports"), &dir.join("cgroups")] {
-        fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
-    }
     let found = meta(&maps)?;
     let adopted = found.is_some();
     let meta = match found {
@@ -157,6 +154,10 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         Some(meta) => meta,
         None => Meta { abi: ABI_VERSION, backends_max, seed: RandomState::new().build_hasher().finish() },
     };
+    // Not before it is known that what is there is ours.
+    for made in [dir, &maps, &dir.join("netns"), &dir.join("ports"), &dir.join("cgroups")] {
+        fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
+    }
     let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
     let mut programs = instance(Some(&maps), None, &constants)?;
@@ -202,6 +203,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         sources,
         published,
         heirs: StdHashMap::new(),
+        forgotten: Default::default(),
         closed: Default::default(),
         ports_written,
         programs,

@@ -2,12 +2,11 @@
 //! of ports and the rules by table are what a lookup follows.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData};
 use pod_steer_ebpf::{ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, Rule, RuleKey, port_place};
 
 use super::{KernelError, Result};
@@ -20,7 +19,6 @@ pub(super) struct Rules {
     by_table: Array<MapData, Rule>,
     /// Where the maps of ports are pinned, each under its namespace's cookie.
     dir: PathBuf,
-    ports: BTreeMap<u64, Array<MapData, u64>>,
 }
 
 /// Where the map of ports of a namespace is pinned.
@@ -31,7 +29,7 @@ pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
 impl Rules {
     /// `dir` has the directory of the maps of ports.
     pub fn new(rules: HashMap<MapData, RuleKey, Rule>, by_table: Array<MapData, Rule>, dir: &Path) -> Self {
-        Self { rules, by_table, dir: dir.to_owned(), ports: BTreeMap::new() }
+        Self { rules, by_table, dir: dir.to_owned() }
     }
 
     /// What is written.
@@ -41,68 +39,100 @@ impl Rules {
 
     /// Writes a rule; its table must be there. Lookups find it when all is written.
     pub fn write(&mut self, key: RuleKey, rule: Rule) -> Result<()> {
-        self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
-        if key.addr != [0; 16] {
-            return Ok(());
-        }
         let leads_to = match rule.table {
             _ if rule.flags & RULE_HAS_ADDRESSES != 0 => ASK_RULES,
             NONE => 0,
-            table => {
-                let written = self.by_table.set(table, rule, 0);
-                written.map_err(KernelError::map("write a rule to", "TABLE_RULES"))?;
-                // The contract asserts that every table fits.
-                table as u16 + 1
-            }
+            // The contract asserts that every table fits.
+            table => table as u16 + 1,
         };
-        self.lead(&key, leads_to)
+        let of_port = key.addr == [0; 16];
+        let by_table = of_port && !matches!(leads_to, 0 | ASK_RULES);
+        if of_port && !by_table {
+            // No word may lead to a table that the rules do not name: a daemon after us would give it to others.
+            self.lead(&key, leads_to)?;
+        }
+        self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
+        if by_table {
+            // Not replaced as a whole, nor need it be: the service and the table are one word, and a slot proves the hint.
+            let written = self.by_table.set(rule.table, rule, 0);
+            written.map_err(KernelError::map("write a rule to", "TABLE_RULES"))?;
+            self.lead(&key, leads_to)?;
+        }
+        Ok(())
     }
 
     /// Removes a rule: lookups find it no more when this begins.
     pub fn remove(&mut self, key: &RuleKey) -> Result<()> {
-        if key.addr == [0; 16] {
+        if key.addr == [0; 16] && pin(&self.dir, key.netns_cookie).exists() {
             self.lead(key, 0)?;
         }
         let _ = self.rules.remove(key);
         Ok(())
     }
 
-    fn lead(&mut self, key: &RuleKey, leads_to: u16) -> Result<()> {
+    fn lead(&self, key: &RuleKey, leads_to: u16) -> Result<()> {
         let failed = || KernelError::map("write a port to", "PORTS");
         let (place, shift) = port_place(key.port, key.family);
-        let ports = self.ports_of(key.netns_cookie)?;
-        // One word for two ports and both families: nobody else writes it, and it is replaced as a whole.
+        // Opened for each write, of which there are few: one open file for each pod would be many.
+        let mut ports: Array<MapData, u64> =
+            Array::try_from(Map::Array(make(&pin(&self.dir, key.netns_cookie))?)).map_err(failed())?;
+        // One word for two ports and both families, of which nobody else writes any.
         let word = ports.get(&place, 0).map_err(failed())?;
-        let word = word & !(u64::from(u16::MAX) << shift) | u64::from(leads_to) << shift;
-        ports.set(place, word, 0).map_err(failed())
-    }
-
-    /// The map of ports of a namespace, made and pinned if it is not there yet.
-    pub fn ports_of(&mut self, cookie: u64) -> Result<&mut Array<MapData, u64>> {
-        let path = pin(&self.dir, cookie);
-        let open = || -> std::result::Result<Array<MapData, u64>, MapError> {
-            let data = if path.exists() { MapData::from_pin(&path)? } else { make(&path)? };
-            Array::try_from(Map::Array(data))
-        };
-        match self.ports.entry(cookie) {
-            std::collections::btree_map::Entry::Occupied(known) => Ok(known.into_mut()),
-            std::collections::btree_map::Entry::Vacant(new) => {
-                Ok(new.insert(open().map_err(KernelError::map("open", "PORTS"))?))
-            }
-        }
+        ports.set(place, with_port(word, shift, leads_to), 0).map_err(failed())
     }
 
     /// Forgets a namespace in which nothing is steered any more.
-    pub fn forget(&mut self, cookie: u64) {
-        self.ports.remove(&cookie);
+    pub fn forget(&self, cookie: u64) {
         let _ = fs::remove_file(pin(&self.dir, cookie));
     }
 }
 
-fn make(path: &Path) -> std::result::Result<MapData, MapError> {
+/// The word with one port's 16 bits replaced.
+fn with_port(word: u64, shift: u32, leads_to: u16) -> u64 {
+    word & !(u64::from(u16::MAX) << shift) | u64::from(leads_to) << shift
+}
+
+/// Opens a map of ports, made and pinned if it is not there yet. A helper that attaches a program and the loop may do so at
+/// the same time: whoever comes second takes the first one's.
+pub(super) fn make(path: &Path) -> Result<MapData> {
+    let open = || MapData::from_pin(path).map_err(KernelError::map("open", "PORTS"));
+    if path.exists() {
+        return open();
+    }
     let (key, value) = (size_of::<u32>() as u32, size_of::<u64>() as u32);
     let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, key, value, PORT_WORDS, 0);
-    let map = MapData::create(definition, "PORTS", None)?;
-    map.pin(path).map_err(|error| MapError::PinError { name: Some("PORTS".to_owned()), error })?;
-    Ok(map)
+    let map = MapData::create(definition, "PORTS", None).map_err(KernelError::map("make", "PORTS"))?;
+    match map.pin(path) {
+        Ok(()) => Ok(map),
+        Err(_) if path.exists() => open(),
+        Err(source) => Err(KernelError::Pin { path: path.to_owned(), source: Box::new(source) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6};
+
+    use super::*;
+
+    #[test]
+    fn each_port_and_family_has_bits_of_its_own() {
+        let mut words = BTreeMap::new();
+        let ports = [0u16, 1, 79, 80, 81, 65_534, 65_535];
+        let all = || ports.into_iter().flat_map(|port| [(port, FAMILY_V4), (port, FAMILY_V6)]);
+        for (number, (port, family)) in (1..).zip(all()) {
+            let (place, shift) = port_place(port, family);
+            assert!(place < PORT_WORDS);
+            let word: &mut u64 = words.entry(place).or_default();
+            *word = with_port(*word, shift, number);
+        }
+        let read = |(port, family)| {
+            let (place, shift) = port_place(port, family);
+            (words[&place] >> shift) as u16
+        };
+        assert_eq!(all().map(read).collect::<Vec<_>>(), (1..=14).collect::<Vec<_>>());
+        assert_eq!(with_port(with_port(u64::MAX, 16, 7), 16, u16::MAX), u64::MAX);
+    }
 }

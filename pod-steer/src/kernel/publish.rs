@@ -70,6 +70,16 @@ pub(super) struct Publisher {
     prepared: Batch,
     /// Of those that were put in use since the last [`Publisher::flush`].
     settled: Vec<Settled>,
+    /// Of those the ones that the kernel did not take, and why.
+    failed: Option<Failed>,
+}
+
+/// Tables that could not be put in use.
+pub(super) struct Failed {
+    /// Where they were to be.
+    pub indices: BTreeSet<u32>,
+    /// Why: the first of the reasons.
+    pub error: KernelError,
 }
 
 impl Publisher {
@@ -91,6 +101,7 @@ impl Publisher {
             next: 0,
             prepared: Vec::new(),
             settled: Vec::new(),
+            failed: None,
         })
     }
 
@@ -119,16 +130,19 @@ impl Publisher {
             .map_err(KernelError::map("make a table for", "TABLES"))?;
         sys::write_slots(inner.fd().as_fd(), &entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
         self.prepared.push((index, inner));
-        if self.prepared.len() < PREPARED_MAX { Ok(()) } else { self.put_in_use() }
+        if self.prepared.len() >= PREPARED_MAX {
+            self.put_in_use();
+        }
+        Ok(())
     }
 
     /// Makes both sides of a table empty, to which nothing leads any more, and gives its index back.
-    pub fn clear(&mut self, table: u32) -> Result<()> {
+    pub fn clear(&mut self, table: u32) {
         for side in 0..=SWITCH_SIDE {
-            self.prepare(table_index(table, side), &PlannedTable::default(), false)?;
+            // Where that cannot be, it keeps its memory until it is used again.
+            let _ = self.prepare(table_index(table, side), &PlannedTable::default(), false);
         }
         self.used.remove(&table);
-        Ok(())
     }
 
     /// Forgets what was made.
@@ -136,36 +150,41 @@ impl Publisher {
         self.prepared.clear();
     }
 
-    /// Puts in use what was made; it is in effect when this returns.
-    pub fn flush(&mut self) -> Result<Vec<Settled>> {
-        self.put_in_use()?;
-        Ok(std::mem::take(&mut self.settled))
+    /// Puts in use what was made; when this returns it is in effect, or among what failed.
+    pub fn flush(&mut self) -> (Vec<Settled>, Option<Failed>) {
+        self.put_in_use();
+        (std::mem::take(&mut self.settled), self.failed.take())
     }
 
-    fn put_in_use(&mut self) -> Result<()> {
+    fn put_in_use(&mut self) {
         let mut prepared = std::mem::take(&mut self.prepared);
         let (each, begun) = (prepared.len().div_ceil(WORKERS).max(1), Instant::now());
         let mut waits = Vec::new();
         while !prepared.is_empty() {
             let batch: Batch = prepared.drain(..each.min(prepared.len())).collect();
-            let last = batch.last().map(|(index, inner)| Ok((*index, map_id(inner)?)));
-            let Some(last) = last.transpose().map_err(KernelError::map("publish a table in", "TABLES"))? else { break };
+            let indices: BTreeSet<u32> = batch.iter().map(|(index, _)| *index).collect();
+            let last = batch.last().and_then(|(index, inner)| Some((*index, map_id(inner).ok()?)));
             let (done, outcome) = oneshot::channel();
             // The workers live as long as the sender does.
             let _ = self.jobs.send(Job { batch, done });
-            waits.push((last, outcome));
+            waits.push((indices, last, outcome));
         }
-        for (last, outcome) in waits {
-            let settled = self.wait_in_effect(last, outcome, begun)?;
-            self.settled.push(settled);
+        // All are waited for, whatever becomes of one: what arrives late would replace what was published after it.
+        for (indices, last, outcome) in waits {
+            match self.wait_in_effect(last, outcome, begun) {
+                Ok(settled) => self.settled.push(settled),
+                Err(error) => match &mut self.failed {
+                    Some(failed) => failed.indices.extend(indices),
+                    failed => *failed = Some(Failed { indices, error }),
+                },
+            }
         }
-        Ok(())
     }
 
     /// Waits until the last table of a batch is in use: the others came before it.
     fn wait_in_effect(
         &self,
-        (index, id): (u32, u32),
+        last: Option<(u32, u32)>,
         mut outcome: oneshot::Receiver<Outcome>,
         begun: Instant,
     ) -> Result<Settled> {
@@ -177,7 +196,8 @@ impl Publisher {
                 Err(oneshot::error::TryRecvError::Closed) => return Err(failed()(MapError::KeyNotFound)),
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
-            if self.outer.get(&index, 0).and_then(|inner| map_id(&inner)).is_ok_and(|current| current == id) {
+            let is_last = |(index, id)| self.outer.get(&index, 0).and_then(|i| map_id(&i)).is_ok_and(|now| now == id);
+            if last.is_some_and(is_last) {
                 return Ok(Settled(Some(outcome)));
             }
             if begun.elapsed() > IN_EFFECT_MAX {

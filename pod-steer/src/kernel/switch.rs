@@ -65,21 +65,21 @@ impl Kernel {
             built.push((key, before, (rule, table), tables));
             Ok(())
         });
-        let mut settled = match prepared.and_then(|()| self.publisher.flush()) {
-            Ok(settled) => settled,
-            Err(error) => {
-                // Nothing has changed for anybody; what was built for it is given back.
-                self.publisher.discard();
-                for (_, _, _, (index, ..)) in built {
-                    self.sources.remove(table_index(index, new));
-                }
-                for table in reserved {
-                    let _ = self.publisher.clear(table);
-                }
-                let _ = self.publisher.flush();
-                return Err(error);
+        if prepared.is_err() {
+            self.publisher.discard();
+        }
+        let (mut settled, failed) = self.publisher.flush();
+        if let Err(error) = prepared.and_then(|()| failed.map_or(Ok(()), |failed| Err(failed.error))) {
+            // Nothing has changed for anybody; what was built for it is given back.
+            for (_, _, _, (index, ..)) in built {
+                self.sources.remove(table_index(index, new));
             }
-        };
+            for table in reserved {
+                self.publisher.clear(table);
+            }
+            self.publisher.flush();
+            return Err(error);
+        }
 
         abort::here(Point::Built);
         // >>> New connections move here, when an operator decides: one word.
@@ -88,26 +88,35 @@ impl Kernel {
         self.switched = Some(Instant::now());
         abort::here(Point::Switched);
 
+        let mut failed = None;
         for (key, before, (planned, table), (index, networks, stale)) in built {
             let rule = rule_of(planned, index, service);
-            if !before.ours || before.rule != rule {
-                self.rules.write(key, rule)?;
+            let mut ours = before.ours && before.rule == rule;
+            if !ours {
+                match self.rules.write(key, rule) {
+                    Ok(()) => ours = true,
+                    // The next plan writes it.
+                    Err(error) => failed = Some(error),
+                }
             }
             self.name_heirs(index, service, table);
-            self.published.insert(key, Published { rule, ours: true, table: Some(table.clone()), networks });
+            self.published.insert(key, Published { rule, ours, table: Some(table.clone()), networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
             left.extend(stale);
             for own in left {
-                self.publisher.clear(own)?;
+                self.publisher.clear(own);
             }
             // The kernel's grace period for this begins after the switch: when it is over, nobody uses the old side. Until
             // then a lookup that has read the old word may come there, and finds the same as on the new side: an empty
             // table would refuse its client.
-            self.publisher.prepare(table_index(index, old), table, false)?;
+            if let Err(error) = self.publisher.prepare(table_index(index, old), table, false) {
+                failed = Some(error);
+            }
         }
-        settled.extend(self.publisher.flush()?);
-        Ok(settled)
+        let (more, not) = self.publisher.flush();
+        settled.extend(more);
+        failed.or(not.map(|not| not.error)).map_or(Ok(settled), Err)
     }
 
     /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, those of networks, and the

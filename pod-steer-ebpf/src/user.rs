@@ -1,0 +1,26 @@
+//! Lets aya read and write the types of the contract.
+
+use super::*;
+
+macro_rules! pod {
+    ($($t:ty),+) => {$(
+        // SAFETY: repr(C), integers only, no implicit padding (the sizes are asserted above).
+        unsafe impl aya::Pod for $t {}
+    )+};
+}
+pod!(
+    Move,
+    Meta,
+    RuleKey,
+    Rule,
+    Slot,
+    SocketInfo,
+    ManagedPort,
+    SourceKey,
+    ProbeKey,
+    PortKey,
+    Hidden,
+    BackendCounters,
+    ServiceCounters,
+    Event
+);
