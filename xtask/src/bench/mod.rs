@@ -18,7 +18,7 @@ mod tolerance;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pod_steer_tests::measures::Report;
 
 use crate::{privilege, say};
@@ -97,6 +97,21 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
         None if good => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::FAILURE),
     }
+}
+
+/// The part of a quick run that needs nothing beyond what the tests need, so that `test` can tell whether measuring still works.
+/// What it found is not judged.
+pub fn try_out() -> Result<()> {
+    let only = Some(run::WITHOUT_OTHERS.to_owned());
+    let Measured { report, failed } =
+        run::measure(&Options { quick: true, only, json: None, check: false, from: None })?;
+    show::report(&report);
+    if let Some(failed) = failed {
+        return Err(failed);
+    }
+    let figures = report.section(run::WITHOUT_OTHERS).map_or(0, |s| s.rows.iter().map(|row| row.values.len()).sum());
+    ensure!(figures == 18, "six sizes and three measures are 18 figures, not {figures}");
+    Ok(())
 }
 
 /// What `--check` compares with.

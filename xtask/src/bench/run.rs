@@ -11,6 +11,9 @@ use super::Options;
 use crate::cmd::{command, output, run};
 use crate::{build, debian, paths, say, setup};
 
+/// A section that needs no package beyond what the tests need: nobody else's program takes part.
+pub const WITHOUT_OTHERS: &str = "program";
+
 /// What a run left.
 pub struct Measured {
     pub report: Report,
@@ -31,7 +34,9 @@ pub fn measure(options: &Options) -> Result<Measured> {
     }
     say::heading("setting up and building");
     setup::ensure()?;
-    debian::ensure_for_bench()?;
+    if options.only.as_deref() != Some(WITHOUT_OTHERS) {
+        debian::ensure_for_bench()?;
+    }
     let pod_steer = build::pod_steer(true)?;
     let named_server = build::named_server()?;
     let program_bench = build::program_bench()?;

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{build, debian, say, setup};
+use crate::{bench, build, debian, say, setup};
 use tally::Tally;
 
 /// The `lint` task.
@@ -48,7 +48,17 @@ fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     }
     let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
     let named_server = timed("static build of the named test server", build::named_server)?;
-    timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))
+    timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))?;
+    if filters.is_empty() {
+        match timed("benchmarks: that they run", bench::try_out) {
+            Ok(()) => tally.pass(),
+            Err(error) => {
+                println!("{} {error:#}", say::red("failed:"));
+                tally.fail("benchmarks");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn run_checks(tally: &mut Tally) {
