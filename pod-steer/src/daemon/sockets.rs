@@ -57,7 +57,7 @@ impl Control {
             EVENT_CLOSED => {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
                 self.world.sockets.remove(&event.cookie);
-                self.kernel.forget_socket(event.cookie);
+                self.kernel.closed(event.cookie);
                 self.touch();
             }
             EVENT_NOT_REGISTERED => {

@@ -151,11 +151,17 @@ impl Kernel {
         self.listeners.keys().flatten().any(|listening| listening == cookie)
     }
 
-    /// Takes a socket out of the socket map; the socket itself is not touched.
-    pub fn forget_socket(&mut self, cookie: u64) {
+    /// A socket was closed, or stopped to listen. The kernel has taken it out of the socket map itself; it may be there again
+    /// already, if it listens anew.
+    pub fn closed(&mut self, cookie: u64) {
         if self.heirs.remove(&cookie).is_some() {
             self.forgotten.insert(cookie);
         }
+    }
+
+    /// Takes a socket out of the socket map; the socket itself is not touched.
+    pub fn forget_socket(&mut self, cookie: u64) {
+        self.closed(cookie);
         let _ = self.listeners.remove(&cookie);
     }
 

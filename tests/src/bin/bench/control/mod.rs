@@ -46,10 +46,10 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
         let values = values.into_iter().map(|(key, spread)| (key.to_owned(), figure(spread))).collect();
         rows.push(Row { name: name.to_owned(), title, base: None, values, note: None });
     };
-    let processes = if options.quick { 5 } else { 1_000 };
+    let processes = if options.quick { 100 } else { 1_000 };
     eprintln!("   control plane: {processes} processes come and go");
     add("churn", format!("{processes} processes in turn"), churn::measure(processes)?);
-    let backends = if options.quick { 1000 } else { 1_000 };
+    let backends = if options.quick { 200 } else { 1_000 };
     eprintln!("   control plane: {backends} backends");
     add("backends-1000", format!("{backends} backends"), many::backends(backends, options.quick)?);
     let each = if options.quick { 100 } else { 1_000 };
