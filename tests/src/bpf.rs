@@ -1,11 +1,14 @@
 //! What the kernel holds of BPF, by `bpftool`, and whose it is.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::{host::Host, process::run};
+use crate::{daemon::BPFFS, host::Host, process::run};
 
 /// Programs, maps and links by kind and id, each with a description.
 pub type Objects = BTreeMap<(&'static str, u64), String>;
@@ -46,6 +49,12 @@ pub fn of_daemon(host: &Host, pid: u32) -> Result<Objects> {
 /// Attached `sk_lookup` programs of a network namespace, by its inode.
 pub fn attached_to_netns(host: &Host, netns_ino: u64) -> Result<usize> {
     Ok(listings(host)?.values().filter(|object| object["netns_ino"].as_u64() == Some(netns_ino)).count())
+}
+
+/// Cookies of the namespaces that have a pin of the daemon's in this directory: `netns` or `ports`.
+pub fn pinned_namespaces(host: &Host, dir: &str) -> Result<BTreeSet<u64>> {
+    let names = run(host.command("find")?.args([&format!("{BPFFS}/{dir}"), "-mindepth", "1", "-printf", "%f\n"]))?;
+    names.lines().map(|name| name.parse().with_context(|| format!("a pin {name} in {dir}"))).collect()
 }
 
 fn listings(host: &Host) -> Result<BTreeMap<(&'static str, u64), Value>> {

@@ -39,6 +39,37 @@ pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
     Ok(())
 }
 
+/// Who has answered, over several loads of which not one connection may be lost.
+#[derive(Debug, Default)]
+pub struct Answered(BTreeMap<String, u64>);
+
+impl Answered {
+    /// Adds a load's.
+    pub fn add(&mut self, tally: Tally) -> Result<()> {
+        ensure!(tally.losses.is_empty() && tally.disguised.is_empty(), "{tally} {:?}", tally.disguised);
+        for (name, count) in tally.by_name {
+            *self.0.entry(name).or_default() += count;
+        }
+        Ok(())
+    }
+
+    /// Opens fifty connections to each address; the backend beside it answers them all.
+    pub fn expect(&mut self, clients: &NetNs, expected: &[(&str, &str)]) -> Result<()> {
+        for (target, name) in expected {
+            let tally = Load::to(target.parse()?).count(50).run(clients)?;
+            ensure!(tally.answered_by(name) == 50, "{target} is {name}'s: {tally}");
+            self.add(tally)?;
+        }
+        Ok(())
+    }
+
+    /// The kernel's counters say the same of a service that has had one backend, of this name.
+    pub fn agrees(&self, service: &Service, name: &str) -> Result<()> {
+        let by_name = BTreeMap::from([(name.to_owned(), self.0.get(name).copied().unwrap_or(0))]);
+        kernel_agrees(service, &Tally { by_name, ..Tally::default() })
+    }
+}
+
 /// Connections of one measured load: enough for chi-square to tell a share that is off by a twentieth.
 const CONNECTIONS: u64 = 10_000;
 
