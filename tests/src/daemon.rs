@@ -87,6 +87,11 @@ impl Daemon {
         self.process.kill()
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// Ends it with SIGTERM; it must exit with 0.
     pub fn terminate(&mut self) -> Result<()> {
         self.process.signal(Signal::TERM)?;

@@ -134,7 +134,7 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
     until_pinned(&stage, &[])
 }
 
-/// Listens, and when it is told to, stops and listens again with the same socket. It never accepts.
+/// Listens; told to, it stops to; told to, it listens again with the same socket. It never accepts.
 const LISTENS_TWICE: &str = r#"
 import signal, socket
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -145,12 +145,25 @@ listener.listen(128)
 print("once", flush=True)
 signal.sigwait({signal.SIGUSR1})
 listener.shutdown(socket.SHUT_RDWR)
+print("stopped", flush=True)
+signal.sigwait({signal.SIGUSR1})
 listener.listen(128)
+print("again", flush=True)
 signal.pause()
 "#;
 
 #[test]
 fn a_listener_that_listens_again_hands_its_queue_on() -> Result<()> {
+    listens_again(false)
+}
+
+#[test]
+fn a_listener_that_listens_again_before_the_daemon_looks_hands_its_queue_on() -> Result<()> {
+    listens_again(true)
+}
+
+/// The daemon hears that it has stopped before it listens again, or of both at once.
+fn listens_again(at_once: bool) -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     const CLIENTS: u64 = 40;
     let stage = Stage::without_engine()?;
@@ -158,20 +171,30 @@ fn a_listener_that_listens_again_hands_its_queue_on() -> Result<()> {
     command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "twice", "--"]);
     command.arg(tools::find("python3").context("python3 is not installed")?).args(["-c", LISTENS_TWICE]);
     let mut twice = stage.host.start("twice", &mut command)?;
-    wait::until("the server to listen", || twice.stdout().contains("once").then_some(()))?;
+    let said = |word: &'static str| wait::until(word, || twice.stdout().contains(word).then_some(()));
+    let heard = |what: &str| stage.daemon.log().matches(&format!("DEBUG {what} service=web backend=twice")).count();
+    said("once")?;
     let _good = Exec::new("good", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
+    if at_once {
+        stage.daemon.signal(Signal::STOP)?;
+    }
     twice.signal(Signal::USR1)?;
-    // The daemon has followed it, not only been asked before.
-    let heard = || stage.daemon.log().matches("DEBUG listens service=web backend=twice").count();
-    wait::until("the daemon to hear of it again", || (heard() == 2).then_some(()))?;
+    said("stopped")?;
+    if !at_once {
+        wait::until("the daemon to hear of the end", || (heard("no longer listens") == 1).then_some(()))?;
+    }
+    twice.signal(Signal::USR1)?;
+    said("again")?;
+    stage.daemon.signal(Signal::CONT)?;
+    wait::until("the daemon to hear of it again", || (heard("listens") == 2).then_some(()))?;
     stage.daemon.wait_ready("web", 2)?;
 
     let clients = Load::to("127.0.0.1:80".parse()?).threads(CLIENTS).count(CLIENTS).start(stage.host.net())?;
     let waiting = stage.daemon.wait_for("every client to be connected", |status| {
         (status.service("web")?.opened() == CLIENTS).then(|| status.backend("web", "twice").opened)
     })?;
-    assert!(waiting > 0 && waiting < CLIENTS, "{waiting} of {CLIENTS} wait: too few to show anything");
+    assert!(waiting > 0 && waiting < CLIENTS, "{waiting} of {CLIENTS} wait: {}", stage.daemon.status()?);
     wait::until("the other clients' answers", || (clients.answered() == CLIENTS - waiting).then_some(()))?;
     twice.kill()?;
     let tally = clients.stop()?;
