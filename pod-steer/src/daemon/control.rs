@@ -289,26 +289,26 @@ impl Control {
         self.plan = plan;
     }
 
-    /// Gives every planned service an index for its counters.
+    /// Gives every service an index for its counters. It has one before it listens, so that nothing waits for that then.
     fn name_services(&mut self, plan: &Plan) {
-        let planned: BTreeSet<&String> = plan.rules.values().filter_map(|rule| rule.service.as_ref()).collect();
-        let before = self.services.clone();
-        self.services.retain(|name, _| planned.contains(name));
-        for name in planned {
-            if !self.services.contains_key(name) {
-                let used: BTreeSet<u32> = self.services.values().copied().collect();
-                let Some(index) = (0..pod_steer_ebpf::SERVICES_MAX).find(|index| !used.contains(index)) else {
-                    continue;
-                };
-                if let Err(error) = self.kernel.reset_service(index) {
-                    warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
-                }
-                self.services.insert(name.clone(), index);
-            }
+        let mut named = BTreeSet::new();
+        named.extend(plan.rules.values().filter_map(|rule| rule.service.as_ref()));
+        named.extend(self.world.backends.values().map(|backend| &backend.spec.service));
+        let before = self.services.len();
+        self.services.retain(|name, _| named.contains(name));
+        named.retain(|name| !self.services.contains_key(*name));
+        if self.services.len() == before && named.is_empty() {
+            return;
         }
-        if self.services != before
-            && let Err(error) = self.store.put_services(&self.services)
-        {
+        let used: BTreeSet<u32> = self.services.values().copied().collect();
+        let free = (0..pod_steer_ebpf::SERVICES_MAX).filter(|index| !used.contains(index));
+        for (name, index) in named.into_iter().zip(free) {
+            if let Err(error) = self.kernel.reset_service(index) {
+                warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
+            }
+            self.services.insert(name.clone(), index);
+        }
+        if let Err(error) = self.store.put_services(&self.services) {
             warn!(error = %crate::chain(&error), "a restart may count services anew");
         }
     }
