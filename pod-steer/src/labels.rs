@@ -19,7 +19,6 @@ use crate::{
     health::CheckSpec,
     ports::{self, PortMap},
     rollout::Policy,
-    settings::Settings,
 };
 use error::Origin;
 use reader::{Reader, quote};
@@ -131,16 +130,6 @@ impl Spec {
     pub fn listening_ports(&self) -> BTreeSet<u16> {
         let check = self.check.as_ref().and_then(|check| check.port(&self.ports));
         self.ports.iter().map(|map| map.target).chain(check).collect()
-    }
-
-    /// What can be configured for a service too.
-    pub fn settings(&self) -> Settings {
-        Settings {
-            rollout: self.rollout,
-            slow_start_ms: self.slow_start_ms,
-            panic_percent: self.panic_percent,
-            check: self.check.clone(),
-        }
     }
 
     /// Checks a spec that was not made here, but came from a client.

@@ -52,27 +52,31 @@ pub struct ServiceTables {
 impl ServiceTables {
     /// What holds for a backend: its labels come first, then its service's table, then that of all services.
     pub fn effective(&self, spec: &Spec) -> Effective {
-        let named = self.named.get(&spec.service);
-        let said = [Some(&spec.settings()), named, Some(&self.others)].into_iter().flatten().cloned().fold(
-            Settings::default(),
-            |first, then| Settings {
-                rollout: first.rollout.or(then.rollout),
-                slow_start_ms: first.slow_start_ms.or(then.slow_start_ms),
-                panic_percent: first.panic_percent.or(then.panic_percent),
-                check: first.check.or(then.check),
-            },
-        );
+        let tables = || self.tables(&spec.service);
+        let slow_start_ms = spec.slow_start_ms.or_else(|| tables().find_map(|said| said.slow_start_ms));
+        let panic_percent = spec.panic_percent.or_else(|| tables().find_map(|said| said.panic_percent));
         Effective {
-            policy: said.rollout.unwrap_or_default(),
-            slow_start_ms: said.slow_start_ms.unwrap_or_default(),
-            panic_percent: said.panic_percent.unwrap_or(PANIC_PERCENT_DEFAULT),
-            check: said.check.filter(|check| check.kind != CheckKind::None),
+            policy: spec.rollout.or_else(|| tables().find_map(|said| said.rollout)).unwrap_or_default(),
+            slow_start_ms: slow_start_ms.unwrap_or_default(),
+            panic_percent: panic_percent.unwrap_or(PANIC_PERCENT_DEFAULT),
+            check: self.check(spec).cloned(),
         }
+    }
+
+    /// The health check of a backend, if there is one.
+    pub fn check<'a>(&'a self, spec: &'a Spec) -> Option<&'a CheckSpec> {
+        let said = spec.check.as_ref().or_else(|| self.tables(&spec.service).find_map(|said| said.check.as_ref()));
+        said.filter(|check| check.kind != CheckKind::None)
+    }
+
+    /// What the configuration says of a service, what comes first before the rest.
+    fn tables(&self, service: &str) -> impl Iterator<Item = &Settings> {
+        self.named.get(service).into_iter().chain([&self.others])
     }
 
     /// The ports that a backend is expected to listen on: those that it serves by, and the one that its check is for.
     pub fn listening_ports(&self, spec: &Spec) -> BTreeSet<u16> {
-        let check = self.effective(spec).check.and_then(|check| check.port(&spec.ports));
+        let check = self.check(spec).and_then(|check| check.port(&spec.ports));
         spec.ports.iter().map(|map| map.target).chain(check).collect()
     }
 }

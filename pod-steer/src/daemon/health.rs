@@ -10,7 +10,7 @@ use crate::{
     health::{self, CheckKind, CheckSpec, Job, Owner, Subject, Target, Verdict},
     kernel::Probes,
     netns::Netns,
-    world::{Backend, BackendId, Health, Kind, Phase, Socket},
+    world::{Backend, BackendId, Health, Kind, Phase, Socket, Sockets},
 };
 
 /// The checkers, and what they met with last.
@@ -49,14 +49,16 @@ impl Checks {
         backend.probed = Health::Unchecked;
     }
 
+    /// Whether there is something that a change may have to take back.
+    fn knows(&self, id: &str) -> bool {
+        self.by_id.contains_key(id) || self.failures.contains_key(id)
+    }
+
     /// Why a backend does not pass.
     pub fn failure(&self, id: &str) -> Option<&String> {
         self.failures.get(id)
     }
 }
-
-/// The sockets of each backend, by its index, with their cookies.
-type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
 
 /// What is to be done about a backend.
 enum Due {
@@ -79,13 +81,16 @@ impl Control {
         let world = &self.world;
         self.checks.by_id.retain(|id, _| world.backends.contains_key(id));
         self.checks.failures.retain(|id, _| world.backends.contains_key(id));
-        let mut sockets = Sockets::new();
-        for (cookie, socket) in &world.sockets {
-            sockets.entry(socket.backend).or_default().push((*cookie, socket));
-        }
-        let due = world.backends.values().map(|backend| {
-            let own = sockets.get(&backend.index).map_or(&[][..], Vec::as_slice);
-            (backend.id.clone(), self.due(backend, own), own.iter().map(|(cookie, _)| *cookie).collect())
+        let sockets = Sockets::new(&world.sockets);
+        // Most have no check, and never had.
+        let concerned = |backend: &&Backend| {
+            world.configured.check(&backend.spec).is_some()
+                || backend.probed != Health::Unchecked
+                || self.checks.knows(&backend.id)
+        };
+        let due = world.backends.values().filter(concerned).map(|backend| {
+            let own: Vec<(u64, &Socket)> = sockets.of(backend.index).collect();
+            (backend.id.clone(), self.due(backend, &own), own.iter().map(|(cookie, _)| *cookie).collect())
         });
         let due: Vec<(BackendId, Due, BTreeSet<u64>)> = due.collect();
         for (id, due, sockets) in due {
@@ -109,7 +114,7 @@ impl Control {
     }
 
     fn due(&self, backend: &Backend, sockets: &[(u64, &Socket)]) -> Due {
-        let Some(spec) = self.world.configured.effective(&backend.spec).check else { return Due::Nothing };
+        let Some(spec) = self.world.configured.check(&backend.spec).cloned() else { return Due::Nothing };
         if backend.phase != Phase::Running {
             return Due::Wait(None);
         }

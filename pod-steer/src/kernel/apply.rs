@@ -267,6 +267,9 @@ impl Kernel {
     }
 
     fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {
+        if self.ports_written == *wanted {
+            return Ok(());
+        }
         for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
             let _ = self.managed_ports.remove(port);
         }

@@ -5,6 +5,7 @@ mod hidden;
 mod plan;
 mod planned;
 mod serving;
+mod sockets;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
+pub use sockets::Sockets;
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
 pub type BackendId = String;
@@ -138,6 +140,13 @@ pub struct Backend {
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
+}
+
+impl Backend {
+    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves nobody.
+    pub(crate) fn serves_by(&self, socket: &Socket) -> bool {
+        self.spec.ports.iter().any(|map| map.target == socket.port)
+    }
 }
 
 /// A listening socket of a backend.
@@ -270,14 +279,14 @@ impl World {
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
-        let mut plan = plan::plan(self);
+        let (mut plan, serving) = plan::plan(self);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
             backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
         }
         let named: BTreeSet<&String> = self.backends.values().map(|backend| &backend.spec.service).collect();
         self.last_serving.retain(|service, _| named.contains(service));
-        self.last_serving.extend(plan.serving.clone());
+        self.last_serving.extend(serving);
         let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
         self.claimed = claims.collect();
         // After the claims have been read off: these rules are none.

@@ -11,10 +11,7 @@ use pod_steer_ebpf::{
     RULE_HAS_ADDRESSES, RuleKey,
 };
 
-use super::{
-    Backend, Health, Network, Phase, Plan, PlannedRule, Socket, State, World,
-    serving::{Serving, Sockets},
-};
+use super::{Backend, BackendId, Health, Network, Phase, Plan, PlannedRule, Sockets, State, World, serving::Serving};
 use crate::{labels::Fallback, ports::PortMap, procs::address_bytes};
 
 /// Who holds a rule.
@@ -26,12 +23,10 @@ struct Claim<'a> {
     parts: Vec<(&'a Backend, u16)>,
 }
 
-pub(super) fn plan(world: &World) -> Plan {
+/// The plan; and by service, the ids of the backends that serve, but not of a service whose checks are not trusted.
+pub(super) fn plan(world: &World) -> (Plan, BTreeMap<String, BTreeSet<BackendId>>) {
     let mut plan = Plan::default();
-    let mut sockets = Sockets::new();
-    for (cookie, socket) in &world.sockets {
-        sockets.entry(socket.backend).or_default().push((*cookie, socket));
-    }
+    let sockets = Sockets::new(&world.sockets);
     let pods: BTreeSet<u64> = world
         .backends
         .values()
@@ -40,14 +35,15 @@ pub(super) fn plan(world: &World) -> Plan {
         .collect();
 
     // A newcomer never takes a port from a service that has it; for a free port, the older backend decides.
+    // They come by their ids, and keep that order where they are of one age.
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
-    by_age.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+    by_age.sort_by_key(|backend| backend.created_ms);
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
     for backend in &by_age {
         let Some(netns) = backend.netns else { continue };
         for map in &backend.spec.ports {
             let held = |key: &RuleKey| world.claimed.get(key) == Some(&backend.spec.service);
-            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).into_iter().filter(held));
+            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).filter(held));
         }
     }
     for backend in by_age {
@@ -71,7 +67,7 @@ pub(super) fn plan(world: &World) -> Plan {
                 continue;
             }
             let free = |key: &RuleKey| world.claimed.get(key).is_none_or(|holder| *holder != backend.spec.service);
-            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).into_iter().filter(free));
+            claim(&mut claims, &mut plan, backend, map, keys(netns.cookie, map).filter(free));
         }
     }
 
@@ -106,7 +102,7 @@ pub(super) fn plan(world: &World) -> Plan {
         };
         plan.rules.insert(*key, rule);
     }
-    serving.conclude(&mut plan);
+    let serving = serving.conclude(&mut plan);
     let with_address: Vec<RuleKey> = plan.rules.keys().filter(|key| key.addr != [0; 16]).copied().collect();
     for key in with_address {
         plan.rules.entry(RuleKey { addr: [0; 16], ..key }).or_default().flags |= RULE_HAS_ADDRESSES;
@@ -118,15 +114,13 @@ pub(super) fn plan(world: &World) -> Plan {
     };
     let served: BTreeSet<u32> = plan.rules.values().flat_map(tables).collect();
     for backend in world.backends.values() {
-        // A socket for health checks alone serves nobody.
-        let serves = |(_, socket): &(u64, &Socket)| backend.spec.ports.iter().any(|map| map.target == socket.port);
-        let listens = sockets.get(&backend.index).is_some_and(|own| own.iter().any(serves));
+        let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
         let served = here && served.contains(&backend.index);
         let state = state(world, backend, &plan, here && listens, served);
         plan.states.insert(backend.index, state);
     }
-    plan
+    (plan, serving)
 }
 
 /// Why a port may not be claimed, whoever has it.
@@ -147,7 +141,7 @@ fn hindered(world: &World, backend: &Backend, netns_cookie: u64, map: &PortMap) 
 
 /// Whether somebody has claimed a port.
 pub(super) fn is_held(world: &World, netns_cookie: u64, map: &PortMap) -> bool {
-    keys(netns_cookie, map).iter().any(|key| world.claimed.contains_key(key))
+    keys(netns_cookie, map).any(|key| world.claimed.contains_key(&key))
 }
 
 /// Claims one port for a backend's service, or says who has it.
@@ -182,13 +176,14 @@ fn claim<'a>(
 }
 
 /// The rules of one port: both families, unless an address says which.
-fn keys(netns_cookie: u64, map: &PortMap) -> Vec<RuleKey> {
-    let key = |family, addr| RuleKey { netns_cookie, addr, port: map.port, proto: PROTO_TCP, family, pad: 0 };
-    match map.ip {
-        None => vec![key(FAMILY_V4, [0; 16]), key(FAMILY_V6, [0; 16])],
-        Some(ip @ IpAddr::V4(_)) => vec![key(FAMILY_V4, address_bytes(ip))],
-        Some(ip @ IpAddr::V6(_)) => vec![key(FAMILY_V6, address_bytes(ip))],
-    }
+fn keys(netns_cookie: u64, map: &PortMap) -> impl Iterator<Item = RuleKey> + use<> {
+    let families: &[u8] = match map.ip {
+        None => &[FAMILY_V4, FAMILY_V6],
+        Some(IpAddr::V4(_)) => &[FAMILY_V4],
+        Some(IpAddr::V6(_)) => &[FAMILY_V6],
+    };
+    let (port, addr) = (map.port, map.ip.map(address_bytes).unwrap_or_default());
+    families.iter().map(move |&family| RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, pad: 0 })
 }
 
 fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: bool) -> State {

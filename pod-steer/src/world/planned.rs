@@ -6,7 +6,6 @@ use ipnet::IpNet;
 use pod_steer_ebpf::{ManagedPort, RuleKey};
 use serde::{Deserialize, Serialize};
 
-use super::BackendId;
 use crate::slots::Member;
 
 /// What should be steered, complete.
@@ -26,8 +25,6 @@ pub struct Plan {
     pub hindrances: BTreeMap<u32, Vec<String>>,
     /// What somebody should look at now, by service: a sentence each.
     pub alarms: BTreeMap<String, Vec<String>>,
-    /// Ids of the backends that serve, by service; not of a service whose checks are not trusted.
-    pub serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// What clients come to, by service, and which versions take it.
     pub coverage: BTreeMap<String, Vec<Coverage>>,
     /// When the plan changes by itself, in milliseconds since 1970.

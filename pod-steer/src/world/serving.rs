@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, RuleKey};
 
 use super::{
-    Backend, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Socket, World,
+    Backend, BackendId, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Socket,
+    Sockets, World,
 };
 use crate::{
-    rollout::{Decision, Policy},
+    rollout::{Conduct, Decision, Policy},
     slots::Member,
 };
 
@@ -28,9 +29,6 @@ const RAMP_END: u64 = 1000;
 const RAMP_STEPS: u64 = 50;
 const RAMP_STEP_MS: u64 = 200;
 
-/// The sockets of each backend, by its index, with their cookies.
-pub(super) type Sockets<'a> = BTreeMap<u32, Vec<(u64, &'a Socket)>>;
-
 /// Who serves, of every service.
 pub(super) struct Serving<'a> {
     world: &'a World,
@@ -41,6 +39,7 @@ pub(super) struct Serving<'a> {
 /// Who serves, of one service.
 #[derive(Default)]
 struct Service<'a> {
+    conduct: Conduct,
     decision: Option<&'a Decision>,
     /// Shares by version, if they count.
     weights: Option<&'a BTreeMap<String, u32>>,
@@ -79,13 +78,14 @@ impl<'a> Serving<'a> {
             let members = vec![Member { cookie, backend: NONE, weight: 1 }];
             return (PlannedTable { members, ..PlannedTable::default() }, BTreeMap::new());
         }
-        let mut all = self.table(key, parts, &chosen.usable, chosen.weights);
+        let table = |usable, weights| self.table(key, parts, usable, weights, chosen.conduct.slow_start_ms);
+        let mut all = table(&chosen.usable, chosen.weights);
         if all.members.is_empty() {
             // Those that serve the other ports do not listen for this one.
-            all = self.table(key, parts, &chosen.reserve, None);
+            all = table(&chosen.reserve, None);
         } else {
             let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
-            all.reserve = self.table(key, parts, &chosen.reserve, None).members;
+            all.reserve = table(&chosen.reserve, None).members;
             all.reserve.retain(|member| !members.contains(&member.cookie));
             // Nobody's share depends on it: a table is not to change because a weight in it grows.
             all.reserve.iter_mut().for_each(|member| member.weight = 0);
@@ -98,7 +98,7 @@ impl<'a> Serving<'a> {
         }
         for (version, own) in &mut networks {
             if let Some(usable) = chosen.by_version.get(version.as_str()) {
-                own.table = self.table(key, parts, usable, None);
+                own.table = table(usable, None);
             }
         }
         (all, networks)
@@ -107,10 +107,11 @@ impl<'a> Serving<'a> {
     /// Which versions listen for what a rule is about.
     pub(super) fn coverage(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Coverage {
         let covers = |(backend, port): &&(&Backend, u16)| {
-            let own = self.sockets.get(&backend.index).into_iter().flatten();
-            own.into_iter().any(|(_, socket)| fits(socket, key, *port))
+            self.sockets.of(backend.index).any(|(_, socket)| fits(socket, key, *port))
         };
-        let versions = parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.clone()).collect();
+        let versions: BTreeSet<&str> =
+            parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.as_str()).collect();
+        let versions = versions.into_iter().map(str::to_owned).collect();
         let family = if key.family == FAMILY_V4 { "IPv4" } else { "IPv6" };
         Coverage { title: format!("port {} by {family}", key.port), versions }
     }
@@ -122,21 +123,21 @@ impl<'a> Serving<'a> {
         parts: &[(&Backend, u16)],
         usable: &BTreeSet<u32>,
         weights: Option<&BTreeMap<String, u32>>,
+        slow_start_ms: u64,
     ) -> PlannedTable {
         let mut fitting = Vec::new();
         let mut of_versions: BTreeMap<&str, u128> = BTreeMap::new();
         for (backend, port) in parts.iter().filter(|(backend, _)| usable.contains(&backend.index)) {
-            let own = self.sockets.get(&backend.index).into_iter().flatten();
-            let cookies: Vec<u64> =
-                own.filter(|(_, socket)| fits(socket, key, *port)).map(|(cookie, _)| *cookie).collect();
-            let weight = u128::from(backend.spec.weight) * u128::from(self.ramp(backend));
-            if weight > 0 && !cookies.is_empty() {
+            let own = self.sockets.of(backend.index).filter(|(_, socket)| fits(socket, key, *port));
+            let sockets = own.clone().count();
+            let weight = u128::from(backend.spec.weight) * u128::from(self.ramp(backend, slow_start_ms));
+            if weight > 0 && sockets > 0 {
                 *of_versions.entry(&backend.spec.version).or_default() += weight;
-                fitting.push((*backend, weight, cookies));
+                fitting.push((*backend, weight, own, sockets));
             }
         }
-        let mut members = BTreeMap::new();
-        for (backend, weight, cookies) in fitting {
+        let mut members = Vec::new();
+        for (backend, weight, own, sockets) in fitting {
             let version = backend.spec.version.as_str();
             let weight = match weights {
                 None => weight * WEIGHT_UNIT,
@@ -146,29 +147,30 @@ impl<'a> Serving<'a> {
                     u128::from(share) * WEIGHT_UNIT * u128::from(RAMP_END) * weight / all
                 }
             };
-            let weight = u64::try_from(weight / cookies.len() as u128).unwrap_or(u64::MAX);
-            members.extend(cookies.into_iter().map(|c| (c, Member { cookie: c, backend: backend.index, weight })));
+            let weight = u64::try_from(weight / sockets as u128).unwrap_or(u64::MAX);
+            let own = own.map(|(cookie, _)| Member { cookie, backend: backend.index, weight });
+            members.extend(own.filter(|member| member.weight > 0));
         }
-        let members = members.into_values().filter(|member| member.weight > 0).collect();
+        members.sort_unstable();
+        members.dedup_by_key(|member| member.cookie);
         PlannedTable { members, ..PlannedTable::default() }
     }
 
     /// How far a backend is in its slow start, in thousandths.
-    fn ramp(&self, backend: &Backend) -> u64 {
-        let slow_ms = self.world.conduct(&backend.spec.service).slow_start_ms;
+    fn ramp(&self, backend: &Backend, slow_ms: u64) -> u64 {
         // One that is not ready yet begins now.
         let since = backend.ready_since_ms.unwrap_or(self.world.now_ms);
         let elapsed = u64::try_from(self.world.now_ms - since).unwrap_or(0);
         if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
     }
 
-    /// Puts into the plan what is not about tables.
-    pub(super) fn conclude(self, plan: &mut Plan) {
-        let growing: BTreeSet<u32> =
-            self.world.backends.values().filter(|backend| self.ramp(backend) < RAMP_END).map(|b| b.index).collect();
-        let growing = self.services.iter().filter(|(_, chosen)| chosen.usable.iter().any(|i| growing.contains(i)));
-        let step_ms = |name: &str| (self.world.conduct(name).slow_start_ms / RAMP_STEPS).max(RAMP_STEP_MS);
-        plan.next_ms = growing.map(|(name, _)| self.world.now_ms + step_ms(name).cast_signed()).min();
+    /// Puts into the plan what is not about tables. Returns who serves, by service.
+    pub(super) fn conclude(self, plan: &mut Plan) -> BTreeMap<String, BTreeSet<BackendId>> {
+        let slow_ms = |backend: &Backend| self.services.get(backend.spec.service.as_str())?.slow_ms(backend);
+        let growing = self.world.backends.values().filter_map(|backend| Some((backend, slow_ms(backend)?)));
+        let growing = growing.filter(|(backend, slow_ms)| self.ramp(backend, *slow_ms) < RAMP_END);
+        let step_ms = growing.map(|(_, slow_ms)| (slow_ms / RAMP_STEPS).max(RAMP_STEP_MS)).min();
+        plan.next_ms = step_ms.map(|step_ms| self.world.now_ms + step_ms.cast_signed());
         // A paused service keeps its clients waiting, whether it has a backend or not.
         for key in self.world.claimed.keys().filter(|key| !plan.rules.contains_key(*key)).collect::<Vec<_>>() {
             let Some(service) = self.world.claimed.get(key) else { continue };
@@ -181,18 +183,28 @@ impl<'a> Serving<'a> {
                 plan.namespaces.insert(key.netns_cookie);
             }
         }
+        let mut serving = BTreeMap::new();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
             let has_networks = !decision.paused && !decision.traffic.from.is_empty();
             plan.decisions.insert(name.to_owned(), PlannedDecision { revision: decision.revision, has_networks });
             if !chosen.is_last_set && !chosen.usable.is_empty() {
                 let usable = self.world.backends.values().filter(|backend| chosen.usable.contains(&backend.index));
-                plan.serving.insert(name.to_owned(), usable.map(|backend| backend.id.clone()).collect());
+                serving.insert(name.to_owned(), usable.map(|backend| backend.id.clone()).collect());
             }
             if !chosen.alarms.is_empty() {
                 plan.alarms.insert(name.to_owned(), chosen.alarms);
             }
         }
+        serving
+    }
+}
+
+impl Service<'_> {
+    /// How long the share of a backend grows that may serve, if it does.
+    fn slow_ms(&self, backend: &Backend) -> Option<u64> {
+        let slow_ms = self.conduct.slow_start_ms;
+        (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
     }
 }
 
@@ -218,13 +230,9 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     let decision = world.decisions.get(name);
     let conduct = world.conduct(name);
     let weights = decision.and_then(|decision| decision.traffic.weights.as_ref());
-    let mut chosen = Service { decision, weights, ..Service::default() };
+    let mut chosen = Service { conduct, decision, weights, ..Service::default() };
 
-    // A socket for health checks alone serves nobody.
-    let serves = |backend: &Backend, socket: &Socket| backend.spec.ports.iter().any(|map| map.target == socket.port);
-    let listens = |backend: &Backend| {
-        sockets.get(&backend.index).is_some_and(|own| own.iter().any(|(_, socket)| serves(backend, socket)))
-    };
+    let listens = |backend: &Backend| sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
     let runs = |backend: &&Backend| backend.phase == Phase::Running && listens(backend) && !world.is_drained(backend);
     let running: Vec<&Backend> = backends.iter().copied().filter(runs).collect();
     let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
