@@ -21,6 +21,7 @@ pub mod engine;
 pub mod health;
 pub mod kernel;
 pub mod labels;
+pub mod listening;
 pub mod netns;
 pub mod ports;
 pub mod procs;

@@ -2,9 +2,8 @@
 //! process that took its pid.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
-    io::{self, BufRead, BufReader},
+    io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -99,19 +98,6 @@ impl Process {
         path.map(str::to_owned).ok_or_else(|| io::Error::other("no cgroup v2 entry in /proc/PID/cgroup"))
     }
 
-    /// The TCP ports on which somebody listens in its network namespace.
-    pub fn listening_ports(&self) -> io::Result<BTreeSet<u16>> {
-        let mut ports = BTreeSet::new();
-        for table in ["net/tcp", "net/tcp6"] {
-            // A kernel without IPv6 has no second table.
-            if let Ok(table) = File::open(self.path(table)) {
-                ports.extend(listening(BufReader::new(table)));
-            }
-        }
-        self.still()?;
-        Ok(ports)
-    }
-
     /// The user who owns the process (its effective user id).
     pub fn uid(&self) -> io::Result<u32> {
         let uid = fs::metadata(Path::new(&self.path("")))?.uid();
@@ -139,18 +125,6 @@ impl Process {
         }
         Ok(found)
     }
-}
-
-/// The local ports of the sockets in state 0A (`TCP_LISTEN`) of a table of `/proc/net` (proc_pid_net(5)). They come first
-/// there, and nothing is read beyond them: on a busy machine the connections behind them take a tenth of a second and
-/// more (`tcp_seq_start` in `net/ipv4/tcp_ipv4.c`).
-fn listening(table: impl BufRead) -> impl Iterator<Item = u16> {
-    table.lines().skip(1).map_while(Result::ok).map_while(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, state) = (fields.next()?, fields.nth(1)?);
-        let port = local.rsplit(':').next()?;
-        (state == "0A").then(|| u16::from_str_radix(port, 16).ok())?
-    })
 }
 
 fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
@@ -227,14 +201,6 @@ pub fn address_from_bytes(family: u8, bytes: [u8; 16]) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_who_listens() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
-                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000\n   \
-                     1: 0100007F:A3D2 0100007F:1F90 01 00000000:00000000 00:00000000\n  nonsense\n";
-        assert_eq!(listening(table.as_bytes()).collect::<Vec<_>>(), [8080]);
-    }
 
     #[test]
     fn addresses_survive_the_contract() {

@@ -8,7 +8,7 @@ use super::control::Control;
 use crate::{
     engine::{Change, Container, EngineInput, ends},
     kernel::Cgroup,
-    labels,
+    labels, listening,
     netns::{self, Netns},
     procs::Process,
     world::{Backend, Kind, Misfit, Network, Phase},
@@ -204,14 +204,19 @@ impl Control {
 
     /// A container runs: its namespace and its cgroup can be known now, if they were not before.
     fn started(&mut self, id: &str, pid: i32) {
-        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?, p)));
+        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?)));
         // One that has ended meanwhile has an event under way.
-        let Ok((ns, cgroup, process)) = looked else { return };
+        let Ok((ns, cgroup)) = looked else { return };
         let Ok(netns) = netns::identify(&ns) else { return };
         let Some(backend) = self.world.backends.get(id) else { return };
-        // Reading it takes milliseconds, in which nobody else is looked after.
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
-        let Ok(listening) = asks.then(|| process.listening_ports()).transpose() else { return };
+        let listening = match asks.then(|| listening::ports(&ns, netns.cookie)).transpose() {
+            Ok(listening) => listening,
+            Err(error) => {
+                warn!(container = %id, %netns, %error, "who listens in its namespace cannot be read, so no port is claimed");
+                return;
+            }
+        };
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         backend.netns = Some(netns);

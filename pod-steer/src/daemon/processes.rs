@@ -16,7 +16,7 @@ use crate::{
     cgroups,
     kernel::{Cgroup, Unloaded, sys},
     labels::{self, Spec},
-    netns,
+    listening, netns,
     procs::Process,
     world::{Backend, Health, Kind, Network, Phase},
 };
@@ -48,7 +48,7 @@ impl Control {
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
         let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        self.add_process(backend, &process, ns).inspect_err(|_| remove_exec_cgroup(&path))?;
+        self.add_process(backend, ns).inspect_err(|_| remove_exec_cgroup(&path))?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -91,7 +91,7 @@ impl Control {
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
         let backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        self.add_process(backend, &process, ns)?;
+        self.add_process(backend, ns)?;
         let count = sockets.len();
         self.found(index, sockets);
         self.converge();
@@ -132,10 +132,11 @@ impl Control {
     }
 
     /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
-    fn add_process(&mut self, backend: Backend, process: &Process, ns: fs::File) -> Result<(), String> {
+    fn add_process(&mut self, backend: Backend, ns: fs::File) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
-        let listening = asks.then(|| process.listening_ports()).transpose().map_err(|e| e.to_string())?;
+        let listening = asks.then(|| listening::ports(&ns, netns.cookie)).transpose();
+        let listening = listening.map_err(|e| format!("who listens in its network namespace cannot be read: {e}"))?;
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;
         self.world.backends.insert(id.clone(), backend);
