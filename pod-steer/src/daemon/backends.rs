@@ -1,6 +1,9 @@
 //! How containers come, change and go.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+};
 
 use tracing::{debug, info, warn};
 
@@ -263,7 +266,7 @@ impl Control {
         self.free_ports(false);
         self.paths.remove(&backend.index);
         self.cgroup_ids.remove(&backend.index);
-        self.drop_leftovers();
+        self.leftovers = true;
         self.store.remove(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");
@@ -318,28 +321,33 @@ impl Control {
     /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
     /// counted there: so not before the last one has.
     pub(super) fn drop_leftovers(&mut self) {
-        for (cgroup, index) in self.kernel.attached_backends() {
+        self.leftovers = false;
+        let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
+        let mut attached = self.kernel.attached_backends();
+        attached.retain(|&(cgroup, index)| {
             // A container that starts again has its new cgroup before the engine says so.
-            let over = match (self.world.by_index(index), self.cgroup_ids.get(&index)) {
+            let over = match (by_index.get(&index), self.cgroup_ids.get(&index)) {
                 (None, _) => true,
                 (Some(_), Some(current)) => *current != cgroup,
                 (Some(backend), None) => backend.phase == Phase::Exited,
             };
             if !over {
-                continue;
+                return true;
             }
             let counters = self.kernel.backend_counters(index);
-            if counters.opened == counters.closed {
-                self.kernel.detach_backend(cgroup, index);
-            } else if crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
+            if counters.opened != counters.closed {
+                if !crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
+                    return true;
+                }
                 // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
                 for to in self.kernel.write_off_moved(index) {
                     *self.written_off.entry(to).or_default() += 1;
                 }
-                self.kernel.detach_backend(cgroup, index);
             }
-        }
-        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = self.kernel.attached_backends().into_iter().unzip();
+            self.kernel.detach_backend(cgroup, index);
+            false
+        });
+        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
         let lingering = self.world.lingering.len();
         self.world.lingering.retain(|index, _| counting.contains(index));
         if self.world.lingering.len() != lingering {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
+    future::ready,
     io,
     path::PathBuf,
     sync::Arc,
@@ -58,6 +59,8 @@ pub(super) struct Control {
     /// Cgroups of `exec` without processes, which stay until the last connection that moved away from them has ended:
     /// the kernel runs no program for a cgroup that is removed.
     pub(super) over: Vec<PathBuf>,
+    /// There may be cgroups to be left.
+    pub(super) leftovers: bool,
     /// By index: connections that came from another backend and whose end nobody will see.
     pub(super) written_off: HashMap<u32, u64>,
     /// Where the cgroup of each backend is, by its index.
@@ -116,6 +119,7 @@ impl Control {
             seen_namespaces: HashMap::new(),
             attaching: HashMap::new(),
             over: Vec::new(),
+            leftovers: false,
             written_off: HashMap::new(),
             cgroup_ids: HashMap::new(),
             paths: HashMap::new(),
@@ -176,6 +180,8 @@ impl Control {
                     Err(error) => warn!(%error, "cannot read what happens to cgroups"),
                 },
                 () = flush(&mut self.logs) => {}
+                // What is over can wait until nobody does.
+                () = ready(()), if self.leftovers => self.drop_leftovers(),
                 _ = tick.tick() => self.compare(),
                 _ = looks.tick(), if looking => {
                     self.look_at_queues();
@@ -186,6 +192,7 @@ impl Control {
                 _ = int.recv() => break,
             }
             self.converge();
+            self.inspect_due();
             self.step_operations();
         }
         info!("told to stop; what is pinned goes on steering, and `pod-steer unload` would end that");

@@ -59,7 +59,6 @@ impl Control {
         if let Err(error) = made {
             self.over.push(path);
             self.remove(&id);
-            self.drop_leftovers();
             return Err(error);
         }
         // It may have ended before the watch stood.
@@ -165,8 +164,8 @@ impl Control {
         }
         let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
         self.over.push(path.to_owned());
+        self.leftovers = true;
         self.remove(&id);
-        self.drop_leftovers();
     }
 
     /// Cgroups that a daemon before us left, because connections were counted there still.

@@ -42,6 +42,12 @@ pub(super) struct Inspections {
     under_way: BTreeSet<u32>,
 }
 
+impl Inspections {
+    fn add(&mut self, cookie: u64, index: u32) {
+        self.due.entry(index).or_default().insert(cookie);
+    }
+}
+
 impl Control {
     pub(super) fn kernel_event(&mut self, event: &Event) {
         let info = &event.socket;
@@ -52,7 +58,7 @@ impl Control {
                 debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
                 self.kernel.listens_anew(event.cookie);
                 self.add_socket(event.cookie, info);
-                self.inspect_later(event.cookie, info.backend);
+                self.inspections.add(event.cookie, info.backend);
             }
             EVENT_CLOSED => {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
@@ -113,21 +119,20 @@ impl Control {
         self.touch();
     }
 
-    /// Looks at a socket beside the loop: what only a descriptor can tell, and the migrate program for its group.
-    fn inspect_later(&mut self, cookie: u64, index: u32) {
-        self.inspections.due.entry(index).or_default().insert(cookie);
-        self.inspect_due(index);
+    /// Looks at new sockets beside the loop: what only a descriptor can tell, and the migrate program for their groups.
+    /// Clients are given to them before that.
+    pub(super) fn inspect_due(&mut self) {
+        let Inspections { due, under_way } = &self.inspections;
+        let begin: Vec<u32> = due.keys().filter(|index| !under_way.contains(index)).copied().collect();
+        for index in begin {
+            if let Some(due) = self.inspections.due.remove(&index) {
+                self.inspect(index, due);
+            }
+        }
     }
 
-    fn inspect_due(&mut self, index: u32) {
-        let Some(path) = self.paths.get(&index).cloned() else {
-            self.inspections.due.remove(&index);
-            return;
-        };
-        if self.inspections.under_way.contains(&index) {
-            return;
-        }
-        let Some(due) = self.inspections.due.remove(&index) else { return };
+    fn inspect(&mut self, index: u32, due: BTreeSet<u64>) {
+        let Some(path) = self.paths.get(&index).cloned() else { return };
         self.inspections.under_way.insert(index);
         let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
         spawn_blocking(move || {
@@ -147,7 +152,6 @@ impl Control {
 
     pub(super) fn inspected(&mut self, index: u32, found: Vec<(u64, Inspection)>) {
         self.inspections.under_way.remove(&index);
-        self.inspect_due(index);
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
             if socket.v6only != found.v6only {
@@ -227,7 +231,7 @@ impl Control {
         for (cookie, info) in live {
             if !self.world.sockets.contains_key(&cookie) && self.world.by_index(info.backend).is_some() {
                 self.add_socket(cookie, &info);
-                self.inspect_later(cookie, info.backend);
+                self.inspections.add(cookie, info.backend);
                 changed = true;
             }
         }

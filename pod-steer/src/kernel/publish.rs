@@ -5,10 +5,12 @@
 //! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). That wait happens on worker
 //! threads: the daemon goes on when the new table is in effect, and whoever needs the stronger promise awaits
 //! [`Settled`]. Tables that change together are replaced together: from Linux 6.8 on a batch waits once, before that once
-//! for each element, so they are shared out among the workers.
+//! for each element, so they are shared out among the workers. Tables that nothing leads to any more are emptied by one more
+//! thread, for which nobody waits.
 
 use std::{
     collections::BTreeSet,
+    iter,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     sync::{Arc, Mutex, mpsc},
@@ -31,6 +33,8 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 const WORKERS: usize = 8;
 /// Tables that are made before they are put in use together: each is an open file until then.
 const PREPARED_MAX: usize = 256;
+/// Tables that are emptied together.
+const CLEARED_MAX: usize = 256;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
 
@@ -52,7 +56,7 @@ impl Settled {
 }
 
 /// Tables, each with its index, to be put in use by one system call.
-type Batch = Vec<(u32, MapData)>;
+type Batch = Vec<(u32, Arc<MapData>)>;
 
 struct Job {
     batch: Batch,
@@ -61,8 +65,16 @@ struct Job {
 
 pub(super) struct Publisher {
     outer: Outer,
+    /// The same map: aya hides the descriptor of a map of maps.
+    raw: MapData,
     jobs: mpsc::Sender<Job>,
+    /// Tables that are to be emptied.
+    unused: mpsc::Sender<u32>,
+    /// Those that are.
+    cleared: mpsc::Receiver<u32>,
     used: BTreeSet<u32>,
+    /// How many of them are being emptied.
+    clearing: usize,
     /// Where the next free index is looked for: one that was given back is used again as late as can be, since a lookup
     /// that has just read it may not have ended.
     next: u32,
@@ -90,14 +102,21 @@ impl Publisher {
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..WORKERS {
-            // aya hides the descriptor of a map of maps; the same map once more has one.
             let (mut outer, raw, queue) = (typed(open()?)?, open()?, Arc::clone(&queue));
             thread::spawn(move || work(&mut outer, &raw, &queue));
         }
+        let (unused, tables) = mpsc::channel();
+        let (done, cleared) = mpsc::channel();
+        let (mut outer, raw, empty) = (typed(open()?)?, open()?, Arc::new(table(&entries(&PlannedTable::default()))?));
+        thread::spawn(move || clean(&mut outer, &raw, &empty, &tables, &done));
         Ok(Self {
             outer: typed(open()?)?,
+            raw: open()?,
             jobs,
+            unused,
+            cleared,
             used: used.filter(|table| *table != NONE).collect(),
+            clearing: 0,
             next: 0,
             prepared: Vec::new(),
             settled: Vec::new(),
@@ -107,11 +126,23 @@ impl Publisher {
 
     /// An index that no rule uses.
     pub fn reserve(&mut self) -> Result<u32> {
+        while let Some(table) = self.given_back() {
+            self.used.remove(&table);
+            self.clearing -= 1;
+        }
         let free = (self.next..TABLES_MAX).chain(0..self.next).find(|table| !self.used.contains(table));
         let table = free.ok_or(KernelError::Full { what: "slot table", limit: TABLES_MAX })?;
         self.used.insert(table);
         self.next = (table + 1) % TABLES_MAX;
         Ok(table)
+    }
+
+    /// A table that has been emptied; one is waited for only if all are in use.
+    fn given_back(&self) -> Option<u32> {
+        match self.used.len() {
+            all if all < TABLES_MAX as usize || self.clearing == 0 => self.cleared.try_recv().ok(),
+            _ => self.cleared.recv_timeout(IN_EFFECT_MAX).ok(),
+        }
     }
 
     /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next
@@ -126,23 +157,18 @@ impl Publisher {
         {
             return Ok(());
         }
-        let inner = MapData::create(definition(entries.len() as u32), "slots", None)
-            .map_err(KernelError::map("make a table for", "TABLES"))?;
-        sys::write_slots(inner.fd().as_fd(), &entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
-        self.prepared.push((index, inner));
+        self.prepared.push((index, Arc::new(table(&entries)?)));
         if self.prepared.len() >= PREPARED_MAX {
             self.put_in_use();
         }
         Ok(())
     }
 
-    /// Makes both sides of a table empty, to which nothing leads any more, and gives its index back.
+    /// Has both sides of a table emptied, to which nothing leads any more. Its index is given back after that: what is published
+    /// there next must not be replaced by it.
     pub fn clear(&mut self, table: u32) {
-        for side in 0..=SWITCH_SIDE {
-            // Where that cannot be, it keeps its memory until it is used again.
-            let _ = self.prepare(table_index(table, side), &PlannedTable::default(), false);
-        }
-        self.used.remove(&table);
+        // The thread lives as long as the sender does.
+        self.clearing += usize::from(self.unused.send(table).is_ok());
     }
 
     /// Forgets what was made.
@@ -196,7 +222,7 @@ impl Publisher {
                 Err(oneshot::error::TryRecvError::Closed) => return Err(failed()(MapError::KeyNotFound)),
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
-            let is_last = |(index, id)| self.outer.get(&index, 0).and_then(|i| map_id(&i)).is_ok_and(|now| now == id);
+            let is_last = |(index, id)| sys::inner_map(self.raw.fd().as_fd(), index).is_ok_and(|now| now == id);
             if last.is_some_and(is_last) {
                 return Ok(Settled(Some(outcome)));
             }
@@ -223,8 +249,28 @@ fn work(outer: &mut Outer, raw: &MapData, queue: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
+/// Empties tables, as many at once as are waiting for it.
+fn clean(
+    outer: &mut Outer,
+    raw: &MapData,
+    empty: &Arc<MapData>,
+    tables: &mpsc::Receiver<u32>,
+    done: &mpsc::Sender<u32>,
+) {
+    while let Ok(first) = tables.recv() {
+        let all: Vec<u32> = iter::once(first).chain(tables.try_iter()).take(CLEARED_MAX).collect();
+        let sides = |table: &u32| [table_index(*table, 0), table_index(*table, SWITCH_SIDE)];
+        let batch: Batch = all.iter().flat_map(sides).map(|index| (index, Arc::clone(empty))).collect();
+        // Where that cannot be, they keep their memory until they are used again.
+        let _ = replace(outer, raw, &batch);
+        if all.into_iter().any(|table| done.send(table).is_err()) {
+            return;
+        }
+    }
+}
+
 /// Replaces tables in the order of the batch.
-fn replace(outer: &mut Outer, raw: &MapData, batch: &[(u32, MapData)]) -> Outcome {
+fn replace(outer: &mut Outer, raw: &MapData, batch: &[(u32, Arc<MapData>)]) -> Outcome {
     let (indices, fds): (Vec<u32>, Vec<u32>) =
         batch.iter().map(|(index, inner)| (*index, inner.fd().as_fd().as_raw_fd().cast_unsigned())).unzip();
     match batch {
@@ -233,6 +279,14 @@ fn replace(outer: &mut Outer, raw: &MapData, batch: &[(u32, MapData)]) -> Outcom
         [_, _, ..] if sys::update_batch(raw.fd().as_fd(), &indices, &fds).is_ok() => Ok(()),
         _ => batch.iter().try_for_each(|(index, inner)| outer.set(*index, inner, 0)),
     }
+}
+
+/// A table of these entries, which nobody uses yet.
+fn table(entries: &[Slot]) -> Result<MapData> {
+    let inner = MapData::create(definition(entries.len() as u32), "slots", None)
+        .map_err(KernelError::map("make a table for", "TABLES"))?;
+    sys::write_slots(inner.fd().as_fd(), entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
+    Ok(inner)
 }
 
 /// An array that can be filled through memory and be replaced by one of another size (`BPF_F_INNER_MAP`, Linux 5.10).

@@ -110,6 +110,33 @@ pub fn same_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<bool> {
     Ok(held == slots)
 }
 
+/// The id of the map that an array of maps has at this index (`BPF_MAP_LOOKUP_ELEM`). aya opens that map too, and closes it.
+pub fn inner_map(maps: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
+    const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+    /// The part of `union bpf_attr` for elements (`include/uapi/linux/bpf.h`).
+    #[repr(C)]
+    struct Attributes {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut id = 0u32;
+    let mut attributes = Attributes {
+        map_fd: maps.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key: &raw const index as u64,
+        value: &raw mut id as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value live during the call and have four bytes, as those of an array of maps.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw mut attributes, size_of::<Attributes>() as libc::c_uint)
+    };
+    if done == 0 { Ok(id) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets elements of a map in this order, by one system call (`BPF_MAP_UPDATE_BATCH`, Linux 5.6), which aya does not
 /// offer. Keys and values are 32 bits each, as of a map of maps, whose values are descriptors.
 pub fn update_batch(map: BorrowedFd<'_>, keys: &[u32], values: &[u32]) -> io::Result<()> {
