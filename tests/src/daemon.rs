@@ -15,6 +15,8 @@ use crate::{
 
 /// Where everything is pinned, in the host's own bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf/pod-steer";
+/// Where the daemon has its files of one uptime: on a tmpfs, as on a machine.
+const RUNTIME_DIR: &str = "/run/pod-steer";
 
 /// A host with the daemon, and with a Docker engine if asked for. The fields are dropped in this order.
 #[derive(Debug)]
@@ -163,12 +165,12 @@ impl Daemon {
 
     /// Where the API socket is.
     pub fn socket(&self) -> PathBuf {
-        runtime_dir(&self.host).join("api.sock")
+        self.runtime_dir().join("api.sock")
     }
 
     /// Directory of the state files.
     pub fn runtime_dir(&self) -> PathBuf {
-        runtime_dir(&self.host)
+        self.host.path(RUNTIME_DIR)
     }
 
     /// Directory of the decisions and the history.
@@ -186,8 +188,7 @@ impl Daemon {
     /// `pod-steer unload`.
     pub fn unload(&self) -> Result<String> {
         let mut unload = self.cli()?;
-        unload.args(["unload", "--bpffs", BPFFS, "--runtime-dir"]).arg(self.runtime_dir());
-        unload.arg("--state-dir").arg(self.state_dir());
+        unload.args(["unload", "--bpffs", BPFFS, "--runtime-dir", RUNTIME_DIR, "--state-dir"]).arg(self.state_dir());
         run(&mut unload)
     }
 
@@ -254,10 +255,6 @@ impl Daemon {
     }
 }
 
-fn runtime_dir(host: &Host) -> PathBuf {
-    host.dir().join("run")
-}
-
 fn state_dir(host: &Host) -> PathBuf {
     host.dir().join("state")
 }
@@ -271,8 +268,9 @@ fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Proc
     let mut command = host.command(tools::pod_steer()?)?;
     // A benchmark wants the log that users have.
     let level = std::env::var("POD_STEER_TESTS_LOG_LEVEL").unwrap_or_else(|_| "debug".to_owned());
-    command.args(["run", "--bpffs", BPFFS, "--log-level", &level, "--runtime-dir"]).arg(runtime_dir(host));
-    command.arg("--state-dir").arg(state_dir(host));
+    command
+        .args(["run", "--bpffs", BPFFS, "--log-level", &level, "--runtime-dir", RUNTIME_DIR, "--state-dir"])
+        .arg(state_dir(host));
     let none = ["none".to_owned()];
     for engine in if engines.is_empty() { &none[..] } else { engines } {
         command.args(["--engine", engine]);

@@ -102,6 +102,11 @@ impl Host {
         &self.dir
     }
 
+    /// A path of the host's own file systems, of which `/run` is one, as everybody sees it.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.keeper.id()))
+    }
+
     /// The host's cgroup as the test sees it; the host sees it as the root.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
