@@ -28,6 +28,7 @@ mod switch;
 pub mod sys;
 mod unload;
 mod users;
+mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},

@@ -20,6 +20,7 @@ use super::{
     ports::Rules,
     publish::{self, Publisher},
     sources::Sources,
+    workers::Outer,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
@@ -118,7 +119,7 @@ pub fn probe() -> Result<Vec<ProbedProgram>> {
     let mut ebpf = instance(None, None, &constants)?;
     let all = PROGRAMS.into_iter().chain(["steer"]);
     let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect();
-    let published = map::<publish::Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
+    let published = map::<Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
     probed.push(ProbedProgram { name: TABLES, result: published });
     Ok(probed)
 }

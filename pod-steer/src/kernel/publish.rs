@@ -2,44 +2,36 @@
 //! old table or the new one and never a mixture.
 //!
 //! Replacing an element of a map of maps takes effect at once, but the system call returns only when every program that
-//! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). That wait happens on worker
-//! threads: the daemon goes on when the new table is in effect, and whoever needs the stronger promise awaits
-//! [`Settled`]. Tables that change together are replaced together: from Linux 6.8 on a batch waits once, before that once
-//! for each element, so they are shared out among the workers. Tables that nothing leads to any more are emptied by one more
-//! thread, for which nobody waits.
+//! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). `workers` wait for that: the daemon
+//! goes on when the new table is in effect, and whoever needs the stronger promise awaits [`Settled`].
 
 use std::{
     collections::BTreeSet,
-    iter,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     path::Path,
-    sync::{Arc, Mutex, mpsc},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
+use aya::maps::{MapData, MapError};
 use pod_steer_ebpf::{NONE, SWITCH_SIDE, Slot, TABLES_MAX, table_index};
 use tokio::sync::oneshot;
 
-use super::{KernelError, Result, sys};
+use super::{
+    KernelError, Result, sys,
+    workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
+};
 use crate::{slots, world::PlannedTable};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// Threads that wait for grace periods; so many tables change at a time before a change waits for another.
-const WORKERS: usize = 8;
 /// Tables that are made before they are put in use together: each is an open file until then.
 const PREPARED_MAX: usize = 256;
-/// Tables that are emptied together.
-const CLEARED_MAX: usize = 256;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
-
-pub(super) type Outer = ArrayOfMaps<MapData, MapData>;
-type Outcome = std::result::Result<(), MapError>;
 
 /// Resolves when no program can still be using the table that was replaced.
 #[derive(Debug)]
@@ -55,26 +47,10 @@ impl Settled {
     }
 }
 
-/// Tables, each with its index, to be put in use by one system call.
-type Batch = Vec<(u32, Arc<MapData>)>;
-
-struct Job {
-    batch: Batch,
-    done: oneshot::Sender<Outcome>,
-}
-
 pub(super) struct Publisher {
-    outer: Outer,
-    /// The same map: aya hides the descriptor of a map of maps.
-    raw: MapData,
-    jobs: mpsc::Sender<Job>,
-    /// Tables that are to be emptied.
-    unused: mpsc::Sender<u32>,
-    /// Those that are.
-    cleared: mpsc::Receiver<u32>,
+    tables: Tables,
+    workers: Workers,
     used: BTreeSet<u32>,
-    /// How many of them are being emptied.
-    clearing: usize,
     /// Where the next free index is looked for: one that was given back is used again as late as can be, since a lookup
     /// that has just read it may not have ended.
     next: u32,
@@ -97,26 +73,11 @@ pub(super) struct Failed {
 impl Publisher {
     /// `used` are the tables that published rules lead to.
     pub fn new(pin: &Path, used: impl Iterator<Item = u32>) -> Result<Self> {
-        let open = || MapData::from_pin(pin).map_err(KernelError::map("open", "TABLES"));
-        let typed = |data| Outer::try_from(Map::ArrayOfMaps(data)).map_err(KernelError::map("open", "TABLES"));
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..WORKERS {
-            let (mut outer, raw, queue) = (typed(open()?)?, open()?, Arc::clone(&queue));
-            thread::spawn(move || work(&mut outer, &raw, &queue));
-        }
-        let (unused, tables) = mpsc::channel();
-        let (done, cleared) = mpsc::channel();
-        let (mut outer, raw, empty) = (typed(open()?)?, open()?, Arc::new(table(&entries(&PlannedTable::default()))?));
-        thread::spawn(move || clean(&mut outer, &raw, &empty, &tables, &done));
+        let empty = table(&entries(&PlannedTable::default()))?;
         Ok(Self {
-            outer: typed(open()?)?,
-            raw: open()?,
-            jobs,
-            unused,
-            cleared,
+            tables: Tables::open(pin)?,
+            workers: Workers::start(pin, empty)?,
             used: used.filter(|table| *table != NONE).collect(),
-            clearing: 0,
             next: 0,
             prepared: Vec::new(),
             settled: Vec::new(),
@@ -126,9 +87,10 @@ impl Publisher {
 
     /// An index that no rule uses.
     pub fn reserve(&mut self) -> Result<u32> {
-        while let Some(table) = self.given_back() {
+        // One that is being emptied is waited for only if there is no other.
+        let wait = if self.used.len() < TABLES_MAX as usize { Duration::ZERO } else { IN_EFFECT_MAX };
+        for table in self.workers.cleared(wait) {
             self.used.remove(&table);
-            self.clearing -= 1;
         }
         let free = (self.next..TABLES_MAX).chain(0..self.next).find(|table| !self.used.contains(table));
         let table = free.ok_or(KernelError::Full { what: "slot table", limit: TABLES_MAX })?;
@@ -137,21 +99,13 @@ impl Publisher {
         Ok(table)
     }
 
-    /// A table that has been emptied; one is waited for only if all are in use.
-    fn given_back(&self) -> Option<u32> {
-        match self.used.len() {
-            all if all < TABLES_MAX as usize || self.clearing == 0 => self.cleared.try_recv().ok(),
-            _ => self.cleared.recv_timeout(IN_EFFECT_MAX).ok(),
-        }
-    }
-
     /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next
     /// [`flush`](Self::flush) at the latest. With `compare`, a table that stands there already is left alone: that is how a restarted
     /// daemon takes over without a write.
     pub fn prepare(&mut self, index: u32, planned: &PlannedTable, compare: bool) -> Result<()> {
         let entries = entries(planned);
         if compare
-            && let Ok(current) = self.outer.get(&index, 0)
+            && let Ok(current) = self.tables.get(index)
             && current.info().is_ok_and(|info| info.max_entries() as usize == entries.len())
             && sys::same_slots(current.fd().as_fd(), &entries).unwrap_or(false)
         {
@@ -167,8 +121,8 @@ impl Publisher {
     /// Has both sides of a table emptied, to which nothing leads any more. Its index is given back after that: what is published
     /// there next must not be replaced by it.
     pub fn clear(&mut self, table: u32) {
-        // The thread lives as long as the sender does.
-        self.clearing += usize::from(self.unused.send(table).is_ok());
+        self.prepared.retain(|(index, _)| !(0..=SWITCH_SIDE).any(|side| *index == table_index(table, side)));
+        self.workers.clear(table);
     }
 
     /// Forgets what was made.
@@ -190,10 +144,7 @@ impl Publisher {
             let batch: Batch = prepared.drain(..each.min(prepared.len())).collect();
             let indices: BTreeSet<u32> = batch.iter().map(|(index, _)| *index).collect();
             let last = batch.last().and_then(|(index, inner)| Some((*index, map_id(inner).ok()?)));
-            let (done, outcome) = oneshot::channel();
-            // The workers live as long as the sender does.
-            let _ = self.jobs.send(Job { batch, done });
-            waits.push((indices, last, outcome));
+            waits.push((indices, last, self.workers.replace(batch)));
         }
         // All are waited for, whatever becomes of one: what arrives late would replace what was published after it.
         for (indices, last, outcome) in waits {
@@ -222,7 +173,7 @@ impl Publisher {
                 Err(oneshot::error::TryRecvError::Closed) => return Err(failed()(MapError::KeyNotFound)),
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
-            let is_last = |(index, id)| sys::inner_map(self.raw.fd().as_fd(), index).is_ok_and(|now| now == id);
+            let is_last = |(index, id)| self.tables.id_of(index).is_ok_and(|now| now == id);
             if last.is_some_and(is_last) {
                 return Ok(Settled(Some(outcome)));
             }
@@ -239,46 +190,6 @@ pub(super) fn try_once(outer: &mut Outer) -> Result<()> {
     let inner =
         MapData::create(definition(2), "slots", None).map_err(KernelError::map("make a table for", "TABLES"))?;
     outer.set(0, &inner, 0).map_err(KernelError::map("publish a table in", "TABLES"))
-}
-
-fn work(outer: &mut Outer, raw: &MapData, queue: &Mutex<mpsc::Receiver<Job>>) {
-    loop {
-        // The lock is held while waiting, so that one worker at a time takes the next job.
-        let Ok(Ok(Job { batch, done })) = queue.lock().map(|queue| queue.recv()) else { return };
-        let _ = done.send(replace(outer, raw, &batch));
-    }
-}
-
-/// Empties tables, as many at once as are waiting for it.
-fn clean(
-    outer: &mut Outer,
-    raw: &MapData,
-    empty: &Arc<MapData>,
-    tables: &mpsc::Receiver<u32>,
-    done: &mpsc::Sender<u32>,
-) {
-    while let Ok(first) = tables.recv() {
-        let all: Vec<u32> = iter::once(first).chain(tables.try_iter()).take(CLEARED_MAX).collect();
-        let sides = |table: &u32| [table_index(*table, 0), table_index(*table, SWITCH_SIDE)];
-        let batch: Batch = all.iter().flat_map(sides).map(|index| (index, Arc::clone(empty))).collect();
-        // Where that cannot be, they keep their memory until they are used again.
-        let _ = replace(outer, raw, &batch);
-        if all.into_iter().any(|table| done.send(table).is_err()) {
-            return;
-        }
-    }
-}
-
-/// Replaces tables in the order of the batch.
-fn replace(outer: &mut Outer, raw: &MapData, batch: &[(u32, Arc<MapData>)]) -> Outcome {
-    let (indices, fds): (Vec<u32>, Vec<u32>) =
-        batch.iter().map(|(index, inner)| (*index, inner.fd().as_fd().as_raw_fd().cast_unsigned())).unzip();
-    match batch {
-        // A batch that the kernel does not take (it is for maps of maps from Linux 5.19) does no harm: what is replaced
-        // twice is the same.
-        [_, _, ..] if sys::update_batch(raw.fd().as_fd(), &indices, &fds).is_ok() => Ok(()),
-        _ => batch.iter().try_for_each(|(index, inner)| outer.set(*index, inner, 0)),
-    }
 }
 
 /// A table of these entries, which nobody uses yet.
