@@ -38,6 +38,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const FIRST_PORT: u16 = 2_000;
 /// Port of the first socket; the others follow, below the ports that clients are given.
 const FIRST_SOCKET: u16 = 12_000;
+/// First of the ports that nobody claims.
+const FIRST_UNCLAIMED: u16 = 64_000;
 /// Where the packets of `BPF_PROG_TEST_RUN` say that they come from: an address kept for documentation (RFC 5737).
 const CLIENT: [u8; 4] = [192, 0, 2, 1];
 /// Packets of one answer, each of another client and for another service, if there are so many.
@@ -122,11 +124,11 @@ impl Steered {
         FIRST_PORT + self.random(self.plan.rules.len()) as u16
     }
 
-    /// Nanoseconds of one run, again and again with the same packet: the median over some packets.
-    fn run_ns(&mut self, program: u32) -> Result<f64> {
+    /// Nanoseconds of one run, again and again with the same packet: the median over some packets to such ports.
+    fn run_ns(&mut self, program: u32, port: impl Fn(&mut Self) -> u16) -> Result<f64> {
         let mut times = Vec::new();
         for _ in 0..PACKETS {
-            let (from, to) = (10_000 + self.random(50_000) as u16, self.random_port());
+            let (from, to) = (10_000 + self.random(50_000) as u16, port(self));
             std::fs::write(&self.packets, context(from, to))?;
             let id = program.to_string();
             let mut bpftool = Command::new("bpftool");
@@ -136,7 +138,7 @@ impl Steered {
             let run: serde_json::Value =
                 serde_json::from_str(&text).map_err(|error| format!("bpftool said {text:?}: {error}"))?;
             let (verdict, time) = (run["retval"].as_u64(), run["duration"].as_f64());
-            // SK_PASS: anything else means that no socket was chosen, and the time is that of something else.
+            // SK_PASS: anything else means that no socket was chosen for a port that is claimed.
             let (Some(1), Some(time)) = (verdict, time) else { return Err(format!("bpftool said {text:?}").into()) };
             times.push(time);
         }
@@ -200,8 +202,11 @@ impl Steered {
     fn answer(&mut self) -> Result<String> {
         let link = FdLink::from(PinnedLink::from_pin(self.dir.join("netns").join(self.netns.cookie.to_string()))?);
         let program = link.info()?.program_id();
-        let (publish_ms, run_ns, load_ns) = (self.publish_ms()?, self.run_ns(program)?, self.load_ns(program)?);
-        Ok(serde_json::json!({ "run_ns": run_ns, "load_ns": load_ns, "publish_ms": publish_ms }).to_string())
+        let run_ns = self.run_ns(program, Self::random_port)?;
+        let other_ns = self.run_ns(program, |this| FIRST_UNCLAIMED + this.random(1_000) as u16)?;
+        let (publish_ms, load_ns) = (self.publish_ms()?, self.load_ns(program)?);
+        let found = [("run_ns", run_ns), ("other_ns", other_ns), ("load_ns", load_ns), ("publish_ms", publish_ms)];
+        Ok(serde_json::to_string(&BTreeMap::from(found))?)
     }
 }
 

@@ -1,6 +1,12 @@
 //! The daemon in a test's own host, and its command line.
 
-use std::{os::unix::process::ExitStatusExt as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{
+    os::unix::{net::UnixStream, process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -163,9 +169,14 @@ impl Daemon {
         Ok(self.process.wait(wait::STUCK)?.code())
     }
 
-    /// Where the API socket is.
+    /// Where the API socket is, for processes of the host.
     pub fn socket(&self) -> PathBuf {
-        self.runtime_dir().join("api.sock")
+        Path::new(RUNTIME_DIR).join("api.sock")
+    }
+
+    /// A connection to the API.
+    pub fn connect(&self) -> Result<UnixStream> {
+        UnixStream::connect(self.runtime_dir().join("api.sock")).context("connecting to the API")
     }
 
     /// Directory of the state files.

@@ -2,7 +2,6 @@
 
 use std::{
     io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
@@ -114,7 +113,7 @@ impl Daemon {
     /// Asks the API, without a process in between: `GET` without a body, `POST` with one. Returns the HTTP status and the
     /// answer.
     pub fn api(&self, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
-        let mut stream = UnixStream::connect(self.socket()).context("connecting to the API")?;
+        let mut stream = self.connect()?;
         stream.set_read_timeout(Some(wait::STUCK))?;
         let method = if body.is_some() { "POST" } else { "GET" };
         let body = body.map(Value::to_string).unwrap_or_default();

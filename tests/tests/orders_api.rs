@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,7 +24,7 @@ type Event = (u64, String, Value);
 
 /// Follows the events from now on; each call reads the next one.
 fn follow(stage: &Stage) -> Result<impl FnMut() -> Result<Event>> {
-    let mut stream = UnixStream::connect(stage.daemon.socket())?;
+    let mut stream = stage.daemon.connect()?;
     stream.set_read_timeout(Some(wait::STUCK))?;
     // HTTP/1.0 knows no chunks: the lines are the stream's own.
     stream.write_all(b"GET /v1/events HTTP/1.0\r\nHost: pod-steer\r\nAccept: text/event-stream\r\n\r\n")?;

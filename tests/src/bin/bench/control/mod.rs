@@ -51,10 +51,15 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     add("churn", format!("{processes} processes in turn"), churn::measure(processes)?);
     let backends = if options.quick { 200 } else { 1_000 };
     eprintln!("   control plane: {backends} backends");
-    add("backends-1000", format!("{backends} backends"), many::backends(backends, options.quick)?);
+    add(&format!("backends-{backends}"), format!("{backends} backends"), many::backends(backends, options.quick)?);
     let each = if options.quick { 100 } else { 1_000 };
     eprintln!("   control plane: {} sockets", 10 * each);
-    add("sockets-10000", format!("{} sockets of 10 backends", 10 * each), many::sockets(each, options.quick)?);
+    let sockets = 10 * each;
+    add(
+        &format!("sockets-{sockets}"),
+        format!("{sockets} sockets of 10 backends"),
+        many::sockets(each, options.quick)?,
+    );
     let column = |(key, title): (&str, &str)| Column { key: key.into(), title: title.into(), better: Better::Lower };
     Ok(vec![Section {
         name: SECTIONS[0].to_owned(),
