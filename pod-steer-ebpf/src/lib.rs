@@ -210,13 +210,20 @@ pub struct SocketInfo {
     pub service: u32,
     /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
     pub hidden_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Of an IPv6 socket, one of the `V6_` constants. Written by the daemon: no kernel program can ask for it.
+    pub v6only: u16,
     /// With a hidden port: the user who asked, and the one whose port it was.
     pub users: [u32; 2],
     /// Zero.
     pub pad_end: u32,
 }
+
+/// Nobody has looked yet whether the socket takes IPv4 clients too.
+pub const V6_UNKNOWN: u16 = 0;
+/// It takes both, as far as its address does.
+pub const V6_BOTH: u16 = 1;
+/// It takes IPv6 clients only (`IPV6_V6ONLY`).
+pub const V6_ONLY: u16 = 2;
 
 /// A port that managed sockets share: the kernel lets those of one user do so. The value is that user.
 #[repr(C)]

@@ -28,7 +28,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// The TCP ports on which somebody listens in the namespace behind an open `ns/net` file, if that is still the one with
 /// this cookie.
 pub fn ports(ns: &File, cookie: u64) -> io::Result<BTreeSet<u16>> {
-    // A kernel may lack sock_diag(7), or the module that it needs for this; every kernel has the tables.
+    // A kernel may lack sock_diag(7), or one of the modules that it needs for this; every kernel has the tables.
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
 
@@ -70,6 +70,8 @@ fn read_answer(mut bytes: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> 
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                 ports.insert(found.header.socket_id.source_port);
             }
+            // Where inet_diag has nobody to ask about TCP, the end has the reason.
+            NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             _ => {}
@@ -134,5 +136,12 @@ mod tests {
         assert!(read_answer(&[1, 2, 3], &mut BTreeSet::new()).is_err());
         assert!(read_answer(&[0; 64], &mut BTreeSet::new()).is_err());
         assert!(!read_answer(&[], &mut BTreeSet::new()).unwrap());
+        // As seen of a protocol without a handler: NLMSG_DONE, NLM_F_MULTI, and -ENOENT.
+        let done = |code: i32| {
+            let header = [20u32.to_ne_bytes(), [3, 0, 2, 0], [0; 4], [0; 4], code.to_ne_bytes()].concat();
+            read_answer(&header, &mut BTreeSet::new())
+        };
+        assert!(done(0).unwrap());
+        assert_eq!(done(-2).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

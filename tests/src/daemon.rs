@@ -139,9 +139,7 @@ impl Daemon {
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
-            if !answer.status.success()
-                && !std::path::Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists()
-            {
+            if !answer.status.success() && !Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists() {
                 bail!("the daemon has ended");
             }
             Ok(answer.status.success().then_some(()))

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Version of this layout; a file of another one is not compared.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +70,10 @@ pub struct Row {
     pub base: Option<String>,
     /// By [`Column::key`]; what a contestant does not have is missing.
     pub values: BTreeMap<String, Figure>,
+    /// By [`Column::key`]: what each round found, in their order. Those of two rows of a section belong together, number by
+    /// number. Only where there were rounds that all contestants had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rounds: BTreeMap<String, Vec<f64>>,
     /// What one must know to read it.
     pub note: Option<String>,
 }

@@ -10,12 +10,15 @@ use tracing::{debug, info, warn};
 use super::control::Control;
 use crate::{
     engine::{Change, Container, EngineInput, ends},
-    kernel::Cgroup,
+    kernel::{Cgroup, Kernel},
     labels, listening,
     netns::{self, Netns},
     procs::Process,
     world::{Backend, Kind, Misfit, Network, Phase},
 };
+
+/// Cgroups that are left one after the other before anybody else is looked after.
+const LEFT_AT_ONCE_MAX: usize = 8;
 
 /// Topics of [`Backend::troubles`].
 const NO_CGROUP: &str = "cgroup";
@@ -138,9 +141,15 @@ impl Control {
         let max = self.kernel.backends_max();
         let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
         // What an ended backend's programs still count must not be counted for another.
-        let mut counting: BTreeSet<u32> = self.kernel.attached_backends().into_iter().map(|(_, index)| index).collect();
-        counting.extend(self.kernel.moved_to());
-        let index = self.world.free_index(max, &counting).ok_or_else(full)?;
+        let counting = |kernel: &Kernel| -> BTreeSet<u32> {
+            kernel.attached_backends().into_iter().map(|(_, index)| index).chain(kernel.moved_to()).collect()
+        };
+        let mut index = self.world.free_index(max, &counting(&self.kernel));
+        while index.is_none() && self.leftovers {
+            self.drop_leftovers();
+            index = self.world.free_index(max, &counting(&self.kernel));
+        }
+        let index = index.ok_or_else(full)?;
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         self.written_off.remove(&index);
         Ok(index)
@@ -320,8 +329,11 @@ impl Control {
 
     /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
     /// counted there: so not before the last one has.
+    ///
+    /// Not many at once: each is half a millisecond in which nobody is looked after. What is left is left the next time.
     pub(super) fn drop_leftovers(&mut self) {
         self.leftovers = false;
+        let mut left = 0;
         let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
         let mut attached = self.kernel.attached_backends();
         attached.retain(|&(cgroup, index)| {
@@ -332,6 +344,10 @@ impl Control {
                 (Some(backend), None) => backend.phase == Phase::Exited,
             };
             if !over {
+                return true;
+            }
+            if left == LEFT_AT_ONCE_MAX {
+                self.leftovers = true;
                 return true;
             }
             let counters = self.kernel.backend_counters(index);
@@ -345,6 +361,7 @@ impl Control {
                 }
             }
             self.kernel.detach_backend(cgroup, index);
+            left += 1;
             false
         });
         let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();

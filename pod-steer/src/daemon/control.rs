@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
-    future::ready,
     io,
     path::PathBuf,
     sync::Arc,
@@ -17,6 +16,7 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{debug, error, info, warn};
@@ -38,7 +38,7 @@ use crate::{
     world::{Plan, World},
 };
 
-/// How often what the kernel says is compared with what is believed; only after lost events does it find anything.
+/// How often what the kernel says is compared with what is believed. Of sockets it finds something only after lost events.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
 /// How often what only a look can tell is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -180,8 +180,8 @@ impl Control {
                     Err(error) => warn!(%error, "cannot read what happens to cgroups"),
                 },
                 () = flush(&mut self.logs) => {}
-                // What is over can wait until nobody does.
-                () = ready(()), if self.leftovers => self.drop_leftovers(),
+                // What is over can wait until nobody does: before it is looked at, what has just arrived is.
+                () = yield_now(), if self.leftovers => self.drop_leftovers(),
                 _ = tick.tick() => self.compare(),
                 _ = looks.tick(), if looking => {
                     self.look_at_queues();
@@ -283,14 +283,7 @@ impl Control {
             error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
             self.dirty = true;
         }
-        for cookie in self.kernel.known_namespaces() {
-            if !plan.namespaces.contains(&cookie) {
-                self.kernel.detach_namespace(cookie);
-                self.seen_namespaces.remove(&cookie);
-                self.world.foreign.remove(&cookie);
-                self.world.steered.remove(&cookie);
-            }
-        }
+        self.leave_namespaces(&plan);
         self.store_ready_times();
         self.report(&plan);
         self.plan = plan;

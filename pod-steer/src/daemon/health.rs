@@ -81,14 +81,18 @@ impl Control {
         let world = &self.world;
         self.checks.by_id.retain(|id, _| world.backends.contains_key(id));
         self.checks.failures.retain(|id, _| world.backends.contains_key(id));
-        let sockets = Sockets::new(&world.sockets);
         // Most have no check, and never had.
         let concerned = |backend: &&Backend| {
             world.configured.check(&backend.spec).is_some()
                 || backend.probed != Health::Unchecked
                 || self.checks.knows(&backend.id)
         };
-        let due = world.backends.values().filter(concerned).map(|backend| {
+        let concerned: Vec<&Backend> = world.backends.values().filter(concerned).collect();
+        if concerned.is_empty() {
+            return;
+        }
+        let sockets = Sockets::new(&world.sockets);
+        let due = concerned.into_iter().map(|backend| {
             let own: Vec<(u64, &Socket)> = sockets.of(backend.index).collect();
             (backend.id.clone(), self.due(backend, &own), own.iter().map(|(cookie, _)| *cookie).collect())
         });

@@ -1,6 +1,6 @@
 //! What the loop is told and asked.
 
-use std::os::fd::OwnedFd;
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use rustix::net::UCred;
 use tokio::sync::oneshot;
@@ -23,8 +23,8 @@ pub enum Input {
     Inspected {
         /// Index of the backend.
         index: u32,
-        /// What was found, by cookie; nothing of those that were gone already.
-        found: Vec<(u64, super::sockets::Inspection)>,
+        /// What was found, by cookie.
+        found: BTreeMap<u64, super::sockets::Inspection>,
     },
     /// Sockets that listened before their backend was managed.
     Found {

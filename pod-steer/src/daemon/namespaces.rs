@@ -1,5 +1,7 @@
 //! Steering in the namespaces where it is planned: the lookup program is loaded for each, beside the loop.
 
+use std::collections::BTreeSet;
+
 use tokio::task::spawn_blocking;
 use tracing::error;
 
@@ -7,7 +9,7 @@ use super::{Input, control::Control, inputs::Answer};
 use crate::{
     api::types::Registered,
     kernel::{KernelError, sys},
-    world::Plan,
+    world::{Phase, Plan},
 };
 
 impl Control {
@@ -26,6 +28,23 @@ impl Control {
                 let _ = inputs.blocking_send(Input::Attached { cookie, result });
             });
         }
+    }
+
+    /// Leaves namespaces in which nothing is planned. One that is being attached is left when that is done: its program reads
+    /// the map of ports that was there when it was loaded.
+    pub(super) fn leave_namespaces(&mut self, plan: &Plan) {
+        for cookie in self.kernel.known_namespaces() {
+            if !plan.namespaces.contains(&cookie) && !self.is_attaching(cookie) {
+                self.kernel.detach_namespace(cookie);
+                self.seen_namespaces.remove(&cookie);
+                self.world.foreign.remove(&cookie);
+                self.world.steered.remove(&cookie);
+            }
+        }
+        // Whoever holds a namespace's descriptor keeps it from ending.
+        let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
+        let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        self.seen_namespaces.retain(|cookie, _| alive.contains(cookie) || plan.namespaces.contains(cookie));
     }
 
     /// Whether a namespace is being attached.

@@ -1,14 +1,14 @@
 //! Listening sockets: those that the kernel programs report, and those that were there before.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::AsFd as _,
     path::Path,
 };
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
-    FAMILY_V6, NONE, PROTO_TCP, SocketInfo,
+    FAMILY_V6, NONE, PROTO_TCP, SocketInfo, V6_ONLY, V6_UNKNOWN,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tokio::task::spawn_blocking;
@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::{Input, control::Control};
 use crate::{
+    kernel::v6only,
     procs::{FoundSocket, address_bytes, address_from_bytes, listeners_in_cgroup},
     world::{Network, Socket},
 };
@@ -31,6 +32,9 @@ pub struct Inspection {
     /// Its queue will be handed on when it closes.
     pub migrates: bool,
 }
+
+/// What is believed of a socket that a look did not find: what most are.
+const UNSEEN: Inspection = Inspection { v6only: false, migrates: false };
 
 /// The looks at sockets that are under way: one at a time for each backend, at all its sockets that are new, since each
 /// look goes through everything that the backend's processes have open.
@@ -112,8 +116,10 @@ impl Control {
             ip: address_from_bytes(info.family, info.addr),
             port: info.port,
             hidden_port: (info.hidden_port != 0).then_some(info.hidden_port),
-            // Most are not; if this one is, the kernel skips it for IPv4 clients until the look at it has told.
-            v6only: false,
+            v6only: match (info.family, info.v6only) {
+                (FAMILY_V6, V6_UNKNOWN) => None,
+                (_, v6only) => Some(v6only == V6_ONLY),
+            },
         };
         self.world.sockets.insert(cookie, socket);
         self.touch();
@@ -132,16 +138,18 @@ impl Control {
     }
 
     fn inspect(&mut self, index: u32, due: BTreeSet<u64>) {
-        let Some(path) = self.paths.get(&index).cloned() else { return };
+        let Some(path) = self.paths.get(&index).cloned() else {
+            return self.inspected(index, due.into_iter().map(|cookie| (cookie, UNSEEN)).collect());
+        };
         self.inspections.under_way.insert(index);
         let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
         spawn_blocking(move || {
-            let mut found = Vec::new();
+            let mut found: BTreeMap<u64, Inspection> = due.iter().map(|cookie| (*cookie, UNSEEN)).collect();
             // None is kept: a backend may have more sockets than we may open files.
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
                     let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                    found.push((socket.cookie, Inspection { v6only: socket.v6only, migrates }));
+                    found.insert(socket.cookie, Inspection { v6only: socket.v6only, migrates });
                 }
                 false
             };
@@ -150,12 +158,13 @@ impl Control {
         });
     }
 
-    pub(super) fn inspected(&mut self, index: u32, found: Vec<(u64, Inspection)>) {
+    pub(super) fn inspected(&mut self, index: u32, found: BTreeMap<u64, Inspection>) {
         self.inspections.under_way.remove(&index);
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
-            if socket.v6only != found.v6only {
-                socket.v6only = found.v6only;
+            if socket.v6only != Some(found.v6only) {
+                socket.v6only = Some(found.v6only);
+                self.kernel.note_v6only(cookie, found.v6only);
                 self.touch();
             }
             if !found.migrates {
@@ -200,6 +209,7 @@ impl Control {
                 family,
                 service: NONE,
                 hidden_port: hidden.port,
+                v6only: v6only(socket.v6only),
                 users: hidden.users,
                 ..SocketInfo::default()
             };
@@ -214,9 +224,6 @@ impl Control {
                 self.note_unshared(index, info.port, error.into());
             }
             self.add_socket(socket.cookie, &info);
-            if let Some(known) = self.world.sockets.get_mut(&socket.cookie) {
-                known.v6only = socket.v6only;
-            }
         }
         self.touch();
     }

@@ -40,7 +40,9 @@ use aya::{
     Ebpf,
     maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
-use pod_steer_ebpf::{BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo};
+use pod_steer_ebpf::{
+    BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
+};
 
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
@@ -51,6 +53,11 @@ pub use object::{ProbedProgram, TABLES, probe};
 pub use probes::{ProbeUnderWay, Probes};
 pub use publish::Settled;
 pub use unload::{Unloaded, unload};
+
+/// As the description of a socket has it.
+pub const fn v6only(only: bool) -> u16 {
+    if only { V6_ONLY } else { V6_BOTH }
+}
 
 type Result<T> = std::result::Result<T, KernelError>;
 
@@ -128,6 +135,14 @@ impl Kernel {
             .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
         self.heirs.remove(&cookie);
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
+    }
+
+    /// Remembers for a later daemon which clients a socket takes.
+    pub fn note_v6only(&mut self, cookie: u64, only: bool) {
+        // One that has closed meanwhile has no description any more.
+        if let Ok(info) = self.sockets.get(&cookie, 0) {
+            let _ = self.sockets.insert(cookie, SocketInfo { v6only: v6only(only), ..info }, 0);
+        }
     }
 
     /// A socket has begun to listen, maybe once more: its description is new, so the migrate program is to be told again.

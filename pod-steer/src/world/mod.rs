@@ -162,8 +162,8 @@ pub struct Socket {
     pub port: u16,
     /// Port that it is really bound to, if that is another: clients that come to it are refused.
     pub hidden_port: Option<u16>,
-    /// It takes IPv6 clients only.
-    pub v6only: bool,
+    /// It takes IPv6 clients only; not known before it has been looked at.
+    pub v6only: Option<bool>,
 }
 
 /// All that is known.

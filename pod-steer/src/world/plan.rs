@@ -11,8 +11,11 @@ use pod_steer_ebpf::{
     RULE_HAS_ADDRESSES, RuleKey,
 };
 
-use super::{Backend, BackendId, Health, Network, Phase, Plan, PlannedRule, Sockets, State, World, serving::Serving};
-use crate::{labels::Fallback, ports::PortMap, procs::address_bytes};
+use super::{
+    Backend, BackendId, Health, Network, Phase, Plan, PlannedRule, Sockets, State, World,
+    serving::{Serving, surely_takes},
+};
+use crate::{labels::Fallback, ports::PortMap, procs::address_bytes, slots::Member};
 
 /// Who holds a rule.
 struct Claim<'a> {
@@ -82,7 +85,12 @@ pub(super) fn plan(world: &World) -> (Plan, BTreeMap<String, BTreeSet<BackendId>
     for (key, claim) in &claims {
         plan.namespaces.insert(key.netns_cookie);
         let (table, networks) = serving.tables(key, claim.service, &claim.parts);
-        if table.members.is_empty() && !world.claimed.contains_key(key) {
+        let claims = |member: &Member| match world.sockets.get(&member.cookie) {
+            Some(socket) => surely_takes(socket, key.family),
+            // That of a pause.
+            None => true,
+        };
+        if !world.claimed.contains_key(key) && !table.members.iter().any(claims) {
             continue;
         }
         if !table.members.is_empty() {

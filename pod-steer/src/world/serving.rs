@@ -218,7 +218,16 @@ fn takes(socket: &Socket, family: u8) -> bool {
     match (socket.ip, family) {
         (IpAddr::V4(_), family) => family == FAMILY_V4,
         (IpAddr::V6(_), FAMILY_V6) => true,
-        (IpAddr::V6(ip), _) => !socket.v6only && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
+        (IpAddr::V6(ip), _) => socket.v6only != Some(true) && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
+    }
+}
+
+/// Whether that is certain: where it is not, a client is given to it all the same, and the kernel skips it if it must. But
+/// nothing is claimed for it, since others may serve those clients.
+pub(super) fn surely_takes(socket: &Socket, family: u8) -> bool {
+    match socket.ip {
+        IpAddr::V6(ip) if family == FAMILY_V4 => socket.v6only == Some(false) || ip.to_ipv4_mapped().is_some(),
+        _ => takes(socket, family),
     }
 }
 

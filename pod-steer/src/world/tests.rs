@@ -42,7 +42,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
 }
 
 pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
-    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, hidden_port: None, v6only: false }
+    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, hidden_port: None, v6only: Some(false) }
 }
 
 pub(super) fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
@@ -78,7 +78,7 @@ fn a_port_leads_to_the_sockets_behind_it() {
 #[test]
 fn families_go_where_the_kernel_takes_them() {
     let mut only = socket(0, "::", 80);
-    only.v6only = true;
+    only.v6only = Some(true);
     let mut world = world([backend(0, "web", "80")], [socket(0, "::", 80), only, socket(0, "::1", 80)]);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the dual-stack one alone");

@@ -1,5 +1,7 @@
 //! A small report for the unit tests: such as the benchmark program writes, with figures that nobody measured.
 
+use std::collections::BTreeMap;
+
 use pod_steer_tests::measures::{Better, Column, FORMAT, Figure, Report, Row, Section, Spread};
 
 /// A figure without rounds and base.
@@ -19,12 +21,19 @@ fn against(base: &str, name: &str, title: &str, values: &[(&str, f64, f64)]) -> 
     let figure = |value, ratio| Figure { value: off(value), ratio: Some(off(ratio)) };
     let values = values.iter().map(|(key, value, ratio)| ((*key).to_owned(), figure(*value, *ratio)));
     let base = Some(base.to_owned());
-    Row { name: name.to_owned(), title: title.to_owned(), base, values: values.collect(), note: None }
+    Row {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        base,
+        values: values.collect(),
+        rounds: BTreeMap::new(),
+        note: None,
+    }
 }
 
 fn single(name: &str, title: &str, values: &[(&str, f64)]) -> Row {
     let values = values.iter().map(|(key, value)| ((*key).to_owned(), alone(*value))).collect();
-    Row { name: name.to_owned(), title: title.to_owned(), base: None, values, note: None }
+    Row { name: name.to_owned(), title: title.to_owned(), base: None, values, rounds: BTreeMap::new(), note: None }
 }
 
 fn section(name: &str, title: &str, columns: &[(&str, &str, Better)], rows: Vec<Row>) -> Section {

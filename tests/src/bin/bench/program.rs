@@ -117,11 +117,13 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let row = |(name, services, backends, base): (&str, u32, u32, &str)| {
         let figure = |key| Figure::of(found.get(&(name, key))?, found.get(&(base, key)).map(Vec::as_slice));
         let values = COLUMNS.iter().filter_map(|(key, _)| Some(((*key).to_owned(), figure(key)?))).collect();
+        let rounds = COLUMNS.iter().filter_map(|(key, _)| Some(((*key).to_owned(), found.get(&(name, *key))?.clone())));
+        let rounds = rounds.collect();
         let title = match services {
             1 => format!("1 service, {backends} backends"),
             _ => format!("{services} services, {backends} backends each"),
         };
-        Row { name: name.to_owned(), title, base: Some(base.to_owned()), values, note: None }
+        Row { name: name.to_owned(), title, base: Some(base.to_owned()), values, rounds, note: None }
     };
     let column = |(key, title): (&str, &str)| Column { key: key.into(), title: title.into(), better: Better::Lower };
     Ok(vec![Section {

@@ -4,7 +4,7 @@
 mod churn;
 mod many;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use pod_steer_tests::{
@@ -44,7 +44,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let mut add = |name: &str, title: String, values: Values| {
         let figure = |spread| Figure { value: spread, ratio: None };
         let values = values.into_iter().map(|(key, spread)| (key.to_owned(), figure(spread))).collect();
-        rows.push(Row { name: name.to_owned(), title, base: None, values, note: None });
+        rows.push(Row { name: name.to_owned(), title, base: None, values, rounds: BTreeMap::new(), note: None });
     };
     let processes = if options.quick { 100 } else { 1_000 };
     eprintln!("   control plane: {processes} processes come and go");

@@ -56,7 +56,14 @@ pub fn row(name: &str, title: &str, swaps: &[Swap]) -> Row {
         ("swaps", total(swaps.len() as u64)),
     ];
     let values = figures.into_iter().filter_map(|(key, figure)| Some((key.to_owned(), figure?))).collect();
-    Row { name: name.into(), title: title.into(), base: None, values, note: note(swaps, &failures) }
+    Row {
+        name: name.into(),
+        title: title.into(),
+        base: None,
+        values,
+        rounds: BTreeMap::new(),
+        note: note(swaps, &failures),
+    }
 }
 
 fn note(swaps: &[Swap], failures: &BTreeMap<&str, u64>) -> Option<String> {

@@ -71,7 +71,9 @@ impl Tally {
         let notes: Vec<_> = notes.into_iter().flatten().collect();
         let note = Some(notes.join(" ")).filter(|note| !note.is_empty());
         let (name, title, base) = (way.name.into(), way.title.into(), way.base.map(str::to_owned));
-        (!values.is_empty()).then_some(Row { name, title, base, values, note })
+        let rounds =
+            values.keys().filter_map(|key| Some((key.clone(), self.numbers(way.name, key)?.to_vec()))).collect();
+        (!values.is_empty()).then_some(Row { name, title, base, values, rounds, note })
     }
 
     /// How it compares with another one than its base.
