@@ -8,7 +8,8 @@ use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
     load::{Load, Tally},
-    require, server, tools,
+    process::{Process, run},
+    require, server, tools, wait,
 };
 
 fn load(stage: &Stage, target: &str, count: u64) -> Result<Tally> {
@@ -60,6 +61,41 @@ fn clients_of_a_family_that_nobody_takes_are_refused() -> Result<()> {
             Some(name) => assert_eq!(tally.answered_by(name), 50, "{target}: {tally}"),
             None => assert_eq!(tally.refused(), 50, "{target}: {tally}"),
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn who_serves_ipv4_beside_an_ipv6_only_server_keeps_its_clients() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let net = stage.host.net().try_clone()?;
+    let start = |stage: &Stage, name: &str, listen: &[&str]| -> Result<Process> {
+        let mut command = stage.host.command(tools::named_server()?)?;
+        let server = stage.host.start(name, command.args(["--name", name, "--listen"]).args(listen))?;
+        wait::until(name, || server.stdout().contains("listening").then_some(()))?;
+        Ok(server)
+    };
+    // Nobody manages this one.
+    let _four = start(&stage, "four", &["0.0.0.0:8080"])?;
+    let _six = Exec::new("six", "six", "8080", "[::]:8080").server(&["--v6only"]).start(&stage)?;
+    // A process that was adopted has no cgroup in which a later daemon could look.
+    let also = start(&stage, "also", &["[::]:8081", "--v6only"])?;
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "also", "--ports", "8081", "--name", "also", "--pid"]);
+    run(register.arg(also.pid().to_string()))?;
+    let _also_four = start(&stage, "also-four", &["0.0.0.0:8081"])?;
+    for _ in 0..2 {
+        stage.daemon.wait_ready("six", 1)?;
+        stage.daemon.wait_ready("also", 1)?;
+        for (target, name) in
+            [("127.0.0.1:8080", "four"), ("[::1]:8080", "six"), ("127.0.0.1:8081", "also-four"), ("[::1]:8081", "also")]
+        {
+            let tally = Load::to(target.parse::<SocketAddr>()?).threads(2).count(50).run(&net)?;
+            assert_eq!(tally.answered_by(name), 50, "{target}: {tally}");
+        }
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
     }
     Ok(())
 }

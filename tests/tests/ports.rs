@@ -128,6 +128,12 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
             Ok((bpf::pinned_namespaces(&stage.host, "ports")?.len() == 2).then_some(()))
         })?;
         hasty.process.kill()?;
+        // And entered by another one before that is done.
+        let name = format!("prompt-{round}");
+        let mut prompt = inner(&name).inside(&fresh).start(&stage)?;
+        stage.daemon.wait_state("inner", &name, "ready")?;
+        check::Answered::default().expect(&fresh, &[("127.0.0.1:80", &name)])?;
+        prompt.process.kill()?;
         until_pinned(&stage, &[host])?;
     }
     outer.process.kill()?;

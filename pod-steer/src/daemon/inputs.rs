@@ -23,8 +23,8 @@ pub enum Input {
     Inspected {
         /// Index of the backend.
         index: u32,
-        /// What was found, by cookie.
-        found: BTreeMap<u64, super::sockets::Inspection>,
+        /// What was found, by cookie; nothing of those that were not seen.
+        found: BTreeMap<u64, Option<super::sockets::Inspection>>,
     },
     /// Sockets that listened before their backend was managed.
     Found {

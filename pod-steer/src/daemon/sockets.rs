@@ -33,9 +33,6 @@ pub struct Inspection {
     pub migrates: bool,
 }
 
-/// What is believed of a socket that a look did not find: what most are.
-const UNSEEN: Inspection = Inspection { v6only: false, migrates: false };
-
 /// The looks at sockets that are under way: one at a time for each backend, at all its sockets that are new, since each
 /// look goes through everything that the backend's processes have open.
 #[derive(Default)]
@@ -139,17 +136,17 @@ impl Control {
 
     fn inspect(&mut self, index: u32, due: BTreeSet<u64>) {
         let Some(path) = self.paths.get(&index).cloned() else {
-            return self.inspected(index, due.into_iter().map(|cookie| (cookie, UNSEEN)).collect());
+            return self.inspected(index, due.into_iter().map(|cookie| (cookie, None)).collect());
         };
         self.inspections.under_way.insert(index);
         let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
         spawn_blocking(move || {
-            let mut found: BTreeMap<u64, Inspection> = due.iter().map(|cookie| (*cookie, UNSEEN)).collect();
+            let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
             // None is kept: a backend may have more sockets than we may open files.
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
                     let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                    found.insert(socket.cookie, Inspection { v6only: socket.v6only, migrates });
+                    found.insert(socket.cookie, Some(Inspection { v6only: socket.v6only, migrates }));
                 }
                 false
             };
@@ -158,16 +155,18 @@ impl Control {
         });
     }
 
-    pub(super) fn inspected(&mut self, index: u32, found: BTreeMap<u64, Inspection>) {
+    pub(super) fn inspected(&mut self, index: u32, found: BTreeMap<u64, Option<Inspection>>) {
         self.inspections.under_way.remove(&index);
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
-            if socket.v6only != Some(found.v6only) {
-                socket.v6only = Some(found.v6only);
-                self.kernel.note_v6only(cookie, found.v6only);
+            // Of one that was not seen it is believed that it is as most are, unless more is known.
+            let v6only = found.map(|found| found.v6only).or(socket.v6only).unwrap_or(false);
+            if socket.v6only != Some(v6only) {
+                socket.v6only = Some(v6only);
+                self.kernel.note_v6only(cookie, v6only);
                 self.touch();
             }
-            if !found.migrates {
+            if !found.is_some_and(|found| found.migrates) {
                 debug!(cookie, "its queue will not be handed on when it closes");
             }
         }

@@ -40,6 +40,14 @@ impl Published {
     }
 }
 
+/// Who takes over the queue of a socket that closes: the members of the table of this rule.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heirs {
+    pub rule: RuleKey,
+    pub table: u32,
+    pub service: u32,
+}
+
 /// What came of bringing the kernel to a plan.
 pub struct Applied {
     /// What tells when nobody uses the former tables any more.
@@ -52,7 +60,7 @@ pub struct Applied {
 #[derive(Default)]
 struct Changes {
     /// Tables that it did not have before.
-    reserved: Vec<u32>,
+    reserved: BTreeSet<u32>,
     /// Where its new tables are to be.
     indices: BTreeSet<u32>,
 }
@@ -79,7 +87,7 @@ impl Kernel {
             return Applied { settled: Vec::new(), error: Some(error) };
         }
         let mut gone_wrong = self.drop_rules(plan);
-        let (mut settled, _) = self.publisher.flush();
+        let mut settled = Vec::new();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
                 && !self.follows(*index, *decision)
@@ -115,13 +123,10 @@ impl Kernel {
             let key = rule.key;
             if not.as_ref().is_some_and(|not| !not.indices.is_disjoint(&changes.indices)) {
                 self.give_up(&key, changes);
-            } else if let Err(error) = self.finish_rule(planned, rule) {
-                self.give_up(&key, changes);
+            } else if let Err(error) = self.finish_rule(planned, rule, changes) {
                 failed.insert(name, error);
             }
         }
-        let (more, _) = self.publisher.flush();
-        settled.extend(more);
         self.forgotten.clear();
         gone_wrong = gone_wrong.or(not.map(|not| not.error)).or(failed.into_values().next());
         Applied { settled, error: gone_wrong }
@@ -176,7 +181,7 @@ impl Kernel {
             let fresh = table == NONE;
             if fresh {
                 table = self.publisher.reserve()?;
-                changes.reserved.push(table);
+                changes.reserved.insert(table);
             }
             if fresh || before.table.as_ref() != Some(wanted) {
                 let compare = !fresh && before.table.is_none();
@@ -193,7 +198,7 @@ impl Kernel {
                     }
                     None => {
                         let own = self.publisher.reserve()?;
-                        changes.reserved.push(own);
+                        changes.reserved.insert(own);
                         changes.indices.insert(table_index(own, side));
                         self.publisher.prepare(table_index(own, side), &wanted.table, false)?;
                         sources.push((table_index(table, side), own, version.clone()));
@@ -208,20 +213,29 @@ impl Kernel {
     }
 
     /// Lets lookups come to tables that are published, and then empties those that nothing leads to any more.
-    fn finish_rule(&mut self, planned: &PlannedRule, prepared: Prepared) -> Result<()> {
+    fn finish_rule(&mut self, planned: &PlannedRule, prepared: Prepared, changes: Changes) -> Result<()> {
         let Prepared { key, rule, changed, networks, sources, freed } = prepared;
         if let Some(table) = &planned.table {
-            self.name_heirs(rule.table, rule.service, table);
+            self.name_heirs(Heirs { rule: key, table: rule.table, service: rule.service }, table);
         }
         for (scope, own, version) in sources {
-            if let Some(wanted) = planned.networks.get(&version) {
-                self.sources.add(scope, &wanted.networks, own)?;
+            if let Some(wanted) = planned.networks.get(&version)
+                && let Err(error) = self.sources.add(scope, &wanted.networks, own)
+            {
+                // What leads to its tables goes before they do.
+                let led = self.sources.remove(scope);
+                led.difference(&changes.reserved).for_each(|table| self.publisher.clear(*table));
+                self.give_up(&key, changes);
+                self.published.entry(key).and_modify(|published| published.networks.clear());
+                return Err(error);
             }
         }
+        // Known before it is written: where that fails, it may lead to its table already, or still to the former one.
+        self.published.insert(key, Published { rule, ours: !changed, table: planned.table.clone(), networks });
         if changed {
             self.rules.write(key, rule)?;
+            self.published.entry(key).and_modify(|published| published.ours = true);
         }
-        self.published.insert(key, Published { rule, ours: true, table: planned.table.clone(), networks });
         freed.into_iter().for_each(|table| self.publisher.clear(table));
         Ok(())
     }
@@ -251,19 +265,28 @@ impl Kernel {
         failed
     }
 
-    /// Tells the migrate program which table's members take over when one of these sockets closes.
-    pub(super) fn name_heirs(&mut self, table: u32, service: u32, planned: &PlannedTable) {
+    /// Tells the migrate program which table's members take over when one of these sockets closes. A socket may be in the
+    /// tables of several rules, those of both families say: it keeps the first of them as long as it is there.
+    pub(super) fn name_heirs(&mut self, heirs: Heirs, planned: &PlannedTable) {
         for member in &planned.members {
-            let heirs = (table, service);
-            if self.heirs.get(&member.cookie) != Some(&heirs)
-                && let Ok(mut info) = self.sockets.get(&member.cookie, 0)
-            {
-                (info.table, info.service) = heirs;
+            let told = self.heirs.get(&member.cookie);
+            if told.is_some_and(|told| *told == heirs || self.inherits(told, member.cookie)) {
+                continue;
+            }
+            if let Ok(mut info) = self.sockets.get(&member.cookie, 0) {
+                (info.table, info.service) = (heirs.table, heirs.service);
                 if self.sockets.insert(member.cookie, info, 0).is_ok() {
                     self.heirs.insert(member.cookie, heirs);
                 }
             }
         }
+    }
+
+    /// Whether a rule is published so, with this socket in its table.
+    fn inherits(&self, heirs: &Heirs, cookie: u64) -> bool {
+        let Some(Published { rule, table: Some(table), .. }) = self.published.get(&heirs.rule) else { return false };
+        (rule.table, rule.service) == (heirs.table, heirs.service)
+            && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
     }
 
     fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {

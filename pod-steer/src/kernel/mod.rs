@@ -38,7 +38,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
+    maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
     BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
@@ -81,13 +81,13 @@ pub struct Kernel {
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     events_lost: PerCpuArray<MapData, u64>,
     publisher: publish::Publisher,
-    switches: Array<MapData, u32>,
+    switches: switch::Switches,
     switched: Option<Instant>,
     sources: sources::Sources,
     /// What is published, as far as it is known.
     published: BTreeMap<RuleKey, apply::Published>,
-    /// What the migrate program was told: by cookie, the table and the service whose members take a socket's queue over.
-    heirs: StdHashMap<u64, (u32, u32)>,
+    /// What the migrate program was told: by cookie, the rule whose table's members take a socket's queue over.
+    heirs: StdHashMap<u64, apply::Heirs>,
     /// Sockets of these that were forgotten since the last plan.
     forgotten: BTreeSet<u64>,
     /// Sockets that were found closed when they were last looked through.

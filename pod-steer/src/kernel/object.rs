@@ -20,6 +20,7 @@ use super::{
     ports::Rules,
     publish::{self, Publisher},
     sources::Sources,
+    switch::Switches,
     workers::Outer,
 };
 
@@ -199,7 +200,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
-        switches: map(&mut programs, "SWITCHES")?,
+        switches: Switches::new(map(&mut programs, "SWITCHES")?),
         switched: None,
         sources,
         published,

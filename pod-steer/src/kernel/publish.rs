@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     KernelError, Result, sys,
-    workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
+    workers::{Batch, EMPTY, Outcome, Outer, Tables, WORKERS, Workers},
 };
 use crate::{slots, world::PlannedTable};
 
@@ -74,7 +74,7 @@ impl Publisher {
     /// `used` are the tables that published rules lead to.
     pub fn new(pin: &Path, used: impl Iterator<Item = u32>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
-        Ok(Self {
+        let mut publisher = Self {
             tables: Tables::open(pin)?,
             workers: Workers::start(pin, empty)?,
             used: used.filter(|table| *table != NONE).collect(),
@@ -82,7 +82,16 @@ impl Publisher {
             prepared: Vec::new(),
             settled: Vec::new(),
             failed: None,
-        })
+        };
+        // What a daemon before us had no time to empty.
+        for table in 0..TABLES_MAX {
+            let full = |side| publisher.tables.is_full(table_index(table, side));
+            if !publisher.used.contains(&table) && (0..=SWITCH_SIDE).any(full) {
+                publisher.used.insert(table);
+                publisher.clear(table);
+            }
+        }
+        Ok(publisher)
     }
 
     /// An index that no rule uses.
@@ -188,7 +197,7 @@ impl Publisher {
 /// Replaces a table once, in maps that nobody uses: a kernel may take every program and refuse this.
 pub(super) fn try_once(outer: &mut Outer) -> Result<()> {
     let inner =
-        MapData::create(definition(2), "slots", None).map_err(KernelError::map("make a table for", "TABLES"))?;
+        MapData::create(definition(EMPTY), "slots", None).map_err(KernelError::map("make a table for", "TABLES"))?;
     outer.set(0, &inner, 0).map_err(KernelError::map("publish a table in", "TABLES"))
 }
 
@@ -219,7 +228,7 @@ fn entries(planned: &PlannedTable) -> Vec<Slot> {
     entries.push(Slot::header(count, table.members.len() as u32, planned.reserve.len() as u32));
     entries.extend(table.slots.iter().filter_map(|index| table.members.get(*index as usize)).map(|m| entry(count, m)));
     entries.extend(table.members.iter().chain(&planned.reserve).map(|m| entry(0, m)));
-    // The kernel wants at least one element; two keep the header of an empty table company.
-    entries.resize(entries.len().max(2), Slot::default());
+    // The kernel wants at least one element; another keeps the header of an empty table company.
+    entries.resize(entries.len().max(EMPTY as usize), Slot::default());
     entries
 }

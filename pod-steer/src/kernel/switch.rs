@@ -6,28 +6,56 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{NONE, RuleKey, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
+use aya::maps::{Array, MapData};
+use pod_steer_ebpf::{NONE, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
 
 use super::{
     Kernel, KernelError, Result, Settled,
-    apply::{Published, rule_of},
+    apply::{Heirs, Published, rule_of},
 };
 use crate::{
     abort::{self, Point},
     world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable},
 };
 
-/// The table of a rule, those of its networks by version, and the tables that were left there.
-type Built = (u32, BTreeMap<String, (u32, PlannedNetworks)>, BTreeSet<u32>);
+/// The table of a rule, and those of its networks by version.
+type Built = (u32, BTreeMap<String, (u32, PlannedNetworks)>);
+
+/// The switches of all services. They are asked for again and again, and nobody else writes them.
+pub(super) struct Switches {
+    map: Array<MapData, u32>,
+    /// What is written.
+    words: Vec<u32>,
+}
+
+impl Switches {
+    /// Takes over what is there.
+    pub fn new(map: Array<MapData, u32>) -> Self {
+        let words = (0..SERVICES_MAX).map(|service| map.get(&service, 0).unwrap_or(0)).collect();
+        Self { map, words }
+    }
+
+    fn word(&self, service: u32) -> u32 {
+        self.words.get(service as usize).copied().unwrap_or(0)
+    }
+
+    fn write(&mut self, service: u32, word: u32) -> Result<()> {
+        self.map.set(service, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
+        if let Some(known) = self.words.get_mut(service as usize) {
+            *known = word;
+        }
+        Ok(())
+    }
+}
 
 impl Kernel {
     /// The switch of an index that was another service's.
     pub(super) fn reset_switch(&mut self, service: u32) -> Result<()> {
-        self.switches.set(service, 0, 0).map_err(KernelError::map("reset", "SWITCHES"))
+        self.switches.write(service, 0)
     }
 
     pub(super) fn switch(&self, service: u32) -> u32 {
-        self.switches.get(&service, 0).unwrap_or(0)
+        self.switches.word(service)
     }
 
     /// Whether the kernel follows this decision already. Which networks an earlier daemon told apart is not known: its
@@ -58,10 +86,10 @@ impl Kernel {
             .filter(|(_, rule)| rule.service.as_deref() == Some(name))
             .filter_map(|(key, rule)| Some((*key, rule, rule.table.as_ref()?)))
             .collect();
-        let (mut built, mut reserved) = (Vec::new(), Vec::new());
+        let (mut built, mut reserved, mut stale) = (Vec::new(), Vec::new(), BTreeSet::new());
         let prepared = planned.into_iter().try_for_each(|(key, rule, table)| {
             let before = self.published.get(&key).cloned().unwrap_or_default();
-            let tables = self.build(key, rule, table, new, &mut reserved)?;
+            let tables = self.build(key, rule, table, new, &mut reserved, &mut stale)?;
             built.push((key, before, (rule, table), tables));
             Ok(())
         });
@@ -71,25 +99,25 @@ impl Kernel {
         let (mut settled, failed) = self.publisher.flush();
         if let Err(error) = prepared.and_then(|()| failed.map_or(Ok(()), |failed| Err(failed.error))) {
             // Nothing has changed for anybody; what was built for it is given back.
-            for (_, _, _, (index, ..)) in built {
+            for (_, _, _, (index, _)) in built {
                 self.sources.remove(table_index(index, new));
             }
-            for table in reserved {
+            for table in reserved.into_iter().chain(stale) {
                 self.publisher.clear(table);
             }
-            self.publisher.flush();
             return Err(error);
         }
 
         abort::here(Point::Built);
         // >>> New connections move here, when an operator decides: one word.
         let word = switch(new, decision.has_networks, decision.revision);
-        self.switches.set(service, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
+        self.switches.write(service, word)?;
         self.switched = Some(Instant::now());
         abort::here(Point::Switched);
 
         let mut failed = None;
-        for (key, before, (planned, table), (index, networks, stale)) in built {
+        stale.into_iter().for_each(|table| self.publisher.clear(table));
+        for (key, before, (planned, table), (index, networks)) in built {
             let rule = rule_of(planned, index, service);
             let mut ours = before.ours && before.rule == rule;
             if !ours {
@@ -99,11 +127,10 @@ impl Kernel {
                     Err(error) => failed = Some(error),
                 }
             }
-            self.name_heirs(index, service, table);
+            self.name_heirs(Heirs { rule: key, table: index, service }, table);
             self.published.insert(key, Published { rule, ours, table: Some(table.clone()), networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
-            left.extend(stale);
             for own in left {
                 self.publisher.clear(own);
             }
@@ -119,8 +146,8 @@ impl Kernel {
         failed.or(not.map(|not| not.error)).map_or(Ok(settled), Err)
     }
 
-    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, those of networks, and the
-    /// tables to which something left there led; `reserved` are those that are new, also when it fails.
+    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, and those of networks; `reserved`
+    /// are those that are new, and `stale` those to which something that was left there led, also when it fails.
     fn build(
         &mut self,
         key: RuleKey,
@@ -128,6 +155,7 @@ impl Kernel {
         table: &PlannedTable,
         side: u32,
         reserved: &mut Vec<u32>,
+        stale: &mut BTreeSet<u32>,
     ) -> Result<Built> {
         let known = self.published.get(&key).map(|published| published.rule.table).filter(|table| *table != NONE);
         let index = match known {
@@ -139,19 +167,21 @@ impl Kernel {
             }
         };
         // A daemon that ended between here and the switch has left something on this side.
-        let stale = self.sources.remove(table_index(index, side));
+        stale.extend(self.sources.remove(table_index(index, side)));
         self.publisher.prepare(table_index(index, side), table, false)?;
-        let mut networks = BTreeMap::new();
-        for (version, planned) in &rule.networks {
+        let networks = rule.networks.iter().map(|(version, planned)| {
             let own = self.publisher.reserve()?;
             reserved.push(own);
             self.publisher.prepare(table_index(own, side), &planned.table, false)?;
-            if let Err(error) = self.sources.add(table_index(index, side), &planned.networks, own) {
+            self.sources.add(table_index(index, side), &planned.networks, own)?;
+            Ok((version.clone(), (own, planned.clone())))
+        });
+        match networks.collect::<Result<_>>() {
+            Ok(networks) => Ok((index, networks)),
+            Err(error) => {
                 self.sources.remove(table_index(index, side));
-                return Err(error);
+                Err(error)
             }
-            networks.insert(version.clone(), (own, planned.clone()));
         }
-        Ok((index, networks, stale))
     }
 }

@@ -3,6 +3,7 @@
 //! the threads. Tables that nothing leads to any more are emptied by one more thread, for which nobody waits.
 
 use std::{
+    collections::BTreeSet,
     io, iter,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
@@ -19,8 +20,12 @@ use super::{KernelError, Result, sys};
 
 /// So many changes at a time before one waits for another.
 pub(super) const WORKERS: usize = 8;
-/// Tables that are emptied together.
-const CLEARED_MAX: usize = 256;
+/// Tables that are emptied together. Not more: a daemon that is killed ends when its system call does, which waits for each
+/// of them before Linux 6.8.
+const CLEARED_MAX: usize = 32;
+
+/// Entries of an empty table.
+pub(super) const EMPTY: u32 = 2;
 
 pub(super) type Outer = ArrayOfMaps<MapData, MapData>;
 pub(super) type Outcome = std::result::Result<(), MapError>;
@@ -44,6 +49,12 @@ impl Tables {
     /// The table at this index.
     pub fn get(&self, index: u32) -> std::result::Result<MapData, MapError> {
         self.outer.get(&index, 0)
+    }
+
+    /// Whether there is more at this index than an empty table.
+    pub fn is_full(&self, index: u32) -> bool {
+        self.id_of(index).is_ok()
+            && self.get(index).and_then(|table| table.info()).is_ok_and(|i| i.max_entries() > EMPTY)
     }
 
     /// The id of the table at this index.
@@ -75,8 +86,8 @@ pub(super) struct Workers {
     unused: mpsc::Sender<u32>,
     /// Those that are.
     cleared: mpsc::Receiver<u32>,
-    /// How many are under way from the one to the other.
-    clearing: usize,
+    /// Those that are under way from the one to the other.
+    clearing: BTreeSet<u32>,
 }
 
 impl Workers {
@@ -92,7 +103,7 @@ impl Workers {
         let (done, cleared) = mpsc::channel();
         let (mut tables, empty) = (Tables::open(pin)?, Arc::new(empty));
         thread::spawn(move || clean(&mut tables, &empty, &queue, &done));
-        Ok(Self { jobs, unused, cleared, clearing: 0 })
+        Ok(Self { jobs, unused, cleared, clearing: BTreeSet::new() })
     }
 
     /// Has tables replaced. What is returned is told when nobody can be using the old ones.
@@ -102,17 +113,19 @@ impl Workers {
         outcome
     }
 
-    /// Has both sides of a table emptied.
+    /// Has both sides of a table emptied, once: after that it may be used again.
     pub fn clear(&mut self, table: u32) {
-        self.clearing += usize::from(self.unused.send(table).is_ok());
+        if self.clearing.insert(table) {
+            let _ = self.unused.send(table);
+        }
     }
 
     /// Those that were emptied since this was last asked; the first one is waited for no longer than this.
-    pub fn cleared(&mut self, wait: Duration) -> Vec<u32> {
-        let wait = if self.clearing == 0 { Duration::ZERO } else { wait };
+    pub fn cleared(&mut self, wait: Duration) -> BTreeSet<u32> {
+        let wait = if self.clearing.is_empty() { Duration::ZERO } else { wait };
         let first = self.cleared.recv_timeout(wait).ok();
-        let cleared: Vec<u32> = first.into_iter().chain(self.cleared.try_iter()).collect();
-        self.clearing -= cleared.len();
+        let cleared: BTreeSet<u32> = first.into_iter().chain(self.cleared.try_iter()).collect();
+        self.clearing.retain(|table| !cleared.contains(table));
         cleared
     }
 }
