@@ -1,7 +1,7 @@
 //! Ports whose rules change: an address of one port, a namespace that is left and entered again, a socket that listens
 //! again, hundreds of ports at once, and tables that name who is gone.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -127,6 +127,8 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
         wait::until_ok("the namespace's ports", || {
             Ok((bpf::pinned_namespaces(&stage.host, "ports")?.len() == 2).then_some(()))
         })?;
+        // At different moments of the loading, which takes some 50 ms.
+        thread::sleep(Duration::from_millis(10 * (round - 1)));
         hasty.process.kill()?;
         // And entered by another one before that is done.
         let name = format!("prompt-{round}");
