@@ -258,7 +258,8 @@ impl Control {
         }
     }
 
-    /// Remembers a namespace; its descriptor is kept only until it is attached, so that it can end.
+    /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it
+    /// can end.
     pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
         let attached = self.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
         self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));

@@ -53,7 +53,7 @@ impl Rules {
         }
         self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
         if by_table {
-            // Not replaced as a whole, nor need it be: the service and the table are one word, and a slot proves the hint.
+            // Not replaced as a whole, nor need it be: its table is always this one, and a slot proves the hint.
             let written = self.by_table.set(rule.table, rule, 0);
             written.map_err(KernelError::map("write a rule to", "TABLE_RULES"))?;
             self.lead(&key, leads_to)?;

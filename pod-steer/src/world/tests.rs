@@ -86,6 +86,27 @@ fn families_go_where_the_kernel_takes_them() {
 }
 
 #[test]
+fn nothing_is_claimed_for_a_socket_that_may_not_take_it() {
+    let mut unknown = socket(0, "::", 80);
+    unknown.v6only = None;
+    let mut world = world([backend(0, "web", "80"), backend(1, "web", "80")], [unknown]);
+    let claimed = |world: &mut World| {
+        let plan = world.plan();
+        (members(&plan, key(FAMILY_V4, 80)), members(&plan, key(FAMILY_V6, 80)))
+    };
+    assert_eq!(claimed(&mut world), (vec![], vec![100]));
+    world.sockets.insert(101, socket(1, "0.0.0.0", 80));
+    assert_eq!(claimed(&mut world), (vec![100, 101], vec![100]), "where others serve, the kernel skips it if it must");
+    world.sockets.get_mut(&100).unwrap().v6only = Some(true);
+    assert_eq!(claimed(&mut world), (vec![101], vec![100]));
+    world.sockets.remove(&101);
+    world.claimed.clear();
+    assert!(!world.plan().rules.contains_key(&key(FAMILY_V4, 80)));
+    world.sockets.get_mut(&100).unwrap().v6only = Some(false);
+    assert_eq!(claimed(&mut world), (vec![100], vec![100]));
+}
+
+#[test]
 fn a_backends_weight_is_shared_by_its_sockets() {
     let mut heavy = backend(1, "web", "80");
     heavy.spec.weight = 3;
