@@ -1,10 +1,12 @@
 //! Whether a report is worse than the committed one. Ratios are compared, never times: those are the machine's. Only
 //! pod-steer's own rows count: that another program got slower is not this project's regression. A ratio is worse if its
-//! median is beyond the tolerance and no round reached the committed median: where rounds differ that much, nobody knows.
+//! median is beyond the tolerance and is known well enough: the committed median is not within its interval (`noise`).
 
-use pod_steer_tests::measures::{Better, Column, Figure, Report, Row, Section};
+use pod_steer_tests::measures::{Better, Report, Row, Section};
 
-use super::tolerance::{COUNTS, Tolerance};
+use super::ratio::{DERIVED, Ratio};
+use super::tolerance::{COUNTS, Margin, Tolerance};
+use super::verdict::{self, Verdict};
 use super::{OURS_ALONE, numbers};
 
 /// What the comparison found.
@@ -18,16 +20,18 @@ pub struct Comparison {
     pub told: Vec<String>,
 }
 
-/// The report beside the committed one.
-pub fn compare(committed: &Report, new: &Report) -> Comparison {
+/// The report beside the committed one. Of a run of everything (`whole`) nothing may be missing: who breaks a measurement must not
+/// be told that nothing got worse.
+pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
     let told = differences(&committed.machine, &new.machine);
-    let mut with = Comparing { quick: new.quick, found: Comparison { told, ..Comparison::default() } };
+    let mut with = Comparing { quick: new.quick, whole, found: Comparison { told, ..Comparison::default() } };
     for section in &committed.sections {
         match new.section(&section.name) {
             Some(other) => with.section(section, other),
-            None => with.found.told.push(format!("not compared: {}, which was not run", section.name)),
+            None => with.lacks(&section.name, "was not run"),
         }
     }
+    with.aims(committed, new);
     with.found
 }
 
@@ -44,81 +48,124 @@ fn differences(committed: &[(String, String)], new: &[(String, String)]) -> Vec<
 
 struct Comparing {
     quick: bool,
+    whole: bool,
     found: Comparison,
 }
 
 impl Comparing {
     fn section(&mut self, committed: &Section, new: &Section) {
-        let ours = |row: &&Row| row.name.starts_with("pod-steer") || OURS_ALONE.contains(&committed.name.as_str());
-        for row in committed.rows.iter().filter(ours) {
+        let alone = OURS_ALONE.contains(&committed.name.as_str());
+        for row in committed.rows.iter().filter(|row| alone || row.name.starts_with("pod-steer")) {
             let name = format!("{}, {}", committed.name, row.name);
             let skipped = new.skipped.iter().find(|(skipped, _)| *skipped == row.name);
             match (new.row(&row.name), skipped) {
                 (Some(now), _) => {
-                    self.row(&name, &committed.columns, row, now);
+                    self.row(&name, (committed, row), (new, now));
                     self.counts(&name, row, now);
                 }
                 // It ran once: that it does not any more is worse than slow.
                 (None, Some((_, why))) => self.found.worse.push(format!("{name}: no figures any more: {why}")),
-                (None, None) => self.found.told.push(format!("not compared: {name}, which was not run")),
+                // Sizes are rows, and a quick run has others.
+                (None, None) if alone && self.quick => self.tell(&name, "which a quick run does not have"),
+                (None, None) => self.lacks(&name, "was not run"),
+            }
+        }
+        for derived in DERIVED.iter().filter(|derived| derived.section == committed.name) {
+            let name = format!("{}, {}", derived.section, derived.kind);
+            match (derived.ratio(committed), derived.ratio(new)) {
+                (Some(before), Some(now)) => self.ratio(&name, Better::Lower, &derived.margin, before, now),
+                // Of a row that is missing it was said above.
+                (Some(_), None) if derived.rows().iter().all(|row| new.row(row).is_some()) => {
+                    self.lacks(&name, "was not measured");
+                }
+                _ => {}
             }
         }
     }
 
-    fn row(&mut self, name: &str, columns: &[Column], committed: &Row, new: &Row) {
-        for column in columns.iter().filter(|column| !COUNTS.contains(&column.key.as_str())) {
-            let Some(before) = committed.values.get(&column.key) else { continue };
+    fn row(&mut self, name: &str, (committed, row): (&Section, &Row), (new, now): (&Section, &Row)) {
+        for column in &committed.columns {
+            let Some(tolerance) = Tolerance::of(&column.key) else { continue };
+            let Some(before) = Ratio::to_base(committed, row, &column.key) else { continue };
             let name = format!("{name}, {}", column.title);
-            match new.values.get(&column.key) {
-                Some(now) => self.measure(&name, column, before, now),
-                None => self.found.told.push(format!("not compared: {name}, which was not measured")),
+            match Ratio::to_base(new, now, &column.key) {
+                Some(ratio) => self.ratio(&name, column.better, &tolerance.margin, before, ratio),
+                None if now.values.contains_key(&column.key) => self.lacks(&name, "has no base"),
+                None if self.quick && new.columns.iter().all(|other| other.key != column.key) => {
+                    self.tell(&name, "which a quick run does not have");
+                }
+                None => self.lacks(&name, "was not measured"),
             }
         }
     }
 
     /// Where none is told there was none: a report may leave out what went wrong if nothing did.
     fn counts(&mut self, name: &str, committed: &Row, new: &Row) {
-        for key in COUNTS {
+        for (key, more) in COUNTS {
             let most = |row: &Row| row.values.get(key).map(|figure| figure.value.high);
             let (before, now) = (most(committed), most(new));
             self.found.compared += usize::from(before.or(now).is_some());
             let (before, now) = (before.unwrap_or(0.0), now.unwrap_or(0.0));
-            if now > before {
+            if now > before + more {
                 let (before, now) = (numbers::short(before), numbers::short(now));
                 self.found.worse.push(format!("{name}, {key}: {before} committed, {now} now"));
             }
         }
     }
 
-    fn measure(&mut self, name: &str, column: &Column, before: &Figure, now: &Figure) {
-        let (Some(tolerance), Some(before)) = (Tolerance::of(&column.key), before.ratio) else { return };
-        let Some(now) = now.ratio else {
-            self.found.told.push(format!("not compared: {name}, as its base is missing"));
-            return;
-        };
-        let part = tolerance.part(self.quick);
-        let (worse_by, best_round_reaches) = match column.better {
+    fn ratio(&mut self, name: &str, better: Better, margin: &Margin, before: Ratio, now: Ratio) {
+        let part = margin.part(self.quick);
+        let (worse_by, reaches) = match better {
             Better::Higher => (before.median / now.median, now.high >= before.median),
             Better::Lower => (now.median / before.median, now.low <= before.median),
         };
         self.found.compared += 1;
         // So that a quotient that is no number counts as worse.
         let within = worse_by <= 1.0 + part;
-        if !within && !best_round_reaches {
+        if !within && !reaches {
             let percent = 100.0 * part;
             let (before, now) = (before.median, now.median);
             let ratios = format!("ratio {before:.3} committed, {now:.3} now");
             self.found.worse.push(format!("{name}: {ratios} (tolerance {percent:.0}%)"));
         }
     }
+
+    /// An aim that was met is not to be given up in small steps, each within its tolerance. Ratios need rounds enough to know
+    /// that it is not the noise: those of a quick run are too few.
+    fn aims(&mut self, committed: &Report, new: &Report) {
+        let met = verdict::judge(committed).into_iter().filter(|before| before.verdict == Verdict::Met);
+        let met: Vec<_> = met.map(|before| before.aim).filter(|aim| aim.holds_elsewhere()).collect();
+        let judged = verdict::judge(new).into_iter().filter(|now| met.iter().any(|aim| std::ptr::eq(*aim, now.aim)));
+        for now in judged.filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
+            self.found.compared += usize::from(now.reached.is_some());
+            if now.verdict == Verdict::Missed && !now.within_noise() {
+                let (measure, bound, reached) = (now.aim.measure, now.aim.bound(), now.reached());
+                self.found.worse.push(format!("{measure}: the aim ({bound}) was met, and is missed: {reached} now"));
+            }
+        }
+    }
+
+    /// What the committed report has, and this one does not.
+    fn lacks(&mut self, name: &str, why: &str) {
+        if self.whole {
+            self.found.worse.push(format!("{name}: it cannot be compared any more: it {why}"));
+        } else {
+            self.tell(name, &format!("which {why}"));
+        }
+    }
+
+    fn tell(&mut self, name: &str, why: &str) {
+        self.found.told.push(format!("not compared: {name}, {why}"));
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use pod_steer_tests::measures::Spread;
+    use pod_steer_tests::measures::{Figure, Spread};
 
     use super::*;
     use crate::bench::sample;
+    use crate::bench::tolerance::TOLERANCES;
 
     fn with_ratio(section: &str, row: &str, key: &str, ratio: f64) -> Report {
         let mut report = sample::report();
@@ -129,14 +176,14 @@ mod tests {
 
     #[test]
     fn the_same_is_not_worse() {
-        let found = compare(&sample::report(), &sample::report());
-        // pod-steer's throughput and p99 of two workloads, and its failed requests.
-        assert_eq!(found, Comparison { compared: 5, ..Comparison::default() });
+        let found = compare(&sample::report(), &sample::report(), true);
+        // pod-steer's throughput and p99 of two workloads, its pause, and its failed requests, which are an aim too.
+        assert_eq!(found, Comparison { compared: 7, ..Comparison::default() });
     }
 
     #[test]
     fn ratios_may_move_within_their_tolerance() {
-        let check = |report: &Report| compare(&sample::report(), report).worse;
+        let check = |report: &Report| compare(&sample::report(), report, true).worse;
         // Committed: 0.96, and a full run's tolerance is 6%.
         assert_eq!(check(&with_ratio("new-connections", "pod-steer", "requests_per_s", 0.91)), [""; 0]);
         assert_eq!(check(&with_ratio("new-connections", "pod-steer", "requests_per_s", 2.0)), [""; 0]);
@@ -152,32 +199,117 @@ mod tests {
     }
 
     #[test]
-    fn one_round_that_was_as_good_is_enough() {
+    fn what_is_within_the_noise_is_not_worse() {
+        let with = |ratios: &[f64]| {
+            let mut report = sample::workload();
+            sample::rounds(&mut report, "tls", "direct", "requests_per_s", &vec![1.0; ratios.len()]);
+            sample::rounds(&mut report, "tls", "pod-steer", "requests_per_s", ratios);
+            report
+        };
+        let committed = with(&[0.9, 1.0, 1.1]);
+        let worse = |ratios: &[f64]| compare(&committed, &with(ratios), true).worse.len();
+        // Of seven rounds each may be where the median is, and of nine not the best one.
+        assert_eq!(worse(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 1.0]), 0);
+        assert_eq!(worse(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]), 1);
+        assert_eq!(worse(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 1.0]), 1);
+    }
+
+    #[test]
+    fn without_rounds_their_ends_count() {
         let worse = |high| {
             let mut report = sample::report();
             let row = sample::row(&mut report, "new-connections", "pod-steer");
             let ratio = Some(Spread { median: 0.6, low: 0.5, high });
             row.values.get_mut("requests_per_s").unwrap().ratio = ratio;
-            compare(&sample::report(), &report).worse.len()
+            compare(&sample::report(), &report, true).worse.len()
         };
         assert_eq!([worse(0.95), worse(0.96)], [1, 0]);
     }
 
     #[test]
-    fn times_are_not_compared_and_counts_are() {
+    fn an_aim_that_was_met_is_not_given_up() {
+        let with = |ours: f64| {
+            let mut report = sample::report();
+            let mut rounds = |name, value| {
+                sample::rounds(&mut report, "new-connections", name, "requests_per_s", &[value; 7]);
+            };
+            rounds("direct", 1000.0);
+            rounds("reuseport", 1000.0);
+            rounds("pod-steer", ours);
+            report
+        };
+        let worse = |ours: f64| compare(&with(990.0), &with(ours), true).worse;
+        assert_eq!(worse(981.0), [""; 0]);
+        let line = "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT: the aim (≥ 0.98) was met, and is missed: \
+                    0.970 now";
+        assert_eq!(worse(970.0), [line]);
+    }
+
+    /// A tolerance of a measure that never has a ratio would be a falsehood on the page.
+    #[test]
+    fn every_tolerance_is_used() {
+        for key in TOLERANCES.iter().flat_map(|tolerance| tolerance.keys) {
+            let with = |ours: f64| {
+                let mut report = sample::workload();
+                report.sections[0].columns[0].key = (*key).to_owned();
+                report.sections[0].columns[0].better = Better::Lower;
+                report.sections[0].columns.truncate(1);
+                sample::rounds(&mut report, "tls", "direct", key, &[1.0; 7]);
+                sample::rounds(&mut report, "tls", "pod-steer", key, &[ours; 7]);
+                report
+            };
+            let found = compare(&with(1.0), &with(9.0), true);
+            assert_eq!((found.compared, found.worse.len()), (1, 1), "{key}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn every_derived_ratio_is_used() {
+        for derived in DERIVED {
+            let with = |over: f64| {
+                let mut report = sample::workload();
+                let section = &mut report.sections[0];
+                section.name = derived.section.to_owned();
+                section.columns.clear();
+                section.rows.truncate(2);
+                for (row, name) in section.rows.iter_mut().zip(derived.rows()) {
+                    name.clone_into(&mut row.name);
+                }
+                derived.set(section, 1.0, over);
+                report
+            };
+            let found = compare(&with(1.0), &with(0.1), true);
+            assert_eq!((found.compared, found.worse.len()), (1, 1), "{}: {found:?}", derived.kind);
+        }
+    }
+
+    #[test]
+    fn counts_are_compared_and_so_are_pauses_with_each_other() {
         let mut report = sample::report();
         let row = sample::row(&mut report, "hot-swap", "pod-steer");
         row.values.insert("gap_ms".to_owned(), sample::alone(900.0));
         row.values.insert("failed".to_owned(), sample::alone(2.0));
-        let found = compare(&sample::report(), &report);
-        assert_eq!(found.worse, ["hot-swap, pod-steer, failed: 0 committed, 2 now"]);
+        let found = compare(&sample::report(), &report, false);
+        let count = "hot-swap, pod-steer, failed: 0 committed, 2 now";
+        let pause = "hot-swap, longest pause of a swap ÷ that without a swap: ratio 1.286 committed, 1285.714 now (tolerance 50%)";
+        let aim = "failed requests in 100 swaps under load: the aim (0) was met, and is missed: 2 now";
+        assert_eq!(found.worse, [count, pause, aim]);
 
         let mut report = sample::report();
         let row = sample::row(&mut report, "keep-alive", "pod-steer");
         row.values
             .insert("errors".to_owned(), Figure { value: Spread { median: 0.0, low: 0.0, high: 3.0 }, ratio: None });
-        let worse = compare(&sample::report(), &report).worse;
+        let worse = compare(&sample::report(), &report, false).worse;
         assert_eq!(worse, ["keep-alive, pod-steer, errors: 0 committed, 3 now"]);
+
+        // Some lost SYNs are nothing.
+        let lost = |number| {
+            let mut report = sample::report();
+            let row = sample::row(&mut report, "keep-alive", "pod-steer");
+            row.values.insert("lost_syns".to_owned(), sample::alone(number));
+            compare(&sample::report(), &report, true).worse.len()
+        };
+        assert_eq!([lost(10.0), lost(11.0)], [0, 1]);
     }
 
     #[test]
@@ -186,7 +318,7 @@ mod tests {
         report.sections.retain(|section| section.name != "hot-swap");
         report.sections[0].rows.retain(|row| row.name != "pod-steer");
         report.machine[0].1 = "another one".to_owned();
-        let found = compare(&sample::report(), &report);
+        let found = compare(&sample::report(), &report, false);
         assert_eq!(found.worse, [""; 0]);
         let told = [
             "another machine: processor was a processor, and is another one",
@@ -194,9 +326,16 @@ mod tests {
             "not compared: hot-swap, which was not run",
         ];
         assert_eq!(found.told, told);
+        // Of a run of everything that is worse.
+        let worse = compare(&sample::report(), &report, true).worse;
+        let lines = [
+            "new-connections, pod-steer: it cannot be compared any more: it was not run",
+            "hot-swap: it cannot be compared any more: it was not run",
+        ];
+        assert_eq!(worse, lines);
 
         report.sections[0].skipped.push(("pod-steer".to_owned(), "it does not start".to_owned()));
-        let worse = compare(&sample::report(), &report).worse;
+        let worse = compare(&sample::report(), &report, false).worse;
         assert_eq!(worse, ["new-connections, pod-steer: no figures any more: it does not start"]);
     }
 }

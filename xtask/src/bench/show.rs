@@ -1,13 +1,14 @@
-//! What is printed when a run is over: a table for each section, who is missing, and what became of the aims.
+//! What is printed when a run is over: what became of the aims, a table for each section, and who is missing.
 
 use std::collections::BTreeMap;
 use std::{env, io};
 
 use pod_steer_tests::measures::{Report, Section};
 
-use super::aims::{Judged, Verdict};
 use super::compare::Comparison;
+use super::notes::Notes;
 use super::table;
+use super::verdict::{self, Judged, Verdict};
 use crate::say::{bold, green, heading, note, red};
 
 /// Where the output goes to no terminal.
@@ -22,8 +23,11 @@ fn width() -> usize {
     terminal.filter(|columns| *columns > 0).or(said).unwrap_or(COLUMNS)
 }
 
-/// Everything that was measured.
-pub fn report(report: &Report) {
+const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
+    too little, the least and the greatest are there (`0.5 to 4.2`)";
+
+/// Everything that was measured. The aims come first: they are what most people want to know.
+pub fn report(report: &Report, judged: &[Judged]) {
     let width = width();
     heading("the machine");
     for (what, how) in &report.machine {
@@ -32,15 +36,27 @@ pub fn report(report: &Report) {
     if report.quick {
         note("a quick run: its figures are rough");
     }
+    if !judged.is_empty() {
+        aims(report, judged, width);
+    }
+    heading("how to read the tables");
+    remark(LEGEND, width);
+    let notes = Notes::of(report);
     let mut told = BTreeMap::new();
     for found in &report.sections {
-        section(found, width, &mut told);
+        section(found, width, &notes, &mut told);
     }
-    println!("\n± is the round that is farthest off, × the ratio to the base, taken round by round.");
+    let common = notes.common();
+    if !common.is_empty() {
+        heading("contestants");
+        for (name, text) in common {
+            remark(&format!("{name}: {text}"), width);
+        }
+    }
 }
 
 /// `told` has the titles that were printed before: they need not be again.
-fn section(section: &Section, width: usize, told: &mut BTreeMap<String, String>) {
+fn section(section: &Section, width: usize, notes: &Notes, told: &mut BTreeMap<String, String>) {
     heading(&format!("{}: {}", section.name, section.title));
     remark(&section.about, width);
     println!();
@@ -49,14 +65,12 @@ fn section(section: &Section, width: usize, told: &mut BTreeMap<String, String>)
     }
     for row in &section.rows {
         let new = told.insert(row.name.clone(), row.title.clone()).as_ref() != Some(&row.title);
-        let title = (new && row.title != row.name).then_some(row.title.as_str());
-        let words: Vec<&str> = title.into_iter().chain(row.note.as_deref()).collect();
-        if !words.is_empty() {
-            remark(&format!("{}: {}", row.name, words.join(". ")), width);
+        if new && row.title != row.name {
+            remark(&format!("{}: {}", row.name, row.title), width);
         }
     }
-    for (name, why) in &section.skipped {
-        remark(&format!("{name} is not here: {why}"), width);
+    for (name, text) in notes.below(section) {
+        remark(&format!("{name}: {text}"), width);
     }
 }
 
@@ -68,9 +82,10 @@ fn remark(text: &str, width: usize) {
 }
 
 /// What was wanted, and what was reached.
-pub fn aims(judged: &[Judged]) {
+fn aims(report: &Report, judged: &[Judged], width: usize) {
     heading("aims");
-    let wide = width() >= WIDE;
+    remark(&verdict::cores(report), width);
+    let wide = width >= WIDE;
     let measures = judged.iter().map(|one| one.aim.measure.chars().count()).max().unwrap_or(0);
     for one in judged {
         // Padded before it is painted, as colours have letters too.
@@ -81,6 +96,7 @@ pub fn aims(judged: &[Judged]) {
         };
         let reached = match &one.verdict {
             Verdict::NotMeasured(why) => format!("not measured: {why}"),
+            _ if one.within_noise() => format!("{}, within the noise", one.reached()),
             _ => one.reached(),
         };
         let (measure, bound) = (one.aim.measure, one.aim.bound());
@@ -90,10 +106,13 @@ pub fn aims(judged: &[Judged]) {
             note(&format!("{verdict}{measure}"));
             note(&format!("{:8}{bound:<12}  {reached}", ""));
         }
+        for line in table::wrapped(one.why().unwrap_or_default(), width.saturating_sub(11).min(112)) {
+            note(&format!("{:8}{line}", ""));
+        }
     }
 }
 
-/// What `--check` found; whether nothing got worse.
+/// What became of the committed report's ratios; whether nothing got worse.
 pub fn comparison(found: &Comparison) -> bool {
     heading("compared with the committed ratios");
     for line in &found.told {
