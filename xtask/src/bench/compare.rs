@@ -64,7 +64,10 @@ impl Comparing {
                     self.counts(&name, row, now);
                 }
                 // It ran once: that it does not any more is worse than slow.
-                (None, Some((_, why))) => self.found.worse.push(format!("{name}: no figures any more: {why}")),
+                (None, Some((_, why))) => {
+                    let why = numbers::first_sentence(why);
+                    self.found.worse.push(format!("{name}: no figures any more: {why}"));
+                }
                 // Sizes are rows, and a quick run has others.
                 (None, None) if alone && self.quick => self.tell(&name, "which a quick run does not have"),
                 (None, None) => self.lacks(&name, "was not run"),

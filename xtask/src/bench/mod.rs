@@ -77,7 +77,8 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
     let missing = complete::missing(&report, everybody);
     let judged = verdict::judge(&report);
     show::report(&report, &judged);
-    let not_for_docs = not_for_docs(options, &report, &missing);
+    let not_for_docs =
+        not_for_docs(options, &report, &missing).or_else(|| failed.as_ref().map(|_| "the run failed".to_owned()));
     let mut good = true;
     if options.check {
         good = show::comparison(&compare::compare(&docs::committed()?, &report, whole));

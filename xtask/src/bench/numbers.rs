@@ -39,12 +39,12 @@ pub fn ratio(number: f64) -> String {
 
 /// How far the rounds are from their median at most: `±3%`; or where that says too little, the ends: `0.5 to 4.2`. Nothing
 /// if there was one round, or all were alike.
-pub fn off(spread: &Spread) -> String {
+pub fn off(spread: &Spread, written: impl Fn(f64) -> String) -> String {
     let far = (spread.high - spread.median).max(spread.median - spread.low);
     if far == 0.0 {
         String::new()
     } else if far > 0.5 * spread.median.abs() {
-        format!("{} to {}", short(spread.low), short(spread.high))
+        format!("{} to {}", written(spread.low), written(spread.high))
     } else {
         let percent = 100.0 * far / spread.median.abs();
         if percent < 1.0 { format!("±{percent:.1}%") } else { format!("±{percent:.0}%") }
@@ -82,10 +82,10 @@ mod tests {
     #[test]
     fn spreads_say_the_worst() {
         let spread = Spread { median: 100.0, low: 90.0, high: 104.0 };
-        assert_eq!((off(&spread).as_str(), range(&spread, plain).as_deref()), ("±10%", Some("90.0 to 104")));
+        assert_eq!((off(&spread, plain).as_str(), range(&spread, plain).as_deref()), ("±10%", Some("90.0 to 104")));
         let alike = Spread::one(3.0);
-        assert_eq!((off(&alike).as_str(), range(&alike, plain)), ("", None));
-        assert_eq!(off(&Spread { median: 0.0, low: 0.0, high: 4.0 }), "0 to 4");
+        assert_eq!((off(&alike, plain).as_str(), range(&alike, plain)), ("", None));
+        assert_eq!(off(&Spread { median: 0.0, low: 0.0, high: 4.0 }, short), "0 to 4");
     }
 
     #[test]

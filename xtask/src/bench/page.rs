@@ -45,6 +45,9 @@ pause that a client sees around a switch; the tables below have the figures\">
 
 ";
 
+const NOISE: &str = "The median decides. It is within the noise where the rounds differ so much that another run may find it on the \
+other side of the bound: the interval that has the median with a chance of 95% reaches there.";
+
 const NOT_YET: &str = "\
 ## Not measured yet
 
@@ -103,7 +106,11 @@ pub fn page(report: &Report, judged: &[Judged]) -> String {
 }
 
 fn aims(page: &mut String, report: &Report, judged: &[Judged]) {
-    let _ = write!(page, "## Aims\n\n{}\n\n| measure | aim | reached | |\n|---|---|---|---|\n", verdict::cores(report));
+    let _ = write!(
+        page,
+        "## Aims\n\n{} {NOISE}\n\n| measure | aim | reached | |\n|---|---|---|---|\n",
+        verdict::cores(report)
+    );
     for one in judged {
         line(page, &[one.aim.measure.to_owned(), one.aim.bound(), one.reached(), escaped(&one.verdict())]);
     }

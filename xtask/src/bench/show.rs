@@ -63,13 +63,18 @@ fn section(section: &Section, width: usize, notes: &Notes, told: &mut BTreeMap<S
     for (ours, line) in table::lines(section, width) {
         println!("{}", if ours { bold(&line) } else { line });
     }
+    let mut below = notes.below(section);
     for row in &section.rows {
         let new = told.insert(row.name.clone(), row.title.clone()).as_ref() != Some(&row.title);
-        if new && row.title != row.name {
-            remark(&format!("{}: {}", row.name, row.title), width);
+        let title = (new && row.title != row.name).then(|| row.title.clone());
+        let noted = below.iter().position(|(name, _)| *name == row.name).map(|place| below.remove(place).1);
+        let words: Vec<String> = title.into_iter().chain(noted).collect();
+        if !words.is_empty() {
+            remark(&format!("{}: {}", row.name, words.join(". ")), width);
         }
     }
-    for (name, text) in notes.below(section) {
+    // Who is not here has no row.
+    for (name, text) in below {
         remark(&format!("{name}: {text}"), width);
     }
 }
