@@ -49,8 +49,8 @@ pub struct Options {
     /// Write the report to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compare the ratios with those of docs/benchmarks.json, and fail if one is worse beyond its tolerance; nothing is
-    /// written below docs
+    /// Compare the ratios with those of docs/benchmarks.json, and fail if one is worse beyond its tolerance, or an aim was
+    /// met and is not any more; nothing is written below docs
     #[arg(long)]
     check: bool,
     /// Measure nothing: take this report, which `--json` wrote
@@ -88,7 +88,10 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
             Ok(committed) => {
                 show::comparison(&compare::compare(&committed, &report, whole));
             }
-            Err(error) => say::note(&format!("not compared with the committed report: {error:#}")),
+            Err(error) => {
+                say::heading(show::COMPARED);
+                say::note(&format!("they cannot be compared: {error:#}"));
+            }
         }
     }
     println!();
@@ -104,7 +107,7 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
         }
     }
     if !missing.is_empty() {
-        eprintln!("{} missing is {}", say::red("error:"), missing.join("; "));
+        eprintln!("{} not measured: {}", say::red("error:"), missing.join("; "));
     }
     match failed {
         Some(error) => Err(error),

@@ -112,7 +112,15 @@ fn aims(page: &mut String, report: &Report, judged: &[Judged]) {
         verdict::cores(report)
     );
     for one in judged {
-        line(page, &[one.aim.measure.to_owned(), one.aim.bound(), one.reached(), escaped(&one.verdict())]);
+        line(
+            page,
+            &[
+                one.aim.measure.to_owned(),
+                unbroken(&one.aim.bound()),
+                unbroken(&one.reached()),
+                escaped(&one.verdict()),
+            ],
+        );
     }
     page.push('\n');
     for (one, why) in judged.iter().filter_map(|one| Some((one, one.why()?))) {
@@ -171,11 +179,15 @@ fn cell(column: &Column, row: &Row) -> String {
 /// In a line of its own, which a narrow column must not break.
 fn range(spread: &Spread, written: impl Fn(f64) -> String) -> String {
     let range = numbers::range(spread, written);
-    range.map_or(String::new(), |range| format!("<br><sub>{}</sub>", range.replace(' ', "\u{a0}")))
+    range.map_or(String::new(), |range| format!("<br><sub>{}</sub>", unbroken(&range)))
 }
 
 fn line(page: &mut String, cells: &[String]) {
     let _ = writeln!(page, "| {} |", cells.join(" | "));
+}
+
+fn unbroken(text: &str) -> String {
+    text.replace(' ', "\u{a0}")
 }
 
 /// In one line: what a program said on several must not end a list, or begin a heading.

@@ -105,8 +105,7 @@ impl Ratio {
     /// itself: it would be 1 whatever becomes of it.
     pub fn to_base(section: &Section, row: &Row, key: &str) -> Option<Self> {
         let base = row.base.as_deref().filter(|base| *base != row.name)?;
-        let quotients = section.row(base).and_then(|base| noise::quotients((row, key), (base, key)));
-        match quotients {
+        match noise::quotients((row, key), (section.row(base)?, key)) {
             Some(quotients) => Self::of(&quotients),
             None => Some(row.values.get(key)?.ratio?.into()),
         }

@@ -23,6 +23,9 @@ fn width() -> usize {
     terminal.filter(|columns| *columns > 0).or(said).unwrap_or(COLUMNS)
 }
 
+/// What [`comparison`] is printed below.
+pub const COMPARED: &str = "compared with the committed ratios";
+
 const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
     too little, the least and the greatest are there (`0.5 to 4.2`)";
 
@@ -119,7 +122,7 @@ fn aims(report: &Report, judged: &[Judged], width: usize) {
 
 /// What became of the committed report's ratios; whether nothing got worse.
 pub fn comparison(found: &Comparison) -> bool {
-    heading("compared with the committed ratios");
+    heading(COMPARED);
     for line in &found.told {
         note(line);
     }

@@ -76,7 +76,7 @@ pub const TOLERANCES: [Tolerance; 8] = [
         margin: Margin {
             full: 0.50,
             quick: 1.00,
-            why: "a system call that waits for all processors of the kernel, beside one of a fraction of a millisecond",
+            why: "one change in each round, so short that whatever the machine does meanwhile is in it",
         },
     },
 ];
