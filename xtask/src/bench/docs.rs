@@ -15,11 +15,6 @@ pub fn report_file() -> PathBuf {
     paths::root().join("docs/benchmarks.json")
 }
 
-/// The report that is there.
-pub fn committed() -> Result<Report> {
-    run::read(&report_file())
-}
-
 /// Writes all three.
 pub fn write(report: &Report, judged: &[Judged]) -> Result<()> {
     let file = report_file();

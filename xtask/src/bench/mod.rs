@@ -61,10 +61,13 @@ pub struct Options {
 /// The `bench` task.
 pub fn bench(options: &Options) -> Result<ExitCode> {
     // Before the run: it takes minutes.
-    if let Err(error) = ready(options) {
-        eprintln!("{} {error:#}", say::red("error:"));
-        return Ok(ExitCode::from(2));
-    }
+    let committed = match ready(options) {
+        Ok(committed) => committed,
+        Err(error) => {
+            eprintln!("{} {error:#}", say::red("error:"));
+            return Ok(ExitCode::from(2));
+        }
+    };
     let Measured { report, failed } = match &options.from {
         Some(file) => Measured { report: run::read(file)?, failed: None },
         None => match privilege::root_or_remedy() {
@@ -79,21 +82,9 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
     show::report(&report, &judged);
     let not_for_docs =
         not_for_docs(options, &report, &missing).or_else(|| failed.as_ref().map(|_| "the run failed".to_owned()));
-    let mut good = true;
-    if options.check {
-        good = show::comparison(&compare::compare(&docs::committed()?, &report, whole));
-    } else if not_for_docs.is_none() && docs::report_file().exists() {
-        // What the page is about to lose.
-        match docs::committed() {
-            Ok(committed) => {
-                show::comparison(&compare::compare(&committed, &report, whole));
-            }
-            Err(error) => {
-                say::heading(show::COMPARED);
-                say::note(&format!("they cannot be compared: {error:#}"));
-            }
-        }
-    }
+    // A full run tells what the page is about to lose; only a check is judged by it.
+    let wanted = options.check || not_for_docs.is_none();
+    let good = !wanted || compared(committed, &report, whole) || !options.check;
     println!();
     if let Some(file) = &options.json {
         run::write(&report, file)?;
@@ -116,14 +107,27 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
     }
 }
 
-/// Whether what was asked for can be done.
-fn ready(options: &Options) -> Result<()> {
+/// Whether what was asked for can be done; and the committed report, or why there is none.
+fn ready(options: &Options) -> Result<Result<Report>> {
     options.only.as_deref().map_or(Ok(()), names::check)?;
     options.json.as_deref().map_or(Ok(()), run::check_writable)?;
+    let committed = run::read(&docs::report_file());
     if options.check {
-        docs::committed().context("there is nothing to compare with: a full run writes docs/benchmarks.json")?;
+        let nothing = "there is nothing to compare with: a full run writes docs/benchmarks.json";
+        return Ok(Ok(committed.context(nothing)?));
     }
-    Ok(())
+    Ok(committed)
+}
+
+/// Prints what became of the committed ratios; whether none is worse.
+fn compared(committed: Result<Report>, report: &Report, whole: bool) -> bool {
+    match committed {
+        Ok(committed) => show::comparison(&compare::compare(&committed, report, whole)),
+        Err(error) => {
+            show::no_comparison(&error);
+            false
+        }
+    }
 }
 
 /// Whether everything was asked for. What a file was asked for is seen by what it has.

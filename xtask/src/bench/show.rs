@@ -23,8 +23,7 @@ fn width() -> usize {
     terminal.filter(|columns| *columns > 0).or(said).unwrap_or(COLUMNS)
 }
 
-/// What [`comparison`] is printed below.
-pub const COMPARED: &str = "compared with the committed ratios";
+const COMPARED: &str = "compared with the committed ratios";
 
 const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
     too little, the least and the greatest are there (`0.5 to 4.2`)";
@@ -136,4 +135,10 @@ pub fn comparison(found: &Comparison) -> bool {
         (compared, worse) => note(&format!("{compared} measures compared, {worse} worse")),
     }
     good
+}
+
+/// Why nothing can be compared.
+pub fn no_comparison(why: &anyhow::Error) {
+    heading(COMPARED);
+    remark(&format!("they cannot be compared: {why:#}"), width());
 }

@@ -82,10 +82,7 @@ pub const TOLERANCES: [Tolerance; 8] = [
 ];
 
 /// What went wrong, and needs no ratio: by how many it may be more than the committed report has.
-pub const COUNTS: [(&str, f64); 3] = [("failed", 0.0), ("errors", 0.0), (LOST_SYNS, 10.0)];
-
-/// Of these some are nothing.
-pub const LOST_SYNS: &str = "lost_syns";
+pub const COUNTS: [(&str, f64); 3] = [("failed", 0.0), ("errors", 0.0), ("lost_syns", 10.0)];
 
 impl Tolerance {
     /// That of a measure, if it is one that is compared.

@@ -9,7 +9,7 @@ use pod_steer_tests::measures::{Better, Report, Row, Section};
 
 use super::ratio::{DERIVED, Ratio};
 use super::tolerance::{COUNTS, Margin, Tolerance};
-use super::verdict::{self, Verdict};
+use super::verdict::{self, Judged, Verdict};
 use super::{OURS_ALONE, numbers};
 
 /// What the comparison found.
@@ -63,8 +63,11 @@ impl Comparing {
             let skipped = new.skipped.iter().find(|(skipped, _)| *skipped == row.name);
             match (new.row(&row.name), skipped) {
                 (Some(now), _) => {
-                    self.row(&name, (committed, row), (new, now));
                     self.counts(&name, row, now);
+                    match row.base.as_deref().filter(|base| committed.row(base).is_some() && new.row(base).is_none()) {
+                        Some(base) => self.lacks(&name, &format!("has no {base} beside it")),
+                        None => self.row(&name, (committed, row), (new, now)),
+                    }
                 }
                 // It ran once: that it does not any more is worse than slow.
                 (None, Some((_, why))) => {
@@ -96,7 +99,7 @@ impl Comparing {
             let name = format!("{name}, {}", column.title);
             match Ratio::to_base(new, now, &column.key) {
                 Some(ratio) => self.ratio(&name, column.better, &tolerance.margin, before, ratio),
-                None if now.values.contains_key(&column.key) => self.lacks(&name, "has no base"),
+                None if now.values.contains_key(&column.key) => self.lacks(&name, "has no ratio"),
                 None if self.quick && new.columns.iter().all(|other| other.key != column.key) => {
                     self.tell(&name, "which a quick run does not have");
                 }
@@ -140,9 +143,16 @@ impl Comparing {
     /// that it is not the noise: those of a quick run are too few.
     fn aims(&mut self, committed: &Report, new: &Report) {
         let met = verdict::judge(committed).into_iter().filter(|before| before.verdict == Verdict::Met);
-        let met: Vec<_> = met.map(|before| before.aim).filter(|aim| aim.holds_elsewhere()).collect();
-        let judged = verdict::judge(new).into_iter().filter(|now| met.iter().any(|aim| std::ptr::eq(*aim, now.aim)));
-        for now in judged.filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
+        let met: Vec<_> =
+            met.map(|before| before.aim).filter(|aim| aim.holds_elsewhere()).map(|aim| aim.measure).collect();
+        let judged: Vec<_> = verdict::judge(new).into_iter().filter(|now| met.contains(&now.aim.measure)).collect();
+        for now in judged.iter().filter(|now| self.whole && !self.quick && has_row(new, now)) {
+            if let Verdict::NotMeasured(why) = &now.verdict {
+                let measure = now.aim.measure;
+                self.found.worse.push(format!("{measure}: its aim was met, and is not measured any more: {why}"));
+            }
+        }
+        for now in judged.iter().filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
             self.found.compared += usize::from(now.reached.is_some());
             if now.verdict == Verdict::Missed && !now.within_noise() {
                 let (measure, bound, reached) = (now.aim.measure, now.aim.bound(), now.reached());
@@ -163,4 +173,9 @@ impl Comparing {
     fn tell(&mut self, name: &str, why: &str) {
         self.found.told.push(format!("not compared: {name}, {why}"));
     }
+}
+
+/// Whether pod-steer's part of an aim is there. If it is not, that is said by itself.
+fn has_row(report: &Report, judged: &Judged) -> bool {
+    report.section(judged.aim.section).is_some_and(|section| section.row(judged.aim.row).is_some())
 }

@@ -80,6 +80,14 @@ fn an_aim_that_was_met_is_not_given_up() {
     let line = "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT: the aim (≥ 0.98) was met, and is missed: \
                 0.970 now";
     assert_eq!(worse(970.0), [line]);
+
+    // Who it is divided by must not vanish either.
+    let mut report = with(990.0);
+    report.sections[0].rows.retain(|row| row.name != "reuseport");
+    let why = "its aim was met, and is not measured any more: new-connections: reuseport was not run";
+    let worse = compare(&with(990.0), &report, true).worse;
+    assert_eq!(worse, [format!("new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT: {why}")]);
+    assert_eq!(compare(&with(990.0), &report, false).worse, [""; 0]);
 }
 
 /// A tolerance of a measure that never has a ratio would be a falsehood on the page.
@@ -147,6 +155,15 @@ fn counts_are_compared_and_so_are_pauses_with_each_other() {
         compare(&sample::report(), &report, true).worse.len()
     };
     assert_eq!([lost(10.0), lost(11.0)], [0, 1]);
+}
+
+#[test]
+fn without_its_base_nothing_of_a_row_is_compared() {
+    let mut report = sample::workload();
+    report.sections[0].rows.retain(|row| row.name != "direct");
+    let found = compare(&sample::workload(), &report, true);
+    let line = "tls, pod-steer: it cannot be compared any more: it has no direct beside it";
+    assert_eq!((found.compared, found.worse), (0, vec![line.to_owned()]));
 }
 
 #[test]
