@@ -4,7 +4,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -54,6 +54,11 @@ pub fn ensure_for_tests() -> Result<()> {
     ensure(&NEEDS.map(|(program, _)| program))
 }
 
+/// What the part of the benchmarks needs that nobody else's program takes part in.
+pub fn ensure_for_program_bench() -> Result<()> {
+    ensure(&["bpftool", "ip"])
+}
+
 /// What the benchmarks need.
 pub fn ensure_for_bench() -> Result<()> {
     let mut needs = named(&BENCH_SHARES);
@@ -71,6 +76,7 @@ fn named(programs: &[&str]) -> Vec<Need> {
 }
 
 fn install(needs: &[Need]) -> Result<()> {
+    NoServices::remove_left_over()?;
     let mut lacking = missing(needs);
     if lacking.is_empty() {
         return Ok(());
@@ -125,16 +131,33 @@ struct NoServices {
 
 impl NoServices {
     const POLICY: &'static str = "/usr/sbin/policy-rc.d";
+    /// In the file, with the process that it is for: who is interrupted leaves it, and must not be taken for the machine's owner.
+    const MARKER: &'static str = "# Of cargo xtask, while it installs packages; process ";
 
     fn begin() -> Result<Self> {
         if Path::new(Self::POLICY).exists() {
             return Ok(Self { ours: false });
         }
         // 101: "action forbidden by policy".
-        fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {}", Self::POLICY))?;
+        let text = format!("#!/bin/sh\n{}{}\nexit 101\n", Self::MARKER, process::id());
+        fs::write(Self::POLICY, text).with_context(|| format!("cannot write {}", Self::POLICY))?;
         let policy = Self { ours: true };
         fs::set_permissions(Self::POLICY, Permissions::from_mode(0o755))?;
         Ok(policy)
+    }
+
+    /// Of an xtask that was interrupted.
+    fn remove_left_over() -> Result<()> {
+        let text = fs::read_to_string(Self::POLICY).unwrap_or_default();
+        if Self::is_left_over(&text, |pid| Path::new("/proc").join(pid).exists()) {
+            say::note(&format!("removing {}, which an interrupted run left", Self::POLICY));
+            fs::remove_file(Self::POLICY).with_context(|| format!("cannot remove {}", Self::POLICY))?;
+        }
+        Ok(())
+    }
+
+    fn is_left_over(policy: &str, lives: impl Fn(&str) -> bool) -> bool {
+        policy.lines().find_map(|line| line.strip_prefix(Self::MARKER)).is_some_and(|pid| !lives(pid))
     }
 }
 
@@ -143,5 +166,19 @@ impl Drop for NoServices {
         if self.ours && fs::remove_file(Self::POLICY).is_err() {
             eprintln!("cannot remove {}: do so, or no service starts at its installation", Self::POLICY);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_policy_of_ours_is_left_over() {
+        let ours = format!("#!/bin/sh\n{}4711\nexit 101\n", NoServices::MARKER);
+        assert!(NoServices::is_left_over(&ours, |pid| pid != "4711"));
+        assert!(!NoServices::is_left_over(&ours, |pid| pid == "4711"));
+        assert!(!NoServices::is_left_over("#!/bin/sh\nexit 101\n", |_| false));
+        assert!(!NoServices::is_left_over("", |_| false));
     }
 }

@@ -4,16 +4,22 @@
 
 mod aims;
 mod compare;
+mod complete;
 mod docs;
+mod names;
+mod noise;
+mod notes;
 mod numbers;
 mod page;
 mod plot;
+mod ratio;
 mod run;
 #[cfg(test)]
 mod sample;
 mod show;
 mod table;
 mod tolerance;
+mod verdict;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,8 +49,8 @@ pub struct Options {
     /// Write the report to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compare the ratios with those of docs/benchmarks.json, and fail if one is worse beyond its tolerance; nothing is
-    /// written below docs
+    /// Compare the ratios with those of docs/benchmarks.json, and fail if one is worse beyond its tolerance, or an aim was
+    /// met and is not any more; nothing is written below docs
     #[arg(long)]
     check: bool,
     /// Measure nothing: take this report, which `--json` wrote
@@ -55,7 +61,7 @@ pub struct Options {
 /// The `bench` task.
 pub fn bench(options: &Options) -> Result<ExitCode> {
     // Before the run: it takes minutes.
-    let committed = match options.check.then(committed).transpose() {
+    let committed = match ready(options) {
         Ok(committed) => committed,
         Err(error) => {
             eprintln!("{} {error:#}", say::red("error:"));
@@ -69,33 +75,66 @@ pub fn bench(options: &Options) -> Result<ExitCode> {
             None => run::measure(options)?,
         },
     };
-    let judged = aims::judge(&report);
-    show::report(&report);
-    show::aims(&judged);
-    if committed.is_none() {
-        println!();
-    }
+    let whole = is_whole(options, &report);
+    let everybody = whole || options.only.as_deref().is_some_and(names::is_of_section);
+    let missing = complete::missing(&report, everybody);
+    let judged = verdict::judge(&report);
+    show::report(&report, &judged);
+    let not_for_docs =
+        not_for_docs(options, &report, &missing).or_else(|| failed.as_ref().map(|_| "the run failed".to_owned()));
+    // A full run tells what the page is about to lose; only a check is judged by it.
+    let wanted = options.check || not_for_docs.is_none();
+    let good = !wanted || compared(committed, &report, whole) || !options.check;
+    println!();
     if let Some(file) = &options.json {
         run::write(&report, file)?;
         say::note(&format!("the report is in {}", file.display()));
     }
-    let good = match committed {
-        Some(committed) => show::comparison(&compare::compare(&committed, &report)),
+    match not_for_docs {
+        Some(why) => say::note(&format!("docs/benchmarks.md and its plot are left as they are: {why}")),
         None => {
-            match not_for_docs(options, &report) {
-                Some(why) => say::note(&format!("docs/benchmarks.md and its plot are left as they are: {why}")),
-                None => {
-                    docs::write(&report, &judged)?;
-                    say::note("written: docs/benchmarks.md, docs/benchmarks.svg, docs/benchmarks.json");
-                }
-            }
-            true
+            docs::write(&report, &judged)?;
+            say::note("written: docs/benchmarks.md, docs/benchmarks.svg, docs/benchmarks.json");
         }
-    };
+    }
+    if !missing.is_empty() {
+        eprintln!("{} not measured: {}", say::red("error:"), missing.join("; "));
+    }
     match failed {
         Some(error) => Err(error),
-        None if good => Ok(ExitCode::SUCCESS),
+        None if good && missing.is_empty() => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Whether what was asked for can be done; and the committed report, or why there is none.
+fn ready(options: &Options) -> Result<Result<Report>> {
+    options.only.as_deref().map_or(Ok(()), names::check)?;
+    options.json.as_deref().map_or(Ok(()), run::check_writable)?;
+    let committed = run::read(&docs::report_file());
+    if options.check {
+        let nothing = "there is nothing to compare with: a full run writes docs/benchmarks.json";
+        return Ok(Ok(committed.context(nothing)?));
+    }
+    Ok(committed)
+}
+
+/// Prints what became of the committed ratios; whether none is worse.
+fn compared(committed: Result<Report>, report: &Report, whole: bool) -> bool {
+    match committed {
+        Ok(committed) => show::comparison(&compare::compare(&committed, report, whole)),
+        Err(error) => {
+            show::no_comparison(&error);
+            false
+        }
+    }
+}
+
+/// Whether everything was asked for. What a file was asked for is seen by what it has.
+fn is_whole(options: &Options, report: &Report) -> bool {
+    match &options.from {
+        Some(_) => lacking(report).is_empty(),
+        None => options.only.is_none(),
     }
 }
 
@@ -105,7 +144,7 @@ pub fn try_out() -> Result<()> {
     let only = Some(run::WITHOUT_OTHERS.to_owned());
     let Measured { report, failed } =
         run::measure(&Options { quick: true, only, json: None, check: false, from: None })?;
-    show::report(&report);
+    show::report(&report, &[]);
     if let Some(failed) = failed {
         return Err(failed);
     }
@@ -114,21 +153,27 @@ pub fn try_out() -> Result<()> {
     Ok(())
 }
 
-/// What `--check` compares with.
-fn committed() -> Result<Report> {
-    run::read(&docs::report_file()).context("there is nothing to compare with: a full run writes docs/benchmarks.json")
-}
-
 /// Why this report does not become the page, if it does not.
-fn not_for_docs(options: &Options, report: &Report) -> Option<String> {
+fn not_for_docs(options: &Options, report: &Report, missing: &[String]) -> Option<String> {
+    if options.check {
+        return Some("this was a check".to_owned());
+    }
     if report.quick {
         return Some("this was a quick run".to_owned());
     }
     if let Some(only) = &options.only {
         return Some(format!("only `{only}` was run"));
     }
-    let missing: Vec<&str> = SECTIONS.into_iter().filter(|name| report.section(name).is_none()).collect();
-    (!missing.is_empty()).then(|| format!("the report lacks {}", missing.join(", ")))
+    let lacking = lacking(report);
+    if !lacking.is_empty() {
+        return Some(format!("the report lacks {}", lacking.join(", ")));
+    }
+    (!missing.is_empty()).then(|| "the report lacks what is named below".to_owned())
+}
+
+/// Sections that a report does not have.
+fn lacking(report: &Report) -> Vec<&'static str> {
+    SECTIONS.into_iter().filter(|name| report.section(name).is_none()).collect()
 }
 
 #[cfg(test)]
@@ -139,7 +184,7 @@ mod tests {
     fn the_page_is_made_of_a_full_report_only() {
         let options = Options { quick: false, only: None, json: None, check: false, from: None };
         let mut report = sample::report();
-        let why = not_for_docs(&options, &report);
+        let why = not_for_docs(&options, &report, &[]);
         assert_eq!(why.as_deref(), Some("the report lacks tls, large, program, control-plane"));
         let section = report.sections[0].clone();
         report.sections = SECTIONS
@@ -149,10 +194,13 @@ mod tests {
                 section
             })
             .into();
-        assert_eq!(not_for_docs(&options, &report), None);
+        assert_eq!(not_for_docs(&options, &report, &[]), None);
+        assert!(
+            is_whole(&options, &report) && not_for_docs(&options, &report, &["direct of tls".to_owned()]).is_some()
+        );
         let only = Options { only: Some("tls".to_owned()), ..options };
-        assert_eq!(not_for_docs(&only, &report).as_deref(), Some("only `tls` was run"));
+        assert_eq!(not_for_docs(&only, &report, &[]).as_deref(), Some("only `tls` was run"));
         report.quick = true;
-        assert_eq!(not_for_docs(&only, &report).as_deref(), Some("this was a quick run"));
+        assert_eq!(not_for_docs(&only, &report, &[]).as_deref(), Some("this was a quick run"));
     }
 }

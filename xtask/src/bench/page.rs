@@ -3,11 +3,13 @@
 
 use std::fmt::Write as _;
 
-use pod_steer_tests::measures::{Better, Column, Report, Row, Section};
+use pod_steer_tests::measures::{Better, Column, Report, Row, Section, Spread};
 
-use super::aims::Judged;
+use super::notes::Notes;
 use super::numbers;
+use super::ratio::DERIVED;
 use super::tolerance::{COUNTS, TOLERANCES};
+use super::verdict::{self, Judged};
 
 const INTRODUCTION: &str = "\
 # Benchmarks
@@ -30,7 +32,7 @@ one run, in turn, round by round, so that what disturbed one disturbed all.
 const HOW_TO_READ: &str = "\
 ## How to read it
 
-Each cell has the median of the rounds, in brackets the lowest and the highest one, and below it the ratio to the base, with its own
+Each cell has the median of the rounds, below it the lowest and the highest one, and then the ratio to the base, with its own
 lowest and highest. A ratio is taken in each round, of the contestant and the base in that round. The base is `direct`: one
 server that listens itself, with nobody between it and its clients. The base of `docker-proxy` is `direct-local`, as both have their
 client on the host itself; where pod-steer is alone, it is the smallest size. ↑ marks what is better when it is more, ↓ what is better when it is less.
@@ -39,9 +41,12 @@ client on the host itself; where pod-steer is alone, it is the smallest size. �
 
 const PLOT: &str = "\
 <img src=\"benchmarks.svg\" width=\"100%\" alt=\"Throughput of each contestant as a ratio to a direct listener, and the longest \
-gap that a client sees around a switch; the tables below have the figures\">
+pause that a client sees around a switch; the tables below have the figures\">
 
 ";
+
+const NOISE: &str = "The median decides. It is within the noise where the rounds differ so much that another run may find it on the \
+other side of the bound: the interval that has the median with a chance of 95% reaches there.";
 
 const NOT_YET: &str = "\
 ## Not measured yet
@@ -55,7 +60,9 @@ const CHECK: &str = "\
 ## Regression check
 
 `cargo xtask bench --check` measures again and compares pod-steer's ratios with those in `docs/benchmarks.json`, never its times. It
-fails if the median of one is worse by more than this while no round reached the committed median, and names it:
+fails if the median of one is worse by more than this, and names it. Not if the committed median is within the interval that has the
+median with a chance of 95%, as the rounds say: then it may be the noise. It fails too if an aim that is a ratio or a count was met and
+is missed beyond the noise, and if what was measured for the committed report is missing.
 
 | measure | full run | `--quick` | why so much |
 |---|---|---|---|
@@ -71,30 +78,57 @@ pub fn page(report: &Report, judged: &[Judged]) -> String {
     page += HONESTY;
     page += HOW_TO_READ;
     page += PLOT;
-    aims(&mut page, judged);
+    aims(&mut page, report, judged);
+    let notes = Notes::of(report);
+    list(&mut page, "## Contestants\n\nWhat is the same in several tables:\n\n", &notes.common());
     for found in &report.sections {
-        section(&mut page, found);
+        section(&mut page, found, &notes);
     }
     page += NOT_YET;
     page += CHECK;
-    for tolerance in &TOLERANCES {
-        let percent = |quick| format!("{:.0}%", 100.0 * tolerance.part(quick));
-        line(&mut page, &[tolerance.kind.to_owned(), percent(false), percent(true), tolerance.why.to_owned()]);
+    let ratios = TOLERANCES.iter().map(|tolerance| (tolerance.kind, &tolerance.margin));
+    for (kind, margin) in ratios.chain(DERIVED.iter().map(|derived| (derived.kind, &derived.margin))) {
+        let percent = |quick| format!("{:.0}%", 100.0 * margin.part(quick));
+        line(&mut page, &[kind.to_owned(), percent(false), percent(true), margin.why.to_owned()]);
     }
-    let counts = format!("requests that fail (`{}`)", COUNTS.join("`, `"));
+    let (lost, failed): (Vec<_>, Vec<_>) = COUNTS.iter().partition(|(_, more)| *more > 0.0);
+    let keys: Vec<_> = failed.iter().map(|(key, _)| *key).collect();
+    let counts = format!("requests that fail (`{}`)", keys.join("`, `"));
     line(&mut page, &[counts, "none".to_owned(), "none".to_owned(), "one that fails is not noise".to_owned()]);
+    for (key, more) in lost {
+        let more = format!("{} more", numbers::short(more));
+        line(
+            &mut page,
+            &[format!("`{key}`"), more.clone(), more, "clients send them again; some are lost at any load".to_owned()],
+        );
+    }
     page
 }
 
-fn aims(page: &mut String, judged: &[Judged]) {
-    *page += "## Aims\n\n| measure | aim | reached | |\n|---|---|---|---|\n";
+fn aims(page: &mut String, report: &Report, judged: &[Judged]) {
+    let _ = write!(
+        page,
+        "## Aims\n\n{} {NOISE}\n\n| measure | aim | reached | |\n|---|---|---|---|\n",
+        verdict::cores(report)
+    );
     for one in judged {
-        line(page, &[one.aim.measure.to_owned(), one.aim.bound(), one.reached(), escaped(&one.verdict())]);
+        line(
+            page,
+            &[
+                one.aim.measure.to_owned(),
+                unbroken(&one.aim.bound()),
+                unbroken(&one.reached()),
+                escaped(&one.verdict()),
+            ],
+        );
     }
     page.push('\n');
+    for (one, why) in judged.iter().filter_map(|one| Some((one, one.why()?))) {
+        let _ = write!(page, "{}: {why}\n\n", one.aim.measure);
+    }
 }
 
-fn section(page: &mut String, section: &Section) {
+fn section(page: &mut String, section: &Section, notes: &Notes) {
     let _ = write!(page, "## {}\n\n{}\n\n", escaped(&section.title), flat(&section.about));
     let mut titles = vec![String::new()];
     titles.extend(section.columns.iter().map(title));
@@ -105,13 +139,18 @@ fn section(page: &mut String, section: &Section) {
         cells.extend(section.columns.iter().map(|column| cell(column, row)));
         line(page, &cells);
     }
-    let notes = section.rows.iter().filter_map(|row| Some((&row.name, row.note.as_ref()?)));
-    let notes = notes.map(|(name, note)| format!("- `{name}`: {}\n", flat(note)));
-    let skipped = section.skipped.iter().map(|(name, why)| format!("- `{name}` is not here: {}\n", flat(why)));
-    let below: String = notes.chain(skipped).collect();
-    if !below.is_empty() {
-        page.push('\n');
-        *page += &below;
+    page.push('\n');
+    list(page, "", &notes.below(section));
+}
+
+/// Nothing, if there is nothing to tell.
+fn list(page: &mut String, heading: &str, notes: &[(String, String)]) {
+    if notes.is_empty() {
+        return;
+    }
+    *page += heading;
+    for (name, text) in notes {
+        let _ = writeln!(page, "- `{name}`: {}", flat(text));
     }
     page.push('\n');
 }
@@ -130,17 +169,25 @@ fn name(row: &Row) -> String {
 
 fn cell(column: &Column, row: &Row) -> String {
     let Some(figure) = row.values.get(&column.key) else { return "-".to_owned() };
-    let value = numbers::short(figure.value.median) + &numbers::range(&figure.value, numbers::short);
+    let value = numbers::short(figure.value.median) + &range(&figure.value, numbers::short);
     match figure.ratio {
-        Some(ratio) => {
-            format!("{value}<br>×{}{}", numbers::ratio(ratio.median), numbers::range(&ratio, numbers::ratio))
-        }
+        Some(ratio) => format!("{value}<br>×{}{}", numbers::ratio(ratio.median), range(&ratio, numbers::ratio)),
         None => value,
     }
 }
 
+/// In a line of its own, which a narrow column must not break.
+fn range(spread: &Spread, written: impl Fn(f64) -> String) -> String {
+    let range = numbers::range(spread, written);
+    range.map_or(String::new(), |range| format!("<br><sub>{}</sub>", unbroken(&range)))
+}
+
 fn line(page: &mut String, cells: &[String]) {
     let _ = writeln!(page, "| {} |", cells.join(" | "));
+}
+
+fn unbroken(text: &str) -> String {
+    text.replace(' ', "\u{a0}")
 }
 
 /// In one line: what a program said on several must not end a list, or begin a heading.
@@ -156,21 +203,22 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{aims, sample};
+    use crate::bench::sample;
 
     #[test]
     fn the_page_has_what_was_found() {
         let mut report = sample::report();
         report.machine.push(("a|b".to_owned(), "c\nd".to_owned()));
-        let page = page(&report, &aims::judge(&report));
+        let page = page(&report, &verdict::judge(&report));
         let has = |line: &str| assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
         has("| a\\|b | c d |");
         has("|  | requests/s ↑ | p99, µs ↓ |");
-        has(
-            "| `haproxy`<br>HAProxy, TCP mode | 20,000 (19,400–20,600)<br>×0.50 (0.48–0.52) | 4,000 (3,880–4,120)<br>×2.00 (1.94–2.06) |",
-        );
+        let throughput =
+            "20,000<br><sub>19,400\u{a0}to\u{a0}20,600</sub><br>×0.50<br><sub>0.48\u{a0}to\u{a0}0.52</sub>";
+        let tail = "4,000<br><sub>3,880\u{a0}to\u{a0}4,120</sub><br>×2.00<br><sub>1.94\u{a0}to\u{a0}2.06</sub>";
+        has(&format!("| `haproxy`<br>HAProxy, TCP mode | {throughput} | {tail} |"));
         has("| `direct`<br>direct listener | 40,000 | 2,000 |");
-        has("- `nginx-stream` is not here: no stream module");
+        has("- `nginx-stream`: not here: no stream module");
         has("- `pod-steer`: both backends on one host");
         has("| failed requests in 100 swaps under load | 0 | 0 | met |");
         assert!(page.ends_with("|\n") && !page.lines().any(|line| line.ends_with(' ')), "{page}");

@@ -24,18 +24,11 @@ pub struct Measured {
 /// Sets up, builds, measures.
 pub fn measure(options: &Options) -> Result<Measured> {
     let file = paths::target().join("bench-report.json");
-    if let Some(json) = &options.json {
-        // A run takes minutes: what cannot be written in the end is told before it.
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(json)
-            .with_context(|| format!("cannot write {}", json.display()))?;
-    }
     say::heading("setting up and building");
     setup::ensure()?;
-    if options.only.as_deref() != Some(WITHOUT_OTHERS) {
-        debian::ensure_for_bench()?;
+    match options.only.as_deref() {
+        Some(WITHOUT_OTHERS) => debian::ensure_for_program_bench()?,
+        _ => debian::ensure_for_bench()?,
     }
     let pod_steer = build::pod_steer(true)?;
     let named_server = build::named_server()?;
@@ -73,6 +66,13 @@ pub fn read(file: &Path) -> Result<Report> {
     parsed(&text).with_context(|| format!("{} is no report that can be read", file.display()))
 }
 
+/// Whether it was written by a program that knew less.
+#[cfg(test)]
+pub fn is_of_older_format(file: &Path) -> bool {
+    let value = fs::read_to_string(file).ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    value.and_then(|value| value.get("format")?.as_u64()).is_some_and(|format| format < u64::from(FORMAT))
+}
+
 fn parsed(text: &str) -> Result<Report> {
     let value: serde_json::Value = serde_json::from_str(text)?;
     // Another layout is named as such, not by the first field that it lacks.
@@ -81,6 +81,18 @@ fn parsed(text: &str) -> Result<Report> {
         Some(format) => bail!("it has format {format}, and this program reads {FORMAT}"),
         None => bail!("it does not say its format"),
     }
+}
+
+/// Whether a report can be written there: a run takes minutes, and what cannot be written in the end is told before it. Leaves no
+/// file behind, and one that is there as it is.
+pub fn check_writable(file: &Path) -> Result<()> {
+    let cannot = || format!("cannot write {}", file.display());
+    if file.exists() {
+        OpenOptions::new().append(true).open(file).with_context(cannot)?;
+        return Ok(());
+    }
+    OpenOptions::new().create_new(true).write(true).open(file).with_context(cannot)?;
+    fs::remove_file(file).with_context(cannot)
 }
 
 /// Writes a report so that `read` reads it.
@@ -93,6 +105,21 @@ pub fn write(report: &Report, file: &PathBuf) -> Result<()> {
 mod tests {
     use super::*;
     use crate::bench::sample;
+
+    #[test]
+    fn a_file_is_tried_and_left_as_it_is() -> Result<()> {
+        let dir = std::env::temp_dir().join(format!("pod-steer-xtask-{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let file = dir.join("report.json");
+        check_writable(&file)?;
+        assert!(!file.exists());
+        fs::write(&file, "before")?;
+        check_writable(&file)?;
+        assert_eq!(fs::read_to_string(&file)?, "before");
+        assert!(check_writable(&dir).is_err() && check_writable(&dir.join("none/report.json")).is_err());
+        fs::remove_dir_all(&dir)?;
+        Ok(())
+    }
 
     #[test]
     fn a_report_of_another_format_is_not_read() -> Result<()> {

@@ -15,6 +15,23 @@ pub fn row<'a>(report: &'a mut Report, section: &str, row: &str) -> &'a mut Row 
     section.rows.iter_mut().find(|found| found.name == row).unwrap()
 }
 
+/// Of one workload, `tls`, which no aim is about: a base, and pod-steer.
+pub fn workload() -> Report {
+    let mut report = report();
+    report.sections.retain(|section| section.name == "keep-alive");
+    report.sections[0].name = "tls".to_owned();
+    report
+}
+
+/// What each round found of a measure: its figure, with the ratios to a base that has rounds too.
+pub fn rounds(report: &mut Report, section: &str, name: &str, key: &str, rounds: &[f64]) {
+    let base = row(report, section, name).base.clone();
+    let base = base.and_then(|base| row(report, section, &base).rounds.get(key).cloned());
+    let row = row(report, section, name);
+    row.values.insert(key.to_owned(), Figure::of(rounds, base.as_deref()).unwrap());
+    row.rounds.insert(key.to_owned(), rounds.to_vec());
+}
+
 /// Values with their ratios to the base, each within some part of it.
 fn against(base: &str, name: &str, title: &str, values: &[(&str, f64, f64)]) -> Row {
     let off = |number: f64| Spread { median: number, low: 0.97 * number, high: 1.03 * number };

@@ -1,13 +1,14 @@
-//! What is printed when a run is over: a table for each section, who is missing, and what became of the aims.
+//! What is printed when a run is over: what became of the aims, a table for each section, and who is missing.
 
 use std::collections::BTreeMap;
 use std::{env, io};
 
 use pod_steer_tests::measures::{Report, Section};
 
-use super::aims::{Judged, Verdict};
 use super::compare::Comparison;
+use super::notes::Notes;
 use super::table;
+use super::verdict::{self, Judged, Verdict};
 use crate::say::{bold, green, heading, note, red};
 
 /// Where the output goes to no terminal.
@@ -22,8 +23,13 @@ fn width() -> usize {
     terminal.filter(|columns| *columns > 0).or(said).unwrap_or(COLUMNS)
 }
 
-/// Everything that was measured.
-pub fn report(report: &Report) {
+const COMPARED: &str = "compared with the committed ratios";
+
+const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
+    too little, the least and the greatest are there (`0.5 to 4.2`)";
+
+/// Everything that was measured. The aims come first: they are what most people want to know.
+pub fn report(report: &Report, judged: &[Judged]) {
     let width = width();
     heading("the machine");
     for (what, how) in &report.machine {
@@ -32,31 +38,46 @@ pub fn report(report: &Report) {
     if report.quick {
         note("a quick run: its figures are rough");
     }
+    if !judged.is_empty() {
+        aims(report, judged, width);
+    }
+    heading("how to read the tables");
+    remark(LEGEND, width);
+    let notes = Notes::of(report);
     let mut told = BTreeMap::new();
     for found in &report.sections {
-        section(found, width, &mut told);
+        section(found, width, &notes, &mut told);
     }
-    println!("\n± is the round that is farthest off, × the ratio to the base, taken round by round.");
+    let common = notes.common();
+    if !common.is_empty() {
+        heading("contestants");
+        for (name, text) in common {
+            remark(&format!("{name}: {text}"), width);
+        }
+    }
 }
 
 /// `told` has the titles that were printed before: they need not be again.
-fn section(section: &Section, width: usize, told: &mut BTreeMap<String, String>) {
+fn section(section: &Section, width: usize, notes: &Notes, told: &mut BTreeMap<String, String>) {
     heading(&format!("{}: {}", section.name, section.title));
     remark(&section.about, width);
     println!();
     for (ours, line) in table::lines(section, width) {
         println!("{}", if ours { bold(&line) } else { line });
     }
+    let mut below = notes.below(section);
     for row in &section.rows {
         let new = told.insert(row.name.clone(), row.title.clone()).as_ref() != Some(&row.title);
-        let title = (new && row.title != row.name).then_some(row.title.as_str());
-        let words: Vec<&str> = title.into_iter().chain(row.note.as_deref()).collect();
+        let title = (new && row.title != row.name).then(|| row.title.clone());
+        let noted = below.iter().position(|(name, _)| *name == row.name).map(|place| below.remove(place).1);
+        let words: Vec<String> = title.into_iter().chain(noted).collect();
         if !words.is_empty() {
             remark(&format!("{}: {}", row.name, words.join(". ")), width);
         }
     }
-    for (name, why) in &section.skipped {
-        remark(&format!("{name} is not here: {why}"), width);
+    // Who is not here has no row.
+    for (name, text) in below {
+        remark(&format!("{name}: {text}"), width);
     }
 }
 
@@ -68,9 +89,10 @@ fn remark(text: &str, width: usize) {
 }
 
 /// What was wanted, and what was reached.
-pub fn aims(judged: &[Judged]) {
+fn aims(report: &Report, judged: &[Judged], width: usize) {
     heading("aims");
-    let wide = width() >= WIDE;
+    remark(&verdict::cores(report), width);
+    let wide = width >= WIDE;
     let measures = judged.iter().map(|one| one.aim.measure.chars().count()).max().unwrap_or(0);
     for one in judged {
         // Padded before it is painted, as colours have letters too.
@@ -81,6 +103,7 @@ pub fn aims(judged: &[Judged]) {
         };
         let reached = match &one.verdict {
             Verdict::NotMeasured(why) => format!("not measured: {why}"),
+            _ if one.within_noise() => format!("{}, within the noise", one.reached()),
             _ => one.reached(),
         };
         let (measure, bound) = (one.aim.measure, one.aim.bound());
@@ -90,12 +113,15 @@ pub fn aims(judged: &[Judged]) {
             note(&format!("{verdict}{measure}"));
             note(&format!("{:8}{bound:<12}  {reached}", ""));
         }
+        for line in table::wrapped(one.why().unwrap_or_default(), width.saturating_sub(11).min(112)) {
+            note(&format!("{:8}{line}", ""));
+        }
     }
 }
 
-/// What `--check` found; whether nothing got worse.
+/// What became of the committed report's ratios; whether nothing got worse.
 pub fn comparison(found: &Comparison) -> bool {
-    heading("compared with the committed ratios");
+    heading(COMPARED);
     for line in &found.told {
         note(line);
     }
@@ -109,4 +135,10 @@ pub fn comparison(found: &Comparison) -> bool {
         (compared, worse) => note(&format!("{compared} measures compared, {worse} worse")),
     }
     good
+}
+
+/// Why nothing can be compared.
+pub fn no_comparison(why: &anyhow::Error) {
+    heading(COMPARED);
+    remark(&format!("they cannot be compared: {why:#}"), width());
 }

@@ -85,9 +85,9 @@ fn parts(column: &Column, row: &Row) -> [String; 4] {
         return ["-".to_owned(), String::new(), String::new(), String::new()];
     };
     let ratio = figure.ratio.map(|ratio| format!("×{}", numbers::ratio(ratio.median)));
-    let ratio_off = figure.ratio.map(|ratio| numbers::off(&ratio));
+    let ratio_off = figure.ratio.map(|ratio| numbers::off(&ratio, numbers::ratio));
     let value = numbers::short(figure.value.median);
-    [value, numbers::off(&figure.value), ratio.unwrap_or_default(), ratio_off.unwrap_or_default()]
+    [value, numbers::off(&figure.value, numbers::short), ratio.unwrap_or_default(), ratio_off.unwrap_or_default()]
 }
 
 /// The text in lines of at most so many characters, but for longer words.

@@ -12,13 +12,26 @@ const FOOT: f64 = 20.0;
 /// What is written at the right of each row, clear of every line.
 const VALUES: f64 = 52.0;
 
+/// The longest bar or line of a panel. All panels have the scale of the longest one, so that bars of one length are one ratio.
+pub fn longest(section: &Section) -> f64 {
+    let ratios = throughput(section)
+        .into_iter()
+        .flat_map(|column| section.rows.iter().filter_map(move |row| ratio(section, row, column)).collect::<Vec<_>>());
+    let (high, median) =
+        ratios.fold((1.0_f64, 1.0_f64), |(high, median), ratio| (high.max(ratio.high), median.max(ratio.median)));
+    // One disturbed round must not make all bars short.
+    high.min(1.2 * median)
+}
+
+/// The first measure that is better when it is more.
+fn throughput(section: &Section) -> Option<&Column> {
+    section.columns.iter().find(|column| column.better == Better::Higher)
+}
+
 /// The panel, and how high it is.
-pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64) {
+pub fn panel(section: &Section, (left, top): (f64, f64), width: f64, longest: f64) -> (Group, f64) {
     let mut panel = Group::new().add(text(left, top + 14.0, 14.0, INK, &section.title).set("font-weight", "bold"));
-    // The first measure that is better when it is more is the throughput.
-    let Some(column) = section.columns.iter().find(|column| column.better == Better::Higher) else {
-        return (panel, HEAD);
-    };
+    let Some(column) = throughput(section) else { return (panel, HEAD) };
     let rows: Vec<(&Row, Spread)> =
         section.rows.iter().filter_map(|row| Some((row, ratio(section, row, column)?))).collect();
     if let Some(base) = base_of_most(section).and_then(|name| section.row(name)) {
@@ -27,9 +40,6 @@ pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64)
         panel = panel.add(text(left, top + 32.0, SIZE, MUTED, &said));
     }
     let zero = left + NAMES;
-    let most = |end: fn(&Spread) -> f64| rows.iter().map(|(_, ratio)| end(ratio)).fold(1.0, f64::max);
-    // One disturbed round must not make all bars short.
-    let longest = most(|ratio| ratio.high).min(1.2 * most(|ratio| ratio.median));
     let scale = (width - NAMES - VALUES) / longest;
     let bottom = top + HEAD + STEP * rows.len() as f64;
     for (at, mark) in [(0.0, "0"), (0.5, "0.5"), (1.0, "1")] {

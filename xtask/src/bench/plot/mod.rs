@@ -27,12 +27,13 @@ pub fn plot(report: &Report) -> String {
     let mut panels = Vec::new();
     let mut top = HEAD;
     let workloads: Vec<_> = WORKLOADS.iter().filter_map(|name| report.section(name)).collect();
+    let longest = workloads.iter().map(|section| bars::longest(section)).fold(1.0, f64::max);
     let half = (WIDTH - 2.0 * MARGIN - BETWEEN) / 2.0;
     for pair in workloads.chunks(2) {
         let mut height: f64 = 0.0;
         for (place, section) in pair.iter().enumerate() {
             let left = MARGIN + place as f64 * (half + BETWEEN);
-            let (panel, used) = bars::panel(section, left, top, half);
+            let (panel, used) = bars::panel(section, (left, top), half, longest);
             panels.push(panel);
             height = height.max(used);
         }

@@ -1,40 +1,46 @@
-//! The hot swap: what a client that asks all the time sees around a switch. A point, as the gaps differ by powers of ten
+//! The hot swap: what a client that asks all the time sees around a switch. A point, as the pauses differ by powers of ten
 //! and the axis is logarithmic: the length of a bar would say nothing.
 
 use pod_steer_tests::measures::{Row, Section, Spread};
 use svg::node::element::{Group, Title};
 
-use super::draw::{GRID, INK, MUTED, NAMES, OTHERS, SIZE, STEP, circle, colour, line, text, weight};
+use super::draw::{GRID, INK, MUTED, NAMES, SIZE, circle, colour, line, text, weight};
 use crate::bench::numbers;
 
-const HEAD: f64 = 48.0;
+const HEAD: f64 = 64.0;
 const FOOT: f64 = 20.0;
-/// What is written at the right of each row, and where in it each part starts.
-const WORDS: f64 = 400.0;
-const PARTS: [f64; 3] = [10.0, 166.0, 330.0];
+/// From one contestant to the next, and how far its two lines are from its middle.
+const ROW: f64 = 44.0;
+const HALF: f64 = 9.0;
+/// What is written at the right of each row, and where in it the second part starts.
+const WORDS: f64 = 440.0;
+const COUNTS: f64 = 270.0;
+
+/// A contestant, its pause between old answers and new, and its longest one.
+type Pauses<'a> = (&'a Row, Option<Spread>, Spread);
 
 /// The panel, and how high it is.
 pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64) {
-    let title = "Hot swap: the longest gap between two answers, and the requests that failed";
-    let how = "point: median of all swaps; line: the least and the worst swap; ring: the same client without a swap";
-    let panel = Group::new().add(text(left, top + 14.0, 14.0, INK, title).set("font-weight", "bold")).add(text(
-        left,
-        top + 32.0,
-        SIZE,
-        MUTED,
-        how,
-    ));
-    let rows: Vec<(&Row, Spread)> =
-        section.rows.iter().filter_map(|row| Some((row, row.values.get("gap_ms")?.value))).collect();
-    let ends = rows.iter().flat_map(|(_, gap)| [gap.low, gap.high]).filter(|gap| *gap > 0.0);
-    let (least, most) = ends.fold((1.0_f64, 1000.0_f64), |(least, most), gap| (least.min(gap), most.max(gap)));
+    let title = "Hot swap: the pauses that a client sees, and the requests that failed";
+    let how = [
+        "upper line: the pause between answers of the old version and the new; lower line: the longest pause around the swap",
+        "point: median of all swaps; line: the least and the worst swap; ring: the longest pause of the same client without a swap",
+    ];
+    let panel = Group::new().add(text(left, top + 14.0, 14.0, INK, title).set("font-weight", "bold"));
+    let panel = panel.add(text(left, top + 32.0, SIZE, MUTED, how[0])).add(text(left, top + 48.0, SIZE, MUTED, how[1]));
+    let value = |row: &Row, key: &str| row.values.get(key).map(|figure| figure.value);
+    let rows: Vec<Pauses<'_>> =
+        section.rows.iter().filter_map(|row| Some((row, value(row, "switch_gap_ms"), value(row, "gap_ms")?))).collect();
+    let pauses = rows.iter().flat_map(|(_, switch, longest)| switch.iter().chain([longest]));
+    let ends = pauses.flat_map(|pause| [pause.low, pause.high]).filter(|pause| *pause > 0.0);
+    let (least, most) = ends.fold((1.0_f64, 1000.0_f64), |(least, most), pause| (least.min(pause), most.max(pause)));
     let axis = Axis {
         zero: left + NAMES + 8.0,
         width: width - NAMES - 8.0 - WORDS,
         first: least.log10().floor(),
         last: most.log10().ceil(),
     };
-    let bottom = top + HEAD + STEP * rows.len() as f64;
+    let bottom = top + HEAD + ROW * rows.len() as f64;
     let powers = axis.first as i32..=axis.last as i32;
     let panel = powers.fold(panel, |panel, power| {
         let ms = 10_f64.powi(power);
@@ -44,12 +50,11 @@ pub fn panel(section: &Section, left: f64, top: f64, width: f64) -> (Group, f64)
         panel.add(line((x, top + HEAD - 4.0), (x, bottom), GRID)).add(mark)
     });
     let lines = rows.iter().enumerate();
-    let panel = lines.fold(panel, |panel, (place, (row, gap))| {
-        let middle = top + HEAD + STEP * (place as f64 + 0.5);
+    let panel = lines.fold(panel, |panel, (place, pauses)| {
+        let middle = top + HEAD + ROW * (place as f64 + 0.5);
         let start = left + width - WORDS;
-        let words = PARTS.into_iter().zip(words(row, gap));
-        let words = words.map(|(at, words)| text(start + at, middle + 4.0, SIZE, INK, &words));
-        words.fold(panel.add(point(row, gap, &axis, middle)), Group::add)
+        let words = words(pauses).into_iter().map(|(x, y, words)| text(start + x, middle + y + 4.0, SIZE, INK, &words));
+        words.fold(panel.add(contestant(pauses, &axis, middle)), Group::add)
     });
     (panel, bottom + FOOT - top)
 }
@@ -69,33 +74,44 @@ impl Axis {
     }
 }
 
-fn point(row: &Row, gap: &Spread, axis: &Axis, middle: f64) -> Group {
+fn contestant((row, switch, longest): &Pauses<'_>, axis: &Axis, middle: f64) -> Group {
     let name = text(axis.zero - 16.0, middle + 4.0, SIZE, INK, &row.name).set("text-anchor", "end");
-    let range = line((axis.at(gap.low), middle), (axis.at(gap.high), middle), colour(&row.name)).set("stroke-width", 3);
-    let median = circle(axis.at(gap.median), middle, 5.5).set("fill", colour(&row.name));
     let group = Group::new().add(Title::new(row.title.as_str())).add(name.set("font-weight", weight(&row.name)));
-    let group = group.add(range.set("stroke-linecap", "round"));
+    let group = match switch {
+        Some(switch) => pause(group, row, switch, axis, middle - HALF),
+        None => group,
+    };
     let group = match row.values.get("baseline_gap_ms") {
         Some(quiet) => {
-            let ring = circle(axis.at(quiet.value.median), middle, 5.5).set("fill", "none");
-            group.add(ring.set("stroke", OTHERS).set("stroke-width", 1.5))
+            let ring = circle(axis.at(quiet.value.median), middle + HALF, 6.0).set("fill", "none");
+            group.add(ring.set("stroke", MUTED).set("stroke-width", 1.5))
         }
         None => group,
     };
-    group.add(median)
+    pause(group, row, longest, axis, middle + HALF)
 }
 
-/// `1.20 ms, worst 3.40 ms`, `0 of 12,345 failed`, `100 swaps`; what is not known is left out.
-fn words(row: &Row, gap: &Spread) -> Vec<String> {
-    let gaps = format!("{}, worst {}", time(gap.median), time(gap.high));
+/// A point, and a line with its ends.
+fn pause(group: Group, row: &Row, pause: &Spread, axis: &Axis, y: f64) -> Group {
+    let (low, high) = (axis.at(pause.low), axis.at(pause.high));
+    let cap = |x: f64| line((x, y - 4.0), (x, y + 4.0), colour(&row.name)).set("stroke-width", 1.5);
+    let range = line((low, y), (high, y), colour(&row.name)).set("stroke-width", 1.5);
+    let median = circle(axis.at(pause.median), y, 4.0).set("fill", colour(&row.name));
+    group.add(range).add(cap(low)).add(cap(high)).add(median)
+}
+
+/// Beside each line its pause, and further right `0 of 12,345 failed` and `100 swaps`; what is not known is left out.
+fn words((row, switch, longest): &Pauses<'_>) -> Vec<(f64, f64, String)> {
+    let pause = |what: &str, pause: &Spread| format!("{what} {}, worst {}", time(pause.median), time(pause.high));
     let count = |key: &str| row.values.get(key).map(|figure| numbers::short(figure.value.median));
     let failed = match (count("failed"), count("requests")) {
         (Some(failed), Some(requests)) => format!("{failed} of {requests} failed"),
         (Some(failed), None) => format!("{failed} failed"),
         _ => String::new(),
     };
-    let swaps = count("swaps").map(|swaps| format!("{swaps} swaps"));
-    vec![gaps, failed, swaps.unwrap_or_default()]
+    let swaps = count("swaps").map(|swaps| format!("{swaps} swaps")).unwrap_or_default();
+    let switch = switch.map(|switch| pause("old to new", &switch)).unwrap_or_default();
+    vec![(10.0, -HALF, switch), (10.0, HALF, pause("longest", longest)), (COUNTS, -HALF, failed), (COUNTS, HALF, swaps)]
 }
 
 fn time(ms: f64) -> String {
