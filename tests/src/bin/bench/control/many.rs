@@ -16,8 +16,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-use super::{Values, idle_cpu_pct, maps_mib, memory_mib, ms};
-use crate::costs;
+use super::{Values, idle_cpu_pct, maps_before_b, maps_mib, memory_mib, ms};
 
 const PORT: u16 = 8080;
 const SERVICE: &str = "web";
@@ -46,7 +45,7 @@ while True:
 
 /// Many backends with a socket each.
 pub fn backends(count: usize, quick: bool) -> Result<Values> {
-    let maps_b = costs::kernel_maps_b()?;
+    let maps_b = maps_before_b()?;
     let mut stage = Stage::without_engine()?;
     let mut running = Vec::new();
     for number in 0..count {
@@ -72,7 +71,7 @@ pub fn backends(count: usize, quick: bool) -> Result<Values> {
 /// Ten backends with many sockets each.
 pub fn sockets(each: usize, quick: bool) -> Result<Values> {
     const BACKENDS: usize = 10;
-    let maps_b = costs::kernel_maps_b()?;
+    let maps_b = maps_before_b()?;
     let mut stage = Stage::without_engine()?;
     let mut running: Vec<Process> = Vec::new();
     for number in 0..BACKENDS {

@@ -4,7 +4,10 @@
 mod churn;
 mod many;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use pod_steer_tests::{
@@ -37,6 +40,11 @@ const ABOUT: &str = "How fast the daemon follows, measured from outside: a serve
     command line says that every socket is known. There are no clients meanwhile. Memory is the daemon's PSS. Kernel maps are \
     those by which all BPF maps of the machine have grown since before the daemon was started: on a quiet machine nobody \
     else loads any.";
+
+/// When so long no map has gone, all that were to go have.
+const MAPS_SETTLED: Duration = Duration::from_secs(2);
+/// On a machine where others load maps all the time it is not waited for longer.
+const MAPS_SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Measured values of one row.
 type Values = Vec<(&'static str, Spread)>;
@@ -84,6 +92,19 @@ fn ms(time: Duration) -> f64 {
 
 fn memory_mib(daemon: &Daemon) -> Result<Spread> {
     Ok(Spread::one(costs::memory_b(&[daemon.pid()])? as f64 / f64::from(1 << 20)))
+}
+
+/// Bytes of the kernel's maps before a daemon is started: the kernel frees those of the last one when that is gone already.
+fn maps_before_b() -> Result<u64> {
+    let (deadline, mut last_b) = (Instant::now() + MAPS_SETTLE_MAX, costs::kernel_maps_b()?);
+    loop {
+        std::thread::sleep(MAPS_SETTLED);
+        let now_b = costs::kernel_maps_b()?;
+        if now_b == last_b || Instant::now() > deadline {
+            return Ok(now_b);
+        }
+        last_b = now_b;
+    }
 }
 
 /// By how much the kernel's maps have grown.
