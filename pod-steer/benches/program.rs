@@ -64,6 +64,8 @@ struct Steered {
     indices: BTreeMap<String, u32>,
     listeners: Vec<TcpListener>,
     packets: PathBuf,
+    /// Where bpftool writes what the program made of a packet.
+    outcomes: PathBuf,
     /// Numbers that look random and are the same in every run.
     state: u64,
 }
@@ -109,9 +111,12 @@ impl Steered {
         if let Some(attachment) = kernel.namespace_attachment(netns, ns) {
             attachment.run()?;
         }
-        // bpftool reads the packet from a file; this one goes with the directory of whoever has started us.
-        let packets = std::env::current_dir()?.join(format!("packet-{services}-{backends}"));
-        Ok(Self { dir: dir.to_owned(), kernel, netns, plan, indices, listeners, packets, state: 1 })
+        // bpftool reads the packet from a file; these go with the directory of whoever has started us.
+        let file = |what: &str| {
+            Ok::<_, std::io::Error>(std::env::current_dir()?.join(format!("{what}-{services}-{backends}")))
+        };
+        let (packets, outcomes) = (file("packet")?, file("outcome")?);
+        Ok(Self { dir: dir.to_owned(), kernel, netns, plan, indices, listeners, packets, outcomes, state: 1 })
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -124,8 +129,9 @@ impl Steered {
         FIRST_PORT + self.random(self.plan.rules.len()) as u16
     }
 
-    /// Nanoseconds of one run, again and again with the same packet: the median over some packets to such ports.
-    fn run_ns(&mut self, program: u32, port: impl Fn(&mut Self) -> u16) -> Result<f64> {
+    /// Nanoseconds of one run, again and again with the same packet: the median over some packets to such ports. Fails if
+    /// the program does not choose a socket for a port that is claimed, or chooses one for another port.
+    fn run_ns(&mut self, program: u32, is_claimed: bool, port: impl Fn(&mut Self) -> u16) -> Result<f64> {
         let mut times = Vec::new();
         for _ in 0..PACKETS {
             let (from, to) = (10_000 + self.random(50_000) as u16, port(self));
@@ -133,13 +139,18 @@ impl Steered {
             let id = program.to_string();
             let mut bpftool = Command::new("bpftool");
             bpftool.args(["--json", "prog", "run", "id", &id, "repeat", &REPEAT.to_string(), "ctx_in"]);
-            let answer = bpftool.arg(&self.packets).output()?;
+            bpftool.arg(&self.packets).arg("ctx_out").arg(&self.outcomes);
+            let answer = bpftool.output().map_err(|error| format!("bpftool cannot be run: {error}"))?;
             let text = String::from_utf8_lossy(&answer.stdout).into_owned();
             let run: serde_json::Value =
                 serde_json::from_str(&text).map_err(|error| format!("bpftool said {text:?}: {error}"))?;
             let (verdict, time) = (run["retval"].as_u64(), run["duration"].as_f64());
-            // SK_PASS: anything else means that no socket was chosen for a port that is claimed.
+            // SK_PASS; without a socket too, if the kernel is to go on by itself.
             let (Some(1), Some(time)) = (verdict, time) else { return Err(format!("bpftool said {text:?}").into()) };
+            if is_chosen(&std::fs::read(&self.outcomes)?)? != is_claimed {
+                let what = if is_claimed { "no socket for a port that is" } else { "a socket for a port that is not" };
+                return Err(format!("the program has chosen {what} claimed: {to}").into());
+            }
             times.push(time);
         }
         times.sort_by(f64::total_cmp);
@@ -185,7 +196,7 @@ impl Steered {
         Ok(())
     }
 
-    /// Milliseconds from a change of one table until it is in effect, and then until nobody can use the old one.
+    /// Milliseconds from a change of one table until it is in effect; nobody waits until the old one is out of use.
     fn publish_ms(&mut self) -> Result<f64> {
         let port = self.random_port();
         let rule = self.plan.rules.get_mut(&key(&self.netns, port)).ok_or("no rule for a port of ours")?;
@@ -202,8 +213,8 @@ impl Steered {
     fn answer(&mut self) -> Result<String> {
         let link = FdLink::from(PinnedLink::from_pin(self.dir.join("netns").join(self.netns.cookie.to_string()))?);
         let program = link.info()?.program_id();
-        let run_ns = self.run_ns(program, Self::random_port)?;
-        let other_ns = self.run_ns(program, |this| FIRST_UNCLAIMED + this.random(1_000) as u16)?;
+        let run_ns = self.run_ns(program, true, Self::random_port)?;
+        let other_ns = self.run_ns(program, false, |this| FIRST_UNCLAIMED + this.random(1_000) as u16)?;
         let (publish_ms, load_ns) = (self.publish_ms()?, self.load_ns(program)?);
         let found = [("run_ns", run_ns), ("other_ns", other_ns), ("load_ns", load_ns), ("publish_ms", publish_ms)];
         Ok(serde_json::to_string(&BTreeMap::from(found))?)
@@ -238,6 +249,12 @@ fn context(from: u16, to: u16) -> [u8; CONTEXT_BYTES] {
     put(40, &Ipv4Addr::LOCALHOST.octets());
     put(60, &u32::from(to).to_ne_bytes());
     bytes
+}
+
+/// Whether the program chose a socket: the test run begins `struct bpf_sk_lookup` with that socket's cookie, or with 0.
+fn is_chosen(outcome: &[u8]) -> Result<bool> {
+    let cookie = outcome.first_chunk().ok_or_else(|| format!("bpftool wrote {} bytes of context", outcome.len()))?;
+    Ok(u64::from_ne_bytes(*cookie) != 0)
 }
 
 fn info(program: u32) -> Result<ProgramInfo> {

@@ -1,8 +1,10 @@
 //! What the kernel says that processes and the machine have used.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use anyhow::{Context as _, Result};
+use pod_steer_tests::process::run;
+use serde_json::Value;
 
 /// CPU seconds in which the whole machine was busy since it started; interrupts and what they do included.
 pub fn machine_cpu_s() -> Result<f64> {
@@ -29,6 +31,17 @@ pub fn memory_b(pids: &[u32]) -> Result<u64> {
 /// of the same program starts or ends.
 pub fn own_memory_b(pids: &[u32]) -> Result<u64> {
     sum_of_rollups(pids, &["Pss_Anon", "Pss_Shmem"])
+}
+
+/// Bytes of all BPF maps of the kernel, whoever made them.
+pub fn kernel_maps_b() -> Result<u64> {
+    let text = run(Command::new("bpftool").args(["--json", "map", "show"]))?;
+    maps_b(&text).with_context(|| format!("no sizes in what bpftool says of maps: {text}"))
+}
+
+fn maps_b(text: &str) -> Option<u64> {
+    let maps: Vec<Value> = serde_json::from_str(text).ok()?;
+    maps.iter().map(|map| map["bytes_memlock"].as_u64()).sum()
 }
 
 fn sum_of_rollups(pids: &[u32], names: &[&str]) -> Result<u64> {
@@ -117,6 +130,14 @@ mod tests {
         assert_eq!(process_ticks(stat), Some(560));
         assert_eq!(parent(stat), Some(42));
         assert_eq!(process_ticks("77 (a) S 42"), None);
+    }
+
+    #[test]
+    fn maps_are_added_up() {
+        let maps = r#"[{"id":1,"type":"hash","bytes_memlock":4096},{"id":2,"bytes_memlock":262144}]"#;
+        assert_eq!(maps_b(maps), Some(266_240));
+        assert_eq!(maps_b("[]"), Some(0));
+        assert_eq!(maps_b(r#"[{"id":1}]"#), None);
     }
 
     #[test]

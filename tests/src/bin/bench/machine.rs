@@ -9,10 +9,11 @@ pub fn describe() -> Vec<(String, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let cores = std::thread::available_parallelism().map(|cores| cores.to_string()).ok();
-    let pod_steer = tools::pod_steer().ok().and_then(|path| version(&path.to_string_lossy(), "--version"));
+    let pod_steer = tools::pod_steer().ok().and_then(|path| version(&path.to_string_lossy(), "version"));
     let facts = [
         ("kernel", Some(read("/proc/sys/kernel/osrelease").trim().to_owned())),
         ("CPU", field(&cpuinfo, "model name")),
+        ("virtual machine", Some(virtual_machine(&cpuinfo))),
         ("cores", cores),
         ("memory", field(&read("/proc/meminfo"), "MemTotal").as_deref().and_then(gibibytes)),
         ("system", field(&read("/etc/os-release").replace('=', ":"), "PRETTY_NAME")),
@@ -34,6 +35,18 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(value.trim().trim_matches('"').to_owned())
 }
 
+/// Which kind of virtual machine it is, or whether: a processor says that it is not the real one.
+fn virtual_machine(cpuinfo: &str) -> String {
+    // Without --vm it names the container that we may be in, which says nothing of the machine.
+    let asked = process::output(Command::new("systemd-detect-virt").arg("--vm"));
+    let kind = asked.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let is_virtual = field(cpuinfo, "flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"));
+    match kind.as_str() {
+        "" | "none" => (if is_virtual { "yes" } else { "no" }).to_owned(),
+        kind => format!("yes, {kind}"),
+    }
+}
+
 /// `16318756 kB` for people.
 fn gibibytes(kibibytes: &str) -> Option<String> {
     let number: f64 = kibibytes.strip_suffix(" kB")?.parse().ok()?;
@@ -41,8 +54,8 @@ fn gibibytes(kibibytes: &str) -> Option<String> {
 }
 
 /// The version that a program tells in its first line, whatever its exit code: wrk's is 1.
-fn version(program: &str, flag: &str) -> Option<String> {
-    let output = process::output(Command::new(program).arg(flag)).ok()?;
+fn version(program: &str, argument: &str) -> Option<String> {
+    let output = process::output(Command::new(program).arg(argument)).ok()?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     version_in(&String::from_utf8_lossy(&text))
 }

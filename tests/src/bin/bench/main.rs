@@ -36,23 +36,35 @@ const PARTS: &[Part] = &[
     Part { sections: program::SECTIONS, contestants: &[], measure: program::measure },
 ];
 
-/// Measures everything that is wanted. A part that fails does not end the others.
+/// Measures everything that is wanted. A part that fails does not end the others, and what there is is written after each:
+/// a run that dies in the last part has the others.
 fn run(options: &Options) -> Result<()> {
-    let (mut sections, mut failed) = (Vec::new(), Vec::new());
+    let (machine, sections) = (machine::describe(), Vec::new());
+    let mut report = Report { format: FORMAT, machine, quick: options.quick, sections };
+    let mut failed = Vec::new();
     for part in PARTS.iter().filter(|part| options.wants_part(part)) {
         match (part.measure)(options) {
-            Ok(measured) => sections.extend(measured),
+            Ok(measured) => report.sections.extend(measured),
             Err(error) => {
                 eprintln!("error: {error:#}");
                 failed.push(part.sections.join(", "));
             }
         }
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(&options.output, text).with_context(|| format!("writing {}", options.output.display()))?;
     }
-    let report = Report { format: FORMAT, machine: machine::describe(), quick: options.quick, sections };
-    let text = serde_json::to_string_pretty(&report)? + "\n";
-    std::fs::write(&options.output, text).with_context(|| format!("writing {}", options.output.display()))?;
     ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
+}
+
+/// The whole error on one line, as reports have it.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A number for people: `10,000`.
+fn thousands(number: u64) -> String {
+    if number < 1_000 { number.to_string() } else { format!("{},{:03}", thousands(number / 1_000), number % 1_000) }
 }
 
 fn main() -> ExitCode {
@@ -62,5 +74,16 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        let numbers = [0, 999, 1_000, 10_020, 1_000_000].map(thousands);
+        assert_eq!(numbers, ["0", "999", "1,000", "10,020", "1,000,000"]);
     }
 }

@@ -15,7 +15,7 @@ use pod_steer_tests::{
     netns::NetNs,
 };
 
-use crate::options::Options;
+use crate::{options::Options, thousands};
 
 /// What is measured here.
 pub const SECTIONS: &[&str] = &["program"];
@@ -119,9 +119,10 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
         let values = COLUMNS.iter().filter_map(|(key, _)| Some(((*key).to_owned(), figure(key)?))).collect();
         let rounds = COLUMNS.iter().filter_map(|(key, _)| Some(((*key).to_owned(), found.get(&(name, *key))?.clone())));
         let rounds = rounds.collect();
+        let [of_services, of_backends] = [services, backends].map(|number| thousands(number.into()));
         let title = match services {
-            1 => format!("1 service, {backends} backends"),
-            _ => format!("{services} services, {backends} backends each"),
+            1 => format!("1 service, {of_backends} backends"),
+            _ => format!("{of_services} services, {of_backends} backends each"),
         };
         Row { name: name.to_owned(), title, base: Some(base.to_owned()), values, rounds, note: None }
     };

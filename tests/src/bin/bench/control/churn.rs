@@ -9,13 +9,14 @@ use pod_steer_tests::{
     measures::Spread,
 };
 
-use super::{Values, memory_mib, ms};
+use super::{Values, maps_before_b, maps_mib, memory_mib, ms};
 use crate::costs;
 
 /// Ports below those that clients are given, one for each service.
 const PORTS: std::ops::Range<u16> = 2_000..10_000;
 
 pub fn measure(processes: usize) -> Result<Values> {
+    let maps_b = maps_before_b()?;
     let stage = Stage::without_engine()?;
     // As on a machine in use: somebody is there already, so the namespace is steered in.
     let _steady = Exec::new("steady", "steady", "1999:1999", "0.0.0.0:1999").start(&stage)?;
@@ -32,6 +33,7 @@ pub fn measure(processes: usize) -> Result<Values> {
         ("steered_p99_ms", at(0.99)),
         ("start_cpu_ms", Spread::one(cpu_s * 1e3 / processes as f64)),
         ("daemon_mib", memory_mib(&stage.daemon)?),
+        ("maps_mib", maps_mib(maps_b)?),
     ])
 }
 

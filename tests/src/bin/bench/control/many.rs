@@ -16,7 +16,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-use super::{Values, idle_cpu_pct, memory_mib, ms};
+use super::{Values, idle_cpu_pct, maps_before_b, maps_mib, memory_mib, ms};
 
 const PORT: u16 = 8080;
 const SERVICE: &str = "web";
@@ -45,6 +45,7 @@ while True:
 
 /// Many backends with a socket each.
 pub fn backends(count: usize, quick: bool) -> Result<Values> {
+    let maps_b = maps_before_b()?;
     let mut stage = Stage::without_engine()?;
     let mut running = Vec::new();
     for number in 0..count {
@@ -61,6 +62,7 @@ pub fn backends(count: usize, quick: bool) -> Result<Values> {
         ("switch_ms", switches),
         ("idle_cpu_pct", idle_cpu_pct(&stage, quick)?),
         ("daemon_mib", memory_mib(&stage.daemon)?),
+        ("maps_mib", maps_mib(maps_b)?),
     ];
     values.push(("cold_start_ms", cold_start(&mut stage, ready, count)?));
     Ok(values)
@@ -69,6 +71,7 @@ pub fn backends(count: usize, quick: bool) -> Result<Values> {
 /// Ten backends with many sockets each.
 pub fn sockets(each: usize, quick: bool) -> Result<Values> {
     const BACKENDS: usize = 10;
+    let maps_b = maps_before_b()?;
     let mut stage = Stage::without_engine()?;
     let mut running: Vec<Process> = Vec::new();
     for number in 0..BACKENDS {
@@ -90,6 +93,7 @@ pub fn sockets(each: usize, quick: bool) -> Result<Values> {
         ("switch_ms", switches),
         ("idle_cpu_pct", idle_cpu_pct(&stage, quick)?),
         ("daemon_mib", memory_mib(&stage.daemon)?),
+        ("maps_mib", maps_mib(maps_b)?),
     ];
     values.push(("cold_start_ms", cold_start(&mut stage, BACKENDS, count)?));
     Ok(values)

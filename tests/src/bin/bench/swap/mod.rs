@@ -27,7 +27,7 @@ use self::{
     contestant::Contestant,
     record::Swap,
 };
-use crate::options::Options;
+use crate::{one_line, options::Options};
 
 /// How long the load goes on before the first command and after the last.
 const MARGIN: Duration = Duration::from_millis(100);
@@ -100,8 +100,10 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
             continue;
         }
         let planned = if way.name == "pod-steer" { planned_of_own } else { planned_of_others };
-        let contestant = (way.start)(&version(0)).with_context(|| format!("starting {} for hot-swap", way.name))?;
-        lanes.push(Lane { way, planned, contestant, swaps: Vec::new() });
+        match (way.start)(&version(0)) {
+            Ok(contestant) => lanes.push(Lane { way, planned, contestant, swaps: Vec::new() }),
+            Err(error) => skipped.push(out(way, &error)),
+        }
     }
     let began = Instant::now();
     for round in 1..=rounds {
@@ -109,9 +111,12 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
             eprintln!("hot-swap: the time is over after {} of {rounds} rounds", round - 1);
             break;
         }
-        for lane in &mut lanes {
-            lane.round(round, rounds)?;
-        }
+        // Who fails is out, and its host ends with it.
+        lanes.retain_mut(|lane| {
+            let result = lane.round(round, rounds);
+            skipped.extend(result.as_ref().err().map(|error| out(lane.way, error)));
+            result.is_ok()
+        });
         eprintln!("hot-swap: round {round} of {rounds}");
     }
     Ok(vec![Section {
@@ -124,6 +129,13 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     }])
 }
 
+/// A contestant that is out, and why.
+fn out(way: &Way, error: &anyhow::Error) -> (String, String) {
+    let reason = one_line(error);
+    eprintln!("hot-swap: {} is out: {reason}", way.name);
+    (way.name.to_owned(), reason)
+}
+
 impl Lane {
     /// Its swaps of one round: whoever has more swaps than others has some more in every round.
     fn round(&mut self, round: usize, rounds: usize) -> Result<()> {
@@ -132,7 +144,7 @@ impl Lane {
         while self.swaps.len() * rounds < self.planned * round {
             let number = self.swaps.len() + 1;
             let calm = look.then(|| self.swaps.last().map_or(STRETCH_FIRST, |swap| swap.stretch));
-            let swap = self.swap(number, calm).with_context(|| format!("swap {number} of {}", self.way.name))?;
+            let swap = self.swap(number, calm).with_context(|| format!("swap {number}"))?;
             self.swaps.push(swap);
             look = false;
         }
@@ -186,8 +198,9 @@ fn about() -> String {
          pod-steer: `docker run` of the new version, `pod-steer deploy --stop-old`. HAProxy and nginx: `docker run` of \
          the new server beside the old one, the configuration rewritten to name it, a reload of the master process, \
          `docker stop` of the old server when the old workers have ended. docker -p: `docker stop` of the old container, \
-         then `docker run -p` of the new one. After each swap the new version must answer, and nobody else. The \
-         contestants take turns.",
+         then `docker run -p` of the new one; its longest pause contains one retry of a SYN, which comes after 1 s. \
+         What the client that asks all the time is answered to a request that it begins after the last command has ended, \
+         for {margin} ms at least, must come from the new version. The contestants take turns.",
         margin = MARGIN.as_millis(),
         short = clients::SHORT,
         kept = clients::KEPT,

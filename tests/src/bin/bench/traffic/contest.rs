@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     lab::Lab,
     servers::SMALL,
+    shuffle::Shuffle,
     tally::Tally,
     ways::{Running, WAYS, Way},
 };
-use crate::options::Options;
+use crate::{one_line, options::Options};
 
 /// How often a new connection is made to see every server answer. That two servers with even chances are not both among
 /// so many has a chance of 1 in 10^19.
@@ -26,6 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Contest {
     running: Vec<(&'static Way, Running)>,
     failed: Vec<(&'static Way, String)>,
+    shuffle: Shuffle,
     /// Where they are.
     pub lab: Lab,
 }
@@ -46,23 +48,22 @@ impl Contest {
                 }
             }
         }
-        Ok(Self { running, failed, lab })
+        Ok(Self { running, failed, shuffle: Shuffle::new(), lab })
     }
 
-    /// Those who take part, in the order in which they take turns in a round.
-    pub fn turns(&self, round: usize) -> impl Iterator<Item = &(&'static Way, Running)> {
-        order(self.running.len(), round).into_iter().map(|index| &self.running[index])
+    /// Those who take part, in the order in which they take turns in the next round.
+    pub fn turns(&self) -> impl Iterator<Item = &(&'static Way, Running)> {
+        self.shuffle.order(self.running.len()).into_iter().map(|index| &self.running[index])
     }
 
     /// Lets each who is not out have its turn, and writes down its numbers; who fails is out.
     pub fn round(
         &self,
-        number: usize,
         section: &str,
         tally: &mut Tally,
         mut turn: impl FnMut(&'static Way, &Running) -> Result<Vec<(&'static str, f64)>>,
     ) {
-        for (way, running) in self.turns(number) {
+        for (way, running) in self.turns() {
             if tally.has_failed(way.name) {
                 continue;
             }
@@ -77,7 +78,7 @@ impl Contest {
         }
     }
 
-    /// Those who have rows, in the order for people; others are there to be compared with.
+    /// Those who take part, in the order for people.
     pub fn shown(&self) -> impl Iterator<Item = &'static Way> {
         WAYS.iter().filter(|way| self.running.iter().any(|(one, _)| one.name == way.name))
     }
@@ -88,26 +89,10 @@ impl Contest {
     }
 }
 
-/// Another one is the first in each round, and every other round goes the other way: nobody always comes after the same.
-fn order(contestants: usize, round: usize) -> Vec<usize> {
-    let mut order: Vec<_> = (0..contestants).map(|turn| (turn + round) % contestants).collect();
-    if !round.is_multiple_of(2) {
-        order.reverse();
-    }
-    order
-}
-
-/// The whole error on one line, as reports have it.
-fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 fn wanted(options: &Options) -> Vec<&'static Way> {
-    let asked: Vec<_> = WAYS.iter().filter(|way| options.wants_contestant(way.name)).collect();
-    let is_base = |way: &&Way| asked.iter().any(|one| one.base == Some(way.name) || one.name == way.name);
-    let mut wanted: Vec<_> = WAYS.iter().filter(is_base).collect();
-    wanted.extend(asked.iter().filter_map(|way| way.beside));
-    wanted
+    let asked = |way: &Way| options.wants_contestant(way.name);
+    let is_base = |way: &Way| WAYS.iter().any(|one| one.base == Some(way.name) && asked(one));
+    WAYS.iter().filter(|way| asked(way) || is_base(way)).collect()
 }
 
 /// Sees that each of the servers answers, and nobody else: what is measured is what the contestant's name says.
@@ -134,17 +119,4 @@ fn ask(addr: SocketAddr) -> Result<String> {
     let (head, body) = answer.split_once("\r\n\r\n").with_context(asking)?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{addr} answers {head:?}");
     Ok(body.trim_end().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everybody_has_a_turn_in_each_round() {
-        assert_eq!(order(4, 0), [0, 1, 2, 3]);
-        assert_eq!(order(4, 1), [0, 3, 2, 1]);
-        assert_eq!(order(4, 2), [2, 3, 0, 1]);
-        assert!(order(0, 3).is_empty());
-    }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use pod_steer_tests::measures::{Better, Column, Row, Section};
 use rustix::net::sockopt::set_socket_linger;
 
@@ -16,11 +16,12 @@ use super::{
     contest::Contest,
     kernel::{self, Objects},
     lab::Lab,
+    proof::Proof,
     servers::SMALL,
     tally::Tally,
     ways::Running,
 };
-use crate::{costs, options::Options};
+use crate::{costs, options::Options, thousands};
 
 const NAME: &str = "idle";
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,14 +42,14 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
         ns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
     }
     let mut least_b = BTreeMap::new();
-    for (way, running) in contest.turns(0) {
+    for (way, running) in contest.turns() {
         // Who has ended meanwhile says so in its turn.
         least_b.insert(way.name, users_b(running).unwrap_or(u64::MAX));
     }
     let mut tally = Tally::default();
     for round in 0..rounds {
         eprintln!("{NAME}: round {} of {rounds}", round + 1);
-        contest.round(round, NAME, &mut tally, |way, running| {
+        contest.round(NAME, &mut tally, |way, running| {
             turn(&contest.lab, running, wish, least_b.entry(way.name).or_insert(u64::MAX))
         });
     }
@@ -64,6 +65,8 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
 /// they may have kept what they need for the next ones.
 fn turn(lab: &Lab, running: &Running, wish: u64, least_b: &mut u64) -> Result<Vec<(&'static str, f64)>> {
     let connections = (lab.files_max.saturating_sub(OTHER_FILES) / running.files_each).min(wish);
+    ensure!(connections > 0, "no connection is possible where a process may have {} files open", lab.files_max);
+    let proof = Proof::before(lab, running)?;
     thread::sleep(REST);
     kernel::forget_connections(lab.host.net())?;
     *least_b = users_b(running)?.min(*least_b);
@@ -76,6 +79,7 @@ fn turn(lab: &Lab, running: &Running, wish: u64, least_b: &mut u64) -> Result<Ve
     let kernel_b = Objects::now()?.growth_b(&before, connections);
     let users_b = users_b(running)?.saturating_sub(*least_b);
     drop(held);
+    proof.after(connections)?;
     let each = |bytes: u64| bytes as f64 / connections as f64;
     Ok(vec![
         ("total_b", each(kernel_b + users_b)),
@@ -137,11 +141,12 @@ fn columns() -> Vec<Column> {
 
 fn about(connections: u64, rounds: usize) -> String {
     format!(
-        "{connections} connections (fewer, where a proxy may not have the files open that it needs for them), each after \
+        "{} connections (fewer, where a proxy may not have the files open that it needs for them), each after \
          one request, held open by one client; {rounds} rounds, one contestant after the other within a round. Counted \
          are those objects of the kernel that grow in number with the connections (both ends of each), and the memory of \
          servers, proxies and daemons (PSS without files), against the least that they have had without connections. The base pays \
-         for both ends and the server; the first column is what a contestant takes beyond that."
+         for both ends and the server; the first column is what a contestant takes beyond that.",
+        thousands(connections)
     )
 }
 

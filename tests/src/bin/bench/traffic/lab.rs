@@ -1,11 +1,9 @@
 //! The host that all ways lead into: a Docker engine as it is out of the box, pod-steer's daemon, a client beside it.
 
 use std::{
-    cell::OnceCell,
-    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     process::Command,
-    rc::Rc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -20,16 +18,20 @@ use pod_steer_tests::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::servers::{Pair, Site};
+use super::servers::{SharedPair, Site};
 
 /// A proxy has two descriptors for each of 10,000 idle connections, and everything here inherits the limit.
 const FILES_MAX: u64 = 131_072;
+/// Where the daemon has its files of one uptime: on a tmpfs, as on a machine.
+const RUNTIME_DIR: &str = "/run/pod-steer";
 
 /// Everything that the ways share. The fields are dropped in this order.
 pub struct Lab {
     daemon: Process,
-    /// The two servers on the bridge, once somebody has asked for them.
-    pub pair: OnceCell<Result<Rc<Pair>, String>>,
+    /// The two servers on Docker's bridge.
+    pub bridge_pair: SharedPair,
+    /// The two servers on the host's network.
+    pub host_pair: SharedPair,
     /// The engine.
     pub engine: Engine,
     /// What the servers serve.
@@ -63,11 +65,15 @@ impl Lab {
             ns.sysctl("net.ipv4.tcp_max_syn_backlog", "8192")?;
         }
         let engine = Engine::start_publishing(&host)?;
-        // Or a minute of new connections fills the table, and the next contestant pays.
-        host.net().sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1")?;
+        // Or a minute of new connections fills the table, and the next contestant pays. Without connection tracking there
+        // is no such setting, and no such table.
+        if let Err(error) = host.net().sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1") {
+            eprintln!("connections that have ended are tracked as long as by default: {error:#}");
+        }
         let site = Site::new(&host)?;
         let daemon = start_daemon(&host, &engine)?;
-        Ok(Self { daemon, pair: OnceCell::new(), engine, site, client, host, files_max })
+        let (bridge_pair, host_pair) = (SharedPair::new(), SharedPair::new());
+        Ok(Self { daemon, bridge_pair, host_pair, engine, site, client, host, files_max })
     }
 
     /// The host's address as the client sees it.
@@ -114,11 +120,21 @@ impl Lab {
     /// Waits until so many backends of a service are ready.
     pub fn wait_ready(&self, service: &str, backends: usize) -> Result<()> {
         wait::until_ok(&format!("{backends} ready backends of {service}"), || {
-            let status: Status = serde_json::from_str(&run(cli(&self.host)?.args(["status", "-o", "json"]))?)?;
-            let ready = status.service(service).map(|service| service.ready());
+            let ready = self.status()?.service(service).map(|service| service.ready());
             Ok(ready.filter(|ready| *ready == backends).map(drop))
         })
         .with_context(|| self.daemon.stderr())
+    }
+
+    /// How often the kernel program has chosen a backend of a service.
+    pub fn steered(&self, service: &str) -> Result<u64> {
+        let status = self.status()?;
+        let service = status.service(service).with_context(|| format!("there is no service {service} any more"))?;
+        Ok(service.backends.iter().map(|backend| backend.steered).sum())
+    }
+
+    fn status(&self) -> Result<Status> {
+        Ok(serde_json::from_str(&run(cli(&self.host)?.args(["status", "-o", "json"]))?)?)
     }
 }
 
@@ -140,8 +156,7 @@ fn raise_file_limit() -> Result<u64> {
 fn start_daemon(host: &Host, engine: &Engine) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     command.args(["run", "--bpffs", BPFFS, "--engine", &engine.url()]);
-    command.arg("--runtime-dir").arg(host.dir().join("run")).arg("--state-dir").arg(host.dir().join("state"));
-    fs::create_dir_all(host.dir().join("run"))?;
+    command.args(["--runtime-dir", RUNTIME_DIR, "--state-dir"]).arg(host.dir().join("state"));
     let mut daemon = host.start("pod-steer", &mut command)?;
     wait::until_ok("the daemon to be ready", || {
         if daemon.has_ended()? {
@@ -154,6 +169,6 @@ fn start_daemon(host: &Host, engine: &Engine) -> Result<Process> {
 
 fn cli(host: &Host) -> Result<Command> {
     let mut command = host.command(tools::pod_steer()?)?;
-    command.env("POD_STEER_SOCKET", host.dir().join("run/api.sock")).env("NO_COLOR", "1");
+    command.env("POD_STEER_SOCKET", Path::new(RUNTIME_DIR).join("api.sock")).env("NO_COLOR", "1");
     Ok(command)
 }

@@ -8,10 +8,12 @@ use pod_steer_tests::measures::{Row, Section};
 use super::{
     contest::Contest,
     lab::Lab,
+    lost,
+    proof::Proof,
     tally::Tally,
     ways::Running,
-    workloads::{ERRORS, TIME, WORKLOADS, Workload},
-    wrk::Load,
+    workloads::{ERRORS, LOST_SYNS, TIME, WORKLOADS, Workload},
+    wrk::{self, Load},
 };
 use crate::{costs, options::Options};
 
@@ -31,7 +33,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     for round in 0..rounds {
         for (workload, tally) in workloads.iter().zip(&mut tallies).filter(|(one, _)| round < rounds_of(one)) {
             eprintln!("{}: round {} of {}", workload.name, round + 1, rounds_of(workload));
-            contest.round(round, workload.name, tally, |_, running| turn(&contest.lab, running, workload));
+            contest.round(workload.name, tally, |_, running| turn(&contest.lab, running, workload));
         }
     }
     let section = |(workload, tally): (&Workload, _)| section(workload, &contest, tally, rounds_of(workload));
@@ -42,10 +44,14 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
 fn turn(lab: &Lab, running: &Running, workload: &Workload) -> Result<Vec<(&'static str, f64)>> {
     let addr = if workload.tls { running.tls.map_err(anyhow::Error::msg)? } else { running.http };
     let Workload { tls, path, close, .. } = *workload;
+    let proof = Proof::before(lab, running)?;
     thread::sleep(PAUSE);
+    let lost_before = lost::syns(lab, running)?;
     let before = (costs::machine_cpu_s()?, costs::processes_cpu_s(&running.own)?);
     let outcome = Load { from: running.from, addr, tls, path, close, time: TIME }.run(lab)?;
     let (busy_s, own_s) = (costs::machine_cpu_s()? - before.0, costs::processes_cpu_s(&running.own)? - before.1);
+    let lost_syns = lost::syns(lab, running)?.saturating_sub(lost_before);
+    proof.after(if close { outcome.requests as u64 } else { wrk::CONNECTIONS.into() })?;
     let per_100k = |seconds: f64| seconds * 100_000.0 / outcome.requests;
     let (key, _) = workload.throughput;
     let amount = if key == "mib_per_s" { outcome.bytes / f64::from(1 << 20) } else { outcome.requests };
@@ -56,6 +62,7 @@ fn turn(lab: &Lab, running: &Running, workload: &Workload) -> Result<Vec<(&'stat
         ("p99_us", p99),
         ("p999_us", p999),
         ("cpu_s", per_100k(busy_s)),
+        (LOST_SYNS, lost_syns as f64),
         (ERRORS, outcome.errors),
     ];
     if !running.own.is_empty() {

@@ -1,6 +1,13 @@
 //! The servers: unmodified nginx from one image, each in a container, the same everywhere.
 
-use std::{fs, net::IpAddr, path::PathBuf, process::Command, rc::Rc};
+use std::{
+    cell::OnceCell,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    rc::Rc,
+};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -49,9 +56,14 @@ pub struct Server {
 pub struct Pair {
     /// The servers.
     pub servers: [Server; 2],
-    /// Their addresses on Docker's bridge.
-    pub ips: [IpAddr; 2],
+    /// Where they listen for HTTP.
+    pub http: [SocketAddr; 2],
+    /// Where they listen for HTTP over TLS.
+    pub tls: [SocketAddr; 2],
 }
+
+/// A pair that several contestants share, once somebody has asked for it.
+pub type SharedPair = OnceCell<Result<Rc<Pair>, String>>;
 
 impl Site {
     /// Makes the directory with a new certificate (ECDSA, P-256).
@@ -88,20 +100,36 @@ impl Lab {
         Ok(Server { container, name: name.to_owned(), pids })
     }
 
-    /// The two servers on the bridge, for those who forward to them by address. Started when first asked for.
-    pub fn pair(&self) -> Result<Rc<Pair>> {
-        let pair = self.pair.get_or_init(|| self.start_pair().map(Rc::new).map_err(|error| format!("{error:#}")));
-        pair.clone().map_err(anyhow::Error::msg)
+    /// The two servers on Docker's bridge, for those who translate addresses. Started when first asked for.
+    pub fn bridge_pair(&self) -> Result<Rc<Pair>> {
+        shared(&self.bridge_pair, || {
+            let listen = Listen { http: 80, tls: 443, reuseport: false };
+            let start = |name: &str| self.start(&self.site.nginx(name, 1, &listen)?.network("bridge"), name);
+            let servers = [start("bridge-1")?, start("bridge-2")?];
+            let ips = [servers[0].container.ip()?, servers[1].container.ip()?];
+            self.allow_forwarding()?;
+            let on = |port| ips.map(|ip| SocketAddr::new(ip, port));
+            Ok(Pair { servers, http: on(listen.http), tls: on(listen.tls) })
+        })
     }
 
-    fn start_pair(&self) -> Result<Pair> {
-        let listen = Listen { http: 80, tls: 443, reuseport: false };
-        let start = |name: &str| self.start(&self.site.nginx(name, 1, &listen)?.network("bridge"), name);
-        let servers = [start("bridge-1")?, start("bridge-2")?];
-        let ips = [servers[0].container.ip()?, servers[1].container.ip()?];
-        self.allow_forwarding()?;
-        Ok(Pair { servers, ips })
+    /// The two servers on the host's network, for the proxies. Started when first asked for.
+    pub fn host_pair(&self) -> Result<Rc<Pair>> {
+        let (http, tls) = ([9001, 9002], [9401, 9402]);
+        shared(&self.host_pair, || {
+            let start = |name: &str, http, tls| {
+                self.start(&self.site.nginx(name, 1, &Listen { http, tls, reuseport: false })?, name)
+            };
+            let servers = [start("behind-1", http[0], tls[0])?, start("behind-2", http[1], tls[1])?];
+            let on = |ports: [u16; 2]| ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            Ok(Pair { servers, http: on(http), tls: on(tls) })
+        })
     }
+}
+
+fn shared(pair: &SharedPair, start: impl FnOnce() -> Result<Pair>) -> Result<Rc<Pair>> {
+    let pair = pair.get_or_init(|| start().map(Rc::new).map_err(|error| format!("{error:#}")));
+    pair.clone().map_err(anyhow::Error::msg)
 }
 
 fn config(name: &str, workers: u32, listen: &Listen) -> String {

@@ -6,11 +6,8 @@ use pod_steer_tests::measures::{Column, Figure, Row};
 
 use super::ways::{WAYS, Way};
 
-/// Of a comparison in a note; a whole table would not fit there.
-const COMPARED: [&str; 3] = ["requests_per_s", "mib_per_s", "p99_us"];
-
 /// What is no cost: of these a ratio says nothing.
-const COUNTS: [&str; 2] = ["connections", "errors"];
+const COUNTS: [&str; 3] = ["connections", "errors", "lost_syns"];
 
 /// The numbers of one workload: by contestant and key, one for each round.
 #[derive(Default)]
@@ -67,25 +64,11 @@ impl Tally {
             Some((column.key.clone(), Figure::of(self.numbers(way.name, &column.key)?, base)?))
         };
         let values: BTreeMap<_, _> = columns.iter().filter_map(figure).collect();
-        let notes = [way.note.map(str::to_owned), way.beside.and_then(|beside| self.beside(way, beside, columns))];
-        let notes: Vec<_> = notes.into_iter().flatten().collect();
-        let note = Some(notes.join(" ")).filter(|note| !note.is_empty());
+        let note = way.note.map(str::to_owned);
         let (name, title, base) = (way.name.into(), way.title.into(), way.base.map(str::to_owned));
         let rounds =
             values.keys().filter_map(|key| Some((key.clone(), self.numbers(way.name, key)?.to_vec()))).collect();
         (!values.is_empty()).then_some(Row { name, title, base, values, rounds, note })
-    }
-
-    /// How it compares with another one than its base.
-    fn beside(&self, way: &Way, beside: &Way, columns: &[Column]) -> Option<String> {
-        let ratio = |column: &Column| {
-            let other = self.numbers(beside.name, &column.key)?;
-            let ratio = Figure::of(self.numbers(way.name, &column.key)?, Some(other))?.ratio?;
-            Some(format!("{} {:.3}", column.title, ratio.median))
-        };
-        let compared = columns.iter().filter(|column| COMPARED.contains(&column.key.as_str()));
-        let ratios: Vec<_> = compared.filter_map(ratio).collect();
-        (!ratios.is_empty()).then(|| format!("Its ratios to {}: {}.", beside.title, ratios.join("; ")))
     }
 }
 
@@ -129,14 +112,5 @@ mod tests {
         assert_eq!(tally.row(way("direct"), &columns()), None);
         assert_eq!(tally.row(way("haproxy"), &columns()).unwrap().values["requests_per_s"].ratio, None);
         assert_eq!(tally.failed(), [("direct".to_owned(), "it died".to_owned())]);
-    }
-
-    #[test]
-    fn a_note_compares_with_another_than_the_base() {
-        let mut tally = Tally::default();
-        tally.add("pod-steer-pod", [("requests_per_s", 99.0)]);
-        tally.add("direct-pod", [("requests_per_s", 100.0)]);
-        let note = tally.row(way("pod-steer-pod"), &columns()).unwrap().note.unwrap();
-        assert!(note.ends_with("requests_per_s 0.990."), "{note}");
     }
 }

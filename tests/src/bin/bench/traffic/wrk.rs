@@ -9,7 +9,7 @@ use super::lab::{Lab, Side};
 
 /// Connections at a time.
 pub const CONNECTIONS: u32 = 64;
-/// Threads of wrk: enough that the servers are never waiting for one.
+/// Threads of wrk: one for each worker of the servers.
 pub const THREADS: u32 = 2;
 
 const SCRIPT: &str = r#"

@@ -11,8 +11,7 @@ use crate::{
 pub const PUBLISHED: Way = Way {
     name: "docker-p",
     title: "docker run -p",
-    base: Some("direct"),
-    beside: None,
+    base: Some("direct-pod"),
     note: Some(
         "One container with two workers: a published port leads to one container only. Its processes are docker-proxy.",
     ),
@@ -27,7 +26,6 @@ pub const PROXY: Way = Way {
     name: "docker-proxy",
     title: "docker run -p, client on the host",
     base: Some("direct-local"),
-    beside: None,
     note: Some("docker-proxy answers clients of 127.0.0.1."),
     start: |lab| {
         let (http, tls) = (8011, 8411);

@@ -9,13 +9,12 @@ use crate::traffic::{
 };
 
 pub const DIRECT: Way =
-    Way { name: "direct", title: "one listener, two workers", base: None, beside: None, note: None, start: direct };
+    Way { name: "direct", title: "one listener, two workers", base: None, note: None, start: direct };
 
 pub const LOCAL: Way = Way {
     name: "direct-local",
     title: "one listener, two workers; client on the host",
     base: None,
-    beside: None,
     note: Some("The base of `docker-proxy`: its clients come by the loopback interface."),
     start: local,
 };
@@ -24,8 +23,10 @@ pub const REUSEPORT: Way = Way {
     name: "reuseport",
     title: "the kernel's own SO_REUSEPORT",
     base: Some("direct"),
-    beside: None,
-    note: Some("Two servers that were told to share (`listen ... reuseport`)."),
+    note: Some(
+        "Two servers that were told to share (`listen ... reuseport`). As with pod-steer each has a queue of its own: two \
+         queues can beat the one that `direct`'s workers share, so this row says what of that is pod-steer's.",
+    ),
     start: reuseport,
 };
 

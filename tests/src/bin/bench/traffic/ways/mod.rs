@@ -4,6 +4,7 @@
 mod docker;
 mod host;
 mod nat;
+mod pod;
 mod proxies;
 mod steered;
 
@@ -25,8 +26,6 @@ pub struct Way {
     pub title: &'static str,
     /// What its ratios are to.
     pub base: Option<&'static str>,
-    /// Another one to compare it with, in a note.
-    pub beside: Option<&'static Way>,
     /// What one must know to read its figures.
     pub note: Option<&'static str>,
     /// Sets it up.
@@ -45,6 +44,8 @@ pub struct Running {
     pub servers: Servers,
     /// Its processes beyond the servers.
     pub own: Vec<u32>,
+    /// The service of pod-steer that all of its connections belong to, if it is steered.
+    pub service: Option<&'static str>,
     /// Open files for each connection, of the process that has most.
     pub files_each: u64,
     /// What ends with it.
@@ -54,12 +55,18 @@ pub struct Running {
 impl Running {
     /// Servers that the client reaches at an address.
     fn new(http: SocketAddr, tls: SocketAddr, servers: Servers) -> Self {
-        Self { from: Side::Client, http, tls: Ok(tls), servers, own: vec![], files_each: 1, _kept: (vec![], vec![]) }
+        let (from, own, _kept) = (Side::Client, vec![], (vec![], vec![]));
+        Self { from, http, tls: Ok(tls), servers, own, service: None, files_each: 1, _kept }
     }
 
     /// Further processes that take part.
     fn with(self, own: Vec<u32>) -> Self {
         Self { own, ..self }
+    }
+
+    /// Steered by the daemon, as this service.
+    fn steered(self, lab: &Lab, service: &'static str) -> Self {
+        Self { service: Some(service), ..self.with(vec![lab.daemon_pid()]) }
     }
 
     /// More open files for each connection than one.
@@ -82,8 +89,8 @@ impl Running {
 pub enum Servers {
     /// Its own.
     Own(Vec<Server>),
-    /// The pair on the bridge.
-    Bridge(Rc<Pair>),
+    /// A pair.
+    Shared(Rc<Pair>),
 }
 
 impl Servers {
@@ -91,7 +98,7 @@ impl Servers {
     pub fn all(&self) -> &[Server] {
         match self {
             Self::Own(servers) => servers,
-            Self::Bridge(pair) => &pair.servers,
+            Self::Shared(pair) => &pair.servers,
         }
     }
 
@@ -106,11 +113,12 @@ pub const WAYS: &[Way] = &[
     host::DIRECT,
     host::REUSEPORT,
     steered::HOST,
-    steered::POD,
     steered::PORT,
     proxies::HAPROXY,
     proxies::NGINX_STREAM,
     proxies::NGINX_HTTP,
+    pod::DIRECT,
+    pod::STEERED,
     nat::DNAT,
     nat::IPVS,
     docker::PUBLISHED,
