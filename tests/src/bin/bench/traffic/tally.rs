@@ -6,8 +6,8 @@ use pod_steer_tests::measures::{Column, Figure, Row};
 
 use super::ways::{WAYS, Way};
 
-/// What is no cost: of these a ratio says nothing.
-const COUNTS: [&str; 3] = ["connections", "errors", "lost_syns"];
+/// What is a count, or a difference to the base already: of these a ratio says nothing.
+const COUNTS: [&str; 4] = ["connections", "errors", "lost_syns", "own_b"];
 
 /// The numbers of one workload: by contestant and key, one for each round.
 #[derive(Default)]
@@ -101,6 +101,17 @@ mod tests {
         let direct = tally.row(way("direct"), &columns()).unwrap();
         assert_eq!((direct.values["requests_per_s"].ratio, direct.values.len()), (None, 1));
         assert_eq!(tally.row(way("dnat"), &columns()), None);
+    }
+
+    #[test]
+    fn what_is_beyond_a_base_has_no_ratio_to_what_is_beyond_the_next() {
+        let mut tally = Tally::default();
+        for (name, total) in [("direct", 100.0), ("direct-pod", 110.0), ("dnat", 115.0)] {
+            tally.add(name, [("requests_per_s", total)]);
+        }
+        tally.subtract_base("requests_per_s", "own_b");
+        let own = tally.row(way("dnat"), &columns()).unwrap().values["own_b"];
+        assert_eq!((own.value.median, own.ratio), (5.0, None));
     }
 
     #[test]
