@@ -34,8 +34,9 @@ const HOW_TO_READ: &str = "\
 
 Each cell has the median of the rounds, below it the lowest and the highest one, and then the ratio to the base, with its own
 lowest and highest. A ratio is taken in each round, of the contestant and the base in that round. The base is `direct`: one
-server that listens itself, with nobody between it and its clients. The base of `docker-proxy` is `direct-local`, as both have their
-client on the host itself; where pod-steer is alone, it is the smallest size. ↑ marks what is better when it is more, ↓ what is better when it is less.
+server that listens itself, with no proxy before it. Those whose servers are behind Docker's bridge are compared with such a server there,
+`direct-pod`; `docker-proxy` with `direct-local`, as both have their client on the host itself; where pod-steer is alone, the base is the
+smallest size. ↑ marks what is better when it is more, ↓ what is better when it is less.
 
 ";
 
