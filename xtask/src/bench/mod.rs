@@ -16,6 +16,7 @@ mod ratio;
 mod run;
 #[cfg(test)]
 mod sample;
+mod share;
 mod show;
 mod table;
 mod tolerance;

@@ -8,6 +8,7 @@ use pod_steer_tests::measures::{Better, Column, Report, Row, Section, Spread};
 use super::notes::Notes;
 use super::numbers;
 use super::ratio::DERIVED;
+use super::share;
 use super::tolerance::{COUNTS, TOLERANCES};
 use super::verdict::{self, Judged};
 
@@ -25,7 +26,7 @@ cargo xtask bench
 const HONESTY: &str = "
 Clients, servers, proxies and everything else shared this one machine and its cores, in network namespaces of the run's own. The
 absolute figures are this machine's, and another one has others. What says something elsewhere are the ratios: all contestants ran in
-one run, in turn, round by round, so that what disturbed one disturbed all.
+one run, in turn, round by round, so that the machine's drift hit all alike; what took less than a round may have disturbed one alone.
 
 ";
 
@@ -126,6 +127,9 @@ fn aims(page: &mut String, report: &Report, judged: &[Judged]) {
     page.push('\n');
     for (one, why) in judged.iter().filter_map(|one| Some((one, one.why()?))) {
         let _ = write!(page, "{}: {why}\n\n", one.aim.measure);
+    }
+    if let Some(told) = share::told(report) {
+        let _ = write!(page, "{told}\n\n");
     }
 }
 

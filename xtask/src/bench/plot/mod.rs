@@ -19,8 +19,8 @@ const HEAD: f64 = 76.0;
 const MARGIN: f64 = 24.0;
 const BETWEEN: f64 = 32.0;
 
-const HOW: &str = "median of the rounds; the line on a bar: the lowest and the highest round; docker-proxy: its client is \
-    on the host itself, as that of its base";
+const HOW: &str = "median of the rounds; the line on a bar: the lowest and the highest round; pod-steer-pod, dnat, docker-p: to \
+    direct-pod, docker-proxy: to a client on the host";
 
 /// The whole picture.
 pub fn plot(report: &Report) -> String {
