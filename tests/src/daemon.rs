@@ -1,6 +1,7 @@
 //! The daemon in a test's own host, and its command line.
 
 use std::{
+    fs,
     os::unix::{net::UnixStream, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::Command,
@@ -44,7 +45,7 @@ impl Stage {
     /// The same, with settings.
     pub fn configured(settings: &str) -> Result<Self> {
         let host = Arc::new(Host::new()?);
-        std::fs::write(config(&host), settings)?;
+        fs::write(config(&host), settings)?;
         Self::with(host, None)
     }
 
@@ -139,7 +140,9 @@ impl Daemon {
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
-            if !answer.status.success() && !Path::new(&format!("/proc/{}/cmdline", self.process.pid())).exists() {
+            // Of a process that has ended, and that nobody has waited for yet, it is there and empty.
+            let cmdline = fs::read(format!("/proc/{}/cmdline", self.process.pid()));
+            if !answer.status.success() && !cmdline.is_ok_and(|cmdline| !cmdline.is_empty()) {
                 bail!("the daemon has ended");
             }
             Ok(answer.status.success().then_some(()))
