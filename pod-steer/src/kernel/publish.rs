@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     KernelError, Result, sys,
-    workers::{Batch, EMPTY, Outcome, Outer, Tables, WORKERS, Workers},
+    workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
 };
 use crate::{slots, world::PlannedTable};
 
@@ -28,6 +28,8 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
+/// Entries of an empty table.
+const EMPTY: u32 = 2;
 /// Tables that are made before they are put in use together: each is an open file until then.
 const PREPARED_MAX: usize = 256;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
@@ -74,7 +76,7 @@ impl Publisher {
     /// `used` are the tables that published rules lead to.
     pub fn new(pin: &Path, used: impl Iterator<Item = u32>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
-        let mut publisher = Self {
+        Ok(Self {
             tables: Tables::open(pin)?,
             workers: Workers::start(pin, empty)?,
             used: used.filter(|table| *table != NONE).collect(),
@@ -82,16 +84,7 @@ impl Publisher {
             prepared: Vec::new(),
             settled: Vec::new(),
             failed: None,
-        };
-        // What a daemon before us had no time to empty.
-        for table in 0..TABLES_MAX {
-            let full = |side| publisher.tables.is_full(table_index(table, side));
-            if !publisher.used.contains(&table) && (0..=SWITCH_SIDE).any(full) {
-                publisher.used.insert(table);
-                publisher.clear(table);
-            }
-        }
-        Ok(publisher)
+        })
     }
 
     /// An index that no rule uses.

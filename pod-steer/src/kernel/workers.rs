@@ -24,9 +24,6 @@ pub(super) const WORKERS: usize = 8;
 /// of them before Linux 6.8.
 const CLEARED_MAX: usize = 32;
 
-/// Entries of an empty table.
-pub(super) const EMPTY: u32 = 2;
-
 pub(super) type Outer = ArrayOfMaps<MapData, MapData>;
 pub(super) type Outcome = std::result::Result<(), MapError>;
 /// Tables, each with its index, to be put in use by one system call, in this order.
@@ -51,13 +48,7 @@ impl Tables {
         self.outer.get(&index, 0)
     }
 
-    /// Whether there is more at this index than an empty table.
-    pub fn is_full(&self, index: u32) -> bool {
-        self.id_of(index).is_ok()
-            && self.get(index).and_then(|table| table.info()).is_ok_and(|i| i.max_entries() > EMPTY)
-    }
-
-    /// The id of the table at this index.
+    /// The id of the table at this index. On Linux 6.1 the kernel waits for a grace period here too.
     pub fn id_of(&self, index: u32) -> io::Result<u32> {
         sys::inner_map(self.raw.fd().as_fd(), index)
     }
