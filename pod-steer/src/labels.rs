@@ -4,11 +4,7 @@
 //! ([`spec_from_flags`], [`Spec::check`]).
 #![forbid(unsafe_code)]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    str::FromStr,
-};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -126,12 +122,6 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The ports that the container listens on by its labels: those that it serves by, and the one that its check is for.
-    pub fn listening_ports(&self) -> BTreeSet<u16> {
-        let check = self.check.as_ref().and_then(|check| check.port(&self.ports));
-        self.ports.iter().map(|map| map.target).chain(check).collect()
-    }
-
     /// Checks a spec that was not made here, but came from a client.
     pub fn check(&self) -> Result<(), Vec<LabelError>> {
         // Written out and read again: one place knows what a list of ports may be.

@@ -71,7 +71,9 @@ fn read_answer(mut bytes: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> 
                 ports.insert(found.header.socket_id.source_port);
             }
             // Where inet_diag has nobody to ask about TCP, the end has the reason.
-            NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
+            NetlinkPayload::Done(done) if done.code < 0 => {
+                return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+            }
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             _ => {}
