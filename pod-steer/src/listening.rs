@@ -1,18 +1,18 @@
-//! Who listens in a network namespace, whether it is managed or not.
+//! Enumerates the TCP listeners of a network namespace, managed or not.
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _, NlasIterator};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
@@ -25,34 +25,97 @@ const ANSWER_BYTES: usize = 32 << 10;
 /// The kernel answers as fast as it can read its own tables.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// The TCP ports on which somebody listens in the namespace behind an open `ns/net` file, if that is still the one with
-/// this cookie.
-pub fn ports(ns: &File, cookie: u64) -> io::Result<BTreeSet<u16>> {
+/// `INET_DIAG_ULP_INFO`: what runs on top of a TCP socket; and in it the name of that (`INET_ULP_INFO_NAME`).
+const ULP_INFO: u16 = 19;
+const ULP_NAME: u16 = 1;
+
+/// A listening TCP socket, as the kernel's own tables describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its cookie; not known if it was read from `/proc/net`.
+    pub cookie: Option<u64>,
+    /// Address that it is bound to. That of an `AF_INET6` socket may be an IPv4-mapped one.
+    pub ip: IpAddr,
+    /// Port that it is bound to.
+    pub port: u16,
+    /// An `AF_INET6` socket takes IPv6 clients only; not known if it was read from `/proc/net`.
+    pub v6only: Option<bool>,
+    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero: also if it was read from `/proc/net`.
+    pub ifindex: u32,
+    /// The user who made it.
+    pub uid: u32,
+    /// Its inode, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// It is the TCP socket below an MPTCP listener, and its cookie is not that of the MPTCP socket.
+    pub mptcp: bool,
+    /// Connections that wait to be accepted.
+    pub waiting: u32,
+    /// As many may wait; zero if it was read from `/proc/net`.
+    pub backlog: u32,
+}
+
+impl Listener {
+    fn of(response: &InetResponse) -> Self {
+        let header = &response.header;
+        let [low, high] = header.socket_id.cookie.as_chunks::<4>().0 else { unreachable!("eight bytes are two words") };
+        let cookie = u64::from(u32::from_ne_bytes(*high)) << 32 | u64::from(u32::from_ne_bytes(*low));
+        let v6only = response.nlas.iter().find_map(|nla| match nla {
+            Nla::SkV6Only(only) => Some(*only),
+            _ => None,
+        });
+        Self {
+            cookie: Some(cookie),
+            ip: header.socket_id.source_address,
+            port: header.socket_id.source_port,
+            v6only,
+            ifindex: header.socket_id.interface_id,
+            uid: header.uid,
+            inode: header.inode.into(),
+            mptcp: response.nlas.iter().any(is_mptcp),
+            waiting: header.recv_queue,
+            backlog: header.send_queue,
+        }
+    }
+}
+
+fn is_mptcp(nla: &Nla) -> bool {
+    let Nla::Other(other) = nla else { return false };
+    if other.kind() != ULP_INFO {
+        return false;
+    }
+    let mut value = vec![0; other.value_len()];
+    other.emit_value(&mut value);
+    NlasIterator::new(&value).flatten().any(|own| own.kind() == ULP_NAME && own.value().starts_with(b"mptcp\0"))
+}
+
+/// The TCP listeners in the namespace behind an open `ns/net` file, if that is still the one with this cookie.
+pub fn listeners(ns: &File, cookie: u64) -> io::Result<Vec<Listener>> {
     // A kernel may lack sock_diag(7), or one of the modules that it needs for this; every kernel has the tables.
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
 
 /// Asks for the sockets in state `TCP_LISTEN` alone: then the kernel never looks at its table of connections, which takes
 /// it a millisecond and more when there are none.
-fn ask() -> io::Result<BTreeSet<u16>> {
+fn ask() -> io::Result<Vec<Listener>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
-    let mut ports = BTreeSet::new();
+    let mut found = Vec::new();
     let mut answer = vec![0; ANSWER_BYTES];
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         send(&socket, &request(family, socket_id), SendFlags::empty())?;
         let mut ended = false;
         while !ended {
             let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
-            ended = read_answer(answer.get(..length).unwrap_or_default(), &mut ports)?;
+            ended = read_answer(answer.get(..length).unwrap_or_default(), &mut found)?;
         }
     }
-    Ok(ports)
+    Ok(found)
 }
 
 fn request(family: u8, socket_id: SocketId) -> Vec<u8> {
-    let (extensions, states) = (ExtensionFlags::empty(), StateFlags::LISTEN);
+    // The kernel tells what runs on top of a socket only to those who ask for `tcp_info` (`inet_sk_diag_fill`).
+    let (extensions, states) = (ExtensionFlags::INFO, StateFlags::LISTEN);
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -62,15 +125,13 @@ fn request(family: u8, socket_id: SocketId) -> Vec<u8> {
     bytes
 }
 
-/// Takes the ports from one part of an answer. True when it is the last one.
-fn read_answer(mut bytes: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> {
+/// Takes the listeners from one part of an answer. True when it is the last one.
+fn read_answer(mut bytes: &[u8], listeners: &mut Vec<Listener>) -> io::Result<bool> {
     while !bytes.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(io::Error::other)?;
         match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                ports.insert(found.header.socket_id.source_port);
-            }
-            // Where inet_diag has nobody to ask about TCP, the end has the reason.
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => listeners.push(Listener::of(&found)),
+            // Without the module tcp_diag, the end of the dump has the reason.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
             }
@@ -86,62 +147,158 @@ fn read_answer(mut bytes: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> 
 }
 
 /// Reads the tables of the calling thread's namespace.
-fn read_tables() -> io::Result<BTreeSet<u16>> {
-    let mut ports: BTreeSet<u16> = listening(BufReader::new(File::open("/proc/thread-self/net/tcp")?)).collect();
+fn read_tables() -> io::Result<Vec<Listener>> {
+    let mut found: Vec<Listener> = listening(BufReader::new(File::open("/proc/thread-self/net/tcp")?)).collect();
     // A kernel without IPv6 has no second table.
     if let Ok(table) = File::open("/proc/thread-self/net/tcp6") {
-        ports.extend(listening(BufReader::new(table)));
+        found.extend(listening(BufReader::new(table)));
     }
-    Ok(ports)
+    Ok(found)
 }
 
-/// The local ports of the sockets in state 0A (`TCP_LISTEN`) of a table of `/proc/net` (proc_pid_net(5)). They come first
-/// there, and nothing is read beyond them: on a busy machine the connections behind them take a tenth of a second and
-/// more (`tcp_seq_start` in `net/ipv4/tcp_ipv4.c`).
-fn listening(table: impl BufRead) -> impl Iterator<Item = u16> {
+/// The sockets in state 0A (`TCP_LISTEN`) of a table of `/proc/net` (proc_pid_net(5)). They come first there, and nothing
+/// is read beyond them: on a busy machine the connections behind them take a tenth of a second and more
+/// (`tcp_seq_start` in `net/ipv4/tcp_ipv4.c`).
+fn listening(table: impl BufRead) -> impl Iterator<Item = Listener> {
     table.lines().skip(1).map_while(Result::ok).map_while(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, state) = (fields.next()?, fields.nth(1)?);
-        let port = local.rsplit(':').next()?;
-        (state == "0A").then(|| u16::from_str_radix(port, 16).ok())?
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, _, "0A", queues, _, _, uid, _, inode, ..] = fields[..] else { return None };
+        let (address, port) = local.rsplit_once(':')?;
+        let waiting = queues.rsplit_once(':')?.1;
+        Some(Listener {
+            cookie: None,
+            ip: table_address(address)?,
+            port: u16::from_str_radix(port, 16).ok()?,
+            v6only: None,
+            ifindex: 0,
+            uid: uid.parse().ok()?,
+            inode: inode.parse().ok()?,
+            mptcp: false,
+            waiting: u32::from_str_radix(waiting, 16).ok()?,
+            backlog: 0,
+        })
     })
+}
+
+/// An address of these tables: words in the machine's byte order, each of eight digits.
+fn table_address(digits: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        let word = digits.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    };
+    match digits.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (at, four) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *four = word(at)?;
+            }
+            Some(Ipv6Addr::from(bytes).into())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        collections::BTreeSet,
+        net::{SocketAddr, TcpListener},
+    };
+
+    use rustix::net::{bind, ipproto, listen};
 
     use super::*;
 
     #[test]
-    fn reads_who_listens() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
-                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000\n   \
-                     1: 0100007F:A3D2 0100007F:1F90 01 00000000:00000000 00:00000000\n  nonsense\n";
-        assert_eq!(listening(table.as_bytes()).collect::<Vec<_>>(), [8080]);
+    fn reads_the_listeners_of_a_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000003 00:00000000 00000000  1000        0 84123 1 0 100\n   \
+                     1: 0100007F:A3D2 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100\n  nonsense\n";
+        let [found] = listening(table.as_bytes()).collect::<Vec<_>>()[..] else { panic!("one listens") };
+        assert_eq!((found.ip, found.port), ("127.0.0.1".parse().unwrap(), 8080));
+        assert_eq!((found.uid, found.inode, found.waiting), (1000, 84_123, 3));
+        assert_eq!(listening(&b"head\n 0: 0100007F:1F90 00000000:0000 0A 1\n"[..]).count(), 0);
     }
 
     #[test]
-    fn the_kernel_and_its_tables_say_the_same() {
+    fn reads_the_addresses_of_a_table() {
+        let of = |digits| table_address(digits).map(|ip| ip.to_string());
+        assert_eq!(of("0101090A").as_deref(), Some("10.9.1.1"));
+        assert_eq!(of("0000000000000000FFFF00000101090A").as_deref(), Some("::ffff:10.9.1.1"));
+        assert_eq!(of("B80D0120000000000000000001000000").as_deref(), Some("2001:db8::1"));
+        assert_eq!([of(""), of("0101090"), of("GGGGGGGG"), of("é010109")], [None, None, None, None]);
+    }
+
+    #[test]
+    fn sock_diag_and_the_tables_agree() {
         // More than one part of an answer has room for.
         let listeners: Vec<TcpListener> = (0..600).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let six = TcpListener::bind("[::1]:0");
-        let own: BTreeSet<u16> =
-            listeners.iter().chain(&six).map(|listener| listener.local_addr().unwrap().port()).collect();
+        let own: BTreeSet<SocketAddr> =
+            listeners.iter().chain(&six).map(|listener| listener.local_addr().unwrap()).collect();
         // Other tests listen meanwhile; ours are there in any case.
-        assert!(read_tables().unwrap().is_superset(&own));
-        assert!(ask().expect("sock_diag(7)").is_superset(&own));
+        let addresses = |found: &[Listener]| found.iter().map(|l| (l.ip, l.port).into()).collect::<BTreeSet<_>>();
+        let asked = ask().expect("sock_diag(7)");
+        assert!(addresses(&asked).is_superset(&own));
+        let read = read_tables().unwrap();
+        assert!(addresses(&read).is_superset(&own));
+        for found in &read {
+            let same = asked.iter().find(|l| l.inode == found.inode);
+            assert!(
+                same.is_none_or(|l| (l.ip, l.port, l.uid) == (found.ip, found.port, found.uid)),
+                "{found:?} {same:?}"
+            );
+        }
+        // By the cookie the same socket is meant.
+        for listener in &listeners {
+            let cookie = sockopt::socket_cookie(listener).unwrap();
+            let found = asked.iter().find(|l| l.cookie == Some(cookie)).expect("it listens");
+            assert_eq!(SocketAddr::from((found.ip, found.port)), listener.local_addr().unwrap());
+            assert!(found.backlog > 0 && found.ifindex == 0 && !found.mptcp, "{found:?}");
+        }
     }
 
     #[test]
-    fn what_is_no_answer_is_an_error() {
-        assert!(read_answer(&[1, 2, 3], &mut BTreeSet::new()).is_err());
-        assert!(read_answer(&[0; 64], &mut BTreeSet::new()).is_err());
-        assert!(!read_answer(&[], &mut BTreeSet::new()).unwrap());
+    fn says_which_clients_an_ipv6_socket_takes() {
+        for only in [false, true] {
+            let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+            sockopt::set_ipv6_v6only(&socket, only).unwrap();
+            bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
+            listen(&socket, 1).unwrap();
+            let cookie = sockopt::socket_cookie(&socket).unwrap();
+            let asked = ask().unwrap();
+            let found = asked.iter().find(|l| l.cookie == Some(cookie)).expect("it listens");
+            assert_eq!((found.v6only, found.ip), (Some(only), Ipv6Addr::UNSPECIFIED.into()));
+        }
+    }
+
+    #[test]
+    fn knows_the_socket_below_an_mptcp_listener() {
+        let mptcp = rustix::net::Protocol::from_raw(std::num::NonZeroU32::new(pod_steer_ebpf::PROTO_MPTCP).unwrap());
+        // A kernel may lack MPTCP, or it may be off.
+        let Ok(socket) = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(mptcp)) else {
+            return;
+        };
+        assert_ne!(mptcp, ipproto::TCP);
+        bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        listen(&socket, 1).unwrap();
+        let port = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap().port();
+        let asked = ask().unwrap();
+        let found =
+            asked.iter().find(|l| l.port == port && l.ip == IpAddr::from(Ipv4Addr::LOCALHOST)).expect("it listens");
+        assert!(found.mptcp, "{found:?}");
+    }
+
+    #[test]
+    fn a_malformed_answer_is_an_error() {
+        assert!(read_answer(&[1, 2, 3], &mut Vec::new()).is_err());
+        assert!(read_answer(&[0; 64], &mut Vec::new()).is_err());
+        assert!(!read_answer(&[], &mut Vec::new()).unwrap());
         // As seen of a protocol without a handler: NLMSG_DONE, NLM_F_MULTI, and -ENOENT.
         let done = |code: i32| {
             let header = [20u32.to_ne_bytes(), [3, 0, 2, 0], [0; 4], [0; 4], code.to_ne_bytes()].concat();
-            read_answer(&header, &mut BTreeSet::new())
+            read_answer(&header, &mut Vec::new())
         };
         assert!(done(0).unwrap());
         assert_eq!(done(-2).unwrap_err().kind(), io::ErrorKind::NotFound);

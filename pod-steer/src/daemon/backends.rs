@@ -222,7 +222,7 @@ impl Control {
         let Ok(netns) = netns::identify(&ns) else { return };
         let Some(backend) = self.world.backends.get(id) else { return };
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
-        let listening = match asks.then(|| listening::ports(&ns, netns.cookie)).transpose() {
+        let listening = match asks.then(|| listening::listeners(&ns, netns.cookie)).transpose() {
             Ok(listening) => listening,
             Err(error) => {
                 warn!(container = %id, %netns, %error, "who listens in its namespace cannot be read, so no port is claimed");

@@ -134,7 +134,7 @@ impl Control {
     fn add_process(&mut self, backend: Backend, ns: fs::File) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
-        let listening = asks.then(|| listening::ports(&ns, netns.cookie)).transpose();
+        let listening = asks.then(|| listening::listeners(&ns, netns.cookie)).transpose();
         let listening = listening.map_err(|e| format!("who listens in its network namespace cannot be read: {e}"))?;
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;

@@ -34,7 +34,7 @@ pub(super) fn hide(world: &World, plan: &mut Plan) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::tests::{HOST, backend, key, members, socket, world};
+    use crate::world::tests::{HOST, backend, key, listener, members, socket, world};
 
     #[test]
     fn a_hidden_port_is_steered_to_and_refuses_its_own_clients() {
@@ -58,7 +58,7 @@ mod tests {
         hidden.hidden_port = Some(45_000);
         let sockets = [hidden, socket(1, "0.0.0.0", 9000)];
         let mut world = world([backend(0, "web", "80:8080"), backend(1, "api", "45000:9000")], sockets);
-        world.note_listeners(HOST.cookie, &[45_000].into());
+        world.note_listeners(HOST.cookie, &[listener("0.0.0.0", 45_000)]);
         let plan = world.plan();
         assert_eq!(members(&plan, key(FAMILY_V4, 45_000)), [101]);
         assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     labels::Spec,
+    listening::Listener,
     netns::Netns,
     rollout::{Conduct, Decision, Part},
     settings::{Effective, ServiceTables},
@@ -317,7 +318,8 @@ impl World {
     }
 
     /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.
-    pub fn note_listeners(&mut self, netns_cookie: u64, listening: &BTreeSet<u16>) {
+    pub fn note_listeners(&mut self, netns_cookie: u64, listening: &[Listener]) {
+        let listening: BTreeSet<u16> = listening.iter().map(|listener| listener.port).collect();
         let here = self.backends.values().filter(|b| b.netns.is_some_and(|netns| netns.cookie == netns_cookie));
         let targets: BTreeSet<u16> = here.flat_map(|b| b.spec.ports.iter().map(|map| map.target)).collect();
         let hidden = self.sockets.values().filter(|s| s.netns_cookie == netns_cookie).filter_map(|s| s.hidden_port);

@@ -45,6 +45,22 @@ pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
     Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, hidden_port: None, v6only: Some(false) }
 }
 
+/// A listener that is not managed.
+pub(super) fn listener(ip: &str, port: u16) -> Listener {
+    Listener {
+        cookie: Some(1000 + u64::from(port)),
+        ip: ip.parse().unwrap(),
+        port,
+        v6only: Some(false),
+        ifindex: 0,
+        uid: 0,
+        inode: 0,
+        mptcp: false,
+        waiting: 0,
+        backlog: 128,
+    }
+}
+
 pub(super) fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
     World {
         backends: backends.into_iter().map(|backend| (backend.id.clone(), backend)).collect(),
@@ -180,7 +196,7 @@ fn holding_one_port_gives_no_right_to_another() {
 #[test]
 fn nothing_is_taken_from_others() {
     let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
-    world.note_listeners(HOST.cookie, &BTreeSet::from([22, 2222]));
+    world.note_listeners(HOST.cookie, &[listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
     assert!(plan.rules.is_empty());
     assert!(plan.hindrances[&0][0].contains("not managed listens on port 22"), "{:?}", plan.hindrances);
