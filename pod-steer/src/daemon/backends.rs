@@ -1,9 +1,6 @@
 //! How containers come, change and go.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 use tracing::{debug, info, warn};
 
@@ -16,9 +13,6 @@ use crate::{
     procs::Process,
     world::{Backend, Kind, Misfit, Network, Phase},
 };
-
-/// Cgroups that are left one after the other before anybody else is looked after.
-const LEFT_AT_ONCE_MAX: usize = 8;
 
 /// Topics of [`Backend::troubles`].
 const NO_CGROUP: &str = "cgroup";
@@ -281,103 +275,6 @@ impl Control {
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");
         self.touch();
-    }
-
-    /// Takes over what an earlier daemon left: the backends that it knew, and the sockets that the kernel knows. Only
-    /// what an engine then says changes any of it.
-    pub(super) fn adopt(&mut self) {
-        self.world.backends = self.store.backends();
-        if self.world.backends.is_empty() && self.kernel.rules().next().is_some() {
-            warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
-            self.awaited.extend(self.engines.iter().cloned());
-        }
-        let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
-        for backend in alive {
-            match &backend.kind {
-                Kind::Container { .. } => {
-                    if let Some(path) = self.cgroups.expect(&backend.id, "") {
-                        debug!(container = %backend.name, path = %path.display(), "still there");
-                        if let Ok(cgroup) = Cgroup::open(&path) {
-                            self.cgroup_ids.insert(backend.index, cgroup.id);
-                        }
-                        self.paths.insert(backend.index, path);
-                    }
-                }
-                Kind::Exec => self.adopt_exec(&backend),
-                Kind::Registered { pid } => self.adopt_registered(&backend, *pid),
-            }
-        }
-        for backend in self.world.backends.values() {
-            if let Some(netns) = backend.netns {
-                self.seen_namespaces.insert(netns.cookie, (netns, None));
-            }
-        }
-        for (cgroup, index) in self.kernel.attached_backends() {
-            // What it counted for an earlier daemon is known to nobody any more.
-            if self.world.by_index(index).is_none() {
-                self.kernel.write_off_moved(index);
-                self.kernel.detach_backend(cgroup, index);
-            }
-        }
-        self.resume_operations();
-        self.adopt_over();
-        self.read_sockets();
-        self.drop_leftovers();
-        self.touch();
-        self.converge();
-        info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
-    }
-
-    /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
-    /// counted there: so not before the last one has.
-    ///
-    /// Not many at once: each is half a millisecond in which nobody is looked after. What is left is left the next time.
-    pub(super) fn drop_leftovers(&mut self) {
-        self.leftovers = false;
-        let mut left = 0;
-        let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
-        let mut attached = self.kernel.attached_backends();
-        attached.retain(|&(cgroup, index)| {
-            // A container that starts again has its new cgroup before the engine says so.
-            let over = match (by_index.get(&index), self.cgroup_ids.get(&index)) {
-                (None, _) => true,
-                (Some(_), Some(current)) => *current != cgroup,
-                (Some(backend), None) => backend.phase == Phase::Exited,
-            };
-            if !over {
-                return true;
-            }
-            if left == LEFT_AT_ONCE_MAX {
-                self.leftovers = true;
-                return true;
-            }
-            let counters = self.kernel.backend_counters(index);
-            if counters.opened != counters.closed {
-                if !crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
-                    return true;
-                }
-                // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
-                for to in self.kernel.write_off_moved(index) {
-                    *self.written_off.entry(to).or_default() += 1;
-                }
-            }
-            self.kernel.detach_backend(cgroup, index);
-            left += 1;
-            false
-        });
-        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
-        let lingering = self.world.lingering.len();
-        self.world.lingering.retain(|index, _| counting.contains(index));
-        if self.world.lingering.len() != lingering {
-            self.touch();
-        }
-        self.over.retain(|path| {
-            let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
-            if !counts {
-                super::processes::remove_exec_cgroup(path);
-            }
-            counts
-        });
     }
 
     /// A backend listened before it was managed, and its port cannot be shared.

@@ -4,14 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
-    io,
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::{Event, PortKey};
+use pod_steer_ebpf::PortKey;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -19,14 +18,16 @@ use tokio::{
     task::yield_now,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     Input, RunError, Store,
+    conditions::Conditions,
     health::Checks,
     inputs::{Answer, Ask},
     ledger::Ledger,
     operations::{Orders, now_ms},
+    ring::{drain, flush},
     sockets::Inspections,
 };
 use crate::{
@@ -38,10 +39,13 @@ use crate::{
     world::{Plan, World},
 };
 
-/// How often what the kernel says is compared with what is believed. Of sockets it finds something only after lost events.
-const COMPARE_EVERY: Duration = Duration::from_secs(30);
+/// How often the kernel's state is compared with what the daemon believes. Of sockets this finds something only after lost events.
+const RESYNC_EVERY: Duration = Duration::from_secs(30);
 /// How often what only a look can tell is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Topic of a condition: the kernel refused a part of the plan.
+const REFUSED: &str = "refused";
 
 pub(super) struct Control {
     pub(super) world: World,
@@ -73,6 +77,8 @@ pub(super) struct Control {
     pub(super) unused_ports: BTreeSet<PortKey>,
     /// Engines that cannot be reached, and why.
     pub(super) lost_engines: BTreeMap<String, String>,
+    /// Conditions of the daemon as a whole.
+    pub(super) conditions: Conditions,
     pub(super) bpffs: PathBuf,
     /// Engines whose word is awaited before anything is changed: there is steering, and no file says whose it is.
     pub(super) awaited: BTreeSet<String>,
@@ -85,7 +91,7 @@ pub(super) struct Control {
     events: broadcast::Sender<EventRecord>,
     ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
-    events_lost: u64,
+    pub(super) events_lost: u64,
     dirty: bool,
     pub(super) orders: Orders,
 }
@@ -129,6 +135,7 @@ impl Control {
             checks,
             unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
+            conditions: Conditions::new(events.clone()),
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
             engines: config.engines.clone(),
@@ -153,7 +160,7 @@ impl Control {
         let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut tick = interval(COMPARE_EVERY);
+        let mut tick = interval(RESYNC_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (due_in, looking) = (self.due_in(), self.has_to_look());
@@ -182,7 +189,7 @@ impl Control {
                 () = flush(&mut self.logs) => {}
                 // What is over can wait until nobody does: before it is looked at, what has just arrived is.
                 () = yield_now(), if self.leftovers => self.drop_leftovers(),
-                _ = tick.tick() => self.compare(),
+                _ = tick.tick() => self.resync(),
                 _ = looks.tick(), if looking => {
                     self.look_at_queues();
                     self.keep_pause();
@@ -279,9 +286,13 @@ impl Control {
         let Applied { settled, error } = self.kernel.apply(&plan, &self.services);
         // The tables are in effect already; only operations wait for the grace periods.
         self.orders.settled = settled;
-        if let Some(error) = error {
-            error!(error = %crate::chain(&error), "the kernel did not take a change; it is tried again");
-            self.dirty = true;
+        match error {
+            Some(error) => {
+                let message = format!("it refused a change, which is tried again: {}", crate::chain(&error));
+                self.conditions.set(REFUSED, "the kernel", message);
+                self.dirty = true;
+            }
+            None => self.conditions.clear(REFUSED, "the kernel"),
         }
         self.leave_namespaces(&plan);
         self.store_ready_times();
@@ -353,41 +364,5 @@ impl Control {
             self.converge();
             let _ = ready.send(());
         }
-    }
-
-    fn compare(&mut self) {
-        let lost = self.kernel.events_lost();
-        if lost != std::mem::replace(&mut self.events_lost, lost) {
-            warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
-        }
-        self.read_sockets();
-        self.free_ports(true);
-        self.drop_leftovers();
-    }
-}
-
-fn drain(mut ready: tokio::io::unix::AsyncFdReadyMutGuard<'_, RingBuf<MapData>>) -> Vec<Event> {
-    let mut events = Vec::new();
-    while let Some(item) = ready.get_inner_mut().next() {
-        match event(&item) {
-            Some(event) => events.push(event),
-            None => debug!(bytes = item.len(), "an event of unknown size"),
-        }
-    }
-    ready.clear_ready();
-    events
-}
-
-/// The contract's types are plain old data; their bytes are copied out.
-fn event(bytes: &[u8]) -> Option<Event> {
-    (bytes.len() == size_of::<Event>()).then(|| sys::read_event(bytes))
-}
-
-async fn flush(logs: &mut Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>) {
-    let Some(logs) = logs else { return std::future::pending().await };
-    let ready: io::Result<_> = logs.readable_mut().await;
-    if let Ok(mut ready) = ready {
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
     }
 }

@@ -1,16 +1,21 @@
 //! `pod-steer run`: puts the parts together and follows what happens. `control` is the one loop that owns the world and
 //! the kernel; everything else sends it messages.
 
+mod adopt;
 mod backends;
+mod conditions;
 mod control;
 mod health;
 mod inputs;
 mod ledger;
+mod leftovers;
 mod namespaces;
 mod operations;
 mod pause;
 mod policies;
 mod processes;
+mod resync;
+mod ring;
 mod sockets;
 mod status;
 mod steps;

@@ -142,6 +142,6 @@ impl Control {
             .ledger
             .trouble()
             .map(|trouble| Problem { subject: "the operators' ledger".to_owned(), message: trouble.to_owned() });
-        ledger.into_iter().chain(engines).chain(misfits).chain(backends).collect()
+        ledger.into_iter().chain(self.conditions.problems()).chain(engines).chain(misfits).chain(backends).collect()
     }
 }

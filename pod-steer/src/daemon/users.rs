@@ -32,7 +32,7 @@ impl Control {
     }
 
     /// Lets ports go that nobody listens on, so that the next to come may be of any user. A server binds some time before
-    /// it listens: while a backend may be about to, a port goes when it is found unused twice, `COMPARE_EVERY` apart.
+    /// it listens: while a backend may be about to, a port goes when it is found unused twice, `RESYNC_EVERY` apart.
     pub(super) fn free_ports(&mut self, compare: bool) {
         if !self.awaited.is_empty() {
             return;

@@ -1,0 +1,56 @@
+//! A daemon that starts takes over what the one before it left.
+
+use tracing::{debug, info, warn};
+
+use super::control::Control;
+use crate::{
+    kernel::Cgroup,
+    world::{Backend, Kind},
+};
+
+impl Control {
+    /// Takes over what an earlier daemon left: the backends that it knew, and the sockets that the kernel knows. Only
+    /// what an engine then says changes any of it.
+    pub(super) fn adopt(&mut self) {
+        self.world.backends = self.store.backends();
+        if self.world.backends.is_empty() && self.kernel.rules().next().is_some() {
+            warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
+            self.awaited.extend(self.engines.iter().cloned());
+        }
+        let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
+        for backend in alive {
+            match &backend.kind {
+                Kind::Container { .. } => {
+                    if let Some(path) = self.cgroups.expect(&backend.id, "") {
+                        debug!(container = %backend.name, path = %path.display(), "still there");
+                        if let Ok(cgroup) = Cgroup::open(&path) {
+                            self.cgroup_ids.insert(backend.index, cgroup.id);
+                        }
+                        self.paths.insert(backend.index, path);
+                    }
+                }
+                Kind::Exec => self.adopt_exec(&backend),
+                Kind::Registered { pid } => self.adopt_registered(&backend, *pid),
+            }
+        }
+        for backend in self.world.backends.values() {
+            if let Some(netns) = backend.netns {
+                self.seen_namespaces.insert(netns.cookie, (netns, None));
+            }
+        }
+        for (cgroup, index) in self.kernel.attached_backends() {
+            // What it counted for an earlier daemon is known to nobody any more.
+            if self.world.by_index(index).is_none() {
+                self.kernel.write_off_moved(index);
+                self.kernel.detach_backend(cgroup, index);
+            }
+        }
+        self.resume_operations();
+        self.adopt_over();
+        self.read_sockets();
+        self.drop_leftovers();
+        self.touch();
+        self.converge();
+        info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
+    }
+}

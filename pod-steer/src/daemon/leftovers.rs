@@ -1,0 +1,66 @@
+//! Detaching from the cgroups of backends that have ended.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::control::Control;
+use crate::{
+    kernel::Cgroup,
+    world::{Backend, Phase},
+};
+
+/// Cgroups that are left one after the other before anybody else is looked after.
+const LEFT_AT_ONCE_MAX: usize = 8;
+
+impl Control {
+    /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
+    /// counted there: so not before the last one has.
+    ///
+    /// Not many at once: each is half a millisecond in which nobody is looked after. What is left is left the next time.
+    pub(super) fn drop_leftovers(&mut self) {
+        self.leftovers = false;
+        let mut left = 0;
+        let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
+        let mut attached = self.kernel.attached_backends();
+        attached.retain(|&(cgroup, index)| {
+            // A container that starts again has its new cgroup before the engine says so.
+            let over = match (by_index.get(&index), self.cgroup_ids.get(&index)) {
+                (None, _) => true,
+                (Some(_), Some(current)) => *current != cgroup,
+                (Some(backend), None) => backend.phase == Phase::Exited,
+            };
+            if !over {
+                return true;
+            }
+            if left == LEFT_AT_ONCE_MAX {
+                self.leftovers = true;
+                return true;
+            }
+            let counters = self.kernel.backend_counters(index);
+            if counters.opened != counters.closed {
+                if !crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
+                    return true;
+                }
+                // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
+                for to in self.kernel.write_off_moved(index) {
+                    *self.written_off.entry(to).or_default() += 1;
+                }
+            }
+            self.kernel.detach_backend(cgroup, index);
+            left += 1;
+            false
+        });
+        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
+        let lingering = self.world.lingering.len();
+        self.world.lingering.retain(|index, _| counting.contains(index));
+        if self.world.lingering.len() != lingering {
+            self.touch();
+        }
+        self.over.retain(|path| {
+            let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
+            if !counts {
+                super::processes::remove_exec_cgroup(path);
+            }
+            counts
+        });
+    }
+}
