@@ -25,10 +25,28 @@ pub fn missing() -> io::Result<Vec<(&'static str, &'static str)>> {
     Ok(lacks.map(|(_, name, purpose)| (name, purpose)).collect())
 }
 
-/// Drops every capability that is not needed, for ever: from the sets of this thread and from the bounding set. To be
-/// called before any other thread is started, which then inherits it.
+/// Drops every capability that is not needed, for ever. To be called before any other thread is started, which then
+/// inherits it.
+///
+/// The permitted set is what counts: with `no_new_privs` a program that is executed gets at most the permitted set of its
+/// caller, whatever the bounding set allows (`cap_bprm_creds_from_file`). So the bounding set is cut only where that is
+/// allowed: it takes CAP_SETPCAP, which a service manager or a container engine need not have granted.
 pub fn drop_unneeded() -> io::Result<()> {
     let keep = NEEDED.into_iter().fold(CapabilitySet::empty(), |all, (capability, _, _)| all | capability);
+    let mut sets = capabilities(None)?;
+    if sets.effective.contains(CapabilitySet::SETPCAP) {
+        cut_bounding_set(keep)?;
+    }
+    sets.effective &= keep;
+    sets.permitted &= keep;
+    // Lowers the ambient set too.
+    sets.inheritable = CapabilitySet::empty();
+    set_capabilities(None, sets)?;
+    set_no_new_privs(true)?;
+    Ok(())
+}
+
+fn cut_bounding_set(keep: CapabilitySet) -> io::Result<()> {
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         // The kernel answers EINVAL to capabilities that it does not know.
@@ -37,11 +55,5 @@ pub fn drop_unneeded() -> io::Result<()> {
             remove_capability_from_bounding_set(capability)?;
         }
     }
-    let mut sets = capabilities(None)?;
-    sets.effective &= keep;
-    sets.permitted &= keep;
-    sets.inheritable = CapabilitySet::empty();
-    set_capabilities(None, sets)?;
-    set_no_new_privs(true)?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
 //! - [`process`]: processes that end with their owner
+//! - [`systemd`]: a real systemd in a test host
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
@@ -36,5 +37,6 @@ pub mod rollouts;
 pub mod server;
 pub mod stats;
 pub mod status;
+pub mod systemd;
 pub mod tools;
 pub mod wait;

@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 18] = [
+const NEEDS: [Need; 19] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("conmon", "conmon"),
@@ -32,6 +32,7 @@ const NEEDS: [Need; 18] = [
     ("nsenter", "util-linux"),
     ("podman", "podman"),
     ("python3", "python3"),
+    ("systemctl", "systemd"),
     ("unshare", "util-linux"),
     ("wrk", "wrk"),
 ];

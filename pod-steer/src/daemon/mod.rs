@@ -103,9 +103,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| RunError::Unfit("no cgroup v2 is mounted; mount it: mount -t cgroup2 none DIR".to_owned()))?;
-    // The root of the hierarchy may be written by nobody; only CAP_DAC_OVERRIDE, which we still have, gets past that.
+    // The root of the hierarchy has no write permission; CAP_DAC_OVERRIDE, which is dropped below, gets past that.
     let base = processes::base_cgroup(&mount, &config.bpffs);
-    fs::create_dir_all(&base).map_err(RunError::io(format!("make the cgroup `{}`", base.display())))?;
+    fs::create_dir_all(&base).map_err(RunError::io(format!(
+        "cannot make the cgroup `{}`; grant CAP_DAC_OVERRIDE, or make it before: mkdir -p {0}",
+        base.display()
+    )))?;
     let mut cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
     cgroups.watch_defaults();
     let socket = config.socket.clone();
