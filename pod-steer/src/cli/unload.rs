@@ -1,5 +1,10 @@
 //! `pod-steer unload`
 
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
 use super::{Outcome, args::UnloadArgs, block_on};
 use crate::{
     api::{
@@ -8,7 +13,11 @@ use crate::{
     },
     cgroups,
     daemon::{self, Ledger, Store},
+    kernel::{Lock, LockError},
 };
+
+/// How long a daemon that has unloaded may take to end.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// A running daemon unloads and ends; without one, the same is done here.
 pub(super) fn unload(args: &UnloadArgs) -> Outcome {
@@ -16,13 +25,24 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     let asked = block_on(async { Ok(client::post::<UnloadedBody>(&socket, "/v1/unload", &()).await) })?;
     let asked = match asked {
         Ok(done) => Some(done),
-        Err(ClientError::NoDaemon { .. }) => {
-            // What a daemon that was killed could not remove.
-            let _ = std::fs::remove_file(&socket);
-            None
-        }
+        Err(ClientError::NoDaemon { .. }) => None,
         Err(error) => return Err(error.into()),
     };
+    let _lock = match lock(&args.bpffs, asked.is_some()) {
+        Ok(lock) => lock,
+        Err(error @ LockError::Held { .. }) => {
+            let socket = socket.display();
+            return Err(anyhow::anyhow!(
+                "{error}, and its API does not answer at `{socket}`, so nothing is removed: give its `--socket`, or end it first"
+            )
+            .into());
+        }
+        Err(error) => return Err(anyhow::Error::from(error).into()),
+    };
+    if asked.is_none() {
+        // What a daemon that was killed could not remove.
+        let _ = std::fs::remove_file(&socket);
+    }
     // Without a daemon all is done here; after one, what it may not remove: it has dropped the capability for that.
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
     let mount = cgroups::mount_point(&mountinfo)
@@ -43,4 +63,19 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
         done.namespaces, done.cgroups, done.maps
     );
     Ok(())
+}
+
+/// Locks the directory of pins, if there is one: a daemon that uses it would go on without them. One that has just unloaded may
+/// take a moment to end.
+fn lock(bpffs: &Path, may_wait: bool) -> Result<Option<Lock>, LockError> {
+    let begun = Instant::now();
+    loop {
+        match Lock::take(bpffs) {
+            _ if !bpffs.exists() => return Ok(None),
+            Err(LockError::Held { .. }) if may_wait && begun.elapsed() < END_MAX => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            taken => return taken.map(Some),
+        }
+    }
 }

@@ -51,6 +51,8 @@ impl Control {
         self.drop_leftovers();
         self.touch();
         self.converge();
+        self.check_links(true);
+        self.converge();
         info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
     }
 }

@@ -12,6 +12,8 @@ use crate::api::types::{EventRecord, Problem};
 const APPEARED: &str = "condition";
 /// Event when it has ended.
 const ENDED: &str = "condition-ended";
+/// Event when something was found wrong and is right again.
+const REPAIRED: &str = "repaired";
 
 /// The conditions that hold now. Each has a topic (the kind of condition, a constant of the module that sets it) and a subject
 /// (what it concerns, shown to the operator).
@@ -49,7 +51,6 @@ impl Conditions {
     }
 
     /// Exactly these (subject, message) hold for a topic; the others of that topic have ended.
-    #[allow(dead_code, reason = "the comparison of pins with open descriptors follows")]
     pub fn replace(&mut self, topic: &'static str, now: impl IntoIterator<Item = (String, String)>) {
         let now: BTreeMap<String, String> = now.into_iter().collect();
         let ended: Vec<String> = self.of(topic).filter(|subject| !now.contains_key(*subject)).cloned().collect();
@@ -59,6 +60,12 @@ impl Conditions {
         for (subject, message) in now {
             self.set(topic, subject, message);
         }
+    }
+
+    /// Something was found wrong and was repaired at once, so no condition holds.
+    pub fn repaired(&self, subject: &str, message: &str) {
+        warn!(%subject, "repaired: {message}");
+        self.tell(subject, REPAIRED, message);
     }
 
     /// As `status` shows them.

@@ -34,7 +34,7 @@ use crate::{
     api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
     config::RunConfig,
-    kernel::{Applied, Kernel, Opened, QueueMigration, sys},
+    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Plan, World},
 };
@@ -79,6 +79,10 @@ pub(super) struct Control {
     pub(super) lost_engines: BTreeMap<String, String>,
     /// Conditions of the daemon as a whole.
     pub(super) conditions: Conditions,
+    /// Of the directory of pins.
+    pub(super) lock: Option<Lock>,
+    /// Index of the last backend whose links were looked at.
+    pub(super) checked_last: u32,
     pub(super) bpffs: PathBuf,
     /// Engines whose word is awaited before anything is changed: there is steering, and no file says whose it is.
     pub(super) awaited: BTreeSet<String>,
@@ -136,6 +140,8 @@ impl Control {
             unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
             conditions: Conditions::new(events.clone()),
+            lock: None,
+            checked_last: 0,
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
             engines: config.engines.clone(),
@@ -160,6 +166,8 @@ impl Control {
         let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval(LOOK_EVERY);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(RESYNC_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -190,6 +198,7 @@ impl Control {
                 // What is over can wait until nobody does: before it is looked at, what has just arrived is.
                 () = yield_now(), if self.leftovers => self.drop_leftovers(),
                 _ = tick.tick() => self.resync(),
+                _ = checks.tick() => self.quick_check(),
                 _ = looks.tick(), if looking => {
                     self.look_at_queues();
                     self.keep_pause();

@@ -44,7 +44,7 @@ use crate::{
     api, caps, cgroups,
     config::RunConfig,
     doctor, engine,
-    kernel::{Kernel, sys},
+    kernel::{Kernel, Lock, LockError, sys},
 };
 
 /// Messages that may wait for the loop before senders wait too.
@@ -68,6 +68,9 @@ pub enum RunError {
     /// Another daemon runs.
     #[error("another pod-steer runs with `{}`; end it first, or choose another `--runtime-dir` and `--bpffs`", .0.display())]
     Running(PathBuf),
+    /// Another process has the directory of pins.
+    #[error("{0}; end it first, or choose another `--bpffs`")]
+    Locked(#[from] LockError),
     /// The steering state.
     #[error(transparent)]
     Kernel(#[from] crate::kernel::KernelError),
@@ -99,6 +102,10 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     }
     let store = Store::open(&config.runtime_dir)?;
     let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
+    // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
+    fs::create_dir_all(&config.bpffs)
+        .map_err(RunError::io(format!("make the directory `{}`", config.bpffs.display())))?;
+    let lock = Lock::take(&config.bpffs)?;
 
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
     let mount = cgroups::mount_point(&mountinfo)
@@ -127,13 +134,19 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     sys::shrink_memory();
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
-    let adopted = opened.adopted;
+    let (adopted, recovered) = (opened.adopted, opened.recovered.clone());
 
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
     let told = (events.clone(), wanted.clone());
     let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
+    control.lock = Some(lock);
+    for name in &recovered {
+        let message =
+            format!("the pin of the map `{name}` was gone; the programs had it still, and it is pinned again");
+        control.conditions.repaired("pins", &message);
+    }
     control.adopt();
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);

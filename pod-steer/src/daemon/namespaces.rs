@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use tokio::task::spawn_blocking;
-use tracing::error;
-
-use super::{Input, control::Control, inputs::Answer};
+use super::{
+    Input,
+    control::Control,
+    inputs::Answer,
+    resync::{NAMESPACE, namespace_subject},
+};
 use crate::{
     api::types::Registered,
     kernel::{KernelError, sys},
     world::{Phase, Plan},
 };
+use tokio::task::spawn_blocking;
 
 impl Control {
     /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
@@ -36,7 +39,9 @@ impl Control {
         for cookie in self.kernel.known_namespaces() {
             if !plan.namespaces.contains(&cookie) && !self.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
-                self.seen_namespaces.remove(&cookie);
+                if let Some((netns, _)) = self.seen_namespaces.remove(&cookie) {
+                    self.conditions.clear(NAMESPACE, &namespace_subject(netns));
+                }
                 self.world.foreign.remove(&cookie);
                 self.world.steered.remove(&cookie);
             }
@@ -54,11 +59,18 @@ impl Control {
 
     pub(super) fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
         let failure = result.err().map(|error| crate::chain(&error));
-        if failure.is_none() {
-            self.world.steered.insert(cookie);
-        }
-        if let Some(error) = &failure {
-            error!(%error, cookie, "cannot steer in a network namespace");
+        let failure = failure.or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
+        let netns = self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns);
+        let subject = netns.map_or_else(|| format!("network namespace with cookie {cookie}"), namespace_subject);
+        match &failure {
+            None => {
+                self.world.steered.insert(cookie);
+                self.conditions.clear(NAMESPACE, &subject);
+            }
+            Some(error) => {
+                let message = format!("cannot be steered in, which is tried again: {error}");
+                self.conditions.set(NAMESPACE, subject, message);
+            }
         }
         for (made, answer) in self.attaching.remove(&cookie).into_iter().flatten() {
             let _ = answer.send(failure.clone().map_or(Ok(made), Err));

@@ -218,6 +218,8 @@ impl Control {
     pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
         self.end_pause_holder();
         detach_registered(self.world.backends.values());
+        // A link that is held open would go on steering after its pin is gone.
+        self.kernel.release();
         let done = undo(&self.bpffs, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
         info!(?done, "unloaded");

@@ -1,18 +1,233 @@
-//! The resync: every 30 s the kernel's state is compared with what the daemon believes.
+//! The resync: the kernel's state is compared with what the daemon believes, and repaired. What is cheap to ask is asked each
+//! second, everything every 30 s and at the start.
+
+use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::MetadataExt as _};
 
 use tracing::warn;
 
 use super::control::Control;
+use crate::{
+    kernel::{Cgroup, LinkFault, Lock, LockError},
+    netns::Netns,
+    procs::{self, Process},
+    world::{Kind, Phase},
+};
+
+/// Backends whose links are looked at in one second: each is some 20 system calls.
+const BACKENDS_AT_ONCE: usize = 64;
+
+/// Topics of conditions.
+const DIRECTORY: &str = "directory";
+const PINS: &str = "pins";
+const FOREIGN: &str = "foreign-file";
+pub(super) const NAMESPACE: &str = "namespace-link";
+const CGROUP: &str = "cgroup-links";
 
 impl Control {
     /// Compares the kernel's state with what the daemon believes, and repairs what differs.
     pub(super) fn resync(&mut self) {
-        let lost = self.kernel.events_lost();
-        if lost != std::mem::replace(&mut self.events_lost, lost) {
-            warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
-        }
+        self.check_events_lost();
+        self.check_links(true);
         self.read_sockets();
         self.free_ports(true);
         self.drop_leftovers();
     }
+
+    /// The part of the resync that is cheap enough for each second.
+    pub(super) fn quick_check(&mut self) {
+        self.check_links(false);
+        if self.check_events_lost() {
+            self.read_sockets();
+        }
+    }
+
+    /// True if events were lost since the last time.
+    fn check_events_lost(&mut self) -> bool {
+        let lost = self.kernel.events_lost();
+        let news = lost != std::mem::replace(&mut self.events_lost, lost);
+        if news {
+            warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
+        }
+        news
+    }
+
+    /// Compares pins and links; with `deep`, also which maps the attached programs use.
+    pub(super) fn check_links(&mut self, deep: bool) {
+        if !self.owns_directory() {
+            return;
+        }
+        self.check_pins(deep);
+        self.check_namespaces(deep);
+        self.check_cgroups(deep);
+    }
+
+    /// Whether the directory of pins is ours. One that was removed is made again; if another daemon has locked it meanwhile, we
+    /// leave it alone.
+    fn owns_directory(&mut self) -> bool {
+        if self.lock.as_ref().is_none_or(|lock| lock.is_of(&self.bpffs)) {
+            self.conditions.clear(DIRECTORY, "pins");
+            return true;
+        }
+        let made = fs::create_dir_all(&self.bpffs).map_err(|source| LockError::Io { path: self.bpffs.clone(), source });
+        match made.and_then(|()| Lock::take(&self.bpffs)) {
+            Ok(lock) => {
+                self.lock = Some(lock);
+                self.conditions.repaired("pins", &format!("`{}` was removed; it is made again", self.bpffs.display()));
+                true
+            }
+            Err(error) => {
+                let message = format!(
+                    "`{}` was removed or replaced, so nothing outlives this daemon ({}); end one of the two daemons",
+                    self.bpffs.display(),
+                    crate::chain(&error)
+                );
+                self.conditions.set(DIRECTORY, "pins", message);
+                false
+            }
+        }
+    }
+
+    fn check_pins(&mut self, deep: bool) {
+        let check = self.kernel.check_pins(deep);
+        for path in check.repaired {
+            self.conditions
+                .repaired("pins", &format!("`{}` was gone or another object; it is pinned again", path.display()));
+        }
+        let failed = check.failed.into_iter().map(|(path, error)| {
+            let message = format!(
+                "cannot be pinned again ({error}): what it leads to ends with this daemon; remove what is in its place"
+            );
+            (format!("pin {}", path.display()), message)
+        });
+        self.conditions.replace(PINS, failed);
+        if deep {
+            let foreign = self.kernel.foreign_files().into_iter();
+            let message = "pod-steer did not make it, and `unload` cannot remove the directory with it; remove it";
+            self.conditions
+                .replace(FOREIGN, foreign.map(|path| (format!("file {}", path.display()), message.to_owned())));
+        }
+    }
+
+    /// Attaches again where a link is gone or detached.
+    fn check_namespaces(&mut self, deep: bool) {
+        let inodes: BTreeMap<u64, u64> =
+            self.seen_namespaces.iter().map(|(cookie, (netns, _))| (*cookie, netns.inode)).collect();
+        let mut lost = Vec::new();
+        for (cookie, fault) in self.kernel.check_namespaces(&inodes, deep) {
+            if self.is_attaching(cookie) {
+                continue;
+            }
+            if fault != LinkFault::OtherMaps {
+                self.kernel.forget_link(cookie);
+                self.world.steered.remove(&cookie);
+                self.touch();
+            }
+            lost.push(cookie);
+        }
+        if deep {
+            let attached = self.kernel.namespaces();
+            let planned = self.plan.namespaces.iter().filter(|cookie| !attached.contains(cookie));
+            lost.extend(planned.filter(|cookie| !self.is_attaching(**cookie)).copied());
+        }
+        for cookie in lost {
+            self.find_namespace(cookie);
+        }
+    }
+
+    /// A namespace is to be attached anew: its file is looked for, and the next plan attaches it.
+    fn find_namespace(&mut self, cookie: u64) {
+        let of_backend =
+            || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
+        let seen = self.seen_namespaces.get(&cookie);
+        if seen.is_some_and(|(_, file)| file.is_some()) {
+            return;
+        }
+        // One that no backend is in any more is left by the next plan.
+        let Some(netns) = seen.map(|(netns, _)| *netns).or_else(of_backend) else { return };
+        let subject = namespace_subject(netns);
+        match self.namespace_file(netns) {
+            Some(file) => {
+                let message =
+                    "its sk_lookup link is gone or detached, so nothing is steered there; it is being attached again";
+                self.conditions.set(NAMESPACE, subject, message);
+                self.seen_namespaces.insert(cookie, (netns, Some(file)));
+                self.touch();
+            }
+            None => {
+                let message = "its sk_lookup link is gone, so nothing is steered there, and no process of a backend runs in it to \
+                               find it by; restart a backend";
+                self.conditions.set(NAMESPACE, subject, message);
+            }
+        }
+    }
+
+    /// Opens a network namespace by a process that is in it: this one, or one of a backend.
+    fn namespace_file(&self, netns: Netns) -> Option<File> {
+        let same = |file: &File| file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (netns.dev, netns.inode));
+        let own = File::open("/proc/self/ns/net").ok().filter(same);
+        own.or_else(|| {
+            let here = self.world.backends.values().filter(|backend| backend.netns == Some(netns));
+            here.into_iter().find_map(|backend| match backend.kind {
+                Kind::Registered { pid } => Process::open(pid).and_then(|process| process.netns()).ok().filter(same),
+                _ => procs::netns_of_cgroup(self.paths.get(&backend.index)?, netns).ok(),
+            })
+        })
+    }
+
+    /// Attaches again the programs of backends' cgroups that are detached or whose pins are gone.
+    fn check_cgroups(&mut self, deep: bool) {
+        let mut own: Vec<u32> = self
+            .world
+            .backends
+            .values()
+            .filter(|backend| backend.phase != Phase::Exited && self.paths.contains_key(&backend.index))
+            .map(|backend| backend.index)
+            .collect();
+        own.sort_unstable();
+        if !deep && own.len() > BACKENDS_AT_ONCE {
+            // The next ones after those of the last second, in a ring.
+            let first = own.partition_point(|index| *index <= self.checked_last);
+            own.rotate_left(first);
+            own.truncate(BACKENDS_AT_ONCE);
+        }
+        self.checked_last = own.last().copied().unwrap_or_default();
+        for index in own {
+            self.check_cgroup(index, deep);
+        }
+    }
+
+    fn check_cgroup(&mut self, index: u32, deep: bool) {
+        let Some(path) = self.paths.get(&index).cloned() else { return };
+        let Ok(cgroup) = Cgroup::open(&path) else { return };
+        // A container that has just been started again has a cgroup that is about to be attached.
+        if self.cgroup_ids.get(&index).is_some_and(|id| *id != cgroup.id) {
+            return;
+        }
+        let Some(backend) = self.world.by_index(index) else { return };
+        let subject = format!("backend {} of {}", backend.name, backend.spec.service);
+        match self.kernel.check_backend(index, &cgroup, deep) {
+            Ok(wrong) if wrong.is_empty() => self.conditions.clear(CGROUP, &subject),
+            Ok(wrong) => {
+                let names: Vec<&str> = wrong.into_iter().collect();
+                let message = format!("its links {} were gone or detached; they are attached again", names.join(", "));
+                self.conditions.repaired(&subject, &message);
+                self.conditions.clear(CGROUP, &subject);
+                // What began to listen meanwhile was seen by no program.
+                self.look_for_sockets(index, &path);
+            }
+            Err(error) => {
+                let message = format!(
+                    "links of its cgroup are gone and cannot be attached again ({}): its new listeners are not steered to; \
+                     restart it, or see `pod-steer doctor`",
+                    crate::chain(&error)
+                );
+                self.conditions.set(CGROUP, subject, message);
+            }
+        }
+    }
+}
+
+/// How a condition names a network namespace.
+pub(super) fn namespace_subject(netns: Netns) -> String {
+    format!("network namespace {netns}")
 }

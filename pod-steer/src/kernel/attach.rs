@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -16,12 +19,12 @@ use aya::{
     },
 };
 
-use super::{Kernel, KernelError, Result, object, ports};
+use super::{Kernel, KernelError, Result, bpf, object, ports};
 use crate::netns::Netns;
 
 /// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
 /// server that is about to bind needs comes first.
-const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 6] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 6] = [
     ("bind4", "bind4", Some(8)),
     ("bind6", "bind6", Some(9)),
     ("refuse_mptcp", "sock_create", Some(2)),
@@ -56,12 +59,14 @@ pub struct NamespaceAttachment {
     constants: object::Constants,
     netns: Netns,
     ns: File,
+    /// The link that is attached already, and is to have a new program.
+    link: Option<OwnedFd>,
 }
 
 impl NamespaceAttachment {
     /// Loads the program, attaches it and pins the link.
     pub fn run(self) -> Result<()> {
-        let Self { maps, ports, pin, constants, netns, ns } = self;
+        let Self { maps, ports, pin, constants, netns, ns, link } = self;
         ports::make(&ports)?;
         let mut programs = object::instance(Some(&maps), Some(&ports), &constants)?;
         object::load(&mut programs, "steer")?;
@@ -70,6 +75,13 @@ impl NamespaceAttachment {
         let Some(Program::SkLookup(program)) = programs.program_mut("steer") else {
             return Err(failed(ProgramError::UnexpectedProgramType));
         };
+        if let Some(link) = link {
+            let program = program.fd().map_err(failed)?;
+            return bpf::update_link(link.as_fd(), program.as_fd())
+                .map_err(KernelError::io("replace the program of the link", pin));
+        }
+        // Whatever is pinned there is no link of ours.
+        let _ = fs::remove_file(&pin);
         let id = program.attach(ns).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         pin_link(Ok(link.into()), pin)
@@ -77,13 +89,13 @@ impl NamespaceAttachment {
 }
 
 impl Kernel {
-    fn netns_pin(&self, cookie: u64) -> PathBuf {
+    pub(super) fn netns_pin(&self, cookie: u64) -> PathBuf {
         self.dir.join("netns").join(cookie.to_string())
     }
 
     /// Cookies of the namespaces that are attached.
     pub fn namespaces(&self) -> Vec<u64> {
-        names(&self.dir.join("netns")).iter().filter_map(|name| name.parse().ok()).collect()
+        self.pins.attached()
     }
 
     /// Cookies of the namespaces of which anything is pinned: also of those that could not be attached.
@@ -102,12 +114,18 @@ impl Kernel {
             backends_max: self.backends_max,
         };
         let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
-        (!pin.exists()).then_some(NamespaceAttachment { maps, ports, pin, constants, netns, ns })
+        let link = match self.pins.link(netns.cookie) {
+            None => None,
+            Some(link) if self.suits_namespace(netns.cookie, link) => return None,
+            // Its program uses maps that nobody writes to any more.
+            Some(link) => Some(link.try_clone().ok()?),
+        };
+        Some(NamespaceAttachment { maps, ports, pin, constants, netns, ns, link })
     }
 
     /// Stops to steer in a namespace. Established connections go on.
     pub fn detach_namespace(&mut self, cookie: u64) {
-        let _ = fs::remove_file(self.netns_pin(cookie));
+        self.forget_link(cookie);
         self.rules.forget(cookie);
         // Should a rule be left, it has to be written again.
         for (key, published) in &mut self.published {
@@ -115,7 +133,7 @@ impl Kernel {
         }
     }
 
-    fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {
+    pub(super) fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {
         self.dir.join("cgroups").join(format!("{cgroup}-{index}"))
     }
 
@@ -158,6 +176,18 @@ impl Kernel {
             _ => return Err(failed(ProgramError::UnexpectedProgramType)),
         };
         pin_link(link, pin)
+    }
+
+    /// A program that cgroups have.
+    pub(super) fn program_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>> {
+        let failed = |source| KernelError::Program { name, source: Box::new(source) };
+        let fd = match self.programs.program(name) {
+            Some(Program::CgroupSockAddr(program)) => program.fd(),
+            Some(Program::CgroupSock(program)) => program.fd(),
+            Some(Program::SockOps(program)) => program.fd(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        Ok(fd.map_err(failed)?.as_fd())
     }
 
     /// Every (cgroup id, backend index) that has links.

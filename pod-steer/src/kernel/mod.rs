@@ -16,10 +16,13 @@
 
 mod apply;
 mod attach;
+mod bpf;
 mod counters;
 mod error;
+mod lock;
 mod migrate;
 mod object;
+mod pins;
 mod ports;
 mod probes;
 mod publish;
@@ -48,8 +51,10 @@ pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
+pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
 pub use object::{ProbedProgram, TABLES, probe};
+pub use pins::{LinkFault, PinsCheck};
 pub use probes::{ProbeUnderWay, Probes};
 pub use publish::Settled;
 pub use unload::{Unloaded, unload};
@@ -66,6 +71,7 @@ pub struct Kernel {
     dir: PathBuf,
     /// The programs that are attached to cgroups and sockets; each ingress namespace has an instance of its own.
     programs: Ebpf,
+    pins: pins::Pins,
     log_level: u8,
     seed: u64,
     backends_max: u32,
@@ -105,6 +111,8 @@ pub struct Opened {
     pub logs: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// True if an earlier daemon's state was there.
     pub adopted: bool,
+    /// Maps whose pins were gone, and that the attached programs still had.
+    pub recovered: Vec<&'static str>,
 }
 
 impl Kernel {

@@ -17,6 +17,7 @@ use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey};
 use super::{
     Kernel, KernelError, Opened, Result,
     apply::Published,
+    pins::{self, Pins},
     ports::Rules,
     publish::{self, Publisher},
     sources::Sources,
@@ -27,7 +28,7 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
-const MAPS: [&str; 19] = [
+pub(super) const MAPS: [&str; 19] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -147,18 +148,24 @@ fn meta(maps: &Path) -> Result<Option<Meta>> {
 
 pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
     let maps = dir.join("maps");
+    let recovered = pins::recover_maps(dir)?;
     let found = meta(&maps)?;
-    let adopted = found.is_some();
+    let adopted = found.is_some() || !recovered.is_empty();
     let meta = match found {
         Some(meta) if meta.abi != ABI_VERSION => {
             return Err(KernelError::OtherVersion { dir: dir.to_owned(), found: meta.abi });
         }
         Some(meta) => meta,
-        None => Meta { abi: ABI_VERSION, backends_max, seed: RandomState::new().build_hasher().finish() },
+        None => Meta {
+            abi: ABI_VERSION,
+            // The counters are there still if only the description was lost.
+            backends_max: pins::entries(&maps.join("BACKEND_COUNTERS")).unwrap_or(backends_max),
+            seed: RandomState::new().build_hasher().finish(),
+        },
     };
     // Not before it is known that what is there is ours.
-    for made in [dir, &maps, &dir.join("netns"), &dir.join("ports"), &dir.join("cgroups")] {
-        fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
+    for made in [dir].into_iter().map(Path::to_owned).chain(pins::DIRS.map(|sub| dir.join(sub))) {
+        fs::create_dir_all(&made).map_err(KernelError::io("make the directory", made))?;
     }
     let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
@@ -185,6 +192,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let hidden: SkStorage<MapData, Hidden> = map(&mut programs, "HIDDEN")?;
     let kernel = Kernel {
         dir: dir.to_owned(),
+        pins: Pins::open(dir)?,
         log_level,
         seed: meta.seed,
         backends_max: meta.backends_max,
@@ -210,7 +218,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         ports_written,
         programs,
     };
-    let mut opened = Opened { kernel, events, logs: None, adopted };
+    let mut opened = Opened { kernel, events, logs: None, adopted, recovered };
     if log_decisions {
         opened.logs = aya_log::EbpfLogger::init(&mut opened.kernel.programs).ok();
     }

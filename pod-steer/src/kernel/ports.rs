@@ -9,7 +9,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use pod_steer_ebpf::{ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, Rule, RuleKey, port_place};
 
-use super::{KernelError, Result};
+use super::{KernelError, Result, pins};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
@@ -73,9 +73,13 @@ impl Rules {
     fn lead(&self, key: &RuleKey, leads_to: u16) -> Result<()> {
         let failed = || KernelError::map("write a port to", "PORTS");
         let (place, shift) = port_place(key.port, key.family);
+        let pinned = pin(&self.dir, key.netns_cookie);
+        if !pinned.exists() {
+            // The attached program has the map: another one would be read by nobody.
+            let _ = pins::recover_ports(&self.dir, key.netns_cookie);
+        }
         // Opened for each write, of which there are few: one open file for each pod would be many.
-        let mut ports: Array<MapData, u64> =
-            Array::try_from(Map::Array(make(&pin(&self.dir, key.netns_cookie))?)).map_err(failed())?;
+        let mut ports: Array<MapData, u64> = Array::try_from(Map::Array(make(&pinned)?)).map_err(failed())?;
         // One word for two ports and both families, of which nobody else writes any.
         let word = ports.get(&place, 0).map_err(failed())?;
         ports.set(place, with_port(word, shift, leads_to), 0).map_err(failed())

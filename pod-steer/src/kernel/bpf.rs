@@ -1,0 +1,228 @@
+//! The commands of bpf(2) on pins, links, programs and maps that aya does not offer. All are in Linux 5.8.
+#![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// What a descriptor or a pin of bpf(2) is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A map.
+    Map,
+    /// A program.
+    Program,
+    /// A link.
+    Link,
+}
+
+/// What a link connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Its id.
+    pub id: u32,
+    /// Id of its program.
+    pub program: u32,
+    /// Inode of the network namespace, or id of the cgroup, that it is attached to. 0 if it is detached.
+    pub target: u64,
+}
+
+/// What a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its id.
+    pub id: u32,
+    /// Its name: the first 15 bytes of the one in the object.
+    pub name: String,
+    /// Bytes of a key, bytes of a value, and entries.
+    pub sizes: [u32; 3],
+}
+
+/// Calls bpf(2). `attributes` is the part of `union bpf_attr` that the command reads; what it points to lives in the caller.
+fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: the attributes are a live local of the stated size, laid out as the command reads them.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as libc::c_uint) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as libc::c_int) }
+}
+
+fn call_for_fd<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = call(command, attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[repr(C)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Opens what is pinned at `path`.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    call_for_fd(BPF_OBJ_GET, &mut Pin { path: path.as_ptr() as u64, fd: 0, flags: 0 })
+}
+
+/// Pins an object at `path`, where nothing may be.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let fd = object.as_raw_fd().cast_unsigned();
+    call(BPF_OBJ_PIN, &mut Pin { path: path.as_ptr() as u64, fd, flags: 0 }).map(drop)
+}
+
+/// What a descriptor of bpf(2) is.
+pub fn object(fd: impl AsFd) -> io::Result<Object> {
+    let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))?;
+    match target.as_os_str().as_bytes() {
+        b"anon_inode:bpf-map" => Ok(Object::Map),
+        b"anon_inode:bpf-prog" => Ok(Object::Program),
+        // Renamed from one to the other after Linux 6.1.
+        b"anon_inode:bpf_link" | b"anon_inode:bpf-link" => Ok(Object::Link),
+        _ => Err(io::Error::other(format!("`{}` is no object of bpf(2)", target.display()))),
+    }
+}
+
+fn by_id(command: libc::c_long, id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Id {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    call_for_fd(command, &mut Id { id, next_id: 0, open_flags: 0 })
+}
+
+/// Opens the program with this id.
+pub fn program(id: u32) -> io::Result<OwnedFd> {
+    by_id(BPF_PROG_GET_FD_BY_ID, id)
+}
+
+/// Opens the map with this id.
+pub fn map(id: u32) -> io::Result<OwnedFd> {
+    by_id(BPF_MAP_GET_FD_BY_ID, id)
+}
+
+/// Fills `info`, whose fields are integers only. The kernel writes as much of it as it knows.
+fn info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Info {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let len = size_of::<T>() as u32;
+    let mut attributes = Info { fd: fd.as_raw_fd().cast_unsigned(), len, info: &raw mut *info as u64 };
+    call(BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
+}
+
+/// The beginning of `struct bpf_link_info` (`include/uapi/linux/bpf.h`).
+#[repr(C)]
+#[derive(Default)]
+struct RawLink {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    /// Of a namespace: its inode, and in the upper half the attach type. Of a cgroup: its id.
+    target: u64,
+    attach_type: u64,
+}
+
+/// `BPF_LINK_TYPE_NETNS`.
+const NETNS: u32 = 5;
+
+/// What a link connects.
+pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+    if object(&link)? != Object::Link {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no link"));
+    }
+    let mut raw = RawLink::default();
+    info(link.as_fd(), &mut raw)?;
+    let bytes = raw.target.to_ne_bytes();
+    let inode = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let target = if raw.kind == NETNS { inode.into() } else { raw.target };
+    Ok(LinkInfo { id: raw.id, program: raw.program, target })
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct RawProgram {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    jited_len: u32,
+    translated_len: u32,
+    jited: u64,
+    translated: u64,
+    load_time: u64,
+    created_by: u32,
+    maps: u32,
+    map_ids: u64,
+}
+
+/// Ids of the maps that a program uses.
+pub fn maps_of(program: impl AsFd) -> io::Result<Vec<u32>> {
+    /// More than any of our programs has (`MAX_USED_MAPS` is 64).
+    const MAPS_MAX: usize = 64;
+    let mut ids = vec![0u32; MAPS_MAX];
+    let mut raw = RawProgram { maps: MAPS_MAX as u32, map_ids: ids.as_mut_ptr() as u64, ..RawProgram::default() };
+    info(program.as_fd(), &mut raw)?;
+    ids.truncate(raw.maps as usize);
+    Ok(ids)
+}
+
+/// The beginning of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct RawMap {
+    kind: u32,
+    id: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// What a map is.
+pub fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
+    if object(&map)? != Object::Map {
+        return Err(io::Error::other("it is no map"));
+    }
+    let mut raw = RawMap::default();
+    info(map.as_fd(), &mut raw)?;
+    let name = raw.name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
+    Ok(MapInfo { id: raw.id, name, sizes: [raw.key, raw.value, raw.entries] })
+}
+
+/// Replaces the program of a link. Whatever the link is attached to is at no time without a program.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Update {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+    let (link, program) = (link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned());
+    call(BPF_LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }).map(drop)
+}

@@ -1,0 +1,199 @@
+//! Pins and links that somebody removes: the daemon finds it, repairs it, and says so.
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::{BPFFS, Stage},
+    exec::{Backend, Exec},
+    load::{Load, Running},
+    process::{output, run},
+    require, tools, wait,
+};
+use serde_json::Value;
+
+fn web(stage: &Stage, name: &str) -> Result<Backend> {
+    Exec::new(name, "web", "80:8080", "0.0.0.0:8080").start(stage)
+}
+
+fn load(stage: &Stage) -> Result<Running> {
+    Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())
+}
+
+fn remove(stage: &Stage, what: &str) -> Result<()> {
+    run(stage.host.command("sh")?.args(["-c", &format!("rm -r {BPFFS}/{what}")])).map(drop)
+}
+
+/// Every pin, below the directory.
+fn pins(stage: &Stage) -> Result<Vec<String>> {
+    // The directory itself may be gone.
+    let found = output(stage.host.command("find")?.args([BPFFS, "-type", "f", "-printf", "%P\n"]))?;
+    let mut pins: Vec<String> = String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect();
+    pins.sort();
+    Ok(pins)
+}
+
+fn wait_for_pins(stage: &Stage, wanted: &[String]) -> Result<()> {
+    wait::until_ok("the pins to be there again", || {
+        // Backends that have ended may have some still.
+        let now = pins(stage)?;
+        Ok(wanted.iter().all(|pin| now.contains(pin)).then_some(()))
+    })
+    .with_context(|| stage.daemon.log_tail())
+}
+
+/// The next connections of a port are all answered, those of `name` among them.
+fn answers(stage: &Stage, name: &str) -> Result<()> {
+    let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(400).run(stage.host.net())?;
+    ensure!(tally.answered() == 400 && tally.answered_by(name) > 0, "{name}: {tally}\n{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+/// A backend that starts now is steered to, and clients are not lost when it ends: so the daemon and the attached programs use
+/// the same maps.
+fn takes_a_newcomer(stage: &Stage, name: &str) -> Result<()> {
+    let newcomer = web(stage, name)?;
+    stage.daemon.wait_ready("web", 2)?;
+    answers(stage, name)?;
+    drop(newcomer);
+    stage.daemon.wait_ready("web", 1)?;
+    answers(stage, "web-1")
+}
+
+fn no_conditions(stage: &Stage) -> Result<()> {
+    stage.daemon.wait_for("conditions to end", |status| status.problems.is_empty().then_some(()))
+}
+
+/// Ids of the links in the host's own network namespace, or of those of a kind in its cgroups.
+fn links(stage: &Stage, wanted: impl Fn(&Value) -> bool) -> Result<Vec<u64>> {
+    // bpftool fails when a link of anybody on this kernel ends while it lists them.
+    let list: Vec<Value> = wait::until_ok("a list of all links", || {
+        let text = run(stage.host.command("bpftool")?.args(["--json", "--bpffs", "link", "list"]));
+        Ok(text.ok().and_then(|text| serde_json::from_str(&text).ok()))
+    })?;
+    let pinned = |link: &&Value| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty());
+    Ok(list.iter().filter(pinned).filter(|link| wanted(link)).filter_map(|link| link["id"].as_u64()).collect())
+}
+
+#[test]
+fn a_detached_link_of_a_namespace_is_attached_again() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool"]));
+    let stage = Stage::without_engine()?;
+    let _web = web(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    answers(&stage, "web-1")?;
+    let inode = stage.host.net().id()?.1;
+    for _ in 0..2 {
+        let ids = links(&stage, |link| link["netns_ino"].as_u64() == Some(inode))?;
+        ensure!(ids.len() == 1, "one link in the namespace: {ids:?}");
+        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &ids[0].to_string()]))?;
+        wait::until_ok("another link", || {
+            Ok((links(&stage, |link| link["netns_ino"].as_u64() == Some(inode))?.len() == 1).then_some(()))
+        })
+        .with_context(|| stage.daemon.log_tail())?;
+        stage.daemon.wait_ready("web", 1)?;
+        answers(&stage, "web-1")?;
+        no_conditions(&stage)?;
+    }
+    takes_a_newcomer(&stage, "web-2")?;
+    ensure!(stage.daemon.log().contains("sk_lookup link is gone or detached"), "{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+#[test]
+fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool"]));
+    let stage = Stage::without_engine()?;
+    let _web = web(&stage, "web-1")?;
+    // One that listens only later, so that the programs of its cgroup have something to do.
+    stage.daemon.wait_ready("web", 1)?;
+    let before = pins(&stage)?;
+    let ids = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
+    ensure!(ids.len() == 6, "six links of the backend: {ids:?}");
+    for id in &ids {
+        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &id.to_string()]))?;
+    }
+    wait::until_ok("other links", || {
+        let now = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
+        Ok((now.len() == 6 && now.iter().all(|id| !ids.contains(id))).then_some(()))
+    })?;
+    wait_for_pins(&stage, &before)?;
+    let counted = stage.daemon.wait_idle("web")?.opened();
+    answers(&stage, "web-1")?;
+    ensure!(stage.daemon.wait_idle("web")?.opened() == counted + 400, "the new links count connections");
+    takes_a_newcomer(&stage, "web-2")?;
+    no_conditions(&stage)
+}
+
+#[test]
+fn removed_pins_are_pinned_again_and_nobody_is_refused() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _web = web(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let before = pins(&stage)?;
+    let load = load(&stage)?;
+    for (number, what) in
+        ["cgroups/*", "cgroups/*", "*", "", "maps/TABLES", "maps/*", "ports/*", "netns/*"].into_iter().enumerate()
+    {
+        remove(&stage, what)?;
+        wait_for_pins(&stage, &before)?;
+        takes_a_newcomer(&stage, &format!("web-{}", number + 2))?;
+        no_conditions(&stage)?;
+    }
+    let tally = load.stop()?;
+    ensure!(tally.refused() == 0 && tally.lost(|_| true) <= 7, "{tally}\n{}", stage.daemon.log_tail());
+    ensure!(stage.daemon.log().contains("maps/TABLES` was gone"), "{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+#[test]
+fn pins_removed_without_a_daemon() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _web = web(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let before = pins(&stage)?;
+    let load = load(&stage)?;
+    let maps = ["TABLES", "LISTENERS", "SOCKETS", "META", "RULES", "CGROUPS", "BACKEND_COUNTERS", "*"];
+    let removed = maps.map(|map| format!("maps/{map}")).into_iter().chain(["ports/*", "cgroups/*"].map(str::to_owned));
+    for (number, what) in removed.enumerate() {
+        stage.daemon.kill()?;
+        remove(&stage, &what)?;
+        let answered = load.answered();
+        stage.daemon.restart()?;
+        wait_for_pins(&stage, &before)?;
+        wait::until("clients to be answered", || (load.answered() > answered + 100).then_some(()))?;
+        takes_a_newcomer(&stage, &format!("web-{}", number + 2))?;
+        no_conditions(&stage)?;
+    }
+    let tally = load.stop()?;
+    // A connection of the load may wait in the queue of a newcomer that is killed.
+    ensure!(tally.refused() == 0 && tally.lost(|_| true) <= 10, "{tally}");
+
+    // Without its link nothing is steered in the namespace until a daemon comes.
+    stage.daemon.kill()?;
+    remove(&stage, "netns/*")?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    takes_a_newcomer(&stage, "web-20")?;
+    wait_for_pins(&stage, &before)?;
+    no_conditions(&stage)
+}
+
+#[test]
+fn a_file_that_nobody_knows_is_named() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _web = web(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    run(stage.host.command("mkdir")?.arg(format!("{BPFFS}/maps/strange")))?;
+    run(stage.host.command("mkdir")?.arg(format!("{BPFFS}/cgroups/mine")))?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    for name in ["maps/strange", "cgroups/mine"] {
+        let said = stage
+            .daemon
+            .wait_for("the file to be named", |status| Some(status.said_about(name)).filter(|said| !said.is_empty()))?;
+        ensure!(said[0].contains("remove it"), "{said:?}");
+    }
+    answers(&stage, "web-1")
+}
