@@ -13,6 +13,7 @@ pub mod api;
 pub mod caps;
 pub mod cgroups;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod doctor;

@@ -49,6 +49,22 @@ impl Stage {
         Self::with(host, None)
     }
 
+    /// A daemon without a container engine, with settings, whose wall clock can be shifted.
+    pub fn with_wall_clock(settings: &str) -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        fs::write(config(&host), settings)?;
+        fs::write(wall_clock(&host), "+0\n")?;
+        Self::with(host, None)
+    }
+
+    /// Sets the daemon's wall clock to be wrong by so many seconds.
+    pub fn shift_wall_clock(&self, by_s: i64) -> Result<()> {
+        // A reader sees the old shift or the new one.
+        let part = wall_clock(&self.host).with_extension("part");
+        fs::write(&part, format!("{by_s:+}\n"))?;
+        fs::rename(part, wall_clock(&self.host)).context("shifting the wall clock")
+    }
+
     /// A daemon that follows a Docker engine.
     pub fn with_docker() -> Result<Self> {
         let host = Arc::new(Host::new()?);
@@ -276,6 +292,11 @@ fn config(host: &Host) -> PathBuf {
     host.dir().join("pod-steer.toml")
 }
 
+/// By how much the daemon's wall clock is wrong, if a test shifts it.
+fn wall_clock(host: &Host) -> PathBuf {
+    host.dir().join("wall-clock")
+}
+
 fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     // A benchmark wants the log that users have.
@@ -289,6 +310,11 @@ fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Proc
     }
     if config(host).exists() {
         command.arg("--config").arg(config(host));
+    }
+    if wall_clock(host).exists() {
+        command.env("LD_PRELOAD", tools::faketime_library()?).env("FAKETIME_TIMESTAMP_FILE", wall_clock(host));
+        // What is shifted is the wall clock alone, and at once.
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_NO_CACHE", "1");
     }
     if let Some(point) = dies_at {
         command.env("POD_STEER_ABORT_AT", point);

@@ -20,6 +20,13 @@ pub fn docker() -> Result<(), String> {
     root_and(&["dockerd", "docker", "containerd", "runc", "ip", "tar", "busybox"])
 }
 
+/// The library of faketime(1), which shifts the wall clock of the process that loads it, and no other clock.
+pub fn faketime_library() -> Result<PathBuf> {
+    let dirs = std::fs::read_dir("/usr/lib").context("listing /usr/lib")?.flatten();
+    let found = dirs.map(|dir| dir.path().join("faketime/libfaketime.so.1")).find(|path| path.is_file());
+    found.context("faketime is installed, and its library is not below /usr/lib")
+}
+
 /// Full path of an installed program. Debian's own comes first: a version manager's wrapper does not run elsewhere.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

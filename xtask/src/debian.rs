@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 19] = [
+const NEEDS: [Need; 20] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("conmon", "conmon"),
@@ -24,6 +24,7 @@ const NEEDS: [Need; 19] = [
     ("docker", DOCKER_CLIENT),
     ("docker-compose", "docker-compose"),
     ("dockerd", "docker.io"),
+    ("faketime", "faketime"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),

@@ -80,7 +80,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
         order,
         before: Traffic::default(),
         undrained: Default::default(),
-        phase: Phase::Waiting { deadline_ms: i64::MAX },
+        phase: Phase::Waiting { since_ms: 0, deadline_ms: i64::MAX },
         steps: Vec::new(),
         end: None,
     }

@@ -50,7 +50,7 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let operation = &status.operation;
     let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
     match &operation.phase {
-        Phase::Waiting { deadline_ms } => {
+        Phase::Waiting { deadline_ms, .. } => {
             let waits = if status.waiting_for.is_empty() {
                 format!("{} of {} backends are ready", status.ready, status.wanted)
             } else {

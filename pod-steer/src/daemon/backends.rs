@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::control::Control;
 use crate::{
+    clock::boot_ms,
     engine::{Change, Container, EngineInput, ends},
     kernel::{Cgroup, Kernel},
     labels, listening,
@@ -22,7 +23,11 @@ impl Control {
     pub(super) fn engine_input(&mut self, input: EngineInput) {
         match input {
             EngineInput::Snapshot { engine, containers } => self.snapshot(&engine, containers),
-            EngineInput::Container(container) => self.container(*container),
+            EngineInput::Container(container) => {
+                // It has just appeared, if it is not known.
+                let seen_after = self.orders.ledger.next_operation() - 1;
+                self.container(*container, Some(seen_after));
+            }
             EngineInput::Happened { id, change } => self.happened(&id, &change),
             EngineInput::Lost { engine, error } => {
                 self.heard(&engine);
@@ -32,7 +37,7 @@ impl Control {
     }
 
     /// Everything that an engine has: what is not in it went while nobody listened.
-    fn snapshot(&mut self, engine: &str, containers: Vec<Container>) {
+    fn snapshot(&mut self, engine: &str, mut containers: Vec<Container>) {
         self.lost_engines.remove(engine);
         let there: BTreeSet<String> = containers.iter().map(|container| container.id.clone()).collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
@@ -42,15 +47,16 @@ impl Control {
             self.remove(&id);
         }
         self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
+        containers.sort_by_key(|container| container.created_ms);
         for container in containers {
-            self.container(container);
+            self.container(container, None);
         }
         self.touch();
         self.heard(engine);
     }
 
-    /// A container as it is now.
-    fn container(&mut self, container: Container) {
+    /// A container as it is now. `seen_after` is for one that is not known yet.
+    fn container(&mut self, container: Container, seen_after: Option<u64>) {
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let spec = match labels::parse(labels, &version) {
@@ -70,13 +76,15 @@ impl Control {
                 Err(error) => return self.misfit(container, vec![error]),
             },
         };
-        let news = known.is_none();
+        let (news, seen) = (known.is_none(), self.world.next_seen());
         let mut backend = known.unwrap_or_else(|| Backend {
             id: container.id.clone(),
             name: container.name.clone(),
             kind: Kind::Container { engine: container.engine.clone() },
             index,
             created_ms: container.created_ms,
+            seen,
+            seen_after,
             spec: spec.clone(),
             phase: container.phase,
             health: container.health,
@@ -85,6 +93,8 @@ impl Control {
             network: Network::Unknown,
             netns: None,
             stop_signal: None,
+            stop_timeout_s: None,
+            stop_by_ms: None,
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -94,11 +104,16 @@ impl Control {
         }
         backend.network = container.network;
         backend.stop_signal = container.stop_signal;
+        backend.stop_timeout_s = container.stop_timeout_s;
         if container.phase_is_current {
             backend.health = container.health;
             // A container that was told to stop still runs for a while, and an engine says no more than that.
-            if !(backend.phase == Phase::Stopping && container.phase == Phase::Running) {
-                backend.phase = container.phase;
+            match (backend.phase, container.phase) {
+                (Phase::Stopping, Phase::Running) => {}
+                (before, now) if before == now => {}
+                (_, Phase::Paused) => backend.was_paused(),
+                (Phase::Paused, Phase::Running) => backend.was_unpaused(boot_ms()),
+                (_, now) => backend.is_now(now),
             }
         }
         if let Err(error) = self.store.put(&backend) {
@@ -158,20 +173,20 @@ impl Control {
         }
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         match change {
-            Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.phase = Phase::Stopping,
+            Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.told_to_stop(boot_ms()),
             Change::Started => {
-                backend.phase = Phase::Running;
+                backend.is_now(Phase::Running);
                 backend.troubles.clear();
             }
             Change::Died => {
-                backend.phase = Phase::Exited;
+                backend.is_now(Phase::Exited);
                 self.checks.ended(backend);
                 let index = backend.index;
                 self.cgroup_ids.remove(&index);
                 self.forget_sockets(index);
             }
-            Change::Paused => backend.phase = Phase::Paused,
-            Change::Unpaused => backend.phase = Phase::Running,
+            Change::Paused => backend.was_paused(),
+            Change::Unpaused => backend.was_unpaused(boot_ms()),
             Change::Health(health) => backend.health = *health,
             Change::Signalled(_) | Change::Created | Change::Renamed | Change::Removed => return,
         }

@@ -26,13 +26,14 @@ use super::{
     health::Checks,
     inputs::{Answer, Ask},
     ledger::Ledger,
-    operations::{Orders, now_ms},
+    operations::Orders,
     ring::{drain, flush},
     sockets::Inspections,
 };
 use crate::{
     api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
+    clock::boot_ms,
     config::RunConfig,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
@@ -286,7 +287,7 @@ impl Control {
         if !self.awaited.is_empty() || !self.dirty {
             return;
         }
-        self.world.now_ms = now_ms();
+        self.world.now_ms = boot_ms();
         self.follow_checks();
         self.dirty = false;
         let plan = self.world.plan();

@@ -119,8 +119,11 @@ impl Control {
 
     fn due(&self, backend: &Backend, sockets: &[(u64, &Socket)]) -> Due {
         let Some(spec) = self.world.configured.check(&backend.spec).cloned() else { return Due::Nothing };
-        if backend.phase != Phase::Running {
-            return Due::Wait(None);
+        match backend.phase {
+            Phase::Running => {}
+            // What was found before holds as long as it listens.
+            Phase::Stopping => return Due::Later,
+            _ => return Due::Wait(None),
         }
         if matches!(spec.kind, CheckKind::Exec { .. }) {
             return match &backend.kind {

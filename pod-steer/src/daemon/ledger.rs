@@ -15,7 +15,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::rollout::{Decision, Operation};
+use crate::{
+    clock::Timed,
+    rollout::{Decision, Operation},
+};
 use disk::{Disk, Fault};
 
 /// Most operations that are remembered; of more, the oldest that have ended are forgotten.
@@ -32,8 +35,14 @@ pub struct PlannedStop {
     pub version: String,
     /// Ids of the backends.
     pub backends: BTreeSet<String>,
-    /// When they are stopped, in milliseconds since 1970.
+    /// When they are stopped, in milliseconds since the machine booted.
     pub at_ms: i64,
+}
+
+impl Timed for PlannedStop {
+    fn times(&mut self) -> impl Iterator<Item = &mut i64> {
+        std::iter::once(&mut self.at_ms)
+    }
 }
 
 /// What one transaction changes.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use pod_steer_ebpf::SOURCES_MAX;
@@ -17,15 +17,11 @@ use super::{
 };
 use crate::{
     abort::{self, Point},
+    clock::{Now, by_wall_clock},
     kernel::Settled,
     rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Policy, Progress, Refusal, Step},
     world::Backend,
 };
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
 
 /// What operators have ordered, and what it needs.
 pub(super) struct Orders {
@@ -75,7 +71,7 @@ impl Control {
         let settled = std::mem::take(&mut self.orders.settled);
         if operation.end.is_none() || settled.is_empty() {
             self.settle(&operation.service, settled);
-            let _ = answer.send(Ok(operation));
+            let _ = answer.send(Ok(by_wall_clock(operation)));
             return;
         }
         tokio::spawn(async move {
@@ -127,17 +123,17 @@ impl Control {
         if order == Order::Pause {
             self.ensure_pause().map_err(OrderError::Failed)?;
         }
-        let now_ms = now_ms();
+        let now = Now::read();
         let mut ended = Vec::new();
         if let Some(mut running) = running {
-            rollout::end(&mut running, Outcome::Aborted, now_ms, format!("ended by a rollback of {who}"));
+            rollout::end(&mut running, Outcome::Aborted, now, format!("ended by a rollback of {who}"));
             ended.push(running);
         }
         let mut operation = Operation {
             id: self.orders.ledger.next_operation(),
             service: service.to_owned(),
             who,
-            begun_ms: now_ms,
+            begun_ms: now.wall_ms,
             order,
             before: decision.traffic.clone(),
             undrained: BTreeSet::new(),
@@ -145,7 +141,7 @@ impl Control {
             steps: Vec::new(),
             end: None,
         };
-        let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now_ms);
+        let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now);
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
         ended.push(operation);
         let wanted = self.networks_wanted(service, progress.decision.as_ref());

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use tracing::warn;
 
 use super::control::Control;
-use crate::rollout::{DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder, View};
+use crate::{
+    rollout::{DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
+    world::Backend,
+};
 
 /// Times of a deploy that the policy `latest` begins.
 const TIMEOUT_MS: u64 = 60_000;
@@ -33,15 +36,16 @@ impl Control {
 
     fn due_by_policy(&self, service: &str, policy: Policy) -> Option<Order> {
         let view = self.view(service);
-        let ages = ages(&view);
+        let ages = self.ages(service);
         let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());
         let Some(weights) = weights else {
             // The first version that is ready serves; from then on every other one waits.
-            let first = ages.iter().find(|(_, version)| view.ready(version).next().is_some())?;
-            let weights = BTreeMap::from([(first.1.clone(), 1)]);
+            let first = ages.iter().find(|first| view.ready(&first.spec.version).next().is_some())?;
+            let weights = BTreeMap::from([(first.spec.version.clone(), 1)]);
             return Some(Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() }));
         };
-        let (appeared_ms, newest) = ages.last()?;
+        let first_of_newest = ages.last()?;
+        let newest = &first_of_newest.spec.version;
         let serves_alone = weights.iter().all(|(version, weight)| version == newest || *weight == 0);
         let present = view.present(newest).count();
         let all_ready = present > 0 && view.ready(newest).count() == present;
@@ -49,7 +53,7 @@ impl Control {
         let decided = |operation: &Operation| {
             let moved = operation.moves_traffic() || operation.order == Order::Rollback;
             let failed = operation.end.as_ref().is_some_and(|end| end.outcome == Outcome::Failed);
-            moved && !failed && operation.begun_ms > *appeared_ms
+            moved && !failed && is_after(operation, first_of_newest)
         };
         if policy != Policy::Latest
             || serves_alone
@@ -67,16 +71,27 @@ impl Control {
             keep_old_ms: None,
         }))
     }
+
+    /// The first backend of each version that is there, the oldest first.
+    fn ages(&self, service: &str) -> Vec<&Backend> {
+        let mut first: BTreeMap<&str, &Backend> = BTreeMap::new();
+        for backend in self.world.backends.values().filter(|backend| backend.spec.service == service) {
+            let oldest = first.entry(&backend.spec.version).or_insert(backend);
+            if backend.age() < oldest.age() {
+                *oldest = backend;
+            }
+        }
+        let mut ages: Vec<&Backend> = first.into_values().collect();
+        ages.sort_by_key(|backend| backend.age());
+        ages
+    }
 }
 
-/// The versions by the time when the first backend of each that is there was made.
-fn ages(view: &View) -> Vec<(i64, String)> {
-    let mut first: BTreeMap<&str, i64> = BTreeMap::new();
-    for backend in view.backends.values() {
-        let age = first.entry(&backend.version).or_insert(backend.created_ms);
-        *age = backend.created_ms.min(*age);
+/// Whether an operation began after a backend had appeared. By their order, if the daemon saw it appear: the wall clock may
+/// have been set back in between.
+fn is_after(operation: &Operation, backend: &Backend) -> bool {
+    match backend.seen_after {
+        Some(id) => operation.id > id,
+        None => operation.begun_ms > backend.created_ms,
     }
-    let mut ages: Vec<(i64, String)> = first.into_iter().map(|(version, ms)| (ms, version.to_owned())).collect();
-    ages.sort();
-    ages
 }

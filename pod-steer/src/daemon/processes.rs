@@ -5,7 +5,6 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tracing::{debug, info, warn};
@@ -14,6 +13,7 @@ use super::{Input, Peer, control::Control};
 use crate::{
     api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
     cgroups,
+    clock::wall_ms,
     kernel::{Cgroup, Unloaded, sys},
     labels::{self, Spec},
     listening, netns,
@@ -117,7 +117,9 @@ impl Control {
             name: name.unwrap_or_else(|| id.to_owned()),
             kind,
             index,
-            created_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64),
+            created_ms: wall_ms(),
+            seen: self.world.next_seen(),
+            seen_after: Some(self.orders.ledger.next_operation() - 1),
             spec,
             phase: Phase::Running,
             health: Health::Unchecked,
@@ -126,6 +128,8 @@ impl Control {
             network: Network::Host,
             netns: Some(netns),
             stop_signal: None,
+            stop_timeout_s: None,
+            stop_by_ms: None,
             troubles: Default::default(),
         }
     }

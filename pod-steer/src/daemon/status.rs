@@ -24,7 +24,7 @@ impl Control {
     }
 
     fn service(&self, name: &str, mut backends: Vec<&Backend>) -> ServiceStatus {
-        backends.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+        backends.sort_by_key(|backend| backend.age());
         let index = self.services.get(name).copied();
         let counters = index.map(|index| self.kernel.service_counters(index)).unwrap_or_default();
         let mut namespaces: Vec<NamespaceStatus> = backends

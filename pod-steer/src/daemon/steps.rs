@@ -8,9 +8,9 @@ use tracing::{error, info, warn};
 use super::{
     control::Control,
     ledger::{Change, PlannedStop},
-    operations::now_ms,
 };
 use crate::{
+    clock::{Now, boot_ms},
     rollout::{self, Phase},
     world::State,
 };
@@ -44,7 +44,7 @@ impl Control {
         {
             let mut next = operation.clone();
             let (view, decision) = (self.view(service), self.decision(service));
-            let progress = rollout::step(&mut next, &view, &decision, now_ms());
+            let progress = rollout::step(&mut next, &view, &decision, Now::read());
             if next == *operation {
                 return;
             }
@@ -60,7 +60,7 @@ impl Control {
             return STEP_EVERY;
         }
         let soonest = self.plan.next_ms.into_iter().chain(self.orders.stops.iter().map(|stop| stop.at_ms)).min();
-        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms()).clamp(DUE_MS_MIN, IDLE_MS_MAX);
+        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - boot_ms()).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         Duration::from_millis(wait_ms.unsigned_abs())
     }
 
@@ -70,7 +70,7 @@ impl Control {
     }
 
     pub(super) fn touch_if_due(&mut self) {
-        if self.plan.next_ms.is_some_and(|at_ms| at_ms <= now_ms()) {
+        if self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
             self.touch();
         }
     }
@@ -115,7 +115,7 @@ impl Control {
 
     /// Old backends whose time is over.
     fn stop_kept(&mut self) {
-        let now_ms = now_ms();
+        let now_ms = boot_ms();
         // They may be needed again if nobody is left of the version that replaced them.
         let replaced = |stop: &PlannedStop| self.view(&stop.service).ready(&stop.version).next().is_some();
         let (due, kept): (Vec<_>, Vec<_>) =

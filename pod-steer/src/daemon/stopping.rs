@@ -6,12 +6,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::control::Control;
-use crate::{engine, world::Kind};
+use crate::{clock::boot_ms, engine, world::Kind};
 
 impl Control {
-    pub(super) fn stop_backends(&self, ids: &BTreeSet<String>) {
+    pub(super) fn stop_backends(&mut self, ids: &BTreeSet<String>) {
         for id in ids {
-            let Some(backend) = self.world.backends.get(id) else { continue };
+            let Some(backend) = self.world.backends.get_mut(id) else { continue };
             let name = backend.name.clone();
             match &backend.kind {
                 Kind::Container { engine } => {
@@ -27,6 +27,12 @@ impl Control {
                     if let Some(path) = self.paths.get(&backend.index) {
                         info!(backend = %name, "is told to stop");
                         terminate(path);
+                        // No engine says so, as it does of a container.
+                        backend.told_to_stop(boot_ms());
+                        if let Err(error) = self.store.put(backend) {
+                            warn!(error = %crate::chain(&error), "a restart will not know that this backend stops");
+                        }
+                        self.touch();
                     }
                 }
                 Kind::Registered { .. } => info!(backend = %name, "was not started by us, so it is not stopped"),

@@ -11,7 +11,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
-use crate::world::{Backend, BackendId};
+use crate::{
+    clock::Stored,
+    world::{Backend, BackendId},
+};
 
 /// What can go wrong with the files.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +70,7 @@ impl Store {
 
     /// Remembers a backend.
     pub fn put(&self, backend: &Backend) -> Result<(), StoreError> {
-        self.write(&self.backend_path(&backend.id), backend)
+        self.write(&self.backend_path(&backend.id), &Stored::new(backend.clone()))
     }
 
     /// Forgets a backend.
@@ -83,8 +86,9 @@ impl Store {
         let mut backends = BTreeMap::new();
         for path in files {
             let read = fs::read(&path).map_err(|e| e.to_string());
-            match read.and_then(|bytes| serde_json::from_slice::<Backend>(&bytes).map_err(|e| e.to_string())) {
-                Ok(backend) => {
+            match read.and_then(|bytes| serde_json::from_slice::<Stored<Backend>>(&bytes).map_err(|e| e.to_string())) {
+                Ok(stored) => {
+                    let backend = stored.into_value();
                     backends.insert(backend.id.clone(), backend);
                 }
                 Err(error) => {

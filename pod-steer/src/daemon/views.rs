@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{control::Control, operations::now_ms};
+use super::control::Control;
 use crate::{
     api::types::OperationStatus,
+    clock::{boot_ms, by_wall_clock},
     rollout::{self, Operation, Order, Phase, View},
     world::Kind,
 };
@@ -18,7 +19,6 @@ impl Control {
             version: backend.spec.version.clone(),
             state: self.state(backend),
             ready_since_ms: backend.ready_since_ms,
-            created_ms: backend.created_ms,
             live: self.live(backend.index),
             overflows: self.orders.overflows.get(&backend.index).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
@@ -54,11 +54,11 @@ impl Control {
         };
         let live = |id: &String| view.backends.get(id).map_or(0, |backend| backend.live);
         let left: u64 = left_backends.iter().map(live).sum();
-        let waiting_for = operation.waiting_for(ready, wanted, left, now_ms());
-        OperationStatus { operation, ready, wanted, left, waiting_for }
+        let waiting_for = operation.waiting_for(ready, wanted, left, boot_ms());
+        OperationStatus { operation: by_wall_clock(operation), ready, wanted, left, waiting_for }
     }
 
     pub(super) fn history(&self, service: Option<&str>) -> Vec<Operation> {
-        self.orders.ledger.history(service)
+        self.orders.ledger.history(service).into_iter().map(by_wall_clock).collect()
     }
 }

@@ -40,6 +40,8 @@ pub struct Container {
     pub cgroup_parent: String,
     /// The signal that asks it to stop, besides the usual ones.
     pub stop_signal: Option<i32>,
+    /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
+    pub stop_timeout_s: Option<i64>,
 }
 
 /// What happened to a container.
@@ -92,7 +94,8 @@ pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
     let change = match action.split(':').next()?.trim() {
         "create" => Change::Created,
         "start" => Change::Started,
-        "kill" => Change::Signalled(attributes.get("signal").and_then(|s| signal(s)).unwrap_or(libc::SIGKILL)),
+        // Podman does not say which signal it was. If it was an end, that has an event of its own.
+        "kill" => Change::Signalled(attributes.get("signal").and_then(|s| signal(s))?),
         // `died` and `remove` are Podman's own words for them.
         "die" | "died" => Change::Died,
         "pause" => Change::Paused,
@@ -138,6 +141,7 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
         network: Network::Unknown,
         cgroup_parent: String::new(),
         stop_signal: None,
+        stop_timeout_s: None,
     }
 }
 
@@ -180,6 +184,7 @@ pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Cont
         network: network(host.network_mode.as_deref().unwrap_or_default()),
         cgroup_parent: host.cgroup_parent.unwrap_or_default(),
         stop_signal: config.stop_signal.as_deref().and_then(signal),
+        stop_timeout_s: config.stop_timeout,
         id,
     })
 }
@@ -192,35 +197,69 @@ fn network(mode: &str) -> Network {
     }
 }
 
-/// The number of a signal that an engine names: `15`, `TERM`, `SIGTERM`, `SIGRTMIN+3`.
+/// The number of a signal that an engine names: `15`, `TERM`, `SIGTERM`, `sigterm`, `SIGRTMIN+3`, `RTMAX-1`.
 fn signal(name: &str) -> Option<i32> {
     if let Ok(number) = name.parse() {
-        return Some(number);
+        return (1..=SIGRTMAX).contains(&number).then_some(number);
     }
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    if let Some(more) = name.strip_prefix("RTMIN") {
-        // 34 is what every C library on Linux leaves to its programs.
-        return more.strip_prefix('+').map_or(Some(34), |more| more.parse::<i32>().ok().map(|more| 34 + more));
+    let name = name.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let real_time = |base: i32, offset: &str| match offset {
+        "" => Some(base),
+        offset => offset.parse::<i32>().ok().map(|offset| base + offset),
+    };
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        return real_time(SIGRTMIN, offset.strip_prefix('+').unwrap_or(offset));
     }
-    let known = [
-        ("HUP", libc::SIGHUP),
-        ("INT", libc::SIGINT),
-        ("QUIT", libc::SIGQUIT),
-        ("KILL", libc::SIGKILL),
-        ("USR1", libc::SIGUSR1),
-        ("USR2", libc::SIGUSR2),
-        ("TERM", libc::SIGTERM),
-        ("WINCH", libc::SIGWINCH),
-        ("ABRT", libc::SIGABRT),
-        ("STOP", libc::SIGSTOP),
-        ("CONT", libc::SIGCONT),
-    ];
-    known.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        return real_time(SIGRTMAX, offset);
+    }
+    SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
-/// Whether a signal asks a container to end. `docker kill -s HUP` is how servers are told to read their configuration.
+/// What every C library on Linux leaves to its programs as the first real-time signal, and the last one.
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
+const SIGNALS: [(&str, i32); 32] = [
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("IOT", libc::SIGABRT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
+    ("CHLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+
+/// Whether a signal asks a container to end: SIGTERM, SIGKILL, and its own stop signal. Others are how servers are told
+/// to read their configuration, to write their state, or to end if they see fit.
 pub fn ends(signal: i32, stop_signal: Option<i32>) -> bool {
-    matches!(signal, libc::SIGTERM | libc::SIGKILL | libc::SIGINT | libc::SIGQUIT) || Some(signal) == stop_signal
+    matches!(signal, libc::SIGTERM | libc::SIGKILL) || Some(signal) == stop_signal
 }
 
 fn short(id: &str) -> &str {
@@ -256,8 +295,26 @@ mod tests {
         assert_eq!(signal("15"), Some(15));
         assert_eq!(signal("SIGTERM"), Some(15));
         assert_eq!(signal("RTMIN+3"), Some(37));
-        assert_eq!(signal("nonsense"), None);
-        assert!(ends(15, None) && ends(28, Some(28)) && !ends(1, None) && !ends(28, None));
+        for (name, number) in [("sigquit", 3), ("SIGRTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX-2", 62), ("RTMAX", 64)] {
+            assert_eq!(signal(name), Some(number), "{name}");
+        }
+        for nonsense in ["nonsense", "", "0", "-1", "65", "RTMIN+x", "SIG"] {
+            assert_eq!(signal(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn only_a_stop_signal_asks_to_stop() {
+        for stop_signal in [None, Some(libc::SIGQUIT), signal("SIGRTMIN+3")] {
+            for ending in [libc::SIGTERM, libc::SIGKILL] {
+                assert!(ends(ending, stop_signal), "{ending}");
+            }
+            for other in [libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH] {
+                assert!(!ends(other, stop_signal), "{other}");
+            }
+        }
+        assert!(ends(libc::SIGQUIT, Some(libc::SIGQUIT)) && !ends(libc::SIGQUIT, None));
+        assert!(ends(37, signal("SIGRTMIN+3")) && ends(37, signal("37")) && !ends(38, signal("37")));
     }
 
     #[test]

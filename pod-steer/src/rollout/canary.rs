@@ -8,35 +8,35 @@ use super::{
     step::{Progress, decide, done, end, go_back, is_ready},
     words,
 };
-use crate::world::State;
+use crate::{clock::Now, world::State};
 
 pub(super) fn step(
     operation: &mut Operation,
     order: &CanaryOrder,
     view: &View,
     decision: &Decision,
-    now_ms: i64,
+    now: Now,
 ) -> Progress {
     match operation.phase.clone() {
-        Phase::Waiting { deadline_ms } => {
-            if is_ready(operation, view, &order.version, None, deadline_ms, now_ms) {
-                return stepped(operation, order, 0, view, decision, now_ms);
+        Phase::Waiting { since_ms, deadline_ms } => {
+            if is_ready(operation, view, &order.version, None, (since_ms, deadline_ms), now) {
+                return stepped(operation, order, 0, view, decision, now);
             }
             Progress::default()
         }
         Phase::Stepping { step, watched, since_ms, next_ms } => {
             if let Some(reason) = unwell(view, &watched, since_ms) {
-                return go_back(operation, decision, now_ms, reason);
+                return go_back(operation, decision, now, reason);
             }
-            if now_ms < next_ms {
+            if now.ms < next_ms {
                 return Progress::default();
             }
             if step + 1 < order.steps.len() {
-                return stepped(operation, order, step + 1, view, decision, now_ms);
+                return stepped(operation, order, step + 1, view, decision, now);
             }
             let apart = if decision.traffic.from.is_empty() { "" } else { ", but for networks that have a version" };
             let message = format!("{} has all new connections of {}{apart}", order.version, operation.service);
-            end(operation, Outcome::Done, now_ms, message);
+            end(operation, Outcome::Done, now, message);
             Progress::default()
         }
         Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Ended => Progress::default(),
@@ -50,12 +50,12 @@ fn stepped(
     step: usize,
     view: &View,
     decision: &Decision,
-    now_ms: i64,
+    now: Now,
 ) -> Progress {
     let Some(share) = order.steps.get(step).copied() else { return Progress::default() };
-    let next_ms = now_ms.saturating_add(i64::try_from(order.every_ms).unwrap_or(i64::MAX));
+    let next_ms = now.ms.saturating_add(i64::try_from(order.every_ms).unwrap_or(i64::MAX));
     let watched = view.ready(&order.version).map(|(id, backend)| (id.clone(), backend.name.clone())).collect();
-    operation.phase = Phase::Stepping { step, watched, since_ms: now_ms, next_ms };
+    operation.phase = Phase::Stepping { step, watched, since_ms: now.ms, next_ms };
     let detail = format!("step {} of {}: {} of new connections", step + 1, order.steps.len(), words::share(share));
     done(operation, &words::share(share), 0, detail);
     let weights = weights(operation, order, share, view);

@@ -7,7 +7,7 @@ use super::{
     step::{Effect, Progress, can_serve, decide, done, end, go_back, is_ready, live},
     words,
 };
-use crate::world::State;
+use crate::{clock::Now, world::State};
 
 /// Longest that old backends may take to stop; engines end them after ten seconds by themselves.
 const STOP_MAX_MS: i64 = 60_000;
@@ -17,22 +17,22 @@ pub(super) fn step(
     order: &DeployOrder,
     view: &View,
     decision: &Decision,
-    now_ms: i64,
+    now: Now,
 ) -> Progress {
     match operation.phase.clone() {
-        Phase::Waiting { deadline_ms } => {
-            if is_ready(operation, view, &order.version, order.backends, deadline_ms, now_ms) {
-                return switch(operation, order, view, decision, now_ms);
+        Phase::Waiting { since_ms, deadline_ms } => {
+            if is_ready(operation, view, &order.version, order.backends, (since_ms, deadline_ms), now) {
+                return switch(operation, order, view, decision, now);
             }
             Progress::default()
         }
         Phase::Draining { since_ms, deadline_ms, old, connections } => {
             if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
-                return go_back(operation, decision, now_ms, reason);
+                return go_back(operation, decision, now, reason);
             }
             let left = live(view, &old);
-            if left > 0 && now_ms < deadline_ms {
+            if left > 0 && now.ms < deadline_ms {
                 return Progress::default();
             }
             let ended = words::count(connections.saturating_sub(left), "connection");
@@ -40,19 +40,19 @@ pub(super) fn step(
             if left > 0 {
                 detail.push_str(&format!(", {left} left"));
             }
-            done(operation, "drained", now_ms - since_ms, detail);
+            done(operation, "drained", now.ms - since_ms, detail);
             let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
-            drained(operation, order, old.into_iter().filter(can_stop).collect(), left, now_ms)
+            drained(operation, order, old.into_iter().filter(can_stop).collect(), left, now)
         }
         Phase::Stopping { old, deadline_ms } => {
             let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
             let running = old.iter().filter(running).count() as u64;
             if running == 0 {
                 done(operation, "stopped", 0, words::count(old.len() as u64, "backend"));
-                conclude(operation, order, 0, now_ms);
-            } else if now_ms >= deadline_ms {
+                conclude(operation, order, 0, now);
+            } else if now.ms >= deadline_ms {
                 let message = format!("{} did not stop; the new version serves", words::count(running, "old backend"));
-                end(operation, Outcome::Left, now_ms, message);
+                end(operation, Outcome::Left, now, message);
             }
             Progress::default()
         }
@@ -60,12 +60,12 @@ pub(super) fn step(
     }
 }
 
-fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now_ms: i64) -> Progress {
+fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
     let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
     let old: BTreeSet<String> = others.map(|(id, _)| id.clone()).collect();
     let connections = live(view, &old);
-    let deadline_ms = now_ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
-    operation.phase = Phase::Draining { since_ms: now_ms, deadline_ms, old, connections };
+    let deadline_ms = now.ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
+    operation.phase = Phase::Draining { since_ms: now.ms, deadline_ms, old, connections };
     // Whoever deploys a version wants it to serve.
     let is_meant = |part: &&Part| match part {
         Part::Service => false,
@@ -80,28 +80,28 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
     Progress { decision, effects: vec![Effect::KeepAll] }
 }
 
-fn drained(operation: &mut Operation, order: &DeployOrder, old: BTreeSet<String>, left: u64, now_ms: i64) -> Progress {
+fn drained(operation: &mut Operation, order: &DeployOrder, old: BTreeSet<String>, left: u64, now: Now) -> Progress {
     let mut progress = Progress::default();
     if let Some(keep_ms) = order.keep_old_ms {
-        let at_ms = now_ms.saturating_add(i64::try_from(keep_ms).unwrap_or(i64::MAX));
+        let at_ms = now.ms.saturating_add(i64::try_from(keep_ms).unwrap_or(i64::MAX));
         progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
-        conclude(operation, order, left, now_ms);
+        conclude(operation, order, left, now);
     } else if order.stop_old && left == 0 {
-        operation.phase = Phase::Stopping { old: old.clone(), deadline_ms: now_ms + STOP_MAX_MS };
+        operation.phase = Phase::Stopping { old: old.clone(), deadline_ms: now.ms + STOP_MAX_MS };
         progress.effects.push(Effect::Stop(old));
     } else {
-        conclude(operation, order, left, now_ms);
+        conclude(operation, order, left, now);
     }
     progress
 }
 
-fn conclude(operation: &mut Operation, order: &DeployOrder, left: u64, now_ms: i64) {
+fn conclude(operation: &mut Operation, order: &DeployOrder, left: u64, now: Now) {
     let (service, version) = (operation.service.clone(), &order.version);
     if left == 0 {
-        return end(operation, Outcome::Done, now_ms, format!("{version} has all connections of {service}"));
+        return end(operation, Outcome::Done, now, format!("{version} has all connections of {service}"));
     }
     let left = words::count(left, "old connection");
     let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
     let message = format!("{version} has all new connections of {service}; {left} went on at the deadline{stopped}");
-    end(operation, Outcome::Left, now_ms, message);
+    end(operation, Outcome::Left, now, message);
 }

@@ -38,10 +38,8 @@ pub struct BackendView {
     pub version: String,
     /// What it does.
     pub state: State,
-    /// Since when new connections could go there, in milliseconds since 1970.
+    /// Since when new connections could go there, in milliseconds since the machine booted.
     pub ready_since_ms: Option<i64>,
-    /// When it was made, in milliseconds since 1970.
-    pub created_ms: i64,
     /// Connections that it holds.
     pub live: u64,
     /// Clients that its full accept queue turned away since it was first looked at.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::clock::Now;
+
 use super::{
     CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
     check, deploy, words,
@@ -21,7 +23,7 @@ pub enum Effect {
         version: String,
         /// Their ids.
         old: BTreeSet<String>,
-        /// When, in milliseconds since 1970.
+        /// When, in milliseconds since the machine booted.
         at_ms: i64,
     },
     /// Old backends that were kept are kept on: they are needed again.
@@ -53,9 +55,9 @@ pub(super) fn done(operation: &mut Operation, name: &str, took_ms: i64, detail: 
 }
 
 /// Ends an operation.
-pub fn end(operation: &mut Operation, outcome: Outcome, now_ms: i64, message: impl Into<String>) {
+pub fn end(operation: &mut Operation, outcome: Outcome, now: Now, message: impl Into<String>) {
     operation.phase = Phase::Ended;
-    operation.end = Some(End { outcome, at_ms: now_ms, message: message.into() });
+    operation.end = Some(End { outcome, at_ms: now.wall_ms, message: message.into() });
 }
 
 /// Begins what was checked. What needs no time has ended when this returns. `last` is what a rollback goes back behind.
@@ -64,14 +66,14 @@ pub fn begin(
     view: &View,
     decision: &Decision,
     last: Option<&Operation>,
-    now_ms: i64,
+    now: Now,
 ) -> Progress {
     let mut progress = Progress::default();
     let mut message = String::new();
     match operation.order.clone() {
         Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
-            let deadline_ms = now_ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
-            operation.phase = Phase::Waiting { deadline_ms };
+            let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
+            operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms };
             // Old backends that are kept for a while may be the ones that are wanted now.
             progress.effects.push(Effect::KeepAll);
             return progress;
@@ -120,7 +122,7 @@ pub fn begin(
             message = format!("new connections to {} come in again", operation.service);
         }
     }
-    end(operation, Outcome::Done, now_ms, message);
+    end(operation, Outcome::Done, now, message);
     progress
 }
 
@@ -157,10 +159,10 @@ fn words_of(decision: &Decision) -> String {
 }
 
 /// The next step of an operation, if it is due.
-pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now_ms: i64) -> Progress {
+pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
     match operation.order.clone() {
-        Order::Deploy(order) => deploy::step(operation, &order, view, decision, now_ms),
-        Order::Canary(order) => canary::step(operation, &order, view, decision, now_ms),
+        Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
+        Order::Canary(order) => canary::step(operation, &order, view, decision, now),
         _ => Progress::default(),
     }
 }
@@ -171,31 +173,31 @@ pub(super) fn is_ready(
     view: &View,
     version: &str,
     wanted: Option<u32>,
-    deadline_ms: i64,
-    now_ms: i64,
+    (since_ms, deadline_ms): (i64, i64),
+    now: Now,
 ) -> bool {
     let present = view.present(version).count();
     let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
     let stable = view
         .able(version)
-        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STABLE_MS));
+        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now.ms.saturating_sub(since) >= STABLE_MS));
     let ready = stable.count();
     let uncovered = view.uncovered(&[version]);
     if ready >= wanted && uncovered.is_none() {
-        let took_ms = now_ms - operation.begun_ms;
+        let took_ms = now.ms - since_ms;
         let detail = format!("{ready} of {wanted} backends of {version}");
         done(operation, "ready", took_ms, detail);
         return true;
     }
-    if now_ms >= deadline_ms {
-        let after = words::time(now_ms - operation.begun_ms);
+    if now.ms >= deadline_ms {
+        let after = words::time(now.ms - since_ms);
         let why = match uncovered {
             Some(title) if ready >= wanted => format!("{version} does not listen for {title}, and others do"),
             _ => reasons(view, version),
         };
         let message =
             format!("{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed");
-        end(operation, Outcome::Failed, now_ms, message);
+        end(operation, Outcome::Failed, now, message);
     }
     false
 }
@@ -214,10 +216,10 @@ fn reasons(view: &View, version: &str) -> String {
     reasons.join(", ")
 }
 
-pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now_ms: i64, reason: String) -> Progress {
+pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now: Now, reason: String) -> Progress {
     let decision = decide(decision, |next| restore(next, operation));
     let message = format!("{reason}; {} is as it was before", operation.service);
-    end(operation, Outcome::WentBack, now_ms, message);
+    end(operation, Outcome::WentBack, now, message);
     Progress { decision, effects: vec![Effect::KeepAll] }
 }
 

@@ -3,9 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::world::Coverage;
+use crate::{clock::Now, world::Coverage};
 
 const NOW: i64 = 1_000_000;
+
+/// That time since boot; the wall clock is far from it.
+fn at(ms: i64) -> Now {
+    Now { ms, wall_ms: 1_700_000_000_000 }
+}
 
 /// `name version state`, each a backend that has been ready for long, with an id like its name.
 fn view(backends: &[(&str, &str, State)]) -> View {
@@ -14,7 +19,6 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         version: (*version).to_owned(),
         state: *state,
         ready_since_ms: state.could_serve().then_some(0),
-        created_ms: 0,
         live: 0,
         overflows: 0,
         weight: 1,
@@ -65,7 +69,7 @@ fn canary(steps: &[u32]) -> Order {
 /// Begins an operation and takes all steps that are due then.
 fn start(order: Order, view: &View, decision: &mut Decision, now_ms: i64) -> (Operation, Vec<Effect>) {
     let mut begun = operation(order, decision.traffic.clone());
-    let progress = begin(&mut begun, view, decision, None, now_ms);
+    let progress = begin(&mut begun, view, decision, None, at(now_ms));
     let mut effects = progress.effects;
     *decision = progress.decision.unwrap_or_else(|| decision.clone());
     effects.extend(go_on(&mut begun, view, decision, now_ms));
@@ -76,7 +80,7 @@ fn go_on(operation: &mut Operation, view: &View, decision: &mut Decision, now_ms
     let mut effects = Vec::new();
     loop {
         let before = operation.clone();
-        let progress = step(operation, view, decision, now_ms);
+        let progress = step(operation, view, decision, at(now_ms));
         effects.extend(progress.effects);
         *decision = progress.decision.unwrap_or_else(|| decision.clone());
         if *operation == before {
@@ -239,7 +243,7 @@ fn rollbacks_go_back_one_by_one() {
     let ended = |id: u64, order: Order, outcome: Outcome| {
         let mut ended = operation(order, Traffic::default());
         ended.id = id;
-        end(&mut ended, outcome, NOW, "");
+        end(&mut ended, outcome, at(NOW), "");
         ended
     };
     let shift = || Order::Shift(ShiftOrder::default());
@@ -321,7 +325,7 @@ fn drains_come_back_with_a_rollback() {
     let (deployed, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
     assert_eq!((outcome(&deployed), decision.drained.len()), (Some(Outcome::Done), 0));
     let mut rollback = operation(Order::Rollback, Traffic::default());
-    let progress = begin(&mut rollback, &view, &decision, Some(&deployed), NOW);
+    let progress = begin(&mut rollback, &view, &decision, Some(&deployed), at(NOW));
     let next = progress.decision.unwrap();
     assert_eq!((next.traffic, next.drained), (Traffic::default(), BTreeSet::from([bad])));
 }
@@ -334,7 +338,7 @@ fn what_goes_on_can_always_be_ended() {
     let decision = Decision { traffic: before, ..Decision::default() };
     assert_eq!(check(&Order::Rollback, &view, &["web"], &decision, Some(&held), Some(&held)), Ok(()));
     let mut rollback = operation(Order::Rollback, Traffic::default());
-    let progress = begin(&mut rollback, &view, &decision, Some(&held), NOW);
+    let progress = begin(&mut rollback, &view, &decision, Some(&held), at(NOW));
     assert_eq!(progress.decision, None, "nobody would serve");
     assert!(rollback.end.unwrap().message.contains("traffic stays as it is"));
     // One that has ended is not gone back behind then.

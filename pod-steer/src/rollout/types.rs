@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::words;
+use crate::clock::Timed;
 
 /// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
 /// decision is in force.
@@ -160,7 +161,7 @@ pub struct Operation {
     pub service: String,
     /// Who ordered it, for people.
     pub who: String,
-    /// When, in milliseconds since 1970.
+    /// When, in milliseconds since 1970; for people.
     pub begun_ms: i64,
     /// What was ordered.
     #[serde(flatten)]
@@ -179,12 +180,16 @@ pub struct Operation {
     pub end: Option<End>,
 }
 
-/// Where an operation is.
+/// Where an operation is. In the daemon its times are since the machine booted, in the API and where they are stored they
+/// are by the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 pub enum Phase {
     /// The version is to become ready.
     Waiting {
+        /// Since when, in milliseconds since 1970.
+        #[serde(default)]
+        since_ms: i64,
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
     },
@@ -219,6 +224,21 @@ pub enum Phase {
     },
     /// It has ended.
     Ended,
+}
+
+impl Timed for Operation {
+    /// Those of its phase; when it began and ended is by the wall clock always.
+    fn times(&mut self) -> impl Iterator<Item = &mut i64> {
+        let (first, second) = match &mut self.phase {
+            Phase::Waiting { since_ms, deadline_ms } | Phase::Draining { since_ms, deadline_ms, .. } => {
+                (Some(since_ms), Some(deadline_ms))
+            }
+            Phase::Stepping { since_ms, next_ms, .. } => (Some(since_ms), Some(next_ms)),
+            Phase::Stopping { deadline_ms, .. } => (Some(deadline_ms), None),
+            Phase::Ended => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
 }
 
 /// A step that is done.
@@ -291,7 +311,7 @@ impl Operation {
     pub fn waiting_for(&self, ready: u32, wanted: u32, left: u64, now_ms: i64) -> String {
         let within = |deadline_ms: i64| words::time(deadline_ms - now_ms);
         match &self.phase {
-            Phase::Waiting { deadline_ms } => {
+            Phase::Waiting { deadline_ms, .. } => {
                 format!("{ready} of {wanted} backends are ready; {} left", within(*deadline_ms))
             }
             Phase::Draining { deadline_ms, .. } => {

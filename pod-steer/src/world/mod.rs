@@ -6,6 +6,7 @@ mod plan;
 mod planned;
 mod serving;
 mod sockets;
+mod stopping;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use pod_steer_ebpf::RuleKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock::Timed,
     labels::Spec,
     listening::Listener,
     netns::Netns,
@@ -117,8 +119,15 @@ pub struct Backend {
     pub kind: Kind,
     /// Its index in the kernel's counters.
     pub index: u32,
-    /// When it was made, in milliseconds since 1970: the older of two claims on a port holds it.
+    /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
     pub created_ms: i64,
+    /// Its place in the order in which backends were first seen: of two claims on a port the earlier one holds it. The wall
+    /// clock, which may be set back, has no say in that.
+    #[serde(default)]
+    pub seen: u64,
+    /// Number of the last operation before it was first seen; nothing if it may have been there before.
+    #[serde(default)]
+    pub seen_after: Option<u64>,
     /// What it serves.
     pub spec: Spec,
     /// Where it is in its life.
@@ -128,7 +137,7 @@ pub struct Backend {
     /// What our own checks say.
     #[serde(default = "Health::unchecked")]
     pub probed: Health,
-    /// When it last became ready, in milliseconds since 1970; nothing while it is not.
+    /// When it last became ready, in milliseconds since the machine booted; nothing while it is not.
     #[serde(default)]
     pub ready_since_ms: Option<i64>,
     /// Whose namespace it lives in.
@@ -138,12 +147,29 @@ pub struct Backend {
     /// The signal that asks it to stop, besides the usual ones.
     #[serde(default)]
     pub stop_signal: Option<i32>,
+    /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
+    #[serde(default)]
+    pub stop_timeout_s: Option<i64>,
+    /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
+    #[serde(default)]
+    pub stop_by_ms: Option<i64>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
 }
 
+impl Timed for Backend {
+    fn times(&mut self) -> impl Iterator<Item = &mut i64> {
+        self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
+    }
+}
+
 impl Backend {
+    /// Sorts backends by their age, the oldest first.
+    pub(crate) fn age(&self) -> (u64, i64, &str) {
+        (self.seen, self.created_ms, &self.id)
+    }
+
     /// Whether clients of its service can be given to this socket of it; one for health checks alone serves nobody.
     pub(crate) fn serves_by(&self, socket: &Socket) -> bool {
         self.spec.ports.iter().any(|map| map.target == socket.port)
@@ -193,7 +219,7 @@ pub struct World {
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that makes SYNs vanish, while there is one.
     pub pause_cookie: Option<u64>,
-    /// Now, in milliseconds since 1970: weights grow with it.
+    /// Now, in milliseconds since the machine booted: weights grow with it.
     pub now_ms: i64,
     /// By service: ids of the backends that served when their checks were last trusted.
     pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
@@ -277,8 +303,14 @@ impl World {
         (0..limit).find(|index| !used.contains(index) && !taken.contains(index))
     }
 
+    /// The place of a backend that is seen for the first time.
+    pub fn next_seen(&self) -> u64 {
+        self.backends.values().map(|backend| backend.seen).max().unwrap_or(0) + 1
+    }
+
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
+        self.end_stopping();
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
         let (mut plan, serving) = plan::plan(self);
         for backend in self.backends.values_mut() {
@@ -300,7 +332,7 @@ impl World {
         let mut newest: BTreeMap<&str, &Backend> = BTreeMap::new();
         for backend in self.backends.values() {
             let of_service = newest.entry(&backend.spec.service).or_insert(backend);
-            if (backend.created_ms, &backend.id) > (of_service.created_ms, &of_service.id) {
+            if backend.age() > of_service.age() {
                 *of_service = backend;
             }
         }

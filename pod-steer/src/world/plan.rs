@@ -38,9 +38,8 @@ pub(super) fn plan(world: &World) -> (Plan, BTreeMap<String, BTreeSet<BackendId>
         .collect();
 
     // A newcomer never takes a port from a service that has it; for a free port, the older backend decides.
-    // They come by their ids, and keep that order where they are of one age.
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
-    by_age.sort_by_key(|backend| backend.created_ms);
+    by_age.sort_by_key(|backend| backend.age());
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
     for backend in &by_age {
         let Some(netns) = backend.netns else { continue };

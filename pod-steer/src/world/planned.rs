@@ -27,7 +27,7 @@ pub struct Plan {
     pub alarms: BTreeMap<String, Vec<String>>,
     /// What clients come to, by service, and which versions take it.
     pub coverage: BTreeMap<String, Vec<Coverage>>,
-    /// When the plan changes by itself, in milliseconds since 1970.
+    /// When the plan changes by itself, in milliseconds since the machine booted.
     pub next_ms: Option<i64>,
 }
 

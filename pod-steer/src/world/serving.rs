@@ -47,8 +47,10 @@ struct Service<'a> {
     usable: BTreeSet<u32>,
     /// Indices of those that serve when none of these is left.
     reserve: BTreeSet<u32>,
-    /// Of the versions that networks come to.
-    by_version: BTreeMap<&'a str, BTreeSet<u32>>,
+    /// Indices of those that were told to stop and still listen: they serve when nobody else does.
+    stopping: BTreeSet<u32>,
+    /// Of the versions that networks come to: those that may serve, and those that were told to stop.
+    by_version: BTreeMap<&'a str, (BTreeSet<u32>, BTreeSet<u32>)>,
     /// Checks have left too few, and the last ones that passed serve on: not a set to be remembered.
     is_last_set: bool,
     alarms: Vec<String>,
@@ -80,12 +82,16 @@ impl<'a> Serving<'a> {
         }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.conduct.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
+        // Those that serve the other ports may not listen for this one.
+        let mut reserve = table(&chosen.reserve, None).members;
+        if reserve.is_empty() {
+            reserve = table(&chosen.stopping, None).members;
+        }
         if all.members.is_empty() {
-            // Those that serve the other ports do not listen for this one.
-            all = table(&chosen.reserve, None);
+            all.members = reserve;
         } else {
             let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
-            all.reserve = table(&chosen.reserve, None).members;
+            all.reserve = reserve;
             all.reserve.retain(|member| !members.contains(&member.cookie));
             // Nobody's share depends on it: a table is not to change because a weight in it grows.
             all.reserve.iter_mut().for_each(|member| member.weight = 0);
@@ -97,8 +103,11 @@ impl<'a> Serving<'a> {
             }
         }
         for (version, own) in &mut networks {
-            if let Some(usable) = chosen.by_version.get(version.as_str()) {
+            if let Some((usable, stopping)) = chosen.by_version.get(version.as_str()) {
                 own.table = table(usable, None);
+                if own.table.members.is_empty() {
+                    own.table = table(stopping, None);
+                }
             }
         }
         (all, networks)
@@ -170,7 +179,8 @@ impl<'a> Serving<'a> {
         let growing = self.world.backends.values().filter_map(|backend| Some((backend, slow_ms(backend)?)));
         let growing = growing.filter(|(backend, slow_ms)| self.ramp(backend, *slow_ms) < RAMP_END);
         let step_ms = growing.map(|(_, slow_ms)| (slow_ms / RAMP_STEPS).max(RAMP_STEP_MS)).min();
-        plan.next_ms = step_ms.map(|step_ms| self.world.now_ms + step_ms.cast_signed());
+        let step_ms = step_ms.map(|step_ms| self.world.now_ms + step_ms.cast_signed());
+        plan.next_ms = step_ms.into_iter().chain(self.world.next_stop_ms()).min();
         // A paused service keeps its clients waiting, whether it has a backend or not.
         for key in self.world.claimed.keys().filter(|key| !plan.rules.contains_key(*key)).collect::<Vec<_>>() {
             let Some(service) = self.world.claimed.get(key) else { continue };
@@ -242,8 +252,11 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     let mut chosen = Service { conduct, decision, weights, ..Service::default() };
 
     let listens = |backend: &Backend| sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
-    let runs = |backend: &&Backend| backend.phase == Phase::Running && listens(backend) && !world.is_drained(backend);
-    let running: Vec<&Backend> = backends.iter().copied().filter(runs).collect();
+    let in_phase = |phase: Phase| -> Vec<&Backend> {
+        let is = |backend: &&Backend| backend.phase == phase && listens(backend) && !world.is_drained(backend);
+        backends.iter().copied().filter(is).collect()
+    };
+    let running = in_phase(Phase::Running);
     let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
     // Of some backends, those that may serve; and whether some may that fail their checks.
     let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
@@ -282,9 +295,16 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
             );
         }
     }
+    // A server that was told to stop serves on as long as it listens, as it would without us, while nobody else does.
+    let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();
+    let may_stand_in = |backend: &&&Backend| conduct.policy != Policy::Manual || has_share(backend);
+    chosen.stopping = stopping.iter().filter(may_stand_in).map(|backend| backend.index).collect();
     for version in decision.iter().flat_map(|decision| decision.traffic.from.values()) {
-        let own: Vec<&Backend> = running.iter().copied().filter(|backend| backend.spec.version == *version).collect();
-        chosen.by_version.insert(version, trusted(&own).0);
+        let of_version = |of: &[&'a Backend]| -> Vec<&Backend> {
+            of.iter().copied().filter(|backend| backend.spec.version == *version).collect()
+        };
+        let last = of_version(&stopping).into_iter().map(|backend| backend.index).collect();
+        chosen.by_version.insert(version, (trusted(&of_version(&running)).0, last));
     }
     chosen
 }

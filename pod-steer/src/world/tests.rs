@@ -8,6 +8,7 @@ use crate::{
 };
 
 mod serving;
+mod stopping;
 
 pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
 const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
@@ -19,6 +20,8 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         kind: Kind::Exec,
         index,
         created_ms: i64::from(index),
+        seen: 0,
+        seen_after: None,
         spec: Spec {
             service: service.to_owned(),
             version: "v1".to_owned(),
@@ -37,6 +40,8 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         network: Network::Host,
         netns: Some(HOST),
         stop_signal: None,
+        stop_timeout_s: None,
+        stop_by_ms: None,
         troubles: BTreeMap::new(),
     }
 }
@@ -134,10 +139,10 @@ fn a_backends_weight_is_shared_by_its_sockets() {
 }
 
 #[test]
-fn who_stops_gets_nothing_and_the_service_keeps_its_port() {
+fn who_cannot_serve_gets_nothing_and_the_service_keeps_its_port() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.plan();
-    for phase in [Phase::Stopping, Phase::Paused, Phase::Exited] {
+    for phase in [Phase::Created, Phase::Paused, Phase::Exited] {
         world.backends.get_mut("id0").unwrap().phase = phase;
         let plan = world.plan();
         assert!(plan.rules.contains_key(&key(FAMILY_V4, 80)), "{phase:?}: clients are refused by rule");

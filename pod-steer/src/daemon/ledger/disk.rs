@@ -15,6 +15,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use serde::de::DeserializeOwned;
 
 use super::{Change, Contents, PlannedStop};
+use crate::clock::Stored;
 
 /// Grows when the meaning of what is stored changes in a way that an older or newer daemon would misread.
 pub(super) const LAYOUT: u64 = 1;
@@ -136,10 +137,10 @@ impl Disk {
             }
             for row in read.open_table(OPERATIONS)?.iter()? {
                 let (id, operation) = row?;
-                contents.operations.insert(id.value(), parse(operation.value())?);
+                contents.operations.insert(id.value(), parse::<Stored<_>>(operation.value())?.into_value());
             }
             for row in read.open_table(STOPS)?.iter()? {
-                contents.stops.push(parse(row?.1.value())?);
+                contents.stops.push(parse::<Stored<_>>(row?.1.value())?.into_value());
             }
             Ok((Self { db }, contents))
         })
@@ -174,7 +175,7 @@ impl Disk {
                 }
                 let mut operations = write.open_table(OPERATIONS)?;
                 for operation in change.operations {
-                    operations.insert(operation.id, json(operation)?.as_slice())?;
+                    operations.insert(operation.id, json(&Stored::new((*operation).clone()))?.as_slice())?;
                 }
                 for id in forgotten {
                     operations.remove(id)?;
@@ -201,7 +202,7 @@ impl Disk {
                 let mut operations = write.open_table(OPERATIONS)?;
                 operations.retain(|_, _| false)?;
                 for (id, operation) in &contents.operations {
-                    operations.insert(id, json(operation)?.as_slice())?;
+                    operations.insert(id, json(&Stored::new((*operation).clone()))?.as_slice())?;
                 }
             }
             put_stops(&write, &contents.stops)?;
@@ -228,7 +229,7 @@ fn put_stops(write: &WriteTransaction, stops: &[PlannedStop]) -> Result<(), Faul
     let mut table = write.open_table(STOPS)?;
     table.retain(|_, _| false)?;
     for (number, stop) in (0..).zip(stops) {
-        table.insert(number, json(stop)?.as_slice())?;
+        table.insert(number, json(&Stored::new(stop.clone()))?.as_slice())?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT [--listen ADDR:PORT ...]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
-    [--journal PATH] [--status-file PATH] [--only-host]";
+    [--journal PATH] [--status-file PATH] [--only-host] [--deaf] [--stop-delay-ms N]";
 
 #[derive(Debug)]
 pub struct Args {
@@ -30,6 +30,10 @@ pub struct Args {
     pub status_file: Option<PathBuf>,
     /// Answer 421 to whoever does not ask for the server by its name.
     pub only_host: bool,
+    /// Go on after SIGTERM and SIGINT as if nothing had happened.
+    pub deaf: bool,
+    /// Go on for so long after SIGTERM, accepting connections, before stopping.
+    pub stop_delay: Duration,
 }
 
 impl Args {
@@ -48,6 +52,8 @@ impl Args {
             journal: None,
             status_file: None,
             only_host: false,
+            deaf: false,
+            stop_delay: Duration::ZERO,
         };
         while let Some(flag) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
@@ -62,6 +68,8 @@ impl Args {
                 "--requests-max" => parsed.requests_max = parse(&flag, &value()?)?,
                 "--raw" => parsed.raw = true,
                 "--status-file" => parsed.status_file = Some(value()?.into()),
+                "--deaf" => parsed.deaf = true,
+                "--stop-delay-ms" => parsed.stop_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--only-host" => parsed.only_host = true,
                 "--journal" => parsed.journal = Some(value()?.into()),
                 _ => return Err(format!("unknown argument {flag}")),

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 
 fn serve(args: Args) -> io::Result<()> {
     // Before any other thread: they inherit the mask, so that only the waiting thread ever sees the signal.
-    let stop = Stop::on_sigterm()?;
+    let stop = Stop::on_sigterm(args.deaf, args.stop_delay)?;
     let args = Arc::new(args);
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
     let mut acceptors = Vec::new();

@@ -28,7 +28,7 @@ pub struct Stop {
 
 impl Stop {
     /// Must be called before any other thread starts.
-    pub fn on_sigterm() -> io::Result<Arc<Self>> {
+    pub fn on_sigterm(deaf: bool, delay: Duration) -> io::Result<Arc<Self>> {
         let stop = Arc::new(Self {
             told: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC)?,
@@ -38,8 +38,14 @@ impl Stop {
         let waiter = Arc::clone(&stop);
         thread::spawn(move || {
             let mut signal = 0;
-            // SAFETY: both point to live values of this thread.
-            unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
+            loop {
+                // SAFETY: both point to live values of this thread.
+                unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
+                if !deaf {
+                    break;
+                }
+            }
+            thread::sleep(delay);
             waiter.told.store(true, Ordering::Release);
             let _ = rustix::io::write(&waiter.wake, &1u64.to_ne_bytes());
         });

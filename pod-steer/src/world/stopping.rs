@@ -1,0 +1,69 @@
+//! Backends that were told to stop. A signal is not an end: a process may ignore it, or take its time. A backend that still
+//! listens when its stop time-out is over counts as running again.
+
+use super::{Backend, Phase, World};
+
+/// An engine's stop time-out, in seconds, where a container has none of its own.
+const STOP_TIMEOUT_S_DEFAULT: i64 = 10;
+/// Added to the time-out, in milliseconds: the engine's SIGKILL comes at its end, and the process's end after that.
+const MARGIN_MS: i64 = 2_000;
+
+impl Backend {
+    /// It was sent a signal that asks it to stop. A second one does not prolong the first.
+    pub fn told_to_stop(&mut self, now_ms: i64) {
+        if self.phase != Phase::Stopping {
+            self.phase = Phase::Stopping;
+            self.stop_by_ms = self.stop_by(now_ms);
+        }
+    }
+
+    /// It was frozen.
+    pub fn was_paused(&mut self) {
+        // Until it goes on it cannot follow any signal, so `stop_by_ms` says no more than that it was told to stop.
+        if self.phase == Phase::Stopping {
+            self.stop_by_ms.get_or_insert(i64::MAX);
+        }
+        self.phase = Phase::Paused;
+    }
+
+    /// It goes on. If it was told to stop before, its time begins now.
+    pub fn was_unpaused(&mut self, now_ms: i64) {
+        let stops = self.stop_by_ms.is_some();
+        (self.phase, self.stop_by_ms) = (Phase::Running, None);
+        if stops {
+            self.told_to_stop(now_ms);
+        }
+    }
+
+    /// It was started, or has ended.
+    pub fn is_now(&mut self, phase: Phase) {
+        (self.phase, self.stop_by_ms) = (phase, None);
+    }
+
+    /// When its time to stop is over; never if its stop time-out is negative, which means for ever.
+    fn stop_by(&self, now_ms: i64) -> Option<i64> {
+        let timeout_s = self.stop_timeout_s.unwrap_or(STOP_TIMEOUT_S_DEFAULT);
+        (timeout_s >= 0).then(|| now_ms.saturating_add(timeout_s.saturating_mul(1000)).saturating_add(MARGIN_MS))
+    }
+}
+
+impl World {
+    /// Takes every backend whose time to stop is over, and that still listens, for one that runs.
+    pub(super) fn end_stopping(&mut self) {
+        let now_ms = self.now_ms;
+        let Self { backends, sockets, .. } = self;
+        for backend in backends.values_mut() {
+            let over = backend.phase == Phase::Stopping && backend.stop_by_ms.is_some_and(|by_ms| by_ms <= now_ms);
+            let mut own = sockets.values().filter(|socket| socket.backend == backend.index);
+            if over && own.any(|socket| backend.serves_by(socket)) {
+                backend.is_now(Phase::Running);
+            }
+        }
+    }
+
+    /// When the next backend's time to stop is over.
+    pub(super) fn next_stop_ms(&self) -> Option<i64> {
+        let stopping = self.backends.values().filter(|backend| backend.phase == Phase::Stopping);
+        stopping.filter_map(|backend| backend.stop_by_ms).filter(|by_ms| *by_ms > self.now_ms).min()
+    }
+}
