@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated::bpf_map_delete_elem},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -149,6 +149,11 @@ fn changed(ctx: &SockOpsContext, backend: u32, cookie: u64) {
     match old {
         // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
         TCP_LISTEN => {
+            // close() has taken the socket out of the map already; shutdown() leaves it there. Linux lets sock_ops delete
+            // from a sockhash since 4.18.
+            let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
+            // SAFETY: the map and the key are valid.
+            let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
             emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });
         }

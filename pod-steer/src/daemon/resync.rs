@@ -29,6 +29,7 @@ impl Control {
         self.check_events_lost();
         self.check_links(true);
         self.read_sockets();
+        self.compare_holders();
         self.free_ports(true);
         self.drop_leftovers();
     }

@@ -2,6 +2,7 @@
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
 mod hidden;
+mod holders;
 mod plan;
 mod planned;
 mod serving;
@@ -24,6 +25,7 @@ use crate::{
     labels::Spec,
     listening::Listener,
     netns::Netns,
+    procs::ProcessId,
     rollout::{Conduct, Decision, Part},
     settings::{Effective, ServiceTables},
 };
@@ -153,6 +155,9 @@ pub struct Backend {
     /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
     #[serde(default)]
     pub stop_by_ms: Option<i64>,
+    /// The process that it is, of one without an engine.
+    #[serde(default)]
+    pub process: Option<Followed>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -162,6 +167,15 @@ impl Timed for Backend {
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
     }
+}
+
+/// A process whose listeners are a backend's, wherever it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// The process.
+    pub id: ProcessId,
+    /// Only processes of this user may go on in its place, since no other user than root has asked for it.
+    pub uid: Option<u32>,
 }
 
 impl Backend {

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write as _},
     net::{SocketAddr, TcpListener},
-    os::fd::OwnedFd,
+    os::fd::{FromRawFd as _, OwnedFd},
     sync::Arc,
     thread,
 };
@@ -13,6 +13,9 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt},
     time::{ClockId, clock_gettime},
 };
+
+/// `SD_LISTEN_FDS_START`.
+const FIRST_INHERITED: i32 = 3;
 
 use crate::{args::Args, connection, journal::Journal, stop::Stop};
 
@@ -36,6 +39,27 @@ pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
     writeln!(out, "socket-name {name}\nlistening {now_ns} {addr} {protocol}")?;
     out.flush()?;
     Ok(listener)
+}
+
+/// The listeners that were inherited. Those that are none, UDP or unix sockets say, are left alone.
+pub fn inherited(count: i32) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for number in FIRST_INHERITED..FIRST_INHERITED.saturating_add(count) {
+        // SAFETY: whoever started the server says that this descriptor is for it, and nobody else takes it over.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
+        let tcp = sockopt::socket_protocol(&socket)? == Some(ipproto::TCP);
+        if !tcp || !sockopt::socket_acceptconn(&socket)? {
+            std::mem::forget(socket);
+            continue;
+        }
+        let listener = TcpListener::from(socket);
+        let name = listener.local_addr()?;
+        let mut out = io::stdout().lock();
+        writeln!(out, "socket-name {name}\nlistening 0 {name} inherited")?;
+        out.flush()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 fn socket(family: AddressFamily, mptcp: bool) -> io::Result<(OwnedFd, &'static str)> {
