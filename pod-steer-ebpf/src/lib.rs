@@ -6,7 +6,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -57,13 +57,13 @@ pub struct Meta {
     pub seed: u64,
 }
 
-/// What a lookup is matched against. `addr` is all zero for "any address of this family".
+/// What a lookup is matched against. A lookup asks in the kernel's own order: address and device, address, device, neither.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleKey {
     /// The ingress namespace (`SO_NETNS_COOKIE`): unique until the machine restarts, unlike an inode number.
     pub netns_cookie: u64,
-    /// Local address in network byte order; IPv4 in the first four bytes.
+    /// Local address in network byte order, IPv4 in the first four bytes; all zero for any address of this family.
     pub addr: [u8; 16],
     /// Local port.
     pub port: u16,
@@ -71,22 +71,22 @@ pub struct RuleKey {
     pub proto: u8,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// Zero.
-    pub pad: u32,
+    /// Index of the device that the packet comes by, as the kernel's own lookup sees it; zero for any.
+    pub ifindex: u32,
 }
 
 /// The service that a rule's traffic belongs to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Index of the slot table, or [`NONE`] when only rules with an address exist for this port. Each table has two
-    /// sides; see [`table_index`].
+    /// Index of the slot table, or [`NONE`]: the packet is left to the kernel's own lookup. Each table has two sides; see
+    /// [`table_index`].
     pub table: u32,
     /// Index of the service: of its counters and of its switch.
     pub service: u32,
     /// [`FALLBACK_REFUSE`] or [`FALLBACK_PASS`].
     pub fallback: u16,
-    /// [`RULE_HAS_ADDRESSES`] or zero.
+    /// Some of the `RULE_` flags.
     pub flags: u16,
     /// A hint: how many slots its table has. Where it is right, a lookup need not read the table's header; a slot says
     /// itself whether it is ([`Slot::slots`]).
@@ -97,14 +97,27 @@ pub struct Rule {
 pub const FALLBACK_REFUSE: u16 = 0;
 /// No backend left: the kernel's own lookup decides.
 pub const FALLBACK_PASS: u16 = 1;
-/// On a rule for any address: rules for single addresses exist too and come first.
+/// On a rule for any address and any device: rules for single addresses exist too and come first.
 pub const RULE_HAS_ADDRESSES: u16 = 1;
+/// On a rule for any address and any device: rules for single devices exist too and come first.
+pub const RULE_HAS_DEVICES: u16 = 2;
+/// The rule belongs to a claim on every address of its port. Read by a later daemon only.
+pub const RULE_OF_PORT: u16 = 4;
+/// A listener that is not managed keeps its clients: the rule claims nothing. Read by a later daemon only.
+pub const RULE_FOREIGN: u16 = 8;
+/// Nobody is to come to a socket by this port: the rule claims nothing. Read by a later daemon only.
+pub const RULE_HIDDEN: u16 = 16;
 
 /// Entries of a namespace's map of ports: two ports each, and both families ([`port_place`]).
 pub const PORT_WORDS: u32 = 32_768;
-/// In a namespace's map of ports: ask the rules, since some are for single addresses. Zero says that there is no rule, any
-/// other value is one more than the table of the rule.
-pub const ASK_RULES: u16 = u16::MAX;
+/// In a namespace's map of ports: ask the rules, since some are for single addresses or devices, as the bits
+/// [`ASK_ADDRESSES`] and [`ASK_DEVICES`] say. Zero says that there is no rule, any smaller value is one more than the table
+/// of the rule.
+pub const ASK_RULES: u16 = 0xfffc;
+/// See [`ASK_RULES`].
+pub const ASK_ADDRESSES: u16 = 1;
+/// See [`ASK_RULES`].
+pub const ASK_DEVICES: u16 = 2;
 
 /// Where a TCP port is in a namespace's map of ports: the entry, and the bit at which its 16 begin.
 pub const fn port_place(port: u16, family: u8) -> (u32, u32) {
@@ -214,8 +227,8 @@ pub struct SocketInfo {
     pub v6only: u16,
     /// With a hidden port: the user who asked, and the one whose port it was.
     pub users: [u32; 2],
-    /// Zero.
-    pub pad_end: u32,
+    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
+    pub ifindex: u32,
 }
 
 /// Nobody has looked yet whether the socket takes IPv4 clients too.
@@ -368,8 +381,9 @@ const _: () = {
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
+    assert!(core::mem::offset_of!(RuleKey, ifindex) == 28);
     assert!(size_of::<Rule>() == 16);
-    // A table is one of the values of a port, and none of the two with a meaning of their own.
+    // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<SocketInfo>() == 56);
@@ -378,6 +392,7 @@ const _: () = {
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(core::mem::offset_of!(SocketInfo, users) == 44);
+    assert!(core::mem::offset_of!(SocketInfo, ifindex) == 52);
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<Hidden>() == 12);
     assert!(size_of::<ManagedPort>() == 8);

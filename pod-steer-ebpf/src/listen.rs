@@ -106,6 +106,18 @@ fn listens(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     }
 }
 
+/// Index of the device that a listener is bound to, or zero.
+#[inline(always)]
+fn bound_device(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: the context is valid for the whole run; the union has this member alone.
+    let sk = unsafe { ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: it is not null, and valid for the whole run.
+    unsafe { ptr::read_volatile(&raw const (*sk).bound_dev_if) }
+}
+
 /// Makes a socket one that can be chosen, and tells of it.
 #[inline(always)]
 fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
@@ -126,7 +138,9 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let socket = SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ..socket };
+    let ifindex = bound_device(ctx);
+    let socket =
+        SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ifindex, ..socket };
 
     // SAFETY: the context is this hook's own, and the helper wants it by reference.
     let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);

@@ -38,10 +38,11 @@ fn serve(args: Args) -> io::Result<()> {
     let args = Arc::new(args);
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
     let mut acceptors = Vec::new();
-    for &addr in &args.listen {
-        let listener = listener::open(addr, &args)?;
+    for wanted in args.listen.clone() {
+        let listener = listener::open(&wanted, &args)?;
         let (args, journal, stop) = (Arc::clone(&args), journal.clone(), Arc::clone(&stop));
-        acceptors.push(thread::spawn(move || listener::accept_all(listener, &args, journal.as_deref(), &stop)));
+        acceptors
+            .push(thread::spawn(move || listener::accept_all(listener, &wanted, &args, journal.as_deref(), &stop)));
     }
     for acceptor in acceptors {
         acceptor.join().map_err(|_| io::Error::other("an accepting thread panicked"))??;
