@@ -9,6 +9,7 @@ mod sockets;
 mod stopping;
 #[cfg(test)]
 mod tests;
+mod withheld;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -324,6 +325,7 @@ impl World {
         self.claimed = claims.collect();
         // After the claims have been read off: these rules are none.
         hidden::hide(self, &mut plan);
+        withheld::withhold(self, &mut plan);
         plan
     }
 
