@@ -35,12 +35,26 @@ pub const SOCKETS_MAX: u32 = 65_536;
 pub const MANAGED_PORTS_MAX: u32 = 131_072;
 /// Most ports whose user is known at one time.
 pub const PORT_USERS_MAX: u32 = 32_768;
+/// Index of the count of events that found the ring full.
+pub const LOST_EVENTS: u32 = 0;
+/// Index of the count of listening sockets whose description found its map full.
+pub const LOST_DESCRIPTIONS: u32 = 1;
+/// Number of those counts.
+pub const LOST_MAX: u32 = 2;
+/// Bytes of one part of a note.
+pub const NOTE_BYTES: usize = 512;
+/// Most parts of notes at one time.
+pub const NOTES_MAX: u32 = 262_144;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots that are tried by hash before the table's members are walked one by one.
 pub const PROBES_MAX: u32 = 8;
 /// Most members of a table that one walk visits.
 pub const WALK_MAX: u32 = 65_536;
+
+/// Key of the daemon's own socket among the listeners: no socket has this cookie. The kernel removes the socket when the daemon
+/// ends, however it ends.
+pub const DAEMON_COOKIE: u64 = 0;
 
 /// "No such index": of a table, a backend, a service.
 pub const NONE: u32 = u32::MAX;
@@ -175,7 +189,8 @@ pub struct ProbeKey {
 pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
 
 /// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
-/// says (a power of two); then every distinct socket of the table once, its members; then its reserve.
+/// says (a power of two); then every distinct socket of the table once, its members; then its reserve; then the sockets that are
+/// withheld from clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
@@ -184,15 +199,15 @@ pub struct Slot {
     /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
     /// In the header: the number of slots.
     pub backend: u32,
-    /// Number of slots of the table, in a slot; zero in every other entry.
+    /// In a slot: the number of slots of the table. In the header: the number of withheld sockets. Zero in every other entry.
     pub slots: u32,
 }
 
 impl Slot {
-    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, and `reserve` more that serve
-    /// only while no member does.
-    pub const fn header(slots: u32, members: u32, reserve: u32) -> Self {
-        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: 0 }
+    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, `reserve` more that serve
+    /// only while no member does, and `withheld` that never do.
+    pub const fn header(slots: u32, members: u32, reserve: u32, withheld: u32) -> Self {
+        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: withheld }
     }
 
     /// Members and reserve of the table that this is the first entry of.
@@ -323,6 +338,8 @@ pub struct ServiceCounters {
     pub refused_no_backend: u64,
     /// Lookups left to the kernel because no backend was left.
     pub passed_no_backend: u64,
+    /// Lookups left to the kernel because no backend and no daemon was left.
+    pub passed_no_daemon: u64,
     /// `bpf_sk_assign` failed with `EAFNOSUPPORT`: an IPv6-only socket and an IPv4 client.
     pub assign_eafnosupport: u64,
     /// `bpf_sk_assign` failed with `ESOCKTNOSUPPORT`: the socket no longer listens.
@@ -341,6 +358,25 @@ pub struct ServiceCounters {
     pub network_no_backend: u64,
 }
 
+/// A part of a note: what a daemon leaves for the next one beside its files. Kernel programs do not read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NoteKey {
+    /// [`NOTE_BACKEND`] or [`NOTE_SERVICE`].
+    pub kind: u32,
+    /// Index of the backend or service.
+    pub index: u32,
+    /// Number of this part, from 0. The first one begins with the length of the whole in four bytes.
+    pub part: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A note of a backend: as its file in the runtime directory.
+pub const NOTE_BACKEND: u32 = 1;
+/// A note of a service: its name.
+pub const NOTE_SERVICE: u32 = 2;
+
 /// A connection that changed its backend before it was accepted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -357,7 +393,8 @@ pub struct Move {
 pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,
-    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; else zero.
+    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; of [`EVENT_LISTENING`] why the socket has
+    /// no description; else zero.
     pub errno: u32,
     /// Cookie of the socket, or zero.
     pub cookie: u64,
@@ -397,8 +434,9 @@ const _: () = {
     assert!(size_of::<Hidden>() == 12);
     assert!(size_of::<ManagedPort>() == 8);
     assert!(size_of::<Move>() == 8);
+    assert!(size_of::<NoteKey>() == 16);
     assert!(size_of::<BackendCounters>() == 72);
-    assert!(size_of::<ServiceCounters>() == 88);
+    assert!(size_of::<ServiceCounters>() == 96);
     assert!(size_of::<Event>() == 72);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };

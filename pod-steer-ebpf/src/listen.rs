@@ -9,12 +9,12 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, NONE, PORT_LISTENS,
-    PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, LOST_DESCRIPTIONS, NONE,
+    PORT_LISTENS, PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
 };
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, managed},
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, lost, managed},
     users,
 };
 
@@ -150,8 +150,13 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     }
     // Tells us when it closes; the connections that it accepts inherit the flag.
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
-    let _ = SOCKETS.insert(cookie, socket, 0);
-    emit(&Event { kind: EVENT_LISTENING, errno: 0, cookie, socket });
+    let mut errno = 0;
+    if let Err(error) = SOCKETS.insert(cookie, socket, 0) {
+        // The daemon describes it: clients come to it all the same.
+        lost(LOST_DESCRIPTIONS);
+        errno = -error as u32;
+    }
+    emit(&Event { kind: EVENT_LISTENING, errno, cookie, socket });
 }
 
 #[inline(always)]

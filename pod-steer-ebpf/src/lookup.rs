@@ -10,16 +10,16 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use pod_steer_ebpf::{
-    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, Rule,
-    RuleKey, SOURCE_SCOPE_BITS, SWITCH_HAS_SOURCES, Slot, SourceKey, port_place, table_index,
+    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, DAEMON_COOKIE, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP,
+    ProbeKey, Rule, RuleKey, SOURCE_SCOPE_BITS, SWITCH_HAS_SOURCES, Slot, SourceKey, port_place, table_index,
 };
 
 use crate::{
     maps::{
         BACKEND_COUNTERS, LISTENERS, PORTS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLE_RULES, TABLES, count,
-        netns_cookie, switch,
+        is_listening, netns_cookie, switch,
     },
-    table::{Chooser, Visit, first, tuple_hash, visit},
+    table::{Chooser, Visit, first, tuple_hash, visit, withholds},
 };
 
 /// Another program may have chosen before us.
@@ -116,6 +116,13 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     if rule.fallback == FALLBACK_PASS {
         count!(SERVICE_COUNTERS, rule.service, passed_no_backend);
         debug!(&ctx, "service {} port {}: no backend, passed", rule.service, packet.local_port);
+        return SK_PASS;
+    }
+    // Nobody is left who could claim the port, and a server that is not managed may have it by now. As long as a socket listens
+    // that is withheld from clients, the kernel's own lookup would find that one.
+    if !is_listening(DAEMON_COOKIE) && !TABLES.get(index).is_some_and(withholds) {
+        count!(SERVICE_COUNTERS, rule.service, passed_no_daemon);
+        debug!(&ctx, "service {} port {}: no backend and no daemon, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
     // The service exists and nobody serves it: a reset at once is kinder than a time-out.

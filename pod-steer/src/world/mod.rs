@@ -12,6 +12,7 @@ mod sockets;
 mod stopping;
 #[cfg(test)]
 mod tests;
+mod withheld;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -329,6 +330,7 @@ impl World {
         self.last_serving.extend(serving);
         self.claimed = claimed;
         hidden::hide(self, &mut plan);
+        withheld::withhold(self, &mut plan);
         plan::announce(&mut plan);
         plan
     }

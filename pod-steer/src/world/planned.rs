@@ -90,6 +90,8 @@ pub struct PlannedTable {
     pub members: Vec<Member>,
     /// Sockets that have no share, and serve in the instant in which every member is gone and we do not know it yet.
     pub reserve: Vec<Member>,
+    /// Sockets that never serve here, while clients must not reach them by the kernel's own lookup either.
+    pub withheld: Vec<Member>,
 }
 
 /// What a backend does, in one word.
