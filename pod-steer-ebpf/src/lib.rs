@@ -6,7 +6,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -35,12 +35,26 @@ pub const SOCKETS_MAX: u32 = 65_536;
 pub const MANAGED_PORTS_MAX: u32 = 131_072;
 /// Most ports whose user is known at one time.
 pub const PORT_USERS_MAX: u32 = 32_768;
+/// Index of the count of events that found the ring full.
+pub const LOST_EVENTS: u32 = 0;
+/// Index of the count of listening sockets whose description found its map full.
+pub const LOST_DESCRIPTIONS: u32 = 1;
+/// Number of those counts.
+pub const LOST_MAX: u32 = 2;
+/// Bytes of one part of a note.
+pub const NOTE_BYTES: usize = 512;
+/// Most parts of notes at one time.
+pub const NOTES_MAX: u32 = 262_144;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots that are tried by hash before the table's members are walked one by one.
 pub const PROBES_MAX: u32 = 8;
 /// Most members of a table that one walk visits.
 pub const WALK_MAX: u32 = 65_536;
+
+/// Key of the daemon's own socket among the listeners: no socket has this cookie. The kernel removes the socket when the daemon
+/// ends, however it ends.
+pub const DAEMON_COOKIE: u64 = 0;
 
 /// "No such index": of a table, a backend, a service.
 pub const NONE: u32 = u32::MAX;
@@ -57,13 +71,13 @@ pub struct Meta {
     pub seed: u64,
 }
 
-/// What a lookup is matched against. `addr` is all zero for "any address of this family".
+/// What a lookup is matched against. A lookup asks in the kernel's own order: address and device, address, device, neither.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleKey {
     /// The ingress namespace (`SO_NETNS_COOKIE`): unique until the machine restarts, unlike an inode number.
     pub netns_cookie: u64,
-    /// Local address in network byte order; IPv4 in the first four bytes.
+    /// Local address in network byte order, IPv4 in the first four bytes; all zero for any address of this family.
     pub addr: [u8; 16],
     /// Local port.
     pub port: u16,
@@ -71,22 +85,22 @@ pub struct RuleKey {
     pub proto: u8,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// Zero.
-    pub pad: u32,
+    /// Index of the device that the packet comes by, as the kernel's own lookup sees it; zero for any.
+    pub ifindex: u32,
 }
 
 /// The service that a rule's traffic belongs to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Index of the slot table, or [`NONE`] when only rules with an address exist for this port. Each table has two
-    /// sides; see [`table_index`].
+    /// Index of the slot table, or [`NONE`]: the packet is left to the kernel's own lookup. Each table has two sides; see
+    /// [`table_index`].
     pub table: u32,
     /// Index of the service: of its counters and of its switch.
     pub service: u32,
     /// [`FALLBACK_REFUSE`] or [`FALLBACK_PASS`].
     pub fallback: u16,
-    /// [`RULE_HAS_ADDRESSES`] or zero.
+    /// Some of the `RULE_` flags.
     pub flags: u16,
     /// A hint: how many slots its table has. Where it is right, a lookup need not read the table's header; a slot says
     /// itself whether it is ([`Slot::slots`]).
@@ -97,14 +111,27 @@ pub struct Rule {
 pub const FALLBACK_REFUSE: u16 = 0;
 /// No backend left: the kernel's own lookup decides.
 pub const FALLBACK_PASS: u16 = 1;
-/// On a rule for any address: rules for single addresses exist too and come first.
+/// On a rule for any address and any device: rules for single addresses exist too and come first.
 pub const RULE_HAS_ADDRESSES: u16 = 1;
+/// On a rule for any address and any device: rules for single devices exist too and come first.
+pub const RULE_HAS_DEVICES: u16 = 2;
+/// The rule belongs to a claim on every address of its port. Read by a later daemon only.
+pub const RULE_OF_PORT: u16 = 4;
+/// A listener that is not managed keeps its clients: the rule claims nothing. Read by a later daemon only.
+pub const RULE_FOREIGN: u16 = 8;
+/// Nobody is to come to a socket by this port: the rule claims nothing. Read by a later daemon only.
+pub const RULE_HIDDEN: u16 = 16;
 
 /// Entries of a namespace's map of ports: two ports each, and both families ([`port_place`]).
 pub const PORT_WORDS: u32 = 32_768;
-/// In a namespace's map of ports: ask the rules, since some are for single addresses. Zero says that there is no rule, any
-/// other value is one more than the table of the rule.
-pub const ASK_RULES: u16 = u16::MAX;
+/// In a namespace's map of ports: ask the rules, since some are for single addresses or devices, as the bits
+/// [`ASK_ADDRESSES`] and [`ASK_DEVICES`] say. Zero says that there is no rule, any smaller value is one more than the table
+/// of the rule.
+pub const ASK_RULES: u16 = 0xfffc;
+/// See [`ASK_RULES`].
+pub const ASK_ADDRESSES: u16 = 1;
+/// See [`ASK_RULES`].
+pub const ASK_DEVICES: u16 = 2;
 
 /// Where a TCP port is in a namespace's map of ports: the entry, and the bit at which its 16 begin.
 pub const fn port_place(port: u16, family: u8) -> (u32, u32) {
@@ -162,7 +189,8 @@ pub struct ProbeKey {
 pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
 
 /// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
-/// says (a power of two); then every distinct socket of the table once, its members; then its reserve.
+/// says (a power of two); then every distinct socket of the table once, its members; then its reserve; then the sockets that are
+/// withheld from clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
@@ -171,15 +199,15 @@ pub struct Slot {
     /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
     /// In the header: the number of slots.
     pub backend: u32,
-    /// Number of slots of the table, in a slot; zero in every other entry.
+    /// In a slot: the number of slots of the table. In the header: the number of withheld sockets. Zero in every other entry.
     pub slots: u32,
 }
 
 impl Slot {
-    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, and `reserve` more that serve
-    /// only while no member does.
-    pub const fn header(slots: u32, members: u32, reserve: u32) -> Self {
-        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: 0 }
+    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, `reserve` more that serve
+    /// only while no member does, and `withheld` that never do.
+    pub const fn header(slots: u32, members: u32, reserve: u32, withheld: u32) -> Self {
+        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: withheld }
     }
 
     /// Members and reserve of the table that this is the first entry of.
@@ -214,8 +242,8 @@ pub struct SocketInfo {
     pub v6only: u16,
     /// With a hidden port: the user who asked, and the one whose port it was.
     pub users: [u32; 2],
-    /// Zero.
-    pub pad_end: u32,
+    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
+    pub ifindex: u32,
 }
 
 /// Nobody has looked yet whether the socket takes IPv4 clients too.
@@ -310,6 +338,8 @@ pub struct ServiceCounters {
     pub refused_no_backend: u64,
     /// Lookups left to the kernel because no backend was left.
     pub passed_no_backend: u64,
+    /// Lookups left to the kernel because no backend and no daemon was left.
+    pub passed_no_daemon: u64,
     /// `bpf_sk_assign` failed with `EAFNOSUPPORT`: an IPv6-only socket and an IPv4 client.
     pub assign_eafnosupport: u64,
     /// `bpf_sk_assign` failed with `ESOCKTNOSUPPORT`: the socket no longer listens.
@@ -328,6 +358,25 @@ pub struct ServiceCounters {
     pub network_no_backend: u64,
 }
 
+/// A part of a note: what a daemon leaves for the next one beside its files. Kernel programs do not read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NoteKey {
+    /// [`NOTE_BACKEND`] or [`NOTE_SERVICE`].
+    pub kind: u32,
+    /// Index of the backend or service.
+    pub index: u32,
+    /// Number of this part, from 0. The first one begins with the length of the whole in four bytes.
+    pub part: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A note of a backend: as its file in the runtime directory.
+pub const NOTE_BACKEND: u32 = 1;
+/// A note of a service: its name.
+pub const NOTE_SERVICE: u32 = 2;
+
 /// A connection that changed its backend before it was accepted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -344,7 +393,8 @@ pub struct Move {
 pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,
-    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; else zero.
+    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; of [`EVENT_LISTENING`] why the socket has
+    /// no description; else zero.
     pub errno: u32,
     /// Cookie of the socket, or zero.
     pub cookie: u64,
@@ -368,8 +418,9 @@ const _: () = {
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
+    assert!(core::mem::offset_of!(RuleKey, ifindex) == 28);
     assert!(size_of::<Rule>() == 16);
-    // A table is one of the values of a port, and none of the two with a meaning of their own.
+    // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<SocketInfo>() == 56);
@@ -378,12 +429,14 @@ const _: () = {
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(core::mem::offset_of!(SocketInfo, users) == 44);
+    assert!(core::mem::offset_of!(SocketInfo, ifindex) == 52);
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<Hidden>() == 12);
     assert!(size_of::<ManagedPort>() == 8);
     assert!(size_of::<Move>() == 8);
+    assert!(size_of::<NoteKey>() == 16);
     assert!(size_of::<BackendCounters>() == 72);
-    assert!(size_of::<ServiceCounters>() == 88);
+    assert!(size_of::<ServiceCounters>() == 96);
     assert!(size_of::<Event>() == 72);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };

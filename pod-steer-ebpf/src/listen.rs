@@ -9,12 +9,12 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, NONE, PORT_LISTENS,
-    PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
+    EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, LOST_DESCRIPTIONS, NONE,
+    PORT_LISTENS, PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
 };
 
 use crate::{
-    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, managed},
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, lost, managed},
     users,
 };
 
@@ -106,6 +106,18 @@ fn listens(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     }
 }
 
+/// Index of the device that a listener is bound to, or zero.
+#[inline(always)]
+fn bound_device(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: the context is valid for the whole run; the union has this member alone.
+    let sk = unsafe { ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: it is not null, and valid for the whole run.
+    unsafe { ptr::read_volatile(&raw const (*sk).bound_dev_if) }
+}
+
 /// Makes a socket one that can be chosen, and tells of it.
 #[inline(always)]
 fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
@@ -126,7 +138,9 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let socket = SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ..socket };
+    let ifindex = bound_device(ctx);
+    let socket =
+        SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ifindex, ..socket };
 
     // SAFETY: the context is this hook's own, and the helper wants it by reference.
     let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);
@@ -136,8 +150,13 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     }
     // Tells us when it closes; the connections that it accepts inherit the flag.
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
-    let _ = SOCKETS.insert(cookie, socket, 0);
-    emit(&Event { kind: EVENT_LISTENING, errno: 0, cookie, socket });
+    let mut errno = 0;
+    if let Err(error) = SOCKETS.insert(cookie, socket, 0) {
+        // The daemon describes it: clients come to it all the same.
+        lost(LOST_DESCRIPTIONS);
+        errno = -error as u32;
+    }
+    emit(&Event { kind: EVENT_LISTENING, errno, cookie, socket });
 }
 
 #[inline(always)]

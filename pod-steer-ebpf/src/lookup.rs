@@ -10,18 +10,20 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use pod_steer_ebpf::{
-    ASK_RULES, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, Rule, RuleKey, SOURCE_SCOPE_BITS,
-    SWITCH_HAS_SOURCES, Slot, SourceKey, port_place, table_index,
+    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, DAEMON_COOKIE, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP,
+    ProbeKey, Rule, RuleKey, SOURCE_SCOPE_BITS, SWITCH_HAS_SOURCES, Slot, SourceKey, port_place, table_index,
 };
 
 use crate::{
     maps::{
         BACKEND_COUNTERS, LISTENERS, PORTS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLE_RULES, TABLES, count,
-        netns_cookie, switch,
+        is_listening, netns_cookie, switch,
     },
-    table::{Chooser, Visit, first, tuple_hash, visit},
+    table::{Chooser, Visit, first, tuple_hash, visit, withholds},
 };
 
+/// Another program may have chosen before us.
+const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
 /// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
 const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
@@ -79,7 +81,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         return verdict;
     }
     // Nobody claimed this port: not ours to count or to decide.
-    let Some(rule) = rule_for(&packet) else { return SK_PASS };
+    let Some(rule) = rule_for(&ctx, &packet) else { return SK_PASS };
 
     let hash = tuple_hash(&packet);
     let switch = switch(rule.service);
@@ -106,9 +108,21 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
     }
 
+    if is_chosen(&ctx) {
+        // Whatever we say, the client gets the socket that another program has chosen: it is not refused.
+        count!(SERVICE_COUNTERS, rule.service, assign_eexist);
+        return SK_PASS;
+    }
     if rule.fallback == FALLBACK_PASS {
         count!(SERVICE_COUNTERS, rule.service, passed_no_backend);
         debug!(&ctx, "service {} port {}: no backend, passed", rule.service, packet.local_port);
+        return SK_PASS;
+    }
+    // Nobody is left who could claim the port, and a server that is not managed may have it by now. As long as a socket listens
+    // that is withheld from clients, the kernel's own lookup would find that one.
+    if !is_listening(DAEMON_COOKIE) && !TABLES.get(index).is_some_and(withholds) {
+        count!(SERVICE_COUNTERS, rule.service, passed_no_daemon);
+        debug!(&ctx, "service {} port {}: no backend and no daemon, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
     // The service exists and nobody serves it: a reset at once is kinder than a time-out.
@@ -132,7 +146,7 @@ fn probe(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
         ProbeKey { netns_cookie: netns_cookie(), port: packet.remote_port, family: packet.family as u8, pad: [0; 5] };
     // SAFETY: eight aligned bytes are read at once.
     let cookie = unsafe { PROBES.get(key) }?;
-    match LISTENERS.redirect_sk_lookup(ctx, *cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT) {
+    match LISTENERS.redirect_sk_lookup(ctx, *cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
         Ok(()) => Some(SK_PASS),
         // The probe is to fail, not to be answered by somebody else.
         Err(_) => Some(SK_DROP),
@@ -150,42 +164,81 @@ fn table_of_network(packet: &Packet, index: u32) -> Option<u32> {
     SOURCES.get(&Key::new(SOURCE_SCOPE_BITS + 128, key)).copied()
 }
 
-/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses.
+/// Whether another program of this namespace has chosen a socket before us. Linux runs all of them in the order in which
+/// they were attached, and gives each the latest choice.
 #[inline(always)]
-fn rule_for(packet: &Packet) -> Option<&'static Rule> {
+fn is_chosen(ctx: &SkLookupContext) -> bool {
+    // SAFETY: the context is valid for the whole run; the pointer is only compared.
+    !unsafe { ptr::read_volatile(&raw const (*ctx.lookup).__bindgen_anon_1.__bindgen_anon_1.sk) }.is_null()
+}
+
+/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses or devices.
+#[inline(always)]
+fn rule_for(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
     if packet.protocol != u32::from(PROTO_TCP) {
         return None;
     }
     let (place, shift) = port_place(packet.local_port as u16, packet.family as u8);
     match (*PORTS.get(place)? >> shift) as u16 {
         0 => None,
-        ASK_RULES => rule_for_address(packet),
+        asks if asks >= ASK_RULES => rule_by_destination(ctx, packet, asks),
         table => TABLE_RULES.get(u32::from(table) - 1),
     }
 }
 
-/// The rule for the packet's address and port, or else for its port.
+/// The rule for the packet's address, device and port: the first that exists, in the order in which the kernel prefers
+/// listeners (`inet_lookup_listener`): an address is looked for before any address, and of either, a device before any.
 #[inline(always)]
-fn rule_for_address(packet: &Packet) -> Option<&'static Rule> {
+fn rule_by_destination(ctx: &SkLookupContext, packet: &Packet, asks: u16) -> Option<&'static Rule> {
     let mut key = RuleKey {
         netns_cookie: netns_cookie(),
         addr: [0; 16],
         port: packet.local_port as u16,
         proto: packet.protocol as u8,
         family: packet.family as u8,
-        pad: 0,
+        ifindex: 0,
     };
-    for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
+    // In the context since Linux 5.17. It is the device that the kernel compares with a listener's: that of a VRF, if the
+    // packet came by a device that belongs to one.
+    // SAFETY: the context is valid for the whole run.
+    let ifindex = unsafe { ptr::read_volatile(&raw const (*ctx.lookup).ingress_ifindex) };
+    let devices = asks & ASK_DEVICES != 0 && ifindex != 0;
+    if asks & ASK_ADDRESSES != 0 {
+        for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        if devices {
+            key.ifindex = ifindex;
+            if let Some(rule) = rule(&key) {
+                return steers(rule);
+            }
+            key.ifindex = 0;
+        }
+        if let Some(rule) = rule(&key) {
+            return steers(rule);
+        }
+        key.addr = [0; 16];
     }
+    if devices {
+        key.ifindex = ifindex;
+        if let Some(rule) = rule(&key) {
+            return steers(rule);
+        }
+        key.ifindex = 0;
+    }
+    rule(&key).and_then(steers)
+}
+
+#[inline(always)]
+fn rule(key: &RuleKey) -> Option<&'static Rule> {
     // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
-    if let Some(one) = unsafe { RULES.get(key) } {
-        return Some(one);
-    }
-    key.addr = [0; 16];
-    // SAFETY: as above.
-    let any = unsafe { RULES.get(key) }?;
-    if any.table == NONE { None } else { Some(any) }
+    unsafe { RULES.get(key) }
+}
+
+/// A rule without a table leaves its packets to the kernel.
+#[inline(always)]
+fn steers(rule: &'static Rule) -> Option<&'static Rule> {
+    if rule.table == NONE { None } else { Some(rule) }
 }
 
 struct Assign<'a> {
@@ -212,7 +265,11 @@ impl Chooser for Assign<'_> {
             Err(EAFNOSUPPORT) => count!(SERVICE_COUNTERS, service, assign_eafnosupport),
             Err(ESOCKTNOSUPPORT) => count!(SERVICE_COUNTERS, service, assign_esocktnosupport),
             Err(EPROTOTYPE) => count!(SERVICE_COUNTERS, service, assign_eprototype),
-            Err(EEXIST) => count!(SERVICE_COUNTERS, service, assign_eexist),
+            Err(EEXIST) => {
+                // Another program of this namespace chose before us, and the client gets its socket whatever we answer.
+                count!(SERVICE_COUNTERS, service, assign_eexist);
+                return Visit::Taken;
+            }
             Err(_) => count!(SERVICE_COUNTERS, service, assign_other),
         }
         Visit::TryNext

@@ -7,12 +7,14 @@ use core::{
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_release},
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, MANAGED_PORTS_MAX, ManagedPort, Meta, Move,
-    PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX,
-    SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey, TABLES_MAX,
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, MANAGED_PORTS_MAX,
+    ManagedPort, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey,
+    ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey,
+    TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -108,9 +110,13 @@ pub static MOVED: LruHashMap<u64, Move, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 
-/// Events that found the ring full, per CPU: the daemon then reads `SOCKETS` as a whole.
+/// What found no room, per CPU: events, after which the daemon reads `SOCKETS` as a whole, and descriptions of sockets.
 #[btf_map]
-pub static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static EVENTS_LOST: PerCpuArray<u64, { LOST_MAX as usize }> = PerCpuArray::new();
+
+/// What a daemon leaves for the next one: the kernel keeps it as long as the steering that it describes.
+#[btf_map]
+pub static NOTES: HashMap<NoteKey, [u8; NOTE_BYTES], { NOTES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Adds one to a counter. Each CPU has its own copy, and still the addition must be one instruction: programs that run for
 /// a system call are interrupted by those that run for a packet, and a plain addition in between would be lost.
@@ -124,11 +130,32 @@ pub fn increment(counter: *mut u64) {
 /// Tells the daemon, or counts that it could not be told.
 #[inline(always)]
 pub fn emit(event: &Event) {
-    if EVENTS.output(event, 0).is_err()
-        && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
-    {
-        increment(lost);
+    if EVENTS.output(event, 0).is_err() {
+        lost(LOST_EVENTS);
     }
+}
+
+/// Counts something that found no room.
+#[inline(always)]
+pub fn lost(what: u32) {
+    if let Some(count) = EVENTS_LOST.get_ptr_mut(what) {
+        increment(count);
+    }
+}
+
+/// Whether a socket with this cookie is in the socket map. Only for `sk_lookup`, whose verifier knows the type of what is found.
+#[inline(always)]
+pub fn is_listening(cookie: u64) -> bool {
+    let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
+    // SAFETY: the map and the key are valid. The socket is not used, only given back.
+    unsafe {
+        let socket = bpf_map_lookup_elem(map, (&raw const cookie).cast());
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket);
+    }
+    true
 }
 
 /// Adds one to a counter of a backend or a service.

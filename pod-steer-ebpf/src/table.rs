@@ -3,7 +3,10 @@
 use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
 
-use crate::{lookup::Packet, maps::seed};
+use crate::{
+    lookup::Packet,
+    maps::{is_listening, seed},
+};
 
 /// A slot table: each entry is the bytes of a [`Slot`]. (Linux before 6.2 takes no inner map that lacks BTF, as those of
 /// the daemon do, where the one declared here has the BTF of a struct: `timer_off` then differs.) The largest array an
@@ -111,6 +114,25 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C)
         return Visit::TryNext;
     }
     walk(table, first.wrapping_add(members), reserve, hash, chooser)
+}
+
+/// Finds out whether a socket of a table listens.
+struct Listens;
+
+impl Chooser for Listens {
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        if is_listening(slot.cookie) { Visit::Taken } else { Visit::TryNext }
+    }
+}
+
+/// Whether one of the sockets that are withheld from clients listens still.
+#[inline(always)]
+pub fn withholds(table: &Table) -> bool {
+    let Some(header) = entry(table, 0) else { return false };
+    let (members, reserve) = header.counts();
+    let first = 1u32.wrapping_add(header.backend).wrapping_add(members).wrapping_add(reserve);
+    header.slots != 0 && matches!(walk(table, first, header.slots, 0, &mut Listens), Visit::Taken)
 }
 
 /// Offers each of `members` entries from `first` on, of which there is one at least.

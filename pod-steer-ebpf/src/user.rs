@@ -20,6 +20,7 @@ pod!(
     ProbeKey,
     PortKey,
     Hidden,
+    NoteKey,
     BackendCounters,
     ServiceCounters,
     Event

@@ -231,7 +231,7 @@ fn sockets_max() -> usize {
 }
 
 fn key(netns: &Netns, port: u16) -> RuleKey {
-    RuleKey { netns_cookie: netns.cookie, addr: [0; 16], port, proto: PROTO_TCP, family: FAMILY_V4, pad: 0 }
+    RuleKey { netns_cookie: netns.cookie, addr: [0; 16], port, proto: PROTO_TCP, family: FAMILY_V4, ifindex: 0 }
 }
 
 fn ms(time: Duration) -> f64 {

@@ -44,6 +44,8 @@ pub struct FoundSocket {
     pub bound: SocketAddr,
     /// It takes IPv6 clients only.
     pub v6only: bool,
+    /// Index of the device that it is bound to, or zero.
+    pub ifindex: u32,
     /// `SO_REUSEPORT` is set: others of the same user may share its port.
     pub reuseport: bool,
     /// That user: who made it.
@@ -227,10 +229,11 @@ fn inspect(fd: OwnedFd, seat: Seat) -> io::Result<Option<FoundSocket>> {
     let v6only = bound.is_ipv6() && sockopt::ipv6_v6only(&fd)?;
     let cookie = sockopt::socket_cookie(&fd)?;
     let reuseport = sockopt::socket_reuseport(&fd)?;
+    let ifindex = sys::bound_device(fd.as_fd())?;
     let netns_cookie = sys::netns_cookie(fd.as_fd())?;
     // The owner of a socket's inode is the user that the kernel compares.
     let uid = rustix::fs::fstat(&fd)?.st_uid;
-    Ok(Some(FoundSocket { fd, seat, cookie, netns_cookie, bound, v6only, reuseport, uid, mptcp }))
+    Ok(Some(FoundSocket { fd, seat, cookie, netns_cookie, bound, v6only, ifindex, reuseport, uid, mptcp }))
 }
 
 /// The processes in a cgroup and below it.

@@ -173,6 +173,7 @@ pub struct ServiceCountersStatus {
     pub stale_slots: u64,
     pub refused_no_backend: u64,
     pub passed_no_backend: u64,
+    pub passed_no_daemon: u64,
     pub assign_eafnosupport: u64,
     pub assign_esocktnosupport: u64,
     pub assign_eprototype: u64,

@@ -129,6 +129,7 @@ fn reasons(service: &ServiceStatus) -> Vec<String> {
     let all = [
         (counters.refused_no_backend, "refused: no backend was left"),
         (counters.passed_no_backend, "passed to the kernel: no backend was left"),
+        (counters.passed_no_daemon, "passed to the kernel: no backend and no daemon was left"),
         (counters.stale_slots, "slots skipped: their socket was gone, another was tried at once"),
         (counters.assign_eafnosupport, "slots skipped: an IPv6-only socket and an IPv4 client"),
         (counters.assign_esocktnosupport, "slots skipped: the socket no longer listened"),

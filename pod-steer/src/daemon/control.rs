@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::PortKey;
+use pod_steer_ebpf::{PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -38,7 +38,7 @@ use crate::{
     config::RunConfig,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
-    world::{Plan, World},
+    world::{Claimed, Plan, World},
 };
 
 /// How often the kernel's state is compared with what the daemon believes. Of sockets this finds something only after lost events.
@@ -119,8 +119,13 @@ impl Control {
         let events_lost = opened.kernel.events_lost();
         let services = store.services();
         let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
-        let held = opened.kernel.rules().filter_map(|(key, rule)| Some((key, (*by_index.get(&rule.service)?).clone())));
-        let claimed = held.collect();
+        let claimed = opened.kernel.rules().filter_map(|(key, rule)| {
+            let service = (*by_index.get(&rule.service)?).clone();
+            let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN) == 0;
+            let of_port = rule.flags & RULE_OF_PORT != 0;
+            is_claim.then_some((key, Claimed { service, of_port, listeners: None }))
+        });
+        let claimed = claimed.collect();
         let steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
             world: World { claimed, steered, ..World::new(config.ports.clone(), config.services.clone()) },

@@ -132,6 +132,7 @@ impl Control {
                 (FAMILY_V6, V6_UNKNOWN) => None,
                 (_, v6only) => Some(v6only == V6_ONLY),
             },
+            ifindex: info.ifindex,
         };
         self.world.sockets.insert(cookie, socket);
         self.touch();
@@ -236,7 +237,7 @@ impl Control {
             hidden_port: hidden.port,
             v6only: v6only(socket.v6only),
             users: hidden.users,
-            ..SocketInfo::default()
+            ifindex: socket.ifindex,
         };
         if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
             warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");

@@ -56,6 +56,7 @@ impl Control {
                 stale_slots: counters.stale_slots,
                 refused_no_backend: counters.refused_no_backend,
                 passed_no_backend: counters.passed_no_backend,
+                passed_no_daemon: counters.passed_no_daemon,
                 assign_eafnosupport: counters.assign_eafnosupport,
                 assign_esocktnosupport: counters.assign_esocktnosupport,
                 assign_eprototype: counters.assign_eprototype,

@@ -1,7 +1,7 @@
 //! Reading the counters; they are kept per CPU and only ever grow while a backend or service has its index.
 
 use aya::maps::PerCpuValues;
-use pod_steer_ebpf::{BackendCounters, ServiceCounters};
+use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCounters};
 
 use super::{Kernel, KernelError, Result};
 
@@ -38,6 +38,7 @@ sum!(
         stale_slots,
         refused_no_backend,
         passed_no_backend,
+        passed_no_daemon,
         assign_eafnosupport,
         assign_esocktnosupport,
         assign_eprototype,
@@ -62,7 +63,16 @@ impl Kernel {
 
     /// Events that were lost because the ring was full.
     pub fn events_lost(&self) -> u64 {
-        self.events_lost.get(&0, 0).map(|cpus| cpus.iter().sum()).unwrap_or_default()
+        self.lost(LOST_EVENTS)
+    }
+
+    /// Listening sockets whose description was not written because the map was full.
+    pub fn descriptions_lost(&self) -> u64 {
+        self.lost(LOST_DESCRIPTIONS)
+    }
+
+    fn lost(&self, what: u32) -> u64 {
+        self.events_lost.get(&what, 0).map(|cpus| cpus.iter().sum()).unwrap_or_default()
     }
 
     /// Starts the counters of an index from zero, before a backend gets it.

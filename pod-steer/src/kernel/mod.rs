@@ -14,6 +14,7 @@
     reason = "aya calls cgroup storage deprecated; its successor needs Linux 6.2 and no sock_ops has it"
 )]
 
+mod alive;
 mod apply;
 mod attach;
 mod bpf;
@@ -78,6 +79,7 @@ pub struct Kernel {
     rules: ports::Rules,
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
+    _alive: alive::Alive,
     managed_ports: HashMap<MapData, ManagedPort, u32>,
     moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,

@@ -16,6 +16,7 @@ use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey};
 
 use super::{
     Kernel, KernelError, Opened, Result,
+    alive::Alive,
     apply::Published,
     pins::{self, Pins},
     ports::Rules,
@@ -28,7 +29,7 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
-pub(super) const MAPS: [&str; 19] = [
+pub(super) const MAPS: [&str; 20] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -46,6 +47,7 @@ pub(super) const MAPS: [&str; 19] = [
     "MOVED",
     "EVENTS",
     "EVENTS_LOST",
+    "NOTES",
     "CGROUPS",
     "AYA_LOGS",
 ];
@@ -188,7 +190,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let ports_written: BTreeMap<_, _> = managed_ports.iter().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
-    let listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
+    let mut listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
+    let alive = Alive::announce(&mut listeners)?;
     let hidden: SkStorage<MapData, Hidden> = map(&mut programs, "HIDDEN")?;
     let kernel = Kernel {
         dir: dir.to_owned(),
@@ -200,6 +203,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         sockets: map(&mut programs, "SOCKETS")?,
         moved: map(&mut programs, "MOVED")?,
         listeners,
+        _alive: alive,
         managed_ports,
         cgroups,
         port_users: map(&mut programs, "PORT_USERS")?,

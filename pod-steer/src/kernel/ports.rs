@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
-use pod_steer_ebpf::{ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, Rule, RuleKey, port_place};
+use pod_steer_ebpf::{
+    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, Rule, RuleKey,
+    port_place,
+};
 
 use super::{KernelError, Result, pins};
 
@@ -39,14 +42,9 @@ impl Rules {
 
     /// Writes a rule; its table must be there. Lookups find it when all is written.
     pub fn write(&mut self, key: RuleKey, rule: Rule) -> Result<()> {
-        let leads_to = match rule.table {
-            _ if rule.flags & RULE_HAS_ADDRESSES != 0 => ASK_RULES,
-            NONE => 0,
-            // The contract asserts that every table fits.
-            table => table as u16 + 1,
-        };
-        let of_port = key.addr == [0; 16];
-        let by_table = of_port && !matches!(leads_to, 0 | ASK_RULES);
+        let leads_to = leads_to(&rule);
+        let of_port = is_of_port(&key);
+        let by_table = of_port && leads_to != 0 && leads_to < ASK_RULES;
         if of_port && !by_table {
             // No word may lead to a table that the rules do not name: a daemon after us would give it to others.
             self.lead(&key, leads_to)?;
@@ -63,7 +61,7 @@ impl Rules {
 
     /// Removes a rule: lookups find it no more when this begins.
     pub fn remove(&mut self, key: &RuleKey) -> Result<()> {
-        if key.addr == [0; 16] && pin(&self.dir, key.netns_cookie).exists() {
+        if is_of_port(key) && pin(&self.dir, key.netns_cookie).exists() {
             self.lead(key, 0)?;
         }
         let _ = self.rules.remove(key);
@@ -88,6 +86,27 @@ impl Rules {
     /// Forgets a namespace in which nothing is steered any more.
     pub fn forget(&self, cookie: u64) {
         let _ = fs::remove_file(pin(&self.dir, cookie));
+    }
+}
+
+/// Whether a rule is for all of a port, and so decides what the port's word says.
+fn is_of_port(key: &RuleKey) -> bool {
+    key.addr == [0; 16] && key.ifindex == 0
+}
+
+/// What a port's word says of its rule.
+fn leads_to(rule: &Rule) -> u16 {
+    let mut asks = 0;
+    for (flag, ask) in [(RULE_HAS_ADDRESSES, ASK_ADDRESSES), (RULE_HAS_DEVICES, ASK_DEVICES)] {
+        if rule.flags & flag != 0 {
+            asks |= ask;
+        }
+    }
+    match rule.table {
+        _ if asks != 0 => ASK_RULES | asks,
+        NONE => 0,
+        // The contract asserts that every table fits.
+        table => table as u16 + 1,
     }
 }
 

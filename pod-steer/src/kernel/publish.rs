@@ -212,15 +212,22 @@ fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
     inner.info().map(|info| info.id())
 }
 
-/// The entries of a table, as the contract lays them out: header, slots, members, reserve.
+/// The entries of a table, as the contract lays them out: header, slots, members, reserve, withheld.
 fn entries(planned: &PlannedTable) -> Vec<Slot> {
     let table = slots::build(&planned.members);
     let count = table.slots.len() as u32;
     let entry = |slots: u32, member: &slots::Member| Slot { cookie: member.cookie, backend: member.backend, slots };
-    let mut entries = Vec::with_capacity(2 + table.slots.len() + table.members.len() + planned.reserve.len());
-    entries.push(Slot::header(count, table.members.len() as u32, planned.reserve.len() as u32));
+    let mut entries = Vec::with_capacity(
+        2 + table.slots.len() + table.members.len() + planned.reserve.len() + planned.withheld.len(),
+    );
+    entries.push(Slot::header(
+        count,
+        table.members.len() as u32,
+        planned.reserve.len() as u32,
+        planned.withheld.len() as u32,
+    ));
     entries.extend(table.slots.iter().filter_map(|index| table.members.get(*index as usize)).map(|m| entry(count, m)));
-    entries.extend(table.members.iter().chain(&planned.reserve).map(|m| entry(0, m)));
+    entries.extend(table.members.iter().chain(&planned.reserve).chain(&planned.withheld).map(|m| entry(0, m)));
     // The kernel wants at least one element; another keeps the header of an empty table company.
     entries.resize(entries.len().max(EMPTY as usize), Slot::default());
     entries

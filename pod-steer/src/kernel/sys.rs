@@ -37,6 +37,12 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     get_option(socket, SO_NETNS_COOKIE)
 }
 
+/// Index of the device that a socket is bound to, or zero (`SO_BINDTOIFINDEX`, Linux 5.0).
+pub fn bound_device(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    const SO_BINDTOIFINDEX: libc::c_int = 62;
+    get_option(socket, SO_BINDTOIFINDEX)
+}
+
 /// Cookie of the calling thread's network namespace.
 pub fn own_netns_cookie() -> io::Result<u64> {
     // Neither bound nor connected: all it has is a namespace.

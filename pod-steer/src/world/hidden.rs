@@ -1,11 +1,10 @@
 //! Sockets that could not share the port that they asked for, since it is another user's, listen on a port of the
 //! kernel's choice. Steering needs no port; a client that comes to that one would get past every claim, so it is refused.
+//! That concerns the socket's own address, family and device: others may listen on the same port elsewhere.
 
-use std::net::IpAddr;
+use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, PROTO_TCP, RULE_HIDDEN, RuleKey};
 
-use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
-
-use super::{Plan, PlannedTable, World};
+use super::{Plan, PlannedTable, World, score::Bound};
 
 /// Adds a rule without members for each hidden port. A port that a service claims stays the service's: its rule leads to
 /// its own sockets only.
@@ -13,17 +12,15 @@ pub(super) fn hide(world: &World, plan: &mut Plan) {
     for socket in world.sockets.values() {
         let Some(port) = socket.hidden_port else { continue };
         let Some(backend) = world.by_index(socket.backend) else { continue };
-        let families = match socket.ip {
-            IpAddr::V4(_) => &[FAMILY_V4][..],
-            IpAddr::V6(_) => &[FAMILY_V4, FAMILY_V6][..],
-        };
-        for &family in families {
-            let netns_cookie = socket.netns_cookie;
-            let key = RuleKey { netns_cookie, addr: [0; 16], port, proto: PROTO_TCP, family, pad: 0 };
+        let (netns_cookie, bound) = (socket.netns_cookie, Bound::from(socket).surely());
+        for family in [FAMILY_V4, FAMILY_V6] {
+            let Some(addr) = bound.address(family) else { continue };
+            let key = RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, ifindex: socket.ifindex };
             let rule = plan.rules.entry(key).or_default();
             if rule.table.is_none() {
-                // The service for its counters; one that claims single addresses of this port keeps its flag.
+                // The service for its counters.
                 rule.service = Some(backend.spec.service.clone());
+                rule.flags |= RULE_HIDDEN;
                 rule.fallback = FALLBACK_REFUSE;
                 rule.table = Some(PlannedTable::default());
             }
@@ -34,7 +31,7 @@ pub(super) fn hide(world: &World, plan: &mut Plan) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::tests::{HOST, backend, key, listener, members, socket, world};
+    use crate::world::tests::{HOST, at, backend, key, listener, members, socket, world};
 
     #[test]
     fn a_hidden_port_is_steered_to_and_refuses_its_own_clients() {
@@ -72,7 +69,30 @@ mod tests {
         let mut world = world([backend(0, "web", "80:8080"), backend(1, "api", "127.0.0.2:45000:9000")], sockets);
         let plan = world.plan();
         let rule = &plan.rules[&key(FAMILY_V4, 45_000)];
-        assert_eq!((rule.flags, rule.service.as_deref()), (pod_steer_ebpf::RULE_HAS_ADDRESSES, Some("web")));
+        let flags = RULE_HIDDEN | pod_steer_ebpf::RULE_HAS_ADDRESSES;
+        assert_eq!((rule.flags, rule.service.as_deref()), (flags, Some("web")));
         assert!(rule.table.is_some());
+    }
+
+    #[test]
+    fn only_the_hidden_sockets_own_address_refuses() {
+        let mut four = socket(0, "127.0.0.2", 8080);
+        (four.hidden_port, four.ifindex) = (Some(45_000), 7);
+        let mut six = socket(0, "::", 8080);
+        (six.hidden_port, six.v6only) = (Some(46_000), Some(true));
+        let mut unknown = socket(0, "::", 8080);
+        (unknown.hidden_port, unknown.v6only) = (Some(47_000), None);
+        let mut mapped = socket(0, "::ffff:127.0.0.3", 8080);
+        mapped.hidden_port = Some(48_000);
+        let plan = world([backend(0, "web", "80:8080")], [four, six, unknown, mapped]).plan();
+        let refusing = plan.rules.iter().filter(|(key, rule)| key.port >= 45_000 && rule.table.is_some());
+        let wanted = [
+            RuleKey { ifindex: 7, ..at(key(FAMILY_V4, 45_000), "127.0.0.2") },
+            key(FAMILY_V6, 46_000),
+            key(FAMILY_V6, 47_000),
+            at(key(FAMILY_V4, 48_000), "127.0.0.3"),
+        ];
+        let wanted = std::collections::BTreeSet::from(wanted);
+        assert_eq!(refusing.map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>(), wanted);
     }
 }

@@ -1,15 +1,19 @@
 //! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
+mod claims;
+mod destinations;
 mod hidden;
 mod holders;
 mod plan;
 mod planned;
+pub mod score;
 mod serving;
 mod sockets;
 mod stopping;
 #[cfg(test)]
 mod tests;
+mod withheld;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +21,7 @@ use std::{
     ops::RangeInclusive,
 };
 
+use plan::Planned;
 use pod_steer_ebpf::RuleKey;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +35,7 @@ use crate::{
     settings::{Effective, ServiceTables},
 };
 
+pub use claims::Claimed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use sockets::Sockets;
 
@@ -205,6 +211,8 @@ pub struct Socket {
     pub hidden_port: Option<u16>,
     /// It takes IPv6 clients only; not known before it has been looked at.
     pub v6only: Option<bool>,
+    /// Index of the device that it is bound to, or zero.
+    pub ifindex: u32,
 }
 
 /// All that is known.
@@ -224,7 +232,7 @@ pub struct World {
     pub configured: ServiceTables,
     /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
     /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
-    pub claimed: BTreeMap<RuleKey, String>,
+    pub claimed: BTreeMap<RuleKey, Claimed>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
     /// By service; made anew with every plan.
@@ -326,7 +334,7 @@ impl World {
     pub fn plan(&mut self) -> Plan {
         self.end_stopping();
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
-        let (mut plan, serving) = plan::plan(self);
+        let Planned { mut plan, serving, claimed } = plan::plan(self);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
             backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
@@ -334,10 +342,10 @@ impl World {
         let named: BTreeSet<&String> = self.backends.values().map(|backend| &backend.spec.service).collect();
         self.last_serving.retain(|service, _| named.contains(service));
         self.last_serving.extend(serving);
-        let claims = plan.rules.iter().filter_map(|(key, rule)| Some((*key, rule.service.clone()?)));
-        self.claimed = claims.collect();
-        // After the claims have been read off: these rules are none.
+        self.claimed = claimed;
         hidden::hide(self, &mut plan);
+        withheld::withhold(self, &mut plan);
+        plan::announce(&mut plan);
         plan
     }
 
@@ -360,7 +368,7 @@ impl World {
 
     /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.
     pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
-        spec.ports.iter().any(|map| !plan::is_held(self, netns_cookie, map))
+        claims::some_are_free(self, netns_cookie, &spec.ports)
     }
 
     /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.

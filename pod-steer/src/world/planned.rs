@@ -31,6 +31,16 @@ pub struct Plan {
     pub next_ms: Option<i64>,
 }
 
+impl Plan {
+    /// Says what hinders a backend, once.
+    pub fn hinder(&mut self, backend: u32, text: String) {
+        let said = self.hindrances.entry(backend).or_default();
+        if !said.contains(&text) {
+            said.push(text);
+        }
+    }
+}
+
 /// A port, an address and a family that clients of a service are served on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -47,9 +57,9 @@ pub struct PlannedRule {
     pub service: Option<String>,
     /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
     pub fallback: u16,
-    /// `RULE_HAS_ADDRESSES` or zero.
+    /// Some of the `RULE_` flags.
     pub flags: u16,
-    /// Its slot table; none as for `service`.
+    /// Its slot table; without one, clients are left to the kernel's own lookup.
     pub table: Option<PlannedTable>,
     /// Tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
@@ -80,6 +90,8 @@ pub struct PlannedTable {
     pub members: Vec<Member>,
     /// Sockets that have no share, and serve in the instant in which every member is gone and we do not know it yet.
     pub reserve: Vec<Member>,
+    /// Sockets that never serve here, while clients must not reach them by the kernel's own lookup either.
+    pub withheld: Vec<Member>,
 }
 
 /// What a backend does, in one word.

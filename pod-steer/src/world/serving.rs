@@ -1,18 +1,17 @@
 //! Who serves, and how much: what operators decided, what checks say, and what to do when both leave nobody.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, RuleKey};
+use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT, RuleKey};
 
 use super::{
-    Backend, BackendId, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Socket,
-    Sockets, World,
+    Backend, BackendId, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets,
+    World,
+    score::{ANY_ADDRESS, Bound},
 };
 use crate::{
+    procs::address_from_bytes,
     rollout::{Conduct, Decision, Policy},
     slots::Member,
 };
@@ -115,14 +114,25 @@ impl<'a> Serving<'a> {
 
     /// Which versions listen for what a rule is about.
     pub(super) fn coverage(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Coverage {
-        let covers = |(backend, port): &&(&Backend, u16)| {
-            self.sockets.of(backend.index).any(|(_, socket)| fits(socket, key, *port))
-        };
+        let covers = |(backend, port): &&(&Backend, u16)| self.fitting(backend, *port, key).next().is_some();
         let versions: BTreeSet<&str> =
             parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.as_str()).collect();
         let versions = versions.into_iter().map(str::to_owned).collect();
-        let family = if key.family == FAMILY_V4 { "IPv4" } else { "IPv6" };
-        Coverage { title: format!("port {} by {family}", key.port), versions }
+        Coverage { title: title(key), versions }
+    }
+
+    /// The sockets of a backend, listening on `port`, that take clients of a rule, with how well the kernel likes each.
+    fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, u64)> + Clone {
+        let (key, own) = (*key, self.sockets.of(backend.index));
+        let own = own.filter(move |(_, socket)| socket.port == port && socket.netns_cookie == key.netns_cookie);
+        own.filter_map(move |(cookie, socket)| Some((Bound::from(socket).score(&key)?, cookie)))
+    }
+
+    /// Those of them that the kernel would choose from.
+    fn best(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = u64> + Clone {
+        let fitting = self.fitting(backend, port, key);
+        let best = fitting.clone().map(|(score, _)| score).max();
+        fitting.filter(move |(score, _)| Some(*score) == best).map(|(_, cookie)| cookie)
     }
 
     /// One table: the fitting sockets of the backends that may serve.
@@ -137,7 +147,7 @@ impl<'a> Serving<'a> {
         let mut fitting = Vec::new();
         let mut of_versions: BTreeMap<&str, u128> = BTreeMap::new();
         for (backend, port) in parts.iter().filter(|(backend, _)| usable.contains(&backend.index)) {
-            let own = self.sockets.of(backend.index).filter(|(_, socket)| fits(socket, key, *port));
+            let own = self.best(backend, *port, key);
             let sockets = own.clone().count();
             let weight = u128::from(backend.spec.weight) * u128::from(self.ramp(backend, slow_start_ms));
             if weight > 0 && sockets > 0 {
@@ -157,7 +167,7 @@ impl<'a> Serving<'a> {
                 }
             };
             let weight = u64::try_from(weight / sockets as u128).unwrap_or(u64::MAX);
-            let own = own.map(|(cookie, _)| Member { cookie, backend: backend.index, weight });
+            let own = own.map(|cookie| Member { cookie, backend: backend.index, weight });
             members.extend(own.filter(|member| member.weight > 0));
         }
         members.sort_unstable();
@@ -173,6 +183,30 @@ impl<'a> Serving<'a> {
         if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
     }
 
+    /// A paused service keeps its clients waiting, whether it has a backend or not: adds the rules of those without one.
+    /// Returns their keys.
+    pub(super) fn keep_paused(&self, plan: &mut Plan) -> Vec<RuleKey> {
+        let Some(cookie) = self.world.pause_cookie else { return Vec::new() };
+        let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
+        let mut added = Vec::new();
+        for (key, claimed) in self.world.claimed.iter().filter(|(_, claimed)| is_paused(&claimed.service)) {
+            if plan.rules.contains_key(key) {
+                continue;
+            }
+            let members = vec![Member { cookie, backend: NONE, weight: 1 }];
+            let rule = PlannedRule {
+                service: Some(claimed.service.clone()),
+                flags: if claimed.of_port { RULE_OF_PORT } else { 0 },
+                table: Some(PlannedTable { members, ..PlannedTable::default() }),
+                ..PlannedRule::default()
+            };
+            plan.rules.insert(*key, rule);
+            plan.namespaces.insert(key.netns_cookie);
+            added.push(*key);
+        }
+        added
+    }
+
     /// Puts into the plan what is not about tables. Returns who serves, by service.
     pub(super) fn conclude(self, plan: &mut Plan) -> BTreeMap<String, BTreeSet<BackendId>> {
         let slow_ms = |backend: &Backend| self.services.get(backend.spec.service.as_str())?.slow_ms(backend);
@@ -181,18 +215,6 @@ impl<'a> Serving<'a> {
         let step_ms = growing.map(|(_, slow_ms)| (slow_ms / RAMP_STEPS).max(RAMP_STEP_MS)).min();
         let step_ms = step_ms.map(|step_ms| self.world.now_ms + step_ms.cast_signed());
         plan.next_ms = step_ms.into_iter().chain(self.world.next_stop_ms()).min();
-        // A paused service keeps its clients waiting, whether it has a backend or not.
-        for key in self.world.claimed.keys().filter(|key| !plan.rules.contains_key(*key)).collect::<Vec<_>>() {
-            let Some(service) = self.world.claimed.get(key) else { continue };
-            let paused = self.world.decisions.get(service).is_some_and(|decision| decision.paused);
-            if let Some(cookie) = self.world.pause_cookie.filter(|_| paused) {
-                let members = vec![Member { cookie, backend: NONE, weight: 1 }];
-                let table = Some(PlannedTable { members, ..PlannedTable::default() });
-                let rule = PlannedRule { service: Some(service.clone()), table, ..PlannedRule::default() };
-                plan.rules.insert(*key, rule);
-                plan.namespaces.insert(key.netns_cookie);
-            }
-        }
         let mut serving = BTreeMap::new();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
@@ -218,27 +240,18 @@ impl Service<'_> {
     }
 }
 
-/// Whether clients of a rule can be given to this socket, of a backend that listens on `port` for it.
-fn fits(socket: &Socket, key: &RuleKey, port: u16) -> bool {
-    socket.port == port && socket.netns_cookie == key.netns_cookie && takes(socket, key.family)
-}
-
-/// Whether clients of this family can be given to this socket (`bpf_sk_assign` answers `EAFNOSUPPORT` else).
-fn takes(socket: &Socket, family: u8) -> bool {
-    match (socket.ip, family) {
-        (IpAddr::V4(_), family) => family == FAMILY_V4,
-        (IpAddr::V6(_), FAMILY_V6) => true,
-        (IpAddr::V6(ip), _) => socket.v6only != Some(true) && (ip.is_unspecified() || ip.to_ipv4_mapped().is_some()),
+/// What clients of a rule come to, for people.
+fn title(key: &RuleKey) -> String {
+    let mut title = format!("port {}", key.port);
+    match (key.addr, key.family) {
+        (ANY_ADDRESS, FAMILY_V4) => title.push_str(" by IPv4"),
+        (ANY_ADDRESS, _) => title.push_str(" by IPv6"),
+        (addr, family) => title.push_str(&format!(" at {}", address_from_bytes(family, addr))),
     }
-}
-
-/// Whether that is certain: where it is not, a client is given to it all the same, and the kernel skips it if it must. But
-/// nothing is claimed for it, since others may serve those clients.
-pub(super) fn surely_takes(socket: &Socket, family: u8) -> bool {
-    match socket.ip {
-        IpAddr::V6(ip) if family == FAMILY_V4 => socket.v6only == Some(false) || ip.to_ipv4_mapped().is_some(),
-        _ => takes(socket, family),
+    if key.ifindex != 0 {
+        title.push_str(&format!(" on interface {}", key.ifindex));
     }
+    title
 }
 
 fn passes(backend: &Backend) -> bool {

@@ -1,4 +1,6 @@
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED};
+use pod_steer_ebpf::{
+    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT,
+};
 
 use super::*;
 use crate::{
@@ -7,6 +9,7 @@ use crate::{
     ports,
 };
 
+mod addresses;
 mod serving;
 mod stopping;
 
@@ -48,7 +51,8 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
 }
 
 pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
-    Socket { backend, netns_cookie: HOST.cookie, ip: ip.parse().unwrap(), port, hidden_port: None, v6only: Some(false) }
+    let (ip, v6only) = (ip.parse().unwrap(), Some(false));
+    Socket { backend, netns_cookie: HOST.cookie, ip, port, hidden_port: None, v6only, ifindex: 0 }
 }
 
 /// A listener that is not managed.
@@ -77,7 +81,12 @@ pub(super) fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl I
 }
 
 pub(super) fn key(family: u8, port: u16) -> RuleKey {
-    RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port, proto: 6, family, pad: 0 }
+    RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port, proto: 6, family, ifindex: 0 }
+}
+
+/// The same at one address.
+pub(super) fn at(key: RuleKey, ip: &str) -> RuleKey {
+    RuleKey { addr: crate::procs::address_bytes(ip.parse().unwrap()), ..key }
 }
 
 /// Cookies of the members of a rule's table.
@@ -104,7 +113,8 @@ fn families_go_where_the_kernel_takes_them() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "::", 80), only, socket(0, "::1", 80)]);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the dual-stack one alone");
-    assert_eq!(members(&plan, key(FAMILY_V6, 80)), [100, 101, 102]);
+    assert_eq!(members(&plan, key(FAMILY_V6, 80)), [100, 101]);
+    assert_eq!(members(&plan, at(key(FAMILY_V6, 80), "::1")), [102], "an address is looked for first");
 }
 
 #[test]
@@ -268,10 +278,10 @@ fn a_socket_of_another_namespace_is_no_member() {
 fn rules_with_addresses_announce_themselves() {
     let sockets = [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 8080)];
     let plan = world([backend(0, "web", "127.0.0.1:80"), backend(1, "api", "80:8080")], sockets).plan();
-    let mut one = key(FAMILY_V4, 80);
-    one.addr[..4].copy_from_slice(&[127, 0, 0, 1]);
+    let one = at(key(FAMILY_V4, 80), "127.0.0.1");
     assert_eq!((members(&plan, one), members(&plan, key(FAMILY_V4, 80))), (vec![100], vec![101]));
-    assert_eq!(plan.rules[&key(FAMILY_V4, 80)].flags, pod_steer_ebpf::RULE_HAS_ADDRESSES);
+    assert_eq!(plan.rules[&key(FAMILY_V4, 80)].flags, RULE_HAS_ADDRESSES | RULE_OF_PORT);
+    assert_eq!(plan.rules[&one].flags, 0);
 }
 
 #[test]

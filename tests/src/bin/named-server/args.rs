@@ -1,19 +1,52 @@
 //! The command line. Parsing does no I/O.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT [--listen ADDR:PORT ...] [--fds N]
+pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...] [--fds N]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
-    [--journal PATH] [--status-file PATH] [--only-host] [--deaf] [--stop-delay-ms N]";
+    [--journal PATH] [--status-file PATH] [--only-host] [--tell-listener] [--reuseport]
+    [--deaf] [--stop-delay-ms N]";
+
+/// Where and how to listen.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    pub addr: SocketAddr,
+    /// `SO_BINDTODEVICE`.
+    pub device: Option<String>,
+    /// `IPV6_V6ONLY` on an IPv6 listener.
+    pub v6only: bool,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (text, v6only) = text.strip_suffix(",v6only").map_or((text, false), |text| (text, true));
+        // An address with a scope has its own percent sign, inside the brackets.
+        let (addr, device) = match text.rsplit_once('%') {
+            Some((addr, device)) if !device.contains(']') => (addr, Some(device.to_owned())),
+            _ => (text, None),
+        };
+        Ok(Self { addr: addr.parse().map_err(|error| format!("{error}"))?, device, v6only })
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.addr)?;
+        self.device.iter().try_for_each(|device| write!(f, "%{device}"))?;
+        f.write_str(if self.v6only { ",v6only" } else { "" })
+    }
+}
 
 #[derive(Debug)]
 pub struct Args {
     /// What the server answers.
     pub name: String,
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// Inherited listeners, from descriptor 3 on, as sd_listen_fds(3) has them.
     pub fds: i32,
-    /// `IPV6_V6ONLY` on IPv6 listeners; without it they are dual-stack.
+    /// `IPV6_V6ONLY` on all IPv6 listeners; without it they are dual-stack.
     pub v6only: bool,
     /// Open MPTCP sockets, and TCP ones where that fails, as Go does since 1.24.
     pub mptcp: bool,
@@ -30,6 +63,10 @@ pub struct Args {
     pub journal: Option<PathBuf>,
     /// Where the status of the answers is read, for every answer anew; 200 while there is no such file.
     pub status_file: Option<PathBuf>,
+    /// Ask for `SO_REUSEPORT`, as the listeners of a managed server have it.
+    pub reuseport: bool,
+    /// Answer `NAME@LISTENER`, with the listener as it was given.
+    pub tell_listener: bool,
     /// Answer 421 to whoever does not ask for the server by its name.
     pub only_host: bool,
     /// Go on after SIGTERM and SIGINT as if nothing had happened.
@@ -57,6 +94,8 @@ impl Args {
             only_host: false,
             deaf: false,
             stop_delay: Duration::ZERO,
+            tell_listener: false,
+            reuseport: false,
         };
         while let Some(flag) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
@@ -74,6 +113,8 @@ impl Args {
                 "--status-file" => parsed.status_file = Some(value()?.into()),
                 "--deaf" => parsed.deaf = true,
                 "--stop-delay-ms" => parsed.stop_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--reuseport" => parsed.reuseport = true,
+                "--tell-listener" => parsed.tell_listener = true,
                 "--only-host" => parsed.only_host = true,
                 "--journal" => parsed.journal = Some(value()?.into()),
                 _ => return Err(format!("unknown argument {flag}")),
@@ -93,6 +134,6 @@ impl Args {
     }
 }
 
-fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(flag: &str, value: &str) -> Result<T, String> {
+fn parse<T: FromStr<Err: fmt::Display>>(flag: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|error| format!("{flag} {value}: {error}"))
 }

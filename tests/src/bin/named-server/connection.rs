@@ -16,10 +16,10 @@ const IDLE_CHECK: Duration = Duration::from_millis(100);
 /// Longest request head that is accepted; the load generator's are below 200 bytes.
 const HEAD_BYTES_MAX: usize = 8192;
 
-pub fn serve(mut stream: TcpStream, peer: SocketAddr, args: &Args, stop: &Stop) -> io::Result<()> {
+pub fn serve(mut stream: TcpStream, peer: SocketAddr, name: &str, args: &Args, stop: &Stop) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    let body = format!("{} {}\n", args.name, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    let body = format!("{name} {}\n", SocketAddr::new(peer.ip().to_canonical(), peer.port()));
     if args.raw {
         return stream.write_all(body.as_bytes());
     }

@@ -2,8 +2,8 @@
 
 use std::{
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener},
-    os::fd::{FromRawFd as _, OwnedFd},
+    net::TcpListener,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::Arc,
     thread,
 };
@@ -14,20 +14,32 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
+use crate::{
+    args::{Args, Listen},
+    connection,
+    journal::Journal,
+    stop::Stop,
+};
+
 /// `SD_LISTEN_FDS_START`.
 const FIRST_INHERITED: i32 = 3;
 
-use crate::{args::Args, connection, journal::Journal, stop::Stop};
-
 /// Opens the listener and prints `socket-name ADDRESS`, as `getsockname` says, and `listening NANOSECONDS ADDRESS PROTOCOL`,
 /// the moment being the one in which `listen` returned: how long steering takes is measured from there.
-pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
+pub fn open(wanted: &Listen, args: &Args) -> io::Result<TcpListener> {
+    let addr = wanted.addr;
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (socket, protocol) = socket(family, args.mptcp)?;
     // What Go, Python, nginx and busybox all set; SO_REUSEPORT is what none of them sets by itself.
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    if args.reuseport {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     if addr.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, args.v6only)?;
+        sockopt::set_ipv6_v6only(&socket, args.v6only || wanted.v6only)?;
+    }
+    if let Some(device) = &wanted.device {
+        bind_to_device(&socket, device)?;
     }
     bind(&socket, &addr).map_err(|errno| io::Error::new(errno.kind(), format!("bind {addr}: {errno}")))?;
     listen(&socket, args.backlog).map_err(|errno| io::Error::new(errno.kind(), format!("listen {addr}: {errno}")))?;
@@ -42,7 +54,7 @@ pub fn open(addr: SocketAddr, args: &Args) -> io::Result<TcpListener> {
 }
 
 /// The listeners that were inherited. Those that are none, UDP or unix sockets say, are left alone.
-pub fn inherited(count: i32) -> io::Result<Vec<TcpListener>> {
+pub fn inherited(count: i32) -> io::Result<Vec<(Listen, TcpListener)>> {
     let mut listeners = Vec::new();
     for number in FIRST_INHERITED..FIRST_INHERITED.saturating_add(count) {
         // SAFETY: whoever started the server says that this descriptor is for it, and nobody else takes it over.
@@ -57,7 +69,7 @@ pub fn inherited(count: i32) -> io::Result<Vec<TcpListener>> {
         let mut out = io::stdout().lock();
         writeln!(out, "socket-name {name}\nlistening 0 {name} inherited")?;
         out.flush()?;
-        listeners.push(listener);
+        listeners.push((Listen { addr: name, device: None, v6only: false }, listener));
     }
     Ok(listeners)
 }
@@ -69,14 +81,24 @@ fn socket(family: AddressFamily, mptcp: bool) -> io::Result<(OwnedFd, &'static s
     Ok((socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?, "tcp"))
 }
 
+fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
+    let (name, length) = (device.as_ptr().cast(), device.len() as libc::socklen_t);
+    // SAFETY: the pointer and the length are those of a live string.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name, length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Accepts until told to stop, then closes the listener with whatever its queue holds, as `http.Server.Shutdown` does.
 pub fn accept_all(
     listener: TcpListener,
+    wanted: &Listen,
     args: &Arc<Args>,
     journal: Option<&Journal>,
     stop: &Arc<Stop>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
+    let name = if args.tell_listener { format!("{}@{wanted}", args.name) } else { args.name.clone() };
+    let name: Arc<str> = name.into();
     loop {
         let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut ready, None) {
@@ -105,11 +127,11 @@ pub fn accept_all(
             journal.accepted(peer)?;
         }
         let guard = stop.connection();
-        let (args, stop) = (Arc::clone(args), Arc::clone(stop));
+        let (args, stop, name) = (Arc::clone(args), Arc::clone(stop), Arc::clone(&name));
         thread::spawn(move || {
             let _guard = guard;
             // The client going away is its own affair; the test sees it at its end.
-            if let Err(error) = connection::serve(stream, peer, &args, &stop) {
+            if let Err(error) = connection::serve(stream, peer, &name, &args, &stop) {
                 eprintln!("connection of {peer}: {error:?}");
             }
         });

@@ -39,13 +39,15 @@ fn serve(args: Args) -> io::Result<()> {
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
     // Before anything else is opened that could take their numbers.
     let mut listeners = listener::inherited(args.fds)?;
-    for &addr in &args.listen {
-        listeners.push(listener::open(addr, &args)?);
+    for wanted in args.listen.clone() {
+        let listener = listener::open(&wanted, &args)?;
+        listeners.push((wanted, listener));
     }
     let mut acceptors = Vec::new();
-    for listener in listeners {
+    for (wanted, listener) in listeners {
         let (args, journal, stop) = (Arc::clone(&args), journal.clone(), Arc::clone(&stop));
-        acceptors.push(thread::spawn(move || listener::accept_all(listener, &args, journal.as_deref(), &stop)));
+        acceptors
+            .push(thread::spawn(move || listener::accept_all(listener, &wanted, &args, journal.as_deref(), &stop)));
     }
     for acceptor in acceptors {
         acceptor.join().map_err(|_| io::Error::other("an accepting thread panicked"))??;
