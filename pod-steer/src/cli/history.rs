@@ -1,13 +1,11 @@
 //! `pod-steer history`
 
-use std::io::IsTerminal as _;
-
 use super::{
     Outcome as Ended,
     args::rollout::{HistoryArgs, HistoryFormat},
     block_on, print,
     table::{self, Cell},
-    words,
+    terminal, words,
 };
 use crate::{
     api::client,
@@ -23,7 +21,9 @@ pub(super) fn history(args: &HistoryArgs) -> Ended {
     let operations: Vec<Operation> = block_on(async { Ok(client::get(&args.socket.socket, &path).await?) })?;
     match args.output {
         HistoryFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&operations)?)),
-        HistoryFormat::Table => print(&render(&operations, args.service.is_some(), std::io::stdout().is_terminal())),
+        HistoryFormat::Table => {
+            print(&render(&operations, args.service.is_some(), terminal::colours(&std::io::stdout())))
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use super::{
     args::rollout::{CanaryArgs, DeployArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
     block_on,
     follow::{Follower, announce},
-    given, print, words,
+    given,
+    terminal::print_if_read,
+    words,
 };
 use crate::{
     api::client::{self, ClientError},
@@ -70,7 +72,7 @@ async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, 
 /// Prints the end and turns it into an exit code.
 fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
     if output == OutputFormat::Json {
-        print(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
+        print_if_read(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
     }
     let Some(end) = &operation.end else { return Ok(()) };
     let message = match end.message.as_str() {
@@ -78,7 +80,7 @@ fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
         message => message.to_owned(),
     };
     match (end.outcome, output) {
-        (Outcome::Done | Outcome::Left, OutputFormat::Text) => print(&format!("{message}\n"))?,
+        (Outcome::Done | Outcome::Left, OutputFormat::Text) => print_if_read(&format!("{message}\n"))?,
         (Outcome::Done | Outcome::Left, OutputFormat::Json) => {}
         _ => super::say(&message),
     }

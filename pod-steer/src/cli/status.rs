@@ -1,12 +1,13 @@
 //! `pod-steer status`
 
-use std::{fmt::Write as _, io::IsTerminal as _};
+use std::fmt::Write as _;
 
 use super::{
     Outcome,
     args::{StatusArgs, StatusFormat},
     block_on, decisions, print,
     table::{self, Cell},
+    terminal,
 };
 use crate::{
     api::{
@@ -22,7 +23,7 @@ const NAME_CHARS_MAX: usize = 20;
 
 pub(super) fn status(args: &StatusArgs) -> Outcome {
     let status: Status = block_on(async { Ok(client::get(&args.socket.socket, "/v1/status").await?) })?;
-    let colours = std::io::stdout().is_terminal();
+    let colours = terminal::colours(&std::io::stdout());
     match args.output {
         StatusFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
         StatusFormat::Table => print(&render(&status, false, colours)),

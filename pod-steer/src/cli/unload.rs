@@ -1,11 +1,15 @@
 //! `pod-steer unload`
 
+<<<<<<< HEAD
 use std::{
     path::Path,
     time::{Duration, Instant},
 };
 
 use super::{Outcome, args::UnloadArgs, block_on};
+=======
+use super::{Outcome, args::UnloadArgs, block_on, terminal::note};
+>>>>>>> 6143969 (log, cli: survive a closed, full or stalled sink)
 use crate::{
     api::{
         client::{self, ClientError},
@@ -58,10 +62,10 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     Ledger::remove_all(&args.state_dir);
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);
-    eprintln!(
+    note(&format!(
         "unloaded: {} namespaces, {} cgroups, {} maps; established connections go on",
         done.namespaces, done.cgroups, done.maps
-    );
+    ));
     Ok(())
 }
 
