@@ -24,6 +24,7 @@ pub mod kernel;
 pub mod labels;
 pub mod listening;
 pub mod log_sink;
+pub mod near;
 pub mod netns;
 pub mod ports;
 pub mod procs;

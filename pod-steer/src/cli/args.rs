@@ -4,7 +4,7 @@ pub mod rollout;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::{
     config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
@@ -184,6 +184,9 @@ pub struct StatusArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Only this service
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub service: Option<String>,
     /// How to print it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: StatusFormat,
@@ -192,9 +195,9 @@ pub struct StatusArgs {
 /// How `status` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StatusFormat {
-    /// What matters, in 80 columns.
+    /// The most important columns; names are cut where the terminal is too narrow for them.
     Table,
-    /// Everything.
+    /// All columns, nothing cut.
     Wide,
     /// For programs.
     Json,

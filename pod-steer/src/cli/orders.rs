@@ -8,7 +8,7 @@ use super::{
     block_on,
     follow::{Follower, announce},
     given,
-    terminal::print_if_read,
+    terminal::{self, print_if_read},
     words,
 };
 use crate::{
@@ -52,6 +52,10 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
         }
         Follower::new(socket, begun, output).follow().await
     })?;
+    if let Some(reason) = &operation.not_stored {
+        let what = words::order(&operation.order);
+        terminal::warn(&format!("`{what}` of {} is in force but not stored: {reason}", operation.service));
+    }
     if operation.end.is_none() {
         announce(&operation);
     }

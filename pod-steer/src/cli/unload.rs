@@ -1,15 +1,11 @@
 //! `pod-steer unload`
 
-<<<<<<< HEAD
 use std::{
     path::Path,
     time::{Duration, Instant},
 };
 
-use super::{Outcome, args::UnloadArgs, block_on};
-=======
 use super::{Outcome, args::UnloadArgs, block_on, terminal::note};
->>>>>>> 6143969 (log, cli: survive a closed, full or stalled sink)
 use crate::{
     api::{
         client::{self, ClientError},

@@ -5,6 +5,7 @@ mod hidden;
 mod plan;
 mod planned;
 mod serving;
+mod shares;
 mod sockets;
 mod stopping;
 #[cfg(test)]
