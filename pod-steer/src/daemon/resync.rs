@@ -31,6 +31,7 @@ impl Control {
         self.read_sockets();
         self.free_ports(true);
         self.drop_leftovers();
+        self.orders.ledger.retry();
     }
 
     /// The part of the resync that is cheap enough for each second.
