@@ -1,6 +1,11 @@
-//! Builds the kernel programs with this toolchain and puts the object where `src/kernel/object.rs` includes it.
+//! Builds the kernel programs with this toolchain and puts the object where `src/kernel/object.rs` includes it. Tells
+//! `src/version.rs` the commit.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 fn main() {
     let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
@@ -10,6 +15,8 @@ fn main() {
     println!("cargo:rerun-if-changed={}", programs.join("src").display());
     println!("cargo:rerun-if-changed={}", programs.join("Cargo.toml").display());
     println!("cargo:rerun-if-changed={}", workspace.join("Cargo.toml").display());
+
+    tell_commit(&workspace);
 
     let tools = workspace.join("target/tools/bin");
     let path = env::var_os("PATH").unwrap_or_default();
@@ -41,4 +48,22 @@ fn main() {
     }
     let object = target_dir.join(target).join("kernel/pod-steer-ebpf");
     fs::copy(&object, out_dir.join("pod-steer.bpf.o")).expect("cargo has just built the object");
+}
+
+/// Sets `POD_STEER_COMMIT`, unless this is no repository or there is no git.
+fn tell_commit(workspace: &Path) {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(workspace).args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    if let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) {
+        println!("cargo:rustc-env=POD_STEER_COMMIT={commit}");
+    }
+    // It changes with every commit and checkout.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).map(|log| workspace.join(log))
+        && log.exists()
+    {
+        println!("cargo:rerun-if-changed={}", log.display());
+    }
 }

@@ -21,9 +21,12 @@ use crate::{
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
-const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 1 << 2;
+const BPF_SOCK_OPS_STATE_CB_FLAG: u32 = 1 << 2;
+/// Marks a connection that was counted as opened; its state needs no memory of ours. The kernel's own meaning of the flag
+/// (`BPF_SOCK_OPS_RTO_CB_FLAG`) is a call of this program when a retransmission timer fires, the rarest of all. Connections
+/// inherit the flags of their listener, which never has this one.
+const COUNTED_FLAG: u32 = 1 << 0;
 
-const TCP_SYN_RECV: u32 = 3;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
@@ -41,27 +44,31 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
         listens(&ctx, backend, port, cookie);
         return 1;
     }
-    // A connection's local port is the one that its client came to, not the one that the backend listens on.
-    if !managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) {
-        if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(0) == TCP_LISTEN && users::of_listener(&ctx).is_some() {
-            changed(&ctx, backend, cookie);
-        }
+    if op == BPF_SOCK_OPS_STATE_CB {
+        changed(&ctx, backend, port, cookie);
         return 1;
     }
-    match op {
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            // A probe is no client: neither its beginning nor its end is counted.
-            if is_probe(&ctx) {
-                let _ = ctx.set_cb_flags(0);
-                return 1;
-            }
-            // Inherited from the listener as a rule, but not by a socket that listened before it was managed.
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
-            count!(BACKEND_COUNTERS, backend, opened);
-        }
-        _ => changed(&ctx, backend, cookie),
+    // A connection's local port is the one that its client came to, not the one that the backend listens on.
+    if !managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) {
+        return 1;
+    }
+    // Others' programs may have set flags of their own.
+    let flags = ctx.cb_flags();
+    if is_probe(&ctx) {
+        // A probe is no client: neither its beginning nor its end is counted.
+        set_flags(&ctx, flags & !BPF_SOCK_OPS_STATE_CB_FLAG);
+    } else if flags & COUNTED_FLAG == 0 {
+        // The first is inherited from the listener as a rule, but not from one that listened before it was managed.
+        set_flags(&ctx, flags | BPF_SOCK_OPS_STATE_CB_FLAG | COUNTED_FLAG);
+        count!(BACKEND_COUNTERS, backend, opened);
     }
     1
+}
+
+#[inline(always)]
+fn set_flags(ctx: &SockOpsContext, flags: u32) {
+    // It tells which flags the kernel does not know; all of these it does.
+    let _ = ctx.set_cb_flags(flags as i32);
 }
 
 /// Whether a connection that was accepted comes from a probe.
@@ -149,7 +156,7 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
         return;
     }
     // Tells us when it closes; the connections that it accepts inherit the flag.
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG);
+    set_flags(ctx, ctx.cb_flags() & !COUNTED_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
     let mut errno = 0;
     if let Err(error) = SOCKETS.insert(cookie, socket, 0) {
         // The daemon describes it: clients come to it all the same.
@@ -160,33 +167,37 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
 }
 
 #[inline(always)]
-fn changed(ctx: &SockOpsContext, backend: u32, cookie: u64) {
+fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     let (old, new) = (ctx.arg(0), ctx.arg(1));
     if new != TCP_CLOSE {
         return;
     }
-    match old {
-        // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
-        TCP_LISTEN => {
+    if old == TCP_LISTEN {
+        if managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) || users::of_listener(ctx).is_some() {
             // close() has taken the socket out of the map already; shutdown() leaves it there. Linux lets sock_ops delete
             // from a sockhash since 4.18.
             let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
             // SAFETY: the map and the key are valid.
             let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
+            // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
             emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });
         }
-        // Never established, so never counted as opened; or closed before, and counted then.
-        TCP_SYN_RECV | TCP_CLOSE => {}
-        _ => {
-            count!(BACKEND_COUNTERS, backend, closed);
-            if let Some(to) = MOVED.get_ptr(cookie) {
-                // SAFETY: the verifier checked the pointer; the entry was written before this connection could end.
-                let to = unsafe { (*to).to };
-                count!(BACKEND_COUNTERS, backend, moved_out_closed);
-                count!(BACKEND_COUNTERS, to, moved_in_closed);
-                let _ = MOVED.remove(cookie);
-            }
-        }
+        return;
+    }
+    // Whatever state it was in: a connection by TCP Fast Open is counted as opened before its handshake is complete, and
+    // may end before that.
+    let flags = ctx.cb_flags();
+    if flags & COUNTED_FLAG == 0 {
+        return;
+    }
+    set_flags(ctx, flags & !COUNTED_FLAG);
+    count!(BACKEND_COUNTERS, backend, closed);
+    if let Some(to) = MOVED.get_ptr(cookie) {
+        // SAFETY: the verifier checked the pointer; the entry was written before this connection could end.
+        let to = unsafe { (*to).to };
+        count!(BACKEND_COUNTERS, backend, moved_out_closed);
+        count!(BACKEND_COUNTERS, to, moved_in_closed);
+        let _ = MOVED.remove(cookie);
     }
 }

@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash},
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_release},
     macros::btf_map,
 };
@@ -103,9 +103,10 @@ pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT
 #[btf_map]
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { SERVICES_MAX as usize }> = PerCpuArray::new();
 
-/// Connections that changed their backend before they were accepted: their cookie and where they went.
+/// Connections that changed their backend before they were accepted: their cookie and where they went. When it is full, a
+/// move is not counted; to forget one that was would leave both backends' counts wrong for ever.
 #[btf_map]
-pub static MOVED: LruHashMap<u64, Move, 65_536> = LruHashMap::new();
+pub static MOVED: HashMap<u64, Move, 65_536, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();

@@ -25,6 +25,7 @@ use crate::{
 
 /// `TCP_NEW_SYN_RECV`: the socket being moved is a request, its handshake not yet complete.
 const TCP_NEW_SYN_RECV: u32 = 12;
+const TCP_CLOSE: u32 = 7;
 
 #[sk_reuseport(migrate)]
 pub fn migrate(ctx: SkReuseportContext) -> u32 {
@@ -54,9 +55,11 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     };
 
     // SAFETY: `moving` is not null; `state` may be read of every kind of socket.
-    if unsafe { (*moving.sock).state } == TCP_NEW_SYN_RECV {
+    let state = unsafe { (*moving.sock).state };
+    if state == TCP_NEW_SYN_RECV {
         count!(BACKEND_COUNTERS, from_backend, moved_half_open);
-    } else if to_backend != from_backend {
+    } else if state != TCP_CLOSE && to_backend != from_backend {
+        // One that was reset while it waited is moved too, to be accepted and found dead: it was counted as closed then.
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(moving.sock.cast()) };
         if MOVED.insert(cookie, Move { from: from_backend, to: to_backend }, 0).is_ok() {

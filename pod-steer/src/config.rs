@@ -12,7 +12,15 @@ use std::{
 use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
 use serde::Deserialize;
 
-use crate::{cli::args::RunArgs, settings::ServiceTables, world::PortPolicy};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::args::{LogFormat, RunArgs},
+    ports::quoted,
+    settings::ServiceTables,
+    world::PortPolicy,
+};
 
 /// The file that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
@@ -64,6 +72,14 @@ pub enum ConfigError {
         /// Everything that is wrong.
         message: String,
     },
+    /// What to log.
+    #[error(
+        "unknown log level {level}; use off, error, warn, info, debug, trace, or a list such as info,pod_steer::engine=debug"
+    )]
+    LogLevel {
+        /// The part that is wrong, quoted.
+        level: String,
+    },
     /// A number.
     #[error("max-backends is {0}; give 1 to 1048576")]
     BackendsMax(u32),
@@ -81,6 +97,8 @@ struct File {
     group: Option<String>,
     max_backends: Option<u32>,
     log_decisions: Option<bool>,
+    log_level: Option<String>,
+    log_format: Option<LogFormat>,
     allow_ports: Option<String>,
     service: BTreeMap<String, toml::Table>,
 }
@@ -104,6 +122,10 @@ pub struct RunConfig {
     pub backends_max: u32,
     /// Log every decision of the kernel program.
     pub log_decisions: bool,
+    /// Which log lines are written.
+    pub log_level: String,
+    /// How they are written.
+    pub log_format: LogFormat,
     /// Ports that may be claimed.
     pub ports: PortPolicy,
     /// What is configured for services.
@@ -139,6 +161,8 @@ impl RunConfig {
             bpffs: args.bpffs.or(file.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into()),
             group_id: group.as_deref().map(group_id).transpose()?,
             backends_max,
+            log_level: log_level(args.log_level.or(file.log_level))?,
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_decisions: args.log_decisions || file.log_decisions.unwrap_or(false),
         })
     }
@@ -153,6 +177,21 @@ fn read(path: &Path) -> Result<File, ConfigError> {
             message: format!("line {line}: {}", e.message().replace('\n', " ")),
         }
     })
+}
+
+/// A level, or directives each of which has one: `tracing` takes a word that is no level for the name of a module, and then
+/// logs nothing else.
+fn log_level(given: Option<String>) -> Result<String, ConfigError> {
+    let Some(given) = given else { return Ok("info".to_owned()) };
+    let is_good = |directive: &str| match directive.rsplit_once('=') {
+        // It parses numbers and nothing at all too.
+        None => directive.starts_with(|c: char| c.is_ascii_alphabetic()) && directive.parse::<LevelFilter>().is_ok(),
+        Some(_) => EnvFilter::try_new(directive).is_ok(),
+    };
+    match given.split(',').find(|directive| !is_good(directive.trim())) {
+        Some(wrong) => Err(ConfigError::LogLevel { level: quoted(wrong.trim()) }),
+        None => Ok(given.split(',').map(str::trim).collect::<Vec<_>>().join(",")),
+    }
 }
 
 fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
@@ -201,6 +240,24 @@ mod tests {
             assert!(engines(Some(vec![bad.into()])).is_err(), "{bad}");
         }
         assert!(engines(Some(vec!["none".into(), "unix:///a".into()])).is_err());
+    }
+
+    #[test]
+    fn log_levels_are_words_or_directives() {
+        for (given, meant) in [
+            ("debug", "debug"),
+            ("WARN", "WARN"),
+            ("off", "off"),
+            ("info, pod_steer::engine=debug", "info,pod_steer::engine=debug"),
+            ("pod_steer[session{id=1}]=trace", "pod_steer[session{id=1}]=trace"),
+        ] {
+            assert_eq!(log_level(Some(given.to_owned())).unwrap(), meant);
+        }
+        assert_eq!(log_level(None).unwrap(), "info");
+        for wrong in ["nonsense", "", "5", "info,nonsense", "pod_steer=nonsense", "info,", "verbose"] {
+            let error = log_level(Some(wrong.to_owned())).expect_err(wrong).to_string();
+            assert!(error.contains("use off, error") && error.lines().count() == 1, "{error}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use error::distance;
 pub use error::{Field, LabelError};
 pub use settings::from_table;
 

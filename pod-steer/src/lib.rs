@@ -24,12 +24,15 @@ pub mod holders;
 pub mod kernel;
 pub mod labels;
 pub mod listening;
+pub mod log_sink;
+pub mod near;
 pub mod netns;
 pub mod ports;
 pub mod procs;
 pub mod rollout;
 pub mod settings;
 pub mod slots;
+pub mod version;
 pub mod world;
 
 /// An error with its causes, in one line.

@@ -31,8 +31,8 @@ pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
         ensure!(counts == answered, "{counter} {counts:?} but clients were answered {answered:?}");
     }
     for backend in &service.backends {
-        let share = backend.opened as f64 / service.opened() as f64;
-        ensure!((backend.share - share).abs() < 0.001, "share of {} is {}, not {share}", backend.name, backend.share);
+        let served = backend.opened as f64 / service.opened() as f64;
+        ensure!((backend.served - served).abs() < 0.001, "{} served {}, not {served}", backend.name, backend.served);
     }
     let bad: Vec<_> = service.counters.iter().filter(|(_, count)| **count > 0).collect();
     ensure!(bad.is_empty(), "nothing went wrong and yet: {bad:?}");

@@ -153,6 +153,14 @@ impl Daemon {
         }
     }
 
+    /// Starts it again after it has ended, with its log in this file, pipe or device.
+    pub fn restart_with_log(&mut self, log: &Path) -> Result<()> {
+        let mut shell = self.host.command("sh")?;
+        shell.args(["-c", r#"exec "$0" "$@" 2>>"$LOG""#]).arg(tools::pod_steer()?).env("LOG", log);
+        self.process = launch_by(shell, &self.host, &self.engines, None)?;
+        self.wait_until_ready()
+    }
+
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
@@ -298,7 +306,11 @@ fn wall_clock(host: &Host) -> PathBuf {
 }
 
 fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
-    let mut command = host.command(tools::pod_steer()?)?;
+    launch_by(host.command(tools::pod_steer()?)?, host, engines, dies_at)
+}
+
+/// The same by a command that runs `pod-steer` with the arguments that it is given.
+fn launch_by(mut command: Command, host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
     // A benchmark wants the log that users have.
     let level = std::env::var("POD_STEER_TESTS_LOG_LEVEL").unwrap_or_else(|_| "debug".to_owned());
     command

@@ -36,6 +36,7 @@ pub mod podman;
 pub mod process;
 pub mod report;
 pub mod rollouts;
+pub mod segments;
 pub mod server;
 pub mod stats;
 pub mod status;

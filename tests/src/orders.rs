@@ -55,6 +55,8 @@ pub struct Operation {
     pub steps_done: Vec<Step>,
     /// How it ended.
     pub end: Option<End>,
+    /// Why it is not on disk, if it is not.
+    pub not_stored: Option<String>,
 }
 
 /// Where an operation is.

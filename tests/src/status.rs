@@ -94,8 +94,10 @@ pub struct Backend {
     pub moved_in: u64,
     /// Connections that left a closing listener.
     pub moved_out: u64,
-    /// Its part of the service's connections.
+    /// Its part of new connections now.
     pub share: f64,
+    /// Its part of the connections that were opened so far.
+    pub served: f64,
     /// What hinders it.
     pub problems: Vec<String>,
     /// What it does without.

@@ -48,7 +48,7 @@ fn what_makes_no_sense_changes_nothing() -> Result<()> {
 }
 
 /// Orders, and what is said of each.
-const BAD_ORDERS: [(&str, &str); 37] = [
+const BAD_ORDERS: [(&str, &str); 39] = [
     ("deploy nope v1", "known: web"),
     ("rollback nope", "known: web"),
     ("pause nope", "known: web"),
@@ -58,9 +58,11 @@ const BAD_ORDERS: [(&str, &str); 37] = [
     ("shift web v9=1", "its versions: v1, v2"),
     ("drain web --version v9", "its versions: v1, v2"),
     ("drain web --backend nope", "its backends: v1-1, v2-1"),
-    ("resume web --version v2", "is not drained"),
-    ("rollback web", "nothing to go back to"),
-    ("unpause web", "web is not paused"),
+    ("resume web --version v9", "its versions: v1, v2"),
+    ("rollback web", "nothing to roll back"),
+    ("status wbe", "did you mean web?"),
+    ("status wbe -o json", "known: web"),
+    ("history wbe", "did you mean web?"),
     ("deploy web", "<VERSION>"),
     ("deploy web v2 --timeout 0s", "--timeout"),
     ("deploy web v2 --timeout -5s", "--timeout"),

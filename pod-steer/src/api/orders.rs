@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
-    Shared, answer, ask,
+    Shared, ask,
     peer::ConnectedPeer,
     refuse,
     types::{ErrorBody, OperationStatus},
@@ -108,10 +108,17 @@ pub(super) struct HistoryQuery {
 /// What was ordered, oldest first
 #[utoipa::path(
     get, path = "/v1/history", params(("service" = Option<String>, Query, description = "Of this service alone")),
-    responses((status = 200, description = "At most the last 1,000 operations", body = Vec<Operation>)),
+    responses(
+        (status = 200, description = "At most the last 1,000 operations", body = Vec<Operation>),
+        (status = 404, description = "There is no such service and never was", body = ErrorBody),
+    ),
 )]
 pub(super) async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<HistoryQuery>) -> Response {
-    answer(ask(&shared, |sender| Ask::History(query.service, sender)).await.map(Ok))
+    match ask(&shared, |sender| Ask::History(query.service, sender)).await {
+        Ok(Ok(operations)) => Json(operations).into_response(),
+        Ok(Err(error)) => refuse(StatusCode::NOT_FOUND, error),
+        Err(response) => response,
+    }
 }
 
 #[cfg(test)]

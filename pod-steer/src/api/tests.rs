@@ -83,6 +83,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
         phase: Phase::Waiting { since_ms: 0, deadline_ms: i64::MAX },
         steps: Vec::new(),
         end: None,
+        not_stored: None,
     }
 }
 
@@ -97,7 +98,7 @@ fn by_service(ask: Ask) {
         })),
         Ask::Operation(_, answer) => drop(answer.send(None)),
         Ask::History(service, answer) => {
-            drop(answer.send(vec![operation(service.as_deref().unwrap_or("all"), "", Order::Pause)]));
+            drop(answer.send(Ok(vec![operation(service.as_deref().unwrap_or("all"), "", Order::Pause)])));
         }
         // Whoever is not answered hears that the daemon ends.
         _ => {}

@@ -219,8 +219,12 @@ pub struct BackendStatus {
     pub moved_half_open: u64,
     /// Waiting connections for which there was nobody to go to.
     pub not_moved: u64,
-    /// Its part of the service's `opened`, 0 to 1.
+    /// Its part of the service's new connections now, 0 to 1: the mean over the service's ports, without the clients of
+    /// networks that have a version of their own.
     pub share: f64,
+    /// Its part of the connections that the service's backends have opened so far, 0 to 1.
+    #[serde(default)]
+    pub served: f64,
     /// What hinders it, with the remedy.
     pub problems: Vec<String>,
     /// What it does without, one line each.

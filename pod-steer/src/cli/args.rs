@@ -4,7 +4,7 @@ pub mod rollout;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::{
     config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
@@ -14,7 +14,7 @@ use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftA
 
 /// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
 #[derive(Debug, Parser)]
-#[command(name = "pod-steer", version, disable_version_flag = true, arg_required_else_help = true)]
+#[command(name = "pod-steer", version = crate::version::LINE.as_str(), arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -107,16 +107,18 @@ pub struct RunArgs {
     /// Log every decision of the kernel program (slow; for experiments)
     #[arg(long, env = "POD_STEER_LOG_DECISIONS")]
     pub log_decisions: bool,
-    /// What to log: error, warn, info, debug, or a filter of `tracing`
-    #[arg(long, env = "POD_STEER_LOG", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
-    /// How to write the log
-    #[arg(long, env = "POD_STEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// What to log: off, error, warn, info, debug, trace, or a list such as info,pod_steer::engine=debug
+    /// [default: info]
+    #[arg(long, env = "POD_STEER_LOG", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Format of the log [default: text]
+    #[arg(long, env = "POD_STEER_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// How the log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Lines for people.
     #[default]
@@ -182,6 +184,9 @@ pub struct StatusArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Only this service
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub service: Option<String>,
     /// How to print it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: StatusFormat,
@@ -190,9 +195,9 @@ pub struct StatusArgs {
 /// How `status` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StatusFormat {
-    /// What matters, in 80 columns.
+    /// The most important columns; names are cut where the terminal is too narrow for them.
     Table,
-    /// Everything.
+    /// All columns, nothing cut.
     Wide,
     /// For programs.
     Json,

@@ -2,7 +2,7 @@
 //! that says what is waited for. The operation needs no follower: it goes on when this one ends.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -10,7 +10,12 @@ use std::{
 use anyhow::anyhow;
 use tokio::time::{sleep, timeout};
 
-use super::{Failure, args::rollout::OutputFormat, print, words};
+use super::{
+    Failure,
+    args::rollout::OutputFormat,
+    terminal::{self, note, print_if_read},
+    words,
+};
 use crate::{
     api::{client, types::OperationStatus},
     rollout::{Operation, Order},
@@ -40,7 +45,7 @@ pub(super) struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     pub(super) fn new(socket: &'a Path, operation: Operation, output: OutputFormat) -> Self {
-        let live = std::io::stderr().is_terminal();
+        let live = terminal::can_rewrite(&std::io::stderr());
         Self { socket, operation, output, told: 0, live, away_since: None }
     }
 
@@ -111,8 +116,8 @@ impl<'a> Follower<'a> {
             self.told += 1;
             self.show_live("");
             match self.output {
-                OutputFormat::Text => print(&format!("{line}\n"))?,
-                OutputFormat::Json => eprintln!("{line}"),
+                OutputFormat::Text => print_if_read(&format!("{line}\n"))?,
+                OutputFormat::Json => note(&line),
             }
         }
         Ok(())
@@ -120,7 +125,7 @@ impl<'a> Follower<'a> {
 
     fn note(&self, text: &str) {
         self.show_live("");
-        eprintln!("{text}");
+        note(text);
     }
 
     /// Replaces the last line.
@@ -128,8 +133,8 @@ impl<'a> Follower<'a> {
         if self.live {
             // Clipped: a line that the terminal breaks cannot be replaced.
             let clipped: String = text.chars().take(78).collect();
-            eprint!("\r\x1b[2K{clipped}");
-            let _ = std::io::stderr().flush();
+            let mut stderr = std::io::stderr();
+            let _ = write!(stderr, "\r\x1b[2K{clipped}").and_then(|()| stderr.flush());
         }
     }
 }
@@ -142,5 +147,5 @@ pub(super) fn announce(operation: &Operation) {
         _ => format!("; to end it: pod-steer rollback {service}"),
     };
     let what = words::order(&operation.order);
-    eprintln!("`{what}` goes on (operation {}); to see it: pod-steer status{undo}", operation.id);
+    note(&format!("`{what}` goes on (operation {}); to see it: pod-steer status{undo}", operation.id));
 }

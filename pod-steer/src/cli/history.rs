@@ -1,21 +1,21 @@
 //! `pod-steer history`
 
-use std::io::IsTerminal as _;
+use unicode_width::UnicodeWidthStr;
 
 use super::{
     Outcome as Ended,
     args::rollout::{HistoryArgs, HistoryFormat},
     block_on, print,
     table::{self, Cell},
-    words,
+    terminal, words,
 };
 use crate::{
     api::client,
     rollout::{Operation, Outcome},
 };
 
-/// Characters of an order that the table shows at least.
-const WHAT_CHARS_MIN: usize = 20;
+/// Columns of an order that the table shows at least.
+const WHAT_COLUMNS_MIN: usize = 20;
 
 pub(super) fn history(args: &HistoryArgs) -> Ended {
     let query = args.service.as_ref().map(|service| format!("?service={}", client::encoded(service)));
@@ -23,35 +23,42 @@ pub(super) fn history(args: &HistoryArgs) -> Ended {
     let operations: Vec<Operation> = block_on(async { Ok(client::get(&args.socket.socket, &path).await?) })?;
     match args.output {
         HistoryFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&operations)?)),
-        HistoryFormat::Table => print(&render(&operations, args.service.is_some(), std::io::stdout().is_terminal())),
+        HistoryFormat::Table => {
+            let colours = terminal::colours(&std::io::stdout());
+            print(&render(&operations, args.service.is_some(), colours, terminal::columns()))
+        }
     }
 }
 
 /// Two lines each: the table's, and the message below it.
-fn render(operations: &[Operation], of_one: bool, colours: bool) -> String {
+fn render(operations: &[Operation], of_one: bool, colours: bool, columns: Option<usize>) -> String {
     if operations.is_empty() {
         return "nothing was ordered yet; see `pod-steer deploy --help`\n".to_owned();
     }
     let mut head = vec!["NO", "WHEN (UTC)", "SERVICE", "WHO", "OUTCOME"];
     head.retain(|name| !of_one || *name != "SERVICE");
     let rows = || operations.iter().map(|operation| row(operation, of_one));
-    let others = table::render(&head, &rows().collect::<Vec<_>>(), false);
-    let others = others.lines().map(|line| line.chars().count()).max().unwrap_or_default();
-    let what_chars = table::NARROW.saturating_sub(others + 2).max(WHAT_CHARS_MIN);
+    let others = table::render(&head, &rows().collect::<Vec<_>>(), false, columns);
+    let others = others.lines().map(UnicodeWidthStr::width).max().unwrap_or_default();
+    let what_columns = columns.map_or(usize::MAX, |all| all.saturating_sub(others + 2).max(WHAT_COLUMNS_MIN));
     head.push("WHAT");
-    let what = |operation: &Operation| Cell::text(table::shortened(&words::order(&operation.order), what_chars));
+    let what = |operation: &Operation| Cell::text(table::shortened(&words::order(&operation.order), what_columns));
     let rows = rows().zip(operations).map(|(mut row, operation)| {
         row.push(what(operation));
         row
     });
-    let table = table::render(&head, &rows.collect::<Vec<_>>(), colours);
+    let table = table::render(&head, &rows.collect::<Vec<_>>(), colours, columns);
     let mut lines = table.lines();
     let mut text = format!("{}\n", lines.next().unwrap_or_default());
     for (line, operation) in lines.zip(operations) {
         text.push_str(line);
         text.push('\n');
         if let Some(end) = &operation.end {
-            text.push_str(&table::wrapped("    ", &end.message, table::NARROW));
+            text.push_str(&table::wrapped("    ", &end.message, columns.unwrap_or(usize::MAX)));
+        }
+        if let Some(reason) = &operation.not_stored {
+            let warning = format!("not stored: {reason}");
+            text.push_str(&table::wrapped("    ", &warning, columns.unwrap_or(usize::MAX)));
         }
     }
     text
@@ -68,11 +75,11 @@ fn row(operation: &Operation, of_one: bool) -> Vec<Cell> {
     let mut cells = vec![
         Cell::number(operation.id),
         Cell::text(when.strftime("%Y-%m-%d %H:%M").to_string()),
-        Cell::text(table::shortened(words::name(&operation.who), 10)),
+        Cell::name(words::name(&operation.who)),
         Cell::text(outcome).coloured(colour),
     ];
     if !of_one {
-        cells.insert(2, Cell::text(table::shortened(&operation.service, 10)));
+        cells.insert(2, Cell::name(&operation.service));
     }
     cells
 }
@@ -99,17 +106,20 @@ mod tests {
             phase: Phase::Ended,
             steps: Vec::new(),
             end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),
+            not_stored: None,
         };
         let running = Operation { id: 18, end: None, order: Order::Pause, ..operation.clone() };
         let both = [operation, running];
         for of_one in [true, false] {
-            let text = render(&both, of_one, false);
-            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            let text = render(&both, of_one, false, Some(80));
+            assert!(text.lines().all(|line| line.width() <= 80), "{text}");
+            let whole = render(&both, of_one, false, None);
+            assert!(whole.contains("a-user-with-a-long-name") && whole.contains(message), "{whole}");
         }
-        let text = render(&both, true, false);
+        let text = render(&both, true, false, Some(80));
         assert!(text.contains("2023-11-14 22:13") && text.contains("went back") && text.contains("going on"), "{text}");
-        assert!(text.contains("canary v2 1%,5%,100% ev"), "{text}");
+        assert!(text.contains("canary v2"), "{text}");
         assert_eq!(text.lines().count(), 5, "{text}");
-        assert!(render(&[], false, false).contains("nothing"));
+        assert!(render(&[], false, false, None).contains("nothing"));
     }
 }

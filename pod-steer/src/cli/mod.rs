@@ -11,15 +11,16 @@ mod orders;
 mod run;
 mod status;
 mod table;
+mod terminal;
 mod unload;
 mod words;
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
-use clap::Parser as _;
+use clap::{
+    Parser as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{
     api::{
@@ -29,8 +30,10 @@ use crate::{
     },
     daemon, doctor,
     rollout::Order,
+    version,
 };
 use args::{Cli, Command, EventsArgs, LogFormat};
+use terminal::{print, say};
 
 /// Why a command ended without success.
 #[derive(Debug)]
@@ -60,7 +63,8 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            match one_line(&error) {
+            let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+            match command_place(&error, &args).or_else(|| one_line(&error)) {
                 Some(line) => say(&line),
                 None => drop(error.print()),
             }
@@ -91,11 +95,27 @@ fn one_line(error: &clap::Error) -> Option<String> {
     Some(parts.chain(["see --help".to_owned()]).collect::<Vec<_>>().join("; "))
 }
 
-/// One line per problem on stderr.
-fn say(text: &str) {
-    let (on, off) = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    for line in text.lines() {
-        eprintln!("{on}error:{off} {line}");
+/// Where the command of `exec` belongs, if its absence or its place is what is wrong.
+fn command_place(error: &clap::Error, args: &[String]) -> Option<String> {
+    let [_, subcommand, rest @ ..] = args else { return None };
+    if subcommand != "exec" {
+        return None;
+    }
+    let shown = |args: &[String]| args.iter().map(|arg| words::shell(arg)).collect::<Vec<_>>().join(" ");
+    match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(wrong))) if !wrong.starts_with('-') => {
+            let at = rest.iter().position(|arg| arg == wrong)?;
+            let (flags, command) = rest.split_at(at);
+            let command: Vec<String> = command.iter().filter(|arg| *arg != "--").cloned().collect();
+            let flags = if flags.is_empty() { "--service NAME --ports PORTS".to_owned() } else { shown(flags) };
+            Some(format!("put `--` before the command: pod-steer exec {flags} -- {}", shown(&command)))
+        }
+        (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing)))
+            if missing.iter().any(|missing| missing.contains("COMMAND")) && missing.len() == 1 =>
+        {
+            Some(format!("no command is given; put it after `--`: pod-steer exec {} -- COMMAND", shown(rest)))
+        }
+        _ => None,
     }
 }
 
@@ -119,21 +139,13 @@ fn dispatch(command: Command) -> Outcome {
         Command::Unload(args) => unload::unload(&args),
         Command::HoldPause => daemon::hold(),
         Command::Openapi => print(&format!("{}\n", openapi::document())),
-        Command::Version => print(&format!("pod-steer {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Version => print(&format!("pod-steer {}\n", *version::LINE)),
     }
 }
 
 /// Runs one conversation with the daemon.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
-}
-
-/// Writes to stdout; a reader that has gone (`| head`) ends the command quietly.
-fn print(text: &str) -> Outcome {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Said(0)),
-        other => Ok(other?),
-    }
 }
 
 async fn events(args: EventsArgs) -> Outcome {
@@ -159,8 +171,7 @@ fn describe(event: &EventRecord) -> String {
 
 fn examine() -> Outcome {
     let findings = doctor::examine();
-    let style = std::io::stdout().is_terminal();
-    print(&doctor::render(&findings, style))?;
+    print(&doctor::render(&findings, terminal::colours(&io::stdout())))?;
     if findings.iter().all(|finding| finding.ok || !finding.required) { Ok(()) } else { Err(Failure::Said(1)) }
 }
 
@@ -179,5 +190,37 @@ mod tests {
         assert!(backends.starts_with("invalid value '0' for '--backends <N>'") && backends.lines().count() == 1);
         assert!(said(&["pod-steer", "statsu"]).unwrap().contains("'status'"));
         assert_eq!(said(&["pod-steer", "--help"]), None);
+    }
+
+    #[test]
+    fn exec_says_where_its_command_belongs() {
+        let said = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+            command_place(&Cli::try_parse_from(&args).unwrap_err(), &args)
+        };
+        let flags = ["pod-steer", "exec", "--service", "web", "--ports", "80:8080"];
+        assert_eq!(
+            said(&[&flags[..], &["python3", "-m", "http.server", "two words"]].concat()).unwrap(),
+            "put `--` before the command: pod-steer exec --service web --ports 80:8080 -- python3 -m http.server 'two words'"
+        );
+        assert_eq!(
+            said(&["pod-steer", "exec", "ls"]).unwrap(),
+            "put `--` before the command: pod-steer exec --service NAME --ports PORTS -- ls"
+        );
+        assert!(said(&[&flags[..], &["ls", "--", "-l"]].concat()).unwrap().ends_with("--ports 80:8080 -- ls -l"));
+        assert!(said(&flags).unwrap().ends_with("--ports 80:8080 -- COMMAND"));
+        // A flag that is misspelt is another matter, and so is another command.
+        assert_eq!(said(&["pod-steer", "exec", "--servce", "web", "--", "ls"]), None);
+        assert_eq!(said(&["pod-steer", "status", "web", "ls"]), None);
+    }
+
+    #[test]
+    fn the_version_is_one_plain_line() {
+        for args in [["pod-steer", "-V"], ["pod-steer", "--version"]] {
+            let error = Cli::try_parse_from(args).unwrap_err();
+            assert!(!error.use_stderr(), "it is what was asked for");
+            assert_eq!(error.render().to_string(), format!("pod-steer {}\n", *version::LINE));
+        }
+        assert!(version::LINE.starts_with(env!("CARGO_PKG_VERSION")) && version::LINE.contains("kernel state"));
     }
 }

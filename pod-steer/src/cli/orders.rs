@@ -7,7 +7,9 @@ use super::{
     args::rollout::{CanaryArgs, DeployArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
     block_on,
     follow::{Follower, announce},
-    given, print, words,
+    given,
+    terminal::{self, print_if_read},
+    words,
 };
 use crate::{
     api::client::{self, ClientError},
@@ -50,6 +52,10 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
         }
         Follower::new(socket, begun, output).follow().await
     })?;
+    if let Some(reason) = &operation.not_stored {
+        let what = words::order(&operation.order);
+        terminal::warn(&format!("`{what}` of {} is in force but not stored: {reason}", operation.service));
+    }
     if operation.end.is_none() {
         announce(&operation);
     }
@@ -70,7 +76,7 @@ async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, 
 /// Prints the end and turns it into an exit code.
 fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
     if output == OutputFormat::Json {
-        print(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
+        print_if_read(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
     }
     let Some(end) = &operation.end else { return Ok(()) };
     let message = match end.message.as_str() {
@@ -78,7 +84,7 @@ fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
         message => message.to_owned(),
     };
     match (end.outcome, output) {
-        (Outcome::Done | Outcome::Left, OutputFormat::Text) => print(&format!("{message}\n"))?,
+        (Outcome::Done | Outcome::Left, OutputFormat::Text) => print_if_read(&format!("{message}\n"))?,
         (Outcome::Done | Outcome::Left, OutputFormat::Json) => {}
         _ => super::say(&message),
     }

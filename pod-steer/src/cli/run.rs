@@ -1,27 +1,25 @@
 //! `pod-steer run`
 
-use std::io::IsTerminal as _;
-
+use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 use super::{
     Failure, Outcome,
     args::{LogFormat, RunArgs},
+    terminal,
 };
-use crate::{config::RunConfig, daemon};
+use crate::{config::RunConfig, daemon, log_sink::LogSink};
 
 pub(super) fn run(args: RunArgs) -> Outcome {
-    let filter = EnvFilter::try_new(&args.log_level).map_err(|e| {
-        Failure::Input(format!("--log-level `{}`: {e}; give error, warn, info or debug", args.log_level))
-    })?;
-    let format = args.log_format;
     let config = RunConfig::resolve(args).map_err(|e| Failure::Input(crate::chain(&e)))?;
+    let filter = EnvFilter::try_new(&config.log_level).context("the log level")?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| LogSink)
+        .with_ansi(terminal::colours(&std::io::stderr()))
+        .log_internal_errors(false)
         .with_target(false);
-    match format {
+    match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }

@@ -1,53 +1,72 @@
 //! `pod-steer status`
 
-use std::{fmt::Write as _, io::IsTerminal as _};
+use std::fmt::Write as _;
 
 use super::{
-    Outcome,
+    Failure, Outcome,
     args::{StatusArgs, StatusFormat},
     block_on, decisions, print,
     table::{self, Cell},
+    terminal,
 };
 use crate::{
     api::{
         client,
         types::{BackendStatus, ServiceStatus, Status},
     },
-    ports,
+    near, ports,
     world::State,
 };
 
-/// Characters of a name that the narrow table shows.
-const NAME_CHARS_MAX: usize = 20;
-
 pub(super) fn status(args: &StatusArgs) -> Outcome {
-    let status: Status = block_on(async { Ok(client::get(&args.socket.socket, "/v1/status").await?) })?;
-    let colours = std::io::stdout().is_terminal();
+    let mut status: Status = block_on(async { Ok(client::get(&args.socket.socket, "/v1/status").await?) })?;
+    if let Some(service) = &args.service {
+        only(&mut status, service).map_err(Failure::Input)?;
+    }
+    let colours = terminal::colours(&std::io::stdout());
     match args.output {
         StatusFormat::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
-        StatusFormat::Table => print(&render(&status, false, colours)),
-        StatusFormat::Wide => print(&render(&status, true, colours)),
+        StatusFormat::Table => print(&render(&status, false, colours, terminal::columns())),
+        StatusFormat::Wide => print(&render(&status, true, colours, None)),
     }
 }
 
-fn render(status: &Status, wide: bool, colours: bool) -> String {
+/// Leaves one service, and the problems that are not another's.
+fn only(status: &mut Status, service: &str) -> Result<(), String> {
+    let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
+    if !names.contains(&service) {
+        return Err(near::no_service(service, &names));
+    }
+    let others: Vec<String> = status
+        .services
+        .iter()
+        .filter(|other| other.name != service)
+        .flat_map(|other| other.backends.iter().map(|backend| format!("backend {} of {}", backend.name, other.name)))
+        .collect();
+    status.problems.retain(|problem| !others.contains(&problem.subject));
+    status.services.retain(|other| other.name == service);
+    Ok(())
+}
+
+fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) -> String {
     let mut text = String::new();
     if status.services.is_empty() {
         text.push_str("no services; label a container with pod-steer.service, or try `pod-steer exec`\n");
     } else {
-        let mut head = vec!["SERVICE", "VERSION", "BACKEND", "SOCKETS", "WEIGHT", "SHARE", "LIVE", "STATE"];
+        let mut head = vec!["SERVICE", "VERSION", "BACKEND", "SHARE", "OPENED", "LIVE", "STATE"];
         if wide {
-            head.extend(["STEERED", "OPENED", "CLOSED", "MOVED-IN", "MOVED-OUT", "KIND", "ID", "PORTS", "NAMESPACE"]);
+            head.extend(["SERVED", "WEIGHT", "SOCKETS", "STEERED", "CLOSED", "MOVED-IN", "MOVED-OUT"]);
+            head.extend(["KIND", "ID", "PORTS", "NAMESPACE"]);
         }
         let rows: Vec<_> = status
             .services
             .iter()
             .flat_map(|service| service.backends.iter().map(move |backend| row(service, backend, wide)))
             .collect();
-        text.push_str(&table::render(&head, &rows, colours));
+        text.push_str(&table::render(&head, &rows, colours, columns));
     }
     let now_ms = jiff::Timestamp::now().as_millisecond();
-    let columns = if wide { usize::MAX } else { table::NARROW };
+    let columns = columns.unwrap_or(usize::MAX);
     let mut below = String::new();
     for service in &status.services {
         below.push_str(&decisions::lines(service, now_ms, columns, colours));
@@ -65,14 +84,20 @@ fn render(status: &Status, wide: bool, colours: bool) -> String {
         let title = if colours { "\x1b[1;33mproblems\x1b[0m" } else { "problems" };
         let _ = writeln!(text, "\n{title}");
         for problem in &status.problems {
-            let _ = writeln!(text, "  {}: {}", problem.subject, problem.message);
+            let lines = table::wrapped("    ", &format!("{}: {}", problem.subject, problem.message), columns);
+            // Only what follows the first line is set in further.
+            text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
         }
     }
     text
 }
 
+/// Percent of a whole, as a table has it.
+fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
 fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell> {
-    let name = |text: &str| if wide { text.to_owned() } else { table::shortened(text, NAME_CHARS_MAX) };
     let state =
         serde_json::to_value(backend.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
     let colour = match backend.state {
@@ -82,12 +107,11 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
         State::Created | State::Exited | State::Standby | State::Drained => "2",
     };
     let mut cells = vec![
-        Cell::text(name(&service.name)),
-        Cell::text(name(&backend.version)),
-        Cell::text(name(&backend.name)),
-        Cell::number(backend.sockets),
-        Cell::number(backend.weight),
-        Cell::number(format!("{:.1} %", backend.share * 100.0)),
+        Cell::name(&service.name),
+        Cell::name(&backend.version),
+        Cell::name(&backend.name),
+        Cell::number(percent(backend.share)),
+        Cell::number(backend.opened),
         Cell::number(backend.live),
         Cell::text(state).coloured(colour),
     ];
@@ -95,8 +119,10 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
         let namespaces: Vec<&str> = service.namespaces.iter().map(|namespace| namespace.id.as_str()).collect();
         let maps = ports::parse(&service.ports.join(",")).map(|maps| ports::compact(&maps));
         cells.extend([
+            Cell::number(percent(backend.served)),
+            Cell::number(backend.weight),
+            Cell::number(backend.sockets),
             Cell::number(backend.steered),
-            Cell::number(backend.opened),
             Cell::number(backend.closed),
             Cell::number(backend.moved_in),
             Cell::number(backend.moved_out),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Outcome, args::UnloadArgs, block_on};
+use super::{Outcome, args::UnloadArgs, block_on, terminal::note};
 use crate::{
     api::{
         client::{self, ClientError},
@@ -58,10 +58,10 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     Ledger::remove_all(&args.state_dir);
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);
-    eprintln!(
+    note(&format!(
         "unloaded: {} namespaces, {} cgroups, {} maps; established connections go on",
         done.namespaces, done.cgroups, done.maps
-    );
+    ));
     Ok(())
 }
 

@@ -108,6 +108,15 @@ pub(super) fn name(who: &str) -> &str {
     who.split(" (").next().unwrap_or(who)
 }
 
+/// An argument as a shell takes it.
+pub(super) fn shell(arg: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !arg.is_empty() && arg.chars().all(plain) {
+        true => arg.to_owned(),
+        false => format!("'{}'", arg.replace('\'', r"'\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -84,8 +84,8 @@ pub enum Ask {
     Order(Box<OrderAsk>),
     /// What has become of an operation?
     Operation(u64, oneshot::Sender<Option<OperationStatus>>),
-    /// What was ordered, of one service or all; the newest last.
-    History(Option<String>, oneshot::Sender<Vec<Operation>>),
+    /// What was ordered, of one service or all; the newest last. An error if the service is unknown.
+    History(Option<String>, oneshot::Sender<Result<Vec<Operation>, String>>),
     /// Undo everything and end.
     Unload(oneshot::Sender<Result<Unloaded, String>>),
 }

@@ -58,7 +58,10 @@ pub struct Change<'a> {
 
 /// A change could not be made durable.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}` cannot be written: {cause}; what was decided is in memory alone until it can", path.display())]
+#[error(
+    "`{}` cannot be written: {cause}; make it writable or free space there: the daemon tries again every 30 s, and until then \
+     a restart of the daemon or the machine loses what was ordered", path.display()
+)]
 pub struct LedgerError {
     /// The file.
     pub path: PathBuf,
@@ -90,6 +93,8 @@ pub struct Ledger {
     contents: Contents,
     place: Place,
     trouble: Option<String>,
+    /// Numbers of operations that are in memory and not in the file.
+    unstored: BTreeSet<u64>,
 }
 
 impl Ledger {
@@ -102,8 +107,8 @@ impl Ledger {
             Ok((disk, contents, trouble)) => (Place::File(disk), contents, trouble),
             Err(fault) => {
                 let trouble = format!(
-                    "`{}` cannot be used: {fault}; decisions and history end with this daemon, restart it when that \
-                     is mended",
+                    "`{}` cannot be used: {fault}; decisions and history are lost when this daemon ends: mend that, \
+                     and restart the daemon",
                     path.display()
                 );
                 (Place::Memory, Contents::default(), Some(trouble))
@@ -112,7 +117,7 @@ impl Ledger {
         if let Some(trouble) = &trouble {
             warn!("{trouble}");
         }
-        Self { path, contents, place, trouble }
+        Self { path, contents, place, trouble, unstored: BTreeSet::new() }
     }
 
     /// What is wrong with the store, for people.
@@ -155,12 +160,29 @@ impl Ledger {
     /// with the next change that can be, so that who rolls back with a full disk can.
     pub fn commit(&mut self, change: Change<'_>) -> Result<(), LedgerError> {
         let forgotten = self.contents.apply(&change);
+        self.unstored.extend(change.operations.iter().map(|operation| operation.id));
         let written = match &self.place {
             Place::Memory => return Ok(()),
             Place::File(disk) => disk.write(&change, &forgotten),
             Place::Failed => self.write_all(),
         };
-        written.map_err(|fault| self.failed(&fault))
+        written.map(|()| self.unstored.clear()).map_err(|fault| self.failed(&fault))
+    }
+
+    /// Tries again to write what could not be written.
+    pub fn retry(&mut self) {
+        if matches!(self.place, Place::Failed) {
+            match self.write_all() {
+                Ok(()) => self.unstored.clear(),
+                Err(fault) => drop(self.failed(&fault)),
+            }
+        }
+    }
+
+    /// An operation as it is told, with the reason if it is not in the file.
+    pub fn told(&self, operation: Operation) -> Operation {
+        let not_stored = self.trouble.clone().filter(|_| self.unstored.contains(&operation.id));
+        Operation { not_stored, ..operation }
     }
 
     /// Writes all that is in memory over whatever the file has.

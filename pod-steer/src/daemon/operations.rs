@@ -56,6 +56,26 @@ impl Orders {
     }
 }
 
+/// The answer to an order that was in force already.
+fn unchanged(service: &str, order: Order, who: String, decision: &Decision, message: String) -> Operation {
+    let now = Now::read();
+    let mut operation = Operation {
+        id: 0,
+        service: service.to_owned(),
+        who,
+        begun_ms: now.wall_ms,
+        order,
+        before: decision.traffic.clone(),
+        undrained: BTreeSet::new(),
+        phase: Phase::Ended,
+        steps: Vec::new(),
+        end: None,
+        not_stored: None,
+    };
+    rollout::end(&mut operation, Outcome::Done, now, message);
+    operation
+}
+
 impl Control {
     pub(super) fn order(&mut self, ask: OrderAsk) {
         // What has happened until now counts.
@@ -105,7 +125,8 @@ impl Control {
         let view = self.view(service);
         let decision = self.decision(service);
         let running = self.orders.operations.get(service).cloned();
-        let last = running.clone().or_else(|| rollout::behind(&self.orders.ledger.history(Some(service))).cloned());
+        let history = self.orders.ledger.history(Some(service));
+        let last = running.clone().or_else(|| rollout::behind(&history).cloned());
         let services: BTreeSet<&str> = self.world.backends.values().map(|b| b.spec.service.as_str()).collect();
         let services: Vec<&str> = services.into_iter().collect();
         if self.world.conduct(service).policy != Policy::Balance
@@ -113,6 +134,12 @@ impl Control {
         {
             let policy = "its policy lets one version serve at a time; give weights instead, as in v1=1 v2=1";
             return Err(OrderError::Input(format!("{service} cannot be balanced: {policy}")));
+        }
+        if let Some(message) = rollout::already(&order, &view, &decision, running.as_ref(), &history)
+            && self.is_in_force(service)
+        {
+            info!(%service, %who, "{message}");
+            return Ok(unchanged(service, order, who, &decision, message));
         }
         rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {
@@ -140,6 +167,7 @@ impl Control {
             phase: Phase::Ended,
             steps: Vec::new(),
             end: None,
+            not_stored: None,
         };
         let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now);
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
@@ -152,12 +180,14 @@ impl Control {
         }
         self.record(service, ended, progress);
         if !self.is_in_force(service) {
-            let text = "stored, and the kernel has not taken it yet; the daemon's log says why, and it is tried again";
+            let text = "the order is stored, but the kernel has not accepted the change yet; the daemon tries again, and its \
+                        log says why";
             return Err(OrderError::Failed(text.to_owned()));
         }
         self.step_operation(service);
         let begun = self.orders.operations.get(service).cloned();
         let latest = begun.or_else(|| self.orders.ledger.history(Some(service)).pop());
+        let latest = latest.map(|operation| self.orders.ledger.told(operation));
         latest.ok_or_else(|| OrderError::Failed("the order is not in the history".to_owned()))
     }
 
@@ -225,7 +255,7 @@ impl Control {
     /// and stores it with the next change.
     pub(super) fn store_orders(&mut self, change: Change<'_>) {
         if let Err(error) = self.orders.ledger.commit(change) {
-            error!(error = %crate::chain(&error), "what was decided is in force and not stored: a restart may not know it");
+            error!(error = %crate::chain(&error), "an order is in force but not stored");
         }
     }
 

@@ -32,6 +32,7 @@ impl Control {
         self.compare_holders();
         self.free_ports(true);
         self.drop_leftovers();
+        self.orders.ledger.retry();
     }
 
     /// The part of the resync that is cheap enough for each second.

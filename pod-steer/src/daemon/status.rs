@@ -40,8 +40,10 @@ impl Control {
         maps.dedup();
         let mut rows: Vec<BackendStatus> = backends.iter().map(|backend| self.backend(backend)).collect();
         let opened: u64 = rows.iter().map(|row| row.opened).sum();
-        for row in &mut rows {
-            row.share = if opened == 0 { 0.0 } else { row.opened as f64 / opened as f64 };
+        let shares = self.plan.shares(name);
+        for (row, backend) in rows.iter_mut().zip(&backends) {
+            row.share = shares.get(&backend.index).copied().unwrap_or_default();
+            row.served = if opened == 0 { 0.0 } else { row.opened as f64 / opened as f64 };
         }
         ServiceStatus {
             name: name.to_owned(),
@@ -114,6 +116,7 @@ impl Control {
             moved_half_open: counters.moved_half_open,
             not_moved: counters.not_moved,
             share: 0.0,
+            served: 0.0,
             problems: self.backend_problems(backend),
             notes: self.notes(backend),
         }
@@ -138,11 +141,10 @@ impl Control {
             let subject = format!("backend {} of {}", backend.name, backend.spec.service);
             self.backend_problems(backend).into_iter().map(move |message| Problem { subject: subject.clone(), message })
         });
-        let ledger = self
-            .orders
-            .ledger
-            .trouble()
-            .map(|trouble| Problem { subject: "the operators' ledger".to_owned(), message: trouble.to_owned() });
+        let ledger = self.orders.ledger.trouble().map(|trouble| Problem {
+            subject: "ledger of decisions and history".to_owned(),
+            message: trouble.to_owned(),
+        });
         ledger.into_iter().chain(self.conditions.problems()).chain(engines).chain(misfits).chain(backends).collect()
     }
 }

@@ -6,6 +6,7 @@ use super::control::Control;
 use crate::{
     api::types::OperationStatus,
     clock::{boot_ms, by_wall_clock},
+    near,
     rollout::{self, Operation, Order, Phase, View},
     world::Kind,
 };
@@ -55,10 +56,21 @@ impl Control {
         let live = |id: &String| view.backends.get(id).map_or(0, |backend| backend.live);
         let left: u64 = left_backends.iter().map(live).sum();
         let waiting_for = operation.waiting_for(ready, wanted, left, boot_ms());
-        OperationStatus { operation: by_wall_clock(operation), ready, wanted, left, waiting_for }
+        let operation = by_wall_clock(self.orders.ledger.told(operation));
+        OperationStatus { operation, ready, wanted, left, waiting_for }
     }
 
-    pub(super) fn history(&self, service: Option<&str>) -> Vec<Operation> {
-        self.orders.ledger.history(service).into_iter().map(by_wall_clock).collect()
+    /// What was ordered, oldest first; an error if nothing is known of the service.
+    pub(super) fn history(&self, service: Option<&str>) -> Result<Vec<Operation>, String> {
+        let history = self.orders.ledger.history(service);
+        if let Some(service) = service.filter(|_| history.is_empty()) {
+            let known = self.world.backends.values().map(|backend| backend.spec.service.as_str());
+            let all = self.orders.ledger.history(None);
+            let known: BTreeSet<&str> = known.chain(all.iter().map(|operation| operation.service.as_str())).collect();
+            if !known.contains(service) && !self.world.decisions.contains_key(service) {
+                return Err(near::no_service(service, &known.into_iter().collect::<Vec<_>>()));
+            }
+        }
+        Ok(history.into_iter().map(|operation| by_wall_clock(self.orders.ledger.told(operation))).collect())
     }
 }

@@ -126,7 +126,7 @@ pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
 }
 
 /// Edits that make one text of the other: a character more, less, another, or two neighbours exchanged.
-pub(super) fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     // The difference in length alone is as many edits: what is far off is not worth a table.
     if a.len().abs_diff(b.len()) > 3 {

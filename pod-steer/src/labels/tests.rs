@@ -286,7 +286,7 @@ fn edits_are_counted() {
     for (a, b, expected) in
         [("", "", 0), ("port", "ports", 1), ("wieght", "weight", 1), ("rollout", "ports", 6), ("abc", "xyz", 3)]
     {
-        assert_eq!((error::distance(a, b), error::distance(b, a)), (expected, expected), "{a} {b}");
+        assert_eq!((distance(a, b), distance(b, a)), (expected, expected), "{a} {b}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
-use crate::{labels::WEIGHT_MAX, ports::quoted};
+use crate::{labels::WEIGHT_MAX, near, ports::quoted};
 
 /// The whole, in hundredths of a percent.
 pub(super) const WHOLE: u32 = 10_000;
@@ -36,8 +36,7 @@ pub fn check(
 ) -> Result<(), Refusal> {
     let closes = matches!(order, Order::Unpause | Order::Resume(_) | Order::Rollback);
     if view.backends.is_empty() && !(closes && *decision != Decision::default()) {
-        let there = if services.is_empty() { "there is none".to_owned() } else { services.join(", ") };
-        return refuse(format!("there is no service {}; known: {there}", quoted(&view.service)));
+        return refuse(near::no_service(&view.service, services));
     }
     if let Some(held) = running
         && !matches!(order, Order::Rollback)
@@ -85,21 +84,13 @@ pub fn check(
             _ if running.is_some() => {}
             None => {
                 return refuse(format!(
-                    "nothing to go back to: no deploy, shift or canary of {} is known; see pod-steer history",
-                    view.service
+                    "nothing to roll back: {service} has had no deploy, canary or shift; see pod-steer history {service}"
                 ));
             }
             Some(last) => somebody_serves(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
         },
         Order::Drain(part) => drop(check_part(view, part)?),
-        Order::Resume(part) => {
-            let part = check_part(view, part)?;
-            if !decision.drained.contains(&part) {
-                return refuse(format!("{} is not drained; pod-steer status says what is", view.title(&part)));
-            }
-        }
-        Order::Pause if decision.paused => return refuse(format!("{} is paused already", view.service)),
-        Order::Unpause if !decision.paused => return refuse(format!("{} is not paused", view.service)),
+        Order::Resume(part) => drop(check_part(view, part)?),
         Order::Pause | Order::Unpause => {}
     }
     Ok(())

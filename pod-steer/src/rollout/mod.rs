@@ -1,6 +1,7 @@
 //! What an operator decides about a service, and the steps in which it is carried out. Pure: facts and the time come in,
 //! the next state goes out; the daemon stores it, then acts on it.
 
+mod already;
 mod canary;
 mod check;
 mod deploy;
@@ -12,6 +13,7 @@ mod words;
 
 use std::collections::BTreeMap;
 
+pub use already::already;
 pub use check::{Refusal, check};
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;

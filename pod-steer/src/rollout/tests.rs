@@ -29,7 +29,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
     View { service: "web".to_owned(), backends, coverage: Vec::new() }
 }
 
-fn two() -> View {
+pub(super) fn two() -> View {
     view(&[("a", "v1", State::Ready), ("b", "v2", State::Ready)])
 }
 
@@ -45,6 +45,7 @@ fn operation(order: Order, before: Traffic) -> Operation {
         phase: Phase::Ended,
         steps: Vec::new(),
         end: None,
+        not_stored: None,
     }
 }
 
@@ -271,7 +272,11 @@ fn orders_that_make_no_sense_are_refused_with_a_hint() {
     let mut not_ready = two();
     not_ready.backends.get_mut("b").unwrap().state = State::Starting;
     let cases: [(&View, Order, &str); 10] = [
-        (&View { service: "wbe".to_owned(), ..View::default() }, Order::Pause, "no service \"wbe\"; known: api, web"),
+        (
+            &View { service: "wbe".to_owned(), ..View::default() },
+            Order::Pause,
+            "no service \"wbe\"; did you mean web?; known: api, web",
+        ),
         (&two(), deploy(|order| order.version = "v9".to_owned()), "its versions: v1, v2"),
         (&two(), deploy(|order| order.timeout_ms = 0), "time-out is over"),
         (&two(), shift(&[("v1", 0), ("v2", 0)]), "all weights are zero"),

@@ -155,7 +155,7 @@ pub struct PartOrder {
 /// Something that an operator ordered, going on or ended: a line of the history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
-    /// Its number; grows.
+    /// Its number; grows. 0 if the order was in force already, so that nothing was changed or recorded.
     pub id: u64,
     /// The service.
     pub service: String,
@@ -178,6 +178,9 @@ pub struct Operation {
     pub steps: Vec<Step>,
     /// How it ended; nothing while it goes on.
     pub end: Option<End>,
+    /// Why it is not on disk, if it is not: it is in force, and lost when the daemon or the machine restarts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_stored: Option<String>,
 }
 
 /// Where an operation is. In the daemon its times are since the machine booted, in the API and where they are stored they

@@ -9,6 +9,7 @@ mod plan;
 mod planned;
 pub mod score;
 mod serving;
+mod shares;
 mod sockets;
 mod stopping;
 #[cfg(test)]

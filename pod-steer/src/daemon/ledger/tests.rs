@@ -56,6 +56,7 @@ fn operation(id: u64, order: Order, ended: bool) -> Operation {
         phase: Phase::Draining { since_ms: 1, deadline_ms: 3, old: ["a".into()].into(), connections: 4 },
         steps: vec![Step { name: "ready".into(), took_us: 5, detail: String::new() }],
         end: ended.then_some(end),
+        not_stored: None,
     }
 }
 
@@ -240,8 +241,11 @@ fn a_write_that_failed_is_made_up_for() {
     assert!(ledger.trouble().is_some());
     let late = operation(50, Order::Pause, true);
     ledger.contents.apply(&Change { operations: &[&late], ..Change::default() });
+    ledger.unstored.insert(50);
+    assert!(ledger.told(late.clone()).not_stored.is_some_and(|reason| reason.contains("No space")));
+    assert_eq!(ledger.told(operation(49, Order::Pause, true)).not_stored, None);
     ledger.commit(Change { decisions: &[("shop", Some(&decision(2)))], ..Change::default() }).unwrap();
-    assert_eq!(ledger.trouble(), None);
+    assert_eq!((ledger.trouble(), ledger.told(late).not_stored), (None, None));
     let before = std::mem::take(&mut ledger.contents);
     drop(ledger);
     let again = Ledger::open(&dir.0);

@@ -1,0 +1,70 @@
+//! What may be written where: colours and rewritten lines only on a terminal that has them, and never a panic or an error
+//! message because the reader has gone.
+
+use std::io::{self, IsTerminal, Write as _};
+
+use super::{Failure, Outcome};
+
+/// Columns of a terminal that does not say how wide it is.
+const COLUMNS_DEFAULT: usize = 80;
+
+/// Whether to colour what goes there: a terminal, not a dumb one, and no `NO_COLOR` (<https://no-color.org>).
+pub(super) fn colours(stream: &impl IsTerminal) -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    can_rewrite(stream) && !no_color
+}
+
+/// Whether a line that was written there can be replaced.
+pub(super) fn can_rewrite(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// How many columns standard output has; nothing if it is no terminal, where nothing need be cut.
+pub(super) fn columns() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
+    Some(if columns == 0 { COLUMNS_DEFAULT } else { columns })
+}
+
+/// Writes to standard output; a reader that has gone (`| head`) ends the command quietly.
+pub(super) fn print(text: &str) -> Outcome {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::Said(0)),
+        Err(error) => Err(Failure::Failed(anyhow::Error::new(error).context("cannot write to standard output"))),
+    }
+}
+
+/// The same for a command that has more to do than to print: it goes on without a reader.
+pub(super) fn print_if_read(text: &str) -> Outcome {
+    match print(text) {
+        Err(Failure::Said(0)) => Ok(()),
+        printed => printed,
+    }
+}
+
+/// Writes to standard error, which nobody may be reading.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// One line per error on standard error.
+pub(super) fn say(text: &str) {
+    said("error:", "1;31", text);
+}
+
+/// The same for what went well and needs somebody's attention.
+pub(super) fn warn(text: &str) {
+    said("warning:", "1;33", text);
+}
+
+fn said(label: &str, code: &str, text: &str) {
+    let label = if colours(&io::stderr()) { format!("\x1b[{code}m{label}\x1b[0m") } else { label.to_owned() };
+    for line in text.lines() {
+        note(&format!("{label} {line}"));
+    }
+}

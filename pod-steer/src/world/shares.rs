@@ -1,0 +1,66 @@
+//! Which part of a service's new connections each backend gets, by the tables that are in force.
+
+use std::collections::BTreeMap;
+
+use pod_steer_ebpf::{FAMILY_V4, NONE};
+
+use super::{Plan, PlannedTable};
+
+impl Plan {
+    /// By index, the part of new connections that each backend of a service gets: the mean over its ports. Of a port that
+    /// takes both families, IPv4 counts. Clients of networks with a version of their own are left out.
+    pub fn shares(&self, service: &str) -> BTreeMap<u32, f64> {
+        let of_service = self.rules.iter().filter(|(_, rule)| rule.service.as_deref() == Some(service));
+        let tables = of_service.filter_map(|(key, rule)| Some((key, rule.table.as_ref()?)));
+        let mut by_port: BTreeMap<(u64, u16, [u8; 16]), (u8, &PlannedTable)> = BTreeMap::new();
+        for (key, table) in tables.filter(|(_, table)| table.members.iter().any(|member| member.weight > 0)) {
+            let port = by_port.entry((key.netns_cookie, key.port, key.addr)).or_insert((key.family, table));
+            if key.family == FAMILY_V4 {
+                *port = (key.family, table);
+            }
+        }
+        let ports = by_port.len() as f64;
+        let mut shares = BTreeMap::new();
+        for (_, table) in by_port.values() {
+            let all: u128 = table.members.iter().map(|member| u128::from(member.weight)).sum();
+            // A paused service's member is no backend.
+            for member in table.members.iter().filter(|member| member.backend != NONE) {
+                *shares.entry(member.backend).or_default() += member.weight as f64 / all as f64 / ports;
+            }
+        }
+        shares
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::{FAMILY_V6, RuleKey};
+
+    use super::*;
+    use crate::{slots::Member, world::PlannedRule};
+
+    /// A port, a family, and backends with their weights.
+    type Rule<'a> = (u16, u8, &'a [(u32, u64)]);
+
+    fn plan(rules: &[Rule<'_>]) -> Plan {
+        let rule = |(port, family, members): &Rule<'_>| {
+            let key = RuleKey { port: *port, family: *family, ..RuleKey::default() };
+            let members = (0..).zip(*members).map(|(cookie, &(backend, weight))| Member { cookie, backend, weight });
+            let table = Some(PlannedTable { members: members.collect(), ..PlannedTable::default() });
+            (key, PlannedRule { service: Some("web".to_owned()), table, ..PlannedRule::default() })
+        };
+        Plan { rules: rules.iter().map(rule).collect(), ..Plan::default() }
+    }
+
+    #[test]
+    fn what_new_connections_get() {
+        let both = plan(&[(80, FAMILY_V4, &[(0, 90), (1, 10)]), (80, FAMILY_V6, &[(1, 10)])]);
+        assert_eq!(both.shares("web"), BTreeMap::from([(0, 0.9), (1, 0.1)]));
+        let six = plan(&[(80, FAMILY_V4, &[]), (80, FAMILY_V6, &[(1, 10)])]);
+        assert_eq!(six.shares("web"), BTreeMap::from([(1, 1.0)]));
+        let ports = plan(&[(80, FAMILY_V4, &[(0, 1)]), (443, FAMILY_V4, &[(1, 1), (1, 1)])]);
+        assert_eq!(ports.shares("web"), BTreeMap::from([(0, 0.5), (1, 0.5)]));
+        let paused = plan(&[(80, FAMILY_V4, &[(NONE, 1)])]);
+        assert!(paused.shares("web").is_empty() && both.shares("api").is_empty());
+    }
+}
