@@ -45,6 +45,14 @@ pub const LOST_MAX: u32 = 2;
 pub const NOTE_BYTES: usize = 512;
 /// Most parts of notes at one time.
 pub const NOTES_MAX: u32 = 262_144;
+/// Most (backend, address, port) of [`OwnListener`]s at one time.
+pub const OWN_LISTENERS_MAX: u32 = SOCKETS_MAX;
+/// Most [`OwnPort`]s at one time: both families of every managed port.
+pub const OWN_PORTS_MAX: u32 = 2 * MANAGED_PORTS_MAX;
+/// Most connections of backends to their own ports at one time; one more is steered as any client's.
+pub const OWN_CONNECTIONS_MAX: u32 = 65_536;
+/// Counters in front of the map of own connections, see [`own_source`].
+pub const OWN_SOURCES: u32 = 2_048;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots that are tried by hash before the table's members are walked one by one.
@@ -246,6 +254,26 @@ pub struct SocketInfo {
     pub ifindex: u32,
 }
 
+impl SocketInfo {
+    /// The address and port by which it may be its backend's newest listener; nothing of one that is bound to a device,
+    /// unless that is the loopback device (index 1 of every namespace), by which a machine's packets to itself come.
+    #[inline(always)]
+    pub fn own_listener(&self) -> Option<OwnListener> {
+        let Self { netns_cookie, addr, backend, port, family, ifindex, .. } = *self;
+        if ifindex > 1 {
+            return None;
+        }
+        let key = OwnListener { netns_cookie, addr, backend, port, family, pad: 0 };
+        let word = |at: usize| u32::from_ne_bytes([addr[at], addr[at + 1], addr[at + 2], addr[at + 3]]);
+        if family == FAMILY_V6 && word(0) == 0 && word(4) == 0 && word(8) == 0xFFFFu32.to_be() {
+            let mut mapped = [0; 16];
+            mapped[..4].copy_from_slice(&word(12).to_ne_bytes());
+            return Some(OwnListener { addr: mapped, family: FAMILY_V4, ..key });
+        }
+        Some(key)
+    }
+}
+
 /// Nobody has looked yet whether the socket takes IPv4 clients too.
 pub const V6_UNKNOWN: u16 = 0;
 /// It takes both, as far as its address does.
@@ -298,6 +326,99 @@ pub struct ManagedPort {
 pub const PORT_LISTENS: u32 = 1;
 /// Clients come to this port: so it is the local port of accepted connections, which are counted.
 pub const PORT_SERVED: u32 = 2;
+
+/// The newest listener of a backend for one address, by the port that its server asked for; the value is its cookie.
+///
+/// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: nobody is
+/// given to that one, since `LISTENERS` has lost it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnListener {
+    /// Namespace that the socket lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to, in network byte order; IPv4 in the first four bytes, also of an IPv6 socket that is
+    /// bound to an IPv4 address.
+    pub addr: [u8; 16],
+    /// Index of its backend.
+    pub backend: u32,
+    /// Port that its server asked for.
+    pub port: u16,
+    /// Family of the address: [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// An address and a port that a backend's service has claimed and that the backend serves: a connection from the backend
+/// itself reaches its own listener there. The value is an [`OwnTarget`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnPort {
+    /// Local address in network byte order; all zero for any of this family.
+    pub addr: [u8; 16],
+    /// Index of the backend.
+    pub backend: u32,
+    /// Local port.
+    pub port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Where a backend serves an [`OwnPort`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnTarget {
+    /// Index of its service.
+    pub service: u32,
+    /// Port that the backend listens on.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// A connection from a process of a backend to a port of this backend. The value is an [`OwnSocket`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnConnection {
+    /// Namespace of the connecting socket.
+    pub netns_cookie: u64,
+    /// Address that it comes from, in network byte order; IPv4 in the first four bytes.
+    pub source: [u8; 16],
+    /// Address that it goes to.
+    pub destination: [u8; 16],
+    /// Port that it comes from, in host byte order.
+    pub source_port: u16,
+    /// Port that it goes to, in host byte order.
+    pub destination_port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]: of the addresses, not of the socket.
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The socket that an [`OwnConnection`] is for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnSocket {
+    /// Cookie of the listener, or zero if the backend does not listen there: then the connection is refused.
+    pub cookie: u64,
+    /// When the connection began, in nanoseconds of the monotonic clock.
+    pub born_ns: u64,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the service that must hold the destination's rule, or [`NONE`] if the backend itself listens on the
+    /// destination's port.
+    pub service: u32,
+}
+
+/// Which of the counters in front of the map of own connections stands for connections from this port (in host byte order):
+/// while it is zero there is none, and nobody pays for a look into the map. The kernel gives connecting sockets even
+/// ports first, so the lowest bit does not count.
+pub const fn own_source(port: u16) -> u32 {
+    (port >> 1) as u32 & (OWN_SOURCES - 1)
+}
 
 /// Counters of one backend, kept per CPU.
 ///
@@ -433,6 +554,12 @@ const _: () = {
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<Hidden>() == 12);
     assert!(size_of::<ManagedPort>() == 8);
+    assert!(size_of::<OwnListener>() == 32);
+    assert!(size_of::<OwnPort>() == 24);
+    assert!(size_of::<OwnTarget>() == 8);
+    assert!(size_of::<OwnConnection>() == 48);
+    assert!(size_of::<OwnSocket>() == 24);
+    assert!(OWN_SOURCES.is_power_of_two());
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<NoteKey>() == 16);
     assert!(size_of::<BackendCounters>() == 72);

@@ -15,9 +15,10 @@ use pod_steer_ebpf::{
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, lost, managed},
-    users,
+    own, users,
 };
 
+const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
@@ -33,10 +34,23 @@ const TCP_LISTEN: u32 = 10;
 #[sock_ops]
 pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     let op = ctx.op();
-    if op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB {
+    if !matches!(
+        op,
+        BPF_SOCK_OPS_TCP_CONNECT_CB
+            | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+            | BPF_SOCK_OPS_STATE_CB
+            | BPF_SOCK_OPS_TCP_LISTEN_CB
+    ) {
         return 1;
     }
     let Some(backend) = current_backend() else { return 1 };
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        own::connects(&ctx, backend);
+        return 1;
+    }
+    if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) == TCP_CLOSE && own::ended(&ctx) {
+        return 1;
+    }
     let port = ctx.local_port() as u16;
     // SAFETY: the context is this hook's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -54,8 +68,8 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     }
     // Others' programs may have set flags of their own.
     let flags = ctx.cb_flags();
-    if is_probe(&ctx) {
-        // A probe is no client: neither its beginning nor its end is counted.
+    if is_probe(&ctx) || own::was_accepted(&ctx) {
+        // Neither a probe nor the backend itself is a client: neither beginning nor end is counted.
         set_flags(&ctx, flags & !BPF_SOCK_OPS_STATE_CB_FLAG);
     } else if flags & COUNTED_FLAG == 0 {
         // The first is inherited from the listener as a rule, but not from one that listened before it was managed.
@@ -163,6 +177,7 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
         lost(LOST_DESCRIPTIONS);
         errno = -error as u32;
     }
+    own::listens(&socket, cookie);
     emit(&Event { kind: EVENT_LISTENING, errno, cookie, socket });
 }
 
@@ -179,6 +194,10 @@ fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
             let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
             // SAFETY: the map and the key are valid.
             let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
+            // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
+            if let Some(socket) = unsafe { SOCKETS.get(cookie) } {
+                own::closed(socket, cookie);
+            }
             // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
             emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });

@@ -19,19 +19,20 @@ use crate::{
         BACKEND_COUNTERS, LISTENERS, PORTS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLE_RULES, TABLES, count,
         is_listening, netns_cookie, switch,
     },
+    own,
     table::{Chooser, Visit, first, tuple_hash, visit, withholds},
 };
 
 /// Another program may have chosen before us.
-const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
+pub const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
 /// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
-const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
+pub const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
 /// ::1, in network byte order.
 pub const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1u32.to_be()];
 
 const EEXIST: i32 = -17;
-const ENOENT: i32 = -2;
+pub const ENOENT: i32 = -2;
 const EPROTOTYPE: i32 = -91;
 const ESOCKTNOSUPPORT: i32 = -94;
 const EAFNOSUPPORT: i32 = -97;
@@ -78,6 +79,9 @@ impl Packet {
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = Packet::of(&ctx);
     if let Some(verdict) = probe(&ctx, &packet) {
+        return verdict;
+    }
+    if let Some(verdict) = own::steer(&ctx, &packet) {
         return verdict;
     }
     // Nobody claimed this port: not ours to count or to decide.
@@ -172,9 +176,16 @@ fn is_chosen(ctx: &SkLookupContext) -> bool {
     !unsafe { ptr::read_volatile(&raw const (*ctx.lookup).__bindgen_anon_1.__bindgen_anon_1.sk) }.is_null()
 }
 
-/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses or devices.
+/// The rule for the packet's destination; none where its packets are left to the kernel.
 #[inline(always)]
 fn rule_for(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
+    find(ctx, packet).and_then(steers)
+}
+
+/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses or devices. It
+/// may be one without a table.
+#[inline(always)]
+pub fn find(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
     if packet.protocol != u32::from(PROTO_TCP) {
         return None;
     }
@@ -210,23 +221,23 @@ fn rule_by_destination(ctx: &SkLookupContext, packet: &Packet, asks: u16) -> Opt
         if devices {
             key.ifindex = ifindex;
             if let Some(rule) = rule(&key) {
-                return steers(rule);
+                return Some(rule);
             }
             key.ifindex = 0;
         }
         if let Some(rule) = rule(&key) {
-            return steers(rule);
+            return Some(rule);
         }
         key.addr = [0; 16];
     }
     if devices {
         key.ifindex = ifindex;
         if let Some(rule) = rule(&key) {
-            return steers(rule);
+            return Some(rule);
         }
         key.ifindex = 0;
     }
-    rule(&key).and_then(steers)
+    rule(&key)
 }
 
 #[inline(always)]

@@ -12,14 +12,16 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, MANAGED_PORTS_MAX,
-    ManagedPort, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey,
-    ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey,
+    ManagedPort, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX, OWN_PORTS_MAX,
+    OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX,
+    PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey,
     TABLES_MAX,
 };
 
 use crate::table::Table;
 
 const NO_PREALLOC: usize = 1;
+const MMAPABLE: usize = 1 << 10;
 
 /// Cookie of the namespace that this instance of the `sk_lookup` program is attached to: that program type has no
 /// helper to ask for it.
@@ -89,6 +91,23 @@ pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALL
 #[btf_map]
 pub static MANAGED_PORTS: HashMap<ManagedPort, u32, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
+/// The newest listener of each backend, by the port and address that its server asked for.
+#[btf_map]
+pub static OWN_LISTENERS: HashMap<OwnListener, u64, { OWN_LISTENERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// What each backend serves of what its service has claimed. Written by the daemon.
+#[btf_map]
+pub static OWN_PORTS: HashMap<OwnPort, OwnTarget, { OWN_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Connections of backends to their own ports, from `connect` until the connecting socket closes.
+#[btf_map]
+pub static OWN_CONNECTIONS: HashMap<OwnConnection, OwnSocket, { OWN_CONNECTIONS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// How many of these there are, by [`pod_steer_ebpf::own_source`]. The daemon maps it into its memory.
+#[btf_map]
+pub static OWN_SOURCES: Array<u64, { pod_steer_ebpf::OWN_SOURCES as usize }, MMAPABLE> = Array::new();
+
 /// Whose each shared port is: of the first managed bind to it.
 #[btf_map]
 pub static PORT_USERS: HashMap<PortKey, u32, { PORT_USERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
@@ -123,9 +142,15 @@ pub static NOTES: HashMap<NoteKey, [u8; NOTE_BYTES], { NOTES_MAX as usize }, NO_
 /// a system call are interrupted by those that run for a packet, and a plain addition in between would be lost.
 #[inline(always)]
 pub fn increment(counter: *mut u64) {
-    // SAFETY: a counter of a map's value, aligned, which the verifier has checked; others only ever add to it. (The target
+    add(counter, 1);
+}
+
+/// Adds to a number by one atomic instruction; the sum wraps around.
+#[inline(always)]
+pub fn add(number: *mut u64, more: u64) {
+    // SAFETY: a number of a map's value, aligned, which the verifier has checked; others only ever add to it. (The target
     // has this one atomic instruction and no compare-and-swap, so AtomicU64 offers no addition.)
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, more) };
 }
 
 /// Tells the daemon, or counts that it could not be told.

@@ -20,6 +20,7 @@ use pod_steer_ebpf::{FAMILY_V6, Move, PROBE_SOURCE_V4, ProbeKey, Slot, table_ind
 use crate::{
     lookup::LOOPBACK_V6,
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, switch},
+    own,
     table::{Chooser, Visit, visit},
 };
 
@@ -34,9 +35,9 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let closing = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };
     // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
-    // A probe is for the closing listener and no other: it fails with it, uncounted.
+    // A probe, or a connection of the backend itself, is for the closing listener and no other: it fails with it, uncounted.
     // SAFETY: `moving` is not null, and valid for the whole run.
-    if unsafe { is_probe(moving.sock, from.netns_cookie) } {
+    if unsafe { is_probe(moving.sock, from.netns_cookie) || own::is_moving(moving.sock, from.netns_cookie) } {
         return SK_DROP;
     }
     let from_backend = from.backend;

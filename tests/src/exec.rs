@@ -1,11 +1,21 @@
 //! Backends as processes, by `pod-steer exec`: the same kernel path as a container's, at a fraction of its cost.
 
-use std::{ffi::OsString, net::SocketAddr, path::Path, thread, time::Duration};
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    net::SocketAddr,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
+    cgroup2,
     daemon::Stage,
     load::{End, attempt},
     netns::NetNs,
@@ -89,6 +99,20 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// A command that runs as a further process of the backend: in its cgroup, as an engine's health check does.
+    pub fn command(&self, stage: &Stage, program: &str) -> Result<Command> {
+        let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", self.process.pid()))?;
+        let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).context("it has no cgroup v2")?;
+        let procs = cgroup2::mount_point()?.join(path).join("cgroup.procs");
+        let procs = File::options().write(true).open(&procs).with_context(|| procs.display().to_string())?;
+        let mut command = stage.host.command(program)?;
+        // SAFETY: one system call: it neither allocates nor takes a lock.
+        unsafe {
+            command.pre_exec(move || rustix::io::write(&procs, b"0").map(drop).map_err(Into::into));
+        }
+        Ok(command)
+    }
+
     /// When `listen` returned, in nanoseconds of the monotonic clock, once it has; an error if the server has ended.
     pub fn listening(&mut self) -> Result<Option<u64>> {
         let stdout = self.process.stdout();

@@ -12,12 +12,13 @@ use crate::{
     labels, listening,
     netns::{self, Netns},
     procs::Process,
-    world::{Backend, Kind, Misfit, Network, Phase},
+    world::{Backend, Health, Kind, Misfit, Network, Phase},
 };
 
 /// Topics of [`Backend::troubles`].
 const NO_CGROUP: &str = "cgroup";
 const LATE: &str = "late";
+pub(super) const ENGINE_CHECK: &str = "engine-check";
 
 impl Control {
     pub(super) fn engine_input(&mut self, input: EngineInput) {
@@ -93,7 +94,7 @@ impl Control {
             spec: spec.clone(),
             phase: container.phase,
             health: container.health,
-            probed: crate::world::Health::Unchecked,
+            probed: Health::Unchecked,
             ready_since_ms: None,
             network: Network::Unknown,
             netns: None,
@@ -113,6 +114,17 @@ impl Control {
         backend.stop_timeout_s = container.stop_timeout_s;
         if container.phase_is_current {
             backend.health = container.health;
+            let failed = match container.health_failure {
+                Some(failure) => backend.troubles.insert(ENGINE_CHECK, failure.clone()).as_ref() != Some(&failure),
+                None => {
+                    backend.troubles.remove(ENGINE_CHECK);
+                    false
+                }
+            };
+            if let Some(failure) = backend.troubles.get(ENGINE_CHECK).filter(|_| failed) {
+                warn!(service = %backend.spec.service, backend = %backend.name, %failure, "its health check does not pass");
+                self.tell(&backend.spec.service, &backend.name, "check-failed", failure);
+            }
             // A container that was told to stop still runs for a while, and an engine says no more than that.
             match (backend.phase, container.phase) {
                 (Phase::Stopping, Phase::Running) => {}
@@ -195,8 +207,20 @@ impl Control {
             }
             Change::Paused => backend.was_paused(),
             Change::Unpaused => backend.was_unpaused(boot_ms()),
-            Change::Health(health) => backend.health = *health,
-            Change::Signalled(_) | Change::Created | Change::Renamed | Change::Removed | Change::Died => return,
+            Change::Health(health) => {
+                backend.health = *health;
+                if *health != Health::Unhealthy {
+                    backend.troubles.remove(ENGINE_CHECK);
+                }
+            }
+            Change::Signalled(_)
+            | Change::Created
+            | Change::Renamed
+            | Change::HealthUnknown
+            | Change::Removed
+            | Change::Died => {
+                return;
+            }
         }
         if let Some(backend) = self.world.backends.get(id)
             && let Err(error) = self.store.put(backend)

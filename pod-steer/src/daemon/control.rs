@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::{PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT};
+use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -74,6 +74,8 @@ pub(super) struct Control {
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
+    /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
+    pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
     pub(super) holders: Holders,
     /// Ports of a user on which nobody listened at the last comparison.
@@ -91,7 +93,7 @@ pub(super) struct Control {
     pub(super) awaited: BTreeSet<String>,
     pub(super) engines: Vec<String>,
     /// To the engines: ids of containers that are to be described.
-    wanted: broadcast::Sender<String>,
+    pub(super) wanted: broadcast::Sender<String>,
     /// Engines that have not said anything yet; when all have, `ready` is told.
     unheard: BTreeSet<String>,
     pub(super) ready: Option<oneshot::Sender<()>>,
@@ -144,6 +146,7 @@ impl Control {
             plan: Plan::default(),
             migration,
             inspections: Inspections::default(),
+            own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
             unused_ports: BTreeSet::new(),
@@ -300,6 +303,7 @@ impl Control {
             return;
         }
         self.world.now_ms = boot_ms();
+        self.renew_own_listeners();
         self.follow_checks();
         self.dirty = false;
         let plan = self.world.plan();

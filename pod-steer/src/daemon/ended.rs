@@ -55,6 +55,7 @@ impl Control {
         match how {
             Ending::Died => {
                 backend.is_now(Phase::Exited);
+                backend.troubles.remove(super::backends::ENGINE_CHECK);
                 self.checks.ended(backend);
                 let index = backend.index;
                 self.cgroup_ids.remove(&index);

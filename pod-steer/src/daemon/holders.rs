@@ -175,10 +175,9 @@ impl Control {
             if self.holders.renewed.contains(&cookie) {
                 continue;
             }
-            if self.world.sockets.remove(&cookie).is_some() {
+            if self.world.sockets.contains_key(&cookie) {
                 debug!(cookie, "no longer listens");
-                self.holders.forget(cookie);
-                self.kernel.forget_socket(cookie);
+                self.forget_socket(cookie);
                 self.touch();
             }
         }

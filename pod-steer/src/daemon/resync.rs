@@ -10,7 +10,7 @@ use crate::{
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
     procs::{self, Process},
-    world::{Kind, Phase},
+    world::{Backend, Health, Kind, Phase},
 };
 
 /// Backends whose links are looked at in one second: each is some 20 system calls.
@@ -33,6 +33,16 @@ impl Control {
         self.free_ports(true);
         self.drop_leftovers();
         self.orders.ledger.retry();
+        self.ask_for_health();
+    }
+
+    /// Asks the engines for backends that wait for a result of their engine's health check: events get lost, and Podman can
+    /// be told to send none (`healthcheck_events` in containers.conf(5)).
+    fn ask_for_health(&self) {
+        let waits = |backend: &&Backend| matches!(backend.health, Health::Starting | Health::Unhealthy);
+        for backend in self.world.backends.values().filter(waits) {
+            let _ = self.wanted.send(backend.id.clone());
+        }
     }
 
     /// The part of the resync that is cheap enough for each second.

@@ -8,7 +8,7 @@ use std::{
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
-    FAMILY_V6, NONE, PROTO_TCP, SocketInfo, V6_ONLY, V6_UNKNOWN,
+    FAMILY_V6, NONE, OwnListener, PROTO_TCP, SocketInfo, V6_ONLY, V6_UNKNOWN,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tokio::task::spawn_blocking;
@@ -69,7 +69,7 @@ impl Control {
                 self.kernel.listens_anew(event.cookie);
                 if holder.is_some_and(|holder| holder != info.backend) {
                     // It was handed over: whoever let it listen again is asked by a look.
-                    self.world.sockets.remove(&event.cookie);
+                    self.drop_socket(event.cookie);
                     return self.holders.look_at(info.netns_cookie);
                 }
                 self.add_socket(event.cookie, info);
@@ -77,8 +77,7 @@ impl Control {
             }
             EVENT_CLOSED => {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
-                self.world.sockets.remove(&event.cookie);
-                self.holders.forget(event.cookie);
+                self.drop_socket(event.cookie);
                 self.kernel.closed(event.cookie);
                 self.touch();
             }
@@ -249,6 +248,8 @@ impl Control {
             // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
             self.note_unshared(index, info.port, error.into());
         }
+        // It may have been another backend's.
+        self.drop_socket(socket.cookie);
         self.holders.seats.insert(socket.cookie, socket.seat);
         self.holders.silent.insert(socket.cookie);
         self.holders.refused.remove(&socket.cookie);
@@ -261,7 +262,8 @@ impl Control {
         let live = self.kernel.live_sockets();
         let before = self.world.sockets.len();
         let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
-        self.world.sockets.retain(|cookie, _| alive.contains(cookie));
+        let gone: Vec<u64> = self.world.sockets.keys().filter(|cookie| !alive.contains(cookie)).copied().collect();
+        gone.into_iter().for_each(|cookie| self.drop_socket(cookie));
         let mut changed = self.world.sockets.len() != before;
         for (cookie, info) in live {
             if self.world.sockets.contains_key(&cookie) {
@@ -294,8 +296,42 @@ impl Control {
 
     /// Takes a socket out of steering, whether it listens or not.
     pub(super) fn forget_socket(&mut self, cookie: u64) {
-        self.world.sockets.remove(&cookie);
-        self.holders.forget(cookie);
+        self.drop_socket(cookie);
         self.kernel.forget_socket(cookie);
     }
+
+    /// A socket listens no more.
+    fn drop_socket(&mut self, cookie: u64) {
+        self.holders.forget(cookie);
+        if let Some(socket) = self.world.sockets.remove(&cookie) {
+            self.own_closed.extend(own_listener(&socket).map(|key| (key, cookie)));
+        }
+    }
+
+    /// Finds another listener of the same backend for the address of each that has closed. The kernel program keeps the
+    /// newest one only.
+    pub(super) fn renew_own_listeners(&mut self) {
+        let closed = std::mem::take(&mut self.own_closed);
+        if closed.is_empty() {
+            return;
+        }
+        let mut others = BTreeMap::new();
+        // In the order of the cookies, which is about that of the sockets' age.
+        for (cookie, socket) in &self.world.sockets {
+            let Some(key) = own_listener(socket) else { continue };
+            if closed.contains_key(&key) {
+                others.insert(key, *cookie);
+            }
+        }
+        for (key, cookie) in closed {
+            self.kernel.own_listener_closed(key, cookie, others.get(&key).copied());
+        }
+    }
+}
+
+fn own_listener(socket: &Socket) -> Option<OwnListener> {
+    let family = if socket.ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+    let Socket { backend, netns_cookie, port, ifindex, .. } = *socket;
+    let addr = address_bytes(socket.ip);
+    SocketInfo { netns_cookie, addr, backend, port, family, ifindex, ..SocketInfo::default() }.own_listener()
 }

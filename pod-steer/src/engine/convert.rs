@@ -32,6 +32,8 @@ pub struct Container {
     pub phase_is_current: bool,
     /// What its health check says.
     pub health: Health,
+    /// How its last check failed, if it is unhealthy.
+    pub health_failure: Option<String>,
     /// Its first process, if it runs.
     pub pid: Option<i32>,
     /// Whose network namespace it lives in.
@@ -61,6 +63,8 @@ pub enum Change {
     Unpaused,
     /// Its health check has a new result.
     Health(Health),
+    /// Its health check has a new result, which only the container's details say.
+    HealthUnknown,
     /// It has a new name.
     Renamed,
     /// It is gone.
@@ -102,16 +106,13 @@ pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
         "unpause" => Change::Unpaused,
         "rename" => Change::Renamed,
         "destroy" | "remove" => Change::Removed,
-        "health_status" => Change::Health(match action.split(':').nth(1).map(str::trim) {
-            Some("healthy") => Health::Healthy,
-            Some("unhealthy") => Health::Unhealthy,
-            Some("starting") => Health::Starting,
-            _ => match attributes.get("health_status").map(String::as_str) {
-                Some("healthy") => Health::Healthy,
-                Some("unhealthy") => Health::Unhealthy,
-                _ => return None,
-            },
-        }),
+        // Docker puts the result behind the colon; Podman has a field `HealthStatus` beside the action, which Docker's API
+        // and so its client do not know. Where there is no result, the details have it.
+        "health_status" => {
+            let result = action.split_once(':').map(|(_, result)| result);
+            let result = result.or_else(|| attributes.get("health_status").map(String::as_str));
+            result.and_then(health_of).map_or(Change::HealthUnknown, Change::Health)
+        }
         _ => return None,
     };
     let mine = attributes.keys().any(|key| key.starts_with(labels::PREFIX)).then(|| {
@@ -119,6 +120,15 @@ pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
         Box::new(announced(engine, &id, attributes, created_ms))
     });
     Some(Happened { id, change, mine })
+}
+
+fn health_of(word: &str) -> Option<Health> {
+    match word.trim() {
+        "healthy" => Some(Health::Healthy),
+        "unhealthy" => Some(Health::Unhealthy),
+        "starting" => Some(Health::Starting),
+        _ => None,
+    }
 }
 
 /// What an event alone says of a container: its labels are among the attributes.
@@ -137,6 +147,7 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
         phase: Phase::Created,
         phase_is_current: true,
         health: Health::Unchecked,
+        health_failure: None,
         pid: None,
         network: Network::Unknown,
         cgroup_parent: String::new(),
@@ -163,12 +174,18 @@ pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Cont
         _ if state.started_at.as_deref().is_none_or(|at| at.starts_with("0001-")) => Phase::Created,
         _ => Phase::Exited,
     };
-    let health = match state.health.and_then(|health| health.status) {
+    let checks = state.health.unwrap_or_default();
+    let health = match checks.status {
         Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
         Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
         Some(HealthStatusEnum::STARTING) => Health::Starting,
         _ => Health::Unchecked,
     };
+    // The newest result is the last one. One that passed is followed by its own event.
+    let last = checks.log.unwrap_or_default().pop().filter(|last| last.exit_code != Some(0));
+    let health_failure = last.filter(|_| health == Health::Unhealthy).map(|last| {
+        super::failure::describe(last.exit_code.unwrap_or_default(), last.output.as_deref().unwrap_or_default())
+    });
     let host = details.host_config.unwrap_or_default();
     Some(Container {
         name: details.name.unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -180,6 +197,7 @@ pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Cont
         phase,
         phase_is_current: true,
         health,
+        health_failure,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
         network: network(host.network_mode.as_deref().unwrap_or_default()),
         cgroup_parent: host.cgroup_parent.unwrap_or_default(),
@@ -335,7 +353,34 @@ mod tests {
         assert_eq!((mine.name.as_str(), mine.image.as_str(), mine.labels.len()), ("web-1", "shop:v2", 1));
         let change = |action: &str| happened("e", event(action)).map(|seen| seen.change);
         assert_eq!(change("health_status: unhealthy"), Some(Change::Health(Health::Unhealthy)));
+        assert_eq!(change("health_status"), Some(Change::HealthUnknown), "Podman's");
+        assert_eq!(change("health_status: reset"), Some(Change::HealthUnknown));
         assert_eq!(change("died"), Some(Change::Died));
         assert_eq!(change("exec_start: sh"), None);
+    }
+
+    /// As Podman sends them: the result is in a field that Docker's API does not have.
+    #[test]
+    fn podmans_health_events() {
+        let change = |line: &str| {
+            let event: EventMessage = serde_json::from_str(line).expect("it is an event");
+            happened("e", event).map(|seen| seen.change)
+        };
+        for line in [
+            // 4.3 and 5.4, with the fields of Docker before 25.
+            r#"{"status":"health_status","id":"c0","from":"localhost/a:1","Type":"container","Action":"health_status",
+                "Actor":{"ID":"c0","Attributes":{"containerExitCode":"0","image":"localhost/a:1","name":"one","podId":"",
+                "pod-steer.service":"web"}},"scope":"local","time":1764110000,"timeNano":1764110000123456789,
+                "HealthStatus":"healthy"}"#,
+            // 5.8 and 6.1 to a client of API 1.52.
+            r#"{"Type":"container","Action":"health_status","Actor":{"ID":"c0","Attributes":{"image":"localhost/a:1",
+                "name":"one","podId":""}},"scope":"local","time":1764110000,"timeNano":1764110000123456789,
+                "HealthStatus":"unhealthy"}"#,
+        ] {
+            assert_eq!(change(line), Some(Change::HealthUnknown), "{line}");
+        }
+        let in_attributes = r#"{"Type":"container","Action":"health_status","Actor":{"ID":"c0","Attributes":
+            {"health_status":"healthy"}}}"#;
+        assert_eq!(change(in_attributes), Some(Change::Health(Health::Healthy)));
     }
 }

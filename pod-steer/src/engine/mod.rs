@@ -3,6 +3,7 @@
 
 mod commands;
 mod convert;
+mod failure;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,7 +26,7 @@ use tracing::{debug, info, warn};
 pub use commands::Commands;
 pub use convert::{Change, Container, Happened, ends};
 
-use crate::labels;
+use crate::{labels, world::Health};
 
 /// Seconds that a request to the engine may take.
 const REQUEST_TIMEOUT_S: u64 = 30;
@@ -36,6 +37,9 @@ const INSPECTIONS: usize = 8;
 /// Pauses between attempts to reach an engine: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// Pauses before a container is inspected again of whose health check an event gives no result.
+const HEALTH_PAUSES: &[Duration] = &[Duration::from_millis(200), Duration::from_millis(800)];
 
 /// What an engine tells the daemon.
 #[derive(Debug)]
@@ -149,19 +153,35 @@ async fn session(
             // The labels are in the event: enough to prepare for its first bind while the details are fetched.
             let _ = inputs.send(EngineInput::Container(container)).await;
         }
-        let details = matches!(change, Change::Created | Change::Started | Change::Renamed);
+        let asks_again = matches!(change, Change::HealthUnknown);
+        let details = matches!(
+            change,
+            // The reason why a check fails is in the details.
+            Change::Created
+                | Change::Started
+                | Change::Renamed
+                | Change::HealthUnknown
+                | Change::Health(Health::Unhealthy)
+        );
         if matches!(change, Change::Removed) {
             ours.remove(&id);
         }
         let _ = inputs.send(EngineInput::Happened { id: id.clone(), change }).await;
         if details {
-            inspections.spawn(inspect_later(
-                docker.clone(),
-                engine.to_owned(),
-                id,
-                inputs.clone(),
-                generations.clone(),
-            ));
+            // Podman 4.3 announces a result before its details have it.
+            let pauses = if asks_again { HEALTH_PAUSES } else { &[] };
+            let inspect = {
+                let (docker, inputs, generations) = (docker.clone(), inputs.clone(), generations.clone());
+                let engine = engine.to_owned();
+                move || inspect_later(docker.clone(), engine.clone(), id.clone(), inputs.clone(), generations.clone())
+            };
+            inspections.spawn(async move {
+                inspect().await;
+                for pause in pauses {
+                    sleep(*pause).await;
+                    inspect().await;
+                }
+            });
         }
         while inspections.try_join_next().is_some() {}
     }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{ManagedPort, NONE, Rule, RuleKey, SWITCH_SIDE, table_index};
+use pod_steer_ebpf::{ManagedPort, NONE, OwnPort, OwnTarget, Rule, RuleKey, SWITCH_SIDE, table_index};
 
 use super::{Kernel, KernelError, Result, Settled};
 use crate::{
@@ -86,7 +86,8 @@ impl Kernel {
         if let Err(error) = self.apply_managed_ports(&plan.managed_ports) {
             return Applied { settled: Vec::new(), error: Some(error) };
         }
-        let mut gone_wrong = self.drop_rules(plan);
+        let mut gone_wrong = self.apply_own_ports(plan, services).err();
+        gone_wrong = self.drop_rules(plan).or(gone_wrong);
         let mut settled = Vec::new();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
@@ -287,6 +288,14 @@ impl Kernel {
         let Some(Published { rule, table: Some(table), .. }) = self.published.get(&heirs.rule) else { return false };
         (rule.table, rule.service) == (heirs.table, heirs.service)
             && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
+    }
+
+    fn apply_own_ports(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<()> {
+        let indexed = |(port, (service, target)): (&OwnPort, &(String, u16))| {
+            let service = services.get(service).copied()?;
+            Some((*port, OwnTarget { service, port: *target, pad: 0 }))
+        };
+        self.own.apply_ports(&plan.own_ports.iter().filter_map(indexed).collect())
     }
 
     fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {

@@ -23,6 +23,7 @@ mod error;
 mod lock;
 mod migrate;
 mod object;
+mod own;
 mod pins;
 mod ports;
 mod probes;
@@ -45,7 +46,8 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedPort, Move, NONE, PortKey, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
+    BackendCounters, Hidden, ManagedPort, Move, NONE, OwnListener, PortKey, RuleKey, ServiceCounters, SocketInfo,
+    V6_BOTH, V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -101,6 +103,7 @@ pub struct Kernel {
     /// Sockets that were found closed when they were last looked through.
     closed: BTreeSet<u64>,
     ports_written: BTreeMap<ManagedPort, u32>,
+    own: own::Own,
 }
 
 /// What [`Kernel::open`] found.
@@ -135,6 +138,7 @@ impl Kernel {
         }
         self.heirs.retain(|cookie, _| !closed.contains(cookie));
         self.closed = closed;
+        self.own.sweep(&kept.iter().map(|(cookie, info)| (*cookie, info.backend)).collect());
         kept
     }
 
@@ -144,7 +148,15 @@ impl Kernel {
             .insert(cookie, socket.as_raw_fd(), 0)
             .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
         self.heirs.remove(&cookie);
+        if let Some(key) = info.own_listener() {
+            self.own.listens(key, cookie)?;
+        }
         self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
+    }
+
+    /// A listener of a backend has closed; `other` is one of the same backend that still listens for this address and port.
+    pub fn own_listener_closed(&mut self, key: OwnListener, cookie: u64, other: Option<u64>) {
+        self.own.closed(key, cookie, other);
     }
 
     /// Remembers for a later daemon which clients a socket takes.

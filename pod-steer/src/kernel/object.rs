@@ -18,6 +18,7 @@ use super::{
     Kernel, KernelError, Opened, Result,
     alive::Alive,
     apply::Published,
+    own::Own,
     pins::{self, Pins},
     ports::Rules,
     publish::{self, Publisher},
@@ -29,7 +30,7 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
-pub(super) const MAPS: [&str; 20] = [
+pub(super) const MAPS: [&str; 24] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -40,6 +41,10 @@ pub(super) const MAPS: [&str; 20] = [
     "LISTENERS",
     "SOCKETS",
     "MANAGED_PORTS",
+    "OWN_LISTENERS",
+    "OWN_PORTS",
+    "OWN_CONNECTIONS",
+    "OWN_SOURCES",
     "PORT_USERS",
     "HIDDEN",
     "BACKEND_COUNTERS",
@@ -128,7 +133,7 @@ pub fn probe() -> Result<Vec<ProbedProgram>> {
     Ok(probed)
 }
 
-fn map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
+pub(super) fn map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -220,6 +225,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         forgotten: Default::default(),
         closed: Default::default(),
         ports_written,
+        own: Own::open(&mut programs)?,
         programs,
     };
     let mut opened = Opened { kernel, events, logs: None, adopted, recovered };

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr, slice,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use pod_steer_ebpf::{Event, Slot};
@@ -82,7 +83,10 @@ struct Mapping {
 
 impl Mapping {
     fn new(map: BorrowedFd<'_>, entries: usize, writable: bool) -> io::Result<Self> {
-        let bytes = entries * size_of::<Slot>();
+        Self::of_bytes(map, entries * size_of::<Slot>(), writable)
+    }
+
+    fn of_bytes(map: BorrowedFd<'_>, bytes: usize, writable: bool) -> io::Result<Self> {
         let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         // All of it is read or written: its pages are asked for at once.
         // SAFETY: a fresh mapping of a whole file at an address of the kernel's choice.
@@ -97,6 +101,30 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and no reference into it outlives us.
         unsafe { libc::munmap(self.at, self.bytes) };
+    }
+}
+
+/// Numbers of a memory-mapped array map, which kernel programs change at the same time.
+pub struct Counters(Mapping);
+
+// SAFETY: all access to the mapping is atomic, from whatever thread.
+unsafe impl Send for Counters {}
+
+impl Counters {
+    /// `map` is an array of this many numbers of 64 bits, made with `BPF_F_MMAPABLE` (Linux 5.5).
+    pub fn open(map: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+        Mapping::of_bytes(map, entries as usize * size_of::<u64>(), true).map(Self)
+    }
+
+    /// Takes one from the number at this index; nothing happens if there is none.
+    pub fn decrement(&self, index: u32) {
+        let at = index as usize * size_of::<u64>();
+        if at + size_of::<u64>() <= self.0.bytes {
+            // SAFETY: within the mapping, which lives as long as `self`, and aligned, as the mapping begins a page; kernel
+            // programs change it by atomic instructions only.
+            let number = unsafe { AtomicU64::from_ptr(self.0.at.cast::<u8>().add(at).cast()) };
+            number.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
+    FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, OwnPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
     RULE_HAS_DEVICES, RULE_OF_PORT, RuleKey,
 };
 
@@ -48,6 +48,12 @@ pub(super) fn plan(world: &World) -> Planned {
     }
 
     let serving = Serving::of(world, &sockets);
+    for (key, claim) in &claims {
+        for (backend, target) in &claim.parts {
+            let own = OwnPort { addr: key.addr, backend: backend.index, port: key.port, family: key.family, pad: 0 };
+            plan.own_ports.insert(own, (claim.service.to_owned(), *target));
+        }
+    }
     plan.namespaces.extend(claims.keys().map(|key| key.netns_cookie));
     let mut claimed = BTreeMap::new();
     for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{ManagedPort, RuleKey};
+use pod_steer_ebpf::{ManagedPort, OwnPort, RuleKey};
 use serde::{Deserialize, Serialize};
 
 use crate::slots::Member;
@@ -15,6 +15,8 @@ pub struct Plan {
     pub rules: BTreeMap<RuleKey, PlannedRule>,
     /// The ports of the backends, and what each is for.
     pub managed_ports: BTreeMap<ManagedPort, u32>,
+    /// What each backend serves of the ports that its service has claimed: the service, and the port that it listens on.
+    pub own_ports: BTreeMap<OwnPort, (String, u16)>,
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
     /// Cookies of the namespaces to steer in.

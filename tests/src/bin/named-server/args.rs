@@ -5,7 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...] [--fds N]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
     [--journal PATH] [--status-file PATH] [--only-host] [--tell-listener] [--reuseport]
-    [--deaf] [--stop-delay-ms N]";
+    [--deaf] [--stop-delay-ms N]
+   or: named-server --ask ADDR:PORT";
 
 /// Where and how to listen.
 #[derive(Clone, Debug)]

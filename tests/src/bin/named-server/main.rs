@@ -4,6 +4,7 @@
 //! closes its listeners, finishes what it has accepted and exits with 0.
 
 mod args;
+mod ask;
 mod connection;
 mod journal;
 mod listener;
@@ -16,6 +17,16 @@ use journal::Journal;
 use stop::Stop;
 
 fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if let (Some("--ask"), Some(address)) = (given.next().as_deref(), given.next()) {
+        return match ask::ask(&address) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("{message}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {
