@@ -1,20 +1,19 @@
-//! The cgroup v2 hierarchy: where it is mounted, when a container's directory appears in it, and when one is empty.
-//!
-//! An engine makes a container's directory some 50 ms before the container's process runs, and long after it has
-//! announced the container: whoever watches can attach before the first bind.
+//! The cgroup v2 hierarchy: where it is mounted, and which container a directory in it belongs to. `watch` reports when a
+//! container's directory appears, and when a cgroup has become empty.
+
+mod watch;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
-    mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::fs::DirEntryExt as _},
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::DirEntryExt as _,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
+pub use watch::{Cgroups, Seen};
 
-use crate::kernel::sys;
+/// The cgroup, below the root of the hierarchy, in which every daemon has one of its own.
+pub const OWN: &str = "pod-steer";
 
 /// Characters of a container's full id.
 const CONTAINER_ID_LEN: usize = 64;
@@ -30,8 +29,9 @@ pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-/// The container whose cgroup has this name: `ID`, `docker-ID.scope`, `libpod-ID.scope`, `cri-containerd-ID.scope`.
-/// Podman's monitor has one with the same id, and is not the container.
+/// The container whose cgroup has this name: `ID`, `docker-ID.scope`, `libpod-ID.scope`, `libpod-payload-ID`,
+/// `cri-containerd-ID.scope`. Podman's monitor has one with the same id, and is not the container. A pod of Podman's has a
+/// cgroup whose name is an id alone, as a container of Docker's; its containers are below it.
 pub fn container_of(name: &str) -> Option<&str> {
     if name.contains("conmon") {
         return None;
@@ -39,6 +39,12 @@ pub fn container_of(name: &str) -> Option<&str> {
     let base = name.strip_suffix(".scope").unwrap_or(name);
     let id = base.rsplit('-').next()?;
     (id.len() == CONTAINER_ID_LEN && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+}
+
+/// The container's own cgroup among a path and its ancestors. `None` if the path does not name the container: then its
+/// processes share somebody else's cgroup, as with Podman's `--cgroups=disabled`.
+pub fn own_cgroup<'a>(path: &'a Path, id: &str) -> Option<&'a Path> {
+    path.ancestors().find(|path| path.file_name().and_then(|name| name.to_str()).and_then(container_of) == Some(id))
 }
 
 /// The directories in which an engine may make a container's cgroup, relative to the mount.
@@ -58,156 +64,6 @@ pub fn parents(cgroup_parent: &str) -> Vec<PathBuf> {
     }
     path.push(format!("{slice}.slice"));
     vec![path]
-}
-
-/// What the watch has seen.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// The cgroup of an expected container appeared.
-    Container {
-        /// Its full id.
-        id: String,
-        /// Its directory.
-        path: PathBuf,
-    },
-    /// The cgroup of a container that nobody has announced appeared.
-    Unannounced {
-        /// Its full id.
-        id: String,
-    },
-    /// The last process of a watched cgroup is gone.
-    Empty(PathBuf),
-}
-
-enum Watch {
-    Directory(PathBuf),
-    Events(PathBuf),
-}
-
-/// Watches for the cgroups of containers that were announced.
-pub struct Cgroups {
-    mount: PathBuf,
-    inotify: AsyncFd<OwnedFd>,
-    watches: HashMap<i32, Watch>,
-    expected: HashSet<String>,
-    parents: HashSet<PathBuf>,
-}
-
-impl Cgroups {
-    /// Watches below the hierarchy that is mounted at `mount`.
-    pub fn new(mount: PathBuf) -> io::Result<Self> {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let inotify = sys::readable(inotify)?;
-        Ok(Self { mount, inotify, watches: HashMap::new(), expected: HashSet::new(), parents: HashSet::new() })
-    }
-
-    /// Where the hierarchy is mounted.
-    pub fn mount(&self) -> &Path {
-        &self.mount
-    }
-
-    /// Watches where engines make their cgroups by default: Podman announces a container only after it has started.
-    pub fn watch_defaults(&mut self) {
-        for parent in parents("") {
-            let parent = self.mount.join(parent);
-            self.watch_down_to(&parent);
-            self.parents.insert(parent);
-        }
-    }
-
-    /// From now on reports this container's cgroup when it appears; returns it if it is there already.
-    pub fn expect(&mut self, id: &str, cgroup_parent: &str) -> Option<PathBuf> {
-        self.expected.insert(id.to_owned());
-        let mut found = None;
-        for parent in parents(cgroup_parent) {
-            let parent = self.mount.join(parent);
-            self.watch_down_to(&parent);
-            found = found.or_else(|| child_of_container(&parent, id));
-            self.parents.insert(parent);
-        }
-        found
-    }
-
-    /// Nobody waits for this container any more.
-    pub fn forget(&mut self, id: &str) {
-        self.expected.remove(id);
-    }
-
-    /// Reports when the last process has left this cgroup.
-    pub fn watch_empty(&mut self, path: &Path) -> io::Result<()> {
-        let flags = inotify::WatchFlags::MODIFY;
-        let wd = inotify::add_watch(self.inotify.get_ref(), path.join("cgroup.events"), flags)?;
-        self.watches.insert(wd, Watch::Events(path.to_owned()));
-        Ok(())
-    }
-
-    /// Watches every directory on the way to `parent`, as far as it exists; the rest follows when it appears.
-    fn watch_down_to(&mut self, parent: &Path) {
-        let mut at = self.mount.clone();
-        let below = parent.strip_prefix(&self.mount).unwrap_or(Path::new("")).to_owned();
-        for part in std::iter::once(Path::new("")).chain(below.components().map(|c| Path::new(c.as_os_str()))) {
-            at.push(part);
-            let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::ONLYDIR;
-            let Ok(wd) = inotify::add_watch(self.inotify.get_ref(), &at, flags) else { return };
-            self.watches.insert(wd, Watch::Directory(at.clone()));
-        }
-    }
-
-    /// Waits until something is seen.
-    pub async fn seen(&mut self) -> io::Result<Vec<Seen>> {
-        loop {
-            let events = {
-                let mut ready = self.inotify.readable().await?;
-                let events = read(self.inotify.get_ref());
-                ready.clear_ready();
-                events?
-            };
-            let mut seen: Vec<Seen> = Vec::new();
-            for (wd, name) in events {
-                self.interpret(wd, &name, &mut seen);
-            }
-            if !seen.is_empty() {
-                return Ok(seen);
-            }
-        }
-    }
-
-    /// The container whose cgroup this is, if it is one.
-    fn appeared(&self, parent: &Path, name: &str) -> Option<Seen> {
-        let id = container_of(name)?.to_owned();
-        let path = parent.join(name);
-        Some(if self.expected.contains(&id) { Seen::Container { id, path } } else { Seen::Unannounced { id } })
-    }
-
-    fn interpret(&mut self, wd: i32, name: &str, seen: &mut Vec<Seen>) {
-        match self.watches.get(&wd) {
-            Some(Watch::Events(path)) if is_empty(path) => seen.push(Seen::Empty(path.clone())),
-            Some(Watch::Directory(dir)) => {
-                if let Some(container) = self.appeared(dir, name) {
-                    seen.push(container);
-                    return;
-                }
-                let path = dir.join(name);
-                // A directory on the way to an engine's parent: watch on, and look at what came in meanwhile.
-                let below: Vec<PathBuf> = self.parents.iter().filter(|p| p.starts_with(&path)).cloned().collect();
-                for parent in below {
-                    self.watch_down_to(&parent);
-                    let names = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.file_name());
-                    for name in names.filter_map(|name| name.into_string().ok()) {
-                        seen.extend(self.appeared(&parent, &name));
-                    }
-                }
-            }
-            Some(Watch::Events(_)) | None => {}
-        }
-    }
-}
-
-fn child_of_container(parent: &Path, id: &str) -> Option<PathBuf> {
-    let paths = fs::read_dir(parent).ok()?.flatten().map(|entry| entry.path());
-    let mut of_container =
-        paths.filter(|path| path.file_name().and_then(|n| n.to_str()).and_then(container_of) == Some(id));
-    of_container.next()
 }
 
 /// The directories of the cgroups with these ids.
@@ -234,22 +90,6 @@ pub fn is_empty(path: &Path) -> bool {
     fs::read_to_string(path.join("cgroup.events")).map_or(true, |text| text.lines().any(|line| line == "populated 0"))
 }
 
-fn read(fd: &OwnedFd) -> io::Result<Vec<(i32, String)>> {
-    let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
-    let mut reader = inotify::Reader::new(fd, &mut buffer);
-    let mut events = Vec::new();
-    loop {
-        match reader.next() {
-            Ok(event) => {
-                let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
-                events.push((event.wd(), name.unwrap_or_default()));
-            }
-            Err(rustix::io::Errno::AGAIN) => return Ok(events),
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +114,24 @@ mod tests {
             assert_eq!(container_of(name), None, "{name}");
         }
         assert_eq!(container_of(&format!("libpod-conmon-{ID}.scope")), None);
+        assert_eq!(container_of(&format!("libpod-payload-{ID}")), Some(ID));
+    }
+
+    #[test]
+    fn a_container_s_own_cgroup_has_its_id() {
+        let own = |path: &str| own_cgroup(Path::new(path), ID).map(|path| path.to_str().unwrap().to_owned());
+        for path in [
+            format!("/c/docker/{ID}"),
+            format!("/c/libpod_parent/{}/libpod-{ID}", "f".repeat(64)),
+            format!("/c/system.slice/web.service/libpod-payload-{ID}"),
+        ] {
+            assert_eq!(own(&path), Some(path.clone()));
+            assert_eq!(own(&format!("{path}/container/deep")), Some(path));
+        }
+        for path in ["/c", "/c/user.slice/session-1.scope", "/c/libpod_parent/conmon"] {
+            assert_eq!(own(path), None, "{path}");
+        }
+        assert_eq!(own(&format!("/c/docker/{}", "f".repeat(64))), None, "another container's");
     }
 
     #[test]

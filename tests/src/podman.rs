@@ -1,6 +1,6 @@
 //! A real Podman, serving the Docker API on a socket, in a test's own host.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
@@ -28,10 +28,7 @@ impl Podman {
         // Podman asks for the greatest limits there are, and a machine need not allow that.
         let docker =
             Docker::new(dir.join("podman.sock"), &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
-        let mut command = host.command("podman")?;
-        // In memory, as the Docker engine's.
-        command.args(["--root", "/run/podman-data", "--runroot", "/run/podman-run", "--tmpdir", "/run/podman-tmp"]);
-        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
+        let mut command = Self::command(host)?;
         command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
         // Timers of systemd run its health checks; a test's host has none, and asks for each check itself.
         command.env("DISABLE_HC_SYSTEMD", "true");
@@ -43,6 +40,15 @@ impl Podman {
         })
         .with_context(|| podman.process.stderr())?;
         Ok(podman)
+    }
+
+    /// `podman`, as a process of the host, with the same storage: for what Docker's API does not have.
+    pub fn command(host: &Host) -> Result<Command> {
+        let mut command = host.command("podman")?;
+        // In memory, as the Docker engine's.
+        command.args(["--root", "/run/podman-data", "--runroot", "/run/podman-run", "--tmpdir", "/run/podman-tmp"]);
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
+        Ok(command)
     }
 
     /// The `docker` command for this engine.

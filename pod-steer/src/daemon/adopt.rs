@@ -4,6 +4,7 @@ use tracing::{debug, info, warn};
 
 use super::control::Control;
 use crate::{
+    engine,
     kernel::Cgroup,
     world::{Backend, Kind},
 };
@@ -22,8 +23,8 @@ impl Control {
         let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
         for backend in alive {
             match &backend.kind {
-                Kind::Container { .. } => {
-                    if let Some(path) = self.cgroups.expect(&backend.id, "") {
+                Kind::Container { engine } => {
+                    if let Some(path) = self.cgroups.expect(&backend.id, "", engine::owner(engine)) {
                         debug!(container = %backend.name, path = %path.display(), "still there");
                         if let Ok(cgroup) = Cgroup::open(&path) {
                             self.cgroup_ids.insert(backend.index, cgroup.id);

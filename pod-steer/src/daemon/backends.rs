@@ -6,8 +6,9 @@ use tracing::{debug, info, warn};
 
 use super::{control::Control, ended::Ending};
 use crate::{
+    cgroups,
     clock::boot_ms,
-    engine::{Change, Container, EngineInput, ends},
+    engine::{self, Change, Container, EngineInput, ends},
     kernel::{Cgroup, Kernel},
     labels, listening,
     netns::{self, Netns},
@@ -147,8 +148,15 @@ impl Control {
         if died {
             return self.ended(&id, Ending::Died);
         }
-        if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent) {
-            self.container_cgroup(&id, &path);
+        if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent, engine::owner(&container.engine)) {
+            // An engine describes a container several times while it starts.
+            let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
+                self.cgroup_ids.get(&index) == Some(&cgroup.id)
+                    && self.kernel.attached_backends().contains(&(cgroup.id, index))
+            });
+            if !is_attached {
+                self.container_cgroup(&id, &path);
+            }
         }
         if let Some(pid) = container.pid.filter(|_| matches!(phase, Phase::Running | Phase::Paused)) {
             self.started(&id, pid);
@@ -286,10 +294,9 @@ impl Control {
         self.touch();
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.
-        let own = path
-            .ancestors()
-            .find(|p| p.file_name().and_then(|n| n.to_str()).and_then(crate::cgroups::container_of) == Some(id));
-        let path = own.unwrap_or(&path).to_owned();
+        let Some(path) = cgroups::own_cgroup(&path, id).map(Path::to_owned) else {
+            return self.without_cgroup(id, &cgroup);
+        };
         let attached = Cgroup::open(&path).is_ok_and(|c| self.kernel.attached_backends().contains(&(c.id, index)));
         if !attached {
             debug!(container = %id, path = %path.display(), "it started before it was known");
@@ -300,6 +307,35 @@ impl Control {
         if !self.world.sockets.values().any(|socket| socket.backend == index) {
             self.look_for_sockets(index, &path);
         }
+    }
+
+    /// A container's processes are in a cgroup that is not its own. Attaching to it would make backends of all processes in it.
+    fn without_cgroup(&mut self, id: &str, cgroup: &str) {
+        // Outside of the daemon's cgroup namespace, paths begin with `/..`.
+        let text = if cgroup.starts_with("/..") {
+            "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered; start pod-steer in the host's \
+             cgroup namespace (`--cgroupns=host`)"
+                .to_owned()
+        } else {
+            format!(
+                "it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered; start it without \
+                 `--cgroups=disabled`"
+            )
+        };
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        let (index, service, name) = (backend.index, backend.spec.service.clone(), backend.name.clone());
+        if backend.troubles.insert(NO_CGROUP, text.clone()).as_ref() != Some(&text) {
+            warn!(%service, backend = %name, "{text}");
+            self.tell(&service, &name, "problem", &text);
+        }
+        // An earlier version may have attached to it.
+        for (cgroup, _) in self.kernel.attached_backends().into_iter().filter(|(_, of)| *of == index) {
+            self.kernel.detach_backend(cgroup, index);
+        }
+        self.paths.remove(&index);
+        self.cgroup_ids.remove(&index);
+        self.forget_sockets(index);
+        self.touch();
     }
 
     /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it

@@ -266,7 +266,7 @@ impl Control {
         false
     }
 
-    fn cgroup_seen(&mut self, seen: Seen) {
+    pub(super) fn cgroup_seen(&mut self, seen: Seen) {
         match seen {
             Seen::Container { id, path } => self.container_cgroup(&id, &path),
             Seen::Empty(path) => self.cgroup_empty(&path),

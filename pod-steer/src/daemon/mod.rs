@@ -118,8 +118,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         "cannot make the cgroup `{}`; grant CAP_DAC_OVERRIDE, or make it before: mkdir -p {0}",
         base.display()
     )))?;
-    let mut cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
-    cgroups.watch_defaults();
+    let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
     // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.

@@ -23,12 +23,9 @@ use crate::{
     world::{Backend, Followed, Health, Kind, Network, Phase},
 };
 
-/// The cgroup, below the root of the hierarchy, in which every daemon has one of its own.
-const CGROUP: &str = "pod-steer";
-
 /// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
 pub(super) fn base_cgroup(mount: &Path, bpffs: &Path) -> PathBuf {
-    mount.join(CGROUP).join(bpffs.file_name().unwrap_or_default())
+    mount.join(cgroups::OWN).join(bpffs.file_name().unwrap_or_default())
 }
 
 type Answer = Result<Registered, String>;
@@ -284,7 +281,7 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
         remove_exec_cgroup(&entry.path());
     }
     let _ = fs::remove_dir(&ours);
-    let _ = fs::remove_dir(cgroup_mount.join(CGROUP));
+    let _ = fs::remove_dir(cgroup_mount.join(cgroups::OWN));
     Ok(done)
 }
 

@@ -22,12 +22,14 @@ const PINS: &str = "pins";
 const FOREIGN: &str = "foreign-file";
 pub(super) const NAMESPACE: &str = "namespace-link";
 const CGROUP: &str = "cgroup-links";
+const WATCHES: &str = "cgroup-watches";
 
 impl Control {
     /// Compares the kernel's state with what the daemon believes, and repairs what differs.
     pub(super) fn resync(&mut self) {
         self.check_events_lost();
         self.check_links(true);
+        self.check_watches();
         self.read_sockets();
         self.compare_holders();
         self.free_ports(true);
@@ -61,6 +63,17 @@ impl Control {
             warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
         }
         news
+    }
+
+    /// Watches the cgroups that could not be watched before, and says so if some still cannot be.
+    pub(super) fn check_watches(&mut self) {
+        for seen in self.cgroups.retry() {
+            self.cgroup_seen(seen);
+        }
+        match self.cgroups.unwatched() {
+            Some(message) => self.conditions.set(WATCHES, "cgroups", message),
+            None => self.conditions.clear(WATCHES, "cgroups"),
+        }
     }
 
     /// Compares pins and links; with `deep`, also which maps the attached programs use.

@@ -3,10 +3,12 @@
 
 mod commands;
 mod convert;
+mod creation;
 mod failure;
 
 use std::{
     collections::{HashMap, HashSet},
+    os::unix::fs::MetadataExt as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -97,7 +99,16 @@ pub async fn stop(engine: &str, id: &str) -> Result<(), bollard::errors::Error> 
     docker.stop_container(id, None).await
 }
 
+/// The user whom an engine belongs to: the owner of its socket. Root if that cannot be told.
+pub fn owner(engine: &str) -> u32 {
+    std::fs::metadata(engine.trim_start_matches("unix://")).map_or(0, |socket| socket.uid())
+}
+
+/// The generation of a container that is gone; its id is never used again.
+const REMOVED: u64 = u64::MAX;
+
 /// How often each container's phase has changed: details that were asked for before the last change are out of date.
+/// [`REMOVED`] for one that is gone.
 type Generations = Arc<Mutex<HashMap<String, u64>>>;
 
 async fn session(
@@ -108,7 +119,11 @@ async fn session(
 ) -> Result<(), bollard::errors::Error> {
     let docker = Docker::connect_with_unix(engine, REQUEST_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
     // First the events, then the snapshot: what happens in between is in both, and nothing is in neither.
-    let since = docker.info().await.ok().and_then(|info| info.system_time);
+    let (info, version) = tokio::join!(docker.info(), docker.version());
+    let since = info.ok().and_then(|info| info.system_time);
+    // Docker announces a container before it makes its cgroup.
+    let components = version.into_iter().flat_map(|version| version.components).flatten();
+    let announces_late = components.into_iter().any(|component| component.name.starts_with("Podman"));
     let filters = HashMap::from([("type", vec!["container"])]);
     let mut options = EventsOptionsBuilder::new().filters(&filters);
     if let Some(time) = since.as_deref().and_then(convert::unix_seconds) {
@@ -132,6 +147,10 @@ async fn session(
             },
             // A cgroup has appeared: some engines announce a container only when it runs already.
             Ok(id) = wanted.recv() => {
+                if announces_late {
+                    let later = announce(engine.to_owned(), id.clone(), inputs.clone(), generations.clone());
+                    inspections.spawn(later);
+                }
                 let later = inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone());
                 inspections.spawn(later);
                 continue;
@@ -145,7 +164,8 @@ async fn session(
         ours.insert(id.clone());
         if change.is_phase() {
             let mut generations = generations.lock().unwrap_or_else(|e| e.into_inner());
-            *generations.entry(id.clone()).or_default() += 1;
+            let generation = generations.entry(id.clone()).or_default();
+            *generation = if change == Change::Removed { REMOVED } else { *generation + 1 };
         }
         if matches!(change, Change::Created)
             && let Some(container) = mine
@@ -187,6 +207,17 @@ async fn session(
     }
 }
 
+/// Announces a container whose event is late.
+async fn announce(engine: String, id: String, inputs: mpsc::Sender<EngineInput>, generations: Generations) {
+    debug!(%engine, container = %id, "its cgroup came before its announcement");
+    let Some(container) = creation::created(&engine, &id).await else { return };
+    debug!(%engine, container = %id, "found in the engine's log of events");
+    let removed = generations.lock().unwrap_or_else(|e| e.into_inner()).get(&id) == Some(&REMOVED);
+    if !removed {
+        let _ = inputs.send(EngineInput::Container(container)).await;
+    }
+}
+
 async fn inspect_later(
     docker: Docker,
     engine: String,
@@ -200,7 +231,12 @@ async fn inspect_later(
     // A container that is gone meanwhile has had its event, or will have it.
     let Ok(details) = docker.inspect_container(&id, None).await else { return };
     let Some(mut container) = convert::container(&engine, details) else { return };
-    container.phase_is_current = generation(&id) == before;
+    let after = generation(&id);
+    if after == REMOVED {
+        // The answer is older than its removal, which has been told.
+        return;
+    }
+    container.phase_is_current = after == before;
     let _ = inputs.send(EngineInput::Container(Box::new(container))).await;
 }
 
