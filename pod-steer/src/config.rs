@@ -1,6 +1,7 @@
 //! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
 //! I/O; what the settings mean is decided before anything else is done.
 
+mod paths;
 mod services;
 
 use std::{
@@ -14,6 +15,8 @@ use serde::Deserialize;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
+
+pub use paths::{GivenPaths, Paths};
 
 use crate::{
     cli::args::{LogFormat, RunArgs},
@@ -135,11 +138,17 @@ pub struct RunConfig {
 impl RunConfig {
     /// Puts flags, environment (which clap has read into the flags) and file together.
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
-        let path = args.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|path: &PathBuf| path.exists()));
+        let path = paths::file(args.config.as_deref());
         let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
         let services = services::read(&file.service)
             .map_err(|errors| ConfigError::Service { path: path.unwrap_or_default(), message: errors.join("; ") })?;
-        let runtime_dir = args.runtime_dir.or(file.runtime_dir).unwrap_or_else(|| DEFAULT_RUNTIME_DIR.into());
+        let given = GivenPaths {
+            runtime_dir: args.runtime_dir,
+            state_dir: args.state_dir,
+            bpffs: args.bpffs,
+            socket: args.socket,
+        };
+        let Paths { runtime_dir, state_dir, bpffs, socket } = Paths::complete(given, &file);
         let group = args.group.or(file.group);
         let backends_max = args.max_backends.or(file.max_backends).unwrap_or(BACKENDS_MAX_DEFAULT);
         if !(1..=1 << 20).contains(&backends_max) {
@@ -155,10 +164,10 @@ impl RunConfig {
             ports,
             services,
             engines: engines(named)?,
-            socket: args.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("api.sock")),
+            socket,
             runtime_dir,
-            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-            bpffs: args.bpffs.or(file.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into()),
+            state_dir,
+            bpffs,
             group_id: group.as_deref().map(group_id).transpose()?,
             backends_max,
             log_level: log_level(args.log_level.or(file.log_level))?,

@@ -4,7 +4,7 @@
 
 use std::{fmt, fs, path::Path};
 
-use crate::{caps, cgroups, kernel};
+use crate::{bpffs, caps, cgroups, config::RunConfig, kernel};
 
 /// Oldest kernel that is supported: the first whose bind hook may set `SO_REUSEPORT`.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -46,14 +46,14 @@ impl fmt::Display for Finding {
 }
 
 /// The checks that are quick, and that `run` makes before it changes anything.
-pub fn required() -> Vec<Finding> {
+pub fn required(bpffs_dir: &Path) -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    vec![kernel_version(&release), capabilities(), btf(), cgroup2(), bpffs()]
+    vec![kernel_version(&release), capabilities(), btf(), cgroup2(), bpffs(bpffs_dir)]
 }
 
-/// Every check.
-pub fn examine() -> Vec<Finding> {
-    let mut findings = required();
+/// Every check of what these settings need.
+pub fn examine(config: &RunConfig) -> Vec<Finding> {
+    let mut findings = required(&config.bpffs);
     if findings.iter().all(|finding| finding.ok) {
         findings.extend(programs());
     }
@@ -110,13 +110,11 @@ fn cgroup2() -> Finding {
     }
 }
 
-fn bpffs() -> Finding {
+fn bpffs(dir: &Path) -> Finding {
     const WHAT: &str = "bpffs";
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let at = mountinfo.lines().find(|line| line.contains(" - bpf ")).and_then(|line| line.split(' ').nth(4));
-    match at {
-        Some(at) => Finding::good(WHAT, format!("mounted at {at}")),
-        None => Finding::bad(WHAT, "not mounted", "mount it: mount -t bpf bpf /sys/fs/bpf"),
+    match bpffs::check(dir) {
+        Ok(mount) => Finding::good(WHAT, format!("{}, on the one mounted at {}", dir.display(), mount.display())),
+        Err(error) => Finding::bad(WHAT, error.found(), error.remedy()),
     }
 }
 

@@ -6,10 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
-use crate::{
-    config::{DEFAULT_BPFFS, DEFAULT_RUNTIME_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
-    labels::Fallback,
-};
+use crate::{config::DEFAULT_SOCKET, labels::Fallback};
 use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
 /// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
@@ -53,7 +50,7 @@ pub enum Command {
     /// Follow what happens, until interrupted
     Events(EventsArgs),
     /// Check what this machine offers: kernel, mounts, capabilities, settings
-    Doctor,
+    Doctor(DoctorArgs),
     /// End all steering and leave nothing behind
     Unload(UnloadArgs),
     /// Hold the listener of paused services; started by the daemon
@@ -214,19 +211,36 @@ pub struct EventsArgs {
     pub output: LogFormat,
 }
 
+/// `pod-steer doctor`: the settings of `run` that it looks at
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Address of a container engine; again for several; `none` for none [default: as `run`]
+    #[arg(long, env = "POD_STEER_ENGINE", value_name = "URL", value_delimiter = ',')]
+    pub engine: Vec<String>,
+    /// Settings [default: /etc/pod-steer.toml if it is there]
+    #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to pin programs and maps [default: /sys/fs/bpf/pod-steer]
+    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+}
+
 /// `pod-steer unload`
 #[derive(Clone, Debug, Args)]
 pub struct UnloadArgs {
+    /// The daemon's settings, which say where everything is [default: /etc/pod-steer.toml if it is there]
+    #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The daemon's socket [default: api.sock in the runtime directory]
     #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Where programs and maps are pinned
-    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR", default_value = DEFAULT_BPFFS)]
-    pub bpffs: PathBuf,
-    /// Where the daemon keeps its files
-    #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR)]
-    pub runtime_dir: PathBuf,
-    /// Where it keeps decisions and history
-    #[arg(long, env = "POD_STEER_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
-    pub state_dir: PathBuf,
+    /// Where programs and maps are pinned [default: /sys/fs/bpf/pod-steer]
+    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+    /// Where the daemon keeps its files [default: /run/pod-steer]
+    #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Where it keeps decisions and history [default: /var/lib/pod-steer]
+    #[arg(long, env = "POD_STEER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }

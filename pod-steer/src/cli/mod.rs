@@ -28,11 +28,12 @@ use crate::{
         openapi,
         types::EventRecord,
     },
+    config::RunConfig,
     daemon, doctor,
     rollout::Order,
     version,
 };
-use args::{Cli, Command, EventsArgs, LogFormat};
+use args::{Cli, Command, DoctorArgs, EventsArgs, LogFormat, RunArgs};
 use terminal::{print, say};
 
 /// Why a command ended without success.
@@ -135,8 +136,8 @@ fn dispatch(command: Command) -> Outcome {
         Command::Unpause(args) => orders::plain(&args, &Order::Unpause),
         Command::History(args) => history::history(&args),
         Command::Events(args) => block_on(events(args)),
-        Command::Doctor => examine(),
-        Command::Unload(args) => unload::unload(&args),
+        Command::Doctor(args) => examine(args),
+        Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Version => print(&format!("pod-steer {}\n", *version::LINE)),
@@ -169,8 +170,10 @@ fn describe(event: &EventRecord) -> String {
     format!("{time}  {:<28}  {}  {}", subject.trim(), event.event, event.detail).trim_end().to_owned() + "\n"
 }
 
-fn examine() -> Outcome {
-    let findings = doctor::examine();
+fn examine(args: DoctorArgs) -> Outcome {
+    let args = RunArgs { config: args.config, engine: args.engine, bpffs: args.bpffs, ..RunArgs::default() };
+    let config = RunConfig::resolve(args).map_err(|e| Failure::Input(crate::chain(&e)))?;
+    let findings = doctor::examine(&config);
     print(&doctor::render(&findings, terminal::colours(&io::stdout())))?;
     if findings.iter().all(|finding| finding.ok || !finding.required) { Ok(()) } else { Err(Failure::Said(1)) }
 }

@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Outcome, args::UnloadArgs, block_on, terminal::note};
+use super::{Failure, Outcome, args::UnloadArgs, block_on, terminal::note};
 use crate::{
     api::{
         client::{self, ClientError},
         types::UnloadedBody,
     },
-    cgroups,
+    bpffs, cgroups,
+    config::{GivenPaths, Paths},
     daemon::{self, Ledger, Store},
     kernel::{Lock, LockError},
 };
@@ -20,15 +21,22 @@ use crate::{
 const END_MAX: Duration = Duration::from_secs(5);
 
 /// A running daemon unloads and ends; without one, the same is done here.
-pub(super) fn unload(args: &UnloadArgs) -> Outcome {
-    let socket = args.socket.clone().unwrap_or_else(|| args.runtime_dir.join("api.sock"));
-    let asked = block_on(async { Ok(client::post::<UnloadedBody>(&socket, "/v1/unload", &()).await) })?;
+pub(super) fn unload(args: UnloadArgs) -> Outcome {
+    let UnloadArgs { config, socket, bpffs, runtime_dir, state_dir } = args;
+    let given = GivenPaths { runtime_dir, state_dir, bpffs, socket };
+    let paths = Paths::resolve(config.as_deref(), given).map_err(|e| Failure::Input(crate::chain(&e)))?;
+    let socket = &paths.socket;
+    // Everything in it is removed: it must be what it is taken for.
+    if paths.bpffs.exists() {
+        bpffs::check(&paths.bpffs).map_err(|e| Failure::Input(e.to_string()))?;
+    }
+    let asked = block_on(async { Ok(client::post::<UnloadedBody>(socket, "/v1/unload", &()).await) })?;
     let asked = match asked {
         Ok(done) => Some(done),
         Err(ClientError::NoDaemon { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    let _lock = match lock(&args.bpffs, asked.is_some()) {
+    let _lock = match lock(&paths.bpffs, asked.is_some()) {
         Ok(lock) => lock,
         Err(error @ LockError::Held { .. }) => {
             let socket = socket.display();
@@ -41,21 +49,21 @@ pub(super) fn unload(args: &UnloadArgs) -> Outcome {
     };
     if asked.is_none() {
         // What a daemon that was killed could not remove.
-        let _ = std::fs::remove_file(&socket);
+        let _ = std::fs::remove_file(socket);
     }
     // Without a daemon all is done here; after one, what it may not remove: it has dropped the capability for that.
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| anyhow::anyhow!("no cgroup v2 is mounted: mount -t cgroup2 none DIR"))?;
-    let store = args.runtime_dir.join("backends").exists().then(|| Store::open(&args.runtime_dir)).transpose()?;
+    let store = paths.runtime_dir.join("backends").exists().then(|| Store::open(&paths.runtime_dir)).transpose()?;
     if let Some(store) = &store {
         daemon::detach_registered(store.backends().values());
     }
-    let rest = daemon::undo(&args.bpffs, &mount)?;
+    let rest = daemon::undo(&paths.bpffs, &mount)?;
     if let Some(store) = store {
         store.remove_all();
     }
-    Ledger::remove_all(&args.state_dir);
+    Ledger::remove_all(&paths.state_dir);
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);
     note(&format!(

@@ -43,7 +43,7 @@ pub use processes::{detach_registered, undo};
 pub use store::Store;
 
 use crate::{
-    api, caps, cgroups,
+    api, bpffs, caps, cgroups,
     config::RunConfig,
     doctor, engine,
     kernel::{Kernel, Lock, LockError, sys},
@@ -99,7 +99,7 @@ impl RunError {
 
 /// Runs until it is told to stop. What is pinned stays: traffic goes on without us.
 pub async fn run(config: RunConfig) -> Result<(), RunError> {
-    if let Some(unfit) = doctor::required().into_iter().find(|finding| !finding.ok) {
+    if let Some(unfit) = doctor::required(&config.bpffs).into_iter().find(|finding| !finding.ok) {
         return Err(RunError::Unfit(unfit.to_string()));
     }
     let store = Store::open(&config.runtime_dir)?;
@@ -107,6 +107,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
     fs::create_dir_all(&config.bpffs)
         .map_err(RunError::io(format!("make the directory `{}`", config.bpffs.display())))?;
+    // Another user may have made it just now.
+    bpffs::check(&config.bpffs).map_err(|e| RunError::Unfit(e.to_string()))?;
     let lock = Lock::take(&config.bpffs)?;
 
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
