@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated::bpf_map_delete_elem},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -189,6 +189,11 @@ fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     }
     if old == TCP_LISTEN {
         if managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) || users::of_listener(ctx).is_some() {
+            // close() has taken the socket out of the map already; shutdown() leaves it there. Linux lets sock_ops delete
+            // from a sockhash since 4.18.
+            let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
+            // SAFETY: the map and the key are valid.
+            let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
             // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
             if let Some(socket) = unsafe { SOCKETS.get(cookie) } {
                 own::closed(socket, cookie);

@@ -21,6 +21,7 @@ pub mod doctor;
 pub mod duration;
 pub mod engine;
 pub mod health;
+pub mod holders;
 pub mod kernel;
 pub mod labels;
 pub mod listening;

@@ -15,8 +15,9 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::sockopt,
-    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{kernel::sys, netns::Netns};
 
@@ -33,6 +34,8 @@ pub struct Process {
 pub struct FoundSocket {
     /// Our copy of the socket.
     pub fd: OwnedFd,
+    /// The descriptor that it is a copy of.
+    pub seat: Seat,
     /// Its cookie.
     pub cookie: u64,
     /// Cookie of the network namespace that it lives in; not always that of the process.
@@ -47,6 +50,66 @@ pub struct FoundSocket {
     pub reuseport: bool,
     /// That user: who made it.
     pub uid: u32,
+    /// It is an MPTCP socket, which no socket map takes.
+    pub mptcp: bool,
+}
+
+/// A descriptor of a socket, where it was found. Whether it is still there takes one system call; to find it takes one for
+/// each descriptor of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The process that has it.
+    pub pid: i32,
+    /// Its number there.
+    pub number: i32,
+    /// The socket's inode: no two sockets of a machine have the same.
+    pub inode: u64,
+}
+
+impl Seat {
+    /// Whether it is still a descriptor of that socket. A process that has taken the pid of another one has none.
+    pub fn is_taken(&self) -> bool {
+        let target = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
+        target.is_ok_and(|target| socket_inode(&target) == Some(self.inode))
+    }
+}
+
+/// The inode in `socket:[INODE]`.
+fn socket_inode(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Names a process for ever: a pid is used again, but not with the same start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its pid.
+    pub pid: i32,
+    /// When it started, in clock ticks since the machine did (proc_pid_stat(5)).
+    pub start: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start = start_of(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+        Ok(Self { pid, start })
+    }
+
+    /// Holds it; an error if it has ended.
+    pub fn open(self) -> io::Result<Process> {
+        let process = Process::open(self.pid)?;
+        if Self::of(self.pid)? != self {
+            return Err(io::Error::other(format!("process {} has ended", self.pid)));
+        }
+        process.still()?;
+        Ok(process)
+    }
+}
+
+/// The 22nd field of `/proc/PID/stat`. The second one, the name in parentheses, may hold anything.
+fn start_of(stat: &str) -> Option<u64> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
 impl Process {
@@ -71,6 +134,11 @@ impl Process {
     /// Readable when the process has ended.
     pub fn into_pidfd(self) -> OwnedFd {
         self.pidfd
+    }
+
+    /// Sends it SIGTERM.
+    pub fn terminate(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.pidfd, Signal::TERM)?)
     }
 
     fn still(&self) -> io::Result<()> {
@@ -107,31 +175,54 @@ impl Process {
         Ok(uid)
     }
 
-    /// Its listening TCP sockets for which `wanted` holds.
+    /// The name of its program, cut to 15 bytes.
+    pub fn name(&self) -> String {
+        fs::read_to_string(self.path("comm")).unwrap_or_default().trim_end().to_owned()
+    }
+
+    /// Its descriptors of sockets.
+    pub fn seats(&self) -> io::Result<impl Iterator<Item = Seat> + use<>> {
+        let pid = self.pid();
+        let entries = fs::read_dir(self.path("fd"))?.flatten();
+        Ok(entries.filter_map(move |entry| {
+            let inode = socket_inode(&fs::read_link(entry.path()).ok()?)?;
+            Some(Seat { pid, number: entry.file_name().to_str()?.parse().ok()?, inode })
+        }))
+    }
+
+    /// The listening TCP or MPTCP socket behind a descriptor of this process, if it is one.
+    pub fn listener(&self, seat: Seat) -> Option<FoundSocket> {
+        // The pidfd, not the path, says whose descriptor it is.
+        let fd = pidfd_getfd(&self.pidfd, seat.number, PidfdGetfdFlags::empty()).ok()?;
+        inspect(fd, seat).ok().flatten()
+    }
+
+    /// Its listening TCP and MPTCP sockets for which `wanted` holds.
     pub fn listeners(&self, mut wanted: impl FnMut(&FoundSocket) -> bool) -> io::Result<Vec<FoundSocket>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(self.path("fd"))? {
-            let entry = entry?;
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            if !target.as_os_str().as_encoded_bytes().starts_with(b"socket:[") {
-                continue;
-            }
-            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            // The pidfd, not the path, says whose descriptor it is.
-            let Ok(fd) = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()) else { continue };
-            if let Ok(Some(socket)) = inspect(fd)
-                && wanted(&socket)
-            {
-                found.push(socket);
-            }
+        let found = self.seats()?.filter_map(|seat| self.listener(seat));
+        Ok(found.filter(|socket| wanted(socket)).collect())
+    }
+
+    /// It and its descendants. A process whose parent has ended is a descendant no more.
+    pub fn tree(self) -> Vec<Self> {
+        let mut tree = vec![self];
+        let mut at = 0;
+        while let Some(process) = tree.get(at) {
+            let threads = fs::read_dir(process.path("task")).into_iter().flatten().flatten();
+            let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+            let children: Vec<i32> =
+                lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+            tree.extend(children.into_iter().filter_map(|pid| Self::open(pid).ok()));
+            at += 1;
         }
-        Ok(found)
+        tree
     }
 }
 
-fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
-    let tcp = sockopt::socket_protocol(&fd)? == Some(rustix::net::ipproto::TCP);
-    if !tcp || !sockopt::socket_acceptconn(&fd)? {
+fn inspect(fd: OwnedFd, seat: Seat) -> io::Result<Option<FoundSocket>> {
+    let protocol = sockopt::socket_protocol(&fd)?;
+    let mptcp = protocol == Some(rustix::net::ipproto::MPTCP);
+    if !(mptcp || protocol == Some(rustix::net::ipproto::TCP)) || !sockopt::socket_acceptconn(&fd)? {
         return Ok(None);
     }
     let Ok(bound) = SocketAddr::try_from(rustix::net::getsockname(&fd)?) else { return Ok(None) };
@@ -142,11 +233,11 @@ fn inspect(fd: OwnedFd) -> io::Result<Option<FoundSocket>> {
     let netns_cookie = sys::netns_cookie(fd.as_fd())?;
     // The owner of a socket's inode is the user that the kernel compares.
     let uid = rustix::fs::fstat(&fd)?.st_uid;
-    Ok(Some(FoundSocket { fd, cookie, netns_cookie, bound, v6only, ifindex, reuseport, uid }))
+    Ok(Some(FoundSocket { fd, seat, cookie, netns_cookie, bound, v6only, ifindex, reuseport, uid, mptcp }))
 }
 
 /// The processes in a cgroup and below it.
-fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
+pub fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -204,6 +295,37 @@ pub fn address_from_bytes(family: u8, bytes: [u8; 16]) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_what_proc_says_of_a_process() {
+        let fields = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(start_of(&format!("7 (a b) R) {fields}")), Some(22));
+        assert_eq!(start_of("7 (a) R 1"), None);
+        assert_eq!(socket_inode(Path::new("socket:[4711]")), Some(4711));
+        assert_eq!(socket_inode(Path::new("anon_inode:[eventpoll]")), None);
+    }
+
+    #[test]
+    fn a_descriptor_is_known_by_its_number_and_its_socket() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let process = own.open().unwrap();
+        let cookie = sockopt::socket_cookie(&listener).unwrap();
+        let found = process.listeners(|socket| socket.cookie == cookie).unwrap();
+        let seat = found[0].seat;
+        drop(found);
+        assert!(seat.is_taken() && !found_mptcp(&process, seat));
+        drop(listener);
+        assert!(!seat.is_taken());
+        assert!(
+            ProcessId { start: own.start + 1, ..own }.open().is_err(),
+            "a later process of the same pid is another"
+        );
+    }
+
+    fn found_mptcp(process: &Process, seat: Seat) -> bool {
+        process.listener(seat).expect("it listens").mptcp
+    }
 
     #[test]
     fn addresses_survive_the_contract() {

@@ -8,6 +8,7 @@
 //! - [`systemd`]: a real systemd in a test host
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
+//! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
@@ -23,6 +24,7 @@ pub mod container;
 pub mod daemon;
 pub mod engine;
 pub mod exec;
+pub mod handover;
 pub mod host;
 pub mod image;
 pub mod journal;

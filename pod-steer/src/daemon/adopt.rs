@@ -18,6 +18,8 @@ impl Control {
             warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
             self.awaited.extend(self.engines.iter().cloned());
         }
+        // Before it is looked at who has ended: a listener of one that has may be held by another.
+        self.read_sockets();
         let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
         for backend in alive {
             match &backend.kind {
@@ -48,7 +50,6 @@ impl Control {
         }
         self.resume_operations();
         self.adopt_over();
-        self.read_sockets();
         self.drop_leftovers();
         self.touch();
         self.converge();

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use tracing::{debug, info, warn};
 
-use super::control::Control;
+use super::{control::Control, ended::Ending};
 use crate::{
     cgroups,
     clock::boot_ms,
@@ -19,7 +19,7 @@ use crate::{
 /// Topics of [`Backend::troubles`].
 const NO_CGROUP: &str = "cgroup";
 const LATE: &str = "late";
-const ENGINE_CHECK: &str = "engine-check";
+pub(super) const ENGINE_CHECK: &str = "engine-check";
 
 impl Control {
     pub(super) fn engine_input(&mut self, input: EngineInput) {
@@ -46,7 +46,7 @@ impl Control {
         let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
         let gone: Vec<String> = backends.map(|b| b.id.clone()).filter(|id| !there.contains(id)).collect();
         for id in gone {
-            self.remove(&id);
+            self.ended(&id, Ending::Removed);
         }
         self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
         containers.sort_by_key(|container| container.created_ms);
@@ -78,6 +78,11 @@ impl Control {
                 Err(error) => return self.misfit(container, vec![error]),
             },
         };
+        // Whoever inherited a listener of it is looked for before it counts as ended.
+        let died = known.as_ref().is_some_and(|known| {
+            let listens = || self.world.sockets.values().any(|socket| socket.backend == known.index);
+            container.phase_is_current && container.phase == Phase::Exited && known.phase != Phase::Exited && listens()
+        });
         let (news, seen) = (known.is_none(), self.world.next_seen());
         let mut backend = known.unwrap_or_else(|| Backend {
             id: container.id.clone(),
@@ -97,6 +102,7 @@ impl Control {
             stop_signal: None,
             stop_timeout_s: None,
             stop_by_ms: None,
+            process: None,
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -123,7 +129,7 @@ impl Control {
             // A container that was told to stop still runs for a while, and an engine says no more than that.
             match (backend.phase, container.phase) {
                 (Phase::Stopping, Phase::Running) => {}
-                (before, now) if before == now => {}
+                (before, now) if before == now || died => {}
                 (_, Phase::Paused) => backend.was_paused(),
                 (Phase::Paused, Phase::Running) => backend.was_unpaused(boot_ms()),
                 (_, now) => backend.is_now(now),
@@ -139,6 +145,9 @@ impl Control {
         self.world.misfits.remove(&id);
         self.world.backends.insert(id.clone(), backend);
         self.touch();
+        if died {
+            return self.ended(&id, Ending::Died);
+        }
         if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent, engine::owner(&container.engine)) {
             // An engine describes a container several times while it starts.
             let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
@@ -189,7 +198,13 @@ impl Control {
     fn happened(&mut self, id: &str, change: &Change) {
         if *change == Change::Removed {
             self.world.misfits.remove(id);
-            return self.remove(id);
+            return self.ended(id, Ending::Removed);
+        }
+        if *change == Change::Died {
+            return self.ended(id, Ending::Died);
+        }
+        if *change == Change::Started {
+            self.runs_again(id);
         }
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         match change {
@@ -197,14 +212,6 @@ impl Control {
             Change::Started => {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
-            }
-            Change::Died => {
-                backend.is_now(Phase::Exited);
-                backend.troubles.remove(ENGINE_CHECK);
-                self.checks.ended(backend);
-                let index = backend.index;
-                self.cgroup_ids.remove(&index);
-                self.forget_sockets(index);
             }
             Change::Paused => backend.was_paused(),
             Change::Unpaused => backend.was_unpaused(boot_ms()),
@@ -214,7 +221,12 @@ impl Control {
                     backend.troubles.remove(ENGINE_CHECK);
                 }
             }
-            Change::Signalled(_) | Change::Created | Change::Renamed | Change::HealthUnknown | Change::Removed => {
+            Change::Signalled(_)
+            | Change::Created
+            | Change::Renamed
+            | Change::HealthUnknown
+            | Change::Removed
+            | Change::Died => {
                 return;
             }
         }
@@ -290,6 +302,7 @@ impl Control {
             debug!(container = %id, path = %path.display(), "it started before it was known");
             self.container_cgroup(id, &path);
         }
+        self.holders.look_at(netns.cookie);
         // It may have listened before it was attached to: then the kernel programs have nothing to tell of it.
         if !self.world.sockets.values().any(|socket| socket.backend == index) {
             self.look_for_sockets(index, &path);

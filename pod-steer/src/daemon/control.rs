@@ -24,6 +24,7 @@ use super::{
     Input, RunError, Store,
     conditions::Conditions,
     health::Checks,
+    holders::Holders,
     inputs::{Answer, Ask},
     ledger::Ledger,
     operations::Orders,
@@ -76,6 +77,7 @@ pub(super) struct Control {
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
+    pub(super) holders: Holders,
     /// Ports of a user on which nobody listened at the last comparison.
     pub(super) unused_ports: BTreeSet<PortKey>,
     /// Engines that cannot be reached, and why.
@@ -96,7 +98,7 @@ pub(super) struct Control {
     unheard: BTreeSet<String>,
     pub(super) ready: Option<oneshot::Sender<()>>,
     events: broadcast::Sender<EventRecord>,
-    ring: AsyncFd<RingBuf<MapData>>,
+    pub(super) ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     pub(super) events_lost: u64,
     dirty: bool,
@@ -146,6 +148,7 @@ impl Control {
             inspections: Inspections::default(),
             own_closed: BTreeMap::new(),
             checks,
+            holders: Holders::default(),
             unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
             conditions: Conditions::new(events.clone()),
@@ -208,9 +211,10 @@ impl Control {
                 () = yield_now(), if self.leftovers => self.drop_leftovers(),
                 _ = tick.tick() => self.resync(),
                 _ = checks.tick() => self.quick_check(),
-                _ = looks.tick(), if looking => {
+                _ = looks.tick(), if looking || self.holders.watching => {
                     self.look_at_queues();
                     self.keep_pause();
+                    self.watch_holders();
                 }
                 () = sleep(due_in) => self.touch_if_due(),
                 _ = term.recv() => break,
@@ -218,6 +222,7 @@ impl Control {
             }
             self.converge();
             self.inspect_due();
+            self.look_for_holders();
             self.step_operations();
         }
         info!("told to stop; what is pinned goes on steering, and `pod-steer unload` would end that");
@@ -231,7 +236,8 @@ impl Control {
             Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
-            Input::Ended(id) => self.remove(&id),
+            Input::Ended { id, process } => self.process_ended(&id, process),
+            Input::Held(answers) => self.held(answers),
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
@@ -288,6 +294,7 @@ impl Control {
     /// The world has changed: the plan is to be made again.
     pub(super) fn touch(&mut self) {
         self.dirty = true;
+        self.holders.watching = true;
     }
 
     /// Brings the kernel to what follows from the world.

@@ -143,7 +143,7 @@ impl Control {
             return Due::Wait(not_listening(backend, &spec, sockets));
         };
         let owner = match (&backend.kind, self.paths.get(&backend.index)) {
-            (Kind::Registered { pid }, _) => Owner::Process(*pid),
+            (Kind::Registered { pid }, _) => Owner::Process(backend.process.map_or(*pid, |process| process.id.pid)),
             (_, Some(path)) => Owner::Cgroup(path.clone()),
             (_, None) => return Due::Later,
         };

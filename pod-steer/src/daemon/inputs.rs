@@ -42,8 +42,15 @@ pub enum Input {
         /// What is believed.
         verdict: crate::health::Verdict,
     },
-    /// An adopted process has ended.
-    Ended(BackendId),
+    /// A process that is followed has ended.
+    Ended {
+        /// The backend.
+        id: BackendId,
+        /// The process.
+        process: crate::procs::ProcessId,
+    },
+    /// Which processes hold listeners was looked at.
+    Held(super::holders::Answers),
     /// Nobody can be using the former tables of a service any more.
     Settled(String),
     /// Packets that the listeners of a backend have dropped so far.

@@ -2,23 +2,25 @@
 //! processes adopted by `pod-steer register`.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
+use rustix::process::Uid;
 use tracing::{debug, info, warn};
 
-use super::{Input, Peer, control::Control};
+use super::{Peer, control::Control, ended::Ending};
 use crate::{
     api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
     cgroups,
     clock::wall_ms,
-    kernel::{Cgroup, Unloaded, sys},
+    kernel::{Cgroup, Unloaded},
     labels::{self, Spec},
     listening, netns,
-    procs::Process,
-    world::{Backend, Health, Kind, Network, Phase},
+    procs::{FoundSocket, Process, ProcessId},
+    world::{Backend, Followed, Health, Kind, Network, Phase},
 };
 
 /// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
@@ -44,8 +46,12 @@ impl Control {
         fs::create_dir_all(&path).map_err(failed)?;
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
-        let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        self.add_process(backend, ns).inspect_err(|_| remove_exec_cgroup(&path))?;
+        let followed = ProcessId::of(pid).map(|id| Followed { id, uid: not_root(peer.cred.uid) }).ok();
+        let inherited = self.listeners_of(&process, &spec)?;
+        let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
+        backend.process = followed;
+        let count = inherited.sockets.len();
+        self.add_process(backend, ns, inherited).inspect_err(|_| remove_exec_cgroup(&path))?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -62,7 +68,7 @@ impl Control {
         if cgroups::is_empty(&path) {
             self.cgroup_empty(&path);
         }
-        Ok(Registered { id, sockets: 0 })
+        Ok(Registered { id, sockets: count })
     }
 
     /// Adopts a process that listens already.
@@ -77,22 +83,35 @@ impl Control {
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
+        let followed = ProcessId::of(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
         let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
-        let listens = self.world.configured.listening_ports(&spec);
-        let sockets = process.listeners(|socket| listens.contains(&socket.bound.port())).map_err(|e| e.to_string())?;
-        if !sockets.iter().any(|socket| ports.contains(&socket.bound.port())) {
+        let held = self.listeners_of(&process, &spec)?;
+        if !held.sockets.iter().any(|socket| ports.contains(&socket.bound.port())) {
+            if !held.mptcp.is_empty() {
+                return Err(format!("process {pid} cannot be steered to: {}", super::holders::mptcp_text(&held.mptcp)));
+            }
             let wanted: Vec<String> = ports.iter().map(u16::to_string).collect();
             return Err(format!("process {pid} does not listen on port {}", wanted.join(" or ")));
         }
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
-        let backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        self.add_process(backend, ns)?;
-        let count = sockets.len();
-        self.found(index, sockets);
-        self.converge();
-        self.watch_process(&id, process);
+        let mut backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
+        // Of its own user only, unless root asks: a listener that is passed on gives its clients to nobody else.
+        backend.process = Some(Followed { id: followed, uid: (!peer.cred.uid.is_root()).then_some(owner) });
+        let count = held.sockets.len();
+        self.add_process(backend, ns, held)?;
+        self.watch_process(&id, followed);
         Ok(Registered { id, sockets: count })
+    }
+
+    /// The listeners of a process on the ports of its backend.
+    fn listeners_of(&self, process: &Process, spec: &Spec) -> Result<HeldListeners, String> {
+        let ports = self.world.configured.listening_ports(spec);
+        let sockets = process.listeners(|socket| ports.contains(&socket.bound.port()));
+        let sockets =
+            sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
+        let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
+        Ok(HeldListeners { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
     }
 
     fn process_id(&self, kind: &str, pid: i32) -> String {
@@ -127,12 +146,14 @@ impl Control {
             stop_signal: None,
             stop_timeout_s: None,
             stop_by_ms: None,
+            process: None,
             troubles: Default::default(),
         }
     }
 
-    /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
-    fn add_process(&mut self, backend: Backend, ns: fs::File) -> Result<(), String> {
+    /// Puts a new backend in force with the listeners that it has, before its process goes on: a claim that cannot hold is
+    /// refused here.
+    fn add_process(&mut self, backend: Backend, ns: fs::File, held: HeldListeners) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
         let listening = asks.then(|| listening::listeners(&ns, netns.cookie)).transpose();
@@ -140,6 +161,13 @@ impl Control {
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;
         self.world.backends.insert(id.clone(), backend);
+        // One that belongs to another backend stays with that as long as it lives; a look says so.
+        self.holders.look_at(netns.cookie);
+        for socket in held.sockets {
+            if !self.world.sockets.contains_key(&socket.cookie) {
+                self.register_found(index, socket);
+            }
+        }
         if let Some(listening) = listening {
             self.world.note_listeners(netns.cookie, &listening);
         }
@@ -154,7 +182,7 @@ impl Control {
         Ok(())
     }
 
-    fn exec_cgroup(&self, id: &str) -> PathBuf {
+    pub(super) fn exec_cgroup(&self, id: &str) -> PathBuf {
         base_cgroup(self.cgroups.mount(), &self.bpffs).join(id)
     }
 
@@ -164,9 +192,12 @@ impl Control {
             return self.keep_pause();
         }
         let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
-        self.over.push(path.to_owned());
         self.leftovers = true;
-        self.remove(&id);
+        if self.world.backends.contains_key(&id) {
+            self.exec_empty(&id, path);
+        } else {
+            self.over.push(path.to_owned());
+        }
     }
 
     /// Cgroups that a daemon before us left, because connections were counted there still.
@@ -189,30 +220,15 @@ impl Control {
 
     pub(super) fn adopt_registered(&mut self, backend: &Backend, pid: i32) {
         // The pid may belong to another process by now: the namespace must at least be the same.
-        let same = Process::open(pid).ok().filter(|process| {
-            let netns = process.netns().and_then(|ns| netns::identify(&ns)).ok();
+        let followed = backend.process.map(|process| process.id);
+        let same = followed.or_else(|| ProcessId::of(pid).ok()).filter(|id| {
+            let netns = id.open().and_then(|process| process.netns()).and_then(|ns| netns::identify(&ns)).ok();
             netns.is_some() && netns == backend.netns
         });
         match same {
             Some(process) => self.watch_process(&backend.id, process),
-            None => self.remove(&backend.id),
+            None => self.ended(&backend.id, Ending::Removed),
         }
-    }
-
-    fn watch_process(&self, id: &str, process: Process) {
-        let (id, inputs) = (id.to_owned(), self.inputs.clone());
-        tokio::spawn(async move {
-            let ended = async {
-                let pidfd = sys::readable(process.into_pidfd())?;
-                pidfd.readable().await.map(drop)
-            };
-            let ended: io::Result<()> = ended.await;
-            if let Err(error) = ended {
-                warn!(%error, %id, "cannot wait for an adopted process");
-                return;
-            }
-            let _ = inputs.send(Input::Ended(id)).await;
-        });
     }
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
@@ -232,7 +248,8 @@ impl Control {
 pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
     for backend in backends {
         let Kind::Registered { pid } = backend.kind else { continue };
-        let sockets = Process::open(pid).and_then(|process| process.listeners(|_| true));
+        let process = backend.process.map_or_else(|| Process::open(pid), |process| process.id.open());
+        let sockets = process.and_then(|process| process.listeners(|_| true));
         for socket in sockets.unwrap_or_default() {
             let _ = crate::kernel::QueueMigration::detach(&socket.fd);
         }
@@ -279,6 +296,18 @@ pub(super) fn remove_exec_cgroup(path: &Path) {
     {
         warn!(path = %path.display(), %error, "cannot remove a cgroup");
     }
+}
+
+/// The listeners that a process has on the ports of its backend.
+struct HeldListeners {
+    sockets: Vec<FoundSocket>,
+    /// Ports on which it listens by MPTCP.
+    mptcp: BTreeSet<u16>,
+}
+
+/// The user who asks, if it is not root.
+fn not_root(uid: Uid) -> Option<u32> {
+    (!uid.is_root()).then(|| uid.as_raw())
 }
 
 fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {

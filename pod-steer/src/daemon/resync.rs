@@ -31,6 +31,7 @@ impl Control {
         self.check_links(true);
         self.check_watches();
         self.read_sockets();
+        self.compare_holders();
         self.free_ports(true);
         self.drop_leftovers();
         self.orders.ledger.retry();

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::{Input, control::Control};
 use crate::{
     kernel::v6only,
-    procs::{FoundSocket, address_bytes, address_from_bytes, listeners_in_cgroup},
+    procs::{FoundSocket, Seat, address_bytes, address_from_bytes, listeners_in_cgroup},
     world::{Network, Socket},
 };
 
@@ -27,6 +27,8 @@ const FOREIGN: &str = "foreign";
 /// What a look at a socket found; the kernel programs cannot see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inspection {
+    /// Where it was found.
+    pub seat: Seat,
     /// It takes IPv6 clients only.
     pub v6only: bool,
     /// Its queue will be handed on when it closes.
@@ -52,12 +54,24 @@ impl Inspections {
 impl Control {
     pub(super) fn kernel_event(&mut self, event: &Event) {
         let info = &event.socket;
-        let Some(backend) = self.world.by_index(info.backend) else { return };
+        // The event names the backend whose process made the socket, the world the one that holds it.
+        let holder = self.world.sockets.get(&event.cookie).map(|socket| socket.backend).filter(|_| event.cookie != 0);
+        let Some(backend) = self.world.by_index(holder.unwrap_or(info.backend)) else {
+            // Made by a backend that has ended, and held by another one perhaps.
+            return self.holders.look_at(info.netns_cookie);
+        };
         let (service, name) = (backend.spec.service.clone(), backend.name.clone());
         match event.kind {
             EVENT_LISTENING => {
                 debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
+                self.holders.renewed.insert(event.cookie);
+                self.holders.silent.remove(&event.cookie);
                 self.kernel.listens_anew(event.cookie);
+                if holder.is_some_and(|holder| holder != info.backend) {
+                    // It was handed over: whoever let it listen again is asked by a look.
+                    self.drop_socket(event.cookie);
+                    return self.holders.look_at(info.netns_cookie);
+                }
                 self.add_socket(event.cookie, info);
                 self.inspections.add(event.cookie, info.backend);
             }
@@ -147,7 +161,8 @@ impl Control {
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
                     let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                    found.insert(socket.cookie, Some(Inspection { v6only: socket.v6only, migrates }));
+                    found
+                        .insert(socket.cookie, Some(Inspection { seat: socket.seat, v6only: socket.v6only, migrates }));
                 }
                 false
             };
@@ -167,6 +182,9 @@ impl Control {
                 self.kernel.note_v6only(cookie, v6only);
                 self.touch();
             }
+            if let Some(found) = found {
+                self.holders.seats.insert(cookie, found.seat);
+            }
             if !found.is_some_and(|found| found.migrates) {
                 debug!(cookie, "its queue will not be handed on when it closes");
             }
@@ -179,7 +197,8 @@ impl Control {
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
         spawn_blocking(move || {
-            let sockets = listeners_in_cgroup(&path, |socket| ports.contains(&socket.bound.port())).unwrap_or_default();
+            let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.bound.port());
+            let sockets = listeners_in_cgroup(&path, wanted).unwrap_or_default();
             let _ = inputs.blocking_send(Input::Found { index, sockets });
         });
     }
@@ -190,42 +209,52 @@ impl Control {
             return;
         }
         for socket in sockets {
-            if self.world.sockets.contains_key(&socket.cookie) {
-                continue;
+            if !self.world.sockets.contains_key(&socket.cookie) {
+                self.register_found(index, socket);
             }
-            let hidden = self.kernel.hidden(&socket.fd);
-            if hidden.is_none() {
-                self.note_port_user(&socket);
-            }
-            let hidden = hidden.unwrap_or_default();
-            let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
-            let info = SocketInfo {
-                netns_cookie: socket.netns_cookie,
-                addr: address_bytes(socket.bound.ip()),
-                backend: index,
-                table: NONE,
-                port: socket.bound.port(),
-                proto: PROTO_TCP,
-                family,
-                service: NONE,
-                hidden_port: hidden.port,
-                v6only: v6only(socket.v6only),
-                users: hidden.users,
-                ifindex: socket.ifindex,
-            };
-            if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
-                warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");
-                continue;
-            }
-            if socket.reuseport {
-                let _ = self.migration.attach(socket.fd.as_fd());
-            } else if let Err(error) = set_socket_reuseport(&socket.fd, true) {
-                // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
-                self.note_unshared(index, info.port, error.into());
-            }
-            self.add_socket(socket.cookie, &info);
         }
         self.touch();
+    }
+
+    /// Registers a socket of this backend that no kernel program has reported, or that was another backend's.
+    pub(super) fn register_found(&mut self, index: u32, socket: FoundSocket) {
+        let hidden = self.kernel.hidden(&socket.fd);
+        if hidden.is_none() {
+            self.note_port_user(&socket);
+        }
+        let hidden = hidden.unwrap_or_default();
+        let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+        let info = SocketInfo {
+            netns_cookie: socket.netns_cookie,
+            addr: address_bytes(socket.bound.ip()),
+            backend: index,
+            table: NONE,
+            port: socket.bound.port(),
+            proto: PROTO_TCP,
+            family,
+            service: NONE,
+            hidden_port: hidden.port,
+            v6only: v6only(socket.v6only),
+            users: hidden.users,
+            ifindex: socket.ifindex,
+        };
+        if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
+            warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");
+            return;
+        }
+        if socket.reuseport {
+            let _ = self.migration.attach(socket.fd.as_fd());
+        } else if let Err(error) = set_socket_reuseport(&socket.fd, true) {
+            // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
+            self.note_unshared(index, info.port, error.into());
+        }
+        // It may have been another backend's.
+        self.drop_socket(socket.cookie);
+        self.holders.seats.insert(socket.cookie, socket.seat);
+        self.holders.silent.insert(socket.cookie);
+        self.holders.refused.remove(&socket.cookie);
+        self.holders.watching = true;
+        self.add_socket(socket.cookie, &info);
     }
 
     /// Takes the kernel's word for which sockets listen.
@@ -237,7 +266,15 @@ impl Control {
         gone.into_iter().for_each(|cookie| self.drop_socket(cookie));
         let mut changed = self.world.sockets.len() != before;
         for (cookie, info) in live {
-            if !self.world.sockets.contains_key(&cookie) && self.world.by_index(info.backend).is_some() {
+            if self.world.sockets.contains_key(&cookie) {
+                continue;
+            }
+            if self.world.by_index(info.backend).is_none() {
+                // Its backend has ended. It must not become the next one's that gets the index.
+                if self.awaited.is_empty() {
+                    self.kernel.disown_socket(cookie);
+                }
+            } else {
                 self.add_socket(cookie, &info);
                 self.inspections.add(cookie, info.backend);
                 changed = true;
@@ -253,13 +290,19 @@ impl Control {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
         let cookies: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
         for cookie in cookies {
-            self.drop_socket(cookie);
-            self.kernel.forget_socket(cookie);
+            self.forget_socket(cookie);
         }
+    }
+
+    /// Takes a socket out of steering, whether it listens or not.
+    pub(super) fn forget_socket(&mut self, cookie: u64) {
+        self.drop_socket(cookie);
+        self.kernel.forget_socket(cookie);
     }
 
     /// A socket listens no more.
     fn drop_socket(&mut self, cookie: u64) {
+        self.holders.forget(cookie);
         if let Some(socket) = self.world.sockets.remove(&cookie) {
             self.own_closed.extend(own_listener(&socket).map(|key| (key, cookie)));
         }

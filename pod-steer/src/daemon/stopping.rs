@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
-use super::control::Control;
+use super::{control::Control, ended::is_outside};
 use crate::{clock::boot_ms, engine, world::Kind};
 
 impl Control {
@@ -27,6 +27,11 @@ impl Control {
                     if let Some(path) = self.paths.get(&backend.index) {
                         info!(backend = %name, "is told to stop");
                         terminate(path);
+                        // One that has left its cgroup was started by us all the same.
+                        let outside = backend.process.map(|process| process.id).filter(|id| is_outside(*id, path));
+                        if let Some(Err(error)) = outside.map(|id| id.open().and_then(|process| process.terminate())) {
+                            warn!(backend = %name, %error, "could not be told to stop");
+                        }
                         // No engine says so, as it does of a container.
                         backend.told_to_stop(boot_ms());
                         if let Err(error) = self.store.put(backend) {

@@ -46,8 +46,8 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedPort, Move, OwnListener, PortKey, RuleKey, ServiceCounters, SocketInfo, V6_BOTH,
-    V6_ONLY,
+    BackendCounters, Hidden, ManagedPort, Move, NONE, OwnListener, PortKey, RuleKey, ServiceCounters, SocketInfo,
+    V6_BOTH, V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -197,10 +197,23 @@ impl Kernel {
         }
     }
 
+    /// Cookies of the sockets in the socket map, which a socket that closes leaves by itself.
+    pub fn listening_cookies(&self) -> BTreeSet<u64> {
+        self.listeners.keys().flatten().collect()
+    }
+
     /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
         self.closed(cookie);
         let _ = self.listeners.remove(&cookie);
+        self.disown_socket(cookie);
+    }
+
+    /// A socket belongs to no backend any more: not to one that gets the index of its former one either.
+    pub fn disown_socket(&mut self, cookie: u64) {
+        if let Ok(info) = self.sockets.get(&cookie, 0) {
+            let _ = self.sockets.insert(cookie, SocketInfo { backend: NONE, ..info }, 0);
+        }
     }
 
     /// Indices of the backends to which connections have moved that live still.

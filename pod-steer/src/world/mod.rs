@@ -4,6 +4,7 @@
 mod claims;
 mod destinations;
 mod hidden;
+mod holders;
 mod plan;
 mod planned;
 pub mod score;
@@ -30,6 +31,7 @@ use crate::{
     labels::Spec,
     listening::Listener,
     netns::Netns,
+    procs::ProcessId,
     rollout::{Conduct, Decision, Part},
     settings::{Effective, ServiceTables},
 };
@@ -160,6 +162,9 @@ pub struct Backend {
     /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
     #[serde(default)]
     pub stop_by_ms: Option<i64>,
+    /// The process that it is, of one without an engine.
+    #[serde(default)]
+    pub process: Option<Followed>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -169,6 +174,15 @@ impl Timed for Backend {
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
     }
+}
+
+/// A process whose listeners are a backend's, wherever it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// The process.
+    pub id: ProcessId,
+    /// Only processes of this user may go on in its place, since no other user than root has asked for it.
+    pub uid: Option<u32>,
 }
 
 impl Backend {

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...]
+pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...] [--fds N]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
     [--journal PATH] [--status-file PATH] [--only-host] [--tell-listener] [--reuseport]
     [--deaf] [--stop-delay-ms N]
@@ -45,6 +45,8 @@ pub struct Args {
     /// What the server answers.
     pub name: String,
     pub listen: Vec<Listen>,
+    /// Inherited listeners, from descriptor 3 on, as sd_listen_fds(3) has them.
+    pub fds: i32,
     /// `IPV6_V6ONLY` on all IPv6 listeners; without it they are dual-stack.
     pub v6only: bool,
     /// Open MPTCP sockets, and TCP ones where that fails, as Go does since 1.24.
@@ -79,6 +81,7 @@ impl Args {
         let mut parsed = Self {
             name: String::new(),
             listen: Vec::new(),
+            fds: 0,
             v6only: false,
             mptcp: false,
             // What Go and most servers ask for; the kernel cuts it to net.core.somaxconn.
@@ -100,6 +103,7 @@ impl Args {
             match flag.as_str() {
                 "--name" => parsed.name = value()?,
                 "--listen" => parsed.listen.push(parse(&flag, &value()?)?),
+                "--fds" => parsed.fds = parse(&flag, &value()?)?,
                 "--v6only" => parsed.v6only = true,
                 "--mptcp" => parsed.mptcp = true,
                 "--backlog" => parsed.backlog = parse(&flag, &value()?)?,
@@ -120,10 +124,10 @@ impl Args {
         if parsed.name.is_empty() || parsed.name.contains(char::is_whitespace) {
             return Err("--name wants one word".into());
         }
-        if parsed.listen.is_empty() {
+        if parsed.listen.is_empty() && parsed.fds == 0 {
             return Err("--listen is missing".into());
         }
-        if parsed.journal.is_some() && parsed.listen.len() > 1 {
+        if parsed.journal.is_some() && parsed.listen.len() as i32 + parsed.fds > 1 {
             // Two accepting threads would mix their records.
             return Err("--journal wants a single --listen".into());
         }

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write as _},
     net::TcpListener,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::Arc,
     thread,
 };
@@ -20,6 +20,9 @@ use crate::{
     journal::Journal,
     stop::Stop,
 };
+
+/// `SD_LISTEN_FDS_START`.
+const FIRST_INHERITED: i32 = 3;
 
 /// Opens the listener and prints `socket-name ADDRESS`, as `getsockname` says, and `listening NANOSECONDS ADDRESS PROTOCOL`,
 /// the moment being the one in which `listen` returned: how long steering takes is measured from there.
@@ -48,6 +51,27 @@ pub fn open(wanted: &Listen, args: &Args) -> io::Result<TcpListener> {
     writeln!(out, "socket-name {name}\nlistening {now_ns} {addr} {protocol}")?;
     out.flush()?;
     Ok(listener)
+}
+
+/// The listeners that were inherited. Those that are none, UDP or unix sockets say, are left alone.
+pub fn inherited(count: i32) -> io::Result<Vec<(Listen, TcpListener)>> {
+    let mut listeners = Vec::new();
+    for number in FIRST_INHERITED..FIRST_INHERITED.saturating_add(count) {
+        // SAFETY: whoever started the server says that this descriptor is for it, and nobody else takes it over.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
+        let tcp = sockopt::socket_protocol(&socket)? == Some(ipproto::TCP);
+        if !tcp || !sockopt::socket_acceptconn(&socket)? {
+            std::mem::forget(socket);
+            continue;
+        }
+        let listener = TcpListener::from(socket);
+        let name = listener.local_addr()?;
+        let mut out = io::stdout().lock();
+        writeln!(out, "socket-name {name}\nlistening 0 {name} inherited")?;
+        out.flush()?;
+        listeners.push((Listen { addr: name, device: None, v6only: false }, listener));
+    }
+    Ok(listeners)
 }
 
 fn socket(family: AddressFamily, mptcp: bool) -> io::Result<(OwnedFd, &'static str)> {

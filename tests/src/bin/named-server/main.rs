@@ -48,9 +48,14 @@ fn serve(args: Args) -> io::Result<()> {
     let stop = Stop::on_sigterm(args.deaf, args.stop_delay)?;
     let args = Arc::new(args);
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
-    let mut acceptors = Vec::new();
+    // Before anything else is opened that could take their numbers.
+    let mut listeners = listener::inherited(args.fds)?;
     for wanted in args.listen.clone() {
         let listener = listener::open(&wanted, &args)?;
+        listeners.push((wanted, listener));
+    }
+    let mut acceptors = Vec::new();
+    for (wanted, listener) in listeners {
         let (args, journal, stop) = (Arc::clone(&args), journal.clone(), Arc::clone(&stop));
         acceptors
             .push(thread::spawn(move || listener::accept_all(listener, &wanted, &args, journal.as_deref(), &stop)));

@@ -1,0 +1,249 @@
+//! What becomes of a backend whose processes have ended: its listeners may live on, held by others.
+
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use super::{Input, control::Control};
+use crate::{
+    cgroups,
+    holders::Stranger,
+    kernel::sys,
+    procs::{Process, ProcessId},
+    world::{Backend, Followed, Kind, Phase},
+};
+
+/// Topic of [`Backend::troubles`].
+const HOLDER: &str = "holder";
+
+/// How a backend has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Its container has, and can be started again.
+    Died,
+    /// It is gone.
+    Removed,
+}
+
+impl Control {
+    /// The processes of a backend have ended. As long as a socket of it listens, somebody else holds that, and clients are
+    /// given to it until it is known who.
+    pub(super) fn ended(&mut self, id: &str, how: Ending) {
+        let Some(backend) = self.world.backends.get(id) else { return };
+        let (index, netns) = (backend.index, backend.netns);
+        // What was closed on the way has been reported before.
+        self.read_ring();
+        let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
+        let own: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
+        if !own.is_empty() {
+            let live = self.kernel.listening_cookies();
+            for cookie in own.iter().filter(|cookie| !live.contains(cookie)) {
+                self.forget_socket(*cookie);
+            }
+        }
+        let left = self.world.sockets.values().any(|socket| socket.backend == index);
+        let Some(netns) = netns.filter(|_| left) else { return self.conclude(id, how) };
+        self.holders.ending.insert(id.to_owned(), how);
+        self.holders.watching = true;
+        self.holders.look_at(netns.cookie);
+    }
+
+    /// A backend has ended, and nothing of it listens that could be anybody's.
+    fn conclude(&mut self, id: &str, how: Ending) {
+        self.holders.ending.remove(id);
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        match how {
+            Ending::Died => {
+                backend.is_now(Phase::Exited);
+                backend.troubles.remove(super::backends::ENGINE_CHECK);
+                self.checks.ended(backend);
+                let index = backend.index;
+                self.cgroup_ids.remove(&index);
+                self.forget_sockets(index);
+                if let Some(backend) = self.world.backends.get(id)
+                    && let Err(error) = self.store.put(backend)
+                {
+                    warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+                }
+                self.touch();
+            }
+            Ending::Removed => {
+                if backend.kind == Kind::Exec {
+                    self.over.push(self.exec_cgroup(id));
+                }
+                self.remove(id);
+            }
+        }
+    }
+
+    /// A backend that has ended runs again: what it had before is nothing of it.
+    pub(super) fn runs_again(&mut self, id: &str) {
+        if let Some(how) = self.holders.ending.get(id).copied() {
+            self.conclude(id, how);
+        }
+    }
+
+    /// Concludes what has ended and has no listener left.
+    pub(super) fn conclude_ended(&mut self) {
+        let has_listener = |backend: &Backend| {
+            let refused = self.holders.refused.values().any(|(_, index)| *index == backend.index);
+            refused || self.world.sockets.values().any(|socket| socket.backend == backend.index)
+        };
+        let over = |id: &&String| !self.world.backends.get(*id).is_some_and(has_listener);
+        let over: Vec<String> = self.holders.ending.keys().filter(over).cloned().collect();
+        for id in over {
+            if let Some(how) = self.holders.ending.get(&id).copied() {
+                self.conclude(&id, how);
+            }
+        }
+    }
+
+    /// Nobody can tell who holds what in a namespace: then what has ended has.
+    pub(super) fn conclude_unheld(&mut self, netns_cookie: u64) {
+        let ending: Vec<String> = self.holders.ending.keys().cloned().collect();
+        for id in ending {
+            let here = self.world.backends.get(&id).and_then(|b| b.netns).is_none_or(|n| n.cookie == netns_cookie);
+            if let Some(how) = self.holders.ending.get(&id).copied().filter(|_| here) {
+                self.conclude(&id, how);
+            }
+        }
+    }
+
+    /// No backend holds a listener of this one. Where nobody was found it may be on its way to another process, in the
+    /// queue of a unix socket: it is given clients as before, and looked for again.
+    pub(super) fn held_by_strangers(&mut self, cookie: u64, port: u16, index: u32, mut strangers: Vec<Stranger>) {
+        let Some(backend) = self.world.by_index(index) else { return };
+        let uid = backend.process.and_then(|process| process.uid);
+        // Of several the one that runs as the same user, and the oldest: of a server with workers, the master.
+        strangers.sort_by_key(|stranger| (uid.is_some_and(|uid| uid != stranger.uid), stranger.process.start));
+        let may = strangers.iter().position(|stranger| self.may_follow(backend, cookie, stranger));
+        if let Some(at) = may {
+            let stranger = strangers.swap_remove(at);
+            return self.follow(&backend.id.clone(), cookie, stranger);
+        }
+        let Some(stranger) = strangers.first() else { return };
+        let text = format!(
+            "process {} ({}), which is not managed, holds its listener on port {port}, and no process of it does: clients are \
+             not given to it; register that process (pod-steer register --pid {} ...), or end it",
+            stranger.process.pid, stranger.name, stranger.process.pid
+        );
+        self.refuse(cookie, index, text);
+    }
+
+    /// Whether what a backend was goes on in this process, which holds the very socket that was registered.
+    fn may_follow(&self, backend: &Backend, cookie: u64, stranger: &Stranger) -> bool {
+        match (&backend.kind, backend.process) {
+            (Kind::Registered { .. }, Some(process)) => process.uid.is_none_or(|uid| uid == stranger.uid),
+            // One that ran in its cgroup has left it; any other was passed the socket.
+            (Kind::Exec, process) => {
+                process.is_some_and(|process| process.id == stranger.process)
+                    || self.holders.seats.get(&cookie).is_some_and(|seat| seat.pid == stranger.process.pid)
+            }
+            _ => false,
+        }
+    }
+
+    fn follow(&mut self, id: &str, cookie: u64, stranger: Stranger) {
+        let Stranger { process, name, socket, .. } = stranger;
+        let ended = self.holders.ending.remove(id);
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        let before = backend.process;
+        backend.process = Some(Followed { id: process, uid: before.and_then(|before| before.uid) });
+        let (service, backend_name, index) = (backend.spec.service.clone(), backend.name.clone(), backend.index);
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will not know which process holds the listeners of this backend");
+        }
+        self.holders.seats.insert(cookie, socket.seat);
+        if self.holders.refused.contains_key(&cookie) {
+            self.register_found(index, socket);
+        }
+        if before.is_none_or(|before| before.id != process) || ended.is_some() {
+            info!(%service, backend = %backend_name, pid = process.pid, %name, "its listener is held by another process, which is followed");
+            self.tell(&service, &backend_name, "followed", &format!("process {} ({name})", process.pid));
+            self.watch_process(id, process);
+        }
+        self.clear_refusal(index);
+        self.touch();
+    }
+
+    /// Takes a listener that only a process of no backend holds out of the socket map.
+    fn refuse(&mut self, cookie: u64, index: u32, text: String) {
+        self.forget_socket(cookie);
+        self.touch();
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        let (service, name, netns) = (backend.spec.service.clone(), backend.name.clone(), backend.netns);
+        // A container is what its engine says: it does not live on as a process outside.
+        if !matches!(backend.kind, Kind::Container { .. }) || !self.holders.ending.contains_key(&backend.id) {
+            self.holders.refused.insert(cookie, (netns.map_or(0, |netns| netns.cookie), index));
+        }
+        if backend.troubles.insert(HOLDER, text.clone()).as_ref() != Some(&text) {
+            warn!(%service, backend = %name, "{text}");
+            self.tell(&service, &name, "problem", &text);
+        }
+    }
+
+    /// What was said of listeners that others hold is over when there is none of them any more.
+    pub(super) fn clear_refusals(&mut self) {
+        let said = |backend: &&Backend| backend.troubles.contains_key(HOLDER) && backend.phase == Phase::Running;
+        let said: Vec<u32> = self.world.backends.values().filter(said).map(|backend| backend.index).collect();
+        said.into_iter().for_each(|index| self.clear_refusal(index));
+    }
+
+    fn clear_refusal(&mut self, index: u32) {
+        if !self.holders.refused.values().any(|(_, of)| *of == index)
+            && let Some(backend) = self.world.by_index_mut(index)
+            && backend.troubles.remove(HOLDER).is_some()
+        {
+            self.touch();
+        }
+    }
+
+    /// The last process of the cgroup of an `exec` is gone: it has ended, or gone to another cgroup.
+    pub(super) fn exec_empty(&mut self, id: &str, cgroup: &Path) {
+        let Some(backend) = self.world.backends.get(id) else { return };
+        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+        let outside = backend.process.map(|process| process.id).filter(|process| is_outside(*process, cgroup));
+        let Some(process) = outside else { return self.ended(id, Ending::Removed) };
+        info!(%service, backend = %name, pid = process.pid, "it has left its cgroup, and is followed as a process");
+        self.tell(&service, &name, "followed", &format!("process {}, which has left its cgroup", process.pid));
+        self.watch_process(id, process);
+        self.holders.watching = true;
+        if let Some(netns) = backend_netns(self.world.backends.get(id)) {
+            self.holders.look_at(netns);
+        }
+    }
+
+    /// A process that is followed has ended.
+    pub(super) fn process_ended(&mut self, id: &str, process: ProcessId) {
+        let Some(backend) = self.world.backends.get(id) else { return };
+        let follows = backend.process.is_some_and(|followed| followed.id == process);
+        let has_cgroup = self.paths.get(&backend.index).is_some_and(|path| !cgroups::is_empty(path));
+        if follows && !has_cgroup {
+            self.ended(id, Ending::Removed);
+        }
+    }
+
+    /// Reports the end of a process.
+    pub(super) fn watch_process(&self, id: &str, process: ProcessId) {
+        let (id, inputs) = (id.to_owned(), self.inputs.clone());
+        tokio::spawn(async move {
+            let wait = async || sys::readable(process.open().map(Process::into_pidfd)?)?.readable().await.map(drop);
+            // One that cannot be held has ended.
+            if let Err(error) = wait().await {
+                tracing::debug!(%error, %id, pid = process.pid, "cannot wait for a process");
+            }
+            let _ = inputs.send(Input::Ended { id, process }).await;
+        });
+    }
+}
+
+fn backend_netns(backend: Option<&Backend>) -> Option<u64> {
+    Some(backend?.netns?.cookie)
+}
+
+/// Whether a process lives, and not in this cgroup or below it.
+pub(super) fn is_outside(process: ProcessId, cgroup: &Path) -> bool {
+    let Some(name) = cgroup.file_name().and_then(|name| name.to_str()) else { return false };
+    let path = process.open().and_then(|process| process.cgroup());
+    path.is_ok_and(|path| path.split('/').all(|part| part != name))
+}

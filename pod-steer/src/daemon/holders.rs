@@ -1,0 +1,293 @@
+//! Compares the registered sockets with those that listen, and with the processes that hold them.
+//!
+//! The kernel programs report a socket that a backend makes. They do not see one that a backend's process inherits or is
+//! passed, and none that was made outside of an attached cgroup. Those are found here, beside the loop.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::Arc,
+};
+
+use tokio::task::spawn_blocking;
+use tracing::{debug, info, warn};
+
+use super::{Input, control::Control, ended::Ending};
+use crate::{
+    holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
+    netns::Netns,
+    procs::{FoundSocket, Seat},
+    world::{Backend, BackendId, Phase, Sockets},
+};
+
+/// Namespaces that one look is about, unless something has happened in more.
+const AT_ONCE_MAX: usize = 16;
+
+/// Topics of [`Backend::troubles`].
+const MPTCP: &str = "mptcp";
+const SHARED: &str = "shared";
+
+/// What is known of the processes that hold sockets.
+#[derive(Default)]
+pub(super) struct Holders {
+    /// A look is under way.
+    under_way: bool,
+    /// Cookies of the namespaces that the next look is about.
+    due: BTreeSet<u64>,
+    /// The next look is at everything.
+    thorough: bool,
+    /// Something has changed since the last time that nothing had to be looked at every second.
+    pub(super) watching: bool,
+    /// The last of the namespaces that a look was about because of what is missing there.
+    last: u64,
+    /// Sockets that began to listen while a look was under way, which may have seen them closed.
+    pub(super) renewed: BTreeSet<u64>,
+    /// Where each socket was found, by cookie.
+    pub(super) seats: HashMap<u64, Seat>,
+    /// Registered sockets of which no kernel program reports the end.
+    pub(super) silent: BTreeSet<u64>,
+    /// Backends that have ended while a socket of theirs listens.
+    pub(super) ending: BTreeMap<BackendId, Ending>,
+    /// Listeners of backends that nobody but a process of no backend holds: by cookie, the namespace and the index.
+    pub(super) refused: BTreeMap<u64, (u64, u32)>,
+}
+
+impl Holders {
+    /// Something has happened in a namespace that may have changed who holds what.
+    pub(super) fn look_at(&mut self, netns_cookie: u64) {
+        self.due.insert(netns_cookie);
+    }
+
+    /// A socket is registered no more.
+    pub(super) fn forget(&mut self, cookie: u64) {
+        self.seats.remove(&cookie);
+        self.silent.remove(&cookie);
+    }
+}
+
+/// What a look found, by the cookie of each namespace.
+pub type Answers = Vec<(u64, io::Result<Answer>)>;
+
+impl Control {
+    /// Makes the next look one at everything.
+    pub(super) fn compare_holders(&mut self) {
+        self.holders.thorough = true;
+        self.holders.due.extend(self.netns_by_cookie().into_keys());
+    }
+
+    /// Every second, as long as there is something that only a look can tell.
+    pub(super) fn watch_holders(&mut self) {
+        let sockets = Sockets::new(&self.world.sockets);
+        let misses =
+            |backend: &&Backend| backend.phase == Phase::Running && !self.missing(backend, &sockets).is_empty();
+        let missing = self.world.backends.values().filter(misses).filter_map(|backend| Some(backend.netns?.cookie));
+        let silent = self.holders.silent.iter().filter_map(|cookie| Some(self.world.sockets.get(cookie)?.netns_cookie));
+        let refused = self.holders.refused.values().map(|(netns, _)| *netns);
+        let ending = self.holders.ending.keys().filter_map(|id| Some(self.world.backends.get(id)?.netns?.cookie));
+        let all: BTreeSet<u64> = missing.chain(silent).chain(refused).chain(ending).collect();
+        self.holders.watching = !all.is_empty();
+        // In turn, if there are many.
+        let last = self.holders.last;
+        let turn: Vec<u64> = all.range(last + 1..).chain(all.range(..=last)).take(AT_ONCE_MAX).copied().collect();
+        if let Some(last) = turn.last() {
+            self.holders.last = *last;
+        }
+        self.holders.due.extend(turn);
+    }
+
+    /// The ports that a backend is to listen on and does not.
+    fn missing(&self, backend: &Backend, sockets: &Sockets<'_>) -> BTreeSet<u16> {
+        let mut ports = self.world.configured.listening_ports(&backend.spec);
+        for (_, socket) in sockets.of(backend.index) {
+            ports.remove(&socket.port);
+        }
+        ports
+    }
+
+    fn netns_by_cookie(&self) -> BTreeMap<u64, Netns> {
+        self.world.backends.values().filter_map(|backend| backend.netns).map(|netns| (netns.cookie, netns)).collect()
+    }
+
+    /// Begins a look if one is due and none is under way.
+    pub(super) fn look_for_holders(&mut self) {
+        if self.holders.under_way || self.holders.due.is_empty() {
+            return;
+        }
+        let (due, thorough) = (std::mem::take(&mut self.holders.due), std::mem::take(&mut self.holders.thorough));
+        let sockets = Sockets::new(&self.world.sockets);
+        let candidates = self.world.backends.values().filter(|b| !matches!(b.phase, Phase::Created | Phase::Exited));
+        let candidate = |backend: &Backend| {
+            Some(Candidate {
+                index: backend.index,
+                netns: backend.netns?,
+                ports: self.world.configured.listening_ports(&backend.spec),
+                missing: self.missing(backend, &sockets),
+                cgroup: self.paths.get(&backend.index).cloned(),
+                process: backend.process.map(|process| process.id),
+            })
+        };
+        let candidates: Arc<Vec<Candidate>> = Arc::new(candidates.filter_map(candidate).collect());
+        let by_cookie = self.netns_by_cookie();
+        let question = |cookie: &u64| {
+            let here = self.world.sockets.iter().filter(|(_, socket)| socket.netns_cookie == *cookie);
+            let known = here.map(|(cookie, socket)| {
+                let seat = self.holders.seats.get(cookie).copied();
+                let owner = self.world.by_index(socket.backend);
+                let stays =
+                    |owner: &Backend| owner.phase == Phase::Running && !self.holders.ending.contains_key(&owner.id);
+                (*cookie, Known { port: socket.port, seat, orphan: !owner.is_some_and(stays) })
+            });
+            let (netns, known) = (*by_cookie.get(cookie)?, known.collect());
+            Some(Question { netns, known, candidates: Arc::clone(&candidates), thorough })
+        };
+        let questions: Vec<Question> = due.iter().filter_map(question).collect();
+        if questions.is_empty() {
+            return;
+        }
+        self.holders.under_way = true;
+        self.holders.renewed.clear();
+        let inputs = self.inputs.clone();
+        spawn_blocking(move || {
+            let answers = questions.iter().map(|question| (question.netns.cookie, holders::ask(question))).collect();
+            let _ = inputs.blocking_send(Input::Held(answers));
+        });
+    }
+
+    /// Takes what a look found.
+    pub(super) fn held(&mut self, answers: Answers) {
+        self.holders.under_way = false;
+        for (netns_cookie, answer) in answers {
+            match answer {
+                Ok(answer) => self.held_in(answer),
+                Err(error) => {
+                    debug!(netns_cookie, %error, "cannot tell which processes hold the listeners of a namespace");
+                    self.conclude_unheld(netns_cookie);
+                }
+            }
+        }
+    }
+
+    fn held_in(&mut self, answer: Answer) {
+        let Answer { netns_cookie, asked, listening, held, mptcp } = answer;
+        // The kernel removes a socket that is closed from the map by itself, but not one that shutdown(2) has ended.
+        let closed: Vec<u64> = asked.difference(&listening).copied().collect();
+        for cookie in closed {
+            if self.holders.renewed.contains(&cookie) {
+                continue;
+            }
+            if self.world.sockets.contains_key(&cookie) {
+                debug!(cookie, "no longer listens");
+                self.forget_socket(cookie);
+                self.touch();
+            }
+        }
+        self.holders.refused.retain(|cookie, (netns, _)| *netns != netns_cookie || listening.contains(cookie));
+        let mut shared: BTreeMap<u32, (u16, u32)> = BTreeMap::new();
+        for (cookie, holding) in held {
+            self.held_by(cookie, holding, &mut shared);
+        }
+        self.tell_what_is_not_steered(netns_cookie, &mptcp, &shared);
+        self.clear_refusals();
+        self.conclude_ended();
+    }
+
+    /// Decides about one listener. `shared` collects backends that hold one of another backend, with its port and owner.
+    fn held_by(&mut self, cookie: u64, holding: Holding, shared: &mut BTreeMap<u32, (u16, u32)>) {
+        let Holding { port, asked, mut backends, strangers } = holding;
+        backends.retain(|(index, _)| {
+            self.world.by_index(*index).is_some_and(|backend| !self.holders.ending.contains_key(&backend.id))
+        });
+        let owner = self.world.sockets.get(&cookie).map(|socket| socket.backend);
+        if let (Asked::Settled, Some(owner)) = (asked, owner) {
+            let others = backends.iter().filter(|(index, _)| *index != owner);
+            shared.extend(others.map(|(index, _)| (*index, (port, owner))));
+            return;
+        }
+        let former = owner.or_else(|| self.holders.refused.get(&cookie).map(|(_, index)| *index));
+        let service = former.and_then(|index| self.world.by_index(index)).map(|backend| backend.spec.service.clone());
+        let indices: Vec<u32> = backends.iter().map(|(index, _)| *index).collect();
+        let Some(holder) = self.world.holder(&indices, port, service.as_deref()).map(|backend| backend.index) else {
+            if let Some(former) = former {
+                self.held_by_strangers(cookie, port, former, strangers);
+            }
+            return;
+        };
+        let Some((_, socket)) = backends.into_iter().find(|(index, _)| *index == holder) else { return };
+        if owner == Some(holder) {
+            self.holders.seats.insert(cookie, socket.seat);
+            return;
+        }
+        self.hand_over(holder, socket);
+        shared.extend(indices.iter().filter(|index| **index != holder).map(|index| (*index, (port, holder))));
+    }
+
+    /// A listener is this backend's from now on.
+    pub(super) fn hand_over(&mut self, index: u32, socket: FoundSocket) {
+        let Some(backend) = self.world.by_index(index) else { return };
+        let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.bound.port());
+        let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
+        match former.map(|backend| backend.name.clone()) {
+            Some(former) => {
+                info!(%service, backend = %name, port, %former, "holds a listener of another backend, and serves by it");
+                self.tell(&service, &name, "inherited", &format!("the listener on port {port} of {former}"));
+            }
+            None => info!(%service, backend = %name, port, "holds a listener that it did not make, and serves by it"),
+        }
+        self.register_found(index, socket);
+        self.touch();
+    }
+
+    /// Says of the backends of a namespace why listeners that they hold are not steered to.
+    fn tell_what_is_not_steered(
+        &mut self,
+        netns_cookie: u64,
+        mptcp: &BTreeMap<u32, BTreeSet<u16>>,
+        shared: &BTreeMap<u32, (u16, u32)>,
+    ) {
+        let name = |index: u32| self.world.by_index(index).map(|owner| owner.name.clone()).unwrap_or_default();
+        let shared: BTreeMap<u32, String> = shared
+            .iter()
+            .map(|(index, (port, owner))| {
+                let owner = name(*owner);
+                let text = format!(
+                    "its listener on port {port} is also held by {owner}, which is older: clients that come to it count \
+                     as those of {owner} until {owner} closes it or ends"
+                );
+                (*index, text)
+            })
+            .collect();
+        let here = |backend: &&mut Backend| backend.netns.is_some_and(|netns| netns.cookie == netns_cookie);
+        let mut changed = Vec::new();
+        for backend in self.world.backends.values_mut().filter(here) {
+            let mptcp = mptcp.get(&backend.index).map(mptcp_text);
+            for (topic, text) in [(MPTCP, mptcp), (SHARED, shared.get(&backend.index).cloned())] {
+                let before = backend.troubles.get(topic);
+                if before == text.as_ref() {
+                    continue;
+                }
+                match &text {
+                    Some(text) => backend.troubles.insert(topic, text.clone()),
+                    None => backend.troubles.remove(topic),
+                };
+                changed.push((backend.spec.service.clone(), backend.name.clone(), text));
+            }
+        }
+        for (service, name, text) in changed {
+            if let Some(text) = text {
+                warn!(%service, backend = %name, "{text}");
+                self.tell(&service, &name, "problem", &text);
+            }
+            self.touch();
+        }
+    }
+}
+
+/// Why listeners on these ports are not steered to, and what helps.
+pub(super) fn mptcp_text(ports: &BTreeSet<u16>) -> String {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    format!(
+        "it listens on port {} by MPTCP, which no socket map takes: let pod-steer start it, since managed processes get TCP \
+         instead; or make it use TCP (GODEBUG=multipathtcp=0 for a Go program, or sysctl net.mptcp.enabled=0), and restart it",
+        ports.join(" and ")
+    )
+}

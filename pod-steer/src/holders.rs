@@ -1,0 +1,260 @@
+//! Finds the processes that hold listening sockets. A socket lives as long as any process has a descriptor of it, which may
+//! be inherited or passed by `SCM_RIGHTS`; neither shows anywhere but in `/proc/PID/fd`.
+//!
+//! It takes a system call for each descriptor, so it runs beside the daemon's loop. What follows is decided elsewhere.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    listening::{self, Listener},
+    netns::Netns,
+    procs::{FoundSocket, Process, ProcessId, Seat, netns_of_cgroup, processes_in_cgroup},
+};
+
+/// A walk through descriptors ends after this time; the next one begins anew.
+const WALK_MAX: Duration = Duration::from_secs(5);
+
+/// A backend whose processes may hold listeners.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its index.
+    pub index: u32,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Ports that it is to listen on.
+    pub ports: BTreeSet<u16>,
+    /// Those of them on which no socket of it is registered.
+    pub missing: BTreeSet<u16>,
+    /// Its cgroup.
+    pub cgroup: Option<PathBuf>,
+    /// The process that it is, with its descendants, if its cgroup has none or it has no cgroup.
+    pub process: Option<ProcessId>,
+}
+
+impl Candidate {
+    fn processes(&self) -> Vec<Process> {
+        let inside = self.cgroup.as_deref().map(processes_in_cgroup).unwrap_or_default();
+        match self.process {
+            Some(process) if inside.is_empty() => process.open().map(Process::tree).unwrap_or_default(),
+            _ => inside,
+        }
+    }
+
+    /// Whether it matters if a listener is among its descriptors.
+    fn may_hold(&self, port: u16, asked: Asked, thorough: bool) -> bool {
+        match asked {
+            Asked::Orphan => self.ports.contains(&port),
+            Asked::Unknown if thorough => self.ports.contains(&port),
+            Asked::Unknown | Asked::Settled => self.missing.contains(&port),
+        }
+    }
+}
+
+/// A registered socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Port that its server asked for.
+    pub port: u16,
+    /// Where it was found last.
+    pub seat: Option<Seat>,
+    /// Its backend has ended or is about to: another may hold it too.
+    pub orphan: bool,
+}
+
+/// What is to be found out about one namespace.
+#[derive(Debug)]
+pub struct Question {
+    /// The namespace.
+    pub netns: Netns,
+    /// The registered sockets there, by cookie.
+    pub known: BTreeMap<u64, Known>,
+    /// The backends, wherever they are.
+    pub candidates: std::sync::Arc<Vec<Candidate>>,
+    /// Look through the descriptors of all backends for listeners that are not registered, not only of those that miss one;
+    /// and look for registered ones whose place is not known.
+    pub thorough: bool,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Answer {
+    /// Cookie of the namespace.
+    pub netns_cookie: u64,
+    /// Registered sockets that were asked about.
+    pub asked: BTreeSet<u64>,
+    /// Cookies of all sockets that listen.
+    pub listening: BTreeSet<u64>,
+    /// Holders of the listeners that were looked for, by cookie.
+    pub held: BTreeMap<u64, Holding>,
+    /// Ports on which backends listen by MPTCP, by index.
+    pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
+}
+
+/// Who holds a listener.
+#[derive(Debug)]
+pub struct Holding {
+    /// Its port.
+    pub port: u16,
+    /// Why it was looked for.
+    pub asked: Asked,
+    /// The backends whose processes have it, each with a copy.
+    pub backends: Vec<(u32, FoundSocket)>,
+    /// Processes of no backend that have it, if it is an orphan that no backend has.
+    pub strangers: Vec<Stranger>,
+}
+
+/// Why a listener is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// It is registered, and its backend may hold it no more.
+    Orphan,
+    /// It is not registered, and a backend is to listen on its port.
+    Unknown,
+    /// It is registered and in its place; another backend is to listen on its port.
+    Settled,
+}
+
+/// A process that is not managed.
+#[derive(Debug)]
+pub struct Stranger {
+    /// The process.
+    pub process: ProcessId,
+    /// Its effective user.
+    pub uid: u32,
+    /// The name of its program.
+    pub name: String,
+    /// Its copy of the socket.
+    pub socket: FoundSocket,
+}
+
+/// Looks.
+pub fn ask(question: &Question) -> io::Result<Answer> {
+    let netns_cookie = question.netns.cookie;
+    let listeners = listening::listeners(&open_netns(question)?, netns_cookie)?;
+    if listeners.iter().any(|listener| listener.cookie.is_none()) {
+        return Err(io::Error::other("sock_diag(7) does not list sockets, and /proc/net has no cookies"));
+    }
+    let asked = question.known.keys().copied().collect();
+    let listening = listeners.iter().filter_map(|listener| listener.cookie).collect();
+    let mut answer = Answer { netns_cookie, asked, listening, held: BTreeMap::new(), mptcp: BTreeMap::new() };
+    let sought: HashMap<u64, Sought> = listeners.iter().filter_map(|listener| sought(question, listener)).collect();
+    let ends = Instant::now() + WALK_MAX;
+    for candidate in question.candidates.iter() {
+        let may_hold = |of: &Sought| candidate.may_hold(of.port, of.asked, question.thorough);
+        if sought.values().any(may_hold) {
+            look_through(candidate, |inode| sought.get(&inode).filter(|of| may_hold(of)), &mut answer, ends);
+        }
+    }
+    let orphans: HashMap<u64, Sought> = sought
+        .into_iter()
+        .filter(|(_, of)| {
+            of.asked == Asked::Orphan && answer.held.get(&of.cookie).is_none_or(|h| h.backends.is_empty())
+        })
+        .collect();
+    if !orphans.is_empty() {
+        look_through_all(&orphans, &mut answer, ends);
+    }
+    Ok(answer)
+}
+
+/// A listener that is looked for.
+#[derive(Clone, Copy)]
+struct Sought {
+    cookie: u64,
+    port: u16,
+    asked: Asked,
+    mptcp: bool,
+}
+
+/// Whether a listener is to be looked for, by its inode.
+fn sought(question: &Question, listener: &Listener) -> Option<(u64, Sought)> {
+    let cookie = listener.cookie?;
+    let (port, asked) = match question.known.get(&cookie) {
+        None => (listener.port, Asked::Unknown),
+        Some(known) => {
+            let lost = known.seat.map_or(question.thorough, |seat| !seat.is_taken());
+            (known.port, if known.orphan || lost { Asked::Orphan } else { Asked::Settled })
+        }
+    };
+    Some((listener.inode, Sought { cookie, port, asked, mptcp: listener.mptcp }))
+}
+
+fn look_through<'a>(
+    candidate: &Candidate,
+    sought: impl Fn(u64) -> Option<&'a Sought>,
+    answer: &mut Answer,
+    ends: Instant,
+) {
+    for process in candidate.processes() {
+        for seat in process.seats().into_iter().flatten() {
+            if Instant::now() > ends {
+                return;
+            }
+            let Some(of) = sought(seat.inode) else { continue };
+            let Some(socket) = process.listener(seat) else { continue };
+            if of.mptcp || socket.mptcp {
+                answer.mptcp.entry(candidate.index).or_default().insert(of.port);
+                continue;
+            }
+            let backends = &mut holding(answer, of).backends;
+            if backends.iter().all(|(index, _)| *index != candidate.index) {
+                backends.push((candidate.index, socket));
+            }
+        }
+    }
+}
+
+fn holding<'a>(answer: &'a mut Answer, of: &Sought) -> &'a mut Holding {
+    let none = || Holding { port: of.port, asked: of.asked, backends: Vec::new(), strangers: Vec::new() };
+    answer.held.entry(of.cookie).or_insert_with(none)
+}
+
+/// Looks through the descriptors of every process but our own, which has copies for a moment.
+fn look_through_all(orphans: &HashMap<u64, Sought>, answer: &mut Answer, ends: Instant) {
+    for process in all_processes().filter_map(|pid| Process::open(pid).ok()) {
+        let Ok(seats) = process.seats() else { continue };
+        for seat in seats {
+            if Instant::now() > ends {
+                return;
+            }
+            let Some(of) = orphans.get(&seat.inode) else { continue };
+            let described = || Some((ProcessId::of(seat.pid).ok()?, process.uid().ok()?, process.listener(seat)?));
+            let Some((id, uid, socket)) = described() else { continue };
+            let strangers = &mut holding(answer, of).strangers;
+            if strangers.iter().all(|other| other.process != id) {
+                strangers.push(Stranger { process: id, uid, name: process.name(), socket });
+            }
+        }
+    }
+}
+
+fn all_processes() -> impl Iterator<Item = i32> {
+    let own = std::process::id().cast_signed();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
+}
+
+/// The namespace, by any process that is in it: a descriptor that is kept would keep it from ending.
+fn open_netns(question: &Question) -> io::Result<File> {
+    let netns = question.netns;
+    let same = |path: &str| fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (netns.dev, netns.inode));
+    let own = "/proc/self/ns/net";
+    if same(own) {
+        return File::open(own);
+    }
+    let here = question.candidates.iter().filter(|candidate| candidate.netns == netns);
+    let cgroups = here.filter_map(|candidate| candidate.cgroup.as_deref());
+    if let Some(file) = cgroups.filter_map(|cgroup| netns_of_cgroup(cgroup, netns).ok()).next() {
+        return Ok(file);
+    }
+    let path = all_processes().map(|pid| format!("/proc/{pid}/ns/net")).find(|path| same(path));
+    path.map_or_else(|| Err(io::Error::other(format!("no process is in the network namespace {netns}"))), File::open)
+}

@@ -1,0 +1,60 @@
+//! A listener that several backends hold belongs to one of them.
+
+use super::{Backend, Phase, World};
+
+impl World {
+    /// The backend that a listener belongs to, of those with these indices, whose processes hold it: one that runs rather than
+    /// one that was told to stop or is frozen, then one of the service that it belonged to, then the oldest. None that has
+    /// nothing to do with its port, and none that has ended.
+    pub fn holder<'a>(&'a self, indices: &[u32], port: u16, service: Option<&str>) -> Option<&'a Backend> {
+        let rank = |backend: &'a Backend| {
+            let of_another = service.is_some_and(|service| service != backend.spec.service);
+            (backend.phase != Phase::Running, of_another, backend.age())
+        };
+        let holders = self.backends.values().filter(|backend| indices.contains(&backend.index));
+        let alive = holders.filter(|backend| !matches!(backend.phase, Phase::Created | Phase::Exited));
+        let wanting = alive.filter(|backend| self.configured.listening_ports(&backend.spec).contains(&port));
+        wanting.min_by(|one, other| rank(one).cmp(&rank(other)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::tests::{backend, world};
+
+    fn holder(change: impl FnOnce(&mut Vec<Backend>), indices: &[u32], service: Option<&str>) -> Option<u32> {
+        let mut backends =
+            vec![backend(0, "web", "80:8080"), backend(1, "web", "80:8080"), backend(2, "api", "90:8080")];
+        for (age, backend) in backends.iter_mut().enumerate() {
+            backend.seen = age as u64;
+        }
+        change(&mut backends);
+        world(backends, []).holder(indices, 8080, service).map(|backend| backend.index)
+    }
+
+    #[test]
+    fn the_oldest_holder_of_the_service_serves() {
+        assert_eq!(holder(|_| {}, &[1, 0, 2], Some("web")), Some(0));
+        assert_eq!(holder(|_| {}, &[1, 2], Some("web")), Some(1));
+        assert_eq!(holder(|_| {}, &[1, 2], Some("api")), Some(2));
+        assert_eq!(holder(|_| {}, &[1, 2], None), Some(1));
+        assert_eq!(holder(|_| {}, &[2], Some("web")), Some(2), "its own spec wants the port");
+        assert_eq!(holder(|_| {}, &[], Some("web")), None);
+    }
+
+    #[test]
+    fn a_holder_that_ends_gives_way() {
+        let phase = |phase| move |backends: &mut Vec<Backend>| backends[0].phase = phase;
+        for gives_way in [Phase::Stopping, Phase::Paused, Phase::Exited] {
+            assert_eq!(holder(phase(gives_way), &[0, 1], Some("web")), Some(1), "{gives_way:?}");
+        }
+        assert_eq!(holder(phase(Phase::Stopping), &[0], Some("web")), Some(0));
+        assert_eq!(holder(phase(Phase::Exited), &[0], Some("web")), None);
+    }
+
+    #[test]
+    fn a_backend_without_the_port_holds_nothing() {
+        assert_eq!(holder(|backends| backends[0] = backend(0, "web", "80:9090"), &[0], Some("web")), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! Servers that hand their listener over, as those do that are upgraded without a gap.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::{daemon::Stage, process::Process, tools, wait};
+
+/// `NAME`, a word, and the path of a unix socket: `listens` opens the listener; `takes` asks for it at the unix socket;
+/// `inherits` has it as descriptor 3. The first two give it to whoever asks at the path. It answers as the test server does with
+/// `--raw`, and ends on SIGTERM when the connection that it serves is done. On SIGUSR1 a process of its own, in a session of its own,
+/// goes on, and it ends; its name then has `-child` behind it. SIGUSR2: it closes the listener and lives on. SIGHUP: it ends
+/// the listener by shutdown(2), and lives on.
+const SERVER: &str = r#"
+import array, os, select, signal, socket, sys
+name, mode, path = sys.argv[1:4]
+got = set()
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: got.add(number))
+def say(*words):
+    print(*words, flush=True)
+if mode == "takes":
+    asks = socket.socket(socket.AF_UNIX)
+    asks.connect(path)
+    _, ancillary, _, _ = asks.recvmsg(1, socket.CMSG_SPACE(4))
+    listener = socket.socket(fileno=array.array("i", ancillary[0][2])[0])
+elif mode == "inherits":
+    listener = socket.socket(fileno=3)
+else:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", 8080))
+    listener.listen(1024)
+listener.setblocking(False)
+giver = socket.socket(socket.AF_UNIX)
+if mode == "listens":
+    giver.bind(path)
+    giver.listen(8)
+say("serves")
+watched = [listener, giver] if mode == "listens" else [listener]
+while signal.SIGTERM not in got:
+    if signal.SIGUSR1 in got:
+        got.clear()
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        name += "-child"
+        say("child", os.getpid())
+    if signal.SIGUSR2 in got and listener in watched:
+        watched.remove(listener)
+        listener.close()
+        say("closed")
+    if signal.SIGHUP in got and listener in watched:
+        watched.remove(listener)
+        listener.shutdown(socket.SHUT_RDWR)
+        say("shut")
+    try:
+        ready, _, _ = select.select(watched, [], [], 0.02)
+    except InterruptedError:
+        continue
+    if giver in ready:
+        asker, _ = giver.accept()
+        asker.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()]))])
+    if listener in ready:
+        try:
+            connection, peer = listener.accept()
+        except BlockingIOError:
+            continue
+        connection.setblocking(True)
+        connection.recv(4096)
+        connection.sendall(f"{name} {peer[0]}:{peer[1]}\n".encode())
+        connection.close()
+say("ends")
+"#;
+
+/// What a server does for its listener.
+#[derive(Clone, Copy, Debug)]
+pub enum Listener {
+    /// Opens it, on 0.0.0.0:8080.
+    Opens,
+    /// Asks the one that opened it.
+    Takes,
+}
+
+/// The command of such a server.
+pub fn command(name: &str, listener: Listener, path: &Path) -> Result<Vec<String>> {
+    let python = tools::find("python3").context("python3 is not installed")?;
+    let mode = match listener {
+        Listener::Opens => "listens",
+        Listener::Takes => "takes",
+    };
+    let path = path.display().to_string();
+    Ok([&python.display().to_string(), "-c", SERVER, name, mode, &path].map(str::to_owned).to_vec())
+}
+
+/// Starts one that is no backend.
+pub fn start(stage: &Stage, name: &str, listener: Listener, path: &Path) -> Result<Process> {
+    let words = command(name, listener, path)?;
+    let mut command = stage.host.command(&words[0])?;
+    let process = stage.host.start(name, command.args(&words[1..]))?;
+    serves(process)
+}
+
+/// Starts one as a backend by `exec`, of the service `web` on port 80.
+pub fn exec(stage: &Stage, name: &str, version: &str, listener: Listener, path: &Path) -> Result<Process> {
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", name, "--version", version, "--"]);
+    let process = stage.host.start(name, command.args(self::command(name, listener, path)?))?;
+    serves(process)
+}
+
+fn serves(process: Process) -> Result<Process> {
+    wait::until("the server to serve", || process.stdout().contains("serves").then_some(()))
+        .with_context(|| process.stderr())?;
+    Ok(process)
+}

@@ -1,0 +1,176 @@
+//! Processes that hand over to another one, and processes that leave their cgroup: what they were goes on in who holds
+//! their listener, or it is said why not.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::Exec,
+    handover::{self, Listener},
+    load::Load,
+    process::{Process, output},
+    require,
+    status::{Backend, Status},
+    tools, wait,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn all_answered_by(stage: &Stage, name: &str) -> Result<()> {
+    let tally = Load::to("127.0.0.1:80".parse()?).count(50).run(stage.host.net())?;
+    assert_eq!(tally.answered_by(name), 50, "{tally}\n{}", stage.daemon.status()?);
+    Ok(())
+}
+
+fn until_gone(stage: &Stage, service: &str) -> Result<()> {
+    stage.daemon.wait_for(&format!("{service} to be gone"), |status| status.service(service).is_none().then_some(()))
+}
+
+fn register(stage: &Stage, name: &str, pid: u32) -> Result<()> {
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "web", "--ports", "80:8080", "--name", name, "--pid", &pid.to_string()]);
+    let outcome = output(&mut register)?;
+    assert!(outcome.status.success(), "{outcome:?}");
+    Ok(())
+}
+
+/// The pid that a server has told of the process that goes on in its place; killed at the end of the test.
+struct Child(Pid);
+
+impl Child {
+    fn of(server: &Process) -> Result<Self> {
+        let told = || server.stdout().lines().find_map(|line| line.strip_prefix("child ")?.parse().ok());
+        let pid = wait::until("the child", told)?;
+        Ok(Self(Pid::from_raw(pid).context("a pid")?))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.0, signal)?)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It has no parent that could wait for it, so its pid is nobody else's before it has ended.
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+}
+
+fn backend<'a>(status: &'a Status, name: &str) -> Option<&'a Backend> {
+    status.service("web")?.backends.iter().find(|backend| backend.name == name)
+}
+
+#[test]
+fn a_registered_process_that_goes_on_as_another_is_followed() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let path = stage.host.dir().join("giver");
+    let mut server = handover::start(&stage, "server", Listener::Opens, &path)?;
+    register(&stage, "server", server.pid())?;
+    stage.daemon.wait_ready("web", 1)?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).pause(Duration::from_millis(1)).start(stage.host.net())?;
+    wait::until("clients", || (load.answered() > 50).then_some(()))?;
+    server.signal(Signal::USR1)?;
+    let child = Child::of(&server)?;
+    server.wait(wait::STUCK)?;
+    stage.daemon.wait_for("the daemon to follow", |status| {
+        let followed = stage.daemon.log().contains("held by another process, which is followed");
+        (followed && backend(status, "server")?.state == "ready").then_some(())
+    })?;
+    let before = load.answered();
+    wait::until("more clients", || (load.answered() > before + 50).then_some(()))?;
+    let tally = load.stop()?;
+    assert!(tally.losses.is_empty(), "{tally}\n{}", stage.daemon.log_tail());
+    all_answered_by(&stage, "server-child")?;
+
+    // The next daemon follows the child, which hands over once more while there is none.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "server-child")?;
+    child.signal(Signal::TERM)?;
+    until_gone(&stage, "web")
+}
+
+#[test]
+fn a_process_that_leaves_its_cgroup_is_followed() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let other = stage.host.cgroup().join("other");
+    fs::create_dir(&other)?;
+    let mut server = Exec::new("server", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let load = Load::to("127.0.0.1:80".parse()?).pause(Duration::from_millis(1)).start(stage.host.net())?;
+    fs::write(other.join("cgroup.procs"), server.process.pid().to_string())?;
+    wait::until("the daemon to notice", || stage.daemon.log().contains("it has left its cgroup").then_some(()))?;
+    let before = load.answered();
+    wait::until("clients", || (load.answered() > before + 50).then_some(()))?;
+    let tally = load.stop()?;
+    assert_eq!(tally.answered_by("server"), tally.connections(), "{tally}");
+    assert_eq!(backend(&stage.daemon.status()?, "server").context("it is gone")?.state, "ready");
+
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "server")?;
+    server.process.kill()?;
+    until_gone(&stage, "web")?;
+    Ok(fs::remove_dir(&other)?)
+}
+
+#[test]
+fn a_process_that_leaves_its_cgroup_before_it_listens_is_found() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let other = stage.host.cgroup().join("other");
+    fs::create_dir(&other)?;
+    let server = tools::named_server()?;
+    // As a login does that moves who logs in to a cgroup of the session: the server is a child.
+    let script = format!(
+        "echo $$ >/sys/fs/cgroup/other/cgroup.procs && {} --name server --listen 0.0.0.0:8080; true",
+        server.display()
+    );
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "server", "--", "sh", "-c", &script]);
+    let mut shell = stage.host.start("server", &mut command)?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "server")?;
+    // The shell's child is ended with the namespace's cgroup; the backend with the shell's.
+    let pids = fs::read_to_string(other.join("cgroup.procs"))?;
+    for pid in pids.lines().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
+        if pid.as_raw_nonzero().get().cast_unsigned() != shell.pid() {
+            kill_process(pid, Signal::TERM)?;
+        }
+    }
+    shell.wait(wait::STUCK)?;
+    until_gone(&stage, "web")?;
+    Ok(fs::remove_dir(&other)?)
+}
+
+#[test]
+fn a_listener_that_only_a_strange_process_holds_is_not_steered() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = Stage::without_engine()?;
+    let path = stage.host.dir().join("giver");
+    let mut server = handover::exec(&stage, "server", "v1", Listener::Opens, &path)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let mut stranger = handover::start(&stage, "stranger", Listener::Takes, &path)?;
+    server.signal(Signal::TERM)?;
+    server.wait(wait::STUCK)?;
+    let said = stage.daemon.wait_for("the reason", |status| {
+        let backend = backend(status, "server")?;
+        (backend.state == "not-steered" && backend.sockets == 0).then(|| backend.problems.join("\n"))
+    })?;
+    let names = format!("process {} (python3", stranger.pid());
+    assert!(said.contains(&names) && said.contains("register that process"), "{said}");
+    let tally = Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?;
+    assert_eq!(tally.refused(), 20, "clients are not given to a process that is not managed: {tally}");
+
+    // The remedy.
+    register(&stage, "registered", stranger.pid())?;
+    stage.daemon.wait_state("web", "registered", "ready")?;
+    all_answered_by(&stage, "stranger")?;
+    stage.daemon.wait_for("what is over to be gone", |status| backend(status, "server").is_none().then_some(()))?;
+    stranger.kill()?;
+    until_gone(&stage, "web")
+}

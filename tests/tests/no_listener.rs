@@ -1,0 +1,113 @@
+//! Listeners that are ended without being closed, and those that no socket map takes.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::Exec,
+    handover::{self, Listener},
+    load::Load,
+    process::output,
+    require, tools, wait,
+};
+use rustix::process::Signal;
+
+#[test]
+fn a_listener_that_is_shut_down_stays_away() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let path = stage.host.dir().join("giver");
+    let shut = handover::exec(&stage, "shut", "v2", Listener::Opens, &path)?;
+    stage.daemon.wait_ready("web", 1)?;
+    shut.signal(Signal::HUP)?;
+    wait::until("the end of the listener", || shut.stdout().contains("shut").then_some(()))?;
+    let none = |stage: &Stage| {
+        stage.daemon.wait_for("no sockets", |status| {
+            let backend = status.backend("web", "shut");
+            (backend.sockets == 0 && backend.state != "ready").then_some(())
+        })
+    };
+    none(&stage)?;
+    let _old = Exec::new("old", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v1"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    // A daemon that starts reads all sockets, as each does every 30 seconds.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    none(&stage)?;
+    let failed = stage.daemon.order("deploy web v2 --timeout 1s")?;
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(stage.host.net())?;
+    assert_eq!(tally.answered_by("old"), 100, "{tally}");
+    Ok(())
+}
+
+#[test]
+fn a_listener_of_a_registered_process_that_is_shut_down_is_noticed() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let path = stage.host.dir().join("giver");
+    let shut = handover::start(&stage, "shut", Listener::Opens, &path)?;
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "web", "--ports", "80:8080", "--name", "shut"]);
+    let outcome = output(register.args(["--pid", &shut.pid().to_string()]))?;
+    assert!(outcome.status.success(), "{outcome:?}");
+    stage.daemon.wait_ready("web", 1)?;
+    // Its programs are not attached to where it was made, so a look has to find this.
+    shut.signal(Signal::HUP)?;
+    for _ in 0..2 {
+        stage.daemon.wait_for("no sockets", |status| {
+            let backend = status.backend("web", "shut");
+            (backend.sockets == 0 && backend.state != "ready").then_some(())
+        })?;
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
+    }
+    Ok(())
+}
+
+const REMEDY: &str = "GODEBUG=multipathtcp=0";
+
+/// Listens by MPTCP as descriptor 3, and becomes what is named.
+const MPTCP: &str = r#"
+import os, socket, sys
+listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+listener.bind(("0.0.0.0", 8080))
+listener.listen(128)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_listener_by_mptcp_is_named_with_the_remedy() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    // A kernel without MPTCP has no such listener.
+    if fs::read_to_string("/proc/sys/net/mptcp/enabled").map_or(true, |enabled| enabled.trim() != "1") {
+        return Ok(());
+    }
+    let stage = Stage::without_engine()?;
+    let mut command = stage.host.command(tools::named_server()?)?;
+    command.args(["--name", "other", "--listen", "0.0.0.0:8090", "--mptcp"]);
+    let other = stage.host.start("other", &mut command)?;
+    wait::until("the server", || other.stdout().contains("mptcp").then_some(()))?;
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "other", "--ports", "90:8090", "--pid", &other.pid().to_string()]);
+    let outcome = output(&mut register)?;
+    let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
+    assert!(said.contains("listens on port 8090 by MPTCP") && said.contains(REMEDY), "{said}");
+
+    // One that was inherited.
+    let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
+    command.env("POD_STEER_SOCKET", stage.daemon.socket()).args(["-c", MPTCP]).arg(tools::pod_steer()?);
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "a", "--", "sleep", "60"]);
+    let mut server = stage.host.start("a", &mut command)?;
+    let said = stage.daemon.wait_for("the reason", |status| {
+        let backend = status.service("web")?.backends.iter().find(|backend| backend.name == "a")?;
+        (backend.state == "not-steered").then(|| backend.problems.join("\n"))
+    })?;
+    assert!(said.contains("listens on port 8080 by MPTCP") && said.contains(REMEDY), "{said}");
+    server.kill()?;
+    stage.daemon.wait_for("it to be gone", |status| status.service("web").is_none().then_some(()))
+}
