@@ -10,6 +10,7 @@
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
+//! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
 //! - [`measures`]: what a benchmark run has found
@@ -26,6 +27,7 @@ pub mod exec;
 pub mod host;
 pub mod image;
 pub mod journal;
+pub mod listeners;
 pub mod load;
 pub mod measures;
 pub mod netns;

@@ -45,7 +45,7 @@ impl Control {
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
         let backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        self.add_process(backend, ns).inspect_err(|_| remove_exec_cgroup(&path))?;
+        self.add_process(backend, ns, &[]).inspect_err(|_| remove_exec_cgroup(&path))?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -87,7 +87,8 @@ impl Control {
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
         let backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        self.add_process(backend, ns)?;
+        let own: Vec<u64> = sockets.iter().map(|socket| socket.cookie).collect();
+        self.add_process(backend, ns, &own)?;
         let count = sockets.len();
         self.found(index, sockets);
         self.converge();
@@ -131,8 +132,9 @@ impl Control {
         }
     }
 
-    /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here.
-    fn add_process(&mut self, backend: Backend, ns: fs::File) -> Result<(), String> {
+    /// Puts a new backend in force, before its process goes on: a claim that cannot hold is refused here. `own` are the
+    /// cookies of listeners that it has already.
+    fn add_process(&mut self, backend: Backend, ns: fs::File, own: &[u64]) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
         let listening = asks.then(|| listening::listeners(&ns, netns.cookie)).transpose();
@@ -140,8 +142,9 @@ impl Control {
         let (id, index) = (backend.id.clone(), backend.index);
         self.store.put(&backend).map_err(|e| crate::chain(&e))?;
         self.world.backends.insert(id.clone(), backend);
-        if let Some(listening) = listening {
-            self.world.note_listeners(netns.cookie, &listening);
+        if let Some(mut listening) = listening {
+            listening.retain(|listener| !listener.cookie.is_some_and(|cookie| own.contains(&cookie)));
+            self.note_listeners(netns.cookie, listening);
         }
         self.namespace_seen(netns, ns);
         self.converge();

@@ -32,6 +32,7 @@ impl Control {
         self.check_watches();
         self.read_sockets();
         self.free_ports(true);
+        self.survey();
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();
