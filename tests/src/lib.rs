@@ -11,6 +11,7 @@
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
+//! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
 //! - [`measures`]: what a benchmark run has found
@@ -28,6 +29,7 @@ pub mod handover;
 pub mod host;
 pub mod image;
 pub mod journal;
+pub mod listeners;
 pub mod load;
 pub mod measures;
 pub mod netns;

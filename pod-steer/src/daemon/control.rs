@@ -121,6 +121,8 @@ impl Control {
         let events_lost = opened.kernel.events_lost();
         let services = store.services();
         let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
+        let left = opened.kernel.rules().filter(|(_, rule)| rule.flags & RULE_FOREIGN != 0);
+        let left = left.map(|(key, _)| (key, None)).collect();
         let claimed = opened.kernel.rules().filter_map(|(key, rule)| {
             let service = (*by_index.get(&rule.service)?).clone();
             let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN) == 0;
@@ -130,7 +132,7 @@ impl Control {
         let claimed = claimed.collect();
         let steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
-            world: World { claimed, steered, ..World::new(config.ports.clone(), config.services.clone()) },
+            world: World { claimed, left, steered, ..World::new(config.ports.clone(), config.services.clone()) },
             services,
             kernel: opened.kernel,
             cgroups,
@@ -235,6 +237,8 @@ impl Control {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
+            Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
+            Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),

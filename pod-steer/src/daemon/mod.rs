@@ -23,6 +23,7 @@ mod status;
 mod steps;
 mod stopping;
 mod store;
+mod survey;
 mod users;
 mod views;
 

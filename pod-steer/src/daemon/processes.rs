@@ -163,13 +163,15 @@ impl Control {
         self.world.backends.insert(id.clone(), backend);
         // One that belongs to another backend stays with that as long as it lives; a look says so.
         self.holders.look_at(netns.cookie);
+        let own: BTreeSet<u64> = held.sockets.iter().map(|socket| socket.cookie).collect();
         for socket in held.sockets {
             if !self.world.sockets.contains_key(&socket.cookie) {
                 self.register_found(index, socket);
             }
         }
-        if let Some(listening) = listening {
-            self.world.note_listeners(netns.cookie, &listening);
+        if let Some(mut listening) = listening {
+            listening.retain(|listener| !listener.cookie.is_some_and(|cookie| own.contains(&cookie)));
+            self.note_listeners(netns.cookie, listening);
         }
         self.namespace_seen(netns, ns);
         self.converge();

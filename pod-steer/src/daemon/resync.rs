@@ -33,6 +33,7 @@ impl Control {
         self.read_sockets();
         self.compare_holders();
         self.free_ports(true);
+        self.survey();
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();

@@ -167,6 +167,14 @@ impl Kernel {
         }
     }
 
+    /// Remembers for a later daemon which device a socket is bound to.
+    pub fn note_device(&mut self, cookie: u64, ifindex: u32) {
+        // One that has closed meanwhile has no description any more.
+        if let Ok(info) = self.sockets.get(&cookie, 0) {
+            let _ = self.sockets.insert(cookie, SocketInfo { ifindex, ..info }, 0);
+        }
+    }
+
     /// A socket has begun to listen, maybe once more: its description is new, so the migrate program is to be told again.
     pub fn listens_anew(&mut self, cookie: u64) {
         if self.heirs.remove(&cookie).is_none() && !self.forgotten.contains(&cookie) {

@@ -11,6 +11,7 @@ use pod_steer_ebpf::{
 use super::{
     Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, claims,
     destinations::{self, Destination},
+    foreign::{Foreign, Left},
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
 };
@@ -23,6 +24,8 @@ pub(super) struct Planned {
     pub serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// The rules that are claimed.
     pub claimed: BTreeMap<RuleKey, Claimed>,
+    /// The rules that leave clients to listeners that are not managed.
+    pub left: Left,
 }
 
 pub(super) fn plan(world: &World) -> Planned {
@@ -37,8 +40,10 @@ pub(super) fn plan(world: &World) -> Planned {
             *plan.managed_ports.entry(key).or_default() |= purpose;
         }
     }
-    let claims = claims::of(world, &by_age, &mut plan);
-    destinations::hinder_elsewhere(&sockets, &claims, &mut plan);
+    let foreign = Foreign::new(world);
+    let claims = claims::of(world, &foreign, &by_age, &mut plan);
+    destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
+    destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
 
     for (index, ports) in &world.lingering {
         for port in ports {
@@ -48,15 +53,15 @@ pub(super) fn plan(world: &World) -> Planned {
     }
 
     let serving = Serving::of(world, &sockets);
-    for (key, claim) in &claims {
+    for (key, claim) in &claims.by_key {
         for (backend, target) in &claim.parts {
             let own = OwnPort { addr: key.addr, backend: backend.index, port: key.port, family: key.family, pad: 0 };
             plan.own_ports.insert(own, (claim.service.to_owned(), *target));
         }
     }
-    plan.namespaces.extend(claims.keys().map(|key| key.netns_cookie));
+    plan.namespaces.extend(claims.by_key.keys().map(|key| key.netns_cookie));
     let mut claimed = BTreeMap::new();
-    for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims) {
+    for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {
         let (table, networks) = serving.tables(&key, claim.service, &claim.parts);
         let claims = |member: &Member| match world.sockets.get(&member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
@@ -64,6 +69,14 @@ pub(super) fn plan(world: &World) -> Planned {
             None => true,
         };
         if !world.claimed.contains_key(&key) && !table.members.iter().any(claims) {
+            continue;
+        }
+        if claim.fallback == Fallback::Refuse
+            && let Some(listener) = foreign.is_at(&key)
+        {
+            let text = claims::is_taken(key.port, listener);
+            let members: BTreeSet<u32> = table.members.iter().map(|member| member.backend).collect();
+            members.into_iter().for_each(|backend| plan.hinder(backend, text.clone()));
             continue;
         }
         if !table.members.is_empty() {
@@ -84,6 +97,7 @@ pub(super) fn plan(world: &World) -> Planned {
         plan.rules.insert(key, rule);
         claimed.insert(key, own);
     }
+    let left = foreign.leave(&mut plan);
     let paused = serving.keep_paused(&mut plan);
     claimed.extend(paused.into_iter().filter_map(|key| Some((key, world.claimed.get(&key)?.clone()))));
     let serving = serving.conclude(&mut plan);
@@ -100,7 +114,7 @@ pub(super) fn plan(world: &World) -> Planned {
         let state = state(world, backend, &plan, here && listens, served);
         plan.states.insert(backend.index, state);
     }
-    Planned { plan, serving, claimed }
+    Planned { plan, serving, claimed, left }
 }
 
 /// Rules for single addresses and devices are looked for only where the rule for all of the port says that there are some.

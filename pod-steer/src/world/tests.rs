@@ -1,5 +1,6 @@
 use pod_steer_ebpf::{
-    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT,
+    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_FOREIGN, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES,
+    RULE_OF_PORT,
 };
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::{
 };
 
 mod addresses;
+mod foreign;
 mod serving;
 mod stopping;
 
@@ -212,7 +214,7 @@ fn holding_one_port_gives_no_right_to_another() {
 #[test]
 fn nothing_is_taken_from_others() {
     let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
-    world.note_listeners(HOST.cookie, &[listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
+    world.note_foreign(HOST.cookie, vec![listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
     assert!(plan.rules.is_empty());
     assert!(plan.hindrances[&0][0].contains("not managed listens on port 22"), "{:?}", plan.hindrances);
