@@ -97,6 +97,7 @@ impl Control {
             stop_signal: None,
             stop_timeout_s: None,
             stop_by_ms: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -197,6 +198,7 @@ impl Control {
             Change::Started => {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
+                backend.closed_ports.clear();
             }
             Change::Died => {
                 backend.is_now(Phase::Exited);

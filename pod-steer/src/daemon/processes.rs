@@ -127,6 +127,7 @@ impl Control {
             stop_signal: None,
             stop_timeout_s: None,
             stop_by_ms: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         }
     }

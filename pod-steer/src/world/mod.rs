@@ -4,6 +4,7 @@
 mod claims;
 mod destinations;
 mod hidden;
+mod on_demand;
 mod plan;
 mod planned;
 pub mod score;
@@ -160,6 +161,9 @@ pub struct Backend {
     /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
     #[serde(default)]
     pub stop_by_ms: Option<i64>,
+    /// Ports that it listened on and closed while it ran.
+    #[serde(skip)]
+    pub closed_ports: BTreeSet<u16>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -330,6 +334,8 @@ impl World {
         self.last_serving.retain(|service, _| named.contains(service));
         self.last_serving.extend(serving);
         self.claimed = claimed;
+        // It depends on when each became ready.
+        plan.next_ms = plan.next_ms.into_iter().chain(on_demand::next_ms(self)).min();
         hidden::hide(self, &mut plan);
         withheld::withhold(self, &mut plan);
         plan::announce(&mut plan);

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{
     FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, OwnPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
-    RULE_HAS_DEVICES, RULE_OF_PORT, RuleKey,
+    RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, claims,
+    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, claims,
     destinations::{self, Destination},
+    on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
 };
@@ -37,6 +38,9 @@ pub(super) fn plan(world: &World) -> Planned {
             *plan.managed_ports.entry(key).or_default() |= purpose;
         }
     }
+    let conflicts = on_demand::conflicts(world, &sockets, &by_age);
+    by_age.retain(|backend| !conflicts.contains_key(&backend.index));
+    conflicts.into_iter().for_each(|(index, text)| plan.hinder(index, text));
     let claims = claims::of(world, &by_age, &mut plan);
     destinations::hinder_elsewhere(&sockets, &claims, &mut plan);
 
@@ -80,9 +84,24 @@ pub(super) fn plan(world: &World) -> Planned {
             flags: if own.of_port { RULE_OF_PORT } else { 0 },
             table: Some(table),
             networks,
+            only: serving.only(claim.service, &claim.parts),
         };
         plan.rules.insert(key, rule);
         claimed.insert(key, own);
+    }
+    for key in on_demand::claims(&by_age) {
+        let Some(claim) = claims.get(&key).filter(|_| !plan.rules.contains_key(&key)) else { continue };
+        let Some(only) = serving.only(claim.service, &claim.parts) else { continue };
+        // Nobody has listened there yet, so this takes the port from nobody.
+        let rule = PlannedRule {
+            service: Some(claim.service.to_owned()),
+            fallback: FALLBACK_PASS,
+            flags: RULE_ON_DEMAND,
+            table: Some(PlannedTable::default()),
+            only: Some(only),
+            ..PlannedRule::default()
+        };
+        plan.rules.insert(key, rule);
     }
     let paused = serving.keep_paused(&mut plan);
     claimed.extend(paused.into_iter().filter_map(|key| Some((key, world.claimed.get(&key)?.clone()))));

@@ -45,6 +45,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_signal: None,
         stop_timeout_s: None,
         stop_by_ms: None,
+        closed_ports: Default::default(),
         troubles: BTreeMap::new(),
     }
 }
