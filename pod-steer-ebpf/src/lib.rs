@@ -113,6 +113,13 @@ pub struct Rule {
     /// A hint: how many slots its table has. Where it is right, a lookup need not read the table's header; a slot says
     /// itself whether it is ([`Slot::slots`]).
     pub slots: u32,
+    /// Index of the one backend that may serve its clients, or [`NONE`] where there are several or none. If no table has a
+    /// socket for a client, this backend's newest listener is given to it, which the daemon may not know yet.
+    pub only: u32,
+    /// Port that this backend listens on.
+    pub target: u16,
+    /// Zero.
+    pub pad: u16,
 }
 
 /// No backend left: the client is refused.
@@ -129,6 +136,9 @@ pub const RULE_OF_PORT: u16 = 4;
 pub const RULE_FOREIGN: u16 = 8;
 /// Nobody is to come to a socket by this port: the rule claims nothing. Read by a later daemon only.
 pub const RULE_HIDDEN: u16 = 16;
+/// No backend has listened there yet: the rule claims nothing, and leads to listeners that are opened on demand. Read by a
+/// later daemon only.
+pub const RULE_ON_DEMAND: u16 = 32;
 
 /// Entries of a namespace's map of ports: two ports each, and both families ([`port_place`]).
 pub const PORT_WORDS: u32 = 32_768;
@@ -540,7 +550,7 @@ const _: () = {
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(core::mem::offset_of!(RuleKey, ifindex) == 28);
-    assert!(size_of::<Rule>() == 16);
+    assert!(size_of::<Rule>() == 24);
     // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<Slot>() == 16);

@@ -104,6 +104,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -213,6 +214,7 @@ impl Control {
             Change::Started => {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
+                backend.closed_ports.clear();
             }
             Change::Paused => backend.was_paused(),
             Change::Unpaused => backend.was_unpaused(boot_ms()),

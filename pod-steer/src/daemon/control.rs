@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT};
+use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -125,7 +125,7 @@ impl Control {
         let left = left.map(|(key, _)| (key, None)).collect();
         let claimed = opened.kernel.rules().filter_map(|(key, rule)| {
             let service = (*by_index.get(&rule.service)?).clone();
-            let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN) == 0;
+            let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN | RULE_ON_DEMAND) == 0;
             let of_port = rule.flags & RULE_OF_PORT != 0;
             is_claim.then_some((key, Claimed { service, of_port, listeners: None }))
         });

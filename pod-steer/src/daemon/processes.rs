@@ -147,6 +147,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         }
     }

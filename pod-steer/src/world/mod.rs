@@ -6,6 +6,7 @@ mod destinations;
 mod foreign;
 mod hidden;
 mod holders;
+mod on_demand;
 mod plan;
 mod planned;
 pub mod score;
@@ -167,6 +168,9 @@ pub struct Backend {
     /// The process that it is, of one without an engine.
     #[serde(default)]
     pub process: Option<Followed>,
+    /// Ports that it listened on and closed while it ran.
+    #[serde(skip)]
+    pub closed_ports: BTreeSet<u16>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -348,6 +352,8 @@ impl World {
         self.last_serving.retain(|service, _| named.contains(service));
         self.last_serving.extend(serving);
         (self.claimed, self.left) = (claimed, left);
+        // It depends on when each became ready.
+        plan.next_ms = plan.next_ms.into_iter().chain(on_demand::next_ms(self)).min();
         hidden::hide(self, &mut plan);
         withheld::withhold(self, &mut plan);
         plan::announce(&mut plan);

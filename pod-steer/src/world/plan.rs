@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{
     FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, OwnPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
-    RULE_HAS_DEVICES, RULE_OF_PORT, RuleKey,
+    RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, claims,
+    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
+    on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
 };
@@ -41,6 +42,9 @@ pub(super) fn plan(world: &World) -> Planned {
         }
     }
     let foreign = Foreign::new(world);
+    let conflicts = on_demand::conflicts(world, &sockets, &by_age);
+    by_age.retain(|backend| !conflicts.contains_key(&backend.index));
+    conflicts.into_iter().for_each(|(index, text)| plan.hinder(index, text));
     let claims = claims::of(world, &foreign, &by_age, &mut plan);
     destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
     destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
@@ -93,9 +97,24 @@ pub(super) fn plan(world: &World) -> Planned {
             flags: if own.of_port { RULE_OF_PORT } else { 0 },
             table: Some(table),
             networks,
+            only: serving.only(claim.service, &claim.parts),
         };
         plan.rules.insert(key, rule);
         claimed.insert(key, own);
+    }
+    for key in on_demand::claims(&by_age) {
+        let Some(claim) = claims.by_key.get(&key).filter(|_| !plan.rules.contains_key(&key)) else { continue };
+        let Some(only) = serving.only(claim.service, &claim.parts) else { continue };
+        // Nobody has listened there yet, so this takes the port from nobody.
+        let rule = PlannedRule {
+            service: Some(claim.service.to_owned()),
+            fallback: FALLBACK_PASS,
+            flags: RULE_ON_DEMAND,
+            table: Some(PlannedTable::default()),
+            only: Some(only),
+            ..PlannedRule::default()
+        };
+        plan.rules.insert(key, rule);
     }
     let left = foreign.leave(&mut plan);
     let paused = serving.keep_paused(&mut plan);
