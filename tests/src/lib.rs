@@ -12,6 +12,7 @@
 //!   their counts are judged
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
@@ -32,6 +33,7 @@ pub mod netns;
 pub mod orders;
 pub mod podman;
 pub mod process;
+pub mod refusals;
 pub mod report;
 pub mod rollouts;
 pub mod segments;

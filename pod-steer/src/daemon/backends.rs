@@ -54,6 +54,7 @@ impl Control {
             self.container(container, None);
         }
         self.touch();
+        self.awaited.remove(engine);
         self.heard(engine);
     }
 
