@@ -14,6 +14,7 @@
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
@@ -36,6 +37,7 @@ pub mod netns;
 pub mod orders;
 pub mod podman;
 pub mod process;
+pub mod refusals;
 pub mod report;
 pub mod rollouts;
 pub mod segments;

@@ -5,7 +5,7 @@
 //! whole hierarchy is watched, down to a bounded depth and up to a bounded number of directories.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs, io,
     mem::MaybeUninit,
     os::{
@@ -57,7 +57,8 @@ enum Watch {
 /// Watches for the cgroups of containers.
 pub struct Cgroups {
     mount: PathBuf,
-    inotify: AsyncFd<OwnedFd>,
+    /// Nothing if no instance of inotify is left for us.
+    inotify: Option<AsyncFd<OwnedFd>>,
     watches: HashMap<i32, Watch>,
     directories: usize,
     /// Containers that were announced, and the user besides root who may make their cgroups: whose engine it is.
@@ -66,13 +67,16 @@ pub struct Cgroups {
     found: HashMap<String, PathBuf>,
     /// Why some directories are not watched.
     unwatched: Option<String>,
+    /// Cgroups that cannot be watched: whether they are empty is asked each second.
+    polled: BTreeSet<PathBuf>,
 }
 
 impl Cgroups {
     /// Watches below the hierarchy that is mounted at `mount`.
-    pub fn new(mount: PathBuf) -> io::Result<Self> {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let inotify = sys::readable(inotify)?;
+    pub fn new(mount: PathBuf) -> Self {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        // Without an instance everything is polled, as far as it can be.
+        let inotify = inotify::init(flags).map_err(io::Error::from).and_then(sys::readable).ok();
         let mut cgroups = Self {
             mount,
             inotify,
@@ -81,9 +85,34 @@ impl Cgroups {
             expected: HashMap::new(),
             found: HashMap::new(),
             unwatched: None,
+            polled: BTreeSet::new(),
         };
         cgroups.rescan();
-        Ok(cgroups)
+        cgroups
+    }
+
+    fn add_watch(&self, path: &Path, flags: WatchFlags) -> rustix::io::Result<i32> {
+        // As if a watch of an instance could not be made.
+        let Some(inotify) = &self.inotify else { return Err(rustix::io::Errno::NOSPC) };
+        inotify::add_watch(inotify.get_ref(), path, flags)
+    }
+
+    /// Looks at the cgroups that cannot be watched, and tries again to watch them. To be called once a second.
+    pub fn poll(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for path in std::mem::take(&mut self.polled) {
+            if is_empty(&path) {
+                seen.push(Seen::Empty(path));
+            } else {
+                self.watch_empty(&path);
+            }
+        }
+        seen
+    }
+
+    /// Whether cgroups are polled that should be watched.
+    pub fn polls(&self) -> bool {
+        !self.polled.is_empty()
     }
 
     /// Where the hierarchy is mounted.
@@ -114,11 +143,12 @@ impl Cgroups {
         self.expected.remove(id);
     }
 
-    /// Reports when the last process has left this cgroup.
-    pub fn watch_empty(&mut self, path: &Path) -> io::Result<()> {
-        let wd = inotify::add_watch(self.inotify.get_ref(), path.join("cgroup.events"), WatchFlags::MODIFY)?;
-        self.watches.insert(wd, Watch::Events(path.to_owned()));
-        Ok(())
+    /// Reports when the last process has left this cgroup; within a second if it cannot be watched.
+    pub fn watch_empty(&mut self, path: &Path) {
+        match self.add_watch(&path.join("cgroup.events"), WatchFlags::MODIFY) {
+            Ok(wd) => drop(self.watches.insert(wd, Watch::Events(path.to_owned()))),
+            Err(_) => drop(self.polled.insert(path.to_owned())),
+        }
     }
 
     /// Why some directories are not watched, and what to do; `None` if all are.
@@ -181,7 +211,7 @@ impl Cgroups {
             return;
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
-        match inotify::add_watch(self.inotify.get_ref(), dir, flags) {
+        match self.add_watch(dir, flags) {
             // The same directory has the same number again.
             Ok(wd) => match self.watches.insert(wd, Watch::Directory(dir.to_owned())) {
                 Some(_) => {}
@@ -190,7 +220,8 @@ impl Cgroups {
             Err(rustix::io::Errno::NOSPC) => {
                 self.unwatched = Some(format!(
                     "cgroups cannot be watched, because root's inotify watches are used up: a container that starts may bind \
-                     before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={}",
+                     before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={} \
+                     (and fs.inotify.max_user_instances)",
                     watches_wanted()
                 ));
             }
@@ -203,8 +234,9 @@ impl Cgroups {
     pub async fn seen(&mut self) -> io::Result<Vec<Seen>> {
         loop {
             let events = {
-                let mut ready = self.inotify.readable().await?;
-                let events = read(self.inotify.get_ref());
+                let Some(inotify) = &self.inotify else { return std::future::pending().await };
+                let mut ready = inotify.readable().await?;
+                let events = read(inotify.get_ref());
                 ready.clear_ready();
                 events?
             };
@@ -253,7 +285,9 @@ impl Cgroups {
                 seen.push(Seen::Empty(path.clone()));
                 // It is reported once; the kernel keeps the watch of a file in a cgroup that is gone.
                 self.watches.remove(&event.wd);
-                let _ = inotify::remove_watch(self.inotify.get_ref(), event.wd);
+                if let Some(inotify) = &self.inotify {
+                    let _ = inotify::remove_watch(inotify.get_ref(), event.wd);
+                }
             }
             Some(Watch::Directory(dir)) => {
                 let dir = dir.clone();
@@ -350,7 +384,7 @@ mod tests {
         ];
         for (number, path) in paths.iter().enumerate() {
             within(&format!("made-{number}"), async |dir| {
-                let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
+                let mut cgroups = Cgroups::new(dir.to_owned());
                 assert_eq!(cgroups.expect(ID, "", me()), None);
                 // All directories at once: those below are there before the first is watched.
                 fs::create_dir_all(dir.join(path)).unwrap();
@@ -369,7 +403,7 @@ mod tests {
         within("before", async |dir| {
             let path = dir.join(format!("system.slice/web.service/libpod-payload-{ID}"));
             fs::create_dir_all(&path).unwrap();
-            let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
+            let mut cgroups = Cgroups::new(dir.to_owned());
             assert_eq!(cgroups.expect(ID, "", me()), Some(path.clone()));
             fs::remove_dir(&path).unwrap();
             assert_eq!(cgroups.expect(ID, "", me()), None);
@@ -379,7 +413,7 @@ mod tests {
     #[test]
     fn a_cgroup_that_others_may_have_made_is_not_the_container_s() {
         within("others", async |dir| {
-            let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
+            let mut cgroups = Cgroups::new(dir.to_owned());
             let theirs = dir.join("user.slice");
             fs::create_dir(&theirs).unwrap();
             fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();

@@ -55,6 +55,7 @@ impl Control {
             self.container(container, None);
         }
         self.touch();
+        self.awaited.remove(engine);
         self.heard(engine);
     }
 

@@ -387,7 +387,6 @@ impl Control {
 
     /// An engine has spoken, or cannot: what was there when we started is known when all have.
     pub(super) fn heard(&mut self, engine: &str) {
-        self.awaited.remove(engine);
         self.unheard.remove(engine);
         if self.unheard.is_empty()
             && let Some(ready) = self.ready.take()

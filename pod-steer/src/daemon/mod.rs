@@ -122,7 +122,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         "cannot make the cgroup `{}`; grant CAP_DAC_OVERRIDE, or make it before: mkdir -p {0}",
         base.display()
     )))?;
-    let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
+    let cgroups = cgroups::Cgroups::new(mount);
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
     // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.
@@ -141,6 +141,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     let (adopted, recovered) = (opened.adopted, opened.recovered.clone());
 
+    store.keep_notes(opened.kernel.notes()?);
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);

@@ -57,13 +57,13 @@ impl Control {
             .kernel
             .attach_backend(index, &cgroup)
             .map_err(|e| crate::chain(&e))
-            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
-            .and_then(|()| self.cgroups.watch_empty(&path).map_err(failed));
+            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed));
         if let Err(error) = made {
             self.over.push(path);
             self.remove(&id);
             return Err(error);
         }
+        self.cgroups.watch_empty(&path);
         // It may have ended before the watch stood.
         if cgroups::is_empty(&path) {
             self.cgroup_empty(&path);
@@ -215,7 +215,8 @@ impl Control {
     pub(super) fn adopt_exec(&mut self, backend: &Backend) {
         let path = self.exec_cgroup(&backend.id);
         self.paths.insert(backend.index, path.clone());
-        if self.cgroups.watch_empty(&path).is_err() || cgroups::is_empty(&path) {
+        self.cgroups.watch_empty(&path);
+        if cgroups::is_empty(&path) {
             debug!(backend = %backend.name, "ended while no daemon ran");
             self.cgroup_empty(&path);
         }
