@@ -284,7 +284,7 @@ fn orders_that_make_no_sense_are_refused_with_a_hint() {
         (&not_ready, shift(&[("v2", 1)]), "no backend of it is ready"),
         (&two(), canary(&[500, 300, 10_000]), "steps of a canary grow"),
         (&two(), canary(&[20_000]), "more than there is"),
-        (&two(), Order::Rollback, "nothing to go back to"),
+        (&two(), Order::Rollback, "nothing to roll back"),
         (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
     ];
     for (view, order, hint) in cases {

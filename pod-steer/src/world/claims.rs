@@ -44,7 +44,8 @@ pub(super) fn of<'a>(world: &'a World, by_age: &[&'a Backend], plan: &mut Plan) 
     let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
-        for map in &backend.spec.ports {
+        // What may not be claimed any more is not kept either.
+        for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
             let own = |key: &RuleKey| held.get(key) == Some(&backend.spec.service.as_str());
             claim(&mut claims, plan, backend, map, keys(netns.cookie, map).filter(own));
         }
@@ -98,14 +99,17 @@ fn hindered(
     map: &PortMap,
 ) -> Option<String> {
     if !world.policy.allows(map.port) {
-        return Some(format!("port {map} is not one that may be claimed; `run --allow-ports` says which may"));
+        return Some(format!(
+            "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
+            map.port
+        ));
     }
     let held = keys(netns_cookie, map).any(|key| held.contains_key(&key));
     let foreign = world.foreign.get(&netns_cookie).is_some_and(|ports| ports.contains(&map.port));
     (foreign && !held && backend.spec.fallback == Fallback::Refuse).then(|| {
         format!(
-            "somebody who is not managed listens on port {} already; end that, choose another port, or declare the \
-             fallback `pass` if it is to answer whenever no backend is left",
+            "a process that pod-steer does not manage already listens on port {}; stop it, choose another port, or set the \
+             fallback to `pass` to let it answer whenever no backend is left",
             map.port
         )
     })
@@ -132,7 +136,7 @@ fn claim<'a>(
             continue;
         }
         let text = format!(
-            "port {map} is already claimed by the service `{}` (first by {}); give one of the two another port",
+            "port {map} already belongs to the service `{}` (first claimed by {}); choose another port for one of the two",
             claim.service, claim.holder
         );
         plan.hinder(backend.index, text);
