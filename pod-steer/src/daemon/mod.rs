@@ -28,7 +28,13 @@ mod survey;
 mod users;
 mod views;
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -157,12 +163,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
 
+    let silent: Arc<Mutex<BTreeSet<String>>> = Arc::new(Mutex::new(config.engines.iter().cloned().collect()));
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine, sender, wanted.subscribe()));
-        let inputs = inputs.clone();
+        tokio::spawn(engine::follow(engine.clone(), sender, wanted.subscribe()));
+        let (inputs, silent) = (inputs.clone(), Arc::clone(&silent));
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
+                silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&engine);
                 if inputs.send(Input::Engine(input)).await.is_err() {
                     return;
                 }
@@ -173,9 +181,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let shared = api::Shared { inputs, events, group: config.group_id };
     let engines = config.engines.len();
     let api = tokio::spawn(async move {
-        // Whoever is answered may rely on it that what was there when we started is known and steered.
+        // The API answers only after the initial sync.
         if engines > 0 && timeout(ENGINES_MAX, heard).await.is_err() {
-            warn!("an engine does not answer; we begin without it");
+            let seconds = ENGINES_MAX.as_secs();
+            for engine in silent.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let engine = engine::title(engine);
+                warn!("{engine} does not answer (timed out after {seconds} s); starting without it");
+            }
         }
         tell_ready();
         api::serve(listener, shared, ended).await;

@@ -273,7 +273,9 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     }
     let done = crate::kernel::unload(bpffs)?;
     let ours = base_cgroup(cgroup_mount, bpffs);
-    for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
+    let entries = fs::read_dir(&ours).into_iter().flatten().flatten();
+    // Beside the cgroups are the kernel's own files, which go with the directory.
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         if entry.file_name() == super::pause::CGROUP {
             super::pause::end_holder(&entry.path());
             continue;

@@ -65,7 +65,8 @@ pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Back
     let mut claims = Claims::default();
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
-        for map in &backend.spec.ports {
+        // What may not be claimed any more is not kept either.
+        for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
             let own = |key: &RuleKey| held.get(key) == Some(&backend.spec.service.as_str());
             claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(own));
         }
@@ -139,7 +140,8 @@ fn hindrances(
 ) -> Vec<Hindrance> {
     if !world.policy.allows(map.port) {
         return vec![Hindrance::Whole(format!(
-            "port {map} is not one that may be claimed; `run --allow-ports` says which may"
+            "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
+            map.port
         ))];
     }
     if backend.spec.fallback != Fallback::Refuse {
@@ -162,8 +164,8 @@ fn hindrances(
 /// Why a port is not claimed on which somebody listens.
 pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
     format!(
-        "somebody who is not managed listens on port {port} already, at {}; end that, choose another port or address, or \
-         declare the fallback `pass` if it is to answer whenever no backend is left",
+        "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
+         address, or set the fallback to `pass` to let it answer whenever no backend is left",
         foreign::place(listener)
     )
 }
@@ -189,7 +191,7 @@ fn claim<'a>(
             continue;
         }
         let text = format!(
-            "port {map} is already claimed by the service `{}` (first by {}); give one of the two another port",
+            "port {map} already belongs to the service `{}` (first claimed by {}); choose another port for one of the two",
             claim.service, claim.holder
         );
         plan.hinder(backend.index, text);

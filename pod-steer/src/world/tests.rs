@@ -188,7 +188,7 @@ fn a_port_has_one_service() {
     let mut world = world([backend(0, "web", "80"), backend(1, "api", "80:8080")], sockets);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the older one has it");
-    assert!(plan.hindrances[&1][0].contains("claimed by the service `web`"), "{:?}", plan.hindrances);
+    assert!(plan.hindrances[&1][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
     assert_eq!(plan.states[&1], State::NotSteered);
 
     // Whoever has it keeps it, also against an older backend that comes later.
@@ -218,7 +218,7 @@ fn nothing_is_taken_from_others() {
     world.note_foreign(HOST.cookie, vec![listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
     assert!(plan.rules.is_empty());
-    assert!(plan.hindrances[&0][0].contains("not managed listens on port 22"), "{:?}", plan.hindrances);
+    assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 22"), "{:?}", plan.hindrances);
     world.backends.get_mut("id0").unwrap().spec.fallback = Fallback::Pass;
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
 }
