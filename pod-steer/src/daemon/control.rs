@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{
     Input, RunError, Store,
     conditions::Conditions,
+    empty::Vacancies,
     health::Checks,
     holders::Holders,
     inputs::{Answer, Ask},
@@ -168,7 +169,7 @@ impl Control {
             },
             events_lost,
             dirty: false,
-            orders: Orders::new(Ledger::open(&config.state_dir)),
+            orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
         })
     }
 

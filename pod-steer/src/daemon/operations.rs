@@ -12,6 +12,7 @@ use tracing::{error, info};
 use super::{
     Input, OrderAsk, OrderError,
     control::Control,
+    empty::Vacancies,
     ledger::{Change, Ledger, PlannedStop},
     pause::Holder,
 };
@@ -37,12 +38,13 @@ pub(super) struct Orders {
     /// By index, packets that the listeners of a watched backend had dropped at first, and now.
     pub overflows: HashMap<u32, (u64, u64)>,
     pub pause_holder: Option<Holder>,
+    pub vacancies: Vacancies,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<u32, Option<i64>>,
 }
 
 impl Orders {
-    pub fn new(ledger: Ledger) -> Self {
+    pub fn new(ledger: Ledger, vacancies: Vacancies) -> Self {
         Self {
             ledger,
             operations: BTreeMap::new(),
@@ -51,6 +53,7 @@ impl Orders {
             stops: Vec::new(),
             overflows: HashMap::new(),
             pause_holder: None,
+            vacancies,
             ready_stored: HashMap::new(),
         }
     }

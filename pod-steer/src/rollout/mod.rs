@@ -112,6 +112,8 @@ pub fn behind(history: &[Operation]) -> Option<&Operation> {
         let outcome = operation.end.as_ref().map(|end| end.outcome);
         match (&operation.order, outcome) {
             (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
+            // What was before belongs to backends that are gone.
+            (Order::Forget, _) => return None,
             (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.moves_traffic() => {
                 if rolled_back == 0 {
                     return Some(operation);

@@ -261,6 +261,11 @@ fn rollbacks_go_back_one_by_one() {
     assert_eq!(behind_of(&history), Some(1));
     history.push(ended(8, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), None);
+    // What was before the service had lost its backends is nothing to go back to.
+    history.push(ended(9, deploy(|_| {}), Outcome::Done));
+    assert_eq!(behind_of(&history), Some(9));
+    history.push(ended(10, Order::Forget, Outcome::Done));
+    assert_eq!(behind_of(&history), None);
 }
 
 #[test]
@@ -284,7 +289,7 @@ fn orders_that_make_no_sense_are_refused_with_a_hint() {
         (&not_ready, shift(&[("v2", 1)]), "no backend of it is ready"),
         (&two(), canary(&[500, 300, 10_000]), "steps of a canary grow"),
         (&two(), canary(&[20_000]), "more than there is"),
-        (&two(), Order::Rollback, "nothing to go back to"),
+        (&two(), Order::Rollback, "nothing to roll back"),
         (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
     ];
     for (view, order, hint) in cases {

@@ -308,6 +308,13 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
             );
         }
     }
+    if conduct.policy == Policy::Manual && with_share.is_empty() && others.iter().any(|backend| passes(backend)) {
+        chosen.alarms.push(
+            "no version that has a share has a backend left, and by the policy `manual` the others wait: deploy one of \
+             them, or start the missing one"
+                .to_owned(),
+        );
+    }
     // A server that was told to stop serves on as long as it listens, as it would without us, while nobody else does.
     let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();
     let may_stand_in = |backend: &&&Backend| conduct.policy != Policy::Manual || has_share(backend);
