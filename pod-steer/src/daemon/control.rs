@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{
     Input, RunError, Store,
     conditions::Conditions,
+    counted::Counted,
     empty::Vacancies,
     health::Checks,
     holders::Holders,
@@ -104,6 +105,7 @@ pub(super) struct Control {
     pub(super) events_lost: u64,
     dirty: bool,
     pub(super) orders: Orders,
+    pub(super) counted: Counted,
 }
 
 impl Control {
@@ -172,6 +174,7 @@ impl Control {
             events_lost,
             dirty: false,
             orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
+            counted: Counted::default(),
         })
     }
 
@@ -246,10 +249,8 @@ impl Control {
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
-            Input::Ask(Ask::Status(answer)) => {
-                self.converge();
-                let _ = answer.send(self.status());
-            }
+            Input::Counted { generation, counts } => self.count_is_there(generation, counts),
+            Input::Ask(Ask::Status(answer)) => self.answer_status(answer),
             Input::Ask(Ask::Exec(request, peer, answer)) => {
                 let made = self.exec(request, peer);
                 self.answer(made, answer);

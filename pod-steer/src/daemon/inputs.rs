@@ -69,6 +69,13 @@ pub enum Input {
         /// How many.
         dropped: u64,
     },
+    /// The connections of registered backends were counted.
+    Counted {
+        /// The generation that they were counted for.
+        generation: u64,
+        /// By the index of each backend.
+        counts: super::counted::Counts,
+    },
     /// A namespace is steered in now, or cannot be.
     Attached {
         /// Its cookie.

@@ -5,6 +5,7 @@ mod adopt;
 mod backends;
 mod conditions;
 mod control;
+mod counted;
 mod empty;
 mod ended;
 mod health;
@@ -44,6 +45,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use counted::Counts;
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;

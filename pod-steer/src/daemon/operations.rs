@@ -122,6 +122,7 @@ impl Control {
 
     pub(super) fn settled(&mut self, service: &str) {
         self.orders.settling.remove(service);
+        self.count_anew(service);
     }
 
     pub(super) fn carry_out(&mut self, service: &str, order: Order, who: String) -> Result<Operation, OrderError> {
@@ -222,6 +223,7 @@ impl Control {
             self.world.decisions.insert(service.to_owned(), next);
             self.touch();
             self.converge();
+            self.count_anew(service);
             if let Some(switched) = self.kernel.take_switched()
                 && let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic())
             {

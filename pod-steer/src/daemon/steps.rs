@@ -28,6 +28,7 @@ impl Control {
         if !self.has_heard_all() {
             return;
         }
+        self.count_for_operations();
         let services: Vec<String> = self.orders.operations.keys().cloned().collect();
         for service in services {
             self.step_operation(&service);

@@ -44,6 +44,8 @@ pub struct BackendView {
     pub ready_since_ms: Option<i64>,
     /// Connections that it holds.
     pub live: u64,
+    /// Why they are not known, if they are not.
+    pub uncounted: Option<String>,
     /// Clients that its full accept queue turned away since it was first looked at.
     pub overflows: u64,
     /// Its weight.
