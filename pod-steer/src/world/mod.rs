@@ -168,6 +168,9 @@ pub struct Backend {
     /// The process that it is, of one without an engine.
     #[serde(default)]
     pub process: Option<Followed>,
+    /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
+    #[serde(default)]
+    pub inherited: BTreeSet<u64>,
     /// Ports that it listened on and closed while it ran.
     #[serde(skip)]
     pub closed_ports: BTreeSet<u16>,
@@ -187,8 +190,10 @@ impl Timed for Backend {
 pub struct Followed {
     /// The process.
     pub id: ProcessId,
-    /// Only processes of this user may go on in its place, since no other user than root has asked for it.
-    pub uid: Option<u32>,
+    /// Its effective user when it became a backend.
+    pub uid: u32,
+    /// Only processes of that user may go on in its place: it was not root who made it a backend.
+    pub only_uid: bool,
 }
 
 impl Backend {
