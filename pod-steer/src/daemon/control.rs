@@ -21,7 +21,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Input, RunError, Store,
+    ENGINES_MAX, Input, RunError, Store,
+    accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
     empty::Vacancies,
@@ -38,6 +39,7 @@ use crate::{
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
     config::RunConfig,
+    engine,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
@@ -76,6 +78,7 @@ pub(super) struct Control {
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
+    pub(super) accept_queues: AcceptQueues,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
@@ -151,6 +154,7 @@ impl Control {
             plan: Plan::default(),
             migration,
             inspections: Inspections::default(),
+            accept_queues: AcceptQueues::default(),
             own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
@@ -241,11 +245,13 @@ impl Control {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
+            Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
+            Input::EnginesLate => self.start_without_engines(),
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
@@ -384,6 +390,23 @@ impl Control {
             event: event.to_owned(),
             detail: detail.to_owned(),
         });
+    }
+
+    /// Begins without the engines that have not answered yet.
+    fn start_without_engines(&mut self) {
+        for engine in &self.unheard {
+            let reason = format!("no answer (timed out after {} s)", ENGINES_MAX.as_secs());
+            warn!(
+                "{} does not answer (timed out after {} s); starting without it",
+                engine::name(engine),
+                ENGINES_MAX.as_secs()
+            );
+            self.lost_engines.entry(engine.clone()).or_insert(reason);
+        }
+        if let Some(ready) = self.ready.take() {
+            self.converge();
+            let _ = ready.send(());
+        }
     }
 
     /// An engine has spoken, or cannot: what was there when we started is known when all have.
