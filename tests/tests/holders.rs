@@ -64,10 +64,10 @@ fn a_socket_activated_server_is_steered() -> Result<()> {
 }
 
 /// Starts a server with a listener that it inherits.
-fn inherits(stage: &Stage, name: &str, version: &str) -> Result<Process> {
+fn inherits(stage: &Stage, name: &str, version: &str, ports: &str) -> Result<Process> {
     let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
     command.env("POD_STEER_SOCKET", stage.daemon.socket()).args(["-c", OTHER_SOCKETS]).arg(tools::pod_steer()?);
-    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", name, "--version", version, "--"]);
+    command.args(["exec", "--service", "web", "--ports", ports, "--name", name, "--version", version, "--"]);
     stage.host.start(name, command.arg(tools::named_server()?).args(["--name", name, "--fds", "4"]))
 }
 
@@ -75,7 +75,7 @@ fn inherits(stage: &Stage, name: &str, version: &str) -> Result<Process> {
 fn connections_of_an_inherited_listener_are_counted() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let mut stage = Stage::without_engine()?;
-    let _old = inherits(&stage, "old", "v1")?;
+    let _old = inherits(&stage, "old", "v1", "80:8080")?;
     stage.daemon.wait_ready("web", 1)?;
     let kept = stage.host.net().run(|| TcpStream::connect("127.0.0.1:80"))?;
     let counts = |stage: &Stage| {
@@ -123,10 +123,18 @@ os.execv(sys.argv[1], sys.argv[1:])
 fn inherited_sockets_of_other_kinds_do_no_harm() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::without_engine()?;
-    let _server = inherits(&stage, "a", "v1")?;
-    let service = stage.daemon.wait_ready("web", 1)?;
-    assert_eq!((service.backends[0].sockets, &service.backends[0].problems), (1, &vec![]));
-    all_answered_by(&stage, "a")
+    // The port of its clients may be the one that it listens on.
+    for (ports, target) in [("80:8080", "127.0.0.1:80"), ("8080", "127.0.0.1:8080")] {
+        let mut server = inherits(&stage, "a", "v1", ports)?;
+        let service = stage.daemon.wait_ready("web", 1)?;
+        assert_eq!((service.backends[0].sockets, &service.backends[0].problems), (1, &vec![]));
+        let tally = Load::to(target.parse()?).count(50).run(stage.host.net())?;
+        assert_eq!(tally.answered_by("a"), 50, "{tally}\n{}", stage.daemon.status()?);
+        assert_eq!(stage.daemon.status()?.backend("web", "a").steered, 50);
+        server.kill()?;
+        until_gone(&stage, "a")?;
+    }
+    Ok(())
 }
 
 /// A server has given its listener to another one and ends; every client is answered by either.

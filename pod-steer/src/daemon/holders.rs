@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::task::spawn_blocking;
@@ -20,6 +21,10 @@ use crate::{
     world::{Backend, BackendId, Kind, Phase, Sockets},
 };
 
+/// The looks of every second take no more than one part of so many of the time: a look goes through all descriptors of backends that
+/// may have tens of thousands.
+const PAUSE_FACTOR: u32 = 20;
+
 /// Namespaces that one look is about, unless something has happened in more.
 const AT_ONCE_MAX: usize = 16;
 
@@ -30,8 +35,10 @@ const SHARED: &str = "shared";
 /// What is known of the processes that hold sockets.
 #[derive(Default)]
 pub(super) struct Holders {
-    /// A look is under way.
-    under_way: bool,
+    /// A look is under way, since then.
+    under_way: Option<Instant>,
+    /// When the next look may begin that nothing but time asks for.
+    not_before: Option<Instant>,
     /// Cookies of the namespaces that the next look is about.
     due: BTreeSet<u64>,
     /// The next look is at everything.
@@ -88,6 +95,10 @@ impl Control {
 
     /// Every second, as long as there is something that only a look can tell.
     pub(super) fn watch_holders(&mut self) {
+        let too_early = self.holders.not_before.is_some_and(|at| Instant::now() < at);
+        if too_early && self.holders.ending.is_empty() {
+            return;
+        }
         let sockets = Sockets::new(&self.world.sockets);
         let misses =
             |backend: &&Backend| backend.phase == Phase::Running && !self.missing(backend, &sockets).is_empty();
@@ -131,7 +142,7 @@ impl Control {
 
     /// Begins a look if one is due and none is under way.
     pub(super) fn look_for_holders(&mut self) {
-        if self.holders.under_way || self.holders.due.is_empty() {
+        if self.holders.under_way.is_some() || self.holders.due.is_empty() {
             return;
         }
         let (due, thorough) = (std::mem::take(&mut self.holders.due), std::mem::take(&mut self.holders.thorough));
@@ -166,7 +177,7 @@ impl Control {
         if questions.is_empty() {
             return;
         }
-        self.holders.under_way = true;
+        self.holders.under_way = Some(Instant::now());
         self.holders.renewed.clear();
         let inputs = self.inputs.clone();
         spawn_blocking(move || {
@@ -177,7 +188,8 @@ impl Control {
 
     /// Takes what a look found.
     pub(super) fn held(&mut self, answers: Answers) {
-        self.holders.under_way = false;
+        let took = self.holders.under_way.take().map_or(Duration::ZERO, |began| began.elapsed());
+        self.holders.not_before = Some(Instant::now() + took * PAUSE_FACTOR);
         for (netns_cookie, answer) in answers {
             match answer {
                 Ok(answer) => self.held_in(answer),
