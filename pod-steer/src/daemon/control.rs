@@ -318,10 +318,11 @@ impl Control {
         self.renew_own_listeners();
         self.follow_checks();
         self.dirty = false;
-        let plan = self.world.plan();
+        let mut plan = self.world.plan();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
-        let Applied { settled, error } = self.kernel.apply(&plan, &self.services);
+        let Applied { settled, error, refused } = self.kernel.apply(&plan, &self.services);
+        self.world.refuse(&mut plan, &refused);
         // The tables are in effect already; only operations wait for the grace periods.
         self.orders.settled = settled;
         match error {
@@ -336,30 +337,6 @@ impl Control {
         self.store_ready_times();
         self.report(&plan);
         self.plan = plan;
-    }
-
-    /// Gives every service an index for its counters. It has one before it listens, so that nothing waits for that then.
-    fn name_services(&mut self, plan: &Plan) {
-        let mut named = BTreeSet::new();
-        named.extend(plan.rules.values().filter_map(|rule| rule.service.as_ref()));
-        named.extend(self.world.backends.values().map(|backend| &backend.spec.service));
-        let before = self.services.len();
-        self.services.retain(|name, _| named.contains(name));
-        named.retain(|name| !self.services.contains_key(*name));
-        if self.services.len() == before && named.is_empty() {
-            return;
-        }
-        let used: BTreeSet<u32> = self.services.values().copied().collect();
-        let free = (0..pod_steer_ebpf::SERVICES_MAX).filter(|index| !used.contains(index));
-        for (name, index) in named.into_iter().zip(free) {
-            if let Err(error) = self.kernel.reset_service(index) {
-                warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
-            }
-            self.services.insert(name.clone(), index);
-        }
-        if let Err(error) = self.store.put_services(&self.services) {
-            warn!(error = %crate::chain(&error), "a restart may count services anew");
-        }
     }
 
     /// Says what has changed for a backend.
