@@ -112,6 +112,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
     }
 
+    if rule.only != NONE && own::steer_to_newest(&ctx, &packet, rule) {
+        count!(BACKEND_COUNTERS, rule.only, steered);
+        debug!(&ctx, "service {}: backend {} opened on demand", rule.service, rule.only);
+        return SK_PASS;
+    }
     if is_chosen(&ctx) {
         // Whatever we say, the client gets the socket that another program has chosen: it is not refused.
         count!(SERVICE_COUNTERS, rule.service, assign_eexist);

@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     FAMILY_V4, FAMILY_V6, ManagedPort, NONE, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, PORT_LISTENS,
-    PROTO_TCP, RULE_FOREIGN, SocketInfo, own_source,
+    PROTO_TCP, RULE_FOREIGN, Rule, SocketInfo, own_source,
 };
 
 use crate::{
@@ -90,6 +90,15 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         Err(ENOENT) => UNDECIDED,
         Err(_) => SK_DROP,
     }
+}
+
+/// Gives a client to the newest listener of the one backend that may serve it: one that has just been opened is in no
+/// table yet.
+#[inline(never)]
+pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> bool {
+    let (family, addr) = (packet.family as u8, bytes(&packet.local));
+    let Some(cookie) = listener(netns_cookie(), rule.only, rule.target, family, addr) else { return false };
+    LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_ok()
 }
 
 /// Both ends of a connection. IPv4 addresses are in the first four bytes, whatever the family of the socket.
@@ -184,7 +193,7 @@ pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let Some(target) = target(backend, purposes, &ends) else { return };
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let cookie = listener(netns_cookie, backend, target.port, &ends).unwrap_or(0);
+    let cookie = listener(netns_cookie, backend, target.port, ends.family, ends.remote).unwrap_or(0);
     // SAFETY: takes no arguments.
     let born_ns = unsafe { bpf_ktime_get_ns() };
     let (key, own) = (ends.outgoing(netns_cookie), OwnSocket { cookie, born_ns, backend, service: target.service });
@@ -217,8 +226,8 @@ fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<OwnTarget> {
 
 /// The listener that the kernel's own lookup would find if nobody else listened: of the address, else of all addresses.
 #[inline(always)]
-fn listener(netns_cookie: u64, backend: u32, port: u16, ends: &Ends) -> Option<u64> {
-    let mut key = OwnListener { netns_cookie, addr: ends.remote, backend, port, family: ends.family, pad: 0 };
+fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 16]) -> Option<u64> {
+    let mut key = OwnListener { netns_cookie, addr, backend, port, family, pad: 0 };
     // SAFETY: eight aligned bytes are read at once.
     if let Some(cookie) = unsafe { OWN_LISTENERS.get(key) } {
         return Some(*cookie);

@@ -5,7 +5,7 @@ mod watch;
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::fs::DirEntryExt as _,
     path::{Path, PathBuf},
 };
@@ -85,9 +85,12 @@ pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> Vec<PathBuf> {
     found
 }
 
-/// True if no process is in this cgroup or below it; a cgroup that is gone has none.
+/// True if no process is in this cgroup or below it; a cgroup that is gone has none. One that cannot be asked may have some.
 pub fn is_empty(path: &Path) -> bool {
-    fs::read_to_string(path.join("cgroup.events")).map_or(true, |text| text.lines().any(|line| line == "populated 0"))
+    match fs::read_to_string(path.join("cgroup.events")) {
+        Ok(text) => text.lines().any(|line| line == "populated 0"),
+        Err(error) => error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV),
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not understood.
-    #[error("the configuration `{}` is not understood: {message}", path.display())]
+    #[error("the configuration `{}` is wrong in {message}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
@@ -59,16 +59,16 @@ pub enum ConfigError {
         message: String,
     },
     /// An address of an engine.
-    #[error("`{0}` is no address of an engine; give its socket, as in unix:///var/run/docker.sock, or `none`")]
+    #[error("`{0}` is not an engine's address; give its socket, as in unix:///var/run/docker.sock, or `none` alone")]
     Engine(String),
     /// A group.
-    #[error("there is no group `{0}`; give a name of /etc/group or a number")]
+    #[error("there is no group `{0}`; give a name from /etc/group or a number")]
     Group(String),
     /// A list of ports.
-    #[error("`{0}` is no list of ports; write it as in 80,443,8000-8999")]
+    #[error("`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
     /// The table of a service.
-    #[error("the configuration `{}` is not understood: {message}", path.display())]
+    #[error("the configuration `{}` is wrong: {message}", path.display())]
     Service {
         /// The file.
         path: PathBuf,
@@ -183,7 +183,10 @@ fn read(path: &Path) -> Result<File, ConfigError> {
         let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count());
         ConfigError::Syntax {
             path: path.to_owned(),
-            message: format!("line {line}: {}", e.message().replace('\n', " ")),
+            message: match text.lines().nth(line - 1).map(str::trim).filter(|text| !text.is_empty()) {
+                Some(text) => format!("line {line}, {}: {}", quoted(text), e.message().replace('\n', " ")),
+                None => format!("line {line}: {}", e.message().replace('\n', " ")),
+            },
         }
     })
 }

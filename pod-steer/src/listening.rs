@@ -94,16 +94,50 @@ pub fn listeners(ns: &File, cookie: u64) -> io::Result<Vec<Listener>> {
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
 
+/// A TCP connection of a namespace that some process may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its local port: the one that its client came to.
+    pub port: u16,
+    /// Where its client is.
+    pub from: IpAddr,
+    /// Its inode; zero if no process has it open.
+    pub inode: u64,
+}
+
+/// The TCP connections in the namespace behind an open `ns/net` file, if that is still the one with this cookie. The kernel
+/// goes through its whole table of connections for it.
+pub fn connections(ns: &File, cookie: u64) -> io::Result<Vec<Connection>> {
+    let states = StateFlags::ESTABLISHED
+        | StateFlags::SYN_RECV
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSING
+        | StateFlags::LAST_ACK;
+    let of = |response: InetResponse| Connection {
+        port: response.header.socket_id.source_port,
+        from: response.header.socket_id.destination_address,
+        inode: response.header.inode.into(),
+    };
+    netns::run_in(ns, cookie, || Ok(dump(states)?.into_iter().map(of).collect()))
+}
+
 /// Asks for the sockets in state `TCP_LISTEN` alone: then the kernel never looks at its table of connections, which takes
 /// it a millisecond and more when there are none.
 fn ask() -> io::Result<Vec<Listener>> {
+    Ok(dump(StateFlags::LISTEN)?.iter().map(Listener::of).collect())
+}
+
+/// Asks for the sockets in these states.
+fn dump(states: StateFlags) -> io::Result<Vec<InetResponse>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
     let mut found = Vec::new();
     let mut answer = vec![0; ANSWER_BYTES];
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        send(&socket, &request(family, socket_id), SendFlags::empty())?;
+        send(&socket, &request(family, socket_id, states.clone()), SendFlags::empty())?;
         let mut ended = false;
         while !ended {
             let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
@@ -113,9 +147,9 @@ fn ask() -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
-fn request(family: u8, socket_id: SocketId) -> Vec<u8> {
+fn request(family: u8, socket_id: SocketId, states: StateFlags) -> Vec<u8> {
     // The kernel tells what runs on top of a socket only to those who ask for `tcp_info` (`inet_sk_diag_fill`).
-    let (extensions, states) = (ExtensionFlags::INFO, StateFlags::LISTEN);
+    let extensions = ExtensionFlags::INFO;
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -125,12 +159,12 @@ fn request(family: u8, socket_id: SocketId) -> Vec<u8> {
     bytes
 }
 
-/// Takes the listeners from one part of an answer. True when it is the last one.
-fn read_answer(mut bytes: &[u8], listeners: &mut Vec<Listener>) -> io::Result<bool> {
+/// Takes the sockets from one part of an answer. True when it is the last one.
+fn read_answer(mut bytes: &[u8], sockets: &mut Vec<InetResponse>) -> io::Result<bool> {
     while !bytes.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(io::Error::other)?;
         match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => listeners.push(Listener::of(&found)),
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => sockets.push(*found),
             // Without the module tcp_diag, the end of the dump has the reason.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));

@@ -61,7 +61,7 @@ impl PortMap {
     }
 
     /// Whether `next` continues the range that `self` ends.
-    fn continues_with(&self, next: &Self) -> bool {
+    pub(crate) fn continues_with(&self, next: &Self) -> bool {
         let follows = |a: u16, b: u16| a.checked_add(1) == Some(b);
         (self.ip, self.proto) == (next.ip, next.proto)
             && follows(self.port, next.port)

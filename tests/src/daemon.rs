@@ -16,6 +16,7 @@ use crate::{
     engine::Engine,
     host::Host,
     process::{Process, output, run},
+    refusals::{Refusal, refuse},
     status::{Service, Status},
     tools, wait,
 };
@@ -72,6 +73,12 @@ impl Stage {
         Self::with(host, Some(engine))
     }
 
+    /// A daemon without a container engine, under other conditions than usual.
+    pub fn under(conditions: Conditions) -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        Ok(Self { daemon: Daemon::start_under(&host, &[], conditions)?, engine: None, host })
+    }
+
     /// A daemon in a host that is there already.
     pub fn with(host: Arc<Host>, engine: Option<Engine>) -> Result<Self> {
         let urls: Vec<_> = engine.iter().map(Engine::url).collect();
@@ -96,13 +103,29 @@ pub struct Daemon {
     process: Process,
     host: Arc<Host>,
     engines: Vec<String>,
+    conditions: Conditions,
+}
+
+/// Under which conditions a daemon is started.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// Variables of its environment.
+    pub env: Vec<(&'static str, String)>,
+    /// System calls that fail.
+    pub refused: Vec<Refusal>,
 }
 
 impl Daemon {
     /// Starts the daemon and waits until it is ready. Without engines it follows none.
     pub fn start(host: &Arc<Host>, engines: &[&str]) -> Result<Self> {
+        Self::start_under(host, engines, Conditions::default())
+    }
+
+    /// The same, under other conditions than usual.
+    pub fn start_under(host: &Arc<Host>, engines: &[&str], conditions: Conditions) -> Result<Self> {
         let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
-        let daemon = Self { process: launch(host, &engines, None)?, host: Arc::clone(host), engines };
+        let process = launch(host, &engines, None, &conditions)?;
+        let daemon = Self { process, host: Arc::clone(host), engines, conditions };
         daemon.wait_until_ready()?;
         Ok(daemon)
     }
@@ -129,19 +152,25 @@ impl Daemon {
 
     /// Starts it again after it has ended, and waits until it is ready.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.host, &self.engines, None)?;
+        self.process = launch(&self.host, &self.engines, None, &self.conditions)?;
         self.wait_until_ready()
+    }
+
+    /// The same, under other conditions than before.
+    pub fn restart_under(&mut self, conditions: Conditions) -> Result<()> {
+        self.conditions = conditions;
+        self.restart()
     }
 
     /// The same; it will end itself, as if killed, when it comes to a point of its work.
     pub fn restart_to_die(&mut self, point: &str) -> Result<()> {
-        self.process = launch(&self.host, &self.engines, Some(point))?;
+        self.process = launch(&self.host, &self.engines, Some(point), &self.conditions)?;
         self.wait_until_ready()
     }
 
     /// Starts it and waits until it has ended itself at that point; it may get there before it is ready.
     pub fn run_until_dead(&mut self, point: &str) -> Result<()> {
-        self.process = launch(&self.host, &self.engines, Some(point))?;
+        self.process = launch(&self.host, &self.engines, Some(point), &self.conditions)?;
         self.wait_until_dead()
     }
 
@@ -157,7 +186,7 @@ impl Daemon {
     pub fn restart_with_log(&mut self, log: &Path) -> Result<()> {
         let mut shell = self.host.command("sh")?;
         shell.args(["-c", r#"exec "$0" "$@" 2>>"$LOG""#]).arg(tools::pod_steer()?).env("LOG", log);
-        self.process = launch_by(shell, &self.host, &self.engines, None)?;
+        self.process = launch_by(shell, &self.host, &self.engines, None, &self.conditions)?;
         self.wait_until_ready()
     }
 
@@ -305,12 +334,18 @@ fn wall_clock(host: &Host) -> PathBuf {
     host.dir().join("wall-clock")
 }
 
-fn launch(host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
-    launch_by(host.command(tools::pod_steer()?)?, host, engines, dies_at)
+fn launch(host: &Host, engines: &[String], dies_at: Option<&str>, conditions: &Conditions) -> Result<Process> {
+    launch_by(host.command(tools::pod_steer()?)?, host, engines, dies_at, conditions)
 }
 
 /// The same by a command that runs `pod-steer` with the arguments that it is given.
-fn launch_by(mut command: Command, host: &Host, engines: &[String], dies_at: Option<&str>) -> Result<Process> {
+fn launch_by(
+    mut command: Command,
+    host: &Host,
+    engines: &[String],
+    dies_at: Option<&str>,
+    conditions: &Conditions,
+) -> Result<Process> {
     // A benchmark wants the log that users have.
     let level = std::env::var("POD_STEER_TESTS_LOG_LEVEL").unwrap_or_else(|_| "debug".to_owned());
     command
@@ -330,6 +365,10 @@ fn launch_by(mut command: Command, host: &Host, engines: &[String], dies_at: Opt
     }
     if let Some(point) = dies_at {
         command.env("POD_STEER_ABORT_AT", point);
+    }
+    command.envs(conditions.env.iter().map(|(name, value)| (name, value)));
+    for refusal in &conditions.refused {
+        refuse(&mut command, *refusal);
     }
     host.start("pod-steer", command.env("NO_COLOR", "1"))
 }

@@ -53,6 +53,11 @@ impl Engine {
         self.wait_until_ready()
     }
 
+    /// Sends the engine a signal: SIGSTOP makes it hang, SIGKILL ends it; its containers go on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("dockerd to answer", || {
             let answer = output(self.docker.command().args(["version"]))?;

@@ -11,8 +11,10 @@
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
+//! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
@@ -28,12 +30,14 @@ pub mod handover;
 pub mod host;
 pub mod image;
 pub mod journal;
+pub mod listeners;
 pub mod load;
 pub mod measures;
 pub mod netns;
 pub mod orders;
 pub mod podman;
 pub mod process;
+pub mod refusals;
 pub mod report;
 pub mod rollouts;
 pub mod segments;

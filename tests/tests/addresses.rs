@@ -6,54 +6,13 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
-    exec::{Backend, Exec},
+    exec::Backend,
+    listeners::{all_known, exec, expect, start, unmanaged},
     load::{End, Load, Loss, attempt},
     netns::NetNs,
-    process::{Process, run},
+    process::run,
     require, tools, wait,
 };
-
-/// A managed server on these listeners; it answers `NAME@LISTENER`.
-fn exec(name: &str, service: &str, ports: &str, listeners: &[&str]) -> Exec<'static> {
-    let more: Vec<&str> = listeners[1..].iter().flat_map(|listener| ["--listen", *listener]).collect();
-    Exec::new(name, service, ports, listeners[0]).server(&more).server(&["--tell-listener"])
-}
-
-/// Starts one and waits until all its listeners are known.
-fn start(stage: &Stage, name: &str, service: &str, ports: &str, listeners: &[&str]) -> Result<Backend> {
-    let backend = exec(name, service, ports, listeners).start(stage)?;
-    all_known(stage, service, name, listeners.len())?;
-    Ok(backend)
-}
-
-fn all_known(stage: &Stage, service: &str, name: &str, sockets: usize) -> Result<()> {
-    stage.daemon.wait_for(&format!("{sockets} sockets of {name}"), |status| {
-        let backend = status.service(service)?.backends.iter().find(|backend| backend.name == name)?;
-        (backend.sockets == sockets as u64 && backend.state == "ready").then_some(())
-    })
-}
-
-/// Starts one that nobody manages.
-fn unmanaged(stage: &Stage, net: &NetNs, name: &str, listeners: &[&str]) -> Result<Process> {
-    let mut command = stage.host.command_in(net, tools::named_server()?)?;
-    command.args(["--name", name, "--tell-listener", "--reuseport"]);
-    command.args(listeners.iter().flat_map(|listener| ["--listen", *listener]));
-    let server = stage.host.start(name, &mut command)?;
-    wait::until(name, || (server.stdout().matches("listening").count() == listeners.len()).then_some(()))?;
-    Ok(server)
-}
-
-/// Opens connections to each address: the server beside it answers them all, or all are refused.
-fn expect(clients: &NetNs, expected: &[(&str, Option<&str>)]) -> Result<()> {
-    for (target, answer) in expected {
-        let tally = Load::to(target.parse()?).count(20).run(clients)?;
-        match answer {
-            Some(name) => assert_eq!(tally.answered_by(name), 20, "{target} is {name}'s: {tally}"),
-            None => assert_eq!(tally.refused(), 20, "nobody listens at {target}: {tally}"),
-        }
-    }
-    Ok(())
-}
 
 #[test]
 fn each_address_of_a_server_has_its_own_clients() -> Result<()> {

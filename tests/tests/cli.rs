@@ -69,7 +69,16 @@ fn events_are_followed() -> Result<()> {
 fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let cases: [&[&str]; 20] = [
+    let cases: [&[&str]; 29] = [
+        &["run", "--log-level", "nonsense"],
+        &["run", "--log-level", ""],
+        &["run", "--log-format", "xml"],
+        &["run", "--engine", "tcp://host"],
+        &["run", "--allow-ports", "80,"],
+        &["run", "--max-backends", "-1"],
+        &["exec", "--service", "", "--ports", "80:8080", "--", "true"],
+        &["exec", "--service", "web", "--ports", "80:8080", "true"],
+        &["status", ""],
         &["no-such-command"],
         &["status", "-o", "xml"],
         &["exec", "--service", "web", "--ports", "eighty:8080", "--", "true"],
@@ -95,7 +104,35 @@ fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
         let outcome = output(stage.daemon.cli()?.args(case))?;
         assert_eq!(outcome.status.code(), Some(2), "{case:?}: {outcome:?}");
         assert!(outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{case:?}: {outcome:?}");
+        assert_eq!(text(&outcome.stderr).lines().count(), 1, "{case:?}: {outcome:?}");
     }
+    // The same in the environment and in the file.
+    let level = output(stage.daemon.cli()?.arg("run").env("POD_STEER_LOG", "nonsense"))?;
+    assert_eq!(level.status.code(), Some(2), "{level:?}");
+    assert!(text(&level.stderr).contains("unknown log level \"nonsense\"; use off, error, warn, info"), "{level:?}");
+    for (content, said) in [
+        ("log-level = 'nonsense'", "unknown log level"),
+        ("log-format = 'xml'", "text"),
+        ("allow-port = '80'", "allow-port"),
+        ("max-backends = -1", "max-backends"),
+        ("[service.web]\nslow-start = '-5s'", "slow-start"),
+        ("[service.web.health]\nkind = 'icmp'", "use tcp, http, exec or none"),
+        ("[service.'']\nrollout = 'latest'", "empty"),
+        ("not toml", "line 1"),
+    ] {
+        let file = stage.host.dir().join("wrong.toml");
+        std::fs::write(&file, content)?;
+        let refused = output(stage.daemon.cli()?.args(["run", "--config"]).arg(&file))?;
+        assert_eq!(refused.status.code(), Some(2), "{content}: {refused:?}");
+        let error = text(&refused.stderr);
+        assert!(error.lines().count() == 1 && error.contains(said), "{content}: {error}");
+    }
+    let placed = output(stage.daemon.cli()?.args(["exec", "--service", "web", "--ports", "80:8080", "ls", "-l"]))?;
+    let said = text(&placed.stderr);
+    assert!(
+        said.contains("put `--` before the command: pod-steer exec --service web --ports 80:8080 -- ls -l"),
+        "{said}"
+    );
     let dead =
         output(stage.daemon.cli()?.args(["register", "--service", "web", "--ports", "80:8080", "--pid", "4194300"]))?;
     assert!(!dead.status.success(), "{dead:?}");
@@ -132,9 +169,15 @@ fn without_a_daemon() -> Result<()> {
         let said = text(&outcome.stderr);
         assert!(said.contains("api.sock") && said.contains("pod-steer run"), "what was tried, what to do: {said}");
     }
-    let version = cli(&["version"])?;
-    assert_plain(&version);
-    assert!(text(&version.stdout).contains(env!("CARGO_PKG_VERSION")), "{version:?}");
+    for args in ["version", "--version", "-V"] {
+        let version = cli(&[args])?;
+        assert_plain(&version);
+        let said = text(&version.stdout);
+        assert!(said.starts_with(concat!("pod-steer ", env!("CARGO_PKG_VERSION"))), "{said}");
+        assert!(said.lines().count() == 1 && said.contains("kernel state"), "{said}");
+    }
+    // The version of a backend is another matter.
+    assert_eq!(cli(&["exec", "--version"])?.status.code(), Some(2));
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use pod_steer_tests::{
     exec::Exec,
     host::Host,
     load::Load,
-    process::run,
+    process::{output, run},
     report, require, server, tools, wait,
 };
 
@@ -142,6 +142,14 @@ fn while_processes_run_in_cgroups_of_the_daemons() -> Result<()> {
     assert_eq!(stage.daemon.exit_code()?, Some(0));
     assert_undone(&stage, &before, &owned, &pins_before)?;
     assert_eq!(cgroups(&stage.host), cgroups_before, "the process was moved back, its cgroup removed");
+    let log = stage.daemon.log();
+    assert!(!log.contains("cannot remove a cgroup"), "{}", stage.daemon.log_tail());
+    // A second time, and with nothing left: one line.
+    let mut again = stage.daemon.cli()?;
+    again.args(["unload", "--bpffs", BPFFS, "--runtime-dir", "/run/pod-steer", "--state-dir"]);
+    let again = output(again.arg(stage.daemon.state_dir()))?;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success() && said.lines().count() == 1 && said.starts_with("unloaded: "), "{said}");
     assert!(!backend.process.has_ended()?, "and it runs on");
     let own_port = Load::to("127.0.0.1:8080".parse()?).count(5).run(stage.host.net())?;
     assert_eq!(own_port.answered_by("web-1"), 5, "{own_port}");

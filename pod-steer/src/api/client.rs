@@ -7,24 +7,34 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::sleep};
 
-use super::types::ErrorBody;
+use super::{
+    alive::{NoAnswer, watched},
+    types::ErrorBody,
+};
+
+/// Time between two attempts to connect to a socket whose backlog is full.
+const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What can go wrong with a request.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers there.
-    #[error("no daemon answers at `{path}`; start one: pod-steer run")]
+    /// No process listens there.
+    #[error("pod-steer is not running (`{path}`: {reason}). Start it with `pod-steer run`.")]
     NoDaemon {
         /// The socket.
         path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
+        /// Why the connection failed.
+        reason: String,
     },
+    /// A process listens there and does not answer.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
     /// We may not ask.
-    #[error("the daemon's socket `{path}` may not be used by this user; run this as root, or join its group")]
+    #[error(
+        "this user may not use the socket `{path}`; run the command as root, or join the group that `pod-steer run --group` names"
+    )]
     Forbidden {
         /// The socket.
         path: String,
@@ -39,10 +49,10 @@ pub enum ClientError {
     #[error("{0}")]
     Ending(String),
     /// The conversation broke off.
-    #[error("the daemon broke off")]
+    #[error("the daemon closed the connection before it answered")]
     Http(#[from] hyper::Error),
     /// Daemon and client do not understand each other.
-    #[error("the daemon's answer is not understood (is it another version?)")]
+    #[error("cannot read the daemon's answer; is it another version? Compare `pod-steer version` with its log")]
     Answer(#[from] serde_json::Error),
 }
 
@@ -54,18 +64,41 @@ impl ClientError {
 
     /// True if a daemon that is restarted may answer.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NoDaemon { .. } | Self::Http(_) | Self::Ending(_))
+        matches!(self, Self::NoDaemon { .. } | Self::NoAnswer(_) | Self::Http(_) | Self::Ending(_))
+    }
+}
+
+/// Connects; a daemon whose backlog is full accepts nobody and may be about to.
+pub(super) async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    loop {
+        let path = || socket.display().to_string();
+        match UnixStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BACKLOG_RETRY).await,
+            Err(error) => {
+                return Err(match error.kind() {
+                    io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: path() },
+                    io::ErrorKind::ConnectionRefused => {
+                        ClientError::NoDaemon { path: path(), reason: "connection refused".to_owned() }
+                    }
+                    io::ErrorKind::NotFound => {
+                        ClientError::NoDaemon { path: path(), reason: "no such file".to_owned() }
+                    }
+                    _ => ClientError::NoDaemon { path: path(), reason: error.to_string() },
+                });
+            }
+        }
     }
 }
 
 /// Sends a request and returns the answer, its body unread.
-async fn send(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, ClientError> {
-    let shown = socket.display().to_string();
-    let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: shown },
-        _ => ClientError::NoDaemon { path: shown, source },
-    })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+pub(super) async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Response<Incoming>, ClientError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(connect(socket).await?)).await?;
     tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
@@ -99,18 +132,28 @@ pub fn encoded(text: &str) -> String {
 
 /// Asks for something.
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
-    let response = send(socket, Method::GET, path, Vec::new()).await?;
-    Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    ask(socket, Method::GET, path, Vec::new()).await
 }
 
 /// Orders something.
 pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-    let response = send(socket, Method::POST, path, serde_json::to_vec(body)?).await?;
-    Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    ask(socket, Method::POST, path, serde_json::to_vec(body)?).await
+}
+
+async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
+    watched(socket, async {
+        let response = send(socket, method, path, body).await?;
+        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    })
+    .await
 }
 
 /// Follows a stream of lines until it ends or `each` says so by `false`.
-pub async fn follow(socket: &Path, path: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
+pub async fn follow(socket: &Path, path: &str, each: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
+    watched(socket, lines(socket, path, each)).await
+}
+
+async fn lines(socket: &Path, path: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
     let mut body = send(socket, Method::GET, path, Vec::new()).await?.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {

@@ -1,5 +1,6 @@
 //! The API: HTTP/JSON on a unix socket. It decides who may ask, and passes questions and orders to the daemon's loop.
 
+mod alive;
 pub mod client;
 mod events;
 pub mod openapi;

@@ -71,6 +71,9 @@ fn parse(body: &Value) -> Result<Order, String> {
     let known = serde_json::to_value(&order).map_err(|error| error.to_string())?;
     let unknown = body.as_object().and_then(|body| body.keys().find(|key| known.get(key.as_str()).is_none()));
     match unknown {
+        None if order == Order::Forget => {
+            Err("`forget` is ordered by the daemon alone, for a service that has no backend".to_owned())
+        }
         Some(key) => {
             let known: Vec<&str> = known.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
             Err(format!("the order has a field `{key}` that it cannot have; its fields are {}", known.join(", ")))
@@ -133,7 +136,13 @@ mod tests {
         assert!(parse(&json!({ "order": "drain", "version": "v1" })).is_ok());
         let error = parse(&json!({ "order": "drain", "versoin": "v1" })).unwrap_err();
         assert!(error.contains("`versoin`") && error.contains("version"), "{error}");
-        for bad in [json!({ "order": "dance" }), json!([]), json!({}), json!({ "order": "deploy", "version": 2 })] {
+        for bad in [
+            json!({ "order": "dance" }),
+            json!({ "order": "forget" }),
+            json!([]),
+            json!({}),
+            json!({ "order": "deploy", "version": 2 }),
+        ] {
             assert!(parse(&bad).is_err(), "{bad}");
         }
     }

@@ -4,8 +4,11 @@
 //! time for the first bind. Engines nest these directories in many ways (pods, slices, the unit that runs `podman`), so the
 //! whole hierarchy is watched, down to a bounded depth and up to a bounded number of directories.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs, io,
     mem::MaybeUninit,
     os::{
@@ -57,7 +60,8 @@ enum Watch {
 /// Watches for the cgroups of containers.
 pub struct Cgroups {
     mount: PathBuf,
-    inotify: AsyncFd<OwnedFd>,
+    /// Nothing if no instance of inotify is left for us.
+    inotify: Option<AsyncFd<OwnedFd>>,
     watches: HashMap<i32, Watch>,
     directories: usize,
     /// Containers that were announced, and the user besides root who may make their cgroups: whose engine it is.
@@ -66,13 +70,16 @@ pub struct Cgroups {
     found: HashMap<String, PathBuf>,
     /// Why some directories are not watched.
     unwatched: Option<String>,
+    /// Cgroups that cannot be watched: whether they are empty is asked each second.
+    polled: BTreeSet<PathBuf>,
 }
 
 impl Cgroups {
     /// Watches below the hierarchy that is mounted at `mount`.
-    pub fn new(mount: PathBuf) -> io::Result<Self> {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let inotify = sys::readable(inotify)?;
+    pub fn new(mount: PathBuf) -> Self {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        // Without an instance everything is polled, as far as it can be.
+        let inotify = inotify::init(flags).map_err(io::Error::from).and_then(sys::readable).ok();
         let mut cgroups = Self {
             mount,
             inotify,
@@ -81,9 +88,34 @@ impl Cgroups {
             expected: HashMap::new(),
             found: HashMap::new(),
             unwatched: None,
+            polled: BTreeSet::new(),
         };
         cgroups.rescan();
-        Ok(cgroups)
+        cgroups
+    }
+
+    fn add_watch(&self, path: &Path, flags: WatchFlags) -> rustix::io::Result<i32> {
+        // As if a watch of an instance could not be made.
+        let Some(inotify) = &self.inotify else { return Err(rustix::io::Errno::NOSPC) };
+        inotify::add_watch(inotify.get_ref(), path, flags)
+    }
+
+    /// Looks at the cgroups that cannot be watched, and tries again to watch them. To be called once a second.
+    pub fn poll(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for path in std::mem::take(&mut self.polled) {
+            if is_empty(&path) {
+                seen.push(Seen::Empty(path));
+            } else {
+                self.watch_empty(&path);
+            }
+        }
+        seen
+    }
+
+    /// Whether cgroups are polled that should be watched.
+    pub fn polls(&self) -> bool {
+        !self.polled.is_empty()
     }
 
     /// Where the hierarchy is mounted.
@@ -114,11 +146,12 @@ impl Cgroups {
         self.expected.remove(id);
     }
 
-    /// Reports when the last process has left this cgroup.
-    pub fn watch_empty(&mut self, path: &Path) -> io::Result<()> {
-        let wd = inotify::add_watch(self.inotify.get_ref(), path.join("cgroup.events"), WatchFlags::MODIFY)?;
-        self.watches.insert(wd, Watch::Events(path.to_owned()));
-        Ok(())
+    /// Reports when the last process has left this cgroup; within a second if it cannot be watched.
+    pub fn watch_empty(&mut self, path: &Path) {
+        match self.add_watch(&path.join("cgroup.events"), WatchFlags::MODIFY) {
+            Ok(wd) => drop(self.watches.insert(wd, Watch::Events(path.to_owned()))),
+            Err(_) => drop(self.polled.insert(path.to_owned())),
+        }
     }
 
     /// Why some directories are not watched, and what to do; `None` if all are.
@@ -181,7 +214,7 @@ impl Cgroups {
             return;
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
-        match inotify::add_watch(self.inotify.get_ref(), dir, flags) {
+        match self.add_watch(dir, flags) {
             // The same directory has the same number again.
             Ok(wd) => match self.watches.insert(wd, Watch::Directory(dir.to_owned())) {
                 Some(_) => {}
@@ -190,7 +223,8 @@ impl Cgroups {
             Err(rustix::io::Errno::NOSPC) => {
                 self.unwatched = Some(format!(
                     "cgroups cannot be watched, because root's inotify watches are used up: a container that starts may bind \
-                     before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={}",
+                     before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={} \
+                     (and fs.inotify.max_user_instances)",
                     watches_wanted()
                 ));
             }
@@ -203,8 +237,9 @@ impl Cgroups {
     pub async fn seen(&mut self) -> io::Result<Vec<Seen>> {
         loop {
             let events = {
-                let mut ready = self.inotify.readable().await?;
-                let events = read(self.inotify.get_ref());
+                let Some(inotify) = &self.inotify else { return std::future::pending().await };
+                let mut ready = inotify.readable().await?;
+                let events = read(inotify.get_ref());
                 ready.clear_ready();
                 events?
             };
@@ -253,7 +288,9 @@ impl Cgroups {
                 seen.push(Seen::Empty(path.clone()));
                 // It is reported once; the kernel keeps the watch of a file in a cgroup that is gone.
                 self.watches.remove(&event.wd);
-                let _ = inotify::remove_watch(self.inotify.get_ref(), event.wd);
+                if let Some(inotify) = &self.inotify {
+                    let _ = inotify::remove_watch(inotify.get_ref(), event.wd);
+                }
             }
             Some(Watch::Directory(dir)) => {
                 let dir = dir.clone();
@@ -312,82 +349,5 @@ fn read(fd: &OwnedFd) -> io::Result<Vec<InotifyEvent>> {
             Err(rustix::io::Errno::AGAIN) => return Ok(events),
             Err(e) => return Err(e.into()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-    const POD: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff";
-
-    /// A directory stands for the hierarchy: inotify is the same.
-    fn within<T>(name: &str, run: impl AsyncFnOnce(&Path) -> T) -> T {
-        let dir = std::env::temp_dir().join(format!("pod-steer-cgroups-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let result = runtime.block_on(run(&dir));
-        fs::remove_dir_all(&dir).unwrap();
-        result
-    }
-
-    fn me() -> u32 {
-        rustix::process::geteuid().as_raw()
-    }
-
-    #[test]
-    fn a_container_is_seen_wherever_its_cgroup_is_made() {
-        let paths = [
-            format!("docker/{ID}"),
-            format!("system.slice/docker-{ID}.scope"),
-            format!("libpod_parent/{POD}/libpod-{ID}"),
-            format!("machine.slice/machine-libpod_pod_{POD}.slice/libpod-{ID}.scope"),
-            format!("system.slice/system-web.slice/web@1.service/libpod-payload-{ID}"),
-            format!("user.slice/user-1.slice/user@1.service/user.slice/user-libpod_pod_{POD}.slice/libpod-{ID}.scope"),
-        ];
-        for (number, path) in paths.iter().enumerate() {
-            within(&format!("made-{number}"), async |dir| {
-                let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
-                assert_eq!(cgroups.expect(ID, "", me()), None);
-                // All directories at once: those below are there before the first is watched.
-                fs::create_dir_all(dir.join(path)).unwrap();
-                let container = Seen::Container { id: ID.to_owned(), path: dir.join(path) };
-                let mut seen = cgroups.seen().await.unwrap();
-                // A pod's cgroup looks like one of Docker's containers.
-                seen.retain(|seen| *seen != Seen::Unannounced { id: POD.to_owned() });
-                assert_eq!(seen, [container]);
-                assert_eq!(cgroups.expect(ID, "", me()), Some(dir.join(path)));
-            });
-        }
-    }
-
-    #[test]
-    fn a_container_that_was_there_before_is_found() {
-        within("before", async |dir| {
-            let path = dir.join(format!("system.slice/web.service/libpod-payload-{ID}"));
-            fs::create_dir_all(&path).unwrap();
-            let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
-            assert_eq!(cgroups.expect(ID, "", me()), Some(path.clone()));
-            fs::remove_dir(&path).unwrap();
-            assert_eq!(cgroups.expect(ID, "", me()), None);
-        });
-    }
-
-    #[test]
-    fn a_cgroup_that_others_may_have_made_is_not_the_container_s() {
-        within("others", async |dir| {
-            let mut cgroups = Cgroups::new(dir.to_owned()).unwrap();
-            let theirs = dir.join("user.slice");
-            fs::create_dir(&theirs).unwrap();
-            fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
-            cgroups.expect(ID, "", me());
-            fs::create_dir(theirs.join(format!("libpod-{ID}"))).unwrap();
-            fs::create_dir_all(dir.join(format!("docker/{POD}"))).unwrap();
-            assert_eq!(cgroups.seen().await.unwrap(), [Seen::Unannounced { id: POD.to_owned() }]);
-            assert_eq!(cgroups.expect(ID, "", me()), None);
-        });
     }
 }

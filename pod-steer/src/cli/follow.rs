@@ -1,5 +1,5 @@
 //! Following an operation that the daemon carries out: a line for each step that is done, and on a terminal a last line
-//! that says what is waited for. The operation needs no follower: it goes on when this one ends.
+//! that says what it waits for. The operation continues if the CLI exits.
 
 use std::{
     io::Write as _,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     Failure,
@@ -27,8 +27,6 @@ const ASK_FIRST: Duration = Duration::from_millis(10);
 const ASK_LAST: Duration = Duration::from_millis(250);
 /// How long a daemon may be away.
 const AWAY_MAX: Duration = Duration::from_secs(30);
-/// How long one answer may take.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// What shells say of a command that was interrupted.
 const INTERRUPTED: u8 = 130;
 
@@ -82,29 +80,29 @@ impl<'a> Follower<'a> {
     async fn ask(&mut self) -> Result<Option<OperationStatus>, Failure> {
         let (id, service) = (self.operation.id, &self.operation.service);
         let path = format!("/v1/operations/{id}");
-        let asked = timeout(ANSWER_MAX, client::get(self.socket, &path)).await;
-        match asked {
-            Ok(Ok(status)) => {
+        match client::get(self.socket, &path).await {
+            Ok(status) => {
                 if self.away_since.take().is_some() {
                     self.note("the daemon answers again");
                 }
                 Ok(Some(status))
             }
-            Ok(Err(error)) if error.is_bad_input() => Err(Failure::Failed(anyhow!(
-                "the daemon does not know operation {id} any more; see what is in force: pod-steer status"
+            Err(error) if error.is_bad_input() => Err(Failure::Failed(anyhow!(
+                "the daemon no longer knows operation {id}; see what is in force: pod-steer status {service}"
             ))),
-            Ok(Err(error)) if !error.may_pass() => Err(error.into()),
-            _ => match self.away_since {
+            Err(error) if !error.may_pass() => Err(error.into()),
+            Err(error) => match self.away_since {
                 None => {
                     self.away_since = Some(Instant::now());
                     let seconds = AWAY_MAX.as_secs();
-                    self.note(&format!("the daemon does not answer; waiting {seconds} s for it, traffic goes on"));
+                    let reason = error.to_string();
+                    let reason = reason.trim_end_matches('.');
+                    self.note(&format!("{reason}; waiting {seconds} s for the daemon, traffic goes on"));
                     Ok(None)
                 }
                 Some(since) if since.elapsed() < AWAY_MAX => Ok(None),
                 Some(_) => Err(Failure::Failed(anyhow!(
-                    "no daemon answers at `{}`; the next one goes on with this: pod-steer history {service}",
-                    self.socket.display()
+                    "{error} The operation continues when the daemon does; see then: pod-steer history {service}",
                 ))),
             },
         }

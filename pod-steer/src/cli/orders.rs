@@ -62,12 +62,15 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
     conclude(&operation, output)
 }
 
-/// Gives the order; a daemon that dies over it leaves open whether it was taken.
+/// Gives the order. If the daemon dies or hangs meanwhile, the order may or may not have been taken.
 async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, Failure> {
     let path = format!("/v1/services/{}/orders", client::encoded(service));
     client::post(socket, &path, order).await.map_err(|error| match error {
         ClientError::Http(_) => Failure::Failed(anyhow::anyhow!(
-            "the daemon ended over this order; see what became of it: pod-steer history {service}"
+            "the daemon ended while it carried out this order; see what became of it: pod-steer history {service}"
+        )),
+        ClientError::NoAnswer(silent) => Failure::Failed(anyhow::anyhow!(
+            "{silent}; the order may be carried out when it goes on: see pod-steer history {service}"
         )),
         error => error.into(),
     })

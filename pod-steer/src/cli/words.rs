@@ -24,6 +24,7 @@ pub(super) fn order(order: &Order) -> String {
         Order::Resume(part) => format!("resume{}", part_of(part)),
         Order::Pause => "pause".to_owned(),
         Order::Unpause => "unpause".to_owned(),
+        Order::Forget => "forget".to_owned(),
     }
 }
 

@@ -98,7 +98,7 @@ mod tests {
                 "[web.health]\npath = '/'",
                 "service.web.health.path=\"/\" is refused: there is no check; write service.web.health.kind=",
             ),
-            ("[web.health]\nkind = 'tpc'", "service.web.health.kind=\"tpc\" is refused: it is none of tcp"),
+            ("[web.health]\nkind = 'tpc'", "service.web.health.kind=\"tpc\" is refused: unknown value; use tcp"),
             (
                 "[web.health]\nkind = 'tcp'\npath = '/'",
                 "service.web.health.path=\"/\" is refused: a check by tcp has none",

@@ -10,7 +10,8 @@ use crate::{
     clock::boot_ms,
     engine::{self, Change, Container, EngineInput, ends},
     kernel::{Cgroup, Kernel},
-    labels, listening,
+    labels,
+    listening::{self, Listener},
     netns::{self, Netns},
     procs::Process,
     world::{Backend, Health, Kind, Misfit, Network, Phase},
@@ -54,6 +55,7 @@ impl Control {
             self.container(container, None);
         }
         self.touch();
+        self.awaited.remove(engine);
         self.heard(engine);
     }
 
@@ -103,6 +105,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -212,6 +215,7 @@ impl Control {
             Change::Started => {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
+                backend.closed_ports.clear();
             }
             Change::Paused => backend.was_paused(),
             Change::Unpaused => backend.was_unpaused(boot_ms()),
@@ -272,26 +276,7 @@ impl Control {
         let Ok((ns, cgroup)) = looked else { return };
         let Ok(netns) = netns::identify(&ns) else { return };
         let Some(backend) = self.world.backends.get(id) else { return };
-        let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
-        let listening = match asks.then(|| listening::listeners(&ns, netns.cookie)).transpose() {
-            Ok(listening) => listening,
-            Err(error) => {
-                warn!(container = %id, %netns, %error, "who listens in its namespace cannot be read, so no port is claimed");
-                return;
-            }
-        };
-        self.namespace_seen(netns, ns);
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        backend.netns = Some(netns);
-        let (index, health) = (backend.index, backend.health);
-        if let Err(error) = self.store.put(backend) {
-            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
-        }
-        debug!(container = %id, %netns, ?health, "runs");
-        if let Some(listening) = listening {
-            self.world.note_listeners(netns.cookie, &listening);
-        }
-        self.touch();
+        let (index, asks) = (backend.index, self.world.asks_who_listens(netns.cookie, &backend.spec));
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.
         let Some(path) = cgroups::own_cgroup(&path, id).map(Path::to_owned) else {
@@ -304,7 +289,20 @@ impl Control {
         }
         self.holders.look_at(netns.cookie);
         // It may have listened before it was attached to: then the kernel programs have nothing to tell of it.
-        if !self.world.sockets.values().any(|socket| socket.backend == index) {
+        let is_silent = !self.world.sockets.values().any(|socket| socket.backend == index);
+        if asks && !attached && is_silent {
+            let Some(backend) = self.world.backends.get(id) else { return };
+            return self.survey_container(backend, netns, ns, path);
+        }
+        let listeners = match asks.then(|| listening::listeners(&ns, netns.cookie)).transpose() {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                warn!(container = %id, %netns, %error, "the listeners of its namespace cannot be enumerated, so no port is claimed");
+                return;
+            }
+        };
+        self.lives_in(id, netns, ns, listeners);
+        if is_silent {
             self.look_for_sockets(index, &path);
         }
     }
@@ -335,6 +333,22 @@ impl Control {
         self.paths.remove(&index);
         self.cgroup_ids.remove(&index);
         self.forget_sockets(index);
+        self.touch();
+    }
+
+    /// The namespace of a container is known, and the listeners there, if they had to be enumerated.
+    pub(super) fn lives_in(&mut self, id: &str, netns: Netns, ns: std::fs::File, listeners: Option<Vec<Listener>>) {
+        self.namespace_seen(netns, ns);
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
+        backend.netns = Some(netns);
+        let health = backend.health;
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+        }
+        debug!(container = %id, %netns, ?health, "runs");
+        if let Some(listeners) = listeners {
+            self.note_listeners(netns.cookie, listeners);
+        }
         self.touch();
     }
 

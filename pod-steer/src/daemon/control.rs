@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT};
+use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -23,6 +23,8 @@ use tracing::{info, warn};
 use super::{
     Input, RunError, Store,
     conditions::Conditions,
+    counted::Counted,
+    empty::Vacancies,
     health::Checks,
     holders::Holders,
     inputs::{Answer, Ask},
@@ -103,6 +105,7 @@ pub(super) struct Control {
     pub(super) events_lost: u64,
     dirty: bool,
     pub(super) orders: Orders,
+    pub(super) counted: Counted,
 }
 
 impl Control {
@@ -121,16 +124,18 @@ impl Control {
         let events_lost = opened.kernel.events_lost();
         let services = store.services();
         let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
+        let left = opened.kernel.rules().filter(|(_, rule)| rule.flags & RULE_FOREIGN != 0);
+        let left = left.map(|(key, _)| (key, None)).collect();
         let claimed = opened.kernel.rules().filter_map(|(key, rule)| {
             let service = (*by_index.get(&rule.service)?).clone();
-            let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN) == 0;
+            let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN | RULE_ON_DEMAND) == 0;
             let of_port = rule.flags & RULE_OF_PORT != 0;
             is_claim.then_some((key, Claimed { service, of_port, listeners: None }))
         });
         let claimed = claimed.collect();
         let steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
-            world: World { claimed, steered, ..World::new(config.ports.clone(), config.services.clone()) },
+            world: World { claimed, left, steered, ..World::new(config.ports.clone(), config.services.clone()) },
             services,
             kernel: opened.kernel,
             cgroups,
@@ -168,7 +173,8 @@ impl Control {
             },
             events_lost,
             dirty: false,
-            orders: Orders::new(Ledger::open(&config.state_dir)),
+            orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
+            counted: Counted::default(),
         })
     }
 
@@ -235,16 +241,16 @@ impl Control {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
+            Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
+            Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
-            Input::Ask(Ask::Status(answer)) => {
-                self.converge();
-                let _ = answer.send(self.status());
-            }
+            Input::Counted { generation, counts } => self.count_is_there(generation, counts),
+            Input::Ask(Ask::Status(answer)) => self.answer_status(answer),
             Input::Ask(Ask::Exec(request, peer, answer)) => {
                 let made = self.exec(request, peer);
                 self.answer(made, answer);
@@ -382,7 +388,6 @@ impl Control {
 
     /// An engine has spoken, or cannot: what was there when we started is known when all have.
     pub(super) fn heard(&mut self, engine: &str) {
-        self.awaited.remove(engine);
         self.unheard.remove(engine);
         if self.unheard.is_empty()
             && let Some(ready) = self.ready.take()

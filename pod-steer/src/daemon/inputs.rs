@@ -33,6 +33,15 @@ pub enum Input {
         /// The sockets, held open until they are registered.
         sockets: Vec<crate::procs::FoundSocket>,
     },
+    /// The listeners of a namespace were enumerated.
+    Listeners {
+        /// Cookie of the namespace.
+        netns_cookie: u64,
+        /// All of them.
+        listeners: Vec<crate::listening::Listener>,
+    },
+    /// A container that ran before it was managed was looked at.
+    Surveyed(Box<super::survey::Survey>),
     /// What is believed of a backend's health has changed.
     Probed {
         /// The backend.
@@ -59,6 +68,13 @@ pub enum Input {
         index: u32,
         /// How many.
         dropped: u64,
+    },
+    /// The connections of registered backends were counted.
+    Counted {
+        /// The generation that they were counted for.
+        generation: u64,
+        /// By the index of each backend.
+        counts: super::counted::Counts,
     },
     /// A namespace is steered in now, or cannot be.
     Attached {

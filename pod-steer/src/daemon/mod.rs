@@ -5,6 +5,8 @@ mod adopt;
 mod backends;
 mod conditions;
 mod control;
+mod counted;
+mod empty;
 mod ended;
 mod health;
 mod holders;
@@ -23,10 +25,17 @@ mod status;
 mod steps;
 mod stopping;
 mod store;
+mod survey;
 mod users;
 mod views;
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -36,6 +45,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use counted::Counts;
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
@@ -120,7 +130,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         "cannot make the cgroup `{}`; grant CAP_DAC_OVERRIDE, or make it before: mkdir -p {0}",
         base.display()
     )))?;
-    let cgroups = cgroups::Cgroups::new(mount).map_err(RunError::io("watch the cgroups"))?;
+    let cgroups = cgroups::Cgroups::new(mount);
     let socket = config.socket.clone();
     let listener = bind(&config).map_err(RunError::io(format!("listen on `{}`", socket.display())))?;
     // A container's first bind comes some 50 ms after its cgroup, also on a machine that is busy.
@@ -139,6 +149,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     let (adopted, recovered) = (opened.adopted, opened.recovered.clone());
 
+    store.keep_notes(opened.kernel.notes()?);
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
@@ -154,12 +165,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
 
+    let silent: Arc<Mutex<BTreeSet<String>>> = Arc::new(Mutex::new(config.engines.iter().cloned().collect()));
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine, sender, wanted.subscribe()));
-        let inputs = inputs.clone();
+        tokio::spawn(engine::follow(engine.clone(), sender, wanted.subscribe()));
+        let (inputs, silent) = (inputs.clone(), Arc::clone(&silent));
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
+                silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&engine);
                 if inputs.send(Input::Engine(input)).await.is_err() {
                     return;
                 }
@@ -170,9 +183,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let shared = api::Shared { inputs, events, group: config.group_id };
     let engines = config.engines.len();
     let api = tokio::spawn(async move {
-        // Whoever is answered may rely on it that what was there when we started is known and steered.
+        // The API answers only after the initial sync.
         if engines > 0 && timeout(ENGINES_MAX, heard).await.is_err() {
-            warn!("an engine does not answer; we begin without it");
+            let seconds = ENGINES_MAX.as_secs();
+            for engine in silent.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let engine = engine::title(engine);
+                warn!("{engine} does not answer (timed out after {seconds} s); starting without it");
+            }
         }
         tell_ready();
         api::serve(listener, shared, ended).await;

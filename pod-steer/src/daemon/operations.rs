@@ -12,6 +12,7 @@ use tracing::{error, info};
 use super::{
     Input, OrderAsk, OrderError,
     control::Control,
+    empty::Vacancies,
     ledger::{Change, Ledger, PlannedStop},
     pause::Holder,
 };
@@ -37,12 +38,13 @@ pub(super) struct Orders {
     /// By index, packets that the listeners of a watched backend had dropped at first, and now.
     pub overflows: HashMap<u32, (u64, u64)>,
     pub pause_holder: Option<Holder>,
+    pub vacancies: Vacancies,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<u32, Option<i64>>,
 }
 
 impl Orders {
-    pub fn new(ledger: Ledger) -> Self {
+    pub fn new(ledger: Ledger, vacancies: Vacancies) -> Self {
         Self {
             ledger,
             operations: BTreeMap::new(),
@@ -51,6 +53,7 @@ impl Orders {
             stops: Vec::new(),
             overflows: HashMap::new(),
             pause_holder: None,
+            vacancies,
             ready_stored: HashMap::new(),
         }
     }
@@ -119,6 +122,7 @@ impl Control {
 
     pub(super) fn settled(&mut self, service: &str) {
         self.orders.settling.remove(service);
+        self.count_anew(service);
     }
 
     pub(super) fn carry_out(&mut self, service: &str, order: Order, who: String) -> Result<Operation, OrderError> {
@@ -219,6 +223,7 @@ impl Control {
             self.world.decisions.insert(service.to_owned(), next);
             self.touch();
             self.converge();
+            self.count_anew(service);
             if let Some(switched) = self.kernel.take_switched()
                 && let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic())
             {

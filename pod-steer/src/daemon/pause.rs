@@ -75,7 +75,7 @@ impl Control {
         fs::write(cgroup.join("cgroup.procs"), pid.to_string()).inspect_err(|_| drop(holder.kill()))?;
         info!(pid, "holds the listener of paused services");
         // Should it end, another is wanted at once.
-        self.cgroups.watch_empty(cgroup)?;
+        self.cgroups.watch_empty(cgroup);
         Ok(cookie)
     }
 

@@ -38,7 +38,7 @@ impl Control {
         let view = self.view(service);
         let ages = self.ages(service);
         let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());
-        let Some(weights) = weights else {
+        let Some(weights) = weights.filter(|_| !self.awaits_first(service)) else {
             // The first version that is ready serves; from then on every other one waits.
             let first = ages.iter().find(|first| view.ready(&first.spec.version).next().is_some())?;
             let weights = BTreeMap::from([(first.spec.version.clone(), 1)]);

@@ -57,13 +57,13 @@ impl Control {
             .kernel
             .attach_backend(index, &cgroup)
             .map_err(|e| crate::chain(&e))
-            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
-            .and_then(|()| self.cgroups.watch_empty(&path).map_err(failed));
+            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed));
         if let Err(error) = made {
             self.over.push(path);
             self.remove(&id);
             return Err(error);
         }
+        self.cgroups.watch_empty(&path);
         // It may have ended before the watch stood.
         if cgroups::is_empty(&path) {
             self.cgroup_empty(&path);
@@ -147,6 +147,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            closed_ports: Default::default(),
             troubles: Default::default(),
         }
     }
@@ -163,13 +164,15 @@ impl Control {
         self.world.backends.insert(id.clone(), backend);
         // One that belongs to another backend stays with that as long as it lives; a look says so.
         self.holders.look_at(netns.cookie);
+        let own: BTreeSet<u64> = held.sockets.iter().map(|socket| socket.cookie).collect();
         for socket in held.sockets {
             if !self.world.sockets.contains_key(&socket.cookie) {
                 self.register_found(index, socket);
             }
         }
-        if let Some(listening) = listening {
-            self.world.note_listeners(netns.cookie, &listening);
+        if let Some(mut listening) = listening {
+            listening.retain(|listener| !listener.cookie.is_some_and(|cookie| own.contains(&cookie)));
+            self.note_listeners(netns.cookie, listening);
         }
         self.namespace_seen(netns, ns);
         self.converge();
@@ -212,7 +215,8 @@ impl Control {
     pub(super) fn adopt_exec(&mut self, backend: &Backend) {
         let path = self.exec_cgroup(&backend.id);
         self.paths.insert(backend.index, path.clone());
-        if self.cgroups.watch_empty(&path).is_err() || cgroups::is_empty(&path) {
+        self.cgroups.watch_empty(&path);
+        if cgroups::is_empty(&path) {
             debug!(backend = %backend.name, "ended while no daemon ran");
             self.cgroup_empty(&path);
         }
@@ -269,7 +273,9 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     }
     let done = crate::kernel::unload(bpffs)?;
     let ours = base_cgroup(cgroup_mount, bpffs);
-    for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
+    let entries = fs::read_dir(&ours).into_iter().flatten().flatten();
+    // Beside the cgroups are the kernel's own files, which go with the directory.
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         if entry.file_name() == super::pause::CGROUP {
             super::pause::end_holder(&entry.path());
             continue;

@@ -19,6 +19,8 @@ const BACKENDS_AT_ONCE: usize = 64;
 /// Topics of conditions.
 const DIRECTORY: &str = "directory";
 const PINS: &str = "pins";
+const INOTIFY: &str = "watches of cgroups";
+const RUNTIME: &str = "runtime directory";
 const FOREIGN: &str = "foreign-file";
 pub(super) const NAMESPACE: &str = "namespace-link";
 const CGROUP: &str = "cgroup-links";
@@ -30,9 +32,11 @@ impl Control {
         self.check_events_lost();
         self.check_links(true);
         self.check_watches();
+        self.check_store();
         self.read_sockets();
         self.compare_holders();
         self.free_ports(true);
+        self.survey();
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();
@@ -49,10 +53,46 @@ impl Control {
 
     /// The part of the resync that is cheap enough for each second.
     pub(super) fn quick_check(&mut self) {
+        self.poll_cgroups();
         self.check_links(false);
+        if self.store.failure().is_some() {
+            self.check_store();
+        }
         if self.check_events_lost() {
             self.read_sockets();
         }
+    }
+
+    /// Asks where inotify cannot tell.
+    fn poll_cgroups(&mut self) {
+        for seen in self.cgroups.poll() {
+            self.cgroup_seen(seen);
+        }
+        if self.cgroups.polls() {
+            let message = "there is no inotify watch for the cgroups of `exec` backends: their end is noticed within a second instead of \
+                           at once; raise fs.inotify.max_user_watches or fs.inotify.max_user_instances";
+            self.conditions.set(INOTIFY, INOTIFY, message);
+        } else {
+            self.conditions.clear(INOTIFY, INOTIFY);
+        }
+    }
+
+    /// Writes again what could not be written, or was removed.
+    fn check_store(&mut self) {
+        if let Some(failure) = self.store.failure() {
+            self.store.put_all(self.world.backends.values(), &self.services);
+            match self.store.failure() {
+                None => self.conditions.repaired(RUNTIME, &format!("incomplete ({failure}); it is written again")),
+                Some(failure) => {
+                    let message = format!(
+                        "not complete ({failure}); the kernel keeps a copy of it as long as it steers: make room, or let \
+                         pod-steer write there"
+                    );
+                    return self.conditions.set(RUNTIME, RUNTIME, message);
+                }
+            }
+        }
+        self.conditions.clear(RUNTIME, RUNTIME);
     }
 
     /// True if events were lost since the last time.

@@ -18,7 +18,7 @@ use super::{Input, control::Control};
 use crate::{
     kernel::v6only,
     procs::{FoundSocket, Seat, address_bytes, address_from_bytes, listeners_in_cgroup},
-    world::{Network, Socket},
+    world::{Network, Phase, Socket},
 };
 
 /// Topic of [`crate::world::Backend::troubles`].
@@ -305,6 +305,9 @@ impl Control {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.sockets.remove(&cookie) {
             self.own_closed.extend(own_listener(&socket).map(|key| (key, cookie)));
+            if let Some(backend) = self.world.by_index_mut(socket.backend).filter(|b| b.phase == Phase::Running) {
+                backend.closed_ports.insert(socket.port);
+            }
         }
     }
 

@@ -88,6 +88,14 @@ impl Control {
         live.max(0) as u64
     }
 
+    /// The same of any backend, also of one that no kernel program counts for.
+    pub(super) fn live_of(&self, backend: &Backend) -> u64 {
+        match self.counted(backend) {
+            Some(counted) => counted.unwrap_or(0),
+            None => self.live(backend.index),
+        }
+    }
+
     fn backend(&self, backend: &Backend) -> BackendStatus {
         let counters = self.kernel.backend_counters(backend.index);
         BackendStatus {
@@ -110,7 +118,7 @@ impl Control {
             steered: counters.steered,
             opened: counters.opened,
             closed: counters.closed,
-            live: self.live(backend.index),
+            live: self.live_of(backend),
             moved_in: counters.moved_in,
             moved_out: counters.moved_out,
             moved_half_open: counters.moved_half_open,

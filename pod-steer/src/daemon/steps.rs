@@ -28,12 +28,15 @@ impl Control {
         if !self.has_heard_all() {
             return;
         }
+        self.count_for_operations();
         let services: Vec<String> = self.orders.operations.keys().cloned().collect();
         for service in services {
             self.step_operation(&service);
         }
         self.stop_kept();
+        self.note_vacancies();
         self.follow_policies();
+        self.forget_empty();
     }
 
     pub(super) fn step_operation(&mut self, service: &str) {
@@ -59,8 +62,11 @@ impl Control {
         if !self.orders.operations.is_empty() {
             return STEP_EVERY;
         }
-        let soonest = self.plan.next_ms.into_iter().chain(self.orders.stops.iter().map(|stop| stop.at_ms)).min();
-        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - boot_ms()).clamp(DUE_MS_MIN, IDLE_MS_MAX);
+        let stops = self.orders.stops.iter().map(|stop| stop.at_ms);
+        let now_ms = boot_ms();
+        let vacancies = self.orders.vacancies.next_ms(now_ms);
+        let soonest = self.plan.next_ms.into_iter().chain(stops).chain(vacancies).min();
+        let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         Duration::from_millis(wait_ms.unsigned_abs())
     }
 
@@ -106,6 +112,7 @@ impl Control {
             let service = backend.spec.service.clone();
             self.world.last_serving.entry(service).or_default().insert(backend.id.clone());
         }
+        self.begin_vacancies();
         if self.world.decisions.values().any(|decision| decision.paused)
             && let Err(error) = self.ensure_pause()
         {

@@ -67,6 +67,8 @@ impl Control {
                 ))
             })
             .collect();
-        notes.into_iter().collect()
+        let uncounted = self.counted(backend).and_then(Result::err);
+        let uncounted = uncounted.map(|reason| format!("its connections are not counted: {reason}"));
+        notes.into_iter().chain(uncounted).collect()
     }
 }

@@ -71,6 +71,13 @@ pub enum EngineInput {
     },
 }
 
+/// An engine by its address, for people: `Docker at /var/run/docker.sock`.
+pub fn title(engine: &str) -> String {
+    let path = engine.strip_prefix("unix://").unwrap_or(engine);
+    let name = if path.contains("podman") { "Podman" } else { "Docker" };
+    format!("{name} at {path}")
+}
+
 /// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
 pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wanted: broadcast::Receiver<String>) {
     let mut pause = RETRY_FIRST;

@@ -317,5 +317,7 @@ impl Kernel {
 /// The rule as the kernel holds it.
 pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
     let members = planned.table.as_ref().map_or(0, |table| table.members.len());
-    Rule { table, service, fallback: planned.fallback, flags: planned.flags, slots: slot_count(members) }
+    let (only, target) = planned.only.unwrap_or((NONE, 0));
+    let PlannedRule { fallback, flags, .. } = *planned;
+    Rule { table, service, fallback, flags, slots: slot_count(members), only, target, pad: 0 }
 }

@@ -22,6 +22,7 @@ mod counters;
 mod error;
 mod lock;
 mod migrate;
+mod notes;
 mod object;
 mod own;
 mod pins;
@@ -56,6 +57,7 @@ pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
+pub use notes::Notes;
 pub use object::{ProbedProgram, TABLES, probe};
 pub use pins::{LinkFault, PinsCheck};
 pub use probes::{ProbeUnderWay, Probes};
@@ -164,6 +166,14 @@ impl Kernel {
         // One that has closed meanwhile has no description any more.
         if let Ok(info) = self.sockets.get(&cookie, 0) {
             let _ = self.sockets.insert(cookie, SocketInfo { v6only: v6only(only), ..info }, 0);
+        }
+    }
+
+    /// Remembers for a later daemon which device a socket is bound to.
+    pub fn note_device(&mut self, cookie: u64, ifindex: u32) {
+        // One that has closed meanwhile has no description any more.
+        if let Ok(info) = self.sockets.get(&cookie, 0) {
+            let _ = self.sockets.insert(cookie, SocketInfo { ifindex, ..info }, 0);
         }
     }
 

@@ -74,8 +74,8 @@ fn rollout(reader: &mut Reader, text: &str) -> Option<Policy> {
         "manual" => return Some(Policy::Manual),
         _ => {}
     }
-    let wrong = "it is none of balance (all versions share), latest (a new version takes over when it is ready) and \
-                 manual (a new version waits for a command); write one of the three";
+    let wrong = "unknown value; use balance (all versions share), latest (a new version takes over when it is ready) or \
+                 manual (a new version waits for a command)";
     reader.refuse("rollout", text, wrong);
     None
 }
@@ -110,7 +110,7 @@ fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Option<CheckSpec
         return None;
     };
     if !["none", "tcp", "http", "exec"].contains(&kind) {
-        let wrong = "it is none of tcp (connects), http (asks), exec (runs a command) and none; write one of the four";
+        let wrong = "unknown value; use tcp, http, exec or none";
         reader.refuse("health", kind, wrong);
         return None;
     }

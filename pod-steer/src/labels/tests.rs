@@ -112,7 +112,7 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
             "1s",
             r#""pod-steer.health.intervall" is unknown; did you mean pod-steer.health.interval?"#,
         ),
-        ("rollout", "Latest", r#"pod-steer.rollout="Latest" is refused: it is none of balance"#),
+        ("rollout", "Latest", r#"pod-steer.rollout="Latest" is refused: unknown value; use balance"#),
         ("slow-start", "30", r#"pod-steer.slow-start="30" is refused: it has no unit; write 30s for seconds"#),
         ("slow-start", "-1s", r#"pod-steer.slow-start="-1s" is refused: it is negative"#),
         ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; write 24h at the most"#),
@@ -122,7 +122,7 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
             "x",
             r#"pod-steer.panic-threshold="x" is refused: it is not a whole number; write a percent"#,
         ),
-        ("health", "icmp", r#"pod-steer.health="icmp" is refused: it is none of tcp"#),
+        ("health", "icmp", r#"pod-steer.health="icmp" is refused: unknown value; use tcp, http, exec or none"#),
         ("health", "exec", r#"label pod-steer.health.command is missing; say what a check by exec runs"#),
         (
             "health.path",

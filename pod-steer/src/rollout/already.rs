@@ -42,7 +42,7 @@ pub fn already(
             (running.is_none() && behind(history).is_none() && history.iter().any(is_rollback))
                 .then(|| format!("{service} is already rolled back; no deploy, canary or shift is left to undo"))
         }
-        Order::Deploy(_) | Order::Canary(_) | Order::Shift(_) => None,
+        Order::Deploy(_) | Order::Canary(_) | Order::Shift(_) | Order::Forget => None,
     }
 }
 

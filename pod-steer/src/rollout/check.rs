@@ -34,7 +34,7 @@ pub fn check(
     running: Option<&Operation>,
     last: Option<&Operation>,
 ) -> Result<(), Refusal> {
-    let closes = matches!(order, Order::Unpause | Order::Resume(_) | Order::Rollback);
+    let closes = matches!(order, Order::Unpause | Order::Resume(_) | Order::Rollback | Order::Forget);
     if view.backends.is_empty() && !(closes && *decision != Decision::default()) {
         return refuse(near::no_service(&view.service, services));
     }
@@ -91,7 +91,7 @@ pub fn check(
         },
         Order::Drain(part) => drop(check_part(view, part)?),
         Order::Resume(part) => drop(check_part(view, part)?),
-        Order::Pause | Order::Unpause => {}
+        Order::Pause | Order::Unpause | Order::Forget => {}
     }
     Ok(())
 }

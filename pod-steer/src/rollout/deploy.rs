@@ -31,25 +31,32 @@ pub(super) fn step(
                 let reason = format!("no backend of {} is ready any more", order.version);
                 return go_back(operation, decision, now, reason);
             }
-            let left = live(view, &old);
-            if left > 0 && now.ms < deadline_ms {
+            let (left, uncounted) = (live(view, &old), uncounted(view, &old));
+            // Those of some backends are counted only now.
+            if let Phase::Draining { connections, .. } = &mut operation.phase {
+                *connections = left.max(*connections);
+            }
+            if (left > 0 || uncounted.is_some()) && now.ms < deadline_ms {
                 return Progress::default();
             }
-            let ended = words::count(connections.saturating_sub(left), "connection");
-            let mut detail = ended;
+            let mut detail = words::count(connections.max(left) - left, "connection");
             if left > 0 {
                 detail.push_str(&format!(", {left} left"));
             }
+            if let Some(name) = &uncounted {
+                detail.push_str(&format!(", those of {name} not counted"));
+            }
             done(operation, "drained", now.ms - since_ms, detail);
             let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
-            drained(operation, order, old.into_iter().filter(can_stop).collect(), left, now)
+            let old = old.into_iter().filter(can_stop).collect();
+            drained(operation, order, old, &Remaining { left, uncounted }, now)
         }
         Phase::Stopping { old, deadline_ms } => {
             let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
             let running = old.iter().filter(running).count() as u64;
             if running == 0 {
                 done(operation, "stopped", 0, words::count(old.len() as u64, "backend"));
-                conclude(operation, order, 0, now);
+                conclude(operation, order, &Remaining::default(), now);
             } else if now.ms >= deadline_ms {
                 let message = format!("{} did not stop; the new version serves", words::count(running, "old backend"));
                 end(operation, Outcome::Left, now, message);
@@ -80,28 +87,57 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
     Progress { decision, effects: vec![Effect::KeepAll] }
 }
 
-fn drained(operation: &mut Operation, order: &DeployOrder, old: BTreeSet<String>, left: u64, now: Now) -> Progress {
+fn drained(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    old: BTreeSet<String>,
+    remaining: &Remaining,
+    now: Now,
+) -> Progress {
     let mut progress = Progress::default();
     if let Some(keep_ms) = order.keep_old_ms {
         let at_ms = now.ms.saturating_add(i64::try_from(keep_ms).unwrap_or(i64::MAX));
         progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
-        conclude(operation, order, left, now);
-    } else if order.stop_old && left == 0 {
+        conclude(operation, order, remaining, now);
+    } else if order.stop_old && remaining.is_nothing() {
         operation.phase = Phase::Stopping { old: old.clone(), deadline_ms: now.ms + STOP_MAX_MS };
         progress.effects.push(Effect::Stop(old));
     } else {
-        conclude(operation, order, left, now);
+        conclude(operation, order, remaining, now);
     }
     progress
 }
 
-fn conclude(operation: &mut Operation, order: &DeployOrder, left: u64, now: Now) {
+fn conclude(operation: &mut Operation, order: &DeployOrder, remaining: &Remaining, now: Now) {
     let (service, version) = (operation.service.clone(), &order.version);
-    if left == 0 {
+    if remaining.is_nothing() {
         return end(operation, Outcome::Done, now, format!("{version} has all connections of {service}"));
     }
-    let left = words::count(left, "old connection");
     let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
-    let message = format!("{version} has all new connections of {service}; {left} went on at the deadline{stopped}");
+    let left = match (&remaining.uncounted, remaining.left) {
+        (Some(name), 0) => format!("the connections of {name} could not be counted"),
+        (_, left) => format!("{} went on at the deadline", words::count(left, "old connection")),
+    };
+    let message = format!("{version} has all new connections of {service}; {left}{stopped}");
     end(operation, Outcome::Left, now, message);
+}
+
+/// Old connections at the end of a drain.
+#[derive(Debug, Default)]
+struct Remaining {
+    left: u64,
+    /// A backend whose connections are not known.
+    uncounted: Option<String>,
+}
+
+impl Remaining {
+    fn is_nothing(&self) -> bool {
+        self.left == 0 && self.uncounted.is_none()
+    }
+}
+
+/// A backend whose connections are not known.
+fn uncounted(view: &View, ids: &BTreeSet<String>) -> Option<String> {
+    let mut backends = ids.iter().filter_map(|id| view.backends.get(id));
+    backends.find(|backend| backend.uncounted.is_some()).map(|backend| backend.name.clone())
 }

@@ -44,6 +44,8 @@ pub struct BackendView {
     pub ready_since_ms: Option<i64>,
     /// Connections that it holds.
     pub live: u64,
+    /// Why they are not known, if they are not.
+    pub uncounted: Option<String>,
     /// Clients that its full accept queue turned away since it was first looked at.
     pub overflows: u64,
     /// Its weight.
@@ -112,6 +114,8 @@ pub fn behind(history: &[Operation]) -> Option<&Operation> {
         let outcome = operation.end.as_ref().map(|end| end.outcome);
         match (&operation.order, outcome) {
             (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
+            // What was before belongs to backends that are gone.
+            (Order::Forget, _) => return None,
             (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.moves_traffic() => {
                 if rolled_back == 0 {
                     return Some(operation);

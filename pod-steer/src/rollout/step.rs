@@ -121,6 +121,14 @@ pub fn begin(
             progress.decision = decide(decision, |next| next.paused = false);
             message = format!("new connections to {} come in again", operation.service);
         }
+        Order::Forget => {
+            progress.decision = decide(decision, |next| {
+                next.traffic = Traffic::default();
+                next.drained.clear();
+            });
+            progress.effects.push(Effect::KeepAll);
+            message = format!("{} has no backend any more: its shares, networks and drains end", operation.service);
+        }
     }
     end(operation, Outcome::Done, now, message);
     progress

@@ -20,6 +20,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         state: *state,
         ready_since_ms: state.could_serve().then_some(0),
         live: 0,
+        uncounted: None,
         overflows: 0,
         weight: 1,
         can_stop: true,
@@ -125,6 +126,39 @@ fn a_deploy_waits_switches_drains_and_ends() {
     let steps: Vec<(&str, u64)> = deploy.steps.iter().map(|step| (step.name.as_str(), step.took_us)).collect();
     assert_eq!(steps, [("ready", 500_000), ("drained", 2_000_000)]);
     assert_eq!(deploy.steps[1].detail, "3 connections");
+}
+
+#[test]
+fn a_drain_waits_until_connections_are_counted() {
+    for (counted, ends) in [(Some(2), "done"), (None, "left")] {
+        let (mut now, mut decision) = (NOW, Decision::default());
+        let mut view = two();
+        view.backends.get_mut("a").unwrap().uncounted = Some("not yet".to_owned());
+        let (mut deploy, _) = start(deploy(|order| order.stop_old = true), &view, &mut decision, now);
+        assert!(matches!(deploy.phase, Phase::Draining { connections: 0, .. }), "{:?}", deploy.phase);
+        now += 1_000;
+        go_on(&mut deploy, &view, &mut decision, now);
+        assert!(matches!(deploy.phase, Phase::Draining { .. }), "nothing is known yet: {:?}", deploy.phase);
+        if let Some(live) = counted {
+            let old = view.backends.get_mut("a").unwrap();
+            (old.uncounted, old.live, old.can_stop) = (None, live, false);
+            go_on(&mut deploy, &view, &mut decision, now);
+            assert!(matches!(deploy.phase, Phase::Draining { connections: 2, .. }), "{:?}", deploy.phase);
+            view.backends.get_mut("a").unwrap().live = 0;
+        } else {
+            now += 5_000;
+        }
+        go_on(&mut deploy, &view, &mut decision, now);
+        let end = deploy.end.clone().unwrap();
+        assert_eq!(end.outcome.word(), ends, "{end:?}");
+        let drained = &deploy.steps.iter().find(|step| step.name == "drained").unwrap().detail;
+        if counted.is_some() {
+            assert_eq!(drained, "2 connections");
+        } else {
+            assert_eq!(drained, "0 connections, those of a not counted");
+            assert!(end.message.contains("of a could not be counted, so nothing was stopped"), "{}", end.message);
+        }
+    }
 }
 
 #[test]
@@ -261,6 +295,11 @@ fn rollbacks_go_back_one_by_one() {
     assert_eq!(behind_of(&history), Some(1));
     history.push(ended(8, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), None);
+    // What was before the service had lost its backends is nothing to go back to.
+    history.push(ended(9, deploy(|_| {}), Outcome::Done));
+    assert_eq!(behind_of(&history), Some(9));
+    history.push(ended(10, Order::Forget, Outcome::Done));
+    assert_eq!(behind_of(&history), None);
 }
 
 #[test]
@@ -284,7 +323,7 @@ fn orders_that_make_no_sense_are_refused_with_a_hint() {
         (&not_ready, shift(&[("v2", 1)]), "no backend of it is ready"),
         (&two(), canary(&[500, 300, 10_000]), "steps of a canary grow"),
         (&two(), canary(&[20_000]), "more than there is"),
-        (&two(), Order::Rollback, "nothing to go back to"),
+        (&two(), Order::Rollback, "nothing to roll back"),
         (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
     ];
     for (view, order, hint) in cases {

@@ -91,6 +91,8 @@ pub enum Order {
     Pause,
     /// They come in again.
     Unpause,
+    /// Its shares, networks and drains end, because it has had no backend for a while. The daemon alone orders it.
+    Forget,
 }
 
 /// See [`Order::Deploy`].
@@ -307,6 +309,7 @@ impl Operation {
             Order::Resume(_) => "the resume".to_owned(),
             Order::Pause => "the pause".to_owned(),
             Order::Unpause => "the unpause".to_owned(),
+            Order::Forget => "the end of what was decided".to_owned(),
         }
     }
 

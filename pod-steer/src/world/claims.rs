@@ -7,8 +7,12 @@ use std::{
 
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
 
-use super::{Backend, BackendId, Network, Plan, World, score::ANY_ADDRESS};
-use crate::{labels::Fallback, ports::PortMap, procs::address_bytes};
+use super::{
+    Backend, BackendId, Network, Plan, World,
+    foreign::{self, Foreign},
+    score::ANY_ADDRESS,
+};
+use crate::{labels::Fallback, listening::Listener, ports::PortMap, procs::address_bytes};
 
 /// A rule that has had a socket: its service keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,9 +35,26 @@ pub(super) struct Claim<'a> {
     pub parts: Vec<(&'a Backend, u16)>,
 }
 
+/// Every claim, and what was not claimed.
+#[derive(Default)]
+pub(super) struct Claims<'a> {
+    /// By the address and port that each names.
+    pub by_key: BTreeMap<RuleKey, Claim<'a>>,
+    pub refused: Vec<Refused<'a>>,
+}
+
+/// A part of a port that a backend does not claim.
+pub(super) struct Refused<'a> {
+    pub key: RuleKey,
+    pub backend: &'a Backend,
+    /// Where it listens for it.
+    pub port: u16,
+    pub text: String,
+}
+
 /// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
 /// free port, the older backend decides.
-pub(super) fn of<'a>(world: &'a World, by_age: &[&'a Backend], plan: &mut Plan) -> BTreeMap<RuleKey, Claim<'a>> {
+pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Backend], plan: &mut Plan) -> Claims<'a> {
     let held = held(world);
     let pods: BTreeSet<u64> = world
         .backends
@@ -41,12 +62,13 @@ pub(super) fn of<'a>(world: &'a World, by_age: &[&'a Backend], plan: &mut Plan) 
         .filter(|backend| matches!(backend.network, Network::Joined))
         .filter_map(|backend| backend.netns.map(|netns| netns.cookie))
         .collect();
-    let mut claims: BTreeMap<RuleKey, Claim<'_>> = BTreeMap::new();
+    let mut claims = Claims::default();
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
-        for map in &backend.spec.ports {
+        // What may not be claimed any more is not kept either.
+        for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
             let own = |key: &RuleKey| held.get(key) == Some(&backend.spec.service.as_str());
-            claim(&mut claims, plan, backend, map, keys(netns.cookie, map).filter(own));
+            claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(own));
         }
     }
     for backend in by_age {
@@ -61,12 +83,22 @@ pub(super) fn of<'a>(world: &'a World, by_age: &[&'a Backend], plan: &mut Plan) 
             continue;
         }
         for map in &backend.spec.ports {
-            if let Some(hindrance) = hindered(world, &held, backend, netns.cookie, map) {
-                plan.hinder(backend.index, hindrance);
-                continue;
+            let mut not_to_have = None;
+            match hindrances(world, foreign, &held, backend, netns.cookie, map).pop() {
+                Some(Hindrance::Whole(text)) => {
+                    plan.hinder(backend.index, text);
+                    continue;
+                }
+                Some(Hindrance::Part(key, text)) => {
+                    not_to_have = Some(key);
+                    claims.refused.push(Refused { key, backend, port: map.target, text });
+                }
+                None => {}
             }
-            let free = |key: &RuleKey| held.get(key).is_none_or(|holder| *holder != backend.spec.service);
-            claim(&mut claims, plan, backend, map, keys(netns.cookie, map).filter(free));
+            let free = |key: &RuleKey| {
+                Some(*key) != not_to_have && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
+            };
+            claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(free));
         }
     }
     claims
@@ -89,26 +121,53 @@ pub(super) fn some_are_free(world: &World, netns_cookie: u64, ports: &[PortMap])
     ports.iter().any(|map| !keys(netns_cookie, map).any(|key| held.contains_key(&key)))
 }
 
-/// Why a port may not be claimed, whoever has it.
-fn hindered(
+/// What keeps a backend from claiming a port.
+enum Hindrance {
+    /// It may claim none of it, for this reason.
+    Whole(String),
+    /// It may not claim this.
+    Part(RuleKey, String),
+}
+
+/// What keeps a backend from claiming a port, whoever has it.
+fn hindrances(
     world: &World,
+    foreign: &Foreign<'_>,
     held: &BTreeMap<RuleKey, &str>,
     backend: &Backend,
     netns_cookie: u64,
     map: &PortMap,
-) -> Option<String> {
+) -> Vec<Hindrance> {
     if !world.policy.allows(map.port) {
-        return Some(format!("port {map} is not one that may be claimed; `run --allow-ports` says which may"));
-    }
-    let held = keys(netns_cookie, map).any(|key| held.contains_key(&key));
-    let foreign = world.foreign.get(&netns_cookie).is_some_and(|ports| ports.contains(&map.port));
-    (foreign && !held && backend.spec.fallback == Fallback::Refuse).then(|| {
-        format!(
-            "somebody who is not managed listens on port {} already; end that, choose another port, or declare the \
-             fallback `pass` if it is to answer whenever no backend is left",
+        return vec![Hindrance::Whole(format!(
+            "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
             map.port
-        )
-    })
+        ))];
+    }
+    if backend.spec.fallback != Fallback::Refuse {
+        return Vec::new();
+    }
+    let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
+    let free = || all.iter().filter(|key| !held.contains_key(key));
+    let taken: Vec<(RuleKey, String)> =
+        free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
+    // A server that is to listen on the port itself cannot listen where another does, and may listen where it does not. For
+    // other servers nobody can tell by now which family they are for.
+    let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
+    match taken.into_iter().next_back() {
+        Some((_, text)) if none_is_free => vec![Hindrance::Whole(text)],
+        Some((key, text)) => vec![Hindrance::Part(key, text)],
+        None => Vec::new(),
+    }
+}
+
+/// Why a port is not claimed on which somebody listens.
+pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
+    format!(
+        "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
+         address, or set the fallback to `pass` to let it answer whenever no backend is left",
+        foreign::place(listener)
+    )
 }
 
 /// Claims one port for a backend's service, or says who has it.
@@ -132,7 +191,7 @@ fn claim<'a>(
             continue;
         }
         let text = format!(
-            "port {map} is already claimed by the service `{}` (first by {}); give one of the two another port",
+            "port {map} already belongs to the service `{}` (first claimed by {}); choose another port for one of the two",
             claim.service, claim.holder
         );
         plan.hinder(backend.index, text);

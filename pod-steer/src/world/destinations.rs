@@ -12,7 +12,7 @@ use pod_steer_ebpf::RuleKey;
 
 use super::{
     Backend, BackendId, Claimed, Plan, Sockets, World,
-    claims::{self, Claim},
+    claims::{self, Claim, Refused},
     score::{ANY_ADDRESS, Bound},
 };
 
@@ -107,6 +107,17 @@ fn wanted(
     let keys = addrs.into_iter().flat_map(|addr| devices.iter().map(move |&ifindex| (addr, ifindex)));
     let keys = keys.map(|(addr, ifindex)| RuleKey { addr, ifindex, ..*claim_key });
     keys.filter(|key| listeners.iter().any(|(_, bound)| bound.score(key).is_some())).collect()
+}
+
+/// Says of each backend that listens where another, which is not managed, keeps the port.
+pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
+    for Refused { key, backend, port, text } in refused {
+        let own = sockets.of(backend.index).map(|(_, socket)| socket);
+        let mut own = own.filter(|socket| socket.port == *port && socket.netns_cookie == key.netns_cookie);
+        if own.any(|socket| Bound::from(socket).surely().address(key.family).is_some()) {
+            plan.hinder(backend.index, text.clone());
+        }
+    }
 }
 
 /// Says of each backend that listens at another address than the one that its service claims.

@@ -31,6 +31,7 @@ pub(super) fn hide(world: &World, plan: &mut Plan) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listening::Listener;
     use crate::world::tests::{HOST, at, backend, key, listener, members, socket, world};
 
     #[test]
@@ -55,7 +56,8 @@ mod tests {
         hidden.hidden_port = Some(45_000);
         let sockets = [hidden, socket(1, "0.0.0.0", 9000)];
         let mut world = world([backend(0, "web", "80:8080"), backend(1, "api", "45000:9000")], sockets);
-        world.note_listeners(HOST.cookie, &[listener("0.0.0.0", 45_000)]);
+        let own = Listener { cookie: Some(100), ..listener("0.0.0.0", 45_000) };
+        world.note_foreign(HOST.cookie, vec![own]);
         let plan = world.plan();
         assert_eq!(members(&plan, key(FAMILY_V4, 45_000)), [101]);
         assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);

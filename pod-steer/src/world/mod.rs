@@ -3,8 +3,10 @@
 
 mod claims;
 mod destinations;
+mod foreign;
 mod hidden;
 mod holders;
+mod on_demand;
 mod plan;
 mod planned;
 pub mod score;
@@ -37,6 +39,7 @@ use crate::{
 };
 
 pub use claims::Claimed;
+pub use foreign::{Left, without_clients};
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use sockets::Sockets;
 
@@ -165,6 +168,9 @@ pub struct Backend {
     /// The process that it is, of one without an engine.
     #[serde(default)]
     pub process: Option<Followed>,
+    /// Ports that it listened on and closed while it ran.
+    #[serde(skip)]
+    pub closed_ports: BTreeSet<u16>,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -248,8 +254,10 @@ pub struct World {
     pub now_ms: i64,
     /// By service: ids of the backends that served when their checks were last trusted.
     pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
-    /// By the cookie of a namespace: ports on which somebody listens there who is not managed.
-    pub foreign: BTreeMap<u64, BTreeSet<u16>>,
+    /// By the cookie of a namespace: the listeners there, when it was last looked at, but for those that were managed.
+    pub foreign: BTreeMap<u64, Vec<Listener>>,
+    /// The rules that leave clients to listeners that are not managed.
+    pub left: Left,
 }
 
 /// Which ports services may claim.
@@ -337,7 +345,7 @@ impl World {
     pub fn plan(&mut self) -> Plan {
         self.end_stopping();
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
-        let Planned { mut plan, serving, claimed } = plan::plan(self);
+        let Planned { mut plan, serving, claimed, left } = plan::plan(self);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
             backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
@@ -345,7 +353,9 @@ impl World {
         let named: BTreeSet<&String> = self.backends.values().map(|backend| &backend.spec.service).collect();
         self.last_serving.retain(|service, _| named.contains(service));
         self.last_serving.extend(serving);
-        self.claimed = claimed;
+        (self.claimed, self.left) = (claimed, left);
+        // It depends on when each became ready.
+        plan.next_ms = plan.next_ms.into_iter().chain(on_demand::next_ms(self)).min();
         hidden::hide(self, &mut plan);
         withheld::withhold(self, &mut plan);
         plan::announce(&mut plan);
@@ -374,13 +384,12 @@ impl World {
         claims::some_are_free(self, netns_cookie, &spec.ports)
     }
 
-    /// Notes on which ports of a namespace somebody listens. Where a backend of ours is to listen, it may be ours.
-    pub fn note_listeners(&mut self, netns_cookie: u64, listening: &[Listener]) {
-        let listening: BTreeSet<u16> = listening.iter().map(|listener| listener.port).collect();
-        let here = self.backends.values().filter(|b| b.netns.is_some_and(|netns| netns.cookie == netns_cookie));
-        let targets: BTreeSet<u16> = here.flat_map(|b| b.spec.ports.iter().map(|map| map.target)).collect();
-        let hidden = self.sockets.values().filter(|s| s.netns_cookie == netns_cookie).filter_map(|s| s.hidden_port);
-        let ours: BTreeSet<u16> = targets.into_iter().chain(hidden).collect();
-        self.foreign.insert(netns_cookie, listening.difference(&ours).copied().collect());
+    /// Notes which listeners of a namespace are not managed. True if that has changed.
+    pub fn note_foreign(&mut self, netns_cookie: u64, listeners: Vec<Listener>) -> bool {
+        // How many wait to be accepted is no change.
+        let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, ..*listener };
+        let listeners: Vec<Listener> = listeners.iter().map(steady).collect();
+        let before = self.foreign.insert(netns_cookie, listeners);
+        before.as_ref() != self.foreign.get(&netns_cookie)
     }
 }

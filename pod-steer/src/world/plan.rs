@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{
     FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, OwnPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
-    RULE_HAS_DEVICES, RULE_OF_PORT, RuleKey,
+    RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, claims,
+    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, claims,
     destinations::{self, Destination},
+    foreign::{Foreign, Left},
+    on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
 };
@@ -23,6 +25,8 @@ pub(super) struct Planned {
     pub serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// The rules that are claimed.
     pub claimed: BTreeMap<RuleKey, Claimed>,
+    /// The rules that leave clients to listeners that are not managed.
+    pub left: Left,
 }
 
 pub(super) fn plan(world: &World) -> Planned {
@@ -37,8 +41,13 @@ pub(super) fn plan(world: &World) -> Planned {
             *plan.managed_ports.entry(key).or_default() |= purpose;
         }
     }
-    let claims = claims::of(world, &by_age, &mut plan);
-    destinations::hinder_elsewhere(&sockets, &claims, &mut plan);
+    let foreign = Foreign::new(world);
+    let conflicts = on_demand::conflicts(world, &sockets, &by_age);
+    by_age.retain(|backend| !conflicts.contains_key(&backend.index));
+    conflicts.into_iter().for_each(|(index, text)| plan.hinder(index, text));
+    let claims = claims::of(world, &foreign, &by_age, &mut plan);
+    destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
+    destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
 
     for (index, ports) in &world.lingering {
         for port in ports {
@@ -48,15 +57,15 @@ pub(super) fn plan(world: &World) -> Planned {
     }
 
     let serving = Serving::of(world, &sockets);
-    for (key, claim) in &claims {
+    for (key, claim) in &claims.by_key {
         for (backend, target) in &claim.parts {
             let own = OwnPort { addr: key.addr, backend: backend.index, port: key.port, family: key.family, pad: 0 };
             plan.own_ports.insert(own, (claim.service.to_owned(), *target));
         }
     }
-    plan.namespaces.extend(claims.keys().map(|key| key.netns_cookie));
+    plan.namespaces.extend(claims.by_key.keys().map(|key| key.netns_cookie));
     let mut claimed = BTreeMap::new();
-    for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims) {
+    for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {
         let (table, networks) = serving.tables(&key, claim.service, &claim.parts);
         let claims = |member: &Member| match world.sockets.get(&member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
@@ -64,6 +73,14 @@ pub(super) fn plan(world: &World) -> Planned {
             None => true,
         };
         if !world.claimed.contains_key(&key) && !table.members.iter().any(claims) {
+            continue;
+        }
+        if claim.fallback == Fallback::Refuse
+            && let Some(listener) = foreign.is_at(&key)
+        {
+            let text = claims::is_taken(key.port, listener);
+            let members: BTreeSet<u32> = table.members.iter().map(|member| member.backend).collect();
+            members.into_iter().for_each(|backend| plan.hinder(backend, text.clone()));
             continue;
         }
         if !table.members.is_empty() {
@@ -80,10 +97,26 @@ pub(super) fn plan(world: &World) -> Planned {
             flags: if own.of_port { RULE_OF_PORT } else { 0 },
             table: Some(table),
             networks,
+            only: serving.only(claim.service, &claim.parts),
         };
         plan.rules.insert(key, rule);
         claimed.insert(key, own);
     }
+    for key in on_demand::claims(&by_age) {
+        let Some(claim) = claims.by_key.get(&key).filter(|_| !plan.rules.contains_key(&key)) else { continue };
+        let Some(only) = serving.only(claim.service, &claim.parts) else { continue };
+        // Nobody has listened there yet, so this takes the port from nobody.
+        let rule = PlannedRule {
+            service: Some(claim.service.to_owned()),
+            fallback: FALLBACK_PASS,
+            flags: RULE_ON_DEMAND,
+            table: Some(PlannedTable::default()),
+            only: Some(only),
+            ..PlannedRule::default()
+        };
+        plan.rules.insert(key, rule);
+    }
+    let left = foreign.leave(&mut plan);
     let paused = serving.keep_paused(&mut plan);
     claimed.extend(paused.into_iter().filter_map(|key| Some((key, world.claimed.get(&key)?.clone()))));
     let serving = serving.conclude(&mut plan);
@@ -100,7 +133,7 @@ pub(super) fn plan(world: &World) -> Planned {
         let state = state(world, backend, &plan, here && listens, served);
         plan.states.insert(backend.index, state);
     }
-    Planned { plan, serving, claimed }
+    Planned { plan, serving, claimed, left }
 }
 
 /// Rules for single addresses and devices are looked for only where the rule for all of the port says that there are some.

@@ -63,6 +63,9 @@ pub struct PlannedRule {
     pub flags: u16,
     /// Its slot table; without one, clients are left to the kernel's own lookup.
     pub table: Option<PlannedTable>,
+    /// The index of the one backend that may serve its clients, if there is one only, and the port that it listens on: its
+    /// newest listener is found by the kernel program, when it is in no table yet.
+    pub only: Option<(u32, u16)>,
     /// Tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
 }

@@ -44,6 +44,8 @@ struct Service<'a> {
     weights: Option<&'a BTreeMap<String, u32>>,
     /// Indices of the backends that may serve.
     usable: BTreeSet<u32>,
+    /// Indices of these and of the backends that may serve as soon as they listen.
+    allowed: BTreeSet<u32>,
     /// Indices of those that serve when none of these is left.
     reserve: BTreeSet<u32>,
     /// Indices of those that were told to stop and still listen: they serve when nobody else does.
@@ -110,6 +112,21 @@ impl<'a> Serving<'a> {
             }
         }
         (all, networks)
+    }
+
+    /// The backend that may serve clients of a rule, if no other one may, and the port that it listens on.
+    pub(super) fn only(&self, service: &str, parts: &[(&Backend, u16)]) -> Option<(u32, u16)> {
+        let chosen = self.services.get(service)?;
+        if chosen.decision.is_some_and(|decision| decision.paused) {
+            return None;
+        }
+        for set in [&chosen.allowed, &chosen.reserve] {
+            let mut own = parts.iter().filter(|(backend, _)| set.contains(&backend.index) && backend.spec.weight > 0);
+            if let Some((backend, port)) = own.next() {
+                return own.next().is_none().then_some((backend.index, *port));
+            }
+        }
+        None
     }
 
     /// Which versions listen for what a rule is about.
@@ -190,7 +207,7 @@ impl<'a> Serving<'a> {
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
         let mut added = Vec::new();
         for (key, claimed) in self.world.claimed.iter().filter(|(_, claimed)| is_paused(&claimed.service)) {
-            if plan.rules.contains_key(key) {
+            if plan.rules.contains_key(key) || !self.world.policy.allows(key.port) {
                 continue;
             }
             let members = vec![Member { cookie, backend: NONE, weight: 1 }];
@@ -307,6 +324,18 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
                     .to_owned(),
             );
         }
+    }
+    let may_serve = |backend: &&Backend| {
+        backend.phase == Phase::Running && !world.is_drained(backend) && has_share(backend) && passes(backend)
+    };
+    let allowed = backends.iter().copied().filter(may_serve).map(|backend| backend.index);
+    chosen.allowed = chosen.usable.iter().copied().chain(allowed).collect();
+    if conduct.policy == Policy::Manual && with_share.is_empty() && others.iter().any(|backend| passes(backend)) {
+        chosen.alarms.push(
+            "no version that has a share has a backend left, and by the policy `manual` the others wait: deploy one of \
+             them, or start the missing one"
+                .to_owned(),
+        );
     }
     // A server that was told to stop serves on as long as it listens, as it would without us, while nobody else does.
     let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();

@@ -1,5 +1,6 @@
 use pod_steer_ebpf::{
-    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT,
+    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_FOREIGN, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES,
+    RULE_OF_PORT,
 };
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::{
 };
 
 mod addresses;
+mod foreign;
 mod serving;
 mod stopping;
 
@@ -46,6 +48,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_timeout_s: None,
         stop_by_ms: None,
         process: None,
+        closed_ports: Default::default(),
         troubles: BTreeMap::new(),
     }
 }
@@ -185,7 +188,7 @@ fn a_port_has_one_service() {
     let mut world = world([backend(0, "web", "80"), backend(1, "api", "80:8080")], sockets);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the older one has it");
-    assert!(plan.hindrances[&1][0].contains("claimed by the service `web`"), "{:?}", plan.hindrances);
+    assert!(plan.hindrances[&1][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
     assert_eq!(plan.states[&1], State::NotSteered);
 
     // Whoever has it keeps it, also against an older backend that comes later.
@@ -212,10 +215,10 @@ fn holding_one_port_gives_no_right_to_another() {
 #[test]
 fn nothing_is_taken_from_others() {
     let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
-    world.note_listeners(HOST.cookie, &[listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
+    world.note_foreign(HOST.cookie, vec![listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
     assert!(plan.rules.is_empty());
-    assert!(plan.hindrances[&0][0].contains("not managed listens on port 22"), "{:?}", plan.hindrances);
+    assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 22"), "{:?}", plan.hindrances);
     world.backends.get_mut("id0").unwrap().spec.fallback = Fallback::Pass;
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Plan, World};
+use super::{Plan, World, score::Bound};
 use crate::slots::Member;
 
 /// The service that a socket serves there, if it is to be reached at all; its cookie, and the index of its backend.
@@ -28,8 +28,10 @@ pub(super) fn withhold(world: &World, plan: &mut Plan) {
         let Some(table) = &mut rule.table else { continue };
         let here = sockets.get(&(key.netns_cookie, key.port)).into_iter().flatten();
         let own = here.filter(|(service, ..)| service.is_none() || *service == rule.service.as_deref());
-        let serves: BTreeSet<u64> = table.members.iter().chain(&table.reserve).map(|member| member.cookie).collect();
-        let withheld = own.filter(|(_, cookie, _)| !serves.contains(cookie));
+        // One that serves by a better socket is not withheld by the others.
+        let serves: BTreeSet<u32> = table.members.iter().chain(&table.reserve).map(|member| member.backend).collect();
+        let takes = |cookie| world.sockets.get(cookie).is_some_and(|socket| Bound::from(socket).score(key).is_some());
+        let withheld = own.filter(|(_, cookie, backend)| !serves.contains(backend) && takes(cookie));
         let withheld: BTreeSet<Member> =
             withheld.map(|(_, cookie, backend)| Member { cookie: *cookie, backend: *backend, weight: 0 }).collect();
         table.withheld = withheld.into_iter().collect();
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
     use crate::{
         rollout::{Decision, Part},
-        world::tests::{backend, key, members, socket, world},
+        world::tests::{at, backend, key, members, socket, world},
     };
 
     fn withheld(plan: &Plan, port: u16) -> Vec<u64> {
@@ -61,6 +63,19 @@ mod tests {
         world.decisions.insert("web".to_owned(), Decision { drained, ..Decision::default() });
         let plan = world.plan();
         assert_eq!((members(&plan, key(FAMILY_V4, 80)), withheld(&plan, 80)), (vec![100], vec![101]));
+    }
+
+    #[test]
+    fn a_socket_at_another_address_is_not_withheld() {
+        let backends = [backend(0, "web", "80"), backend(1, "web", "80")];
+        let sockets = [socket(0, "127.0.0.2", 80), socket(0, "0.0.0.0", 80), socket(1, "127.0.0.3", 80)];
+        let mut world = world(backends, sockets);
+        let drained = [Part::Backend("id1".to_owned())].into();
+        world.decisions.insert("web".to_owned(), Decision { drained, ..Decision::default() });
+        world.plan();
+        let plan = world.plan();
+        let withheld = |key| plan.rules[&key].table.as_ref().unwrap().withheld.len();
+        assert_eq!([at(key(FAMILY_V4, 80), "127.0.0.2"), key(FAMILY_V4, 80)].map(withheld), [0, 0]);
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn orders() -> Vec<Order> {
         Order::Resume(part),
         Order::Pause,
         Order::Unpause,
+        Order::Forget,
     ]
 }
 
@@ -129,7 +130,7 @@ fn what_was_committed_is_there_again() {
     assert_eq!(ledger.history(None), before.operations.into_values().collect::<Vec<_>>());
     assert_eq!(ledger.history(Some("web")).iter().map(|operation| operation.id).collect::<Vec<_>>(), [2, 4, 6, 8]);
     assert_eq!(ledger.running().len(), 1);
-    assert_eq!((ledger.stops().len(), ledger.next_operation()), (1, 9));
+    assert_eq!((ledger.stops().len(), ledger.next_operation()), (1, 10));
     drop(ledger);
     Ledger::remove_all(&dir.0);
     assert!(!dir.0.exists());

@@ -1,0 +1,98 @@
+//! Connections from a backend to itself, and listeners that a server opens on demand.
+
+use crate::OWN_SOURCES;
+#[cfg(doc)]
+use crate::{FAMILY_V4, FAMILY_V6, NONE};
+
+/// The newest listener of a backend for one address, by the port that its server asked for; the value is its cookie.
+///
+/// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: nobody is
+/// given to that one, since `LISTENERS` has lost it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnListener {
+    /// Namespace that the socket lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to, in network byte order; IPv4 in the first four bytes, also of an IPv6 socket that is
+    /// bound to an IPv4 address.
+    pub addr: [u8; 16],
+    /// Index of its backend.
+    pub backend: u32,
+    /// Port that its server asked for.
+    pub port: u16,
+    /// Family of the address: [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// An address and a port that a backend's service has claimed and that the backend serves: a connection from the backend
+/// itself reaches its own listener there. The value is an [`OwnTarget`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnPort {
+    /// Local address in network byte order; all zero for any of this family.
+    pub addr: [u8; 16],
+    /// Index of the backend.
+    pub backend: u32,
+    /// Local port.
+    pub port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Where a backend serves an [`OwnPort`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnTarget {
+    /// Index of its service.
+    pub service: u32,
+    /// Port that the backend listens on.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// A connection from a process of a backend to a port of this backend. The value is an [`OwnSocket`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnConnection {
+    /// Namespace of the connecting socket.
+    pub netns_cookie: u64,
+    /// Address that it comes from, in network byte order; IPv4 in the first four bytes.
+    pub source: [u8; 16],
+    /// Address that it goes to.
+    pub destination: [u8; 16],
+    /// Port that it comes from, in host byte order.
+    pub source_port: u16,
+    /// Port that it goes to, in host byte order.
+    pub destination_port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]: of the addresses, not of the socket.
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The socket that an [`OwnConnection`] is for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnSocket {
+    /// Cookie of the listener, or zero if the backend does not listen there: then the connection is refused.
+    pub cookie: u64,
+    /// When the connection began, in nanoseconds of the monotonic clock.
+    pub born_ns: u64,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the service that must hold the destination's rule, or [`NONE`] if the backend itself listens on the
+    /// destination's port.
+    pub service: u32,
+}
+
+/// Which of the counters in front of the map of own connections stands for connections from this port (in host byte order):
+/// while it is zero there is none, and nobody pays for a look into the map. The kernel gives connecting sockets even
+/// ports first, so the lowest bit does not count.
+pub const fn own_source(port: u16) -> u32 {
+    (port >> 1) as u32 & (OWN_SOURCES - 1)
+}

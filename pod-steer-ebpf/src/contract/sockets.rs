@@ -1,0 +1,109 @@
+//! Listening sockets, whose each port is, and the ports of backends.
+
+use super::OwnListener;
+use crate::{FAMILY_V4, FAMILY_V6};
+#[cfg(doc)]
+use crate::{NONE, PROTO_TCP, PROTO_UDP};
+
+/// A listening socket, by its cookie, as the kernel saw it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketInfo {
+    /// Namespace that the socket lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to, in network byte order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Index of its backend.
+    pub backend: u32,
+    /// Table whose members take over its queue when it closes, or [`NONE`]. Written by the daemon.
+    pub table: u32,
+    /// Port that its server asked for.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Index of the service of that table, or [`NONE`]. Written by the daemon.
+    pub service: u32,
+    /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
+    pub hidden_port: u16,
+    /// Of an IPv6 socket, one of the `V6_` constants. Written by the daemon: no kernel program can ask for it.
+    pub v6only: u16,
+    /// With a hidden port: the user who asked, and the one whose port it was.
+    pub users: [u32; 2],
+    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
+    pub ifindex: u32,
+}
+
+impl SocketInfo {
+    /// The address and port by which it may be its backend's newest listener; nothing of one that is bound to a device,
+    /// unless that is the loopback device (index 1 of every namespace), by which a machine's packets to itself come.
+    #[inline(always)]
+    pub fn own_listener(&self) -> Option<OwnListener> {
+        let Self { netns_cookie, addr, backend, port, family, ifindex, .. } = *self;
+        if ifindex > 1 {
+            return None;
+        }
+        let key = OwnListener { netns_cookie, addr, backend, port, family, pad: 0 };
+        let word = |at: usize| u32::from_ne_bytes([addr[at], addr[at + 1], addr[at + 2], addr[at + 3]]);
+        if family == FAMILY_V6 && word(0) == 0 && word(4) == 0 && word(8) == 0xFFFFu32.to_be() {
+            let mut mapped = [0; 16];
+            mapped[..4].copy_from_slice(&word(12).to_ne_bytes());
+            return Some(OwnListener { addr: mapped, family: FAMILY_V4, ..key });
+        }
+        Some(key)
+    }
+}
+
+/// Nobody has looked yet whether the socket takes IPv4 clients too.
+pub const V6_UNKNOWN: u16 = 0;
+/// It takes both, as far as its address does.
+pub const V6_BOTH: u16 = 1;
+/// It takes IPv6 clients only (`IPV6_V6ONLY`).
+pub const V6_ONLY: u16 = 2;
+
+/// A port that managed sockets share: the kernel lets those of one user do so. The value is that user.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    /// The namespace.
+    pub netns_cookie: u64,
+    /// The port.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// What a socket's storage holds if its bind was moved to a port of the kernel's choice, since the port that it asked for
+/// is another user's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hidden {
+    /// Port that it asked for.
+    pub asked: u16,
+    /// Port that it listens on, or zero before it does.
+    pub port: u16,
+    /// The user who asked, and the one whose port it was.
+    pub users: [u32; 2],
+}
+
+/// A port of a backend; the value is of [`PORT_LISTENS`] and [`PORT_SERVED`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ManagedPort {
+    /// Index of the backend.
+    pub backend: u32,
+    /// The port.
+    pub port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// The backend listens on this port: binds may share it, and listeners are registered.
+pub const PORT_LISTENS: u32 = 1;
+/// Clients come to this port: so it is the local port of accepted connections, which are counted.
+pub const PORT_SERVED: u32 = 2;

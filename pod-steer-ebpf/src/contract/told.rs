@@ -1,0 +1,117 @@
+//! What the kernel programs tell the daemon, and what a daemon leaves for the next one: counters, moves, events, notes.
+
+use super::SocketInfo;
+
+/// Counters of one backend, kept per CPU.
+///
+/// A connection is *born* at the backend whose listener completed its handshake, and may *move* once, when that
+/// listener closes before the connection is accepted. Live connections of a backend are
+/// `(opened - closed) - (moved_out - moved_out_closed) + (moved_in - moved_in_closed)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    /// Lookups that chose a socket of this backend.
+    pub steered: u64,
+    /// Connections born here.
+    pub opened: u64,
+    /// Connections born here that are gone.
+    pub closed: u64,
+    /// Connections that came from a closing listener of another backend.
+    pub moved_in: u64,
+    /// Those of `moved_in` that are gone.
+    pub moved_in_closed: u64,
+    /// Connections that left a closing listener of this backend for another backend.
+    pub moved_out: u64,
+    /// Those of `moved_out` that are gone.
+    pub moved_out_closed: u64,
+    /// Half-open connections that left a closing listener of this backend.
+    pub moved_half_open: u64,
+    /// Connections of a closing listener for which the table had no live socket of the same reuseport group. The kernel
+    /// then takes any other socket of the group, or resets them if there is none.
+    pub not_moved: u64,
+}
+
+/// Counters of one service, kept per CPU: why a lookup did not end, or not at once, at a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Slots whose socket was gone; another slot was tried in the same run.
+    pub stale_slots: u64,
+    /// Lookups refused because no backend was left.
+    pub refused_no_backend: u64,
+    /// Lookups left to the kernel because no backend was left.
+    pub passed_no_backend: u64,
+    /// Lookups left to the kernel because no backend and no daemon was left.
+    pub passed_no_daemon: u64,
+    /// `bpf_sk_assign` failed with `EAFNOSUPPORT`: an IPv6-only socket and an IPv4 client.
+    pub assign_eafnosupport: u64,
+    /// `bpf_sk_assign` failed with `ESOCKTNOSUPPORT`: the socket no longer listens.
+    pub assign_esocktnosupport: u64,
+    /// `bpf_sk_assign` failed with `EPROTOTYPE`: the socket speaks another protocol.
+    pub assign_eprototype: u64,
+    /// `bpf_sk_assign` failed with `EEXIST`: another program had chosen already.
+    pub assign_eexist: u64,
+    /// `bpf_sk_assign` failed with another error.
+    pub assign_other: u64,
+    /// Packets that were made to vanish because the service is paused: clients try again by themselves.
+    pub paused: u64,
+    /// Lookups in which the client's network decided on the table.
+    pub by_network: u64,
+    /// Lookups in which the table of the client's network had no live socket, so that the service's own was used.
+    pub network_no_backend: u64,
+}
+
+/// A part of a note: what a daemon leaves for the next one beside its files. Kernel programs do not read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NoteKey {
+    /// [`NOTE_BACKEND`] or [`NOTE_SERVICE`].
+    pub kind: u32,
+    /// Index of the backend or service.
+    pub index: u32,
+    /// Number of this part, from 0. The first one begins with the length of the whole in four bytes.
+    pub part: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A note of a backend: as its file in the runtime directory.
+pub const NOTE_BACKEND: u32 = 1;
+/// A note of a service: its name.
+pub const NOTE_SERVICE: u32 = 2;
+
+/// A connection that changed its backend before it was accepted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Move {
+    /// Index of the backend where it was born, whose programs will see it end.
+    pub from: u32,
+    /// Index of the backend that has it.
+    pub to: u32,
+}
+
+/// What a kernel program tells the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// One of the `EVENT_` constants.
+    pub kind: u32,
+    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; of [`EVENT_LISTENING`] why the socket has
+    /// no description; else zero.
+    pub errno: u32,
+    /// Cookie of the socket, or zero.
+    pub cookie: u64,
+    /// The socket.
+    pub socket: SocketInfo,
+}
+
+/// A managed socket listens and is in the socket map.
+pub const EVENT_LISTENING: u32 = 1;
+/// A managed listening socket was closed.
+pub const EVENT_CLOSED: u32 = 2;
+/// A managed socket listens and could not enter the socket map.
+pub const EVENT_NOT_REGISTERED: u32 = 3;
+/// `SO_REUSEPORT` could not be set on a bind to a managed port.
+pub const EVENT_NOT_SHARED: u32 = 4;
+/// A managed container asked for an MPTCP socket and was refused; it is expected to ask for TCP next.
+pub const EVENT_MPTCP_REFUSED: u32 = 5;

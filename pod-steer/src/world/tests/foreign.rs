@@ -1,0 +1,144 @@
+//! Listeners that are not managed keep their clients.
+
+use super::*;
+
+const FOUR: fn(u16) -> RuleKey = |port| key(FAMILY_V4, port);
+
+/// Cookies of the members of each rule of a port that has a table; `None` for each that leaves clients to the kernel.
+fn rules(plan: &Plan, port: u16) -> Vec<(RuleKey, Option<Vec<u64>>)> {
+    let of_port = plan.rules.iter().filter(|(key, rule)| key.port == port && rule.service.is_some());
+    of_port.map(|(key, rule)| (*key, rule.table.is_some().then(|| members(plan, *key)))).collect()
+}
+
+fn beside(world: &mut World, listeners: &[Listener]) -> Plan {
+    world.note_foreign(HOST.cookie, listeners.to_vec());
+    world.plan()
+}
+
+#[test]
+fn an_address_beside_another_is_free() {
+    let mut world = world([backend(0, "web", "8080")], [socket(0, "127.0.0.2", 8080)]);
+    let plan = beside(&mut world, &[listener("127.0.0.3", 8080)]);
+    assert_eq!(rules(&plan, 8080), [(at(FOUR(8080), "127.0.0.2"), Some(vec![100]))]);
+    assert!(plan.hindrances.is_empty() && without_clients(&world, &plan).is_empty());
+    assert_eq!(plan.states[&0], State::Ready);
+}
+
+#[test]
+fn a_claim_of_an_address_minds_only_those_who_take_its_clients() {
+    let claims = |listeners: &[Listener]| {
+        let sockets = [socket(0, "10.9.1.1", 5353)];
+        let plan = beside(&mut world([backend(0, "dns", "10.9.1.1:53:5353")], sockets), listeners);
+        (!rules(&plan, 53).is_empty(), plan.hindrances.get(&0).cloned().unwrap_or_default())
+    };
+    assert_eq!(claims(&[listener("127.0.0.53", 53), listener("::1", 53)]), (true, vec![]));
+    assert_eq!(claims(&[Listener { v6only: Some(true), ..listener("::", 53) }]), (true, vec![]));
+    for own in ["10.9.1.1", "::ffff:10.9.1.1", "0.0.0.0", "::"] {
+        let (claimed, said) = claims(&[listener(own, 53)]);
+        assert!(!claimed && said[0].contains("not managed listens on port 53"), "{own}: {said:?}");
+    }
+}
+
+#[test]
+fn a_single_address_keeps_its_clients_beside_a_wildcard() {
+    let mut world = world([backend(0, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
+    let three = at(FOUR(80), "127.0.0.3");
+    let on_device = Listener { ifindex: 7, cookie: Some(5), ..listener("0.0.0.0", 80) };
+    let device = RuleKey { ifindex: 7, ..FOUR(80) };
+    let both = [listener("127.0.0.3", 80), on_device];
+    let left = [(FOUR(80), Some(vec![100])), (device, None), (three, None)];
+    let plan = beside(&mut world, &both);
+    assert_eq!(rules(&plan, 80), left);
+    assert_eq!(plan.rules[&three].flags, RULE_FOREIGN);
+    assert_eq!(plan.rules[&FOUR(80)].flags, RULE_OF_PORT | RULE_HAS_ADDRESSES | RULE_HAS_DEVICES);
+    assert!(without_clients(&world, &plan).is_empty() && !world.claimed.contains_key(&three));
+    // As long as they are there, also for a daemon that starts anew and has not looked yet.
+    assert_eq!(rules(&world.plan(), 80), left);
+    world.foreign.clear();
+    world.left.values_mut().for_each(|cookie| *cookie = None);
+    assert_eq!(rules(&world.plan(), 80), left);
+    assert_eq!(rules(&beside(&mut world, &both), 80), left);
+    assert_eq!(rules(&beside(&mut world, &[on_device]), 80), left[..2]);
+    // One that comes later, at the same place, gets no clients.
+    let later = Listener { cookie: Some(6), ..listener("127.0.0.3", 80) };
+    let plan = beside(&mut world, &[later, on_device]);
+    assert_eq!(rules(&plan, 80), left[..2]);
+    assert_eq!(without_clients(&world, &plan), BTreeMap::from([("127.0.0.3:80".to_owned(), "web".to_owned())]));
+}
+
+#[test]
+fn the_place_of_another_is_not_taken() {
+    let mut world = world(
+        [backend(0, "web", "80:8080"), backend(1, "web", "80:8080")],
+        [socket(0, "127.0.0.3", 8080), socket(1, "127.0.0.2", 8080)],
+    );
+    let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
+    assert_eq!(rules(&plan, 80), [(at(FOUR(80), "127.0.0.2"), Some(vec![101]))]);
+    assert!(plan.hindrances[&0][0].contains("at 127.0.0.3:80"), "{:?}", plan.hindrances);
+    assert_eq!((plan.states[&0], plan.states[&1]), (State::NotSteered, State::Ready));
+    // It may have it when the other has ended, and keeps it then.
+    let plan = beside(&mut world, &[]);
+    assert_eq!(plan.states[&0], State::Ready);
+    let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
+    assert_eq!((plan.states[&0], without_clients(&world, &plan).len()), (State::Ready, 1));
+}
+
+#[test]
+fn a_family_that_is_anothers_is_left_out() {
+    let mut six = socket(0, "::", 8080);
+    six.v6only = Some(true);
+    let mut only_six = world([backend(0, "web", "8080")], [six]);
+    let plan = beside(&mut only_six, &[listener("0.0.0.0", 8080)]);
+    assert_eq!(rules(&plan, 8080), [(key(FAMILY_V6, 8080), Some(vec![100]))]);
+    assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
+    let mut dual = world([backend(0, "web", "8080")], [socket(0, "::", 8080)]);
+    let plan = beside(&mut dual, &[listener("0.0.0.0", 8080)]);
+    assert_eq!(rules(&plan, 8080), [(key(FAMILY_V6, 8080), Some(vec![100]))]);
+    assert!(plan.hindrances[&0][0].contains("at 0.0.0.0:8080"), "{:?}", plan.hindrances);
+    assert_eq!(plan.states[&0], State::Ready);
+}
+
+#[test]
+fn a_second_port_does_not_get_past_the_check() {
+    let mut world = world([backend(0, "web", "8443:9000,18443:8443")], [socket(0, "0.0.0.0", 9000)]);
+    let plan = beside(&mut world, &[listener("0.0.0.0", 8443)]);
+    assert!(rules(&plan, 8443).is_empty());
+    assert!(plan.hindrances[&0][0].contains("not managed listens on port 8443"), "{:?}", plan.hindrances);
+    // Its own listener there is no stranger, once it is known.
+    world.sockets.insert(1000 + 8443, socket(0, "0.0.0.0", 8443));
+    assert!(world.plan().hindrances.is_empty());
+}
+
+#[test]
+fn a_listener_without_a_cookie_is_known_by_its_place() {
+    let mut world = world([backend(0, "web", "8080")], [socket(0, "0.0.0.0", 8080)]);
+    let own = Listener { cookie: None, ..listener("0.0.0.0", 8080) };
+    assert_eq!(rules(&beside(&mut world, &[own]), 8080).len(), 1);
+    world.claimed.clear();
+    let other = Listener { cookie: None, ..listener("::", 8080) };
+    assert!(rules(&beside(&mut world, &[own, other]), 8080).is_empty());
+}
+
+#[test]
+fn who_declares_pass_shares_knowingly() {
+    let mut passing = backend(0, "web", "80:8080");
+    passing.spec.fallback = Fallback::Pass;
+    let mut world = world([passing], [socket(0, "0.0.0.0", 8080)]);
+    let plan = beside(&mut world, &[listener("0.0.0.0", 80), listener("127.0.0.3", 80)]);
+    assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);
+    assert!(plan.hindrances.is_empty() && without_clients(&world, &plan).is_empty());
+}
+
+#[test]
+fn what_is_held_is_not_lost_to_those_who_come_later() {
+    let mut world = world([backend(0, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
+    world.plan();
+    let plan = beside(&mut world, &[listener("0.0.0.0", 80)]);
+    assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);
+    assert_eq!(without_clients(&world, &plan).keys().collect::<Vec<_>>(), ["0.0.0.0:80"]);
+    // Nor are later backends of the service hindered, though the other family was never claimed.
+    world.backends.insert("id1".to_owned(), backend(1, "web", "80:8080"));
+    world.sockets.insert(101, socket(1, "0.0.0.0", 8080));
+    let plan = beside(&mut world, &[listener("::", 80)]);
+    assert_eq!((members(&plan, FOUR(80)), plan.hindrances.len()), (vec![100, 101], 0));
+}

@@ -1,0 +1,32 @@
+//! System calls that a process is to be refused, as on a machine where something is used up. A seccomp(2) filter does it, so nobody
+//! else on the machine has less.
+
+use std::{io, os::unix::process::CommandExt as _, process::Command};
+
+/// A system call, and the error number that it fails with.
+pub type Refusal = (libc::c_long, i32);
+
+/// No watch of inotify is left (`fs.inotify.max_user_watches`).
+pub const NO_WATCHES: Refusal = (libc::SYS_inotify_add_watch, libc::ENOSPC);
+/// No instance of inotify is left (`fs.inotify.max_user_instances`).
+pub const NO_INSTANCES: Refusal = (libc::SYS_inotify_init1, libc::EMFILE);
+
+/// The command, and all that it starts, will be refused this.
+pub fn refuse(command: &mut Command, (call, errno): Refusal) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut filter = [
+        // The number of the system call is the first word of `struct seccomp_data`.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32) },
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    // SAFETY: one system call, with a program that lives in the closure: no allocation, no lock.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+            let set = libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program);
+            if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        });
+    }
+}

@@ -1,0 +1,146 @@
+//! The files that say whose what is are lost or cannot be written, and the engine says nothing: whatever listens goes on being
+//! steered.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::{Conditions, Stage},
+    exec::{Backend, Exec},
+    load::{Load, Running},
+    process::run,
+    refusals::{NO_INSTANCES, NO_WATCHES},
+    require, server, tools, wait,
+};
+use rustix::process::Signal;
+
+fn exec(stage: &Stage, name: &str) -> Result<Backend> {
+    Exec::new(name, "web", "80:8080", "0.0.0.0:8080").start(stage)
+}
+
+fn load(stage: &Stage) -> Result<Running> {
+    Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())
+}
+
+fn none_lost(stage: &Stage, load: Running) -> Result<()> {
+    let answered = load.answered();
+    wait::until("more answers", || (load.answered() > answered + 200).then_some(()))?;
+    let tally = load.stop()?;
+    ensure!(tally.lost(|_| true) == 0, "{tally}\n{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+/// Everything in the runtime directory.
+fn lose_files(stage: &Stage) -> Result<()> {
+    for entry in fs::read_dir(stage.daemon.runtime_dir())? {
+        let path = entry?.path();
+        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    }
+    Ok(())
+}
+
+fn lose_and_restart(stage: &mut Stage, silence: &str, signal: Signal) -> Result<()> {
+    let mut backends = vec![exec(stage, "exec-1")?];
+    stage.daemon.wait_ready("web", 2)?;
+    let before = stage.daemon.status()?;
+    let load = load(stage)?;
+    stage.engine().signal(signal)?;
+    stage.daemon.kill()?;
+    lose_files(stage)?;
+    stage.daemon.restart().with_context(|| format!("the engine is {silence}"))?;
+    stage.daemon.wait_ready("web", 2)?;
+    let status = stage.daemon.status()?;
+    for name in ["docker-1", "exec-1"] {
+        let (then, now) = (before.backend("web", name), status.backend("web", name));
+        ensure!(then.id == now.id && then.kind == now.kind && then.version == now.version, "{then:?} {now:?}");
+        ensure!(now.opened >= then.opened, "its counters go on: {then:?} {now:?}");
+    }
+    // What is new is steered to as well, and what ends is missed.
+    backends.push(exec(stage, "exec-2")?);
+    stage.daemon.wait_ready("web", 3)?;
+    none_lost(stage, load)?;
+    backends.clear();
+    stage.daemon.wait_ready("web", 1)?;
+    let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(stage.host.net())?;
+    ensure!(tally.answered_by("docker-1") == 100, "{tally}");
+    // The files are there again.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    Ok(())
+}
+
+#[test]
+fn a_lost_runtime_directory_and_an_engine_that_says_nothing() -> Result<()> {
+    require!(tools::docker());
+    for (silence, signal) in [("hung", Signal::STOP), ("dead", Signal::KILL)] {
+        let mut stage = Stage::with_docker()?;
+        let container = server::named("docker-1", "0.0.0.0:8080").service("web", "80:8080");
+        let container = stage.engine().start_container(&container)?;
+        let outcome = lose_and_restart(&mut stage, silence, signal);
+        // An engine that hangs would keep its container from being removed.
+        stage.engine().signal(Signal::CONT)?;
+        drop(container);
+        outcome?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_runtime_directory_that_is_full() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _first = exec(&stage, "web-1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    // A full file system of its own, over the directory of the files.
+    let dir = "/run/pod-steer/backends";
+    let sh = |script: &str| run(stage.host.command("sh")?.args(["-c", script]));
+    sh(&format!("mount -t tmpfs -o size=4k tmpfs {dir} && head -c 4096 /dev/zero > {dir}/filler"))?;
+    let _second = exec(&stage, "web-2")?;
+    stage.daemon.wait_ready("web", 2)?;
+    let said = stage.daemon.wait_for("the condition", |status| {
+        Some(status.said_about("runtime directory")).filter(|said| !said.is_empty())
+    })?;
+    ensure!(said[0].contains("No space left") && said[0].contains("make room"), "{said:?}");
+    let load = load(&stage)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 2)?;
+    none_lost(&stage, load)?;
+    let sh = |script: &str| run(stage.host.command("sh")?.args(["-c", script]));
+    sh(&format!("rm {dir}/filler && mount -o remount,size=1m {dir}"))?;
+    stage.daemon.wait_for("the condition to end", |status| status.said_about("runtime").is_empty().then_some(()))?;
+    sh(&format!("umount {dir}")).map(drop)
+}
+
+#[test]
+fn without_watches_of_inotify() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let mut first = exec(&stage, "web-1")?;
+    let _second = exec(&stage, "web-2")?;
+    stage.daemon.wait_ready("web", 2)?;
+    for refusal in [NO_WATCHES, NO_INSTANCES] {
+        let load = load(&stage)?;
+        stage.daemon.kill()?;
+        stage.daemon.restart_under(Conditions { refused: vec![refusal], ..Conditions::default() })?;
+        stage.daemon.wait_ready("web", 2)?;
+        let said = stage.daemon.wait_for("the condition", |status| {
+            Some(status.said_about("watches of cgroups")).filter(|said| !said.is_empty())
+        })?;
+        ensure!(said[0].contains("fs.inotify.max_user_watches"), "{said:?}");
+        let third = exec(&stage, "web-3")?;
+        stage.daemon.wait_ready("web", 3)?;
+        none_lost(&stage, load)?;
+        drop(third);
+        // Its end is noticed all the same, and its cgroup goes.
+        stage.daemon.wait_for("web-3 to be gone", |status| {
+            status.service("web").filter(|service| service.backends.len() == 2).map(drop)
+        })?;
+    }
+    stage.daemon.kill()?;
+    first.process.kill()?;
+    stage.daemon.restart_under(Conditions::default())?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_for("no condition", |status| status.problems.is_empty().then_some(()))
+}

@@ -1,0 +1,206 @@
+//! Ports that a server opens for one connection and closes after it, as passive FTP does: the client comes before the
+//! daemon can have published a table.
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::Exec,
+    process::{Process, output},
+    report, require, tools, wait,
+};
+
+/// Transfers of one run.
+const TRANSFERS: usize = 200;
+
+/// A small FTP server: `NAME CONTROL-PORT FIRST-PORT FIRST-TARGET COUNT ADDRESS`. Each transfer gets a fresh listener on the
+/// next target port, and the client is told the port that leads there. The file has the server's name.
+const FTP: &str = r#"
+import socket, sys, threading
+name, control, first, target, count, address = sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6]
+family = socket.AF_INET6 if ':' in address else socket.AF_INET
+turn, lock = 0, threading.Lock()
+def listen(port):
+    s = socket.socket(family)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, port))
+    s.listen(8)
+    return s
+def serve(c):
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    global turn
+    data = None
+    def say(text): c.sendall((text + '\r\n').encode())
+    say('220 ' + name)
+    for line in c.makefile():
+        verb = line.split()[0].upper() if line.split() else ''
+        if verb == 'USER': say('331 who')
+        elif verb == 'PASS': say('230 in')
+        elif verb == 'PWD': say('257 "/"')
+        elif verb in ('TYPE', 'CWD'): say('200 ok')
+        elif verb == 'SIZE': say('213 %d' % len(name))
+        elif verb in ('EPSV', 'PASV'):
+            with lock:
+                n, turn = turn % count, turn + 1
+            data = listen(target + n)
+            port = first + n
+            if verb == 'EPSV': say('229 go (|||%d|)' % port)
+            else:
+                host = c.getsockname()[0].replace('.', ',')
+                say('227 go (%s,%d,%d)' % (host, port >> 8, port & 255))
+        elif verb == 'RETR':
+            data.settimeout(20)
+            d, _ = data.accept()
+            data.close()
+            say('150 now')
+            d.sendall(name.encode())
+            d.close()
+            say('226 done')
+        elif verb == 'QUIT':
+            say('221 bye')
+            break
+        else: say('502 no')
+    c.close()
+s = listen(control)
+print('listening', flush=True)
+while True:
+    c, _ = s.accept()
+    threading.Thread(target=serve, args=(c,), daemon=True).start()
+"#;
+
+fn needs() -> Result<(), String> {
+    tools::root_and(&["ip", "curl", "python3"])
+}
+
+struct Ftp<'a> {
+    name: &'a str,
+    /// Of `pod-steer exec`.
+    ports: &'a str,
+    /// Control port, first port that clients are told, first port that is listened on, and how many.
+    numbers: [u16; 4],
+    address: &'a str,
+}
+
+impl Ftp<'_> {
+    fn launch(&self, stage: &Stage) -> Result<Process> {
+        let mut command = stage.host.command(tools::pod_steer()?)?;
+        command.env("POD_STEER_SOCKET", stage.daemon.socket());
+        command.args(["exec", "--service", "ftp", "--ports", self.ports, "--name", self.name, "--version", self.name]);
+        command.args(["--"]).arg(tools::find("python3").context("python3")?).args(["-I", "-c", FTP, self.name]);
+        command.args(self.numbers.map(|number| number.to_string())).arg(self.address);
+        stage.host.start(self.name, &mut command)
+    }
+
+    fn start(&self, stage: &Stage) -> Result<Process> {
+        let mut process = self.launch(stage)?;
+        wait::until_ok("the FTP server to listen", || {
+            ensure!(!process.has_ended()?, "it has ended: {}", process.stderr());
+            Ok(process.stdout().contains("listening").then_some(()))
+        })?;
+        Ok(process)
+    }
+}
+
+/// Fetches a file again and again over one control connection; all must have the server's name in them.
+fn ensure_served(stage: &Stage, url: &str, options: &[&str], name: &str) -> Result<()> {
+    let mut curl = stage.host.command("curl")?;
+    curl.args(["--silent", "--show-error", "--globoff", "--max-time", "120"]).args(options);
+    curl.args((0..TRANSFERS).map(|_| url));
+    let answer = output(&mut curl)?;
+    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let good = said.matches(name).count();
+    report::figure(&format!("transfers from {url} {options:?}"), format!("{good} of {TRANSFERS}"));
+    let errors = String::from_utf8_lossy(&answer.stderr).into_owned();
+    ensure!(said == name.repeat(TRANSFERS), "{good} of {TRANSFERS} by {name}, {}: {errors}", answer.status);
+    Ok(())
+}
+
+const FTP_21: &str = "ftp://127.0.0.1:21/file";
+
+#[test]
+fn listeners_opened_on_demand_are_found() -> Result<()> {
+    require!(needs());
+    // The same numbers; others; and a claim on one address.
+    for (ports, first, target, address, url) in [
+        ("21:2121,30000-30009", 30_000, 30_000, "0.0.0.0", FTP_21),
+        ("21:2121,30000-30009:31000-31009", 30_000, 31_000, "0.0.0.0", FTP_21),
+        ("127.0.0.2:21:2121,127.0.0.2:30000-30009", 30_000, 30_000, "0.0.0.0", "ftp://127.0.0.2:21/file"),
+        ("127.0.0.2:21:2121,127.0.0.2:30000-30009:31000-31009", 30_000, 31_000, "127.0.0.2", "ftp://127.0.0.2:21/file"),
+        ("21:2121,30000-30009:31000-31009", 30_000, 31_000, "::", FTP_21),
+        ("21:2121,30000-30009:31000-31009", 30_000, 31_000, "::", "ftp://[::1]:21/file"),
+    ] {
+        let stage = Stage::without_engine()?;
+        let ftp = Ftp { name: "one", ports, numbers: [2121, first, target, 10], address };
+        let _server = ftp.start(&stage)?;
+        stage.daemon.wait_ready("ftp", 1)?;
+        let passive = if url.contains("[::1]") { &[][..] } else { &["--disable-epsv"] };
+        for options in [&[][..], passive] {
+            ensure_served(&stage, url, options, "one").with_context(|| ports.to_owned())?;
+        }
+        let refused = stage.daemon.wait_ready("ftp", 1)?.counters["refused_no_backend"];
+        ensure!(refused == 0, "{refused} refused");
+    }
+    Ok(())
+}
+
+/// A listener that is opened while no daemon runs is found as well.
+#[test]
+fn listeners_opened_on_demand_need_no_daemon() -> Result<()> {
+    require!(needs());
+    let mut stage = Stage::without_engine()?;
+    let ports = "21:2121,30000-30009:31000-31009";
+    let _server = Ftp { name: "one", ports, numbers: [2121, 30_000, 31_000, 10], address: "0.0.0.0" }.start(&stage)?;
+    stage.daemon.wait_ready("ftp", 1)?;
+    stage.daemon.kill()?;
+    ensure_served(&stage, FTP_21, &[], "one")?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("ftp", 1)?;
+    ensure_served(&stage, FTP_21, &[], "one")
+}
+
+#[test]
+fn a_second_server_with_the_same_ports_on_demand_is_refused() -> Result<()> {
+    require!(needs());
+    let stage = Stage::without_engine()?;
+    let ports = "21:2121,30000-30009";
+    let _one = Ftp { name: "one", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.start(&stage)?;
+    stage.daemon.wait_ready("ftp", 1)?;
+    ensure_served(&stage, FTP_21, &[], "one")?;
+    let mut two = Ftp { name: "two", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.launch(&stage)?;
+    let status = two.wait(wait::STUCK)?;
+    let said = two.stderr();
+    ensure!(status.code() == Some(2), "{status}: {said}");
+    ensure!(said.contains("one of the same service opens the ports 30000-30009 on demand"), "{said}");
+    ensure!(said.contains("give each server a range of its own") && said.trim_end().lines().count() == 1, "{said}");
+    stage.daemon.wait_ready("ftp", 1)?;
+
+    // With a range of its own it serves, and each client gets its own server's files.
+    let ports = "21:2121,30010-30019";
+    let _two = Ftp { name: "two", ports, numbers: [2121, 30_010, 30_010, 10], address: "0.0.0.0" }.start(&stage)?;
+    stage.daemon.wait_ready("ftp", 2)?;
+    for _ in 0..20 {
+        let mut curl = stage.host.command("curl")?;
+        curl.args(["--silent", "--show-error", "--verbose", "--max-time", "60", FTP_21, FTP_21, FTP_21]);
+        let answer = output(&mut curl)?;
+        let (got, log) = (String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
+        let greeted =
+            log.lines().find_map(|line| line.strip_prefix("< 220 ")).context("no greeting")?.trim().to_owned();
+        ensure!(got == greeted.repeat(3), "greeted by {greeted}, and got {got}: {log}");
+    }
+    Ok(())
+}
+
+/// An ordinary service is none, though not all of its ports are up.
+#[test]
+fn a_range_that_is_not_up_yet_is_not_on_demand() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let exec = |name: &str| Exec::new(name, "web", "80:8080,8443,9000-9002", "0.0.0.0:8080");
+    let up = ["--listen", "0.0.0.0:9000", "--listen", "0.0.0.0:9001"];
+    let _one = exec("one").server(&up).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    let _two = exec("two").server(&up).start(&stage)?;
+    let service = stage.daemon.wait_ready("web", 2)?;
+    ensure!(service.backends.iter().all(|backend| backend.problems.is_empty()), "{service:?}");
+    Ok(())
+}
