@@ -78,6 +78,8 @@ pub struct Question {
     pub known: BTreeMap<u64, Known>,
     /// The backends, wherever they are.
     pub candidates: std::sync::Arc<Vec<Candidate>>,
+    /// Ports of registered processes that have ended: others may listen there by listeners of their own.
+    pub vacant: BTreeSet<u16>,
     /// Look through the descriptors of all backends for listeners that are not registered, not only of those that miss one;
     /// and look for registered ones whose place is not known.
     pub thorough: bool,
@@ -107,7 +109,7 @@ pub struct Holding {
     pub asked: Asked,
     /// The backends whose processes have it, each with a copy.
     pub backends: Vec<(u32, FoundSocket)>,
-    /// Processes of no backend that have it, if it is an orphan that no backend has.
+    /// Processes of no backend that have it, if no backend has and it is an orphan or on a vacant port.
     pub strangers: Vec<Stranger>,
 }
 
@@ -155,9 +157,8 @@ pub fn ask(question: &Question) -> io::Result<Answer> {
     }
     let orphans: HashMap<u64, Sought> = sought
         .into_iter()
-        .filter(|(_, of)| {
-            of.asked == Asked::Orphan && answer.held.get(&of.cookie).is_none_or(|h| h.backends.is_empty())
-        })
+        .filter(|(_, of)| of.asked == Asked::Orphan || question.vacant.contains(&of.port))
+        .filter(|(_, of)| answer.held.get(&of.cookie).is_none_or(|holding| holding.backends.is_empty()))
         .collect();
     if !orphans.is_empty() {
         look_through_all(&orphans, &mut answer, ends);

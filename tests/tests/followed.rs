@@ -93,6 +93,84 @@ fn a_registered_process_that_goes_on_as_another_is_followed() -> Result<()> {
 }
 
 #[test]
+fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    // As `haproxy -sf`: both listen for a moment, then the old one ends.
+    let start = |name: &str| -> Result<Process> {
+        let mut command = stage.host.command(tools::named_server()?)?;
+        command.args(["--name", name, "--listen", "0.0.0.0:8080", "--reuseport"]);
+        let server = stage.host.start(name, &mut command)?;
+        wait::until("the server", || server.stdout().contains("listening").then_some(()))?;
+        Ok(server)
+    };
+    let mut old = start("old")?;
+    register(&stage, "old", old.pid())?;
+    stage.daemon.wait_ready("web", 1)?;
+    let mut new = start("new")?;
+    old.kill()?;
+    let said = stage.daemon.wait_for("the reason", |status| {
+        let backend = backend(status, "old")?;
+        (backend.state == "not-steered").then(|| backend.problems.join("\n"))
+    })?;
+    let named = format!("process {} (named-server) listens on port 8080 by a listener of its own", new.pid());
+    assert!(said.contains(&named) && said.contains("register it"), "{said}");
+    let tally = Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?;
+    assert_eq!(tally.refused(), 20, "it is not registered: {tally}");
+    register(&stage, "new", new.pid())?;
+    stage.daemon.wait_state("web", "new", "ready")?;
+    all_answered_by(&stage, "new")?;
+    stage.daemon.wait_for("the old one to be gone", |status| backend(status, "old").is_none().then_some(()))?;
+    new.kill()?;
+    until_gone(&stage, "web")
+}
+
+#[test]
+fn an_upgrade_of_nginx_is_followed() -> Result<()> {
+    require!(tools::root_and(&["ip", "nginx"]));
+    let stage = Stage::without_engine()?;
+    let dir = stage.host.dir();
+    let (config, pid) = (dir.join("nginx.conf"), dir.join("nginx.pid"));
+    let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {};", dir.join(kind).display()));
+    let text = format!(
+        "user root; daemon on; worker_processes 2; pid {}; error_log stderr;\nevents {{}}\nhttp {{ access_log off; {}\n\
+         server {{ listen 8080; location / {{ return 200 \"nginx $remote_addr:$remote_port\\n\"; }} }} }}\n",
+        pid.display(),
+        paths.concat()
+    );
+    fs::write(&config, text)?;
+    let nginx = tools::find("nginx").context("nginx is not installed")?;
+    let mut command = stage.host.command(&nginx)?;
+    let mut started = stage.host.start("nginx", command.arg("-c").arg(&config))?;
+    assert!(started.wait(wait::STUCK)?.success(), "{}", started.stderr());
+    let read = |path: &std::path::Path| -> Option<i32> { fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let old = wait::until("nginx", || read(&pid))?;
+    let old = Child(Pid::from_raw(old).context("a pid")?);
+    register(&stage, "nginx", old.0.as_raw_nonzero().get().cast_unsigned())?;
+    stage.daemon.wait_ready("web", 1)?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).pause(Duration::from_millis(1)).start(stage.host.net())?;
+    wait::until("clients", || (load.answered() > 50).then_some(()))?;
+    // The new binary takes the listener over, then the old one is told to finish.
+    old.signal(Signal::USR2)?;
+    let oldbin = dir.join("nginx.pid.oldbin");
+    let new = wait::until("the new nginx", || read(&oldbin).and_then(|_| read(&pid)))?;
+    let new = Child(Pid::from_raw(new).context("a pid")?);
+    old.signal(Signal::QUIT)?;
+    wait::until("the end of the old nginx", || (!oldbin.exists()).then_some(()))?;
+    stage.daemon.wait_for("the daemon to follow", |status| {
+        let followed = stage.daemon.log().contains("held by another process, which is followed");
+        (followed && backend(status, "nginx")?.state == "ready").then_some(())
+    })?;
+    let before = load.answered();
+    wait::until("more clients", || (load.answered() > before + 50).then_some(()))?;
+    let tally = load.stop()?;
+    assert!(tally.losses.is_empty(), "{tally}\n{}", stage.daemon.log_tail());
+    new.signal(Signal::QUIT)?;
+    until_gone(&stage, "web")
+}
+
+#[test]
 fn a_process_that_leaves_its_cgroup_is_followed() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;

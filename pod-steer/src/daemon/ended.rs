@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::{Input, control::Control};
+use super::{Input, control::Control, holders::Refused};
 use crate::{
     cgroups,
     holders::Stranger,
@@ -42,7 +42,9 @@ impl Control {
             }
         }
         let left = self.world.sockets.values().any(|socket| socket.backend == index);
-        let Some(netns) = netns.filter(|_| left) else { return self.conclude(id, how) };
+        // A process that was not started by us may have been replaced by one that has a listener of its own.
+        let replaced = matches!(backend_kind(self.world.backends.get(id)), Some(Kind::Registered { .. }));
+        let Some(netns) = netns.filter(|_| left || replaced) else { return self.conclude(id, how) };
         self.holders.ending.insert(id.to_owned(), how);
         self.holders.watching = true;
         self.holders.look_at(netns.cookie);
@@ -86,7 +88,7 @@ impl Control {
     /// Concludes what has ended and has no listener left.
     pub(super) fn conclude_ended(&mut self) {
         let has_listener = |backend: &Backend| {
-            let refused = self.holders.refused.values().any(|(_, index)| *index == backend.index);
+            let refused = self.holders.refused.values().any(|refused| refused.index == backend.index);
             refused || self.world.sockets.values().any(|socket| socket.backend == backend.index)
         };
         let over = |id: &&String| !self.world.backends.get(*id).is_some_and(has_listener);
@@ -113,7 +115,7 @@ impl Control {
     /// queue of a unix socket: it is given clients as before, and looked for again.
     pub(super) fn held_by_strangers(&mut self, cookie: u64, port: u16, index: u32, mut strangers: Vec<Stranger>) {
         let Some(backend) = self.world.by_index(index) else { return };
-        let uid = backend.process.and_then(|process| process.uid);
+        let uid = backend.process.map(|process| process.uid);
         // Of several the one that runs as the same user, and the oldest: of a server with workers, the master.
         strangers.sort_by_key(|stranger| (uid.is_some_and(|uid| uid != stranger.uid), stranger.process.start));
         let may = strangers.iter().position(|stranger| self.may_follow(backend, cookie, stranger));
@@ -130,10 +132,36 @@ impl Control {
         self.refuse(cookie, index, text);
     }
 
+    /// A listener that was never registered is on a port of registered processes that have ended, and no backend holds it. If a
+    /// process of the same user does, that has replaced them.
+    pub(super) fn replaced_by(&mut self, cookie: u64, netns_cookie: u64, port: u16, strangers: &[Stranger]) {
+        let ended = self.holders.ending.keys().filter_map(|id| self.world.backends.get(id));
+        let replaced = |backend: &&Backend| {
+            let here = backend.netns.is_some_and(|netns| netns.cookie == netns_cookie);
+            here && matches!(backend.kind, Kind::Registered { .. })
+                && self.world.configured.listening_ports(&backend.spec).contains(&port)
+        };
+        let of_same_user = |backend: &Backend| {
+            let uid = backend.process.map(|process| process.uid);
+            let stranger = strangers.iter().find(|stranger| uid == Some(stranger.uid))?;
+            let pid = stranger.process.pid;
+            let text = format!(
+                "the process that was registered has ended, and process {pid} ({}) listens on port {port} by a listener of its \
+                 own, which is not registered: clients are not given to it; register it (pod-steer register --pid {pid} ...)",
+                stranger.name
+            );
+            Some((backend.index, text))
+        };
+        let said: Vec<(u32, String)> = ended.filter(replaced).filter_map(of_same_user).collect();
+        for (index, text) in said {
+            self.refuse(cookie, index, text);
+        }
+    }
+
     /// Whether what a backend was goes on in this process, which holds the very socket that was registered.
     fn may_follow(&self, backend: &Backend, cookie: u64, stranger: &Stranger) -> bool {
         match (&backend.kind, backend.process) {
-            (Kind::Registered { .. }, Some(process)) => process.uid.is_none_or(|uid| uid == stranger.uid),
+            (Kind::Registered { .. }, Some(process)) => !process.only_uid || process.uid == stranger.uid,
             // One that ran in its cgroup has left it; any other was passed the socket.
             (Kind::Exec, process) => {
                 process.is_some_and(|process| process.id == stranger.process)
@@ -144,11 +172,12 @@ impl Control {
     }
 
     fn follow(&mut self, id: &str, cookie: u64, stranger: Stranger) {
-        let Stranger { process, name, socket, .. } = stranger;
+        let Stranger { process, uid, name, socket } = stranger;
         let ended = self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let before = backend.process;
-        backend.process = Some(Followed { id: process, uid: before.and_then(|before| before.uid) });
+        let (uid, only_uid) = before.map_or((uid, true), |before| (before.uid, before.only_uid));
+        backend.process = Some(Followed { id: process, uid, only_uid });
         let (service, backend_name, index) = (backend.spec.service.clone(), backend.name.clone(), backend.index);
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will not know which process holds the listeners of this backend");
@@ -168,13 +197,16 @@ impl Control {
 
     /// Takes a listener that only a process of no backend holds out of the socket map.
     fn refuse(&mut self, cookie: u64, index: u32, text: String) {
+        let was_registered = self.world.sockets.contains_key(&cookie)
+            || self.holders.refused.get(&cookie).is_some_and(|refused| refused.was_registered);
         self.forget_socket(cookie);
         self.touch();
         let Some(backend) = self.world.by_index_mut(index) else { return };
         let (service, name, netns) = (backend.spec.service.clone(), backend.name.clone(), backend.netns);
         // A container is what its engine says: it does not live on as a process outside.
         if !matches!(backend.kind, Kind::Container { .. }) || !self.holders.ending.contains_key(&backend.id) {
-            self.holders.refused.insert(cookie, (netns.map_or(0, |netns| netns.cookie), index));
+            let netns_cookie = netns.map_or(0, |netns| netns.cookie);
+            self.holders.refused.insert(cookie, Refused { netns_cookie, index, was_registered });
         }
         if backend.troubles.insert(HOLDER, text.clone()).as_ref() != Some(&text) {
             warn!(%service, backend = %name, "{text}");
@@ -190,7 +222,7 @@ impl Control {
     }
 
     fn clear_refusal(&mut self, index: u32) {
-        if !self.holders.refused.values().any(|(_, of)| *of == index)
+        if !self.holders.refused.values().any(|refused| refused.index == index)
             && let Some(backend) = self.world.by_index_mut(index)
             && backend.troubles.remove(HOLDER).is_some()
         {
@@ -235,6 +267,10 @@ impl Control {
             let _ = inputs.send(Input::Ended { id, process }).await;
         });
     }
+}
+
+fn backend_kind(backend: Option<&Backend>) -> Option<&Kind> {
+    Some(&backend?.kind)
 }
 
 fn backend_netns(backend: Option<&Backend>) -> Option<u64> {

@@ -17,7 +17,7 @@ use crate::{
     holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
     netns::Netns,
     procs::{FoundSocket, Seat},
-    world::{Backend, BackendId, Phase, Sockets},
+    world::{Backend, BackendId, Kind, Phase, Sockets},
 };
 
 /// Namespaces that one look is about, unless something has happened in more.
@@ -48,8 +48,19 @@ pub(super) struct Holders {
     pub(super) silent: BTreeSet<u64>,
     /// Backends that have ended while a socket of theirs listens.
     pub(super) ending: BTreeMap<BackendId, Ending>,
-    /// Listeners of backends that nobody but a process of no backend holds: by cookie, the namespace and the index.
-    pub(super) refused: BTreeMap<u64, (u64, u32)>,
+    /// Listeners that would be a backend's and that only a process of no backend holds, by cookie.
+    pub(super) refused: BTreeMap<u64, Refused>,
+}
+
+/// A listener that clients are not given to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused {
+    /// Cookie of its namespace.
+    pub netns_cookie: u64,
+    /// Index of the backend.
+    pub index: u32,
+    /// It was the backend's before.
+    pub was_registered: bool,
 }
 
 impl Holders {
@@ -82,7 +93,7 @@ impl Control {
             |backend: &&Backend| backend.phase == Phase::Running && !self.missing(backend, &sockets).is_empty();
         let missing = self.world.backends.values().filter(misses).filter_map(|backend| Some(backend.netns?.cookie));
         let silent = self.holders.silent.iter().filter_map(|cookie| Some(self.world.sockets.get(cookie)?.netns_cookie));
-        let refused = self.holders.refused.values().map(|(netns, _)| *netns);
+        let refused = self.holders.refused.values().map(|refused| refused.netns_cookie);
         let ending = self.holders.ending.keys().filter_map(|id| Some(self.world.backends.get(id)?.netns?.cookie));
         let all: BTreeSet<u64> = missing.chain(silent).chain(refused).chain(ending).collect();
         self.holders.watching = !all.is_empty();
@@ -102,6 +113,16 @@ impl Control {
             ports.remove(&socket.port);
         }
         ports
+    }
+
+    /// Ports of registered processes that have ended.
+    fn vacant_ports(&self, netns: Netns) -> BTreeSet<u16> {
+        let ending = self.holders.ending.keys().filter_map(|id| self.world.backends.get(id));
+        let here = ending.filter(|backend| backend.netns == Some(netns));
+        // Once it has been told who listens there, that is enough.
+        let is_told = |backend: &Backend| self.holders.refused.values().any(|refused| refused.index == backend.index);
+        let registered = here.filter(|backend| matches!(backend.kind, Kind::Registered { .. }) && !is_told(backend));
+        registered.flat_map(|backend| self.world.configured.listening_ports(&backend.spec)).collect()
     }
 
     fn netns_by_cookie(&self) -> BTreeMap<u64, Netns> {
@@ -138,7 +159,8 @@ impl Control {
                 (*cookie, Known { port: socket.port, seat, orphan: !owner.is_some_and(stays) })
             });
             let (netns, known) = (*by_cookie.get(cookie)?, known.collect());
-            Some(Question { netns, known, candidates: Arc::clone(&candidates), thorough })
+            let vacant = self.vacant_ports(netns);
+            Some(Question { netns, known, candidates: Arc::clone(&candidates), vacant, thorough })
         };
         let questions: Vec<Question> = due.iter().filter_map(question).collect();
         if questions.is_empty() {
@@ -181,10 +203,10 @@ impl Control {
                 self.touch();
             }
         }
-        self.holders.refused.retain(|cookie, (netns, _)| *netns != netns_cookie || listening.contains(cookie));
+        self.holders.refused.retain(|cookie, of| of.netns_cookie != netns_cookie || listening.contains(cookie));
         let mut shared: BTreeMap<u32, (u16, u32)> = BTreeMap::new();
         for (cookie, holding) in held {
-            self.held_by(cookie, holding, &mut shared);
+            self.held_by(cookie, netns_cookie, holding, &mut shared);
         }
         self.tell_what_is_not_steered(netns_cookie, &mptcp, &shared);
         self.clear_refusals();
@@ -192,7 +214,7 @@ impl Control {
     }
 
     /// Decides about one listener. `shared` collects backends that hold one of another backend, with its port and owner.
-    fn held_by(&mut self, cookie: u64, holding: Holding, shared: &mut BTreeMap<u32, (u16, u32)>) {
+    fn held_by(&mut self, cookie: u64, netns_cookie: u64, holding: Holding, shared: &mut BTreeMap<u32, (u16, u32)>) {
         let Holding { port, asked, mut backends, strangers } = holding;
         backends.retain(|(index, _)| {
             self.world.by_index(*index).is_some_and(|backend| !self.holders.ending.contains_key(&backend.id))
@@ -203,12 +225,14 @@ impl Control {
             shared.extend(others.map(|(index, _)| (*index, (port, owner))));
             return;
         }
-        let former = owner.or_else(|| self.holders.refused.get(&cookie).map(|(_, index)| *index));
+        let refused = self.holders.refused.get(&cookie).filter(|refused| refused.was_registered);
+        let former = owner.or(refused.map(|refused| refused.index));
         let service = former.and_then(|index| self.world.by_index(index)).map(|backend| backend.spec.service.clone());
         let indices: Vec<u32> = backends.iter().map(|(index, _)| *index).collect();
         let Some(holder) = self.world.holder(&indices, port, service.as_deref()).map(|backend| backend.index) else {
-            if let Some(former) = former {
-                self.held_by_strangers(cookie, port, former, strangers);
+            match former {
+                Some(former) => self.held_by_strangers(cookie, port, former, strangers),
+                None => self.replaced_by(cookie, netns_cookie, port, &strangers),
             }
             return;
         };

@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::Uid;
 use tracing::{debug, info, warn};
 
 use super::{Peer, control::Control, ended::Ending};
@@ -46,7 +45,8 @@ impl Control {
         fs::create_dir_all(&path).map_err(failed)?;
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
-        let followed = ProcessId::of(pid).map(|id| Followed { id, uid: not_root(peer.cred.uid) }).ok();
+        let (uid, only_uid) = (peer.cred.uid.as_raw(), !peer.cred.uid.is_root());
+        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, only_uid }).ok();
         let inherited = self.listeners_of(&process, &spec)?;
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
         backend.process = followed;
@@ -96,8 +96,8 @@ impl Control {
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        // Of its own user only, unless root asks: a listener that is passed on gives its clients to nobody else.
-        backend.process = Some(Followed { id: followed, uid: (!peer.cred.uid.is_root()).then_some(owner) });
+        // Unless root asks, a listener that is passed to another user's process takes no clients there.
+        backend.process = Some(Followed { id: followed, uid: owner, only_uid: !peer.cred.uid.is_root() });
         let count = held.sockets.len();
         self.add_process(backend, ns, held)?;
         self.watch_process(&id, followed);
@@ -309,11 +309,6 @@ struct HeldListeners {
     sockets: Vec<FoundSocket>,
     /// Ports on which it listens by MPTCP.
     mptcp: BTreeSet<u16>,
-}
-
-/// The user who asks, if it is not root.
-fn not_root(uid: Uid) -> Option<u32> {
-    (!uid.is_root()).then(|| uid.as_raw())
 }
 
 fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {

@@ -187,8 +187,10 @@ impl Timed for Backend {
 pub struct Followed {
     /// The process.
     pub id: ProcessId,
-    /// Only processes of this user may go on in its place, since no other user than root has asked for it.
-    pub uid: Option<u32>,
+    /// Its effective user when it became a backend.
+    pub uid: u32,
+    /// Only processes of that user may go on in its place: it was not root who made it a backend.
+    pub only_uid: bool,
 }
 
 impl Backend {
