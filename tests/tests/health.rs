@@ -1,8 +1,13 @@
 //! Health checks: each probe reaches exactly the backend that it is for, and what fails gets no connections.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
     check,
     container::{Container, Spec},
@@ -12,8 +17,11 @@ use pod_steer_tests::{
     journal::Journal,
     load::Load,
     process::output,
-    report, require, server, tools, wait,
+    report, require, server,
+    status::Status,
+    tools, wait,
 };
+use rustix::process::Signal;
 
 /// The address that IPv4 probes come from.
 const PROBE_SOURCE: &str = "127.83.84.1";
@@ -246,5 +254,31 @@ fn what_is_wrong_is_said() -> Result<()> {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     ensure!(ended.status.code() == Some(2) && said.trim_end().lines().count() == 1, "{}: {said}", ended.status);
     ensure!(said.contains("service.web.health.interval=\"0s\" is refused: it is too short"), "{said}");
+    Ok(())
+}
+
+/// A frozen server passes a check that only connects; its full accept queue is a condition as long as it is full.
+#[test]
+fn a_full_accept_queue_is_shown() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let server = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").server(&["--backlog", "1"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    server.process.signal(Signal::STOP)?;
+    let net = stage.host.net().try_clone()?;
+    let connect = move || {
+        net.enter()?;
+        // One more than the backlog is what the kernel takes.
+        (0..2).map(|_| Ok(TcpStream::connect(("127.0.0.1", 80))?)).collect::<Result<Vec<_>>>()
+    };
+    let clients = std::thread::spawn(connect).join().map_err(|_| anyhow!("the clients panicked"))??;
+    let full = "its accept queue on port 8080 is full (2 connections wait, its backlog is 1)";
+    let is_said = |status: &Status| status.said_about("web-1").iter().any(|said| said.contains(full));
+    stage.daemon.wait_for("the full queue", |status| is_said(status).then_some(()))?;
+    // It goes on to be what it was.
+    stage.daemon.wait_ready("web", 1)?;
+    server.process.signal(Signal::CONT)?;
+    stage.daemon.wait_for("the queue to be emptied", |status| (!is_said(status)).then_some(()))?;
+    drop(clients);
     Ok(())
 }

@@ -9,8 +9,9 @@ use pod_steer_tests::{
     report, require, tools, wait,
 };
 
-/// Transfers of one run.
+/// Transfers of one run, and of one that is a variant of it.
 const TRANSFERS: usize = 200;
+const FEW: usize = 30;
 
 /// A small FTP server: `NAME CONTROL-PORT FIRST-PORT FIRST-TARGET COUNT ADDRESS`. Each transfer gets a fresh listener on the
 /// next target port, and the client is told the port that leads there. The file has the server's name.
@@ -101,16 +102,16 @@ impl Ftp<'_> {
 }
 
 /// Fetches a file again and again over one control connection; all must have the server's name in them.
-fn ensure_served(stage: &Stage, url: &str, options: &[&str], name: &str) -> Result<()> {
+fn ensure_served(stage: &Stage, url: &str, transfers: usize, options: &[&str], name: &str) -> Result<()> {
     let mut curl = stage.host.command("curl")?;
     curl.args(["--silent", "--show-error", "--globoff", "--max-time", "120"]).args(options);
-    curl.args((0..TRANSFERS).map(|_| url));
+    curl.args((0..transfers).map(|_| url));
     let answer = output(&mut curl)?;
     let said = String::from_utf8_lossy(&answer.stdout).into_owned();
     let good = said.matches(name).count();
-    report::figure(&format!("transfers from {url} {options:?}"), format!("{good} of {TRANSFERS}"));
+    report::figure(&format!("transfers from {url} {options:?}"), format!("{good} of {transfers}"));
     let errors = String::from_utf8_lossy(&answer.stderr).into_owned();
-    ensure!(said == name.repeat(TRANSFERS), "{good} of {TRANSFERS} by {name}, {}: {errors}", answer.status);
+    ensure!(said == name.repeat(transfers), "{good} of {transfers} by {name}, {}: {errors}", answer.status);
     Ok(())
 }
 
@@ -132,9 +133,10 @@ fn listeners_opened_on_demand_are_found() -> Result<()> {
         let ftp = Ftp { name: "one", ports, numbers: [2121, first, target, 10], address };
         let _server = ftp.start(&stage)?;
         stage.daemon.wait_ready("ftp", 1)?;
-        let passive = if url.contains("[::1]") { &[][..] } else { &["--disable-epsv"] };
-        for options in [&[][..], passive] {
-            ensure_served(&stage, url, options, "one").with_context(|| ports.to_owned())?;
+        let transfers = if url == FTP_21 && address == "0.0.0.0" { TRANSFERS } else { FEW };
+        ensure_served(&stage, url, transfers, &[], "one").with_context(|| ports.to_owned())?;
+        if !url.contains("[::1]") {
+            ensure_served(&stage, url, FEW, &["--disable-epsv"], "one").with_context(|| ports.to_owned())?;
         }
         let refused = stage.daemon.wait_ready("ftp", 1)?.counters["refused_no_backend"];
         ensure!(refused == 0, "{refused} refused");
@@ -151,10 +153,10 @@ fn listeners_opened_on_demand_need_no_daemon() -> Result<()> {
     let _server = Ftp { name: "one", ports, numbers: [2121, 30_000, 31_000, 10], address: "0.0.0.0" }.start(&stage)?;
     stage.daemon.wait_ready("ftp", 1)?;
     stage.daemon.kill()?;
-    ensure_served(&stage, FTP_21, &[], "one")?;
+    ensure_served(&stage, FTP_21, FEW, &[], "one")?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("ftp", 1)?;
-    ensure_served(&stage, FTP_21, &[], "one")
+    ensure_served(&stage, FTP_21, FEW, &[], "one")
 }
 
 #[test]
@@ -164,7 +166,7 @@ fn a_second_server_with_the_same_ports_on_demand_is_refused() -> Result<()> {
     let ports = "21:2121,30000-30009";
     let _one = Ftp { name: "one", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.start(&stage)?;
     stage.daemon.wait_ready("ftp", 1)?;
-    ensure_served(&stage, FTP_21, &[], "one")?;
+    ensure_served(&stage, FTP_21, FEW, &[], "one")?;
     let mut two = Ftp { name: "two", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.launch(&stage)?;
     let status = two.wait(wait::STUCK)?;
     let said = two.stderr();

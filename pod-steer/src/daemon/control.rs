@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use super::{
     Input, RunError, Store,
+    accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
     empty::Vacancies,
@@ -76,6 +77,7 @@ pub(super) struct Control {
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
+    pub(super) accept_queues: AcceptQueues,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
@@ -151,6 +153,7 @@ impl Control {
             plan: Plan::default(),
             migration,
             inspections: Inspections::default(),
+            accept_queues: AcceptQueues::default(),
             own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
@@ -241,6 +244,7 @@ impl Control {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { index, found } => self.inspected(index, found),
             Input::Found { index, sockets } => self.found(index, sockets),
+            Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),

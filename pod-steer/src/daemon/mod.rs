@@ -1,6 +1,7 @@
 //! `pod-steer run`: puts the parts together and follows what happens. `control` is the one loop that owns the world and
 //! the kernel; everything else sends it messages.
 
+mod accept_queues;
 mod adopt;
 mod backends;
 mod conditions;

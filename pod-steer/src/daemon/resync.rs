@@ -61,6 +61,7 @@ impl Control {
         if self.check_events_lost() {
             self.read_sockets();
         }
+        self.look_at_accept_queues();
     }
 
     /// Asks where inotify cannot tell.

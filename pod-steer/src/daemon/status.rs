@@ -132,7 +132,8 @@ impl Control {
 
     pub(super) fn backend_problems(&self, backend: &Backend) -> Vec<String> {
         let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
-        planned.chain(backend.troubles.values()).chain(self.checks.failure(&backend.id)).cloned().collect()
+        let planned = planned.chain(backend.troubles.values()).chain(self.checks.failure(&backend.id)).cloned();
+        planned.chain(self.full_queues(backend)).collect()
     }
 
     fn problems(&self) -> Vec<Problem> {

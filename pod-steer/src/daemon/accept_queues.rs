@@ -1,0 +1,145 @@
+//! Looks at the accept queues of the backends: a server that does not accept, since it is frozen say, passes a check that
+//! only connects, as the kernel completes the handshake. When its queue is full, the status says so.
+
+use std::collections::BTreeMap;
+
+use tokio::task::spawn_blocking;
+use tracing::{debug, warn};
+
+use super::{Input, control::Control, survey};
+use crate::{
+    listening::{self, Listener},
+    world::Backend,
+};
+
+/// Namespaces that are looked at in one second: each is a dump of its listeners.
+const NAMESPACES_AT_ONCE: usize = 8;
+/// Looks in a row that find a queue full before it is a condition: a burst fills one for a moment.
+const LOOKS: u32 = 2;
+
+/// The accept queues that are full.
+#[derive(Default)]
+pub(super) struct AcceptQueues {
+    /// By the cookie of the listener.
+    full: BTreeMap<u64, Full>,
+    /// The cookie of the namespace that is looked at next, or the first behind it.
+    next: u64,
+    /// A look has not ended.
+    under_way: bool,
+}
+
+/// An accept queue that is full.
+struct Full {
+    netns_cookie: u64,
+    waiting: u32,
+    backlog: u32,
+    looks: u32,
+}
+
+impl AcceptQueues {
+    /// Takes what a look found in a namespace; returns the listeners whose queue is a condition from now on.
+    fn note(&mut self, netns_cookie: u64, found: &[(u64, u32, u32)]) -> Vec<u64> {
+        let mut before = std::mem::take(&mut self.full);
+        self.full = before.extract_if(.., |_, full| full.netns_cookie != netns_cookie).collect();
+        let mut new = Vec::new();
+        for (cookie, waiting, backlog) in found.iter().copied() {
+            let looks = before.get(&cookie).map_or(0, |full| full.looks).saturating_add(1);
+            self.full.insert(cookie, Full { netns_cookie, waiting, backlog, looks });
+            if looks == LOOKS {
+                new.push(cookie);
+            }
+        }
+        new
+    }
+}
+
+/// As the kernel asks (`sk_acceptq_is_full` in `include/net/sock.h`): one more than the backlog may wait. The listener of
+/// `/proc/net` has no backlog to compare with.
+fn is_full(listener: &Listener) -> bool {
+    listener.backlog > 0 && listener.waiting > listener.backlog
+}
+
+impl Control {
+    /// Looks at the queues in some of the namespaces in which something is steered, beside the loop.
+    pub(super) fn look_at_accept_queues(&mut self) {
+        if self.accept_queues.under_way {
+            return;
+        }
+        let (steered, next) = (&self.plan.namespaces, self.accept_queues.next);
+        let chosen = steered.range(next..).chain(steered.range(..next)).copied();
+        let chosen: Vec<u64> = chosen.take(NAMESPACES_AT_ONCE).collect();
+        let Some(last) = chosen.last() else { return };
+        (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), true);
+        let mut ways = self.ways();
+        ways.retain(|netns_cookie, _| chosen.contains(netns_cookie));
+        let inputs = self.inputs.clone();
+        spawn_blocking(move || {
+            let mut found = Vec::new();
+            for (netns_cookie, (netns, ways)) in ways {
+                let Some(file) = survey::open(netns, &ways) else { continue };
+                match listening::listeners(&file, netns_cookie) {
+                    Ok(listeners) => found.push((netns_cookie, full(&listeners))),
+                    Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
+                }
+            }
+            let _ = inputs.blocking_send(Input::AcceptQueues(found));
+        });
+    }
+
+    /// Takes what the look found: by namespace, the listeners whose queue is full.
+    pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<(u64, u32, u32)>)>) {
+        self.accept_queues.under_way = false;
+        for (netns_cookie, full) in found {
+            for cookie in self.accept_queues.note(netns_cookie, &full) {
+                let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) else { continue };
+                let Some(backend) = self.world.by_index(index) else { continue };
+                let Some(text) = self.full_queue(cookie) else { continue };
+                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
+                self.tell(&backend.spec.service, &backend.name, "problem", &text);
+            }
+        }
+    }
+
+    /// The conditions of a backend.
+    pub(super) fn full_queues(&self, backend: &Backend) -> Vec<String> {
+        let own = |cookie: &&u64| self.world.sockets.get(cookie).is_some_and(|socket| socket.backend == backend.index);
+        self.accept_queues.full.keys().filter(own).filter_map(|cookie| self.full_queue(*cookie)).collect()
+    }
+
+    fn full_queue(&self, cookie: u64) -> Option<String> {
+        let full = self.accept_queues.full.get(&cookie).filter(|full| full.looks >= LOOKS)?;
+        let Full { waiting, backlog, .. } = full;
+        let port = self.world.sockets.get(&cookie)?.port;
+        Some(format!(
+            "its accept queue on port {port} is full ({waiting} connections wait, its backlog is {backlog}): the server accepts \
+             too slowly or not at all, and further clients wait; look at the server, or raise its backlog and \
+             net.core.somaxconn"
+        ))
+    }
+}
+
+/// The full ones: cookie, how many wait, and the backlog.
+fn full(listeners: &[Listener]) -> Vec<(u64, u32, u32)> {
+    let full = listeners.iter().filter(|listener| is_full(listener));
+    full.filter_map(|listener| Some((listener.cookie?, listener.waiting, listener.backlog))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_a_condition_at_the_second_look_and_until_it_is_not_full() {
+        let mut queues = AcceptQueues::default();
+        let shown = |queues: &AcceptQueues| {
+            queues.full.iter().filter(|(_, full)| full.looks >= LOOKS).map(|(cookie, _)| *cookie).collect::<Vec<_>>()
+        };
+        assert!(queues.note(1, &[(7, 3, 2)]).is_empty() && shown(&queues).is_empty());
+        assert!(queues.note(2, &[(9, 3, 2)]).is_empty(), "another namespace");
+        assert_eq!((queues.note(1, &[(7, 3, 2)]), shown(&queues)), (vec![7], vec![7]));
+        assert_eq!((queues.note(1, &[(7, 3, 2), (8, 5, 4)]), shown(&queues)), (vec![], vec![7]));
+        assert_eq!((queues.note(1, &[(8, 5, 4)]), shown(&queues)), (vec![8], vec![8]));
+        assert_eq!((queues.note(1, &[]), shown(&queues)), (vec![], vec![]));
+        assert_eq!(queues.note(2, &[(9, 3, 2)]), [9]);
+    }
+}
