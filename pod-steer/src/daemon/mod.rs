@@ -5,6 +5,7 @@ mod adopt;
 mod backends;
 mod conditions;
 mod control;
+mod descriptions;
 mod empty;
 mod ended;
 mod health;
