@@ -62,6 +62,11 @@ impl Conditions {
         }
     }
 
+    /// Whether a condition of this topic holds.
+    pub fn holds(&self, topic: &'static str) -> bool {
+        self.of(topic).next().is_some()
+    }
+
     /// Something was found wrong and was repaired at once, so no condition holds.
     pub fn repaired(&self, subject: &str, message: &str) {
         warn!(%subject, "repaired: {message}");

@@ -39,7 +39,7 @@ use crate::{
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
     config::RunConfig,
-    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
+    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, limits, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
 };
@@ -316,10 +316,11 @@ impl Control {
         self.renew_own_listeners();
         self.follow_checks();
         self.dirty = false;
-        let plan = self.world.plan();
+        let mut plan = self.world.plan();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
-        let Applied { settled, error } = self.kernel.apply(&plan, &self.services);
+        let Applied { settled, error, refused } = self.kernel.apply(&plan, &self.services);
+        self.world.refuse(&mut plan, &refused);
         // The tables are in effect already; only operations wait for the grace periods.
         self.orders.settled = settled;
         match error {
@@ -348,7 +349,7 @@ impl Control {
             return;
         }
         let used: BTreeSet<u32> = self.services.values().copied().collect();
-        let free = (0..pod_steer_ebpf::SERVICES_MAX).filter(|index| !used.contains(index));
+        let free = (0..limits::limit("SERVICES", pod_steer_ebpf::SERVICES_MAX)).filter(|index| !used.contains(index));
         for (name, index) in named.into_iter().zip(free) {
             if let Err(error) = self.kernel.reset_service(index) {
                 warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");

@@ -7,6 +7,7 @@ mod backends;
 mod conditions;
 mod control;
 mod counted;
+mod descriptions;
 mod empty;
 mod ended;
 mod health;

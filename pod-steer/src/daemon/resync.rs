@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::MetadataExt as _};
 
 use tracing::warn;
 
-use super::control::Control;
+use super::{control::Control, descriptions::DESCRIPTIONS};
 use crate::{
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
@@ -60,6 +60,8 @@ impl Control {
         }
         if self.check_events_lost() {
             self.read_sockets();
+        } else if self.conditions.holds(DESCRIPTIONS) {
+            self.describe_sockets();
         }
         self.look_at_accept_queues();
     }

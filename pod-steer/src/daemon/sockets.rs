@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::{Input, control::Control};
 use crate::{
-    kernel::v6only,
+    kernel::{KernelError, v6only},
     procs::{FoundSocket, Seat, address_bytes, address_from_bytes, listeners_in_cgroup},
     world::{Network, Phase, Socket},
 };
@@ -72,7 +72,11 @@ impl Control {
                     self.drop_socket(event.cookie);
                     return self.holders.look_at(info.netns_cookie);
                 }
+                self.clear_no_place(info.backend);
                 self.add_socket(event.cookie, info);
+                if event.errno != 0 {
+                    self.describe_sockets();
+                }
                 self.inspections.add(event.cookie, info.backend);
             }
             EVENT_CLOSED => {
@@ -83,13 +87,7 @@ impl Control {
             }
             EVENT_NOT_REGISTERED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
-                warn!(%service, backend = %name, port = info.port, %error, "a listening socket cannot be steered to");
-                let text = format!("its socket on port {} cannot enter the socket map: {error}", info.port);
-                self.tell(&service, &name, "problem", &text);
-                if let Some(backend) = self.world.by_index_mut(info.backend) {
-                    backend.troubles.insert("register", text);
-                }
-                self.touch();
+                self.note_no_place(info.backend, info.port, &error);
             }
             EVENT_NOT_SHARED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
@@ -238,10 +236,17 @@ impl Control {
             users: hidden.users,
             ifindex: socket.ifindex,
         };
-        if let Err(error) = self.kernel.register_socket(socket.cookie, &socket.fd, info) {
-            warn!(error = %crate::chain(&error), port = info.port, "a socket that listens cannot be steered to");
-            return;
-        }
+        let described = match self.kernel.register_socket(socket.cookie, &socket.fd, info) {
+            Ok(described) => described,
+            Err(error) => {
+                let error = match error {
+                    KernelError::Full { .. } => std::io::Error::from_raw_os_error(libc::E2BIG),
+                    error => std::io::Error::other(crate::chain(&error)),
+                };
+                return self.note_no_place(index, info.port, &error);
+            }
+        };
+        self.clear_no_place(index);
         if socket.reuseport {
             let _ = self.migration.attach(socket.fd.as_fd());
         } else if let Err(error) = set_socket_reuseport(&socket.fd, true) {
@@ -255,13 +260,17 @@ impl Control {
         self.holders.refused.remove(&socket.cookie);
         self.holders.watching = true;
         self.add_socket(socket.cookie, &info);
+        if !described {
+            self.describe_sockets();
+        }
     }
 
     /// Takes the kernel's word for which sockets listen.
     pub(super) fn read_sockets(&mut self) {
+        let left = self.describe_sockets();
         let live = self.kernel.live_sockets();
         let before = self.world.sockets.len();
-        let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
+        let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).chain(left).collect();
         let gone: Vec<u64> = self.world.sockets.keys().filter(|cookie| !alive.contains(cookie)).copied().collect();
         gone.into_iter().for_each(|cookie| self.drop_socket(cookie));
         let mut changed = self.world.sockets.len() != before;

@@ -6,12 +6,14 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{ManagedPort, NONE, OwnPort, OwnTarget, Rule, RuleKey, SWITCH_SIDE, table_index};
+use pod_steer_ebpf::{
+    MANAGED_PORTS_MAX, ManagedPort, NONE, OwnPort, OwnTarget, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index,
+};
 
-use super::{Kernel, KernelError, Result, Settled};
+use super::{Kernel, KernelError, Result, Settled, limits::limit};
 use crate::{
     slots::slot_count,
-    world::{Plan, PlannedNetworks, PlannedRule, PlannedTable},
+    world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule},
 };
 
 /// A rule as it stands in the map, and what the tables that it leads to were built from.
@@ -22,6 +24,8 @@ pub(super) struct Published {
     pub ours: bool,
     /// Not known of a rule that an earlier daemon wrote.
     pub table: Option<PlannedTable>,
+    /// Cookies of the members and the reserve of the table in use; not known of a rule that an earlier daemon wrote.
+    pub serving: Option<BTreeSet<u64>>,
     /// By version: the table's index, and what it was built from.
     pub networks: BTreeMap<String, (u32, PlannedNetworks)>,
 }
@@ -52,8 +56,10 @@ pub(super) struct Heirs {
 pub struct Applied {
     /// What tells when nobody uses the former tables any more.
     pub settled: Vec<Settled>,
-    /// What the kernel did not take; everything else is in effect.
+    /// The first error; everything else is in effect.
     pub error: Option<KernelError>,
+    /// What the kernel did not take.
+    pub refused: Refused,
 }
 
 /// Tables of one rule that are made.
@@ -83,10 +89,12 @@ impl Kernel {
     pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Applied {
         // What the kernel does not take of one service keeps it from nothing of another.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
-        if let Err(error) = self.apply_managed_ports(&plan.managed_ports) {
-            return Applied { settled: Vec::new(), error: Some(error) };
-        }
+        let mut refused = Refused::default();
         let mut gone_wrong = self.apply_own_ports(plan, services).err();
+        for (backend, error) in self.apply_managed_ports(&plan.managed_ports) {
+            refused.ports.insert(backend, crate::chain(&error));
+            gone_wrong = gone_wrong.or(Some(error));
+        }
         gone_wrong = self.drop_rules(plan).or(gone_wrong);
         let mut settled = Vec::new();
         for (service, decision) in &plan.decisions {
@@ -105,7 +113,16 @@ impl Kernel {
             if failed.contains_key(name) {
                 continue;
             }
-            let service = services.get(name).copied().unwrap_or(NONE);
+            let service = match services.get(name) {
+                Some(service) => *service,
+                // It would have no counters, and no decision could be put in force.
+                None if planned.service.is_some() => {
+                    let limit = limit("SERVICES", SERVICES_MAX);
+                    failed.insert(name, KernelError::Full { what: "the list of services", limit });
+                    continue;
+                }
+                None => NONE,
+            };
             if self.published.get(key).is_some_and(|published| published.is(planned, service)) {
                 continue;
             }
@@ -124,13 +141,30 @@ impl Kernel {
             let key = rule.key;
             if not.as_ref().is_some_and(|not| !not.indices.is_disjoint(&changes.indices)) {
                 self.give_up(&key, changes);
+                let reason = not.as_ref().map(|not| crate::chain(&not.error)).unwrap_or_default();
+                refused.rules.insert(key, self.refused(&key, reason));
             } else if let Err(error) = self.finish_rule(planned, rule, changes) {
                 failed.insert(name, error);
             }
         }
         self.forgotten.clear();
+        for (key, planned) in &plan.rules {
+            let name = planned.service.as_deref().unwrap_or_default();
+            let (Some(error), service) = (failed.get(name), services.get(name).copied().unwrap_or(NONE)) else {
+                continue;
+            };
+            if !self.published.get(key).is_some_and(|published| published.is(planned, service)) {
+                refused.rules.insert(*key, self.refused(key, crate::chain(error)));
+            }
+        }
         gone_wrong = gone_wrong.or(not.map(|not| not.error)).or(failed.into_values().next());
-        Applied { settled, error: gone_wrong }
+        Applied { settled, error: gone_wrong, refused }
+    }
+
+    /// A rule that is not in effect as planned; what was there before is.
+    fn refused(&self, key: &RuleKey, reason: String) -> RefusedRule {
+        let before = self.published.get(key);
+        RefusedRule { reason, serving: before.map_or_else(|| Some(BTreeSet::new()), |before| before.serving.clone()) }
     }
 
     /// A rule's new tables are not used: they are given back, and what is published is looked at anew next time.
@@ -232,11 +266,14 @@ impl Kernel {
             }
         }
         // Known before it is written: where that fails, it may lead to its table already, or still to the former one.
-        self.published.insert(key, Published { rule, ours: !changed, table: planned.table.clone(), networks });
+        let before = self.published.get(&key).map_or_else(|| Some(BTreeSet::new()), |before| before.serving.clone());
+        let published = Published { rule, ours: !changed, table: planned.table.clone(), serving: before, networks };
+        self.published.insert(key, published);
         if changed {
             self.rules.write(key, rule)?;
-            self.published.entry(key).and_modify(|published| published.ours = true);
         }
+        let serving = planned.table.as_ref().map(PlannedTable::cookies);
+        self.published.entry(key).and_modify(|published| (published.ours, published.serving) = (true, serving));
         freed.into_iter().for_each(|table| self.publisher.clear(table));
         Ok(())
     }
@@ -298,19 +335,29 @@ impl Kernel {
         self.own.apply_ports(&plan.own_ports.iter().filter_map(indexed).collect())
     }
 
-    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> Result<()> {
+    /// Returns the backends of which a port could not be written, and why.
+    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> BTreeMap<u32, KernelError> {
+        let mut failed = BTreeMap::new();
         if self.ports_written == *wanted {
-            return Ok(());
+            return failed;
         }
         for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
             let _ = self.managed_ports.remove(port);
         }
-        for (port, purpose) in wanted.iter().filter(|(port, purpose)| self.ports_written.get(port) != Some(purpose)) {
-            let written = self.managed_ports.insert(port, purpose, 0);
-            written.map_err(KernelError::map("write a port to", "MANAGED_PORTS"))?;
+        self.ports_written.retain(|port, _| wanted.contains_key(port));
+        for (port, purpose) in wanted {
+            if self.ports_written.get(port) == Some(purpose) {
+                continue;
+            }
+            match self.managed_ports.insert(port, purpose, 0) {
+                Ok(()) => drop(self.ports_written.insert(*port, *purpose)),
+                Err(source) => {
+                    let error = KernelError::add("write a port to", "MANAGED_PORTS", MANAGED_PORTS_MAX)(source);
+                    failed.entry(port.backend).or_insert(error);
+                }
+            }
         }
-        self.ports_written.clone_from(wanted);
-        Ok(())
+        failed
     }
 }
 

@@ -10,6 +10,8 @@ use aya::{
 };
 use pod_steer_ebpf::ABI_VERSION;
 
+use super::limits::limit;
+
 /// An error of the steering state.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -89,7 +91,7 @@ pub enum KernelError {
         found: u32,
     },
     /// No index is free.
-    #[error("no {what} is free: all {limit} are in use")]
+    #[error("no place in {what} is free: all {limit} are in use; end services or backends that are not needed")]
     Full {
         /// Of what.
         what: &'static str,
@@ -102,6 +104,18 @@ impl KernelError {
     /// For `map_err` on an operation on a map.
     pub(super) fn map(what: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Map { what, map, source: Box::new(source) }
+    }
+
+    /// For `map_err` on adding to a map that has room for so many: a full one is named with its limit.
+    pub(super) fn add(what: &'static str, map: &'static str, usual: u32) -> impl FnOnce(MapError) -> Self {
+        move |source| match &source {
+            MapError::SyscallError(error)
+                if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>
+            {
+                Self::Full { what: map, limit: limit(map, usual) }
+            }
+            _ => Self::Map { what, map, source: Box::new(source) },
+        }
     }
 
     /// For `map_err` on an operation on a file.

@@ -20,6 +20,7 @@ mod attach;
 mod bpf;
 mod counters;
 mod error;
+pub mod limits;
 mod lock;
 mod migrate;
 mod notes;
@@ -47,8 +48,8 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedPort, Move, NONE, OwnListener, PortKey, RuleKey, ServiceCounters, SocketInfo,
-    V6_BOTH, V6_ONLY,
+    BackendCounters, DAEMON_COOKIE, Hidden, ManagedPort, Move, NONE, OwnListener, PortKey, RuleKey, SOCKETS_MAX,
+    ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -144,16 +145,46 @@ impl Kernel {
         kept
     }
 
-    /// Registers a socket that listened before its backend was managed.
-    pub fn register_socket(&mut self, cookie: u64, socket: &impl std::os::fd::AsRawFd, info: SocketInfo) -> Result<()> {
-        self.listeners
-            .insert(cookie, socket.as_raw_fd(), 0)
-            .map_err(KernelError::map("put a socket into", "LISTENERS"))?;
+    /// Registers a socket that listened before its backend was managed. False if there is no room for what is known of it: clients
+    /// come to it all the same.
+    pub fn register_socket(
+        &mut self,
+        cookie: u64,
+        socket: &impl std::os::fd::AsRawFd,
+        info: SocketInfo,
+    ) -> Result<bool> {
+        self.listeners.insert(cookie, socket.as_raw_fd(), 0).map_err(KernelError::add(
+            "put a socket into",
+            "LISTENERS",
+            SOCKETS_MAX,
+        ))?;
         self.heirs.remove(&cookie);
         if let Some(key) = info.own_listener() {
             self.own.listens(key, cookie)?;
         }
-        self.sockets.insert(cookie, info, 0).map_err(KernelError::map("describe a socket in", "SOCKETS"))
+        Ok(self.describe(cookie, info).is_ok())
+    }
+
+    /// Writes what is known of a socket in the socket map. What is known of closed ones makes room if there is none.
+    pub fn describe(&mut self, cookie: u64, info: SocketInfo) -> Result<()> {
+        if self.sockets.insert(cookie, info, 0).is_ok() {
+            return Ok(());
+        }
+        let live = self.listening_cookies();
+        let closed: Vec<u64> = self.sockets.keys().flatten().filter(|cookie| !live.contains(cookie)).collect();
+        for cookie in closed {
+            let _ = self.sockets.remove(&cookie);
+        }
+        self.sockets.insert(cookie, info, 0).map_err(KernelError::add("describe a socket in", "SOCKETS", SOCKETS_MAX))
+    }
+
+    /// Cookies of sockets in the socket map of which nothing is known: the map of descriptions was full, or lost its entry.
+    pub fn undescribed(&self) -> BTreeSet<u64> {
+        let described: BTreeSet<u64> = self.sockets.keys().flatten().collect();
+        self.listening_cookies()
+            .into_iter()
+            .filter(|cookie| *cookie != DAEMON_COOKIE && !described.contains(cookie))
+            .collect()
     }
 
     /// A listener of a backend has closed; `other` is one of the same backend that still listens for this address and port.

@@ -18,6 +18,7 @@ use super::{
     Kernel, KernelError, Opened, Result,
     alive::Alive,
     apply::Published,
+    limits,
     own::Own,
     pins::{self, Pins},
     ports::Rules,
@@ -85,6 +86,9 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
         .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max);
+    for (map, entries) in limits::chosen().iter().filter(|(map, _)| MAPS.contains(&map.as_str())) {
+        loader.map_max_entries(map, *entries);
+    }
     if let Some(pins) = pins {
         for map in MAPS {
             loader.map_pin_path(map, pins.join(map));

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use pod_steer_ebpf::{
     ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, Rule, RuleKey,
-    port_place,
+    TABLES_MAX, port_place,
 };
 
 use super::{KernelError, Result, pins};
@@ -49,7 +49,7 @@ impl Rules {
             // No word may lead to a table that the rules do not name: a daemon after us would give it to others.
             self.lead(&key, leads_to)?;
         }
-        self.rules.insert(key, rule, 0).map_err(KernelError::map("write a rule to", "RULES"))?;
+        self.rules.insert(key, rule, 0).map_err(KernelError::add("write a rule to", "RULES", TABLES_MAX))?;
         if by_table {
             // Not replaced as a whole, nor need it be: its table is always this one, and a slot proves the hint.
             let written = self.by_table.set(rule.table, rule, 0);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{HashMap, Map, MapData};
-use pod_steer_ebpf::ProbeKey;
+use pod_steer_ebpf::{PROBES_UNDER_WAY_MAX, ProbeKey};
 
 use super::{Kernel, KernelError, Result};
 
@@ -34,7 +34,11 @@ impl Probes {
     /// From now on, connections from `key` come to the socket with this cookie.
     pub fn begin(&self, key: ProbeKey, cookie: u64) -> Result<ProbeUnderWay> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.insert(key, cookie, 0).map_err(KernelError::map("name the socket of a probe in", "PROBES"))?;
+        map.insert(key, cookie, 0).map_err(KernelError::add(
+            "name the socket of a probe in",
+            "PROBES",
+            PROBES_UNDER_WAY_MAX,
+        ))?;
         Ok(ProbeUnderWay { probes: self.clone(), key })
     }
 }

@@ -19,7 +19,9 @@ use pod_steer_ebpf::{NONE, SWITCH_SIDE, Slot, TABLES_MAX, table_index};
 use tokio::sync::oneshot;
 
 use super::{
-    KernelError, Result, sys,
+    KernelError, Result,
+    limits::limit,
+    sys,
     workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
 };
 use crate::{slots, world::PlannedTable};
@@ -90,14 +92,15 @@ impl Publisher {
     /// An index that no rule uses.
     pub fn reserve(&mut self) -> Result<u32> {
         // One that is being emptied is waited for only if there is no other.
-        let wait = if self.used.len() < TABLES_MAX as usize { Duration::ZERO } else { IN_EFFECT_MAX };
+        let max = limit("SLOT_TABLES", TABLES_MAX);
+        let wait = if self.used.len() < max as usize { Duration::ZERO } else { IN_EFFECT_MAX };
         for table in self.workers.cleared(wait) {
             self.used.remove(&table);
         }
-        let free = (self.next..TABLES_MAX).chain(0..self.next).find(|table| !self.used.contains(table));
-        let table = free.ok_or(KernelError::Full { what: "slot table", limit: TABLES_MAX })?;
+        let free = (self.next..max).chain(0..self.next).find(|table| !self.used.contains(table));
+        let table = free.ok_or(KernelError::Full { what: "the slot tables", limit: max })?;
         self.used.insert(table);
-        self.next = (table + 1) % TABLES_MAX;
+        self.next = (table + 1) % max;
         Ok(table)
     }
 

@@ -7,7 +7,7 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use ipnet::IpNet;
-use pod_steer_ebpf::{SOURCE_SCOPE_BITS, SourceKey};
+use pod_steer_ebpf::{SOURCE_SCOPE_BITS, SOURCES_MAX, SourceKey};
 
 use super::{KernelError, Result};
 use crate::procs::address_bytes;
@@ -41,7 +41,8 @@ impl Sources {
             let length = SOURCE_SCOPE_BITS + u32::from(network.prefix_len());
             let addr = address_bytes(network.network());
             let key = Key::new(length, SourceKey { scope: scope.to_be_bytes(), addr });
-            self.map.insert(&key, table, 0).map_err(KernelError::map("write a network to", "SOURCES"))?;
+            let added = self.map.insert(&key, table, 0);
+            added.map_err(KernelError::add("write a network to", "SOURCES", SOURCES_MAX))?;
             self.written.entry(scope).or_default().insert((length, addr), table);
         }
         Ok(())

@@ -128,7 +128,8 @@ impl Kernel {
                 }
             }
             self.name_heirs(Heirs { rule: key, table: index, service }, table);
-            self.published.insert(key, Published { rule, ours, table: Some(table.clone()), networks });
+            let serving = if ours { Some(table.cookies()) } else { before.serving };
+            self.published.insert(key, Published { rule, ours, table: Some(table.clone()), serving, networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
             for own in left {

@@ -2,14 +2,18 @@
 
 use std::{collections::BTreeSet, os::fd::AsRawFd};
 
-use pod_steer_ebpf::{Hidden, PortKey, SocketInfo};
+use pod_steer_ebpf::{Hidden, PORT_USERS_MAX, PortKey, SocketInfo};
 
 use super::{Kernel, KernelError, Result};
 
 impl Kernel {
     /// Says whose a port is.
     pub fn own_port(&mut self, port: PortKey, uid: u32) -> Result<()> {
-        self.port_users.insert(port, uid, 0).map_err(KernelError::map("write whose a port is to", "PORT_USERS"))
+        self.port_users.insert(port, uid, 0).map_err(KernelError::add(
+            "write whose a port is to",
+            "PORT_USERS",
+            PORT_USERS_MAX,
+        ))
     }
 
     /// Ports that are somebody's.

@@ -9,6 +9,7 @@ mod holders;
 mod on_demand;
 mod plan;
 mod planned;
+mod refused;
 pub mod score;
 mod serving;
 mod shares;
@@ -41,6 +42,7 @@ use crate::{
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
+pub use refused::{Refused, RefusedRule};
 pub use sockets::Sockets;
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.

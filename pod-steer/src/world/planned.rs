@@ -99,6 +99,13 @@ pub struct PlannedTable {
     pub withheld: Vec<Member>,
 }
 
+impl PlannedTable {
+    /// Cookies of the sockets that it leads to.
+    pub fn cookies(&self) -> BTreeSet<u64> {
+        self.members.iter().chain(&self.reserve).map(|member| member.cookie).collect()
+    }
+}
+
 /// What a backend does, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -1,0 +1,109 @@
+//! What is known of each listening socket is in a map beside the socket map. Where it could not be written, or was removed, it is
+//! written again from what the daemon knows.
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, PROTO_TCP, SOCKETS_MAX, SocketInfo};
+
+use super::control::Control;
+use crate::{
+    kernel::{limits::limit, v6only},
+    procs::address_bytes,
+    world::Socket,
+};
+
+/// Topic of a condition.
+pub(super) const DESCRIPTIONS: &str = "descriptions";
+const SUBJECT: &str = "map SOCKETS";
+/// Topic of [`crate::world::Backend::troubles`]: a listening socket has no place in the socket map.
+pub(super) const NO_PLACE: &str = "register";
+
+impl Control {
+    /// Writes again what is not known of sockets that listen. Returns the sockets of which nothing can be written now.
+    pub(super) fn describe_sockets(&mut self) -> BTreeSet<u64> {
+        let mut left = BTreeSet::new();
+        let mut failure = None;
+        let mut unknown = false;
+        for cookie in self.kernel.undescribed() {
+            let Some(socket) = self.world.sockets.get(&cookie) else {
+                // That of paused services has no description.
+                unknown |= self.world.pause_cookie != Some(cookie);
+                continue;
+            };
+            let info = description(socket);
+            match self.kernel.describe(cookie, info) {
+                Ok(()) => self.kernel.listens_anew(cookie),
+                Err(error) => {
+                    failure = Some(crate::chain(&error));
+                    left.insert(cookie);
+                }
+            }
+        }
+        if unknown {
+            // A look finds out whose they are, and registers them.
+            self.compare_holders();
+        }
+        match failure {
+            None => self.conditions.clear(DESCRIPTIONS, SUBJECT),
+            Some(error) => {
+                let message = format!(
+                    "{} listening sockets have no description ({error}), {} so far: clients come to them, but what waits in their \
+                     queues is lost when they close, and the next daemon has to find them again",
+                    left.len(),
+                    self.kernel.descriptions_lost()
+                );
+                self.conditions.set(DESCRIPTIONS, SUBJECT, message);
+            }
+        }
+        left
+    }
+
+    /// A socket of a backend listens and has no place in the socket map.
+    pub(super) fn note_no_place(&mut self, index: u32, port: u16, error: &io::Error) {
+        let why = match error.raw_os_error() {
+            Some(libc::E2BIG) => format!(
+                "the socket map is full: all {} places are in use; end backends that are not needed",
+                limit("LISTENERS", SOCKETS_MAX)
+            ),
+            _ => error.to_string(),
+        };
+        let text = format!("its socket on port {port} cannot enter the socket map, which is tried again: {why}");
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        if backend.troubles.insert(NO_PLACE, text.clone()).as_ref() != Some(&text) {
+            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+            tracing::warn!(%service, backend = %name, "{text}");
+            self.tell(&service, &name, "problem", &text);
+        }
+        self.touch();
+    }
+
+    /// It has one.
+    pub(super) fn clear_no_place(&mut self, index: u32) {
+        if let Some(backend) = self.world.by_index_mut(index)
+            && backend.troubles.remove(NO_PLACE).is_some()
+        {
+            self.touch();
+        }
+    }
+}
+
+/// A socket as the kernel programs describe it. Whose queue it is, is written by the next plan.
+fn description(socket: &Socket) -> SocketInfo {
+    SocketInfo {
+        netns_cookie: socket.netns_cookie,
+        addr: address_bytes(socket.ip),
+        backend: socket.backend,
+        table: NONE,
+        port: socket.port,
+        proto: PROTO_TCP,
+        family: match socket.ip {
+            IpAddr::V4(_) => FAMILY_V4,
+            IpAddr::V6(_) => FAMILY_V6,
+        },
+        service: NONE,
+        hidden_port: socket.hidden_port.unwrap_or_default(),
+        v6only: socket.v6only.map_or(pod_steer_ebpf::V6_UNKNOWN, v6only),
+        users: [0; 2],
+        ifindex: socket.ifindex,
+    }
+}

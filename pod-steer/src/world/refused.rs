@@ -1,0 +1,96 @@
+//! What the kernel did not take of a plan: a backend that it concerns is not ready, whatever was planned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pod_steer_ebpf::RuleKey;
+
+use super::{Plan, State, World};
+
+/// What the kernel did not take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// By rule.
+    pub rules: BTreeMap<RuleKey, RefusedRule>,
+    /// By the index of a backend: why the kernel does not know one of its ports.
+    pub ports: BTreeMap<u32, String>,
+}
+
+/// A rule that is not in effect as planned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefusedRule {
+    /// Why.
+    pub reason: String,
+    /// Cookies of the sockets that clients come to meanwhile; nothing if that is not known.
+    pub serving: Option<BTreeSet<u64>>,
+}
+
+impl World {
+    /// Corrects a plan by what the kernel did not take of it.
+    pub fn refuse(&mut self, plan: &mut Plan, refused: &Refused) {
+        let mut reasons: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        for (key, RefusedRule { reason, serving }) in &refused.rules {
+            let Some(rule) = plan.rules.get(key) else { continue };
+            let text = format!("a change of port {} is not in effect, and is tried again: {reason}", key.port);
+            let members = rule.table.iter().flat_map(|table| &table.members);
+            let left_out =
+                members.filter(|member| serving.as_ref().is_some_and(|serving| !serving.contains(&member.cookie)));
+            for member in left_out {
+                reasons.entry(member.backend).or_default().insert(text.clone());
+            }
+            let alarms = plan.alarms.entry(rule.service.clone().unwrap_or_default()).or_default();
+            if !alarms.contains(&text) {
+                alarms.push(text);
+            }
+        }
+        for (index, reason) in &refused.ports {
+            let text = format!("the kernel does not know its ports, which is tried again: {reason}");
+            reasons.entry(*index).or_default().insert(text);
+        }
+        for (index, texts) in reasons {
+            plan.hindrances.entry(index).or_default().extend(texts);
+            if let Some(state) =
+                plan.states.get_mut(&index).filter(|state| state.could_serve() || **state == State::Starting)
+            {
+                *state = State::NotSteered;
+            }
+            if let Some(backend) = self.by_index_mut(index) {
+                backend.ready_since_ms = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::FAMILY_V4;
+
+    use super::*;
+    use crate::world::tests::{backend, key, socket, world};
+
+    #[test]
+    fn only_backends_that_are_left_out_are_not_ready() {
+        let backends = [backend(0, "web", "80:8080"), backend(1, "web", "80:8080"), backend(2, "api", "81:8081")];
+        let sockets = [socket(0, "0.0.0.0", 8080), socket(1, "0.0.0.0", 8080), socket(2, "0.0.0.0", 8081)];
+        let mut world = world(backends, sockets);
+        let mut plan = world.plan();
+        let serving = Some(BTreeSet::from([100]));
+        let rule = RefusedRule { reason: "all 4 are in use".to_owned(), serving };
+        let refused = Refused { rules: BTreeMap::from([(key(FAMILY_V4, 80), rule)]), ..Refused::default() };
+        world.refuse(&mut plan, &refused);
+        assert_eq!([0, 1, 2].map(|index| plan.states[&index]), [State::Ready, State::NotSteered, State::Ready]);
+        assert!(plan.hindrances[&1][0].contains("all 4 are in use"), "{:?}", plan.hindrances);
+        assert_eq!(plan.hindrances.len(), 1);
+        assert_eq!(plan.alarms.keys().collect::<Vec<_>>(), ["web"]);
+        assert_eq!(world.by_index(1).unwrap().ready_since_ms, None);
+    }
+
+    #[test]
+    fn a_backend_without_its_ports_is_not_steered() {
+        let mut world =
+            world([backend(0, "web", "80:8080"), backend(1, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
+        let mut plan = world.plan();
+        let refused = Refused { ports: BTreeMap::from([(1, "all 2 are in use".to_owned())]), ..Refused::default() };
+        world.refuse(&mut plan, &refused);
+        assert_eq!([0, 1].map(|index| plan.states[&index]), [State::Ready, State::NotSteered]);
+    }
+}

@@ -1,0 +1,175 @@
+//! Something is used up: what needed it is not ready and says so, everybody else has what they need, and it recovers when there is
+//! room.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use pod_steer_tests::{
+    daemon::{BPFFS, Conditions, Stage},
+    exec::{Backend, Exec},
+    load::Load,
+    process::run,
+    require, tools,
+};
+
+fn limited(limits: &str) -> Result<Stage> {
+    let env = vec![("POD_STEER_TEST_LIMITS", limits.to_owned())];
+    Stage::under(Conditions { env, ..Conditions::default() })
+}
+
+/// A service with one backend, whose clients come to `port`.
+fn service<'a>(name: &str, port: u16) -> Exec<'a> {
+    let target = port + 8000;
+    Exec::new(&format!("{name}-1"), name, &format!("{port}:{target}"), &format!("0.0.0.0:{target}"))
+}
+
+fn answers(stage: &Stage, port: u16, name: &str) -> Result<()> {
+    let tally = Load::to(SocketAddr::from(([127, 0, 0, 1], port))).count(50).run(stage.host.net())?;
+    ensure!(tally.answered_by(name) == 50, "port {port}: {tally}\n{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+/// The backend is not steered, and its problem has these words.
+fn not_steered(stage: &Stage, service: &str, words: &[&str]) -> Result<()> {
+    stage.daemon.wait_state(service, &format!("{service}-1"), "not-steered")?;
+    let said = stage.daemon.status()?.backend(service, &format!("{service}-1")).problems.join("\n");
+    ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+    Ok(())
+}
+
+/// `full` finds no room, with words about it; the services `a` before it and `c` after it have theirs; it gets its own when
+/// `a` has ended.
+fn recovers(stage: &Stage, words: &[&str], mut a: Backend, full: &Backend) -> Result<()> {
+    not_steered(stage, "full", words)?;
+    answers(stage, 81, "a-1")?;
+    a.process.kill()?;
+    stage.daemon.wait_ready("full", 1)?;
+    answers(stage, 82, &full.name)?;
+    stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))
+}
+
+#[test]
+fn slot_tables_and_rules() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // A service of one port whose backends listen by IPv4 has one rule and one table.
+    for (limit, what) in [("SLOT_TABLES=1", "slot tables"), ("RULES=1", "RULES")] {
+        let stage = limited(limit)?;
+        let a = service("a", 81).start(&stage)?;
+        stage.daemon.wait_ready("a", 1)?;
+        let full = service("full", 82).start(&stage)?;
+        not_steered(&stage, "full", &[what, "all 1 are in use"])?;
+        // A change of the one that has its own is put in force all the same.
+        let second = Exec::new("a-2", "a", "81:8081", "0.0.0.0:8081").start(&stage)?;
+        stage.daemon.wait_ready("a", 2)?;
+        stage.daemon.order_done("drain a --backend a-1")?;
+        answers(&stage, 81, "a-2")?;
+        stage.daemon.order_done("resume a --backend a-1")?;
+        stage.daemon.order_done("drain a --backend a-2")?;
+        drop((a, second));
+        stage.daemon.wait_ready("full", 1)?;
+        answers(&stage, 82, &full.name)?;
+        stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn ports_of_backends() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // Each backend has the port of its clients and its own.
+    let stage = limited("MANAGED_PORTS=4")?;
+    let a = service("a", 81).start(&stage)?;
+    let b = service("b", 83).start(&stage)?;
+    stage.daemon.wait_ready("b", 1)?;
+    let mut full = service("full", 82).launch(&stage)?;
+    ensure!(!full.process.wait(pod_steer_tests::wait::STUCK)?.success(), "an exec without room is refused");
+    let said = full.process.stderr();
+    ensure!(said.contains("MANAGED_PORTS") && said.contains("all 4 are in use"), "{said}");
+    answers(&stage, 81, "a-1")?;
+    answers(&stage, 83, "b-1")?;
+    drop(a);
+    stage.daemon.wait_for("a to be gone", |status| status.service("a").is_none().then_some(()))?;
+    let full = service("full", 82).start(&stage)?;
+    stage.daemon.wait_ready("full", 1)?;
+    answers(&stage, 82, &full.name)?;
+    drop(b);
+    Ok(())
+}
+
+#[test]
+fn services_and_backends() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = limited("SERVICES=1")?;
+    let a = service("a", 81).start(&stage)?;
+    stage.daemon.wait_ready("a", 1)?;
+    let full = service("full", 82).start(&stage)?;
+    recovers(&stage, &["services", "all 1 are in use"], a, &full)
+}
+
+#[test]
+fn places_in_the_socket_map() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // One of them is the daemon's own.
+    let stage = limited("LISTENERS=2")?;
+    let a = service("a", 81).start(&stage)?;
+    stage.daemon.wait_ready("a", 1)?;
+    let full = service("full", 82).start(&stage)?;
+    recovers(&stage, &["the socket map is full", "all 2"], a, &full)
+}
+
+#[test]
+fn networks_of_clients() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = limited("SOURCES=1")?;
+    let start = |version: &str| {
+        let name = format!("web-{version}");
+        Exec::new(&name, "web", "81:8081", "0.0.0.0:8081").flags(&["--version", version]).start(&stage)
+    };
+    let _servers = [start("v1")?, start("v2")?];
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    let refused = stage.daemon.order("shift web --from 10.0.0.0/8=v2 --from 10.1.0.0/16=v1")?;
+    ensure!(refused.code != Some(0), "{refused:?}");
+    answers(&stage, 81, "web-v1")?;
+    let other = service("other", 82).start(&stage)?;
+    stage.daemon.wait_ready("other", 1)?;
+    answers(&stage, 82, &other.name)
+}
+
+#[test]
+fn descriptions_of_sockets() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool"]));
+    let mut stage = limited("SOCKETS=1")?;
+    let a = service("a", 81).start(&stage)?;
+    stage.daemon.wait_ready("a", 1)?;
+    let full = service("full", 82).start(&stage)?;
+    stage.daemon.wait_ready("full", 1)?;
+    answers(&stage, 82, &full.name)?;
+    let said = stage
+        .daemon
+        .wait_for("the condition", |status| Some(status.said_about("map SOCKETS")).filter(|said| !said.is_empty()))?;
+    ensure!(said[0].contains("all 1 are in use") && said[0].contains("1 so far"), "{said:?}");
+    // A resync takes nothing away, and a daemon that starts finds it.
+    for _ in 0..2 {
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
+        stage.daemon.wait_ready("full", 1)?;
+        answers(&stage, 82, &full.name)?;
+        answers(&stage, 81, "a-1")?;
+    }
+    drop(a);
+    stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
+    answers(&stage, 82, &full.name)?;
+    // An entry that somebody removes is written again by the next daemon at the latest.
+    run(stage.host.command("sh")?.args([
+        "-c",
+        &format!(
+            "key=$(bpftool --json map dump pinned {BPFFS}/maps/SOCKETS | grep -o '\"key\":\\[[^]]*' | head -1 | grep -o '0x..' | tr '\\n' ' ') \
+             && bpftool map delete pinned {BPFFS}/maps/SOCKETS key hex $(echo $key | sed 's/0x//g')"
+        ),
+    ]))?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("full", 1)?;
+    answers(&stage, 82, &full.name)
+}
