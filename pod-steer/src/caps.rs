@@ -32,18 +32,28 @@ pub fn missing() -> io::Result<Vec<(&'static str, &'static str)>> {
 /// caller, whatever the bounding set allows (`cap_bprm_creds_from_file`). So the bounding set is cut only where that is
 /// allowed: it takes CAP_SETPCAP, which a service manager or a container engine need not have granted.
 pub fn drop_unneeded() -> io::Result<()> {
-    let keep = NEEDED.into_iter().fold(CapabilitySet::empty(), |all, (capability, _, _)| all | capability);
-    let mut sets = capabilities(None)?;
-    if sets.effective.contains(CapabilitySet::SETPCAP) {
+    let keep = kept();
+    if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         cut_bounding_set(keep)?;
     }
+    drop_for_this_thread()?;
+    set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// Drops every capability that is not needed from the sets of this thread alone.
+pub fn drop_for_this_thread() -> io::Result<()> {
+    let keep = kept();
+    let mut sets = capabilities(None)?;
     sets.effective &= keep;
     sets.permitted &= keep;
     // Lowers the ambient set too.
     sets.inheritable = CapabilitySet::empty();
-    set_capabilities(None, sets)?;
-    set_no_new_privs(true)?;
-    Ok(())
+    Ok(set_capabilities(None, sets)?)
+}
+
+fn kept() -> CapabilitySet {
+    NEEDED.into_iter().fold(CapabilitySet::empty(), |all, (capability, _, _)| all | capability)
 }
 
 fn cut_bounding_set(keep: CapabilitySet) -> io::Result<()> {

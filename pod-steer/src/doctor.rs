@@ -4,7 +4,7 @@
 
 use std::{fmt, fs, path::Path};
 
-use crate::{bpffs, caps, cgroups, config::RunConfig, kernel};
+use crate::{bpffs, caps, cgroups, config::RunConfig, engine, kernel};
 
 /// Oldest kernel that is supported: the first whose bind hook may set `SO_REUSEPORT`.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -58,6 +58,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
         findings.extend(programs());
     }
     findings.extend(settings());
+    findings.extend(engines(&config.engines));
     findings
 }
 
@@ -157,17 +158,32 @@ fn settings() -> Vec<Finding> {
             Finding::good("BPF JIT", "on")
         });
     }
-    let engine = Path::new("/var/run/docker.sock");
-    findings.push(if engine.exists() {
-        Finding::good("container engine", engine.display().to_string())
-    } else {
-        Finding::advice(
-            "container engine",
-            "no /var/run/docker.sock",
-            "name an engine's socket with `run --engine`, or use `exec` without one",
-        )
-    });
     findings
+}
+
+/// Whether the engines' sockets can be connected to, with the capabilities that the daemon keeps.
+fn engines(engines: &[String]) -> Vec<Finding> {
+    const WHAT: &str = "container engine";
+    if engines.is_empty() {
+        let remedy = "name an engine's socket with `run --engine`, or use `exec` without one";
+        return vec![Finding::advice(WHAT, "none is followed", remedy)];
+    }
+    let look = |engine: &String| {
+        let reached = std::thread::scope(|scope| {
+            // Capabilities belong to a thread.
+            let reached = scope.spawn(|| caps::drop_for_this_thread().and_then(|()| engine::reach(engine)));
+            reached.join().unwrap_or_else(|_| Err(std::io::Error::other("the attempt failed")))
+        });
+        match reached {
+            Ok(()) => Finding::good(WHAT, engine::name(engine)),
+            Err(cause) => {
+                let why = engine::unreachable(engine, &cause);
+                let (found, remedy) = why.split_once("; ").unwrap_or((&why, "start the engine"));
+                Finding::advice(WHAT, found, remedy)
+            }
+        }
+    };
+    engines.iter().map(look).collect()
 }
 
 /// The findings as lines for people: what is missing comes with its remedy on a line of its own.

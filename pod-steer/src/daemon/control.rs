@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Input, RunError, Store,
+    ENGINES_MAX, Input, RunError, Store,
     accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
@@ -39,6 +39,7 @@ use crate::{
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
     config::RunConfig,
+    engine,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, limits, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
@@ -250,6 +251,7 @@ impl Control {
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
+            Input::EnginesLate => self.start_without_engines(),
             Input::Settled(service) => self.settled(&service),
             Input::Dropped { index, dropped } => self.dropped(index, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
@@ -389,6 +391,23 @@ impl Control {
             event: event.to_owned(),
             detail: detail.to_owned(),
         });
+    }
+
+    /// Begins without the engines that have not answered yet.
+    fn start_without_engines(&mut self) {
+        for engine in &self.unheard {
+            let reason = format!("no answer (timed out after {} s)", ENGINES_MAX.as_secs());
+            warn!(
+                "{} does not answer (timed out after {} s); starting without it",
+                engine::name(engine),
+                ENGINES_MAX.as_secs()
+            );
+            self.lost_engines.entry(engine.clone()).or_insert(reason);
+        }
+        if let Some(ready) = self.ready.take() {
+            self.converge();
+            let _ = ready.send(());
+        }
     }
 
     /// An engine has spoken, or cannot: what was there when we started is known when all have.

@@ -54,6 +54,8 @@ pub enum Input {
         /// What is believed.
         verdict: crate::health::Verdict,
     },
+    /// Engines have had their time to answer at the start.
+    EnginesLate,
     /// A process that is followed has ended.
     Ended {
         /// The backend.

@@ -31,19 +31,13 @@ mod survey;
 mod users;
 mod views;
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -167,14 +161,17 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
 
-    let silent: Arc<Mutex<BTreeSet<String>>> = Arc::new(Mutex::new(config.engines.iter().cloned().collect()));
+    let late = inputs.clone();
+    tokio::spawn(async move {
+        sleep(ENGINES_MAX).await;
+        let _ = late.send(Input::EnginesLate).await;
+    });
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine.clone(), sender, wanted.subscribe()));
-        let (inputs, silent) = (inputs.clone(), Arc::clone(&silent));
+        tokio::spawn(engine::follow(engine, sender, wanted.subscribe()));
+        let inputs = inputs.clone();
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
-                silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&engine);
                 if inputs.send(Input::Engine(input)).await.is_err() {
                     return;
                 }
@@ -186,12 +183,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let engines = config.engines.len();
     let api = tokio::spawn(async move {
         // The API answers only after the initial sync.
-        if engines > 0 && timeout(ENGINES_MAX, heard).await.is_err() {
-            let seconds = ENGINES_MAX.as_secs();
-            for engine in silent.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                let engine = engine::title(engine);
-                warn!("{engine} does not answer (timed out after {seconds} s); starting without it");
-            }
+        if engines > 0 {
+            let _ = heard.await;
         }
         tell_ready();
         api::serve(listener, shared, ended).await;

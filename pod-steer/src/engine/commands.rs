@@ -40,7 +40,7 @@ impl Commands {
             Err(error) => {
                 // The next attempt connects anew.
                 self.docker = None;
-                Outcome::Unknown(format!("the engine does not answer: {error}"))
+                Outcome::Unknown(format!("the engine does not answer: {}", crate::chain(&error)))
             }
         }
     }

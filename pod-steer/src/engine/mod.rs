@@ -5,10 +5,10 @@ mod commands;
 mod convert;
 mod creation;
 mod failure;
+mod reach;
 
 use std::{
     collections::{HashMap, HashSet},
-    os::unix::fs::MetadataExt as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 
 pub use commands::Commands;
 pub use convert::{Change, Container, Happened, ends};
+pub use reach::{name, owner, reach, unreachable};
 
 use crate::{labels, world::Health};
 
@@ -71,29 +72,29 @@ pub enum EngineInput {
     },
 }
 
-/// An engine by its address, for people: `Docker at /var/run/docker.sock`.
-pub fn title(engine: &str) -> String {
-    let path = engine.strip_prefix("unix://").unwrap_or(engine);
-    let name = if path.contains("podman") { "Podman" } else { "Docker" };
-    format!("{name} at {path}")
-}
-
 /// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
 pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wanted: broadcast::Receiver<String>) {
     let mut pause = RETRY_FIRST;
+    let mut told = String::new();
     loop {
         let mut connected = false;
         let error = match session(&engine, &inputs, &mut wanted, &mut connected).await {
             Ok(()) => "the engine closed the stream of events".to_owned(),
-            Err(e) => e.to_string(),
+            Err(error) => reach::describe(&engine, &error),
         };
         if inputs.is_closed() {
             return;
         }
+        let retry_ms = pause.as_millis() as u64;
+        if connected || error != told {
+            warn!(%engine, %error, retry_ms, "cannot reach a container engine; traffic goes on as it is");
+            told.clone_from(&error);
+        } else {
+            debug!(%engine, %error, retry_ms, "still cannot reach a container engine");
+        }
         if connected {
             pause = RETRY_FIRST;
         }
-        warn!(%engine, %error, retry_ms = pause.as_millis() as u64, "container engine lost; traffic goes on as it is");
         let _ = inputs.send(EngineInput::Lost { engine: engine.clone(), error }).await;
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_LAST);
@@ -101,14 +102,12 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
 }
 
 /// Stops a container: its stop signal, and SIGKILL when the time is over that it, or the engine, has set.
-pub async fn stop(engine: &str, id: &str) -> Result<(), bollard::errors::Error> {
-    let docker = Docker::connect_with_unix(engine, STOP_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
-    docker.stop_container(id, None).await
-}
-
-/// The user whom an engine belongs to: the owner of its socket. Root if that cannot be told.
-pub fn owner(engine: &str) -> u32 {
-    std::fs::metadata(engine.trim_start_matches("unix://")).map_or(0, |socket| socket.uid())
+pub async fn stop(engine: &str, id: &str) -> Result<(), String> {
+    let stopped = async {
+        let docker = Docker::connect_with_unix(engine, STOP_TIMEOUT_S, API_DEFAULT_VERSION)?;
+        docker.negotiate_version().await?.stop_container(id, None).await
+    };
+    stopped.await.map_err(|error| reach::describe(engine, &error))
 }
 
 /// The generation of a container that is gone; its id is never used again.
