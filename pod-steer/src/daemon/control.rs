@@ -24,6 +24,7 @@ use super::{
     Input, RunError, Store,
     conditions::Conditions,
     counted::Counted,
+    elsewhere::Elsewhere,
     empty::Vacancies,
     health::Checks,
     holders::Holders,
@@ -76,6 +77,7 @@ pub(super) struct Control {
     pub(super) plan: Plan,
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
+    pub(super) elsewhere: Elsewhere,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
@@ -151,6 +153,7 @@ impl Control {
             plan: Plan::default(),
             migration,
             inspections: Inspections::default(),
+            elsewhere: Elsewhere::default(),
             own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
@@ -219,6 +222,7 @@ impl Control {
                 _ = checks.tick() => self.quick_check(),
                 _ = looks.tick(), if looking || self.holders.watching => {
                     self.look_at_queues();
+                    self.look_elsewhere();
                     self.keep_pause();
                     self.watch_holders();
                 }
@@ -243,6 +247,7 @@ impl Control {
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
+            Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
@@ -330,6 +335,7 @@ impl Control {
         self.store_ready_times();
         self.report(&plan);
         self.plan = plan;
+        self.note_silent();
     }
 
     /// Gives every service an index for its counters. It has one before it listens, so that nothing waits for that then.
