@@ -25,6 +25,7 @@ use super::{
     accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
+    elsewhere::Elsewhere,
     empty::Vacancies,
     health::Checks,
     holders::Holders,
@@ -79,6 +80,7 @@ pub(super) struct Control {
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
     pub(super) accept_queues: AcceptQueues,
+    pub(super) elsewhere: Elsewhere,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
@@ -155,6 +157,7 @@ impl Control {
             migration,
             inspections: Inspections::default(),
             accept_queues: AcceptQueues::default(),
+            elsewhere: Elsewhere::default(),
             own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
@@ -223,6 +226,7 @@ impl Control {
                 _ = checks.tick() => self.quick_check(),
                 _ = looks.tick(), if looking || self.holders.watching => {
                     self.look_at_queues();
+                    self.look_elsewhere();
                     self.keep_pause();
                     self.watch_holders();
                 }
@@ -248,6 +252,7 @@ impl Control {
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
+            Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
@@ -337,6 +342,7 @@ impl Control {
         self.store_ready_times();
         self.report(&plan);
         self.plan = plan;
+        self.note_silent();
     }
 
     /// Gives every service an index for its counters. It has one before it listens, so that nothing waits for that then.
