@@ -133,10 +133,10 @@ fn listeners_opened_on_demand_are_found() -> Result<()> {
         let ftp = Ftp { name: "one", ports, numbers: [2121, first, target, 10], address };
         let _server = ftp.start(&stage)?;
         stage.daemon.wait_ready("ftp", 1)?;
-        let transfers = if url == FTP_21 && address == "0.0.0.0" { TRANSFERS } else { FEW };
+        let transfers = if first == target && url == FTP_21 { TRANSFERS } else { FEW };
         ensure_served(&stage, url, transfers, &[], "one").with_context(|| ports.to_owned())?;
         if !url.contains("[::1]") {
-            ensure_served(&stage, url, FEW, &["--disable-epsv"], "one").with_context(|| ports.to_owned())?;
+            ensure_served(&stage, url, FEW / 3, &["--disable-epsv"], "one").with_context(|| ports.to_owned())?;
         }
         let refused = stage.daemon.wait_ready("ftp", 1)?.counters["refused_no_backend"];
         ensure!(refused == 0, "{refused} refused");
