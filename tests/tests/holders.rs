@@ -1,6 +1,6 @@
 //! A listener belongs to the backend whose process holds it, whoever made it.
 
-use std::time::Duration;
+use std::{net::TcpStream, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -63,6 +63,40 @@ fn a_socket_activated_server_is_steered() -> Result<()> {
     until_gone(&stage, "a")
 }
 
+/// Starts a server with a listener that it inherits.
+fn inherits(stage: &Stage, name: &str, version: &str) -> Result<Process> {
+    let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
+    command.env("POD_STEER_SOCKET", stage.daemon.socket()).args(["-c", OTHER_SOCKETS]).arg(tools::pod_steer()?);
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", name, "--version", version, "--"]);
+    stage.host.start(name, command.arg(tools::named_server()?).args(["--name", name, "--fds", "4"]))
+}
+
+#[test]
+fn connections_of_an_inherited_listener_are_counted() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let _old = inherits(&stage, "old", "v1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let kept = stage.host.net().run(|| TcpStream::connect("127.0.0.1:80"))?;
+    let counts = |stage: &Stage| {
+        stage
+            .daemon
+            .wait_for("the connection to be counted", |status| (status.backend("web", "old").live == 1).then_some(()))
+    };
+    counts(&stage)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    counts(&stage)?;
+    let _new = Exec::new("new", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v2"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let left = stage.daemon.order("deploy web v2 --drain-timeout 1s")?;
+    assert_eq!(left.code, Some(3), "{left:?}");
+    all_answered_by(&stage, "new")?;
+    drop(kept);
+    stage.daemon.wait_idle("web")?;
+    Ok(())
+}
+
 /// Descriptors 3, 4 and 5 are a UDP socket, a unix socket and a listener on a port that nobody declared; 6 is the server's own.
 const OTHER_SOCKETS: &str = r#"
 import os, socket, sys
@@ -89,11 +123,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 fn inherited_sockets_of_other_kinds_do_no_harm() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::without_engine()?;
-    let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
-    command.env("POD_STEER_SOCKET", stage.daemon.socket()).args(["-c", OTHER_SOCKETS]).arg(tools::pod_steer()?);
-    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "a", "--"]);
-    command.arg(tools::named_server()?).args(["--name", "a", "--fds", "4"]);
-    let _server = stage.host.start("a", &mut command)?;
+    let _server = inherits(&stage, "a", "v1")?;
     let service = stage.daemon.wait_ready("web", 1)?;
     assert_eq!((service.backends[0].sockets, &service.backends[0].problems), (1, &vec![]));
     all_answered_by(&stage, "a")

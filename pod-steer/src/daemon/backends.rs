@@ -105,6 +105,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            inherited: Default::default(),
             closed_ports: Default::default(),
             troubles: Default::default(),
         });

@@ -1,7 +1,8 @@
-//! Connections of registered backends: counted beside the loop, and only when somebody wants to know.
+//! Connections that no kernel program counts, of registered backends and of inherited listeners: counted beside the loop, and only when somebody wants to know.
 
 use std::{
     collections::{BTreeSet, HashMap},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -38,7 +39,7 @@ pub(super) struct Counted {
 impl Control {
     /// Answers with the status, after a count if there is something to count.
     pub(super) fn answer_status(&mut self, answer: oneshot::Sender<Status>) {
-        if self.registered().next().is_none() {
+        if self.uncounted().next().is_none() {
             self.converge();
             let _ = answer.send(self.status());
             return;
@@ -49,7 +50,7 @@ impl Control {
 
     /// Connections of a backend that no kernel program counts; nothing if it is not one of those.
     pub(super) fn counted(&self, backend: &Backend) -> Option<Result<u64, String>> {
-        let is_one = matches!(backend.kind, Kind::Registered { .. });
+        let is_one = is_uncounted(backend);
         let not_yet = || Err("they have not been counted yet".to_owned());
         is_one.then(|| self.counted.by_index.get(&backend.index).cloned().unwrap_or_else(not_yet))
     }
@@ -58,14 +59,14 @@ impl Control {
     pub(super) fn count_for_operations(&mut self) {
         let due = self.counted.not_before.is_none_or(|at| at <= Instant::now());
         let concerned = |backend: &Backend| self.orders.operations.contains_key(&backend.spec.service);
-        if due && self.registered().any(concerned) {
+        if due && self.uncounted().any(concerned) {
             self.count_connections();
         }
     }
 
     /// New connections of a service go elsewhere from now on.
     pub(super) fn count_anew(&mut self, service: &str) {
-        let own: BTreeSet<u32> = self.registered().filter(|b| b.spec.service == service).map(|b| b.index).collect();
+        let own: BTreeSet<u32> = self.uncounted().filter(|b| b.spec.service == service).map(|b| b.index).collect();
         if !own.is_empty() {
             self.counted.generation += 1;
             self.counted.by_index.retain(|index, _| !own.contains(index));
@@ -73,8 +74,8 @@ impl Control {
         }
     }
 
-    fn registered(&self) -> impl Iterator<Item = &Backend> {
-        self.world.backends.values().filter(|backend| matches!(backend.kind, Kind::Registered { .. }))
+    fn uncounted(&self) -> impl Iterator<Item = &Backend> {
+        self.world.backends.values().filter(|backend| is_uncounted(backend))
     }
 
     fn count_connections(&mut self) {
@@ -82,18 +83,23 @@ impl Control {
             return;
         }
         let question = |backend: &Backend| {
-            let Kind::Registered { pid } = backend.kind else { return None };
-            let pid = backend.process.map_or(pid, |process| process.id.pid);
+            let registered = match backend.kind {
+                Kind::Registered { pid } => Some(pid),
+                _ => None,
+            };
+            let pid = backend.process.map(|process| process.id.pid).or(registered);
+            let cgroup = self.paths.get(&backend.index).cloned();
             let ports: BTreeSet<u16> = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
-            Some((backend.index, pid, backend.netns?, ports))
+            Some((backend.index, cgroup, pid, backend.netns?, ports))
         };
-        let questions: Vec<_> = self.registered().filter_map(question).collect();
+        let questions: Vec<_> = self.uncounted().filter_map(question).collect();
         self.counted.under_way = Some(Instant::now());
         self.counted.asked = std::mem::take(&mut self.counted.asking);
         let (inputs, generation) = (self.inputs.clone(), self.counted.generation);
         spawn_blocking(move || {
-            let count = |(index, pid, netns, ports)| {
-                (index, connections::count(pid, netns, &ports).map_err(|error| error.to_string()))
+            let count = |(index, cgroup, pid, netns, ports): (u32, Option<PathBuf>, _, _, _)| {
+                let counted = connections::count(cgroup.as_deref(), pid, netns, &ports);
+                (index, counted.map_err(|error| error.to_string()))
             };
             let counts: Counts = questions.into_iter().map(count).collect();
             let _ = inputs.blocking_send(Input::Counted { generation, counts });
@@ -120,4 +126,9 @@ impl Control {
             self.count_connections();
         }
     }
+}
+
+/// Whether a backend has connections that no kernel program sees.
+fn is_uncounted(backend: &Backend) -> bool {
+    matches!(backend.kind, Kind::Registered { .. }) || !backend.inherited.is_empty()
 }

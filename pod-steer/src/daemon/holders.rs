@@ -257,7 +257,7 @@ impl Control {
             }
             None => info!(%service, backend = %name, port, "holds a listener that it did not make, and serves by it"),
         }
-        self.register_found(index, socket);
+        self.register_inherited(index, socket);
         self.touch();
     }
 

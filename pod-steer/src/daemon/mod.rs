@@ -24,6 +24,7 @@ mod processes;
 mod resync;
 mod ring;
 mod sandboxes;
+mod services;
 mod sockets;
 mod status;
 mod steps;

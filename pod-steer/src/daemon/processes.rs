@@ -147,6 +147,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            inherited: Default::default(),
             closed_ports: Default::default(),
             troubles: Default::default(),
         }
@@ -167,7 +168,7 @@ impl Control {
         let own: BTreeSet<u64> = held.sockets.iter().map(|socket| socket.cookie).collect();
         for socket in held.sockets {
             if !self.world.sockets.contains_key(&socket.cookie) {
-                self.register_found(index, socket);
+                self.register_inherited(index, socket);
             }
         }
         if let Some(mut listening) = listening {

@@ -265,6 +265,19 @@ impl Control {
         }
     }
 
+    /// Registers a socket that was made outside of this backend's cgroup.
+    pub(super) fn register_inherited(&mut self, index: u32, socket: FoundSocket) {
+        let cookie = socket.cookie;
+        self.register_found(index, socket);
+        let live: BTreeSet<u64> = self.world.sockets.keys().copied().collect();
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        backend.inherited.retain(|cookie| live.contains(cookie));
+        backend.inherited.insert(cookie);
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will not know that connections of this backend are not counted");
+        }
+    }
+
     /// Takes the kernel's word for which sockets listen.
     pub(super) fn read_sockets(&mut self) {
         let left = self.describe_sockets();
@@ -286,6 +299,9 @@ impl Control {
             } else {
                 self.add_socket(cookie, &info);
                 self.inspections.add(cookie, info.backend);
+                if self.world.by_index(info.backend).is_some_and(|backend| backend.inherited.contains(&cookie)) {
+                    self.holders.silent.insert(cookie);
+                }
                 changed = true;
             }
         }

@@ -172,6 +172,9 @@ pub struct Backend {
     /// The process that it is, of one without an engine.
     #[serde(default)]
     pub process: Option<Followed>,
+    /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
+    #[serde(default)]
+    pub inherited: BTreeSet<u64>,
     /// Ports that it listened on and closed while it ran.
     #[serde(skip)]
     pub closed_ports: BTreeSet<u16>,

@@ -48,6 +48,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_timeout_s: None,
         stop_by_ms: None,
         process: None,
+        inherited: Default::default(),
         closed_ports: Default::default(),
         troubles: BTreeMap::new(),
     }
