@@ -41,7 +41,7 @@ use crate::{
     clock::boot_ms,
     config::RunConfig,
     engine,
-    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, limits, sys},
+    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
 };
