@@ -10,6 +10,7 @@ mod counted;
 mod descriptions;
 mod empty;
 mod ended;
+mod engines;
 mod health;
 mod holders;
 mod inputs;
