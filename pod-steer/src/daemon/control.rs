@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    ENGINES_MAX, Input, RunError, Store,
+    Input, RunError, Store,
     accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
@@ -40,7 +40,6 @@ use crate::{
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
     config::RunConfig,
-    engine,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
@@ -102,7 +101,7 @@ pub(super) struct Control {
     /// To the engines: ids of containers that are to be described.
     pub(super) wanted: broadcast::Sender<String>,
     /// Engines that have not said anything yet; when all have, `ready` is told.
-    unheard: BTreeSet<String>,
+    pub(super) unheard: BTreeSet<String>,
     pub(super) ready: Option<oneshot::Sender<()>>,
     events: broadcast::Sender<EventRecord>,
     pub(super) ring: AsyncFd<RingBuf<MapData>>,
@@ -292,11 +291,6 @@ impl Control {
         }
     }
 
-    /// Whether every engine has said what there is, or cannot.
-    pub(super) fn has_heard_all(&self) -> bool {
-        self.unheard.is_empty()
-    }
-
     /// Whether the kernel follows the decision of a service that was planned last.
     pub(super) fn is_in_force(&self, service: &str) -> bool {
         let planned = self.plan.decisions.get(service).zip(self.services.get(service));
@@ -373,33 +367,5 @@ impl Control {
             event: event.to_owned(),
             detail: detail.to_owned(),
         });
-    }
-
-    /// Begins without the engines that have not answered yet.
-    fn start_without_engines(&mut self) {
-        for engine in &self.unheard {
-            let reason = format!("no answer (timed out after {} s)", ENGINES_MAX.as_secs());
-            warn!(
-                "{} does not answer (timed out after {} s); starting without it",
-                engine::name(engine),
-                ENGINES_MAX.as_secs()
-            );
-            self.lost_engines.entry(engine.clone()).or_insert(reason);
-        }
-        if let Some(ready) = self.ready.take() {
-            self.converge();
-            let _ = ready.send(());
-        }
-    }
-
-    /// An engine has spoken, or cannot: what was there when we started is known when all have.
-    pub(super) fn heard(&mut self, engine: &str) {
-        self.unheard.remove(engine);
-        if self.unheard.is_empty()
-            && let Some(ready) = self.ready.take()
-        {
-            self.converge();
-            let _ = ready.send(());
-        }
     }
 }

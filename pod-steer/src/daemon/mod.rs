@@ -11,6 +11,7 @@ mod descriptions;
 mod elsewhere;
 mod empty;
 mod ended;
+mod engines;
 mod health;
 mod holders;
 mod inputs;
