@@ -13,7 +13,7 @@
 //!   their counts are judged
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
-//! - [`bpf`], [`cgroup2`]: what the kernel holds
+//! - [`bpf`], [`cgroup2`]: what the kernel holds; [`sk_lookup`]: another program like ours
 //! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
@@ -42,6 +42,7 @@ pub mod report;
 pub mod rollouts;
 pub mod segments;
 pub mod server;
+pub mod sk_lookup;
 pub mod stats;
 pub mod status;
 pub mod systemd;

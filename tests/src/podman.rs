@@ -1,6 +1,6 @@
 //! A real Podman, serving the Docker API on a socket, in a test's own host.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
@@ -25,9 +25,7 @@ impl Podman {
     pub fn start(host: &Host) -> Result<Self> {
         let dir = host.dir().join("podman");
         fs::create_dir_all(&dir)?;
-        // Podman asks for the greatest limits there are, and a machine need not allow that.
-        let docker =
-            Docker::new(dir.join("podman.sock"), &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
+        let docker = Self::client(dir.join("podman.sock"));
         let mut command = Self::command(host)?;
         command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
         // Timers of systemd run its health checks; a test's host has none, and asks for each check itself.
@@ -40,6 +38,12 @@ impl Podman {
         })
         .with_context(|| podman.process.stderr())?;
         Ok(podman)
+    }
+
+    /// The `docker` command for a service of Podman's.
+    pub fn client(socket: PathBuf) -> Docker {
+        // Podman asks for the greatest limits there are, and a machine need not allow that.
+        Docker::new(socket, &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
     }
 
     /// `podman`, as a process of the host, with the same storage: for what Docker's API does not have.

@@ -1,7 +1,9 @@
 //! No backend left: refused at once and counted, or left to the kernel's own listener.
 
-use anyhow::Result;
-use pod_steer_tests::{daemon::Stage, load::Load, require, server, tools, wait};
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result};
+use pod_steer_tests::{daemon::Stage, exec::Exec, load::Load, require, server, sk_lookup::ForeignLookup, tools, wait};
 
 #[test]
 fn refused_at_once_and_counted() -> Result<()> {
@@ -62,5 +64,40 @@ fn passed_to_the_kernels_own_listener() -> Result<()> {
     stage.daemon.wait_for("the service to be gone", |status| status.service("web").is_none().then_some(()))?;
     let own = Load::to(target).count(10).run(stage.host.net())?;
     assert_eq!(own.answered_by("kernel"), 10, "{own}");
+    Ok(())
+}
+
+#[test]
+fn clients_that_another_lookup_program_has_served_are_not_refused() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    // It comes first, and so is asked first.
+    let foreign = ForeignLookup::attach(stage.host.net(), 8080)?;
+    let _m = Exec::new("m", "web", "8080-8081", "0.0.0.0:8080").server(&["--listen", "0.0.0.0:8081"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let net = stage.host.net().try_clone()?;
+    let load = |port: u16| Load::to((Ipv4Addr::LOCALHOST, port).into()).count(50).run(&net);
+    let by_foreign = |stage: &Stage, counted: u64| -> Result<()> {
+        let tally = load(8080)?;
+        assert_eq!(tally.answered_by("foreign"), 50, "{tally}");
+        let service = stage.daemon.status()?.service("web").context("it is there")?.clone();
+        assert_eq!((service.counter("assign_eexist"), service.counter("refused_no_backend")), (counted, 0));
+        Ok(())
+    };
+    by_foreign(&stage, 50)?;
+    assert_eq!(load(8081)?.answered_by("m"), 50, "its other port is nobody else's");
+    assert_eq!(stage.daemon.wait_idle("web")?.backends[0].steered, 50);
+    // Also where there is nobody to choose, and without a daemon.
+    stage.daemon.order_done("drain web")?;
+    by_foreign(&stage, 100)?;
+    assert_eq!(load(8081)?.refused(), 50);
+    stage.daemon.order_done("resume web")?;
+    stage.daemon.kill()?;
+    assert_eq!(load(8080)?.answered_by("foreign"), 50);
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    // When it is gone the port is the service's.
+    drop(foreign);
+    assert_eq!(load(8080)?.answered_by("m"), 50);
     Ok(())
 }

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     host::Host,
+    image::Image,
     load::Load,
+    podman::Podman,
     process::{Process, output, run},
-    report, require,
+    report, require, server,
     status::Status,
     systemd::{Systemd, needed},
     tools, wait,
@@ -104,6 +106,46 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     ensure!(!journal.contains("ERROR") && !journal.contains(" WARN "), "{journal}");
     systemd.ctl(&["stop", NAME])?;
     run(systemd.command("pod-steer")?.arg("unload")).map(drop)
+}
+
+/// Podman beside it, as a service of systemd's.
+#[test]
+fn the_shipped_unit_steers_containers() -> Result<()> {
+    require!(needed());
+    require!(tools::root_and(&["podman", "conmon", "docker", "busybox", "tar"]));
+    const SOCKET: &str = "/run/podman/podman.sock";
+    let host = Host::new()?;
+    let podman = Podman::command(&host)?;
+    let args: Vec<_> = podman.get_args().map(|arg| arg.to_string_lossy()).collect();
+    let service = format!(
+        "[Service]\nType=exec\nRuntimeDirectory=podman\nKillMode=process\n\
+         ExecStart=podman {} system service --time 0 unix://{SOCKET}\n",
+        args.join(" ")
+    );
+    let settings = format!("[Service]\nEnvironment=POD_STEER_ENGINE=unix://{SOCKET}\n");
+    let units =
+        [(NAME, UNIT), ("pod-steer.service.d/engine.conf", settings.as_str()), ("podman.service", service.as_str())];
+    let systemd = Systemd::start(&host, &units)?;
+    systemd.ctl(&["start", "podman.service", NAME])?;
+    let docker = Podman::client(host.path(SOCKET));
+    wait::until_ok("podman to answer", || Ok(output(docker.command().arg("version"))?.status.success().then_some(())))
+        .with_context(|| systemd.journal(&[]).unwrap_or_default())?;
+    docker.import(Image::Named)?;
+    let run = |name: &str| docker.run_detached(&server::named(name, "0.0.0.0:8080").service("web", "80:8080"));
+    let _first = run("web-1")?;
+    wait_ready(&systemd, "web", 1)?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(host.net())?;
+    systemd.ctl(&["restart", NAME])?;
+    let second = run("web-2")?;
+    wait_ready(&systemd, "web", 2)?;
+    let answered = load.answered();
+    wait::until("connections to both", || (load.answered() > answered + 200).then_some(()))?;
+    second.stop()?;
+    wait_ready(&systemd, "web", 1)?;
+    let tally = load.stop()?;
+    ensure!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "{tally}");
+    ensure!(tally.losses.is_empty(), "{tally}");
+    Ok(())
 }
 
 /// What the daemon's sandbox must refuse, tried in it.

@@ -102,7 +102,7 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
         serde_json::to_value(backend.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
     let colour = match backend.state {
         State::Ready => "32",
-        State::Unhealthy | State::NotSteered => "1;31",
+        State::Unhealthy | State::NotSteered | State::NotListening => "1;31",
         State::Stopping | State::Paused | State::Starting => "33",
         State::Created | State::Exited | State::Standby | State::Drained => "2",
     };

@@ -165,6 +165,7 @@ impl Control {
         if let Some(pid) = container.pid.filter(|_| matches!(phase, Phase::Running | Phase::Paused)) {
             self.started(&id, pid);
         }
+        self.note_sandbox(&id, container.sandbox);
     }
 
     fn misfit(&mut self, container: Container, errors: Vec<String>) {
@@ -217,6 +218,7 @@ impl Control {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
                 backend.closed_ports.clear();
+                self.world.listening.remove(&backend.index);
             }
             Change::Paused => backend.was_paused(),
             Change::Unpaused => backend.was_unpaused(boot_ms()),
@@ -367,6 +369,7 @@ impl Control {
         let Some(backend) = self.world.backends.remove(id) else { return };
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
         self.world.lingering.insert(backend.index, ports);
+        self.world.listening.remove(&backend.index);
         self.forget_sockets(backend.index);
         self.free_ports(false);
         self.paths.remove(&backend.index);

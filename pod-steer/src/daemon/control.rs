@@ -21,10 +21,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    ENGINES_MAX, Input, RunError, Store,
+    Input, RunError, Store,
     accept_queues::AcceptQueues,
     conditions::Conditions,
     counted::Counted,
+    elsewhere::Elsewhere,
     empty::Vacancies,
     health::Checks,
     holders::Holders,
@@ -39,7 +40,6 @@ use crate::{
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
     config::RunConfig,
-    engine,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
@@ -79,6 +79,7 @@ pub(super) struct Control {
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
     pub(super) accept_queues: AcceptQueues,
+    pub(super) elsewhere: Elsewhere,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
     pub(super) own_closed: BTreeMap<OwnListener, u64>,
     pub(super) checks: Checks,
@@ -100,7 +101,7 @@ pub(super) struct Control {
     /// To the engines: ids of containers that are to be described.
     pub(super) wanted: broadcast::Sender<String>,
     /// Engines that have not said anything yet; when all have, `ready` is told.
-    unheard: BTreeSet<String>,
+    pub(super) unheard: BTreeSet<String>,
     pub(super) ready: Option<oneshot::Sender<()>>,
     events: broadcast::Sender<EventRecord>,
     pub(super) ring: AsyncFd<RingBuf<MapData>>,
@@ -155,6 +156,7 @@ impl Control {
             migration,
             inspections: Inspections::default(),
             accept_queues: AcceptQueues::default(),
+            elsewhere: Elsewhere::default(),
             own_closed: BTreeMap::new(),
             checks,
             holders: Holders::default(),
@@ -223,6 +225,7 @@ impl Control {
                 _ = checks.tick() => self.quick_check(),
                 _ = looks.tick(), if looking || self.holders.watching => {
                     self.look_at_queues();
+                    self.look_elsewhere();
                     self.keep_pause();
                     self.watch_holders();
                 }
@@ -248,6 +251,7 @@ impl Control {
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
+            Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
             Input::Held(answers) => self.held(answers),
@@ -285,11 +289,6 @@ impl Control {
             // Whichever engine has it answers like to an event; the others do not know it.
             Seen::Unannounced { id } => drop(self.wanted.send(id)),
         }
-    }
-
-    /// Whether every engine has said what there is, or cannot.
-    pub(super) fn has_heard_all(&self) -> bool {
-        self.unheard.is_empty()
     }
 
     /// Whether the kernel follows the decision of a service that was planned last.
@@ -337,6 +336,7 @@ impl Control {
         self.store_ready_times();
         self.report(&plan);
         self.plan = plan;
+        self.note_silent();
     }
 
     /// Says what has changed for a backend.
@@ -367,33 +367,5 @@ impl Control {
             event: event.to_owned(),
             detail: detail.to_owned(),
         });
-    }
-
-    /// Begins without the engines that have not answered yet.
-    fn start_without_engines(&mut self) {
-        for engine in &self.unheard {
-            let reason = format!("no answer (timed out after {} s)", ENGINES_MAX.as_secs());
-            warn!(
-                "{} does not answer (timed out after {} s); starting without it",
-                engine::name(engine),
-                ENGINES_MAX.as_secs()
-            );
-            self.lost_engines.entry(engine.clone()).or_insert(reason);
-        }
-        if let Some(ready) = self.ready.take() {
-            self.converge();
-            let _ = ready.send(());
-        }
-    }
-
-    /// An engine has spoken, or cannot: what was there when we started is known when all have.
-    pub(super) fn heard(&mut self, engine: &str) {
-        self.unheard.remove(engine);
-        if self.unheard.is_empty()
-            && let Some(ready) = self.ready.take()
-        {
-            self.converge();
-            let _ = ready.send(());
-        }
     }
 }

@@ -45,6 +45,13 @@ pub enum Input {
     AcceptQueues(Vec<(u64, Vec<(u64, u32, u32)>)>),
     /// A container that ran before it was managed was looked at.
     Surveyed(Box<super::survey::Survey>),
+    /// On which ports a backend listens that does not listen where it should.
+    Elsewhere {
+        /// The backend.
+        id: BackendId,
+        /// The ports.
+        ports: std::collections::BTreeSet<u16>,
+    },
     /// What is believed of a backend's health has changed.
     Probed {
         /// The backend.

@@ -72,7 +72,7 @@ impl Control {
 
     /// Whether there is something that only a look can tell: queues of a canary, the listener of a paused service.
     pub(super) fn has_to_look(&self) -> bool {
-        !self.orders.operations.is_empty() || self.is_pausing()
+        !self.orders.operations.is_empty() || self.is_pausing() || self.elsewhere.is_due
     }
 
     pub(super) fn touch_if_due(&mut self) {

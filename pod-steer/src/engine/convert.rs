@@ -38,12 +38,37 @@ pub struct Container {
     pub pid: Option<i32>,
     /// Whose network namespace it lives in.
     pub network: Network,
+    /// The container whose network namespace it shares, if it does.
+    pub joined: Option<String>,
+    /// That container as it is now, once it has been asked about.
+    pub sandbox: Option<Sandbox>,
     /// Where its cgroup is made, or nothing for the engine's default.
     pub cgroup_parent: String,
     /// The signal that asks it to stop, besides the usual ones.
     pub stop_signal: Option<i32>,
     /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
     pub stop_timeout_s: Option<i64>,
+}
+
+/// A container whose network namespace others share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Its full id.
+    pub id: String,
+    /// Its name, without the slash.
+    pub name: String,
+    /// Its first process, if it runs.
+    pub pid: Option<i32>,
+}
+
+/// Understands the engine's description of a sandbox.
+pub fn sandbox(details: ContainerInspectResponse) -> Option<Sandbox> {
+    let pid = details.state.and_then(|state| state.pid);
+    Some(Sandbox {
+        id: details.id?,
+        name: details.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        pid: pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
+    })
 }
 
 /// What happened to a container.
@@ -150,6 +175,8 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
         health_failure: None,
         pid: None,
         network: Network::Unknown,
+        joined: None,
+        sandbox: None,
         cgroup_parent: String::new(),
         stop_signal: None,
         stop_timeout_s: None,
@@ -200,6 +227,8 @@ pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Cont
         health_failure,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
         network: network(host.network_mode.as_deref().unwrap_or_default()),
+        joined: host.network_mode.as_deref().and_then(|mode| mode.strip_prefix("container:")).map(str::to_owned),
+        sandbox: None,
         cgroup_parent: host.cgroup_parent.unwrap_or_default(),
         stop_signal: config.stop_signal.as_deref().and_then(signal),
         stop_timeout_s: config.stop_timeout,

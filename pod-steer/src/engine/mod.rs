@@ -6,6 +6,7 @@ mod convert;
 mod creation;
 mod failure;
 mod reach;
+mod sandbox;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,10 +27,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 pub use commands::Commands;
-pub use convert::{Change, Container, Happened, ends};
+pub use convert::{Change, Container, Happened, Sandbox, ends};
 pub use reach::{name, owner, reach, unreachable};
 
 use crate::{labels, world::Health};
+use sandbox::Sandboxes;
 
 /// Seconds that a request to the engine may take.
 const REQUEST_TIMEOUT_S: u64 = 30;
@@ -137,7 +139,8 @@ async fn session(
     }
     let mut events = Box::pin(docker.events(Some(options.build())));
 
-    let containers = snapshot(&docker, engine).await?;
+    let sandboxes = Sandboxes::default();
+    let containers = snapshot(&docker, engine, &sandboxes).await?;
     info!(%engine, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
@@ -157,12 +160,28 @@ async fn session(
                     let later = announce(engine.to_owned(), id.clone(), inputs.clone(), generations.clone());
                     inspections.spawn(later);
                 }
-                let later = inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone());
+                let later = inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone(), sandboxes.clone());
                 inspections.spawn(later);
                 continue;
             }
         };
         let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
+        match change {
+            Change::Started => {
+                for joined in sandboxes.joined(&id) {
+                    inspections.spawn(inspect_later(
+                        docker.clone(),
+                        engine.to_owned(),
+                        joined,
+                        inputs.clone(),
+                        generations.clone(),
+                        sandboxes.clone(),
+                    ));
+                }
+            }
+            Change::Removed => sandboxes.forget(&id),
+            _ => {}
+        }
         if mine.is_none() && !ours.contains(&id) {
             continue;
         }
@@ -198,8 +217,18 @@ async fn session(
             let pauses = if asks_again { HEALTH_PAUSES } else { &[] };
             let inspect = {
                 let (docker, inputs, generations) = (docker.clone(), inputs.clone(), generations.clone());
+                let sandboxes = sandboxes.clone();
                 let engine = engine.to_owned();
-                move || inspect_later(docker.clone(), engine.clone(), id.clone(), inputs.clone(), generations.clone())
+                move || {
+                    inspect_later(
+                        docker.clone(),
+                        engine.clone(),
+                        id.clone(),
+                        inputs.clone(),
+                        generations.clone(),
+                        sandboxes.clone(),
+                    )
+                }
             };
             inspections.spawn(async move {
                 inspect().await;
@@ -230,6 +259,7 @@ async fn inspect_later(
     id: String,
     inputs: mpsc::Sender<EngineInput>,
     generations: Generations,
+    sandboxes: Sandboxes,
 ) {
     let generation =
         |id: &str| generations.lock().unwrap_or_else(|e| e.into_inner()).get(id).copied().unwrap_or_default();
@@ -237,6 +267,7 @@ async fn inspect_later(
     // A container that is gone meanwhile has had its event, or will have it.
     let Ok(details) = docker.inspect_container(&id, None).await else { return };
     let Some(mut container) = convert::container(&engine, details) else { return };
+    sandboxes.describe(&docker, &mut container).await;
     let after = generation(&id);
     if after == REMOVED {
         // The answer is older than its removal, which has been told.
@@ -246,7 +277,11 @@ async fn inspect_later(
     let _ = inputs.send(EngineInput::Container(Box::new(container))).await;
 }
 
-async fn snapshot(docker: &Docker, engine: &str) -> Result<Vec<Container>, bollard::errors::Error> {
+async fn snapshot(
+    docker: &Docker,
+    engine: &str,
+    sandboxes: &Sandboxes,
+) -> Result<Vec<Container>, bollard::errors::Error> {
     let options = ListContainersOptionsBuilder::new().all(true).build();
     let listed = docker.list_containers(Some(options)).await?;
     let ours = listed
@@ -263,5 +298,10 @@ async fn snapshot(docker: &Docker, engine: &str) -> Result<Vec<Container>, bolla
         }
     });
     let details: Vec<_> = details.buffer_unordered(INSPECTIONS).try_collect().await?;
-    Ok(details.into_iter().flatten().filter_map(|details| convert::container(engine, details)).collect())
+    let mut containers: Vec<Container> =
+        details.into_iter().flatten().filter_map(|details| convert::container(engine, details)).collect();
+    for container in &mut containers {
+        sandboxes.describe(docker, container).await;
+    }
+    Ok(containers)
 }

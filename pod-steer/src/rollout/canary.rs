@@ -89,7 +89,7 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
 fn unwell(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
     for (id, name) in watched {
         let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
-        if backend.state == State::Starting {
+        if matches!(backend.state, State::Starting | State::NotListening) {
             return Some(format!("{name} has stopped listening"));
         }
         if !backend.state.could_serve() {

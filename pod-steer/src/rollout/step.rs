@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::world::State;
+
 use crate::clock::Now;
 
 use super::{
@@ -215,7 +217,14 @@ fn reasons(view: &View, version: &str) -> String {
     let of_version =
         view.backends.values().filter(|backend| backend.version == version && !backend.state.could_serve());
     let mut reasons: Vec<String> = of_version
-        .map(|backend| format!("{} is {}{}", backend.name, backend.state.word(), backend.problem_in_brackets()))
+        .map(|backend| {
+            let name = &backend.name;
+            match (backend.state, &backend.problem) {
+                (State::Created, _) => format!("{name} has not been started"),
+                (State::NotListening, Some(problem)) => format!("{name}: {problem}"),
+                _ => format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()),
+            }
+        })
         .collect();
     if reasons.is_empty() {
         let there = view.present(version).count();

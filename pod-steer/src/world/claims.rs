@@ -64,7 +64,7 @@ pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Back
         .collect();
     let mut claims = Claims::default();
     for backend in by_age {
-        let Some(netns) = backend.netns else { continue };
+        let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // What may not be claimed any more is not kept either.
         for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
             let own = |key: &RuleKey| held.get(key) == Some(&backend.spec.service.as_str());
@@ -73,6 +73,13 @@ pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Back
     }
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
+        if let Some(sandbox) = world.abandoned.get(&backend.id) {
+            plan.hinder(
+                backend.index,
+                format!("its network namespace is that of an earlier start of {sandbox}, where no client arrives; restart it"),
+            );
+            continue;
+        }
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {
             plan.hinder(
                 backend.index,

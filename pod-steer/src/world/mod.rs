@@ -13,6 +13,7 @@ mod refused;
 pub mod score;
 mod serving;
 mod shares;
+mod silent;
 mod sockets;
 mod stopping;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use refused::{Refused, RefusedRule};
+pub use silent::Listening;
 pub use sockets::Sockets;
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
@@ -263,6 +265,10 @@ pub struct World {
     pub foreign: BTreeMap<u64, Vec<Listener>>,
     /// The rules that leave clients to listeners that are not managed.
     pub left: Left,
+    /// By index: what is known of the listening of backends without a socket that serves.
+    pub listening: BTreeMap<u32, Listening>,
+    /// Backends that live in the network namespace of an earlier start of their sandbox, and the sandbox of each.
+    pub abandoned: BTreeMap<BackendId, String>,
 }
 
 /// Which ports services may claim.
@@ -349,6 +355,8 @@ impl World {
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
         self.end_stopping();
+        self.note_listening();
+        self.abandoned.retain(|id, _| self.backends.contains_key(id));
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
         let Planned { mut plan, serving, claimed, left } = plan::plan(self);
         for backend in self.backends.values_mut() {

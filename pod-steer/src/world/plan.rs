@@ -130,8 +130,12 @@ pub(super) fn plan(world: &World) -> Planned {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
         let served = here && served.contains(&backend.index);
-        let state = state(world, backend, &plan, here && listens, served);
+        let silence = world.silence(backend).filter(|_| !listens && backend.phase == Phase::Running);
+        let state = state(world, backend, &plan, here && listens, served, silence.is_some());
         plan.states.insert(backend.index, state);
+        if let Some(silence) = silence {
+            plan.hinder(backend.index, silence);
+        }
     }
     Planned { plan, serving, claimed, left }
 }
@@ -146,7 +150,7 @@ pub(super) fn announce(plan: &mut Plan) {
     }
 }
 
-fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: bool) -> State {
+fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: bool, is_silent: bool) -> State {
     match backend.phase {
         Phase::Created => return State::Created,
         Phase::Exited => return State::Exited,
@@ -157,6 +161,8 @@ fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: b
     let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
     match (backend.health, backend.probed) {
         (Health::Unhealthy, _) | (_, Health::Unhealthy) => return State::Unhealthy,
+        // Nothing can pass a check there.
+        _ if is_silent && !hindered => return State::NotListening,
         (Health::Starting, _) => return State::Starting,
         // Nobody probes where nothing is steered.
         (_, Health::Starting) if !hindered => return State::Starting,

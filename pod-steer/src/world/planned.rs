@@ -118,6 +118,8 @@ pub enum State {
     Drained,
     /// It runs and does not listen yet, or its health is not known yet.
     Starting,
+    /// It runs and listens elsewhere than its ports say, or no longer; its problems say where.
+    NotListening,
     /// Its health check fails.
     Unhealthy,
     /// It is frozen.
@@ -140,6 +142,7 @@ impl State {
             Self::Standby => "standby",
             Self::Drained => "drained",
             Self::Starting => "starting",
+            Self::NotListening => "not-listening",
             Self::Unhealthy => "unhealthy",
             Self::Paused => "paused",
             Self::Stopping => "stopping",

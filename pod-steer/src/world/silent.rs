@@ -1,0 +1,112 @@
+//! Running backends that do not listen where their ports say: those that listen elsewhere, and those that no longer listen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Backend, Phase, Sockets, World};
+
+/// What is known of a backend's listening besides the sockets that serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// It has had a socket that serves since it was started.
+    pub has_listened: bool,
+    /// Ports on which its processes listen instead, when they were last looked at.
+    pub elsewhere: BTreeSet<u16>,
+}
+
+impl World {
+    /// Notes which backends listen. One that is started again, or whose index is another's now, begins anew.
+    pub(super) fn note_listening(&mut self) {
+        let sockets = Sockets::new(&self.sockets);
+        let mut now: BTreeMap<u32, Listening> = BTreeMap::new();
+        for backend in self.backends.values().filter(|backend| backend.phase != Phase::Created) {
+            let known = self.listening.get(&backend.index);
+            if sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket)) {
+                now.insert(backend.index, Listening { has_listened: true, elsewhere: BTreeSet::new() });
+            } else if let Some(known) = known.filter(|_| backend.phase != Phase::Exited) {
+                now.insert(backend.index, known.clone());
+            }
+        }
+        drop(sockets);
+        self.listening = now;
+    }
+
+    /// Why a running backend without a socket that serves does not listen, if that is known: one that has never listened
+    /// may be about to.
+    pub(super) fn silence(&self, backend: &Backend) -> Option<String> {
+        let known = self.listening.get(&backend.index)?;
+        let targets: BTreeSet<u16> = backend.spec.ports.iter().map(|map| map.target).collect();
+        // It listens there, and something else is wrong with that.
+        if !known.elsewhere.is_disjoint(&targets) {
+            return None;
+        }
+        let (ports, elsewhere) = (listed(&targets, "or"), listed(&known.elsewhere, "and"));
+        match (known.has_listened, known.elsewhere.is_empty()) {
+            (false, true) => None,
+            (false, false) => Some(format!(
+                "it listens on {elsewhere}, not on {ports}; let the server listen on {ports}, or name its port in the ports: \
+                 {}:{}",
+                backend.spec.ports.first().map_or(0, |map| map.port),
+                known.elsewhere.first().copied().unwrap_or_default(),
+            )),
+            (true, true) => Some(format!("it no longer listens on {ports}; see its log, and restart it")),
+            (true, false) => {
+                Some(format!("it no longer listens on {ports}, but on {elsewhere}; see its log, and restart it"))
+            }
+        }
+    }
+}
+
+/// Most ports that are named.
+const NAMED_MAX: usize = 4;
+
+/// `8080`, `8080 and 9090`, `1, 2, 3, 4 and 5 more`.
+fn listed(ports: &BTreeSet<u16>, word: &str) -> String {
+    let names: Vec<String> = ports.iter().map(u16::to_string).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        names if names.len() > NAMED_MAX => {
+            format!("{} {word} {} more", names[..NAMED_MAX].join(", "), names.len() - NAMED_MAX)
+        }
+        [some @ .., last] => format!("{} {word} {last}", some.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{
+        State,
+        tests::{backend, socket, world},
+    };
+
+    #[test]
+    fn ports_are_listed() {
+        let set = |ports: &[u16]| ports.iter().copied().collect::<BTreeSet<u16>>();
+        assert_eq!(listed(&set(&[8080]), "or"), "8080");
+        assert_eq!(listed(&set(&[1, 2, 3]), "or"), "1, 2 or 3");
+        assert_eq!(listed(&set(&[1, 2, 3, 4, 5, 6]), "and"), "1, 2, 3, 4 and 2 more");
+    }
+
+    #[test]
+    fn what_does_not_listen_says_so() {
+        let mut world = world([backend(0, "web", "80:8080")], []);
+        assert_eq!(world.plan().states[&0], State::Starting, "it may be about to listen");
+        world.listening.entry(0).or_default().elsewhere.insert(9999);
+        let plan = world.plan();
+        assert_eq!(plan.states[&0], State::NotListening);
+        assert!(plan.hindrances[&0][0].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.hindrances);
+        world.sockets.insert(100, socket(0, "0.0.0.0", 8080));
+        let plan = world.plan();
+        assert_eq!((plan.states[&0], plan.hindrances.len()), (State::Ready, 0));
+        world.sockets.clear();
+        let plan = world.plan();
+        assert_eq!(plan.states[&0], State::NotListening);
+        assert!(plan.hindrances[&0][0].starts_with("it no longer listens on 8080;"), "{:?}", plan.hindrances);
+        // Started again, it may be about to listen.
+        world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
+        world.plan();
+        world.backends.get_mut("id0").unwrap().phase = Phase::Running;
+        assert_eq!(world.plan().states[&0], State::Starting);
+    }
+}

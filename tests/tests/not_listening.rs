@@ -1,0 +1,122 @@
+//! A running backend that does not listen where its ports say, or no longer.
+
+use anyhow::{Result, ensure};
+use pod_steer_tests::{
+    container::Spec, daemon::Stage, exec::Exec, image::Image, load::Load, process::run, require, rollouts, server,
+    tools, wait,
+};
+
+/// Listens on the first port at once; on the second when the file appears, and no longer when it has gone again.
+const ON_DEMAND: &str = r#"
+import os, socket, sys, time
+first, second, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def listen(port):
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("0.0.0.0", port)); s.listen(8); return s
+keep, other = listen(first), None
+print("up", flush=True)
+while True:
+    if os.path.exists(file) and other is None: other = listen(second)
+    if not os.path.exists(file) and other is not None: other.close(); other = None
+    time.sleep(0.02)
+"#;
+
+#[test]
+fn a_server_on_another_port_says_which() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = Stage::without_engine()?;
+    let file = stage.host.dir().join("listen");
+    let mut command = stage.daemon.cli()?;
+    command.args([
+        "exec",
+        "--service",
+        "web",
+        "--ports",
+        "80:8812",
+        "--name",
+        "odd-1",
+        "--",
+        "python3",
+        "-c",
+        ON_DEMAND,
+    ]);
+    command.args(["9999", "8812"]).arg(&file);
+    let odd = stage.host.start("odd-1", &mut command)?;
+    wait::until("the server", || odd.stdout().contains("up").then_some(()))?;
+    stage.daemon.wait_state("web", "odd-1", "not-listening")?;
+    let said = stage.daemon.status()?.said_about("odd-1").join("\n");
+    ensure!(said.contains("it listens on 9999, not on 8812") && said.contains("80:9999"), "{said}");
+    let table = stage.daemon.order_done("status")?.stdout;
+    ensure!(table.contains("not-listening") && table.contains("listens on 9999, not on 8812"), "{table}");
+    // A deploy that waits for it says so too.
+    let failed = stage.daemon.order("deploy web unversioned --timeout 1s")?.expect(1)?;
+    ensure!(failed.stderr.contains("listens on 9999, not on 8812"), "{}", failed.stderr);
+
+    std::fs::write(&file, "")?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(stage.daemon.status()?.said_about("odd-1").is_empty(), "nothing is wrong any more");
+    std::fs::remove_file(&file)?;
+    stage.daemon.wait_state("web", "odd-1", "not-listening")?;
+    stage.daemon.wait_for("the reason", |status| {
+        let said = status.said_about("odd-1").join("\n");
+        said.contains("it no longer listens on 8812, but on 9999").then_some(())
+    })?;
+    std::fs::write(&file, "")?;
+    stage.daemon.wait_ready("web", 1)?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_listens_nowhere_yet_is_starting() -> Result<()> {
+    require!(tools::root_and(&["ip", "sleep"]));
+    let stage = Stage::without_engine()?;
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "80:8812", "--name", "slow-1", "--", "sleep", "1000"]);
+    let _slow = stage.host.start("slow-1", &mut command)?;
+    stage.daemon.wait_state("web", "slow-1", "starting")?;
+    // Another backend's listener is not its own.
+    let _other = Exec::new("api-1", "api", "81:9999", "0.0.0.0:9999").start(&stage)?;
+    stage.daemon.wait_ready("api", 1)?;
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let status = stage.daemon.status()?;
+    ensure!(status.backend("web", "slow-1").state == "starting", "{status}");
+    ensure!(status.said_about("slow-1").is_empty(), "{status}");
+    Ok(())
+}
+
+#[test]
+fn an_app_whose_sandbox_was_started_again() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let sandbox = Spec::new(Image::Busybox, "pod-1").network("bridge").args(&["/bin/busybox", "sleep", "1000"]);
+    let pod = stage.engine().start_container(&sandbox)?;
+    let app = |name: &str| {
+        let spec = server::named(name, "0.0.0.0:8080").network(format!("container:{}", pod.id));
+        stage.engine().start_container(&spec.service("web", "80:8080"))
+    };
+    let (left, again) = (app("web-1")?, app("web-2")?);
+    stage.daemon.wait_ready("web", 2)?;
+
+    let docker = |args: &[&str]| run(stage.engine().docker().command().args(args));
+    docker(&["restart", "--time", "0", &pod.id])?;
+    for name in ["web-1", "web-2"] {
+        stage.daemon.wait_state("web", name, "not-steered")?;
+        let said = stage.daemon.status()?.said_about(name).join("\n");
+        ensure!(said.contains("an earlier start of pod-1") && said.contains("restart it"), "{said}");
+    }
+    docker(&["restart", "--time", "0", &again.id])?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(stage.daemon.status()?.said_about("web-2").is_empty(), "it was restarted");
+    let client = stage.host.new_client()?;
+    stage.host.net().sysctl("net.ipv4.ip_forward", "1")?;
+    let tally = Load::to((pod.ip()?, 80).into()).count(50).run(&client.ns)?;
+    ensure!(tally.answered_by("web-2") == 50, "{tally}");
+    rollouts::none_lost(&tally)?;
+    // A daemon that starts finds it too.
+    let mut stage = stage;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_state("web", "web-1", "not-steered")?;
+    drop(left);
+    Ok(())
+}
