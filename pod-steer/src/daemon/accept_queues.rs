@@ -28,6 +28,9 @@ pub(super) struct AcceptQueues {
     under_way: bool,
 }
 
+/// A listener whose queue is full: its cookie, how many connections wait, and its backlog.
+pub type FullQueue = (u64, u32, u32);
+
 /// An accept queue that is full.
 struct Full {
     netns_cookie: u64,
@@ -38,7 +41,7 @@ struct Full {
 
 impl AcceptQueues {
     /// Takes what a look found in a namespace; returns the listeners whose queue is a condition from now on.
-    fn note(&mut self, netns_cookie: u64, found: &[(u64, u32, u32)]) -> Vec<u64> {
+    fn note(&mut self, netns_cookie: u64, found: &[FullQueue]) -> Vec<u64> {
         let mut before = std::mem::take(&mut self.full);
         self.full = before.extract_if(.., |_, full| full.netns_cookie != netns_cookie).collect();
         let mut new = Vec::new();
@@ -87,7 +90,7 @@ impl Control {
     }
 
     /// Takes what the look found: by namespace, the listeners whose queue is full.
-    pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<(u64, u32, u32)>)>) {
+    pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<FullQueue>)>) {
         self.accept_queues.under_way = false;
         for (netns_cookie, full) in found {
             for cookie in self.accept_queues.note(netns_cookie, &full) {
@@ -119,7 +122,7 @@ impl Control {
 }
 
 /// The full ones: cookie, how many wait, and the backlog.
-fn full(listeners: &[Listener]) -> Vec<(u64, u32, u32)> {
+fn full(listeners: &[Listener]) -> Vec<FullQueue> {
     let full = listeners.iter().filter(|listener| is_full(listener));
     full.filter_map(|listener| Some((listener.cookie?, listener.waiting, listener.backlog))).collect()
 }

@@ -40,9 +40,9 @@ pub enum Input {
         /// All of them.
         listeners: Vec<crate::listening::Listener>,
     },
-    /// The accept queues of some namespaces were looked at: of each, the listeners whose queue is full by their cookies, how
-    /// many connections wait in it, and the backlog.
-    AcceptQueues(Vec<(u64, Vec<(u64, u32, u32)>)>),
+    /// The accept queues of some namespaces were looked at: by the cookie of each, the listeners whose queue
+    /// is full.
+    AcceptQueues(Vec<(u64, Vec<super::accept_queues::FullQueue>)>),
     /// A container that ran before it was managed was looked at.
     Surveyed(Box<super::survey::Survey>),
     /// On which ports a backend listens that does not listen where it should.
