@@ -14,7 +14,8 @@ impl Control {
     /// what an engine then says changes any of it.
     pub(super) fn adopt(&mut self) {
         self.world.backends = self.store.backends();
-        if self.world.backends.is_empty() && self.kernel.rules().next().is_some() {
+        let unknown = self.world.backends.is_empty() && !self.kernel.attached_backends().is_empty();
+        if unknown && self.kernel.rules().next().is_some() {
             warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
             self.awaited.extend(self.engines.iter().cloned());
         }
