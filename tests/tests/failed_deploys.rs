@@ -74,11 +74,12 @@ fn a_version_that_never_becomes_ready() -> Result<()> {
     fails(&stage, "deploy web v2 --timeout 1s", &["0 of 1 backends of v2 are ready", "v2-1 is unhealthy", "503"])?;
     fails(&stage, "canary web v2 --timeout 1s", &["0 of 1 backends of v2 are ready", "v2-1 is unhealthy", "503"])?;
     let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
-    fails(&stage, "deploy web v2 --timeout 1s", &["0 of 2 backends of v2", "v2-1 is unhealthy", "v2-2 is starting"])?;
+    fails(&stage, "deploy web v2 --timeout 1s", &["0 of 2 backends of v2", "v2-1 is unhealthy", "v2-2"])?;
+    stage.daemon.wait_state("web", "v2-2", "not-listening")?;
     // One of two is not what was asked for.
     answer(&stage, "v2-1", "200 OK")?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
-    fails(&stage, "deploy web v2 --timeout 2s", &["1 of 2 backends of v2", "v2-2 is starting"])?;
+    fails(&stage, "deploy web v2 --timeout 2s", &["1 of 2 backends of v2", "v2-2: it listens on 9999, not on 8080"])?;
     fails(&stage, "deploy web v2 --timeout 2s --backends 3", &["1 of 3 backends of v2"])?;
     all_by_old(&stage, load)?;
     stage.daemon.order_done("deploy web v2 --timeout 20s --backends 1")?;

@@ -351,6 +351,10 @@ impl Control {
                 self.tell(&backend.spec.service, &backend.name, &word, "");
             }
             let (now, before) = (plan.hindrances.get(index), self.plan.hindrances.get(index));
+            if let Some(text) = plan.silences.get(index).filter(|text| self.plan.silences.get(index) != Some(text)) {
+                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
+                self.tell(&backend.spec.service, &backend.name, "problem", text);
+            }
             for text in now.into_iter().flatten().filter(|text| !before.is_some_and(|b| b.contains(text))) {
                 warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
                 self.tell(&backend.spec.service, &backend.name, "problem", text);

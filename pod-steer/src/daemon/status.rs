@@ -132,7 +132,8 @@ impl Control {
 
     pub(super) fn backend_problems(&self, backend: &Backend) -> Vec<String> {
         let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
-        let planned = planned.chain(backend.troubles.values()).chain(self.checks.failure(&backend.id)).cloned();
+        let planned = planned.chain(self.plan.silences.get(&backend.index)).chain(backend.troubles.values());
+        let planned = planned.chain(self.checks.failure(&backend.id)).cloned();
         planned.chain(self.full_queues(backend)).collect()
     }
 

@@ -134,7 +134,7 @@ pub(super) fn plan(world: &World) -> Planned {
         let state = state(world, backend, &plan, here && listens, served, silence.is_some());
         plan.states.insert(backend.index, state);
         if let Some(silence) = silence {
-            plan.hinder(backend.index, silence);
+            plan.silences.insert(backend.index, silence);
         }
     }
     Planned { plan, serving, claimed, left }

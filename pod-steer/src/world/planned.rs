@@ -25,6 +25,8 @@ pub struct Plan {
     pub states: BTreeMap<u32, State>,
     /// What hinders a backend, by index: sentences with the remedy.
     pub hindrances: BTreeMap<u32, Vec<String>>,
+    /// Why a running backend does not listen where its ports say, by index, if that is known.
+    pub silences: BTreeMap<u32, String>,
     /// What somebody should look at now, by service: a sentence each.
     pub alarms: BTreeMap<String, Vec<String>>,
     /// What clients come to, by service, and which versions take it.

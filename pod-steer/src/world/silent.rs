@@ -95,14 +95,14 @@ mod tests {
         world.listening.entry(0).or_default().elsewhere.insert(9999);
         let plan = world.plan();
         assert_eq!(plan.states[&0], State::NotListening);
-        assert!(plan.hindrances[&0][0].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.hindrances);
+        assert!(plan.silences[&0].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.silences);
         world.sockets.insert(100, socket(0, "0.0.0.0", 8080));
         let plan = world.plan();
-        assert_eq!((plan.states[&0], plan.hindrances.len()), (State::Ready, 0));
+        assert_eq!((plan.states[&0], plan.silences.len()), (State::Ready, 0));
         world.sockets.clear();
         let plan = world.plan();
         assert_eq!(plan.states[&0], State::NotListening);
-        assert!(plan.hindrances[&0][0].starts_with("it no longer listens on 8080;"), "{:?}", plan.hindrances);
+        assert!(plan.silences[&0].starts_with("it no longer listens on 8080;"), "{:?}", plan.silences);
         // Started again, it may be about to listen.
         world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
         world.plan();

@@ -35,7 +35,7 @@ fn a_claim_of_an_address_minds_only_those_who_take_its_clients() {
     assert_eq!(claims(&[Listener { v6only: Some(true), ..listener("::", 53) }]), (true, vec![]));
     for own in ["10.9.1.1", "::ffff:10.9.1.1", "0.0.0.0", "::"] {
         let (claimed, said) = claims(&[listener(own, 53)]);
-        assert!(!claimed && said[0].contains("not managed listens on port 53"), "{own}: {said:?}");
+        assert!(!claimed && said[0].contains("does not manage already listens on port 53"), "{own}: {said:?}");
     }
 }
 
@@ -103,7 +103,7 @@ fn a_second_port_does_not_get_past_the_check() {
     let mut world = world([backend(0, "web", "8443:9000,18443:8443")], [socket(0, "0.0.0.0", 9000)]);
     let plan = beside(&mut world, &[listener("0.0.0.0", 8443)]);
     assert!(rules(&plan, 8443).is_empty());
-    assert!(plan.hindrances[&0][0].contains("not managed listens on port 8443"), "{:?}", plan.hindrances);
+    assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 8443"), "{:?}", plan.hindrances);
     // Its own listener there is no stranger, once it is known.
     world.sockets.insert(1000 + 8443, socket(0, "0.0.0.0", 8443));
     assert!(world.plan().hindrances.is_empty());
