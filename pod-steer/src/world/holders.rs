@@ -1,6 +1,20 @@
 //! A listener that several backends hold belongs to one of them.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Backend, Phase, World};
+use crate::procs::ProcessId;
+
+/// A process whose listeners are a backend's, wherever it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// The process.
+    pub id: ProcessId,
+    /// Its effective user when it became a backend.
+    pub uid: u32,
+    /// Only processes of that user may go on in its place: it was not root who made it a backend.
+    pub only_uid: bool,
+}
 
 impl World {
     /// The backend that a listener belongs to, of those with these indices, whose processes hold it: one that runs rather than

@@ -35,13 +35,13 @@ use crate::{
     labels::Spec,
     listening::Listener,
     netns::Netns,
-    procs::ProcessId,
     rollout::{Conduct, Decision, Part},
     settings::{Effective, ServiceTables},
 };
 
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
+pub use holders::Followed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use refused::{Refused, RefusedRule};
 pub use silent::Listening;
@@ -187,17 +187,6 @@ impl Timed for Backend {
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
     }
-}
-
-/// A process whose listeners are a backend's, wherever it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Followed {
-    /// The process.
-    pub id: ProcessId,
-    /// Its effective user when it became a backend.
-    pub uid: u32,
-    /// Only processes of that user may go on in its place: it was not root who made it a backend.
-    pub only_uid: bool,
 }
 
 impl Backend {
