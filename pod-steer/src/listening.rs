@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -115,41 +116,63 @@ pub fn connections(ns: &File, cookie: u64) -> io::Result<Vec<Connection>> {
         | StateFlags::FIN_WAIT2
         | StateFlags::CLOSING
         | StateFlags::LAST_ACK;
-    let of = |response: InetResponse| Connection {
+    let of = |response: &InetResponse| Connection {
         port: response.header.socket_id.source_port,
         from: response.header.socket_id.destination_address,
         inode: response.header.inode.into(),
     };
-    netns::run_in(ns, cookie, || Ok(dump(states)?.into_iter().map(of).collect()))
+    netns::run_in(ns, cookie, || {
+        let mut found = Vec::new();
+        dump(&states, 0, &mut |response| found.push(of(response)))?;
+        Ok(found)
+    })
+}
+
+/// Those of these ports that some TCP socket of the namespace is bound to, whatever it does: a connection keeps the port of
+/// its listener. Sockets in `TIME_WAIT` do not count: they keep no other user from sharing a port (`inet_bind_conflict`).
+pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u16>> {
+    netns::run_in(ns, cookie, || {
+        let mut used = BTreeSet::new();
+        // The kernel goes through its table of connections, and tells of one port, or of all.
+        let only = if ports.len() == 1 { ports.first().copied().unwrap_or_default() } else { 0 };
+        let states = StateFlags::all() - StateFlags::TIME_WAIT;
+        dump(&states, only, &mut |found| {
+            used.insert(found.header.socket_id.source_port);
+        })?;
+        used.retain(|port| ports.contains(port));
+        Ok(used)
+    })
 }
 
 /// Asks for the sockets in state `TCP_LISTEN` alone: then the kernel never looks at its table of connections, which takes
 /// it a millisecond and more when there are none.
 fn ask() -> io::Result<Vec<Listener>> {
-    Ok(dump(StateFlags::LISTEN)?.iter().map(Listener::of).collect())
-}
-
-/// Asks for the sockets in these states.
-fn dump(states: StateFlags) -> io::Result<Vec<InetResponse>> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
     let mut found = Vec::new();
-    let mut answer = vec![0; ANSWER_BYTES];
-    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        send(&socket, &request(family, socket_id, states.clone()), SendFlags::empty())?;
-        let mut ended = false;
-        while !ended {
-            let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
-            ended = read_answer(answer.get(..length).unwrap_or_default(), &mut found)?;
-        }
-    }
+    dump(&StateFlags::LISTEN, 0, &mut |listener| found.push(Listener::of(listener)))?;
     Ok(found)
 }
 
-fn request(family: u8, socket_id: SocketId, states: StateFlags) -> Vec<u8> {
+/// Asks for the sockets of both families in some states, and with this local port unless it is zero.
+fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
+    let mut answer = vec![0; ANSWER_BYTES];
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let socket_id = SocketId { source_port: port, ..socket_id };
+        send(&socket, &request(family, states.clone(), socket_id), SendFlags::empty())?;
+        let mut ended = false;
+        while !ended {
+            let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
+            ended = read_answer(answer.get(..length).unwrap_or_default(), each)?;
+        }
+    }
+    Ok(())
+}
+
+fn request(family: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     // The kernel tells what runs on top of a socket only to those who ask for `tcp_info` (`inet_sk_diag_fill`).
-    let extensions = ExtensionFlags::INFO;
+    let extensions = if states == StateFlags::LISTEN { ExtensionFlags::INFO } else { ExtensionFlags::empty() };
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -159,12 +182,12 @@ fn request(family: u8, socket_id: SocketId, states: StateFlags) -> Vec<u8> {
     bytes
 }
 
-/// Takes the sockets from one part of an answer. True when it is the last one.
-fn read_answer(mut bytes: &[u8], sockets: &mut Vec<InetResponse>) -> io::Result<bool> {
+/// Reads the sockets from one part of an answer. True when it is the last one.
+fn read_answer(mut bytes: &[u8], each: &mut dyn FnMut(&InetResponse)) -> io::Result<bool> {
     while !bytes.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(io::Error::other)?;
         match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => sockets.push(*found),
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => each(&found),
             // Without the module tcp_diag, the end of the dump has the reason.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
@@ -235,10 +258,7 @@ fn table_address(digits: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeSet,
-        net::{SocketAddr, TcpListener},
-    };
+    use std::net::{SocketAddr, TcpListener, TcpStream};
 
     use rustix::net::{bind, ipproto, listen};
 
@@ -325,14 +345,41 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_keeps_the_port_of_its_listener() {
+        let ns = File::open("/proc/self/ns/net").unwrap();
+        let cookie = netns::identify(&ns).unwrap().cookie;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let used = |others: &[u16]| {
+            let ports = BTreeSet::from_iter(others.iter().copied().chain([port]));
+            in_use(&ns, cookie, &ports).map(|used| used.contains(&port))
+        };
+        // Entering a namespace needs a privilege.
+        let Ok(listening) = used(&[]) else { return };
+        assert!(listening);
+        drop(listener);
+        assert!(used(&[]).unwrap() && used(&[1, 2]).unwrap(), "the connection is there");
+        // Who closes first has the socket in TIME_WAIT.
+        drop(accepted);
+        drop(client);
+        let begun = std::time::Instant::now();
+        while used(&[]).unwrap() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "TIME_WAIT does not count");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
     fn a_malformed_answer_is_an_error() {
-        assert!(read_answer(&[1, 2, 3], &mut Vec::new()).is_err());
-        assert!(read_answer(&[0; 64], &mut Vec::new()).is_err());
-        assert!(!read_answer(&[], &mut Vec::new()).unwrap());
+        assert!(read_answer(&[1, 2, 3], &mut |_| {}).is_err());
+        assert!(read_answer(&[0; 64], &mut |_| {}).is_err());
+        assert!(!read_answer(&[], &mut |_| {}).unwrap());
         // As seen of a protocol without a handler: NLMSG_DONE, NLM_F_MULTI, and -ENOENT.
         let done = |code: i32| {
             let header = [20u32.to_ne_bytes(), [3, 0, 2, 0], [0; 4], [0; 4], code.to_ne_bytes()].concat();
-            read_answer(&header, &mut Vec::new())
+            read_answer(&header, &mut |_| {})
         };
         assert!(done(0).unwrap());
         assert_eq!(done(-2).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -255,3 +255,43 @@ fn unload_leaves_nothing_of_it() -> Result<()> {
     assert_eq!(own.answered_by(&user.name), 5, "it was not touched, and listens where the kernel put it: {own}");
     Ok(())
 }
+
+/// Accepts one connection and ends; a child that has left the cgroup keeps it. It never asks for `SO_REUSEADDR`.
+const LEAVES_A_CONNECTION: &str = r#"
+import os, signal, socket, sys
+listener = socket.socket()
+listener.bind(("0.0.0.0", 8080))
+listener.listen(16)
+print("listening", flush=True)
+connection, _ = listener.accept()
+if os.fork() == 0:
+    listener.close()
+    with open(sys.argv[1], "w") as procs:
+        procs.write("0")
+    print("left", flush=True)
+    signal.pause()
+"#;
+
+#[test]
+fn a_port_is_its_users_as_long_as_connections_use_it() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv", "python3"]));
+    let stage = Stage::without_engine()?;
+    let net = stage.host.net();
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "8080", "--name", "of-root", "--"]);
+    command.arg(tools::find("python3").context("python3 is not installed")?).args(["-c", LEAVES_A_CONNECTION]);
+    let outside = format!("/sys/fs/cgroup/{}/cgroup.procs", pod_steer_tests::cgroup2::PROCESSES);
+    let server = stage.host.start("of-root", command.arg(outside))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let connected = net.run(|| std::net::TcpStream::connect("127.0.0.1:8080")).context("connecting")?;
+    wait::until("the child to leave", || server.stdout().contains("left").then_some(()))?;
+    stage.daemon.wait_for("its backend to be gone", |status| status.service("web").is_none().then_some(()))?;
+
+    // The kernel does not give the port to another user now: its bind is moved, and it is served all the same.
+    let _user = Exec::new("of-user", "web", "8080", "0.0.0.0:8080").user(USER).start(&stage)?;
+    only_noted(&stage.daemon.wait_ready("web", 1)?.backends, "of-user");
+    let tally = load(net, "127.0.0.1:8080", 50)?;
+    assert_eq!(tally.answered_by("of-user"), 50, "{tally}");
+    drop(connected);
+    Ok(())
+}

@@ -250,6 +250,7 @@ impl Control {
             Input::Found { index, sockets } => self.found(index, sockets),
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
+            Input::Idle { netns_cookie, ports } => self.free_unless_shared(netns_cookie, &ports),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),

@@ -1,6 +1,9 @@
 //! What the loop is told and asked.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+};
 
 use rustix::net::UCred;
 use tokio::sync::oneshot;
@@ -43,6 +46,13 @@ pub enum Input {
     /// The accept queues of some namespaces were looked at: by the cookie of each, the listeners whose queue
     /// is full.
     AcceptQueues(Vec<(u64, Vec<super::accept_queues::FullQueue>)>),
+    /// No socket uses these ports of a namespace.
+    Idle {
+        /// Cookie of the namespace.
+        netns_cookie: u64,
+        /// The ports.
+        ports: BTreeSet<u16>,
+    },
     /// A container that ran before it was managed was looked at.
     Surveyed(Box<super::survey::Survey>),
     /// On which ports a backend listens that does not listen where it should.
@@ -50,7 +60,7 @@ pub enum Input {
         /// The backend.
         id: BackendId,
         /// The ports.
-        ports: std::collections::BTreeSet<u16>,
+        ports: BTreeSet<u16>,
     },
     /// What is believed of a backend's health has changed.
     Probed {

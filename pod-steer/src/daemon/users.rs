@@ -1,12 +1,13 @@
 //! Backends that run as different users: whose each port is, and what a backend does without whose port is another's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{PROTO_TCP, PortKey};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::control::Control;
-use crate::{procs::FoundSocket, world::Backend};
+use super::{Input, control::Control, survey};
+use crate::{listening, procs::FoundSocket, world::Backend};
 
 fn port_key(netns_cookie: u64, port: u16) -> PortKey {
     PortKey { netns_cookie, port, proto: PROTO_TCP, pad: [0; 5] }
@@ -31,7 +32,7 @@ impl Control {
         shared.map(|socket| port_key(socket.netns_cookie, socket.port)).collect()
     }
 
-    /// Lets ports go that nobody listens on, so that the next to come may be of any user. A server binds some time before
+    /// Lets ports go that nobody listens on or has a connection on, so that the next to come may be of any user. A server binds some time before
     /// it listens: while a backend may be about to, a port goes when it is found unused twice, `RESYNC_EVERY` apart.
     pub(super) fn free_ports(&mut self, compare: bool) {
         if !self.awaited.is_empty() {
@@ -45,11 +46,43 @@ impl Control {
         };
         let again = |port: &PortKey| compare && self.unused_ports.contains(port);
         let (over, unused): (BTreeSet<PortKey>, _) = unused.into_iter().partition(|port| again(port) || !wanted(port));
-        for port in over {
-            self.kernel.free_port(port);
-        }
         if compare {
-            self.unused_ports = unused;
+            // Those that connections still use are looked at once more.
+            self.unused_ports = unused.into_iter().chain(over.iter().copied()).collect();
+        }
+        self.free_idle(over);
+    }
+
+    /// Lets those of these ports go that no connection uses either: accepted connections keep the port, and the kernel refuses
+    /// it to another user as long as they are there. That takes a walk through the kernel's connections, beside the loop.
+    fn free_idle(&mut self, ports: BTreeSet<PortKey>) {
+        let mut by_netns: BTreeMap<u64, BTreeSet<u16>> = BTreeMap::new();
+        for port in ports {
+            by_netns.entry(port.netns_cookie).or_default().insert(port.port);
+        }
+        let mut ways = self.ways();
+        for (netns_cookie, ports) in by_netns {
+            let seen = self.seen_namespaces.get(&netns_cookie).map(|(netns, _)| (*netns, Vec::new()));
+            let Some((netns, ways)) = ways.remove(&netns_cookie).or(seen) else {
+                // No backend is left there, and it cannot be entered.
+                self.free_unless_shared(netns_cookie, &ports);
+                continue;
+            };
+            let inputs = self.inputs.clone();
+            spawn_blocking(move || {
+                let used = survey::open(netns, &ways).and_then(|ns| listening::in_use(&ns, netns_cookie, &ports).ok());
+                let idle = ports.difference(&used.unwrap_or_default()).copied().collect();
+                let _ = inputs.blocking_send(Input::Idle { netns_cookie, ports: idle });
+            });
+        }
+    }
+
+    /// Lets ports go on which nobody has begun to listen meanwhile.
+    pub(super) fn free_unless_shared(&mut self, netns_cookie: u64, ports: &BTreeSet<u16>) {
+        let shared = self.shared_ports();
+        for port in ports.iter().map(|port| port_key(netns_cookie, *port)).filter(|port| !shared.contains(port)) {
+            self.unused_ports.remove(&port);
+            self.kernel.free_port(port);
         }
     }
 
