@@ -116,7 +116,7 @@ fn a_port_that_is_anothers_is_refused_with_the_reason() -> Result<()> {
         let outcome = output(&mut command)?;
         let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
         assert!(!outcome.status.success(), "{ports}");
-        assert!(said.contains("not managed listens on port 8443") && said.contains("0.0.0.0:8443"), "{ports}: {said}");
+        assert!(said.contains("already listens on port 8443") && said.contains("0.0.0.0:8443"), "{ports}: {said}");
     }
     expect(net, &[("127.0.0.2:8443", Some("U@0.0.0.0:8443"))])?;
     // The family that is nobody's may be claimed.
@@ -134,7 +134,7 @@ fn the_place_of_an_unmanaged_server_is_not_taken() -> Result<()> {
     all_known(&stage, "s", "m", 2)?;
     expect(net, &[("127.0.0.3:80", Some("U@127.0.0.3:80")), ("127.0.0.2:80", Some("m@127.0.0.2:8080"))])?;
     let said = stage.daemon.status()?.said_about("backend m").join(" ");
-    assert!(said.contains("not managed listens on port 80") && said.contains("127.0.0.3:80"), "{said}");
+    assert!(said.contains("already listens on port 80") && said.contains("127.0.0.3:80"), "{said}");
     Ok(())
 }
 
