@@ -21,42 +21,42 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the daemon: follow container engines and keep the kernel's tables in step
+    /// Run the daemon: follow container engines and steer new connections to their containers
     Run(Box<RunArgs>),
-    /// Run a command as a backend, in a cgroup of its own; signals and exit code are the command's
+    /// Run a command as a backend: pod-steer exec --service NAME --ports PORTS -- COMMAND
     Exec(ExecArgs),
-    /// Adopt a process that already listens
+    /// Make a process that already listens a backend
     Register(RegisterArgs),
-    /// Show services, their backends and what they do
+    /// Show services and their backends, with their shares and states
     Status(StatusArgs),
-    /// Move all new connections to a version when it is ready, and drain the others
+    /// Move all new connections to a version once it is ready, and wait until those of the others end
     Deploy(DeployArgs),
-    /// Move to a version step by step, and back by itself when it falters
+    /// Move to a version step by step; rolls back automatically if it fails
     Canary(CanaryArgs),
-    /// Set the versions' shares of new connections, at once
+    /// Set the versions' shares of new connections
     Shift(ShiftArgs),
-    /// Back to what was before the last deploy, canary or shift; ends one that is going on
+    /// Undo the last deploy, canary or shift; aborts one that is still running
     Rollback(ServiceArgs),
-    /// No new connections for a service, a version or one backend
+    /// Stop new connections to a service, a version or one backend
     Drain(PartArgs),
-    /// New connections for it again
+    /// End a drain
     Resume(PartArgs),
-    /// Let new connections wait; nobody is refused
+    /// Make new connections to a service wait, without refusing any
     Pause(ServiceArgs),
-    /// Let them in again
+    /// End a pause
     Unpause(ServiceArgs),
-    /// Show who ordered what, when, and how it ended
+    /// Show past orders: who, what, when, and the outcome
     History(HistoryArgs),
-    /// Follow what happens, until interrupted
+    /// Print events as they happen, until interrupted
     Events(EventsArgs),
-    /// Check what this machine offers: kernel, mounts, capabilities, settings
+    /// Check whether this machine has what pod-steer needs
     Doctor(DoctorArgs),
-    /// End all steering and leave nothing behind
+    /// End all steering and remove everything that pod-steer made
     Unload(UnloadArgs),
     /// Hold the listener of paused services; started by the daemon
     #[command(hide = true)]
     HoldPause,
-    /// Print the API's description, OpenAPI 3.1
+    /// Print the OpenAPI 3.1 description of the API
     Openapi,
     /// Print the version
     Version,

@@ -113,7 +113,10 @@ pub(super) fn somebody_serves(
         };
     }
     let named = named.join(" nor ");
-    refuse(format!("{whose}, {named} would serve {}, and no backend of it is ready: start it first", view.service))
+    refuse(format!(
+        "{whose}, {named} would serve {0}, and no backend of it is ready: start one first, or see why: pod-steer status {0}",
+        view.service
+    ))
 }
 
 fn version(view: &View, version: &str) -> Result<(), Refusal> {
@@ -121,7 +124,11 @@ fn version(view: &View, version: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     let known = view.versions().join(", ");
-    refuse(format!("{} has no backend of version {}; its versions: {known}", view.service, quoted(version)))
+    refuse(format!(
+        "{0} has no backend of version {1}; its versions: {known}; see pod-steer status {0}",
+        view.service,
+        quoted(version)
+    ))
 }
 
 fn check_canary(view: &View, canary: &CanaryOrder) -> Result<(), Refusal> {

@@ -205,8 +205,11 @@ pub(super) fn is_ready(
             Some(title) if ready >= wanted => format!("{version} does not listen for {title}, and others do"),
             _ => reasons(view, version),
         };
-        let message =
-            format!("{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed");
+        let service = &operation.service;
+        let message = format!(
+            "{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed: wait longer with \
+                     --timeout, or see pod-steer status {service}"
+        );
         end(operation, Outcome::Failed, now, message);
     }
     false

@@ -387,5 +387,5 @@ fn what_goes_on_can_always_be_ended() {
     assert!(rollback.end.unwrap().message.contains("traffic stays as it is"));
     // One that has ended is not gone back behind then.
     let refused = check(&Order::Rollback, &view, &["web"], &decision, None, Some(&held)).unwrap_err();
-    assert!(refused.to_string().contains("start it first"), "{refused}");
+    assert!(refused.to_string().contains("start one first"), "{refused}");
 }
