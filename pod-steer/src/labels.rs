@@ -4,7 +4,7 @@
 //! ([`spec_from_flags`], [`Spec::check`]).
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +105,9 @@ pub struct Spec {
     pub weight: u32,
     /// Ports of the service and where the container listens for them.
     pub ports: Vec<PortMap>,
+    /// Which of these ports were written as a range: their places in the list.
+    #[serde(default)]
+    pub ranges: Vec<Range<usize>>,
     /// What happens when no backend is left.
     pub fallback: Fallback,
     /// What happens when a new version appears; nothing: as configured.
@@ -158,6 +161,7 @@ pub fn parse<'a>(
             Some(list) => reader.ports(list),
             None => reader.missing("ports", "say which ports the service has, as in pod-steer.ports=80:8080"),
         },
+        ranges: ours.get("ports").map(|list| ports::ranges(list)).unwrap_or_default(),
         version: reader.version(ours.get("version").unwrap_or(&default_version)),
         weight: ours.get("weight").map_or(WEIGHT_DEFAULT, |weight| reader.weight(weight)),
         fallback: ours.get("fallback").map_or(Fallback::default(), |fallback| reader.fallback(fallback)),
@@ -181,6 +185,7 @@ pub fn spec_from_flags(
     let spec = Spec {
         service: reader.service(service),
         ports: reader.ports(ports),
+        ranges: ports::ranges(ports),
         version: reader.version(version),
         weight: reader.weight(&weight.to_string()),
         fallback,

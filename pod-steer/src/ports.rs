@@ -117,6 +117,17 @@ pub fn parse_all(list: &str) -> Result<Vec<PortMap>, Vec<PortsError>> {
     if errors.is_empty() { Ok(ports) } else { Err(errors) }
 }
 
+/// The items of a list that stand for more than one port: where the ports of each are among those that [`parse`] returns.
+pub fn ranges(list: &str) -> Vec<std::ops::Range<usize>> {
+    let (mut ranges, mut start) = (Vec::new(), 0);
+    for item in list.split(',').map_while(|item| Item::parse(item.trim_ascii()).ok()) {
+        let range = start..start + item.len();
+        start = range.end;
+        ranges.extend(Some(range).filter(|range| range.len() > 1));
+    }
+    ranges
+}
+
 /// The same ports in as few items as possible, sorted: `80:8080,8000-8010:9000-9010`. [`parse`] reads it back.
 pub fn compact(ports: &[PortMap]) -> String {
     let mut sorted = ports.to_vec();

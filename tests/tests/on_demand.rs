@@ -1,13 +1,17 @@
 //! Ports that a server opens for one connection and closes after it, as passive FTP does: the client comes before the
 //! daemon can have published a table.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
+    load::Load,
     process::{Process, output},
     report, require, tools, wait,
 };
+use rustix::process::Signal;
 
 /// Transfers of one run, and of one that is a variant of it.
 const TRANSFERS: usize = 200;
@@ -204,5 +208,78 @@ fn a_range_that_is_not_up_yet_is_not_on_demand() -> Result<()> {
     let _two = exec("two").server(&up).start(&stage)?;
     let service = stage.daemon.wait_ready("web", 2)?;
     ensure!(service.backends.iter().all(|backend| backend.problems.is_empty()), "{service:?}");
+    Ok(())
+}
+
+/// Listens on 8081 and 8080; each SIGUSR1 closes the next one. It answers its name.
+const TWO_PORTS: &str = r#"
+import signal, socket, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+def serve(listener):
+    while True:
+        try: client, peer = listener.accept()
+        except OSError: return
+        client.recv(4096)
+        client.sendall(('%s %s:%d\n' % (sys.argv[1], *peer)).encode())
+        client.close()
+listeners = [socket.create_server(('0.0.0.0', port), backlog=128) for port in (8081, 8080)]
+threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
+for thread in threads: thread.start()
+print('listening', flush=True)
+for listener, thread in zip(listeners, threads):
+    signal.sigwait({signal.SIGUSR1})
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
+    print('closed', flush=True)
+signal.pause()
+"#;
+
+/// An ordinary service of two replicas: nobody is refused while the older one ends, and another one may take its place.
+#[test]
+fn a_replica_closes_its_ports_one_after_the_other() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    for ports in ["8080,8081", "80-81:8080-8081"] {
+        let stage = Stage::without_engine()?;
+        let start = |name: &str| -> Result<Process> {
+            let mut command = stage.daemon.cli()?;
+            command.args(["exec", "--service", "web", "--ports", ports, "--name", name, "--"]);
+            command.arg(tools::find("python3").context("python3")?).args(["-I", "-c", TWO_PORTS, name]);
+            let mut process = stage.host.start(name, &mut command)?;
+            wait::until_ok("the server to listen", || {
+                ensure!(!process.has_ended()?, "it has ended: {}", process.stderr());
+                Ok(process.stdout().contains("listening").then_some(()))
+            })?;
+            stage.daemon.wait_state("web", name, "ready")?;
+            Ok(process)
+        };
+        let (older, _younger) = (start("older")?, start("younger")?);
+        let first = if ports.contains('-') { 80 } else { 8080 };
+        let to = |port: u16| Load::to((Ipv4Addr::LOCALHOST, first + port).into());
+        let loads = [to(0).start(stage.host.net())?, to(1).start(stage.host.net())?];
+        wait::until("clients", || loads.iter().all(|load| load.answered() > 20).then_some(()))?;
+        for closed in 1..=2 {
+            older.signal(Signal::USR1)?;
+            wait::until("it to close", || (older.stdout().matches("closed").count() == closed).then_some(()))?;
+            for _ in 0..5 {
+                let before = [0, 1].map(|port: usize| loads[port].answered());
+                wait::until("clients", || {
+                    [0, 1].iter().all(|port| loads[*port].answered() > before[*port] + 100).then_some(())
+                })?;
+            }
+            let backends = stage.daemon.status()?.service("web").context("web")?.backends.clone();
+            let younger = backends.iter().find(|backend| backend.name == "younger").context("younger")?;
+            ensure!(younger.state == "ready" && younger.problems.is_empty(), "{ports}: {backends:?}");
+            let tally = to(1).count(100).run(stage.host.net())?;
+            ensure!(tally.answered_by("younger") == 100, "{ports}: {tally}");
+        }
+        for (load, port) in loads.into_iter().zip(["8080", "8081"]) {
+            let tally = load.stop()?;
+            report::figure(&format!("{ports}: clients of {port} while a replica closes it"), &tally);
+            // The kernel resets the connections whose handshake is under way when their listener closes.
+            ensure!(tally.losses.len() <= 2, "{ports}: {port}: {tally}");
+        }
+        let _newest = start("newest")?;
+    }
     Ok(())
 }

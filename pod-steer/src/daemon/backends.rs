@@ -106,7 +106,7 @@ impl Control {
             stop_by_ms: None,
             process: None,
             inherited: Default::default(),
-            closed_ports: Default::default(),
+            port_history: Default::default(),
             troubles: Default::default(),
         });
         backend.name = container.name;
@@ -217,7 +217,7 @@ impl Control {
             Change::Started => {
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
-                backend.closed_ports.clear();
+                backend.port_history.restart();
                 self.world.listening.remove(&backend.index);
             }
             Change::Paused => backend.was_paused(),

@@ -148,7 +148,7 @@ impl Control {
             stop_by_ms: None,
             process: None,
             inherited: Default::default(),
-            closed_ports: Default::default(),
+            port_history: Default::default(),
             troubles: Default::default(),
         }
     }

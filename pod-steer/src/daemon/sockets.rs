@@ -16,9 +16,10 @@ use tracing::{debug, warn};
 
 use super::{Input, control::Control};
 use crate::{
+    clock::boot_ms,
     kernel::{KernelError, v6only},
     procs::{FoundSocket, Seat, address_bytes, address_from_bytes, listeners_in_cgroup},
-    world::{Network, Phase, Socket},
+    world::{Network, Socket},
 };
 
 /// Topic of [`crate::world::Backend::troubles`].
@@ -73,6 +74,9 @@ impl Control {
                     return self.holders.look_at(info.netns_cookie);
                 }
                 self.clear_no_place(info.backend);
+                if !self.world.sockets.contains_key(&event.cookie) {
+                    self.world.opened_ms.insert(event.cookie, boot_ms());
+                }
                 self.add_socket(event.cookie, info);
                 if event.errno != 0 {
                     self.describe_sockets();
@@ -328,11 +332,8 @@ impl Control {
     /// A socket listens no more.
     fn drop_socket(&mut self, cookie: u64) {
         self.holders.forget(cookie);
-        if let Some(socket) = self.world.sockets.remove(&cookie) {
+        if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
             self.own_closed.extend(own_listener(&socket).map(|key| (key, cookie)));
-            if let Some(backend) = self.world.by_index_mut(socket.backend).filter(|b| b.phase == Phase::Running) {
-                backend.closed_ports.insert(socket.port);
-            }
         }
     }
 

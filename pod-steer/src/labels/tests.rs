@@ -33,6 +33,7 @@ fn defaults_and_everything() {
         version: "v0".into(),
         weight: 1,
         ports: ports.clone(),
+        ranges: Vec::new(),
         fallback: Fallback::Refuse,
         rollout: None,
         slow_start_ms: None,

@@ -34,6 +34,12 @@ fn every_form_is_read() {
 }
 
 #[test]
+fn ranges_are_items_and_not_neighbours() {
+    assert!(ranges("8080,8081,80:80,5-5").is_empty());
+    assert_eq!(ranges("21:2121, 30000-30009:31000-31009 ,30010-30011/tcp,80"), [1..11, 11..13]);
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     for (list, expected) in [
         ("", r#""" has an item without a port; write ports separated by single commas, as in 80:8080,443:8443"#),

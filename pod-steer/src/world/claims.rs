@@ -53,8 +53,14 @@ pub(super) struct Refused<'a> {
 }
 
 /// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
-/// free port, the older backend decides.
-pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Backend], plan: &mut Plan) -> Claims<'a> {
+/// free port, the older backend decides. `withheld` are claims that a backend does not get, with its index.
+pub(super) fn of<'a>(
+    world: &'a World,
+    foreign: &Foreign<'_>,
+    by_age: &[&'a Backend],
+    withheld: &BTreeSet<(u32, RuleKey)>,
+    plan: &mut Plan,
+) -> Claims<'a> {
     let held = held(world);
     let pods: BTreeSet<u64> = world
         .backends
@@ -67,7 +73,9 @@ pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Back
         let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // What may not be claimed any more is not kept either.
         for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
-            let own = |key: &RuleKey| held.get(key) == Some(&backend.spec.service.as_str());
+            let own = |key: &RuleKey| {
+                !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
+            };
             claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(own));
         }
     }
@@ -103,7 +111,9 @@ pub(super) fn of<'a>(world: &'a World, foreign: &Foreign<'_>, by_age: &[&'a Back
                 None => {}
             }
             let free = |key: &RuleKey| {
-                Some(*key) != not_to_have && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
+                Some(*key) != not_to_have
+                    && !withheld.contains(&(backend.index, *key))
+                    && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
             };
             claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(free));
         }

@@ -9,6 +9,7 @@ mod holders;
 mod on_demand;
 mod plan;
 mod planned;
+mod port_history;
 mod refused;
 pub mod score;
 mod serving;
@@ -43,6 +44,7 @@ pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
+pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
 pub use silent::Listening;
 pub use sockets::Sockets;
@@ -175,9 +177,9 @@ pub struct Backend {
     /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
     #[serde(default)]
     pub inherited: BTreeSet<u64>,
-    /// Ports that it listened on and closed while it ran.
+    /// How long it has listened on its ports.
     #[serde(skip)]
-    pub closed_ports: BTreeSet<u16>,
+    pub port_history: PortHistory,
     /// What went wrong with it, by topic; each a sentence with the remedy.
     #[serde(skip)]
     pub troubles: BTreeMap<&'static str, String>,
@@ -227,6 +229,8 @@ pub struct World {
     pub backends: BTreeMap<BackendId, Backend>,
     /// By cookie.
     pub sockets: BTreeMap<u64, Socket>,
+    /// By cookie: when a socket began to listen, in milliseconds since the machine booted, if we were told of it then.
+    pub opened_ms: BTreeMap<u64, i64>,
     /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
     /// By index: ports of backends that are gone while connections that moved away from them are counted there still.
@@ -345,6 +349,7 @@ impl World {
     pub fn plan(&mut self) -> Plan {
         self.end_stopping();
         self.note_listening();
+        self.note_ports();
         self.abandoned.retain(|id, _| self.backends.contains_key(id));
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
         let Planned { mut plan, serving, claimed, left } = plan::plan(self);
@@ -357,7 +362,7 @@ impl World {
         self.last_serving.extend(serving);
         (self.claimed, self.left) = (claimed, left);
         // It depends on when each became ready.
-        plan.next_ms = plan.next_ms.into_iter().chain(on_demand::next_ms(self)).min();
+        plan.next_ms = plan.next_ms.into_iter().chain(port_history::next_ms(self)).min();
         hidden::hide(self, &mut plan);
         withheld::withhold(self, &mut plan);
         plan::announce(&mut plan);

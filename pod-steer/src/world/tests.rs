@@ -32,6 +32,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
             version: "v1".to_owned(),
             weight: 1,
             ports: ports::parse(ports).unwrap(),
+            ranges: ports::ranges(ports),
             fallback: Fallback::Refuse,
             rollout: None,
             slow_start_ms: None,
@@ -49,7 +50,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_by_ms: None,
         process: None,
         inherited: Default::default(),
-        closed_ports: Default::default(),
+        port_history: Default::default(),
         troubles: BTreeMap::new(),
     }
 }
