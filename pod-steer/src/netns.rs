@@ -1,8 +1,20 @@
 //! Network namespaces: how one is named, opened and asked for its cookie.
 
-use std::{fmt, fs::File, io, os::fd::AsFd, os::unix::fs::MetadataExt as _, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    io::Errno,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::sys;
@@ -51,4 +63,87 @@ pub fn run_in<T: Send>(ns: &File, cookie: u64, inside: impl FnOnce() -> io::Resu
         });
         entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace died")))
     })
+}
+
+/// Result of [`search`].
+#[derive(Debug, Default)]
+pub struct Search {
+    /// The namespaces that were found, by cookie.
+    pub found: BTreeMap<u64, File>,
+    /// Some namespaces could not be examined: one that was not found may exist all the same.
+    pub incomplete: bool,
+}
+
+/// Searches for namespaces by their cookies: our own, those of all processes, and those that are mounted, as `ip netns` and
+/// Docker do. No server can come into a namespace that is none of these.
+pub fn search(cookies: &BTreeSet<u64>) -> Search {
+    let mut search = Search::default();
+    let processes = match fs::read_dir("/proc") {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => {
+            search.incomplete = true;
+            Vec::new()
+        }
+    };
+    let is_process = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
+    let processes = processes.into_iter().filter(is_process).map(|path| path.join("ns/net"));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<PathBuf> = mounts.lines().filter_map(mounted).collect();
+    let mut seen = BTreeSet::new();
+    for path in std::iter::once(PathBuf::from("/proc/self/ns/net")).chain(processes).chain(mounts) {
+        if search.found.len() == cookies.len() {
+            break;
+        }
+        match examine(&path, &mut seen) {
+            Ok(Some((cookie, file))) if cookies.contains(&cookie) => drop(search.found.insert(cookie, file)),
+            Ok(_) => {}
+            // The process has ended, or the mount is hidden by another one.
+            Err(error)
+                if [Errno::NOENT, Errno::SRCH, Errno::INVAL]
+                    .map(|errno| Some(errno.raw_os_error()))
+                    .contains(&error.raw_os_error()) => {}
+            Err(_) => search.incomplete = true,
+        }
+    }
+    search
+}
+
+/// The cookie of a namespace that has not been seen before.
+fn examine(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<Option<(u64, File)>> {
+    let meta = fs::metadata(path)?;
+    if seen.contains(&(meta.dev(), meta.ino())) {
+        return Ok(None);
+    }
+    let file = File::open(path)?;
+    let netns = identify(&file)?;
+    seen.insert((netns.dev, netns.inode));
+    Ok(Some((netns.cookie, file)))
+}
+
+/// Where a line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)) says that a network namespace is mounted.
+fn mounted(line: &str) -> Option<PathBuf> {
+    let mut fields = line.split(' ').skip(3);
+    fields.next().filter(|root| root.starts_with("net:["))?;
+    fields.next().map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_mounted_namespaces() {
+        let line = "341 24 0:4 net:[4026532290] /run/netns/blue rw shared:189 - nsfs nsfs rw";
+        assert_eq!(mounted(line), Some(PathBuf::from("/run/netns/blue")));
+        assert_eq!(mounted("26 24 0:4 mnt:[4026532290] /run/ns rw - nsfs nsfs rw"), None);
+        assert_eq!(mounted(""), None);
+    }
+
+    #[test]
+    fn finds_its_own_namespace_and_none_that_does_not_exist() {
+        // Entering a namespace needs a privilege.
+        let Ok(own) = identify(&File::open("/proc/self/ns/net").unwrap()) else { return };
+        let search = search(&BTreeSet::from([own.cookie, u64::MAX]));
+        assert_eq!(search.found.into_keys().collect::<Vec<_>>(), [own.cookie]);
+    }
 }

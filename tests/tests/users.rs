@@ -295,3 +295,28 @@ fn a_port_is_its_users_as_long_as_connections_use_it() -> Result<()> {
     drop(connected);
     Ok(())
 }
+
+#[test]
+fn a_port_stays_its_users_without_a_backend() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv", "python3"]));
+    let stage = Stage::without_engine()?;
+    let net = stage.host.net();
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "8080", "--name", "of-root", "--"]);
+    command.arg(tools::find("python3").context("python3 is not installed")?).args(["-c", LEAVES_A_CONNECTION]);
+    let outside = format!("/sys/fs/cgroup/{}/cgroup.procs", pod_steer_tests::cgroup2::PROCESSES);
+    let server = stage.host.start("of-root", command.arg(outside))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let connected = net.run(|| std::net::TcpStream::connect("127.0.0.1:8080")).context("connecting")?;
+    wait::until("the child to leave", || server.stdout().contains("left").then_some(()))?;
+    stage.daemon.wait_for("its backend to be gone", |status| status.service("web").is_none().then_some(()))?;
+
+    // Two resyncs (`RESYNC_EVERY`) look at the port meanwhile.
+    std::thread::sleep(std::time::Duration::from_secs(65));
+    let user = Exec::new("of-user", "web", "8080", "0.0.0.0:8080").user(USER).start(&stage)?;
+    only_noted(&stage.daemon.wait_ready("web", 1)?.backends, "of-user");
+    assert_eq!(load(net, "127.0.0.1:8080", 50)?.answered_by("of-user"), 50);
+    drop(user);
+    drop(connected);
+    Ok(())
+}

@@ -1,13 +1,16 @@
 //! Backends that run as different users: whose each port is, and what a backend does without whose port is another's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+};
 
 use pod_steer_ebpf::{PROTO_TCP, PortKey};
 use tokio::task::spawn_blocking;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Input, control::Control, survey};
-use crate::{listening, procs::FoundSocket, world::Backend};
+use crate::{listening, netns, procs::FoundSocket, world::Backend};
 
 fn port_key(netns_cookie: u64, port: u16) -> PortKey {
     PortKey { netns_cookie, port, proto: PROTO_TCP, pad: [0; 5] }
@@ -53,28 +56,43 @@ impl Control {
         self.free_idle(over);
     }
 
-    /// Lets those of these ports go that no connection uses either: accepted connections keep the port, and the kernel refuses
-    /// it to another user as long as they are there. That takes a walk through the kernel's connections, beside the loop.
-    fn free_idle(&mut self, ports: BTreeSet<PortKey>) {
+    /// Frees those of these ports that no connection uses either: an accepted connection keeps the port of its listener, and the
+    /// kernel refuses the port to another user as long as it exists. That takes a walk through the kernel's connections, beside
+    /// the loop. A port whose namespace cannot be entered or examined keeps its owner; one whose namespace is gone is freed.
+    fn free_idle(&self, ports: BTreeSet<PortKey>) {
+        if ports.is_empty() {
+            return;
+        }
         let mut by_netns: BTreeMap<u64, BTreeSet<u16>> = BTreeMap::new();
         for port in ports {
             by_netns.entry(port.netns_cookie).or_default().insert(port.port);
         }
-        let mut ways = self.ways();
-        for (netns_cookie, ports) in by_netns {
-            let seen = self.seen_namespaces.get(&netns_cookie).map(|(netns, _)| (*netns, Vec::new()));
-            let Some((netns, ways)) = ways.remove(&netns_cookie).or(seen) else {
-                // No backend is left there, and it cannot be entered.
-                self.free_unless_shared(netns_cookie, &ports);
-                continue;
-            };
-            let inputs = self.inputs.clone();
-            spawn_blocking(move || {
-                let used = survey::open(netns, &ways).and_then(|ns| listening::in_use(&ns, netns_cookie, &ports).ok());
-                let idle = ports.difference(&used.unwrap_or_default()).copied().collect();
-                let _ = inputs.blocking_send(Input::Idle { netns_cookie, ports: idle });
-            });
-        }
+        let (mut ways, inputs) = (self.ways(), self.inputs.clone());
+        spawn_blocking(move || {
+            let mut opened: BTreeMap<u64, File> = BTreeMap::new();
+            for cookie in by_netns.keys() {
+                let ns = ways.remove(cookie).and_then(|(netns, ways)| survey::open(netns, &ways));
+                opened.extend(ns.map(|ns| (*cookie, ns)));
+            }
+            let others: BTreeSet<u64> =
+                by_netns.keys().copied().filter(|cookie| !opened.contains_key(cookie)).collect();
+            let search = netns::search(&others);
+            opened.extend(search.found);
+            for (netns_cookie, mut ports) in by_netns {
+                if let Some(ns) = opened.get(&netns_cookie) {
+                    match listening::in_use(ns, netns_cookie, &ports) {
+                        Ok(used) => ports.retain(|port| !used.contains(port)),
+                        Err(error) => {
+                            debug!(netns_cookie, %error, "cannot enumerate the connections of a network namespace");
+                            continue;
+                        }
+                    }
+                } else if search.incomplete {
+                    continue;
+                }
+                let _ = inputs.blocking_send(Input::Idle { netns_cookie, ports });
+            }
+        });
     }
 
     /// Lets ports go on which nobody has begun to listen meanwhile.
