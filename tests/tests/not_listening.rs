@@ -120,3 +120,31 @@ fn an_app_whose_sandbox_was_started_again() -> Result<()> {
     drop(left);
     Ok(())
 }
+
+#[test]
+fn an_app_whose_sandbox_has_stopped_or_was_removed() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let sandbox = Spec::new(Image::Busybox, "pod-1").network("bridge").args(&["/bin/busybox", "sleep", "1000"]);
+    let pod = stage.engine().start_container(&sandbox)?;
+    let app = server::named("web-1", "0.0.0.0:8080").network(format!("container:{}", pod.id));
+    let app = stage.engine().start_container(&app.service("web", "80:8080"))?;
+    stage.daemon.wait_ready("web", 1)?;
+
+    run(stage.engine().docker().command().args(["stop", "--time", "0", &pod.id]))?;
+    let says = |stage: &Stage, what: &str| -> Result<()> {
+        stage.daemon.wait_for("the fault and the remedy", |status| {
+            let said = status.said_about("web-1").join("\n");
+            (status.backend("web", "web-1").state == "not-steered" && said.contains(what)).then_some(())
+        })
+    };
+    says(&stage, "which has stopped, so no client arrives there; start pod-1, then restart it")?;
+    run(stage.engine().docker().command().args(["rm", "--force", &pod.id]))?;
+    says(&stage, "the container pod-1, which was removed, so no client arrives there; create it again")?;
+    // A daemon that starts knows only the id.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    says(&stage, &format!("the container {}, which was removed", &pod.id[..12]))?;
+    drop(app);
+    Ok(())
+}

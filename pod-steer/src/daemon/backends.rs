@@ -109,7 +109,7 @@ impl Control {
             port_history: Default::default(),
             troubles: Default::default(),
         });
-        backend.name = container.name;
+        backend.name.clone_from(&container.name);
         backend.spec = spec;
         if container.created_ms != 0 {
             backend.created_ms = container.created_ms;
@@ -120,7 +120,7 @@ impl Control {
         if container.phase_is_current {
             backend.health = container.health;
             let failed = match container.health_failure {
-                Some(failure) => backend.troubles.insert(ENGINE_CHECK, failure.clone()).as_ref() != Some(&failure),
+                Some(ref failure) => backend.troubles.insert(ENGINE_CHECK, failure.clone()).as_ref() != Some(failure),
                 None => {
                     backend.troubles.remove(ENGINE_CHECK);
                     false
@@ -165,7 +165,7 @@ impl Control {
         if let Some(pid) = container.pid.filter(|_| matches!(phase, Phase::Running | Phase::Paused)) {
             self.started(&id, pid);
         }
-        self.note_sandbox(&id, container.sandbox);
+        self.note_sandbox(&container);
     }
 
     fn misfit(&mut self, container: Container, errors: Vec<String>) {

@@ -1,23 +1,65 @@
-//! Containers in the network namespace of another one, a pod's sandbox: one whose sandbox was started again still lives in
-//! the namespace of the earlier start, where no client arrives.
+//! Containers in the network namespace of another one, a pod's sandbox. The namespace of a sandbox that was started again,
+//! has stopped or was removed remains as long as such a container runs, but no client arrives there.
+
+use std::{fs::File, os::unix::fs::MetadataExt as _};
 
 use tracing::warn;
 
 use super::control::Control;
-use crate::{engine::Sandbox, netns, procs::Process};
+use crate::{
+    engine::{Container, Sandbox, SandboxState},
+    procs::Process,
+};
+
+/// Device and inode of an `ns/net` file that is held open meanwhile.
+fn identity(ns: &File) -> Option<(u64, u64)> {
+    ns.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Why no client arrives in the namespace of a container that joined this sandbox, and the remedy.
+fn fault(own: &File, sandbox: &Sandbox) -> Option<String> {
+    // The host's own namespace needs no sandbox.
+    let of_host = ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().filter_map(|path| File::open(path).ok());
+    if of_host.into_iter().any(|host| identity(&host) == identity(own)) {
+        return None;
+    }
+    let name = &sandbox.name;
+    match sandbox.state {
+        SandboxState::Running(pid) => {
+            let now = Process::open(pid).ok()?.netns().ok()?;
+            let text = format!(
+                "its network namespace is that of an earlier start of {name}, where no client arrives; restart it"
+            );
+            (identity(&now)? != identity(own)?).then_some(text)
+        }
+        SandboxState::Stopped => Some(format!(
+            "its network namespace is that of {name}, which has stopped, so no client arrives there; start {name}, then \
+             restart it"
+        )),
+        SandboxState::Removed => Some(format!(
+            "its network namespace is that of the container {name}, which was removed, so no client arrives there; create \
+             it again in the namespace of a container that runs"
+        )),
+    }
+}
 
 impl Control {
-    /// Compares a container's namespace with the one that its sandbox has now.
-    pub(super) fn note_sandbox(&mut self, id: &str, sandbox: Option<Sandbox>) {
-        let netns = self.world.backends.get(id).and_then(|backend| backend.netns);
-        let left = sandbox.filter(|sandbox| {
-            let now = sandbox.pid.and_then(|pid| netns::identify(&Process::open(pid).ok()?.netns().ok()?).ok());
-            now.zip(netns).is_some_and(|(now, netns)| now != netns)
-        });
-        let changed = match left {
-            Some(sandbox) => {
-                warn!(container = %id, sandbox = %sandbox.name, "its sandbox was started again without it");
-                self.world.abandoned.insert(id.to_owned(), sandbox.name.clone()) != Some(sandbox.name)
+    /// Notes whether clients can arrive in the namespace of a container that joined a sandbox.
+    pub(super) fn note_sandbox(&mut self, container: &Container) {
+        if container.joined.is_some() && container.sandbox.is_none() {
+            // The engine did not say, so what is known remains.
+            return;
+        }
+        let ns = container.pid.and_then(|pid| Process::open(pid).ok()?.netns().ok());
+        let fault = ns.zip(container.sandbox.as_ref()).and_then(|(ns, sandbox)| fault(&ns, sandbox));
+        let id = &container.id;
+        let changed = match fault {
+            Some(text) => {
+                let news = self.world.abandoned.insert(id.clone(), text.clone()).as_ref() != Some(&text);
+                if news {
+                    warn!(container = %container.name, "{text}");
+                }
+                news
             }
             None => self.world.abandoned.remove(id).is_some(),
         };

@@ -40,7 +40,7 @@ pub struct Container {
     pub network: Network,
     /// The container whose network namespace it shares, if it does.
     pub joined: Option<String>,
-    /// That container as it is now, once it has been asked about.
+    /// That container as it is now; nothing if that is not known.
     pub sandbox: Option<Sandbox>,
     /// Where its cgroup is made, or nothing for the engine's default.
     pub cgroup_parent: String,
@@ -57,18 +57,32 @@ pub struct Sandbox {
     pub id: String,
     /// Its name, without the slash.
     pub name: String,
-    /// Its first process, if it runs.
-    pub pid: Option<i32>,
+    /// Whether it runs.
+    pub state: SandboxState,
+}
+
+/// Whether a sandbox runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxState {
+    /// It runs, and this is its first process.
+    Running(i32),
+    /// It exists and does not run.
+    Stopped,
+    /// It does not exist any more.
+    Removed,
 }
 
 /// Understands the engine's description of a sandbox.
 pub fn sandbox(details: ContainerInspectResponse) -> Option<Sandbox> {
-    let pid = details.state.and_then(|state| state.pid);
-    Some(Sandbox {
-        id: details.id?,
-        name: details.name.unwrap_or_default().trim_start_matches('/').to_owned(),
-        pid: pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
-    })
+    let state = details.state?;
+    let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
+    let state = match pid {
+        Some(pid) => SandboxState::Running(pid),
+        None if state.running == Some(false) => SandboxState::Stopped,
+        None => return None,
+    };
+    let name = details.name.unwrap_or_default().trim_start_matches('/').to_owned();
+    Some(Sandbox { id: details.id?, name, state })
 }
 
 /// What happened to a container.

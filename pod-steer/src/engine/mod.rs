@@ -27,7 +27,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 pub use commands::Commands;
-pub use convert::{Change, Container, Happened, Sandbox, ends};
+pub use convert::{Change, Container, Happened, Sandbox, SandboxState, ends};
 pub use reach::{name, owner, reach, unreachable};
 
 use crate::{labels, world::Health};
@@ -166,21 +166,20 @@ async fn session(
             }
         };
         let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
-        match change {
-            Change::Started => {
-                for joined in sandboxes.joined(&id) {
-                    inspections.spawn(inspect_later(
-                        docker.clone(),
-                        engine.to_owned(),
-                        joined,
-                        inputs.clone(),
-                        generations.clone(),
-                        sandboxes.clone(),
-                    ));
-                }
+        if matches!(change, Change::Started | Change::Died | Change::Removed) {
+            for joined in sandboxes.joined(&id) {
+                inspections.spawn(inspect_later(
+                    docker.clone(),
+                    engine.to_owned(),
+                    joined,
+                    inputs.clone(),
+                    generations.clone(),
+                    sandboxes.clone(),
+                ));
             }
-            Change::Removed => sandboxes.forget(&id),
-            _ => {}
+        }
+        if change == Change::Removed {
+            sandboxes.forget(&id);
         }
         if mine.is_none() && !ours.contains(&id) {
             continue;

@@ -1,44 +1,68 @@
-//! Containers whose network namespace others share: each is asked about with every container that joins it, and those that
-//! joined it are asked about again when it is started.
+//! Containers whose network namespace others share: each is inspected with every container that joined it, and those that
+//! joined it are inspected again when it starts, ends or is removed.
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bollard::Docker;
+use bollard::{Docker, errors::Error};
 
-use super::convert::{self, Container};
+use super::convert::{self, Container, Sandbox, SandboxState};
 
-/// By the full id of a sandbox, the containers that joined it.
+/// Bytes of an id that stand for the name of a container that is not known any more, as in `docker ps`.
+const SHORT_ID: usize = 12;
+
+/// What is known of one sandbox.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sandboxes(Arc<Mutex<HashMap<String, BTreeSet<String>>>>);
+struct Known {
+    /// Its name when it was last inspected.
+    name: String,
+    /// The containers that joined it.
+    joined: BTreeSet<String>,
+}
+
+/// The sandboxes, by full id.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sandboxes(Arc<Mutex<HashMap<String, Known>>>);
 
 impl Sandboxes {
     /// Adds to a container's description that of its sandbox, if it has joined one.
     pub(super) async fn describe(&self, docker: &Docker, container: &mut Container) {
-        let Some(joined) = &container.joined else { return };
-        // One that is gone has no namespace to compare with.
-        let Ok(details) = docker.inspect_container(joined, None).await else { return };
-        container.sandbox = convert::sandbox(details);
+        let Some(id) = container.joined.clone() else { return };
+        container.sandbox = match docker.inspect_container(&id, None).await {
+            Ok(details) => convert::sandbox(details),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+                Some(Sandbox { name: self.name(&id), id, state: SandboxState::Removed })
+            }
+            Err(_) => None,
+        };
         if let Some(sandbox) = &container.sandbox {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(sandbox.id.clone()).or_default().insert(container.id.clone());
+            let known = all.entry(sandbox.id.clone()).or_default();
+            known.name.clone_from(&sandbox.name);
+            known.joined.insert(container.id.clone());
         }
+    }
+
+    /// The name that a sandbox had, or the beginning of its id.
+    fn name(&self, id: &str) -> String {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(id).map_or_else(|| id.chars().take(SHORT_ID).collect(), |known| known.name.clone())
     }
 
     /// The containers that joined this one.
     pub(super) fn joined(&self, id: &str) -> BTreeSet<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(id).map(|known| known.joined.clone()).unwrap_or_default()
     }
 
-    /// Forgets a container that is gone.
+    /// Forgets a container that is gone. A sandbox is forgotten with the last container that joined it.
     pub(super) fn forget(&self, id: &str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(id);
-        all.retain(|_, joined| {
-            joined.remove(id);
-            !joined.is_empty()
+        all.retain(|_, known| {
+            known.joined.remove(id);
+            !known.joined.is_empty()
         });
     }
 }

@@ -81,11 +81,8 @@ pub(super) fn of<'a>(
     }
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
-        if let Some(sandbox) = world.abandoned.get(&backend.id) {
-            plan.hinder(
-                backend.index,
-                format!("its network namespace is that of an earlier start of {sandbox}, where no client arrives; restart it"),
-            );
+        if let Some(fault) = world.abandoned.get(&backend.id) {
+            plan.hinder(backend.index, fault.clone());
             continue;
         }
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {

@@ -260,7 +260,7 @@ pub struct World {
     pub left: Left,
     /// By index: what is known of the listening of backends without a socket that serves.
     pub listening: BTreeMap<u32, Listening>,
-    /// Backends that live in the network namespace of an earlier start of their sandbox, and the sandbox of each.
+    /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
     pub abandoned: BTreeMap<BackendId, String>,
 }
 
