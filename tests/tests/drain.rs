@@ -159,3 +159,49 @@ fn a_websocket_is_left_alone_and_told_of() -> Result<()> {
 fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()
 }
+
+/// The kernel programs were not attached yet when the client came.
+#[test]
+fn connections_from_before_the_daemon_are_counted() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    stage.daemon.kill()?;
+    let old = start(&stage, "v1", &[])?;
+    wait::until("the server", || old.logs().ok().filter(|logs| logs.contains("listening")))?;
+    let mut client = stage.host.net().run(|| TcpStream::connect(target()))?;
+    client.set_read_timeout(Some(wait::STUCK))?;
+    let counted = |stage: &Stage, live: u64| {
+        let is = |status: &Status| (status.backend("web", &old.name).live == live).then_some(());
+        stage.daemon.wait_for(&format!("{live} connections to be counted"), is)
+    };
+    for _ in 0..2 {
+        stage.daemon.restart()?;
+        stage.daemon.wait_ready("web", 1)?;
+        counted(&stage, 1)?;
+        stage.daemon.kill()?;
+    }
+    stage.daemon.restart()?;
+    let _new = start(&stage, "v2", &[])?;
+    stage.daemon.wait_ready("web", 2)?;
+    let left = stage.daemon.order("deploy web v2 --stop-old --drain-timeout 1s")?.expect(3)?;
+    let said = left.stdout.clone() + &left.stderr;
+    ensure!(said.contains("1 old connection went on at the deadline, so nothing was stopped"), "{said}");
+    client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")?;
+    read_to(&mut client, "\r\n\r\n").context("the old connection goes on")?;
+    drop(client);
+    counted(&stage, 0)?;
+    stage.daemon.order_done("deploy web v2 --stop-old --drain-timeout 60s")?;
+    stage.daemon.wait_state("web", &old.name, "exited")?;
+
+    // Started again it is attached before it listens.
+    old.start()?;
+    stage.daemon.wait_state("web", &old.name, "standby")?;
+    let opened = |stage: &Stage| Ok::<_, anyhow::Error>(stage.daemon.status()?.backend("web", &old.name).opened);
+    let before = opened(&stage)?;
+    stage.daemon.order_done("deploy web v1 --drain-timeout 60s")?;
+    let held = stage.host.net().run(|| TcpStream::connect(target()))?;
+    counted(&stage, 1)?;
+    ensure!(opened(&stage)? == before + 1, "the kernel programs count");
+    drop(held);
+    counted(&stage, 0)
+}

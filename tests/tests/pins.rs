@@ -98,6 +98,45 @@ fn a_detached_link_of_a_namespace_is_attached_again() -> Result<()> {
     Ok(())
 }
 
+/// The loss of steering for a moment is not the loss of a backend.
+#[test]
+fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool"]));
+    let mut stage = Stage::without_engine()?;
+    let start = |name, version: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version]);
+    let _old = start("old", "v1").start(&stage)?;
+    let _new = start("new", "v2").start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let order = serde_json::json!({
+        "order": "canary", "version": "v2", "steps": [5_000, 10_000], "every_ms": 3_600_000, "timeout_ms": 60_000
+    });
+    let id = stage.daemon.begin(&order)?;
+    stage.daemon.wait_operation(id, "the first step", |operation| operation.phase.name == "stepping")?;
+    let inode = stage.host.net().id()?.1;
+    let in_namespace = |link: &Value| link["netns_ino"].as_u64() == Some(inode);
+    let goes_on = |stage: &Stage| -> Result<()> {
+        wait::until_ok("another link", || Ok((links(stage, in_namespace)?.len() == 1).then_some(())))
+            .with_context(|| stage.daemon.log_tail())?;
+        no_conditions(stage)?;
+        let end = stage.daemon.operation(id)?.end;
+        ensure!(end.is_none(), "the canary goes on: {end:?}\n{}", stage.daemon.log_tail());
+        let tally = Load::to("127.0.0.1:80".parse()?).count(200).run(stage.host.net())?;
+        let (old, new) = (tally.answered_by("old"), tally.answered_by("new"));
+        ensure!(old > 40 && new > 40 && tally.answered() == 200, "half of them come to each: {tally}");
+        Ok(())
+    };
+    for _ in 0..3 {
+        let ids = links(&stage, in_namespace)?;
+        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &ids[0].to_string()]))?;
+        goes_on(&stage)?;
+    }
+    // While no daemon runs, the link ends with its pin.
+    stage.daemon.kill()?;
+    remove(&stage, "netns")?;
+    stage.daemon.restart()?;
+    goes_on(&stage)
+}
+
 #[test]
 fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool"]));

@@ -237,3 +237,22 @@ fn signals_of_podman() -> Result<()> {
     container.kill("KILL")?;
     daemon.wait_state("web", "web-1", "exited")
 }
+
+#[test]
+fn a_deploy_waits_for_a_version_that_ignores_its_stop_signal() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let stopping = stage.engine().start_container(&deaf("v1-1").version("v1").options(&["--stop-timeout", "3"]))?;
+    stage.daemon.wait_ready("web", 1)?;
+    stopping.kill("TERM")?;
+    stage.daemon.wait_state("web", "v1-1", "stopping")?;
+    stage.daemon.order_done("deploy web v1 --timeout 120s")?;
+    all_by(stage.host.net(), 50, "v1").map(drop)?;
+
+    // One that ends is named, and what to do.
+    stopping.kill("KILL")?;
+    stage.daemon.wait_state("web", "v1-1", "exited")?;
+    let refused = stage.daemon.order("deploy web v1")?.expect(2)?;
+    ensure!(refused.stderr.contains("every backend of version v1 of web has ended (v1-1); start one"), "{refused:?}");
+    Ok(())
+}

@@ -49,6 +49,10 @@ impl Control {
                 self.kernel.detach_backend(cgroup, index);
             }
         }
+        // A link that was lost meanwhile is attached again below; a backend that was ready has not changed by that.
+        let ready = self.world.backends.values().filter(|backend| backend.ready_since_ms.is_some());
+        let lost = ready.filter_map(|backend| Some(backend.netns?.cookie)).filter(|c| !self.world.steered.contains(c));
+        self.world.repairing = lost.collect();
         self.resume_operations();
         self.adopt_over();
         self.drop_leftovers();

@@ -106,6 +106,7 @@ impl Control {
             stop_by_ms: None,
             process: None,
             inherited: Default::default(),
+            counts_incomplete: false,
             port_history: Default::default(),
             troubles: Default::default(),
         });
@@ -215,6 +216,7 @@ impl Control {
         match change {
             Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.told_to_stop(boot_ms()),
             Change::Started => {
+                backend.counts_anew();
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
                 backend.port_history.restart();
@@ -294,8 +296,7 @@ impl Control {
         // It may have listened before it was attached to: then the kernel programs have nothing to tell of it.
         let is_silent = !self.world.sockets.values().any(|socket| socket.backend == index);
         if asks && !attached && is_silent {
-            let Some(backend) = self.world.backends.get(id) else { return };
-            return self.survey_container(backend, netns, ns, path);
+            return self.survey_container(id, netns, ns, path);
         }
         let listeners = match asks.then(|| listening::listeners(&ns, netns.cookie)).transpose() {
             Ok(listeners) => listeners,

@@ -1,4 +1,5 @@
-//! Connections that no kernel program counts, of registered backends and of inherited listeners: counted beside the loop, and only when somebody wants to know.
+//! Connections that the kernel programs have not counted: of registered backends, of inherited listeners, and of backends that
+//! listened before they were attached. They are counted beside the loop, and only while `status` or an operation asks.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,11 +8,13 @@ use std::{
 };
 
 use tokio::{sync::oneshot, task::spawn_blocking};
+use tracing::{debug, warn};
 
 use super::{Input, control::Control};
 use crate::{
     api::types::Status,
     connections,
+    procs::FoundSocket,
     world::{Backend, Kind},
 };
 
@@ -31,6 +34,8 @@ pub(super) struct Counted {
     generation: u64,
     under_way: Option<Instant>,
     not_before: Option<Instant>,
+    /// Indices of the backends whose listeners are being looked for: it is not known yet whether the counters include all.
+    sought: BTreeSet<u32>,
     /// Those who asked for the status since the last count began, and before.
     asking: Vec<oneshot::Sender<Status>>,
     asked: Vec<oneshot::Sender<Status>>,
@@ -48,11 +53,42 @@ impl Control {
         self.count_connections();
     }
 
-    /// Connections of a backend that no kernel program counts; nothing if it is not one of those.
+    /// Connections of a backend whose kernel counters do not include all; nothing if they do.
     pub(super) fn counted(&self, backend: &Backend) -> Option<Result<u64, String>> {
-        let is_one = is_uncounted(backend);
         let not_yet = || Err("they have not been counted yet".to_owned());
-        is_one.then(|| self.counted.by_index.get(&backend.index).cloned().unwrap_or_else(not_yet))
+        let count = || self.counted.by_index.get(&backend.index).cloned().unwrap_or_else(not_yet);
+        backend.has_uncounted_connections().then(count)
+    }
+
+    /// Why a drain cannot rely on the number of connections of a backend, if it cannot.
+    pub(super) fn not_counted(&self, backend: &Backend) -> Option<String> {
+        let sought = || "its listeners are being looked for".to_owned();
+        let count = self.counted(backend).and_then(Result::err);
+        count.or_else(|| self.counted.sought.contains(&backend.index).then(sought))
+    }
+
+    /// The listeners of a backend are looked for, since it may have made them before it was attached.
+    pub(super) fn begin_search(&mut self, index: u32) {
+        self.counted.sought.insert(index);
+    }
+
+    /// They were found. The kernel programs report every listener that was made while they were attached.
+    pub(super) fn end_search(&mut self, index: u32, found: &[FoundSocket]) {
+        let reported = |cookie| self.kernel.socket(cookie).is_some_and(|socket| socket.backend == index);
+        if found.iter().any(|socket| !reported(socket.cookie)) {
+            self.note_incomplete_counts(index);
+        }
+        self.counted.sought.remove(&index);
+    }
+
+    /// The kernel programs have not counted all connections of a backend.
+    pub(super) fn note_incomplete_counts(&mut self, index: u32) {
+        let Some(backend) = self.world.by_index_mut(index).filter(|backend| !backend.counts_incomplete) else { return };
+        backend.counts_incomplete = true;
+        debug!(service = %backend.spec.service, backend = %backend.name, "had connections before it was attached");
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will not know that connections of this backend are not counted");
+        }
     }
 
     /// Counts from time to time while an operation may wait for it.
@@ -75,7 +111,7 @@ impl Control {
     }
 
     fn uncounted(&self) -> impl Iterator<Item = &Backend> {
-        self.world.backends.values().filter(|backend| is_uncounted(backend))
+        self.world.backends.values().filter(|backend| backend.has_uncounted_connections())
     }
 
     fn count_connections(&mut self) {
@@ -89,7 +125,10 @@ impl Control {
             };
             let pid = backend.process.map(|process| process.id.pid).or(registered);
             let cgroup = self.paths.get(&backend.index).cloned();
-            let ports: BTreeSet<u16> = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
+            let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
+            let hidden = own.filter_map(|socket| socket.hidden_port);
+            let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]);
+            let ports: BTreeSet<u16> = ports.chain(hidden).collect();
             Some((backend.index, cgroup, pid, backend.netns?, ports))
         };
         let questions: Vec<_> = self.uncounted().filter_map(question).collect();
@@ -126,9 +165,4 @@ impl Control {
             self.count_connections();
         }
     }
-}
-
-/// Whether a backend has connections that no kernel program sees.
-fn is_uncounted(backend: &Backend) -> bool {
-    matches!(backend.kind, Kind::Registered { .. }) || !backend.inherited.is_empty()
 }

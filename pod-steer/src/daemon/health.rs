@@ -135,6 +135,10 @@ impl Control {
             };
         }
         let Some(netns) = backend.netns else { return Due::Wait(None) };
+        // A short loss of steering says nothing about its health.
+        if self.world.repairing.contains(&netns.cookie) {
+            return Due::Later;
+        }
         // Elsewhere a probe would come to whomever the kernel chooses.
         if !self.world.steered.contains(&netns.cookie) {
             return Due::Wait(None);

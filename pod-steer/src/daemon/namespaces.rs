@@ -44,6 +44,7 @@ impl Control {
                 }
                 self.world.foreign.remove(&cookie);
                 self.world.steered.remove(&cookie);
+                self.world.repairing.remove(&cookie);
             }
         }
         // Whoever holds a namespace's descriptor keeps it from ending.
@@ -58,6 +59,7 @@ impl Control {
     }
 
     pub(super) fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
+        self.world.repairing.remove(&cookie);
         let failure = result.err().map(|error| crate::chain(&error));
         let failure = failure.or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
         let netns = self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns);

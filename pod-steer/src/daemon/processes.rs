@@ -148,6 +148,7 @@ impl Control {
             stop_by_ms: None,
             process: None,
             inherited: Default::default(),
+            counts_incomplete: false,
             port_history: Default::default(),
             troubles: Default::default(),
         }

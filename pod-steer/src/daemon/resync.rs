@@ -187,7 +187,9 @@ impl Control {
             }
             if fault != LinkFault::OtherMaps {
                 self.kernel.forget_link(cookie);
-                self.world.steered.remove(&cookie);
+                if self.world.steered.remove(&cookie) {
+                    self.world.repairing.insert(cookie);
+                }
                 self.touch();
             }
             lost.push(cookie);
@@ -222,6 +224,8 @@ impl Control {
                 self.touch();
             }
             None => {
+                self.world.repairing.remove(&cookie);
+                self.touch();
                 let message = "its sk_lookup link is gone, so nothing is steered there, and no process of a backend runs in it to \
                                find it by; restart a backend";
                 self.conditions.set(NAMESPACE, subject, message);
@@ -280,7 +284,8 @@ impl Control {
                 let message = format!("its links {} were gone or detached; they are attached again", names.join(", "));
                 self.conditions.repaired(&subject, &message);
                 self.conditions.clear(CGROUP, &subject);
-                // What began to listen meanwhile was seen by no program.
+                // No program has seen the listeners and connections that were opened meanwhile.
+                self.note_incomplete_counts(index);
                 self.look_for_sockets(index, &path);
             }
             Err(error) => {

@@ -194,9 +194,10 @@ impl Control {
     }
 
     /// Looks for sockets that listened before the backend was managed.
-    pub(super) fn look_for_sockets(&self, index: u32, cgroup: &Path) {
+    pub(super) fn look_for_sockets(&mut self, index: u32, cgroup: &Path) {
         let Some(backend) = self.world.by_index(index) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
+        self.begin_search(index);
         let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
         spawn_blocking(move || {
             let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.bound.port());
@@ -207,6 +208,7 @@ impl Control {
 
     /// Registers sockets that were found.
     pub(super) fn found(&mut self, index: u32, sockets: Vec<FoundSocket>) {
+        self.end_search(index, &sockets);
         if self.world.by_index(index).is_none_or(|backend| backend.netns.is_none()) {
             return;
         }

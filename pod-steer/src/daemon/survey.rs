@@ -10,7 +10,7 @@ use crate::{
     listening::{self, Listener},
     netns::Netns,
     procs::{self, FoundSocket, Process},
-    world::{self, Backend, Kind, Phase},
+    world::{self, Kind, Phase},
 };
 
 /// Topic of conditions.
@@ -114,9 +114,11 @@ impl Control {
 
     /// Looks for the sockets of a container that ran before it was managed, and then at its namespace: the port is claimed
     /// when it is known which listeners are its own.
-    pub(super) fn survey_container(&self, backend: &Backend, netns: Netns, ns: File, path: PathBuf) {
+    pub(super) fn survey_container(&mut self, id: &str, netns: Netns, ns: File, path: PathBuf) {
+        let Some(backend) = self.world.backends.get(id) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
-        let (id, inputs) = (backend.id.clone(), self.inputs.clone());
+        let (id, index, inputs) = (backend.id.clone(), backend.index, self.inputs.clone());
+        self.begin_search(index);
         spawn_blocking(move || {
             let wanted = |socket: &FoundSocket| ports.contains(&socket.bound.port());
             let sockets = procs::listeners_in_cgroup(&path, wanted).unwrap_or_default();
@@ -137,6 +139,7 @@ impl Control {
             }
             Err(error) => {
                 warn!(container = %id, %netns, %error, "the listeners of its namespace cannot be enumerated, so no port is claimed");
+                self.end_search(index, &sockets);
             }
         }
     }

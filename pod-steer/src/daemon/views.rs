@@ -21,7 +21,8 @@ impl Control {
             state: self.state(backend),
             ready_since_ms: backend.ready_since_ms,
             live: self.live_of(backend),
-            uncounted: self.counted(backend).and_then(Result::err),
+            uncounted: self.not_counted(backend),
+            steered: backend.netns.is_none_or(|netns| self.world.steered.contains(&netns.cookie)),
             overflows: self.orders.overflows.get(&backend.index).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
@@ -49,7 +50,9 @@ impl Control {
             _ => ("", None),
         };
         let present = view.present(version).count() as u32;
-        let (ready, wanted) = (view.ready(version).count() as u32, wanted.unwrap_or(present));
+        // One that is stopping is not present, and is waited for all the same.
+        let least = u32::from(!version.is_empty());
+        let (ready, wanted) = (view.ready(version).count() as u32, wanted.unwrap_or(present.max(least)));
         let left_backends = match &operation.phase {
             Phase::Draining { old, .. } => old.clone(),
             _ => BTreeSet::new(),

@@ -89,6 +89,9 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
 fn unwell(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
     for (id, name) in watched {
         let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
+        if backend.state == State::Starting && !backend.steered {
+            return Some(format!("the network namespace of {name} is not steered in any more"));
+        }
         if matches!(backend.state, State::Starting | State::NotListening) {
             return Some(format!("{name} has stopped listening"));
         }

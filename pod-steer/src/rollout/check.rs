@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
-use crate::{labels::WEIGHT_MAX, near, ports::quoted};
+use crate::{labels::WEIGHT_MAX, near, ports::quoted, world::State};
 
 /// The whole, in hundredths of a percent.
 pub(super) const WHOLE: u32 = 10_000;
@@ -112,7 +112,18 @@ pub(super) fn somebody_serves(
             }
         };
     }
+    let stopping = view.backends.values().filter(|backend| backend.state == State::Stopping);
+    let stopping: Vec<&str> =
+        stopping.filter(|b| named.contains(&b.version.as_str())).map(|backend| backend.name.as_str()).collect();
     let named = named.join(" nor ");
+    if !stopping.is_empty() {
+        return refuse(format!(
+            "{whose}, {named} would serve {}, and {} was told to stop: wait until it is ready again, or has ended and can be \
+             started",
+            view.service,
+            stopping.join(", ")
+        ));
+    }
     refuse(format!(
         "{whose}, {named} would serve {0}, and no backend of it is ready: start one first, or see why: pod-steer status {0}",
         view.service
@@ -120,8 +131,15 @@ pub(super) fn somebody_serves(
 }
 
 fn version(view: &View, version: &str) -> Result<(), Refusal> {
-    if view.present(version).next().is_some() {
+    let of_version = || view.backends.values().filter(|backend| backend.version == version);
+    // One that is stopping is ready again if it goes on after its stop time-out: operations wait for that.
+    if of_version().any(|backend| backend.state != State::Exited) {
         return Ok(());
+    }
+    let ended: Vec<&str> = of_version().map(|backend| backend.name.as_str()).collect();
+    if !ended.is_empty() {
+        let (service, ended) = (&view.service, ended.join(", "));
+        return refuse(format!("every backend of version {version} of {service} has ended ({ended}); start one"));
     }
     let known = view.versions().join(", ");
     refuse(format!(

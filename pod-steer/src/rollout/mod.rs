@@ -46,6 +46,8 @@ pub struct BackendView {
     pub live: u64,
     /// Why they are not known, if they are not.
     pub uncounted: Option<String>,
+    /// Its network namespace is steered in; not so while a link that was lost is attached again.
+    pub steered: bool,
     /// Clients that its full accept queue turned away since it was first looked at.
     pub overflows: u64,
     /// Its weight.

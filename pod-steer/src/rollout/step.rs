@@ -190,7 +190,8 @@ pub(super) fn is_ready(
     let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
     let stable = view
         .able(version)
-        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now.ms.saturating_sub(since) >= STABLE_MS));
+        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now.ms.saturating_sub(since) >= STABLE_MS))
+        .filter(|(_, backend)| backend.steered);
     let ready = stable.count();
     let uncovered = view.uncovered(&[version]);
     if ready >= wanted && uncovered.is_none() {
@@ -224,6 +225,7 @@ fn reasons(view: &View, version: &str) -> String {
             let name = &backend.name;
             match (backend.state, &backend.problem) {
                 (State::Created, _) => format!("{name} has not been started"),
+                (State::Stopping, _) => format!("{name} was told to stop"),
                 (State::NotListening, Some(problem)) => format!("{name}: {problem}"),
                 _ => format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()),
             }

@@ -21,6 +21,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         ready_since_ms: state.could_serve().then_some(0),
         live: 0,
         uncounted: None,
+        steered: true,
         overflows: 0,
         weight: 1,
         can_stop: true,
@@ -250,7 +251,13 @@ fn a_canary_keeps_the_shares_of_the_others() {
 #[test]
 fn a_canary_that_is_unwell_goes_back() {
     type Harm = fn(&mut View);
-    let harms: [(Harm, &str); 4] = [
+    let not_steered: Harm = |view| {
+        let backend = view.backends.get_mut("b").unwrap();
+        (backend.state, backend.steered) = (State::Starting, false);
+    };
+    let harms: [(Harm, &str); 6] = [
+        (not_steered, "the network namespace of b is not steered in any more"),
+        (|view| view.backends.get_mut("b").unwrap().state = State::Starting, "b has stopped listening"),
         (|view| view.backends.get_mut("b").unwrap().state = State::Unhealthy, "b is unhealthy"),
         (|view| drop(view.backends.remove("b")), "b is gone"),
         (|view| view.backends.get_mut("b").unwrap().ready_since_ms = Some(NOW + 5), "not ready for a while"),
@@ -265,12 +272,47 @@ fn a_canary_that_is_unwell_goes_back() {
         let message = canary.end.unwrap().message;
         assert!(message.contains(reason), "{message}");
     }
+    // Its link is being attached again: it goes on, and what is not ready yet waits for that.
+    let (mut decision, mut repaired) = (Decision::default(), two());
+    let (mut going, _) = start(canary(&[500, 10_000]), &repaired, &mut decision, NOW);
+    repaired.backends.get_mut("b").unwrap().steered = false;
+    go_on(&mut going, &repaired, &mut decision, NOW + 10);
+    assert_eq!(outcome(&going), None);
+    let (mut waiting, _) = start(deploy(|_| {}), &repaired, &mut decision, NOW);
+    assert!(matches!(waiting.phase, Phase::Waiting { .. }));
+    repaired.backends.get_mut("b").unwrap().steered = true;
+    go_on(&mut waiting, &repaired, &mut decision, NOW + 20);
+    assert_eq!(outcome(&waiting), Some(Outcome::Done));
     // Another one that comes meanwhile is not watched yet.
     let (mut decision, mut all) = (Decision::default(), two());
     let (mut canary, _) = start(canary(&[500, 10_000]), &all, &mut decision, NOW);
     all.backends.extend(view(&[("c", "v2", State::Starting)]).backends);
     go_on(&mut canary, &all, &mut decision, NOW + 10);
     assert_eq!(outcome(&canary), None);
+}
+
+#[test]
+fn a_deploy_waits_for_a_version_that_is_stopping() {
+    let stopping = view(&[("a", "v1", State::Ready), ("b", "v2", State::Stopping), ("c", "v3", State::Exited)]);
+    let refused = |order: Order| check(&order, &stopping, &["web"], &Decision::default(), None, None).err();
+    assert_eq!(refused(deploy(|_| {})), None);
+    assert_eq!(refused(canary(&[10_000])), None);
+    let mut decision = Decision::default();
+    let (mut waits, _) = start(deploy(|_| {}), &stopping, &mut decision, NOW);
+    assert!(matches!(waits.phase, Phase::Waiting { .. }));
+    go_on(&mut waits, &two(), &mut decision, NOW + 1_000);
+    assert_eq!((outcome(&waits), weights(&decision)), (Some(Outcome::Done), vec![("v2", 1)]));
+    let (mut fails, _) = start(deploy(|_| {}), &stopping, &mut Decision::default(), NOW);
+    go_on(&mut fails, &stopping, &mut Decision::default(), NOW + 10_000);
+    let message = fails.end.unwrap().message;
+    assert!(message.contains("0 of 1 backends of v2") && message.contains("b was told to stop"), "{message}");
+
+    let shift = |version: &str| {
+        let weights = BTreeMap::from([(version.to_owned(), 1)]);
+        refused(Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() })).unwrap().to_string()
+    };
+    assert!(shift("v2").contains("b was told to stop: wait until"), "{}", shift("v2"));
+    assert_eq!(shift("v3"), "every backend of version v3 of web has ended (c); start one");
 }
 
 #[test]

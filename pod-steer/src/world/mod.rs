@@ -2,6 +2,7 @@
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
 mod claims;
+mod counting;
 mod destinations;
 mod foreign;
 mod hidden;
@@ -177,6 +178,10 @@ pub struct Backend {
     /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
     #[serde(default)]
     pub inherited: BTreeSet<u64>,
+    /// It listened before its kernel programs were attached, or they were detached for a while: they have not counted all of its
+    /// connections.
+    #[serde(default)]
+    pub counts_incomplete: bool,
     /// How long it has listened on its ports.
     #[serde(skip)]
     pub port_history: PortHistory,
@@ -244,6 +249,8 @@ pub struct World {
     pub claimed: BTreeMap<RuleKey, Claimed>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
+    /// Cookies of the namespaces whose link was lost and is being attached again. Their backends keep their states meanwhile.
+    pub repairing: BTreeSet<u64>,
     /// By service; made anew with every plan.
     pub conducts: BTreeMap<String, Conduct>,
     /// What operators have decided, by service.

@@ -128,7 +128,7 @@ pub(super) fn plan(world: &World) -> Planned {
     let served: BTreeSet<u32> = plan.rules.values().flat_map(tables).collect();
     for backend in world.backends.values() {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
-        let here = backend.netns.is_some_and(|netns| world.steered.contains(&netns.cookie));
+        let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
         let served = here && served.contains(&backend.index);
         let silence = world.silence(backend).filter(|_| !listens && backend.phase == Phase::Running);
         let state = state(world, backend, &plan, here && listens, served, silence.is_some());
@@ -148,6 +148,11 @@ pub(super) fn announce(plan: &mut Plan) {
         *flags |= if key.addr == ANY_ADDRESS { 0 } else { RULE_HAS_ADDRESSES };
         *flags |= if key.ifindex == 0 { 0 } else { RULE_HAS_DEVICES };
     }
+}
+
+/// Whether backends in this namespace can be reached, or will be again in a moment.
+fn is_steered(world: &World, netns_cookie: u64) -> bool {
+    world.steered.contains(&netns_cookie) || world.repairing.contains(&netns_cookie)
 }
 
 fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: bool, is_silent: bool) -> State {

@@ -50,6 +50,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_by_ms: None,
         process: None,
         inherited: Default::default(),
+        counts_incomplete: false,
         port_history: Default::default(),
         troubles: BTreeMap::new(),
     }
@@ -242,6 +243,13 @@ fn nobody_is_ready_before_its_namespace_is_steered() {
     assert_eq!(world.plan().states[&0], State::Starting);
     world.steered.insert(HOST.cookie);
     assert_eq!(world.plan().states[&0], State::Ready);
+    // Its link is lost and is being attached again.
+    let since = world.backends.values().next().unwrap().ready_since_ms;
+    world.steered.clear();
+    world.repairing.insert(HOST.cookie);
+    world.now_ms += 500;
+    assert_eq!(world.plan().states[&0], State::Ready);
+    assert_eq!(world.backends.values().next().unwrap().ready_since_ms, since);
 }
 
 #[test]
