@@ -148,3 +148,28 @@ fn an_app_whose_sandbox_has_stopped_or_was_removed() -> Result<()> {
     drop(app);
     Ok(())
 }
+
+#[test]
+fn a_port_on_which_a_ready_backend_does_not_listen_is_named() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _part = Exec::new("part-1", "web", "81:8813,82:8814", "0.0.0.0:8813").start(&stage)?;
+    let status = stage.daemon.wait_ready("web", 1)?;
+    ensure!(status.backends[0].notes == ["it does not listen on 8814, so it gets no clients of port 82"], "{status:?}");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_listens_elsewhere_is_not_registered() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let mut server = stage.host.command(tools::named_server()?)?;
+    let server = stage.host.start("odd-1", server.args(["--name", "odd-1", "--listen", "0.0.0.0:9998"]))?;
+    wait::until("the server to listen", || server.stdout().contains("listening ").then_some(()))?;
+    let order = format!("register --pid {} --service web --ports 81:8813", server.pid());
+    let refused = stage.daemon.order(&order)?;
+    let text = format!("process {} listens on 9998, not on 8813;", server.pid());
+    ensure!(refused.stderr.contains(&text), "{}", refused.stderr);
+    ensure!(stage.daemon.status()?.service("web").is_none(), "nothing was registered");
+    Ok(())
+}

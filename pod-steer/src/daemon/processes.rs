@@ -19,7 +19,7 @@ use crate::{
     labels::{self, Spec},
     listening, netns,
     procs::{FoundSocket, Process, ProcessId},
-    world::{Backend, Followed, Health, Kind, Network, Phase},
+    world::{Backend, Followed, Health, Kind, Network, Phase, listed},
 };
 
 /// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
@@ -90,8 +90,7 @@ impl Control {
             if !held.mptcp.is_empty() {
                 return Err(format!("process {pid} cannot be steered to: {}", super::holders::mptcp_text(&held.mptcp)));
             }
-            let wanted: Vec<String> = ports.iter().map(u16::to_string).collect();
-            return Err(format!("process {pid} does not listen on port {}", wanted.join(" or ")));
+            return Err(listens_elsewhere(&process, &ports.into_iter().collect()));
         }
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
@@ -347,4 +346,21 @@ fn parse(request: &BackendRequest) -> Result<Spec, String> {
         request.fallback,
     );
     checked.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+/// Says that a process listens on none of these ports, and on which it listens.
+fn listens_elsewhere(process: &Process, wanted: &BTreeSet<u16>) -> String {
+    let mut found = BTreeSet::new();
+    let _ = process.listeners(|socket| {
+        found.insert(socket.bound.port());
+        false
+    });
+    let (pid, wanted) = (process.pid(), listed(wanted, "or"));
+    if found.is_empty() {
+        return format!(
+            "process {pid} does not listen on port {wanted}, nor on any other; register the process that listens"
+        );
+    }
+    let found = listed(&found, "and");
+    format!("process {pid} listens on {found}, not on {wanted}; name the port on which it listens in the ports")
 }

@@ -10,7 +10,11 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use super::{Input, control::Control, survey};
-use crate::{listening, netns, procs::FoundSocket, world::Backend};
+use crate::{
+    listening, netns,
+    procs::FoundSocket,
+    world::{Backend, missing_ports},
+};
 
 fn port_key(netns_cookie: u64, port: u16) -> PortKey {
     PortKey { netns_cookie, port, proto: PROTO_TCP, pad: [0; 5] }
@@ -120,6 +124,6 @@ impl Control {
             .collect();
         let uncounted = self.counted(backend).and_then(Result::err);
         let uncounted = uncounted.map(|reason| format!("its connections are not counted: {reason}"));
-        notes.into_iter().chain(uncounted).collect()
+        notes.into_iter().chain(missing_ports(&self.world, backend)).chain(uncounted).collect()
     }
 }

@@ -47,7 +47,7 @@ pub use holders::Followed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
-pub use silent::Listening;
+pub use silent::{Listening, listed, missing_ports};
 pub use sockets::Sockets;
 
 /// A backend's name for ever: a container's full id, or what `exec` and `register` were given.

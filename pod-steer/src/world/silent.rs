@@ -56,11 +56,28 @@ impl World {
     }
 }
 
+/// Says that a backend that listens on some of its ports does not listen on others. The ports of a range do not count: a
+/// server may open those on demand.
+pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
+    let own = world.sockets.values().filter(|socket| socket.backend == backend.index);
+    let open: BTreeSet<u16> = own.map(|socket| socket.port).collect();
+    let serves = backend.spec.ports.iter().any(|map| open.contains(&map.target));
+    let in_ranges: BTreeSet<u16> = backend.ranges().flatten().map(|map| map.target).collect();
+    let missing =
+        backend.spec.ports.iter().filter(|map| !open.contains(&map.target) && !in_ranges.contains(&map.target));
+    let (targets, ports): (BTreeSet<u16>, BTreeSet<u16>) = missing.map(|map| (map.target, map.port)).unzip();
+    let is_told = serves && backend.phase == Phase::Running && !targets.is_empty();
+    is_told.then(|| {
+        let of_clients = listed(&ports, "and");
+        format!("it does not listen on {}, so it gets no clients of port {of_clients}", listed(&targets, "or"))
+    })
+}
+
 /// Most ports that are named.
 const NAMED_MAX: usize = 4;
 
 /// `8080`, `8080 and 9090`, `1, 2, 3, 4 and 5 more`.
-fn listed(ports: &BTreeSet<u16>, word: &str) -> String {
+pub fn listed(ports: &BTreeSet<u16>, word: &str) -> String {
     let names: Vec<String> = ports.iter().map(u16::to_string).collect();
     match names.as_slice() {
         [] => String::new(),
@@ -86,6 +103,21 @@ mod tests {
         assert_eq!(listed(&set(&[8080]), "or"), "8080");
         assert_eq!(listed(&set(&[1, 2, 3]), "or"), "1, 2 or 3");
         assert_eq!(listed(&set(&[1, 2, 3, 4, 5, 6]), "and"), "1, 2, 3, 4 and 2 more");
+    }
+
+    #[test]
+    fn a_port_without_a_listener_is_named() {
+        let said = |ports: &str, listens: &[u16]| {
+            let sockets: Vec<_> = listens.iter().map(|port| socket(0, "0.0.0.0", *port)).collect();
+            let mut world = world([backend(0, "web", ports)], []);
+            world.sockets = (100..).zip(sockets).collect();
+            missing_ports(&world, &world.backends["id0"])
+        };
+        let text = "it does not listen on 8814, so it gets no clients of port 82";
+        assert_eq!(said("81:8813,82:8814", &[8813, 7777]).as_deref(), Some(text));
+        assert_eq!(said("81:8813,82:8814", &[8813, 8814]), None);
+        assert_eq!(said("81:8813,82:8814", &[7777]), None, "it listens elsewhere, which has a message of its own");
+        assert_eq!(said("21,30000-30009", &[21]), None, "it opens them on demand");
     }
 
     #[test]
