@@ -51,8 +51,8 @@ pub const LOST_MAX: u32 = 2;
 pub const NOTE_BYTES: usize = 512;
 /// Most parts of notes at one time.
 pub const NOTES_MAX: u32 = 262_144;
-/// Most (backend, address, port) of [`OwnListener`]s at one time.
-pub const OWN_LISTENERS_MAX: u32 = SOCKETS_MAX;
+/// Most [`OwnListener`]s at one time: every socket's with its backend and without.
+pub const OWN_LISTENERS_MAX: u32 = 2 * SOCKETS_MAX;
 /// Most [`OwnPort`]s at one time: both families of every managed port.
 pub const OWN_PORTS_MAX: u32 = 2 * MANAGED_PORTS_MAX;
 /// Most connections of backends to their own ports at one time; one more is steered as any client's.

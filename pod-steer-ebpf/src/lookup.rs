@@ -35,7 +35,7 @@ const EEXIST: i32 = -17;
 pub const ENOENT: i32 = -2;
 const EPROTOTYPE: i32 = -91;
 const ESOCKTNOSUPPORT: i32 = -94;
-const EAFNOSUPPORT: i32 = -97;
+pub const EAFNOSUPPORT: i32 = -97;
 
 /// What a packet is looked up by.
 pub struct Packet {

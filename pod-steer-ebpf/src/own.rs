@@ -22,7 +22,7 @@ use pod_steer_ebpf::{
 };
 
 use crate::{
-    lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, ENOENT, Packet, find},
+    lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, EAFNOSUPPORT, ENOENT, Packet, find},
     maps::{LISTENERS, MANAGED_PORTS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, add, netns_cookie},
 };
 
@@ -71,6 +71,7 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
     };
     // SAFETY: an entry is replaced as a whole, and only by a later connection from the same port.
     let Some(own) = (unsafe { OWN_CONNECTIONS.get(key) }) else { return UNDECIDED };
+    let mut is_claimed = false;
     if let Some(rule) = find(ctx, packet) {
         // A listener that is not managed keeps its clients.
         let is_foreign = rule.flags & RULE_FOREIGN != 0;
@@ -79,10 +80,11 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         if is_foreign || is_others && (own.service != NONE || own.cookie == 0) {
             return UNDECIDED;
         }
+        is_claimed = rule.table != NONE;
     }
     if own.cookie == 0 {
-        // The backend does not listen there: refused, and not answered by somebody else.
-        return SK_DROP;
+        // The backend does not listen there. Another backend must not answer; a listener that is not managed may.
+        return if is_claimed || is_managed(ctx, &key) { SK_DROP } else { UNDECIDED };
     }
     match LISTENERS.redirect_sk_lookup(ctx, own.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
         Ok(()) => SK_PASS,
@@ -90,6 +92,18 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         Err(ENOENT) => UNDECIDED,
         Err(_) => SK_DROP,
     }
+}
+
+/// Whether the kernel's own lookup might give a connection to a managed listener. No program can ask it; so this tries whether
+/// the newest managed listener for the destination takes the connection, which the caller then drops.
+#[inline(always)]
+fn is_managed(ctx: &SkLookupContext, to: &OwnConnection) -> bool {
+    let newest = listener(to.netns_cookie, NONE, to.destination_port, to.family, to.destination);
+    newest.is_some_and(|cookie| {
+        let tried = LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE);
+        // It takes IPv6 clients only. One that has closed may have left another that is managed.
+        tried != Err(EAFNOSUPPORT)
+    })
 }
 
 /// Gives a client to the newest listener of the one backend that may serve it: one that has just been opened is in no
@@ -243,7 +257,8 @@ fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 1
     unsafe { OWN_LISTENERS.get(key) }.copied()
 }
 
-/// A connection was accepted: whether it comes from the backend itself.
+/// A connection was accepted: whether it comes from the backend itself. One to a port on which the backend does not listen is
+/// another service's client.
 #[inline(always)]
 pub fn was_accepted(ctx: &SockOpsContext) -> bool {
     if !may_come_from(remote_port(ctx)) {
@@ -251,8 +266,8 @@ pub fn was_accepted(ctx: &SockOpsContext) -> bool {
     }
     // SAFETY: the context is this hook's own.
     let key = Ends::of(ctx).incoming(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    // SAFETY: only whether there is one is asked.
-    unsafe { OWN_CONNECTIONS.get(key) }.is_some()
+    // SAFETY: eight aligned bytes are read at once.
+    unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.cookie != 0)
 }
 
 /// A socket closes: whether it was the client's end of an own connection, which is forgotten.
@@ -291,14 +306,16 @@ pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
             [ptr::read_volatile(&raw const (*moving).src_port) as u16, remote_port],
         )
     };
-    // SAFETY: only whether there is one is asked.
-    unsafe { OWN_CONNECTIONS.get(ends.incoming(netns_cookie)) }.is_some()
+    // SAFETY: eight aligned bytes are read at once.
+    unsafe { OWN_CONNECTIONS.get(ends.incoming(netns_cookie)) }.is_some_and(|own| own.cookie != 0)
 }
 
 /// A socket of the backend listens: it is the newest one for its address.
 #[inline(always)]
 pub fn listens(socket: &SocketInfo, cookie: u64) {
-    if let Some(key) = socket.own_listener() {
+    let Some(key) = socket.own_listener() else { return };
+    let _ = OWN_LISTENERS.insert(key, cookie, 0);
+    if let Some(key) = socket.any_listener() {
         let _ = OWN_LISTENERS.insert(key, cookie, 0);
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
-    exec::{Backend, Exec},
+    exec::{self, Backend, Exec},
     load::Load,
     process::{output, run},
-    require, tools,
+    require, tools, wait,
 };
 
 /// Connections of one question: many share the port, so a single right answer proves nothing.
@@ -156,6 +156,64 @@ fn addresses_families_and_other_services_are_respected() -> Result<()> {
     Ok(())
 }
 
+/// A server that is not managed keeps its own address, although its port has the number of one that backends listen on.
+#[test]
+fn a_backend_reaches_servers_that_are_not_managed() -> Result<()> {
+    require!(needs());
+    let stage = manual()?;
+    let alone = |name: &str, listen: &[&str]| {
+        let mut server = stage.host.command(tools::named_server()?)?;
+        server.args(["--name", name]);
+        for address in listen {
+            server.args(["--listen", address]);
+        }
+        stage.host.start(name, &mut server)
+    };
+    let mut unmanaged = alone("unmanaged", &["127.0.0.3:8080", "[::1]:8080", "127.0.0.3:9090"])?;
+    wait::until_ok("it to listen", || {
+        ensure!(!unmanaged.has_ended()?, "it has ended: {}", unmanaged.stderr());
+        Ok(exec::listening_ns(&unmanaged.stdout()))
+    })?;
+    let exec = |name: &str, service: &str, ports: &str, listen: &str| {
+        Exec::new(name, service, ports, listen).flags(&["--version", name]).start(&stage)
+    };
+    // A claim on one address; and ports that nobody claims, with listeners on one address.
+    let here = exec("here", "here", "127.0.0.2:8080", "127.0.0.2:8080")?;
+    let one = exec("one", "web", "80:9090", "127.0.0.5:9090")?;
+    let two = exec("two", "web", "80:9090", "127.0.0.6:9090")?;
+    let next = exec("next", "next", "127.0.0.4:8080", "127.0.0.4:8080")?;
+    // Its server does not listen where it should.
+    let late = exec("late", "web", "80:9090", "127.0.0.7:9999")?;
+    stage.daemon.wait_ready("here", 1)?;
+    stage.daemon.wait_ready("next", 1)?;
+    stage.daemon.wait_state("web", "one", "ready")?;
+    for address in ["127.0.0.3:8080", "[::1]:8080"] {
+        ensure_asked(&stage, &here, &[], address, "unmanaged")?;
+        ensure_asked(&stage, &next, &[], address, "unmanaged")?;
+    }
+    for backend in [&one, &two, &late] {
+        ensure_asked(&stage, backend, &[], "127.0.0.3:9090", "unmanaged")?;
+        ensure_asked(&stage, backend, &[], "127.0.0.8:9090", "7")?;
+    }
+    // Its own; nobody's; and another service's, of which it is a client.
+    ensure_asked(&stage, &here, &[], "127.0.0.2:8080", "here")?;
+    ensure_asked(&stage, &here, &[], "127.0.0.5:8080", "7")?;
+    ensure_uncounted(&stage, "next")?;
+    ensure_asked(&stage, &here, &[], "127.0.0.4:8080", "next")?;
+    let service = stage.daemon.wait_idle("next")?;
+    ensure!(service.backends[0].opened == TRIES as u64, "{service:?}");
+    // Never another backend of its own service.
+    ensure_asked(&stage, &one, &[], "127.0.0.5:9090", "one")?;
+    for backend in [&one, &late] {
+        ensure_asked(&stage, backend, &[], "127.0.0.6:9090", "7")?;
+    }
+    drop(two);
+    let _again = exec("again", "web", "80:9090", "127.0.0.6:9090")?;
+    ensure_asked(&stage, &late, &[], "127.0.0.6:9090", "7")?;
+    ensure_uncounted(&stage, "web")?;
+    ensure_uncounted(&stage, "here")
+}
+
 #[test]
 fn nothing_is_left_of_own_connections_however_they_end() -> Result<()> {
     require!(tools::root_and(&["ip", "curl", "bpftool", "python3"]));
@@ -202,7 +260,7 @@ s.close()
     let service = stage.daemon.wait_idle("web")?;
     ensure!(service.backends[0].opened == 1, "{service:?}");
     let dump = |map: &str| run(stage.host.command("bpftool")?.args(["-j", "map", "dump", "pinned"]).arg(map));
-    pod_steer_tests::wait::until_ok("own connections to end", || {
+    wait::until_ok("own connections to end", || {
         let left = dump("/sys/fs/bpf/pod-steer/maps/OWN_CONNECTIONS")?;
         Ok((left.trim() == "[]").then_some(()))
     })?;

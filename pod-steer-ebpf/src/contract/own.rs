@@ -8,6 +8,9 @@ use crate::{FAMILY_V4, FAMILY_V6, NONE};
 ///
 /// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: nobody is
 /// given to that one, since `LISTENERS` has lost it.
+///
+/// With [`NONE`] instead of a backend: the newest managed listener for that address, whoever it is of. The daemon replaces it
+/// after it has closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnListener {
@@ -16,7 +19,7 @@ pub struct OwnListener {
     /// Address that it is bound to, in network byte order; IPv4 in the first four bytes, also of an IPv6 socket that is
     /// bound to an IPv4 address.
     pub addr: [u8; 16],
-    /// Index of its backend.
+    /// Index of its backend, or [`NONE`].
     pub backend: u32,
     /// Port that its server asked for.
     pub port: u16,
@@ -79,7 +82,8 @@ pub struct OwnConnection {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnSocket {
-    /// Cookie of the listener, or zero if the backend does not listen there: then the connection is refused.
+    /// Cookie of the listener, or zero if the backend does not listen there: then the connection is refused, unless it would
+    /// reach a listener that is not managed, or another service's.
     pub cookie: u64,
     /// When the connection began, in nanoseconds of the monotonic clock.
     pub born_ns: u64,

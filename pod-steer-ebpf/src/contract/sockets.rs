@@ -1,6 +1,7 @@
 //! Listening sockets, whose each port is, and the ports of backends.
 
 use super::OwnListener;
+use crate::NONE;
 use crate::{FAMILY_V4, FAMILY_V6};
 #[cfg(doc)]
 use crate::{NONE, PROTO_TCP, PROTO_UDP};
@@ -52,6 +53,16 @@ impl SocketInfo {
             return Some(OwnListener { addr: mapped, family: FAMILY_V4, ..key });
         }
         Some(key)
+    }
+
+    /// The same without its backend ([`NONE`]): the kernel's own lookup may find the socket there. Nothing of one that is really
+    /// bound to a hidden port.
+    #[inline(always)]
+    pub fn any_listener(&self) -> Option<OwnListener> {
+        if self.hidden_port != 0 {
+            return None;
+        }
+        self.own_listener().map(|key| OwnListener { backend: NONE, ..key })
     }
 }
 

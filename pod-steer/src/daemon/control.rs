@@ -81,7 +81,7 @@ pub(super) struct Control {
     pub(super) accept_queues: AcceptQueues,
     pub(super) elsewhere: Elsewhere,
     /// Listeners that have closed since the last plan: what they were known by, and the cookie of each.
-    pub(super) own_closed: BTreeMap<OwnListener, u64>,
+    pub(super) own_closed: BTreeSet<(OwnListener, u64)>,
     pub(super) checks: Checks,
     pub(super) holders: Holders,
     /// Ports of a user on which nobody listened at the last comparison.
@@ -157,7 +157,7 @@ impl Control {
             inspections: Inspections::default(),
             accept_queues: AcceptQueues::default(),
             elsewhere: Elsewhere::default(),
-            own_closed: BTreeMap::new(),
+            own_closed: BTreeSet::new(),
             checks,
             holders: Holders::default(),
             unused_ports: BTreeSet::new(),

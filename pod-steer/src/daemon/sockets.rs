@@ -335,22 +335,22 @@ impl Control {
     fn drop_socket(&mut self, cookie: u64) {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
-            self.own_closed.extend(own_listener(&socket).map(|key| (key, cookie)));
+            self.own_closed.extend(own_listeners(&socket).map(|key| (key, cookie)));
         }
     }
 
-    /// Finds another listener of the same backend for the address of each that has closed. The kernel program keeps the
-    /// newest one only.
+    /// Finds another listener for the address of each that has closed, of the same backend and of any. The kernel program keeps
+    /// the newest one only.
     pub(super) fn renew_own_listeners(&mut self) {
         let closed = std::mem::take(&mut self.own_closed);
         if closed.is_empty() {
             return;
         }
+        let keys: BTreeSet<OwnListener> = closed.iter().map(|(key, _)| *key).collect();
         let mut others = BTreeMap::new();
         // In the order of the cookies, which is about that of the sockets' age.
         for (cookie, socket) in &self.world.sockets {
-            let Some(key) = own_listener(socket) else { continue };
-            if closed.contains_key(&key) {
+            for key in own_listeners(socket).filter(|key| keys.contains(key)) {
                 others.insert(key, *cookie);
             }
         }
@@ -360,9 +360,12 @@ impl Control {
     }
 }
 
-fn own_listener(socket: &Socket) -> Option<OwnListener> {
+/// The keys by which a socket may be the newest listener: with its backend and without.
+fn own_listeners(socket: &Socket) -> impl Iterator<Item = OwnListener> + use<> {
     let family = if socket.ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
     let Socket { backend, netns_cookie, port, ifindex, .. } = *socket;
     let addr = address_bytes(socket.ip);
-    SocketInfo { netns_cookie, addr, backend, port, family, ifindex, ..SocketInfo::default() }.own_listener()
+    let hidden_port = socket.hidden_port.unwrap_or(0);
+    let info = SocketInfo { netns_cookie, addr, backend, port, family, ifindex, hidden_port, ..SocketInfo::default() };
+    info.own_listener().into_iter().chain(info.any_listener())
 }

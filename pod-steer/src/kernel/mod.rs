@@ -159,7 +159,7 @@ impl Kernel {
             SOCKETS_MAX,
         ))?;
         self.heirs.remove(&cookie);
-        if let Some(key) = info.own_listener() {
+        for key in info.own_listener().into_iter().chain(info.any_listener()) {
             self.own.listens(key, cookie)?;
         }
         Ok(self.describe(cookie, info).is_ok())
@@ -187,7 +187,7 @@ impl Kernel {
             .collect()
     }
 
-    /// A listener of a backend has closed; `other` is one of the same backend that still listens for this address and port.
+    /// A listener has closed; `other` is one that still listens for this key.
     pub fn own_listener_closed(&mut self, key: OwnListener, cookie: u64, other: Option<u64>) {
         self.own.closed(key, cookie, other);
     }

@@ -11,7 +11,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError},
 };
-use pod_steer_ebpf::{OWN_SOURCES, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, own_source};
+use pod_steer_ebpf::{NONE, OWN_SOURCES, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, own_source};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{KernelError, Result, object::map, sys::Counters};
@@ -66,7 +66,11 @@ impl Own {
     /// Forgets listeners that are not among `live` (cookies with the indices of their backends), and connections whose end
     /// nobody saw, since their cgroup was gone before.
     pub fn sweep(&mut self, live: &BTreeSet<(u64, u32)>) {
-        let stale = |(key, cookie): &(OwnListener, u64)| !live.contains(&(*cookie, key.backend));
+        let cookies: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
+        let stale = |(key, cookie): &(OwnListener, u64)| match key.backend {
+            NONE => !cookies.contains(cookie),
+            backend => !live.contains(&(*cookie, backend)),
+        };
         for (key, cookie) in self.listeners.iter().flatten().filter(stale).collect::<Vec<_>>() {
             self.closed(key, cookie, None);
         }
