@@ -6,7 +6,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -49,6 +49,10 @@ use crate::{
 const RESYNC_EVERY: Duration = Duration::from_secs(30);
 /// How often what only a look can tell is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Least time until a change that the kernel refused is tried again.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// That time is at least so many times what the last attempt took.
+const RETRY_SHARE: u32 = 9;
 
 /// Topic of a condition: the kernel refused a part of the plan.
 const REFUSED: &str = "refused";
@@ -108,6 +112,8 @@ pub(super) struct Control {
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     pub(super) events_lost: u64,
     dirty: bool,
+    /// When a change that the kernel refused is tried again.
+    retry_at: Option<Instant>,
     pub(super) orders: Orders,
     pub(super) counted: Counted,
 }
@@ -179,6 +185,7 @@ impl Control {
             },
             events_lost,
             dirty: false,
+            retry_at: None,
             orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
             counted: Counted::default(),
         })
@@ -311,9 +318,11 @@ impl Control {
 
     /// Brings the kernel to what follows from the world.
     pub(super) fn converge(&mut self) {
-        if !self.awaited.is_empty() || !self.dirty {
+        let retries = self.retry_at.is_some_and(|at| at <= Instant::now());
+        if !self.awaited.is_empty() || !(self.dirty || retries) {
             return;
         }
+        let begun = Instant::now();
         self.world.now_ms = boot_ms();
         self.renew_own_listeners();
         self.follow_checks();
@@ -329,9 +338,13 @@ impl Control {
             Some(error) => {
                 let message = format!("it refused a change, which is tried again: {}", crate::chain(&error));
                 self.conditions.set(REFUSED, "the kernel", message);
-                self.dirty = true;
+                // With thousands of rules an attempt takes long, and clients of the API must be answered meanwhile.
+                self.retry_at = Some(Instant::now() + RETRY_MIN.max(begun.elapsed() * RETRY_SHARE));
             }
-            None => self.conditions.clear(REFUSED, "the kernel"),
+            None => {
+                self.retry_at = None;
+                self.conditions.clear(REFUSED, "the kernel");
+            }
         }
         self.leave_namespaces(&plan);
         self.store_ready_times();
