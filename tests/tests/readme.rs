@@ -31,7 +31,8 @@ fn blocks() -> Result<Vec<Vec<String>>> {
     let text = fs::read_to_string(root().join("README.md"))?;
     let mut blocks = Vec::new();
     for block in text.split("```sh\n").skip(1) {
-        let block = block.split("```").next().context("a block without an end")?;
+        // A command that goes on in the next line is one.
+        let block = block.split("```").next().context("a block without an end")?.replace("\\\n", "");
         blocks.push(block.lines().map(str::to_owned).collect());
     }
     Ok(blocks)
@@ -175,6 +176,18 @@ fn exec_or_register(line: &str) -> Result<()> {
         let line = line.replace("4711", &server.pid().to_string());
         wait::until_ok("the process to be adopted", || Ok(run(&mut shell(&stage, &[], &line)?).ok()))?;
         server
+    } else if line.starts_with("systemd-socket-activate ") {
+        let steer = format!(" {} exec ", tools::pod_steer()?.display());
+        let server = format!("{} --name activated --fds 1", tools::named_server()?.display());
+        let line = line.replace("/run/pod-steer/api.sock", &stage.daemon.socket().display().to_string());
+        let line = line.replace(" pod-steer exec ", &steer).replace("./server", &server);
+        let activated = stage.host.start("activated", &mut shell(&stage, &[], &line)?)?;
+        // The first client starts it.
+        let client = Load::to("127.0.0.1:8080".parse()?).count(1);
+        wait::until_ok("the server to be started", || {
+            Ok((client.clone().run(stage.host.net())?.answered() == 1).then_some(()))
+        })?;
+        activated
     } else {
         stage.host.start("exec", &mut shell(&stage, &[], line)?)?
     };
@@ -197,7 +210,10 @@ fn every_command_works() -> Result<()> {
             hot_swap(&rest)?;
         } else {
             for line in &rest {
-                if line.starts_with("pod-steer exec ") || line.starts_with("pod-steer register ") {
+                if ["pod-steer exec ", "pod-steer register ", "systemd-socket-activate "]
+                    .iter()
+                    .any(|start| line.starts_with(start))
+                {
                     exec_or_register(line)?;
                 } else if line == "sudo target/release/pod-steer doctor" {
                     let printed = run(&mut shell(&Stage::without_engine()?, &[], line)?)?;

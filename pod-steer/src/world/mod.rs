@@ -10,6 +10,7 @@ mod holders;
 mod on_demand;
 mod plan;
 mod planned;
+mod policy;
 mod port_history;
 mod refused;
 pub mod score;
@@ -25,7 +26,6 @@ mod withheld;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    ops::RangeInclusive,
 };
 
 use plan::Planned;
@@ -45,6 +45,7 @@ pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
+pub use policy::PortPolicy;
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
 pub use silent::{Listening, listed, missing_ports};
@@ -269,33 +270,6 @@ pub struct World {
     pub listening: BTreeMap<u32, Listening>,
     /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
     pub abandoned: BTreeMap<BackendId, String>,
-}
-
-/// Which ports services may claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortPolicy(pub Vec<RangeInclusive<u16>>);
-
-impl Default for PortPolicy {
-    fn default() -> Self {
-        Self(vec![1..=u16::MAX])
-    }
-}
-
-impl PortPolicy {
-    /// Whether this port may be claimed.
-    pub fn allows(&self, port: u16) -> bool {
-        self.0.iter().any(|range| range.contains(&port))
-    }
-
-    /// Reads `80,443,8000-8999`.
-    pub fn parse(list: &str) -> Option<Self> {
-        let ranges = list.split(',').map(|item| {
-            let (first, last) = item.trim().split_once('-').unwrap_or((item.trim(), item.trim()));
-            let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
-            (first > 0 && first <= last).then_some(first..=last)
-        });
-        ranges.collect::<Option<Vec<_>>>().map(Self)
-    }
 }
 
 /// A container whose labels do not make a backend.
