@@ -1,10 +1,9 @@
 //! Listening sockets, whose each port is, and the ports of backends.
 
 use super::OwnListener;
-use crate::NONE;
-use crate::{FAMILY_V4, FAMILY_V6};
+use crate::{FAMILY_V4, FAMILY_V6, NONE};
 #[cfg(doc)]
-use crate::{NONE, PROTO_TCP, PROTO_UDP};
+use crate::{PROTO_TCP, PROTO_UDP};
 
 /// A listening socket, by its cookie, as the kernel saw it.
 #[repr(C)]
