@@ -88,7 +88,7 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
     }
     match LISTENERS.redirect_sk_lookup(ctx, own.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
         Ok(()) => SK_PASS,
-        // The listener has closed since, or this is what is left of a connection whose end nobody saw.
+        // The listener has closed since, or this is left of a connection whose end no program saw.
         Err(ENOENT) => UNDECIDED,
         Err(_) => SK_DROP,
     }
@@ -238,7 +238,7 @@ fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<OwnTarget> {
     (purposes & PORT_LISTENS != 0).then_some(OwnTarget { service: NONE, port: ends.remote_port, pad: 0 })
 }
 
-/// The listener that the kernel's own lookup would find if nobody else listened: of the address, else of all addresses.
+/// The listener that the kernel's own lookup would find if no other socket listened: of the address, else of all addresses.
 #[inline(always)]
 fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 16]) -> Option<u64> {
     let mut key = OwnListener { netns_cookie, addr, backend, port, family, pad: 0 };

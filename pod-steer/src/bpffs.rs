@@ -113,7 +113,7 @@ pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
             if last {
                 return Err(BpffsError::NotADirectory(path));
             }
-            // Whoever owns a link can lead it elsewhere; and where it leads to is looked at as well.
+            // Whoever owns a link can lead it elsewhere; and its target is checked as well.
             owned_by_us(&path, link.uid())?;
             check_way(&fs::canonicalize(&path).map_err(io_error)?)?;
         }

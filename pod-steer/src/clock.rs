@@ -1,4 +1,4 @@
-//! The two clocks. Durations and deadlines are measured on `CLOCK_BOOTTIME`, which nobody can set and which counts while
+//! The two clocks. Durations and deadlines are measured on `CLOCK_BOOTTIME`, which cannot be set and which counts while
 //! the machine sleeps. The wall clock is for people, and for what has to survive a reboot.
 #![forbid(unsafe_code)]
 

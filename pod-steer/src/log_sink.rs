@@ -1,4 +1,4 @@
-//! The daemon's log on standard error. A sink that fails (closed pipe, full disk) or stalls (a pipe that nobody reads)
+//! The daemon's log on standard error. A sink that fails (closed pipe, full disk) or stalls (a pipe without a reader)
 //! costs log lines, never the daemon: a line that cannot be written is dropped and counted, and the count is logged when
 //! the sink works again.
 

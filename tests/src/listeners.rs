@@ -32,7 +32,7 @@ pub fn all_known(stage: &Stage, service: &str, name: &str, sockets: usize) -> Re
     })
 }
 
-/// Starts one that nobody manages.
+/// Starts an unmanaged one.
 pub fn unmanaged(stage: &Stage, net: &NetNs, name: &str, listeners: &[&str]) -> Result<Process> {
     let mut command = stage.host.command_in(net, tools::named_server()?)?;
     command.args(["--name", name, "--tell-listener", "--reuseport"]);

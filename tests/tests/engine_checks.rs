@@ -58,7 +58,7 @@ fn ensure_says_why(daemon: &Daemon, name: &str, why: &str) -> Result<()> {
     })
 }
 
-/// A version that answers 500 is unhealthy, whoever else is healthy, and gets nothing.
+/// A version that answers 500 is unhealthy and gets nothing, whichever other version is healthy.
 #[test]
 fn a_version_that_fails_its_own_check_is_not_served() -> Result<()> {
     require!(tools::docker());

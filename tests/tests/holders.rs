@@ -1,4 +1,4 @@
-//! A listener belongs to the backend whose process holds it, whoever made it.
+//! A listener belongs to the backend whose process holds it, whichever process made it.
 
 use std::{net::TcpStream, time::Duration};
 
@@ -97,7 +97,7 @@ fn connections_of_an_inherited_listener_are_counted() -> Result<()> {
     Ok(())
 }
 
-/// Descriptors 3, 4 and 5 are a UDP socket, a unix socket and a listener on a port that nobody declared; 6 is the server's own.
+/// Descriptors 3, 4 and 5 are a UDP socket, a unix socket and a listener on an undeclared port; 6 is the server's own.
 const OTHER_SOCKETS: &str = r#"
 import os, socket, sys
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -50,11 +50,11 @@ fn a_pipe_that_is_closed_or_not_read() -> Result<()> {
     stage.daemon.restart_with_log(&fifo)?;
     let pid = stage.daemon.pid();
 
-    // Nobody reads: 64 KiB fit, and after that lines are dropped.
+    // The pipe has no reader: 64 KiB fit, and after that lines are dropped.
     for round in 0..3 {
         work(&stage, round)?;
     }
-    // Nobody can read any more.
+    // The pipe has no read end any more.
     drop(unread);
     work(&stage, 3)?;
     let before = cpu_ticks(pid)?;

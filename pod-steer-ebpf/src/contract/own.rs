@@ -95,7 +95,7 @@ pub struct OwnSocket {
 }
 
 /// Which of the counters in front of the map of own connections stands for connections from this port (in host byte order):
-/// while it is zero there is none, and nobody pays for a look into the map. The kernel gives connecting sockets even
+/// while it is zero there is none, and no packet pays for a look into the map. The kernel gives connecting sockets even
 /// ports first, so the lowest bit does not count.
 pub const fn own_source(port: u16) -> u32 {
     (port >> 1) as u32 & (OWN_SOURCES - 1)

@@ -20,7 +20,7 @@ pub(super) struct Cell {
 impl Cell {
     /// Text, to the left.
     pub(super) fn text(text: impl Into<String>) -> Self {
-        // Nothing that is shown in a table moves the cursor or colours anything by itself.
+        // Nothing that is shown in a table moves the cursor or changes a colour.
         let text = text.into().replace(char::is_control, "\u{fffd}");
         Self { text, colour: "", right: false, name: false }
     }

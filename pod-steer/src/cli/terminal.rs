@@ -47,7 +47,7 @@ pub(super) fn print_if_read(text: &str) -> Outcome {
     }
 }
 
-/// Writes to standard error, which nobody may be reading.
+/// Writes to standard error, which may have no reader.
 pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

@@ -80,7 +80,7 @@ impl Control {
                 Err(error) => return self.misfit(container, vec![error]),
             },
         };
-        // Whoever inherited a listener of it is looked for before it counts as ended.
+        // A process that inherited a listener of it is looked for before it counts as ended.
         let died = known.as_ref().is_some_and(|known| {
             let listens = || self.world.sockets.values().any(|socket| socket.backend == known.index);
             container.phase_is_current && container.phase == Phase::Exited && known.phase != Phase::Exited && listens()

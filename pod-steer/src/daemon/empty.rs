@@ -130,7 +130,7 @@ impl Control {
         self.orders.vacancies.awaits_first(service, boot_ms())
     }
 
-    /// Ends the decisions of services that have had no backend for long enough. A pause stays: it is for whoever comes next.
+    /// Ends the decisions of services that have had no backend for long enough. A pause stays: it applies to the next backend.
     pub(super) fn forget_empty(&mut self) {
         for service in self.orders.vacancies.due(boot_ms()) {
             if self.orders.operations.contains_key(&service) {

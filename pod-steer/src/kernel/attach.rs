@@ -117,7 +117,7 @@ impl Kernel {
         let link = match self.pins.link(netns.cookie) {
             None => None,
             Some(link) if self.suits_namespace(netns.cookie, link) => return None,
-            // Its program uses maps that nobody writes to any more.
+            // The daemon no longer writes to the maps that its program uses.
             Some(link) => Some(link.try_clone().ok()?),
         };
         Some(NamespaceAttachment { maps, ports, pin, constants, netns, ns, link })

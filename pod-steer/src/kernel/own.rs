@@ -79,7 +79,7 @@ impl Own {
         let is_over = |own: &OwnSocket| now.saturating_sub(Duration::from_nanos(own.born_ns)) > HANDSHAKE_MAX;
         let over = self.connections.iter().flatten().filter(|(_, own)| is_over(own)).collect::<Vec<_>>();
         for (key, _) in over {
-            // Whoever removes an entry counts it, here or in the kernel.
+            // The side that removes an entry counts it: the daemon or a kernel program.
             if self.connections.remove(&key).is_ok() {
                 self.sources.decrement(own_source(key.source_port));
             }

@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// Files and directories below ours that nobody of us made.
+    /// Files and directories below ours that pod-steer did not make.
     pub fn foreign_files(&self) -> Vec<PathBuf> {
         let here = |sub: &str| names(&self.dir.join(sub)).into_iter();
         let is_backend = |name: &str| {

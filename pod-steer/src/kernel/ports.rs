@@ -73,7 +73,7 @@ impl Rules {
         let (place, shift) = port_place(key.port, key.family);
         let pinned = pin(&self.dir, key.netns_cookie);
         if !pinned.exists() {
-            // The attached program has the map: another one would be read by nobody.
+            // The attached program has the map: no program would read another one.
             let _ = pins::recover_ports(&self.dir, key.netns_cookie);
         }
         // Opened for each write, of which there are few: one open file for each pod would be many.

@@ -143,7 +143,7 @@ enum Hindrance {
     Part(RuleKey, String),
 }
 
-/// What keeps a backend from claiming a port, whoever has it.
+/// What keeps a backend from claiming a port, whichever service has it.
 fn hindrances(
     world: &World,
     foreign: &Foreign<'_>,

@@ -48,7 +48,7 @@ struct Service<'a> {
     allowed: BTreeSet<u32>,
     /// Indices of those that serve when none of these is left.
     reserve: BTreeSet<u32>,
-    /// Indices of those that were told to stop and still listen: they serve when nobody else does.
+    /// Indices of those that were told to stop and still listen: they serve when no other backend can.
     stopping: BTreeSet<u32>,
     /// Of the versions that networks come to: those that may serve, and those that were told to stop.
     by_version: BTreeMap<&'a str, (BTreeSet<u32>, BTreeSet<u32>)>,

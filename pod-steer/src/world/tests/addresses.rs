@@ -96,7 +96,7 @@ fn a_claim_of_an_address_is_served_by_sockets_that_take_it() {
     let [hindrance] = &plan.hindrances[&2][..] else { panic!("{:?}", plan.hindrances) };
     assert!(hindrance.contains("listens on 127.0.0.1:5353, not at 10.9.1.1"), "{hindrance}");
     assert_eq!((plan.hindrances.len(), plan.states[&2]), (1, State::NotSteered));
-    // Before it listens it hinders nobody.
+    // Before it listens it hinders no other backend.
     world.sockets.remove(&102);
     assert!(world.plan().hindrances.is_empty());
 }
