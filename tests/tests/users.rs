@@ -10,7 +10,7 @@ use pod_steer_tests::{
     host::Host,
     load::{Load, Tally},
     netns::NetNs,
-    process::{output, run},
+    process::{Process, output, run},
     require, server,
     status::Backend,
     tools, wait,
@@ -272,20 +272,27 @@ if os.fork() == 0:
     signal.pause()
 "#;
 
-#[test]
-fn a_port_is_its_users_as_long_as_connections_use_it() -> Result<()> {
-    require!(tools::root_and(&["ip", "setpriv", "python3"]));
-    let stage = Stage::without_engine()?;
-    let net = stage.host.net();
+/// Starts a backend of root's that leaves an established connection behind when it is gone, and waits for that.
+fn leave_a_connection(stage: &Stage) -> Result<(Process, std::net::TcpStream)> {
     let mut command = stage.daemon.cli()?;
     command.args(["exec", "--service", "web", "--ports", "8080", "--name", "of-root", "--"]);
     command.arg(tools::find("python3").context("python3 is not installed")?).args(["-c", LEAVES_A_CONNECTION]);
     let outside = format!("/sys/fs/cgroup/{}/cgroup.procs", pod_steer_tests::cgroup2::PROCESSES);
     let server = stage.host.start("of-root", command.arg(outside))?;
     stage.daemon.wait_ready("web", 1)?;
-    let connected = net.run(|| std::net::TcpStream::connect("127.0.0.1:8080")).context("connecting")?;
+    let connect = || std::net::TcpStream::connect("127.0.0.1:8080");
+    let connected = stage.host.net().run(connect).context("connecting")?;
     wait::until("the child to leave", || server.stdout().contains("left").then_some(()))?;
     stage.daemon.wait_for("its backend to be gone", |status| status.service("web").is_none().then_some(()))?;
+    Ok((server, connected))
+}
+
+#[test]
+fn a_port_is_its_users_as_long_as_connections_use_it() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv", "python3"]));
+    let stage = Stage::without_engine()?;
+    let net = stage.host.net();
+    let (_server, connected) = leave_a_connection(&stage)?;
 
     // The kernel does not give the port to another user now: its bind is moved, and it is served all the same.
     let _user = Exec::new("of-user", "web", "8080", "0.0.0.0:8080").user(USER).start(&stage)?;
@@ -301,15 +308,7 @@ fn a_port_stays_its_users_without_a_backend() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv", "python3"]));
     let stage = Stage::without_engine()?;
     let net = stage.host.net();
-    let mut command = stage.daemon.cli()?;
-    command.args(["exec", "--service", "web", "--ports", "8080", "--name", "of-root", "--"]);
-    command.arg(tools::find("python3").context("python3 is not installed")?).args(["-c", LEAVES_A_CONNECTION]);
-    let outside = format!("/sys/fs/cgroup/{}/cgroup.procs", pod_steer_tests::cgroup2::PROCESSES);
-    let server = stage.host.start("of-root", command.arg(outside))?;
-    stage.daemon.wait_ready("web", 1)?;
-    let connected = net.run(|| std::net::TcpStream::connect("127.0.0.1:8080")).context("connecting")?;
-    wait::until("the child to leave", || server.stdout().contains("left").then_some(()))?;
-    stage.daemon.wait_for("its backend to be gone", |status| status.service("web").is_none().then_some(()))?;
+    let (_server, connected) = leave_a_connection(&stage)?;
 
     // Two resyncs (`RESYNC_EVERY`) look at the port meanwhile.
     std::thread::sleep(std::time::Duration::from_secs(65));

@@ -59,11 +59,10 @@ impl Orders {
     }
 }
 
-/// The answer to an order that was in force already.
-fn unchanged(service: &str, order: Order, who: String, decision: &Decision, message: String) -> Operation {
-    let now = Now::read();
-    let mut operation = Operation {
-        id: 0,
+/// An operation that has not begun.
+fn new_operation(id: u64, service: &str, order: Order, who: String, decision: &Decision, now: Now) -> Operation {
+    Operation {
+        id,
         service: service.to_owned(),
         who,
         begun_ms: now.wall_ms,
@@ -74,7 +73,13 @@ fn unchanged(service: &str, order: Order, who: String, decision: &Decision, mess
         steps: Vec::new(),
         end: None,
         not_stored: None,
-    };
+    }
+}
+
+/// The answer to an order that was in force already.
+fn unchanged(service: &str, order: Order, who: String, decision: &Decision, message: String) -> Operation {
+    let now = Now::read();
+    let mut operation = new_operation(0, service, order, who, decision, now);
     rollout::end(&mut operation, Outcome::Done, now, message);
     operation
 }
@@ -160,19 +165,8 @@ impl Control {
             rollout::end(&mut running, Outcome::Aborted, now, format!("ended by a rollback of {who}"));
             ended.push(running);
         }
-        let mut operation = Operation {
-            id: self.orders.ledger.next_operation(),
-            service: service.to_owned(),
-            who,
-            begun_ms: now.wall_ms,
-            order,
-            before: decision.traffic.clone(),
-            undrained: BTreeSet::new(),
-            phase: Phase::Ended,
-            steps: Vec::new(),
-            end: None,
-            not_stored: None,
-        };
+        let id = self.orders.ledger.next_operation();
+        let mut operation = new_operation(id, service, order, who, &decision, now);
         let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now);
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
         ended.push(operation);
