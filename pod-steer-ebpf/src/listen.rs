@@ -173,7 +173,7 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     set_flags(ctx, ctx.cb_flags() & !COUNTED_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
     let mut errno = 0;
     if let Err(error) = SOCKETS.insert(cookie, socket, 0) {
-        // The daemon describes it: clients come to it all the same.
+        // The daemon writes the description later; the socket gets clients without it.
         lost(LOST_DESCRIPTIONS);
         errno = -error as u32;
     }

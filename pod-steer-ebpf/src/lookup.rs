@@ -127,7 +127,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         debug!(&ctx, "service {} port {}: no backend, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
-    // Nobody is left who could claim the port, and a server that is not managed may have it by now. As long as a socket listens
+    // No daemon is left to release the claim, and an unmanaged server may use the port by now. But while a socket listens
     // that is withheld from clients, the kernel's own lookup would find that one.
     if !is_listening(DAEMON_COOKIE) && !TABLES.get(index).is_some_and(withholds) {
         count!(SERVICE_COUNTERS, rule.service, passed_no_daemon);

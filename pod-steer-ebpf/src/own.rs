@@ -42,7 +42,7 @@ fn count(port: u16, number: u64) {
     }
 }
 
-/// The verdict on a packet of an own connection; nothing if it is none.
+/// The verdict on a packet of an own connection; `None` for any other packet.
 #[inline(always)]
 pub fn steer(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
     if !may_come_from(u16::from_be(packet.remote_port)) {
@@ -279,7 +279,7 @@ pub fn ended(ctx: &SockOpsContext) -> bool {
     }
     // SAFETY: the context is this hook's own.
     let key = Ends::of(ctx).outgoing(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    // Of two who remove it, the other one being the daemon, one succeeds, and counts.
+    // The daemon may remove it at the same time: the side that succeeds decrements the counter.
     let removed = OWN_CONNECTIONS.remove(key).is_ok();
     if removed {
         count(port, u64::MAX);

@@ -1,4 +1,4 @@
-//! The directory of pins: whether it is on a BPF file system, and whether nobody but root can change what is in it.
+//! The directory of pins: whether it is on a BPF file system, and whether only root can change its contents.
 
 use std::{
     fmt, fs, io,
@@ -94,7 +94,7 @@ impl std::error::Error for BpffsError {}
 ///
 /// - it, or its nearest parent that exists, is on a BPF file system, and it is no symbolic link;
 /// - it and every directory on the way to it belong to root, or to the user of this process;
-/// - nobody else may write to them. Above it a sticky bit (mode 1777, the kernel's default for a new mount) is enough: others
+/// - no other user may write to them. Above it a sticky bit (mode 1777, the kernel's default for a new mount) is enough: others
 ///   can make files there, and cannot replace ours.
 pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
     if !dir.is_absolute() {
@@ -113,7 +113,7 @@ pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
             if last {
                 return Err(BpffsError::NotADirectory(path));
             }
-            // Whoever owns a link can lead it elsewhere; and its target is checked as well.
+            // The owner of a symbolic link can point it elsewhere; its target is checked as well.
             owned_by_us(&path, link.uid())?;
             check_way(&fs::canonicalize(&path).map_err(io_error)?)?;
         }

@@ -25,7 +25,7 @@ pub fn missing() -> io::Result<Vec<(&'static str, &'static str)>> {
     Ok(lacks.map(|(_, name, purpose)| (name, purpose)).collect())
 }
 
-/// Drops every capability that is not needed, for ever. To be called before any other thread is started, which then
+/// Permanently drops every capability that is not needed. To be called before any other thread is started, which then
 /// inherits it.
 ///
 /// The permitted set is what counts: with `no_new_privs` a program that is executed gets at most the permitted set of its

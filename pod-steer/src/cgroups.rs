@@ -42,7 +42,7 @@ pub fn container_of(name: &str) -> Option<&str> {
 }
 
 /// The container's own cgroup among a path and its ancestors. `None` if the path does not name the container: then its
-/// processes share somebody else's cgroup, as with Podman's `--cgroups=disabled`.
+/// processes run in a cgroup that is not its own, as with Podman's `--cgroups=disabled`.
 pub fn own_cgroup<'a>(path: &'a Path, id: &str) -> Option<&'a Path> {
     path.ancestors().find(|path| path.file_name().and_then(|name| name.to_str()).and_then(container_of) == Some(id))
 }
@@ -85,7 +85,7 @@ pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> Vec<PathBuf> {
     found
 }
 
-/// True if no process is in this cgroup or below it; a cgroup that is gone has none. One that cannot be asked may have some.
+/// True if no process is in this cgroup or below it; a cgroup that is gone has none. One that cannot be read may have some.
 pub fn is_empty(path: &Path) -> bool {
     match fs::read_to_string(path.join("cgroup.events")) {
         Ok(text) => text.lines().any(|line| line == "populated 0"),

@@ -100,7 +100,7 @@ pub struct Answer {
     pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
 }
 
-/// Who holds a listener.
+/// The processes that hold a listener.
 #[derive(Debug)]
 pub struct Holding {
     /// Its port.

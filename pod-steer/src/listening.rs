@@ -43,7 +43,7 @@ pub struct Listener {
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero: also if it was read from `/proc/net`.
     pub ifindex: u32,
-    /// The user who made it.
+    /// The user that made it.
     pub uid: u32,
     /// Its inode, as in `/proc/PID/fd`.
     pub inode: u64,
@@ -171,7 +171,7 @@ fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> 
 }
 
 fn request(family: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
-    // The kernel tells what runs on top of a socket only to those who ask for `tcp_info` (`inet_sk_diag_fill`).
+    // The kernel reports the upper-layer protocol of a socket only with `tcp_info` (`inet_sk_diag_fill`).
     let extensions = if states == StateFlags::LISTEN { ExtensionFlags::INFO } else { ExtensionFlags::empty() };
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
@@ -361,7 +361,7 @@ mod tests {
         assert!(listening);
         drop(listener);
         assert!(used(&[]).unwrap() && used(&[1, 2]).unwrap(), "the connection is there");
-        // Who closes first has the socket in TIME_WAIT.
+        // The side that closes first keeps the socket in TIME_WAIT.
         drop(accepted);
         drop(client);
         let begun = std::time::Instant::now();

@@ -171,10 +171,10 @@ fn a_version_that_listens_elsewhere_is_not_deployed() -> Result<()> {
     expect(net, &[("127.0.0.2:8080", all), ("127.0.0.3:8080", all), ("127.0.0.4:8080", all)])
 }
 
-/// Who answers at each destination: the listener's name, or nothing if the kernel refuses.
+/// The answer at each destination: the listener's name, or nothing if the kernel refuses.
 type Answers = BTreeMap<String, Option<String>>;
 
-/// Of a server on these listeners, who answers where.
+/// Asks a server at every destination.
 fn answers(host: &NetNs, networks: &Networks, port: u16) -> Result<Answers> {
     let mut answers = Answers::new();
     let ips = ["10.9.1.1", "10.9.1.2", "10.8.0.1", "fd09::1", "fd09::2", "fd08:1::1", "127.0.0.1", "::1"];

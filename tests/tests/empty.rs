@@ -1,4 +1,4 @@
-//! A service that has lost all its backends: who is its first version again, and when what was decided ends.
+//! A service that has lost all its backends: which version is its first again, and when its decision ends.
 
 use std::{thread, time::Duration};
 

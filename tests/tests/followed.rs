@@ -1,5 +1,5 @@
-//! Processes that hand over to another one, and processes that leave their cgroup: what they were goes on in who holds
-//! their listener, or it is said why not.
+//! Processes that hand over to another one, and processes that leave their cgroup: the daemon follows the process that holds
+//! their listener, or reports why it does not.
 
 use std::{fs, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Something is used up: what needed it is not ready and says so, everybody else has what they need, and it recovers when there is
+//! A limit is reached: the backend that needs more is not ready and says so, others are not affected, and it recovers when there is
 //! room.
 
 use std::net::SocketAddr;

@@ -214,7 +214,7 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
     deaf.process.kill()?;
     wait::until_ok("deaf-1 to be gone", || Ok(stage.daemon.status()?.service("web").is_none().then_some(())))?;
 
-    // The same with an heir: those that waited are moved, and end there in every way.
+    // The same with a migration target: those that waited are moved, and end there in every way.
     let first = server(&stage, "first-1", 80, &["--accept-delay-ms", "600000"])?;
     stage.daemon.wait_ready("web", 1)?;
     let mut ports = Vec::new();

@@ -55,7 +55,7 @@ fn lose_and_restart(stage: &mut Stage, silence: &str, signal: Signal) -> Result<
         ensure!(then.id == now.id && then.kind == now.kind && then.version == now.version, "{then:?} {now:?}");
         ensure!(now.opened >= then.opened, "its counters go on: {then:?} {now:?}");
     }
-    // What is new is steered to as well, and what ends is missed.
+    // New backends are steered to as well, and the end of one is noticed.
     backends.push(exec(stage, "exec-2")?);
     stage.daemon.wait_ready("web", 3)?;
     none_lost(stage, load)?;

@@ -49,7 +49,7 @@ fn a_full_disk_is_told_until_it_is_made_up_for() -> Result<()> {
     );
     ensure!(said.contains("free space"), "what to do: {said}");
 
-    // In force, and told wherever it is told of.
+    // It is in force, and every view of it says that it is not stored.
     stage.daemon.order_done("shift web v2=1")?;
     all_by(stage.host.net(), 50, "v2")?;
     let last = stage.daemon.history("web")?.pop().context("no history")?;

@@ -1,4 +1,4 @@
-//! A signal is not an end: which signals mean that a container stops, and what becomes of one that goes on all the same.
+//! A signal is not an end: which signals mean that a container stops, and what happens to one that ignores it.
 
 use std::{sync::Arc, thread, time::Duration};
 

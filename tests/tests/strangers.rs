@@ -76,7 +76,7 @@ fn a_wildcard_leaves_single_addresses_to_those_who_were_there() -> Result<()> {
     let kept = [("127.0.0.3:80", Some("there@127.0.0.3:80"))];
     expect(&net, &others)?;
     expect(&net, &kept)?;
-    // One that comes later gets nobody, and that is said.
+    // A server that starts later gets no clients, which is a condition.
     let _later = unmanaged(&stage, &net, "later", &["127.0.0.4:80"])?;
     for _ in 0..2 {
         stage.daemon.kill()?;

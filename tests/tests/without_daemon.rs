@@ -12,7 +12,7 @@ use pod_steer_tests::{
     require, tools, wait,
 };
 
-/// A server that nobody manages.
+/// A server that is not managed.
 fn unmanaged(stage: &Stage, port: u16) -> Result<Process> {
     let mut command = stage.host.command(tools::named_server()?)?;
     command.args(["--name", "unmanaged", "--listen", &format!("0.0.0.0:{port}")]);

@@ -6,10 +6,10 @@ use crate::{FAMILY_V4, FAMILY_V6, NONE};
 
 /// The newest listener of a backend for one address, by the port that its server asked for; the value is its cookie.
 ///
-/// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: nobody is
+/// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: no client is
 /// given to that one, since `LISTENERS` has lost it.
 ///
-/// With [`NONE`] instead of a backend: the newest managed listener for that address, whoever it is of. The daemon replaces it
+/// With [`NONE`] instead of a backend: the newest listener of any backend for that address. The daemon replaces it
 /// after it has closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

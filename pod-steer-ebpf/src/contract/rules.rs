@@ -59,7 +59,7 @@ pub const RULE_HAS_DEVICES: u16 = 2;
 pub const RULE_OF_PORT: u16 = 4;
 /// A listener that is not managed keeps its clients: the rule claims nothing. Read by a later daemon only.
 pub const RULE_FOREIGN: u16 = 8;
-/// Nobody is to come to a socket by this port: the rule claims nothing. Read by a later daemon only.
+/// Clients that come to this port reach no socket; the rule is no claim. Read by a later daemon only.
 pub const RULE_HIDDEN: u16 = 16;
 /// No backend has listened there yet: the rule claims nothing, and leads to listeners that are opened on demand. Read by a
 /// later daemon only.

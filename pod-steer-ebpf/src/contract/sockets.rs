@@ -29,14 +29,14 @@ pub struct SocketInfo {
     pub hidden_port: u16,
     /// Of an IPv6 socket, one of the `V6_` constants. Written by the daemon: no kernel program can ask for it.
     pub v6only: u16,
-    /// With a hidden port: the user who asked, and the one whose port it was.
+    /// With a hidden port: the user that binds, and the user that owns the port it asked for.
     pub users: [u32; 2],
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
     pub ifindex: u32,
 }
 
 impl SocketInfo {
-    /// The address and port by which it may be its backend's newest listener; nothing of one that is bound to a device,
+    /// The address and port by which it may be its backend's newest listener; `None` for a socket that is bound to a device,
     /// unless that is the loopback device (index 1 of every namespace), by which a machine's packets to itself come.
     #[inline(always)]
     pub fn own_listener(&self) -> Option<OwnListener> {
@@ -54,7 +54,7 @@ impl SocketInfo {
         Some(key)
     }
 
-    /// The same without its backend ([`NONE`]): the kernel's own lookup may find the socket there. Nothing of one that is really
+    /// The same without its backend ([`NONE`]): the kernel's own lookup may find the socket there. `None` for a socket that is
     /// bound to a hidden port.
     #[inline(always)]
     pub fn any_listener(&self) -> Option<OwnListener> {
@@ -65,7 +65,7 @@ impl SocketInfo {
     }
 }
 
-/// Nobody has looked yet whether the socket takes IPv4 clients too.
+/// It is not known yet whether the socket also accepts IPv4 clients.
 pub const V6_UNKNOWN: u16 = 0;
 /// It takes both, as far as its address does.
 pub const V6_BOTH: u16 = 1;
@@ -95,7 +95,7 @@ pub struct Hidden {
     pub asked: u16,
     /// Port that it listens on, or zero before it does.
     pub port: u16,
-    /// The user who asked, and the one whose port it was.
+    /// The user that binds, and the user that owns the port it asked for.
     pub users: [u32; 2],
 }
 

@@ -53,7 +53,7 @@ pub struct ServiceCounters {
     pub assign_eexist: u64,
     /// `bpf_sk_assign` failed with another error.
     pub assign_other: u64,
-    /// Packets that were made to vanish because the service is paused: clients try again by themselves.
+    /// Packets that were made to vanish because the service is paused: clients retransmit their SYNs.
     pub paused: u64,
     /// Lookups in which the client's network decided on the table.
     pub by_network: u64,

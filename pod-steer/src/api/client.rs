@@ -68,7 +68,7 @@ impl ClientError {
     }
 }
 
-/// Connects; a daemon whose backlog is full accepts nobody and may be about to.
+/// Connects; retries while the daemon's backlog is full, since it may be about to accept.
 pub(super) async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     loop {
         let path = || socket.display().to_string();

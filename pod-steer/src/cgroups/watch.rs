@@ -64,13 +64,13 @@ pub struct Cgroups {
     inotify: Option<AsyncFd<OwnedFd>>,
     watches: HashMap<i32, Watch>,
     directories: usize,
-    /// Containers that were announced, and the user besides root who may make their cgroups: whose engine it is.
+    /// Containers that were announced, and the user besides root that may make their cgroups: the engine's owner.
     expected: HashMap<String, u32>,
     /// The cgroups of containers that exist, by id.
     found: HashMap<String, PathBuf>,
     /// Why some directories are not watched.
     unwatched: Option<String>,
-    /// Cgroups that cannot be watched: whether they are empty is asked each second.
+    /// Cgroups that cannot be watched: each second the daemon checks whether they are empty.
     polled: BTreeSet<PathBuf>,
 }
 
@@ -124,7 +124,7 @@ impl Cgroups {
     }
 
     /// From now on reports this container's cgroup when it appears; returns it if it is there already. `owner` is the user
-    /// whom the engine belongs to.
+    /// that owns the engine.
     pub fn expect(&mut self, id: &str, cgroup_parent: &str, owner: u32) -> Option<PathBuf> {
         self.expected.insert(id.to_owned(), owner);
         let known = self.found.get(id).filter(|path| path.exists()).cloned();
@@ -309,7 +309,7 @@ impl Cgroups {
     }
 }
 
-/// Whether nobody but root and `owner` can have made this directory: who may make one is who may write its parent. The
+/// Whether only root or `owner` can have made this directory: that takes write permission on its parent. The
 /// directory itself may have been given to a container's user.
 fn is_made_by(path: &Path, owner: u32) -> bool {
     let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());

@@ -45,7 +45,7 @@ pub enum Command {
     Pause(ServiceArgs),
     /// End a pause
     Unpause(ServiceArgs),
-    /// Show past orders: who, what, when, and the outcome
+    /// Show past orders: operator, order, time and outcome
     History(HistoryArgs),
     /// Print events as they happen, until interrupted
     Events(EventsArgs),

@@ -57,7 +57,7 @@ pub(super) fn say(text: &str) {
     said("error:", "1;31", text);
 }
 
-/// The same for what went well and needs somebody's attention.
+/// The same for a success that needs the operator's attention.
 pub(super) fn warn(text: &str) {
     said("warning:", "1;33", text);
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Control {
-    /// Takes over what an earlier daemon left: the backends that it knew, and the sockets that the kernel knows. Only
+    /// Takes over what an earlier daemon left: its backends, and the sockets in the socket map. Only
     /// what an engine then says changes any of it.
     pub(super) fn adopt(&mut self) {
         self.world.backends = self.store.backends();
@@ -19,7 +19,7 @@ impl Control {
             warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
             self.awaited.extend(self.engines.iter().cloned());
         }
-        // Before it is looked at who has ended: a listener of one that has may be held by another.
+        // Before ended backends are found: another backend may hold the listener of one that has ended.
         self.read_sockets();
         let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
         for backend in alive {
@@ -43,7 +43,7 @@ impl Control {
             }
         }
         for (cgroup, index) in self.kernel.attached_backends() {
-            // What it counted for an earlier daemon is known to nobody any more.
+            // No backend has this index any more, so its counts belong to none.
             if self.world.by_index(index).is_none() {
                 self.kernel.write_off_moved(index);
                 self.kernel.detach_backend(cgroup, index);

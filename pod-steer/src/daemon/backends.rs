@@ -196,7 +196,7 @@ impl Control {
         let index = index.ok_or_else(full)?;
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         self.written_off.remove(&index);
-        // Its programs are detached, by whomever: nothing is counted there any more.
+        // Its programs have been detached, so nothing is counted there any more.
         self.world.lingering.remove(&index);
         Ok(index)
     }

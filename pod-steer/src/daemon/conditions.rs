@@ -1,4 +1,4 @@
-//! Conditions of the daemon as a whole that somebody should look at: a map is full, a pin is gone, a file cannot be written.
+//! Conditions of the daemon as a whole that need an operator: a map is full, a pin is gone, a file cannot be written.
 //! Conditions of one backend are in `Backend::troubles`, those of one service in the plan.
 
 use std::collections::BTreeMap;

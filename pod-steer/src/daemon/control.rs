@@ -45,7 +45,7 @@ use crate::{
     world::{Claimed, Plan, World},
 };
 
-/// How often the kernel's state is compared with what the daemon believes. Of sockets this finds something only after lost events.
+/// How often the kernel's state is compared with the daemon's. Sockets differ only after events were lost.
 const RESYNC_EVERY: Duration = Duration::from_secs(30);
 /// How often what only a look can tell is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -36,7 +36,7 @@ pub(super) struct Counted {
     not_before: Option<Instant>,
     /// Indices of the backends whose listeners are being looked for: it is not known yet whether the counters include all.
     sought: BTreeSet<u32>,
-    /// Those who asked for the status since the last count began, and before.
+    /// Requests for the status that came since the last count began, and before.
     asking: Vec<oneshot::Sender<Status>>,
     asked: Vec<oneshot::Sender<Status>>,
 }

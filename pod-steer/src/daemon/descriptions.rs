@@ -1,4 +1,4 @@
-//! What is known of each listening socket is in a map beside the socket map. Where it could not be written, or was removed, it is
+//! A map beside the socket map describes each listening socket. A description that could not be written, or was removed, is
 //! written again from what the daemon knows.
 
 use std::{collections::BTreeSet, io, net::IpAddr};
@@ -26,7 +26,7 @@ impl Control {
         let mut unknown = false;
         for cookie in self.kernel.undescribed() {
             let Some(socket) = self.world.sockets.get(&cookie) else {
-                // That of paused services has no description.
+                // The listener of paused services has no description.
                 unknown |= self.world.pause_cookie != Some(cookie);
                 continue;
             };

@@ -35,7 +35,7 @@ impl Control {
             && self.world.backends.values().any(|b| b.index == index && b.phase == Phase::Running)
     }
 
-    /// Notes whether there is anybody to look at; called with every new plan.
+    /// Notes whether any backend does not listen; called with every new plan.
     pub(super) fn note_silent(&mut self) {
         let silent = |state: &State| matches!(state, State::Starting | State::NotListening);
         self.elsewhere.is_due = self.plan.states.values().any(silent);

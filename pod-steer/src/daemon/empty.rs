@@ -1,7 +1,7 @@
 //! Services that have lost their backends: when what was decided about them ends, and which version serves next.
 //!
 //! A decision outlives its last backend by [`EMPTY_MS`], so that a restart does not lose it; then its shares, networks and
-//! drains end by a recorded order. Until then a version that appears where nobody could serve, and no version with a share
+//! drains end by a recorded order. Until then a version that appears while no backend can serve, and no version with a share
 //! is left, is the first one again: the policies `latest` and `manual` give it everything.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ const EMPTY_MS: i64 = 15_000;
 /// The same after a boot, when backends start in any order.
 const BOOT_MS: i64 = 300_000;
 
-/// What is remembered of services without backends.
+/// State of services without backends.
 #[derive(Debug, Default)]
 pub(super) struct Vacancies {
     /// No daemon has run before in this boot.
@@ -28,7 +28,7 @@ pub(super) struct Vacancies {
     returning: BTreeMap<String, i64>,
     /// Since when each service with a decision has had no backend.
     empty_since_ms: BTreeMap<String, i64>,
-    /// Services of which nobody could serve, with no backend of a version that has a share.
+    /// Services in which no backend could serve and no backend of a version with a share was left.
     vacant: BTreeSet<String>,
 }
 
@@ -207,7 +207,7 @@ mod tests {
         // Another version could serve, and was told to wait.
         vacancies.observe(&web(true, false, true), true, NOW);
         assert!(!vacancies.awaits_first("web", NOW));
-        // Nobody could; then one appears.
+        // No backend could serve; then one appears.
         vacancies.observe(&web(true, false, false), true, NOW);
         vacancies.observe(&web(true, false, true), true, NOW);
         assert!(vacancies.awaits_first("web", NOW));

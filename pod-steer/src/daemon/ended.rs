@@ -26,8 +26,8 @@ pub(super) enum Ending {
 }
 
 impl Control {
-    /// The processes of a backend have ended. As long as a socket of it listens, somebody else holds that, and clients are
-    /// given to it until it is known who.
+    /// The processes of a backend have ended. While a socket of it listens, another process holds it, and clients are
+    /// given to it until that process is found.
     pub(super) fn ended(&mut self, id: &str, how: Ending) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let (index, netns) = (backend.index, backend.netns);
@@ -50,7 +50,7 @@ impl Control {
         self.holders.look_at(netns.cookie);
     }
 
-    /// A backend has ended, and nothing of it listens that could be anybody's.
+    /// A backend has ended, and no listener of it is held by another process.
     fn conclude(&mut self, id: &str, how: Ending) {
         self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
@@ -78,7 +78,7 @@ impl Control {
         }
     }
 
-    /// A backend that has ended runs again: what it had before is nothing of it.
+    /// A backend that has ended runs again: its former listeners are not its own any more.
     pub(super) fn runs_again(&mut self, id: &str) {
         if let Some(how) = self.holders.ending.get(id).copied() {
             self.conclude(id, how);
@@ -100,7 +100,7 @@ impl Control {
         }
     }
 
-    /// Nobody can tell who holds what in a namespace: then what has ended has.
+    /// The holders of listeners in a namespace cannot be found: its ended backends are removed.
     pub(super) fn conclude_unheld(&mut self, netns_cookie: u64) {
         let ending: Vec<String> = self.holders.ending.keys().cloned().collect();
         for id in ending {
@@ -111,12 +111,12 @@ impl Control {
         }
     }
 
-    /// No backend holds a listener of this one. Where nobody was found it may be on its way to another process, in the
+    /// No backend holds a listener of this one. If no process was found, it may be in transit to another process, in the
     /// queue of a unix socket: it is given clients as before, and looked for again.
     pub(super) fn held_by_strangers(&mut self, cookie: u64, port: u16, index: u32, mut strangers: Vec<Stranger>) {
         let Some(backend) = self.world.by_index(index) else { return };
         let uid = backend.process.map(|process| process.uid);
-        // Of several the one that runs as the same user, and the oldest: of a server with workers, the master.
+        // Prefer a process of the same user, then the oldest: for a server with workers, that is the master.
         strangers.sort_by_key(|stranger| (uid.is_some_and(|uid| uid != stranger.uid), stranger.process.start));
         let may = strangers.iter().position(|stranger| self.may_follow(backend, cookie, stranger));
         if let Some(at) = may {
@@ -214,7 +214,7 @@ impl Control {
         }
     }
 
-    /// What was said of listeners that others hold is over when there is none of them any more.
+    /// Clears the condition of a backend once no listener of it is held by another process.
     pub(super) fn clear_refusals(&mut self) {
         let said = |backend: &&Backend| backend.troubles.contains_key(HOLDER) && backend.phase == Phase::Running;
         let said: Vec<u32> = self.world.backends.values().filter(said).map(|backend| backend.index).collect();

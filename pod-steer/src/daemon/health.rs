@@ -121,7 +121,7 @@ impl Control {
         let Some(spec) = self.world.configured.check(&backend.spec).cloned() else { return Due::Nothing };
         match backend.phase {
             Phase::Running => {}
-            // What was found before holds as long as it listens.
+            // The previous result is valid as long as it listens.
             Phase::Stopping => return Due::Later,
             _ => return Due::Wait(None),
         }

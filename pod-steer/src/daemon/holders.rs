@@ -32,7 +32,7 @@ const AT_ONCE_MAX: usize = 16;
 const MPTCP: &str = "mptcp";
 const SHARED: &str = "shared";
 
-/// What is known of the processes that hold sockets.
+/// The processes that hold sockets, as far as they are known.
 #[derive(Default)]
 pub(super) struct Holders {
     /// A look is under way, since then.
@@ -71,7 +71,7 @@ pub(super) struct Refused {
 }
 
 impl Holders {
-    /// Something has happened in a namespace that may have changed who holds what.
+    /// An event in a namespace may have changed which processes hold its listeners.
     pub(super) fn look_at(&mut self, netns_cookie: u64) {
         self.due.insert(netns_cookie);
     }
@@ -130,7 +130,7 @@ impl Control {
     fn vacant_ports(&self, netns: Netns) -> BTreeSet<u16> {
         let ending = self.holders.ending.keys().filter_map(|id| self.world.backends.get(id));
         let here = ending.filter(|backend| backend.netns == Some(netns));
-        // Once it has been told who listens there, that is enough.
+        // Skip it if the process that listens there has been reported.
         let is_told = |backend: &Backend| self.holders.refused.values().any(|refused| refused.index == backend.index);
         let registered = here.filter(|backend| matches!(backend.kind, Kind::Registered { .. }) && !is_told(backend));
         registered.flat_map(|backend| self.world.configured.listening_ports(&backend.spec)).collect()

@@ -8,14 +8,14 @@ use crate::{
     world::{Backend, Phase},
 };
 
-/// Cgroups that are left one after the other before anybody else is looked after.
+/// Most cgroups that are detached in a row before other inputs are handled.
 const LEFT_AT_ONCE_MAX: usize = 8;
 
 impl Control {
     /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
     /// counted there: so not before the last one has.
     ///
-    /// Not many at once: each is half a millisecond in which nobody is looked after. What is left is left the next time.
+    /// Not many at once: each blocks the loop for half a millisecond. The others are detached by a later call.
     pub(super) fn drop_leftovers(&mut self) {
         self.leftovers = false;
         let mut left = 0;

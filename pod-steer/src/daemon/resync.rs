@@ -1,4 +1,4 @@
-//! The resync: the kernel's state is compared with what the daemon believes, and repaired. What is cheap to ask is asked each
+//! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
 use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::MetadataExt as _};
@@ -27,7 +27,7 @@ const CGROUP: &str = "cgroup-links";
 const WATCHES: &str = "cgroup-watches";
 
 impl Control {
-    /// Compares the kernel's state with what the daemon believes, and repairs what differs.
+    /// Compares the kernel's state with the daemon's, and repairs every difference.
     pub(super) fn resync(&mut self) {
         self.check_events_lost();
         self.check_links(true);

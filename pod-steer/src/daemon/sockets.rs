@@ -69,7 +69,7 @@ impl Control {
                 self.holders.silent.remove(&event.cookie);
                 self.kernel.listens_anew(event.cookie);
                 if holder.is_some_and(|holder| holder != info.backend) {
-                    // It was handed over: whoever let it listen again is asked by a look.
+                    // It was handed over: a search finds the process that made it listen again.
                     self.drop_socket(event.cookie);
                     return self.holders.look_at(info.netns_cookie);
                 }

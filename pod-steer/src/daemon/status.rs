@@ -88,7 +88,7 @@ impl Control {
         live.max(0) as u64
     }
 
-    /// The same of any backend, also of one that no kernel program counts for.
+    /// The same for any backend, also for one whose connections no kernel program counts.
     pub(super) fn live_of(&self, backend: &Backend) -> u64 {
         match self.counted(backend) {
             Some(counted) => counted.unwrap_or(0),

@@ -27,7 +27,7 @@ impl Control {
                     if let Some(path) = self.paths.get(&backend.index) {
                         info!(backend = %name, "is told to stop");
                         terminate(path);
-                        // One that has left its cgroup was started by us all the same.
+                        // A process that has left its cgroup was started by us as well.
                         let outside = backend.process.map(|process| process.id).filter(|id| is_outside(*id, path));
                         if let Some(Err(error)) = outside.map(|id| id.open().and_then(|process| process.terminate())) {
                             warn!(backend = %name, %error, "could not be told to stop");

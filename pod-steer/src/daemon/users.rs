@@ -39,7 +39,7 @@ impl Control {
         shared.map(|socket| port_key(socket.netns_cookie, socket.port)).collect()
     }
 
-    /// Lets ports go that nobody listens on or has a connection on, so that the next to come may be of any user. A server binds some time before
+    /// Frees ports that no listener and no connection uses, so that any user may bind them next. A server binds some time before
     /// it listens: while a backend may be about to, a port goes when it is found unused twice, `RESYNC_EVERY` apart.
     pub(super) fn free_ports(&mut self, compare: bool) {
         if !self.awaited.is_empty() {
@@ -99,7 +99,7 @@ impl Control {
         });
     }
 
-    /// Lets ports go on which nobody has begun to listen meanwhile.
+    /// Frees ports on which no server has begun to listen meanwhile.
     pub(super) fn free_unless_shared(&mut self, netns_cookie: u64, ports: &BTreeSet<u16>) {
         let shared = self.shared_ports();
         for port in ports.iter().map(|port| port_key(netns_cookie, *port)).filter(|port| !shared.contains(port)) {

@@ -50,7 +50,7 @@ impl Control {
             _ => ("", None),
         };
         let present = view.present(version).count() as u32;
-        // One that is stopping is not present, and is waited for all the same.
+        // A stopping backend is not present, but is waited for.
         let least = u32::from(!version.is_empty());
         let (ready, wanted) = (view.ready(version).count() as u32, wanted.unwrap_or(present.max(least)));
         let left_backends = match &operation.phase {

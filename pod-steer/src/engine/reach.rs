@@ -24,7 +24,7 @@ pub fn name(engine: &str) -> String {
     format!("{kind} at {path}")
 }
 
-/// The user whom an engine belongs to: the owner of its socket. Root if that cannot be told.
+/// The user that owns an engine's socket. Root if the owner cannot be read.
 pub fn owner(engine: &str) -> u32 {
     fs::metadata(path_of(engine)).map_or(0, |socket| socket.uid())
 }

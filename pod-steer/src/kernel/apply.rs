@@ -58,7 +58,7 @@ pub struct Applied {
     pub settled: Vec<Settled>,
     /// The first error; everything else is in effect.
     pub error: Option<KernelError>,
-    /// What the kernel did not take.
+    /// The changes that the kernel refused.
     pub refused: Refused,
 }
 

@@ -1,5 +1,5 @@
 //! How many of each thing there may be. The contract says it; `POD_STEER_TEST_LIMITS` lets a test make something small, as in
-//! `RULES=4,SLOT_TABLES=2`, since nobody fills the usual numbers in a test. A map that is pinned already keeps its size. Nothing else
+//! `RULES=4,SLOT_TABLES=2`, since no test can fill maps of the usual size. A map that is pinned already keeps its size. Nothing else
 //! reads the variable.
 
 use std::sync::LazyLock;

@@ -19,7 +19,7 @@ use super::{KernelError, Result, object::map, sys::Counters};
 /// `BPF_NOEXIST`: the kernel program's entry is newer than ours.
 const NO_EXIST: u64 = 1;
 /// When the handshake of a connection is over, whatever became of it: Linux sends its last SYN after 63 seconds and gives
-/// up after 127 (`tcp_syn_retries`). Then nobody asks any more whether it was an own connection.
+/// up after 127 (`tcp_syn_retries`). After that no program needs its entry.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
 
 /// The maps of `own.rs` in the kernel.
@@ -64,7 +64,7 @@ impl Own {
     }
 
     /// Forgets listeners that are not among `live` (cookies with the indices of their backends), and connections whose end
-    /// nobody saw, since their cgroup was gone before.
+    /// no program reported, since their cgroup was removed before.
     pub fn sweep(&mut self, live: &BTreeSet<(u64, u32)>) {
         let cookies: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
         let stale = |(key, cookie): &(OwnListener, u64)| match key.backend {

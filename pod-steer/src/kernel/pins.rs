@@ -17,7 +17,7 @@ use super::{
 /// The directories below ours.
 pub(super) const DIRS: [&str; 4] = ["maps", "netns", "ports", "cgroups"];
 
-/// Pins of maps, and the links of namespaces, held open: the kernel keeps a link without a pin as long as somebody has it open.
+/// Pins of maps, and the links of namespaces, held open: a link without a pin lives as long as a descriptor of it is open.
 pub(super) struct Pins {
     /// By name: each shared map and its id.
     maps: BTreeMap<&'static str, (OwnedFd, u32)>,
@@ -25,7 +25,7 @@ pub(super) struct Pins {
     links: BTreeMap<u64, OwnedFd>,
 }
 
-/// What a look at the pins found.
+/// The result of a check of the pins.
 #[derive(Debug, Default)]
 pub struct PinsCheck {
     /// Pins that were gone or wrong and are right again.
@@ -82,7 +82,7 @@ impl Pins {
         self.links.get(&cookie)
     }
 
-    /// Whether a program uses our maps, and those of nobody else. `ports` is the map of ports that it is to use.
+    /// Whether a program uses our maps and no others of the same names. `ports` is the map of ports that it is to use.
     fn suits(&self, program: u32, ports: Option<u32>) -> io::Result<bool> {
         let ours: BTreeMap<&str, u32> = self.maps.iter().map(|(name, (_, id))| (short(name), *id)).collect();
         for id in bpf::maps_of(bpf::program(program)?)? {
@@ -290,7 +290,7 @@ pub(super) fn recover_ports(dir: &Path, cookie: u64) -> io::Result<bool> {
 }
 
 /// Pins maps that are gone and that programs still use, before anything is opened: the maps that would be made in their place
-/// would be used by nobody. Returns their names. The programs of namespaces decide, since connections depend on them.
+/// would be used by no program. Returns their names. The programs of namespaces decide, since connections depend on them.
 pub(super) fn recover_maps(dir: &Path) -> Result<Vec<&'static str>> {
     let missing = |name: &&'static str| dir.join("maps").join(name).symlink_metadata().is_err();
     let mut missing: BTreeSet<&'static str> = object::MAPS.into_iter().filter(missing).collect();

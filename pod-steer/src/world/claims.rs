@@ -1,4 +1,4 @@
-//! Which service may have which port, and who takes part.
+//! Which service has which port, and which of its backends serve there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,13 +25,13 @@ pub struct Claimed {
     pub listeners: Option<BTreeSet<BackendId>>,
 }
 
-/// Who holds a port, or one address of it.
+/// The service that claims a port, or one address of it.
 pub(super) struct Claim<'a> {
     pub service: &'a str,
     /// The backend that was the first.
     pub holder: &'a str,
     pub fallback: Fallback,
-    /// Who takes part, and on which port each listens.
+    /// The backends that serve there, and the port on which each listens.
     pub parts: Vec<(&'a Backend, u16)>,
 }
 
@@ -129,7 +129,7 @@ fn held(world: &World) -> BTreeMap<RuleKey, &str> {
     world.claimed.iter().map(|(key, claimed)| (of_rule(key, claimed.of_port), claimed.service.as_str())).collect()
 }
 
-/// Whether some port of a backend in a namespace is nobody's yet.
+/// Whether some port of a backend in a namespace is not claimed yet.
 pub(super) fn some_are_free(world: &World, netns_cookie: u64, ports: &[PortMap]) -> bool {
     let held = held(world);
     ports.iter().any(|map| !keys(netns_cookie, map).any(|key| held.contains_key(&key)))
@@ -166,7 +166,7 @@ fn hindrances(
     let taken: Vec<(RuleKey, String)> =
         free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
     // A server that is to listen on the port itself cannot listen where another does, and may listen where it does not. For
-    // other servers nobody can tell by now which family they are for.
+    // other servers it is not known yet for which family they listen.
     let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
     match taken.into_iter().next_back() {
         Some((_, text)) if none_is_free => vec![Hindrance::Whole(text)],
@@ -175,7 +175,7 @@ fn hindrances(
     }
 }
 
-/// Why a port is not claimed on which somebody listens.
+/// Why a port on which an unmanaged server listens is not claimed.
 pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
     format!(
         "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
@@ -184,7 +184,7 @@ pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
     )
 }
 
-/// Claims one port for a backend's service, or says who has it.
+/// Claims one port for a backend's service, or names the service that has it.
 fn claim<'a>(
     claims: &mut BTreeMap<RuleKey, Claim<'a>>,
     plan: &mut Plan,

@@ -76,7 +76,7 @@ fn is_for(bound: &Bound, key: &RuleKey, claim_key: &RuleKey) -> bool {
     same_address && bound.ifindex == key.ifindex && bound.score(key).is_some()
 }
 
-/// Who listens for a claim, and how.
+/// The listeners of a claim's backends, and how each is bound.
 fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) -> Vec<(&'a Backend, Bound)> {
     let takes = |bound: &Bound| match bound.address(claim_key.family) {
         Some(ANY_ADDRESS) => true,

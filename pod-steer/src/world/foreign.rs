@@ -69,7 +69,7 @@ impl<'a> Foreign<'a> {
         }
         let mut left = Left::new();
         for (port, rules) in by_port {
-            // Of a namespace that was not looked at yet it is believed what an earlier daemon knew.
+            // Until a namespace has been surveyed, assume what an earlier daemon knew of it.
             let unknown = !self.world.foreign.contains_key(&port.netns_cookie);
             let kept = self.world.left.iter().filter(|(key, _)| unknown && of_port(key) == port);
             let kept: Vec<(RuleKey, Option<u64>)> = kept.map(|(key, cookie)| (*key, *cookie)).collect();

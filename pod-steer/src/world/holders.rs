@@ -12,7 +12,7 @@ pub struct Followed {
     pub id: ProcessId,
     /// Its effective user when it became a backend.
     pub uid: u32,
-    /// Only processes of that user may go on in its place: it was not root who made it a backend.
+    /// Only processes of that user may go on in its place: root did not make it a backend.
     pub only_uid: bool,
 }
 

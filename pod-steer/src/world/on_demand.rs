@@ -94,7 +94,7 @@ fn listens_steadily(backend: &Backend, sockets: &Sockets<'_>, claims: &BTreeSet<
 }
 
 /// The claims on ranges whose ports the servers know by other numbers: without a rule, clients of a listener that has just
-/// been opened would find nobody there. (By the same number the kernel's own lookup finds it.)
+/// been opened would find no listener there. (By the same number the kernel's own lookup finds it.)
 pub(super) fn claims(backends: &[&Backend]) -> BTreeSet<RuleKey> {
     let mut claims = BTreeSet::new();
     for backend in backends {

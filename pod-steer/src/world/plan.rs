@@ -105,7 +105,7 @@ pub(super) fn plan(world: &World) -> Planned {
     for key in on_demand::claims(&by_age) {
         let Some(claim) = claims.by_key.get(&key).filter(|_| !plan.rules.contains_key(&key)) else { continue };
         let Some(only) = serving.only(claim.service, &claim.parts) else { continue };
-        // Nobody has listened there yet, so this takes the port from nobody.
+        // No server has listened there yet, so this takes the port from none.
         let rule = PlannedRule {
             service: Some(claim.service.to_owned()),
             fallback: FALLBACK_PASS,

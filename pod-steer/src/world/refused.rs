@@ -1,4 +1,4 @@
-//! What the kernel did not take of a plan: a backend that it concerns is not ready, whatever was planned.
+//! Changes of a plan that the kernel refused: a backend that depends on one is not ready, whatever was planned.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use pod_steer_ebpf::RuleKey;
 
 use super::{Plan, State, World};
 
-/// What the kernel did not take.
+/// The changes that the kernel refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
     /// By rule.

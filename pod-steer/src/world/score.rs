@@ -68,7 +68,7 @@ impl Bound {
         }
     }
 
-    /// How well the kernel likes this socket for clients that come to the address and by the device of a rule's key, in which
+    /// The rank of this socket in the kernel's lookup for clients that come to the address and device of a rule's key, in which
     /// zero is an address, or a device, that no socket is bound to. `None` if it never gives them to it.
     pub fn score(&self, to: &RuleKey) -> Option<u8> {
         let addr = self.address(to.family)?;

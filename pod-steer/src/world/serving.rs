@@ -138,7 +138,7 @@ impl<'a> Serving<'a> {
         Coverage { title: title(key), versions }
     }
 
-    /// The sockets of a backend, listening on `port`, that take clients of a rule, with how well the kernel likes each.
+    /// The sockets of a backend, listening on `port`, that take clients of a rule, each with its rank in the lookup.
     fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, u64)> + Clone {
         let (key, own) = (*key, self.sockets.of(backend.index));
         let own = own.filter(move |(_, socket)| socket.port == port && socket.netns_cookie == key.netns_cookie);
@@ -337,7 +337,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
                 .to_owned(),
         );
     }
-    // A server that was told to stop serves on as long as it listens, as it would without us, while nobody else does.
+    // A server that was told to stop serves on as long as it listens, as it would without us, while no other backend does.
     let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();
     let may_stand_in = |backend: &&&Backend| conduct.policy != Policy::Manual || has_share(backend);
     chosen.stopping = stopping.iter().filter(may_stand_in).map(|backend| backend.index).collect();

@@ -19,7 +19,7 @@ pub(super) fn withhold(world: &World, plan: &mut Plan) {
         let Some(backend) = by_index.get(&socket.backend) else { continue };
         let served = backend.spec.ports.iter().filter(|map| map.target == socket.port);
         let served = served.map(|map| (map.port, Some(backend.spec.service.as_str())));
-        // Nobody may come to a hidden port, whatever service it is of.
+        // No client may reach a hidden port, whichever service it belongs to.
         for (port, service) in served.chain(socket.hidden_port.map(|port| (port, None))) {
             sockets.entry((socket.netns_cookie, port)).or_default().insert((service, *cookie, socket.backend));
         }

@@ -211,7 +211,7 @@ fn a_rule_names_the_only_backend_that_may_serve() {
     world.sockets.remove(&200);
     assert_eq!(world.plan().rules[&key(FAMILY_V4, 30_000)].only, Some((0, 31_000)), "between two transfers");
 
-    // With a second one nobody knows whose listener it would be; and one that is drained gets nobody.
+    // With two such backends the listener's owner would be ambiguous; a drained one gets no clients.
     world.backends.insert("id1".to_owned(), backend(1, "ftp", "21:2121"));
     world.sockets.insert(101, socket(1, "0.0.0.0", 2121));
     let plan = world.plan();
