@@ -64,8 +64,9 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     }
     assert_eq!((fields["NoNewPrivs"], fields["Seccomp"]), ("1", "2"), "{said}");
 
-    let _servers = [exec(&host, &systemd, "web-1")?, exec(&host, &systemd, "web-2")?];
-    wait_ready(&systemd, "web", 2)?;
+    let servers = [exec(&host, &systemd, "web-1")?, exec(&host, &systemd, "web-2")?];
+    let said = || servers.iter().map(|server| server.stdout() + &server.stderr()).collect::<String>();
+    wait_ready(&systemd, "web", 2).with_context(said)?;
     let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(host.net())?;
     let flowing = |what: &str| -> Result<()> {
         let answered = load.answered();
