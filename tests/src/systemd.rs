@@ -25,8 +25,8 @@ pub fn needed() -> Result<(), String> {
 }
 
 /// The machine as systemd sees it. `/run` and the network are the host's; `/var`, `/tmp`, `/etc/systemd` and `/usr/local/bin`
-/// are empty file systems of its own, with pod-steer at `/usr/local/bin/pod-steer`. The root of its cgroups may be written by
-/// nobody, as on a machine.
+/// are empty file systems of its own; `/usr/local/bin` has pod-steer and the test server, which may be built below `/tmp`. No
+/// process may write the root of its cgroups, as on a machine.
 const SET_UP: &str = r#"
 set -e
 mount --make-rprivate /
@@ -38,13 +38,14 @@ for dir in /var /usr/local/bin /etc/systemd; do mount -t tmpfs -o mode=755 tmpfs
 mkdir -p /var/lib /var/log /var/cache /var/tmp /etc/systemd/system
 chmod 1777 /var/tmp
 ln -s /run /var/run
-touch /usr/local/bin/pod-steer
+touch /usr/local/bin/pod-steer /usr/local/bin/named-server
 mount --bind "$1" /usr/local/bin/pod-steer
-cp "$2"/. -r /etc/systemd/system
-cp "$3"/systemd-journald*.service "$3"/systemd-journald*.socket /etc/systemd/system
+mount --bind "$2" /usr/local/bin/named-server
+cp "$3"/. -r /etc/systemd/system
+cp "$4"/systemd-journald*.service "$4"/systemd-journald*.socket /etc/systemd/system
 printf '[Journal]\nStorage=volatile\nReadKMsg=no\nForwardToSyslog=no\n' > /etc/systemd/journald.conf
 mount -t tmpfs -o mode=1777 tmpfs /tmp
-exec "$4" --system --unit=multi-user.target --log-target=console --show-status=no
+exec "$5" --system --unit=multi-user.target --log-target=console --show-status=no
 "#;
 
 /// Targets that units of a whole system are ordered by.
@@ -77,7 +78,8 @@ impl<'a> Systemd<'a> {
         }
         let mut command = host.command("unshare")?;
         command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child", "sh", "-c", SET_UP]);
-        command.arg("systemd").arg(tools::pod_steer()?).arg(&staging).args([UNITS, SYSTEMD]);
+        command.arg("systemd").args([tools::pod_steer()?, tools::named_server()?]);
+        command.arg(&staging).args([UNITS, SYSTEMD]);
         // The name says that it runs in a container; the other two keep the machine's own units and generators out.
         command.env("container", "pod-steer-test");
         command.env("SYSTEMD_UNIT_PATH", OWN_UNITS).env("SYSTEMD_GENERATOR_PATH", "/run/no-generators");

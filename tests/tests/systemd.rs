@@ -34,7 +34,7 @@ fn wait_ready(systemd: &Systemd, service: &str, backends: usize) -> Result<()> {
 fn exec(host: &Host, systemd: &Systemd, name: &str) -> Result<Process> {
     let mut command = systemd.command("pod-steer")?;
     command.args(["exec", "--service", "web", "--ports", "80:8080", "--version", "v1", "--name", name, "--"]);
-    command.arg(tools::named_server()?).args(["--name", name, "--listen", "0.0.0.0:8080"]);
+    command.args(["/usr/local/bin/named-server", "--name", name, "--listen", "0.0.0.0:8080"]);
     host.start(name, &mut command)
 }
 
