@@ -78,6 +78,10 @@ impl Packet {
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     let packet = Packet::of(&ctx);
+    // Linux asks for UDP sockets too; every rule and every probe is for TCP.
+    if packet.protocol != u32::from(PROTO_TCP) {
+        return SK_PASS;
+    }
     if let Some(verdict) = probe(&ctx, &packet) {
         return verdict;
     }
@@ -191,9 +195,6 @@ fn rule_for(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
 /// may be one without a table.
 #[inline(always)]
 pub fn find(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
-    if packet.protocol != u32::from(PROTO_TCP) {
-        return None;
-    }
     let (place, shift) = port_place(packet.local_port as u16, packet.family as u8);
     match (*PORTS.get(place)? >> shift) as u16 {
         0 => None,
