@@ -68,7 +68,7 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     }
     // Others' programs may have set flags of their own.
     let flags = ctx.cb_flags();
-    if is_probe(&ctx) || own::was_accepted(&ctx) {
+    if is_probe(&ctx) || own::was_accepted(&ctx, backend) {
         // Neither a probe nor the backend itself is a client: neither beginning nor end is counted.
         set_flags(&ctx, flags & !BPF_SOCK_OPS_STATE_CB_FLAG);
     } else if flags & COUNTED_FLAG == 0 {

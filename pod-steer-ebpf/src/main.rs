@@ -8,6 +8,7 @@
 #![allow(missing_docs)]
 
 mod bind;
+mod ends;
 mod listen;
 mod lookup;
 mod maps;

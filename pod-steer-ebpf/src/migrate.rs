@@ -36,11 +36,11 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
     // A probe, or a connection of the backend itself, is for the closing listener and no other: it fails with it, uncounted.
+    let (from_backend, netns_cookie) = (from.backend, from.netns_cookie);
     // SAFETY: `moving` is not null, and valid for the whole run.
-    if unsafe { is_probe(moving.sock, from.netns_cookie) || own::is_moving(moving.sock, from.netns_cookie) } {
+    if unsafe { is_probe(moving.sock, netns_cookie) || own::is_moving(moving.sock, netns_cookie, from_backend) } {
         return SK_DROP;
     }
-    let from_backend = from.backend;
     let side = switch(from.service);
     let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
 

@@ -10,20 +10,26 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_ANY, BPF_NOEXIST, bpf_sock,
+        BPF_NOEXIST, bpf_sock,
         sk_action::{SK_DROP, SK_PASS},
     },
     helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
     programs::{SkLookupContext, SockOpsContext},
 };
 use pod_steer_ebpf::{
-    FAMILY_V4, FAMILY_V6, ManagedPort, NONE, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, PORT_LISTENS,
-    PROTO_TCP, RULE_FOREIGN, Rule, SocketInfo, own_source,
+    FALLBACK_PASS, FAMILY_V6, ManagedPort, NONE, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget,
+    PORT_LISTENS, PROTO_TCP, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND, Rule, Slot, SocketInfo,
+    own_source, table_index,
 };
 
 use crate::{
+    ends::{Ends, bytes, remote_port},
     lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, EAFNOSUPPORT, ENOENT, Packet, find},
-    maps::{LISTENERS, MANAGED_PORTS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, add, netns_cookie},
+    maps::{
+        LISTENERS, MANAGED_PORTS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, SOCKETS, TABLES, add,
+        is_listening, netns_cookie, switch,
+    },
+    table::{Chooser, Visit, every},
 };
 
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 1 << 2;
@@ -71,27 +77,102 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
     };
     // SAFETY: an entry is replaced as a whole, and only by a later connection from the same port.
     let Some(own) = (unsafe { OWN_CONNECTIONS.get(key) }) else { return UNDECIDED };
-    let mut is_claimed = false;
-    if let Some(rule) = find(ctx, packet) {
-        // A listener that is not managed keeps its clients.
-        let is_foreign = rule.flags & RULE_FOREIGN != 0;
-        // Another service may have claimed this address of the port.
-        let is_others = rule.table != NONE && rule.service != own.service;
-        if is_foreign || is_others && (own.service != NONE || own.cookie == 0) {
+    let rule = find(ctx, packet);
+    // A listener that is not managed keeps its clients.
+    if rule.is_some_and(|rule| rule.flags & RULE_FOREIGN != 0) {
+        return UNDECIDED;
+    }
+    let claim = rule.filter(|rule| rule.table != NONE);
+    // Another service may have claimed this address of the port.
+    let is_others = claim.is_some_and(|claim| claim.service != own.service);
+    if is_others && own.service != NONE {
+        return UNDECIDED;
+    }
+    if own.cookie != 0 {
+        if own.service == NONE && is_preceded(&key, own, claim) {
             return UNDECIDED;
         }
-        is_claimed = rule.table != NONE;
+        match LISTENERS.redirect_sk_lookup(ctx, own.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
+            Ok(()) => return SK_PASS,
+            // It has closed since; or, which is the same here, it takes IPv6 clients only.
+            Err(ENOENT | EAFNOSUPPORT) => {}
+            Err(_) => return SK_DROP,
+        }
     }
-    if own.cookie == 0 {
-        // The backend does not listen there. Another backend must not answer; a listener that is not managed may.
-        return if is_claimed || is_managed(ctx, &key) { SK_DROP } else { UNDECIDED };
+    if is_others {
+        return UNDECIDED;
     }
-    match LISTENERS.redirect_sk_lookup(ctx, own.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
-        Ok(()) => SK_PASS,
-        // The listener has closed since, or this is left of a connection whose end no program saw.
-        Err(ENOENT) => UNDECIDED,
-        Err(_) => SK_DROP,
+    if claim.is_some_and(|claim| is_in_table(ctx, own.backend, claim)) {
+        return SK_PASS;
     }
+    if own.cookie != 0 && !is_listening(own.cookie) {
+        // This may be left of a connection whose end no program saw.
+        return UNDECIDED;
+    }
+    // The backend does not listen there. Another backend must not answer; a listener that is not managed may.
+    match claim {
+        Some(claim) if claim.fallback != FALLBACK_PASS => SK_DROP,
+        _ if is_managed(ctx, &key) => SK_DROP,
+        Some(_) => SK_PASS,
+        None => UNDECIDED,
+    }
+}
+
+/// Gives a connection to any listener of the backend in the table of its service's claim, whether that one serves clients or not.
+/// `OWN_LISTENERS` has the newest listener only; after it has closed, the daemon writes another one.
+#[inline(always)]
+fn is_in_table(ctx: &SkLookupContext, backend: u32, claim: &Rule) -> bool {
+    let Some(table) = TABLES.get(table_index(claim.table, switch(claim.service))) else { return false };
+    matches!(every(table, &mut Own { ctx, backend }), Visit::Taken)
+}
+
+/// Takes the listeners of one backend.
+struct Own<'a> {
+    ctx: &'a SkLookupContext,
+    backend: u32,
+}
+
+impl Chooser for Own<'_> {
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        if slot.backend != self.backend {
+            return Visit::TryNext;
+        }
+        let flags = BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE;
+        match LISTENERS.redirect_sk_lookup(self.ctx, slot.cookie, flags) {
+            Ok(()) => Visit::Taken,
+            Err(_) => Visit::TryNext,
+        }
+    }
+}
+
+/// Whether the kernel's own lookup prefers another service's listener to the backend's, which listens on every address: that
+/// service has claimed this address alone, or listens on it.
+#[inline(always)]
+fn is_preceded(to: &OwnConnection, own: &OwnSocket, claim: Option<&Rule>) -> bool {
+    let OwnConnection { netns_cookie, destination, destination_port, family, .. } = *to;
+    let mut key =
+        OwnListener { netns_cookie, addr: destination, backend: own.backend, port: destination_port, family, pad: 0 };
+    // SAFETY: only whether there is one is asked.
+    if unsafe { OWN_LISTENERS.get(key) }.is_some() {
+        return false;
+    }
+    // Without this flag it is the claim of an address; a rule with one of the others claims nothing.
+    if claim.is_some_and(|claim| claim.flags & (RULE_OF_PORT | RULE_HIDDEN | RULE_ON_DEMAND) == 0) {
+        return true;
+    }
+    key.backend = NONE;
+    // SAFETY: eight aligned bytes are read at once.
+    let Some(exact) = (unsafe { OWN_LISTENERS.get(key) }) else { return false };
+    let (theirs, ours) = (service_of(*exact), service_of(own.cookie));
+    theirs != NONE && ours != NONE && theirs != ours
+}
+
+/// The service in whose tables a listener is, or [`NONE`].
+#[inline(always)]
+fn service_of(cookie: u64) -> u32 {
+    // SAFETY: the daemon replaces the value as a whole, and four aligned bytes of it are read at once.
+    unsafe { SOCKETS.get(cookie) }.map_or(NONE, |socket| socket.service)
 }
 
 /// Whether the kernel's own lookup might give a connection to a managed listener. No program can ask it; so this tries whether
@@ -115,87 +196,6 @@ pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> b
     LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_ok()
 }
 
-/// Both ends of a connection. IPv4 addresses are in the first four bytes, whatever the family of the socket.
-struct Ends {
-    family: u8,
-    local: [u8; 16],
-    remote: [u8; 16],
-    local_port: u16,
-    remote_port: u16,
-}
-
-impl Ends {
-    #[inline(always)]
-    fn new(family: u32, ip4: [u32; 2], ip6: [[u32; 4]; 2], ports: [u16; 2]) -> Self {
-        let [local_port, remote_port] = ports;
-        let [local, remote] = ip6;
-        // An IPv6 socket may be connected by IPv4.
-        let is_mapped = remote[0] == 0 && remote[1] == 0 && remote[2] == 0xFFFFu32.to_be();
-        if family == u32::from(FAMILY_V4) || is_mapped {
-            let [local, remote] = [bytes(&[ip4[0], 0, 0, 0]), bytes(&[ip4[1], 0, 0, 0])];
-            return Self { family: FAMILY_V4, local, remote, local_port, remote_port };
-        }
-        Self { family: FAMILY_V6, local: bytes(&local), remote: bytes(&remote), local_port, remote_port }
-    }
-
-    #[inline(always)]
-    fn of(ctx: &SockOpsContext) -> Self {
-        let ops = ctx.ops;
-        // SAFETY: the context is valid for the whole run; volatile and unconditional, as in `lookup`.
-        unsafe {
-            Self::new(
-                ptr::read_volatile(&raw const (*ops).family),
-                [ptr::read_volatile(&raw const (*ops).local_ip4), ptr::read_volatile(&raw const (*ops).remote_ip4)],
-                [ptr::read_volatile(&raw const (*ops).local_ip6), ptr::read_volatile(&raw const (*ops).remote_ip6)],
-                [ctx.local_port() as u16, remote_port(ctx)],
-            )
-        }
-    }
-
-    /// The connection whose client is at the local end.
-    #[inline(always)]
-    fn outgoing(&self, netns_cookie: u64) -> OwnConnection {
-        OwnConnection {
-            netns_cookie,
-            source: self.local,
-            destination: self.remote,
-            source_port: self.local_port,
-            destination_port: self.remote_port,
-            family: self.family,
-            pad: [0; 3],
-        }
-    }
-
-    /// The connection whose client is at the remote end.
-    #[inline(always)]
-    fn incoming(&self, netns_cookie: u64) -> OwnConnection {
-        OwnConnection {
-            netns_cookie,
-            source: self.remote,
-            destination: self.local,
-            source_port: self.remote_port,
-            destination_port: self.local_port,
-            family: self.family,
-            pad: [0; 3],
-        }
-    }
-}
-
-/// The remote port in host byte order. The context has it in network byte order in a word.
-#[inline(always)]
-fn remote_port(ctx: &SockOpsContext) -> u16 {
-    u32::from_be(ctx.remote_port()) as u16
-}
-
-#[inline(always)]
-fn bytes(words: &[u32; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
-        to.copy_from_slice(&word.to_ne_bytes());
-    }
-    bytes
-}
-
 /// A process of the backend connects (`BPF_SOCK_OPS_TCP_CONNECT_CB`): notes the listener if the destination is its own.
 #[inline(always)]
 pub fn connects(ctx: &SockOpsContext, backend: u32) {
@@ -211,10 +211,15 @@ pub fn connects(ctx: &SockOpsContext, backend: u32) {
     // SAFETY: takes no arguments.
     let born_ns = unsafe { bpf_ktime_get_ns() };
     let (key, own) = (ends.outgoing(netns_cookie), OwnSocket { cookie, born_ns, backend, service: target.service });
-    if OWN_CONNECTIONS.insert(key, own, BPF_NOEXIST.into()).is_ok() {
-        count(ends.local_port, 1);
-    } else if OWN_CONNECTIONS.insert(key, own, BPF_ANY.into()).is_err() {
+    // The counter is never lower than the number of entries: it is increased before an entry is made and decreased by the side
+    // that has removed one.
+    count(ends.local_port, 1);
+    if OWN_CONNECTIONS.remove(key).is_ok() {
+        count(ends.local_port, u64::MAX);
+    }
+    if OWN_CONNECTIONS.insert(key, own, BPF_NOEXIST.into()).is_err() {
         // The map is full: steered as any client's.
+        count(ends.local_port, u64::MAX);
         return;
     }
     // Tells us when it closes, however it does.
@@ -257,17 +262,17 @@ fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 1
     unsafe { OWN_LISTENERS.get(key) }.copied()
 }
 
-/// A connection was accepted: whether it comes from the backend itself. One to a port on which the backend does not listen is
-/// another service's client.
+/// A connection was accepted by this backend: whether it comes from the backend itself. One that another backend accepts is a
+/// client of that one.
 #[inline(always)]
-pub fn was_accepted(ctx: &SockOpsContext) -> bool {
+pub fn was_accepted(ctx: &SockOpsContext, backend: u32) -> bool {
     if !may_come_from(remote_port(ctx)) {
         return false;
     }
     // SAFETY: the context is this hook's own.
     let key = Ends::of(ctx).incoming(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    // SAFETY: eight aligned bytes are read at once.
-    unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.cookie != 0)
+    // SAFETY: aligned words are read, which do not change while the connection lives.
+    unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.cookie != 0 && own.backend == backend)
 }
 
 /// A socket closes: whether it was the client's end of an own connection, which is forgotten.
@@ -287,12 +292,12 @@ pub fn ended(ctx: &SockOpsContext) -> bool {
     removed
 }
 
-/// Whether a connection that waits in a closing listener's queue comes from the backend itself.
+/// Whether a connection that waits in the queue of a backend's closing listener comes from the backend itself.
 ///
 /// # Safety
 /// `moving` is the migrating socket of this run.
 #[inline(always)]
-pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
+pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64, backend: u32) -> bool {
     // SAFETY: the caller's; volatile and unconditional, as in `lookup`.
     let ends = unsafe {
         let remote_port = u16::from_be(ptr::read_volatile(&raw const (*moving).dst_port));
@@ -306,8 +311,9 @@ pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
             [ptr::read_volatile(&raw const (*moving).src_port) as u16, remote_port],
         )
     };
-    // SAFETY: eight aligned bytes are read at once.
-    unsafe { OWN_CONNECTIONS.get(ends.incoming(netns_cookie)) }.is_some_and(|own| own.cookie != 0)
+    // SAFETY: aligned words are read, which do not change while the connection lives.
+    let own = unsafe { OWN_CONNECTIONS.get(ends.incoming(netns_cookie)) };
+    own.is_some_and(|own| own.cookie != 0 && own.backend == backend)
 }
 
 /// A socket of the backend listens: it is the newest one for its address.

@@ -135,6 +135,18 @@ pub fn withholds(table: &Table) -> bool {
     header.slots != 0 && matches!(walk(table, first, header.slots, 0, &mut Listens), Visit::Taken)
 }
 
+/// Offers every socket of the table once: its members, its reserve, and those that are withheld from clients.
+#[inline(always)]
+pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
+    let Some(header) = entry(table, 0) else { return Visit::TryNext };
+    let (members, reserve) = header.counts();
+    let all = members.wrapping_add(reserve).wrapping_add(header.slots);
+    if all == 0 {
+        return Visit::TryNext;
+    }
+    walk(table, header.backend.wrapping_add(1), all, 0, chooser)
+}
+
 /// Offers each of `members` entries from `first` on, of which there is one at least.
 #[inline(always)]
 fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {

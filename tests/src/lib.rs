@@ -12,12 +12,14 @@
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
 //! - [`listeners`]: servers that tell by which of their listeners they answer
+//! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds; [`sk_lookup`]: another program like ours
 //! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
 
+pub mod asked;
 pub mod bpf;
 pub mod cgroup2;
 pub mod check;

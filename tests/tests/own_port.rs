@@ -1,18 +1,14 @@
 //! A backend that connects to its own port reaches itself, as an engine's health check must, and is no client.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    asked::{TRIES, ensure_asked},
     daemon::Stage,
     exec::{self, Backend, Exec},
     load::Load,
-    process::{output, run},
+    process::run,
     require, tools, wait,
 };
-
-/// Connections of one question: many share the port, so a single right answer proves nothing.
-const TRIES: usize = 20;
 
 fn needs() -> Result<(), String> {
     tools::root_and(&["ip", "curl"])
@@ -24,28 +20,6 @@ fn manual() -> Result<Stage> {
 
 fn start(stage: &Stage, name: &str, ports: &str, listen: &str) -> Result<Backend> {
     Exec::new(name, "web", ports, listen).flags(&["--version", name]).start(stage)
-}
-
-/// Who answers a process of `backend`: the names, or curl's exit code (7: refused).
-fn asked(stage: &Stage, backend: &Backend, options: &[&str], address: &str) -> Result<BTreeSet<String>> {
-    let mut curl = backend.command(stage, "curl")?;
-    curl.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "20", "--header", "Connection: close"]);
-    curl.args(options).arg(format!("http://{address}/[1-{TRIES}]"));
-    let answer = output(&mut curl)?;
-    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
-    let mut names: BTreeSet<String> =
-        said.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-    if !answer.status.success() {
-        names.insert(answer.status.code().context("curl was killed")?.to_string());
-    }
-    Ok(names)
-}
-
-fn ensure_asked(stage: &Stage, backend: &Backend, options: &[&str], address: &str, wanted: &str) -> Result<()> {
-    let got = asked(stage, backend, options, address)?;
-    let wanted = BTreeSet::from([wanted.to_owned()]);
-    ensure!(got == wanted, "{} asked {address} {options:?}: {got:?}, not {wanted:?}", backend.name);
-    Ok(())
 }
 
 /// Nothing that a backend asked itself is counted, and clients are as ever.

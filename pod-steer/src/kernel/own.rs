@@ -78,7 +78,11 @@ impl Own {
         let now = Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap_or(0));
         let is_over = |own: &OwnSocket| now.saturating_sub(Duration::from_nanos(own.born_ns)) > HANDSHAKE_MAX;
         let over = self.connections.iter().flatten().filter(|(_, own)| is_over(own)).collect::<Vec<_>>();
-        for (key, _) in over {
+        for (key, was) in over {
+            // A new connection may have the ports of this one.
+            if self.connections.get(&key, 0).is_ok_and(|own| own.born_ns != was.born_ns) {
+                continue;
+            }
             // The side that removes an entry counts it: the daemon or a kernel program.
             if self.connections.remove(&key).is_ok() {
                 self.sources.decrement(own_source(key.source_port));
