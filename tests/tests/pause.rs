@@ -10,10 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    daemon::Stage,
+    daemon::{Conditions, Stage},
+    exec::Exec,
     load::{Load, Running, Tally},
     report, require,
-    rollouts::{none_lost, web_on},
+    rollouts::{clients, none_lost, web, web_on},
     tools, wait,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -160,6 +161,32 @@ fn a_holder_that_is_killed_is_replaced() -> Result<()> {
         stage.daemon.order_done("pause web")?;
     }
     Ok(())
+}
+
+#[test]
+fn an_unpause_that_the_kernel_refuses_resets_no_client() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // One table for all clients, one for those of the network; during the pause the second one is free.
+    let env = vec![("POD_STEER_TEST_LIMITS", "SLOT_TABLES=2".to_owned())];
+    let stage = Stage::under(Conditions { env, ..Conditions::default() })?;
+    let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    stage.daemon.order_done("shift web --from 10.0.0.0/8=v2")?;
+    stage.daemon.order_done("pause web")?;
+    let other = Exec::new("other-1", "other", "81:8081", "0.0.0.0:8081").start(&stage)?;
+    stage.daemon.wait_ready("other", 1)?;
+
+    let held = holder(&stage)?;
+    let refused = stage.daemon.order("unpause web")?;
+    ensure!(refused.code == Some(1) && refused.stderr.contains("the kernel has not accepted"), "{refused:?}");
+    ensure!(holder(&stage)? == held, "the tables still lead to the listener of the pause");
+    let clients = clients().timeout(PATIENCE).threads(CLIENTS).start(stage.host.net())?;
+    drop(other);
+    // The daemon tries again, and the table is free.
+    wait::until("clients to be answered", || (clients.answered() > 100).then_some(()))?;
+    none_lost(&clients.stop()?)?;
+    wait::until("the holder and its cgroup to be gone", || (!holder_cgroup(&stage).exists()).then_some(()))
 }
 
 #[test]

@@ -305,9 +305,9 @@ impl Control {
         self.awaited.is_empty() && planned.is_none_or(|(decision, index)| self.kernel.follows(*index, *decision))
     }
 
-    /// Whether the kernel lacks something of the plan.
+    /// Whether the kernel lacks something of the plan, or refused it.
     pub(super) fn is_behind(&self) -> bool {
-        self.dirty
+        self.dirty || self.retry_at.is_some()
     }
 
     /// The world has changed: the plan is to be made again.
@@ -351,6 +351,7 @@ impl Control {
         self.report(&plan);
         self.plan = plan;
         self.note_silent();
+        self.leave_pause();
     }
 
     /// Says what has changed for a backend.

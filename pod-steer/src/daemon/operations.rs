@@ -247,7 +247,6 @@ impl Control {
                 self.stop_backends(&old);
             }
         }
-        self.leave_pause();
     }
 
     /// A disk that is full must not keep an operator from going back: the ledger holds in memory what it could not store,

@@ -90,9 +90,9 @@ impl Control {
         }
     }
 
-    /// Lets the listener go when no service is paused any more.
+    /// Ends the holder of the listener when no service is paused any more.
     pub(super) fn leave_pause(&mut self) {
-        // Not before the kernel has let go of it.
+        // Not while a table may still lead to the listener: the kernel would refuse the clients of a socket that is closed.
         if self.world.pause_cookie.is_none() || self.is_pausing() || self.is_behind() {
             return;
         }
