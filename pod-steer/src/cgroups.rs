@@ -4,7 +4,7 @@
 mod watch;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::DirEntryExt as _,
     path::{Path, PathBuf},
@@ -66,9 +66,9 @@ pub fn parents(cgroup_parent: &str) -> Vec<PathBuf> {
     vec![path]
 }
 
-/// The directories of the cgroups with these ids.
-pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> Vec<PathBuf> {
-    let mut found = Vec::new();
+/// The directories of the cgroups with these ids, by id. Walks the hierarchy until all are found.
+pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> BTreeMap<u64, PathBuf> {
+    let mut found = BTreeMap::new();
     let mut dirs = vec![mount.to_owned()];
     while let Some(dir) = dirs.pop() {
         if found.len() == ids.len() {
@@ -77,7 +77,7 @@ pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> Vec<PathBuf> {
         let below = fs::read_dir(&dir).into_iter().flatten().flatten();
         for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             if ids.contains(&entry.ino()) {
-                found.push(entry.path());
+                found.insert(entry.ino(), entry.path());
             }
             dirs.push(entry.path());
         }

@@ -7,9 +7,11 @@ use pod_steer_tests::{
     check,
     daemon::Stage,
     exec::Exec,
+    handover::{self, Listener},
     load::{Load, Loss},
     report, require, server, tools, wait,
 };
+use rustix::process::Signal;
 
 #[test]
 fn killed_and_restarted_under_load() -> Result<()> {
@@ -109,6 +111,36 @@ fn an_engine_that_goes_away_and_comes_back() -> Result<()> {
     assert_eq!((tally.refused(), tally.lost(|loss| !matches!(loss, Loss::ResetBefore(_)))), (0, 0), "{tally}");
     assert!(tally.losses.len() <= 1, "one client, so at most one waits: {tally}");
     assert!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "{tally}");
+    Ok(())
+}
+
+#[test]
+fn a_container_whose_cgroup_is_deep_below_others_keeps_its_listener() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["python3"]));
+    let mut stage = Stage::with_docker()?;
+    let deep = server::named("deep-1", "0.0.0.0:9090").service("deep", "81:9090");
+    // Deeper than the daemon watches the hierarchy.
+    let deep = stage.engine().start_container(&deep.options(&["--cgroup-parent", "/a/b/c/d/e/f/g/h/i"]))?;
+    stage.daemon.wait_ready("deep", 1)?;
+    let path = stage.host.dir().join("giver");
+    let mut server = handover::exec(&stage, "server", "v1", Listener::Opens, &path)?;
+    let stranger = handover::start(&stage, "stranger", Listener::Takes, &path)?;
+    stage.daemon.wait_ready("web", 1)?;
+
+    stage.engine().signal(Signal::STOP)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    // The daemon has searched for the holders of all listeners when it reports one that is held by another process.
+    server.signal(Signal::TERM)?;
+    server.wait(wait::STUCK)?;
+    let reported = stage.daemon.wait_state("web", "server", "not-steered");
+    let answered = Load::to("127.0.0.1:81".parse()?).count(50).run(stage.host.net())?;
+    // An engine that hangs would keep its container from being removed.
+    stage.engine().signal(Signal::CONT)?;
+    reported?;
+    assert_eq!(answered.answered_by("deep-1"), 50, "{answered}\n{}", stage.daemon.log_tail());
+    drop((stranger, deep));
     Ok(())
 }
 

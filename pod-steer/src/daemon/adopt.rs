@@ -1,12 +1,14 @@
 //! A daemon that starts takes over what the one before it left.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use tracing::{debug, info, warn};
 
 use super::control::Control;
 use crate::{
-    engine,
+    cgroups, engine,
     kernel::Cgroup,
-    world::{Backend, Kind},
+    world::{Backend, Kind, Phase},
 };
 
 impl Control {
@@ -26,17 +28,14 @@ impl Control {
             match &backend.kind {
                 Kind::Container { engine } => {
                     if let Some(path) = self.cgroups.expect(&backend.id, "", engine::owner(engine)) {
-                        debug!(container = %backend.name, path = %path.display(), "still there");
-                        if let Ok(cgroup) = Cgroup::open(&path) {
-                            self.cgroup_ids.insert(backend.index, cgroup.id);
-                        }
-                        self.paths.insert(backend.index, path);
+                        self.adopt_cgroup(&backend, path);
                     }
                 }
                 Kind::Exec => self.adopt_exec(&backend),
                 Kind::Registered { pid } => self.adopt_registered(&backend, *pid),
             }
         }
+        self.find_cgroups();
         for backend in self.world.backends.values() {
             if let Some(netns) = backend.netns {
                 self.seen_namespaces.insert(netns.cookie, (netns, None));
@@ -61,5 +60,35 @@ impl Control {
         self.check_links(true);
         self.converge();
         info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
+    }
+
+    fn adopt_cgroup(&mut self, backend: &Backend, path: PathBuf) {
+        debug!(container = %backend.name, path = %path.display(), "still there");
+        if let Ok(cgroup) = Cgroup::open(&path) {
+            self.cgroup_ids.insert(backend.index, cgroup.id);
+        }
+        self.paths.insert(backend.index, path);
+    }
+
+    /// Finds the cgroups of containers that are where the daemon does not look for new ones, by the ids that are pinned.
+    fn find_cgroups(&mut self) {
+        let unknown = |index: &u32| {
+            let backend = self.world.by_index(*index).filter(|_| !self.paths.contains_key(index))?;
+            (matches!(backend.kind, Kind::Container { .. }) && backend.phase != Phase::Exited).then(|| backend.clone())
+        };
+        let attached = self.kernel.attached_backends();
+        let lost: BTreeMap<u64, Backend> =
+            attached.iter().filter_map(|(cgroup, index)| Some((*cgroup, unknown(index)?))).collect();
+        if lost.is_empty() {
+            return;
+        }
+        for (cgroup, path) in cgroups::with_ids(self.cgroups.mount(), &lost.keys().copied().collect()) {
+            // The kernel uses an id again only after 2^32 others, or after a reboot, which ends the pins too.
+            if let Some(backend) = lost.get(&cgroup)
+                && cgroups::own_cgroup(&path, &backend.id) == Some(&path)
+            {
+                self.adopt_cgroup(backend, path);
+            }
+        }
     }
 }

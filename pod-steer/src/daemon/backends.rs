@@ -1,24 +1,19 @@
 //! How containers come, change and go.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
 use super::{control::Control, ended::Ending};
 use crate::{
-    cgroups,
     clock::boot_ms,
     engine::{self, Change, Container, EngineInput, ends},
     kernel::{Cgroup, Kernel},
     labels,
-    listening::{self, Listener},
-    netns::{self, Netns},
-    procs::Process,
     world::{Backend, Health, Kind, Misfit, Network, Phase},
 };
 
 /// Topics of [`Backend::troubles`].
-const NO_CGROUP: &str = "cgroup";
 const LATE: &str = "late";
 pub(super) const ENGINE_CHECK: &str = "engine-check";
 
@@ -156,8 +151,7 @@ impl Control {
         if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent, engine::owner(&container.engine)) {
             // An engine describes a container several times while it starts.
             let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
-                self.cgroup_ids.get(&index) == Some(&cgroup.id)
-                    && self.kernel.attached_backends().contains(&(cgroup.id, index))
+                self.cgroup_ids.get(&index) == Some(&cgroup.id) && self.kernel.is_attached(cgroup.id, index)
             });
             if !is_attached {
                 self.container_cgroup(&id, &path);
@@ -244,123 +238,6 @@ impl Control {
         {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
-        self.touch();
-    }
-
-    /// The cgroup of a container appeared, or was found.
-    pub(super) fn container_cgroup(&mut self, id: &str, path: &Path) {
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        let index = backend.index;
-        // The ports come before the programs that look for them.
-        self.touch();
-        self.converge();
-        let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
-            self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
-        });
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        match attached {
-            Ok(cgroup) => {
-                debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
-                self.paths.insert(index, path.to_owned());
-                self.cgroup_ids.insert(index, cgroup);
-                backend.troubles.remove(NO_CGROUP);
-            }
-            Err(error) => {
-                warn!(container = %backend.name, path = %path.display(), %error, "cannot attach to the cgroup");
-                let text =
-                    format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
-                backend.troubles.insert(NO_CGROUP, text);
-            }
-        }
-    }
-
-    /// A container runs: its namespace and its cgroup can be known now, if they were not before.
-    fn started(&mut self, id: &str, pid: i32) {
-        let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?)));
-        // One that has ended meanwhile has an event under way.
-        let Ok((ns, cgroup)) = looked else { return };
-        let Ok(netns) = netns::identify(&ns) else { return };
-        let Some(backend) = self.world.backends.get(id) else { return };
-        let (index, asks) = (backend.index, self.world.asks_who_listens(netns.cookie, &backend.spec));
-        let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
-        // A container may have moved to a cgroup below its own.
-        let Some(path) = cgroups::own_cgroup(&path, id).map(Path::to_owned) else {
-            return self.without_cgroup(id, &cgroup);
-        };
-        let attached = Cgroup::open(&path).is_ok_and(|c| self.kernel.attached_backends().contains(&(c.id, index)));
-        if !attached {
-            debug!(container = %id, path = %path.display(), "it started before it was known");
-            self.container_cgroup(id, &path);
-        }
-        self.holders.look_at(netns.cookie);
-        // It may have listened before it was attached to: then the kernel programs have nothing to tell of it.
-        let is_silent = !self.world.sockets.values().any(|socket| socket.backend == index);
-        if asks && !attached && is_silent {
-            return self.survey_container(id, netns, ns, path);
-        }
-        let listeners = match asks.then(|| listening::listeners(&ns, netns.cookie)).transpose() {
-            Ok(listeners) => listeners,
-            Err(error) => {
-                warn!(container = %id, %netns, %error, "the listeners of its namespace cannot be enumerated, so no port is claimed");
-                return;
-            }
-        };
-        self.lives_in(id, netns, ns, listeners);
-        if is_silent {
-            self.look_for_sockets(index, &path);
-        }
-    }
-
-    /// A container's processes are in a cgroup that is not its own. Attaching to it would make backends of all processes in it.
-    fn without_cgroup(&mut self, id: &str, cgroup: &str) {
-        // Outside of the daemon's cgroup namespace, paths begin with `/..`.
-        let text = if cgroup.starts_with("/..") {
-            "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered; start pod-steer in the host's \
-             cgroup namespace (`--cgroupns=host`)"
-                .to_owned()
-        } else {
-            format!(
-                "it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered; start it without \
-                 `--cgroups=disabled`"
-            )
-        };
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        let (index, service, name) = (backend.index, backend.spec.service.clone(), backend.name.clone());
-        if backend.troubles.insert(NO_CGROUP, text.clone()).as_ref() != Some(&text) {
-            warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
-        }
-        // An earlier version may have attached to it.
-        for (cgroup, _) in self.kernel.attached_backends().into_iter().filter(|(_, of)| *of == index) {
-            self.kernel.detach_backend(cgroup, index);
-        }
-        self.paths.remove(&index);
-        self.cgroup_ids.remove(&index);
-        self.forget_sockets(index);
-        self.touch();
-    }
-
-    /// The namespace of a container is known, and the listeners there, if they had to be enumerated.
-    pub(super) fn lives_in(&mut self, id: &str, netns: Netns, ns: std::fs::File, listeners: Option<Vec<Listener>>) {
-        self.namespace_seen(netns, ns);
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        backend.netns = Some(netns);
-        let health = backend.health;
-        if let Err(error) = self.store.put(backend) {
-            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
-        }
-        debug!(container = %id, %netns, ?health, "runs");
-        if let Some(listeners) = listeners {
-            self.note_listeners(netns.cookie, listeners);
-        }
-        self.touch();
-    }
-
-    /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it
-    /// can end.
-    pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
-        let attached = self.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
-        self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
         self.touch();
     }
 

@@ -115,6 +115,11 @@ impl Control {
     /// queue of a unix socket: it is given clients as before, and looked for again.
     pub(super) fn held_by_strangers(&mut self, cookie: u64, port: u16, index: u32, mut strangers: Vec<Stranger>) {
         let Some(backend) = self.world.by_index(index) else { return };
+        // The processes of a container whose cgroup is not known have not been looked at, and may be these.
+        let runs = !self.holders.ending.contains_key(&backend.id);
+        if matches!(backend.kind, Kind::Container { .. }) && runs && !self.paths.contains_key(&index) {
+            return;
+        }
         let uid = backend.process.map(|process| process.uid);
         // Prefer a process of the same user, then the oldest: for a server with workers, that is the master.
         strangers.sort_by_key(|stranger| (uid.is_some_and(|uid| uid != stranger.uid), stranger.process.start));

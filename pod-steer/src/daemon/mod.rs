@@ -20,6 +20,7 @@ mod leftovers;
 mod namespaces;
 mod operations;
 mod pause;
+mod places;
 mod policies;
 mod processes;
 mod resync;

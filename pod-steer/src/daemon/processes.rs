@@ -264,7 +264,7 @@ pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
 /// Takes the migrate program off every group of every backend, then removes the pins and our cgroups. Processes that
 /// `exec` started go on, in the root cgroup. Needs no daemon: the names of the pins say which cgroups were attached.
 pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
-    for path in cgroups::with_ids(cgroup_mount, &crate::kernel::attached_cgroups(bpffs)) {
+    for path in cgroups::with_ids(cgroup_mount, &crate::kernel::attached_cgroups(bpffs)).into_values() {
         for socket in crate::procs::listeners_in_cgroup(&path, |_| true).unwrap_or_default() {
             if socket.reuseport {
                 // A group without a program answers ENOENT, which is what is wanted.

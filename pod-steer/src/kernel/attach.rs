@@ -195,6 +195,11 @@ impl Kernel {
         attached(&self.dir)
     }
 
+    /// Whether a cgroup has links of this backend.
+    pub fn is_attached(&self, cgroup: u64, index: u32) -> bool {
+        self.cgroup_pins(cgroup, index).exists()
+    }
+
     /// Leaves a cgroup.
     pub fn detach_backend(&mut self, cgroup: u64, index: u32) {
         let pins = self.cgroup_pins(cgroup, index);
