@@ -37,12 +37,15 @@ pub struct Candidate {
     pub cgroup: Option<PathBuf>,
     /// The process that it is, with its descendants, if its cgroup has none or it has no cgroup.
     pub process: Option<ProcessId>,
+    /// That process holds the listener and has started others that are not the backend's.
+    pub holds_only: bool,
 }
 
 impl Candidate {
     fn processes(&self) -> Vec<Process> {
         let inside = self.cgroup.as_deref().map(processes_in_cgroup).unwrap_or_default();
         match self.process {
+            Some(process) if inside.is_empty() && self.holds_only => process.open().into_iter().collect(),
             Some(process) if inside.is_empty() => process.open().map(Process::tree).unwrap_or_default(),
             _ => inside,
         }

@@ -125,6 +125,85 @@ fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named(
     until_gone(&stage, "web")
 }
 
+/// As a manager of services: it holds the listener for the servers that it starts. On SIGUSR1 it starts another one, on SIGUSR2 it
+/// closes the listener.
+const ACTIVATOR: &str = r#"
+import os, signal, socket, sys, time
+numbers = (signal.SIGUSR1, signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+def listen(port):
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", port))
+    listener.listen(64)
+    return listener
+def start(name, inherits):
+    pid = os.fork()
+    if not pid and not inherits:
+        listener.close()
+    own = listener if inherits or pid else listen(8081)
+    while not pid:
+        connection, peer = own.accept()
+        connection.recv(4096)
+        connection.sendall(f"{name} {peer[0]}:{peer[1]}\n".encode())
+        connection.close()
+    print(name, pid, flush=True)
+listener = listen(8080)
+# Processes are told apart by when they started, to a hundredth of a second.
+time.sleep(0.05)
+start("first", True)
+while signal.sigwait(numbers) == signal.SIGUSR1:
+    start("second", True)
+    start("other", False)
+listener.close()
+print("closed", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn an_activator_holds_the_listener_and_its_other_children_are_no_backend() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let python = tools::find("python3").context("python3 is not installed")?;
+    let activator = stage.host.start("activator", stage.host.command(python)?.args(["-c", ACTIVATOR]))?;
+    let child = |name: &str| -> Result<Child> {
+        let told = || activator.stdout().lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Ok(Child(Pid::from_raw(wait::until(name, told)?).context("a pid")?))
+    };
+    let first = child("first")?;
+    let mut command = stage.daemon.cli()?;
+    command.args(["register", "--service", "web", "--ports", "80:8080,81:8081", "--name", "first", "--pid"]);
+    let outcome = output(command.arg(first.0.to_string()))?;
+    assert!(outcome.status.success(), "{outcome:?}");
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "first")?;
+    first.signal(Signal::KILL)?;
+    stage.daemon.wait_for("the daemon to follow", |_| {
+        stage.daemon.log().contains("held by another process, which is followed").then_some(())
+    })?;
+    activator.signal(Signal::USR1)?;
+    let (second, _other) = (child("second")?, child("other")?);
+    all_answered_by(&stage, "second")?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    // The server that runs now is registered as well, and has the listener from then on: so the daemon has looked.
+    register(&stage, "second", second.0.as_raw_nonzero().get().cast_unsigned())?;
+    stage.daemon.wait_for("the listener to be the server's", |status| {
+        (backend(status, "second")?.sockets == 1).then_some(())
+    })?;
+    let tally = Load::to("127.0.0.1:81".parse()?).count(20).run(stage.host.net())?;
+    assert_eq!(tally.refused(), 20, "another process of the activator's is no backend: {tally}");
+    all_answered_by(&stage, "second")?;
+    stage.daemon.wait_for("the first one to be gone", |status| backend(status, "first").is_none().then_some(()))?;
+
+    second.signal(Signal::KILL)?;
+    stage.daemon.wait_for("the activator to be followed again", |status| {
+        (stage.daemon.log().matches("which is followed").count() == 2).then(|| backend(status, "second"))?.map(drop)
+    })?;
+    activator.signal(Signal::USR2)?;
+    until_gone(&stage, "web")
+}
+
 #[test]
 fn an_upgrade_of_nginx_is_followed() -> Result<()> {
     require!(tools::root_and(&["ip", "nginx"]));

@@ -123,7 +123,8 @@ impl Control {
                 Kind::Registered { pid } => Some(pid),
                 _ => None,
             };
-            let pid = backend.process.map(|process| process.id.pid).or(registered);
+            let process = backend.process.filter(|process| !process.holds_only);
+            let pid = process.map(|process| process.id.pid).or(registered);
             let cgroup = self.paths.get(&backend.index).cloned();
             let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
             let hidden = own.filter_map(|socket| socket.hidden_port);

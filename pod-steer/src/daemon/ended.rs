@@ -4,13 +4,17 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::{Input, control::Control, holders::Refused};
+use super::{
+    Input,
+    control::Control,
+    holders::{Holders, Refused},
+};
 use crate::{
     cgroups,
     holders::Stranger,
     kernel::sys,
     procs::{Process, ProcessId},
-    world::{Backend, Followed, Kind, Phase},
+    world::{Backend, Followed, Kind, Phase, World},
 };
 
 /// Topic of [`Backend::troubles`].
@@ -87,16 +91,23 @@ impl Control {
 
     /// Concludes what has ended and has no listener left.
     pub(super) fn conclude_ended(&mut self) {
-        let has_listener = |backend: &Backend| {
-            let refused = self.holders.refused.values().any(|refused| refused.index == backend.index);
-            refused || self.world.sockets.values().any(|socket| socket.backend == backend.index)
+        let over = |id: &&String| {
+            !self.world.backends.get(*id).is_some_and(|backend| has_listener(&self.world, &self.holders, backend))
         };
-        let over = |id: &&String| !self.world.backends.get(*id).is_some_and(has_listener);
         let over: Vec<String> = self.holders.ending.keys().filter(over).cloned().collect();
         for id in over {
             if let Some(how) = self.holders.ending.get(&id).copied() {
                 self.conclude(&id, how);
             }
+        }
+        // A process that has only kept the listener open is no backend without it.
+        let idle = |backend: &&Backend| {
+            backend.process.is_some_and(|process| process.holds_only)
+                && !has_listener(&self.world, &self.holders, backend)
+        };
+        let idle: Vec<String> = self.world.backends.values().filter(idle).map(|backend| backend.id.clone()).collect();
+        for id in idle {
+            self.conclude(&id, Ending::Removed);
         }
     }
 
@@ -121,8 +132,13 @@ impl Control {
             return;
         }
         let uid = backend.process.map(|process| process.uid);
-        // Prefer a process of the same user, then the oldest: for a server with workers, that is the master.
-        strangers.sort_by_key(|stranger| (uid.is_some_and(|uid| uid != stranger.uid), stranger.process.start));
+        // Prefer a process of the same user, then one that has replaced it to one that held the listener before, then the oldest:
+        // for a server with workers, that is the master.
+        let was_before =
+            |stranger: &Stranger| backend.process.is_some_and(|p| p.succeeded_by(stranger.process).holds_only);
+        strangers.sort_by_key(|stranger| {
+            (uid.is_some_and(|uid| uid != stranger.uid), was_before(stranger), stranger.process.start)
+        });
         let may = strangers.iter().position(|stranger| self.may_follow(backend, cookie, stranger));
         if let Some(at) = may {
             let stranger = strangers.swap_remove(at);
@@ -181,8 +197,12 @@ impl Control {
         let ended = self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let before = backend.process;
-        let (uid, only_uid) = before.map_or((uid, true), |before| (before.uid, before.only_uid));
-        backend.process = Some(Followed { id: process, uid, only_uid });
+        let unknown = Followed { id: process, uid, only_uid: true, holds_only: false };
+        backend.process = Some(match (before, &backend.kind) {
+            (None, _) => unknown,
+            (Some(before), Kind::Registered { .. }) => before.succeeded_by(process),
+            (Some(before), _) => Followed { id: process, ..before },
+        });
         let (service, backend_name, index) = (backend.spec.service.clone(), backend.name.clone(), backend.index);
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will not know which process holds the listeners of this backend");
@@ -272,6 +292,12 @@ impl Control {
             let _ = inputs.send(Input::Ended { id, process }).await;
         });
     }
+}
+
+/// Whether a listener of a backend is registered, or is refused to another process.
+fn has_listener(world: &World, holders: &Holders, backend: &Backend) -> bool {
+    holders.refused.values().any(|refused| refused.index == backend.index)
+        || world.sockets.values().any(|socket| socket.backend == backend.index)
 }
 
 fn backend_kind(backend: Option<&Backend>) -> Option<&Kind> {

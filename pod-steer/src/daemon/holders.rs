@@ -156,6 +156,7 @@ impl Control {
                 missing: self.missing(backend, &sockets),
                 cgroup: self.paths.get(&backend.index).cloned(),
                 process: backend.process.map(|process| process.id),
+                holds_only: backend.process.is_some_and(|process| process.holds_only),
             })
         };
         let candidates: Arc<Vec<Candidate>> = Arc::new(candidates.filter_map(candidate).collect());
@@ -165,8 +166,10 @@ impl Control {
             let known = here.map(|(cookie, socket)| {
                 let seat = self.holders.seats.get(cookie).copied();
                 let owner = self.world.by_index(socket.backend);
-                let stays =
-                    |owner: &Backend| owner.phase == Phase::Running && !self.holders.ending.contains_key(&owner.id);
+                let stays = |owner: &Backend| {
+                    let holds_only = owner.process.is_some_and(|process| process.holds_only);
+                    owner.phase == Phase::Running && !holds_only && !self.holders.ending.contains_key(&owner.id)
+                };
                 (*cookie, Known { port: socket.port, seat, orphan: !owner.is_some_and(stays) })
             });
             let (netns, known) = (*by_cookie.get(cookie)?, known.collect());

@@ -46,7 +46,7 @@ impl Control {
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
         let (uid, only_uid) = (peer.cred.uid.as_raw(), !peer.cred.uid.is_root());
-        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, only_uid }).ok();
+        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, only_uid, holds_only: false }).ok();
         let inherited = self.listeners_of(&process, &spec)?;
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
         backend.process = followed;
@@ -96,7 +96,8 @@ impl Control {
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
         // Unless root asks, a listener that is passed to another user's process takes no clients there.
-        backend.process = Some(Followed { id: followed, uid: owner, only_uid: !peer.cred.uid.is_root() });
+        let only_uid = !peer.cred.uid.is_root();
+        backend.process = Some(Followed { id: followed, uid: owner, only_uid, holds_only: false });
         let count = held.sockets.len();
         self.add_process(backend, ns, held)?;
         self.watch_process(&id, followed);

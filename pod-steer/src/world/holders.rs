@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{Backend, Phase, World};
 use crate::procs::ProcessId;
 
+/// The first process, of which every other one may become a child.
+const INIT: i32 = 1;
+
 /// A process whose listeners are a backend's, wherever it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Followed {
@@ -14,16 +17,29 @@ pub struct Followed {
     pub uid: u32,
     /// Only processes of that user may go on in its place: root did not make it a backend.
     pub only_uid: bool,
+    /// It is older than the process that it is followed for, as a socket activator is: it holds the listener, and what else it
+    /// has started is no part of the backend.
+    #[serde(default)]
+    pub holds_only: bool,
+}
+
+impl Followed {
+    /// The process that goes on in place of this one, once it has ended.
+    pub fn succeeded_by(self, id: ProcessId) -> Self {
+        let holds_only = id.pid == INIT || id.start <= self.id.start;
+        Self { id, holds_only, ..self }
+    }
 }
 
 impl World {
     /// The backend that a listener belongs to, of those with these indices, whose processes hold it: one that runs rather than
-    /// one that was told to stop or is frozen, then one of the service that it belonged to, then the oldest. None that has
+    /// one that was told to stop or is frozen, then one that serves by it itself, then one of the service that it belonged to, then the oldest. None that has
     /// nothing to do with its port, and none that has ended.
     pub fn holder<'a>(&'a self, indices: &[u32], port: u16, service: Option<&str>) -> Option<&'a Backend> {
         let rank = |backend: &'a Backend| {
             let of_another = service.is_some_and(|service| service != backend.spec.service);
-            (backend.phase != Phase::Running, of_another, backend.age())
+            let holds_only = backend.process.is_some_and(|process| process.holds_only);
+            (backend.phase != Phase::Running, holds_only, of_another, backend.age())
         };
         let holders = self.backends.values().filter(|backend| indices.contains(&backend.index));
         let alive = holders.filter(|backend| !matches!(backend.phase, Phase::Created | Phase::Exited));
@@ -65,6 +81,17 @@ mod tests {
         }
         assert_eq!(holder(phase(Phase::Stopping), &[0], Some("web")), Some(0));
         assert_eq!(holder(phase(Phase::Exited), &[0], Some("web")), None);
+    }
+
+    #[test]
+    fn an_activator_gives_way_to_the_process_that_it_has_started() {
+        let registered = Followed { id: ProcessId { pid: 70, start: 900 }, uid: 0, only_uid: false, holds_only: false };
+        let after = |pid, start| registered.succeeded_by(ProcessId { pid, start });
+        assert!(!after(71, 901).holds_only, "a new binary, or a worker");
+        assert!(after(60, 899).holds_only && after(60, 900).holds_only && after(1, 5000).holds_only);
+        let activated = |backends: &mut Vec<Backend>| backends[0].process = Some(after(1, 0));
+        assert_eq!(holder(activated, &[0, 1], Some("web")), Some(1));
+        assert_eq!(holder(activated, &[0], Some("web")), Some(0));
     }
 
     #[test]
