@@ -1,13 +1,17 @@
 //! The directory of pins: whether it is on a BPF file system, and whether only root can change its contents.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::MetadataExt as _,
+    fmt,
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Component, Path, PathBuf},
 };
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const MAGIC: u64 = 0xcafe_4a11;
+/// Mode of the directory of pins: no other user may enter it.
+const PRIVATE: u32 = 0o700;
 /// Where distributions mount it.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -128,6 +132,23 @@ pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
     mount_of(&existing).ok_or_else(|| BpffsError::NotMounted(dir.to_owned()))
 }
 
+/// Makes the directory of pins, which no other user may enter, and checks it. One that exists already is closed to others. True if it
+/// was open to them.
+pub fn make(dir: &Path) -> Result<bool, BpffsError> {
+    let io_error = |source| BpffsError::Io { path: dir.to_owned(), source };
+    check(dir)?;
+    // `check` has looked at all that exists; what is made now is made for us alone.
+    DirBuilder::new().recursive(true).mode(PRIVATE).create(dir).map_err(io_error)?;
+    // Another user may have made it just now.
+    check(dir)?;
+    // From here it is ours, and in a directory in which others cannot replace it.
+    let was_open = fs::metadata(dir).map_err(io_error)?.mode() & 0o777 != PRIVATE;
+    if was_open {
+        fs::set_permissions(dir, Permissions::from_mode(PRIVATE)).map_err(io_error)?;
+    }
+    Ok(was_open)
+}
+
 /// The directories on the way to a path without symbolic links, and the last one.
 fn check_way(path: &Path) -> Result<(), BpffsError> {
     for dir in path.ancestors() {
@@ -169,8 +190,6 @@ fn mount_of(path: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
-
     use super::*;
 
     #[test]

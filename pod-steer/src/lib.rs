@@ -16,6 +16,7 @@ pub mod cgroups;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod confine;
 pub mod connections;
 pub mod daemon;
 pub mod doctor;

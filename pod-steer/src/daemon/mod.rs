@@ -56,7 +56,7 @@ pub use store::Store;
 use crate::{
     api, bpffs, caps, cgroups,
     config::RunConfig,
-    doctor, engine,
+    confine, doctor, engine,
     kernel::{Kernel, Lock, LockError, sys},
 };
 
@@ -90,6 +90,9 @@ pub enum RunError {
     /// The files of the runtime directory.
     #[error(transparent)]
     Store(#[from] store::StoreError),
+    /// The filter of system calls.
+    #[error(transparent)]
+    Confine(#[from] confine::ConfineError),
     /// A part of the system.
     #[error("{what}")]
     Io {
@@ -116,10 +119,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let store = Store::open(&config.runtime_dir)?;
     let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
     // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
-    fs::create_dir_all(&config.bpffs)
-        .map_err(RunError::io(format!("make the directory `{}`", config.bpffs.display())))?;
-    // Another user may have made it just now.
-    bpffs::check(&config.bpffs).map_err(|e| RunError::Unfit(e.to_string()))?;
+    bpffs::make(&config.bpffs).map_err(|e| RunError::Unfit(e.to_string()))?;
     let lock = Lock::take(&config.bpffs)?;
 
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
@@ -145,6 +145,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     }
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
+    confine::restrict_daemon()?;
     sys::shrink_memory();
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;

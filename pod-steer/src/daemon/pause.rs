@@ -15,12 +15,12 @@ use std::{
 
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
-    thread::{CapabilitySet, CapabilitySets, set_capabilities},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
 };
 use tracing::{info, warn};
 
 use super::{control::Control, processes::base_cgroup};
-use crate::{cgroups, kernel::sys, procs};
+use crate::{cgroups, confine, kernel::sys, procs};
 
 /// Name of the cgroup, beside those of `exec`.
 pub(super) const CGROUP: &str = "paused";
@@ -66,6 +66,8 @@ impl Control {
         fs::create_dir_all(cgroup)?;
         let holder = Command::new("/proc/self/exe")
             .arg("hold-pause")
+            .env_clear()
+            .current_dir("/")
             .stdin(Stdio::from(listener))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -144,15 +146,20 @@ fn silent_listener() -> io::Result<OwnedFd> {
     open(AddressFamily::INET6, mapped).or_else(|_| open(AddressFamily::INET, ip4))
 }
 
-/// `pod-steer hold-pause`: keeps its standard input open until it is ended.
+/// `pod-steer hold-pause`: keeps its standard input open until it is ended. It holds also if it cannot be confined: without it,
+/// clients would be refused.
 pub fn hold() -> ! {
     let _ = rustix::process::setsid();
+    // What the daemon inherited from its own parent, perhaps.
+    let _ = sys::close_from(3);
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
         inheritable: CapabilitySet::empty(),
     };
     let _ = set_capabilities(None, none);
+    let _ = set_no_new_privs(true);
+    let _ = confine::restrict_idle();
     loop {
         thread::park();
     }

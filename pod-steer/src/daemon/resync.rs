@@ -1,12 +1,13 @@
 //! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
-use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::MetadataExt as _};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::MetadataExt as _};
 
 use tracing::warn;
 
 use super::{control::Control, descriptions::DESCRIPTIONS};
 use crate::{
+    bpffs,
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
     procs::{self, Process},
@@ -133,11 +134,12 @@ impl Control {
     /// leave it alone.
     fn owns_directory(&mut self) -> bool {
         if self.lock.as_ref().is_none_or(|lock| lock.is_of(&self.bpffs)) {
-            self.conditions.clear(DIRECTORY, "pins");
+            self.keep_directory_private();
             return true;
         }
-        let made = fs::create_dir_all(&self.bpffs).map_err(|source| LockError::Io { path: self.bpffs.clone(), source });
-        match made.and_then(|()| Lock::take(&self.bpffs)) {
+        let made = bpffs::make(&self.bpffs)
+            .map_err(|e| LockError::Io { path: self.bpffs.clone(), source: io::Error::other(e) });
+        match made.and_then(|_| Lock::take(&self.bpffs)) {
             Ok(lock) => {
                 self.lock = Some(lock);
                 self.conditions.repaired("pins", &format!("`{}` was removed; it is made again", self.bpffs.display()));
@@ -153,6 +155,19 @@ impl Control {
                 false
             }
         }
+    }
+
+    /// What another user could do with the directory of pins is a condition; what they could only read is closed again.
+    fn keep_directory_private(&mut self) {
+        match bpffs::make(&self.bpffs) {
+            Err(error) => return self.conditions.set(DIRECTORY, "pins", error.to_string()),
+            Ok(true) => {
+                let message = format!("`{}` was open to other users; it is closed to them again", self.bpffs.display());
+                self.conditions.repaired("pins", &message);
+            }
+            Ok(false) => {}
+        }
+        self.conditions.clear(DIRECTORY, "pins");
     }
 
     fn check_pins(&mut self, deep: bool) {

@@ -32,6 +32,13 @@ pub fn shrink_memory() {
     }
 }
 
+/// Closes all descriptors from `first` on, which nothing in this process may own. Since Linux 5.9.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed. That the descriptors have no owner is the caller's promise.
+    let done = unsafe { libc::close_range(first, u32::MAX, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Cookie of the network namespace that a socket lives in (`SO_NETNS_COOKIE`, Linux 5.14).
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
