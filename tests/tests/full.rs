@@ -9,7 +9,7 @@ use pod_steer_tests::{
     exec::{Backend, Exec},
     load::Load,
     process::run,
-    require, tools,
+    require, tools, wait,
 };
 
 fn limited(limits: &str) -> Result<Stage> {
@@ -172,4 +172,70 @@ fn descriptions_of_sockets() -> Result<()> {
     stage.daemon.restart()?;
     stage.daemon.wait_ready("full", 1)?;
     answers(&stage, 82, &full.name)
+}
+
+/// Whether the socket map has the daemon's own socket, whose key is zero.
+fn has_daemon(stage: &Stage) -> Result<bool> {
+    let mut dump = stage.host.command("bpftool")?;
+    let dump = run(dump.args(["--json", "map", "dump", "pinned", &format!("{BPFFS}/maps/LISTENERS")]))?;
+    let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
+    Ok(entries.iter().any(|entry| entry["key"] == serde_json::json!(vec!["0x00"; 8])))
+}
+
+#[test]
+fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool", "python3"]));
+    let mut stage = limited("LISTENERS=2")?;
+    let a = service("a", 81).start(&stage)?;
+    stage.daemon.wait_ready("a", 1)?;
+    ensure!(has_daemon(&stage)?, "it is there as a rule");
+    // While no daemon runs, the backend takes the place of its socket.
+    stage.daemon.kill()?;
+    let mut second = a.command(&stage, "python3")?;
+    second.args([
+        "-I",
+        "-u",
+        "-c",
+        "import socket\ns = socket.create_server(('', 8081))\nprint('listens')\ns.accept()",
+    ]);
+    let mut second = stage.host.start("second", &mut second)?;
+    wait::until("it to listen", || second.stdout().contains("listens").then_some(()))?;
+    stage.daemon.restart()?;
+    let said = stage
+        .daemon
+        .wait_for("the condition", |status| Some(status.said_about("map LISTENERS")).filter(|said| !said.is_empty()))?;
+    ensure!(said[0].contains("all 2 are in use"), "{said:?}");
+    second.kill()?;
+    stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
+    ensure!(has_daemon(&stage)?, "it has entered");
+    answers(&stage, 81, "a-1")?;
+    // The resync puts it there again; it comes every 30 s, for which one wait is too short.
+    run(stage
+        .host
+        .command("bpftool")?
+        .args(["map", "delete", "pinned", &format!("{BPFFS}/maps/LISTENERS")])
+        .args(["key", "hex", "00", "00", "00", "00", "00", "00", "00", "00"]))?;
+    let again = || wait::until_ok("it to be there again", || Ok(has_daemon(&stage)?.then_some(())));
+    again().or_else(|_| again())
+}
+
+#[test]
+fn own_listeners() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    // The listener has two entries: with its backend and without.
+    let stage = limited("OWN_LISTENERS=1")?;
+    let mut server = stage.host.command(tools::named_server()?)?;
+    server.args(["--name", "early", "--listen", "0.0.0.0:8081"]);
+    let early = stage.host.start("early", &mut server)?;
+    wait::until("the server to listen", || early.stdout().contains("listening ").then_some(()))?;
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--pid", &early.pid().to_string(), "--name", "early", "--service", "web"]);
+    run(register.args(["--ports", "81:8081"]))?;
+    stage.daemon.wait_ready("web", 1)?;
+    answers(&stage, 81, "early")?;
+    let said = stage.daemon.wait_for("the condition", |status| {
+        Some(status.said_about("map OWN_LISTENERS")).filter(|said| !said.is_empty())
+    })?;
+    ensure!(said[0].contains("all 1 are in use"), "{said:?}");
+    Ok(())
 }

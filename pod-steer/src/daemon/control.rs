@@ -244,6 +244,7 @@ impl Control {
             self.inspect_due();
             self.look_for_holders();
             self.step_operations();
+            self.kernel.end_turn();
         }
         info!("told to stop; what is pinned goes on steering, and `pod-steer unload` would end that");
         Ok(())

@@ -7,7 +7,7 @@ use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, PROTO_TCP, SOCKETS_MAX, SocketI
 
 use super::control::Control;
 use crate::{
-    kernel::{limits::limit, v6only},
+    kernel::{KernelError, SocketMaps, limits::limit, v6only},
     procs::address_bytes,
     world::Socket,
 };
@@ -15,23 +15,28 @@ use crate::{
 /// Topic of a condition.
 pub(super) const DESCRIPTIONS: &str = "descriptions";
 const SUBJECT: &str = "map SOCKETS";
+/// Topics and subjects of conditions.
+pub(super) const ANNOUNCED: &str = "announced";
+const LISTENERS: &str = "map LISTENERS";
+const OWN: &str = "own-listeners";
+const OWN_LISTENERS: &str = "map OWN_LISTENERS";
 /// Topic of [`crate::world::Backend::troubles`]: a listening socket has no place in the socket map.
 pub(super) const NO_PLACE: &str = "register";
 
 impl Control {
     /// Writes again what is not known of sockets that listen. Returns the sockets of which nothing can be written now.
-    pub(super) fn describe_sockets(&mut self) -> BTreeSet<u64> {
+    pub(super) fn describe_sockets(&mut self, maps: &mut SocketMaps) -> BTreeSet<u64> {
         let mut left = BTreeSet::new();
         let mut failure = None;
         let mut unknown = false;
-        for cookie in self.kernel.undescribed() {
+        for cookie in maps.undescribed() {
             let Some(socket) = self.world.sockets.get(&cookie) else {
                 // The listener of paused services has no description.
                 unknown |= self.world.pause_cookie != Some(cookie);
                 continue;
             };
             let info = description(socket);
-            match self.kernel.describe(cookie, info) {
+            match self.kernel.describe_in(maps, cookie, info) {
                 Ok(()) => self.kernel.listens_anew(cookie),
                 Err(error) => {
                     failure = Some(crate::chain(&error));
@@ -56,6 +61,36 @@ impl Control {
             }
         }
         left
+    }
+
+    /// The daemon's own socket, by which the kernel programs know that it lives.
+    pub(super) fn announce(&mut self, is_there: bool) {
+        match self.kernel.announce(is_there) {
+            Ok(()) => self.conditions.clear(ANNOUNCED, LISTENERS),
+            Err(error) => {
+                let message = format!(
+                    "the daemon's own socket cannot enter it, which is tried again ({}): as if no daemon ran, clients of services \
+                     without a backend are left to the kernel's own lookup",
+                    crate::chain(&error)
+                );
+                self.conditions.set(ANNOUNCED, LISTENERS, message);
+            }
+        }
+    }
+
+    /// Says whether each backend reaches its listeners by connections of its own.
+    pub(super) fn note_own_listeners(&mut self, written: Result<(), KernelError>) {
+        match written {
+            Ok(()) => self.conditions.clear(OWN, OWN_LISTENERS),
+            Err(error) => {
+                let message = format!(
+                    "listeners cannot enter it, which is tried again ({}): connections of those backends to their own ports, as \
+                     health checks make, may be refused",
+                    crate::chain(&error)
+                );
+                self.conditions.set(OWN, OWN_LISTENERS, message);
+            }
+        }
     }
 
     /// A socket of a backend listens and has no place in the socket map.

@@ -40,10 +40,9 @@ impl Control {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
         let own: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
         if !own.is_empty() {
-            let live = self.kernel.listening_cookies();
-            for cookie in own.iter().filter(|cookie| !live.contains(cookie)) {
-                self.forget_socket(*cookie);
-            }
+            let live = self.kernel.listening_in_turn();
+            let closed: Vec<u64> = own.into_iter().filter(|cookie| !live.contains(cookie)).collect();
+            closed.into_iter().for_each(|cookie| self.forget_socket(cookie));
         }
         let left = self.world.sockets.values().any(|socket| socket.backend == index);
         // A process that was not started by us may have been replaced by one that has a listener of its own.

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fs::File, io, os::unix::fs::MetadataExt as _};
 
 use tracing::warn;
 
-use super::{control::Control, descriptions::DESCRIPTIONS};
+use super::{
+    control::Control,
+    descriptions::{ANNOUNCED, DESCRIPTIONS},
+};
 use crate::{
     bpffs,
     kernel::{Cgroup, LinkFault, Lock, LockError},
@@ -62,7 +65,10 @@ impl Control {
         if self.check_events_lost() {
             self.read_sockets();
         } else if self.conditions.holds(DESCRIPTIONS) {
-            self.describe_sockets();
+            self.describe_sockets(&mut self.kernel.socket_maps());
+        }
+        if self.conditions.holds(ANNOUNCED) {
+            self.announce(true);
         }
         self.look_at_accept_queues();
     }

@@ -79,7 +79,7 @@ impl Control {
                 }
                 self.add_socket(event.cookie, info);
                 if event.errno != 0 {
-                    self.describe_sockets();
+                    self.describe_sockets(&mut self.kernel.socket_maps());
                 }
                 self.inspections.add(event.cookie, info.backend);
             }
@@ -242,8 +242,8 @@ impl Control {
             users: hidden.users,
             ifindex: socket.ifindex,
         };
-        let described = match self.kernel.register_socket(socket.cookie, &socket.fd, info) {
-            Ok(described) => described,
+        let registered = match self.kernel.register_socket(socket.cookie, &socket.fd, info) {
+            Ok(registered) => registered,
             Err(error) => {
                 let error = match error {
                     KernelError::Full { .. } => std::io::Error::from_raw_os_error(libc::E2BIG),
@@ -266,8 +266,11 @@ impl Control {
         self.holders.refused.remove(&socket.cookie);
         self.holders.watching = true;
         self.add_socket(socket.cookie, &info);
-        if !described {
-            self.describe_sockets();
+        if !registered.described {
+            self.describe_sockets(&mut self.kernel.socket_maps());
+        }
+        if registered.own_listener.is_err() {
+            self.note_own_listeners(registered.own_listener);
         }
     }
 
@@ -286,8 +289,12 @@ impl Control {
 
     /// Takes the kernel's word for which sockets listen.
     pub(super) fn read_sockets(&mut self) {
-        let left = self.describe_sockets();
-        let live = self.kernel.live_sockets();
+        let mut maps = self.kernel.socket_maps();
+        self.announce(maps.has_daemon());
+        let left = self.describe_sockets(&mut maps);
+        let swept = self.kernel.sweep_own(&maps);
+        self.note_own_listeners(swept);
+        let live = self.kernel.live_sockets(maps);
         let before = self.world.sockets.len();
         let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).chain(left).collect();
         let gone: Vec<u64> = self.world.sockets.keys().filter(|cookie| !alive.contains(cookie)).copied().collect();

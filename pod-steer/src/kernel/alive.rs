@@ -7,9 +7,12 @@ use std::{
 };
 
 use aya::maps::{MapData, SockHash};
-use pod_steer_ebpf::DAEMON_COOKIE;
+use pod_steer_ebpf::{DAEMON_COOKIE, SOCKETS_MAX};
 
 use super::{KernelError, Result};
+
+const WHAT: &str = "put the daemon's own socket into";
+const MAP: &str = "LISTENERS";
 
 /// The socket. It is closed on exec, so no child keeps it open.
 #[expect(dead_code, reason = "it is held open, and used for nothing")]
@@ -21,19 +24,19 @@ pub(super) enum Alive {
 }
 
 impl Alive {
-    /// Puts a socket of this process into the socket map.
+    /// Puts a socket of this process into the socket map, which may have no room for it.
     pub fn announce(listeners: &mut SockHash<MapData, u64>) -> Result<Self> {
         let failed =
             |source| KernelError::Io { what: "make the daemon's own socket for", path: "LISTENERS".into(), source };
         let (own, peer) = UnixStream::pair().map_err(failed)?;
-        if listeners.insert(DAEMON_COOKIE, own.as_raw_fd(), 0).is_ok() {
-            return Ok(Self::Pair(own, peer));
+        match listeners.insert(DAEMON_COOKIE, own.as_raw_fd(), 0).map_err(KernelError::add(WHAT, MAP, SOCKETS_MAX)) {
+            Ok(()) => return Ok(Self::Pair(own, peer)),
+            Err(full @ KernelError::Full { .. }) => return Err(full),
+            Err(_) => {}
         }
         // A kernel may be built without sockmaps of unix sockets; every one takes the listeners of backends.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
-        listeners
-            .insert(DAEMON_COOKIE, listener.as_raw_fd(), 0)
-            .map_err(KernelError::map("put the daemon's own socket into", "LISTENERS"))?;
+        listeners.insert(DAEMON_COOKIE, listener.as_raw_fd(), 0).map_err(KernelError::add(WHAT, MAP, SOCKETS_MAX))?;
         Ok(Self::Listener(listener))
     }
 }

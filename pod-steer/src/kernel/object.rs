@@ -200,7 +200,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let mut listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
-    let alive = Alive::announce(&mut listeners)?;
+    // The daemon starts without it where the map is full, and tries again.
+    let alive = Alive::announce(&mut listeners).ok();
     let hidden: SkStorage<MapData, Hidden> = map(&mut programs, "HIDDEN")?;
     let kernel = Kernel {
         dir: dir.to_owned(),
@@ -212,7 +213,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         sockets: map(&mut programs, "SOCKETS")?,
         moved: map(&mut programs, "MOVED")?,
         listeners,
-        _alive: alive,
+        alive,
         managed_ports,
         cgroups,
         port_users: map(&mut programs, "PORT_USERS")?,
@@ -228,6 +229,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         heirs: StdHashMap::new(),
         forgotten: Default::default(),
         closed: Default::default(),
+        listening: None,
         ports_written,
         own: Own::open(&mut programs)?,
         programs,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     os::fd::AsFd as _,
     time::Duration,
 };
@@ -11,7 +12,10 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError},
 };
-use pod_steer_ebpf::{NONE, OWN_SOURCES, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, own_source};
+use pod_steer_ebpf::{
+    NONE, OWN_LISTENERS_MAX, OWN_SOURCES, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, SocketInfo,
+    own_source,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{KernelError, Result, object::map, sys::Counters};
@@ -21,6 +25,36 @@ const NO_EXIST: u64 = 1;
 /// When the handshake of a connection is over, whatever became of it: Linux sends its last SYN after 63 seconds and gives
 /// up after 127 (`tcp_syn_retries`). After that no program needs its entry.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
+
+/// What differs between the map of own listeners and what listens.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Swept {
+    /// Entries of sockets that listen no more, or are another backend's.
+    stale: Vec<(OwnListener, u64)>,
+    /// Keys that lack an entry, each with the newest listener.
+    missing: BTreeMap<OwnListener, u64>,
+}
+
+/// A socket without a description is kept: the map of descriptions may be full, or the socket so new that it has none yet.
+fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &BTreeMap<u64, SocketInfo>) -> Swept {
+    let is_anothers = |key: &OwnListener, cookie: &u64| {
+        key.backend != NONE && described.get(cookie).is_some_and(|info| info.backend != key.backend)
+    };
+    let is_stale = |(key, cookie): &&(OwnListener, u64)| !listening.contains(cookie) || is_anothers(key, cookie);
+    let stale: Vec<_> = written.iter().filter(is_stale).copied().collect();
+    let mut missing = BTreeMap::new();
+    // In the order of the cookies, which is about that of the sockets' age.
+    for (cookie, info) in described.iter().filter(|(cookie, _)| listening.contains(cookie)) {
+        let own = info.own_listener().filter(|key| key.backend != NONE);
+        missing.extend(own.into_iter().chain(info.any_listener()).map(|key| (key, *cookie)));
+    }
+    for (key, cookie) in written {
+        if !is_stale(&&(*key, *cookie)) {
+            missing.remove(key);
+        }
+    }
+    Swept { stale, missing }
+}
 
 /// The maps of `own.rs` in the kernel.
 pub(super) struct Own {
@@ -48,9 +82,17 @@ impl Own {
         })
     }
 
-    /// A socket that listened before its backend was managed.
+    /// What is written.
+    pub fn read(&self) -> Vec<(OwnListener, u64)> {
+        self.listeners.iter().flatten().collect()
+    }
+
+    /// A socket that listened before its backend was managed. One that a kernel program has written is newer.
     pub fn listens(&mut self, key: OwnListener, cookie: u64) -> Result<()> {
-        self.listeners.insert(key, cookie, 0).map_err(KernelError::map("write a listener to", "OWN_LISTENERS"))
+        match self.listeners.insert(key, cookie, NO_EXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            written => written.map_err(KernelError::add("write a listener to", "OWN_LISTENERS", OWN_LISTENERS_MAX)),
+        }
     }
 
     /// A listener has closed; `other` is one that still listens for the same address.
@@ -63,17 +105,26 @@ impl Own {
         }
     }
 
-    /// Forgets listeners that are not among `live` (cookies with the indices of their backends), and connections whose end
-    /// no program reported, since their cgroup was removed before.
-    pub fn sweep(&mut self, live: &BTreeSet<(u64, u32)>) {
-        let cookies: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).collect();
-        let stale = |(key, cookie): &(OwnListener, u64)| match key.backend {
-            NONE => !cookies.contains(cookie),
-            backend => !live.contains(&(*cookie, backend)),
-        };
-        for (key, cookie) in self.listeners.iter().flatten().filter(stale).collect::<Vec<_>>() {
+    /// Brings `written`, which was read before the two others, to what listens.
+    pub fn sweep_listeners(
+        &mut self,
+        written: &[(OwnListener, u64)],
+        listening: &BTreeSet<u64>,
+        described: &BTreeMap<u64, SocketInfo>,
+    ) -> Result<()> {
+        let Swept { stale, missing } = swept(written, listening, described);
+        for (key, cookie) in stale {
             self.closed(key, cookie, None);
         }
+        let mut failed = Ok(());
+        for (key, cookie) in missing {
+            failed = failed.and(self.listens(key, cookie));
+        }
+        failed
+    }
+
+    /// Forgets connections whose end no program reported, since their cgroup was removed before.
+    pub fn sweep_connections(&mut self) {
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap_or(0));
         let is_over = |own: &OwnSocket| now.saturating_sub(Duration::from_nanos(own.born_ns)) > HANDSHAKE_MAX;
@@ -110,5 +161,43 @@ impl Own {
             }
         }
         failed.map_or(Ok(()), |error| Err(KernelError::map("write a port to", "OWN_PORTS")(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::FAMILY_V4;
+
+    use super::*;
+
+    fn socket(backend: u32) -> SocketInfo {
+        SocketInfo { netns_cookie: 1, backend, port: 80, family: FAMILY_V4, ..SocketInfo::default() }
+    }
+
+    fn key(backend: u32) -> OwnListener {
+        OwnListener { netns_cookie: 1, backend, port: 80, family: FAMILY_V4, ..OwnListener::default() }
+    }
+
+    #[test]
+    fn own_listeners_follow_what_listens() {
+        let described =
+            BTreeMap::from([(7, socket(0)), (8, socket(1)), (9, socket(1)), (11, socket(3)), (12, socket(3))]);
+        let listening = BTreeSet::from([0, 7, 9, 10, 11, 12]);
+        // Right; closed; without a description; and another backend's by now.
+        let written = [(key(0), 7), (key(1), 8), (key(2), 10), (key(NONE), 10), (key(4), 11)];
+        let swept = swept(&written, &listening, &described);
+        assert_eq!(swept.stale, [(key(1), 8), (key(4), 11)]);
+        assert_eq!(swept.missing, BTreeMap::from([(key(1), 9), (key(3), 12)]));
+    }
+
+    #[test]
+    fn a_socket_of_no_backend_or_a_hidden_port_is_nobodys_own() {
+        let mut hidden = socket(2);
+        hidden.hidden_port = 45_000;
+        let mut lost = hidden;
+        lost.backend = NONE;
+        let described = BTreeMap::from([(7, hidden), (8, lost)]);
+        let swept = swept(&[], &BTreeSet::from([7, 8]), &described);
+        assert_eq!(swept, Swept { stale: vec![], missing: BTreeMap::from([(key(2), 7)]) });
     }
 }
