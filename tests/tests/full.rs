@@ -82,7 +82,7 @@ fn ports_of_backends() -> Result<()> {
     let b = service("b", 83).start(&stage)?;
     stage.daemon.wait_ready("b", 1)?;
     let mut full = service("full", 82).launch(&stage)?;
-    ensure!(!full.process.wait(pod_steer_tests::wait::STUCK)?.success(), "an exec without room is refused");
+    ensure!(!full.process.wait(wait::STUCK)?.success(), "an exec without room is refused");
     let said = full.process.stderr();
     ensure!(said.contains("MANAGED_PORTS") && said.contains("all 4 are in use"), "{said}");
     answers(&stage, 81, "a-1")?;
@@ -179,7 +179,8 @@ fn has_daemon(stage: &Stage) -> Result<bool> {
     let mut dump = stage.host.command("bpftool")?;
     let dump = run(dump.args(["--json", "map", "dump", "pinned", &format!("{BPFFS}/maps/LISTENERS")]))?;
     let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
-    Ok(entries.iter().any(|entry| entry["key"] == serde_json::json!(vec!["0x00"; 8])))
+    let own = serde_json::json!(["0x00", "0x00", "0x00", "0x00", "0x00", "0x00", "0x00", "0x00"]);
+    Ok(entries.iter().any(|entry| entry["key"] == own))
 }
 
 #[test]
