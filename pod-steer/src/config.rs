@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 pub use paths::{GivenPaths, Paths};
 
 use crate::{
+    api::Access,
     cli::args::{LogFormat, RunArgs},
     ports::quoted,
     settings::ServiceTables,
@@ -62,8 +63,13 @@ pub enum ConfigError {
     #[error("`{0}` is not an engine's address; give its socket, as in unix:///var/run/docker.sock, or `none` alone")]
     Engine(String),
     /// A group.
-    #[error("there is no group `{0}`; give a name from /etc/group or a number")]
+    #[error("there is no group {0}; give a name from /etc/group or a number")]
     Group(String),
+    /// One group for both roles.
+    #[error(
+        "group and viewers both name {0}; members of the first may do everything, so give another group or one of the two"
+    )]
+    SameGroup(String),
     /// A list of ports.
     #[error("`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
@@ -98,6 +104,7 @@ struct File {
     bpffs: Option<PathBuf>,
     socket: Option<PathBuf>,
     group: Option<String>,
+    viewers: Option<String>,
     max_backends: Option<u32>,
     log_decisions: Option<bool>,
     log_level: Option<String>,
@@ -119,8 +126,8 @@ pub struct RunConfig {
     pub bpffs: PathBuf,
     /// The API's socket.
     pub socket: PathBuf,
-    /// The group that may use the API.
-    pub group_id: Option<u32>,
+    /// Who may use the API.
+    pub access: Access,
     /// Most backends, when the state is made.
     pub backends_max: u32,
     /// Log every decision of the kernel program.
@@ -149,7 +156,7 @@ impl RunConfig {
             socket: args.socket,
         };
         let Paths { runtime_dir, state_dir, bpffs, socket } = Paths::complete(given, &file);
-        let group = args.group.or(file.group);
+        let access = access(args.group.or(file.group), args.viewers.or(file.viewers))?;
         let backends_max = args.max_backends.or(file.max_backends).unwrap_or(BACKENDS_MAX_DEFAULT);
         if !(1..=1 << 20).contains(&backends_max) {
             return Err(ConfigError::BackendsMax(backends_max));
@@ -168,7 +175,7 @@ impl RunConfig {
             runtime_dir,
             state_dir,
             bpffs,
-            group_id: group.as_deref().map(group_id).transpose()?,
+            access,
             backends_max,
             log_level: log_level(args.log_level.or(file.log_level))?,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
@@ -226,6 +233,17 @@ fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
     Ok(engines)
 }
 
+fn access(operators: Option<String>, viewers: Option<String>) -> Result<Access, ConfigError> {
+    let access = Access {
+        operators: operators.as_deref().map(group_id).transpose()?,
+        viewers: viewers.as_deref().map(group_id).transpose()?,
+    };
+    match viewers {
+        Some(group) if access.operators == access.viewers => Err(ConfigError::SameGroup(quoted(&group))),
+        _ => Ok(access),
+    }
+}
+
 /// The number of a group, by name or number.
 fn group_id(group: &str) -> Result<u32, ConfigError> {
     if let Ok(id) = group.parse() {
@@ -236,7 +254,7 @@ fn group_id(group: &str) -> Result<u32, ConfigError> {
         let mut fields = line.split(':');
         (fields.next()? == group).then(|| fields.nth(1))??.parse().ok()
     });
-    id.ok_or_else(|| ConfigError::Group(group.to_owned()))
+    id.ok_or_else(|| ConfigError::Group(quoted(group)))
 }
 
 #[cfg(test)]
@@ -252,6 +270,17 @@ mod tests {
             assert!(engines(Some(vec![bad.into()])).is_err(), "{bad}");
         }
         assert!(engines(Some(vec!["none".into(), "unix:///a".into()])).is_err());
+    }
+
+    #[test]
+    fn a_group_has_one_role() {
+        let access = |operators: Option<&str>, viewers: Option<&str>| {
+            access(operators.map(str::to_owned), viewers.map(str::to_owned)).map_err(|error| error.to_string())
+        };
+        assert_eq!(access(Some("7"), Some("8")), Ok(Access { operators: Some(7), viewers: Some(8) }));
+        assert_eq!(access(None, None), Ok(Access::default()));
+        assert!(access(Some("0"), Some("root")).is_err_and(|error| error.contains("both name")));
+        assert!(access(None, Some("no\x1bgroup")).is_err_and(|error| !error.contains('\x1b')));
     }
 
     #[test]

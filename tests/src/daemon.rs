@@ -16,7 +16,7 @@ use crate::{
     engine::Engine,
     host::Host,
     process::{Process, output, run},
-    refusals::{Refusal, refuse},
+    refusals::{Refusal, limit_files, refuse},
     status::{Service, Status},
     tools, wait,
 };
@@ -66,6 +66,13 @@ impl Stage {
         fs::rename(part, wall_clock(&self.host)).context("shifting the wall clock")
     }
 
+    /// The same, with settings and under other conditions than usual.
+    pub fn configured_under(settings: &str, conditions: Conditions) -> Result<Self> {
+        let host = Arc::new(Host::new()?);
+        fs::write(config(&host), settings)?;
+        Ok(Self { daemon: Daemon::start_under(&host, &[], conditions)?, engine: None, host })
+    }
+
     /// A daemon that follows a Docker engine.
     pub fn with_docker() -> Result<Self> {
         let host = Arc::new(Host::new()?);
@@ -113,6 +120,8 @@ pub struct Conditions {
     pub env: Vec<(&'static str, String)>,
     /// System calls that fail.
     pub refused: Vec<Refusal>,
+    /// How many files it may have open; nothing for as many as the test may.
+    pub files: Option<u64>,
 }
 
 impl Daemon {
@@ -369,6 +378,9 @@ fn launch_by(
     command.envs(conditions.env.iter().map(|(name, value)| (name, value)));
     for refusal in &conditions.refused {
         refuse(&mut command, *refusal);
+    }
+    if let Some(files) = conditions.files {
+        limit_files(&mut command, files);
     }
     host.start("pod-steer", command.env("NO_COLOR", "1"))
 }

@@ -15,6 +15,7 @@
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds; [`sk_lookup`]: another program like ours
+//! - [`roles`]: unprivileged users of the API
 //! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
@@ -41,6 +42,7 @@ pub mod podman;
 pub mod process;
 pub mod refusals;
 pub mod report;
+pub mod roles;
 pub mod rollouts;
 pub mod segments;
 pub mod server;

@@ -3,6 +3,8 @@
 
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 /// A system call, and the error number that it fails with.
 pub type Refusal = (libc::c_long, i32);
 
@@ -28,5 +30,14 @@ pub fn refuse(command: &mut Command, (call, errno): Refusal) {
             let set = libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program);
             if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
         });
+    }
+}
+
+/// The command, and all that it starts, may have so many files open.
+pub fn limit_files(command: &mut Command, files: u64) {
+    let limit = Rlimit { current: Some(files), maximum: Some(files) };
+    // SAFETY: one system call: it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?));
     }
 }

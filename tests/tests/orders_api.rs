@@ -1,4 +1,4 @@
-//! Orders over the API: what goes on is told in order, the description holds, and a group may order.
+//! Orders over the API: what goes on is told in order, and the description holds.
 
 use std::{
     collections::BTreeSet,
@@ -6,12 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use pod_steer_tests::{daemon::Stage, exec::Backend, process::output, require, rollouts::web, tools, wait};
+use pod_steer_tests::{daemon::Stage, exec::Backend, require, rollouts::web, tools, wait};
 use serde_json::{Value, json};
-
-/// A user and a group that are nobody's on any machine.
-const USER: &str = "64711";
-const GROUP: &str = "64712";
 
 fn two_versions(stage: &Stage) -> Result<[Backend; 2]> {
     let both = [web(stage, "v1-1").start(stage)?, web(stage, "v2-1").start(stage)?];
@@ -135,31 +131,5 @@ fn the_description_holds() -> Result<()> {
         let (status, answer) = stage.daemon.api(&real, body.as_ref())?;
         ensure!(described(status, path, method), "{method} {real}: {status} {answer} is not described");
     }
-    Ok(())
-}
-
-#[test]
-fn members_of_the_group_may_order() -> Result<()> {
-    require!(tools::root_and(&["ip", "setpriv", "curl"]));
-    let stage = Stage::configured(&format!("group = '{GROUP}'\n"))?;
-    let _servers = two_versions(&stage)?;
-    let post = |group: &str, path: &str, body: &str| {
-        let mut curl = stage.host.command("setpriv")?;
-        curl.args(["--reuid", USER, "--regid", group, "--clear-groups", "curl", "--silent", "--show-error"]);
-        curl.args(["--header", "Content-Type: application/json", "--data", body, "--unix-socket"]);
-        output(curl.arg(stage.daemon.socket()).arg(format!("http://pod-steer{path}")))
-    };
-    let ordered = post(GROUP, "/v1/services/web/orders", r#"{"order":"shift","weights":{"v2":1}}"#)?;
-    let operation: Value = serde_json::from_slice(&ordered.stdout).with_context(|| format!("{ordered:?}"))?;
-    let who = operation["who"].as_str().unwrap_or_default();
-    ensure!(who.starts_with(&format!("uid {USER} (pid ")) && operation["end"]["outcome"] == "done", "{operation}");
-    let before = stage.daemon.decision("web")?;
-    ensure!(before["traffic"]["weights"] == json!({ "v2": 1 }), "{before}");
-
-    let refused = post("64799", "/v1/services/web/orders", r#"{"order":"pause"}"#)?;
-    ensure!(refused.status.code() == Some(7), "nobody else gets as far as the socket: {refused:?}");
-    let unload = post(GROUP, "/v1/unload", "{}")?;
-    ensure!(String::from_utf8_lossy(&unload.stdout).contains("only root may unload"), "{unload:?}");
-    ensure!(stage.daemon.decision("web")? == before, "{}", stage.daemon.decision("web")?);
     Ok(())
 }

@@ -31,14 +31,9 @@ pub enum ClientError {
     /// A process listens there and does not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
-    /// We may not ask.
-    #[error(
-        "this user may not use the socket `{path}`; run the command as root, or join the group that `pod-steer run --group` names"
-    )]
-    Forbidden {
-        /// The socket.
-        path: String,
-    },
+    /// This user may not ask that.
+    #[error("{0}")]
+    Forbidden(String),
     /// The daemon says what was wrong with what was asked.
     #[error("{0}")]
     Refused(String),
@@ -77,7 +72,11 @@ pub(super) async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BACKLOG_RETRY).await,
             Err(error) => {
                 return Err(match error.kind() {
-                    io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: path() },
+                    io::ErrorKind::PermissionDenied => ClientError::Forbidden(format!(
+                        "this user may not use the socket `{}`; run the command as root, or join the group that \
+                         `pod-steer run --group` names, or, to read only, the one that `--viewers` names",
+                        path()
+                    )),
                     io::ErrorKind::ConnectionRefused => {
                         ClientError::NoDaemon { path: path(), reason: "connection refused".to_owned() }
                     }
@@ -116,7 +115,7 @@ pub(super) async fn send(
     let said = serde_json::from_slice::<ErrorBody>(&bytes).map(|body| body.error);
     let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned());
     Err(match status {
-        StatusCode::FORBIDDEN => ClientError::Forbidden { path: socket.display().to_string() },
+        StatusCode::FORBIDDEN => ClientError::Forbidden(said),
         StatusCode::SERVICE_UNAVAILABLE => ClientError::Ending(said),
         StatusCode::CONFLICT => ClientError::Failed(said),
         status if status.is_server_error() => ClientError::Failed(said),

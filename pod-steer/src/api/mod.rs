@@ -1,60 +1,78 @@
-//! The API: HTTP/JSON on a unix socket. It decides who may ask, and passes questions and orders to the daemon's loop.
+//! The API: HTTP/JSON on a unix socket. It decides who may ask (`gate`, `peer`), and passes questions and orders to the
+//! daemon's loop.
 
 mod alive;
 pub mod client;
 mod events;
+mod gate;
 pub mod openapi;
 mod orders;
 mod peer;
+mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod types;
 
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
-    extract::{ConnectInfo, Request, State, rejection::JsonRejection},
-    http::StatusCode,
+    Extension, Json,
+    body::{HttpBody as _, to_bytes},
+    extract::{Request, State, rejection::JsonRejection},
+    http::{Method, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use http_body_util::LengthLimitError;
 use tokio::{
     net::UnixListener,
-    sync::{broadcast, mpsc, oneshot},
+    sync::{Semaphore, broadcast, mpsc, oneshot},
+    time::timeout,
 };
-use tracing::{error, warn};
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::daemon::{Ask, Input};
-use peer::ConnectedPeer;
+use gate::Gate;
+pub use peer::Access;
+use peer::{ConnectedPeer, Role};
 use types::{ErrorBody, EventRecord, ExecRequest, RegisterRequest, Registered, Status, UnloadedBody};
 
+/// How long the body of a request may take to arrive.
+const BODY_MAX: Duration = Duration::from_secs(10);
+/// Most bytes of a body: an order that names thousands of networks is shorter.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
 /// What every request needs.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Shared {
     /// To the daemon's loop.
     pub inputs: mpsc::Sender<Input>,
     /// Where events are told.
     pub events: broadcast::Sender<EventRecord>,
-    /// The group whose members may use the API, besides root and the daemon's own user.
-    pub group: Option<u32>,
+    /// Who may use the API.
+    pub access: Access,
+    /// Held while a viewer's question is answered.
+    viewing: Semaphore,
 }
 
-/// Serves until `ended` resolves.
+impl Shared {
+    /// With a way to the daemon's loop, one to its events, and who may use them.
+    pub fn new(inputs: mpsc::Sender<Input>, events: broadcast::Sender<EventRecord>, access: Access) -> Self {
+        Self { inputs, events, access, viewing: Semaphore::new(1) }
+    }
+}
+
+/// Serves until `ended` resolves, and then until the last answer is given.
 pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Receiver<()>) {
+    let gate = Gate::new(listener, shared.access);
     let shared = Arc::new(shared);
     let (routes, _) = router().split_for_parts();
     let app = routes
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such endpoint; see GET /v1/openapi.json") })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), allowed))
         .with_state(shared);
-    let service = app.into_make_service_with_connect_info::<ConnectedPeer>();
-    let end = async { ended.await.unwrap_or_default() };
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(end).await {
-        error!(%error, "the API has ended; traffic goes on");
-    }
+    gate.serve(app, ended).await;
 }
 
 /// Every endpoint, with its description.
@@ -73,18 +91,50 @@ fn router() -> OpenApiRouter<Arc<Shared>> {
 
 type App = State<Arc<Shared>>;
 
-/// The socket's mode says who may connect; this says it again where a wrong mode would be fatal.
+/// A viewer may read and nothing else, and one viewer's question at a time reaches the daemon's loop. The body of an order is
+/// read here, within its limits. The gate has let in no client without a role.
 async fn allowed(
     State(shared): App,
-    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
+    Extension(peer): Extension<ConnectedPeer>,
     request: Request,
     next: Next,
 ) -> Response {
-    if peer.may_use(shared.group) {
-        return next.run(request).await;
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match peer.role() {
+        Some(Role::Operator) if reads => next.run(request).await,
+        Some(Role::Operator) => match with_body(request).await {
+            Ok(request) => next.run(request).await,
+            Err(response) => response,
+        },
+        _ if reads => {
+            let _turn = shared.viewing.acquire().await;
+            next.run(request).await
+        }
+        _ => refuse(
+            StatusCode::FORBIDDEN,
+            "this user may only read; run the command as root, or join the group that `pod-steer run --group` names",
+        ),
     }
-    warn!(peer = %peer, "refused a client of the API");
-    refuse(StatusCode::FORBIDDEN, "only root and members of the configured group may use this socket")
+}
+
+/// A request with its whole body, which has to come in time and may not be too long.
+async fn with_body(request: Request) -> Result<Request, Response> {
+    let (head, body) = request.into_parts();
+    let too_long = || refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes"));
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_long());
+    }
+    match timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(bytes)) => Ok(Request::from_parts(head, bytes.into())),
+        Ok(Err(error)) if error.source().is_some_and(|cause| cause.is::<LengthLimitError>()) => Err(too_long()),
+        Ok(Err(error)) => {
+            Err(refuse(StatusCode::BAD_REQUEST, format!("cannot read the body: {}", crate::chain(&error))))
+        }
+        Err(_) => {
+            let message = format!("the body did not arrive within {} s", BODY_MAX.as_secs());
+            Err(refuse(StatusCode::REQUEST_TIMEOUT, message))
+        }
+    }
 }
 
 fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
@@ -118,13 +168,13 @@ async fn status(State(shared): App) -> Response {
     responses(
         (status = 200, description = "It is in its cgroup", body = Registered),
         (status = 400, description = "It is not understood", body = ErrorBody),
-        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 403, description = "This user may only read", body = ErrorBody),
         (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
     ),
 )]
 async fn exec(
     State(shared): App,
-    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
+    Extension(peer): Extension<ConnectedPeer>,
     body: Result<Json<ExecRequest>, JsonRejection>,
 ) -> Response {
     let Json(request) = match body {
@@ -133,7 +183,7 @@ async fn exec(
     };
     match peer.process() {
         Ok(peer) => answer(ask(&shared, |sender| Ask::Exec(request, peer, sender)).await),
-        Err(error) => refuse(StatusCode::FORBIDDEN, format!("who asks cannot be known: {error}")),
+        Err(error) => refuse(StatusCode::FORBIDDEN, format!("the asking process cannot be identified: {error}")),
     }
 }
 
@@ -143,38 +193,27 @@ async fn exec(
     responses(
         (status = 200, description = "It is a backend", body = Registered),
         (status = 400, description = "It is not understood", body = ErrorBody),
-        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 403, description = "This user may only read", body = ErrorBody),
         (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
     ),
 )]
-async fn register(
-    State(shared): App,
-    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
-    body: Result<Json<RegisterRequest>, JsonRejection>,
-) -> Response {
-    let Json(request) = match body {
-        Ok(body) => body,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.body_text()),
-    };
-    match peer.process() {
-        Ok(peer) => answer(ask(&shared, |sender| Ask::Register(request, peer, sender)).await),
-        Err(error) => refuse(StatusCode::FORBIDDEN, format!("who asks cannot be known: {error}")),
+async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRejection>) -> Response {
+    match body {
+        Ok(Json(request)) => answer(ask(&shared, |sender| Ask::Register(request, sender)).await),
+        Err(error) => refuse(StatusCode::BAD_REQUEST, error.body_text()),
     }
 }
 
-/// End all steering and leave nothing behind; for root alone
+/// End all steering and leave nothing behind
 #[utoipa::path(
     post, path = "/v1/unload",
     responses(
         (status = 200, description = "It is done, and the daemon ends", body = UnloadedBody),
-        (status = 403, description = "This user may not", body = ErrorBody),
+        (status = 403, description = "This user may only read", body = ErrorBody),
         (status = 422, description = "It failed", body = ErrorBody),
     ),
 )]
-async fn unload(State(shared): App, ConnectInfo(peer): ConnectInfo<ConnectedPeer>) -> Response {
-    if !peer.may_use(None) {
-        return refuse(StatusCode::FORBIDDEN, "only root may unload");
-    }
+async fn unload(State(shared): App) -> Response {
     let done = ask(&shared, Ask::Unload).await;
     answer(done.map(|done| done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })))
 }

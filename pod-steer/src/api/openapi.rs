@@ -9,8 +9,9 @@ use utoipa::OpenApi;
 #[openapi(
     info(
         title = "pod-steer",
-        description = "HTTP/JSON on the daemon's unix socket, by default /run/pod-steer/api.sock. Who may use it: root, \
-            the daemon's user, and the members of the group that `run --group` names.",
+        description = "HTTP/JSON on the daemon's unix socket, by default /run/pod-steer/api.sock. Root, the daemon's \
+            user and the members of the group that `run --group` names may use all of it; the members of the group that \
+            `run --viewers` names may send GET requests.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "http://pod-steer", description = "The name is of no matter: connect to the unix socket")),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
-    extract::{ConnectInfo, Path, Query, State, rejection::JsonRejection},
+    Extension, Json,
+    extract::{Path, Query, State, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
@@ -34,6 +34,7 @@ use crate::{
     responses(
         (status = 200, description = "It has begun, or is done", body = Operation),
         (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 403, description = "This user may only read", body = ErrorBody),
         (status = 409, description = "Somebody else holds the service", body = ErrorBody),
         (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
         (status = 500, description = "It could not be done", body = ErrorBody),
@@ -41,7 +42,7 @@ use crate::{
 )]
 pub(super) async fn order(
     State(shared): State<Arc<Shared>>,
-    ConnectInfo(peer): ConnectInfo<ConnectedPeer>,
+    Extension(peer): Extension<ConnectedPeer>,
     Path(service): Path<String>,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Response {

@@ -1,67 +1,107 @@
-//! Who is at the other end of the API's socket.
+//! Who is at the other end of the API's socket, and what that user may do.
 
 use std::{
     fmt,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
 
-use axum::{extract::connect_info::Connected, serve::IncomingStream};
-use rustix::net::{UCred, sockopt::socket_peercred};
-use tokio::net::UnixListener;
+use rustix::{
+    net::{UCred, sockopt::socket_peercred},
+    process::geteuid,
+};
 
 use crate::{daemon::Peer, kernel::sys};
 
-/// A client, as the kernel vouches for it at the moment it connected.
+/// What a client of the API may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Operator,
+    /// Read.
+    Viewer,
+}
+
+/// The groups whose members may use the API, besides root and the daemon's own user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Members may do everything.
+    pub operators: Option<u32>,
+    /// Members may read.
+    pub viewers: Option<u32>,
+}
+
+impl Access {
+    /// The role of a user that is a member of these groups.
+    fn role(self, trusted: bool, groups: &[u32]) -> Option<Role> {
+        let is_member = |group: Option<u32>| group.is_some_and(|group| groups.contains(&group));
+        if trusted || is_member(self.operators) {
+            Some(Role::Operator)
+        } else if is_member(self.viewers) {
+            Some(Role::Viewer)
+        } else {
+            None
+        }
+    }
+}
+
+/// A client, as the kernel recorded it when it connected.
 #[derive(Clone, Debug)]
-pub struct ConnectedPeer(Option<Arc<Known>>);
+pub struct ConnectedPeer(Arc<Known>);
 
 #[derive(Debug)]
 struct Known {
     cred: UCred,
-    groups: Vec<u32>,
+    role: Option<Role>,
     pidfd: Option<OwnedFd>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for ConnectedPeer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let socket = stream.io().as_fd();
-        let Ok(cred) = socket_peercred(socket) else { return Self(None) };
+impl ConnectedPeer {
+    /// The client of this connection; an error if the kernel does not know it.
+    pub fn of(stream: &impl AsFd, access: Access) -> std::io::Result<Self> {
+        let socket = stream.as_fd();
+        let cred = socket_peercred(socket)?;
         let mut groups = sys::peer_groups(socket).unwrap_or_default();
         groups.push(cred.gid.as_raw());
-        Self(Some(Arc::new(Known { cred, groups, pidfd: sys::peer_pidfd(socket).ok() })))
+        let role = access.role(is_trusted(&cred), &groups);
+        Ok(Self(Arc::new(Known { cred, role, pidfd: sys::peer_pidfd(socket).ok() })))
     }
-}
 
-impl ConnectedPeer {
-    /// Root, the daemon's own user, and members of the group.
-    pub fn may_use(&self, group: Option<u32>) -> bool {
-        self.0.as_ref().is_some_and(|known| {
-            known.cred.uid.is_root()
-                || known.cred.uid == rustix::process::geteuid()
-                || group.is_some_and(|group| known.groups.contains(&group))
-        })
+    /// What it may do; nothing if it may not use the API.
+    pub fn role(&self) -> Option<Role> {
+        self.0.role
+    }
+
+    /// Whether it is root, or the user that the daemon runs as.
+    pub fn is_trusted(&self) -> bool {
+        is_trusted(&self.0.cred)
+    }
+
+    /// Its effective user id.
+    pub fn uid(&self) -> u32 {
+        self.0.cred.uid.as_raw()
     }
 
     /// The process, to be acted upon.
     pub fn process(&self) -> std::io::Result<Peer> {
-        let known = self.0.as_ref().ok_or_else(|| std::io::Error::other("the kernel does not say"))?;
-        let pidfd = known.pidfd.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok(Peer { cred: known.cred, pidfd })
+        let pidfd = self.0.pidfd.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Peer { cred: self.0.cred, pidfd })
     }
-}
 
-impl ConnectedPeer {
     /// The client for people, as in `root (uid 0, pid 4242)`.
     pub async fn who(&self) -> String {
-        let Some(known) = &self.0 else { return "unknown".to_owned() };
-        let (uid, pid) = (known.cred.uid.as_raw(), known.cred.pid.as_raw_nonzero());
+        let (uid, pid) = (self.uid(), self.0.cred.pid.as_raw_nonzero());
         let passwd = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
         match user_name(&passwd, uid) {
             Some(name) => format!("{name} (uid {uid}, pid {pid})"),
             None => format!("uid {uid} (pid {pid})"),
         }
     }
+}
+
+/// Root, and the user that the daemon runs as.
+fn is_trusted(cred: &UCred) -> bool {
+    cred.uid.is_root() || cred.uid == geteuid()
 }
 
 fn user_name(passwd: &str, uid: u32) -> Option<&str> {
@@ -74,10 +114,7 @@ fn user_name(passwd: &str, uid: u32) -> Option<&str> {
 
 impl fmt::Display for ConnectedPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(known) => write!(f, "pid {} uid {}", known.cred.pid.as_raw_nonzero(), known.cred.uid.as_raw()),
-            None => f.write_str("unknown"),
-        }
+        write!(f, "pid {} uid {}", self.0.cred.pid.as_raw_nonzero(), self.0.cred.uid.as_raw())
     }
 }
 
@@ -92,5 +129,15 @@ mod tests {
             (user_name(passwd, 0), user_name(passwd, 33), user_name(passwd, 7)),
             (Some("root"), Some("web"), None)
         );
+    }
+
+    #[test]
+    fn a_role_follows_from_user_and_groups() {
+        let access = Access { operators: Some(10), viewers: Some(20) };
+        let role = |groups: &[u32]| access.role(false, groups);
+        assert_eq!((role(&[1, 10]), role(&[20]), role(&[1])), (Some(Role::Operator), Some(Role::Viewer), None));
+        assert_eq!(role(&[20, 10]), Some(Role::Operator), "a member of both");
+        assert_eq!(access.role(true, &[20]), Some(Role::Operator), "root");
+        assert_eq!(Access::default().role(false, &[0, 10, 20]), None, "no group was configured");
     }
 }

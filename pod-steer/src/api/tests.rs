@@ -40,7 +40,7 @@ impl Served {
         listener.set_nonblocking(true).unwrap();
         let (inputs, mut queue) = mpsc::channel(8);
         let (events, _) = broadcast::channel(8);
-        let shared = Shared { inputs, events: events.clone(), group: None };
+        let shared = Shared::new(inputs, events.clone(), Access::default());
         let (end, ended) = oneshot::channel();
         let daemon = async move {
             let (_never, asked_to_end) = oneshot::channel();
@@ -161,7 +161,7 @@ fn events_are_a_stream_of_either_kind() {
             };
             served.events.send(record.clone()).unwrap();
             let mut body = response.into_body();
-            let frame = tokio::time::timeout(Duration::from_secs(10), body.frame()).await.unwrap().unwrap().unwrap();
+            let frame = timeout(Duration::from_secs(10), body.frame()).await.unwrap().unwrap().unwrap();
             let text = String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap();
             let data = if accept == "*/*" {
                 text.as_str()

@@ -92,9 +92,13 @@ pub struct RunArgs {
     /// The socket to listen on [default: api.sock in the runtime directory]
     #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Group whose members may use the socket [default: root only]
+    /// Group of the operators, who may order everything that root may: as trusted as members of the docker group
+    /// [default: root only]
     #[arg(long, env = "POD_STEER_GROUP", value_name = "GROUP")]
     pub group: Option<String>,
+    /// Group whose members may read status, history and events, and nothing else [default: none]
+    #[arg(long, env = "POD_STEER_VIEWERS", value_name = "GROUP")]
+    pub viewers: Option<String>,
     /// Ports that services may claim, as in 80,443,8000-8999 [default: all]
     #[arg(long, env = "POD_STEER_ALLOW_PORTS", value_name = "PORTS")]
     pub allow_ports: Option<String>,

@@ -274,8 +274,8 @@ impl Control {
                 let made = self.exec(request, peer);
                 self.answer(made, answer);
             }
-            Input::Ask(Ask::Register(request, peer, answer)) => {
-                let made = self.register(request, peer);
+            Input::Ask(Ask::Register(request, answer)) => {
+                let made = self.register(request);
                 self.answer(made, answer);
             }
             Input::Ask(Ask::Order(ask)) => self.order(*ask),

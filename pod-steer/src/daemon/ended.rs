@@ -181,7 +181,7 @@ impl Control {
     /// Whether what a backend was goes on in this process, which holds the very socket that was registered.
     fn may_follow(&self, backend: &Backend, cookie: u64, stranger: &Stranger) -> bool {
         match (&backend.kind, backend.process) {
-            (Kind::Registered { .. }, Some(process)) => !process.only_uid || process.uid == stranger.uid,
+            (Kind::Registered { .. }, process) => process.is_some(),
             // One that ran in its cgroup has left it; any other was passed the socket.
             (Kind::Exec, process) => {
                 process.is_some_and(|process| process.id == stranger.process)
@@ -196,7 +196,7 @@ impl Control {
         let ended = self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let before = backend.process;
-        let unknown = Followed { id: process, uid, only_uid: true, holds_only: false };
+        let unknown = Followed { id: process, uid, holds_only: false };
         backend.process = Some(match (before, &backend.kind) {
             (None, _) => unknown,
             (Some(before), Kind::Registered { .. }) => before.succeeded_by(process),

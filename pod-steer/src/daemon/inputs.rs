@@ -117,7 +117,7 @@ pub enum Ask {
     /// Make the asking process a backend.
     Exec(ExecRequest, Peer, Answer),
     /// Adopt a process that listens.
-    Register(RegisterRequest, Peer, Answer),
+    Register(RegisterRequest, Answer),
     /// Do something with a service.
     Order(Box<OrderAsk>),
     /// What has become of an operation?

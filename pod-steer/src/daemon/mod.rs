@@ -27,6 +27,7 @@ mod resync;
 mod ring;
 mod sandboxes;
 mod services;
+mod socket_file;
 mod sockets;
 mod status;
 mod steps;
@@ -185,7 +186,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         });
     }
     let (end_api, ended) = oneshot::channel();
-    let shared = api::Shared { inputs, events, group: config.group_id };
+    let shared = api::Shared::new(inputs, events, config.access);
     let engines = config.engines.len();
     let api = tokio::spawn(async move {
         // The API answers only after the initial sync.
@@ -214,18 +215,17 @@ fn tell_ready() {
     }
 }
 
-/// Makes the API's socket: 0660, of the configured group. What is left of a dead daemon's is replaced.
+/// Makes the API's socket, which only root and the configured groups may connect to: the kernel refuses every other user
+/// before the daemon hears of it. What is left of a dead daemon's is replaced.
 fn bind(config: &RunConfig) -> io::Result<UnixListener> {
-    use std::os::unix::fs::{PermissionsExt as _, chown};
     match fs::remove_file(&config.socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     let listener = std::os::unix::net::UnixListener::bind(&config.socket)?;
-    fs::set_permissions(&config.socket, fs::Permissions::from_mode(0o660))?;
-    if let Some(group) = config.group_id {
-        chown(&config.socket, None, Some(group))?;
-    }
+    let groups = [config.access.operators, config.access.viewers];
+    socket_file::open_to_groups(&config.socket, groups.into_iter().flatten())
+        .inspect_err(|_| drop(fs::remove_file(&config.socket)))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }

@@ -32,7 +32,7 @@ type Answer = Result<Registered, String>;
 impl Control {
     /// Makes the asking process a backend: whatever it executes next is steered to.
     pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
-        let spec = spec(&request.backend, &peer)?;
+        let spec = parse(&request.backend)?;
         let pid = peer.cred.pid.as_raw_nonzero().get();
         let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
         let ns =
@@ -45,8 +45,8 @@ impl Control {
         fs::create_dir_all(&path).map_err(failed)?;
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
-        let (uid, only_uid) = (peer.cred.uid.as_raw(), !peer.cred.uid.is_root());
-        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, only_uid, holds_only: false }).ok();
+        let uid = peer.cred.uid.as_raw();
+        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
         let inherited = self.listeners_of(&process, &spec)?;
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
         backend.process = followed;
@@ -72,14 +72,11 @@ impl Control {
     }
 
     /// Adopts a process that listens already.
-    pub(super) fn register(&mut self, request: RegisterRequest, peer: Peer) -> Answer {
-        let spec = spec(&request.backend, &peer)?;
+    pub(super) fn register(&mut self, request: RegisterRequest) -> Answer {
+        let spec = parse(&request.backend)?;
         let pid = request.pid;
         let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
         let owner = process.uid().map_err(|e| e.to_string())?;
-        if !peer.cred.uid.is_root() && peer.cred.uid.as_raw() != owner {
-            return Err(format!("process {pid} belongs to another user; only root may register it"));
-        }
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
@@ -95,9 +92,7 @@ impl Control {
         let index = self.new_index()?;
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        // Unless root asks, a listener that is passed to another user's process takes no clients there.
-        let only_uid = !peer.cred.uid.is_root();
-        backend.process = Some(Followed { id: followed, uid: owner, only_uid, holds_only: false });
+        backend.process = Some(Followed { id: followed, uid: owner, holds_only: false });
         let count = held.sockets.len();
         self.add_process(backend, ns, held)?;
         self.watch_process(&id, followed);
@@ -318,24 +313,6 @@ fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
         Some(pidfd) => Process::from_pidfd(pid, pidfd),
         None => Process::open(pid),
     }
-}
-
-/// The first port that a user other than root may bind, and so may claim.
-const UNPRIVILEGED_PORT: u16 = 1024;
-
-fn spec(request: &BackendRequest, peer: &Peer) -> Result<Spec, String> {
-    let spec = parse(request)?;
-    if peer.cred.uid.is_root() {
-        return Ok(spec);
-    }
-    if let Some(map) = spec.ports.iter().find(|map| map.port < UNPRIVILEGED_PORT) {
-        return Err(format!("port {map} may be claimed by root only; choose one from {UNPRIVILEGED_PORT} on"));
-    }
-    // It would share a port with whoever listens there already.
-    if spec.fallback == labels::Fallback::Pass {
-        return Err("only root may declare the fallback `pass`; leave it out".to_owned());
-    }
-    Ok(spec)
 }
 
 fn parse(request: &BackendRequest) -> Result<Spec, String> {

@@ -15,8 +15,6 @@ pub struct Followed {
     pub id: ProcessId,
     /// Its effective user when it became a backend.
     pub uid: u32,
-    /// Only processes of that user may go on in its place: root did not make it a backend.
-    pub only_uid: bool,
     /// It is older than the process that it is followed for, as a socket activator is: it holds the listener, and what else it
     /// has started is no part of the backend.
     #[serde(default)]
@@ -85,7 +83,7 @@ mod tests {
 
     #[test]
     fn an_activator_gives_way_to_the_process_that_it_has_started() {
-        let registered = Followed { id: ProcessId { pid: 70, start: 900 }, uid: 0, only_uid: false, holds_only: false };
+        let registered = Followed { id: ProcessId { pid: 70, start: 900 }, uid: 0, holds_only: false };
         let after = |pid, start| registered.succeeded_by(ProcessId { pid, start });
         assert!(!after(71, 901).holds_only, "a new binary, or a worker");
         assert!(after(60, 899).holds_only && after(60, 900).holds_only && after(1, 5000).holds_only);

@@ -1,0 +1,171 @@
+//! Accepts connections to the API's socket. The kernel's record of the client decides whether it is served, before a byte of
+//! its request is read; then every part of its request has a time limit.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use axum::{Extension, Router, body::Body, http::StatusCode};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{HttpService, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use rustix::process::{Resource, getrlimit};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::warn;
+
+use super::{
+    Access,
+    peer::{ConnectedPeer, Role},
+    refuse,
+    slots::{Holder, Slot, Slots},
+};
+
+/// How long a client may take to send the head of a request, and how long it may be silent between two.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// The same for a client that is to be told why it is not served.
+const REFUSED_HEAD_MAX: Duration = Duration::from_secs(1);
+/// Most bytes of a head, and of what is buffered for one client.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Pause after a connection could not be accepted, for lack of descriptors say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long root's client waits for a slot.
+const SLOT_MAX: Duration = Duration::from_secs(5);
+
+const NOT_ALLOWED: &str = "this user may not use the API; run the command as root, or join the group that `pod-steer run \
+                           --group` names, or, to read only, the one that `--viewers` names";
+const TOO_MANY: &str =
+    "this user, or all users together, have too many connections to the API; close some and try again";
+
+/// The socket, who may use it, and how many at a time.
+pub(super) struct Gate {
+    listener: UnixListener,
+    access: Access,
+    slots: Arc<Slots>,
+}
+
+/// A client, and what becomes of it.
+struct Arrived {
+    stream: UnixStream,
+    slot: Slot,
+    admitted: Result<ConnectedPeer, (StatusCode, &'static str)>,
+}
+
+impl Gate {
+    pub fn new(listener: UnixListener, access: Access) -> Self {
+        Self { listener, access, slots: Slots::new(getrlimit(Resource::Nofile).current) }
+    }
+
+    /// Serves until `ended` resolves, and then until the last answer is given.
+    pub async fn serve(self, app: Router, mut ended: oneshot::Receiver<()>) {
+        let (end, ending) = watch::channel(());
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                Arrived { stream, slot, admitted } = self.arrived() => {
+                    let ending = ending.clone();
+                    match admitted {
+                        Ok(peer) => {
+                            let service = TowerToHyperService::new(app.clone().layer(Extension(peer)));
+                            connections.spawn(converse(stream, slot, service, HEAD_MAX, ending));
+                        }
+                        Err((status, why)) => {
+                            let service = service_fn(move |_: Request<Incoming>| async move {
+                                Ok::<_, Infallible>(refuse(status, why))
+                            });
+                            connections.spawn(converse(stream, slot, service, REFUSED_HEAD_MAX, ending));
+                        }
+                    }
+                }
+                Some(_) = connections.join_next() => {}
+                _ = &mut ended => break,
+            }
+        }
+        drop((self, end));
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// The next client that is to be answered. One too many is disconnected without an answer.
+    async fn arrived(&self) -> Arrived {
+        loop {
+            let identified = self.listener.accept().await.and_then(|(stream, _)| {
+                let peer = ConnectedPeer::of(&stream, self.access)?;
+                Ok((stream, peer))
+            });
+            let (stream, peer) = match identified {
+                Ok(identified) => identified,
+                Err(error) => {
+                    self.failed(&error).await;
+                    continue;
+                }
+            };
+            let (slot, refusal) = match peer.role() {
+                Some(role) => (self.slot(&peer, role).await, (StatusCode::SERVICE_UNAVAILABLE, TOO_MANY)),
+                // The socket's mode keeps such a client out, unless it was changed.
+                None => (None, (StatusCode::FORBIDDEN, NOT_ALLOWED)),
+            };
+            if let Some(slot) = slot {
+                return Arrived { stream, slot, admitted: Ok(peer) };
+            }
+            if let Some(slot) = self.slots.take(Holder::Refused) {
+                warn!(%peer, "refused a client of the API: {}", refusal.1);
+                return Arrived { stream, slot, admitted: Err(refusal) };
+            }
+        }
+    }
+
+    /// A slot for a client; root's waits for one.
+    async fn slot(&self, peer: &ConnectedPeer, role: Role) -> Option<Slot> {
+        let holder = match (peer.is_trusted(), role) {
+            (true, _) => Holder::Root,
+            (false, Role::Operator) => Holder::Operator(peer.uid()),
+            (false, Role::Viewer) => Holder::Viewer(peer.uid()),
+        };
+        let slot = self.slots.take(holder);
+        if slot.is_some() || holder != Holder::Root {
+            return slot;
+        }
+        let wait = async {
+            loop {
+                self.slots.freed.notified().await;
+                if let Some(slot) = self.slots.take(holder) {
+                    return slot;
+                }
+            }
+        };
+        timeout(SLOT_MAX, wait).await.ok()
+    }
+
+    async fn failed(&self, error: &io::Error) {
+        warn!(%error, "cannot accept a client of the API");
+        sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Answers the requests of one client, until it goes, breaks a limit, or the daemon ends.
+async fn converse<S>(stream: UnixStream, slot: Slot, service: S, head_max: Duration, mut ending: watch::Receiver<()>)
+where
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Error: std::error::Error + Send + Sync + 'static,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head_max).max_buf_size(BUFFER_BYTES_MAX);
+    let mut conversation = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        _ = conversation.as_mut() => {}
+        _ = ending.changed() => {
+            conversation.as_mut().graceful_shutdown();
+            let _ = conversation.await;
+        }
+    }
+    drop(slot);
+}
