@@ -218,7 +218,8 @@ impl Kernel {
                 table = self.publisher.reserve()?;
                 changes.reserved.insert(table);
             }
-            if fresh || before.table.as_ref() != Some(wanted) {
+            // Another service may use the other side, which lacks the table.
+            if fresh || before.table.as_ref() != Some(wanted) || before.rule.service != service {
                 let compare = !fresh && before.table.is_none();
                 changes.indices.insert(table_index(table, side));
                 self.publisher.prepare(table_index(table, side), wanted, compare)?;
