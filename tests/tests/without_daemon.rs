@@ -118,3 +118,32 @@ fn a_hidden_port_is_refused_as_long_as_its_socket_listens() -> Result<()> {
     let _server = unmanaged(&stage, hidden)?;
     all_answered(&stage, hidden, "unmanaged")
 }
+
+/// The rule names the one backend that may serve, by whose newest listener a client is served whom no table has a socket for. The
+/// decision excludes that one, and the daemon dies before it has written the rule anew.
+#[test]
+fn a_version_that_waits_gets_nobody_when_the_daemon_dies_at_the_switch() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::configured("[service.web]\nrollout = 'manual'\n")?;
+    let start =
+        |name: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", name]).start(&stage);
+    let _one = start("v1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let mut two = start("v2")?;
+    stage.daemon.wait_state("web", "v2", "standby")?;
+    stage.daemon.kill()?;
+    stage.daemon.restart_to_die("switched")?;
+    stage.daemon.wait_state("web", "v2", "standby")?;
+    let shift = stage.daemon.order("shift web v2=1")?;
+    ensure!(shift.code != Some(0), "the daemon dies: {shift:?}");
+    stage.daemon.wait_until_dead()?;
+    all_answered(&stage, 80, "v2")?;
+    two.process.kill()?;
+    all_refused(&stage, 80)?;
+    // The next daemon writes the rule as it is decided.
+    stage.daemon.restart()?;
+    all_refused(&stage, 80)?;
+    let _again = Exec::new("v2-2", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v2"]).start(&stage)?;
+    stage.daemon.wait_state("web", "v2-2", "ready")?;
+    all_answered(&stage, 80, "v2-2")
+}

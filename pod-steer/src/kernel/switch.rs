@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{Array, MapData};
-use pod_steer_ebpf::{NONE, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
+use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
 
 use super::{
     Kernel, KernelError, Result, Settled,
@@ -97,8 +97,13 @@ impl Kernel {
             self.publisher.discard();
         }
         let (mut settled, failed) = self.publisher.flush();
-        if let Err(error) = prepared.and_then(|()| failed.map_or(Ok(()), |failed| Err(failed.error))) {
-            // Nothing has changed for anybody; what was built for it is given back.
+        let prepared = prepared.and_then(|()| failed.map_or(Ok(()), |failed| Err(failed.error)));
+        let prepared = prepared.and_then(|()| {
+            abort::here(Point::Built);
+            built.iter().try_for_each(|(key, before, (rule, _), _)| self.withdraw_only(*key, before, rule.only))
+        });
+        if let Err(error) = prepared {
+            // What clients are given to is as before; what was built is given back.
             for (_, _, _, (index, _)) in built {
                 self.sources.remove(table_index(index, new));
             }
@@ -108,7 +113,6 @@ impl Kernel {
             return Err(error);
         }
 
-        abort::here(Point::Built);
         // >>> New connections move here, when an operator decides: one word.
         let word = switch(new, decision.has_networks, decision.revision);
         self.switches.write(service, word)?;
@@ -145,6 +149,23 @@ impl Kernel {
         let (more, not) = self.publisher.flush();
         settled.extend(more);
         failed.or(not.map(|not| not.error)).map_or(Ok(settled), Err)
+    }
+
+    /// The one backend whose newest listener clients are given to is named by the rule and not by the tables. Before the switch no
+    /// backend is named that the decision may exclude: then a client that no table has a socket for is refused, as it is when a
+    /// daemon dies before it has written the rule anew.
+    fn withdraw_only(&mut self, key: RuleKey, before: &Published, only: Option<(u32, u16)>) -> Result<()> {
+        let rule = before.rule;
+        let is_same = before.ours && (rule.only, rule.target) == only.unwrap_or((NONE, 0));
+        if rule.table == NONE || is_same || before.ours && rule.only == NONE {
+            return Ok(());
+        }
+        let without = Rule { only: NONE, target: 0, ..rule };
+        if let Some(published) = self.published.get_mut(&key) {
+            // It is written as planned after the switch, or by the next plan.
+            (published.rule, published.ours) = (without, false);
+        }
+        self.rules.write(key, without)
     }
 
     /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, and those of networks; `reserved`
