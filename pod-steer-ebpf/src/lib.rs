@@ -94,10 +94,10 @@ const _: () = {
     assert!(size_of::<Rule>() == 24);
     // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
+    assert!(size_of::<ProbeKey>() == 32);
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<SocketInfo>() == 56);
     assert!(size_of::<SourceKey>() == 20);
-    assert!(size_of::<ProbeKey>() == 16);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
     assert!(core::mem::offset_of!(SocketInfo, users) == 44);

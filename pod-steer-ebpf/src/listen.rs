@@ -89,11 +89,13 @@ fn set_flags(ctx: &SockOpsContext, flags: u32) {
 #[inline(always)]
 fn is_probe(ctx: &SockOpsContext) -> bool {
     // SAFETY: the context is valid for the whole run; volatile and unconditional, as in `listening`.
-    let (ip4, ip, port) = unsafe {
+    let (ip4, ip, port, to, to_port) = unsafe {
         (
             ptr::read_volatile(&raw const (*ctx.ops).remote_ip4),
             ptr::read_volatile(&raw const (*ctx.ops).remote_ip6),
             ptr::read_volatile(&raw const (*ctx.ops).remote_port),
+            ptr::read_volatile(&raw const (*ctx.ops).local_ip6),
+            ptr::read_volatile(&raw const (*ctx.ops).local_port),
         )
     };
     if ip4 == u32::from_ne_bytes(PROBE_SOURCE_V4) {
@@ -106,7 +108,7 @@ fn is_probe(ctx: &SockOpsContext) -> bool {
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // The port is in network byte order in a word: its first or its last two bytes, by the machine.
     let port = (u32::from_be(port) as u16).to_be();
-    let key = ProbeKey { netns_cookie, port, family: FAMILY_V6, pad: [0; 5] };
+    let key = ProbeKey::seen(netns_cookie, FAMILY_V6, port, &to, to_port as u16);
     // SAFETY: only whether there is one is asked.
     unsafe { PROBES.get(key) }.is_some()
 }

@@ -155,10 +155,19 @@ fn probe(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
     if !is_v4 && packet.remote != LOOPBACK_V6 {
         return None;
     }
-    let key =
-        ProbeKey { netns_cookie: netns_cookie(), port: packet.remote_port, family: packet.family as u8, pad: [0; 5] };
+    let key = ProbeKey::seen(
+        netns_cookie(),
+        packet.family as u8,
+        packet.remote_port,
+        &packet.local,
+        packet.local_port as u16,
+    );
     // SAFETY: eight aligned bytes are read at once.
     let cookie = unsafe { PROBES.get(key) }?;
+    // What a daemon that died left behind is no probe: the port may be a client's by now.
+    if !is_listening(DAEMON_COOKIE) {
+        return None;
+    }
     match LISTENERS.redirect_sk_lookup(ctx, *cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
         Ok(()) => Some(SK_PASS),
         // The probe is to fail, not to be answered by somebody else.

@@ -75,17 +75,19 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
 #[inline(always)]
 unsafe fn is_probe(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
     // SAFETY: the caller's; volatile and unconditional, as in `lookup`.
-    let (ip4, ip, port) = unsafe {
+    let (ip4, ip, port, to, to_port) = unsafe {
         (
             ptr::read_volatile(&raw const (*moving).dst_ip4),
             ptr::read_volatile(&raw const (*moving).dst_ip6),
             ptr::read_volatile(&raw const (*moving).dst_port),
+            ptr::read_volatile(&raw const (*moving).src_ip6),
+            ptr::read_volatile(&raw const (*moving).src_port),
         )
     };
     if ip4 == u32::from_ne_bytes(PROBE_SOURCE_V4) {
         return true;
     }
-    let key = ProbeKey { netns_cookie, port, family: FAMILY_V6, pad: [0; 5] };
+    let key = ProbeKey::seen(netns_cookie, FAMILY_V6, port, &to, to_port as u16);
     // SAFETY: only whether there is one is asked.
     ip == LOOPBACK_V6 && unsafe { PROBES.get(key) }.is_some()
 }

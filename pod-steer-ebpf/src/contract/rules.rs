@@ -114,18 +114,35 @@ pub struct SourceKey {
 /// Bits of a [`SourceKey`] before the address.
 pub const SOURCE_SCOPE_BITS: u32 = 32;
 
-/// The client's end of a probe: what it is matched by, besides being a loopback address.
+/// What a probe is matched by, besides coming from a loopback address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProbeKey {
     /// Namespace in which the probe is made.
     pub netns_cookie: u64,
-    /// Port that the probe comes from, in network byte order.
-    pub port: u16,
+    /// Address that the probe goes to, in network byte order; IPv4 in the first four bytes.
+    pub destination: [u8; 16],
+    /// Port that it comes from, in host byte order.
+    pub source_port: u16,
+    /// Port that it goes to, in host byte order.
+    pub destination_port: u16,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 3],
+}
+
+impl ProbeKey {
+    /// The key for what a kernel program sees: addresses and the source port in network byte order, the other in host byte order.
+    #[inline(always)]
+    pub fn seen(netns_cookie: u64, family: u8, source_port: u16, destination: &[u32; 4], destination_port: u16) -> Self {
+        let mut addr = [0; 16];
+        for (bytes, word) in addr.chunks_exact_mut(4).zip(destination) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        let source_port = u16::from_be(source_port);
+        Self { netns_cookie, destination: addr, source_port, destination_port, family, pad: [0; 3] }
+    }
 }
 
 /// IPv4 address that every probe comes from, in network byte order: 127.83.84.1. IPv6 probes come from ::1.

@@ -21,6 +21,7 @@ use super::{Outcome, StatusRange};
 use crate::{
     kernel::{ProbeUnderWay, Probes},
     netns,
+    procs::address_bytes,
 };
 
 /// The socket that a probe is for.
@@ -112,7 +113,7 @@ async fn connect(way: &Way) -> Result<Connection, Outcome> {
     let mut failed = Outcome::Unknown("there is no way to its socket".to_owned());
     for (from, to) in routes(&way.target) {
         let to = SocketAddr::new(to, way.target.port);
-        let (socket, under_way) = match prepare(way, from).await {
+        let (socket, under_way) = match prepare(way, from, to).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 failed = Outcome::Unknown(format!("a probe cannot be made: {error}"));
@@ -129,7 +130,7 @@ async fn connect(way: &Way) -> Result<Connection, Outcome> {
 
 /// A socket in the target's namespace whose connection will come to the target. A socket stays in the namespace that it
 /// was made in, whichever thread uses it.
-async fn prepare(way: &Way, from: IpAddr) -> io::Result<(TcpSocket, ProbeUnderWay)> {
+async fn prepare(way: &Way, from: IpAddr, to: SocketAddr) -> io::Result<(TcpSocket, ProbeUnderWay)> {
     let make = move || if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = match way.ns.clone() {
         None => make()?,
@@ -141,9 +142,11 @@ async fn prepare(way: &Way, from: IpAddr) -> io::Result<(TcpSocket, ProbeUnderWa
     socket.bind(SocketAddr::new(from, 0))?;
     let key = ProbeKey {
         netns_cookie: way.target.netns_cookie,
-        port: socket.local_addr()?.port().to_be(),
+        destination: address_bytes(to.ip()),
+        source_port: socket.local_addr()?.port(),
+        destination_port: to.port(),
         family: if from.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 },
-        pad: [0; 5],
+        pad: [0; 3],
     };
     let under_way = way.probes.begin(key, way.target.cookie).map_err(|e| io::Error::other(crate::chain(&e)))?;
     Ok((socket, under_way))
