@@ -95,6 +95,7 @@ const _: () = {
     // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<ProbeKey>() == 32);
+    assert!(size_of::<PortUser>() == 16);
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<SocketInfo>() == 56);
     assert!(size_of::<SourceKey>() == 20);

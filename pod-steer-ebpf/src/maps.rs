@@ -14,8 +14,8 @@ use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, MANAGED_PORTS_MAX,
     ManagedPort, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX, OWN_PORTS_MAX,
     OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX,
-    PortKey, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey,
-    TABLES_MAX,
+    PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo,
+    SourceKey, TABLES_MAX,
 };
 
 use crate::table::Table;
@@ -108,9 +108,9 @@ pub static OWN_CONNECTIONS: HashMap<OwnConnection, OwnSocket, { OWN_CONNECTIONS_
 #[btf_map]
 pub static OWN_SOURCES: Array<u64, { pod_steer_ebpf::OWN_SOURCES as usize }, MMAPABLE> = Array::new();
 
-/// Whose each shared port is: of the first managed bind to it.
+/// Whose each shared port is: of the first managed bind to it that has succeeded.
 #[btf_map]
-pub static PORT_USERS: HashMap<PortKey, u32, { PORT_USERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+pub static PORT_USERS: HashMap<PortKey, PortUser, { PORT_USERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 /// The sockets whose bind was moved. The kernel frees the entry with its socket.
 #[btf_map]

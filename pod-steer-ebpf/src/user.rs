@@ -24,6 +24,7 @@ pod!(
     SourceKey,
     ProbeKey,
     PortKey,
+    PortUser,
     Hidden,
     NoteKey,
     BackendCounters,

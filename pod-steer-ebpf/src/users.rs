@@ -1,19 +1,22 @@
 //! Versions that run as different users. The kernel lets sockets share a port only if all are one user's. So the first
-//! managed bind says whose a port is, and a bind of any other user is moved to a port of the kernel's choice: the lookup
-//! finds the socket by its cookie, whatever its port. `cgroup/getsockname4` and `getsockname6` show the server the port
+//! managed bind that succeeds says whose a port is, and a bind of any other user is moved to a port of the kernel's choice: the
+//! lookup finds the socket by its cookie, whatever its port. `cgroup/getsockname4` and `getsockname6` show the server the port
 //! that it asked for.
+//!
+//! Of two binds in the same moment one has to be the first: so a bind claims the port before it is tried, and
+//! `cgroup/post_bind4` and `post_bind6`, which run only when it has succeeded, confirm that.
 
 use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_NOEXIST, bpf_sock},
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock},
     cty::c_void,
-    helpers::{bpf_get_current_uid_gid, bpf_get_netns_cookie, generated::bpf_sk_storage_get},
-    macros::cgroup_sock_addr,
-    programs::{SockAddrContext, SockOpsContext},
+    helpers::{bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_ktime_get_ns, generated::bpf_sk_storage_get},
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext, SockOpsContext},
 };
-use pod_steer_ebpf::{Hidden, PortKey};
+use pod_steer_ebpf::{BIND_MAX_NS, Hidden, PortKey, PortUser};
 
 use crate::maps::{HIDDEN, PORT_USERS};
 
@@ -30,6 +33,38 @@ pub fn getsockname4(ctx: SockAddrContext) -> i32 {
 pub fn getsockname6(ctx: SockAddrContext) -> i32 {
     show(&ctx);
     SHOW
+}
+
+/// These hooks may refuse a bind that has succeeded.
+const KEEP: i32 = 1;
+
+#[cgroup_sock(post_bind4)]
+pub fn post_bind4(ctx: SockContext) -> i32 {
+    confirm(&ctx);
+    KEEP
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn post_bind6(ctx: SockContext) -> i32 {
+    confirm(&ctx);
+    KEEP
+}
+
+/// A bind has succeeded: the port is its user's, if it has claimed it.
+#[inline(always)]
+fn confirm(ctx: &SockContext) {
+    // SAFETY: the context is valid for the whole run.
+    let (port, proto) = unsafe { ((*ctx.sock).src_port as u16, (*ctx.sock).protocol as u8) };
+    // SAFETY: the context is this hook's own.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let key = PortKey { netns_cookie, port, proto, pad: [0; 5] };
+    let Some(user) = PORT_USERS.get_ptr_mut(&key) else { return };
+    // SAFETY: an entry lives until the end of this run at least; each field is written and read as a whole.
+    unsafe {
+        if (*user).uid == bpf_get_current_uid_gid() as u32 {
+            (*user).bound = 1;
+        }
+    }
 }
 
 /// Servers log where they listen, and some tell others.
@@ -87,18 +122,26 @@ pub fn hide(ctx: &SockAddrContext, port: u16, proto: u8) -> bool {
     true
 }
 
-/// Whose this port is: `uid`'s from now on, if nobody's. Of two binds in the same moment the map lets one be the first.
+/// Whose this port is: `uid`'s from now on, if it has no user. Of two binds in the same moment the map lets one be the first. A bind
+/// of another user that has failed counts for nothing.
 #[inline(always)]
 fn owner(key: &PortKey, uid: u32) -> u32 {
-    // SAFETY: four aligned bytes are read at once.
-    if let Some(owner) = unsafe { PORT_USERS.get(key) } {
-        return *owner;
+    // SAFETY: reads the clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let claim = PortUser { uid, bound: 0, since_ns: now };
+    // SAFETY: each field is read as a whole.
+    if let Some(user) = unsafe { PORT_USERS.get(key) } {
+        if user.uid == uid || user.bound != 0 || now.saturating_sub(user.since_ns) < BIND_MAX_NS {
+            return user.uid;
+        }
+        let _ = PORT_USERS.insert(key, claim, BPF_ANY.into());
+        return uid;
     }
-    if PORT_USERS.insert(key, uid, BPF_NOEXIST.into()).is_ok() {
+    if PORT_USERS.insert(key, claim, BPF_NOEXIST.into()).is_ok() {
         return uid;
     }
     // SAFETY: as above.
-    unsafe { PORT_USERS.get(key) }.copied().unwrap_or(uid)
+    unsafe { PORT_USERS.get(key) }.map_or(uid, |user| user.uid)
 }
 
 #[inline(always)]

@@ -127,6 +127,8 @@ fn programs() -> Vec<Finding> {
         "bind6" => "cgroup/bind6 with SO_REUSEPORT (Linux 6.1)",
         kernel::TABLES => "inner maps of any size (Linux 5.10)",
         "getsockname4" => "cgroup/getsockname4 (Linux 5.8)",
+        "post_bind4" => "cgroup/post_bind4 (Linux 4.17)",
+        "post_bind6" => "cgroup/post_bind6 (Linux 4.17)",
         "getsockname6" => "cgroup/getsockname6 (Linux 5.8)",
         "refuse_mptcp" => "cgroup/sock_create (Linux 4.10)",
         _ => "sockops with bpf_get_netns_cookie (Linux 5.15)",

@@ -9,10 +9,12 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
-    listeners::unmanaged,
+    listeners::{expect, unmanaged},
     load::ask,
     process::run,
-    require, tools, wait,
+    require,
+    rollouts::all_by,
+    tools, wait,
 };
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
@@ -39,7 +41,8 @@ fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
     require!(tools::root_and(&["ip", "ss"]));
     let mut stage = Stage::configured("[service.web.health]\nkind = 'http'\ninterval = '50ms'\ntimeout = '30s'\n")?;
     let _stranger = unmanaged(&stage, stage.host.net(), "stranger", &["[::1]:9000"])?;
-    let _backend = Exec::new("v1-1", "web", "80:8080", "[::1]:8080").server(&["--answer-delay-ms", "1000"]).start(&stage)?;
+    let _backend =
+        Exec::new("v1-1", "web", "80:8080", "[::1]:8080").server(&["--answer-delay-ms", "1000"]).start(&stage)?;
     let sockets = |filter: &str| -> Result<String> {
         run(stage.host.command("ss")?.args(["-H", "-t", "-n", "state", "connected"]).arg(filter))
     };
@@ -62,4 +65,60 @@ fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
         ensure!(answer == wanted, "{target}: {answer}");
     }
     Ok(())
+}
+
+/// A user who may not bind port 80 tries to: the port does not become that user's.
+#[test]
+fn a_bind_that_fails_gives_no_port_to_its_user() -> Result<()> {
+    require!(tools::root_and(&["ip", "ss", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    let mut failed = Exec::new("tried", "web", "80:80", "0.0.0.0:80").user(1000).launch(&stage)?;
+    wait::until_ok("the bind to fail", || Ok(failed.process.has_ended()?.then_some(())))?;
+    ensure!(failed.process.stderr().to_lowercase().contains("permission denied"), "{}", failed.process.stderr());
+    let root = Exec::new("root", "web", "80:80", "0.0.0.0:80").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let listens = run(stage.host.command("ss")?.args(["-H", "-l", "-t", "-n", "sport = :80"]))?;
+    ensure!(listens.contains("0.0.0.0:80"), "root's server has its port: {listens}");
+    let notes = stage.daemon.status()?.backend("web", "root").notes.clone();
+    ensure!(notes.is_empty(), "{notes:?}");
+    all_by(stage.host.net(), 20, "root")?;
+    drop(root);
+    Ok(())
+}
+
+/// A backend of another user chooses the number of its hidden port: that takes nothing from a server on the same port elsewhere.
+#[test]
+fn a_hidden_port_takes_clients_of_no_other_address() -> Result<()> {
+    require!(tools::root_and(&["ip", "ss", "python3"]));
+    let stage = Stage::without_engine()?;
+    let victims = ["127.0.0.1:45000", "127.0.0.3:45000", "[::1]:45000"];
+    let _victim = unmanaged(&stage, stage.host.net(), "victim", &victims)?;
+    let _root = Exec::new("root", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    // IP_LOCAL_PORT_RANGE: the kernel has one port to choose from.
+    let server = "import os, socket, struct, time
+os.setgid(1000)
+os.setuid(1000)
+s = socket.socket()
+s.setsockopt(0, 51, struct.pack('I', 45000 << 16 | 45000))
+s.bind(('127.0.0.2', 8080))
+s.listen()
+print('listening', flush=True)
+time.sleep(600)";
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "hidden", "--"]);
+    command.args(["python3", "-c", server]);
+    let hidden = stage.host.start("hidden", &mut command)?;
+    wait::until("it to listen", || hidden.stdout().contains("listening").then_some(()))
+        .with_context(|| hidden.stderr())?;
+    let chosen = run(stage.host.command("ss")?.args(["-H", "-l", "-t", "-n", "src 127.0.0.2"]))?;
+    ensure!(chosen.contains("127.0.0.2:45000"), "it has chosen its port: {chosen}");
+    stage.daemon.wait_for("the hidden one to be known", |status| {
+        (status.service("web")?.backends.iter().any(|backend| backend.name == "hidden" && backend.sockets == 1))
+            .then_some(())
+    })?;
+    for victim in victims {
+        expect(stage.host.net(), &[(victim, Some(format!("victim@{victim}").as_str()))])?;
+    }
+    expect(stage.host.net(), &[("127.0.0.2:45000", None)])
 }

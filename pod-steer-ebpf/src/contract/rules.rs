@@ -135,7 +135,13 @@ pub struct ProbeKey {
 impl ProbeKey {
     /// The key for what a kernel program sees: addresses and the source port in network byte order, the other in host byte order.
     #[inline(always)]
-    pub fn seen(netns_cookie: u64, family: u8, source_port: u16, destination: &[u32; 4], destination_port: u16) -> Self {
+    pub fn seen(
+        netns_cookie: u64,
+        family: u8,
+        source_port: u16,
+        destination: &[u32; 4],
+        destination_port: u16,
+    ) -> Self {
         let mut addr = [0; 16];
         for (bytes, word) in addr.chunks_exact_mut(4).zip(destination) {
             bytes.copy_from_slice(&word.to_ne_bytes());

@@ -72,7 +72,7 @@ pub const V6_BOTH: u16 = 1;
 /// It takes IPv6 clients only (`IPV6_V6ONLY`).
 pub const V6_ONLY: u16 = 2;
 
-/// A port that managed sockets share: the kernel lets those of one user do so. The value is that user.
+/// A port that managed sockets share: the kernel lets those of one user do so. Its user is a [`PortUser`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey {
@@ -85,6 +85,22 @@ pub struct PortKey {
     /// Zero.
     pub pad: [u8; 5],
 }
+
+/// Whose a port is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortUser {
+    /// The user.
+    pub uid: u32,
+    /// One if a bind of that user has succeeded; zero while its first one is under way, or after it has failed.
+    pub bound: u32,
+    /// When that bind began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub since_ns: u64,
+}
+
+/// How long a bind may be under way. It takes microseconds, and longer only if its thread is interrupted. After this time a port
+/// is nobody's on which no bind has succeeded.
+pub const BIND_MAX_NS: u64 = 50_000_000;
 
 /// What a socket's storage holds if its bind was moved to a port of the kernel's choice, since the port that it asked for
 /// is another user's.

@@ -24,9 +24,11 @@ use crate::netns::Netns;
 
 /// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
 /// server that is about to bind needs comes first.
-pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 6] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 8] = [
     ("bind4", "bind4", Some(8)),
     ("bind6", "bind6", Some(9)),
+    ("post_bind4", "post_bind4", None),
+    ("post_bind6", "post_bind6", None),
     ("refuse_mptcp", "sock_create", Some(2)),
     ("tcp_events", "sock_ops", Some(3)),
     ("getsockname4", "getsockname4", None),

@@ -7,7 +7,7 @@
 //! DIR/maps/NAME              every map that all share
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/ports/COOKIE           what each of its ports leads to
-//! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 getsockname4 getsockname6 sock_create sockops
+//! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 post_bind4 post_bind6 getsockname4 getsockname6 sock_create sockops
 //! ```
 #![expect(
     deprecated,
@@ -49,7 +49,8 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedPort, Move, PortKey, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
+    BackendCounters, Hidden, ManagedPort, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo, V6_BOTH,
+    V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -90,7 +91,7 @@ pub struct Kernel {
     managed_ports: HashMap<MapData, ManagedPort, u32>,
     moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,
-    port_users: HashMap<MapData, PortKey, u32>,
+    port_users: HashMap<MapData, PortKey, PortUser>,
     hidden: SkStorage<MapData, Hidden>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,

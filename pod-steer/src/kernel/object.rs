@@ -59,7 +59,17 @@ pub(super) const MAPS: [&str; 24] = [
 ];
 
 /// The programs that the daemon keeps loaded; `steer` is loaded once per ingress namespace.
-const PROGRAMS: [&str; 7] = ["bind4", "bind6", "getsockname4", "getsockname6", "refuse_mptcp", "tcp_events", "migrate"];
+const PROGRAMS: [&str; 9] = [
+    "bind4",
+    "bind6",
+    "post_bind4",
+    "post_bind6",
+    "getsockname4",
+    "getsockname6",
+    "refuse_mptcp",
+    "tcp_events",
+    "migrate",
+];
 
 /// `AYA_LOG_LEVEL` that lets decisions through (debug), and the one that makes the verifier drop the calls.
 const LOG_DECISIONS: u8 = 4;

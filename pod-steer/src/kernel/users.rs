@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, os::fd::AsRawFd};
 
-use pod_steer_ebpf::{Hidden, PORT_USERS_MAX, PortKey, SocketInfo};
+use pod_steer_ebpf::{Hidden, PORT_USERS_MAX, PortKey, PortUser, SocketInfo};
 
 use super::{Kernel, KernelError, Result};
 
 impl Kernel {
     /// Says whose a port is.
     pub fn own_port(&mut self, port: PortKey, uid: u32) -> Result<()> {
-        self.port_users.insert(port, uid, 0).map_err(KernelError::add(
+        let user = PortUser { uid, bound: 1, since_ns: 0 };
+        self.port_users.insert(port, user, 0).map_err(KernelError::add(
             "write whose a port is to",
             "PORT_USERS",
             PORT_USERS_MAX,
