@@ -15,6 +15,7 @@ use crate::{
     api::types::Status,
     connections,
     procs::FoundSocket,
+    rollout::{self, Progress},
     world::{Backend, Kind},
 };
 
@@ -146,6 +147,19 @@ impl Control {
         });
     }
 
+    /// A drain reports the most connections that were counted. It notes them at once, since its next step may come after this
+    /// count was dropped: operations make no step while lookups may still use the former tables.
+    fn note_drained_connections(&mut self) {
+        let services: Vec<String> = self.orders.operations.keys().cloned().collect();
+        for service in services {
+            let Some(mut operation) = self.orders.operations.get(&service).cloned() else { continue };
+            rollout::note_connections(&mut operation, &self.view(&service));
+            if self.orders.operations.get(&service) != Some(&operation) {
+                self.record(&service, vec![operation], Progress::default());
+            }
+        }
+    }
+
     /// A count is there.
     pub(super) fn count_is_there(&mut self, generation: u64, counts: Counts) {
         let began = self.counted.under_way.take();
@@ -153,6 +167,7 @@ impl Control {
             let took = began.map_or(Duration::ZERO, |began| began.elapsed());
             self.counted.by_index = counts.into_iter().collect();
             self.counted.not_before = Some(Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR));
+            self.note_drained_connections();
         } else {
             // Traffic has moved meanwhile.
             let asked = std::mem::take(&mut self.counted.asked);

@@ -26,20 +26,17 @@ pub(super) fn step(
             }
             Progress::default()
         }
-        Phase::Draining { since_ms, deadline_ms, old, connections } => {
+        Phase::Draining { since_ms, deadline_ms, old, .. } => {
             if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
                 return go_back(operation, decision, now, reason);
             }
             let (left, uncounted) = (live(view, &old), uncounted(view, &old));
-            // Those of some backends are counted only now.
-            if let Phase::Draining { connections, .. } = &mut operation.phase {
-                *connections = left.max(*connections);
-            }
+            let connections = note_connections(operation, view);
             if (left > 0 || uncounted.is_some()) && now.ms < deadline_ms {
                 return Progress::default();
             }
-            let mut detail = words::count(connections.max(left) - left, "connection");
+            let mut detail = words::count(connections - left, "connection");
             if left > 0 {
                 detail.push_str(&format!(", {left} left"));
             }
@@ -65,6 +62,14 @@ pub(super) fn step(
         }
         Phase::Stepping { .. } | Phase::Ended => Progress::default(),
     }
+}
+
+/// Takes into account how many old connections there are now, and returns the most that there have been during this drain. Those
+/// of some backends are counted only after the switch, and a count is valid for a moment.
+pub fn note_connections(operation: &mut Operation, view: &View) -> u64 {
+    let Phase::Draining { old, connections, .. } = &mut operation.phase else { return 0 };
+    *connections = live(view, old).max(*connections);
+    *connections
 }
 
 fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {

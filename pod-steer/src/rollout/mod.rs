@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 pub use already::already;
 pub use check::{Refusal, check};
+pub use deploy::note_connections;
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 
