@@ -95,6 +95,8 @@ pub fn is_empty(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -135,6 +137,18 @@ mod tests {
             assert_eq!(own(path), None, "{path}");
         }
         assert_eq!(own(&format!("/c/docker/{}", "f".repeat(64))), None, "another container's");
+    }
+
+    #[test]
+    fn finds_cgroups_by_their_ids() {
+        let root = std::env::temp_dir().join(format!("pod-steer-cgroups-{}", std::process::id()));
+        let paths = ["a", "a/b", "c"].map(|name| root.join(name));
+        paths.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let ids = paths.each_ref().map(|path| fs::metadata(path).unwrap().ino());
+        let found = with_ids(&root, &BTreeSet::from([ids[1], ids[2], u64::MAX]));
+        assert_eq!(found, BTreeMap::from([(ids[1], paths[1].clone()), (ids[2], paths[2].clone())]));
+        assert!(with_ids(&root, &BTreeSet::new()).is_empty());
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

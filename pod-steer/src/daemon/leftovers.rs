@@ -20,26 +20,33 @@ impl Control {
         self.leftovers = false;
         let mut left = 0;
         let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
-        let mut attached = self.kernel.attached_backends();
-        attached.retain(|&(cgroup, index)| {
-            // A container that starts again has its new cgroup before the engine says so.
-            let over = match (by_index.get(&index), self.cgroup_ids.get(&index)) {
-                (None, _) => true,
-                (Some(_), Some(current)) => *current != cgroup,
-                (Some(backend), None) => backend.phase == Phase::Exited,
-            };
-            if !over {
-                return true;
+        // A container that starts again has its new cgroup before the engine says so.
+        let is_over = |cgroup: u64, index: u32| match (by_index.get(&index), self.cgroup_ids.get(&index)) {
+            (None, _) => true,
+            (Some(_), Some(current)) => *current != cgroup,
+            (Some(backend), None) => backend.phase == Phase::Exited,
+        };
+        let (over, mut attached): (Vec<_>, Vec<_>) =
+            self.kernel.attached_backends().into_iter().partition(|&(cgroup, index)| is_over(cgroup, index));
+        let counts = |index: u32| {
+            let counters = self.kernel.backend_counters(index);
+            counters.opened != counters.closed
+        };
+        // One walk through the hierarchy for all of them.
+        let counting: BTreeSet<u64> =
+            over.iter().filter(|(_, index)| counts(*index)).map(|(cgroup, _)| *cgroup).collect();
+        let there = crate::cgroups::with_ids(self.cgroups.mount(), &counting);
+        for (cgroup, index) in over {
+            if there.contains_key(&cgroup) {
+                attached.push((cgroup, index));
+                continue;
             }
             if left == LEFT_AT_ONCE_MAX {
                 self.leftovers = true;
-                return true;
+                attached.push((cgroup, index));
+                continue;
             }
-            let counters = self.kernel.backend_counters(index);
-            if counters.opened != counters.closed {
-                if !crate::cgroups::with_ids(self.cgroups.mount(), &BTreeSet::from([cgroup])).is_empty() {
-                    return true;
-                }
+            if counting.contains(&cgroup) {
                 // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
                 for to in self.kernel.write_off_moved(index) {
                     *self.written_off.entry(to).or_default() += 1;
@@ -47,8 +54,7 @@ impl Control {
             }
             self.kernel.detach_backend(cgroup, index);
             left += 1;
-            false
-        });
+        }
         let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
         let lingering = self.world.lingering.len();
         self.world.lingering.retain(|index, _| counting.contains(index));
