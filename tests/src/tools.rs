@@ -20,6 +20,15 @@ pub fn docker() -> Result<(), String> {
     root_and(&["dockerd", "docker", "containerd", "runc", "ip", "tar", "busybox"])
 }
 
+/// A kernel with MPTCP that is switched on.
+pub fn mptcp() -> Result<(), String> {
+    match std::fs::read_to_string("/proc/sys/net/mptcp/enabled") {
+        Ok(enabled) if enabled.trim() == "1" => Ok(()),
+        Ok(_) => Err("net.mptcp.enabled is 0".to_owned()),
+        Err(_) => Err("the kernel has no MPTCP".to_owned()),
+    }
+}
+
 /// The library of faketime(1), which shifts the wall clock of the process that loads it, and no other clock.
 pub fn faketime_library() -> Result<PathBuf> {
     let dirs = std::fs::read_dir("/usr/lib").context("listing /usr/lib")?.flatten();
