@@ -4,60 +4,128 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
 };
 
 use pod_steer_ebpf::PROBE_SOURCE_V4;
 
 use crate::{
-    listening,
+    listening::{self, Connection},
     netns::Netns,
-    procs::{Process, processes_in_cgroup},
+    process_set::{ProcessSet, open_netns},
+    world::BackendId,
 };
 
-/// Connections by one of these local ports that the processes of a cgroup hold or have yet to accept; if there is none, or no
-/// process in it, those of this process and its descendants.
-pub fn count(cgroup: Option<&Path>, pid: Option<i32>, netns: Netns, ports: &BTreeSet<u16>) -> io::Result<u64> {
-    let mut processes = cgroup.map(processes_in_cgroup).unwrap_or_default();
-    if processes.is_empty() {
-        let process = Process::open(pid.ok_or_else(|| io::Error::other("it has no process"))?)?;
-        // What cannot be read is an error of the process itself; one below it that has ended meanwhile holds nothing.
-        drop(process.seats()?);
-        processes = process.tree();
+/// A backend whose connections are to be counted.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The backend.
+    pub id: BackendId,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its processes.
+    pub processes: ProcessSet,
+    /// The local ports of its connections.
+    pub ports: BTreeSet<u16>,
+}
+
+/// The connections of each backend: those that its processes hold, and those that wait in its listeners. The kernel is asked once for
+/// each namespace, since it goes through its whole table of connections.
+pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
+    let mut by_netns: BTreeMap<u64, Vec<Question>> = BTreeMap::new();
+    for question in questions {
+        by_netns.entry(question.netns.cookie).or_default().push(question);
     }
-    let mut namespaces = processes.iter().filter_map(|process| process.netns().ok());
-    let ns = namespaces.next().ok_or_else(|| io::Error::other("its processes have ended"))?;
-    let seats = processes.iter().filter_map(|process| process.seats().ok()).flatten();
-    let held: BTreeSet<u64> = seats.map(|seat| seat.inode).collect();
-    let ours = |port: u16, inode: u64| ports.contains(&port) && held.contains(&inode);
-    let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
-    let accepted = listening::connections(&ns, netns.cookie)?;
-    let accepted = accepted.iter().filter(|one| ours(one.port, one.inode) && one.from.to_canonical() != probes).count();
-    let listeners = listening::listeners(&ns, netns.cookie)?;
-    let waiting: u64 = listeners.iter().filter(|one| ours(one.port, one.inode)).map(|one| u64::from(one.waiting)).sum();
-    Ok(accepted as u64 + waiting)
+    let mut counts = Vec::new();
+    for questions in by_netns.into_values() {
+        let table = Table::read(&questions).map_err(|error| error.to_string());
+        for question in questions {
+            let counted = match &table {
+                Ok(table) => table.count(&question),
+                Err(error) => Err(io::Error::other(error.clone())),
+            };
+            counts.push((question.id, counted));
+        }
+    }
+    counts
+}
+
+/// What the kernel knows of one namespace.
+struct Table {
+    /// Port and inode of each listener, and how many connections wait there.
+    waiting: Vec<(u16, u64, u32)>,
+    connections: Vec<Connection>,
+}
+
+impl Table {
+    fn read(questions: &[Question]) -> io::Result<Self> {
+        let Some(netns) = questions.first().map(|question| question.netns) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let ports: BTreeSet<u16> = questions.iter().flat_map(|question| question.ports.iter().copied()).collect();
+        let sets: Vec<ProcessSet> = questions.iter().map(|question| question.processes.clone()).collect();
+        let ns = open_netns(netns, &sets)?;
+        // In the order in which a connection goes on, so that none is missed that changes meanwhile: it waits in a queue, then it is
+        // accepted, then a process has a descriptor of it.
+        let listeners = listening::listeners(&ns, netns.cookie)?;
+        let waiting = listeners.iter().map(|one| (one.port, one.inode, one.waiting)).collect();
+        Ok(Self { waiting, connections: listening::connections(&ns, netns.cookie, &ports)? })
+    }
+
+    fn count(&self, question: &Question) -> io::Result<u64> {
+        let held = held(&question.processes)?;
+        let ours = |port: u16, inode: u64| question.ports.contains(&port) && held.contains(&inode);
+        let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
+        let accepted = self.connections.iter();
+        let accepted = accepted.filter(|one| ours(one.port, one.inode) && one.from.to_canonical() != probes).count();
+        let waiting = self.waiting.iter().filter(|(port, inode, _)| ours(*port, *inode));
+        let waiting: u64 = waiting.map(|(_, _, waiting)| u64::from(*waiting)).sum();
+        Ok(accepted as u64 + waiting)
+    }
+}
+
+/// The inodes of the sockets that these processes hold. One that has ended meanwhile holds none.
+fn held(processes: &ProcessSet) -> io::Result<HashSet<u64>> {
+    let (mut held, mut failure) = (None, io::Error::other("its processes have ended"));
+    for process in processes.processes() {
+        match process.seats() {
+            Ok(seats) => held.get_or_insert_with(HashSet::new).extend(seats.map(|seat| seat.inode)),
+            Err(error) => failure = error,
+        }
+    }
+    held.ok_or(failure)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         io::{Read as _, Write as _},
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
-    use crate::netns;
+    use crate::{netns, procs::ProcessId};
+
+    fn question(id: &str, processes: ProcessSet, port: u16) -> Question {
+        let netns = netns::identify(&File::open("/proc/self/ns/net").unwrap()).unwrap();
+        Question { id: id.to_owned(), netns, processes, ports: BTreeSet::from([port]) }
+    }
+
+    fn own() -> ProcessSet {
+        ProcessSet { process: ProcessId::of(std::process::id().cast_signed()).ok(), ..ProcessSet::default() }
+    }
 
     #[test]
     fn counts_what_is_accepted_and_what_waits() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let netns = netns::identify(&Process::open(own).unwrap().netns().unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let count = || count(None, Some(own), netns, &BTreeSet::from([address.port()])).unwrap();
+        let count = || {
+            let mut counts = count(vec![question("a", own(), address.port())]);
+            counts.pop().unwrap().1.unwrap()
+        };
         assert_eq!(count(), 0);
         let clients = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
         assert_eq!(count(), 2, "both wait; the clients' own ends come from other ports");
@@ -70,5 +138,20 @@ mod tests {
         drop(accepted);
         drop(listener.accept().unwrap());
         assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn each_backend_of_a_namespace_has_its_own() {
+        let listeners = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+        let [one, two] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        let _clients = [one, two, two].map(|address| TcpStream::connect(address).unwrap());
+        let none = ProcessSet::default();
+        let questions =
+            vec![question("a", own(), one.port()), question("b", own(), two.port()), question("c", none, 1)];
+        let counts = count(questions).into_iter().map(|(id, count)| (id, count.map_err(|error| error.to_string())));
+        let counts: BTreeMap<String, Result<u64, String>> = counts.collect();
+        assert_eq!(counts["a"], Ok(1));
+        assert_eq!(counts["b"], Ok(2));
+        assert_eq!(counts["c"], Err("its processes have ended".to_owned()));
     }
 }

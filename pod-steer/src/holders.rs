@@ -6,21 +6,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use crate::{
-    listening::{self, Listener},
+    listening::Listener,
     netns::Netns,
-    procs::{FoundSocket, Process, ProcessId, Seat, netns_of_cgroup, processes_in_cgroup},
+    process_set::{ProcessSet, all_processes, listeners_of_netns},
+    procs::{FoundSocket, Process, ProcessId, Seat},
 };
 
-/// A walk through descriptors ends after this time; the next one begins anew.
-const WALK_MAX: Duration = Duration::from_secs(5);
+/// A look ends after this time. What it has not come to is left to the next one.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// A backend whose processes may hold listeners.
 #[derive(Clone, Debug)]
@@ -33,24 +31,11 @@ pub struct Candidate {
     pub ports: BTreeSet<u16>,
     /// Those of them on which no socket of it is registered.
     pub missing: BTreeSet<u16>,
-    /// Its cgroup.
-    pub cgroup: Option<PathBuf>,
-    /// The process that it is, with its descendants, if its cgroup has none or it has no cgroup.
-    pub process: Option<ProcessId>,
-    /// That process holds the listener and has started others that are not the backend's.
-    pub holds_only: bool,
+    /// Its processes.
+    pub processes: ProcessSet,
 }
 
 impl Candidate {
-    fn processes(&self) -> Vec<Process> {
-        let inside = self.cgroup.as_deref().map(processes_in_cgroup).unwrap_or_default();
-        match self.process {
-            Some(process) if inside.is_empty() && self.holds_only => process.open().into_iter().collect(),
-            Some(process) if inside.is_empty() => process.open().map(Process::tree).unwrap_or_default(),
-            _ => inside,
-        }
-    }
-
     /// Whether it matters if a listener is among its descriptors.
     fn may_hold(&self, port: u16, asked: Asked, thorough: bool) -> bool {
         match asked {
@@ -101,6 +86,8 @@ pub struct Answer {
     pub held: BTreeMap<u64, Holding>,
     /// Ports on which backends listen by MPTCP, by index.
     pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
+    /// All descriptors were looked through that the question is about, and it was a thorough one: what was not found is not there.
+    pub is_complete: bool,
 }
 
 /// The processes that hold a listener.
@@ -140,18 +127,35 @@ pub struct Stranger {
     pub socket: FoundSocket,
 }
 
-/// Looks.
-pub fn ask(question: &Question) -> io::Result<Answer> {
+/// Looks at one namespace after the other, until the time for a look is over. The first one is looked at in any case.
+pub fn look(questions: &[Question]) -> Vec<(u64, io::Result<Answer>)> {
+    look_until(questions, Instant::now() + LOOK_MAX)
+}
+
+fn look_until(questions: &[Question], ends: Instant) -> Vec<(u64, io::Result<Answer>)> {
+    let mut answers = Vec::new();
+    for question in questions {
+        if !answers.is_empty() && Instant::now() > ends {
+            break;
+        }
+        answers.push((question.netns.cookie, ask(question, ends)));
+    }
+    answers
+}
+
+fn ask(question: &Question, ends: Instant) -> io::Result<Answer> {
     let netns_cookie = question.netns.cookie;
-    let listeners = listening::listeners(&open_netns(question)?, netns_cookie)?;
+    let here = question.candidates.iter().filter(|candidate| candidate.netns == question.netns);
+    let here: Vec<ProcessSet> = here.map(|candidate| candidate.processes.clone()).collect();
+    let listeners = listeners_of_netns(question.netns, &here)?;
     if listeners.iter().any(|listener| listener.cookie.is_none()) {
         return Err(io::Error::other("sock_diag(7) does not list sockets, and /proc/net has no cookies"));
     }
     let asked = question.known.keys().copied().collect();
     let listening = listeners.iter().filter_map(|listener| listener.cookie).collect();
-    let mut answer = Answer { netns_cookie, asked, listening, held: BTreeMap::new(), mptcp: BTreeMap::new() };
+    let mut answer =
+        Answer { netns_cookie, asked, listening, held: BTreeMap::new(), mptcp: BTreeMap::new(), is_complete: false };
     let sought: HashMap<u64, Sought> = listeners.iter().filter_map(|listener| sought(question, listener)).collect();
-    let ends = Instant::now() + WALK_MAX;
     for candidate in question.candidates.iter() {
         let may_hold = |of: &Sought| candidate.may_hold(of.port, of.asked, question.thorough);
         if sought.values().any(may_hold) {
@@ -166,6 +170,7 @@ pub fn ask(question: &Question) -> io::Result<Answer> {
     if !orphans.is_empty() {
         look_through_all(&orphans, &mut answer, ends);
     }
+    answer.is_complete = question.thorough && Instant::now() <= ends;
     Ok(answer)
 }
 
@@ -197,7 +202,7 @@ fn look_through<'a>(
     answer: &mut Answer,
     ends: Instant,
 ) {
-    for process in candidate.processes() {
+    for process in candidate.processes.processes() {
         for seat in process.seats().into_iter().flatten() {
             if Instant::now() > ends {
                 return;
@@ -240,25 +245,30 @@ fn look_through_all(orphans: &HashMap<u64, Sought>, answer: &mut Answer, ends: I
     }
 }
 
-fn all_processes() -> impl Iterator<Item = i32> {
-    let own = std::process::id().cast_signed();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
 
-/// The namespace, by any process that is in it: a descriptor that is kept would keep it from ending.
-fn open_netns(question: &Question) -> io::Result<File> {
-    let netns = question.netns;
-    let same = |path: &str| fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (netns.dev, netns.inode));
-    let own = "/proc/self/ns/net";
-    if same(own) {
-        return File::open(own);
+    use super::*;
+    use crate::netns;
+
+    #[test]
+    fn a_look_that_takes_too_long_ends_and_says_that_it_is_not_complete() {
+        // Entering a namespace needs a privilege.
+        let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
+        let question = || Question {
+            netns,
+            known: BTreeMap::new(),
+            candidates: Arc::default(),
+            vacant: BTreeSet::new(),
+            thorough: true,
+        };
+        let questions = [question(), question()];
+        let complete = |ends| {
+            let answers = look_until(&questions, ends);
+            answers.into_iter().map(|(_, answer)| answer.unwrap().is_complete).collect::<Vec<_>>()
+        };
+        assert_eq!(complete(Instant::now() + LOOK_MAX), [true, true]);
+        assert_eq!(complete(Instant::now()), [false]);
     }
-    let here = question.candidates.iter().filter(|candidate| candidate.netns == netns);
-    let cgroups = here.filter_map(|candidate| candidate.cgroup.as_deref());
-    if let Some(file) = cgroups.filter_map(|cgroup| netns_of_cgroup(cgroup, netns).ok()).next() {
-        return Ok(file);
-    }
-    let path = all_processes().map(|pid| format!("/proc/{pid}/ns/net")).find(|path| same(path));
-    path.map_or_else(|| Err(io::Error::other(format!("no process is in the network namespace {netns}"))), File::open)
 }

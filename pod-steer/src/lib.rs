@@ -31,6 +31,7 @@ pub mod log_sink;
 pub mod near;
 pub mod netns;
 pub mod ports;
+pub mod process_set;
 pub mod procs;
 pub mod rollout;
 pub mod settings;

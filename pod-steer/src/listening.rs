@@ -98,6 +98,13 @@ pub fn listeners(ns: &File, cookie: u64) -> io::Result<Vec<Listener>> {
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
 
+/// The inodes of the TCP listeners in the namespace behind an open `ns/net` file, as in `/proc/PID/fd`. That of an MPTCP listener is
+/// the inode of the TCP socket below it as well.
+pub fn inodes(ns: &File) -> io::Result<HashSet<u64>> {
+    let listeners = netns::enter(ns, || ask().or_else(|_| read_tables()))?;
+    Ok(listeners.into_iter().map(|listener| listener.inode).collect())
+}
+
 /// A TCP connection of a namespace that some process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
@@ -109,9 +116,9 @@ pub struct Connection {
     pub inode: u64,
 }
 
-/// The TCP connections in the namespace behind an open `ns/net` file, if that is still the one with this cookie. The kernel
-/// goes through its whole table of connections for it.
-pub fn connections(ns: &File, cookie: u64) -> io::Result<Vec<Connection>> {
+/// The TCP connections by these local ports in the namespace behind an open `ns/net` file, if that is still the one with this
+/// cookie. The kernel goes through its whole table of connections for it.
+pub fn connections(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<Vec<Connection>> {
     let states = StateFlags::ESTABLISHED
         | StateFlags::SYN_RECV
         | StateFlags::CLOSE_WAIT
@@ -126,9 +133,16 @@ pub fn connections(ns: &File, cookie: u64) -> io::Result<Vec<Connection>> {
     };
     netns::run_in(ns, cookie, || {
         let mut found = Vec::new();
-        dump(&states, 0, &mut |response| found.push(of(response)))?;
+        dump(&states, only(ports), &mut |response| {
+            found.extend(Some(of(response)).filter(|connection| ports.contains(&connection.port)));
+        })?;
         Ok(found)
     })
+}
+
+/// The port that a dump is about, or zero: the kernel reports sockets of one port, or all.
+fn only(ports: &BTreeSet<u16>) -> u16 {
+    if ports.len() == 1 { ports.first().copied().unwrap_or_default() } else { 0 }
 }
 
 /// Those of these ports that some TCP socket of the namespace is bound to, whatever it does: a connection keeps the port of
@@ -136,10 +150,8 @@ pub fn connections(ns: &File, cookie: u64) -> io::Result<Vec<Connection>> {
 pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u16>> {
     netns::run_in(ns, cookie, || {
         let mut used = BTreeSet::new();
-        // The kernel goes through its table of connections, and tells of one port, or of all.
-        let only = if ports.len() == 1 { ports.first().copied().unwrap_or_default() } else { 0 };
         let states = StateFlags::all() - StateFlags::TIME_WAIT;
-        dump(&states, only, &mut |found| {
+        dump(&states, only(ports), &mut |found| {
             used.insert(found.header.socket_id.source_port);
         })?;
         used.retain(|port| ports.contains(port));

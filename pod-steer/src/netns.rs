@@ -40,28 +40,29 @@ impl fmt::Display for Netns {
 /// Identifies the namespace behind an open `ns/net` file.
 pub fn identify(ns: &File) -> io::Result<Netns> {
     let meta = ns.metadata()?;
-    // A namespace is a property of a thread: a thread of its own enters and ends, and nobody else ever sees it.
-    let cookie = thread::scope(|scope| {
-        let entered = scope.spawn(|| {
-            move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            sys::own_netns_cookie()
-        });
-        entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace died")))
-    })?;
+    let cookie = enter(ns, sys::own_netns_cookie)?;
     Ok(Netns { dev: meta.dev(), inode: meta.ino(), cookie })
 }
 
 /// Runs `inside` on a thread of its own in another network namespace, if that is still the one with this cookie.
 pub fn run_in<T: Send>(ns: &File, cookie: u64, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    enter(ns, || {
+        if sys::own_netns_cookie()? != cookie {
+            return Err(io::Error::other("its network namespace is another by now"));
+        }
+        inside()
+    })
+}
+
+/// Runs `inside` in a network namespace. A namespace is a property of a thread: a thread of its own enters and ends, so no other
+/// code runs there. Where the limit on threads is reached, that is an error.
+pub fn enter<T: Send>(ns: &File, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let entered = scope.spawn(|| {
+        let entered = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
             move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            if sys::own_netns_cookie()? != cookie {
-                return Err(io::Error::other("its network namespace is another by now"));
-            }
             inside()
-        });
-        entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace died")))
+        })?;
+        entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
     })
 }
 

@@ -2,6 +2,7 @@
 //! process that took its pid.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -19,7 +20,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{kernel::sys, netns::Netns};
+use crate::{kernel::sys, listening};
 
 /// A process that cannot be confused with another.
 #[derive(Debug)]
@@ -52,6 +53,25 @@ pub struct FoundSocket {
     pub uid: u32,
     /// It is an MPTCP socket, which no socket map takes.
     pub mptcp: bool,
+}
+
+/// Most sockets of a process that are copied to see whether they listen. For fewer, to enumerate the listeners of its namespace would
+/// cost more.
+const COPIES_MAX: usize = 64;
+
+/// The listeners of network namespaces, which are enumerated once each.
+#[derive(Debug, Default)]
+pub struct Listening {
+    /// Inodes of listeners, by the device and the inode of the namespace; nothing where they cannot be enumerated.
+    by_netns: HashMap<(u64, u64), Option<HashSet<u64>>>,
+}
+
+impl Listening {
+    fn inodes(&mut self, ns: &File) -> Option<&HashSet<u64>> {
+        let meta = ns.metadata().ok()?;
+        let enumerate = || listening::inodes(ns).ok();
+        self.by_netns.entry((meta.dev(), meta.ino())).or_insert_with(enumerate).as_ref()
+    }
 }
 
 /// A descriptor of a socket, where it was found. Whether it is still there takes one system call; to find it takes one for
@@ -198,9 +218,25 @@ impl Process {
     }
 
     /// Its listening TCP and MPTCP sockets for which `wanted` holds.
-    pub fn listeners(&self, mut wanted: impl FnMut(&FoundSocket) -> bool) -> io::Result<Vec<FoundSocket>> {
-        let found = self.seats()?.filter_map(|seat| self.listener(seat));
+    pub fn listeners(
+        &self,
+        listening: &mut Listening,
+        mut wanted: impl FnMut(&FoundSocket) -> bool,
+    ) -> io::Result<Vec<FoundSocket>> {
+        let found = self.candidates(listening)?.into_iter().filter_map(|seat| self.listener(seat));
         Ok(found.filter(|socket| wanted(socket)).collect())
+    }
+
+    /// Its descriptors that may be listeners. Only a copy tells for certain, and a copy keeps a connection open that its owner
+    /// closes meanwhile: if there are many descriptors, the listeners among them are known by their inodes.
+    fn candidates(&self, listening: &mut Listening) -> io::Result<Vec<Seat>> {
+        let mut seats: Vec<Seat> = self.seats()?.collect();
+        if seats.len() > COPIES_MAX
+            && let Some(inodes) = listening.inodes(&self.netns()?)
+        {
+            seats.retain(|seat| inodes.contains(&seat.inode));
+        }
+        Ok(seats)
     }
 
     /// It and its descendants. A process whose parent has ended is a descendant no more.
@@ -251,26 +287,6 @@ pub fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
     found
 }
 
-/// The listening sockets of every process in a cgroup and below it, each once.
-pub fn listeners_in_cgroup(dir: &Path, mut wanted: impl FnMut(&FoundSocket) -> bool) -> io::Result<Vec<FoundSocket>> {
-    let mut found: Vec<FoundSocket> = Vec::new();
-    for process in processes_in_cgroup(dir) {
-        for socket in process.listeners(&mut wanted).unwrap_or_default() {
-            if !found.iter().any(|other| other.cookie == socket.cookie) {
-                found.push(socket);
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// The `ns/net` file of this network namespace, by a process of a cgroup that lives in it.
-pub fn netns_of_cgroup(dir: &Path, netns: Netns) -> io::Result<File> {
-    let files = processes_in_cgroup(dir).into_iter().filter_map(|process| process.netns().ok());
-    let mut same = files.filter(|file| file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (netns.dev, netns.inode)));
-    same.next().ok_or_else(|| io::Error::other("no process of the backend is in its network namespace"))
-}
-
 /// The 16 bytes of the contract: network byte order, IPv4 in the first four.
 pub fn address_bytes(ip: IpAddr) -> [u8; 16] {
     match ip {
@@ -311,7 +327,7 @@ mod tests {
         let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
         let process = own.open().unwrap();
         let cookie = sockopt::socket_cookie(&listener).unwrap();
-        let found = process.listeners(|socket| socket.cookie == cookie).unwrap();
+        let found = process.listeners(&mut Listening::default(), |socket| socket.cookie == cookie).unwrap();
         let seat = found[0].seat;
         drop(found);
         assert!(seat.is_taken() && !found_mptcp(&process, seat));
@@ -321,6 +337,23 @@ mod tests {
             ProcessId { start: own.start + 1, ..own }.open().is_err(),
             "a later process of the same pid is another"
         );
+    }
+
+    #[test]
+    fn connections_are_not_copied_to_find_the_listeners_among_many() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = |_| std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let connections: Vec<std::net::TcpStream> = (0..=COPIES_MAX).map(connect).collect();
+        let inode = |fd: &dyn std::os::fd::AsFd| rustix::fs::fstat(fd.as_fd()).unwrap().st_ino;
+        let process = Process::open(std::process::id().cast_signed()).unwrap();
+        // Entering a namespace needs a privilege.
+        if listening::inodes(&process.netns().unwrap()).is_err() {
+            return;
+        }
+        let candidates = process.candidates(&mut Listening::default()).unwrap();
+        let candidates: HashSet<u64> = candidates.into_iter().map(|seat| seat.inode).collect();
+        assert!(candidates.contains(&inode(&listener)));
+        assert!(connections.iter().all(|connection| !candidates.contains(&inode(connection))));
     }
 
     fn found_mptcp(process: &Process, seat: Seat) -> bool {

@@ -1,15 +1,15 @@
 //! Listeners that are ended without being closed, and those that no socket map takes.
 
-use std::fs;
-
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
     handover::{self, Listener},
     load::Load,
-    process::output,
-    require, tools, wait,
+    process::{output, run},
+    require,
+    status::Status,
+    tools, wait,
 };
 use rustix::process::Signal;
 
@@ -82,10 +82,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 #[test]
 fn a_listener_by_mptcp_is_named_with_the_remedy() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    // A kernel without MPTCP has no such listener.
-    if fs::read_to_string("/proc/sys/net/mptcp/enabled").map_or(true, |enabled| enabled.trim() != "1") {
-        return Ok(());
-    }
+    require!(tools::mptcp());
     let stage = Stage::without_engine()?;
     let mut command = stage.host.command(tools::named_server()?)?;
     command.args(["--name", "other", "--listen", "0.0.0.0:8090", "--mptcp"]);
@@ -110,4 +107,43 @@ fn a_listener_by_mptcp_is_named_with_the_remedy() -> Result<()> {
     assert!(said.contains("listens on port 8080 by MPTCP") && said.contains(REMEDY), "{said}");
     server.kill()?;
     stage.daemon.wait_for("it to be gone", |status| status.service("web").is_none().then_some(()))
+}
+
+/// Listens by TCP, and on another address by MPTCP.
+const BOTH: &str = r#"
+import socket, time
+listeners = []
+for address, protocol in [("127.0.0.1", 0), ("127.0.0.2", 262)]:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+    listener.bind((address, 8080))
+    listener.listen(128)
+    listeners.append(listener)
+print("listening", flush=True)
+time.sleep(600)
+"#;
+
+#[test]
+fn a_listener_by_mptcp_beside_another_one_stays_a_condition() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    require!(tools::mptcp());
+    let mut stage = Stage::without_engine()?;
+    let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
+    let server = stage.host.start("both", command.args(["-c", BOTH]))?;
+    wait::until("the listeners", || server.stdout().contains("listening").then_some(()))?;
+    let mut register = stage.daemon.cli()?;
+    register.args(["register", "--service", "web", "--ports", "80:8080", "--name", "both"]);
+    run(register.args(["--pid", &server.pid().to_string()]))?;
+    // A daemon that starts looks at everything, as each does every 30 seconds; in between at a part.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    let said = |status: &Status| status.backend("web", "both").problems.iter().any(|problem| problem.contains(REMEDY));
+    stage.daemon.wait_for("the condition", |status| said(status).then_some(()))?;
+    let mut others = Vec::new();
+    for name in ["other-1", "other-2", "other-3"] {
+        others.push(Exec::new(name, "other", "90:8090", "127.0.0.1:8090").start(&stage)?);
+        stage.daemon.wait_ready("other", others.len())?;
+        let status = stage.daemon.status()?;
+        assert!(said(&status), "after {name}: {status}");
+    }
+    Ok(())
 }

@@ -23,7 +23,6 @@ pub(super) fn run(args: RunArgs) -> Outcome {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    // One thread: the loop, and the API that feeds it. Waiting for the kernel's grace periods happens elsewhere.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = daemon::runtime()?;
     Ok(runtime.block_on(daemon::run(config))?)
 }

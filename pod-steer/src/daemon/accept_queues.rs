@@ -3,14 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control, survey};
-use crate::{
-    listening::{self, Listener},
-    world::Backend,
-};
+use super::{Input, beside::beside, control::Control};
+use crate::{listening::Listener, process_set::listeners_of_netns, world::Backend};
 
 /// Namespaces that are looked at in one second: each is a dump of its listeners.
 const NAMESPACES_AT_ONCE: usize = 8;
@@ -73,19 +69,17 @@ impl Control {
         let chosen: Vec<u64> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
         (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), true);
-        let mut ways = self.ways();
-        ways.retain(|netns_cookie, _| chosen.contains(netns_cookie));
-        let inputs = self.inputs.clone();
-        spawn_blocking(move || {
+        let mut namespaces = self.namespaces();
+        namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
+        beside(&self.inputs, Input::AcceptQueues(Vec::new()), move || {
             let mut found = Vec::new();
-            for (netns_cookie, (netns, ways)) in ways {
-                let Some(file) = survey::open(netns, &ways) else { continue };
-                match listening::listeners(&file, netns_cookie) {
+            for (netns_cookie, (netns, sets)) in namespaces {
+                match listeners_of_netns(netns, &sets) {
                     Ok(listeners) => found.push((netns_cookie, full(&listeners))),
                     Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
                 }
             }
-            let _ = inputs.blocking_send(Input::AcceptQueues(found));
+            Input::AcceptQueues(found)
         });
     }
 

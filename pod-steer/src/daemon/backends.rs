@@ -248,6 +248,7 @@ impl Control {
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
         self.world.lingering.insert(backend.index, ports);
         self.world.listening.remove(&backend.index);
+        self.counted.forget(id);
         self.forget_sockets(backend.index);
         self.free_ports(false);
         self.paths.remove(&backend.index);

@@ -254,8 +254,8 @@ impl Control {
     fn input(&mut self, input: Input) -> bool {
         match input {
             Input::Engine(input) => self.engine_input(input),
-            Input::Inspected { index, found } => self.inspected(index, found),
-            Input::Found { index, sockets } => self.found(index, sockets),
+            Input::Inspected { id, found } => self.inspected(&id, found),
+            Input::Found { id, sockets } => self.found(&id, sockets),
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Input::Idle { netns_cookie, ports } => self.free_unless_shared(netns_cookie, &ports),
@@ -266,7 +266,7 @@ impl Control {
             Input::Held(answers) => self.held(answers),
             Input::EnginesLate => self.start_without_engines(),
             Input::Settled(service) => self.settled(&service),
-            Input::Dropped { index, dropped } => self.dropped(index, dropped),
+            Input::Dropped { id, dropped } => self.dropped(&id, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
             Input::Counted { generation, counts } => self.count_is_there(generation, counts),
             Input::Ask(Ask::Status(answer)) => self.answer_status(answer),

@@ -3,20 +3,20 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control};
+use super::{Input, beside::beside, control::Control};
 use crate::{
     api::types::Status,
-    connections,
+    connections::{self, Question},
+    process_set::ProcessSet,
     procs::FoundSocket,
     rollout::{self, Progress},
-    world::{Backend, Kind},
+    world::{Backend, BackendId},
 };
 
 /// Shortest pause between two counts for an operation.
@@ -25,21 +25,29 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_FACTOR: u32 = 4;
 
 /// The connections of a backend, or why they are not known.
-pub type Counts = Vec<(u32, Result<u64, String>)>;
+pub type Counts = Vec<(BackendId, Result<u64, String>)>;
 
 /// What was counted last.
 #[derive(Default)]
 pub(super) struct Counted {
-    by_index: HashMap<u32, Result<u64, String>>,
+    by_id: HashMap<BackendId, Result<u64, String>>,
     /// Grows when traffic moves: what was counted before says nothing of what is left after.
     generation: u64,
     under_way: Option<Instant>,
     not_before: Option<Instant>,
-    /// Indices of the backends whose listeners are being looked for: it is not known yet whether the counters include all.
-    sought: BTreeSet<u32>,
+    /// Backends whose listeners are being looked for: it is not known yet whether the counters include all.
+    sought: BTreeSet<BackendId>,
     /// Requests for the status that came since the last count began, and before.
     asking: Vec<oneshot::Sender<Status>>,
     asked: Vec<oneshot::Sender<Status>>,
+}
+
+impl Counted {
+    /// A backend is gone.
+    pub fn forget(&mut self, id: &str) {
+        self.by_id.remove(id);
+        self.sought.remove(id);
+    }
 }
 
 impl Control {
@@ -57,7 +65,7 @@ impl Control {
     /// Connections of a backend whose kernel counters do not include all; nothing if they do.
     pub(super) fn counted(&self, backend: &Backend) -> Option<Result<u64, String>> {
         let not_yet = || Err("they have not been counted yet".to_owned());
-        let count = || self.counted.by_index.get(&backend.index).cloned().unwrap_or_else(not_yet);
+        let count = || self.counted.by_id.get(&backend.id).cloned().unwrap_or_else(not_yet);
         backend.has_uncounted_connections().then(count)
     }
 
@@ -65,21 +73,30 @@ impl Control {
     pub(super) fn not_counted(&self, backend: &Backend) -> Option<String> {
         let sought = || "its listeners are being looked for".to_owned();
         let count = self.counted(backend).and_then(Result::err);
-        count.or_else(|| self.counted.sought.contains(&backend.index).then(sought))
+        count.or_else(|| self.counted.sought.contains(&backend.id).then(sought))
     }
 
     /// The listeners of a backend are looked for, since it may have made them before it was attached.
-    pub(super) fn begin_search(&mut self, index: u32) {
-        self.counted.sought.insert(index);
+    pub(super) fn begin_search(&mut self, id: &str) {
+        self.counted.sought.insert(id.to_owned());
     }
 
     /// They were found. The kernel programs report every listener that was made while they were attached.
-    pub(super) fn end_search(&mut self, index: u32, found: &[FoundSocket]) {
+    pub(super) fn end_search(&mut self, id: &str, found: &[FoundSocket]) {
+        self.counted.sought.remove(id);
+        let Some(index) = self.world.backends.get(id).map(|backend| backend.index) else { return };
         let reported = |cookie| self.kernel.socket(cookie).is_some_and(|socket| socket.backend == index);
         if found.iter().any(|socket| !reported(socket.cookie)) {
             self.note_incomplete_counts(index);
         }
-        self.counted.sought.remove(&index);
+    }
+
+    /// It is not known which listeners there are.
+    pub(super) fn search_failed(&mut self, id: &str) {
+        self.counted.sought.remove(id);
+        if let Some(index) = self.world.backends.get(id).map(|backend| backend.index) {
+            self.note_incomplete_counts(index);
+        }
     }
 
     /// The kernel programs have not counted all connections of a backend.
@@ -95,18 +112,18 @@ impl Control {
     /// Counts from time to time while an operation may wait for it.
     pub(super) fn count_for_operations(&mut self) {
         let due = self.counted.not_before.is_none_or(|at| at <= Instant::now());
-        let concerned = |backend: &Backend| self.orders.operations.contains_key(&backend.spec.service);
-        if due && self.uncounted().any(concerned) {
+        if due && self.uncounted().any(|backend| self.has_operation(backend)) {
             self.count_connections();
         }
     }
 
     /// New connections of a service go elsewhere from now on.
     pub(super) fn count_anew(&mut self, service: &str) {
-        let own: BTreeSet<u32> = self.uncounted().filter(|b| b.spec.service == service).map(|b| b.index).collect();
+        let own = self.uncounted().filter(|backend| backend.spec.service == service);
+        let own: BTreeSet<BackendId> = own.map(|backend| backend.id.clone()).collect();
         if !own.is_empty() {
             self.counted.generation += 1;
-            self.counted.by_index.retain(|index, _| !own.contains(index));
+            self.counted.by_id.retain(|id, _| !own.contains(id));
             self.counted.not_before = None;
         }
     }
@@ -115,35 +132,41 @@ impl Control {
         self.world.backends.values().filter(|backend| backend.has_uncounted_connections())
     }
 
+    fn has_operation(&self, backend: &Backend) -> bool {
+        self.orders.operations.contains_key(&backend.spec.service)
+    }
+
+    /// Counts what is asked for: of all backends if `status` asks, and else of the services that have an operation.
     fn count_connections(&mut self) {
         if self.counted.under_way.is_some() {
             return;
         }
         let question = |backend: &Backend| {
-            let registered = match backend.kind {
-                Kind::Registered { pid } => Some(pid),
-                _ => None,
-            };
-            let process = backend.process.filter(|process| !process.holds_only);
-            let pid = process.map(|process| process.id.pid).or(registered);
-            let cgroup = self.paths.get(&backend.index).cloned();
             let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
             let hidden = own.filter_map(|socket| socket.hidden_port);
             let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]);
-            let ports: BTreeSet<u16> = ports.chain(hidden).collect();
-            Some((backend.index, cgroup, pid, backend.netns?, ports))
+            let processes = self.processes_of(backend);
+            // One that only holds the listener serves none of its connections.
+            let processes = if processes.alone { ProcessSet::default() } else { processes };
+            Some(Question {
+                id: backend.id.clone(),
+                netns: backend.netns?,
+                processes,
+                ports: ports.chain(hidden).collect(),
+            })
         };
-        let questions: Vec<_> = self.uncounted().filter_map(question).collect();
+        let for_status = !self.counted.asking.is_empty();
+        let asked_for = self.uncounted().filter(|backend| for_status || self.has_operation(backend));
+        let questions: Vec<Question> = asked_for.filter_map(question).collect();
         self.counted.under_way = Some(Instant::now());
         self.counted.asked = std::mem::take(&mut self.counted.asking);
-        let (inputs, generation) = (self.inputs.clone(), self.counted.generation);
-        spawn_blocking(move || {
-            let count = |(index, cgroup, pid, netns, ports): (u32, Option<PathBuf>, _, _, _)| {
-                let counted = connections::count(cgroup.as_deref(), pid, netns, &ports);
-                (index, counted.map_err(|error| error.to_string()))
-            };
-            let counts: Counts = questions.into_iter().map(count).collect();
-            let _ = inputs.blocking_send(Input::Counted { generation, counts });
+        let generation = self.counted.generation;
+        let unknown = questions.iter().map(|question| (question.id.clone(), Err("the count failed".to_owned())));
+        let failed = Input::Counted { generation, counts: unknown.collect() };
+        beside(&self.inputs, failed, move || {
+            let counts = connections::count(questions).into_iter();
+            let counts = counts.map(|(id, count)| (id, count.map_err(|error| error.to_string())));
+            Input::Counted { generation, counts: counts.collect() }
         });
     }
 
@@ -165,7 +188,7 @@ impl Control {
         let began = self.counted.under_way.take();
         if generation == self.counted.generation {
             let took = began.map_or(Duration::ZERO, |began| began.elapsed());
-            self.counted.by_index = counts.into_iter().collect();
+            self.counted.by_id.extend(counts.into_iter().filter(|(id, _)| self.world.backends.contains_key(id)));
             self.counted.not_before = Some(Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR));
             self.note_drained_connections();
         } else {

@@ -6,13 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::spawn_blocking;
-
-use super::{Input, control::Control};
-use crate::{
-    procs::listeners_in_cgroup,
-    world::{BackendId, Phase, State},
-};
+use super::{Input, beside::beside, control::Control};
+use crate::world::{BackendId, Phase, State};
 
 /// Time from one look to the next; doubled up to the last.
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
@@ -58,29 +53,30 @@ impl Control {
             if self.elsewhere.under_way.len() >= LOOKS_MAX {
                 return;
             }
-            let Some(path) = self.paths.get(&index).cloned() else { continue };
+            let Some(processes) = self.world.by_index(index).map(|backend| self.processes_of(backend)) else {
+                continue;
+            };
             let (at, pause) = *self.elsewhere.next.entry(id.clone()).or_insert((now + PAUSE_FIRST, PAUSE_FIRST));
             if at > now || !self.elsewhere.under_way.insert(id.clone()) {
                 continue;
             }
             let pause = (pause * 2).min(PAUSE_LAST);
             self.elsewhere.next.insert(id.clone(), (now + pause, pause));
-            let inputs = self.inputs.clone();
-            spawn_blocking(move || {
+            beside(&self.inputs, Input::Elsewhere { id: id.clone(), ports: None }, move || {
                 let mut ports = BTreeSet::new();
-                let _ = listeners_in_cgroup(&path, |socket| {
+                processes.listeners(|socket| {
                     ports.insert(socket.bound.port());
                     false
                 });
-                let _ = inputs.blocking_send(Input::Elsewhere { id, ports });
+                Input::Elsewhere { id, ports: Some(ports) }
             });
         }
     }
 
     /// A look has found on which ports a backend listens.
-    pub(super) fn found_elsewhere(&mut self, id: &str, ports: BTreeSet<u16>) {
+    pub(super) fn found_elsewhere(&mut self, id: &str, ports: Option<BTreeSet<u16>>) {
         self.elsewhere.under_way.remove(id);
-        let Some(backend) = self.world.backends.get(id) else { return };
+        let (Some(backend), Some(ports)) = (self.world.backends.get(id), ports) else { return };
         let index = backend.index;
         if !self.is_silent(index) {
             return;

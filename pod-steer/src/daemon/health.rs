@@ -7,9 +7,10 @@ use tracing::{info, warn};
 
 use super::{Input, control::Control};
 use crate::{
-    health::{self, CheckKind, CheckSpec, Job, Owner, Subject, Target, Verdict},
+    health::{self, CheckKind, CheckSpec, Job, Subject, Target, Verdict},
     kernel::Probes,
     netns::Netns,
+    process_set::ProcessSet,
     world::{Backend, BackendId, Health, Kind, Phase, Socket, Sockets},
 };
 
@@ -146,11 +147,10 @@ impl Control {
         let Some(target) = self.target(backend, &spec, netns, sockets) else {
             return Due::Wait(not_listening(backend, &spec, sockets));
         };
-        let owner = match (&backend.kind, self.paths.get(&backend.index)) {
-            (Kind::Registered { pid }, _) => Owner::Process(backend.process.map_or(*pid, |process| process.id.pid)),
-            (_, Some(path)) => Owner::Cgroup(path.clone()),
-            (_, None) => return Due::Later,
-        };
+        let owner = self.processes_of(backend);
+        if owner == ProcessSet::default() {
+            return Due::Later;
+        }
         Due::Check(Job { spec, subject: Subject::Socket { target, netns, owner } })
     }
 

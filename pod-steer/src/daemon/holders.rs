@@ -3,27 +3,26 @@
 //! The kernel programs report a socket that a backend makes. They do not see one that a backend's process inherits or is
 //! passed, and none that was made outside of an attached cgroup. Those are found here, beside the loop.
 
+mod state;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use super::{Input, control::Control, ended::Ending};
+pub(super) use state::{Holders, Refused};
+
+use super::{Input, beside::beside, control::Control};
 use crate::{
     holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
     netns::Netns,
-    procs::{FoundSocket, Seat},
-    world::{Backend, BackendId, Kind, Phase, Sockets},
+    procs::FoundSocket,
+    world::{Backend, Kind, Phase, Sockets},
 };
-
-/// The looks of every second take no more than one part of so many of the time: a look goes through all descriptors of backends that
-/// may have tens of thousands.
-const PAUSE_FACTOR: u32 = 20;
 
 /// Namespaces that one look is about, unless something has happened in more.
 const AT_ONCE_MAX: usize = 16;
@@ -32,71 +31,18 @@ const AT_ONCE_MAX: usize = 16;
 const MPTCP: &str = "mptcp";
 const SHARED: &str = "shared";
 
-/// The processes that hold sockets, as far as they are known.
-#[derive(Default)]
-pub(super) struct Holders {
-    /// A look is under way, since then.
-    under_way: Option<Instant>,
-    /// When the next look may begin that nothing but time asks for.
-    not_before: Option<Instant>,
-    /// Cookies of the namespaces that the next look is about.
-    due: BTreeSet<u64>,
-    /// The next look is at everything.
-    thorough: bool,
-    /// Something has changed since the last time that nothing had to be looked at every second.
-    pub(super) watching: bool,
-    /// The last of the namespaces that a look was about because of what is missing there.
-    last: u64,
-    /// Sockets that began to listen while a look was under way, which may have seen them closed.
-    pub(super) renewed: BTreeSet<u64>,
-    /// Where each socket was found, by cookie.
-    pub(super) seats: HashMap<u64, Seat>,
-    /// Registered sockets of which no kernel program reports the end.
-    pub(super) silent: BTreeSet<u64>,
-    /// Backends that have ended while a socket of theirs listens.
-    pub(super) ending: BTreeMap<BackendId, Ending>,
-    /// Listeners that would be a backend's and that only a process of no backend holds, by cookie.
-    pub(super) refused: BTreeMap<u64, Refused>,
-}
-
-/// A listener that clients are not given to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Refused {
-    /// Cookie of its namespace.
-    pub netns_cookie: u64,
-    /// Index of the backend.
-    pub index: u32,
-    /// It was the backend's before.
-    pub was_registered: bool,
-}
-
-impl Holders {
-    /// An event in a namespace may have changed which processes hold its listeners.
-    pub(super) fn look_at(&mut self, netns_cookie: u64) {
-        self.due.insert(netns_cookie);
-    }
-
-    /// A socket is registered no more.
-    pub(super) fn forget(&mut self, cookie: u64) {
-        self.seats.remove(&cookie);
-        self.silent.remove(&cookie);
-    }
-}
-
 /// What a look found, by the cookie of each namespace.
 pub type Answers = Vec<(u64, io::Result<Answer>)>;
 
 impl Control {
     /// Makes the next look one at everything.
     pub(super) fn compare_holders(&mut self) {
-        self.holders.thorough = true;
-        self.holders.due.extend(self.netns_by_cookie().into_keys());
+        self.holders.due.extend(self.netns_by_cookie().into_keys().map(|cookie| (cookie, true)));
     }
 
     /// Every second, as long as there is something that only a look can tell.
     pub(super) fn watch_holders(&mut self) {
-        let too_early = self.holders.not_before.is_some_and(|at| Instant::now() < at);
-        if too_early && self.holders.ending.is_empty() {
+        if self.holders.pauses() {
             return;
         }
         let sockets = Sockets::new(&self.world.sockets);
@@ -110,11 +56,11 @@ impl Control {
         self.holders.watching = !all.is_empty();
         // In turn, if there are many.
         let last = self.holders.last;
-        let turn: Vec<u64> = all.range(last + 1..).chain(all.range(..=last)).take(AT_ONCE_MAX).copied().collect();
-        if let Some(last) = turn.last() {
-            self.holders.last = *last;
+        let turn = all.range(last + 1..).chain(all.range(..=last)).take(AT_ONCE_MAX);
+        turn.for_each(|cookie| self.holders.look_at(*cookie));
+        for (cookie, thorough) in std::mem::take(&mut self.holders.left) {
+            *self.holders.due.entry(cookie).or_default() |= thorough;
         }
-        self.holders.due.extend(turn);
     }
 
     /// The ports that a backend is to listen on and does not.
@@ -145,7 +91,7 @@ impl Control {
         if self.holders.under_way.is_some() || self.holders.due.is_empty() {
             return;
         }
-        let (due, thorough) = (std::mem::take(&mut self.holders.due), std::mem::take(&mut self.holders.thorough));
+        let due = std::mem::take(&mut self.holders.due);
         let sockets = Sockets::new(&self.world.sockets);
         let candidates = self.world.backends.values().filter(|b| !matches!(b.phase, Phase::Created | Phase::Exited));
         let candidate = |backend: &Backend| {
@@ -154,14 +100,12 @@ impl Control {
                 netns: backend.netns?,
                 ports: self.world.configured.listening_ports(&backend.spec),
                 missing: self.missing(backend, &sockets),
-                cgroup: self.paths.get(&backend.index).cloned(),
-                process: backend.process.map(|process| process.id),
-                holds_only: backend.process.is_some_and(|process| process.holds_only),
+                processes: self.processes_of(backend),
             })
         };
         let candidates: Arc<Vec<Candidate>> = Arc::new(candidates.filter_map(candidate).collect());
         let by_cookie = self.netns_by_cookie();
-        let question = |cookie: &u64| {
+        let question = |(cookie, thorough): (&u64, &bool)| {
             let here = self.world.sockets.iter().filter(|(_, socket)| socket.netns_cookie == *cookie);
             let known = here.map(|(cookie, socket)| {
                 let seat = self.holders.seats.get(cookie).copied();
@@ -174,56 +118,74 @@ impl Control {
             });
             let (netns, known) = (*by_cookie.get(cookie)?, known.collect());
             let vacant = self.vacant_ports(netns);
-            Some(Question { netns, known, candidates: Arc::clone(&candidates), vacant, thorough })
+            Some(Question { netns, known, candidates: Arc::clone(&candidates), vacant, thorough: *thorough })
         };
-        let questions: Vec<Question> = due.iter().filter_map(question).collect();
+        let last = self.holders.last;
+        let turn = due.range(last + 1..).chain(due.range(..=last));
+        let questions: Vec<Question> = turn.filter_map(question).collect();
         if questions.is_empty() {
             return;
         }
         self.holders.under_way = Some(Instant::now());
         self.holders.renewed.clear();
-        let inputs = self.inputs.clone();
-        spawn_blocking(move || {
-            let answers = questions.iter().map(|question| (question.netns.cookie, holders::ask(question))).collect();
-            let _ = inputs.blocking_send(Input::Held(answers));
-        });
+        let failure = |netns_cookie| (netns_cookie, Err(io::Error::other("the look failed")));
+        let failed = Input::Held(questions.iter().map(|question| failure(question.netns.cookie)).collect());
+        self.holders.asked = questions.iter().map(|question| (question.netns.cookie, question.thorough)).collect();
+        beside(&self.inputs, failed, move || Input::Held(holders::look(&questions)));
     }
 
     /// Takes what a look found.
     pub(super) fn held(&mut self, answers: Answers) {
         let took = self.holders.under_way.take().map_or(Duration::ZERO, |began| began.elapsed());
-        self.holders.not_before = Some(Instant::now() + took * PAUSE_FACTOR);
+        self.holders.ended = Some((Instant::now(), took));
+        let mut left = std::mem::take(&mut self.holders.asked);
+        left.retain(|cookie, _| answers.iter().all(|(answered, _)| answered != cookie));
+        self.holders.watching |= !left.is_empty();
+        self.holders.left = left;
         for (netns_cookie, answer) in answers {
+            self.holders.last = netns_cookie;
             match answer {
-                Ok(answer) => self.held_in(answer),
+                Ok(answer) => {
+                    self.holders.failed.remove(&netns_cookie);
+                    self.held_in(answer);
+                }
                 Err(error) => {
                     debug!(netns_cookie, %error, "cannot tell which processes hold the listeners of a namespace");
-                    self.conclude_unheld(netns_cookie);
+                    // Once may be for want of a thread, or a descriptor.
+                    if !self.holders.failed.insert(netns_cookie) {
+                        self.conclude_unheld(netns_cookie);
+                    }
                 }
             }
         }
+        let known = self.netns_by_cookie();
+        self.holders.failed.retain(|cookie| known.contains_key(cookie));
     }
 
     fn held_in(&mut self, answer: Answer) {
-        let Answer { netns_cookie, asked, listening, held, mptcp } = answer;
+        let Answer { netns_cookie, mut asked, listening, held, mptcp, is_complete } = answer;
+        let refused = self.holders.refused.iter().filter(|(_, of)| of.netns_cookie == netns_cookie);
+        asked.extend(refused.map(|(cookie, _)| *cookie));
+        let Holders { renewed, missed, .. } = &mut self.holders;
+        asked.retain(|cookie| !renewed.contains(cookie));
+        missed.retain(|cookie| !renewed.contains(cookie));
         // The kernel removes a socket that is closed from the map by itself, but not one that shutdown(2) has ended.
-        let closed: Vec<u64> = asked.difference(&listening).copied().collect();
-        for cookie in closed {
-            if self.holders.renewed.contains(&cookie) {
-                continue;
-            }
+        for cookie in self.holders.note_missed(&asked, &listening) {
+            self.holders.refused.remove(&cookie);
             if self.world.sockets.contains_key(&cookie) {
                 debug!(cookie, "no longer listens");
                 self.forget_socket(cookie);
                 self.touch();
             }
         }
-        self.holders.refused.retain(|cookie, of| of.netns_cookie != netns_cookie || listening.contains(cookie));
+        if asked.iter().any(|cookie| self.holders.missed.contains(cookie)) {
+            self.holders.look_at(netns_cookie);
+        }
         let mut shared: BTreeMap<u32, (u16, u32)> = BTreeMap::new();
         for (cookie, holding) in held {
             self.held_by(cookie, netns_cookie, holding, &mut shared);
         }
-        self.tell_what_is_not_steered(netns_cookie, &mptcp, &shared);
+        self.tell_what_is_not_steered(netns_cookie, &mptcp, &shared, is_complete);
         self.clear_refusals();
         self.conclude_ended();
     }
@@ -264,6 +226,9 @@ impl Control {
     pub(super) fn hand_over(&mut self, index: u32, socket: FoundSocket) {
         let Some(backend) = self.world.by_index(index) else { return };
         let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.bound.port());
+        if let Some(backend) = self.world.by_index_mut(index) {
+            backend.troubles.remove(SHARED);
+        }
         let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
         match former.map(|backend| backend.name.clone()) {
             Some(former) => {
@@ -276,12 +241,14 @@ impl Control {
         self.touch();
     }
 
-    /// Says of the backends of a namespace why listeners that they hold are not steered to.
+    /// Says of the backends of a namespace why listeners that they hold are not steered to. Most looks are about a part of the
+    /// descriptors: only a complete one ends such a condition.
     fn tell_what_is_not_steered(
         &mut self,
         netns_cookie: u64,
         mptcp: &BTreeMap<u32, BTreeSet<u16>>,
         shared: &BTreeMap<u32, (u16, u32)>,
+        is_complete: bool,
     ) {
         let name = |index: u32| self.world.by_index(index).map(|owner| owner.name.clone()).unwrap_or_default();
         let shared: BTreeMap<u32, String> = shared
@@ -301,7 +268,7 @@ impl Control {
             let mptcp = mptcp.get(&backend.index).map(mptcp_text);
             for (topic, text) in [(MPTCP, mptcp), (SHARED, shared.get(&backend.index).cloned())] {
                 let before = backend.troubles.get(topic);
-                if before == text.as_ref() {
+                if before == text.as_ref() || (text.is_none() && !is_complete) {
                     continue;
                 }
                 match &text {

@@ -24,17 +24,17 @@ pub enum Input {
     Ask(Ask),
     /// Sockets of a backend that had just begun to listen were looked at.
     Inspected {
-        /// Index of the backend.
-        index: u32,
+        /// The backend.
+        id: BackendId,
         /// What was found, by cookie; nothing of those that were not seen.
         found: BTreeMap<u64, Option<super::sockets::Inspection>>,
     },
     /// Sockets that listened before their backend was managed.
     Found {
-        /// Index of the backend.
-        index: u32,
-        /// The sockets, held open until they are registered.
-        sockets: Vec<crate::procs::FoundSocket>,
+        /// The backend.
+        id: BackendId,
+        /// The sockets, held open until they are registered; nothing if the search failed.
+        sockets: Option<Vec<crate::procs::FoundSocket>>,
     },
     /// The listeners of a namespace were enumerated.
     Listeners {
@@ -59,8 +59,8 @@ pub enum Input {
     Elsewhere {
         /// The backend.
         id: BackendId,
-        /// The ports.
-        ports: BTreeSet<u16>,
+        /// The ports; nothing if the look failed.
+        ports: Option<BTreeSet<u16>>,
     },
     /// What is believed of a backend's health has changed.
     Probed {
@@ -86,8 +86,8 @@ pub enum Input {
     Settled(String),
     /// Packets that the listeners of a backend have dropped so far.
     Dropped {
-        /// Index of the backend.
-        index: u32,
+        /// The backend.
+        id: BackendId,
         /// How many.
         dropped: u64,
     },
@@ -95,7 +95,7 @@ pub enum Input {
     Counted {
         /// The generation that they were counted for.
         generation: u64,
-        /// By the index of each backend.
+        /// By backend.
         counts: super::counted::Counts,
     },
     /// A namespace is steered in now, or cannot be.

@@ -4,6 +4,7 @@
 mod accept_queues;
 mod adopt;
 mod backends;
+mod beside;
 mod conditions;
 mod control;
 mod counted;
@@ -23,6 +24,7 @@ mod pause;
 mod places;
 mod policies;
 mod processes;
+mod reach;
 mod resync;
 mod ring;
 mod sandboxes;
@@ -47,6 +49,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use beside::runtime;
 pub use counted::Counts;
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
@@ -147,6 +150,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
     confine::restrict_daemon()?;
+    beside::first_thread().await.map_err(RunError::io("make a thread"))?;
     sys::shrink_memory();
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;

@@ -21,7 +21,7 @@ use crate::{
     clock::{Now, by_wall_clock},
     kernel::Settled,
     rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Policy, Progress, Refusal, Step},
-    world::Backend,
+    world::{Backend, BackendId},
 };
 
 /// What operators have ordered, and what it needs.
@@ -35,8 +35,8 @@ pub(super) struct Orders {
     pub settling: BTreeSet<String>,
     /// Old backends that are kept for a while.
     pub stops: Vec<PlannedStop>,
-    /// By index, packets that the listeners of a watched backend had dropped at first, and now.
-    pub overflows: HashMap<u32, (u64, u64)>,
+    /// By backend, packets that the listeners of a watched backend had dropped at first, and now.
+    pub overflows: HashMap<BackendId, (u64, u64)>,
     pub pause_holder: Option<Holder>,
     pub vacancies: Vacancies,
     /// When each backend became ready, as it is stored.
@@ -238,7 +238,7 @@ impl Control {
                 self.orders.operations.remove(service);
                 let of_service = |backend: &&Backend| backend.spec.service == service;
                 for backend in self.world.backends.values().filter(of_service) {
-                    self.orders.overflows.remove(&backend.index);
+                    self.orders.overflows.remove(&backend.id);
                 }
             }
         }

@@ -20,7 +20,7 @@ use rustix::{
 use tracing::{info, warn};
 
 use super::{control::Control, processes::base_cgroup};
-use crate::{cgroups, confine, kernel::sys, procs};
+use crate::{cgroups, confine, kernel::sys, process_set::ProcessSet};
 
 /// Name of the cgroup, beside those of `exec`.
 pub(super) const CGROUP: &str = "paused";
@@ -46,7 +46,7 @@ impl Control {
             return Ok(());
         }
         let cgroup = self.pause_cgroup();
-        let found = procs::listeners_in_cgroup(&cgroup, |_| true).unwrap_or_default();
+        let found = ProcessSet::of_cgroup(&cgroup).listeners(|_| true);
         let cookie = match found.into_iter().find(|socket| self.kernel.is_listening(socket.cookie)) {
             Some(socket) => socket.cookie,
             None => {

@@ -85,7 +85,7 @@ impl Control {
         };
         self.lives_in(id, netns, ns, listeners);
         if is_silent {
-            self.look_for_sockets(index, &path);
+            self.look_for_sockets(index);
         }
     }
 

@@ -18,7 +18,8 @@ use crate::{
     kernel::{Cgroup, Unloaded},
     labels::{self, Spec},
     listening, netns,
-    procs::{FoundSocket, Process, ProcessId},
+    process_set::ProcessSet,
+    procs::{FoundSocket, Listening, Process, ProcessId},
     world::{Backend, Followed, Health, Kind, Network, Phase, listed},
 };
 
@@ -102,7 +103,7 @@ impl Control {
     /// The listeners of a process on the ports of its backend.
     fn listeners_of(&self, process: &Process, spec: &Spec) -> Result<HeldListeners, String> {
         let ports = self.world.configured.listening_ports(spec);
-        let sockets = process.listeners(|socket| ports.contains(&socket.bound.port()));
+        let sockets = process.listeners(&mut Listening::default(), |socket| ports.contains(&socket.bound.port()));
         let sockets =
             sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
         let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
@@ -249,9 +250,8 @@ impl Control {
 pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
     for backend in backends {
         let Kind::Registered { pid } = backend.kind else { continue };
-        let process = backend.process.map_or_else(|| Process::open(pid), |process| process.id.open());
-        let sockets = process.and_then(|process| process.listeners(|_| true));
-        for socket in sockets.unwrap_or_default() {
+        let process = backend.process.map(|process| process.id).or_else(|| ProcessId::of(pid).ok());
+        for socket in (ProcessSet { process, ..ProcessSet::default() }).listeners(|_| true) {
             let _ = crate::kernel::QueueMigration::detach(&socket.fd);
         }
     }
@@ -261,7 +261,7 @@ pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
 /// `exec` started go on, in the root cgroup. Needs no daemon: the names of the pins say which cgroups were attached.
 pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     for path in cgroups::with_ids(cgroup_mount, &crate::kernel::attached_cgroups(bpffs)).into_values() {
-        for socket in crate::procs::listeners_in_cgroup(&path, |_| true).unwrap_or_default() {
+        for socket in ProcessSet::of_cgroup(&path).listeners(|_| true) {
             if socket.reuseport {
                 // A group without a program answers ENOENT, which is what is wanted.
                 let _ = crate::kernel::QueueMigration::detach(&socket.fd);
@@ -329,7 +329,7 @@ fn parse(request: &BackendRequest) -> Result<Spec, String> {
 /// Says that a process listens on none of these ports, and on which it listens.
 fn listens_elsewhere(process: &Process, wanted: &BTreeSet<u16>) -> String {
     let mut found = BTreeSet::new();
-    let _ = process.listeners(|socket| {
+    let _ = process.listeners(&mut Listening::default(), |socket| {
         found.insert(socket.bound.port());
         false
     });

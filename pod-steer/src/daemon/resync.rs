@@ -1,7 +1,7 @@
 //! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::MetadataExt as _};
+use std::{collections::BTreeMap, io};
 
 use tracing::warn;
 
@@ -13,8 +13,8 @@ use crate::{
     bpffs,
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
-    procs::{self, Process},
-    world::{Backend, Health, Kind, Phase},
+    process_set::open_netns,
+    world::{Backend, Health, Phase},
 };
 
 /// Backends whose links are looked at in one second: each is some 20 system calls.
@@ -236,7 +236,8 @@ impl Control {
         // One that no backend is in any more is left by the next plan.
         let Some(netns) = seen.map(|(netns, _)| *netns).or_else(of_backend) else { return };
         let subject = namespace_subject(netns);
-        match self.namespace_file(netns) {
+        let (_, sets) = self.namespaces().remove(&cookie).unwrap_or((netns, Vec::new()));
+        match open_netns(netns, &sets).ok() {
             Some(file) => {
                 let message =
                     "its sk_lookup link is gone or detached, so nothing is steered there; it is being attached again";
@@ -247,24 +248,11 @@ impl Control {
             None => {
                 self.world.repairing.remove(&cookie);
                 self.touch();
-                let message = "its sk_lookup link is gone, so nothing is steered there, and no process of a backend runs in it to \
-                               find it by; restart a backend";
+                let message = "its sk_lookup link is gone, so nothing is steered there, and no process runs in it to find it \
+                               by; restart a backend";
                 self.conditions.set(NAMESPACE, subject, message);
             }
         }
-    }
-
-    /// Opens a network namespace by a process that is in it: this one, or one of a backend.
-    fn namespace_file(&self, netns: Netns) -> Option<File> {
-        let same = |file: &File| file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (netns.dev, netns.inode));
-        let own = File::open("/proc/self/ns/net").ok().filter(same);
-        own.or_else(|| {
-            let here = self.world.backends.values().filter(|backend| backend.netns == Some(netns));
-            here.into_iter().find_map(|backend| match backend.kind {
-                Kind::Registered { pid } => Process::open(pid).and_then(|process| process.netns()).ok().filter(same),
-                _ => procs::netns_of_cgroup(self.paths.get(&backend.index)?, netns).ok(),
-            })
-        })
     }
 
     /// Attaches again the programs of backends' cgroups that are detached or whose pins are gone.
@@ -307,7 +295,7 @@ impl Control {
                 self.conditions.clear(CGROUP, &subject);
                 // No program has seen the listeners and connections that were opened meanwhile.
                 self.note_incomplete_counts(index);
-                self.look_for_sockets(index, &path);
+                self.look_for_sockets(index);
             }
             Err(error) => {
                 let message = format!(

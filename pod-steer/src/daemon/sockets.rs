@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::AsFd as _,
-    path::Path,
 };
 
 use pod_steer_ebpf::{
@@ -11,15 +10,14 @@ use pod_steer_ebpf::{
     FAMILY_V6, NONE, OwnListener, PROTO_TCP, SocketInfo, V6_ONLY, V6_UNKNOWN,
 };
 use rustix::net::sockopt::set_socket_reuseport;
-use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control};
+use super::{Input, beside::beside, control::Control};
 use crate::{
     clock::boot_ms,
     kernel::{KernelError, v6only},
-    procs::{FoundSocket, Seat, address_bytes, address_from_bytes, listeners_in_cgroup},
-    world::{Network, Socket},
+    procs::{FoundSocket, Seat, address_bytes, address_from_bytes},
+    world::{BackendId, Network, Socket},
 };
 
 /// Topic of [`crate::world::Backend::troubles`].
@@ -40,15 +38,15 @@ pub struct Inspection {
 /// look goes through everything that the backend's processes have open.
 #[derive(Default)]
 pub(super) struct Inspections {
-    /// By the index of the backend, cookies of the sockets that are still to be looked at.
-    due: HashMap<u32, BTreeSet<u64>>,
+    /// By backend, cookies of the sockets that are still to be looked at.
+    due: HashMap<BackendId, BTreeSet<u64>>,
     /// Backends that are being looked at.
-    under_way: BTreeSet<u32>,
+    under_way: BTreeSet<BackendId>,
 }
 
 impl Inspections {
-    fn add(&mut self, cookie: u64, index: u32) {
-        self.due.entry(index).or_default().insert(cookie);
+    fn add(&mut self, cookie: u64, id: &str) {
+        self.due.entry(id.to_owned()).or_default().insert(cookie);
     }
 }
 
@@ -61,7 +59,7 @@ impl Control {
             // Made by a backend that has ended, and held by another one perhaps.
             return self.holders.look_at(info.netns_cookie);
         };
-        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+        let (id, service, name) = (backend.id.clone(), backend.spec.service.clone(), backend.name.clone());
         match event.kind {
             EVENT_LISTENING => {
                 debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
@@ -81,7 +79,7 @@ impl Control {
                 if event.errno != 0 {
                     self.describe_sockets(&mut self.kernel.socket_maps());
                 }
-                self.inspections.add(event.cookie, info.backend);
+                self.inspections.add(event.cookie, &id);
             }
             EVENT_CLOSED => {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
@@ -143,22 +141,21 @@ impl Control {
     /// Clients are given to them before that.
     pub(super) fn inspect_due(&mut self) {
         let Inspections { due, under_way } = &self.inspections;
-        let begin: Vec<u32> = due.keys().filter(|index| !under_way.contains(index)).copied().collect();
-        for index in begin {
-            if let Some(due) = self.inspections.due.remove(&index) {
-                self.inspect(index, due);
+        let begin: Vec<BackendId> = due.keys().filter(|id| !under_way.contains(*id)).cloned().collect();
+        for id in begin {
+            if let Some(due) = self.inspections.due.remove(&id) {
+                self.inspect(id, due);
             }
         }
     }
 
-    fn inspect(&mut self, index: u32, due: BTreeSet<u64>) {
-        let Some(path) = self.paths.get(&index).cloned() else {
-            return self.inspected(index, due.into_iter().map(|cookie| (cookie, None)).collect());
-        };
-        self.inspections.under_way.insert(index);
-        let (inputs, migration) = (self.inputs.clone(), self.migration.clone());
-        spawn_blocking(move || {
-            let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
+    fn inspect(&mut self, id: BackendId, due: BTreeSet<u64>) {
+        let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else { return };
+        self.inspections.under_way.insert(id.clone());
+        let migration = self.migration.clone();
+        let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
+        let failed = Input::Inspected { id: id.clone(), found: found.clone() };
+        beside(&self.inputs, failed, move || {
             // None is kept: a backend may have more sockets than we may open files.
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
@@ -168,13 +165,13 @@ impl Control {
                 }
                 false
             };
-            let _ = listeners_in_cgroup(&path, look);
-            let _ = inputs.blocking_send(Input::Inspected { index, found });
+            processes.listeners(look);
+            Input::Inspected { id, found }
         });
     }
 
-    pub(super) fn inspected(&mut self, index: u32, found: BTreeMap<u64, Option<Inspection>>) {
-        self.inspections.under_way.remove(&index);
+    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>) {
+        self.inspections.under_way.remove(id);
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
             // Of one that was not seen it is believed that it is as most are, unless more is known.
@@ -194,22 +191,24 @@ impl Control {
     }
 
     /// Looks for sockets that listened before the backend was managed.
-    pub(super) fn look_for_sockets(&mut self, index: u32, cgroup: &Path) {
+    pub(super) fn look_for_sockets(&mut self, index: u32) {
         let Some(backend) = self.world.by_index(index) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
-        self.begin_search(index);
-        let (inputs, path) = (self.inputs.clone(), cgroup.to_owned());
-        spawn_blocking(move || {
+        let (id, processes) = (backend.id.clone(), self.processes_of(backend));
+        self.begin_search(&id);
+        beside(&self.inputs, Input::Found { id: id.clone(), sockets: None }, move || {
             let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.bound.port());
-            let sockets = listeners_in_cgroup(&path, wanted).unwrap_or_default();
-            let _ = inputs.blocking_send(Input::Found { index, sockets });
+            Input::Found { id, sockets: Some(processes.listeners(wanted)) }
         });
     }
 
-    /// Registers sockets that were found.
-    pub(super) fn found(&mut self, index: u32, sockets: Vec<FoundSocket>) {
-        self.end_search(index, &sockets);
-        if self.world.by_index(index).is_none_or(|backend| backend.netns.is_none()) {
+    /// Registers sockets that were found; nothing is known if the search failed.
+    pub(super) fn found(&mut self, id: &str, sockets: Option<Vec<FoundSocket>>) {
+        let Some(backend) = self.world.backends.get(id) else { return };
+        let (index, in_netns) = (backend.index, backend.netns.is_some());
+        let Some(sockets) = sockets else { return self.search_failed(id) };
+        self.end_search(id, &sockets);
+        if !in_netns {
             return;
         }
         for socket in sockets {
@@ -304,19 +303,19 @@ impl Control {
             if self.world.sockets.contains_key(&cookie) {
                 continue;
             }
-            if self.world.by_index(info.backend).is_none() {
+            let Some(backend) = self.world.by_index(info.backend) else {
                 // Its backend has ended. It must not become the next one's that gets the index.
                 if self.awaited.is_empty() {
                     self.kernel.disown_socket(cookie);
                 }
-            } else {
-                self.add_socket(cookie, &info);
-                self.inspections.add(cookie, info.backend);
-                if self.world.by_index(info.backend).is_some_and(|backend| backend.inherited.contains(&cookie)) {
-                    self.holders.silent.insert(cookie);
-                }
-                changed = true;
+                continue;
+            };
+            self.inspections.add(cookie, &backend.id);
+            if backend.inherited.contains(&cookie) {
+                self.holders.silent.insert(cookie);
             }
+            self.add_socket(cookie, &info);
+            changed = true;
         }
         if changed {
             self.touch();

@@ -52,20 +52,23 @@ impl Control {
             _ => None,
         });
         for backend in watched.flatten().filter_map(|id| self.world.backends.get(id)) {
-            let Some(path) = self.paths.get(&backend.index).cloned() else { continue };
+            let processes = self.processes_of(backend);
             let ports = self.world.configured.listening_ports(&backend.spec);
-            let (index, inputs) = (backend.index, self.inputs.clone());
+            let (id, inputs) = (backend.id.clone(), self.inputs.clone());
             tokio::task::spawn_blocking(move || {
-                let sockets = crate::procs::listeners_in_cgroup(&path, |socket| ports.contains(&socket.bound.port()));
+                let sockets = processes.listeners(|socket| ports.contains(&socket.bound.port()));
                 let drops = |socket: &crate::procs::FoundSocket| crate::kernel::sys::drops(&socket.fd).unwrap_or(0);
-                let dropped: u64 = sockets.unwrap_or_default().iter().map(|socket| u64::from(drops(socket))).sum();
-                let _ = inputs.blocking_send(super::Input::Dropped { index, dropped });
+                let dropped: u64 = sockets.iter().map(|socket| u64::from(drops(socket))).sum();
+                let _ = inputs.blocking_send(super::Input::Dropped { id, dropped });
             });
         }
     }
 
-    pub(super) fn dropped(&mut self, index: u32, dropped: u64) {
-        self.orders.overflows.entry(index).and_modify(|(_, now)| *now = dropped).or_insert((dropped, dropped));
+    pub(super) fn dropped(&mut self, id: &str, dropped: u64) {
+        if !self.world.backends.contains_key(id) {
+            return;
+        }
+        self.orders.overflows.entry(id.to_owned()).and_modify(|(_, now)| *now = dropped).or_insert((dropped, dropped));
     }
 }
 

@@ -1,42 +1,21 @@
 //! Enumerates the listeners of network namespaces, to find those that are not managed, and those whose device has changed.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{fs::File, path::PathBuf};
 
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control};
+use super::{Input, beside::beside, control::Control};
 use crate::{
     listening::{self, Listener},
     netns::Netns,
-    procs::{self, FoundSocket, Process},
-    world::{self, Kind, Phase},
+    process_set::{ProcessSet, listeners_of_netns},
+    procs::FoundSocket,
+    world,
 };
 
 /// Topic of conditions.
 const NO_CLIENTS: &str = "no-clients";
-
-/// A way into a network namespace: by a process of a backend.
-pub(super) enum Way {
-    Cgroup(PathBuf),
-    Process(i32),
-}
-
-impl Way {
-    pub(super) fn open(&self, netns: Netns) -> Option<File> {
-        match self {
-            Self::Cgroup(path) => procs::netns_of_cgroup(path, netns).ok(),
-            Self::Process(pid) => Process::open(*pid).and_then(|process| process.netns()).ok(),
-        }
-    }
-}
-
-/// Opens a network namespace: our own, or by one of these ways.
-pub(super) fn open(netns: Netns, ways: &[Way]) -> Option<File> {
-    let same = |file: &File| file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (netns.dev, netns.inode));
-    let own = File::open("/proc/self/ns/net").ok().filter(same);
-    own.or_else(|| ways.iter().find_map(|way| way.open(netns).filter(same)))
-}
 
 /// What was found of a container that ran before it was managed.
 pub struct Survey {
@@ -51,27 +30,12 @@ pub struct Survey {
 }
 
 impl Control {
-    /// The namespaces of backends, and the ways into each.
-    pub(super) fn ways(&self) -> BTreeMap<u64, (Netns, Vec<Way>)> {
-        let mut ways: BTreeMap<u64, (Netns, Vec<Way>)> = BTreeMap::new();
-        for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
-            let Some(netns) = backend.netns else { continue };
-            let way = match (&backend.kind, self.paths.get(&backend.index)) {
-                (Kind::Registered { pid }, _) => Some(Way::Process(*pid)),
-                (_, path) => path.cloned().map(Way::Cgroup),
-            };
-            ways.entry(netns.cookie).or_insert((netns, Vec::new())).1.extend(way);
-        }
-        ways
-    }
-
     /// Looks at every namespace of a backend, beside the loop.
     pub(super) fn survey(&self) {
-        let (ways, inputs) = (self.ways(), self.inputs.clone());
+        let (namespaces, inputs) = (self.namespaces(), self.inputs.clone());
         spawn_blocking(move || {
-            for (netns_cookie, (netns, ways)) in ways {
-                let Some(file) = open(netns, &ways) else { continue };
-                match listening::listeners(&file, netns_cookie) {
+            for (netns_cookie, (netns, sets)) in namespaces {
+                match listeners_of_netns(netns, &sets) {
                     Ok(listeners) => drop(inputs.blocking_send(Input::Listeners { netns_cookie, listeners })),
                     Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
                 }
@@ -117,29 +81,31 @@ impl Control {
     pub(super) fn survey_container(&mut self, id: &str, netns: Netns, ns: File, path: PathBuf) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
-        let (id, index, inputs) = (backend.id.clone(), backend.index, self.inputs.clone());
-        self.begin_search(index);
-        spawn_blocking(move || {
+        let id = backend.id.clone();
+        self.begin_search(&id);
+        let failed = Input::Found { id: id.clone(), sockets: None };
+        beside(&self.inputs, failed, move || {
             let wanted = |socket: &FoundSocket| ports.contains(&socket.bound.port());
-            let sockets = procs::listeners_in_cgroup(&path, wanted).unwrap_or_default();
+            let sockets = ProcessSet::of_cgroup(&path).listeners(wanted);
             let listeners = listening::listeners(&ns, netns.cookie);
-            let survey = Survey { id, netns: (netns, ns), listeners, sockets };
-            let _ = inputs.blocking_send(Input::Surveyed(Box::new(survey)));
+            Input::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, sockets }))
         });
     }
 
     pub(super) fn container_surveyed(&mut self, survey: Survey) {
         let Survey { id, netns: (netns, ns), listeners, sockets } = survey;
-        let Some(index) = self.world.backends.get(&id).map(|backend| backend.index) else { return };
+        if !self.world.backends.contains_key(&id) {
+            return;
+        }
         match listeners {
             Ok(mut listeners) => {
                 listeners.retain(|listener| !sockets.iter().any(|own| Some(own.cookie) == listener.cookie));
                 self.lives_in(&id, netns, ns, Some(listeners));
-                self.found(index, sockets);
+                self.found(&id, Some(sockets));
             }
             Err(error) => {
                 warn!(container = %id, %netns, %error, "the listeners of its namespace cannot be enumerated, so no port is claimed");
-                self.end_search(index, &sockets);
+                self.end_search(&id, &sockets);
             }
         }
     }

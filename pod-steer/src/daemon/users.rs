@@ -9,9 +9,10 @@ use pod_steer_ebpf::{PROTO_TCP, PortKey};
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control, survey};
+use super::{Input, control::Control};
 use crate::{
     listening, netns,
+    process_set::open_netns,
     procs::FoundSocket,
     world::{Backend, missing_ports},
 };
@@ -71,11 +72,11 @@ impl Control {
         for port in ports {
             by_netns.entry(port.netns_cookie).or_default().insert(port.port);
         }
-        let (mut ways, inputs) = (self.ways(), self.inputs.clone());
+        let (mut namespaces, inputs) = (self.namespaces(), self.inputs.clone());
         spawn_blocking(move || {
             let mut opened: BTreeMap<u64, File> = BTreeMap::new();
             for cookie in by_netns.keys() {
-                let ns = ways.remove(cookie).and_then(|(netns, ways)| survey::open(netns, &ways));
+                let ns = namespaces.remove(cookie).and_then(|(netns, sets)| open_netns(netns, &sets).ok());
                 opened.extend(ns.map(|ns| (*cookie, ns)));
             }
             let others: BTreeSet<u64> =

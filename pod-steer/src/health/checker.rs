@@ -1,6 +1,6 @@
 //! Probing one backend again and again, and telling what is believed of it.
 
-use std::{fs::File, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, io, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -13,7 +13,7 @@ use crate::{
     engine::Commands,
     kernel::{Probes, sys},
     netns::Netns,
-    procs::{self, Process},
+    process_set::{ProcessSet, open_netns},
     world::Health,
 };
 
@@ -39,7 +39,7 @@ pub enum Subject {
         /// Its namespace.
         netns: Netns,
         /// Whose it is: a way into that namespace.
-        owner: Owner,
+        owner: ProcessSet,
     },
     /// A container, in which commands are run.
     Container {
@@ -48,15 +48,6 @@ pub enum Subject {
         /// Its full id.
         id: String,
     },
-}
-
-/// The processes of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// Those of a cgroup.
-    Cgroup(PathBuf),
-    /// One.
-    Process(i32),
 }
 
 /// What is believed of a backend.
@@ -138,13 +129,12 @@ impl Prober {
 }
 
 /// The file of a namespace, unless it is our own.
-async fn namespace(netns: Netns, owner: Owner) -> io::Result<Option<Arc<File>>> {
+async fn namespace(netns: Netns, owner: ProcessSet) -> io::Result<Option<Arc<File>>> {
     if sys::own_netns_cookie()? == netns.cookie {
         return Ok(None);
     }
-    let open = move || match owner {
-        Owner::Cgroup(path) => procs::netns_of_cgroup(&path, netns),
-        Owner::Process(pid) => Process::open(pid)?.netns(),
-    };
-    spawn_blocking(open).await.map_err(io::Error::other)?.map(|file| Some(Arc::new(file)))
+    spawn_blocking(move || open_netns(netns, &[owner]))
+        .await
+        .map_err(io::Error::other)?
+        .map(|file| Some(Arc::new(file)))
 }

@@ -7,7 +7,7 @@ mod probe;
 mod spec;
 mod threshold;
 
-pub use checker::{Job, Owner, Subject, Verdict, follow};
+pub use checker::{Job, Subject, Verdict, follow};
 pub use probe::{Target, Way};
 pub use spec::{
     CheckKind, CheckSpec, HEALTHY_DEFAULT, INTERVAL_MS_DEFAULT, StatusRange, TIMEOUT_MS_DEFAULT, UNHEALTHY_DEFAULT,

@@ -1,0 +1,58 @@
+//! Work that takes its time runs beside the loop, on the runtime's blocking threads, and its result comes back as an input.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+use tokio::{runtime::Runtime, sync::mpsc, task::spawn_blocking};
+use tracing::error;
+
+use super::Input;
+
+/// Most threads for such work. Each may hold copies of sockets, and more than there are processors are of use only while some wait.
+const THREADS_MAX: usize = 32;
+
+/// The runtime of the daemon: one thread for the loop and the API that feeds it, and threads for work beside them.
+pub fn runtime() -> io::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().max_blocking_threads(THREADS_MAX).thread_keep_alive(Duration::MAX).build()
+}
+
+/// Makes the first of these threads, which never ends. `spawn_blocking` panics if there is none and none can be made; while there
+/// is one, a limit on threads only delays work. A thread inherits our capabilities and priority, so those are set before.
+pub(super) async fn first_thread() -> io::Result<()> {
+    spawn_blocking(|| ()).await.map_err(io::Error::other)
+}
+
+/// Runs `work` beside the loop and sends what it returns; `failed` if it panics. So the loop always hears that it has ended.
+pub(super) fn beside(inputs: &mpsc::Sender<Input>, failed: Input, work: impl FnOnce() -> Input + Send + 'static) {
+    let inputs = inputs.clone();
+    spawn_blocking(move || {
+        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            error!("work beside the loop panicked; the reason is on standard error");
+            failed
+        });
+        let _ = inputs.blocking_send(result);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_loop_hears_of_work_that_panics() {
+        let runtime = runtime().unwrap();
+        let (inputs, mut queue) = mpsc::channel(1);
+        let input = |netns_cookie| Input::Idle { netns_cookie, ports: BTreeSet::new() };
+        let _entered = runtime.enter();
+        beside(&inputs, input(1), || panic!("as a test wants it"));
+        assert!(matches!(queue.blocking_recv(), Some(Input::Idle { netns_cookie: 1, .. })));
+        beside(&inputs, input(1), move || input(2));
+        assert!(matches!(queue.blocking_recv(), Some(Input::Idle { netns_cookie: 2, .. })));
+    }
+}

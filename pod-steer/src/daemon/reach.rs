@@ -1,0 +1,36 @@
+//! How the processes and the network namespaces of backends are reached.
+
+use std::collections::BTreeMap;
+
+use super::control::Control;
+use crate::{
+    netns::Netns,
+    process_set::ProcessSet,
+    procs::ProcessId,
+    world::{Backend, Kind, Phase},
+};
+
+impl Control {
+    /// The processes of a backend: those of its cgroup, or the process that is followed.
+    pub(super) fn processes_of(&self, backend: &Backend) -> ProcessSet {
+        let followed = backend.process.map(|process| process.id);
+        // One that an earlier version registered is known by its pid alone.
+        let registered = || match backend.kind {
+            Kind::Registered { pid } => ProcessId::of(pid).ok(),
+            _ => None,
+        };
+        let cgroup = self.paths.get(&backend.index).cloned();
+        let alone = backend.process.is_some_and(|process| process.holds_only);
+        ProcessSet { cgroup, process: followed.or_else(registered), alone }
+    }
+
+    /// The namespaces of backends by their cookies, and the processes by which each is opened.
+    pub(super) fn namespaces(&self) -> BTreeMap<u64, (Netns, Vec<ProcessSet>)> {
+        let mut namespaces: BTreeMap<u64, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
+        for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
+            let Some(netns) = backend.netns else { continue };
+            namespaces.entry(netns.cookie).or_insert((netns, Vec::new())).1.push(self.processes_of(backend));
+        }
+        namespaces
+    }
+}
