@@ -12,7 +12,7 @@ mod user;
 pub use contract::*;
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -110,7 +110,7 @@ const _: () = {
     assert!(size_of::<OwnPort>() == 24);
     assert!(size_of::<OwnTarget>() == 8);
     assert!(size_of::<OwnConnection>() == 48);
-    assert!(size_of::<OwnSocket>() == 24);
+    assert!(size_of::<OwnSocket>() == 32);
     assert!(OWN_SOURCES.is_power_of_two());
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<NoteKey>() == 16);

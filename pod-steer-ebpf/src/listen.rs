@@ -19,6 +19,7 @@ use crate::{
 };
 
 const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
+const BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB: u32 = 4;
 const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
@@ -37,6 +38,7 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     if !matches!(
         op,
         BPF_SOCK_OPS_TCP_CONNECT_CB
+            | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
             | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
             | BPF_SOCK_OPS_STATE_CB
             | BPF_SOCK_OPS_TCP_LISTEN_CB
@@ -46,6 +48,10 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     let Some(backend) = current_backend() else { return 1 };
     if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
         own::connects(&ctx, backend);
+        return 1;
+    }
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        own::established(&ctx);
         return 1;
     }
     if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) == TCP_CLOSE && own::ended(&ctx) {

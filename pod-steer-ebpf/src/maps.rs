@@ -99,7 +99,8 @@ pub static OWN_LISTENERS: HashMap<OwnListener, u64, { OWN_LISTENERS_MAX as usize
 #[btf_map]
 pub static OWN_PORTS: HashMap<OwnPort, OwnTarget, { OWN_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Connections of backends to their own ports, from `connect` until the connecting socket closes.
+/// Connections of backends to their own ports, from `connect` until the connecting socket closes; those to the same port of
+/// another machine until they are established.
 #[btf_map]
 pub static OWN_CONNECTIONS: HashMap<OwnConnection, OwnSocket, { OWN_CONNECTIONS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();

@@ -75,8 +75,13 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         family: packet.family as u8,
         pad: [0; 3],
     };
-    // SAFETY: an entry is replaced as a whole, and only by a later connection from the same port.
-    let Some(own) = (unsafe { OWN_CONNECTIONS.get(key) }) else { return UNDECIDED };
+    let Some(own) = OWN_CONNECTIONS.get_ptr_mut(key) else { return UNDECIDED };
+    // SAFETY: the verifier checked the pointer. Nothing else of an entry changes: a later connection from the same port has a
+    // new one.
+    let own = unsafe {
+        (*own).seen = 1;
+        &*own
+    };
     let rule = find(ctx, packet);
     // A listener that is not managed keeps its clients.
     if rule.is_some_and(|rule| rule.flags & RULE_FOREIGN != 0) {
@@ -210,13 +215,12 @@ pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let cookie = listener(netns_cookie, backend, target.port, ends.family, ends.remote).unwrap_or(0);
     // SAFETY: takes no arguments.
     let born_ns = unsafe { bpf_ktime_get_ns() };
-    let (key, own) = (ends.outgoing(netns_cookie), OwnSocket { cookie, born_ns, backend, service: target.service });
+    let own = OwnSocket { cookie, born_ns, backend, service: target.service, seen: 0, pad: 0 };
+    let key = ends.outgoing(netns_cookie);
     // The counter is never lower than the number of entries: it is increased before an entry is made and decreased by the side
     // that has removed one.
     count(ends.local_port, 1);
-    if OWN_CONNECTIONS.remove(key).is_ok() {
-        count(ends.local_port, u64::MAX);
-    }
+    forget(key, ends.local_port);
     if OWN_CONNECTIONS.insert(key, own, BPF_NOEXIST.into()).is_err() {
         // The map is full: steered as any client's.
         count(ends.local_port, u64::MAX);
@@ -275,6 +279,22 @@ pub fn was_accepted(ctx: &SockOpsContext, backend: u32) -> bool {
     unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.cookie != 0 && own.backend == backend)
 }
 
+/// The client's end of a connection is established. The SYN of one to this namespace was looked up here before it was answered;
+/// any other is forgotten: a proxy may hold many to ports of other machines that have the number of its own.
+#[inline(always)]
+pub fn established(ctx: &SockOpsContext) {
+    let port = ctx.local_port() as u16;
+    if !may_come_from(port) {
+        return;
+    }
+    // SAFETY: the context is this hook's own.
+    let key = Ends::of(ctx).outgoing(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    // SAFETY: four aligned bytes are read at once.
+    if unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.seen == 0) {
+        forget(key, port);
+    }
+}
+
 /// A socket closes: whether it was the client's end of an own connection, which is forgotten.
 #[inline(always)]
 pub fn ended(ctx: &SockOpsContext) -> bool {
@@ -284,6 +304,12 @@ pub fn ended(ctx: &SockOpsContext) -> bool {
     }
     // SAFETY: the context is this hook's own.
     let key = Ends::of(ctx).outgoing(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    forget(key, port)
+}
+
+/// Removes an entry, and says whether there was one.
+#[inline(always)]
+fn forget(key: OwnConnection, port: u16) -> bool {
     // The daemon may remove it at the same time: the side that succeeds decrements the counter.
     let removed = OWN_CONNECTIONS.remove(key).is_ok();
     if removed {

@@ -159,3 +159,46 @@ print(server.recv(9).decode())
     ensure!(said.trim() == "ping", "{said}");
     Ok(())
 }
+
+/// A proxy connects to other machines on the port that it listens on itself. Only connections to an address of this machine, whichever
+/// it is, are kept as own ones while they last.
+#[test]
+fn connections_to_other_machines_are_not_kept() -> Result<()> {
+    require!(tools::root_and(&["ip", "curl", "python3", "bpftool"]));
+    let stage = Stage::without_engine()?;
+    let client = stage.host.new_client()?;
+    for range in ["local 10.88.0.0/24 dev lo", "local fd88::/64 dev lo"] {
+        stage.host.net().ip(&format!("route add {range}"))?;
+    }
+    stage.host.net().ip("addr add 10.77.0.9/24 dev client0")?;
+    let mut remote = stage.host.command_in(&client.ns, tools::named_server()?)?;
+    remote.args(["--name", "remote", "--listen", "[::]:8080"]);
+    let remote = stage.host.start("remote", &mut remote)?;
+    wait::until("the server to listen", || exec::listening_ns(&remote.stdout())).with_context(|| remote.stderr())?;
+    let web = start(&stage, "web-1", "web", "80:8080", "[::]:8080")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let own = ["127.0.0.1", "10.77.0.1", "10.77.0.9", "10.88.0.5", "::1", "fd77::1", "fd88::5", "::ffff:10.77.0.1"];
+    let others = ["10.77.0.2", "fd77::2", "::ffff:10.77.0.2"];
+    let hold = format!(
+        "import socket, time\nheld = [socket.create_connection((host, 8080)) for host in {:?}]\nprint('held')\ntime.sleep(600)",
+        own.iter().chain(&others).collect::<Vec<_>>()
+    );
+    let mut holder = script(&stage, &web, &hold)?;
+    wait::until("the connections", || holder.stdout().contains("held").then_some(()))
+        .with_context(|| holder.stderr())?;
+    let kept = || -> Result<usize> {
+        let mut dump = stage.host.command("bpftool")?;
+        let dump = run(dump.args(["-j", "map", "dump", "pinned", "/sys/fs/bpf/pod-steer/maps/OWN_CONNECTIONS"]))?;
+        Ok(serde_json::from_str::<Vec<serde_json::Value>>(&dump)?.len())
+    };
+    ensure!(kept()? == own.len(), "{} are kept", kept()?);
+    for host in own {
+        let address = if host.contains(':') { format!("[{host}]:8080") } else { format!("{host}:8080") };
+        ensure_asked(&stage, &web, &[], &address, "web-1")?;
+    }
+    ensure_asked(&stage, &web, &[], "10.77.0.2:8080", "remote")?;
+    let counted = stage.daemon.wait_idle("web")?.backends[0].clone();
+    ensure!((counted.opened, counted.live) == (0, 0), "connections to itself are counted: {counted:?}");
+    holder.kill()?;
+    wait::until_ok("own connections to end", || Ok((kept()? == 0).then_some(())))
+}

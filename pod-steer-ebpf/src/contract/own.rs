@@ -58,7 +58,7 @@ pub struct OwnTarget {
     pub pad: u16,
 }
 
-/// A connection from a process of a backend to a port of this backend. The value is an [`OwnSocket`].
+/// A connection from a process of a backend to a port of this backend, at whatever address. The value is an [`OwnSocket`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnConnection {
@@ -92,6 +92,11 @@ pub struct OwnSocket {
     /// Index of the service that must hold the destination's rule, or [`NONE`] if the backend itself listens on the
     /// destination's port.
     pub service: u32,
+    /// One after a lookup of its namespace has seen the connection, else zero: one that is established without has left the
+    /// namespace.
+    pub seen: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Which of the counters in front of the map of own connections stands for connections from this port (in host byte order):
