@@ -5,14 +5,19 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    daemon::{Conditions, Stage},
+    daemon::{BPFFS, Conditions, Stage},
     exec::{Backend, Exec},
     load::{Load, Running},
     process::run,
     refusals::{NO_INSTANCES, NO_WATCHES},
-    require, server, tools, wait,
+    require, server,
+    status::Status,
+    tools, wait,
 };
 use rustix::process::Signal;
+
+/// Subject of a condition.
+const AWAITED: &str = "steering of an earlier daemon";
 
 fn exec(stage: &Stage, name: &str) -> Result<Backend> {
     Exec::new(name, "web", "80:8080", "0.0.0.0:8080").start(stage)
@@ -37,6 +42,11 @@ fn lose_files(stage: &Stage) -> Result<()> {
         if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
     }
     Ok(())
+}
+
+/// The kernel's copy of what the files say.
+fn lose_notes(stage: &Stage) -> Result<()> {
+    run(stage.host.command("rm")?.arg(format!("{BPFFS}/maps/NOTES"))).map(drop)
 }
 
 fn lose_and_restart(stage: &mut Stage, silence: &str, signal: Signal) -> Result<()> {
@@ -84,6 +94,64 @@ fn a_lost_runtime_directory_and_an_engine_that_says_nothing() -> Result<()> {
         outcome?;
     }
     Ok(())
+}
+
+/// Without the kernel's copy as well, only the engine can tell what is whose.
+#[test]
+fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let container = server::named("docker-1", "0.0.0.0:8080").service("web", "80:8080");
+    let container = stage.engine().start_container(&container)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let before = stage.daemon.status()?;
+    let load = load(&stage)?;
+    stage.engine().signal(Signal::STOP)?;
+    let outcome = (|| {
+        stage.daemon.kill()?;
+        lose_files(&stage)?;
+        lose_notes(&stage)?;
+        stage.daemon.restart()?;
+        let awaited = |status: &Status| Some(status.said_about(AWAITED)).filter(|said| !said.is_empty());
+        let said = stage.daemon.wait_for("the condition", awaited)?;
+        ensure!(said[0].contains("Docker at") && said[0].contains("start that engine"), "{said:?}");
+        let mut refused = Exec::new("exec-1", "web", "80:8080", "0.0.0.0:8080").launch(&stage)?;
+        ensure!(!refused.process.wait(wait::STUCK)?.success(), "it could not be put in force");
+        ensure!(refused.process.stderr().contains("has described its containers"), "{}", refused.process.stderr());
+        anyhow::Ok(())
+    })();
+    // An engine that hangs would keep its container from being removed.
+    stage.engine().signal(Signal::CONT)?;
+    outcome?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_for("no condition", |status| status.problems.is_empty().then_some(()))?;
+    let (then, status) = (before.backend("web", "docker-1").opened, stage.daemon.status()?);
+    ensure!(status.backend("web", "docker-1").opened >= then, "its counters go on: {status}");
+    let second = exec(&stage, "exec-2")?;
+    stage.daemon.wait_ready("web", 2)?;
+    none_lost(&stage, load)?;
+
+    // An engine whose socket is not there is not waited for.
+    drop(second);
+    stage.daemon.wait_ready("web", 1)?;
+    stage.engine().signal(Signal::STOP)?;
+    stage.daemon.kill()?;
+    lose_files(&stage)?;
+    lose_notes(&stage)?;
+    let socket = stage.engine().docker().socket().to_owned();
+    let aside = socket.with_extension("aside");
+    fs::rename(&socket, &aside)?;
+    let outcome = stage.daemon.restart().and_then(|()| {
+        stage.daemon.wait_for("the end of the wait", |status| status.said_about(AWAITED).is_empty().then_some(()))?;
+        let third = exec(&stage, "exec-3")?;
+        stage.daemon.wait_ready("web", 1)?;
+        drop(third);
+        Ok(())
+    });
+    fs::rename(&aside, &socket)?;
+    stage.engine().signal(Signal::CONT)?;
+    drop(container);
+    outcome
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::control::Control;
 use crate::{
@@ -18,8 +18,7 @@ impl Control {
         self.world.backends = self.store.backends();
         let unknown = self.world.backends.is_empty() && !self.kernel.attached_backends().is_empty();
         if unknown && self.kernel.rules().next().is_some() {
-            warn!("there is steering, but the files that say whose it is are gone; the engines are asked first");
-            self.awaited.extend(self.engines.iter().cloned());
+            self.await_engines();
         }
         // Before ended backends are found: another backend may hold the listener of one that has ended.
         self.read_sockets();
@@ -41,12 +40,8 @@ impl Control {
                 self.seen_namespaces.insert(netns.cookie, (netns, None));
             }
         }
-        for (cgroup, index) in self.kernel.attached_backends() {
-            // No backend has this index any more, so its counts belong to none.
-            if self.world.by_index(index).is_none() {
-                self.kernel.write_off_moved(index);
-                self.kernel.detach_backend(cgroup, index);
-            }
+        if self.awaited.is_empty() {
+            self.detach_unknown();
         }
         // A link that was lost meanwhile is attached again below; a backend that was ready has not changed by that.
         let ready = self.world.backends.values().filter(|backend| backend.ready_since_ms.is_some());
@@ -60,6 +55,17 @@ impl Control {
         self.check_links(true);
         self.converge();
         info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
+    }
+
+    /// Detaches what no backend has.
+    pub(super) fn detach_unknown(&mut self) {
+        for (cgroup, index) in self.kernel.attached_backends() {
+            // No backend has this index any more, so its counts belong to none.
+            if self.world.by_index(index).is_none() {
+                self.kernel.write_off_moved(index);
+                self.kernel.detach_backend(cgroup, index);
+            }
+        }
     }
 
     fn adopt_cgroup(&mut self, backend: &Backend, path: PathBuf) {

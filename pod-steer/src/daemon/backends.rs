@@ -50,7 +50,7 @@ impl Control {
             self.container(container, None);
         }
         self.touch();
-        self.awaited.remove(engine);
+        self.no_longer_awaited(|awaited| awaited == engine);
         self.heard(engine);
     }
 
@@ -70,7 +70,7 @@ impl Control {
         }
         let index = match &known {
             Some(backend) => backend.index,
-            None => match self.new_index() {
+            None => match self.attached_before(&container).map_or_else(|| self.new_index(), Ok) {
                 Ok(index) => index,
                 Err(error) => return self.misfit(container, vec![error]),
             },

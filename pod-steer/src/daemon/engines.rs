@@ -3,9 +3,70 @@
 use tracing::warn;
 
 use super::{ENGINES_MAX, control::Control};
-use crate::engine;
+use crate::{
+    engine::{self, Container},
+    kernel::Cgroup,
+};
+
+/// Topic and subject of a condition.
+const AWAITED: &str = "steering of an earlier daemon";
 
 impl Control {
+    /// Changes nothing before the engines have said what is there.
+    pub(super) fn await_engines(&mut self) {
+        self.awaited.extend(self.engines.iter().cloned());
+        if !self.awaited.is_empty() {
+            self.conditions.set(AWAITED, AWAITED, self.awaited_text());
+        }
+    }
+
+    /// An engine has described its containers, or is not there: nothing of the steering that was found is its any more. Once no
+    /// engine is awaited, what belongs to no backend is detached.
+    pub(super) fn no_longer_awaited(&mut self, is_over: impl Fn(&str) -> bool) {
+        if self.awaited.is_empty() {
+            return;
+        }
+        self.awaited.retain(|engine| !is_over(engine));
+        if self.awaited.is_empty() {
+            self.conditions.clear(AWAITED, AWAITED);
+            // The listeners of those that were described, before any rule is changed.
+            self.read_sockets();
+            self.detach_unknown();
+            self.touch();
+        } else {
+            self.conditions.set(AWAITED, AWAITED, self.awaited_text());
+        }
+    }
+
+    /// The index by which an earlier daemon attached to a container's cgroup, if the files that said so are gone.
+    pub(super) fn attached_before(&mut self, container: &Container) -> Option<u32> {
+        if self.awaited.is_empty() {
+            return None;
+        }
+        let owner = engine::owner(&container.engine);
+        let path = self.cgroups.expect(&container.id, &container.cgroup_parent, owner)?;
+        let cgroup = Cgroup::open(&path).ok()?.id;
+        let attached = self.kernel.attached_backends().into_iter();
+        attached
+            .filter(|(of, _)| *of == cgroup)
+            .map(|(_, index)| index)
+            .find(|index| self.world.by_index(*index).is_none())
+    }
+
+    /// Why no process can become a backend now, if none can: it could not be put in force.
+    pub(super) fn refuse_while_waiting(&self) -> Result<(), String> {
+        if self.awaited.is_empty() { Ok(()) } else { Err(format!("pod-steer waits: {}", self.awaited_text())) }
+    }
+
+    fn awaited_text(&self) -> String {
+        let names: Vec<String> = self.awaited.iter().map(|engine| engine::name(engine)).collect();
+        format!(
+            "the files that say which backends it belongs to are gone, so nothing is changed before {} has described its \
+             containers; start that engine, or restart pod-steer without it (`--engine`)",
+            names.join(" and ")
+        )
+    }
+
     /// Whether every engine has described its containers or is known to be unreachable.
     pub(super) fn has_heard_all(&self) -> bool {
         self.unheard.is_empty()
@@ -33,6 +94,8 @@ impl Control {
             );
             self.lost_engines.entry(engine.clone()).or_insert(reason);
         }
+        // An engine that is not installed, or was stopped for good, never answers.
+        self.no_longer_awaited(|engine| !engine::is_there(engine));
         if let Some(ready) = self.ready.take() {
             self.converge();
             let _ = ready.send(());

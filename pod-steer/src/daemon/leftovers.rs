@@ -18,6 +18,9 @@ impl Control {
     /// Not many at once: each blocks the loop for half a millisecond. The others are detached by a later call.
     pub(super) fn drop_leftovers(&mut self) {
         self.leftovers = false;
+        if !self.awaited.is_empty() {
+            return;
+        }
         let mut left = 0;
         let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
         // A container that starts again has its new cgroup before the engine says so.

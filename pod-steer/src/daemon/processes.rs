@@ -33,6 +33,7 @@ type Answer = Result<Registered, String>;
 impl Control {
     /// Makes the asking process a backend: whatever it executes next is steered to.
     pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
+        self.refuse_while_waiting()?;
         let spec = parse(&request.backend)?;
         let pid = peer.cred.pid.as_raw_nonzero().get();
         let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
@@ -74,6 +75,7 @@ impl Control {
 
     /// Adopts a process that listens already.
     pub(super) fn register(&mut self, request: RegisterRequest) -> Answer {
+        self.refuse_while_waiting()?;
         let spec = parse(&request.backend)?;
         let pid = request.pid;
         let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;

@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 
 pub use commands::Commands;
 pub use convert::{Change, Container, Happened, Sandbox, SandboxState, ends};
-pub use reach::{name, owner, reach, unreachable};
+pub use reach::{is_there, name, owner, reach, unreachable};
 
 use crate::{labels, world::Health};
 use sandbox::Sandboxes;

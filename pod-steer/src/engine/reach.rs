@@ -29,6 +29,11 @@ pub fn owner(engine: &str) -> u32 {
     fs::metadata(path_of(engine)).map_or(0, |socket| socket.uid())
 }
 
+/// Whether an engine's socket is there, whatever answers.
+pub fn is_there(engine: &str) -> bool {
+    path_of(engine).exists()
+}
+
 /// Connects to an engine's socket and hangs up. Never waits: an engine that accepts nothing has a full backlog.
 pub fn reach(engine: &str) -> io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
