@@ -62,10 +62,10 @@ impl Control {
         if !self.orders.operations.is_empty() {
             return STEP_EVERY;
         }
-        let stops = self.orders.stops.iter().map(|stop| stop.at_ms);
         let now_ms = boot_ms();
         let vacancies = self.orders.vacancies.next_ms(now_ms);
-        let soonest = self.plan.next_ms.into_iter().chain(stops).chain(vacancies).min();
+        let stop = next_stop_ms(&self.orders.stops, now_ms);
+        let soonest = self.plan.next_ms.into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         Duration::from_millis(wait_ms.unsigned_abs())
     }
@@ -120,14 +120,15 @@ impl Control {
         }
     }
 
-    /// Old backends whose time is over.
+    /// Stops old backends whose time is over, and forgets those that are gone.
     fn stop_kept(&mut self) {
         let now_ms = boot_ms();
         // They may be needed again if nobody is left of the version that replaced them.
         let replaced = |stop: &PlannedStop| self.view(&stop.service).ready(&stop.version).next().is_some();
-        let (due, kept): (Vec<_>, Vec<_>) =
-            self.orders.stops.clone().into_iter().partition(|stop| stop.at_ms <= now_ms && replaced(stop));
-        if due.is_empty() {
+        let are_known = self.lost_engines.is_empty() && self.awaited.is_empty();
+        let exists = |id: &String| !are_known || self.world.backends.contains_key(id);
+        let (due, kept) = sort_stops(self.orders.stops.clone(), now_ms, exists, replaced);
+        if kept == self.orders.stops {
             return;
         }
         self.store_orders(Change { decisions: &[], operations: &[], stops: Some(&kept) });
@@ -138,5 +139,45 @@ impl Control {
             let idle = stop.backends.iter().filter(|id| !serves(id)).cloned().collect();
             self.stop_backends(&idle);
         }
+    }
+}
+
+/// The stops that are due and those that are not. Those of which no backend exists are in neither.
+fn sort_stops(
+    stops: Vec<PlannedStop>,
+    now_ms: i64,
+    exists: impl Fn(&String) -> bool,
+    is_replaced: impl Fn(&PlannedStop) -> bool,
+) -> (Vec<PlannedStop>, Vec<PlannedStop>) {
+    let existing = stops.into_iter().filter(|stop| stop.backends.iter().any(&exists));
+    existing.partition(|stop| stop.at_ms <= now_ms && is_replaced(stop))
+}
+
+/// When the next of these stops is due. One that is due already waits for something else than time.
+fn next_stop_ms(stops: &[PlannedStop], now_ms: i64) -> Option<i64> {
+    stops.iter().map(|stop| stop.at_ms).filter(|at_ms| *at_ms > now_ms).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop(at_ms: i64, backends: &[&str]) -> PlannedStop {
+        let backends = backends.iter().map(ToString::to_string).collect();
+        PlannedStop { service: "web".to_owned(), version: "v2".to_owned(), backends, at_ms }
+    }
+
+    #[test]
+    fn a_stop_that_is_due_and_has_to_wait_wakes_nothing() {
+        assert_eq!(next_stop_ms(&[stop(10, &[]), stop(30, &[]), stop(20, &[])], 10), Some(20));
+        assert_eq!(next_stop_ms(&[stop(10, &[])], 10), None);
+    }
+
+    #[test]
+    fn a_stop_is_forgotten_with_its_last_backend() {
+        let stops = vec![stop(10, &["a"]), stop(10, &["gone", "a"]), stop(10, &["gone"]), stop(20, &["a"])];
+        let sort = |is_replaced: bool| sort_stops(stops.clone(), 10, |id| id == "a", |_| is_replaced);
+        assert_eq!(sort(true), (stops[..2].to_vec(), stops[3..].to_vec()));
+        assert_eq!(sort(false), (vec![], [&stops[..2], &stops[3..]].concat()));
     }
 }
