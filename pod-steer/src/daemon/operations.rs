@@ -15,6 +15,7 @@ use super::{
     empty::Vacancies,
     ledger::{Change, Ledger, PlannedStop},
     pause::Holder,
+    policies::Attempts,
 };
 use crate::{
     abort::{self, Point},
@@ -39,6 +40,7 @@ pub(super) struct Orders {
     pub overflows: HashMap<BackendId, (u64, u64)>,
     pub pause_holder: Option<Holder>,
     pub vacancies: Vacancies,
+    pub attempts: Attempts,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<u32, Option<i64>>,
 }
@@ -54,6 +56,7 @@ impl Orders {
             overflows: HashMap::new(),
             pause_holder: None,
             vacancies,
+            attempts: Attempts::default(),
             ready_stored: HashMap::new(),
         }
     }

@@ -6,40 +6,81 @@ use tracing::warn;
 
 use super::control::Control;
 use crate::{
-    rollout::{DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
-    world::Backend,
+    rollout::{Decision, DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
+    world::{Backend, BackendId, Coverage, State},
 };
 
 /// Times of a deploy that the policy `latest` begins.
 const TIMEOUT_MS: u64 = 60_000;
 const DRAIN_TIMEOUT_MS: u64 = 30_000;
 
+/// Everything that decides whether an order of a policy is accepted and succeeds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Situation {
+    states: BTreeMap<BackendId, State>,
+    coverage: Vec<Coverage>,
+    decision: Decision,
+}
+
+/// By service: the situation in which an order of its policy was refused or may have failed. The same order is given again only
+/// when something has changed.
+#[derive(Debug, Default)]
+pub(super) struct Attempts(BTreeMap<String, Situation>);
+
+impl Attempts {
+    fn may_order(&self, service: &str) -> bool {
+        !self.0.contains_key(service)
+    }
+
+    fn forget_changed(&mut self, now: impl Fn(&str) -> Situation) {
+        self.0.retain(|service, situation| *situation == now(service));
+    }
+}
+
 impl Control {
     /// Lets every policy do what is due.
     pub(super) fn follow_policies(&mut self) {
+        let mut attempts = std::mem::take(&mut self.orders.attempts);
+        attempts.forget_changed(|service| self.situation(service));
+        self.orders.attempts = attempts;
         let due: Vec<(String, Order)> = self
             .world
             .conducts
             .iter()
             .filter(|(service, conduct)| {
-                conduct.policy != Policy::Balance && !self.orders.operations.contains_key(*service)
+                let may_order =
+                    !self.orders.operations.contains_key(*service) && self.orders.attempts.may_order(service);
+                conduct.policy != Policy::Balance && may_order
             })
             .filter_map(|(service, conduct)| Some((service.clone(), self.due_by_policy(service, conduct.policy)?)))
             .collect();
         for (service, order) in due {
             let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });
-            if let Err(error) = self.carry_out(&service, order, who) {
-                warn!(%service, %error, "a policy could not be followed");
+            let situation = self.situation(&service);
+            match self.carry_out(&service, order, who) {
+                Ok(Operation { end: Some(end), .. }) if end.outcome != Outcome::Failed => continue,
+                Ok(_) => {}
+                Err(error) => warn!(%service, %error, "a policy could not be followed"),
             }
+            self.orders.attempts.0.insert(service, situation);
+        }
+    }
+
+    fn situation(&self, service: &str) -> Situation {
+        let own = self.world.backends.values().filter(|backend| backend.spec.service == service);
+        Situation {
+            states: own.map(|backend| (backend.id.clone(), self.state(backend))).collect(),
+            coverage: self.plan.coverage.get(service).cloned().unwrap_or_default(),
+            decision: self.decision(service),
         }
     }
 
     fn due_by_policy(&self, service: &str, policy: Policy) -> Option<Order> {
-        let view = self.view(service);
         let ages = self.ages(service);
         let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());
         let Some(weights) = weights.filter(|_| !self.awaits_first(service)) else {
             // The first version that is ready serves; from then on every other one waits.
+            let view = self.view(service);
             let first = ages.iter().find(|first| view.ready(&first.spec.version).next().is_some())?;
             let weights = BTreeMap::from([(first.spec.version.clone(), 1)]);
             return Some(Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() }));
@@ -47,6 +88,10 @@ impl Control {
         let first_of_newest = ages.last()?;
         let newest = &first_of_newest.spec.version;
         let serves_alone = weights.iter().all(|(version, weight)| version == newest || *weight == 0);
+        if policy != Policy::Latest || serves_alone {
+            return None;
+        }
+        let view = self.view(service);
         let present = view.present(newest).count();
         let all_ready = present > 0 && view.ready(newest).count() == present;
         // Whatever was decided since it appeared was decided knowing it: a rollback is not undone.
@@ -55,11 +100,7 @@ impl Control {
             let failed = operation.end.as_ref().is_some_and(|end| end.outcome == Outcome::Failed);
             moved && !failed && is_after(operation, first_of_newest)
         };
-        if policy != Policy::Latest
-            || serves_alone
-            || !all_ready
-            || self.orders.ledger.history(Some(service)).iter().any(decided)
-        {
+        if !all_ready || self.orders.ledger.history(Some(service)).iter().any(decided) {
             return None;
         }
         Some(Order::Deploy(DeployOrder {
@@ -93,5 +134,25 @@ fn is_after(operation: &Operation, backend: &Backend) -> bool {
     match backend.seen_after {
         Some(id) => operation.id > id,
         None => operation.begun_ms > backend.created_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_order_is_repeated_only_when_something_has_changed() {
+        let situation =
+            |state| Situation { states: BTreeMap::from([("v2".to_owned(), state)]), ..Situation::default() };
+        let mut attempts = Attempts::default();
+        attempts.0.insert("web".to_owned(), situation(State::Standby));
+        assert!(!attempts.may_order("web") && attempts.may_order("api"));
+        attempts.forget_changed(|_| situation(State::Standby));
+        assert!(!attempts.may_order("web"));
+        // It counts that it has changed, also if it is as before afterwards.
+        attempts.forget_changed(|_| situation(State::Unhealthy));
+        attempts.forget_changed(|_| situation(State::Standby));
+        assert!(attempts.may_order("web"));
     }
 }
