@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
-    listeners::{expect, unmanaged},
+    listeners::{expect, start, unmanaged},
     load::ask,
-    process::run,
+    process::{output, run},
     require,
     rollouts::all_by,
     tools, wait,
@@ -121,4 +121,25 @@ time.sleep(600)";
         expect(stage.host.net(), &[(victim, Some(format!("victim@{victim}").as_str()))])?;
     }
     expect(stage.host.net(), &[("127.0.0.2:45000", None)])
+}
+
+/// Another service asks for one address of a port that `web` has, on which the kernel would prefer it.
+#[test]
+fn a_claim_of_one_address_takes_no_client_of_another_service() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let net = stage.host.net().try_clone()?;
+    let _web = start(&stage, "root", "web", "8080", &["0.0.0.0:8080"])?;
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "other", "--ports", "127.0.0.1:8080:19090", "--", "true"]);
+    let refused = output(&mut command)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    ensure!(said.contains("port 8080 at that address already belongs to the service `web`"), "{said}");
+    let right = [("127.0.0.1:8080", Some("root@0.0.0.0:8080")), ("127.0.0.2:8080", Some("root@0.0.0.0:8080"))];
+    expect(&net, &right)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    expect(&net, &right)
 }

@@ -158,11 +158,17 @@ fn hindrances(
             map.port
         ))];
     }
+    let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
+    let free = || all.iter().filter(|key| !held.contains_key(key));
+    if let Some(other) = free().find_map(|key| serves(world, key, &backend.spec.service)) {
+        return vec![Hindrance::Whole(format!(
+            "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
+            map.port
+        ))];
+    }
     if backend.spec.fallback != Fallback::Refuse {
         return Vec::new();
     }
-    let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
-    let free = || all.iter().filter(|key| !held.contains_key(key));
     let taken: Vec<(RuleKey, String)> =
         free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
     // A server that is to listen on the port itself cannot listen where another does, and may listen where it does not. For
@@ -173,6 +179,20 @@ fn hindrances(
         Some((key, text)) => vec![Hindrance::Part(key, text)],
         None => Vec::new(),
     }
+}
+
+/// The other service, if there is one, whose clients a claim of one address would take: it has claimed the port at every address,
+/// and its sockets serve that one.
+fn serves<'a>(world: &'a World, claim: &RuleKey, service: &str) -> Option<&'a str> {
+    if claim.addr == ANY_ADDRESS {
+        return None;
+    }
+    let covers = |rule: &RuleKey| {
+        let at = RuleKey { addr: claim.addr, ifindex: 0, ..*rule };
+        at == *claim && (rule.addr == ANY_ADDRESS || rule.addr == claim.addr)
+    };
+    let others = world.claimed.iter().filter(|(_, claimed)| claimed.of_port && claimed.service != service);
+    others.filter(|(rule, _)| covers(rule)).map(|(_, claimed)| claimed.service.as_str()).next()
 }
 
 /// Why a port on which an unmanaged server listens is not claimed.

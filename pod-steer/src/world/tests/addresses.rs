@@ -152,3 +152,28 @@ fn a_paused_service_keeps_the_clients_of_its_addresses() {
         assert!(world.claimed[&rule].of_port);
     }
 }
+
+#[test]
+fn one_address_of_a_port_that_another_service_serves_is_not_claimed() {
+    let claim = |held: &[&str], claim: &str| {
+        let sockets = held.iter().map(|ip| socket(0, ip, 8080));
+        let mut world = world([backend(0, "web", "8080")], sockets);
+        world.plan();
+        world.backends.insert("id1".to_owned(), backend(1, "other", claim));
+        world.sockets.insert(200, socket(1, "0.0.0.0", 19090));
+        let plan = world.plan();
+        let text = plan.hindrances.get(&1).map(|texts| texts.join(" ")).unwrap_or_default();
+        (plan, text)
+    };
+    for (held, taken) in
+        [(["0.0.0.0"], "127.0.0.1:8080:19090"), (["127.0.0.1"], "127.0.0.1:8080:19090"), (["::"], "[::1]:8080:19090")]
+    {
+        let (plan, text) = claim(&held, taken);
+        assert!(text.contains("already belongs to the service `web`"), "{held:?} {taken}: {text}");
+        assert!(plan.rules.values().all(|rule| rule.service.as_deref() != Some("other")), "{held:?} {taken}");
+    }
+    // Where no socket of that service listens, the address is free.
+    let (plan, text) = claim(&["127.0.0.2"], "127.0.0.1:8080:19090");
+    assert_eq!((text.as_str(), members(&plan, at(FOUR(8080), "127.0.0.1"))), ("", vec![200]));
+    assert_eq!(members(&plan, at(FOUR(8080), "127.0.0.2")), [100]);
+}
