@@ -16,9 +16,10 @@ use crate::{
     health::CheckSpec,
     ports::{self, PortMap},
     rollout::Policy,
+    text::Name,
 };
 use error::Origin;
-use reader::{Reader, quote};
+use reader::Reader;
 
 mod error;
 mod reader;
@@ -26,10 +27,6 @@ mod settings;
 
 /// What every label of this project begins with. A container without one is none of our business.
 pub const PREFIX: &str = "pod-steer.";
-/// Most characters of a service's name.
-pub const SERVICE_CHARS_MAX: usize = 63;
-/// Most characters of a version, as of an image's tag.
-pub const VERSION_CHARS_MAX: usize = 128;
 /// Largest weight.
 pub const WEIGHT_MAX: u32 = 65_535;
 /// Weight of a container that names none.
@@ -205,42 +202,12 @@ pub fn default_version(image: &str, image_id: &str) -> String {
     let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
     let tag = last.split_once(':').filter(|(name, _)| *name != "sha256").map(|(_, tag)| tag);
     match tag {
-        Some(tag) if tag != "latest" && version_fault(tag).is_none() => tag.to_owned(),
+        Some(tag) if tag != "latest" && Name::Version.fault(tag).is_none() => tag.to_owned(),
         _ => {
             let id = image_id.strip_prefix("sha256:").unwrap_or(image_id);
             let short: String = id.chars().take_while(char::is_ascii_hexdigit).take(SHORT_ID_CHARS).collect();
             if short.is_empty() { "unknown".to_owned() } else { short }
         }
-    }
-}
-
-/// What keeps a text from being the name of a service.
-pub fn service_fault(name: &str) -> Option<String> {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let count = name.chars().count();
-    if name.is_empty() {
-        Some("it is empty; write a name, as in web".to_owned())
-    } else if count > SERVICE_CHARS_MAX {
-        Some(format!("it has {count} characters; write {SERVICE_CHARS_MAX} at the most"))
-    } else if let Some(c) = name.chars().find(|&c| !is_allowed(c)) {
-        Some(format!("{} has no place in a name; write letters a-z, A-Z, digits, '.', '_', '-'", quote(c)))
-    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-        Some("it begins with a sign; begin with a letter or a digit, as in web".to_owned())
-    } else {
-        None
-    }
-}
-
-/// What keeps a text from being a version.
-fn version_fault(version: &str) -> Option<String> {
-    let count = version.chars().count();
-    if version.is_empty() {
-        Some("it is empty; write a version, as in v1, or leave it out".to_owned())
-    } else if count > VERSION_CHARS_MAX {
-        Some(format!("it has {count} characters; write {VERSION_CHARS_MAX} at the most"))
-    } else {
-        let c = version.chars().find(|c| !c.is_ascii_graphic())?;
-        Some(format!("{} has no place in a version; write printable ASCII without spaces, as in v1.2", quote(c)))
     }
 }
 

@@ -36,6 +36,7 @@ pub mod procs;
 pub mod rollout;
 pub mod settings;
 pub mod slots;
+pub mod text;
 pub mod version;
 pub mod world;
 

@@ -20,7 +20,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{kernel::sys, listening};
+use crate::{kernel::sys, listening, text::visible};
 
 /// A process that cannot be confused with another.
 #[derive(Debug)]
@@ -195,9 +195,10 @@ impl Process {
         Ok(uid)
     }
 
-    /// The name of its program, cut to 15 bytes.
+    /// The name of its program, cut to 15 bytes, as it can be shown: a process gives itself any name.
     pub fn name(&self) -> String {
-        fs::read_to_string(self.path("comm")).unwrap_or_default().trim_end().to_owned()
+        let name = fs::read(self.path("comm")).unwrap_or_default();
+        visible(String::from_utf8_lossy(&name).trim_end()).into_owned()
     }
 
     /// Its descriptors of sockets.
@@ -319,6 +320,16 @@ mod tests {
         assert_eq!(start_of("7 (a) R 1"), None);
         assert_eq!(socket_inode(Path::new("socket:[4711]")), Some(4711));
         assert_eq!(socket_inode(Path::new("anon_inode:[eventpoll]")), None);
+    }
+
+    #[test]
+    fn the_name_of_a_process_can_be_shown() {
+        let own = Process::open(std::process::id().cast_signed()).unwrap();
+        let before = fs::read("/proc/self/comm").unwrap();
+        fs::write("/proc/self/comm", b"\x1b[31m\n\xffx").unwrap();
+        let shown = own.name();
+        fs::write("/proc/self/comm", before.trim_ascii_end()).unwrap();
+        assert_eq!(shown, "\\u{1b}[31m\\n\u{fffd}x");
     }
 
     #[test]

@@ -32,7 +32,10 @@ use tokio::{
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::daemon::{Ask, Input};
+use crate::{
+    daemon::{Ask, Input},
+    text::{shown, visible},
+};
 use gate::Gate;
 pub use peer::Access;
 use peer::{ConnectedPeer, Role};
@@ -42,6 +45,8 @@ use types::{ErrorBody, EventRecord, ExecRequest, RegisterRequest, Registered, St
 const BODY_MAX: Duration = Duration::from_secs(10);
 /// Most bytes of a body: an order that names thousands of networks is shorter.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Most characters of an error that repeats a part of a body.
+const ERROR_CHARS_MAX: usize = 300;
 
 /// What every request needs.
 #[derive(Debug)]
@@ -137,8 +142,15 @@ async fn with_body(request: Request) -> Result<Request, Response> {
     }
 }
 
+/// Whatever was asked, the answer moves no cursor and changes no colour of a terminal.
 fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
-    (status, Json(ErrorBody { error: error.into() })).into_response()
+    let error = error.into().lines().map(visible).collect::<Vec<_>>().join("\n");
+    (status, Json(ErrorBody { error })).into_response()
+}
+
+/// What is wrong with a body.
+fn misread(error: &JsonRejection) -> Response {
+    refuse(StatusCode::BAD_REQUEST, shown(&error.body_text(), ERROR_CHARS_MAX))
 }
 
 async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
@@ -179,7 +191,7 @@ async fn exec(
 ) -> Response {
     let Json(request) = match body {
         Ok(body) => body,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.body_text()),
+        Err(error) => return misread(&error),
     };
     match peer.process() {
         Ok(peer) => answer(ask(&shared, |sender| Ask::Exec(request, peer, sender)).await),
@@ -200,7 +212,7 @@ async fn exec(
 async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRejection>) -> Response {
     match body {
         Ok(Json(request)) => answer(ask(&shared, |sender| Ask::Register(request, sender)).await),
-        Err(error) => refuse(StatusCode::BAD_REQUEST, error.body_text()),
+        Err(error) => misread(&error),
     }
 }
 

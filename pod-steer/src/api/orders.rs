@@ -13,15 +13,20 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
-    Shared, ask,
+    ERROR_CHARS_MAX, Shared, ask, misread,
     peer::ConnectedPeer,
     refuse,
     types::{ErrorBody, OperationStatus},
 };
 use crate::{
     daemon::{Ask, OrderAsk, OrderError},
+    ports::quoted,
     rollout::{Operation, Order},
+    text::{Name, shown},
 };
+
+/// Most characters of an operation's number that an error shows.
+const ID_CHARS_MAX: usize = 20;
 
 /// Order something about a service
 ///
@@ -46,10 +51,17 @@ pub(super) async fn order(
     Path(service): Path<String>,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Response {
-    let order = match body.map_err(|error| error.body_text()).and_then(|Json(body)| parse(&body)) {
-        Ok(order) => order,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+    let order = match body {
+        Err(error) => return misread(&error),
+        Ok(Json(body)) => match parse(&body) {
+            Ok(order) => order,
+            Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+        },
     };
+    let names = order.names().map(|(kind, name)| kind.check(name));
+    if let Some(error) = names.chain([Name::Service.check(&service)]).find_map(Result::err) {
+        return refuse(StatusCode::UNPROCESSABLE_ENTITY, error);
+    }
     let who = peer.who().await;
     let make = |answer: oneshot::Sender<_>| Ask::Order(Box::new(OrderAsk { service, order, who, answer }));
     match ask(&shared, make).await {
@@ -68,7 +80,8 @@ pub(super) async fn order(
 
 /// A field that nobody knows is refused: a `version` that is misspelt would drain the whole service.
 fn parse(body: &Value) -> Result<Order, String> {
-    let order: Order = serde_json::from_value(body.clone()).map_err(|error| format!("the order: {error}"))?;
+    let order: Order = serde_json::from_value(body.clone())
+        .map_err(|error| format!("the order: {}", shown(&error.to_string(), ERROR_CHARS_MAX)))?;
     let known = serde_json::to_value(&order).map_err(|error| error.to_string())?;
     let unknown = body.as_object().and_then(|body| body.keys().find(|key| known.get(key.as_str()).is_none()));
     match unknown {
@@ -77,7 +90,11 @@ fn parse(body: &Value) -> Result<Order, String> {
         }
         Some(key) => {
             let known: Vec<&str> = known.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-            Err(format!("the order has a field `{key}` that it cannot have; its fields are {}", known.join(", ")))
+            Err(format!(
+                "the order has a field {} that it cannot have; its fields are {}",
+                quoted(key),
+                known.join(", ")
+            ))
         }
         None => Ok(order),
     }
@@ -99,7 +116,10 @@ pub(super) async fn operation(State(shared): State<Arc<Shared>>, Path(id): Path<
     };
     match found {
         Ok(Some(operation)) => Json(operation).into_response(),
-        Ok(None) => refuse(StatusCode::NOT_FOUND, format!("there is no operation `{id}`; see `pod-steer history`")),
+        Ok(None) => refuse(
+            StatusCode::NOT_FOUND,
+            format!("there is no operation `{}`; see `pod-steer history`", shown(&id, ID_CHARS_MAX)),
+        ),
         Err(response) => response,
     }
 }
@@ -136,7 +156,7 @@ mod tests {
         assert_eq!(parse(&json!({ "order": "rollback" })), Ok(Order::Rollback));
         assert!(parse(&json!({ "order": "drain", "version": "v1" })).is_ok());
         let error = parse(&json!({ "order": "drain", "versoin": "v1" })).unwrap_err();
-        assert!(error.contains("`versoin`") && error.contains("version"), "{error}");
+        assert!(error.contains("\"versoin\"") && error.contains("version"), "{error}");
         for bad in [
             json!({ "order": "dance" }),
             json!({ "order": "forget" }),

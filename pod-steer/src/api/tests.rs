@@ -91,7 +91,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
 fn by_service(ask: Ask) {
     match ask {
         Ask::Order(ask) => drop(ask.answer.send(match ask.service.as_str() {
-            "two words" => Err(OrderError::Input("no service `two words`".into())),
+            "nope" => Err(OrderError::Input("no service `nope`".into())),
             "held" => Err(OrderError::Held("deploy v2 goes on; by root".into())),
             "failed" => Err(OrderError::Failed("the kernel did not take it".into())),
             service => Ok(operation(service, &ask.who, ask.order)),
@@ -129,8 +129,12 @@ fn orders_are_answered_by_what_they_are() {
     assert_eq!((done.service.as_str(), &done.order), ("web", &Order::Rollback));
     let pid = std::process::id();
     assert!(done.who.contains(&format!("pid {pid})")) && done.who.contains("uid "), "{}", done.who);
-    let input = order("two words").unwrap_err();
-    assert!(input.is_bad_input() && input.to_string().contains("two words"), "{input}");
+    for (name, said) in
+        [("nope", "`nope`"), ("two words", "\"two words\" is refused"), ("a\x1b[2J/..", "\\u{1b}[2J/..")]
+    {
+        let input = order(name).unwrap_err();
+        assert!(input.is_bad_input() && input.to_string().contains(said), "{input}");
+    }
     let held = order("held").unwrap_err();
     assert!(matches!(&held, ClientError::Failed(text) if text.contains("by root")), "{held}");
     assert!(matches!(order("failed").unwrap_err(), ClientError::Failed(_)));

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{client, types::OperationStatus},
     rollout::{Operation, Order},
+    text::visible,
 };
 
 /// Time to the first question; it grows by half each time.
@@ -110,7 +111,7 @@ impl<'a> Follower<'a> {
 
     fn tell_steps(&mut self) -> Result<(), Failure> {
         while let Some(step) = self.operation.steps.get(self.told) {
-            let line = words::step(step);
+            let line = visible(&words::step(step)).into_owned();
             self.told += 1;
             self.show_live("");
             match self.output {

@@ -31,6 +31,7 @@ use crate::{
     config::RunConfig,
     daemon, doctor,
     rollout::Order,
+    text::visible,
     version,
 };
 use args::{Cli, Command, DoctorArgs, EventsArgs, LogFormat, RunArgs};
@@ -167,7 +168,8 @@ fn describe(event: &EventRecord) -> String {
     // Whole seconds are enough for people.
     let time = event.time.split('.').next().unwrap_or_default();
     let subject = [&event.service, &event.backend].map(String::as_str).join(" ");
-    format!("{time}  {:<28}  {}  {}", subject.trim(), event.event, event.detail).trim_end().to_owned() + "\n"
+    let line = format!("{time}  {:<28}  {}  {}", subject.trim(), event.event, event.detail);
+    visible(line.trim_end()).into_owned() + "\n"
 }
 
 fn examine(args: DoctorArgs) -> Outcome {

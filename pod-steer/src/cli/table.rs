@@ -3,6 +3,8 @@
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
+use crate::text::visible;
+
 /// Columns that a name keeps on the narrowest terminal.
 const NAME_COLUMNS_MIN: usize = 8;
 /// Columns between two cells.
@@ -73,7 +75,7 @@ pub(super) fn wrapped(margin: &str, text: &str, columns: usize) -> String {
             if !line.is_empty() {
                 line.push(' ');
             }
-            line.push_str(word);
+            line.push_str(&visible(word));
         }
     }
     lines.into_iter().filter(|line| !line.is_empty()).map(|line| format!("{margin}{line}\n")).collect()

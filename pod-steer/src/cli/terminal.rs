@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal, Write as _};
 
 use super::{Failure, Outcome};
+use crate::text::visible;
 
 /// Columns of a terminal that does not say how wide it is.
 const COLUMNS_DEFAULT: usize = 80;
@@ -65,6 +66,6 @@ pub(super) fn warn(text: &str) {
 fn said(label: &str, code: &str, text: &str) {
     let label = if colours(&io::stderr()) { format!("\x1b[{code}m{label}\x1b[0m") } else { label.to_owned() };
     for line in text.lines() {
-        note(&format!("{label} {line}"));
+        note(&format!("{label} {}", visible(line)));
     }
 }

@@ -7,6 +7,7 @@ use toml::Value;
 use crate::{
     labels,
     settings::{ServiceTables, Settings},
+    text::Name,
 };
 
 /// The name of the table for every service.
@@ -28,7 +29,7 @@ pub(super) fn read(tables: &BTreeMap<String, toml::Table>) -> Result<ServiceTabl
 
 fn one(name: &str, table: &toml::Table) -> Result<Settings, Vec<String>> {
     if name != EVERY
-        && let Some(error) = labels::service_fault(name)
+        && let Some(error) = Name::Service.fault(name)
     {
         return Err(vec![format!("service.{name:?} is refused: {error}")]);
     }

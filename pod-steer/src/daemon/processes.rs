@@ -20,6 +20,7 @@ use crate::{
     listening, netns,
     process_set::ProcessSet,
     procs::{FoundSocket, Listening, Process, ProcessId},
+    text::Name,
     world::{Backend, Followed, Health, Kind, Network, Phase, listed},
 };
 
@@ -318,6 +319,9 @@ fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
 }
 
 fn parse(request: &BackendRequest) -> Result<Spec, String> {
+    if let Some(name) = &request.name {
+        Name::Backend.check(name)?;
+    }
     let checked = labels::spec_from_flags(
         &request.service,
         &request.ports,

@@ -7,8 +7,8 @@ use bollard::{
 };
 use futures_util::StreamExt as _;
 
-use super::REQUEST_TIMEOUT_S;
-use crate::health::Outcome;
+use super::{REQUEST_TIMEOUT_S, reach::ERROR_CHARS_MAX};
+use crate::{health::Outcome, text::shown};
 
 /// Bytes of a command's last output that a message shows.
 const SHOWN_BYTES: usize = 200;
@@ -33,14 +33,18 @@ impl Commands {
         match self.attempt(command).await {
             Ok(outcome) => outcome,
             // It is gone or does not run: that has an event of its own.
-            Err(Error::DockerResponseServerError { status_code: 404 | 409, message }) => Outcome::Unknown(message),
+            Err(Error::DockerResponseServerError { status_code: 404 | 409, message }) => {
+                Outcome::Unknown(shown(&message, ERROR_CHARS_MAX))
+            }
             Err(Error::DockerResponseServerError { message, .. }) => {
-                Outcome::Failed(format!("{:?} cannot be run: {}", command.join(" "), message.trim()))
+                let message = shown(message.trim(), ERROR_CHARS_MAX);
+                Outcome::Failed(format!("{:?} cannot be run: {message}", command.join(" ")))
             }
             Err(error) => {
                 // The next attempt connects anew.
                 self.docker = None;
-                Outcome::Unknown(format!("the engine does not answer: {}", crate::chain(&error)))
+                let error = shown(&crate::chain(&error), ERROR_CHARS_MAX);
+                Outcome::Unknown(format!("the engine does not answer: {error}"))
             }
         }
     }

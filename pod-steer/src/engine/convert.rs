@@ -6,6 +6,7 @@ use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EventM
 
 use crate::{
     labels,
+    text::{NAME_CHARS_MAX, shown},
     world::{Health, Network, Phase},
 };
 
@@ -81,8 +82,20 @@ pub fn sandbox(details: ContainerInspectResponse) -> Option<Sandbox> {
         None if state.running == Some(false) => SandboxState::Stopped,
         None => return None,
     };
-    let name = details.name.unwrap_or_default().trim_start_matches('/').to_owned();
-    Some(Sandbox { id: details.id?, name, state })
+    Some(Sandbox { id: details.id.filter(|id| is_id(id))?, name: name(&details.name.unwrap_or_default()), state })
+}
+
+/// Digits of a container's full id.
+const ID_DIGITS: usize = 64;
+
+/// Whether a text is the full id of a container, as Docker and Podman make them.
+pub fn is_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The name of a container, as it can be shown.
+fn name(given: &str) -> String {
+    shown(given.trim_start_matches('/'), NAME_CHARS_MAX)
 }
 
 /// What happened to a container.
@@ -132,7 +145,7 @@ pub struct Happened {
 pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
-    let id = actor.id?;
+    let id = actor.id.filter(|id| is_id(id))?;
     let attributes = actor.attributes.unwrap_or_default();
     let change = match action.split(':').next()?.trim() {
         "create" => Change::Created,
@@ -172,7 +185,7 @@ fn health_of(word: &str) -> Option<Health> {
 
 /// What an event alone says of a container: its labels are among the attributes.
 fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, created_ms: i64) -> Container {
-    let name = attributes.remove("name").unwrap_or_else(|| short(id).to_owned());
+    let name = attributes.remove("name").map_or_else(|| short(id).to_owned(), |given| name(&given));
     let image = attributes.remove("image").unwrap_or_default();
     attributes.retain(|key, _| key.starts_with(labels::PREFIX));
     Container {
@@ -199,7 +212,7 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
 
 /// Understands the engine's description of a container; `None` if it has none of our labels.
 pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Container> {
-    let id = details.id?;
+    let id = details.id.filter(|id| is_id(id))?;
     let config = details.config.unwrap_or_default();
     let mut labels: BTreeMap<String, String> = config.labels.unwrap_or_default().into_iter().collect();
     labels.retain(|key, _| key.starts_with(labels::PREFIX));
@@ -229,7 +242,7 @@ pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Cont
     });
     let host = details.host_config.unwrap_or_default();
     Some(Container {
-        name: details.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        name: name(&details.name.unwrap_or_default()),
         engine: engine.to_owned(),
         created_ms: details.created.as_deref().and_then(unix_milliseconds).unwrap_or_default(),
         labels,

@@ -6,9 +6,11 @@ use std::ops::RangeInclusive;
 use super::{
     Fallback, Field, LabelError, NotAFallback, WEIGHT_DEFAULT, WEIGHT_MAX,
     error::{self, Origin},
-    service_fault, version_fault,
 };
-use crate::ports::{self, PortMap, quoted};
+use crate::{
+    ports::{self, PortMap, quoted},
+    text::Name,
+};
 
 /// Reads one value after the other and collects what is wrong. A refused value reads as its type's default.
 pub(super) struct Reader {
@@ -44,7 +46,7 @@ impl Reader {
     }
 
     pub fn service(&mut self, name: &str) -> String {
-        if let Some(wrong) = service_fault(name) {
+        if let Some(wrong) = Name::Service.fault(name) {
             self.refuse("service", name, wrong);
         }
         name.to_owned()
@@ -60,7 +62,7 @@ impl Reader {
     }
 
     pub fn version(&mut self, version: &str) -> String {
-        if let Some(wrong) = version_fault(version) {
+        if let Some(wrong) = Name::Version.fault(version) {
             self.refuse("version", version, wrong);
         }
         version.to_owned()
@@ -101,9 +103,4 @@ impl Reader {
             Fallback::default()
         })
     }
-}
-
-/// A character as a message shows it.
-pub(super) fn quote(c: char) -> String {
-    quoted(c.encode_utf8(&mut [0; 4]))
 }

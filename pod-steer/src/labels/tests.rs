@@ -321,7 +321,7 @@ proptest! {
     #[test]
     fn any_image_has_a_version(image in any::<String>(), id in any::<String>(), tag in "[a-z/:@.]{0,20}") {
         for image in [image.as_str(), tag.as_str()] {
-            prop_assert_eq!(version_fault(&default_version(image, &id)), None);
+            prop_assert_eq!(Name::Version.fault(&default_version(image, &id)), None);
         }
     }
 }

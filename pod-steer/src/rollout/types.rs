@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::words;
-use crate::clock::Timed;
+use crate::{clock::Timed, text::Name};
 
 /// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
 /// decision is in force.
@@ -93,6 +93,27 @@ pub enum Order {
     Unpause,
     /// Its shares, networks and drains end, because it has had no backend for a while. The daemon alone orders it.
     Forget,
+}
+
+impl Order {
+    /// The names in it.
+    pub fn names(&self) -> impl Iterator<Item = (Name, &str)> {
+        let mut names: Vec<(Name, &String)> = Vec::new();
+        match self {
+            Self::Deploy(DeployOrder { version, .. }) | Self::Canary(CanaryOrder { version, .. }) => {
+                names.push((Name::Version, version));
+            }
+            Self::Shift(shift) => {
+                names.extend(shift.weights.keys().chain(shift.from.values()).map(|version| (Name::Version, version)));
+            }
+            Self::Drain(part) | Self::Resume(part) => {
+                names.extend(part.version.iter().map(|version| (Name::Version, version)));
+                names.extend(part.backend.iter().map(|backend| (Name::Backend, backend)));
+            }
+            Self::Rollback | Self::Pause | Self::Unpause | Self::Forget => {}
+        }
+        names.into_iter().map(|(kind, name)| (kind, name.as_str()))
+    }
 }
 
 /// See [`Order::Deploy`].

@@ -81,8 +81,10 @@ fn a_refusal_is_told_apart() {
     let served = Served::start("refusals", stepping(Order::Rollback, Outcome::Done));
     let held = plain(&service("held", &served.socket), &Order::Pause);
     assert!(code(&held) == 1 && text(&held).contains("by root"), "{held:?}");
-    let unknown = plain(&service("two words/..", &served.socket), &Order::Pause);
-    assert!(code(&unknown) == 2 && text(&unknown).contains("`two words/..`; there are web"), "{unknown:?}");
+    let unknown = plain(&service("nope", &served.socket), &Order::Pause);
+    assert!(code(&unknown) == 2 && text(&unknown).contains("`nope`; there are web"), "{unknown:?}");
+    let no_name = plain(&service("two words/..", &served.socket), &Order::Pause);
+    assert!(code(&no_name) == 2 && text(&no_name).contains("\"two words/..\" is refused"), "{no_name:?}");
     let detached = carry_out(&service("web", &served.socket), &Order::Rollback, OutputFormat::Text, true);
     assert_eq!(code(&detached), 0);
     let nobody = plain(&service("web", &PathBuf::from("/none/api.sock")), &Order::Pause);

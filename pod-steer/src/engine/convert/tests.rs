@@ -1,5 +1,10 @@
 use super::*;
 
+/// A full id.
+fn id(end: &str) -> String {
+    format!("{end:0>64}")
+}
+
 #[test]
 fn times_of_engines() {
     assert_eq!(unix_milliseconds("1970-01-01T00:00:01.5Z"), Some(1500));
@@ -47,7 +52,7 @@ fn events_with_our_labels() {
     ]);
     let event = |action: &str| EventMessage {
         action: Some(action.to_owned()),
-        actor: Some(bollard::models::EventActor { id: Some("abc".into()), attributes: Some(attributes.clone()) }),
+        actor: Some(bollard::models::EventActor { id: Some(id("abc")), attributes: Some(attributes.clone()) }),
         ..EventMessage::default()
     };
     let seen = happened("e", event("create")).expect("it is understood");
@@ -65,7 +70,8 @@ fn events_with_our_labels() {
 #[test]
 fn podmans_health_events() {
     let change = |line: &str| {
-        let event: EventMessage = serde_json::from_str(line).expect("it is an event");
+        let line = line.replace("\"c0\"", &format!("{:?}", id("c0")));
+        let event: EventMessage = serde_json::from_str(&line).expect("it is an event");
         happened("e", event).map(|seen| seen.change)
     };
     for line in [
@@ -84,4 +90,32 @@ fn podmans_health_events() {
     let in_attributes = r#"{"Type":"container","Action":"health_status","Actor":{"ID":"c0","Attributes":
         {"health_status":"healthy"}}}"#;
     assert_eq!(change(in_attributes), Some(Change::Health(Health::Healthy)));
+}
+
+#[test]
+fn names_can_be_shown_and_ids_are_ids() {
+    let attributes = |name: &str| {
+        HashMap::from([("name".to_owned(), name.to_owned()), ("pod-steer.service".to_owned(), "web".to_owned())])
+    };
+    let event = |id: &str, name: &str| EventMessage {
+        action: Some("create".to_owned()),
+        actor: Some(bollard::models::EventActor { id: Some(id.to_owned()), attributes: Some(attributes(name)) }),
+        ..EventMessage::default()
+    };
+    let name = |given: &str| happened("e", event(&id("1"), given)).and_then(|seen| seen.mine).map(|mine| mine.name);
+    assert_eq!(name("web-1"), Some("web-1".to_owned()));
+    assert_eq!(name("a\x1b[2J\nb"), Some("a\\u{1b}[2J\\nb".to_owned()));
+    assert_eq!(name(&"x".repeat(1_900_000)).map(|name| name.chars().count()), Some(129));
+    for wrong in ["", "abc", "exec-12-0", "../../x", &"g".repeat(64), &"a".repeat(65)] {
+        assert!(happened("e", event(wrong, "x")).is_none(), "{wrong}");
+        let details = ContainerInspectResponse {
+            id: Some(wrong.to_owned()),
+            config: Some(bollard::models::ContainerConfig {
+                labels: Some(attributes("x")),
+                ..bollard::models::ContainerConfig::default()
+            }),
+            ..ContainerInspectResponse::default()
+        };
+        assert_eq!(container("e", details), None, "{wrong}");
+    }
 }

@@ -1,0 +1,121 @@
+//! Text from outside: what a name may be, and how a text is shown that may have anything in it. Pure.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+
+use crate::ports::quoted;
+
+/// Most characters of a service's name.
+pub const SERVICE_CHARS_MAX: usize = 63;
+/// Most characters of a version, as of an image's tag, and of a backend's name.
+pub const NAME_CHARS_MAX: usize = 128;
+
+/// What a name is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A service.
+    Service,
+    /// A version of a service.
+    Version,
+    /// A backend; a container's id is one too.
+    Backend,
+}
+
+impl Name {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Version => "version",
+            Self::Backend => "name",
+        }
+    }
+
+    /// What keeps a text from being such a name, and what to write instead.
+    pub fn fault(self, text: &str) -> Option<String> {
+        let max = if self == Self::Service { SERVICE_CHARS_MAX } else { NAME_CHARS_MAX };
+        let count = text.chars().count();
+        if text.is_empty() {
+            return Some(match self {
+                Self::Service => "it is empty; write a name, as in web".to_owned(),
+                Self::Version => "it is empty; write a version, as in v1, or leave it out".to_owned(),
+                Self::Backend => "it is empty; write a name, as in web-1, or leave it out".to_owned(),
+            });
+        }
+        if count > max {
+            return Some(format!("it has {count} characters; write {max} at the most"));
+        }
+        let sign = |c: char| quoted(c.encode_utf8(&mut [0; 4]));
+        if self != Self::Service {
+            let c = text.chars().find(|c| !c.is_ascii_graphic())?;
+            let what = self.noun();
+            return Some(format!(
+                "{} has no place in a {what}; write printable ASCII without spaces, as in v1.2",
+                sign(c)
+            ));
+        }
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if let Some(c) = text.chars().find(|&c| !is_allowed(c)) {
+            return Some(format!("{} has no place in a name; write letters a-z, A-Z, digits, '.', '_', '-'", sign(c)));
+        }
+        let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        (!begins_well).then(|| "it begins with a sign; begin with a letter or a digit, as in web".to_owned())
+    }
+
+    /// An error in one line, unless the text is such a name.
+    pub fn check(self, text: &str) -> Result<(), String> {
+        match self.fault(text) {
+            None => Ok(()),
+            Some(fault) => Err(format!("{} {} is refused: {fault}", self.noun(), quoted(text))),
+        }
+    }
+}
+
+/// A text in one line, with every character written out that cannot be seen, as in `\u{1b}`: one that controls a terminal, or
+/// changes the direction or the place of others.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1;
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_plain(c) { shown.push(c) } else { shown.extend(c.escape_debug()) }
+    }
+    Cow::Owned(shown)
+}
+
+/// The same, cut where it is longer than so many characters.
+pub fn shown(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        None => visible(text).into_owned(),
+        Some((end, _)) => visible(&text[..end]).into_owned() + "…",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_a_length_and_can_be_seen() {
+        for kind in [Name::Service, Name::Version, Name::Backend] {
+            assert_eq!(kind.check("web-1.2_x"), Ok(()));
+            for bad in ["", "two words", "a\nb", "\x1b[31mred", "caf\u{e9}", "a\u{202e}b", &"x".repeat(2_000_000)] {
+                let error = kind.check(bad).unwrap_err();
+                assert!(error.lines().count() == 1 && error.chars().count() < 400, "{error}");
+                assert!(!error.contains(['\x1b', '\u{202e}']), "{error}");
+            }
+        }
+        assert!(Name::Service.check(&"x".repeat(63)).is_ok() && Name::Service.check(&"x".repeat(64)).is_err());
+        assert!(Name::Backend.check(&"x".repeat(128)).is_ok() && Name::Backend.check(&"x".repeat(129)).is_err());
+        assert!(Name::Service.check("-web").is_err() && Name::Version.check("-v1").is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_written_out() {
+        assert_eq!(visible("it's \"a\\b\" – ü, ◎"), "it's \"a\\b\" – ü, ◎");
+        assert_eq!(visible("a\x1b[31mb\r\n\u{9b}c\u{202e}"), "a\\u{1b}[31mb\\r\\n\\u{9b}c\\u{202e}");
+        assert_eq!((shown("abc", 3), shown("abcd", 3)), ("abc".to_owned(), "abc…".to_owned()));
+        assert_eq!(shown("\n\n", 1), "\\n…");
+    }
+}
