@@ -15,10 +15,10 @@ impl Control {
             let name = backend.name.clone();
             match &backend.kind {
                 Kind::Container { engine } => {
-                    let (engine, id) = (engine.clone(), id.clone());
+                    let (engine, id, stop_ms) = (engine.clone(), id.clone(), backend.stop_ms());
                     info!(container = %name, "is told to stop");
                     tokio::spawn(async move {
-                        if let Err(error) = engine::stop(&engine, &id).await {
+                        if let Err(error) = engine::stop(&engine, &id, stop_ms).await {
                             warn!(container = %name, %error, "could not be stopped");
                         }
                     });

@@ -26,6 +26,7 @@ impl Control {
             overflows: self.orders.overflows.get(&backend.id).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
+            stop_ms: backend.stop_ms(),
             problem: self.backend_problems(backend).into_iter().next(),
         };
         View {

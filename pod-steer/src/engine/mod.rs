@@ -35,8 +35,8 @@ use sandbox::Sandboxes;
 
 /// Seconds that a request to the engine may take.
 const REQUEST_TIMEOUT_S: u64 = 30;
-/// Seconds that a container may take to stop: more than an engine gives it, unless it was told otherwise.
-const STOP_TIMEOUT_S: u64 = 300;
+/// Least time of a request to stop a container, in seconds. An engine answers when the container has ended.
+const STOP_REQUEST_S_MIN: u64 = 300;
 /// Requests for details that are under way at a time.
 const INSPECTIONS: usize = 8;
 /// Pauses between attempts to reach an engine: doubled from the first up to the last.
@@ -104,9 +104,12 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
 }
 
 /// Stops a container: its stop signal, and SIGKILL when the time is over that it, or the engine, has set.
-pub async fn stop(engine: &str, id: &str) -> Result<(), String> {
+/// `stop_ms` is how long that may take.
+pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), String> {
+    let stop_s = stop_ms.unwrap_or(0).unsigned_abs().div_ceil(1000);
+    let timeout_s = stop_s.saturating_add(REQUEST_TIMEOUT_S).max(STOP_REQUEST_S_MIN);
     let stopped = async {
-        let docker = Docker::connect_with_unix(engine, STOP_TIMEOUT_S, API_DEFAULT_VERSION)?;
+        let docker = Docker::connect_with_unix(engine, timeout_s, API_DEFAULT_VERSION)?;
         docker.negotiate_version().await?.stop_container(id, None).await
     };
     stopped.await.map_err(|error| reach::describe(engine, &error))

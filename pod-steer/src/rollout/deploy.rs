@@ -9,8 +9,10 @@ use super::{
 };
 use crate::{clock::Now, world::State};
 
-/// Longest that old backends may take to stop; engines end them after ten seconds by themselves.
-const STOP_MAX_MS: i64 = 60_000;
+/// Least time that old backends may take to stop, and all of it for one that is never killed.
+const STOP_MIN_MS: i64 = 60_000;
+/// How long an engine may take to answer besides.
+const STOP_MARGIN_MS: i64 = 10_000;
 
 pub(super) fn step(
     operation: &mut Operation,
@@ -46,7 +48,7 @@ pub(super) fn step(
             done(operation, "drained", now.ms - since_ms, detail);
             let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
             let old = old.into_iter().filter(can_stop).collect();
-            drained(operation, order, old, &Remaining { left, uncounted }, now)
+            drained(operation, order, view, old, &Remaining { left, uncounted }, now)
         }
         Phase::Stopping { old, deadline_ms } => {
             let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
@@ -95,6 +97,7 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
 fn drained(
     operation: &mut Operation,
     order: &DeployOrder,
+    view: &View,
     old: BTreeSet<String>,
     remaining: &Remaining,
     now: Now,
@@ -105,12 +108,19 @@ fn drained(
         progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
         conclude(operation, order, remaining, now);
     } else if order.stop_old && remaining.is_nothing() {
-        operation.phase = Phase::Stopping { old: old.clone(), deadline_ms: now.ms + STOP_MAX_MS };
+        operation.phase =
+            Phase::Stopping { old: old.clone(), deadline_ms: now.ms.saturating_add(stop_max_ms(view, &old)) };
         progress.effects.push(Effect::Stop(old));
     } else {
         conclude(operation, order, remaining, now);
     }
     progress
+}
+
+/// How long all of these may take to stop: as long as the last one may that its engine then kills.
+fn stop_max_ms(view: &View, old: &BTreeSet<String>) -> i64 {
+    let longest = old.iter().filter_map(|id| view.backends.get(id)?.stop_ms).max().unwrap_or(0);
+    longest.saturating_add(STOP_MARGIN_MS).max(STOP_MIN_MS)
 }
 
 fn conclude(operation: &mut Operation, order: &DeployOrder, remaining: &Remaining, now: Now) {

@@ -55,6 +55,8 @@ pub struct BackendView {
     pub weight: u32,
     /// It can be told to stop: not so a process that was only adopted.
     pub can_stop: bool,
+    /// How long it may take to stop, in milliseconds; nothing if it is never killed.
+    pub stop_ms: Option<i64>,
     /// What hinders it, for people.
     pub problem: Option<String>,
 }

@@ -27,6 +27,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         overflows: 0,
         weight: 1,
         can_stop: true,
+        stop_ms: Some(12_000),
         problem: None,
     };
     let backends = backends.iter().map(|b| (b.0.to_owned(), of(b))).collect();
@@ -193,6 +194,19 @@ fn connections_that_are_left_are_told() {
     let effects = go_on(&mut deploy, &view, &mut decision, NOW + 5_000);
     assert_eq!((outcome(&deploy), effects), (Some(Outcome::Left), vec![]), "nothing that is in use is stopped");
     assert!(deploy.end.unwrap().message.contains("2 old connections went on at the deadline"));
+}
+
+#[test]
+fn the_old_may_take_as_long_to_stop_as_it_was_told() {
+    for (stop_ms, stops_at_ms) in [(Some(2_000), 60_000), (Some(302_000), 312_000), (None, 60_000)] {
+        let (mut decision, mut view) = (Decision::default(), two());
+        view.backends.get_mut("a").unwrap().stop_ms = stop_ms;
+        let (mut stopping, _) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
+        go_on(&mut stopping, &view, &mut decision, NOW + stops_at_ms - 1);
+        assert_eq!(outcome(&stopping), None, "{stop_ms:?}");
+        go_on(&mut stopping, &view, &mut decision, NOW + stops_at_ms);
+        assert_eq!(outcome(&stopping), Some(Outcome::Left), "{stop_ms:?}");
+    }
 }
 
 #[test]

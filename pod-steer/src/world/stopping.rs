@@ -40,10 +40,15 @@ impl Backend {
         (self.phase, self.stop_by_ms) = (phase, None);
     }
 
-    /// When its time to stop is over; never if its stop time-out is negative, which means that it is never killed.
-    fn stop_by(&self, now_ms: i64) -> Option<i64> {
+    /// How long it may take to stop, in milliseconds; nothing if its stop time-out is negative, which means that it is never killed.
+    pub fn stop_ms(&self) -> Option<i64> {
         let timeout_s = self.stop_timeout_s.unwrap_or(STOP_TIMEOUT_S_DEFAULT);
-        (timeout_s >= 0).then(|| now_ms.saturating_add(timeout_s.saturating_mul(1000)).saturating_add(MARGIN_MS))
+        (timeout_s >= 0).then(|| timeout_s.saturating_mul(1000).saturating_add(MARGIN_MS))
+    }
+
+    /// When its time to stop is over; never if it is never killed.
+    fn stop_by(&self, now_ms: i64) -> Option<i64> {
+        Some(now_ms.saturating_add(self.stop_ms()?))
     }
 }
 
