@@ -5,12 +5,12 @@ mod commands;
 mod convert;
 mod creation;
 mod failure;
+mod inspections;
 mod reach;
 mod sandbox;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ pub use convert::{Change, Container, Happened, Sandbox, SandboxState, ends};
 pub use reach::{is_there, name, owner, reach, unreachable};
 
 use crate::{labels, world::Health};
+use inspections::Inspector;
 use sandbox::Sandboxes;
 
 /// Seconds that a request to the engine may take.
@@ -115,13 +116,6 @@ pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), St
     stopped.await.map_err(|error| reach::describe(engine, &error))
 }
 
-/// The generation of a container that is gone; its id is never used again.
-const REMOVED: u64 = u64::MAX;
-
-/// How often each container's phase has changed: details that were asked for before the last change are out of date.
-/// [`REMOVED`] for one that is gone.
-type Generations = Arc<Mutex<HashMap<String, u64>>>;
-
 async fn session(
     engine: &str,
     inputs: &mpsc::Sender<EngineInput>,
@@ -149,9 +143,13 @@ async fn session(
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
     let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers }).await;
 
-    let generations = Generations::default();
+    let inspector = Inspector::new(docker, engine, inputs.clone(), sandboxes.clone());
     let mut inspections = JoinSet::new();
     loop {
+        while inspections.try_join_next().is_some() {}
+        if inspections.is_empty() {
+            inspector.forget_removed();
+        }
         let event = tokio::select! {
             event = events.next() => match event {
                 Some(event) => event?,
@@ -160,25 +158,16 @@ async fn session(
             // A cgroup has appeared: some engines announce a container only when it runs already.
             Ok(id) = wanted.recv() => {
                 if announces_late {
-                    let later = announce(engine.to_owned(), id.clone(), inputs.clone(), generations.clone());
-                    inspections.spawn(later);
+                    inspections.spawn(inspector.clone().announce(id.clone()));
                 }
-                let later = inspect_later(docker.clone(), engine.to_owned(), id, inputs.clone(), generations.clone(), sandboxes.clone());
-                inspections.spawn(later);
+                inspections.spawn(inspector.clone().inspect(id));
                 continue;
             }
         };
         let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
         if matches!(change, Change::Started | Change::Died | Change::Removed) {
             for joined in sandboxes.joined(&id) {
-                inspections.spawn(inspect_later(
-                    docker.clone(),
-                    engine.to_owned(),
-                    joined,
-                    inputs.clone(),
-                    generations.clone(),
-                    sandboxes.clone(),
-                ));
+                inspections.spawn(inspector.clone().inspect(joined));
             }
         }
         if change == Change::Removed {
@@ -190,9 +179,7 @@ async fn session(
         debug!(%engine, container = %id, ?change, "event");
         ours.insert(id.clone());
         if change.is_phase() {
-            let mut generations = generations.lock().unwrap_or_else(|e| e.into_inner());
-            let generation = generations.entry(id.clone()).or_default();
-            *generation = if change == Change::Removed { REMOVED } else { *generation + 1 };
+            inspector.changed(&id, change == Change::Removed);
         }
         if matches!(change, Change::Created)
             && let Some(container) = mine
@@ -217,66 +204,16 @@ async fn session(
         if details {
             // Podman 4.3 announces a result before its details have it.
             let pauses = if asks_again { HEALTH_PAUSES } else { &[] };
-            let inspect = {
-                let (docker, inputs, generations) = (docker.clone(), inputs.clone(), generations.clone());
-                let sandboxes = sandboxes.clone();
-                let engine = engine.to_owned();
-                move || {
-                    inspect_later(
-                        docker.clone(),
-                        engine.clone(),
-                        id.clone(),
-                        inputs.clone(),
-                        generations.clone(),
-                        sandboxes.clone(),
-                    )
-                }
-            };
+            let inspector = inspector.clone();
             inspections.spawn(async move {
-                inspect().await;
+                inspector.clone().inspect(id.clone()).await;
                 for pause in pauses {
                     sleep(*pause).await;
-                    inspect().await;
+                    inspector.clone().inspect(id.clone()).await;
                 }
             });
         }
-        while inspections.try_join_next().is_some() {}
     }
-}
-
-/// Announces a container whose event is late.
-async fn announce(engine: String, id: String, inputs: mpsc::Sender<EngineInput>, generations: Generations) {
-    debug!(%engine, container = %id, "its cgroup came before its announcement");
-    let Some(container) = creation::created(&engine, &id).await else { return };
-    debug!(%engine, container = %id, "found in the engine's log of events");
-    let removed = generations.lock().unwrap_or_else(|e| e.into_inner()).get(&id) == Some(&REMOVED);
-    if !removed {
-        let _ = inputs.send(EngineInput::Container(container)).await;
-    }
-}
-
-async fn inspect_later(
-    docker: Docker,
-    engine: String,
-    id: String,
-    inputs: mpsc::Sender<EngineInput>,
-    generations: Generations,
-    sandboxes: Sandboxes,
-) {
-    let generation =
-        |id: &str| generations.lock().unwrap_or_else(|e| e.into_inner()).get(id).copied().unwrap_or_default();
-    let before = generation(&id);
-    // A container that is gone meanwhile has had its event, or will have it.
-    let Ok(details) = docker.inspect_container(&id, None).await else { return };
-    let Some(mut container) = convert::container(&engine, details) else { return };
-    sandboxes.describe(&docker, &mut container).await;
-    let after = generation(&id);
-    if after == REMOVED {
-        // The answer is older than its removal, which has been told.
-        return;
-    }
-    container.phase_is_current = after == before;
-    let _ = inputs.send(EngineInput::Container(Box::new(container))).await;
 }
 
 async fn snapshot(
