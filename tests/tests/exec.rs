@@ -2,8 +2,10 @@
 
 use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf};
 
-use anyhow::Result;
-use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, process::output, require, tools, wait};
+use anyhow::{Context as _, Result};
+use pod_steer_tests::{
+    check, daemon::Stage, exec::Exec, load::Load, process::output, require, status::Status, tools, wait,
+};
 use rustix::process::Signal;
 
 const WEB: [&str; 5] = ["exec", "--service", "web", "--ports", "80:8080"];
@@ -131,4 +133,45 @@ fn a_process_in_a_namespace_of_its_own_is_steered_there() -> Result<()> {
     assert_eq!(tally.answered_by("there"), 50, "{tally}");
     assert!(tally.disguised.is_empty());
     Ok(())
+}
+
+/// Listens in a network namespace of its own, until it is told to listen where it was started.
+const LISTENS_ELSEWHERE: &str = r#"
+import ctypes, os, signal, socket
+libc = ctypes.CDLL(None, use_errno=True)
+NEW_NET = 0x40000000
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def check(result):
+    if result:
+        raise OSError(ctypes.get_errno(), "")
+def listen():
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", 8080))
+    listener.listen(16)
+    return listener
+started = os.open("/proc/self/ns/net", os.O_RDONLY)
+check(libc.unshare(NEW_NET))
+elsewhere = listen()
+check(libc.setns(started, NEW_NET))
+signal.sigwait([signal.SIGUSR1])
+elsewhere.close()
+here = listen()
+signal.pause()
+"#;
+
+#[test]
+fn a_listener_in_another_namespace_is_told_while_it_is_open() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = Stage::without_engine()?;
+    let python = tools::find("python3").context("python3 is not installed")?;
+    let mut command = stage.daemon.cli()?;
+    command.args(WEB).args(["--name", "web-1", "--"]).arg(python).args(["-c", LISTENS_ELSEWHERE]);
+    let server = stage.host.start("web-1", &mut command)?;
+    let problems = |status: &Status| Some(status.service("web")?.backends.first()?.problems.join("\n"));
+    stage.daemon.wait_for("the problem", |status| {
+        problems(status)?.contains("lives in another network namespace").then_some(())
+    })?;
+    server.signal(Signal::USR1)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_for("no problem", |status| problems(status)?.is_empty().then_some(()))
 }

@@ -1,7 +1,7 @@
 //! Conditions of the daemon as a whole that need an operator: a map is full, a pin is gone, a file cannot be written.
 //! Conditions of one backend are in `Backend::troubles`, those of one service in the plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::broadcast;
 use tracing::{debug, info, warn};
@@ -53,12 +53,17 @@ impl Conditions {
     /// Exactly these (subject, message) hold for a topic; the others of that topic have ended.
     pub fn replace(&mut self, topic: &'static str, now: impl IntoIterator<Item = (String, String)>) {
         let now: BTreeMap<String, String> = now.into_iter().collect();
-        let ended: Vec<String> = self.of(topic).filter(|subject| !now.contains_key(*subject)).cloned().collect();
-        for subject in ended {
-            self.clear(topic, &subject);
-        }
+        self.retain(topic, &now.keys().cloned().collect());
         for (subject, message) in now {
             self.set(topic, subject, message);
+        }
+    }
+
+    /// Ends the conditions of a topic whose subject is none of these any more.
+    pub fn retain(&mut self, topic: &'static str, subjects: &BTreeSet<String>) {
+        let ended: Vec<String> = self.of(topic).filter(|subject| !subjects.contains(*subject)).cloned().collect();
+        for subject in ended {
+            self.clear(topic, &subject);
         }
     }
 
@@ -131,5 +136,7 @@ mod tests {
         conditions.replace("pins", [pair("b", "1"), pair("c", "1")]);
         assert_eq!(told(&mut events), [pair("a", "condition-ended"), pair("c", "condition")]);
         assert_eq!(conditions.problems().map(|p| p.subject).collect::<Vec<_>>(), ["x", "b", "c"]);
+        conditions.retain("pins", &BTreeSet::from(["c".to_owned(), "d".to_owned()]));
+        assert_eq!(conditions.problems().map(|p| p.subject).collect::<Vec<_>>(), ["x", "c"]);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Input,
     control::Control,
     inputs::Answer,
-    resync::{NAMESPACE, namespace_subject},
+    resync::{NAMESPACE, cookie_subject, namespace_subject},
 };
 use crate::{
     api::types::Registered,
@@ -63,7 +63,7 @@ impl Control {
         let failure = result.err().map(|error| crate::chain(&error));
         let failure = failure.or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
         let netns = self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns);
-        let subject = netns.map_or_else(|| format!("network namespace with cookie {cookie}"), namespace_subject);
+        let subject = netns.map_or_else(|| cookie_subject(cookie), namespace_subject);
         match &failure {
             None => {
                 self.world.steered.insert(cookie);

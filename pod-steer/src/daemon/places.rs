@@ -123,7 +123,7 @@ impl Control {
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         backend.netns = Some(netns);
-        let health = backend.health;
+        let (index, health) = (backend.index, backend.health);
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
@@ -131,6 +131,7 @@ impl Control {
         if let Some(listeners) = listeners {
             self.note_listeners(netns.cookie, listeners);
         }
+        self.check_foreign(index);
         self.touch();
     }
 

@@ -1,7 +1,10 @@
 //! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use tracing::warn;
 
@@ -134,6 +137,30 @@ impl Control {
         self.check_pins(deep);
         self.check_namespaces(deep);
         self.check_cgroups(deep);
+        if deep {
+            self.end_conditions();
+        }
+    }
+
+    /// Ends the conditions of namespaces in which nothing is planned any more and of backends that are gone.
+    fn end_conditions(&mut self) {
+        let planned = self.plan.namespaces.iter().chain(self.attaching.keys());
+        let subjects = planned.flat_map(|cookie| {
+            let known = self.netns_of(*cookie).map(namespace_subject);
+            known.into_iter().chain([cookie_subject(*cookie)])
+        });
+        let namespaces: BTreeSet<String> = subjects.collect();
+        self.conditions.retain(NAMESPACE, &namespaces);
+        let running = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
+        let backends: BTreeSet<String> = running.map(backend_subject).collect();
+        self.conditions.retain(CGROUP, &backends);
+    }
+
+    /// A namespace that was seen, or in which a backend is.
+    fn netns_of(&self, cookie: u64) -> Option<Netns> {
+        let of_backend =
+            || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
+        self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns).or_else(of_backend)
     }
 
     /// Whether the directory of pins is ours. One that was removed is made again; if another daemon has locked it meanwhile, we
@@ -227,14 +254,11 @@ impl Control {
 
     /// A namespace is to be attached anew: its file is looked for, and the next plan attaches it.
     fn find_namespace(&mut self, cookie: u64) {
-        let of_backend =
-            || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
-        let seen = self.seen_namespaces.get(&cookie);
-        if seen.is_some_and(|(_, file)| file.is_some()) {
+        if self.seen_namespaces.get(&cookie).is_some_and(|(_, file)| file.is_some()) {
             return;
         }
         // One that no backend is in any more is left by the next plan.
-        let Some(netns) = seen.map(|(netns, _)| *netns).or_else(of_backend) else { return };
+        let Some(netns) = self.netns_of(cookie) else { return };
         let subject = namespace_subject(netns);
         let (_, sets) = self.namespaces().remove(&cookie).unwrap_or((netns, Vec::new()));
         match open_netns(netns, &sets).ok() {
@@ -285,7 +309,7 @@ impl Control {
             return;
         }
         let Some(backend) = self.world.by_index(index) else { return };
-        let subject = format!("backend {} of {}", backend.name, backend.spec.service);
+        let subject = backend_subject(backend);
         match self.kernel.check_backend(index, &cgroup, deep) {
             Ok(wrong) if wrong.is_empty() => self.conditions.clear(CGROUP, &subject),
             Ok(wrong) => {
@@ -312,4 +336,14 @@ impl Control {
 /// How a condition names a network namespace.
 pub(super) fn namespace_subject(netns: Netns) -> String {
     format!("network namespace {netns}")
+}
+
+/// The same, of one of which only the cookie is known.
+pub(super) fn cookie_subject(cookie: u64) -> String {
+    format!("network namespace with cookie {cookie}")
+}
+
+/// How a condition names a backend.
+fn backend_subject(backend: &Backend) -> String {
+    format!("backend {} of {}", backend.name, backend.spec.service)
 }

@@ -105,21 +105,9 @@ impl Control {
 
     fn add_socket(&mut self, cookie: u64, info: &SocketInfo) {
         let Some(backend) = self.world.by_index_mut(info.backend) else { return };
-        match backend.netns {
-            // The engine's word on the namespace may still be under way; a namespace where others serve is known.
-            None if backend.network != Network::Own && self.seen_namespaces.contains_key(&info.netns_cookie) => {
-                backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
-            }
-            Some(netns) if netns.cookie != info.netns_cookie => {
-                let text = format!(
-                    "its socket on port {} lives in another network namespace than the container itself: a connection \
-                     steered there would never complete; let it listen in the container's own",
-                    info.port
-                );
-                warn!(backend = %backend.name, "{text}");
-                backend.troubles.insert(FOREIGN, text);
-            }
-            _ => {}
+        // The engine's word on the namespace may still be under way; a namespace where others serve is known.
+        if backend.netns.is_none() && backend.network != Network::Own {
+            backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
         }
         let socket = Socket {
             backend: info.backend,
@@ -134,7 +122,30 @@ impl Control {
             ifindex: info.ifindex,
         };
         self.world.sockets.insert(cookie, socket);
+        self.check_foreign(info.backend);
         self.touch();
+    }
+
+    /// Says of a backend whether one of its sockets lives in another network namespace.
+    pub(super) fn check_foreign(&mut self, index: u32) {
+        let Some(netns) = self.world.by_index(index).and_then(|backend| backend.netns) else { return };
+        let mut own = self.world.sockets.values().filter(|socket| socket.backend == index);
+        let text = own.find(|socket| socket.netns_cookie != netns.cookie).map(|socket| {
+            format!(
+                "its socket on port {} lives in another network namespace than the container itself: a connection \
+                 steered there would never complete; let it listen in the container's own",
+                socket.port
+            )
+        });
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        match text {
+            Some(text) if backend.troubles.get(FOREIGN) != Some(&text) => {
+                warn!(backend = %backend.name, "{text}");
+                backend.troubles.insert(FOREIGN, text);
+            }
+            Some(_) => {}
+            None => drop(backend.troubles.remove(FOREIGN)),
+        }
     }
 
     /// Looks at new sockets beside the loop: what only a descriptor can tell, and the migrate program for their groups.
@@ -342,6 +353,7 @@ impl Control {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
             self.own_closed.extend(own_listeners(&socket).map(|key| (key, cookie)));
+            self.check_foreign(socket.backend);
         }
     }
 

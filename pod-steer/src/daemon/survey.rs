@@ -31,7 +31,9 @@ pub struct Survey {
 
 impl Control {
     /// Looks at every namespace of a backend, beside the loop.
-    pub(super) fn survey(&self) {
+    pub(super) fn survey(&mut self) {
+        // In a namespace without a backend nothing is looked at.
+        self.note_without_clients();
         let (namespaces, inputs) = (self.namespaces(), self.inputs.clone());
         spawn_blocking(move || {
             for (netns_cookie, (netns, sets)) in namespaces {
@@ -56,6 +58,11 @@ impl Control {
             }
         }
         self.note_listeners(netns_cookie, listeners);
+        self.note_without_clients();
+    }
+
+    /// Reports the listeners that get no clients because of a service.
+    fn note_without_clients(&mut self) {
         let without = world::without_clients(&self.world, &self.plan).into_iter().map(|(place, service)| {
             let message = format!(
                 "it is not managed and gets no clients, since the service `{service}` claims its port and had it first; end \
