@@ -58,7 +58,7 @@ fn confirm(ctx: &SockContext) {
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let key = PortKey { netns_cookie, port, proto, pad: [0; 5] };
-    let Some(user) = PORT_USERS.get_ptr_mut(&key) else { return };
+    let Some(user) = PORT_USERS.get_ptr_mut(key) else { return };
     // SAFETY: an entry lives until the end of this run at least; each field is written and read as a whole.
     unsafe {
         if (*user).uid == bpf_get_current_uid_gid() as u32 {
