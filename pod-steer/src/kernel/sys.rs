@@ -4,16 +4,27 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
-    ptr, slice,
-    sync::atomic::{AtomicU64, Ordering},
+    ptr,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
+
+use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
+use log::Log;
 
 use pod_steer_ebpf::{Event, Slot};
 use rustix::net::{AddressFamily, SocketType};
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// Integers, of which every bit pattern is a value.
+trait Plain: Copy + Default {}
+impl Plain for i32 {}
+impl Plain for u32 {}
+impl Plain for u64 {}
+impl Plain for [u32; 9] {}
+
 /// `getsockopt` of an option whose value is a plain integer.
-fn get_option<T: Copy + Default>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
+fn get_option<T: Plain>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
     let mut value = T::default();
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointers are to live locals of the stated length; every bit pattern is a value of the integer type.
@@ -146,9 +157,21 @@ pub fn write_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<()> {
 /// Whether a memory-mapped array map that nobody writes any more holds just these slots.
 pub fn same_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<bool> {
     let mapping = Mapping::new(map, slots.len(), false)?;
-    // SAFETY: the mapping is as long as `slots`; a published table is never written again.
-    let held = unsafe { slice::from_raw_parts(mapping.at.cast::<Slot>(), slots.len()) };
-    Ok(held == slots)
+    let held = mapping.at.cast::<Slot>();
+    // By atomic reads: a reference would promise that nothing writes to memory that the kernel shares.
+    let same = |(index, slot): (usize, &Slot)| {
+        // SAFETY: within the mapping, which is as long as `slots`, page-aligned, and lives until the end of this function.
+        let (cookie, backend, of) = unsafe {
+            let held = held.add(index);
+            (
+                AtomicU64::from_ptr(&raw mut (*held).cookie).load(Ordering::Relaxed),
+                AtomicU32::from_ptr(&raw mut (*held).backend).load(Ordering::Relaxed),
+                AtomicU32::from_ptr(&raw mut (*held).slots).load(Ordering::Relaxed),
+            )
+        };
+        Slot { cookie, backend, slots: of } == *slot
+    };
+    Ok(slots.iter().enumerate().all(same))
 }
 
 /// The id of the map that an array of maps has at this index (`BPF_MAP_LOOKUP_ELEM`). aya opens that map too, and closes it.
@@ -261,8 +284,21 @@ pub fn read_event(bytes: &[u8]) -> Event {
     unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() }
 }
 
+/// What owns one descriptor and keeps it open, always the same, as long as it lives.
+///
+/// # Safety
+///
+/// `AsFd` alone does not promise that: the implementer does.
+pub unsafe trait Owner: AsRawFd {}
+// SAFETY: it is one descriptor.
+unsafe impl Owner for OwnedFd {}
+// SAFETY: it has its map's, which it never replaces.
+unsafe impl Owner for RingBuf<MapData> {}
+// SAFETY: it has its ring's, which it never replaces.
+unsafe impl<T: Log> Owner for EbpfLogger<T> {}
+
 /// Waits for a descriptor to become readable.
-pub fn readable<T: AsRawFd + AsFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what implements AsFd owns its descriptor and keeps it open as long as it lives, and AsyncFd owns it.
+pub fn readable<T: Owner>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `Owner` promises it, and AsyncFd owns the owner.
     Ok(unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }?)
 }
