@@ -1,6 +1,7 @@
 //! `sk_reuseport/migrate`: a listener closes, and what waits in its queue moves to a live socket of the same table.
 //!
-//! It can move only within one reuseport group (same namespace, address, port and effective uid). For ordinary
+//! It can move only within one reuseport group (same namespace, address, port and effective uid), and only to a socket of the table: a
+//! group may have members of another service, or of a process that is not managed. What has no heir is reset. For ordinary
 //! selection within a group, which only happens where no rule claims the port, it leaves the choice to the kernel.
 
 use core::ptr;
@@ -42,7 +43,11 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         return SK_DROP;
     }
     let side = switch(from.service);
-    let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
+    // Others in the group may be another service's, or not managed: left to itself, the kernel would choose among all of them.
+    let Some(table) = TABLES.get(table_index(from.table, side)) else {
+        count!(BACKEND_COUNTERS, from_backend, not_moved);
+        return SK_DROP;
+    };
 
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
@@ -52,7 +57,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let to_backend = heir.backend;
     let Visit::Taken = taken else {
         count!(BACKEND_COUNTERS, from_backend, not_moved);
-        return SK_PASS;
+        return SK_DROP;
     };
 
     // SAFETY: `moving` is not null; `state` may be read of every kind of socket.

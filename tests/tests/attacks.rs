@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
+    thread,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
     listeners::{expect, start, unmanaged},
-    load::ask,
+    load::{Load, ask},
     process::{output, run},
     require,
     rollouts::all_by,
@@ -142,4 +143,59 @@ fn a_claim_of_one_address_takes_no_client_of_another_service() -> Result<()> {
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
     expect(&net, &right)
+}
+
+/// Sockets of one user on one port are one reuseport group, whatever service they are of.
+#[test]
+fn a_queue_does_not_cross_services() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let deaf = &["--accept-delay-ms", "600000"];
+    let alpha = Exec::new("alpha", "alpha", "81:8080", "0.0.0.0:8080").server(deaf).start(&stage)?;
+    let _beta = Exec::new("beta", "beta", "82:8080", "0.0.0.0:8080").start(&stage)?;
+    let _stranger = unmanaged(&stage, stage.host.net(), "stranger", &["0.0.0.0:8080"])?;
+    for service in ["alpha", "beta"] {
+        stage.daemon.wait_ready(service, 1)?;
+    }
+    let clients = Load::to("127.0.0.1:81".parse()?).threads(20).count(20).start(stage.host.net())?;
+    stage.daemon.wait_for("clients in the queue", |status| (status.service("alpha")?.opened() == 20).then_some(()))?;
+    alpha.process.signal(Signal::KILL)?;
+    let tally = clients.stop()?;
+    ensure!(tally.answered() == 0, "they were alpha's: {tally}");
+    let tally = Load::to("127.0.0.1:82".parse()?).count(20).run(stage.host.net())?;
+    ensure!(tally.answered_by("beta") == 20, "{tally}");
+    Ok(())
+}
+
+/// A process of the same user that is not managed joins the group and takes its program off.
+#[test]
+fn a_queue_moves_although_the_groups_program_was_detached() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let listen = |name: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080");
+    let deaf = listen("deaf").server(&["--accept-delay-ms", "600000"]).start(&stage)?;
+    let _good = listen("good").start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    // SO_REUSEPORT, SO_DETACH_REUSEPORT_BPF
+    let detach = "import socket
+s = socket.socket()
+s.setsockopt(1, 15, 1)
+s.bind(('0.0.0.0', 8080))
+s.listen()
+s.setsockopt(1, 68, 0)";
+    run(stage.host.command("python3")?.args(["-c", detach]))?;
+    let clients = Load::to("127.0.0.1:80".parse()?).threads(20).count(20).start(stage.host.net())?;
+    let waiting = stage.daemon.wait_for("all clients to be connected", |status| {
+        (status.service("web")?.opened() == 20).then(|| status.backend("web", "deaf").opened)
+    })?;
+    ensure!(waiting > 0, "some wait");
+    // Each resync attaches it again: there is one every 30 s, and one at the start. Nothing shows when it is done.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 2)?;
+    thread::sleep(Duration::from_secs(2));
+    deaf.process.signal(Signal::KILL)?;
+    let tally = clients.stop()?;
+    ensure!(tally.answered_by("good") == 20, "{tally}");
+    Ok(())
 }

@@ -41,6 +41,7 @@ impl Control {
         self.check_watches();
         self.check_store();
         self.read_sockets();
+        self.renew_migration();
         self.compare_holders();
         self.free_ports(true);
         self.survey();

@@ -333,6 +333,19 @@ impl Control {
         }
     }
 
+    /// Attaches the migrate program again, by one socket of each reuseport group: any member of a group can detach it, one that is not
+    /// managed too.
+    pub(super) fn renew_migration(&mut self) {
+        let mut groups = BTreeSet::new();
+        for (cookie, socket) in &self.world.sockets {
+            let port = socket.hidden_port.unwrap_or(socket.port);
+            let is_first = groups.insert((socket.netns_cookie, socket.ip, port, socket.ifindex));
+            if let Some(backend) = self.world.by_index(socket.backend).filter(|_| is_first) {
+                self.inspections.add(*cookie, &backend.id);
+            }
+        }
+    }
+
     /// Forgets the sockets of a backend that has ended.
     pub(super) fn forget_sockets(&mut self, index: u32) {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
