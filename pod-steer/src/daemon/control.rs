@@ -274,10 +274,8 @@ impl Control {
                 let made = self.exec(request, peer);
                 self.answer(made, answer);
             }
-            Input::Ask(Ask::Register(request, answer)) => {
-                let made = self.register(request);
-                self.answer(made, answer);
-            }
+            Input::Ask(Ask::Register(request, answer)) => self.register(request, answer),
+            Input::Registering(registration) => self.registering(*registration),
             Input::Ask(Ask::Order(ask)) => self.order(*ask),
             Input::Ask(Ask::Operation(id, answer)) => drop(answer.send(self.operation(id))),
             Input::Ask(Ask::History(service, answer)) => drop(answer.send(self.history(service.as_deref()))),

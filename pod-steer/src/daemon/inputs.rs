@@ -53,6 +53,8 @@ pub enum Input {
         /// The ports.
         ports: BTreeSet<u16>,
     },
+    /// A process that is to be registered was looked at.
+    Registering(Box<super::register::Registration>),
     /// A container that ran before it was managed was looked at.
     Surveyed(Box<super::survey::Survey>),
     /// On which ports a backend listens that does not listen where it should.

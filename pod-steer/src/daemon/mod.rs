@@ -25,6 +25,7 @@ mod places;
 mod policies;
 mod processes;
 mod reach;
+mod register;
 mod resync;
 mod ring;
 mod sandboxes;

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{Peer, control::Control, ended::Ending};
 use crate::{
-    api::types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
+    api::types::{BackendRequest, ExecRequest, Registered},
     cgroups,
     clock::wall_ms,
     kernel::{Cgroup, Unloaded},
@@ -21,7 +21,7 @@ use crate::{
     process_set::ProcessSet,
     procs::{FoundSocket, Listening, Process, ProcessId},
     text::Name,
-    world::{Backend, Followed, Health, Kind, Network, Phase, listed},
+    world::{Backend, Followed, Health, Kind, Network, Phase},
 };
 
 /// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
@@ -50,7 +50,7 @@ impl Control {
 
         let uid = peer.cred.uid.as_raw();
         let followed = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
-        let inherited = self.listeners_of(&process, &spec)?;
+        let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
         backend.process = followed;
         let count = inherited.sockets.len();
@@ -74,51 +74,12 @@ impl Control {
         Ok(Registered { id, sockets: count })
     }
 
-    /// Adopts a process that listens already.
-    pub(super) fn register(&mut self, request: RegisterRequest) -> Answer {
-        self.refuse_while_waiting()?;
-        let spec = parse(&request.backend)?;
-        let pid = request.pid;
-        let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
-        let owner = process.uid().map_err(|e| e.to_string())?;
-        let ns =
-            process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
-        let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
-        let followed = ProcessId::of(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
-        let ports: Vec<u16> = spec.ports.iter().map(|map| map.target).collect();
-        let held = self.listeners_of(&process, &spec)?;
-        if !held.sockets.iter().any(|socket| ports.contains(&socket.bound.port())) {
-            if !held.mptcp.is_empty() {
-                return Err(format!("process {pid} cannot be steered to: {}", super::holders::mptcp_text(&held.mptcp)));
-            }
-            return Err(listens_elsewhere(&process, &ports.into_iter().collect()));
-        }
-        let index = self.new_index()?;
-        let id = self.process_id("registered", pid);
-        let mut backend = self.process_backend(&id, request.backend.name, Kind::Registered { pid }, index, spec, netns);
-        backend.process = Some(Followed { id: followed, uid: owner, holds_only: false });
-        let count = held.sockets.len();
-        self.add_process(backend, ns, held)?;
-        self.watch_process(&id, followed);
-        Ok(Registered { id, sockets: count })
-    }
-
-    /// The listeners of a process on the ports of its backend.
-    fn listeners_of(&self, process: &Process, spec: &Spec) -> Result<HeldListeners, String> {
-        let ports = self.world.configured.listening_ports(spec);
-        let sockets = process.listeners(&mut Listening::default(), |socket| ports.contains(&socket.bound.port()));
-        let sockets =
-            sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
-        let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
-        Ok(HeldListeners { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
-    }
-
-    fn process_id(&self, kind: &str, pid: i32) -> String {
+    pub(super) fn process_id(&self, kind: &str, pid: i32) -> String {
         let free = |id: &String| !self.world.backends.contains_key(id) && !self.exec_cgroup(id).exists();
         (0..).map(|n| format!("{kind}-{pid}-{n}")).find(free).unwrap_or_default()
     }
 
-    fn process_backend(
+    pub(super) fn process_backend(
         &self,
         id: &str,
         name: Option<String>,
@@ -155,7 +116,7 @@ impl Control {
 
     /// Puts a new backend in force with the listeners that it has, before its process goes on: a claim that cannot hold is
     /// refused here.
-    fn add_process(&mut self, backend: Backend, ns: fs::File, held: HeldListeners) -> Result<(), String> {
+    pub(super) fn add_process(&mut self, backend: Backend, ns: fs::File, held: HeldListeners) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
         let listening = asks.then(|| listening::listeners(&ns, netns.cookie)).transpose();
@@ -305,10 +266,21 @@ pub(super) fn remove_exec_cgroup(path: &Path) {
 }
 
 /// The listeners that a process has on the ports of its backend.
-struct HeldListeners {
-    sockets: Vec<FoundSocket>,
+pub(super) struct HeldListeners {
+    pub sockets: Vec<FoundSocket>,
     /// Ports on which it listens by MPTCP.
-    mptcp: BTreeSet<u16>,
+    pub mptcp: BTreeSet<u16>,
+}
+
+impl HeldListeners {
+    /// Looks through its descriptors.
+    pub fn of(process: &Process, ports: &BTreeSet<u16>) -> Result<Self, String> {
+        let sockets = process.listeners(&mut Listening::default(), |socket| ports.contains(&socket.bound.port()));
+        let sockets =
+            sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
+        let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
+        Ok(Self { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
+    }
 }
 
 fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
@@ -318,7 +290,7 @@ fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
     }
 }
 
-fn parse(request: &BackendRequest) -> Result<Spec, String> {
+pub(super) fn parse(request: &BackendRequest) -> Result<Spec, String> {
     if let Some(name) = &request.name {
         Name::Backend.check(name)?;
     }
@@ -330,21 +302,4 @@ fn parse(request: &BackendRequest) -> Result<Spec, String> {
         request.fallback,
     );
     checked.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-}
-
-/// Says that a process listens on none of these ports, and on which it listens.
-fn listens_elsewhere(process: &Process, wanted: &BTreeSet<u16>) -> String {
-    let mut found = BTreeSet::new();
-    let _ = process.listeners(&mut Listening::default(), |socket| {
-        found.insert(socket.bound.port());
-        false
-    });
-    let (pid, wanted) = (process.pid(), listed(wanted, "or"));
-    if found.is_empty() {
-        return format!(
-            "process {pid} does not listen on port {wanted}, nor on any other; register the process that listens"
-        );
-    }
-    let found = listed(&found, "and");
-    format!("process {pid} listens on {found}, not on {wanted}; name the port on which it listens in the ports")
 }

@@ -1,0 +1,110 @@
+//! Processes that listen already and become backends. Their descriptors are looked through beside the loop: there may be tens of
+//! thousands.
+
+use std::{collections::BTreeSet, fs::File};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    Input,
+    control::Control,
+    inputs::Answer,
+    processes::{HeldListeners, parse},
+};
+use crate::{
+    api::types::{RegisterRequest, Registered},
+    labels::Spec,
+    netns::{self, Netns},
+    procs::{Listening, Process, ProcessId},
+    world::{Followed, Kind, listed},
+};
+
+/// A process that is to be registered.
+pub struct Registration {
+    name: Option<String>,
+    spec: Spec,
+    found: Result<Found, String>,
+    answer: Answer,
+}
+
+/// What was found of it.
+struct Found {
+    process: ProcessId,
+    uid: u32,
+    ns: File,
+    netns: Netns,
+    held: HeldListeners,
+}
+
+impl Control {
+    /// Looks at a process that is to be registered, and answers when that is done.
+    pub(super) fn register(&self, request: RegisterRequest, answer: Answer) {
+        let spec = match self.refuse_while_waiting().and_then(|()| parse(&request.backend)) {
+            Ok(spec) => spec,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        let targets: BTreeSet<u16> = spec.ports.iter().map(|map| map.target).collect();
+        let (ports, inputs) = (self.world.configured.listening_ports(&spec), self.inputs.clone());
+        spawn_blocking(move || {
+            let found = Found::look(request.pid, &targets, &ports);
+            let registration = Registration { name: request.backend.name, spec, found, answer };
+            let _ = inputs.blocking_send(Input::Registering(Box::new(registration)));
+        });
+    }
+
+    /// Makes it a backend.
+    pub(super) fn registering(&mut self, registration: Registration) {
+        let Registration { name, spec, found, answer } = registration;
+        let made = found.and_then(|found| self.add_registered(name, spec, found));
+        self.answer(made, answer);
+    }
+
+    fn add_registered(&mut self, name: Option<String>, spec: Spec, found: Found) -> Result<Registered, String> {
+        let Found { process, uid, ns, netns, held } = found;
+        let (index, pid) = (self.new_index()?, process.pid);
+        let id = self.process_id("registered", pid);
+        let mut backend = self.process_backend(&id, name, Kind::Registered { pid }, index, spec, netns);
+        backend.process = Some(Followed { id: process, uid, holds_only: false });
+        let count = held.sockets.len();
+        self.add_process(backend, ns, held)?;
+        self.watch_process(&id, process);
+        Ok(Registered { id, sockets: count })
+    }
+}
+
+impl Found {
+    /// `targets` are the ports of its service, `ports` those and the one of its health check.
+    fn look(pid: i32, targets: &BTreeSet<u16>, ports: &BTreeSet<u16>) -> Result<Self, String> {
+        let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
+        let uid = process.uid().map_err(|e| e.to_string())?;
+        let ns =
+            process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
+        let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
+        let id = ProcessId::of(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
+        let held = HeldListeners::of(&process, ports)?;
+        if held.sockets.iter().any(|socket| targets.contains(&socket.bound.port())) {
+            return Ok(Self { process: id, uid, ns, netns, held });
+        }
+        if !held.mptcp.is_empty() {
+            return Err(format!("process {pid} cannot be steered to: {}", super::holders::mptcp_text(&held.mptcp)));
+        }
+        Err(listens_elsewhere(&process, targets))
+    }
+}
+
+/// Says that a process listens on none of these ports, and on which it listens.
+fn listens_elsewhere(process: &Process, wanted: &BTreeSet<u16>) -> String {
+    let mut found = BTreeSet::new();
+    let _ = process.listeners(&mut Listening::default(), |socket| {
+        found.insert(socket.bound.port());
+        false
+    });
+    let (pid, wanted) = (process.pid(), listed(wanted, "or"));
+    if found.is_empty() {
+        return format!(
+            "process {pid} does not listen on port {wanted}, nor on any other; register the process that listens"
+        );
+    }
+    let found = listed(&found, "and");
+    format!("process {pid} listens on {found}, not on {wanted}; name the port on which it listens in the ports")
+}
