@@ -4,18 +4,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::{daemon::Stage, process::Process, tools, wait};
+use crate::{container::Spec, daemon::Stage, process::Process, server, tools, wait};
 
 /// `NAME`, a word, and the path of a unix socket: `listens` opens the listener; `takes` asks for it at the unix socket;
 /// `inherits` has it as descriptor 3. The first two give it to whoever asks at the path. It answers as the test server does with
 /// `--raw`, and ends on SIGTERM when the connection that it serves is done. On SIGUSR1 a process of its own, in a session of its own,
 /// goes on, and it ends; its name then has `-child` behind it. SIGUSR2: it closes the listener and lives on. SIGHUP: it ends
-/// the listener by shutdown(2), and lives on.
+/// the listener by shutdown(2), and lives on. SIGALRM: it executes itself anew, in the same process, with the listener as descriptor 3;
+/// its name then has `-again` behind it.
 const SERVER: &str = r#"
 import array, os, select, signal, socket, sys
 name, mode, path = sys.argv[1:4]
 got = set()
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM):
     signal.signal(number, lambda number, frame: got.add(number))
 def say(*words):
     print(*words, flush=True)
@@ -46,6 +47,10 @@ while signal.SIGTERM not in got:
         os.setsid()
         name += "-child"
         say("child", os.getpid())
+    if signal.SIGALRM in got:
+        os.dup2(listener.fileno(), 3)
+        os.set_inheritable(3, True)
+        os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], name + "-again", "inherits", path])
     if signal.SIGUSR2 in got and listener in watched:
         watched.remove(listener)
         listener.close()
@@ -99,6 +104,11 @@ pub fn start(stage: &Stage, name: &str, listener: Listener, path: &Path) -> Resu
     let mut command = stage.host.command(&words[0])?;
     let process = stage.host.start(name, command.args(&words[1..]))?;
     serves(process)
+}
+
+/// A container with one that opens the listener.
+pub fn container(name: &str) -> Spec {
+    server::python_program(name, SERVER).args(&[name, "listens", "/tmp/giver"])
 }
 
 /// Starts one as a backend by `exec`, of the service `web` on port 80.

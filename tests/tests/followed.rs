@@ -93,6 +93,27 @@ fn a_registered_process_that_goes_on_as_another_is_followed() -> Result<()> {
 }
 
 #[test]
+fn a_registered_process_that_executes_itself_anew_stays_the_backend() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let path = stage.host.dir().join("giver");
+    let server = handover::start(&stage, "server", Listener::Opens, &path)?;
+    register(&stage, "server", server.pid())?;
+    stage.daemon.wait_ready("web", 1)?;
+    server.signal(Signal::ALARM)?;
+    wait::until("the new program to serve", || (server.stdout().matches("serves").count() == 2).then_some(()))?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "server-again")?;
+    // The next daemon knows it by its pid and its start, which are the same.
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_answered_by(&stage, "server-again")?;
+    server.signal(Signal::TERM)?;
+    until_gone(&stage, "web")
+}
+
+#[test]
 fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;

@@ -66,6 +66,27 @@ fn a_listener_of_a_registered_process_that_is_shut_down_is_noticed() -> Result<(
     Ok(())
 }
 
+#[test]
+fn a_listener_of_a_container_that_is_shut_down_is_noticed() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["python3", "ldd"]));
+    let mut stage = Stage::with_docker()?;
+    let container = handover::container("shut").service("web", "80:8080");
+    let shut = stage.engine().start_container(&container)?;
+    stage.daemon.wait_ready("web", 1)?;
+    shut.kill("HUP")?;
+    wait::until_ok("the end of the listener", || Ok(shut.logs()?.contains("shut").then_some(())))?;
+    for _ in 0..2 {
+        stage.daemon.wait_for("no sockets", |status| {
+            let backend = status.backend("web", "shut");
+            (backend.sockets == 0 && backend.state != "ready").then_some(())
+        })?;
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
+    }
+    Ok(())
+}
+
 const REMEDY: &str = "GODEBUG=multipathtcp=0";
 
 /// Listens by MPTCP as descriptor 3, and becomes what is named.

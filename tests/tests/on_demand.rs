@@ -9,7 +9,7 @@ use pod_steer_tests::{
     exec::Exec,
     load::Load,
     process::{Process, output},
-    report, require, tools, wait,
+    report, require, server, tools, wait,
 };
 use rustix::process::Signal;
 
@@ -145,6 +145,21 @@ fn listeners_opened_on_demand_are_found() -> Result<()> {
         let refused = stage.daemon.wait_ready("ftp", 1)?.counters["refused_no_backend"];
         ensure!(refused == 0, "{refused} refused");
     }
+    Ok(())
+}
+
+#[test]
+fn listeners_that_a_container_opens_on_demand_are_found() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["python3", "ldd", "curl"]));
+    let stage = Stage::with_docker()?;
+    let numbers = [2121u16, 30_000, 31_000, 10].map(|number| number.to_string());
+    let ftp = server::python_program("one", FTP).args(&["one"]).args(&numbers).args(&["0.0.0.0"]);
+    let _ftp = stage.engine().start_container(&ftp.service("ftp", "21:2121,30000-30009:31000-31009"))?;
+    stage.daemon.wait_ready("ftp", 1)?;
+    ensure_served(&stage, FTP_21, FEW, &[], "one")?;
+    let refused = stage.daemon.wait_ready("ftp", 1)?.counters["refused_no_backend"];
+    ensure!(refused == 0, "{refused} refused");
     Ok(())
 }
 
