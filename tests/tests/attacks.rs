@@ -1,7 +1,9 @@
 //! What does not lead a client where policy does not send it.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -12,7 +14,7 @@ use pod_steer_tests::{
     exec::Exec,
     listeners::{expect, start, unmanaged},
     load::{Load, ask},
-    process::{output, run},
+    process::{Process, output, run},
     require,
     rollouts::all_by,
     tools, wait,
@@ -197,5 +199,112 @@ s.setsockopt(1, 68, 0)";
     deaf.process.signal(Signal::KILL)?;
     let tally = clients.stop()?;
     ensure!(tally.answered_by("good") == 20, "{tally}");
+    Ok(())
+}
+
+/// Binds a socket on port 8080 and passes it to the process that listens at `$1`, without listening itself.
+const PASSES: &str = "import array, socket, sys, time
+s = socket.socket()
+s.bind(('0.0.0.0', 8080))
+u = socket.socket(socket.AF_UNIX)
+u.connect(sys.argv[1])
+u.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [s.fileno()]))])
+s.close()
+if sys.argv[2] == 'stays': time.sleep(600)";
+
+/// Takes that socket, and listens and answers `stranger` once there is a file `$1.go`.
+const TAKES: &str = "import array, os, socket, sys, time
+u = socket.socket(socket.AF_UNIX)
+u.bind(sys.argv[1])
+u.listen()
+print('waits', flush=True)
+_, rights, _, _ = u.accept()[0].recvmsg(1, socket.CMSG_LEN(4))
+s = socket.socket(fileno=array.array('i', rights[0][2])[0])
+print('took', flush=True)
+while not os.path.exists(sys.argv[1] + '.go'): time.sleep(0.01)
+s.listen()
+print('listens', flush=True)
+while True:
+    c = s.accept()[0]
+    c.recv(1000)
+    c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 8\\r\\n\\r\\nstranger')
+    c.close()";
+
+/// A process outside of every backend that was passed an unlistened socket of a backend.
+struct Outsider {
+    process: Process,
+    go: PathBuf,
+    _passer: Process,
+}
+
+impl Outsider {
+    fn start(stage: &Stage, passer: &str) -> Result<Self> {
+        let path = stage.host.dir().join("passed");
+        let path = path.to_str().context("a path")?;
+        let mut command = stage.host.command("python3")?;
+        command.args(["-c", TAKES, path]);
+        let process = stage.host.start("outsider", &mut command)?;
+        wait::until("it to wait", || process.stdout().contains("waits").then_some(()))?;
+        let mut command = stage.daemon.cli()?;
+        command.args(["exec", "--service", "alpha", "--ports", "81:8080", "--name", "passer", "--"]);
+        command.args(["python3", "-c", PASSES, path, passer]);
+        let passer = stage.host.start("passer", &mut command)?;
+        wait::until("it to have the socket", || process.stdout().contains("took").then_some(()))
+            .with_context(|| passer.stderr())?;
+        Ok(Self { process, go: format!("{path}.go").into(), _passer: passer })
+    }
+
+    fn listen(&self) -> Result<()> {
+        fs::write(&self.go, "")?;
+        wait::until("it to listen", || self.process.stdout().contains("listens").then_some(()))
+            .with_context(|| self.process.stderr())
+    }
+}
+
+/// The backend has ended, and another one of another service gets its index.
+#[test]
+fn a_socket_of_a_dead_backend_is_no_other_backends() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    for listens_first in [true, false] {
+        let mut stage = Stage::without_engine()?;
+        let outsider = Outsider::start(&stage, "ends")?;
+        stage.daemon.wait_for("alpha to be gone", |status| status.service("alpha").is_none().then_some(()))?;
+        if listens_first {
+            outsider.listen()?;
+        }
+        let _web = Exec::new("right", "web", "80:9090", "127.0.0.1:9090").start(&stage)?;
+        stage.daemon.wait_ready("web", 1)?;
+        if !listens_first {
+            outsider.listen()?;
+        }
+        all_by(stage.host.net(), 100, "right")?;
+        // What a resync believes.
+        stage.daemon.kill()?;
+        all_by(stage.host.net(), 100, "right")?;
+        stage.daemon.restart()?;
+        stage.daemon.wait_ready("web", 1)?;
+        all_by(stage.host.net(), 100, "right")?;
+        let status = stage.daemon.status()?;
+        assert_eq!(status.backend("web", "right").sockets, 1, "{status}");
+    }
+    Ok(())
+}
+
+/// The backend lives, and a process outside of it makes its socket listen.
+#[test]
+fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = Stage::without_engine()?;
+    let outsider = Outsider::start(&stage, "stays")?;
+    let _right = Exec::new("right", "alpha", "81:9090", "0.0.0.0:9090").start(&stage)?;
+    stage.daemon.wait_ready("alpha", 1)?;
+    outsider.listen()?;
+    let said = stage.daemon.wait_for("it to be told", |status| {
+        let said = status.backend("alpha", "passer").problems.join(" ");
+        said.contains("not managed").then_some(said)
+    })?;
+    ensure!(said.contains("python3") && said.contains("clients are not given to it"), "{said}");
+    let tally = Load::to("127.0.0.1:81".parse()?).count(100).run(stage.host.net())?;
+    ensure!(tally.answered_by("right") == 100, "{said}: {tally}");
     Ok(())
 }

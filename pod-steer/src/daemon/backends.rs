@@ -188,6 +188,9 @@ impl Control {
             index = self.world.free_index(max, &counting(&self.kernel));
         }
         let index = index.ok_or_else(full)?;
+        if self.freed_indices.remove(&index) {
+            self.kernel.disown_index(index);
+        }
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         self.written_off.remove(&index);
         // Its programs have been detached, so nothing is counted there any more.
@@ -247,6 +250,7 @@ impl Control {
         let Some(backend) = self.world.backends.remove(id) else { return };
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
         self.world.lingering.insert(backend.index, ports);
+        self.freed_indices.insert(backend.index);
         self.world.listening.remove(&backend.index);
         self.counted.forget(id);
         self.forget_sockets(backend.index);

@@ -77,6 +77,8 @@ pub(super) struct Control {
     pub(super) leftovers: bool,
     /// By index: connections that came from another backend and whose end nobody will see.
     pub(super) written_off: HashMap<u32, u64>,
+    /// Indices of backends that have ended, until they are given out again.
+    pub(super) freed_indices: BTreeSet<u32>,
     /// Where the cgroup of each backend is, by its index.
     pub(super) paths: HashMap<u32, PathBuf>,
     pub(super) plan: Plan,
@@ -156,6 +158,7 @@ impl Control {
             over: Vec::new(),
             leftovers: false,
             written_off: HashMap::new(),
+            freed_indices: BTreeSet::new(),
             cgroup_ids: HashMap::new(),
             paths: HashMap::new(),
             plan: Plan::default(),

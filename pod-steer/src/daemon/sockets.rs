@@ -56,7 +56,11 @@ impl Control {
         // The event names the backend whose process made the socket, the world the one that holds it.
         let holder = self.world.sockets.get(&event.cookie).map(|socket| socket.backend).filter(|_| event.cookie != 0);
         let Some(backend) = self.world.by_index(holder.unwrap_or(info.backend)) else {
-            // Made by a backend that has ended, and held by another one perhaps.
+            // Made by a backend that has ended. A look finds the one that holds it, if one does. It must
+            // not become the next one's that gets the index.
+            if event.kind == EVENT_LISTENING {
+                self.kernel.forget_socket(event.cookie);
+            }
             return self.holders.look_at(info.netns_cookie);
         };
         let (id, service, name) = (backend.id.clone(), backend.spec.service.clone(), backend.name.clone());
@@ -185,6 +189,7 @@ impl Control {
         self.inspections.under_way.remove(id);
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
+            let netns_cookie = socket.netns_cookie;
             // Of one that was not seen it is believed that it is as most are, unless more is known.
             let v6only = found.map(|found| found.v6only).or(socket.v6only).unwrap_or(false);
             if socket.v6only != Some(v6only) {
@@ -192,8 +197,10 @@ impl Control {
                 self.kernel.note_v6only(cookie, v6only);
                 self.touch();
             }
-            if let Some(found) = found {
-                self.holders.seats.insert(cookie, found.seat);
+            match found {
+                Some(found) => drop(self.holders.seats.insert(cookie, found.seat)),
+                // It listens, and no process of the backend has it: who holds it must be known at once.
+                None => self.holders.look_closely_at(netns_cookie),
             }
             if !found.is_some_and(|found| found.migrates) {
                 debug!(cookie, "its queue will not be handed on when it closes");

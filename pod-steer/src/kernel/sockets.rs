@@ -192,6 +192,14 @@ impl Kernel {
         self.disown_socket(cookie);
     }
 
+    /// No socket belongs to a backend with this index any more, which becomes another's: whatever was registered since the former one
+    /// ended leaves the socket map.
+    pub fn disown_index(&mut self, index: u32) {
+        let of_index = |(cookie, info): (u64, SocketInfo)| (info.backend == index).then_some(cookie);
+        let cookies: Vec<u64> = self.sockets.iter().flatten().filter_map(of_index).collect();
+        cookies.into_iter().for_each(|cookie| self.forget_socket(cookie));
+    }
+
     /// A socket belongs to no backend any more: not to one that gets the index of its former one either.
     pub fn disown_socket(&mut self, cookie: u64) {
         if let Ok(info) = self.sockets.get(&cookie, 0) {

@@ -64,6 +64,11 @@ impl Holders {
         self.due.entry(netns_cookie).or_default();
     }
 
+    /// A listener was not found where it should be: the next look asks for the holder of each.
+    pub fn look_closely_at(&mut self, netns_cookie: u64) {
+        self.due.insert(netns_cookie, true);
+    }
+
     /// Whether it is too early for a look that nothing but time asks for.
     pub(super) fn pauses(&self) -> bool {
         let factor = if self.ending.is_empty() { PAUSE_FACTOR } else { PAUSE_FACTOR_ENDING };
