@@ -30,10 +30,10 @@ use super::{
     health::Checks,
     holders::Holders,
     inputs::{Answer, Ask},
+    inspections::Inspections,
     ledger::Ledger,
     operations::Orders,
     ring::{drain, flush},
-    sockets::Inspections,
 };
 use crate::{
     api::types::{EventRecord, Registered},

@@ -27,7 +27,7 @@ pub enum Input {
         /// The backend.
         id: BackendId,
         /// What was found, by cookie; nothing of those that were not seen.
-        found: BTreeMap<u64, Option<super::sockets::Inspection>>,
+        found: BTreeMap<u64, Option<super::inspections::Inspection>>,
     },
     /// Sockets that listened before their backend was managed.
     Found {

@@ -16,6 +16,7 @@ mod engines;
 mod health;
 mod holders;
 mod inputs;
+mod inspections;
 mod ledger;
 mod leftovers;
 mod namespaces;

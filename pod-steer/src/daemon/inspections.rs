@@ -1,0 +1,112 @@
+//! What only a descriptor tells of a socket, and the migrate program for its reuseport group.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    os::fd::AsFd as _,
+};
+
+use tracing::debug;
+
+use super::{Input, beside::beside, control::Control};
+use crate::{
+    procs::{FoundSocket, Seat},
+    world::BackendId,
+};
+
+/// What a look at a socket found; the kernel programs cannot see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Where it was found.
+    pub seat: Seat,
+    /// It takes IPv6 clients only.
+    pub v6only: bool,
+    /// Its queue will be handed on when it closes.
+    pub migrates: bool,
+}
+
+/// The looks at sockets that are under way: one at a time for each backend, at all its sockets that are new, since each
+/// look goes through everything that the backend's processes have open.
+#[derive(Default)]
+pub(super) struct Inspections {
+    /// By backend, cookies of the sockets that are still to be looked at.
+    due: HashMap<BackendId, BTreeSet<u64>>,
+    /// Backends that are being looked at.
+    under_way: BTreeSet<BackendId>,
+}
+
+impl Inspections {
+    pub fn add(&mut self, cookie: u64, id: &str) {
+        self.due.entry(id.to_owned()).or_default().insert(cookie);
+    }
+}
+
+impl Control {
+    /// Looks at new sockets beside the loop: what only a descriptor can tell, and the migrate program for their groups.
+    /// Clients are given to them before that.
+    pub(super) fn inspect_due(&mut self) {
+        let Inspections { due, under_way } = &self.inspections;
+        let begin: Vec<BackendId> = due.keys().filter(|id| !under_way.contains(*id)).cloned().collect();
+        for id in begin {
+            if let Some(due) = self.inspections.due.remove(&id) {
+                self.inspect(id, due);
+            }
+        }
+    }
+
+    fn inspect(&mut self, id: BackendId, due: BTreeSet<u64>) {
+        let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else { return };
+        self.inspections.under_way.insert(id.clone());
+        let migration = self.migration.clone();
+        let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
+        let failed = Input::Inspected { id: id.clone(), found: found.clone() };
+        beside(&self.inputs, failed, move || {
+            // None is kept: a backend may have more sockets than we may open files.
+            let look = |socket: &FoundSocket| {
+                if due.contains(&socket.cookie) {
+                    let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
+                    found
+                        .insert(socket.cookie, Some(Inspection { seat: socket.seat, v6only: socket.v6only, migrates }));
+                }
+                false
+            };
+            processes.listeners(look);
+            Input::Inspected { id, found }
+        });
+    }
+
+    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>) {
+        self.inspections.under_way.remove(id);
+        for (cookie, found) in found {
+            let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
+            let netns_cookie = socket.netns_cookie;
+            // Of one that was not seen it is believed that it is as most are, unless more is known.
+            let v6only = found.map(|found| found.v6only).or(socket.v6only).unwrap_or(false);
+            if socket.v6only != Some(v6only) {
+                socket.v6only = Some(v6only);
+                self.kernel.note_v6only(cookie, v6only);
+                self.touch();
+            }
+            match found {
+                Some(found) => drop(self.holders.seats.insert(cookie, found.seat)),
+                // It listens, and no process of the backend has it: who holds it must be known at once.
+                None => self.holders.look_closely_at(netns_cookie),
+            }
+            if !found.is_some_and(|found| found.migrates) {
+                debug!(cookie, "its queue will not be handed on when it closes");
+            }
+        }
+    }
+
+    /// Attaches the migrate program again, by one socket of each reuseport group: any member of a group can detach it, one that is not
+    /// managed too.
+    pub(super) fn renew_migration(&mut self) {
+        let mut groups = BTreeSet::new();
+        for (cookie, socket) in &self.world.sockets {
+            let port = socket.hidden_port.unwrap_or(socket.port);
+            let is_first = groups.insert((socket.netns_cookie, socket.ip, port, socket.ifindex));
+            if let Some(backend) = self.world.by_index(socket.backend).filter(|_| is_first) {
+                self.inspections.add(*cookie, &backend.id);
+            }
+        }
+    }
+}
