@@ -159,9 +159,9 @@ impl Cgroups {
         self.unwatched.as_deref()
     }
 
-    /// Tries again to watch everything, if something is not watched. Returns what was missed.
+    /// Tries again to watch everything, if something is not watched and more may be watched. Returns what was missed.
     pub fn retry(&mut self) -> Vec<Seen> {
-        if self.unwatched.is_none() { Vec::new() } else { self.rescan() }
+        if self.unwatched.is_none() || self.directories >= DIRECTORIES_MAX { Vec::new() } else { self.rescan() }
     }
 
     /// Looks through the whole hierarchy and watches it. Returns the containers that were not known.

@@ -71,3 +71,15 @@ fn a_cgroup_that_others_may_have_made_is_not_the_container_s() {
         assert_eq!(cgroups.expect(ID, "", me()), None);
     });
 }
+
+#[test]
+fn the_hierarchy_is_not_walked_again_while_no_more_of_it_can_be_watched() {
+    within("many", async |dir| {
+        let mut cgroups = Cgroups::new(dir.to_owned());
+        (cgroups.directories, cgroups.unwatched) = (DIRECTORIES_MAX, Some("too many".to_owned()));
+        fs::create_dir_all(dir.join(format!("a.slice/docker-{ID}.scope"))).unwrap();
+        assert_eq!(cgroups.retry(), []);
+        cgroups.directories -= 1;
+        assert_eq!(cgroups.retry(), [Seen::Unannounced { id: ID.to_owned() }]);
+    });
+}
