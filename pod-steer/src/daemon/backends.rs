@@ -46,9 +46,12 @@ impl Control {
         }
         self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
         containers.sort_by_key(|container| container.created_ms);
-        for container in containers {
-            self.container(container, None);
-        }
+        let managed: Vec<Container> =
+            containers.into_iter().filter_map(|container| self.describe(container, None)).collect();
+        // One plan for all of them.
+        self.converge();
+        managed.iter().for_each(|container| self.attach(container));
+        managed.iter().for_each(|container| self.locate(container));
         self.touch();
         self.no_longer_awaited(|awaited| awaited == engine);
         self.heard(engine);
@@ -56,29 +59,41 @@ impl Control {
 
     /// A container as it is now. `seen_after` is for one that is not known yet.
     fn container(&mut self, container: Container, seen_after: Option<u64>) {
+        if let Some(container) = self.describe(container, seen_after) {
+            self.attach(&container);
+            self.locate(&container);
+        }
+    }
+
+    /// Brings a backend to what the engine says of its container. Returns the container if it is managed and has not ended.
+    fn describe(&mut self, container: Container, seen_after: Option<u64>) -> Option<Container> {
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let spec = match labels::parse(labels, &version) {
-            None => return,
+            None => return None,
             Some(Ok(spec)) => spec,
-            Some(Err(errors)) => return self.misfit(container, errors.iter().map(ToString::to_string).collect()),
+            Some(Err(errors)) => {
+                self.misfit(container, errors.iter().map(ToString::to_string).collect());
+                return None;
+            }
         };
         let known = self.world.backends.get(&container.id).cloned();
         let announced = container.network == Network::Unknown;
         if known.is_some() && announced {
-            return;
+            return None;
         }
         let index = match &known {
             Some(backend) => backend.index,
             None => match self.attached_before(&container).map_or_else(|| self.new_index(), Ok) {
                 Ok(index) => index,
-                Err(error) => return self.misfit(container, vec![error]),
+                Err(error) => {
+                    self.misfit(container, vec![error]);
+                    return None;
+                }
             },
         };
-        // A process that inherited a listener of it is looked for before it counts as ended.
         let died = known.as_ref().is_some_and(|known| {
-            let listens = || self.world.sockets.values().any(|socket| socket.backend == known.index);
-            container.phase_is_current && container.phase == Phase::Exited && known.phase != Phase::Exited && listens()
+            container.phase_is_current && container.phase == Phase::Exited && known.phase != Phase::Exited
         });
         let (news, seen) = (known.is_none(), self.world.next_seen());
         let mut backend = known.unwrap_or_else(|| Backend {
@@ -141,26 +156,40 @@ impl Control {
         if news {
             debug!(container = %backend.name, id = %backend.id, service = %backend.spec.service, "managed");
         }
-        let (id, phase) = (backend.id.clone(), backend.phase);
+        let id = backend.id.clone();
         self.world.misfits.remove(&id);
         self.world.backends.insert(id.clone(), backend);
         self.touch();
         if died {
-            return self.ended(&id, Ending::Died);
+            self.ended(&id, Ending::Died);
+            return None;
         }
-        if let Some(path) = self.cgroups.expect(&id, &container.cgroup_parent, engine::owner(&container.engine)) {
-            // An engine describes a container several times while it starts.
-            let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
-                self.cgroup_ids.get(&index) == Some(&cgroup.id) && self.kernel.is_attached(cgroup.id, index)
-            });
-            if !is_attached {
-                self.container_cgroup(&id, &path);
-            }
+        Some(container)
+    }
+
+    /// Expects the cgroup of a container, and attaches to it if it is there.
+    fn attach(&mut self, container: &Container) {
+        let owner = engine::owner(&container.engine);
+        let Some(path) = self.cgroups.expect(&container.id, &container.cgroup_parent, owner) else { return };
+        let Some(index) = self.world.backends.get(&container.id).map(|backend| backend.index) else { return };
+        // An engine describes a container several times while it starts.
+        let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
+            self.cgroup_ids.get(&index) == Some(&cgroup.id) && self.kernel.is_attached(cgroup.id, index)
+        });
+        if !is_attached {
+            self.container_cgroup(&container.id, &path);
         }
-        if let Some(pid) = container.pid.filter(|_| matches!(phase, Phase::Running | Phase::Paused)) {
-            self.started(&id, pid);
+    }
+
+    /// Learns where a container runs.
+    fn locate(&mut self, container: &Container) {
+        let runs = |backend: &Backend| matches!(backend.phase, Phase::Running | Phase::Paused);
+        if let Some(pid) = container.pid
+            && self.world.backends.get(&container.id).is_some_and(runs)
+        {
+            self.started(&container.id, pid);
         }
-        self.note_sandbox(&container);
+        self.note_sandbox(container);
     }
 
     fn misfit(&mut self, container: Container, errors: Vec<String>) {
@@ -254,7 +283,7 @@ impl Control {
         self.world.listening.remove(&backend.index);
         self.counted.forget(id);
         self.forget_sockets(backend.index);
-        self.free_ports(false);
+        self.port_walk.ask();
         self.paths.remove(&backend.index);
         self.cgroup_ids.remove(&backend.index);
         self.leftovers = true;

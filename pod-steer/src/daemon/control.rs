@@ -34,6 +34,7 @@ use super::{
     ledger::Ledger,
     operations::Orders,
     ring::{drain, flush},
+    users::PortWalk,
 };
 use crate::{
     api::types::{EventRecord, Registered},
@@ -90,6 +91,7 @@ pub(super) struct Control {
     pub(super) own_closed: BTreeSet<(OwnListener, u64)>,
     pub(super) checks: Checks,
     pub(super) holders: Holders,
+    pub(super) port_walk: PortWalk,
     /// Ports of a user on which nobody listened at the last comparison.
     pub(super) unused_ports: BTreeSet<PortKey>,
     /// Engines that cannot be reached, and why.
@@ -169,6 +171,7 @@ impl Control {
             own_closed: BTreeSet::new(),
             checks,
             holders: Holders::default(),
+            port_walk: PortWalk::default(),
             unused_ports: BTreeSet::new(),
             lost_engines: BTreeMap::new(),
             conditions: Conditions::new(events.clone()),
@@ -246,6 +249,7 @@ impl Control {
             self.converge();
             self.inspect_due();
             self.look_for_holders();
+            self.free_due_ports();
             self.step_operations();
             self.kernel.end_turn();
         }
@@ -261,7 +265,7 @@ impl Control {
             Input::Found { id, sockets } => self.found(&id, sockets),
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
-            Input::Idle { netns_cookie, ports } => self.free_unless_shared(netns_cookie, &ports),
+            Input::Idle(ports) => self.free_unless_shared(ports),
             Input::Surveyed(survey) => self.container_surveyed(*survey),
             Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),

@@ -46,13 +46,8 @@ pub enum Input {
     /// The accept queues of some namespaces were looked at: by the cookie of each, the listeners whose queue
     /// is full.
     AcceptQueues(Vec<(u64, Vec<super::accept_queues::FullQueue>)>),
-    /// No socket uses these ports of a namespace.
-    Idle {
-        /// Cookie of the namespace.
-        netns_cookie: u64,
-        /// The ports.
-        ports: BTreeSet<u16>,
-    },
+    /// The ports that no socket uses, by the cookie of their namespace.
+    Idle(Vec<(u64, BTreeSet<u16>)>),
     /// A process that is to be registered was looked at.
     Registering(Box<super::register::Registration>),
     /// A container that ran before it was managed was looked at.

@@ -22,7 +22,6 @@ impl Control {
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let index = backend.index;
         // The ports come before the programs that look for them.
-        self.touch();
         self.converge();
         let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
             self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
@@ -33,13 +32,16 @@ impl Control {
                 debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
                 self.paths.insert(index, path.to_owned());
                 self.cgroup_ids.insert(index, cgroup);
-                backend.troubles.remove(NO_CGROUP);
+                if backend.troubles.remove(NO_CGROUP).is_some() {
+                    self.touch();
+                }
             }
             Err(error) => {
                 warn!(container = %backend.name, path = %path.display(), %error, "cannot attach to the cgroup");
                 let text =
                     format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
                 backend.troubles.insert(NO_CGROUP, text);
+                self.touch();
             }
         }
     }

@@ -6,10 +6,9 @@ use std::{
 };
 
 use pod_steer_ebpf::{PROTO_TCP, PortKey};
-use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, control::Control};
+use super::{Input, beside::beside, control::Control};
 use crate::{
     listening, netns,
     process_set::open_netns,
@@ -21,7 +20,41 @@ fn port_key(netns_cookie: u64, port: u16) -> PortKey {
     PortKey { netns_cookie, port, proto: PROTO_TCP, pad: [0; 5] }
 }
 
+/// The walk through the kernel's connections that tells which ports are used: one at a time, whatever has ended meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct PortWalk {
+    is_due: bool,
+    under_way: bool,
+}
+
+impl PortWalk {
+    /// A backend has ended, and may have left a port.
+    pub fn ask(&mut self) {
+        self.is_due = true;
+    }
+
+    /// True if ports are to be compared now.
+    fn take(&mut self) -> bool {
+        !self.under_way && std::mem::take(&mut self.is_due)
+    }
+
+    /// True if a walk may begin; else the ports are compared again when the one that is under way has ended.
+    fn begin(&mut self) -> bool {
+        let may_begin = !self.under_way;
+        self.under_way = true;
+        self.is_due |= !may_begin;
+        may_begin
+    }
+}
+
 impl Control {
+    /// Frees ports of backends that have ended.
+    pub(super) fn free_due_ports(&mut self) {
+        if self.port_walk.take() {
+            self.free_ports(false);
+        }
+    }
+
     /// A socket that was bound before its backend was managed has its port: who comes later and is another user is moved.
     /// That is so whatever the kernel programs noted of a bind that failed for it.
     pub(super) fn note_port_user(&mut self, socket: &FoundSocket) {
@@ -64,16 +97,16 @@ impl Control {
     /// Frees those of these ports that no connection uses either: an accepted connection keeps the port of its listener, and the
     /// kernel refuses the port to another user as long as it exists. That takes a walk through the kernel's connections, beside
     /// the loop. A port whose namespace cannot be entered or examined keeps its owner; one whose namespace is gone is freed.
-    fn free_idle(&self, ports: BTreeSet<PortKey>) {
-        if ports.is_empty() {
+    fn free_idle(&mut self, ports: BTreeSet<PortKey>) {
+        if ports.is_empty() || !self.port_walk.begin() {
             return;
         }
         let mut by_netns: BTreeMap<u64, BTreeSet<u16>> = BTreeMap::new();
         for port in ports {
             by_netns.entry(port.netns_cookie).or_default().insert(port.port);
         }
-        let (mut namespaces, inputs) = (self.namespaces(), self.inputs.clone());
-        spawn_blocking(move || {
+        let mut namespaces = self.namespaces();
+        beside(&self.inputs, Input::Idle(Vec::new()), move || {
             let mut opened: BTreeMap<u64, File> = BTreeMap::new();
             for cookie in by_netns.keys() {
                 let ns = namespaces.remove(cookie).and_then(|(netns, sets)| open_netns(netns, &sets).ok());
@@ -83,6 +116,7 @@ impl Control {
                 by_netns.keys().copied().filter(|cookie| !opened.contains_key(cookie)).collect();
             let search = netns::search(&others);
             opened.extend(search.found);
+            let mut idle = Vec::new();
             for (netns_cookie, mut ports) in by_netns {
                 if let Some(ns) = opened.get(&netns_cookie) {
                     match listening::in_use(ns, netns_cookie, &ports) {
@@ -95,15 +129,20 @@ impl Control {
                 } else if search.incomplete {
                     continue;
                 }
-                let _ = inputs.blocking_send(Input::Idle { netns_cookie, ports });
+                idle.push((netns_cookie, ports));
             }
+            Input::Idle(idle)
         });
     }
 
-    /// Frees ports on which no server has begun to listen meanwhile.
-    pub(super) fn free_unless_shared(&mut self, netns_cookie: u64, ports: &BTreeSet<u16>) {
+    /// A walk has ended: frees ports on which no server has begun to listen meanwhile. By the cookie of each namespace.
+    pub(super) fn free_unless_shared(&mut self, idle: Vec<(u64, BTreeSet<u16>)>) {
+        self.port_walk.under_way = false;
         let shared = self.shared_ports();
-        for port in ports.iter().map(|port| port_key(netns_cookie, *port)).filter(|port| !shared.contains(port)) {
+        let ports = idle
+            .into_iter()
+            .flat_map(|(netns_cookie, ports)| ports.into_iter().map(move |port| port_key(netns_cookie, port)));
+        for port in ports.filter(|port| !shared.contains(port)) {
             self.unused_ports.remove(&port);
             self.kernel.free_port(port);
         }
@@ -126,5 +165,25 @@ impl Control {
         let uncounted = self.counted(backend).and_then(Result::err);
         let uncounted = uncounted.map(|reason| format!("its connections are not counted: {reason}"));
         notes.into_iter().chain(missing_ports(&self.world, backend)).chain(uncounted).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_ends_cost_one_more_walk() {
+        let mut walk = PortWalk::default();
+        assert!(!walk.take());
+        walk.ask();
+        assert!(walk.take() && walk.begin());
+        walk.ask();
+        walk.ask();
+        assert!(!walk.take() && !walk.begin(), "one is under way");
+        walk.under_way = false;
+        assert!(walk.take() && walk.begin());
+        walk.under_way = false;
+        assert!(!walk.take());
     }
 }

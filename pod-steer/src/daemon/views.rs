@@ -38,8 +38,7 @@ impl Control {
 
     pub(super) fn operation(&self, id: u64) -> Option<OperationStatus> {
         let running = self.orders.operations.values().find(|operation| operation.id == id).cloned();
-        let operation =
-            running.or_else(|| self.orders.ledger.history(None).into_iter().find(|operation| operation.id == id))?;
+        let operation = running.or_else(|| self.orders.ledger.operation(id).cloned())?;
         Some(self.operation_status(operation))
     }
 
