@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use watch::{Cgroups, Seen};
+pub use watch::{Cgroups, Seen, is_made_by};
 
 /// The cgroup, below the root of the hierarchy, in which every daemon has one of its own.
 pub const OWN: &str = "pod-steer";

@@ -11,8 +11,9 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    cgroup2,
     daemon::Daemon,
     host::Host,
     image::Image,
@@ -104,6 +105,18 @@ fn a_user_s_engine_is_followed_once_root_may_connect_to_it() -> Result<()> {
     ensure!(!doctor(&host, &engine)?.contains("permission denied"));
     let server = podman.docker().create(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
     run(podman.docker().command().args(["start", &server.id]))?;
+    // It is root's Podman with a user's socket: a user's engine has that user's containers steered, and no others.
+    daemon.wait_state("web", "web-1", "not-steered")?;
+    let said = daemon.status()?.said_about("web-1").join(" ");
+    ensure!(said.contains("its engine is user 1000's"), "{said}");
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", server.pid()?))?;
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).context("it has no cgroup v2")?;
+    let mut own = cgroup2::mount_point()?.join(path);
+    while !own.file_name().is_some_and(|name| name.to_string_lossy().contains(&server.id)) {
+        ensure!(own.pop(), "{cgroup}");
+    }
+    chown(own.parent().context("a parent")?, user, group)?;
+    run(podman.docker().command().args(["restart", "--time", "1", &server.id]))?;
     daemon.wait_ready("web", 1)?;
     daemon.wait_for("the problem to have ended", |status| status.problems.is_empty().then_some(()))
 }

@@ -309,12 +309,11 @@ impl Cgroups {
     }
 }
 
-/// Whether only root or `owner` can have made this directory: that takes write permission on its parent. The
-/// directory itself may have been given to a container's user.
-fn is_made_by(path: &Path, owner: u32) -> bool {
+/// Whether an engine of this user has made this cgroup: it takes write permission on the parent, which only its owner has. The
+/// directory itself may have been given to a container's user. Of root's containers, a user's engine is not believed a word.
+pub fn is_made_by(path: &Path, owner: u32) -> bool {
     let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());
-    parent
-        .is_some_and(|parent| (parent.uid() == 0 || parent.uid() == owner) && parent.permissions().mode() & 0o022 == 0)
+    parent.is_some_and(|parent| parent.uid() == owner && parent.permissions().mode() & 0o022 == 0)
 }
 
 /// Four times the limit that is in force.

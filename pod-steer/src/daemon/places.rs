@@ -6,11 +6,12 @@ use tracing::{debug, warn};
 
 use super::control::Control;
 use crate::{
-    cgroups,
+    cgroups, engine,
     kernel::Cgroup,
     listening::{self, Listener},
     netns::{self, Netns},
     procs::Process,
+    world::Kind,
 };
 
 /// Topic of [`crate::world::Backend::troubles`].
@@ -57,8 +58,20 @@ impl Control {
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.
         let Some(path) = cgroups::own_cgroup(&path, id).map(Path::to_owned) else {
-            return self.without_cgroup(id, &cgroup);
+            return self.without_cgroup(id, &without_its_own(&cgroup));
         };
+        if let Kind::Container { engine } = &backend.kind
+            && !cgroups::is_made_by(&path, engine::owner(engine))
+        {
+            let user = engine::owner(engine);
+            return self.without_cgroup(
+                id,
+                &format!(
+                    "its engine is user {user}'s, and its cgroup `{cgroup}` is in a directory that is not: an engine has its own \
+                     user's containers steered and no others; give its socket to root, or start it as that user"
+                ),
+            );
+        }
         let cgroup = Cgroup::open(&path).ok().map(|cgroup| cgroup.id);
         let attached = cgroup.filter(|cgroup| self.kernel.is_attached(*cgroup, index));
         match attached {
@@ -92,23 +105,12 @@ impl Control {
     }
 
     /// A container's processes are in a cgroup that is not its own. Attaching to it would make backends of all processes in it.
-    fn without_cgroup(&mut self, id: &str, cgroup: &str) {
-        // Outside of the daemon's cgroup namespace, paths begin with `/..`.
-        let text = if cgroup.starts_with("/..") {
-            "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered; start pod-steer in the host's \
-             cgroup namespace (`--cgroupns=host`)"
-                .to_owned()
-        } else {
-            format!(
-                "it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered; start it without \
-                 `--cgroups=disabled`"
-            )
-        };
+    fn without_cgroup(&mut self, id: &str, text: &str) {
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let (index, service, name) = (backend.index, backend.spec.service.clone(), backend.name.clone());
-        if backend.troubles.insert(NO_CGROUP, text.clone()).as_ref() != Some(&text) {
+        if backend.troubles.insert(NO_CGROUP, text.to_owned()).as_deref() != Some(text) {
             warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
+            self.tell(&service, &name, "problem", text);
         }
         // An earlier version may have attached to it.
         for (cgroup, _) in self.kernel.attached_backends().into_iter().filter(|(_, of)| *of == index) {
@@ -144,4 +146,18 @@ impl Control {
         self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
         self.touch();
     }
+}
+
+/// Why a container in this cgroup is not steered.
+fn without_its_own(cgroup: &str) -> String {
+    // Outside of the daemon's cgroup namespace, paths begin with `/..`.
+    if cgroup.starts_with("/..") {
+        return "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered; start pod-steer in the host's \
+                cgroup namespace (`--cgroupns=host`)"
+            .to_owned();
+    }
+    format!(
+        "it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered; start it without \
+         `--cgroups=disabled`"
+    )
 }
