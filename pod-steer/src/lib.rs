@@ -10,6 +10,7 @@
 
 pub mod abort;
 pub mod api;
+pub mod bounded;
 pub mod bpffs;
 pub mod caps;
 pub mod cgroups;

@@ -93,6 +93,11 @@ impl Stage {
         Ok(Self { daemon: Daemon::start(&host, &urls)?, engine, host })
     }
 
+    /// A daemon that follows whatever answers at this address.
+    pub fn beside(host: Arc<Host>, engine: &str) -> Result<Self> {
+        Ok(Self { daemon: Daemon::start(&host, &[engine])?, engine: None, host })
+    }
+
     /// The engine.
     pub fn engine(&self) -> &Engine {
         self.engine.as_ref().expect("this stage was made with an engine")

@@ -13,17 +13,15 @@ mod slots;
 pub(crate) mod tests;
 pub mod types;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
-    body::{HttpBody as _, to_bytes},
     extract::{Request, State, rejection::JsonRejection},
     http::{Method, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use http_body_util::LengthLimitError;
 use tokio::{
     net::UnixListener,
     sync::{Semaphore, broadcast, mpsc, oneshot},
@@ -33,6 +31,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    bounded::{self, Unread},
     daemon::{Ask, Input},
     text::{shown, visible},
 };
@@ -125,14 +124,12 @@ async fn allowed(
 /// A request with its whole body, which has to come in time and may not be too long.
 async fn with_body(request: Request) -> Result<Request, Response> {
     let (head, body) = request.into_parts();
-    let too_long = || refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes"));
-    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-        return Err(too_long());
-    }
-    match timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
+    match timeout(BODY_MAX, bounded::read(body, BODY_BYTES_MAX)).await {
         Ok(Ok(bytes)) => Ok(Request::from_parts(head, bytes.into())),
-        Ok(Err(error)) if error.source().is_some_and(|cause| cause.is::<LengthLimitError>()) => Err(too_long()),
-        Ok(Err(error)) => {
+        Ok(Err(Unread::TooLong)) => {
+            Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes")))
+        }
+        Ok(Err(Unread::Broken(error))) => {
             Err(refuse(StatusCode::BAD_REQUEST, format!("cannot read the body: {}", crate::chain(&error))))
         }
         Err(_) => {

@@ -1,23 +1,23 @@
 //! Commands that are run in a container, through its engine.
 
-use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    errors::Error,
-    exec::{CreateExecOptions, StartExecResults},
-};
-use futures_util::StreamExt as _;
+use bytes::{Buf as _, Bytes};
+use http_body_util::BodyExt as _;
+use hyper::{Method, body::Incoming};
+use serde_json::json;
 
-use super::{REQUEST_TIMEOUT_S, reach::ERROR_CHARS_MAX};
-use crate::{health::Outcome, text::shown};
+use super::{
+    answers::{ExecMade, ExecState},
+    http::{ANSWER_BYTES_MAX, Client, EngineError, REQUEST_MAX},
+};
+use crate::{api::client::encoded, health::Outcome};
 
 /// Bytes of a command's last output that a message shows.
 const SHOWN_BYTES: usize = 200;
 
 /// Runs commands in one container, never two at a time.
 pub struct Commands {
-    engine: String,
+    client: Client,
     id: String,
-    docker: Option<Docker>,
     /// The command that was started last, until it is known to have ended: whoever waited for it may have given up.
     running: Option<String>,
 }
@@ -25,7 +25,7 @@ pub struct Commands {
 impl Commands {
     /// In the container with this id, of the engine with this address.
     pub fn new(engine: &str, id: &str) -> Self {
-        Self { engine: engine.to_owned(), id: id.to_owned(), docker: None, running: None }
+        Self { client: Client::new(engine), id: id.to_owned(), running: None }
     }
 
     /// Runs a command to its end; it passes if its exit code is 0. Nothing follows from an engine that does not answer.
@@ -33,53 +33,31 @@ impl Commands {
         match self.attempt(command).await {
             Ok(outcome) => outcome,
             // It is gone or does not run: that has an event of its own.
-            Err(Error::DockerResponseServerError { status_code: 404 | 409, message }) => {
-                Outcome::Unknown(shown(&message, ERROR_CHARS_MAX))
-            }
-            Err(Error::DockerResponseServerError { message, .. }) => {
-                let message = shown(message.trim(), ERROR_CHARS_MAX);
+            Err(EngineError::Refused { status: 404 | 409, message }) => Outcome::Unknown(message),
+            Err(EngineError::Refused { message, .. }) => {
                 Outcome::Failed(format!("{:?} cannot be run: {message}", command.join(" ")))
             }
-            Err(error) => {
-                // The next attempt connects anew.
-                self.docker = None;
-                let error = shown(&crate::chain(&error), ERROR_CHARS_MAX);
-                Outcome::Unknown(format!("the engine does not answer: {error}"))
-            }
+            Err(error) => Outcome::Unknown(format!("the engine does not answer: {}", crate::chain(&error))),
         }
     }
 
-    async fn attempt(&mut self, command: &[String]) -> Result<Outcome, Error> {
-        let docker = match &self.docker {
-            Some(docker) => docker.clone(),
-            None => {
-                let docker = Docker::connect_with_unix(&self.engine, REQUEST_TIMEOUT_S, API_DEFAULT_VERSION)?;
-                self.docker.insert(docker.negotiate_version().await?).clone()
-            }
-        };
+    async fn attempt(&mut self, command: &[String]) -> Result<Outcome, EngineError> {
         let shown = format!("{:?}", command.join(" "));
         if let Some(id) = &self.running {
-            if docker.inspect_exec(id).await.is_ok_and(|exec| exec.running == Some(true)) {
+            if self.state(id).await.is_ok_and(|exec| exec.running == Some(true)) {
                 return Ok(Outcome::Failed(format!("{shown} of an earlier probe still runs")));
             }
             self.running = None;
         }
-        let options = CreateExecOptions {
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            cmd: Some(command.to_vec()),
-            ..CreateExecOptions::default()
-        };
-        let id = docker.create_exec(&self.id, options).await?.id;
+        let body = |value: serde_json::Value| Bytes::from(value.to_string());
+        let path = format!("/containers/{}/exec", encoded(&self.id));
+        let made = body(json!({ "AttachStdout": true, "AttachStderr": true, "Cmd": command }));
+        let id = self.client.post::<ExecMade>(&path, made, REQUEST_MAX).await?.id;
         self.running = Some(id.clone());
-        let mut last: Vec<u8> = Vec::new();
-        if let StartExecResults::Attached { mut output, .. } = docker.start_exec(&id, None).await? {
-            while let Some(part) = output.next().await {
-                last.extend_from_slice(part?.as_ref());
-                last.drain(..last.len().saturating_sub(SHOWN_BYTES));
-            }
-        }
-        let exit_code = docker.inspect_exec(&id).await?.exit_code;
+        let start = body(json!({ "Detach": false, "Tty": false }));
+        let output = self.client.stream(Method::POST, &format!("/exec/{}/start", encoded(&id)), start).await?;
+        let last = last_output(output).await?;
+        let exit_code = self.state(&id).await?.exit_code;
         self.running = None;
         let said = String::from_utf8_lossy(&last);
         let said = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
@@ -88,5 +66,75 @@ impl Commands {
             Some(code) => Outcome::Failed(format!("{shown} ended with {code} and said {:?}", said.trim())),
             None => Outcome::Unknown(format!("the engine does not say how {shown} ended")),
         })
+    }
+
+    async fn state(&self, id: &str) -> Result<ExecState, EngineError> {
+        self.client.get(&format!("/exec/{}/json", encoded(id)), ANSWER_BYTES_MAX).await
+    }
+}
+
+/// What a command wrote last. Nothing more of it is kept.
+async fn last_output(mut body: Incoming) -> Result<Vec<u8>, EngineError> {
+    let mut output = Output::default();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(EngineError::Http)?.into_data() {
+            output.take(data);
+        }
+    }
+    Ok(output.last)
+}
+
+/// The output of a command as an engine sends it: parts of standard output and standard error, each after a head of eight bytes
+/// with its length.
+#[derive(Default)]
+struct Output {
+    head: Vec<u8>,
+    /// Bytes of the part that are still to come.
+    left: usize,
+    last: Vec<u8>,
+}
+
+impl Output {
+    fn take(&mut self, mut data: Bytes) {
+        const HEAD: usize = 8;
+        while data.has_remaining() {
+            if self.left == 0 {
+                let more = data.split_to(data.len().min(HEAD - self.head.len()));
+                self.head.extend_from_slice(&more);
+                if let [.., a, b, c, d] = *self.head
+                    && self.head.len() == HEAD
+                {
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                    self.head.clear();
+                }
+                continue;
+            }
+            let part = data.split_to(data.len().min(self.left));
+            self.left -= part.len();
+            self.last.extend_from_slice(&part[part.len().saturating_sub(SHOWN_BYTES)..]);
+            self.last.drain(..self.last.len().saturating_sub(SHOWN_BYTES));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_output_is_kept_however_it_is_cut() {
+        let part = |text: &str| [&[1, 0, 0, 0][..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
+        let sent = [part("first\n"), part(""), part(&"x".repeat(1000)), part("\nlast\n")].concat();
+        for size in [1, 3, 8, 100, sent.len()] {
+            let mut output = Output::default();
+            sent.chunks(size).for_each(|chunk| output.take(Bytes::copy_from_slice(chunk)));
+            assert_eq!(output.last.len(), SHOWN_BYTES);
+            assert!(output.last.ends_with(b"xx\nlast\n"), "{size}");
+        }
+        // One that claims to be endless takes no more room.
+        let mut output = Output::default();
+        output.take(Bytes::from_static(&[1, 0, 0, 0, 255, 255, 255, 255]));
+        (0..1000).for_each(|_| output.take(Bytes::from(vec![b'x'; 4096])));
+        assert_eq!(output.last.len(), SHOWN_BYTES);
     }
 }

@@ -1,9 +1,8 @@
 //! What the engine's answers and events mean, as plain values. No I/O.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EventMessage, HealthStatusEnum};
-
+use super::answers::{Details, Event};
 use crate::{
     labels,
     text::{NAME_CHARS_MAX, shown},
@@ -74,7 +73,7 @@ pub enum SandboxState {
 }
 
 /// Understands the engine's description of a sandbox.
-pub fn sandbox(details: ContainerInspectResponse) -> Option<Sandbox> {
+pub fn sandbox(details: Details) -> Option<Sandbox> {
     let state = details.state?;
     let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
     let state = match pid {
@@ -142,7 +141,7 @@ pub struct Happened {
 }
 
 /// Understands an event; `None` for those that mean nothing to us.
-pub fn happened(engine: &str, event: EventMessage) -> Option<Happened> {
+pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
     let id = actor.id.filter(|id| is_id(id))?;
@@ -184,7 +183,7 @@ fn health_of(word: &str) -> Option<Health> {
 }
 
 /// What an event alone says of a container: its labels are among the attributes.
-fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, created_ms: i64) -> Container {
+fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, created_ms: i64) -> Container {
     let name = attributes.remove("name").map_or_else(|| short(id).to_owned(), |given| name(&given));
     let image = attributes.remove("image").unwrap_or_default();
     attributes.retain(|key, _| key.starts_with(labels::PREFIX));
@@ -193,7 +192,7 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
         name,
         engine: engine.to_owned(),
         created_ms,
-        labels: attributes.into_iter().collect(),
+        labels: attributes,
         image,
         image_id: String::new(),
         phase: Phase::Created,
@@ -211,32 +210,26 @@ fn announced(engine: &str, id: &str, mut attributes: HashMap<String, String>, cr
 }
 
 /// Understands the engine's description of a container; `None` if it has none of our labels.
-pub fn container(engine: &str, details: ContainerInspectResponse) -> Option<Container> {
+pub fn container(engine: &str, details: Details) -> Option<Container> {
     let id = details.id.filter(|id| is_id(id))?;
     let config = details.config.unwrap_or_default();
-    let mut labels: BTreeMap<String, String> = config.labels.unwrap_or_default().into_iter().collect();
-    labels.retain(|key, _| key.starts_with(labels::PREFIX));
+    let labels = config.labels.unwrap_or_default().0;
     if labels.is_empty() {
         return None;
     }
     let state = details.state.unwrap_or_default();
-    let phase = match state.status {
-        Some(ContainerStateStatusEnum::CREATED) => Phase::Created,
-        Some(ContainerStateStatusEnum::PAUSED) => Phase::Paused,
-        Some(ContainerStateStatusEnum::RUNNING) => Phase::Running,
+    let phase = match state.status.as_deref() {
+        Some("created") => Phase::Created,
+        Some("paused") => Phase::Paused,
+        Some("running") => Phase::Running,
         _ if state.running == Some(true) => Phase::Running,
         _ if state.started_at.as_deref().is_none_or(|at| at.starts_with("0001-")) => Phase::Created,
         _ => Phase::Exited,
     };
     let checks = state.health.unwrap_or_default();
-    let health = match checks.status {
-        Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
-        Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
-        Some(HealthStatusEnum::STARTING) => Health::Starting,
-        _ => Health::Unchecked,
-    };
+    let health = checks.status.as_deref().and_then(health_of).unwrap_or(Health::Unchecked);
     // The newest result is the last one. One that passed is followed by its own event.
-    let last = checks.log.unwrap_or_default().pop().filter(|last| last.exit_code != Some(0));
+    let last = checks.log.unwrap_or_default().0.filter(|last| last.exit_code != Some(0));
     let health_failure = last.filter(|_| health == Health::Unhealthy).map(|last| {
         super::failure::describe(last.exit_code.unwrap_or_default(), last.output.as_deref().unwrap_or_default())
     });

@@ -6,10 +6,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bollard::Docker;
 use tokio::sync::mpsc;
 
-use super::{EngineInput, convert, creation, sandbox::Sandboxes};
+use super::{EngineInput, answers::CONTAINERS_MAX, convert, creation, details, http::Client, sandbox::Sandboxes};
 
 /// The generation of a container that is gone; its id is never used again.
 const REMOVED: u64 = u64::MAX;
@@ -57,7 +56,7 @@ impl State {
 /// Asks one engine, as long as a session with it goes on.
 #[derive(Clone)]
 pub(super) struct Inspector {
-    docker: Docker,
+    client: Client,
     engine: String,
     inputs: mpsc::Sender<EngineInput>,
     sandboxes: Sandboxes,
@@ -65,8 +64,8 @@ pub(super) struct Inspector {
 }
 
 impl Inspector {
-    pub fn new(docker: Docker, engine: &str, inputs: mpsc::Sender<EngineInput>, sandboxes: Sandboxes) -> Self {
-        Self { docker, engine: engine.to_owned(), inputs, sandboxes, state: Arc::default() }
+    pub fn new(client: Client, engine: &str, inputs: mpsc::Sender<EngineInput>, sandboxes: Sandboxes) -> Self {
+        Self { client, engine: engine.to_owned(), inputs, sandboxes, state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -80,6 +79,11 @@ impl Inspector {
         *generation = if is_removed { REMOVED } else { generation.saturating_add(1) };
     }
 
+    /// Whether there are so many containers, most of which are gone, that those are to be forgotten now.
+    pub fn is_full(&self) -> bool {
+        self.state().generations.len() > 2 * CONTAINERS_MAX
+    }
+
     /// Forgets the containers that are gone. Only while no request is under way, whose answer may be about one of them.
     pub fn forget_removed(&self) {
         self.state().generations.retain(|_, generation| *generation != REMOVED);
@@ -88,7 +92,7 @@ impl Inspector {
     /// Announces a container whose event is late.
     pub async fn announce(self, id: String) {
         tracing::debug!(engine = %self.engine, container = %id, "its cgroup came before its announcement");
-        let Some(container) = creation::created(&self.engine, &id).await else { return };
+        let Some(container) = creation::created(&self.client, &self.engine, &id).await else { return };
         tracing::debug!(engine = %self.engine, container = %id, "found in the engine's log of events");
         if self.state().generation(&id) != REMOVED {
             let _ = self.inputs.send(EngineInput::Container(container)).await;
@@ -111,9 +115,9 @@ impl Inspector {
     async fn inspect_once(&self, id: &str) {
         let before = self.state().generation(id);
         // A container that is gone meanwhile has had its event, or will have it.
-        let Ok(details) = self.docker.inspect_container(id, None).await else { return };
+        let Ok(details) = details(&self.client, id).await else { return };
         let Some(mut container) = convert::container(&self.engine, details) else { return };
-        self.sandboxes.describe(&self.docker, &mut container).await;
+        self.sandboxes.describe(&self.client, &mut container).await;
         let after = self.state().generation(id);
         if after == REMOVED {
             // The answer is older than its removal, which has been told.

@@ -1,24 +1,24 @@
 //! Container engines, through the Docker API that Docker and Podman speak: a snapshot and the events since, for as
 //! long as the engine answers, and again when it comes back. What an answer means is decided in `convert`.
 
+mod answers;
 mod commands;
 mod convert;
 mod creation;
 mod failure;
+mod http;
 mod inspections;
 mod reach;
 mod sandbox;
 
 use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
+    collections::HashSet,
+    time::{Duration, Instant},
 };
 
-use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
-};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hyper::Method;
 use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
@@ -30,14 +30,18 @@ pub use commands::Commands;
 pub use convert::{Change, Container, Happened, Sandbox, SandboxState, ends};
 pub use reach::{is_there, name, owner, reach, unreachable};
 
-use crate::{labels, world::Health};
+use crate::{api::client::encoded, world::Health};
+use answers::{CONTAINERS_MAX, Details, Event, Info, Listed, Version};
+use http::{ANSWER_BYTES_MAX, Client, EngineError, Lines, REQUEST_MAX};
 use inspections::Inspector;
 use sandbox::Sandboxes;
 
-/// Seconds that a request to the engine may take.
-const REQUEST_TIMEOUT_S: u64 = 30;
-/// Least time of a request to stop a container, in seconds. An engine answers when the container has ended.
-const STOP_REQUEST_S_MIN: u64 = 300;
+/// Least time of a request to stop a container. An engine answers when the container has ended.
+const STOP_REQUEST_MIN: Duration = Duration::from_secs(300);
+/// Most bytes of the list of all containers.
+const LIST_BYTES_MAX: usize = 32 << 20;
+/// Containers that may be waiting to be inspected before the next event is read.
+const WAITING_MAX: usize = 256;
 /// Requests for details that are under way at a time.
 const INSPECTIONS: usize = 8;
 /// Pauses between attempts to reach an engine: doubled from the first up to the last.
@@ -80,7 +84,7 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
     let mut pause = RETRY_FIRST;
     let mut told = String::new();
     loop {
-        let mut connected = false;
+        let (mut connected, begun) = (false, Instant::now());
         let error = match session(&engine, &inputs, &mut wanted, &mut connected).await {
             Ok(()) => "the engine closed the stream of events".to_owned(),
             Err(error) => reach::describe(&engine, &error),
@@ -95,7 +99,8 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
         } else {
             debug!(%engine, %error, retry_ms, "still cannot reach a container engine");
         }
-        if connected {
+        // One that breaks off at once is asked ever more seldom.
+        if connected && begun.elapsed() > RETRY_LAST {
             pause = RETRY_FIRST;
         }
         let _ = inputs.send(EngineInput::Lost { engine: engine.clone(), error }).await;
@@ -107,13 +112,16 @@ pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wante
 /// Stops a container: its stop signal, and SIGKILL when the time is over that it, or the engine, has set.
 /// `stop_ms` is how long that may take.
 pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), String> {
-    let stop_s = stop_ms.unwrap_or(0).unsigned_abs().div_ceil(1000);
-    let timeout_s = stop_s.saturating_add(REQUEST_TIMEOUT_S).max(STOP_REQUEST_S_MIN);
-    let stopped = async {
-        let docker = Docker::connect_with_unix(engine, timeout_s, API_DEFAULT_VERSION)?;
-        docker.negotiate_version().await?.stop_container(id, None).await
-    };
-    stopped.await.map_err(|error| reach::describe(engine, &error))
+    let stop = Duration::from_millis(stop_ms.unwrap_or(0).unsigned_abs());
+    let max = stop.saturating_add(REQUEST_MAX).max(STOP_REQUEST_MIN);
+    let path = format!("/containers/{}/stop", encoded(id));
+    let stopped = Client::new(engine).post::<()>(&path, Bytes::new(), max).await;
+    stopped.map_err(|error| reach::describe(engine, &error))
+}
+
+/// A container as it is now.
+async fn details(client: &Client, id: &str) -> Result<Details, EngineError> {
+    client.get(&format!("/containers/{}/json", encoded(id)), ANSWER_BYTES_MAX).await
 }
 
 async fn session(
@@ -121,40 +129,42 @@ async fn session(
     inputs: &mpsc::Sender<EngineInput>,
     wanted: &mut broadcast::Receiver<String>,
     connected: &mut bool,
-) -> Result<(), bollard::errors::Error> {
-    let docker = Docker::connect_with_unix(engine, REQUEST_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await?;
+) -> Result<(), EngineError> {
+    let client = Client::new(engine);
     // First the events, then the snapshot: what happens in between is in both, and nothing is in neither.
-    let (info, version) = tokio::join!(docker.info(), docker.version());
-    let since = info.ok().and_then(|info| info.system_time);
+    let (info, version) = tokio::join!(
+        client.get::<Info>("/info", ANSWER_BYTES_MAX),
+        client.get::<Version>("/version", ANSWER_BYTES_MAX)
+    );
     // Docker announces a container before it makes its cgroup.
-    let components = version.into_iter().flat_map(|version| version.components).flatten();
+    let components = version?.components.unwrap_or_default();
     let announces_late = components.into_iter().any(|component| component.name.starts_with("Podman"));
-    let filters = HashMap::from([("type", vec!["container"])]);
-    let mut options = EventsOptionsBuilder::new().filters(&filters);
-    if let Some(time) = since.as_deref().and_then(convert::unix_seconds) {
-        options = options.since(&time.to_string());
-    }
-    let mut events = Box::pin(docker.events(Some(options.build())));
+    let since = info.ok().and_then(|info| info.system_time).as_deref().and_then(convert::unix_seconds);
+    let since = since.map(|since| format!("&since={since}")).unwrap_or_default();
+    let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container"]}"#));
+    let mut events = Lines::new(client.stream(Method::GET, &path, Bytes::new()).await?);
 
     let sandboxes = Sandboxes::default();
-    let containers = snapshot(&docker, engine, &sandboxes).await?;
+    let containers = snapshot(&client, engine, &sandboxes).await?;
     info!(%engine, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
     let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers }).await;
 
-    let inspector = Inspector::new(docker, engine, inputs.clone(), sandboxes.clone());
+    let inspector = Inspector::new(client, engine, inputs.clone(), sandboxes.clone());
     let mut inspections = JoinSet::new();
     loop {
         while inspections.try_join_next().is_some() {}
+        while inspector.is_full() && inspections.join_next().await.is_some() {}
         if inspections.is_empty() {
             inspector.forget_removed();
         }
         let event = tokio::select! {
-            event = events.next() => match event {
-                Some(event) => event?,
+            line = events.next(), if inspections.len() < WAITING_MAX => match line? {
+                Some(line) => serde_json::from_slice::<Event>(&line),
                 None => return Ok(()),
             },
+            Some(_) = inspections.join_next() => continue,
             // A cgroup has appeared: some engines announce a container only when it runs already.
             Ok(id) = wanted.recv() => {
                 if announces_late {
@@ -164,7 +174,10 @@ async fn session(
                 continue;
             }
         };
-        let Some(Happened { id, change, mine }) = convert::happened(engine, event) else { continue };
+        // A line that is no event is none of ours.
+        let Some(Happened { id, change, mine }) = event.ok().and_then(|event| convert::happened(engine, event)) else {
+            continue;
+        };
         if matches!(change, Change::Started | Change::Died | Change::Removed) {
             for joined in sandboxes.joined(&id) {
                 inspections.spawn(inspector.clone().inspect(joined));
@@ -178,6 +191,9 @@ async fn session(
         }
         debug!(%engine, container = %id, ?change, "event");
         ours.insert(id.clone());
+        if ours.len() > CONTAINERS_MAX {
+            return Err(EngineError::TooMany(CONTAINERS_MAX));
+        }
         if change.is_phase() {
             inspector.changed(&id, change == Change::Removed);
         }
@@ -216,31 +232,24 @@ async fn session(
     }
 }
 
-async fn snapshot(
-    docker: &Docker,
-    engine: &str,
-    sandboxes: &Sandboxes,
-) -> Result<Vec<Container>, bollard::errors::Error> {
-    let options = ListContainersOptionsBuilder::new().all(true).build();
-    let listed = docker.list_containers(Some(options)).await?;
-    let ours = listed
-        .into_iter()
-        .filter(|container| container.labels.iter().flatten().any(|(key, _)| key.starts_with(labels::PREFIX)));
-    let ids = ours.filter_map(|container| container.id);
+async fn snapshot(client: &Client, engine: &str, sandboxes: &Sandboxes) -> Result<Vec<Container>, EngineError> {
+    let listed: Listed = client.get("/containers/json?all=true", LIST_BYTES_MAX).await?;
+    if listed.too_many {
+        return Err(EngineError::TooMany(CONTAINERS_MAX));
+    }
     // One that is removed while we ask is not there. Any other error is the engine's: a list with holes in it would take
     // backends away that still run.
-    let details = stream::iter(ids).map(|id| async move {
-        match docker.inspect_container(&id, None).await {
-            Ok(details) => Ok(Some(details)),
-            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+    let described = stream::iter(listed.ids).map(|id| async move {
+        match details(client, &id).await {
+            Ok(details) => Ok(convert::container(engine, details)),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     });
-    let details: Vec<_> = details.buffer_unordered(INSPECTIONS).try_collect().await?;
-    let mut containers: Vec<Container> =
-        details.into_iter().flatten().filter_map(|details| convert::container(engine, details)).collect();
+    let described: Vec<_> = described.buffer_unordered(INSPECTIONS).try_collect().await?;
+    let mut containers: Vec<Container> = described.into_iter().flatten().collect();
     for container in &mut containers {
-        sandboxes.describe(docker, container).await;
+        sandboxes.describe(client, container).await;
     }
     Ok(containers)
 }

@@ -6,14 +6,9 @@ use std::{
     path::Path,
 };
 
-use bollard::errors::Error;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::REQUEST_TIMEOUT_S;
-use crate::text::shown;
-
-/// Most characters of an error, which may be the engine's own words.
-pub(super) const ERROR_CHARS_MAX: usize = 300;
+use super::http::EngineError;
 
 /// The path of an engine's socket.
 pub fn path_of(engine: &str) -> &Path {
@@ -46,11 +41,10 @@ pub fn reach(engine: &str) -> io::Result<()> {
 }
 
 /// Why an engine does not answer, and what to do.
-pub fn describe(engine: &str, error: &Error) -> String {
-    match (reach(engine), error) {
-        (Err(cause), _) => unreachable(engine, &cause),
-        (Ok(()), Error::RequestTimeoutError) => format!("no answer (timed out after {REQUEST_TIMEOUT_S} s)"),
-        (Ok(()), error) => shown(&crate::chain(error), ERROR_CHARS_MAX),
+pub fn describe(engine: &str, error: &EngineError) -> String {
+    match reach(engine) {
+        Err(cause) => unreachable(engine, &cause),
+        Ok(()) => crate::chain(error),
     }
 }
 

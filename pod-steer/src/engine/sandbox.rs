@@ -6,9 +6,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bollard::{Docker, errors::Error};
-
-use super::convert::{self, Container, Sandbox, SandboxState};
+use super::{
+    convert::{self, Container, Sandbox, SandboxState},
+    details,
+    http::Client,
+};
 
 /// Bytes of an id that stand for the name of a container that is not known any more, as in `docker ps`.
 const SHORT_ID: usize = 12;
@@ -28,11 +30,11 @@ pub(super) struct Sandboxes(Arc<Mutex<HashMap<String, Known>>>);
 
 impl Sandboxes {
     /// Adds to a container's description that of its sandbox, if it has joined one.
-    pub(super) async fn describe(&self, docker: &Docker, container: &mut Container) {
+    pub(super) async fn describe(&self, client: &Client, container: &mut Container) {
         let Some(id) = container.joined.clone() else { return };
-        container.sandbox = match docker.inspect_container(&id, None).await {
+        container.sandbox = match details(client, &id).await {
             Ok(details) => convert::sandbox(details),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+            Err(error) if error.is_not_found() => {
                 Some(Sandbox { name: self.name(&id), id, state: SandboxState::Removed })
             }
             Err(_) => None,

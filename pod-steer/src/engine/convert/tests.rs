@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    super::answers::{Actor, Config, OurLabels},
+    *,
+};
 
 /// A full id.
 fn id(end: &str) -> String {
@@ -44,16 +47,16 @@ fn only_a_stop_signal_asks_to_stop() {
 
 #[test]
 fn events_with_our_labels() {
-    let attributes = HashMap::from([
+    let attributes = BTreeMap::from([
         ("name".to_owned(), "web-1".to_owned()),
         ("image".to_owned(), "shop:v2".to_owned()),
         ("pod-steer.service".to_owned(), "web".to_owned()),
         ("other".to_owned(), "x".to_owned()),
     ]);
-    let event = |action: &str| EventMessage {
+    let event = |action: &str| Event {
         action: Some(action.to_owned()),
-        actor: Some(bollard::models::EventActor { id: Some(id("abc")), attributes: Some(attributes.clone()) }),
-        ..EventMessage::default()
+        actor: Some(Actor { id: Some(id("abc")), attributes: Some(attributes.clone()) }),
+        ..Event::default()
     };
     let seen = happened("e", event("create")).expect("it is understood");
     let mine = seen.mine.expect("it has our label");
@@ -71,7 +74,7 @@ fn events_with_our_labels() {
 fn podmans_health_events() {
     let change = |line: &str| {
         let line = line.replace("\"c0\"", &format!("{:?}", id("c0")));
-        let event: EventMessage = serde_json::from_str(&line).expect("it is an event");
+        let event: Event = serde_json::from_str(&line).expect("it is an event");
         happened("e", event).map(|seen| seen.change)
     };
     for line in [
@@ -95,12 +98,12 @@ fn podmans_health_events() {
 #[test]
 fn names_can_be_shown_and_ids_are_ids() {
     let attributes = |name: &str| {
-        HashMap::from([("name".to_owned(), name.to_owned()), ("pod-steer.service".to_owned(), "web".to_owned())])
+        BTreeMap::from([("name".to_owned(), name.to_owned()), ("pod-steer.service".to_owned(), "web".to_owned())])
     };
-    let event = |id: &str, name: &str| EventMessage {
+    let event = |id: &str, name: &str| Event {
         action: Some("create".to_owned()),
-        actor: Some(bollard::models::EventActor { id: Some(id.to_owned()), attributes: Some(attributes(name)) }),
-        ..EventMessage::default()
+        actor: Some(Actor { id: Some(id.to_owned()), attributes: Some(attributes(name)) }),
+        ..Event::default()
     };
     let name = |given: &str| happened("e", event(&id("1"), given)).and_then(|seen| seen.mine).map(|mine| mine.name);
     assert_eq!(name("web-1"), Some("web-1".to_owned()));
@@ -108,13 +111,10 @@ fn names_can_be_shown_and_ids_are_ids() {
     assert_eq!(name(&"x".repeat(1_900_000)).map(|name| name.chars().count()), Some(129));
     for wrong in ["", "abc", "exec-12-0", "../../x", &"g".repeat(64), &"a".repeat(65)] {
         assert!(happened("e", event(wrong, "x")).is_none(), "{wrong}");
-        let details = ContainerInspectResponse {
+        let details = Details {
             id: Some(wrong.to_owned()),
-            config: Some(bollard::models::ContainerConfig {
-                labels: Some(attributes("x")),
-                ..bollard::models::ContainerConfig::default()
-            }),
-            ..ContainerInspectResponse::default()
+            config: Some(Config { labels: Some(OurLabels(attributes("x"))), ..Config::default() }),
+            ..Details::default()
         };
         assert_eq!(container("e", details), None, "{wrong}");
     }

@@ -1,0 +1,210 @@
+//! Requests to an engine. Any program may be behind its socket: every answer has a limit of its length and, unless it is a
+//! stream, of its time.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, sync::Semaphore, time::timeout};
+
+use super::reach::path_of;
+use crate::{
+    bounded::{self, Unread},
+    text::shown,
+};
+
+/// How long the answer to a request may take.
+pub(super) const REQUEST_MAX: Duration = Duration::from_secs(30);
+/// Most bytes of an answer about one container or image.
+pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of one event.
+const LINE_BYTES_MAX: usize = 256 << 10;
+/// Most bytes of an answer's head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of an error that is read.
+const ERROR_BYTES_MAX: usize = 16 << 10;
+/// Most characters of an engine's own words in an error.
+pub(super) const ERROR_CHARS_MAX: usize = 300;
+/// Requests under way at a time, but for streams.
+const REQUESTS_MAX: usize = 16;
+
+/// Why an engine's answer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Its socket cannot be connected to.
+    #[error("it cannot be connected to: {0}")]
+    Connect(std::io::Error),
+    /// It takes too long.
+    #[error("no answer (timed out after {} s)", .0.as_secs())]
+    Timeout(Duration),
+    /// It refuses.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Why, in the engine's words, as they can be shown.
+        message: String,
+    },
+    /// More than any answer should have.
+    #[error("{what} has more than {max} bytes; the engine's log may say why")]
+    TooLong {
+        /// Which one.
+        what: String,
+        /// How many it may have.
+        max: usize,
+    },
+    /// More containers than can be followed.
+    #[error("it has more than {0} containers with labels of pod-steer; remove some, or their labels")]
+    TooMany(usize),
+    /// The conversation broke off.
+    #[error("the conversation broke off: {0}")]
+    Http(hyper::Error),
+    /// It is no answer to that request.
+    #[error("the answer to {what} is not understood: {}", shown(&.error.to_string(), ERROR_CHARS_MAX))]
+    Json {
+        /// The request.
+        what: String,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+}
+
+impl EngineError {
+    /// What was asked about does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+}
+
+/// An engine, by the path of its socket.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+    requests: Arc<Semaphore>,
+}
+
+/// What an engine says of an error.
+#[derive(Deserialize)]
+struct Complaint {
+    message: String,
+}
+
+impl Client {
+    pub fn new(engine: &str) -> Self {
+        Self { socket: path_of(engine).to_owned(), requests: Arc::new(Semaphore::new(REQUESTS_MAX)) }
+    }
+
+    /// Asks for something; nothing longer than `bytes_max` is read.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, bytes_max: usize) -> Result<T, EngineError> {
+        self.ask(Method::GET, path, Bytes::new(), bytes_max, REQUEST_MAX).await
+    }
+
+    /// Orders something.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: Bytes, max: Duration) -> Result<T, EngineError> {
+        self.ask(Method::POST, path, body, ANSWER_BYTES_MAX, max).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        bytes_max: usize,
+        max: Duration,
+    ) -> Result<T, EngineError> {
+        let what = format!("{method} {}", path.split('?').next().unwrap_or_default());
+        let answer = async {
+            let _turn = self.requests.acquire().await;
+            let body = self.send(method, path, body).await?.into_body();
+            collected(body, bytes_max, &what).await
+        };
+        let bytes = timeout(max, answer).await.map_err(|_| EngineError::Timeout(max))??;
+        // An answer without a body is as good as an empty one.
+        let json: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(json).map_err(|error| EngineError::Json { what, error })
+    }
+
+    /// Sends a request whose answer is a stream; its head has to come in time.
+    pub async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, EngineError> {
+        let sent = timeout(REQUEST_MAX, self.send(method, path, body)).await;
+        Ok(sent.map_err(|_| EngineError::Timeout(REQUEST_MAX))??.into_body())
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, EngineError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(EngineError::Connect)?;
+        let mut http = http1::Builder::new();
+        http.max_buf_size(HEAD_BYTES_MAX);
+        let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(EngineError::Http)?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "engine")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body));
+        let refused = |message: String| EngineError::Refused { status: 400, message };
+        let request =
+            request.map_err(|error| refused(format!("{} is no path: {error}", shown(path, ERROR_CHARS_MAX))))?;
+        let response = sender.send_request(request).await.map_err(EngineError::Http)?;
+        let status = response.status();
+        // 304: it is so already.
+        if status.is_success() || status.as_u16() == 304 {
+            return Ok(response);
+        }
+        let bytes = collected(response.into_body(), ERROR_BYTES_MAX, "an error").await?;
+        let said = serde_json::from_slice::<Complaint>(&bytes).map(|complaint| complaint.message);
+        let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned());
+        Err(EngineError::Refused { status: status.as_u16(), message: shown(said.trim(), ERROR_CHARS_MAX) })
+    }
+}
+
+async fn collected(body: Incoming, max: usize, what: &str) -> Result<Vec<u8>, EngineError> {
+    bounded::read(body, max).await.map_err(|unread| match unread {
+        Unread::TooLong => EngineError::TooLong { what: format!("the answer to {what}"), max },
+        Unread::Broken(error) => EngineError::Http(error),
+    })
+}
+
+/// The lines of a stream.
+pub(super) struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+    /// Bytes of the buffer that have no end of a line.
+    searched: usize,
+}
+
+impl Lines {
+    pub fn new(body: Incoming) -> Self {
+        Self { body, buffer: BytesMut::new(), searched: 0 }
+    }
+
+    /// The next line; nothing at the end of the stream. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, EngineError> {
+        loop {
+            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(self.searched + end + 1);
+                self.searched = 0;
+                return Ok(Some(line.freeze()));
+            }
+            self.searched = self.buffer.len();
+            if self.searched > LINE_BYTES_MAX {
+                return Err(EngineError::TooLong { what: "an event".to_owned(), max: LINE_BYTES_MAX });
+            }
+            match self.body.frame().await {
+                None if self.buffer.is_empty() => return Ok(None),
+                None => {
+                    self.searched = 0;
+                    return Ok(Some(self.buffer.split().freeze()));
+                }
+                Some(frame) => {
+                    if let Ok(data) = frame.map_err(EngineError::Http)?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! An engine whose answers never end, or are larger than any should be: it is told, and the daemon's memory does not grow.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use pod_steer_tests::{
+    daemon::{Daemon, Stage},
+    exec::Exec,
+    host::Host,
+    load::Load,
+    report, require, tools,
+};
+
+/// How much memory the daemon may have had at most.
+const PEAK_KIB_MAX: u64 = 160 << 10;
+/// Bytes that no connection takes.
+const ENDLESS: u64 = 256 << 20;
+const MIB: u64 = 1 << 20;
+
+/// What an engine does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// An event without an end.
+    Event,
+    /// A list of containers without an end.
+    List,
+    /// A description of a container without an end.
+    Details,
+    /// A head without an end.
+    Head,
+    /// More containers than anyone has.
+    Many,
+    /// More empty containers than fit in memory, in a list that is not too long.
+    Empty,
+}
+
+/// A container engine.
+struct FakeEngine {
+    listener: UnixListener,
+    /// Bytes of the largest answer.
+    largest: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FakeEngine {
+    fn start(socket: &Path, fault: Fault) -> Result<Self> {
+        let listener = UnixListener::bind(socket)?;
+        let largest = Arc::new(AtomicU64::new(0));
+        let (accepting, sent) = (listener.try_clone()?, Arc::clone(&largest));
+        let thread = thread::spawn(move || {
+            for stream in accepting.incoming().map_while(Result::ok) {
+                let sent = Arc::clone(&sent);
+                thread::spawn(move || answer(stream, fault, &sent));
+            }
+        });
+        Ok(Self { listener, largest, thread: Some(thread) })
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
+    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+    let request = lines.next().unwrap_or_default();
+    // The requests for something have no body.
+    let _ = lines.find(|line| line.is_empty());
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let (mut sent, mut is_open) = (0, true);
+    let mut send = |text: &[u8]| {
+        is_open = is_open && (&stream).write_all(text).is_ok();
+        sent += text.len() as u64;
+        is_open && sent < ENDLESS
+    };
+    let junk = [b'x'; 65_536];
+    let head: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
+    let container = |number: u64| format!(r#"{{"Id":"{number:064x}","Labels":{{"pod-steer.service":"web"}}}},"#);
+    if path.starts_with("/version") && fault == Fault::Head {
+        send(b"HTTP/1.1 200 OK\r\nX-Long: ");
+        while send(&junk) {}
+    } else if path.starts_with("/version") {
+        send(head);
+        send(br#"{"ApiVersion":"1.41","Components":[{"Name":"Engine"}]}"#);
+    } else if path.starts_with("/containers/json") {
+        send(head);
+        match fault {
+            Fault::List => {
+                send(b"[{\"Id\":\"");
+                while send(&junk) {}
+            }
+            Fault::Many => {
+                send(b"[");
+                (0..200_000).all(|number| send(container(number).as_bytes()));
+                send(b"{}]");
+            }
+            Fault::Empty => {
+                send(b"[");
+                (0..30 * MIB / 3000).all(|_| send("{},".repeat(1000).as_bytes()));
+                send(b"{}]");
+            }
+            Fault::Details => drop(send(format!("[{}{{}}]", container(7)).as_bytes())),
+            Fault::Event | Fault::Head => drop(send(b"[]")),
+        }
+    } else if path.starts_with("/containers/") {
+        send(head);
+        send(b"{\"Name\":\"");
+        while send(&junk) {}
+    } else if path.starts_with("/events") {
+        send(head);
+        while fault == Fault::Event && send(&junk) {}
+        // Any other stream is silent.
+        if fault != Fault::Event {
+            let _ = lines.next();
+        }
+    } else {
+        send(head);
+        send(b"{}");
+    }
+    largest.fetch_max(sent, Ordering::Relaxed);
+}
+
+/// The most memory that the daemon has had.
+fn peak_kib(daemon: &Daemon) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    line.split_whitespace().next().context("no number")?.parse().context("no number")
+}
+
+#[test]
+fn endless_answers_are_cut_off_and_told() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    for (fault, wanted) in [
+        (Fault::Event, Some("an event has more than 262144 bytes")),
+        (Fault::List, Some("the answer to GET /containers/json has more than 33554432 bytes")),
+        (Fault::Details, Some("has more than 1048576 bytes")),
+        (Fault::Head, Some("the conversation broke off")),
+        (Fault::Many, Some("more than 16384 containers with labels of pod-steer")),
+        (Fault::Empty, None),
+    ] {
+        let host = Arc::new(Host::new()?);
+        let socket = host.dir().join("engine.sock");
+        let engine = FakeEngine::start(&socket, fault)?;
+        let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
+        match wanted {
+            Some(wanted) => {
+                let said = daemon.wait_for("the engine to be reported", |status| {
+                    let problem = status.problems.iter().find(|problem| problem.subject.starts_with("engine "))?;
+                    problem.message.contains(wanted).then(|| problem.message.clone())
+                });
+                said.with_context(|| format!("{fault:?}"))?;
+            }
+            None => ensure!(daemon.log().contains("container engine connected"), "{}", daemon.log_tail()),
+        }
+        // It tries again meanwhile.
+        thread::sleep(Duration::from_secs(1));
+        let peak = peak_kib(&daemon)?;
+        report::figure(&format!("peak memory of the daemon, {fault:?}"), format!("{} MiB", peak >> 10));
+        ensure!(peak < PEAK_KIB_MAX, "{fault:?}: {peak} KiB");
+        let largest = engine.largest.load(Ordering::Relaxed);
+        ensure!(largest < ENDLESS, "{fault:?}: {largest} bytes were taken");
+        drop(daemon);
+    }
+    Ok(())
+}
+
+#[test]
+fn steering_goes_on_beside_it() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let host = Arc::new(Host::new()?);
+    let socket = host.dir().join("engine.sock");
+    let _engine = FakeEngine::start(&socket, Fault::Event)?;
+    let stage = Stage::beside(host, &format!("unix://{}", socket.display()))?;
+    let _web = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let tally = Load::to("127.0.0.1:80".parse()?).count(200).run(stage.host.net())?;
+    ensure!(tally.answered_by("web-1") == 200, "{tally}");
+    Ok(())
+}
