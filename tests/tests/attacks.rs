@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
-    daemon::Stage,
+    daemon::{Conditions, Stage},
     exec::Exec,
     listeners::{expect, start, unmanaged},
     load::{Load, ask},
@@ -306,5 +306,40 @@ fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
     ensure!(said.contains("python3") && said.contains("clients are not given to it"), "{said}");
     let tally = Load::to("127.0.0.1:81".parse()?).count(100).run(stage.host.net())?;
     ensure!(tally.answered_by("right") == 100, "{said}: {tally}");
+    Ok(())
+}
+
+/// One backend opens and closes listeners as fast as it can, many more than there is room for.
+#[test]
+fn a_loop_of_listeners_takes_no_place_from_others() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let env = vec![("POD_STEER_TEST_LIMITS", "SOCKETS=64".to_owned())];
+    let mut stage = Stage::under(Conditions { env, ..Conditions::default() })?;
+    let server = "import socket
+for _ in range(1000):
+    s = socket.socket()
+    s.bind(('0.0.0.0', 9000))
+    s.listen()
+    s.close()
+s = socket.socket()
+s.bind(('0.0.0.0', 9000))
+s.listen()
+print('listening', flush=True)
+while True: s.accept()[0].close()";
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "loop", "--ports", "90:9000", "--name", "loop", "--", "python3", "-c", server]);
+    let looping = stage.host.start("loop", &mut command)?;
+    wait::until("a thousand listeners", || looping.stdout().contains("listening").then_some(()))
+        .with_context(|| looping.stderr())?;
+    let _other = Exec::new("right", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    all_by(stage.host.net(), 20, "right")?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    for service in ["web", "loop"] {
+        stage.daemon.wait_ready(service, 1)?;
+    }
+    all_by(stage.host.net(), 20, "right")?;
+    ensure!(stage.daemon.status()?.said_about("right").join(" ").trim().is_empty(), "{}", stage.daemon.status()?);
     Ok(())
 }
