@@ -146,13 +146,13 @@ fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let before = pins(&stage)?;
     let ids = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
-    ensure!(ids.len() == 6, "six links of the backend: {ids:?}");
+    ensure!(ids.len() == 8, "eight links of the backend: {ids:?}");
     for id in &ids {
         run(stage.host.command("bpftool")?.args(["link", "detach", "id", &id.to_string()]))?;
     }
     wait::until_ok("other links", || {
         let now = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
-        Ok((now.len() == 6 && now.iter().all(|id| !ids.contains(id))).then_some(()))
+        Ok((now.len() == 8 && now.iter().all(|id| !ids.contains(id))).then_some(()))
     })?;
     wait_for_pins(&stage, &before)?;
     let counted = stage.daemon.wait_idle("web")?.opened();

@@ -28,56 +28,54 @@ fn an_address_comes_and_goes_on_a_plain_port() -> Result<()> {
         stage.daemon.wait_ready(service, 1)?;
         Ok(backend)
     };
-    let mut plain = start("plain", "plain", "8080", "[::]:8080")?;
     // The kernel keeps both ports and both families of each in one word.
     let _next = start("next", "next", "8081:9081", "[::]:9081")?;
-    let alone = [("127.0.0.1:8080", "plain"), ("127.0.0.2:8080", "plain"), ("[::1]:8080", "plain")];
     let neighbours = [("127.0.0.2:8081", "next"), ("[::1]:8081", "next")];
     let load = |target: &str| Load::to(target.parse()?).pause(Duration::from_millis(1)).start(net);
-    let untouched = [alone[0], alone[2], neighbours[0], neighbours[1]];
-    let loads = untouched.iter().map(|(target, _)| load(target)).collect::<Result<Vec<_>>>()?;
+    let loads = neighbours.iter().map(|(target, _)| load(target)).collect::<Result<Vec<_>>>()?;
+    let single_claim = |name: &str| Exec::new(name, "single", "127.0.0.2:8080:9080", "0.0.0.0:9080");
 
     let mut answered = check::Answered::default();
-    answered.expect(net, &alone)?;
-    answered.expect(net, &neighbours)?;
     for round in 1..=3 {
-        let name = format!("single-{round}");
-        // Whoever comes to the address meets the one or the other, and never nobody.
-        let meanwhile = load("127.0.0.2:8080")?;
-        let mut single = start(&name, "single", "127.0.0.2:8080:9080", "0.0.0.0:9080")?;
-        answered.add(meanwhile.stop()?)?;
-        answered.expect(net, &[alone[0], ("127.0.0.2:8080", &name), alone[2], ("127.0.0.3:8080", "plain")])?;
-        answered.expect(net, &neighbours)?;
-        answered.agrees(&stage.daemon.wait_idle("single")?, &name)?;
+        let (single_name, plain_name) = (format!("single-{round}"), format!("plain-{round}"));
+        let mut single = single_claim(&single_name).start(&stage)?;
+        stage.daemon.wait_ready("single", 1)?;
+        answered.expect(net, &[("127.0.0.2:8080", &single_name)])?;
+        for target in ["127.0.0.1:8080", "[::1]:8080"] {
+            let tally = Load::to(target.parse()?).count(20).run(net)?;
+            assert_eq!(tally.refused(), 20, "{target} is of no service: {tally}");
+        }
+        // The rest of the port comes, and the address stays.
+        let stays = load("127.0.0.2:8080")?;
+        let mut plain = start(&plain_name, "plain", "8080", "[::]:8080")?;
+        let both = [("127.0.0.1:8080", &*plain_name), ("127.0.0.2:8080", &single_name), ("[::1]:8080", &plain_name)];
+        answered.expect(net, &both)?;
+        let tally = stays.stop()?;
+        assert_eq!(
+            tally.answered_by(&single_name),
+            tally.connections(),
+            "it was {single_name}'s all the time: {tally}"
+        );
+        answered.add(tally)?;
+        answered.agrees(&stage.daemon.wait_idle("single")?, &single_name)?;
+        // The address goes: it is the other service's, and no more to be had.
         single.process.kill()?;
         until_gone(&stage, "single")?;
+        let alone = ["127.0.0.1:8080", "127.0.0.2:8080", "[::1]:8080"].map(|target| (target, &*plain_name));
         answered.expect(net, &alone)?;
         answered.expect(net, &neighbours)?;
+        let mut late = single_claim("late").launch(&stage)?;
+        assert_eq!(late.process.wait(wait::STUCK)?.code(), Some(2), "{}", late.process.stderr());
+        answered.agrees(&stage.daemon.wait_idle("plain")?, &plain_name)?;
+        plain.process.kill()?;
+        until_gone(&stage, "plain")?;
     }
-    for (load, (target, name)) in loads.into_iter().zip(untouched) {
+    for (load, (target, name)) in loads.into_iter().zip(neighbours) {
         let tally = load.stop()?;
         assert_eq!(tally.answered_by(name), tally.connections(), "{target} was always {name}'s: {tally}");
         answered.add(tally)?;
     }
-    answered.agrees(&stage.daemon.wait_idle("plain")?, "plain")?;
-
-    // The other way round: the address is there first and stays, the rest of the port goes and comes.
-    let _single = start("single-4", "single", "127.0.0.2:8080:9080", "0.0.0.0:9080")?;
-    plain.process.kill()?;
-    until_gone(&stage, "plain")?;
-    answered.expect(net, &[("127.0.0.2:8080", "single-4")])?;
-    answered.expect(net, &neighbours)?;
-    for target in ["127.0.0.1:8080", "[::1]:8080"] {
-        let tally = Load::to(target.parse()?).count(20).run(net)?;
-        assert_eq!(tally.refused(), 20, "{target} is nobody's: {tally}");
-    }
-    let _plain = start("plain-2", "plain", "8080", "[::]:8080")?;
-    let both = [("127.0.0.1:8080", "plain-2"), ("127.0.0.2:8080", "single-4"), ("[::1]:8080", "plain-2")];
-    answered.expect(net, &both)?;
-    for (service, name) in [("plain", "plain-2"), ("single", "single-4"), ("next", "next")] {
-        answered.agrees(&stage.daemon.wait_idle(service)?, name)?;
-    }
-    Ok(())
+    answered.agrees(&stage.daemon.wait_idle("next")?, "next")
 }
 
 /// Waits until just these namespaces have pins of either kind.

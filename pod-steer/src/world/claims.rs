@@ -8,7 +8,7 @@ use std::{
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
 
 use super::{
-    Backend, BackendId, Network, Plan, World,
+    Backend, BackendId, Network, Plan, Sockets, World,
     foreign::{self, Foreign},
     score::ANY_ADDRESS,
 };
@@ -33,6 +33,8 @@ pub(super) struct Claim<'a> {
     pub fallback: Fallback,
     /// The backends that serve there, and the port on which each listens.
     pub parts: Vec<(&'a Backend, u16)>,
+    /// One of them listens, or did. Until then no other service is kept from the port.
+    pub is_firm: bool,
 }
 
 /// Every claim, and what was not claimed.
@@ -53,9 +55,10 @@ pub(super) struct Refused<'a> {
 }
 
 /// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
-/// free port, the older backend decides. `withheld` are claims that a backend does not get, with its index.
+/// free port, the oldest backend that listens decides. `withheld` are claims that a backend does not get, with its index.
 pub(super) fn of<'a>(
     world: &'a World,
+    sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
     by_age: &[&'a Backend],
     withheld: &BTreeSet<(u32, RuleKey)>,
@@ -76,9 +79,10 @@ pub(super) fn of<'a>(
             let own = |key: &RuleKey| {
                 !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
             };
-            claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(own));
+            claim(&mut claims.by_key, plan, backend, map, true, keys(netns.cookie, map).filter(own));
         }
     }
+    let mut wanted = Vec::new();
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
         if let Some(fault) = world.abandoned.get(&backend.id) {
@@ -107,15 +111,25 @@ pub(super) fn of<'a>(
                 }
                 None => {}
             }
-            let free = |key: &RuleKey| {
-                Some(*key) != not_to_have
-                    && !withheld.contains(&(backend.index, *key))
-                    && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
-            };
-            claim(&mut claims.by_key, plan, backend, map, keys(netns.cookie, map).filter(free));
+            wanted.push((!listens(sockets, backend, netns.cookie, map.target), backend, map, not_to_have));
         }
     }
+    // A stable sort: by age among those that listen, then among the others.
+    wanted.sort_by_key(|(is_silent, ..)| *is_silent);
+    for (is_silent, backend, map, not_to_have) in wanted {
+        let Some(netns) = backend.netns else { continue };
+        let free = |key: &RuleKey| {
+            Some(*key) != not_to_have
+                && !withheld.contains(&(backend.index, *key))
+                && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
+        };
+        claim(&mut claims.by_key, plan, backend, map, !is_silent, keys(netns.cookie, map).filter(free));
+    }
     claims
+}
+
+fn listens(sockets: &Sockets<'_>, backend: &Backend, netns_cookie: u64, target: u16) -> bool {
+    sockets.of(backend.index).any(|(_, socket)| (socket.netns_cookie, socket.port) == (netns_cookie, target))
 }
 
 /// The claim that a rule belongs to.
@@ -210,6 +224,7 @@ fn claim<'a>(
     plan: &mut Plan,
     backend: &'a Backend,
     map: &PortMap,
+    is_firm: bool,
     keys: impl Iterator<Item = RuleKey>,
 ) {
     for key in keys {
@@ -219,9 +234,14 @@ fn claim<'a>(
             holder: &backend.name,
             fallback: backend.spec.fallback,
             parts: Vec::new(),
+            is_firm,
         });
         if claim.service == service {
+            claim.is_firm |= is_firm;
             claim.parts.push((backend, map.target));
+            continue;
+        }
+        if !claim.is_firm {
             continue;
         }
         let text = format!(

@@ -45,7 +45,7 @@ pub(super) fn plan(world: &World) -> Planned {
     let conflicts = on_demand::conflicts(&sockets, &by_age);
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
     conflicts.reasons.into_iter().for_each(|(index, text)| plan.hinder(index, text));
-    let claims = claims::of(world, &foreign, &by_age, &conflicts.withheld, &mut plan);
+    let claims = claims::of(world, &sockets, &foreign, &by_age, &conflicts.withheld, &mut plan);
     destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
     destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
 

@@ -142,3 +142,22 @@ fn what_is_held_is_not_lost_to_those_who_come_later() {
     let plan = beside(&mut world, &[listener("::", 80)]);
     assert_eq!((members(&plan, FOUR(80)), plan.hindrances.len()), (vec![100, 101], 0));
 }
+
+#[test]
+fn a_backend_that_does_not_listen_keeps_no_port_from_others() {
+    let mut silent = backend(0, "alpha", "80:9000");
+    silent.seen = 1;
+    let mut newer = backend(1, "beta", "80:8080");
+    newer.seen = 2;
+    let mut world = world([silent, newer], []);
+    assert!(world.plan().hindrances.is_empty(), "neither listens");
+    world.sockets.insert(101, socket(1, "0.0.0.0", 8080));
+    let plan = world.plan();
+    assert!(!plan.hindrances.contains_key(&1), "{:?}", plan.hindrances);
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
+    // It has the port now, whichever is older.
+    world.sockets.insert(100, socket(0, "0.0.0.0", 9000));
+    let plan = world.plan();
+    assert!(plan.hindrances[&0].iter().any(|text| text.contains("already belongs to the service `beta`")));
+    assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
+}
