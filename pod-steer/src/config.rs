@@ -110,6 +110,7 @@ struct File {
     log_level: Option<String>,
     log_format: Option<LogFormat>,
     allow_ports: Option<String>,
+    trust_image_labels: Option<bool>,
     service: BTreeMap<String, toml::Table>,
 }
 
@@ -138,6 +139,8 @@ pub struct RunConfig {
     pub log_format: LogFormat,
     /// Ports that may be claimed.
     pub ports: PortPolicy,
+    /// Labels of images count as labels of their containers.
+    pub trust_image_labels: bool,
     /// What is configured for services.
     pub services: ServiceTables,
 }
@@ -179,6 +182,7 @@ impl RunConfig {
             backends_max,
             log_level: log_level(args.log_level.or(file.log_level))?,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            trust_image_labels: args.trust_image_labels || file.trust_image_labels.unwrap_or(false),
             log_decisions: args.log_decisions || file.log_decisions.unwrap_or(false),
         })
     }

@@ -75,7 +75,13 @@ impl Stage {
 
     /// A daemon that follows a Docker engine.
     pub fn with_docker() -> Result<Self> {
+        Self::with_docker_configured("")
+    }
+
+    /// The same, with settings.
+    pub fn with_docker_configured(settings: &str) -> Result<Self> {
         let host = Arc::new(Host::new()?);
+        fs::write(config(&host), settings)?;
         let engine = Engine::start(&host)?;
         Self::with(host, Some(engine))
     }

@@ -23,6 +23,8 @@ pub enum Image {
     Named,
     /// The same, as user 1000.
     NamedAsUser,
+    /// The same, with labels that make its containers backends of `web`.
+    NamedWithLabels,
     /// `busybox` and its `httpd`.
     Busybox,
     /// Debian's Python with its standard library.
@@ -37,6 +39,7 @@ impl Image {
         match self {
             Self::Named => "named",
             Self::NamedAsUser => "named-as-user",
+            Self::NamedWithLabels => "named-with-labels",
             Self::Busybox => "busybox",
             Self::Python => "python",
             Self::Nginx => "nginx",
@@ -47,6 +50,12 @@ impl Image {
     pub fn changes(self) -> &'static [&'static str] {
         match self {
             Self::NamedAsUser => &["USER 1000"],
+            Self::NamedWithLabels => &[
+                "LABEL pod-steer.service=web",
+                "LABEL pod-steer.ports=80:9090",
+                "LABEL pod-steer.version=v1",
+                "LABEL pod-steer.weight=65535",
+            ],
             _ => &[],
         }
     }
@@ -75,7 +84,7 @@ impl Image {
         let installed = |name: &str| tools::find(name).with_context(|| format!("{name} is not installed"));
         let busybox = || Ok::<_, anyhow::Error>((installed("busybox")?, "bin/busybox"));
         Ok(match self {
-            Self::Named | Self::NamedAsUser => vec![(tools::named_server()?, "named-server")],
+            Self::Named | Self::NamedAsUser | Self::NamedWithLabels => vec![(tools::named_server()?, "named-server")],
             Self::Busybox => vec![busybox()?],
             Self::Python => vec![(installed("python3")?.canonicalize()?, "usr/bin/python3"), busybox()?],
             Self::Nginx => vec![(installed("nginx")?, "usr/sbin/nginx"), busybox()?],

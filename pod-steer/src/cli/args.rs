@@ -102,6 +102,9 @@ pub struct RunArgs {
     /// Ports that services may claim, as in 80,443,8000-8999 [default: all]
     #[arg(long, env = "POD_STEER_ALLOW_PORTS", value_name = "PORTS")]
     pub allow_ports: Option<String>,
+    /// Follow labels that come from an image too: then authors of images decide what is steered
+    #[arg(long, env = "POD_STEER_TRUST_IMAGE_LABELS")]
+    pub trust_image_labels: bool,
     /// Most backends, fixed when the state is made [default: 4096]
     #[arg(long, env = "POD_STEER_MAX_BACKENDS", value_name = "N")]
     pub max_backends: Option<u32>,

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
-use super::{control::Control, ended::Ending};
+use super::{control::Control, ended::Ending, image_labels::image_labels_text};
 use crate::{
     clock::boot_ms,
-    engine::{self, Change, Container, EngineInput, ends},
+    engine::{self, Change, Container, EngineInput, ImageLabels, ends},
     kernel::{Cgroup, Kernel},
     labels,
     world::{Backend, Health, Kind, Misfit, Network, Phase},
@@ -70,10 +70,11 @@ impl Control {
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let spec = match labels::parse(labels, &version) {
-            None => return None,
-            Some(Ok(spec)) => spec,
-            Some(Err(errors)) => {
-                self.misfit(container, errors.iter().map(ToString::to_string).collect());
+            Some(Ok(spec)) if container.image_labels != ImageLabels::Unknown => spec,
+            parsed => {
+                let errors = parsed.into_iter().filter_map(Result::err).flatten().map(|error| error.to_string());
+                let errors = errors.collect();
+                self.ignore(container, errors);
                 return None;
             }
         };
@@ -87,7 +88,7 @@ impl Control {
             None => match self.attached_before(&container).map_or_else(|| self.new_index(), Ok) {
                 Ok(index) => index,
                 Err(error) => {
-                    self.misfit(container, vec![error]);
+                    self.misfit(&container, vec![error]);
                     return None;
                 }
             },
@@ -157,7 +158,10 @@ impl Control {
             debug!(container = %backend.name, id = %backend.id, service = %backend.spec.service, "managed");
         }
         let id = backend.id.clone();
-        self.world.misfits.remove(&id);
+        match image_labels_text(&container) {
+            Some(text) => self.misfit(&container, vec![text]),
+            None => drop(self.world.misfits.remove(&id)),
+        }
         self.world.backends.insert(id.clone(), backend);
         self.touch();
         if died {
@@ -192,14 +196,14 @@ impl Control {
         self.note_sandbox(container);
     }
 
-    fn misfit(&mut self, container: Container, errors: Vec<String>) {
-        let misfit = Misfit { name: container.name, engine: container.engine, errors };
+    pub(super) fn misfit(&mut self, container: &Container, errors: Vec<String>) {
+        let misfit = Misfit { name: container.name.clone(), engine: container.engine.clone(), errors };
         if self.world.misfits.get(&container.id) != Some(&misfit) {
             for error in &misfit.errors {
                 warn!(container = %misfit.name, id = %container.id, "{error}");
             }
             self.tell("", &misfit.name, "problem", &misfit.errors.join("; "));
-            self.world.misfits.insert(container.id, misfit);
+            self.world.misfits.insert(container.id.clone(), misfit);
         }
     }
 

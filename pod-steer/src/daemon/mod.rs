@@ -15,6 +15,7 @@ mod ended;
 mod engines;
 mod health;
 mod holders;
+mod image_labels;
 mod inputs;
 mod inspections;
 mod ledger;
@@ -181,7 +182,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     });
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine, sender, wanted.subscribe()));
+        tokio::spawn(engine::follow(engine, config.trust_image_labels, sender, wanted.subscribe()));
         let inputs = inputs.clone();
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {

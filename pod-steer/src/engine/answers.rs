@@ -68,6 +68,13 @@ pub struct HostConfig {
     pub cgroup_parent: Option<String>,
 }
 
+/// `GET /images/NAME/json`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageDetails {
+    pub config: Option<Config>,
+}
+
 /// One line of `GET /events`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

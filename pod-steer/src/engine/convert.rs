@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::answers::{Details, Event};
+use super::{
+    answers::{Details, Event},
+    images::ImageLabels,
+};
 use crate::{
     labels,
     text::{NAME_CHARS_MAX, shown},
@@ -22,6 +25,8 @@ pub struct Container {
     pub created_ms: i64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// What became of those that its image has.
+    pub image_labels: ImageLabels,
     /// The name of its image, as it was asked for.
     pub image: String,
     /// The id of its image, or nothing.
@@ -193,6 +198,7 @@ fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, c
         engine: engine.to_owned(),
         created_ms,
         labels: attributes,
+        image_labels: ImageLabels::default(),
         image,
         image_id: String::new(),
         phase: Phase::Created,
@@ -239,6 +245,7 @@ pub fn container(engine: &str, details: Details) -> Option<Container> {
         engine: engine.to_owned(),
         created_ms: details.created.as_deref().and_then(unix_milliseconds).unwrap_or_default(),
         labels,
+        image_labels: ImageLabels::default(),
         image: config.image.unwrap_or_default(),
         image_id: details.image.unwrap_or_default(),
         phase,

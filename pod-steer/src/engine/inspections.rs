@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{EngineInput, answers::CONTAINERS_MAX, convert, creation, details, http::Client, sandbox::Sandboxes};
+use super::{
+    Container, EngineInput, ImageLabels, answers::CONTAINERS_MAX, convert, creation, details, http::Client,
+    images::Images, sandbox::Sandboxes,
+};
 
 /// The generation of a container that is gone; its id is never used again.
 const REMOVED: u64 = u64::MAX;
@@ -60,12 +63,19 @@ pub(super) struct Inspector {
     engine: String,
     inputs: mpsc::Sender<EngineInput>,
     sandboxes: Sandboxes,
+    images: Images,
     state: Arc<Mutex<State>>,
 }
 
 impl Inspector {
-    pub fn new(client: Client, engine: &str, inputs: mpsc::Sender<EngineInput>, sandboxes: Sandboxes) -> Self {
-        Self { client, engine: engine.to_owned(), inputs, sandboxes, state: Arc::default() }
+    pub fn new(
+        client: Client,
+        engine: &str,
+        inputs: mpsc::Sender<EngineInput>,
+        sandboxes: Sandboxes,
+        images: Images,
+    ) -> Self {
+        Self { client, engine: engine.to_owned(), inputs, sandboxes, images, state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,11 +100,23 @@ impl Inspector {
     }
 
     /// Announces a container whose event is late.
-    pub async fn announce(self, id: String) {
+    pub async fn announce_late(self, id: String) {
         tracing::debug!(engine = %self.engine, container = %id, "its cgroup came before its announcement");
         let Some(container) = creation::created(&self.client, &self.engine, &id).await else { return };
         tracing::debug!(engine = %self.engine, container = %id, "found in the engine's log of events");
-        if self.state().generation(&id) != REMOVED {
+        self.announce(container).await;
+    }
+
+    /// Announces a container by what an event says of it. Its details follow.
+    pub async fn announce(self, mut container: Box<Container>) {
+        let before = self.state().generation(&container.id);
+        if self.images.sift(&mut container).await.is_err() || container.image_labels == ImageLabels::Unknown {
+            return;
+        }
+        let after = self.state().generation(&container.id);
+        // Without labels of its own there is nothing to prepare.
+        if after != REMOVED && !container.labels.is_empty() {
+            container.phase_is_current = after == before;
             let _ = self.inputs.send(EngineInput::Container(container)).await;
         }
     }
@@ -117,6 +139,9 @@ impl Inspector {
         // A container that is gone meanwhile has had its event, or will have it.
         let Ok(details) = details(&self.client, id).await else { return };
         let Some(mut container) = convert::container(&self.engine, details) else { return };
+        if self.images.sift(&mut container).await.is_err() {
+            return;
+        }
         self.sandboxes.describe(&self.client, &mut container).await;
         let after = self.state().generation(id);
         if after == REMOVED {

@@ -7,6 +7,7 @@ mod convert;
 mod creation;
 mod failure;
 mod http;
+mod images;
 mod inspections;
 mod reach;
 mod sandbox;
@@ -28,11 +29,13 @@ use tracing::{debug, info, warn};
 
 pub use commands::Commands;
 pub use convert::{Change, Container, Happened, Sandbox, SandboxState, ends};
+pub use images::ImageLabels;
 pub use reach::{is_there, name, owner, reach, unreachable};
 
 use crate::{api::client::encoded, world::Health};
 use answers::{CONTAINERS_MAX, Details, Event, Info, Listed, Version};
 use http::{ANSWER_BYTES_MAX, Client, EngineError, Lines, REQUEST_MAX};
+use images::Images;
 use inspections::Inspector;
 use sandbox::Sandboxes;
 
@@ -80,12 +83,18 @@ pub enum EngineInput {
 }
 
 /// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
-pub async fn follow(engine: String, inputs: mpsc::Sender<EngineInput>, mut wanted: broadcast::Receiver<String>) {
+/// Labels that come from images are ignored, unless they are trusted.
+pub async fn follow(
+    engine: String,
+    trust_image_labels: bool,
+    inputs: mpsc::Sender<EngineInput>,
+    mut wanted: broadcast::Receiver<String>,
+) {
     let mut pause = RETRY_FIRST;
     let mut told = String::new();
     loop {
         let (mut connected, begun) = (false, Instant::now());
-        let error = match session(&engine, &inputs, &mut wanted, &mut connected).await {
+        let error = match session(&engine, trust_image_labels, &inputs, &mut wanted, &mut connected).await {
             Ok(()) => "the engine closed the stream of events".to_owned(),
             Err(error) => reach::describe(&engine, &error),
         };
@@ -126,6 +135,7 @@ async fn details(client: &Client, id: &str) -> Result<Details, EngineError> {
 
 async fn session(
     engine: &str,
+    trust_image_labels: bool,
     inputs: &mpsc::Sender<EngineInput>,
     wanted: &mut broadcast::Receiver<String>,
     connected: &mut bool,
@@ -144,14 +154,14 @@ async fn session(
     let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container"]}"#));
     let mut events = Lines::new(client.stream(Method::GET, &path, Bytes::new()).await?);
 
-    let sandboxes = Sandboxes::default();
-    let containers = snapshot(&client, engine, &sandboxes).await?;
+    let (sandboxes, images) = (Sandboxes::default(), Images::new(client.clone(), trust_image_labels));
+    let containers = snapshot(&client, engine, &sandboxes, &images).await?;
     info!(%engine, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
     let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers }).await;
 
-    let inspector = Inspector::new(client, engine, inputs.clone(), sandboxes.clone());
+    let inspector = Inspector::new(client, engine, inputs.clone(), sandboxes.clone(), images);
     let mut inspections = JoinSet::new();
     loop {
         while inspections.try_join_next().is_some() {}
@@ -168,7 +178,7 @@ async fn session(
             // A cgroup has appeared: some engines announce a container only when it runs already.
             Ok(id) = wanted.recv() => {
                 if announces_late {
-                    inspections.spawn(inspector.clone().announce(id.clone()));
+                    inspections.spawn(inspector.clone().announce_late(id.clone()));
                 }
                 inspections.spawn(inspector.clone().inspect(id));
                 continue;
@@ -201,7 +211,7 @@ async fn session(
             && let Some(container) = mine
         {
             // The labels are in the event: enough to prepare for its first bind while the details are fetched.
-            let _ = inputs.send(EngineInput::Container(container)).await;
+            inspections.spawn(inspector.clone().announce(container));
         }
         let asks_again = matches!(change, Change::HealthUnknown);
         let details = matches!(
@@ -232,7 +242,12 @@ async fn session(
     }
 }
 
-async fn snapshot(client: &Client, engine: &str, sandboxes: &Sandboxes) -> Result<Vec<Container>, EngineError> {
+async fn snapshot(
+    client: &Client,
+    engine: &str,
+    sandboxes: &Sandboxes,
+    images: &Images,
+) -> Result<Vec<Container>, EngineError> {
     let listed: Listed = client.get("/containers/json?all=true", LIST_BYTES_MAX).await?;
     if listed.too_many {
         return Err(EngineError::TooMany(CONTAINERS_MAX));
@@ -240,10 +255,16 @@ async fn snapshot(client: &Client, engine: &str, sandboxes: &Sandboxes) -> Resul
     // One that is removed while we ask is not there. Any other error is the engine's: a list with holes in it would take
     // backends away that still run.
     let described = stream::iter(listed.ids).map(|id| async move {
-        match details(client, &id).await {
-            Ok(details) => Ok(convert::container(engine, details)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
+        let described = async {
+            let mut container = convert::container(engine, details(client, &id).await?);
+            if let Some(container) = &mut container {
+                images.sift(container).await?;
+            }
+            Ok(container)
+        };
+        match described.await {
+            Err(EngineError::Refused { status: 404, .. }) => Ok(None),
+            described => described,
         }
     });
     let described: Vec<_> = described.buffer_unordered(INSPECTIONS).try_collect().await?;

@@ -1,0 +1,109 @@
+//! Labels that come from an image. An engine copies them into the labels of its containers, where they look as if the operator had
+//! given them; the image's author is not trusted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    answers::ImageDetails,
+    convert::Container,
+    http::{ANSWER_BYTES_MAX, Client, EngineError},
+};
+use crate::api::client::encoded;
+
+/// Most images whose labels are remembered.
+const KNOWN_MAX: usize = 1_024;
+
+/// What became of the labels that an image has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageLabels {
+    /// These are not among the container's: the image has them with the same value.
+    Ignored(BTreeSet<String>),
+    /// The image is gone, so it is not known which labels are its own.
+    Unknown,
+}
+
+impl Default for ImageLabels {
+    fn default() -> Self {
+        Self::Ignored(BTreeSet::new())
+    }
+}
+
+/// The images of one engine.
+#[derive(Clone, Debug)]
+pub(super) struct Images {
+    client: Client,
+    /// Labels of images count as labels of their containers.
+    trusted: bool,
+    /// Our labels of images, by id: an image of an id never changes.
+    known: Arc<Mutex<HashMap<String, BTreeMap<String, String>>>>,
+}
+
+impl Images {
+    pub fn new(client: Client, trusted: bool) -> Self {
+        Self { client, trusted, known: Arc::default() }
+    }
+
+    /// Takes the labels of a container's image from the container's.
+    pub async fn sift(&self, container: &mut Container) -> Result<(), EngineError> {
+        if self.trusted || container.labels.is_empty() {
+            return Ok(());
+        }
+        container.image_labels = match self.labels(container).await {
+            Ok(image) => ImageLabels::Ignored(take(&mut container.labels, &image)),
+            Err(error) if error.is_not_found() => ImageLabels::Unknown,
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    async fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, EngineError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // An event names the image as the operator did; a name may lead to another image later.
+        let by_id = !container.image_id.is_empty();
+        let image = if by_id { &container.image_id } else { &container.image };
+        if let Some(labels) = known().get(image).filter(|_| by_id) {
+            return Ok(labels.clone());
+        }
+        let details: ImageDetails =
+            self.client.get(&format!("/images/{}/json", encoded(image)), ANSWER_BYTES_MAX).await?;
+        let labels = details.config.and_then(|config| config.labels).unwrap_or_default().0;
+        if by_id {
+            let mut known = known();
+            if known.len() == KNOWN_MAX {
+                known.clear();
+            }
+            known.insert(image.clone(), labels.clone());
+        }
+        Ok(labels)
+    }
+}
+
+/// Removes the labels that an image has with the same value, and returns their names. One that the operator gave with that very
+/// value cannot be told apart.
+fn take(labels: &mut BTreeMap<String, String>, image: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let same: BTreeSet<String> =
+        image.iter().filter(|(key, value)| labels.get(*key) == Some(value)).map(|(key, _)| key.clone()).collect();
+    labels.retain(|key, _| !same.contains(key));
+    same
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels<const N: usize>(labels: [(&str, &str); N]) -> BTreeMap<String, String> {
+        labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    }
+
+    #[test]
+    fn an_equal_label_is_the_images() {
+        let image = labels([("pod-steer.service", "web"), ("pod-steer.ports", "80"), ("pod-steer.weight", "9")]);
+        let mut own = labels([("pod-steer.service", "web"), ("pod-steer.ports", "81"), ("pod-steer.version", "v1")]);
+        assert_eq!(take(&mut own, &image), ["pod-steer.service".to_owned()].into());
+        assert_eq!(own, labels([("pod-steer.ports", "81"), ("pod-steer.version", "v1")]));
+        assert!(take(&mut own, &BTreeMap::new()).is_empty() && own.len() == 2);
+    }
+}

@@ -1,0 +1,103 @@
+//! Labels that come from an image: its author does not decide what is steered, unless the operator says so.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use pod_steer_tests::{
+    container::{Container, Docker, Spec},
+    daemon::{Daemon, Stage},
+    host::Host,
+    image::Image,
+    load::Load,
+    podman::Podman,
+    require, server, tools, wait,
+};
+
+/// A server of the image with labels, on the port that those name.
+fn labelled(name: &str, listen: &str) -> Spec {
+    Spec::new(Image::NamedWithLabels, name).args(&["/named-server", "--name", name, "--listen", listen])
+}
+
+fn start(docker: &Docker, spec: &Spec) -> Result<Container> {
+    let container = docker.start(spec)?;
+    wait::until_ok("the server to listen", || Ok(container.logs()?.contains("listening").then_some(())))?;
+    Ok(container)
+}
+
+/// An image with labels alone joins nothing, whatever weight it claims, and the operator is told.
+fn joins_nothing(host: &Host, daemon: &Daemon, docker: &Docker) -> Result<()> {
+    docker.import(Image::Named)?;
+    docker.import(Image::NamedWithLabels)?;
+    let _web = docker.start(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080").version("v1"))?;
+    daemon.wait_ready("web", 1)?;
+    let thief = start(docker, &labelled("thief", "0.0.0.0:9090"))?;
+    let said = daemon.wait_for("a word about the image", |status| {
+        Some(status.said_about("thief").join(" ")).filter(|said| !said.is_empty())
+    })?;
+    for word in ["pod-steer.service", "pod-steer.ports", "pod-steer.weight", "ignored", "run --trust-image-labels"] {
+        ensure!(said.contains(word), "{word}: {said}");
+    }
+    let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(host.net())?;
+    ensure!(tally.answered_by("web-1") == 100, "{tally}");
+    ensure!(daemon.status()?.service("web").is_some_and(|web| web.backends.len() == 1), "{}", daemon.status()?);
+    drop(thief);
+    daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))
+}
+
+#[test]
+fn an_image_of_docker_joins_nothing_by_its_labels() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    joins_nothing(&stage.host, &stage.daemon, stage.engine().docker())
+}
+
+#[test]
+fn an_image_of_podman_joins_nothing_by_its_labels() -> Result<()> {
+    require!(tools::root_and(&["podman", "conmon", "docker", "busybox", "ip", "tar"]));
+    let host = Arc::new(Host::new()?);
+    let podman = Podman::start(&host)?;
+    let daemon = Daemon::start(&host, &[&podman.url()])?;
+    joins_nothing(&host, &daemon, podman.docker())
+}
+
+#[test]
+fn labels_that_the_operator_gives_count() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    stage.engine().import(Image::NamedWithLabels)?;
+    let docker = stage.engine().docker();
+    // Other values than the image has.
+    let other = labelled("other-1", "0.0.0.0:9091").service("other", "81:9091").version("v2");
+    let _other = start(docker, &other)?;
+    stage.daemon.wait_ready("other", 1)?;
+    let said = stage.daemon.status()?.said_about("other-1").join(" ");
+    ensure!(said.contains("pod-steer.weight is ignored") && !said.contains("pod-steer.ports"), "{said}");
+    let weight = stage.daemon.status()?.service("other").map(|other| other.backends[0].weight);
+    ensure!(weight == Some(1), "{weight:?}");
+    // Equal ones cannot be told apart from the image's.
+    let _equal = start(docker, &labelled("equal-1", "0.0.0.0:9090").service("web", "80:9090"))?;
+    let said = stage.daemon.wait_for("a word about it", |status| {
+        Some(status.said_about("equal-1").join(" ")).filter(|said| !said.is_empty())
+    })?;
+    ensure!(said.contains("cannot be told apart") && stage.daemon.status()?.service("web").is_none(), "{said}");
+    Ok(())
+}
+
+#[test]
+fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker_configured("trust-image-labels = true\n")?;
+    stage.engine().import(Image::NamedWithLabels)?;
+    let _server = start(stage.engine().docker(), &labelled("web-1", "0.0.0.0:9090"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let answered = |stage: &Stage| -> Result<u64> {
+        Ok(Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?.answered_by("web-1"))
+    };
+    ensure!(answered(&stage)? == 20);
+    stage.daemon.terminate()?;
+    std::fs::write(stage.host.dir().join("pod-steer.toml"), "")?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_for("the backend to go", |status| status.service("web").is_none().then_some(()))?;
+    ensure!(answered(&stage)? == 0, "its author is not trusted any more");
+    Ok(())
+}
