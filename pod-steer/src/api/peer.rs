@@ -11,7 +11,7 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{daemon::Peer, kernel::sys};
+use crate::{daemon::Peer, kernel::sys, procs::ProcessId};
 
 /// What a client of the API may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ struct Known {
     cred: UCred,
     role: Option<Role>,
     pidfd: Option<OwnedFd>,
+    accepted: Option<ProcessId>,
 }
 
 impl ConnectedPeer {
@@ -64,7 +65,12 @@ impl ConnectedPeer {
         let mut groups = sys::peer_groups(socket).unwrap_or_default();
         groups.push(cred.gid.as_raw());
         let role = access.role(is_trusted(&cred), &groups);
-        Ok(Self(Arc::new(Known { cred, role, pidfd: sys::peer_pidfd(socket).ok() })))
+        let pidfd = sys::peer_pidfd(socket).ok();
+        let accepted = match &pidfd {
+            Some(_) => None,
+            None => ProcessId::of(cred.pid.as_raw_nonzero().get()).ok(),
+        };
+        Ok(Self(Arc::new(Known { cred, role, pidfd, accepted })))
     }
 
     /// What it may do; nothing if it may not use the API.
@@ -85,7 +91,7 @@ impl ConnectedPeer {
     /// The process, to be acted upon.
     pub fn process(&self) -> std::io::Result<Peer> {
         let pidfd = self.0.pidfd.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok(Peer { cred: self.0.cred, pidfd })
+        Ok(Peer { cred: self.0.cred, pidfd, accepted: self.0.accepted })
     }
 
     /// The client for people, as in `root (uid 0, pid 4242)`.

@@ -1,13 +1,10 @@
 //! What the loop is told and asked.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use rustix::net::UCred;
 use tokio::sync::oneshot;
 
+use super::Peer;
 use crate::{
     api::types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
     engine::EngineInput,
@@ -150,13 +147,4 @@ pub enum OrderError {
     /// It could not be done.
     #[error("{0}")]
     Failed(String),
-}
-
-/// The process that asks.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its pid, user and group when it connected.
-    pub cred: UCred,
-    /// A pidfd that the kernel gave for the connection (Linux 6.5), which no other process can slip into.
-    pub pidfd: Option<OwnedFd>,
 }

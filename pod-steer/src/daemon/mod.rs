@@ -23,6 +23,7 @@ mod leftovers;
 mod namespaces;
 mod operations;
 mod pause;
+mod peer;
 mod places;
 mod policies;
 mod processes;
@@ -54,9 +55,10 @@ use tracing::{info, warn};
 
 pub use beside::runtime;
 pub use counted::Counts;
-pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError, Peer};
+pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError};
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
+pub use peer::Peer;
 pub use processes::{detach_registered, undo};
 pub use store::Store;
 

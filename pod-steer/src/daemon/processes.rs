@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -36,8 +35,8 @@ impl Control {
     pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
         self.refuse_while_waiting()?;
         let spec = parse(&request.backend)?;
-        let pid = peer.cred.pid.as_raw_nonzero().get();
-        let process = process(peer.pidfd, pid).map_err(|e| format!("process {pid} cannot be held: {e}"))?;
+        let (pid, uid) = (peer.cred.pid.as_raw_nonzero().get(), peer.cred.uid.as_raw());
+        let process = peer.hold().map_err(|e| format!("process {pid} cannot be held: {e}"))?;
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
@@ -48,7 +47,6 @@ impl Control {
         fs::create_dir_all(&path).map_err(failed)?;
         let cgroup = Cgroup::open(&path).map_err(failed)?;
 
-        let uid = peer.cred.uid.as_raw();
         let followed = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
         let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
@@ -60,7 +58,9 @@ impl Control {
             .kernel
             .attach_backend(index, &cgroup)
             .map_err(|e| crate::chain(&e))
-            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed));
+            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
+            // A process that has taken its pid meanwhile is no part of the backend.
+            .and_then(|()| process.uid().map(drop).map_err(|e| e.to_string()));
         if let Err(error) = made {
             self.over.push(path);
             self.remove(&id);
@@ -280,13 +280,6 @@ impl HeldListeners {
             sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
         let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
         Ok(Self { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
-    }
-}
-
-fn process(pidfd: Option<OwnedFd>, pid: i32) -> io::Result<Process> {
-    match pidfd {
-        Some(pidfd) => Process::from_pidfd(pid, pidfd),
-        None => Process::open(pid),
     }
 }
 
