@@ -6,7 +6,7 @@ pub mod client;
 mod events;
 mod gate;
 pub mod openapi;
-mod orders;
+pub(crate) mod orders;
 mod peer;
 mod slots;
 #[cfg(test)]
@@ -74,6 +74,9 @@ pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Recei
     let (routes, _) = router().split_for_parts();
     let app = routes
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such endpoint; see GET /v1/openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has no such method; see GET /v1/openapi.json")
+        })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), allowed))
         .with_state(shared);
     gate.serve(app, ended).await;
@@ -145,9 +148,9 @@ fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(ErrorBody { error })).into_response()
 }
 
-/// What is wrong with a body.
-fn misread(error: &JsonRejection) -> Response {
-    refuse(StatusCode::BAD_REQUEST, shown(&error.body_text(), ERROR_CHARS_MAX))
+/// A path, a query or a body that cannot be decoded.
+fn misread(error: &str) -> Response {
+    refuse(StatusCode::BAD_REQUEST, shown(error, ERROR_CHARS_MAX))
 }
 
 async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
@@ -188,7 +191,7 @@ async fn exec(
 ) -> Response {
     let Json(request) = match body {
         Ok(body) => body,
-        Err(error) => return misread(&error),
+        Err(error) => return misread(&error.body_text()),
     };
     match peer.process() {
         Ok(peer) => answer(ask(&shared, |sender| Ask::Exec(request, peer, sender)).await),
@@ -209,7 +212,7 @@ async fn exec(
 async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRejection>) -> Response {
     match body {
         Ok(Json(request)) => answer(ask(&shared, |sender| Ask::Register(request, sender)).await),
-        Err(error) => misread(&error),
+        Err(error) => misread(&error.body_text()),
     }
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State, rejection::JsonRejection},
+    extract::{
+        Path, Query, State,
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+    },
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
@@ -48,11 +51,15 @@ const ID_CHARS_MAX: usize = 20;
 pub(super) async fn order(
     State(shared): State<Arc<Shared>>,
     Extension(peer): Extension<ConnectedPeer>,
-    Path(service): Path<String>,
+    service: Result<Path<String>, PathRejection>,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Response {
+    let service = match service {
+        Ok(Path(service)) => service,
+        Err(error) => return misread(&error.body_text()),
+    };
     let order = match body {
-        Err(error) => return misread(&error),
+        Err(error) => return misread(&error.body_text()),
         Ok(Json(body)) => match parse(&body) {
             Ok(order) => order,
             Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
@@ -79,7 +86,7 @@ pub(super) async fn order(
 }
 
 /// A field that nobody knows is refused: a `version` that is misspelt would drain the whole service.
-fn parse(body: &Value) -> Result<Order, String> {
+pub(crate) fn parse(body: &Value) -> Result<Order, String> {
     let order: Order = serde_json::from_value(body.clone())
         .map_err(|error| format!("the order: {}", shown(&error.to_string(), ERROR_CHARS_MAX)))?;
     let known = serde_json::to_value(&order).map_err(|error| error.to_string())?;
@@ -106,10 +113,15 @@ fn parse(body: &Value) -> Result<Order, String> {
     params(("id" = u64, Path, description = "Its number")),
     responses(
         (status = 200, description = "Where it is, or how it ended", body = OperationStatus),
+        (status = 400, description = "It is not understood", body = ErrorBody),
         (status = 404, description = "There is none with that number", body = ErrorBody),
     ),
 )]
-pub(super) async fn operation(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+pub(super) async fn operation(State(shared): State<Arc<Shared>>, id: Result<Path<String>, PathRejection>) -> Response {
+    let id = match id {
+        Ok(Path(id)) => id,
+        Err(error) => return misread(&error.body_text()),
+    };
     let found = match id.parse() {
         Ok(id) => ask(&shared, |sender| Ask::Operation(id, sender)).await,
         Err(_) => Ok(None),
@@ -125,6 +137,7 @@ pub(super) async fn operation(State(shared): State<Arc<Shared>>, Path(id): Path<
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct HistoryQuery {
     service: Option<String>,
 }
@@ -134,10 +147,18 @@ pub(super) struct HistoryQuery {
     get, path = "/v1/history", params(("service" = Option<String>, Query, description = "Of this service alone")),
     responses(
         (status = 200, description = "At most the last 1,000 operations", body = Vec<Operation>),
+        (status = 400, description = "It is not understood", body = ErrorBody),
         (status = 404, description = "There is no such service and never was", body = ErrorBody),
     ),
 )]
-pub(super) async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<HistoryQuery>) -> Response {
+pub(super) async fn history(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => return misread(&error.body_text()),
+    };
     match ask(&shared, |sender| Ask::History(query.service, sender)).await {
         Ok(Ok(operations)) => Json(operations).into_response(),
         Ok(Err(error)) => refuse(StatusCode::NOT_FOUND, error),

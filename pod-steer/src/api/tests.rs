@@ -222,3 +222,24 @@ fn the_document_and_the_router_agree() {
         assert!(document["components"]["schemas"][name].is_object(), "{name}");
     }
 }
+
+#[test]
+fn every_refusal_is_one_line_of_json() {
+    let served = Served::start("refusals", by_service);
+    for (method, path, status) in [
+        ("get", "/v1/operations/%FF", 400),
+        ("post", "/v1/services/%FF/orders", 400),
+        ("get", "/v1/history?service=a&service=b", 400),
+        ("get", "/v1/history?servce=a", 400),
+        ("delete", "/v1/status", 405),
+        ("get", "/v1/nonsense", 404),
+    ] {
+        let (answered, body) = block_on(async {
+            let response = raw(&served.socket, method, path, "*/*").await;
+            (response.status().as_u16(), response.into_body().collect().await.unwrap().to_bytes())
+        });
+        assert_eq!(answered, status, "{method} {path}");
+        let error = serde_json::from_slice::<ErrorBody>(&body).expect(path).error;
+        assert_eq!(error.lines().count(), 1, "{method} {path}: {error}");
+    }
+}
