@@ -280,7 +280,10 @@ fn signal(name: &str) -> Option<i32> {
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     let real_time = |base: i32, offset: &str| match offset {
         "" => Some(base),
-        offset => offset.parse::<i32>().ok().map(|offset| base + offset),
+        offset => {
+            let number = base.checked_add(offset.parse().ok()?)?;
+            (SIGRTMIN..=SIGRTMAX).contains(&number).then_some(number)
+        }
     };
     if let Some(offset) = name.strip_prefix("RTMIN") {
         return real_time(SIGRTMIN, offset.strip_prefix('+').unwrap_or(offset));

@@ -119,3 +119,13 @@ fn names_can_be_shown_and_ids_are_ids() {
         assert_eq!(container("e", details), None, "{wrong}");
     }
 }
+
+#[test]
+fn a_signal_beyond_the_last_one_is_none() {
+    for name in ["RTMIN+2147483647", "SIGRTMAX+1", "RTMAX-2147483648", "RTMIN-1", "RTMAX-31", "0", "65", "-1"] {
+        assert_eq!(signal(name), None, "{name}");
+    }
+    for (name, number) in [("RTMIN", 34), ("SIGRTMIN+30", 64), ("sigrtmax-30", 34), ("64", 64)] {
+        assert_eq!(signal(name), Some(number), "{name}");
+    }
+}
