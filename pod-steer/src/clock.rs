@@ -11,6 +11,9 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+/// Farthest time that is read back, before and after the boot: beyond it the time from now until then would not fit.
+const FARTHEST_MS: i64 = 1 << 62;
+
 /// Milliseconds since the machine booted.
 pub fn boot_ms() -> i64 {
     let now = clock_gettime(ClockId::Boottime);
@@ -69,7 +72,7 @@ impl Anchor {
     /// The time since this boot of a time by the wall clock that was stored beside `stored`; negative before the boot.
     pub fn boot_ms(&self, wall_ms: i64, stored: Option<&Self>) -> i64 {
         let same_boot = stored.filter(|stored| stored.boot == self.boot && !self.boot.is_empty());
-        wall_ms.saturating_sub(same_boot.unwrap_or(self).offset_ms)
+        wall_ms.saturating_sub(same_boot.unwrap_or(self).offset_ms).clamp(-FARTHEST_MS, FARTHEST_MS)
     }
 }
 
@@ -144,6 +147,10 @@ mod tests {
         let now = anchor("a", 1_000_000);
         assert_eq!(now.wall_ms(i64::MAX), i64::MAX);
         assert!(now.boot_ms(i64::MAX, None) > i64::MAX / 2);
+        for at_ms in [i64::MIN, i64::MAX] {
+            let read = now.boot_ms(at_ms, Some(&anchor("a", -at_ms.saturating_add(1))));
+            assert!(read.checked_sub(5_000).is_some() && 5_000_i64.checked_sub(read).is_some(), "{read}");
+        }
     }
 
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -31,8 +31,9 @@ pub(super) fn step(
             if now.ms < next_ms {
                 return Progress::default();
             }
-            if step + 1 < order.steps.len() {
-                return stepped(operation, order, step + 1, view, decision, now);
+            let next = step.saturating_add(1);
+            if next < order.steps.len() {
+                return stepped(operation, order, next, view, decision, now);
             }
             let apart = if decision.traffic.from.is_empty() { "" } else { ", but for networks that have a version" };
             let message = format!("{} has all new connections of {}{apart}", order.version, operation.service);
@@ -74,7 +75,8 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
         before.filter(|(version, weight)| *version != order.version && *weight > 0).collect();
     if others.is_empty() {
         for backend in view.backends.values().filter(|b| b.version != order.version && b.state.could_serve()) {
-            *others.entry(backend.version.clone()).or_default() += backend.weight;
+            let all: &mut u32 = others.entry(backend.version.clone()).or_default();
+            *all = all.saturating_add(backend.weight);
         }
     }
     let all: u64 = others.values().map(|weight| u64::from(*weight)).sum();

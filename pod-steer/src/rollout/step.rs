@@ -52,7 +52,7 @@ pub(super) fn decide(decision: &Decision, change: impl FnOnce(&mut Decision)) ->
 }
 
 pub(super) fn done(operation: &mut Operation, name: &str, took_ms: i64, detail: String) {
-    let took_us = u64::try_from(took_ms).unwrap_or(0) * 1000;
+    let took_us = u64::try_from(took_ms).unwrap_or(0).saturating_mul(1000);
     operation.steps.push(Step { name: name.to_owned(), took_us, detail });
 }
 

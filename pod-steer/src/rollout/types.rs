@@ -347,7 +347,7 @@ impl Operation {
             Phase::Stepping { step, next_ms, .. } => {
                 let steps = if let Order::Canary(order) = &self.order { order.steps.as_slice() } else { &[] };
                 let share = steps.get(*step).map(|share| words::share(*share)).unwrap_or_default();
-                format!("step {} of {}, {share}; next in {}", step + 1, steps.len(), within(*next_ms))
+                format!("step {} of {}, {share}; next in {}", step.saturating_add(1), steps.len(), within(*next_ms))
             }
             Phase::Stopping { old, .. } => format!("{} to stop", words::count(old.len() as u64, "old backend")),
             Phase::Ended => String::new(),

@@ -15,7 +15,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDe
 use serde::de::DeserializeOwned;
 
 use super::{Change, Contents, PlannedStop};
-use crate::clock::Stored;
+use crate::{clock::Stored, rollout::Operation};
 
 /// Grows when the meaning of what is stored changes in a way that an older or newer daemon would misread.
 pub(super) const LAYOUT: u64 = 1;
@@ -137,7 +137,14 @@ impl Disk {
             }
             for row in read.open_table(OPERATIONS)?.iter()? {
                 let (id, operation) = row?;
-                contents.operations.insert(id.value(), parse::<Stored<_>>(operation.value())?.into_value());
+                let (id, operation) = (id.value(), parse::<Stored<Operation>>(operation.value())?.into_value());
+                if operation.id != id || !(1..u64::MAX).contains(&id) {
+                    return Err(Fault::Damaged(format!(
+                        "the record of operation {id} is of operation {}",
+                        operation.id
+                    )));
+                }
+                contents.operations.insert(id, operation);
             }
             for row in read.open_table(STOPS)?.iter()? {
                 contents.stops.push(parse::<Stored<_>>(row?.1.value())?.into_value());
