@@ -132,17 +132,23 @@ fn start_of(stat: &str) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
+/// A pid; a negative one means something else to system calls, and zero too.
+fn pid_of(pid: i32) -> io::Result<Pid> {
+    let pid_or_none = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
+    pid_or_none.ok_or_else(|| io::Error::other(format!("{pid} is no process id")))
+}
+
 impl Process {
     /// Holds the process that has this pid now.
     pub fn open(pid: i32) -> io::Result<Self> {
-        let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
+        let pid = pid_of(pid)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, pidfd })
     }
 
     /// Holds a process by a pidfd that was given for it.
     pub fn from_pidfd(pid: i32, pidfd: OwnedFd) -> io::Result<Self> {
-        let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
+        let pid = pid_of(pid)?;
         Ok(Self { pid, pidfd })
     }
 
@@ -312,6 +318,14 @@ pub fn address_from_bytes(family: u8, bytes: [u8; 16]) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pid_is_positive() {
+        for pid in [0, -1, i32::MIN] {
+            let error = Process::open(pid).err().map(|error| error.to_string());
+            assert_eq!(error, Some(format!("{pid} is no process id")));
+        }
+    }
 
     #[test]
     fn reads_what_proc_says_of_a_process() {
