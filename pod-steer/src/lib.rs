@@ -23,6 +23,8 @@ pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod engine;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod health;
 pub mod holders;
 pub mod kernel;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Root, and these programs in the search path.
 pub fn root_and(programs: &[&str]) -> Result<(), String> {
@@ -59,6 +59,23 @@ pub fn named_server() -> Result<PathBuf> {
 /// The program that keeps test hosts.
 pub fn host_keeper() -> Result<PathBuf> {
     program("POD_STEER_HOST_KEEPER", &[build_dir()?.join("host-keeper")])
+}
+
+/// The program that gives TCP clients a unix socket.
+pub fn relay() -> Result<PathBuf> {
+    program("POD_STEER_RELAY", &[build_dir()?.join("relay")])
+}
+
+/// Schemathesis, which `cargo xtask test` installs.
+pub fn schemathesis() -> Result<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/schemathesis/bin/schemathesis");
+    ensure!(installed.is_file(), "schemathesis is not installed: `cargo xtask test` installs it");
+    Ok(installed)
+}
+
+/// The settings of Schemathesis.
+pub fn openapi_settings() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/schemathesis.toml")
 }
 
 /// pod-steer itself: what `POD_STEER_BIN` names, else the release build, else the debug build.

@@ -68,7 +68,8 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.filter(ours).find_map(|message| Some(message["executable"].as_str()?.into()))
 }
 
-fn host_triple() -> Result<String> {
+/// The name of this machine's target.
+pub fn host_triple() -> Result<String> {
     let version = output(command("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("`rustc -vV` names no host")?.to_owned())

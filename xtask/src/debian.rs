@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 20] = [
+const NEEDS: [Need; 22] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("conmon", "conmon"),
@@ -25,6 +25,7 @@ const NEEDS: [Need; 20] = [
     ("docker-compose", "docker-compose"),
     ("dockerd", "docker.io"),
     ("faketime", "faketime"),
+    ("g++", "g++"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
@@ -33,6 +34,7 @@ const NEEDS: [Need; 20] = [
     ("nsenter", "util-linux"),
     ("podman", "podman"),
     ("python3", "python3"),
+    ("python3", "python3-venv"),
     ("systemctl", "systemd"),
     ("unshare", "util-linux"),
     ("wrk", "wrk"),

@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `bench` and `kernels`. Each does all of its own set-up.
+//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench` and `kernels`. Each does all of its own set-up.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -6,10 +6,12 @@ mod build;
 mod cmd;
 mod debian;
 mod demo;
+mod fuzz;
 mod kernels;
 mod paths;
 mod privilege;
 mod say;
+mod schemathesis;
 mod setup;
 mod test;
 
@@ -47,6 +49,8 @@ enum Task {
         /// Only tests whose name contains one of these; the checks of `lint` are then left out
         filters: Vec<String>,
     },
+    /// Run the fuzz targets: arbitrary labels, configurations, requests, files, answers of engines, kernel events
+    Fuzz(fuzz::Options),
     /// Measure beside what people would use instead: tables, aims, and docs/benchmarks.md (needs root)
     Bench(bench::Options),
     /// Play on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Task::Demo { docker } => privilege::root_or_remedy().unwrap_or_else(|| demo::demo(docker)),
         Task::Lint => test::lint(),
         Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench(options) => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),
         Task::DemoInside(inside) => demo::inside(&inside),

@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, PROTO_TCP, SOCKETS_MAX, SocketInfo};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, PROTO_TCP, SOCKETS_MAX, SocketInfo, V6_ONLY, V6_UNKNOWN};
 
 use super::control::Control;
 use crate::{
     kernel::{KernelError, SocketMaps, limits::limit, v6only},
-    procs::address_bytes,
+    procs::{address_bytes, address_from_bytes},
     world::Socket,
 };
 
@@ -123,7 +123,7 @@ impl Control {
 }
 
 /// A socket as the kernel programs describe it. Whose queue it is, is written by the next plan.
-fn description(socket: &Socket) -> SocketInfo {
+pub(crate) fn description(socket: &Socket) -> SocketInfo {
     SocketInfo {
         netns_cookie: socket.netns_cookie,
         addr: address_bytes(socket.ip),
@@ -137,8 +137,24 @@ fn description(socket: &Socket) -> SocketInfo {
         },
         service: NONE,
         hidden_port: socket.hidden_port.unwrap_or_default(),
-        v6only: socket.v6only.map_or(pod_steer_ebpf::V6_UNKNOWN, v6only),
+        v6only: socket.v6only.map_or(V6_UNKNOWN, v6only),
         users: [0; 2],
         ifindex: socket.ifindex,
+    }
+}
+
+/// The reverse: a socket from the kernel programs' description.
+pub(crate) fn described(info: &SocketInfo) -> Socket {
+    Socket {
+        backend: info.backend,
+        netns_cookie: info.netns_cookie,
+        ip: address_from_bytes(info.family, info.addr),
+        port: info.port,
+        hidden_port: (info.hidden_port != 0).then_some(info.hidden_port),
+        v6only: match (info.family, info.v6only) {
+            (FAMILY_V6, V6_UNKNOWN) => None,
+            (_, v6only) => Some(v6only == V6_ONLY),
+        },
+        ifindex: info.ifindex,
     }
 }

@@ -283,7 +283,7 @@ impl HeldListeners {
     }
 }
 
-pub(super) fn parse(request: &BackendRequest) -> Result<Spec, String> {
+pub(crate) fn parse(request: &BackendRequest) -> Result<Spec, String> {
     if let Some(name) = &request.name {
         Name::Backend.check(name)?;
     }

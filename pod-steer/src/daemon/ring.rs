@@ -38,7 +38,7 @@ impl Control {
 }
 
 /// The contract's types are plain old data; their bytes are copied out.
-fn event(bytes: &[u8]) -> Option<Event> {
+pub(crate) fn event(bytes: &[u8]) -> Option<Event> {
     (bytes.len() == size_of::<Event>()).then(|| sys::read_event(bytes))
 }
 

@@ -7,16 +7,16 @@ use std::{
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
-    FAMILY_V6, NONE, OwnListener, PROTO_TCP, SocketInfo, V6_ONLY, V6_UNKNOWN,
+    FAMILY_V6, NONE, OwnListener, PROTO_TCP, SocketInfo,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Input, beside::beside, control::Control, descriptions::described};
 use crate::{
     clock::boot_ms,
     kernel::{KernelError, v6only},
-    procs::{FoundSocket, address_bytes, address_from_bytes},
+    procs::{FoundSocket, address_bytes},
     world::{Network, Socket},
 };
 
@@ -86,19 +86,7 @@ impl Control {
         if backend.netns.is_none() && backend.network != Network::Own {
             backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
         }
-        let socket = Socket {
-            backend: info.backend,
-            netns_cookie: info.netns_cookie,
-            ip: address_from_bytes(info.family, info.addr),
-            port: info.port,
-            hidden_port: (info.hidden_port != 0).then_some(info.hidden_port),
-            v6only: match (info.family, info.v6only) {
-                (FAMILY_V6, V6_UNKNOWN) => None,
-                (_, v6only) => Some(v6only == V6_ONLY),
-            },
-            ifindex: info.ifindex,
-        };
-        self.world.sockets.insert(cookie, socket);
+        self.world.sockets.insert(cookie, described(info));
         self.check_foreign(info.backend);
         self.touch();
     }

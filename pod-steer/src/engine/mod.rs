@@ -1,9 +1,9 @@
 //! Container engines, through the Docker API that Docker and Podman speak: a snapshot and the events since, for as
 //! long as the engine answers, and again when it comes back. What an answer means is decided in `convert`.
 
-mod answers;
+pub(crate) mod answers;
 mod commands;
-mod convert;
+pub(crate) mod convert;
 mod creation;
 mod failure;
 mod http;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::tidy;
 use crate::cmd::{cargo, command, output, run};
-use crate::{paths, say, setup};
+use crate::{fuzz, paths, say, setup};
 
 /// One check; an error is its failure.
 pub struct Check {
@@ -35,7 +35,10 @@ fn format() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    fuzz::ensure_compiler()?;
+    let fuzzer = ["--package", "pod-steer-fuzz", "--features", "libfuzzer", "--bins"];
+    run(cargo().arg("clippy").args(fuzzer).args(["--", "-D", "warnings"]))
 }
 
 fn clippy_of_the_kernel_side() -> Result<()> {

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{bench, build, debian, say, setup};
+use crate::{bench, build, debian, fuzz, say, schemathesis, setup};
 use tally::Tally;
 
 /// The `lint` task.
@@ -37,7 +37,9 @@ pub fn test(filters: &[String]) -> Result<ExitCode> {
 fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     timed("what the build and the tests need", || {
         setup::ensure()?;
-        debian::ensure_for_tests()
+        debian::ensure_for_tests()?;
+        schemathesis::ensure();
+        Ok(())
     })?;
     if filters.is_empty() {
         run_checks(tally);
@@ -50,25 +52,24 @@ fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     let named_server = timed("static build of the named test server", build::named_server)?;
     timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))?;
     if filters.is_empty() {
-        match timed("benchmarks: that they run", bench::try_out) {
-            Ok(()) => tally.pass(),
-            Err(error) => {
-                println!("{} {error:#}", say::red("failed:"));
-                tally.fail("benchmarks");
-            }
-        }
+        run_step("fuzzing", fuzz::in_tests, tally);
+        run_step("benchmarks: that they run", bench::try_out, tally);
     }
     Ok(())
 }
 
 fn run_checks(tally: &mut Tally) {
     for check in checks::ALL {
-        match timed(check.name, check.run) {
-            Ok(()) => tally.pass(),
-            Err(error) => {
-                println!("{} {error:#}", say::red("failed:"));
-                tally.fail(check.name);
-            }
+        run_step(check.name, check.run, tally);
+    }
+}
+
+fn run_step(name: &str, step: fn() -> Result<()>, tally: &mut Tally) {
+    match timed(name, step) {
+        Ok(()) => tally.pass(),
+        Err(error) => {
+            println!("{} {error:#}", say::red("failed:"));
+            tally.fail(name);
         }
     }
 }

@@ -39,7 +39,10 @@ pub fn tidy() -> Result<()> {
     bail!("{}", complaints.join("\n"))
 }
 
-/// All that is not built and not hidden; of the hidden directories, those that hold the project's own settings. A second
+/// Inputs of the fuzz targets: whatever bytes they are.
+const INPUTS: [&str; 2] = ["tests/fuzz/corpus", "tests/fuzz/regressions"];
+
+/// All that is not built, not hidden and no input; of the hidden directories, those that hold the project's own settings. A second
 /// worktree has a file `.git`.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -48,7 +51,8 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let kind = entry.file_type()?;
         let ours = !name.starts_with('.') || [".cargo", ".ci", ".config"].contains(&name.as_str());
-        if kind.is_dir() && ours && name != "target" {
+        let is_input = INPUTS.iter().any(|inputs| entry.path().ends_with(inputs));
+        if kind.is_dir() && ours && name != "target" && !is_input {
             found.extend(files(&entry.path())?);
         } else if kind.is_file() && ![".git", "Cargo.lock"].contains(&name.as_str()) && !name.starts_with("LICENSE") {
             found.push(entry.path());

@@ -1,0 +1,68 @@
+//! Functions of private modules that the fuzz targets of `tests/fuzz` call: each turns bytes or values that pod-steer did not
+//! make into its own values, without I/O. With the feature `fuzzing` only.
+
+use pod_steer_ebpf::{Event, SocketInfo};
+
+use crate::{
+    api::{orders, types::BackendRequest},
+    daemon::{descriptions, processes, ring},
+    engine::{
+        Container, Happened, Sandbox,
+        answers::{self, Details},
+        convert,
+    },
+    labels::Spec,
+    rollout::Order,
+    world::Socket,
+};
+
+/// The address of an engine that does not exist.
+const ENGINE: &str = "unix:///run/engine.sock";
+
+/// A container that joins as a backend, from an engine's answer to `GET /containers/ID/json`.
+pub fn engine_container(answer: &[u8]) -> Option<Container> {
+    convert::container(ENGINE, serde_json::from_slice::<Details>(answer).ok()?)
+}
+
+/// A container whose namespace others share, from the same answer.
+pub fn engine_sandbox(answer: &[u8]) -> Option<Sandbox> {
+    convert::sandbox(serde_json::from_slice::<Details>(answer).ok()?)
+}
+
+/// Ids of the containers with labels of ours, from an engine's answer to `GET /containers/json`.
+pub fn engine_list(answer: &[u8]) -> Option<Vec<String>> {
+    Some(serde_json::from_slice::<answers::Listed>(answer).ok()?.ids)
+}
+
+/// A line of an engine's answer to `GET /events`.
+pub fn engine_event(line: &[u8]) -> Option<Happened> {
+    convert::happened(ENGINE, serde_json::from_slice::<answers::Event>(line).ok()?)
+}
+
+/// The body of `POST /v1/services/SERVICE/orders`.
+pub fn order(body: &[u8]) -> Result<Order, String> {
+    let body = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let order = orders::parse(&body)?;
+    let fault = order.names().find_map(|(kind, name)| kind.check(name).err());
+    fault.map_or(Ok(order), Err)
+}
+
+/// What `POST /v1/exec` and `POST /v1/register` declare.
+pub fn backend(request: &BackendRequest) -> Result<Spec, String> {
+    processes::parse(request)
+}
+
+/// A record of the ring that the kernel programs write.
+pub fn ring_event(record: &[u8]) -> Option<Event> {
+    ring::event(record)
+}
+
+/// A listening socket as the world has it, from the kernel programs' description.
+pub fn socket(info: &SocketInfo) -> Socket {
+    descriptions::described(info)
+}
+
+/// The reverse of [`socket`].
+pub fn description(socket: &Socket) -> SocketInfo {
+    descriptions::description(socket)
+}

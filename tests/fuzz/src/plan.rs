@@ -1,0 +1,85 @@
+//! Worlds made from specs, and what holds of every plan.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use pod_steer::{
+    labels::Spec,
+    netns::Netns,
+    world::{Backend, Health, Kind, Network, Phase, Plan, Socket, World},
+};
+
+/// The only network namespace.
+pub const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
+/// A time since boot.
+pub const NOW_MS: i64 = 1_000_000;
+
+/// A world in which each of these specs has a backend that listens on all of its ports, by IPv4 and IPv6.
+pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
+    let mut world = World { steered: BTreeSet::from([HOST.cookie]), now_ms: NOW_MS, ..World::default() };
+    let mut cookies = 100..;
+    for (index, spec) in (0..).zip(specs) {
+        for port in spec.ports.iter().map(|map| map.target).collect::<BTreeSet<u16>>() {
+            let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            for ip in any {
+                let v6only = Some(ip.is_ipv6());
+                let netns_cookie = HOST.cookie;
+                let socket = Socket { backend: index, netns_cookie, ip, port, hidden_port: None, v6only, ifindex: 0 };
+                world.sockets.extend(cookies.next().map(|cookie| (cookie, socket)));
+            }
+        }
+        let backend = backend(index, spec);
+        world.backends.insert(backend.id.clone(), backend);
+    }
+    world
+}
+
+fn backend(index: u32, spec: Spec) -> Backend {
+    Backend {
+        id: format!("id{index}"),
+        name: format!("name{index}"),
+        kind: Kind::Exec,
+        index,
+        created_ms: 0,
+        seen: index.into(),
+        seen_after: None,
+        spec,
+        phase: Phase::Running,
+        health: Health::Unchecked,
+        probed: Health::Unchecked,
+        ready_since_ms: None,
+        network: Network::Host,
+        netns: Some(HOST),
+        stop_signal: None,
+        stop_timeout_s: None,
+        stop_by_ms: None,
+        process: None,
+        inherited: BTreeSet::new(),
+        counts_incomplete: false,
+        port_history: Default::default(),
+        troubles: Default::default(),
+    }
+}
+
+/// Plans, and checks the plan.
+pub fn check(world: &mut World) -> Plan {
+    let plan = world.plan();
+    for (key, rule) in &plan.rules {
+        assert!(key.port > 0, "a rule without a port: {key:?}");
+        let networks = rule.networks.values().map(|networks| &networks.table);
+        for table in rule.table.iter().chain(networks) {
+            for member in table.members.iter().chain(&table.reserve).chain(&table.withheld) {
+                let socket = world.sockets.get(&member.cookie);
+                let known = socket.is_some_and(|socket| socket.backend == member.backend);
+                assert!(known || world.pause_cookie == Some(member.cookie), "{member:?} is no socket");
+            }
+        }
+    }
+    for service in world.backends.values().map(|backend| &backend.spec.service) {
+        let all: f64 = plan.shares(service).into_values().sum();
+        assert!((0.0..=1.000_001).contains(&all), "the shares of {service} add up to {all}");
+    }
+    plan
+}
