@@ -67,3 +67,16 @@ fn cut_bounding_set(keep: CapabilitySet) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_each_with_its_purpose() {
+        let text = include_str!("../../docs/security.md").replace('`', "");
+        for (_, name, purpose) in NEEDED {
+            assert!(text.contains(&format!("| {name} | {purpose} |")), "{name}: {purpose}");
+        }
+    }
+}

@@ -24,6 +24,9 @@ pub enum Command {
     /// Run the daemon: follow container engines and steer new connections to their containers
     Run(Box<RunArgs>),
     /// Run a command as a backend: pod-steer exec --service NAME --ports PORTS -- COMMAND
+    ///
+    /// The command runs in a cgroup of its own, outside of the caller's: limits that are set on the caller's cgroup, and programs that
+    /// are attached to it, do not hold for it. So only operators may use it.
     Exec(ExecArgs),
     /// Make a process that already listens a backend
     Register(RegisterArgs),
