@@ -45,17 +45,23 @@ impl Name {
             return Some(format!("it has {count} characters; write {max} at the most"));
         }
         let sign = |c: char| quoted(c.encode_utf8(&mut [0; 4]));
-        if self != Self::Service {
-            let c = text.chars().find(|c| !c.is_ascii_graphic())?;
-            let what = self.noun();
-            return Some(format!(
-                "{} has no place in a {what}; write printable ASCII without spaces, as in v1.2",
-                sign(c)
-            ));
-        }
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let (is_allowed, remedy): (fn(char) -> bool, _) = match self {
+            Self::Service => {
+                (|c| c.is_ascii_alphanumeric() || "._-".contains(c), "letters a-z, A-Z, digits, '.', '_', '-'")
+            }
+            Self::Version => (|c| c.is_ascii_graphic(), "printable ASCII without spaces, as in v1.2"),
+            // Neither a control character nor one that changes the direction or the place of others is a letter or a digit.
+            Self::Backend => (
+                |c| c.is_ascii_graphic() || c.is_alphanumeric(),
+                "letters, digits and signs without spaces, as in web-1",
+            ),
+        };
         if let Some(c) = text.chars().find(|&c| !is_allowed(c)) {
-            return Some(format!("{} has no place in a name; write letters a-z, A-Z, digits, '.', '_', '-'", sign(c)));
+            let noun = if self == Self::Version { "version" } else { "name" };
+            return Some(format!("{} has no place in a {noun}; write {remedy}", sign(c)));
+        }
+        if self != Self::Service {
+            return None;
         }
         let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
         (!begins_well).then(|| "it begins with a sign; begin with a letter or a digit, as in web".to_owned())
@@ -100,7 +106,7 @@ mod tests {
     fn names_have_a_length_and_can_be_seen() {
         for kind in [Name::Service, Name::Version, Name::Backend] {
             assert_eq!(kind.check("web-1.2_x"), Ok(()));
-            for bad in ["", "two words", "a\nb", "\x1b[31mred", "caf\u{e9}", "a\u{202e}b", &"x".repeat(2_000_000)] {
+            for bad in ["", "two words", "a\nb", "\x1b[31mred", "a\u{202e}b", "a\u{200b}b", &"x".repeat(2_000_000)] {
                 let error = kind.check(bad).unwrap_err();
                 assert!(error.lines().count() == 1 && error.chars().count() < 400, "{error}");
                 assert!(!error.contains(['\x1b', '\u{202e}']), "{error}");
@@ -108,6 +114,8 @@ mod tests {
         }
         assert!(Name::Service.check(&"x".repeat(63)).is_ok() && Name::Service.check(&"x".repeat(64)).is_err());
         assert!(Name::Backend.check(&"x".repeat(128)).is_ok() && Name::Backend.check(&"x".repeat(129)).is_err());
+        assert!(Name::Service.check("caf\u{e9}").is_err() && Name::Version.check("caf\u{e9}").is_err());
+        assert_eq!(Name::Backend.check("caf\u{e9}-商店-1"), Ok(()));
         assert!(Name::Service.check("-web").is_err() && Name::Version.check("-v1").is_ok());
     }
 
