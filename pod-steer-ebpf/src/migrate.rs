@@ -16,13 +16,13 @@ use aya_ebpf::{
     macros::sk_reuseport,
     programs::SkReuseportContext,
 };
-use pod_steer_ebpf::{FAMILY_V6, Move, PROBE_SOURCE_V4, ProbeKey, Slot, table_index};
+use pod_steer_ebpf::{FAMILY_V6, Move, NONE, PROBE_SOURCE_V4, ProbeKey, Slot, table_index};
 
 use crate::{
     lookup::LOOPBACK_V6,
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, switch},
     own,
-    table::{Chooser, Visit, visit},
+    table::{Chooser, Visit, every, visit},
 };
 
 /// `TCP_NEW_SYN_RECV`: the socket being moved is a request, its handshake not yet complete.
@@ -38,24 +38,36 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
     // A probe, or a connection of the backend itself, is for the closing listener and no other: it fails with it, uncounted.
     let (from_backend, netns_cookie) = (from.backend, from.netns_cookie);
+    let newest = own::newest(from);
     // SAFETY: `moving` is not null, and valid for the whole run.
     if unsafe { is_probe(moving.sock, netns_cookie) || own::is_moving(moving.sock, netns_cookie, from_backend) } {
         return SK_DROP;
     }
     let side = switch(from.service);
-    // Others in the group may be another service's, or not managed: left to itself, the kernel would choose among all of them.
-    let Some(table) = TABLES.get(table_index(from.table, side)) else {
-        count!(BACKEND_COUNTERS, from_backend, not_moved);
-        return SK_DROP;
-    };
+    // It is in no table: its clients came by the kernel's own lookup, and so does its queue.
+    let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
 
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
-    let mut heir = Heir { ctx: &ctx, closing, backend: from_backend };
-    let taken = visit(table, hash, false, &mut heir);
+    let mut heir = Heir { ctx: &ctx, closing, backend: from_backend, nobody_serves: true };
+    let mut taken = visit(table, hash, false, &mut heir);
+    let nobody_serves = heir.nobody_serves;
+    if let Visit::TryNext = taken
+        && let Some(cookie) = newest
+    {
+        // A listener that was opened since the table was made, as by a server that reloads.
+        taken = heir.offer(&Slot { cookie, backend: from_backend, slots: 0 });
+    }
+    if let Visit::TryNext = taken
+        && nobody_serves
+    {
+        // The service is paused or drained: those who are inside stay inside.
+        taken = every(table, &mut heir);
+    }
     let to_backend = heir.backend;
     let Visit::Taken = taken else {
+        // Others in the group may be another service's, or not managed: left to itself, the kernel would choose among all of them.
         count!(BACKEND_COUNTERS, from_backend, not_moved);
         return SK_DROP;
     };
@@ -101,12 +113,15 @@ struct Heir<'a> {
     ctx: &'a SkReuseportContext,
     closing: u64,
     backend: u32,
+    /// No backend's socket was offered: a paused service has the pause's alone in its table, a drained one has none.
+    nobody_serves: bool,
 }
 
 impl Chooser for Heir<'_> {
     #[inline(always)]
     fn offer(&mut self, slot: &Slot) -> Visit {
         let mut cookie = slot.cookie;
+        self.nobody_serves &= slot.backend == NONE;
         if cookie == self.closing {
             return Visit::TryNext;
         }

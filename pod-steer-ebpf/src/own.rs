@@ -247,6 +247,13 @@ fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<OwnTarget> {
     (purposes & PORT_LISTENS != 0).then_some(OwnTarget { service: NONE, port: ends.remote_port, pad: 0 })
 }
 
+/// The newest listener of the same backend for the same address and port.
+#[inline(always)]
+pub fn newest(of: &SocketInfo) -> Option<u64> {
+    // SAFETY: eight aligned bytes are read at once.
+    unsafe { OWN_LISTENERS.get(of.own_listener()?) }.copied()
+}
+
 /// The listener that the kernel's own lookup would find if no other socket listened: of the address, else of all addresses.
 #[inline(always)]
 fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 16]) -> Option<u64> {

@@ -87,3 +87,52 @@ fn while_connections_keep_coming() -> Result<()> {
     assert_eq!(tally.refused(), 0, "{tally}");
     Ok(())
 }
+
+/// Those who are inside stay inside: a pause keeps out new clients only.
+#[test]
+fn of_a_paused_service() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let (deaf, _good, clients, waiting) = queue_up(&stage)?;
+    stage.daemon.order_done("pause web")?;
+    deaf.process.signal(Signal::KILL)?;
+    let tally = clients.stop()?;
+    assert_eq!(tally.answered_by("good"), CLIENTS, "{waiting} waited: {tally}");
+    stage.daemon.order_done("unpause web").map(drop)
+}
+
+/// A server that opens a new listener before it closes the old one, while no daemon can publish it.
+#[test]
+fn of_a_server_that_reloads_without_a_daemon() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = Stage::without_engine()?;
+    let go = stage.host.dir().join("go");
+    let server = "import os, socket, sys, time
+def listen():
+    s = socket.socket()
+    s.bind(('0.0.0.0', 8080))
+    s.listen(100)
+    return s
+old = listen()
+print('listening', flush=True)
+while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+new = listen()
+old.close()
+while True:
+    c = new.accept()[0]
+    c.recv(1000)
+    c.sendall(b'HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: 3\\r\\n\\r\\nnew')
+    c.close()";
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "one", "--", "python3", "-c", server]);
+    let process = stage.host.start("server", command.arg(&go))?;
+    wait::until("it to listen", || process.stdout().contains("listening").then_some(()))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let clients = Load::to("127.0.0.1:80".parse()?).threads(10).count(10).start(stage.host.net())?;
+    stage.daemon.wait_for("clients in the queue", |status| (status.service("web")?.opened() == 10).then_some(()))?;
+    stage.daemon.kill()?;
+    std::fs::write(&go, "")?;
+    let tally = clients.stop()?;
+    assert_eq!(tally.answered(), 10, "{tally} {}", process.stderr());
+    Ok(())
+}
