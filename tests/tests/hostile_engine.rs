@@ -19,7 +19,7 @@ use pod_steer_tests::{
     exec::Exec,
     host::Host,
     load::Load,
-    report, require, tools,
+    report, require, tools, wait,
 };
 
 /// How much memory the daemon may have had at most.
@@ -33,6 +33,8 @@ const MIB: u64 = 1 << 20;
 enum Fault {
     /// An event without an end.
     Event,
+    /// An event with labels of a megabyte.
+    LongEvent,
     /// A list of containers without an end.
     List,
     /// A description of a container without an end.
@@ -114,7 +116,7 @@ fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
                 send(b"{}]");
             }
             Fault::Details => drop(send(format!("[{}{{}}]", container(7)).as_bytes())),
-            Fault::Event | Fault::Head => drop(send(b"[]")),
+            Fault::Event | Fault::LongEvent | Fault::Head => drop(send(b"[]")),
         }
     } else if path.starts_with("/containers/") {
         send(head);
@@ -123,6 +125,10 @@ fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
     } else if path.starts_with("/events") {
         send(head);
         while fault == Fault::Event && send(&junk) {}
+        if fault == Fault::LongEvent {
+            (0..16).all(|_| send(&junk));
+            send(b"\n");
+        }
         // Any other stream is silent.
         if fault != Fault::Event {
             let _ = lines.next();
@@ -145,7 +151,7 @@ fn peak_kib(daemon: &Daemon) -> Result<u64> {
 fn endless_answers_are_cut_off_and_told() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     for (fault, wanted) in [
-        (Fault::Event, Some("an event has more than 262144 bytes")),
+        (Fault::Event, Some("an event has more than 16777216 bytes")),
         (Fault::List, Some("the answer to GET /containers/json has more than 33554432 bytes")),
         (Fault::Details, Some("has more than 1048576 bytes")),
         (Fault::Head, Some("the conversation broke off")),
@@ -159,8 +165,11 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
         match wanted {
             Some(wanted) => {
                 let said = daemon.wait_for("the engine to be reported", |status| {
-                    let problem = status.problems.iter().find(|problem| problem.subject.starts_with("engine "))?;
-                    problem.message.contains(wanted).then(|| problem.message.clone())
+                    status
+                        .problems
+                        .iter()
+                        .map(|problem| problem.message.clone())
+                        .find(|message| message.contains(wanted))
                 });
                 said.with_context(|| format!("{fault:?}"))?;
             }
@@ -175,6 +184,20 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
         ensure!(largest < ENDLESS, "{fault:?}: {largest} bytes were taken");
         drop(daemon);
     }
+    Ok(())
+}
+
+/// It is left out, and the engine's other containers are followed as before.
+#[test]
+fn a_long_event_does_not_end_the_stream() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let host = Arc::new(Host::new()?);
+    let socket = host.dir().join("engine.sock");
+    let _engine = FakeEngine::start(&socket, Fault::LongEvent)?;
+    let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
+    wait::until("the event to be left out", || daemon.log().contains("an event is too long").then_some(()))?;
+    ensure!(daemon.status()?.problems.is_empty(), "{}", daemon.status()?);
+    ensure!(daemon.log().matches("container engine connected").count() == 1, "{}", daemon.log());
     Ok(())
 }
 

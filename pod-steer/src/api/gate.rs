@@ -69,9 +69,12 @@ impl Gate {
     pub async fn serve(self, app: Router, mut ended: oneshot::Receiver<()>) {
         let (end, ending) = watch::channel(());
         let mut connections = JoinSet::new();
+        // One future until it is done: it holds an accepted client, that of root perhaps, who waits for a slot.
+        let mut arrived = Box::pin(self.arrived());
         loop {
             tokio::select! {
-                Arrived { stream, slot, admitted } = self.arrived() => {
+                Arrived { stream, slot, admitted } = &mut arrived => {
+                    arrived.set(self.arrived());
                     let ending = ending.clone();
                     match admitted {
                         Ok(peer) => {
@@ -90,6 +93,7 @@ impl Gate {
                 _ = &mut ended => break,
             }
         }
+        drop(arrived);
         drop((self, end));
         while connections.join_next().await.is_some() {}
     }

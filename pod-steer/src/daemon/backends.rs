@@ -20,7 +20,7 @@ pub(super) const ENGINE_CHECK: &str = "engine-check";
 impl Control {
     pub(super) fn engine_input(&mut self, input: EngineInput) {
         match input {
-            EngineInput::Snapshot { engine, containers } => self.snapshot(&engine, containers),
+            EngineInput::Snapshot { engine, containers, unread } => self.snapshot(&engine, containers, unread),
             EngineInput::Container(container) => {
                 // It has just appeared, if it is not known.
                 let seen_after = self.orders.ledger.next_operation() - 1;
@@ -35,9 +35,10 @@ impl Control {
     }
 
     /// Everything that an engine has: what is not in it went while nobody listened.
-    fn snapshot(&mut self, engine: &str, mut containers: Vec<Container>) {
+    fn snapshot(&mut self, engine: &str, mut containers: Vec<Container>, unread: Vec<(String, String)>) {
         self.lost_engines.remove(engine);
-        let there: BTreeSet<String> = containers.iter().map(|container| container.id.clone()).collect();
+        let read = containers.iter().map(|container| &container.id);
+        let there: BTreeSet<String> = read.chain(unread.iter().map(|(id, _)| id)).cloned().collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
         let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
         let gone: Vec<String> = backends.map(|b| b.id.clone()).filter(|id| !there.contains(id)).collect();
@@ -45,6 +46,12 @@ impl Control {
             self.ended(&id, Ending::Removed);
         }
         self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
+        for (id, why) in unread {
+            let known = self.world.backends.get(&id).map(|backend| backend.name.clone());
+            let name = known.unwrap_or_else(|| id.get(..12).unwrap_or(&id).to_owned());
+            let errors = vec![format!("it is not followed: {why}")];
+            self.note_misfit(&id, Misfit { name, engine: engine.to_owned(), errors });
+        }
         containers.sort_by_key(|container| container.created_ms);
         let managed: Vec<Container> =
             containers.into_iter().filter_map(|container| self.describe(container, None)).collect();
@@ -198,12 +205,16 @@ impl Control {
 
     pub(super) fn misfit(&mut self, container: &Container, errors: Vec<String>) {
         let misfit = Misfit { name: container.name.clone(), engine: container.engine.clone(), errors };
-        if self.world.misfits.get(&container.id) != Some(&misfit) {
+        self.note_misfit(&container.id, misfit);
+    }
+
+    fn note_misfit(&mut self, id: &str, misfit: Misfit) {
+        if self.world.misfits.get(id) != Some(&misfit) {
             for error in &misfit.errors {
-                warn!(container = %misfit.name, id = %container.id, "{error}");
+                warn!(container = %misfit.name, %id, "{error}");
             }
             self.tell("", &misfit.name, "problem", &misfit.errors.join("; "));
-            self.world.misfits.insert(container.id.clone(), misfit);
+            self.world.misfits.insert(id.to_owned(), misfit);
         }
     }
 

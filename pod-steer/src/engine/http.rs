@@ -9,6 +9,7 @@ use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, head
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, sync::Semaphore, time::timeout};
+use tracing::warn;
 
 use super::reach::path_of;
 use crate::{
@@ -22,6 +23,8 @@ pub(super) const REQUEST_MAX: Duration = Duration::from_secs(30);
 pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of one event.
 const LINE_BYTES_MAX: usize = 256 << 10;
+/// The same of one that is left out: more than this is no event, but a stream without an end.
+const SKIPPED_BYTES_MAX: usize = 16 << 20;
 /// Most bytes of an answer's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of an error that is read.
@@ -73,6 +76,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The engine has answered, and the answer about the one thing that was asked about cannot be used.
+    pub fn is_of_one_answer(&self) -> bool {
+        matches!(self, Self::TooLong { .. } | Self::Json { .. })
+    }
+
     /// What was asked about does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
@@ -168,17 +176,20 @@ async fn collected(body: Incoming, max: usize, what: &str) -> Result<Vec<u8>, En
     })
 }
 
-/// The lines of a stream.
+/// The lines of a stream. A longer one than an event may be is left out: a container with large labels, of whichever owner, must not
+/// cut off the events of all others.
 pub(super) struct Lines {
     body: Incoming,
     buffer: BytesMut,
     /// Bytes of the buffer that have no end of a line.
     searched: usize,
+    /// Bytes of the line that is being left out.
+    skipped: usize,
 }
 
 impl Lines {
     pub fn new(body: Incoming) -> Self {
-        Self { body, buffer: BytesMut::new(), searched: 0 }
+        Self { body, buffer: BytesMut::new(), searched: 0, skipped: 0 }
     }
 
     /// The next line; nothing at the end of the stream. Nothing is lost if the future is dropped.
@@ -187,11 +198,20 @@ impl Lines {
             if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(self.searched + end + 1);
                 self.searched = 0;
-                return Ok(Some(line.freeze()));
+                match std::mem::take(&mut self.skipped) {
+                    0 => return Ok(Some(line.freeze())),
+                    skipped => warn!(bytes = skipped + line.len(), "an event is too long and was left out"),
+                }
+                continue;
             }
             self.searched = self.buffer.len();
-            if self.searched > LINE_BYTES_MAX {
-                return Err(EngineError::TooLong { what: "an event".to_owned(), max: LINE_BYTES_MAX });
+            if self.skipped > 0 || self.searched > LINE_BYTES_MAX {
+                self.skipped += self.searched;
+                self.searched = 0;
+                self.buffer.clear();
+            }
+            if self.skipped > SKIPPED_BYTES_MAX {
+                return Err(EngineError::TooLong { what: "an event".to_owned(), max: SKIPPED_BYTES_MAX });
             }
             match self.body.frame().await {
                 None if self.buffer.is_empty() => return Ok(None),

@@ -21,7 +21,7 @@ const KNOWN_MAX: usize = 1_024;
 pub enum ImageLabels {
     /// These are not among the container's: the image has them with the same value.
     Ignored(BTreeSet<String>),
-    /// The image is gone, so it is not known which labels are its own.
+    /// The image is gone, or cannot be described, so it is not known which labels are its own.
     Unknown,
 }
 
@@ -53,7 +53,7 @@ impl Images {
         }
         container.image_labels = match self.labels(container).await {
             Ok(image) => ImageLabels::Ignored(take(&mut container.labels, &image)),
-            Err(error) if error.is_not_found() => ImageLabels::Unknown,
+            Err(error) if error.is_not_found() || error.is_of_one_answer() => ImageLabels::Unknown,
             Err(error) => return Err(error),
         };
         Ok(())

@@ -63,6 +63,8 @@ pub enum EngineInput {
         engine: String,
         /// The containers.
         containers: Vec<Container>,
+        /// Ids of those whose description cannot be used, and why.
+        unread: Vec<(String, String)>,
     },
     /// One container, as it is now.
     Container(Box<Container>),
@@ -155,11 +157,11 @@ async fn session(
     let mut events = Lines::new(client.stream(Method::GET, &path, Bytes::new()).await?);
 
     let (sandboxes, images) = (Sandboxes::default(), Images::new(client.clone(), trust_image_labels));
-    let containers = snapshot(&client, engine, &sandboxes, &images).await?;
+    let (containers, unread) = snapshot(&client, engine, &sandboxes, &images).await?;
     info!(%engine, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
-    let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers }).await;
+    let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers, unread }).await;
 
     let inspector = Inspector::new(client, engine, inputs.clone(), sandboxes.clone(), images);
     let mut inspections = JoinSet::new();
@@ -247,7 +249,7 @@ async fn snapshot(
     engine: &str,
     sandboxes: &Sandboxes,
     images: &Images,
-) -> Result<Vec<Container>, EngineError> {
+) -> Result<(Vec<Container>, Vec<(String, String)>), EngineError> {
     let listed: Listed = client.get("/containers/json?all=true", LIST_BYTES_MAX).await?;
     if listed.too_many {
         return Err(EngineError::TooMany(CONTAINERS_MAX));
@@ -263,14 +265,22 @@ async fn snapshot(
             Ok(container)
         };
         match described.await {
-            Err(EngineError::Refused { status: 404, .. }) => Ok(None),
-            described => described,
+            Err(EngineError::Refused { status: 404, .. }) => Ok(Ok(None)),
+            // It is there: no other container waits for it.
+            Err(error) if error.is_of_one_answer() => Ok(Err((id, error.to_string()))),
+            described => described.map(Ok),
         }
     });
     let described: Vec<_> = described.buffer_unordered(INSPECTIONS).try_collect().await?;
-    let mut containers: Vec<Container> = described.into_iter().flatten().collect();
+    let (mut containers, mut unread) = (Vec::new(), Vec::new());
+    for one in described {
+        match one {
+            Ok(container) => containers.extend(container),
+            Err(fault) => unread.push(fault),
+        }
+    }
     for container in &mut containers {
         sandboxes.describe(client, container).await;
     }
-    Ok(containers)
+    Ok((containers, unread))
 }
