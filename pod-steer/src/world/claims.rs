@@ -100,7 +100,7 @@ pub(super) fn of<'a>(
         }
         for map in &backend.spec.ports {
             let mut not_to_have = None;
-            match hindrances(world, foreign, &held, backend, netns.cookie, map).pop() {
+            match hindrances(world, sockets, foreign, &held, backend, netns.cookie, map).pop() {
                 Some(Hindrance::Whole(text)) => {
                     plan.hinder(backend.index, text);
                     continue;
@@ -160,6 +160,7 @@ enum Hindrance {
 /// What keeps a backend from claiming a port, whichever service has it.
 fn hindrances(
     world: &World,
+    sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
     held: &BTreeMap<RuleKey, &str>,
     backend: &Backend,
@@ -174,7 +175,10 @@ fn hindrances(
     }
     let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
     let free = || all.iter().filter(|key| !held.contains_key(key));
-    if let Some(other) = free().find_map(|key| serves(world, key, &backend.spec.service)) {
+    // A server that listens at that very address has its clients by the kernel's own lookup.
+    let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target).peekable();
+    let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
+    if !is_there && let Some(other) = free().find_map(|key| serves(world, key, &backend.spec.service)) {
         return vec![Hindrance::Whole(format!(
             "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
             map.port

@@ -172,6 +172,20 @@ fn one_address_of_a_port_that_another_service_serves_is_not_claimed() {
         assert!(text.contains("already belongs to the service `web`"), "{held:?} {taken}: {text}");
         assert!(plan.rules.values().all(|rule| rule.service.as_deref() != Some("other")), "{held:?} {taken}");
     }
+    // Nor by a server that listens on every address itself.
+    let (_, text) = claim(&["0.0.0.0"], "127.0.0.1:19090");
+    assert_eq!(text, "", "it is another port");
+    let mut same = world([backend(0, "web", "8080")], [socket(0, "0.0.0.0", 8080)]);
+    same.plan();
+    same.backends.insert("id1".to_owned(), backend(1, "other", "127.0.0.1:8080"));
+    assert!(same.plan().hindrances.is_empty(), "it is not known yet where it will listen");
+    same.sockets.insert(200, socket(1, "127.0.0.1", 8080));
+    assert_eq!(members(&same.plan(), at(FOUR(8080), "127.0.0.1")), [200], "the kernel prefers it too");
+    same.sockets.clear();
+    same.sockets.insert(100, socket(0, "0.0.0.0", 8080));
+    same.sockets.insert(200, socket(1, "0.0.0.0", 8080));
+    same.claimed.retain(|_, claimed| claimed.service == "web");
+    assert!(same.plan().hindrances.contains_key(&1));
     // Where no socket of that service listens, the address is free.
     let (plan, text) = claim(&["127.0.0.2"], "127.0.0.1:8080:19090");
     assert_eq!((text.as_str(), members(&plan, at(FOUR(8080), "127.0.0.1"))), ("", vec![200]));
