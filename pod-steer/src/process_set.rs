@@ -58,7 +58,7 @@ impl ProcessSet {
     }
 }
 
-/// Opens a network namespace: our own, or by one of these processes, or by any other that is in it. Whoever keeps the descriptor
+/// Opens a network namespace: our own, or by one of these processes, or by any other that is in it. A caller that keeps the descriptor
 /// keeps the namespace from ending.
 pub fn open_netns(netns: Netns, sets: &[ProcessSet]) -> io::Result<File> {
     let own = File::open("/proc/self/ns/net").ok().filter(|file| is(file, netns));

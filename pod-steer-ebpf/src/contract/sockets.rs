@@ -99,7 +99,7 @@ pub struct PortUser {
 }
 
 /// How long a bind may be under way. It takes microseconds, and longer only if its thread is interrupted. After this time a port
-/// is nobody's on which no bind has succeeded.
+/// on which no bind has succeeded has no user.
 pub const BIND_MAX_NS: u64 = 50_000_000;
 
 /// What a socket's storage holds if its bind was moved to a port of the kernel's choice, since the port that it asked for

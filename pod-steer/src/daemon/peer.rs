@@ -39,7 +39,7 @@ impl Peer {
     }
 }
 
-/// The second number after `Uid:`. The owner of `/proc/PID` is root for some programs, whoever runs them.
+/// The second number after `Uid:`. The owner of `/proc/PID` is root for some programs, also if another user runs them.
 fn effective_uid(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
 }

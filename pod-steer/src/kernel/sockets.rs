@@ -155,12 +155,12 @@ impl Kernel {
         written.map_err(KernelError::map("put a socket into", "LISTENERS"))
     }
 
-    /// Whether a socket is in the socket map, which a socket that closes leaves by itself.
+    /// Whether a socket is in the socket map, from which the kernel removes one that closes.
     pub fn is_listening(&self, cookie: u64) -> bool {
         self.listeners.keys().flatten().any(|listening| listening == cookie)
     }
 
-    /// Cookies of the sockets in the socket map, which a socket that closes leaves by itself.
+    /// Cookies of the sockets in the socket map, from which the kernel removes one that closes.
     pub fn listening_cookies(&self) -> BTreeSet<u64> {
         self.listeners.keys().flatten().collect()
     }

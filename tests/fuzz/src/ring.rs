@@ -19,7 +19,7 @@ const SERVICES: [(&str, &str, &str); 4] = [
     ("ftp", "v1", "21:2121,30000-30009"),
     ("api", "v1", "[::1]:80:9090,127.0.0.1:80:9090"),
 ];
-/// Ports on which those listen, and one that nobody declares.
+/// Ports on which those listen, and one that no label declares.
 const PORTS: [u16; 7] = [80, 443, 2121, 8080, 9090, 30_000, 31_000];
 
 pub fn run(input: &[u8]) {

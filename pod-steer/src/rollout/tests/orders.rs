@@ -112,7 +112,7 @@ fn what_goes_on_can_always_be_ended() {
     assert_eq!(check(&Order::Rollback, &view, &["web"], &decision, Some(&held), Some(&held)), Ok(()));
     let mut rollback = operation(Order::Rollback, Traffic::default());
     let progress = begin(&mut rollback, &view, &decision, Some(&held), at(NOW));
-    assert_eq!(progress.decision, None, "nobody would serve");
+    assert_eq!(progress.decision, None, "no backend would serve");
     assert!(rollback.end.unwrap().message.contains("traffic stays as it is"));
     // One that has ended is not gone back behind then.
     let refused = check(&Order::Rollback, &view, &["web"], &decision, None, Some(&held)).unwrap_err();
