@@ -12,7 +12,7 @@ mod user;
 pub use contract::*;
 
 /// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -37,7 +37,7 @@ pub const SOURCES_MAX: u32 = 65_536;
 pub const PROBES_UNDER_WAY_MAX: u32 = 4_096;
 /// Most listening sockets at one time.
 pub const SOCKETS_MAX: u32 = 65_536;
-/// Most (backend, container port) pairs at one time.
+/// Most [`ManagedBlock`]s at one time.
 pub const MANAGED_PORTS_MAX: u32 = 131_072;
 /// Most ports whose user is known at one time.
 pub const PORT_USERS_MAX: u32 = 32_768;
@@ -53,7 +53,7 @@ pub const NOTE_BYTES: usize = 512;
 pub const NOTES_MAX: u32 = 262_144;
 /// Most [`OwnListener`]s at one time: every socket's with its backend and without.
 pub const OWN_LISTENERS_MAX: u32 = 2 * SOCKETS_MAX;
-/// Most [`OwnPort`]s at one time: both families of every managed port.
+/// Most [`OwnBlock`]s at one time: both families of every managed block.
 pub const OWN_PORTS_MAX: u32 = 2 * MANAGED_PORTS_MAX;
 /// Most connections of backends to their own ports at one time; one more is steered as any client's.
 pub const OWN_CONNECTIONS_MAX: u32 = 65_536;
@@ -105,10 +105,11 @@ const _: () = {
     assert!(core::mem::offset_of!(SocketInfo, ifindex) == 52);
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<Hidden>() == 12);
-    assert!(size_of::<ManagedPort>() == 8);
+    assert!(size_of::<ManagedBlock>() == 8);
+    assert!(size_of::<ManagedPorts>() == 16);
     assert!(size_of::<OwnListener>() == 32);
-    assert!(size_of::<OwnPort>() == 24);
-    assert!(size_of::<OwnTarget>() == 8);
+    assert!(size_of::<OwnBlock>() == 24);
+    assert!(size_of::<OwnPorts>() == 144);
     assert!(size_of::<OwnConnection>() == 48);
     assert!(size_of::<OwnSocket>() == 32);
     assert!(OWN_SOURCES.is_power_of_two());

@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, MANAGED_PORTS_MAX,
-    ManagedPort, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX, OWN_PORTS_MAX,
-    OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX,
-    PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo,
-    SourceKey, TABLES_MAX,
+    ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX,
+    OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PORT_USERS_MAX, PORT_WORDS,
+    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
+    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, block_of,
 };
 
 use crate::table::Table;
@@ -89,7 +89,8 @@ pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALL
 
 /// The ports of each backend, and what each is for.
 #[btf_map]
-pub static MANAGED_PORTS: HashMap<ManagedPort, u32, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+pub static MANAGED_PORTS: HashMap<ManagedBlock, ManagedPorts, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 /// The newest listener of each backend, by the port and address that its server asked for.
 #[btf_map]
@@ -97,7 +98,7 @@ pub static OWN_LISTENERS: HashMap<OwnListener, u64, { OWN_LISTENERS_MAX as usize
 
 /// What each backend serves of what its service has claimed. Written by the daemon.
 #[btf_map]
-pub static OWN_PORTS: HashMap<OwnPort, OwnTarget, { OWN_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+pub static OWN_PORTS: HashMap<OwnBlock, OwnPorts, { OWN_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Connections of backends to their own ports, from `connect` until the connecting socket closes; those to the same port of
 /// another machine until they are established.
@@ -205,9 +206,15 @@ pub static CGROUPS: aya_ebpf::btf_maps::CgroupStorage<u64> = aya_ebpf::btf_maps:
 /// Whether this port of this backend is for `purpose`.
 #[inline(always)]
 pub fn managed(backend: u32, port: u16, proto: u8, purpose: u32) -> bool {
-    let key = ManagedPort { backend, port, proto, pad: 0 };
-    // SAFETY: four aligned bytes are read at once.
-    unsafe { MANAGED_PORTS.get(key) }.is_some_and(|purposes| purposes & purpose != 0)
+    purposes(backend, port, proto) & purpose != 0
+}
+
+/// What this port of this backend is for.
+#[inline(always)]
+pub fn purposes(backend: u32, port: u16, proto: u8) -> u32 {
+    let key = ManagedBlock { backend, block: block_of(port), proto, pad: 0 };
+    // SAFETY: aligned words are read, each at once.
+    unsafe { MANAGED_PORTS.get(key) }.map_or(0, |ports| ports.purposes(port))
 }
 
 /// The switch of a service.

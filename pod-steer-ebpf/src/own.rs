@@ -17,17 +17,16 @@ use aya_ebpf::{
     programs::{SkLookupContext, SockOpsContext},
 };
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FAMILY_V6, ManagedPort, NONE, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget,
-    PORT_LISTENS, PROTO_TCP, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND, Rule, Slot, SocketInfo,
-    own_source, table_index,
+    FALLBACK_PASS, FAMILY_V6, NONE, OwnBlock, OwnConnection, OwnListener, OwnSocket, PORT_LISTENS, PROTO_TCP,
+    RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND, Rule, Slot, SocketInfo, block_of, own_source, table_index,
 };
 
 use crate::{
     ends::{Ends, bytes, remote_port},
     lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, EAFNOSUPPORT, ENOENT, Packet, find},
     maps::{
-        LISTENERS, MANAGED_PORTS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, SOCKETS, TABLES, add,
-        is_listening, netns_cookie, switch,
+        LISTENERS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, SOCKETS, TABLES, add, is_listening,
+        netns_cookie, purposes, switch,
     },
     table::{Chooser, Visit, every},
 };
@@ -205,17 +204,18 @@ pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> b
 #[inline(always)]
 pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let port = remote_port(ctx);
-    let managed = ManagedPort { backend, port, proto: PROTO_TCP, pad: 0 };
-    // SAFETY: four aligned bytes are read at once.
-    let Some(&purposes) = (unsafe { MANAGED_PORTS.get(managed) }) else { return };
+    let purposes = purposes(backend, port, PROTO_TCP);
+    if purposes == 0 {
+        return;
+    }
     let ends = Ends::of(ctx);
-    let Some(target) = target(backend, purposes, &ends) else { return };
+    let Some((service, target)) = target(backend, purposes, &ends) else { return };
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let cookie = listener(netns_cookie, backend, target.port, ends.family, ends.remote).unwrap_or(0);
+    let cookie = listener(netns_cookie, backend, target, ends.family, ends.remote).unwrap_or(0);
     // SAFETY: takes no arguments.
     let born_ns = unsafe { bpf_ktime_get_ns() };
-    let own = OwnSocket { cookie, born_ns, backend, service: target.service, seen: 0, pad: 0 };
+    let own = OwnSocket { cookie, born_ns, backend, service, seen: 0, pad: 0 };
     let key = ends.outgoing(netns_cookie);
     // The counter is never lower than the number of entries: it is increased before an entry is made and decreased by the side
     // that has removed one.
@@ -230,21 +230,27 @@ pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/// The port that the backend listens on for this destination, if the destination is its own: claimed by its service for
-/// the address, or for all; or a port that its server listens on.
+/// The service and the port that the backend listens on for this destination, if the destination is its own: claimed by its service
+/// for the address, or for all; or a port that its server listens on.
 #[inline(always)]
-fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<OwnTarget> {
-    let mut key = OwnPort { addr: ends.remote, backend, port: ends.remote_port, family: ends.family, pad: 0 };
-    // SAFETY: eight aligned bytes are read at once.
-    if let Some(target) = unsafe { OWN_PORTS.get(key) } {
-        return Some(*target);
+fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<(u32, u16)> {
+    let port = ends.remote_port;
+    let mut key = OwnBlock { addr: ends.remote, backend, block: block_of(port), family: ends.family, pad: 0 };
+    if let Some(claimed) = claimed(key, port) {
+        return Some(claimed);
     }
     key.addr = [0; 16];
-    // SAFETY: as above.
-    if let Some(target) = unsafe { OWN_PORTS.get(key) } {
-        return Some(*target);
+    if let Some(claimed) = claimed(key, port) {
+        return Some(claimed);
     }
-    (purposes & PORT_LISTENS != 0).then_some(OwnTarget { service: NONE, port: ends.remote_port, pad: 0 })
+    (purposes & PORT_LISTENS != 0).then_some((NONE, port))
+}
+
+#[inline(always)]
+fn claimed(key: OwnBlock, port: u16) -> Option<(u32, u16)> {
+    // SAFETY: aligned words are read, each at once; the daemon replaces the value as a whole.
+    let ports = unsafe { OWN_PORTS.get(key) }?;
+    Some((ports.service, ports.target(port)?))
 }
 
 /// The newest listener of the same backend for the same address and port.

@@ -1,6 +1,6 @@
 //! Connections from a backend to itself, and listeners that a server opens on demand.
 
-use crate::OWN_SOURCES;
+use crate::{BLOCK_PORTS, OWN_SOURCES, bit_of};
 #[cfg(doc)]
 use crate::{FAMILY_V4, FAMILY_V6, NONE};
 
@@ -29,33 +29,55 @@ pub struct OwnListener {
     pub pad: u8,
 }
 
-/// An address and a port that a backend's service has claimed and that the backend serves: a connection from the backend
-/// itself reaches its own listener there. The value is an [`OwnTarget`].
+/// An address and a block of ports of which a backend's service has claimed some that the backend serves: a connection from the backend
+/// itself reaches its own listener there. The value is an [`OwnPorts`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OwnPort {
+pub struct OwnBlock {
     /// Local address in network byte order; all zero for any of this family.
     pub addr: [u8; 16],
     /// Index of the backend.
     pub backend: u32,
-    /// Local port.
-    pub port: u16,
+    /// [`block_of`](crate::block_of) the local ports.
+    pub block: u16,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
     /// Zero.
     pub pad: u8,
 }
 
-/// Where a backend serves an [`OwnPort`].
+/// Where a backend serves the ports of an [`OwnBlock`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OwnTarget {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnPorts {
+    /// The ports that are claimed, by [`bit_of`](crate::bit_of) each.
+    pub claimed: u64,
     /// Index of its service.
     pub service: u32,
-    /// Port that the backend listens on.
-    pub port: u16,
     /// Zero.
-    pub pad: u16,
+    pub pad: u32,
+    /// By the place in the block: the port that the backend listens on, or zero.
+    pub targets: [u16; BLOCK_PORTS as usize],
+}
+
+impl OwnPorts {
+    /// None yet.
+    pub const fn of(service: u32) -> Self {
+        Self { claimed: 0, service, pad: 0, targets: [0; BLOCK_PORTS as usize] }
+    }
+
+    /// Adds a port.
+    pub fn add(&mut self, port: u16, target: u16) {
+        self.claimed |= bit_of(port);
+        self.targets[usize::from(port % BLOCK_PORTS)] = target;
+    }
+
+    /// Where the backend listens for a port, if that is claimed.
+    #[inline(always)]
+    pub fn target(&self, port: u16) -> Option<u16> {
+        let at = port % BLOCK_PORTS;
+        (self.claimed >> at & 1 != 0).then(|| self.targets[usize::from(at)])
+    }
 }
 
 /// A connection from a process of a backend to a port of this backend, at whatever address. The value is an [`OwnSocket`].

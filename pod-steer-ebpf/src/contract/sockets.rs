@@ -115,18 +115,52 @@ pub struct Hidden {
     pub users: [u32; 2],
 }
 
-/// A port of a backend; the value is of [`PORT_LISTENS`] and [`PORT_SERVED`].
+/// Ports of one block. A range of ports takes an entry for each block and not one for each port.
+pub const BLOCK_PORTS: u16 = 64;
+
+/// The block that a port is in.
+pub const fn block_of(port: u16) -> u16 {
+    port / BLOCK_PORTS
+}
+
+/// The bit of a port in its block.
+pub const fn bit_of(port: u16) -> u64 {
+    1 << (port % BLOCK_PORTS)
+}
+
+/// A block of ports of a backend; the value is a [`ManagedPorts`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ManagedPort {
+pub struct ManagedBlock {
     /// Index of the backend.
     pub backend: u32,
-    /// The port.
-    pub port: u16,
+    /// [`block_of`] the ports.
+    pub block: u16,
     /// [`PROTO_TCP`] or [`PROTO_UDP`].
     pub proto: u8,
     /// Zero.
     pub pad: u8,
+}
+
+/// What each port of a block is for, by [`bit_of`] the port. A program asks for one purpose of one port at a time, so each of the two
+/// words is read by itself, and no reader depends on both being of the same time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ManagedPorts {
+    /// See [`PORT_LISTENS`].
+    pub listens: u64,
+    /// See [`PORT_SERVED`].
+    pub served: u64,
+}
+
+impl ManagedPorts {
+    /// What a port is for: of [`PORT_LISTENS`] and [`PORT_SERVED`].
+    #[inline(always)]
+    pub const fn purposes(&self, port: u16) -> u32 {
+        let at = (port % BLOCK_PORTS) as u32;
+        let (listens, served) = ((self.listens >> at & 1) as u32, (self.served >> at & 1) as u32);
+        listens * PORT_LISTENS + served * PORT_SERVED
+    }
 }
 
 /// The backend listens on this port: binds may share it, and listeners are registered.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use pod_steer_ebpf::{
-    MANAGED_PORTS_MAX, ManagedPort, NONE, OwnPort, OwnTarget, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index,
+    MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE,
+    table_index,
 };
 
 use super::{Kernel, KernelError, Result, Settled, limits::limit};
@@ -329,15 +330,15 @@ impl Kernel {
     }
 
     fn apply_own_ports(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<()> {
-        let indexed = |(port, (service, target)): (&OwnPort, &(String, u16))| {
+        let indexed = |(block, (service, ports)): (&OwnBlock, &(String, OwnPorts))| {
             let service = services.get(service).copied()?;
-            Some((*port, OwnTarget { service, port: *target, pad: 0 }))
+            Some((*block, OwnPorts { service, ..*ports }))
         };
         self.own.apply_ports(&plan.own_ports.iter().filter_map(indexed).collect())
     }
 
     /// Returns the backends of which a port could not be written, and why.
-    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedPort, u32>) -> BTreeMap<u32, KernelError> {
+    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedBlock, ManagedPorts>) -> BTreeMap<u32, KernelError> {
         let mut failed = BTreeMap::new();
         if self.ports_written == *wanted {
             return failed;

@@ -49,8 +49,8 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedPort, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo, V6_BOTH,
-    V6_ONLY,
+    BackendCounters, Hidden, ManagedBlock, ManagedPorts, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo,
+    V6_BOTH, V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -88,7 +88,7 @@ pub struct Kernel {
     listeners: SockHash<MapData, u64>,
     /// Missing while the socket map has no room for it.
     alive: Option<alive::Alive>,
-    managed_ports: HashMap<MapData, ManagedPort, u32>,
+    managed_ports: HashMap<MapData, ManagedBlock, ManagedPorts>,
     moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,
     port_users: HashMap<MapData, PortKey, PortUser>,
@@ -110,7 +110,7 @@ pub struct Kernel {
     closed: BTreeSet<u64>,
     /// Cookies in the socket map, as read in this turn of the loop.
     listening: Option<BTreeSet<u64>>,
-    ports_written: BTreeMap<ManagedPort, u32>,
+    ports_written: BTreeMap<ManagedBlock, ManagedPorts>,
     own: own::Own,
 }
 

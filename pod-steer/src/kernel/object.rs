@@ -205,7 +205,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     // What the tables hold is compared when they are first published again.
     let known = |(key, rule)| (key, Published { rule, ..Published::default() });
     let published: BTreeMap<_, _> = written.into_iter().map(known).collect();
-    let managed_ports: HashMap<MapData, _, u32> = map(&mut programs, "MANAGED_PORTS")?;
+    let managed_ports: HashMap<MapData, _, _> = map(&mut programs, "MANAGED_PORTS")?;
     let ports_written: BTreeMap<_, _> = managed_ports.iter().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;

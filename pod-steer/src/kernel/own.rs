@@ -13,7 +13,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError},
 };
 use pod_steer_ebpf::{
-    NONE, OWN_LISTENERS_MAX, OWN_SOURCES, OwnConnection, OwnListener, OwnPort, OwnSocket, OwnTarget, SocketInfo,
+    NONE, OWN_LISTENERS_MAX, OWN_SOURCES, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, SocketInfo,
     own_source,
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -59,15 +59,15 @@ fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &
 /// The maps of `own.rs` in the kernel.
 pub(super) struct Own {
     listeners: HashMap<MapData, OwnListener, u64>,
-    ports: HashMap<MapData, OwnPort, OwnTarget>,
+    ports: HashMap<MapData, OwnBlock, OwnPorts>,
     connections: HashMap<MapData, OwnConnection, OwnSocket>,
     sources: Counters,
-    ports_written: BTreeMap<OwnPort, OwnTarget>,
+    ports_written: BTreeMap<OwnBlock, OwnPorts>,
 }
 
 impl Own {
     pub fn open(programs: &mut Ebpf) -> Result<Self> {
-        let ports: HashMap<MapData, OwnPort, OwnTarget> = map(programs, "OWN_PORTS")?;
+        let ports: HashMap<MapData, OwnBlock, OwnPorts> = map(programs, "OWN_PORTS")?;
         let Some(Map::Array(sources)) = programs.take_map("OWN_SOURCES") else {
             return Err(KernelError::map("open", "OWN_SOURCES")(MapError::KeyNotFound));
         };
@@ -142,7 +142,7 @@ impl Own {
     }
 
     /// Brings what the backends serve to what is planned. One that cannot be written keeps no other from it.
-    pub fn apply_ports(&mut self, wanted: &BTreeMap<OwnPort, OwnTarget>) -> Result<()> {
+    pub fn apply_ports(&mut self, wanted: &BTreeMap<OwnBlock, OwnPorts>) -> Result<()> {
         if self.ports_written == *wanted {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
+mod blocks;
 mod claims;
 mod counting;
 mod destinations;

@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::{
-    FALLBACK_PASS, FALLBACK_REFUSE, ManagedPort, OwnPort, PORT_LISTENS, PORT_SERVED, PROTO_TCP, RULE_HAS_ADDRESSES,
-    RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
+    FALLBACK_PASS, FALLBACK_REFUSE, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, claims,
+    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
     on_demand,
@@ -30,17 +29,10 @@ pub(super) struct Planned {
 }
 
 pub(super) fn plan(world: &World) -> Planned {
-    let mut plan = Plan::default();
+    let mut plan = Plan { managed_ports: blocks::managed(world), ..Plan::default() };
     let sockets = Sockets::new(&world.sockets);
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
     by_age.sort_by_key(|backend| backend.age());
-    for backend in &by_age {
-        let listens = world.configured.listening_ports(&backend.spec).into_iter().map(|port| (port, PORT_LISTENS));
-        for (port, purpose) in listens.chain(backend.spec.ports.iter().map(|map| (map.port, PORT_SERVED))) {
-            let key = ManagedPort { backend: backend.index, port, proto: PROTO_TCP, pad: 0 };
-            *plan.managed_ports.entry(key).or_default() |= purpose;
-        }
-    }
     let foreign = Foreign::new(world);
     let conflicts = on_demand::conflicts(&sockets, &by_age);
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
@@ -49,20 +41,8 @@ pub(super) fn plan(world: &World) -> Planned {
     destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
     destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
 
-    for (index, ports) in &world.lingering {
-        for port in ports {
-            let key = ManagedPort { backend: *index, port: *port, proto: PROTO_TCP, pad: 0 };
-            plan.managed_ports.insert(key, PORT_SERVED);
-        }
-    }
-
     let serving = Serving::of(world, &sockets);
-    for (key, claim) in &claims.by_key {
-        for (backend, target) in &claim.parts {
-            let own = OwnPort { addr: key.addr, backend: backend.index, port: key.port, family: key.family, pad: 0 };
-            plan.own_ports.insert(own, (claim.service.to_owned(), *target));
-        }
-    }
+    plan.own_ports = blocks::own(&claims.by_key);
     plan.namespaces.extend(claims.by_key.keys().map(|key| key.netns_cookie));
     let mut claimed = BTreeMap::new();
     for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{ManagedPort, OwnPort, RuleKey};
+use pod_steer_ebpf::{ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
 use serde::{Deserialize, Serialize};
 
 use crate::slots::Member;
@@ -14,9 +14,10 @@ pub struct Plan {
     /// The rules, as the kernel's map holds them.
     pub rules: BTreeMap<RuleKey, PlannedRule>,
     /// The ports of the backends, and what each is for.
-    pub managed_ports: BTreeMap<ManagedPort, u32>,
-    /// What each backend serves of the ports that its service has claimed: the service, and the port that it listens on.
-    pub own_ports: BTreeMap<OwnPort, (String, u16)>,
+    pub managed_ports: BTreeMap<ManagedBlock, ManagedPorts>,
+    /// What each backend serves of the ports that its service has claimed: the service, whose index is filled in when they are
+    /// written, and the port that it listens on for each.
+    pub own_ports: BTreeMap<OwnBlock, (String, OwnPorts)>,
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
     /// Cookies of the namespaces to steer in.

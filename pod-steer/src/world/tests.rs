@@ -1,6 +1,6 @@
 use pod_steer_ebpf::{
-    FAMILY_V4, FAMILY_V6, ManagedPort, PORT_LISTENS, PORT_SERVED, RULE_FOREIGN, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES,
-    RULE_OF_PORT,
+    FAMILY_V4, FAMILY_V6, ManagedBlock, PORT_LISTENS, RULE_FOREIGN, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT,
+    block_of,
 };
 
 use super::*;
@@ -108,8 +108,6 @@ fn a_port_leads_to_the_sockets_behind_it() {
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
     assert!(!plan.rules.contains_key(&key(FAMILY_V6, 80)), "no socket takes IPv6");
     assert_eq!(plan.states[&0], State::Ready);
-    let purposes: Vec<(u16, u32)> = plan.managed_ports.iter().map(|(port, purpose)| (port.port, *purpose)).collect();
-    assert_eq!(purposes, [(80, PORT_SERVED), (8080, PORT_LISTENS)]);
 }
 
 #[test]
@@ -302,7 +300,7 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
     let mut checked = backend(0, "web", "80:8080");
     checked.spec.check = Some(CheckSpec { port: Some(9000), ..CheckSpec::new(CheckKind::Tcp) });
     let mut world = world([checked], [socket(0, "0.0.0.0", 8080), socket(0, "0.0.0.0", 9000)]);
-    let port = ManagedPort { backend: 0, port: 9000, proto: 6, pad: 0 };
+    let block = ManagedBlock { backend: 0, block: block_of(9000), proto: 6, pad: 0 };
     for (probed, state, cookies) in [
         (Health::Starting, State::Starting, &[][..]),
         (Health::Healthy, State::Ready, &[100]),
@@ -312,7 +310,7 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
         world.by_index_mut(0).unwrap().probed = probed;
         let plan = world.plan();
         assert_eq!((plan.states[&0], members(&plan, key(FAMILY_V4, 80)).as_slice()), (state, cookies), "{probed:?}");
-        assert_eq!(plan.managed_ports.get(&port), Some(&PORT_LISTENS), "the check's port is shared too");
+        assert_eq!(plan.managed_ports[&block].purposes(9000), PORT_LISTENS, "the check's port is shared too");
     }
     // Nobody probes where nothing is steered: the hindrance is what matters.
     let own = world.by_index_mut(0).unwrap();

@@ -1,0 +1,114 @@
+//! The ports of backends as the kernel programs look them up: in blocks, so that a range of ports takes few entries, and a plan
+//! little time.
+
+use std::collections::BTreeMap;
+
+use pod_steer_ebpf::{ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, PROTO_TCP, RuleKey, bit_of, block_of};
+
+use super::{World, claims::Claim};
+
+/// What each port of each backend is for, also of backends that are gone while their connections are counted.
+pub(super) fn managed(world: &World) -> BTreeMap<ManagedBlock, ManagedPorts> {
+    let mut blocks: BTreeMap<ManagedBlock, ManagedPorts> = BTreeMap::new();
+    for backend in world.backends.values() {
+        let (index, ports) = (backend.index, &backend.spec.ports);
+        let check = world.configured.check(&backend.spec).and_then(|check| check.port(ports));
+        by_block(ports.iter().map(|map| map.target).chain(check), |block, bits| {
+            blocks.entry(key(index, block)).or_default().listens |= bits;
+        });
+        by_block(ports.iter().map(|map| map.port), |block, bits| {
+            blocks.entry(key(index, block)).or_default().served |= bits;
+        });
+    }
+    for (index, ports) in &world.lingering {
+        by_block(ports.iter().copied(), |block, bits| blocks.entry(key(*index, block)).or_default().served |= bits);
+    }
+    blocks
+}
+
+fn key(backend: u32, block: u16) -> ManagedBlock {
+    ManagedBlock { backend, block, proto: PROTO_TCP, pad: 0 }
+}
+
+/// Gives `take` each block of these ports and their bits. Ports of one block that follow each other, as those of a range do, are given
+/// at once.
+fn by_block(ports: impl Iterator<Item = u16>, mut take: impl FnMut(u16, u64)) {
+    let mut current: Option<(u16, u64)> = None;
+    for port in ports {
+        match &mut current {
+            Some((block, bits)) if *block == block_of(port) => *bits |= bit_of(port),
+            other => {
+                if let Some((block, bits)) = other.replace((block_of(port), bit_of(port))) {
+                    take(block, bits);
+                }
+            }
+        }
+    }
+    if let Some((block, bits)) = current {
+        take(block, bits);
+    }
+}
+
+/// What each backend serves of the ports that its service has claimed, and the service. Its index is not known here.
+pub(super) fn own(claims: &BTreeMap<RuleKey, Claim<'_>>) -> BTreeMap<OwnBlock, (String, OwnPorts)> {
+    let mut blocks: BTreeMap<OwnBlock, (String, OwnPorts)> = BTreeMap::new();
+    for (key, claim) in claims {
+        for (backend, target) in &claim.parts {
+            let (addr, block, family) = (key.addr, block_of(key.port), key.family);
+            let own = OwnBlock { addr, backend: backend.index, block, family, pad: 0 };
+            let entry = blocks.entry(own).or_insert_with(|| (claim.service.to_owned(), OwnPorts::of(NONE)));
+            entry.1.add(key.port, *target);
+        }
+    }
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use pod_steer_ebpf::{FAMILY_V4, PORT_LISTENS, PORT_SERVED};
+
+    use super::*;
+    use crate::world::tests::{backend, socket, world};
+
+    /// Each port of a backend and what it is for.
+    fn purposes(blocks: &BTreeMap<ManagedBlock, ManagedPorts>, backend: u32) -> Vec<(u16, u32)> {
+        let purpose = |port: u16| blocks.get(&key(backend, block_of(port))).map_or(0, |ports| ports.purposes(port));
+        (0..=u16::MAX).map(|port| (port, purpose(port))).filter(|(_, purpose)| *purpose != 0).collect()
+    }
+
+    #[test]
+    fn every_port_is_found_in_its_block() {
+        let mut world = world([backend(0, "web", "63-64:64-65,80:8080"), backend(1, "api", "65535")], []);
+        world.lingering.insert(2, BTreeSet::from([0, 65_535]));
+        let blocks = managed(&world);
+        let both = PORT_LISTENS | PORT_SERVED;
+        let of_web = [(63, PORT_SERVED), (64, both), (65, PORT_LISTENS), (80, PORT_SERVED), (8080, PORT_LISTENS)];
+        assert_eq!(purposes(&blocks, 0), of_web);
+        assert_eq!(purposes(&blocks, 1), [(65_535, both)]);
+        assert_eq!(purposes(&blocks, 2), [(0, PORT_SERVED), (65_535, PORT_SERVED)]);
+    }
+
+    #[test]
+    fn a_range_takes_an_entry_for_each_block() {
+        let (aligned, other) = (backend(0, "web", "1024-2047"), backend(1, "api", "3000-4023:13000-14023"));
+        let mut world = world([aligned, other], [socket(0, "0.0.0.0", 1024), socket(1, "0.0.0.0", 13_000)]);
+        let plan = world.plan();
+        let count = |index: u32| plan.managed_ports.keys().filter(|block| block.backend == index).count();
+        assert_eq!([0, 1].map(count), [16, 34]);
+        let own = plan.own_ports.keys().filter(|block| block.backend == 1 && block.family == FAMILY_V4).count();
+        assert_eq!(own, 17);
+    }
+
+    #[test]
+    fn an_own_port_leads_to_its_target() {
+        let mut world = world([backend(0, "web", "80:8080,81:9000,200:200")], [socket(0, "0.0.0.0", 8080)]);
+        let plan = world.plan();
+        let own = |port| {
+            let block = OwnBlock { block: block_of(port), family: FAMILY_V4, ..OwnBlock::default() };
+            plan.own_ports.get(&block).and_then(|(_, ports)| ports.target(port))
+        };
+        assert_eq!([80, 81, 82, 200, 8080].map(own), [Some(8080), Some(9000), None, Some(200), None]);
+    }
+}
