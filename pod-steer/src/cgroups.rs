@@ -1,6 +1,7 @@
 //! The cgroup v2 hierarchy: where it is mounted, and which container a directory in it belongs to. `watch` reports when a
 //! container's directory appears, and when a cgroup has become empty.
 
+pub mod below;
 mod watch;
 
 use std::{
@@ -66,23 +67,24 @@ pub fn parents(cgroup_parent: &str) -> Vec<PathBuf> {
     vec![path]
 }
 
+/// Every directory below this one, each before those in it.
+pub fn directories(top: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    let read = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect::<Vec<_>>()
+    };
+    let mut left = read(top);
+    std::iter::from_fn(move || {
+        let entry = left.pop()?;
+        left.extend(read(&entry.path()));
+        Some(entry)
+    })
+}
+
 /// The directories of the cgroups with these ids, by id. Walks the hierarchy until all are found.
 pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> BTreeMap<u64, PathBuf> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![mount.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        if found.len() == ids.len() {
-            break;
-        }
-        let below = fs::read_dir(&dir).into_iter().flatten().flatten();
-        for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-            if ids.contains(&entry.ino()) {
-                found.insert(entry.ino(), entry.path());
-            }
-            dirs.push(entry.path());
-        }
-    }
-    found
+    let wanted = directories(mount).filter(|entry| ids.contains(&entry.ino()));
+    wanted.take(ids.len()).map(|entry| (entry.ino(), entry.path())).collect()
 }
 
 /// True if no process is in this cgroup or below it; a cgroup that is gone has none. One that cannot be read may have some.

@@ -112,6 +112,7 @@ const DAEMON: &[c_long] = &[
     libc::SYS_fchmodat,
     libc::SYS_fcntl,
     libc::SYS_fdatasync,
+    libc::SYS_fgetxattr,
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_fstatfs,

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::Duration,
@@ -20,7 +20,9 @@ use crate::{
     load::{End, attempt},
     netns::NetNs,
     process::Process,
-    tools, wait,
+    tools,
+    unit::Unit,
+    wait,
 };
 
 /// What `pod-steer exec` starts: the test server, with a name.
@@ -31,6 +33,7 @@ pub struct Exec<'a> {
     server_args: Vec<OsString>,
     net: Option<&'a NetNs>,
     user: Option<u32>,
+    unit: Option<&'a Unit>,
 }
 
 impl<'a> Exec<'a> {
@@ -38,7 +41,7 @@ impl<'a> Exec<'a> {
     pub fn new(name: &str, service: &str, ports: &str, listen: &str) -> Self {
         let flags = ["--service", service, "--ports", ports, "--name", name].map(str::to_owned).to_vec();
         let server_args = ["--listen", listen].map(OsString::from).to_vec();
-        Self { name: name.into(), flags, server_args, net: None, user: None }
+        Self { name: name.into(), flags, server_args, net: None, user: None, unit: None }
     }
 
     /// Further flags of `pod-steer exec`.
@@ -69,6 +72,11 @@ impl<'a> Exec<'a> {
         Self { user: Some(uid), ..self }
     }
 
+    /// Started by a process of this unit.
+    pub fn by(self, unit: &'a Unit) -> Self {
+        Self { unit: Some(unit), ..self }
+    }
+
     /// Starts it and waits until it listens.
     pub fn start(self, stage: &Stage) -> Result<Backend> {
         let mut backend = self.launch(stage)?;
@@ -79,6 +87,9 @@ impl<'a> Exec<'a> {
     /// Starts it and does not wait.
     pub fn launch(self, stage: &Stage) -> Result<Backend> {
         let mut command = stage.host.command_in(self.net.unwrap_or(stage.host.net()), tools::pod_steer()?)?;
+        if let Some(unit) = self.unit {
+            unit.enter(&mut command)?;
+        }
         command.env("POD_STEER_SOCKET", stage.daemon.socket()).arg("exec").args(&self.flags).arg("--");
         if let Some(uid) = self.user {
             let uid = uid.to_string();
@@ -99,11 +110,16 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A command that runs as a further process of the backend: in its cgroup, as an engine's health check does.
-    pub fn command(&self, stage: &Stage, program: &str) -> Result<Command> {
+    /// Its cgroup, from the root of the whole hierarchy.
+    pub fn cgroup(&self) -> Result<PathBuf> {
         let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", self.process.pid()))?;
         let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).context("it has no cgroup v2")?;
-        let procs = cgroup2::mount_point()?.join(path).join("cgroup.procs");
+        Ok(cgroup2::mount_point()?.join(path))
+    }
+
+    /// A command that runs as a further process of the backend: in its cgroup, as an engine's health check does.
+    pub fn command(&self, stage: &Stage, program: &str) -> Result<Command> {
+        let procs = self.cgroup()?.join("cgroup.procs");
         let procs = File::options().write(true).open(&procs).with_context(|| procs.display().to_string())?;
         let mut command = stage.host.command(program)?;
         // SAFETY: one system call: it neither allocates nor takes a lock.

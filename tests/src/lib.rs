@@ -14,7 +14,8 @@
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
-//! - [`bpf`], [`cgroup2`]: what the kernel holds; [`sk_lookup`]: another program like ours
+//! - [`bpf`], [`cgroup2`]: what the kernel holds; [`programs`]: BPF programs of the tests; [`sk_lookup`]: another program like ours;
+//!   [`unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
 //! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found
@@ -40,6 +41,7 @@ pub mod netns;
 pub mod orders;
 pub mod podman;
 pub mod process;
+pub mod programs;
 pub mod refusals;
 pub mod report;
 pub mod roles;
@@ -51,4 +53,5 @@ pub mod stats;
 pub mod status;
 pub mod systemd;
 pub mod tools;
+pub mod unit;
 pub mod wait;

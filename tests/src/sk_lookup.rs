@@ -4,18 +4,19 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     thread,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::netns::NetNs;
+use crate::{
+    netns::NetNs,
+    programs::{attach, bpf, instruction, load, made},
+};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
 const BPF_SK_LOOKUP: u32 = 36;
@@ -41,9 +42,9 @@ impl ForeignLookup {
         let sockets = create_map().context("making a socket map")?;
         update(&sockets, listener.as_raw_fd()).context("putting the listener into it")?;
         thread::spawn(move || answer(&listener));
-        let program = load(&program(sockets.as_raw_fd(), port)).context("loading the program")?;
-        let words = [program.as_raw_fd() as u32, net.as_fd().as_raw_fd() as u32, BPF_SK_LOOKUP, 0];
-        Ok(Self { _link: made(bpf(BPF_LINK_CREATE, &words)).context("attaching the program")? })
+        let program = program(sockets.as_raw_fd(), port);
+        let program = load(BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, &program).context("loading the program")?;
+        Ok(Self { _link: attach(&program, net.as_fd(), BPF_SK_LOOKUP).context("attaching the program")? })
     }
 }
 
@@ -53,12 +54,6 @@ fn answer(listener: &TcpListener) {
         let _ = stream.read(&mut [0; 1024]);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nforeign\n");
     }
-}
-
-/// An instruction: operation, destination and source register, offset, and immediate value.
-fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> u64 {
-    let registers = u64::from(src << 4 | dst) << 8;
-    u64::from(code) | registers | u64::from(offset as u16) << 16 | u64::from(immediate as u32) << 32
 }
 
 fn program(sockets: RawFd, port: u16) -> Vec<u64> {
@@ -97,26 +92,4 @@ fn update(map: &OwnedFd, socket: RawFd) -> io::Result<()> {
     let (key, value) = (0u32, socket as u64);
     let words = [map.as_raw_fd() as u64, &raw const key as u64, &raw const value as u64, 0];
     bpf(BPF_MAP_UPDATE_ELEM, &words).map(drop)
-}
-
-fn load(program: &[u64]) -> io::Result<OwnedFd> {
-    let license = c"GPL";
-    // type and number of instructions, instructions, licence; then nothing up to the expected attach type at byte 68.
-    let mut words = [0u64; 9];
-    words[0] = u64::from(BPF_PROG_TYPE_SK_LOOKUP) | (program.len() as u64) << 32;
-    words[1] = program.as_ptr() as u64;
-    words[2] = license.as_ptr() as u64;
-    words[8] = u64::from(BPF_SK_LOOKUP) << 32;
-    made(bpf(BPF_PROG_LOAD, &words))
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &[T]) -> io::Result<RawFd> {
-    // SAFETY: the attributes are live for the call, with their true size, and what they point to is live in the callers.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as RawFd) }
-}
-
-fn made(fd: io::Result<RawFd>) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel has just made this descriptor for us.
-    fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -100,9 +100,25 @@ impl Cgroups {
         inotify::add_watch(inotify.get_ref(), path, flags)
     }
 
+    fn remove_watch(&self, wd: i32) {
+        if let Some(inotify) = &self.inotify {
+            let _ = inotify::remove_watch(inotify.get_ref(), wd);
+        }
+    }
+
     /// Looks at the cgroups that cannot be watched, and tries again to watch them. To be called once a second.
+    ///
+    /// Where another program than the daemon removes a cgroup as soon as it is empty, inotify reports nothing (seen on 6.18 for a
+    /// quarter of them): the kernel reports it later, by a work queue, and not of a file that is gone.
     pub fn poll(&mut self) -> Vec<Seen> {
+        let gone = self.watches.extract_if(|_, watch| matches!(watch, Watch::Events(path) if !path.exists()));
+        let gone: Vec<(i32, Watch)> = gone.collect();
         let mut seen = Vec::new();
+        for (wd, watch) in gone {
+            self.remove_watch(wd);
+            let Watch::Events(path) = watch else { continue };
+            seen.push(Seen::Empty(path));
+        }
         for path in std::mem::take(&mut self.polled) {
             if is_empty(&path) {
                 seen.push(Seen::Empty(path));
@@ -200,7 +216,7 @@ impl Cgroups {
         let is_id = |name: &str| name.len() == ID_LEN && container_of(name).is_some();
         let in_pod = parent.file_name().and_then(|name| name.to_str()).is_some_and(is_id);
         // Commands of `exec` are not containers.
-        let ours = depth == 1 && name == super::OWN;
+        let ours = (depth == 1 && name == super::OWN) || super::below::is_name(name);
         depth < DEPTH_MAX && !in_pod && !ours && (is_id(name) || container_of(name).is_none())
     }
 
@@ -288,9 +304,7 @@ impl Cgroups {
                 seen.push(Seen::Empty(path.clone()));
                 // It is reported once; the kernel keeps the watch of a file in a cgroup that is gone.
                 self.watches.remove(&event.wd);
-                if let Some(inotify) = &self.inotify {
-                    let _ = inotify::remove_watch(inotify.get_ref(), event.wd);
-                }
+                self.remove_watch(event.wd);
             }
             Some(Watch::Directory(dir)) => {
                 let dir = dir.clone();

@@ -25,8 +25,9 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Run a command as a backend: pod-steer exec --service NAME --ports PORTS -- COMMAND
     ///
-    /// The command runs in a cgroup of its own, outside of the caller's: limits that are set on the caller's cgroup, and programs that
-    /// are attached to it, do not hold for it. So only operators may use it.
+    /// The command runs in a cgroup of its own. Where the caller's cgroup, or one above it, is delegated (systemd: Delegate=yes) and the
+    /// caller's belongs to root, the new one is made below the caller's: all limits and BPF programs there hold for the command. Anywhere
+    /// else it is made in pod-steer's own cgroup, and the limits of the caller's cgroup do not hold. So only operators may use it.
     Exec(ExecArgs),
     /// Make a process that already listens a backend
     Register(RegisterArgs),

@@ -123,6 +123,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            exec_cgroup: None,
             inherited: Default::default(),
             counts_incomplete: false,
             port_history: Default::default(),

@@ -73,9 +73,7 @@ impl Control {
                 self.touch();
             }
             Ending::Removed => {
-                if backend.kind == Kind::Exec {
-                    self.over.push(self.exec_cgroup(id));
-                }
+                self.exec_over(id);
                 self.remove(id);
             }
         }

@@ -67,7 +67,7 @@ impl Control {
         self.over.retain(|path| {
             let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
             if !counts {
-                super::processes::remove_exec_cgroup(path);
+                crate::cgroups::below::remove(path);
             }
             counts
         });

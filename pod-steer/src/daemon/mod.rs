@@ -13,6 +13,7 @@ mod elsewhere;
 mod empty;
 mod ended;
 mod engines;
+mod exec_cgroups;
 mod health;
 mod holders;
 mod image_labels;
@@ -55,11 +56,12 @@ use tracing::{info, warn};
 
 pub use beside::runtime;
 pub use counted::Counts;
+pub use exec_cgroups::undo;
 pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError};
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
 pub use peer::Peer;
-pub use processes::{detach_registered, undo};
+pub use processes::detach_registered;
 pub use store::Store;
 
 use crate::{
@@ -135,7 +137,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| RunError::Unfit("no cgroup v2 is mounted; mount it: mount -t cgroup2 none DIR".to_owned()))?;
     // The root of the hierarchy has no write permission; CAP_DAC_OVERRIDE, which is dropped below, gets past that.
-    let base = processes::base_cgroup(&mount, &config.bpffs);
+    let base = exec_cgroups::base_cgroup(&mount, &config.bpffs);
     fs::create_dir_all(&base).map_err(RunError::io(format!(
         "cannot make the cgroup `{}`; grant CAP_DAC_OVERRIDE, or make it before: mkdir -p {0}",
         base.display()

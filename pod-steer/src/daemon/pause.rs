@@ -19,7 +19,7 @@ use rustix::{
 };
 use tracing::{info, warn};
 
-use super::{control::Control, processes::base_cgroup};
+use super::{control::Control, exec_cgroups::base_cgroup};
 use crate::{cgroups, confine, kernel::sys, process_set::ProcessSet};
 
 /// Name of the cgroup, beside those of `exec`.

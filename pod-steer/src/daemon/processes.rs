@@ -1,18 +1,19 @@
 //! Backends without a container engine: commands started by `pod-steer exec`, each in a cgroup of its own, and
 //! processes adopted by `pod-steer register`.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
+use std::{collections::BTreeSet, fs, io};
+
+use tracing::info;
+
+use super::{
+    Peer,
+    control::Control,
+    ended::Ending,
+    exec_cgroups::{ExecCgroup, undo},
 };
-
-use tracing::{debug, info, warn};
-
-use super::{Peer, control::Control, ended::Ending};
 use crate::{
     api::types::{BackendRequest, ExecRequest, Registered},
-    cgroups,
+    cgroups::{self, below},
     clock::wall_ms,
     kernel::{Cgroup, Unloaded},
     labels::{self, Spec},
@@ -22,11 +23,6 @@ use crate::{
     text::Name,
     world::{Backend, Followed, Health, Kind, Network, Phase},
 };
-
-/// The cgroup in which every `exec` gets one of its own. Daemons side by side, each with its own pins, share no names.
-pub(super) fn base_cgroup(mount: &Path, bpffs: &Path) -> PathBuf {
-    mount.join(cgroups::OWN).join(bpffs.file_name().unwrap_or_default())
-}
 
 type Answer = Result<Registered, String>;
 
@@ -41,18 +37,16 @@ impl Control {
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let index = self.new_index()?;
-        let id = self.process_id("exec", pid);
-        let path = self.exec_cgroup(&id);
-        let failed = |e: io::Error| format!("the cgroup {} cannot be used: {e}", path.display());
-        fs::create_dir_all(&path).map_err(failed)?;
-        let cgroup = Cgroup::open(&path).map_err(failed)?;
-
-        let followed = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
         let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
-        let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        backend.process = followed;
         let count = inherited.sockets.len();
-        self.add_process(backend, ns, inherited).inspect_err(|_| remove_exec_cgroup(&path))?;
+        let ExecCgroup { id, path, below_caller } = self.make_exec_cgroup(&process)?;
+        let failed = |e: io::Error| format!("the cgroup {} cannot be used: {e}", path.display());
+        let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
+        backend.process = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
+        backend.exec_cgroup = below_caller;
+        let opened = Cgroup::open(&path).map_err(failed);
+        let added = opened.and_then(|cgroup| self.add_process(backend, ns, inherited).map(|()| cgroup));
+        let cgroup = added.inspect_err(|_| below::remove(&path))?;
         self.paths.insert(index, path.clone());
         let made = self
             .kernel
@@ -75,7 +69,7 @@ impl Control {
     }
 
     pub(super) fn process_id(&self, kind: &str, pid: i32) -> String {
-        let free = |id: &String| !self.world.backends.contains_key(id) && !self.exec_cgroup(id).exists();
+        let free = |id: &String| !self.world.backends.contains_key(id);
         (0..).map(|n| format!("{kind}-{pid}-{n}")).find(free).unwrap_or_default()
     }
 
@@ -107,6 +101,7 @@ impl Control {
             stop_timeout_s: None,
             stop_by_ms: None,
             process: None,
+            exec_cgroup: None,
             inherited: Default::default(),
             counts_incomplete: false,
             port_history: Default::default(),
@@ -147,43 +142,6 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn exec_cgroup(&self, id: &str) -> PathBuf {
-        base_cgroup(self.cgroups.mount(), &self.bpffs).join(id)
-    }
-
-    /// The last process of an `exec` has ended.
-    pub(super) fn cgroup_empty(&mut self, path: &Path) {
-        if self.is_pause_cgroup(path) {
-            return self.keep_pause();
-        }
-        let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
-        self.leftovers = true;
-        if self.world.backends.contains_key(&id) {
-            self.exec_empty(&id, path);
-        } else {
-            self.over.push(path.to_owned());
-        }
-    }
-
-    /// Cgroups that a daemon before us left, because connections were counted there still.
-    pub(super) fn adopt_over(&mut self) {
-        let base = base_cgroup(self.cgroups.mount(), &self.bpffs);
-        let left = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
-        let known = |path: &PathBuf| self.paths.values().any(|of| of == path) || self.over.contains(path);
-        let left: Vec<PathBuf> = left.filter(|path| path.is_dir() && !known(path) && cgroups::is_empty(path)).collect();
-        self.over.extend(left);
-    }
-
-    pub(super) fn adopt_exec(&mut self, backend: &Backend) {
-        let path = self.exec_cgroup(&backend.id);
-        self.paths.insert(backend.index, path.clone());
-        self.cgroups.watch_empty(&path);
-        if cgroups::is_empty(&path) {
-            debug!(backend = %backend.name, "ended while no daemon ran");
-            self.cgroup_empty(&path);
-        }
-    }
-
     pub(super) fn adopt_registered(&mut self, backend: &Backend, pid: i32) {
         // The pid may belong to another process by now: the namespace must at least be the same.
         let followed = backend.process.map(|process| process.id);
@@ -218,50 +176,6 @@ pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
         for socket in (ProcessSet { process, ..ProcessSet::default() }).listeners(|_| true) {
             let _ = crate::kernel::QueueMigration::detach(&socket.fd);
         }
-    }
-}
-
-/// Takes the migrate program off every group of every backend, then removes the pins and our cgroups. Processes that
-/// `exec` started go on, in the root cgroup. Needs no daemon: the names of the pins say which cgroups were attached.
-pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
-    for path in cgroups::with_ids(cgroup_mount, &crate::kernel::attached_cgroups(bpffs)).into_values() {
-        for socket in ProcessSet::of_cgroup(&path).listeners(|_| true) {
-            if socket.reuseport {
-                // A group without a program answers ENOENT, which is what is wanted.
-                let _ = crate::kernel::QueueMigration::detach(&socket.fd);
-            }
-        }
-    }
-    let done = crate::kernel::unload(bpffs)?;
-    let ours = base_cgroup(cgroup_mount, bpffs);
-    let entries = fs::read_dir(&ours).into_iter().flatten().flatten();
-    // Beside the cgroups are the kernel's own files, which go with the directory.
-    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if entry.file_name() == super::pause::CGROUP {
-            super::pause::end_holder(&entry.path());
-            continue;
-        }
-        let pids = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-        for pid in pids.lines() {
-            let _ = fs::write(cgroup_mount.join("cgroup.procs"), pid);
-        }
-        remove_exec_cgroup(&entry.path());
-    }
-    let _ = fs::remove_dir(&ours);
-    let _ = fs::remove_dir(cgroup_mount.join(cgroups::OWN));
-    Ok(done)
-}
-
-pub(super) fn remove_exec_cgroup(path: &Path) {
-    // A command may have made cgroups below its own.
-    let below = fs::read_dir(path).into_iter().flatten().flatten();
-    for dir in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        remove_exec_cgroup(&dir.path());
-    }
-    if let Err(error) = fs::remove_dir(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!(path = %path.display(), %error, "cannot remove a cgroup");
     }
 }
 

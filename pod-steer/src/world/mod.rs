@@ -27,6 +27,7 @@ mod withheld;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::PathBuf,
 };
 
 use plan::Planned;
@@ -177,6 +178,10 @@ pub struct Backend {
     /// The process that it is, of one without an engine.
     #[serde(default)]
     pub process: Option<Followed>,
+    /// The cgroup of an `exec` below that of the process which started it, as a path below the mount; nothing if it is in pod-steer's
+    /// own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec_cgroup: Option<PathBuf>,
     /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
     #[serde(default)]
     pub inherited: BTreeSet<u64>,

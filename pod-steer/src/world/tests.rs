@@ -49,6 +49,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         stop_timeout_s: None,
         stop_by_ms: None,
         process: None,
+        exec_cgroup: None,
         inherited: Default::default(),
         counts_incomplete: false,
         port_history: Default::default(),

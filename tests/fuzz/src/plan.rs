@@ -56,6 +56,7 @@ fn backend(index: u32, spec: Spec) -> Backend {
         stop_timeout_s: None,
         stop_by_ms: None,
         process: None,
+        exec_cgroup: None,
         inherited: BTreeSet::new(),
         counts_incomplete: false,
         port_history: Default::default(),
