@@ -83,6 +83,33 @@ fn labels_that_the_operator_gives_count() -> Result<()> {
     Ok(())
 }
 
+/// Labels of a container whose image is gone cannot be told from the image's; a backend goes on with those that it had.
+#[test]
+fn a_backend_whose_image_is_gone_is_started_again() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    stage.engine().import(Image::Named)?;
+    let docker = stage.engine().docker().clone();
+    let web = docker.start(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    web.stop()?;
+    let image = docker.run(&["inspect", "--format", "{{.Image}}", "web-1"])?;
+    docker.run(&["rmi", "--force", image.trim()])?;
+    ensure!(docker.run(&["image", "inspect", image.trim()]).is_err(), "it is still there");
+    // What the image's labels are is remembered as long as the engine is followed.
+    stage.daemon.terminate()?;
+    stage.daemon.restart()?;
+    web.start()?;
+    docker.run(&["rename", "web-1", "web-2"])?;
+    stage.daemon.wait_for("the backend to be ready under its new name", |status| {
+        let web = status.service("web")?;
+        (web.ready() == 1 && web.backends[0].name == "web-2").then_some(())
+    })?;
+    let tally = Load::to("127.0.0.1:80".parse()?).count(50).run(stage.host.net())?;
+    ensure!(tally.answered_by("web-1") == 50, "{tally}");
+    Ok(())
+}
+
 #[test]
 fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
     require!(tools::docker());

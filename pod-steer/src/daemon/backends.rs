@@ -76,16 +76,19 @@ impl Control {
     fn describe(&mut self, container: Container, seen_after: Option<u64>) -> Option<Container> {
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let spec = match labels::parse(labels, &version) {
-            Some(Ok(spec)) if container.image_labels != ImageLabels::Unknown => spec,
-            parsed => {
+        let known = self.world.backends.get(&container.id).cloned();
+        let is_sifted = container.image_labels != ImageLabels::Unknown;
+        let spec = match (labels::parse(labels, &version), &known) {
+            (Some(Ok(spec)), _) if is_sifted => spec,
+            // Which labels are its own cannot be found out any more: it serves what it did, and is followed as before.
+            (_, Some(known)) if !is_sifted => known.spec.clone(),
+            (parsed, _) => {
                 let errors = parsed.into_iter().filter_map(Result::err).flatten().map(|error| error.to_string());
                 let errors = errors.collect();
                 self.ignore(container, errors);
                 return None;
             }
         };
-        let known = self.world.backends.get(&container.id).cloned();
         let announced = container.network == Network::Unknown;
         if known.is_some() && announced {
             return None;
@@ -167,7 +170,8 @@ impl Control {
         }
         let id = backend.id.clone();
         match image_labels_text(&container) {
-            Some(text) => self.misfit(&container, vec![text]),
+            Some(text) if is_sifted => self.misfit(&container, vec![text]),
+            Some(_) => {}
             None => drop(self.world.misfits.remove(&id)),
         }
         self.world.backends.insert(id.clone(), backend);

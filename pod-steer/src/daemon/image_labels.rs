@@ -31,7 +31,7 @@ pub(super) fn image_labels_text(container: &Container) -> Option<String> {
 }
 
 impl Control {
-    /// The labels of a container do not make it a backend. One that is a backend already goes on if that is not certain.
+    /// The labels of a container do not make it a backend.
     pub(super) fn ignore(&mut self, container: Container, mut errors: Vec<String>) {
         let Some(text) = image_labels_text(&container) else {
             if !errors.is_empty() {
@@ -43,9 +43,6 @@ impl Control {
             self.world.backends.get(&container.id).is_some_and(
                 |backend| matches!(&backend.kind, Kind::Container { engine } if *engine == container.engine),
             );
-        if is_ours && container.image_labels == ImageLabels::Unknown {
-            return;
-        }
         if is_ours {
             self.remove(&container.id);
         }
