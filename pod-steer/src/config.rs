@@ -1,6 +1,7 @@
 //! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
 //! I/O; what the settings mean is decided before anything else is done.
 
+mod changes;
 mod paths;
 mod services;
 
@@ -16,14 +17,14 @@ use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+pub use changes::Changes;
 pub use paths::{GivenPaths, Paths};
 
 use crate::{
     api::Access,
     cli::args::{LogFormat, RunArgs},
     ports::quoted,
-    settings::ServiceTables,
-    world::PortPolicy,
+    settings::{PortPolicy, ServiceTables},
 };
 
 /// The file that is read if it exists and none is named.
@@ -71,7 +72,7 @@ pub enum ConfigError {
     )]
     SameGroup(String),
     /// A list of ports.
-    #[error("`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
+    #[error("allow-ports=`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
     /// The table of a service.
     #[error("the configuration `{}` is wrong: {message}", path.display())]
@@ -117,8 +118,12 @@ struct File {
 /// Settings of `pod-steer run`, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
     /// Paths of the engines' sockets.
     pub engines: Vec<String>,
+    /// They were given.
+    pub engines_named: bool,
     /// Where files are kept.
     pub runtime_dir: PathBuf,
     /// Where decisions and history are kept.
@@ -150,8 +155,10 @@ impl RunConfig {
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let path = paths::file(args.config.as_deref());
         let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
-        let services = services::read(&file.service)
-            .map_err(|errors| ConfigError::Service { path: path.unwrap_or_default(), message: errors.join("; ") })?;
+        let services = services::read(&file.service).map_err(|errors| ConfigError::Service {
+            path: path.clone().unwrap_or_default(),
+            message: errors.join("; "),
+        })?;
         let given = GivenPaths {
             runtime_dir: args.runtime_dir,
             state_dir: args.state_dir,
@@ -173,6 +180,8 @@ impl RunConfig {
         Ok(Self {
             ports,
             services,
+            file: path,
+            engines_named: named.is_some(),
             engines: engines(named)?,
             socket,
             runtime_dir,

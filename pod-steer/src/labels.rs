@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use error::distance;
 pub use error::{Field, LabelError};
+pub(crate) use error::{distance, table_name};
 pub use settings::from_table;
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
 use error::Origin;
 use reader::Reader;
 
+mod allowed;
 mod error;
 mod reader;
 mod settings;

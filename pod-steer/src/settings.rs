@@ -2,7 +2,11 @@
 //! which of the two holds.
 #![forbid(unsafe_code)]
 
+mod allowed;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use allowed::{Allowed, PortPolicy};
 
 use crate::{
     health::{CheckKind, CheckSpec},
@@ -25,6 +29,8 @@ pub struct Settings {
     pub panic_percent: Option<u8>,
     /// The health check.
     pub check: Option<CheckSpec>,
+    /// What restricts the service; no label says that.
+    pub allowed: Allowed,
 }
 
 /// What holds for one backend.
@@ -102,6 +108,7 @@ mod tests {
                 slow_start_ms: Some(3),
                 panic_percent: Some(50),
                 check: check(CheckKind::Tcp),
+                allowed: Allowed::default(),
             },
         };
         let spec = |name| labels::spec_from_flags(name, "80:8080", "v1", 1, Fallback::Refuse).unwrap();

@@ -48,6 +48,7 @@ pub mod roles;
 pub mod rollouts;
 pub mod segments;
 pub mod server;
+pub mod settings;
 pub mod sk_lookup;
 pub mod stats;
 pub mod status;

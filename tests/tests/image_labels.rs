@@ -10,7 +10,9 @@ use pod_steer_tests::{
     image::Image,
     load::Load,
     podman::Podman,
-    require, server, tools, wait,
+    require, server,
+    settings::reload,
+    tools, wait,
 };
 
 /// A server of the image with labels, on the port that those name.
@@ -121,10 +123,23 @@ fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
         Ok(Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?.answered_by("web-1"))
     };
     ensure!(answered(&stage)? == 20);
+    // At once.
+    let gone = |stage: &Stage| {
+        stage.daemon.wait_for("the backend to go", |status| status.service("web").is_none().then_some(()))
+    };
+    reload(&stage, "")?;
+    gone(&stage)?;
+    ensure!(answered(&stage)? == 0, "its author is not trusted any more");
+    let said = stage.daemon.status()?.said_about("web-1").join(" ");
+    ensure!(said.contains("run --trust-image-labels"), "{said}");
+    reload(&stage, "trust-image-labels = true\n")?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(answered(&stage)? == 20 && stage.daemon.status()?.problems.is_empty(), "{}", stage.daemon.status()?);
+    // At a restart.
     stage.daemon.terminate()?;
     std::fs::write(stage.host.dir().join("pod-steer.toml"), "")?;
     stage.daemon.restart()?;
-    stage.daemon.wait_for("the backend to go", |status| status.service("web").is_none().then_some(()))?;
+    gone(&stage)?;
     ensure!(answered(&stage)? == 0, "its author is not trusted any more");
     Ok(())
 }

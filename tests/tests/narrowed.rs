@@ -1,8 +1,9 @@
-//! Ports that may not be claimed any more after a restart are not served any more.
+//! Ports that may not be claimed any more are not served any more: after a restart, and as soon as the settings are read again.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpStream,
 };
 
 use anyhow::{Result, ensure};
@@ -12,8 +13,30 @@ use pod_steer_tests::{
     load::Load,
     require,
     rollouts::{hold, web},
-    tools,
+    settings::{reload, reload_wrong, write},
+    status::Status,
+    tools, wait,
 };
+use rustix::process::Signal;
+
+/// A connection that was opened before goes on.
+fn goes_on(held: &mut TcpStream) -> Result<()> {
+    held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    held.read_to_string(&mut answer)?;
+    ensure!(answer.contains("v1-1"), "{answer}");
+    Ok(())
+}
+
+fn clients(port: u16) -> Load {
+    Load::to(([127, 0, 0, 1], port).into()).count(20)
+}
+
+/// What `status` says of `v1-1`, once it is not steered.
+fn refused_because(stage: &Stage) -> Result<String> {
+    stage.daemon.wait_state("web", "v1-1", "not-steered")?;
+    Ok(stage.daemon.status()?.said_about("v1-1").join("\n"))
+}
 
 #[test]
 fn allow_ports_narrowed_at_a_restart() -> Result<()> {
@@ -39,11 +62,7 @@ fn allow_ports_narrowed_at_a_restart() -> Result<()> {
     ensure!(refused.refused() == 20, "the kernel's own lookup finds nobody on port 80: {refused}");
     ensure!(to(8080).run(stage.host.net())?.answered_by("v1-1") == 20, "its own port is its own again");
     ensure!(to(81).run(stage.host.net())?.answered_by("api-1") == 20, "what is still allowed is served");
-    // Connections that exist go on.
-    held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    held.read_to_string(&mut answer)?;
-    ensure!(answer.contains("v1-1"), "{answer}");
+    goes_on(&mut held)?;
 
     // And back.
     stage.daemon.terminate()?;
@@ -68,4 +87,135 @@ fn a_paused_service_loses_a_port_that_is_not_allowed() -> Result<()> {
     let refused = Load::to("127.0.0.1:80".parse()?).count(5).run(stage.host.net())?;
     ensure!(refused.refused() == 5, "refused at once, not left to wait: {refused}");
     Ok(())
+}
+
+#[test]
+fn allow_ports_narrowed_at_once() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("allow-ports = '80,81'\n")?;
+    let _web = web(&stage, "v1-1").start(&stage)?;
+    let _api = Exec::new("api-1", "api", "81:8081", "0.0.0.0:8081").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_ready("api", 1)?;
+    let net = stage.host.net();
+    let mut held = hold(net)?;
+    reload(&stage, "allow-ports = '81'\n")?;
+    let said = refused_because(&stage)?;
+    ensure!(said.contains("port 80 is not allowed") && said.contains("--allow-ports"), "{said}");
+    let refused = clients(80).run(net)?;
+    ensure!(refused.refused() == 20, "nobody listens on port 80: {refused}");
+    ensure!(clients(81).run(net)?.answered_by("api-1") == 20, "what is still allowed is served");
+    goes_on(&mut held)?;
+    reload(&stage, "allow-ports = '80-81'\n")?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(clients(80).run(net)?.answered_by("v1-1") == 20, "allowed again, served again");
+    Ok(())
+}
+
+#[test]
+fn allow_ports_of_a_service() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    const ALLOWED: &str = "[service.web]\nallow-ports = '80'\n['service'.'*']\nallow-ports = '81'\n";
+    const NARROWED: &str = "[service.web]\nallow-ports = '8000-8999'\n['service'.'*']\nallow-ports = '81'\n";
+    let mut stage = Stage::configured(ALLOWED)?;
+    let _web = web(&stage, "v1-1").start(&stage)?;
+    let _api = Exec::new("api-1", "api", "81:8081", "0.0.0.0:8081").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_ready("api", 1)?;
+    // Neither by its own table nor by that of all services.
+    for (service, ports, table) in [("web", "81:8090", "[service.web]"), ("api", "80:8090", "[service.\"*\"]")] {
+        let refused = Exec::new("thief", service, ports, "0.0.0.0:8090").start(&stage).expect_err("it is refused");
+        let said = format!("{refused:#}");
+        ensure!(said.contains("is not allowed for the service") && said.contains(table), "{said}");
+    }
+    let mut held = hold(stage.host.net())?;
+    let narrowed = |stage: &Stage| -> Result<()> {
+        let said = refused_because(stage)?;
+        ensure!(said.contains("port 80 is not allowed for the service `web`"), "{said}");
+        ensure!(clients(80).run(stage.host.net())?.refused() == 20);
+        ensure!(clients(81).run(stage.host.net())?.answered_by("api-1") == 20, "another service is not concerned");
+        Ok(())
+    };
+    reload(&stage, NARROWED)?;
+    narrowed(&stage)?;
+    goes_on(&mut held)?;
+    reload(&stage, ALLOWED)?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(clients(80).run(stage.host.net())?.answered_by("v1-1") == 20, "allowed again, served again");
+    stage.daemon.terminate()?;
+    write(&stage, NARROWED)?;
+    stage.daemon.restart()?;
+    narrowed(&stage)?;
+    // What both say has to hold.
+    reload(&stage, &format!("allow-ports = '81'\n{ALLOWED}"))?;
+    let said = refused_because(&stage)?;
+    ensure!(said.contains("port 80 is not allowed; allow it with `run --allow-ports`"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn settings_that_are_wrong_change_nothing() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("allow-ports = '80'\n")?;
+    let _web = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let serves = || -> Result<()> {
+        ensure!(clients(80).run(stage.host.net())?.answered_by("v1-1") == 20);
+        ensure!(stage.daemon.status()?.service("web").is_some_and(|web| web.ready() == 1));
+        Ok(())
+    };
+    let wrong = "allow-ports = '81'\n[service.web]\nallow-ports = '80-'\nwieght = 1\n";
+    let said = reload_wrong(&stage, wrong)?;
+    for word in
+        ["pod-steer.toml", "service.web.allow-ports=\"80-\"", "not a list of ports", "service.web.wieght is unknown"]
+    {
+        ensure!(said.contains(word), "{word}: {said}");
+    }
+    serves()?;
+    // A file that is gone allows nothing either.
+    fs::remove_file(stage.host.dir().join("pod-steer.toml"))?;
+    stage.daemon.signal(Signal::HUP)?;
+    stage.daemon.wait_for("a word about the file", |status| {
+        status.said_about("the settings").iter().any(|said| said.contains("cannot be read")).then_some(())
+    })?;
+    serves()?;
+    fs::write(stage.host.dir().join("pod-steer.toml"), "")?;
+    let over = |status: &Status| status.problems.is_empty().then_some(());
+    reload(&stage, "allow-ports = '80'\n")?;
+    stage.daemon.wait_for("the condition to end", over)?;
+    // What cannot change while the daemon runs is named, and the rest changes.
+    reload(&stage, "allow-ports = '81'\nmax-backends = 7\ngroup = '7'\n")?;
+    let said = stage.daemon.status()?.said_about("the settings").join("\n");
+    ensure!(said.contains("group, max-backends differ") && said.contains("restart the daemon"), "{said}");
+    refused_because(&stage)?;
+    reload(&stage, "allow-ports = '80'\n")?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.wait_for("the condition to end", over)
+}
+
+#[test]
+fn settings_of_services_are_followed_at_once() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("log-level = 'info'\n")?;
+    let events = stage.host.start("events", stage.daemon.cli()?.arg("events"))?;
+    let _first = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    // Nothing listens on the port of this check.
+    reload(
+        &stage,
+        "[service.web]\nrollout = 'manual'\n[service.web.health]\nkind = 'tcp'\nport = 9999\ninterval = '20ms'\n",
+    )?;
+    stage.daemon.wait_state("web", "v1-1", "starting")?;
+    let all = "health in [service.web]";
+    wait::until("an event that names what has changed", || {
+        let told = events.stdout();
+        (told.contains("settings-read") && told.contains("rollout in [service.web]") && told.contains(all))
+            .then_some(())
+    })?;
+    reload(&stage, "[service.web]\nrollout = 'manual'\n")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let _second = web(&stage, "v2-1").start(&stage)?;
+    stage.daemon.wait_state("web", "v2-1", "standby")?;
+    reload(&stage, "[service.web]\nrollout = 'latest'\n")?;
+    stage.daemon.wait_state("web", "v1-1", "standby")
 }

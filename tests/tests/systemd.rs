@@ -78,6 +78,12 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     let mut pid = restarted(&systemd, &pid)?;
     wait_ready(&systemd, "web", 2)?;
     flowing("after a restart")?;
+    systemd.ctl(&["reload", NAME])?;
+    wait::until_ok("the settings to be read again", || {
+        let journal = systemd.journal(&["--unit", NAME])?;
+        Ok(journal.contains("the settings were read again").then_some(()))
+    })?;
+    ensure!(systemd.main_pid(NAME)?.as_deref() == Some(&pid), "a reload ends nothing");
     // More often than systemd's default allows within ten seconds.
     for _ in 0..6 {
         run(systemd.command("kill")?.args(["-KILL", &pid]))?;

@@ -1,17 +1,22 @@
 //! `pod-steer run`
 
 use anyhow::Context as _;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{EnvFilter, reload::Handle};
 
 use super::{
     Failure, Outcome,
     args::{LogFormat, RunArgs},
     terminal,
 };
-use crate::{config::RunConfig, daemon, log_sink::LogSink};
+use crate::{
+    config::RunConfig,
+    daemon::{self, Reload, SetLogLevel},
+    log_sink::LogSink,
+};
 
 pub(super) fn run(args: RunArgs) -> Outcome {
-    let config = RunConfig::resolve(args).map_err(|e| Failure::Input(crate::chain(&e)))?;
+    let config = RunConfig::resolve(args.clone()).map_err(|e| Failure::Input(crate::chain(&e)))?;
     let filter = EnvFilter::try_new(&config.log_level).context("the log level")?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -19,10 +24,31 @@ pub(super) fn run(args: RunArgs) -> Outcome {
         .with_ansi(terminal::colours(&std::io::stderr()))
         .log_internal_errors(false)
         .with_target(false);
-    match config.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    let set_log_level = match config.log_format {
+        LogFormat::Text => {
+            let log = log.with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            setting(handle)
+        }
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            setting(handle)
+        }
+    };
     let runtime = daemon::runtime()?;
-    Ok(runtime.block_on(daemon::run(config))?)
+    Ok(runtime.block_on(daemon::run(Reload::new(config, args, set_log_level)))?)
+}
+
+/// Sets the level of the log that a handle belongs to.
+fn setting<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLogLevel {
+    Box::new(move |level| {
+        let filter = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())?;
+        // What comes by the crate `log`, as lines of the kernel programs do, is filtered before.
+        log::set_max_level(tracing_log::AsLog::as_log(&LevelFilter::current()));
+        Ok(())
+    })
 }

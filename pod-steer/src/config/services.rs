@@ -64,6 +64,7 @@ mod tests {
     use crate::{
         health::{CheckKind, CheckSpec, StatusRange},
         rollout::Policy,
+        settings::PortPolicy,
     };
 
     fn parse(text: &str) -> Result<ServiceTables, Vec<String>> {
@@ -81,6 +82,7 @@ mod tests {
         .expect("all of it is known");
         let web = &services.named["web"];
         assert_eq!((web.rollout, web.slow_start_ms, web.panic_percent), (Some(Policy::Latest), Some(30_000), Some(50)));
+        assert_eq!(parse("[web]\nallow-ports = 80").unwrap().named["web"].allowed.ports, PortPolicy::parse("80"));
         let status = StatusRange { first: 204, last: 204 };
         let kind = CheckKind::Http { path: "/ready".into(), host: None, status };
         assert_eq!(web.check, Some(CheckSpec { interval_ms: 1000, unhealthy: 2, ..CheckSpec::new(kind) }));
@@ -105,6 +107,15 @@ mod tests {
                 "service.web.health.path=\"/\" is refused: a check by tcp has none",
             ),
             ("['a b']", "service.\"a b\" is refused: \" \" has no place in a name"),
+            (
+                "[web]\nallow-ports = '80-'",
+                "service.web.allow-ports=\"80-\" is refused: it is not a list of ports; write",
+            ),
+            (
+                "[web]\nallow-ports = [80, 443]",
+                "service.web.allow-ports=\"[80,443]\" is refused: it is not a list of ports",
+            ),
+            ("[web]\nallow-port = '80'", "service.web.allow-port is unknown; did you mean allow-ports?"),
             ("[web]\nweight = 2", "service.web.weight is unknown; remove it; the known ones are rollout, slow-start"),
         ] {
             let errors = parse(text).expect_err(text);

@@ -13,7 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use pod_steer_ebpf::{OwnListener, PortKey, RULE_FOREIGN, RULE_HIDDEN, RULE_OF_PORT, RULE_ON_DEMAND};
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc, oneshot},
     task::yield_now,
     time::{MissedTickBehavior, interval, sleep},
@@ -33,6 +33,7 @@ use super::{
     inspections::Inspections,
     ledger::Ledger,
     operations::Orders,
+    reload::Reload,
     ring::{drain, flush},
     users::PortWalk,
 };
@@ -40,7 +41,6 @@ use crate::{
     api::types::{EventRecord, Registered},
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
-    config::RunConfig,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
     world::{Claimed, Plan, World},
@@ -63,6 +63,7 @@ pub(super) struct Control {
     pub(super) kernel: Kernel,
     pub(super) cgroups: Cgroups,
     pub(super) store: Store,
+    pub(super) reload: Reload,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) services: BTreeMap<String, u32>,
     /// Namespaces that were seen and may have to be attached; a descriptor is let go as soon as that is done.
@@ -111,7 +112,7 @@ pub(super) struct Control {
     /// Engines that have not said anything yet; when all have, `ready` is told.
     pub(super) unheard: BTreeSet<String>,
     pub(super) ready: Option<oneshot::Sender<()>>,
-    events: broadcast::Sender<EventRecord>,
+    pub(super) events: broadcast::Sender<EventRecord>,
     pub(super) ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     pub(super) events_lost: u64,
@@ -124,7 +125,7 @@ pub(super) struct Control {
 
 impl Control {
     pub fn new(
-        config: &RunConfig,
+        reload: Reload,
         opened: Opened,
         store: Store,
         cgroups: Cgroups,
@@ -132,6 +133,7 @@ impl Control {
         events: broadcast::Sender<EventRecord>,
         wanted: broadcast::Sender<String>,
     ) -> Result<Self, RunError> {
+        let config = reload.config().clone();
         let readable = |e| RunError::io("wait for events of the kernel programs")(e);
         let migration = Arc::new(opened.kernel.queue_migration()?);
         let checks = Checks::new(opened.kernel.probes()?);
@@ -154,6 +156,7 @@ impl Control {
             kernel: opened.kernel,
             cgroups,
             store,
+            reload,
             inputs,
             seen_namespaces: HashMap::new(),
             attaching: HashMap::new(),
@@ -198,7 +201,7 @@ impl Control {
     }
 
     /// Follows inputs until a signal or an order ends it.
-    pub async fn run(mut self, mut queue: mpsc::Receiver<Input>) -> Result<(), RunError> {
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Input>, mut hangups: Signal) -> Result<(), RunError> {
         let handler = |kind| signal(kind).map_err(RunError::io("catch a signal"));
         let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
         let mut looks = interval(LOOK_EVERY);
@@ -243,6 +246,7 @@ impl Control {
                     self.watch_holders();
                 }
                 () = sleep(due_in) => self.touch_if_due(),
+                _ = hangups.recv() => self.reload(),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
             }
@@ -270,6 +274,7 @@ impl Control {
             Input::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
             Input::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Input::Ended { id, process } => self.process_ended(&id, process),
+            Input::SettingsRead(read) => self.settings_read(read),
             Input::Held(answers) => self.held(answers),
             Input::EnginesLate => self.start_without_engines(),
             Input::Settled(service) => self.settled(&service),
@@ -358,39 +363,5 @@ impl Control {
         self.plan = plan;
         self.note_silent();
         self.leave_pause();
-    }
-
-    /// Says what has changed for a backend.
-    fn report(&self, plan: &Plan) {
-        for backend in self.world.backends.values() {
-            let index = &backend.index;
-            let Some(state) = plan.states.get(index) else { continue };
-            if self.plan.states.get(index) != Some(state) {
-                let word =
-                    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-                info!(service = %backend.spec.service, version = %backend.spec.version, backend = %backend.name, state = %word);
-                self.tell(&backend.spec.service, &backend.name, &word, "");
-            }
-            let (now, before) = (plan.hindrances.get(index), self.plan.hindrances.get(index));
-            if let Some(text) = plan.silences.get(index).filter(|text| self.plan.silences.get(index) != Some(text)) {
-                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
-                self.tell(&backend.spec.service, &backend.name, "problem", text);
-            }
-            for text in now.into_iter().flatten().filter(|text| !before.is_some_and(|b| b.contains(text))) {
-                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
-                self.tell(&backend.spec.service, &backend.name, "problem", text);
-            }
-        }
-    }
-
-    /// Tells whoever follows the events.
-    pub(super) fn tell(&self, service: &str, backend: &str, event: &str, detail: &str) {
-        let _ = self.events.send(EventRecord {
-            time: jiff::Timestamp::now().to_string(),
-            service: service.to_owned(),
-            backend: backend.to_owned(),
-            event: event.to_owned(),
-            detail: detail.to_owned(),
-        });
     }
 }

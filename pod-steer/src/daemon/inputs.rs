@@ -74,6 +74,8 @@ pub enum Input {
         /// The process.
         process: crate::procs::ProcessId,
     },
+    /// The settings were read again; or why not.
+    SettingsRead(Result<Box<crate::config::RunConfig>, String>),
     /// Which processes hold listeners was looked at.
     Held(super::holders::Answers),
     /// Nobody can be using the former tables of a service any more.

@@ -30,6 +30,8 @@ mod policies;
 pub(crate) mod processes;
 mod reach;
 mod register;
+mod reload;
+mod report;
 mod resync;
 pub(crate) mod ring;
 mod sandboxes;
@@ -49,6 +51,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::UnixListener,
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
@@ -62,6 +65,7 @@ pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
 pub use peer::Peer;
 pub use processes::detach_registered;
+pub use reload::{Reload, SetLogLevel};
 pub use store::Store;
 
 use crate::{
@@ -123,7 +127,10 @@ impl RunError {
 }
 
 /// Runs until it is told to stop. What is pinned stays: traffic goes on without us.
-pub async fn run(config: RunConfig) -> Result<(), RunError> {
+pub async fn run(reload: Reload) -> Result<(), RunError> {
+    // Until then it would end the daemon.
+    let hangups = signal(SignalKind::hangup()).map_err(RunError::io("catch a signal"))?;
+    let config = reload.config().clone();
     if let Some(unfit) = doctor::required(&config.bpffs).into_iter().find(|finding| !finding.ok) {
         return Err(RunError::Unfit(unfit.to_string()));
     }
@@ -168,7 +175,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
     let told = (events.clone(), wanted.clone());
-    let mut control = control::Control::new(&config, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
+    let mut control = control::Control::new(reload, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
     control.lock = Some(lock);
     for name in &recovered {
         let message =
@@ -186,7 +193,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     });
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
-        tokio::spawn(engine::follow(engine, config.trust_image_labels, sender, wanted.subscribe()));
+        tokio::spawn(engine::follow(engine, control.reload.trust_image_labels(), sender, wanted.subscribe()));
         let inputs = inputs.clone();
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
@@ -211,7 +218,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
         "pod-steer {} steers", env!("CARGO_PKG_VERSION")
     );
-    let result = control.run(queue).await;
+    let result = control.run(queue, hangups).await;
     let _ = fs::remove_file(&socket);
     // Whoever asked last still gets the answer; whoever only follows events does not hold us up.
     let _ = end_api.send(());

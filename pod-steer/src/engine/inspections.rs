@@ -63,7 +63,8 @@ pub(super) struct Inspector {
     engine: String,
     inputs: mpsc::Sender<EngineInput>,
     sandboxes: Sandboxes,
-    images: Images,
+    /// Which labels of images count.
+    pub images: Images,
     state: Arc<Mutex<State>>,
 }
 

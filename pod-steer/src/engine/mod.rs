@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use hyper::Method;
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::{broadcast, mpsc, watch},
     task::JoinSet,
     time::sleep,
 };
@@ -85,10 +85,10 @@ pub enum EngineInput {
 }
 
 /// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
-/// Labels that come from images are ignored, unless they are trusted.
+/// Labels that come from images are ignored, unless they are trusted; when that is said again, all containers are described again.
 pub async fn follow(
     engine: String,
-    trust_image_labels: bool,
+    mut trust_image_labels: watch::Receiver<bool>,
     inputs: mpsc::Sender<EngineInput>,
     mut wanted: broadcast::Receiver<String>,
 ) {
@@ -96,7 +96,7 @@ pub async fn follow(
     let mut told = String::new();
     loop {
         let (mut connected, begun) = (false, Instant::now());
-        let error = match session(&engine, trust_image_labels, &inputs, &mut wanted, &mut connected).await {
+        let error = match session(&engine, &mut trust_image_labels, &inputs, &mut wanted, &mut connected).await {
             Ok(()) => "the engine closed the stream of events".to_owned(),
             Err(error) => reach::describe(&engine, &error),
         };
@@ -137,7 +137,7 @@ async fn details(client: &Client, id: &str) -> Result<Details, EngineError> {
 
 async fn session(
     engine: &str,
-    trust_image_labels: bool,
+    trust_image_labels: &mut watch::Receiver<bool>,
     inputs: &mpsc::Sender<EngineInput>,
     wanted: &mut broadcast::Receiver<String>,
     connected: &mut bool,
@@ -156,14 +156,15 @@ async fn session(
     let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container"]}"#));
     let mut events = Lines::new(client.stream(Method::GET, &path, Bytes::new()).await?);
 
-    let (sandboxes, images) = (Sandboxes::default(), Images::new(client.clone(), trust_image_labels));
+    let (sandboxes, images) =
+        (Sandboxes::default(), Images::new(client.clone(), *trust_image_labels.borrow_and_update()));
     let (containers, unread) = snapshot(&client, engine, &sandboxes, &images).await?;
     info!(%engine, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
     let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers, unread }).await;
 
-    let inspector = Inspector::new(client, engine, inputs.clone(), sandboxes.clone(), images);
+    let mut inspector = Inspector::new(client.clone(), engine, inputs.clone(), sandboxes.clone(), images);
     let mut inspections = JoinSet::new();
     loop {
         while inspections.try_join_next().is_some() {}
@@ -177,6 +178,16 @@ async fn session(
                 None => return Ok(()),
             },
             Some(_) = inspections.join_next() => continue,
+            Ok(()) = trust_image_labels.changed() => {
+                // What is under way was begun by the former settings, and must not come last.
+                while inspections.join_next().await.is_some() {}
+                let images = Images::new(client.clone(), *trust_image_labels.borrow_and_update());
+                let (containers, unread) = snapshot(&client, engine, &sandboxes, &images).await?;
+                inspector.images = images;
+                ours.extend(containers.iter().map(|container| container.id.clone()));
+                let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers, unread }).await;
+                continue;
+            }
             // A cgroup has appeared: some engines announce a container only when it runs already.
             Ok(id) = wanted.recv() => {
                 if announces_late {

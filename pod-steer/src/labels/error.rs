@@ -90,10 +90,20 @@ impl fmt::Display for Field {
     }
 }
 
+/// The name of a service as a part of a TOML key.
+fn bare_or_quoted(service: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if service.chars().all(bare) { service.to_owned() } else { quoted(service) }
+}
+
+/// The table of a service in the configuration, as TOML has it.
+pub(crate) fn table_name(service: &str) -> String {
+    format!("[service.{}]", bare_or_quoted(service))
+}
+
 /// A key of the configuration, as TOML has it.
 fn table_key(service: &str, key: &str) -> String {
-    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let service = if service.chars().all(bare) { service.to_owned() } else { quoted(service) };
+    let service = bare_or_quoted(service);
     // What the label says by itself has a name in a table.
     let key = if key == "health" { "health.kind" } else { key };
     format!("service.{service}.{key}")
@@ -106,16 +116,19 @@ pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
         Origin::Table(_) => key.to_owned(),
         _ => format!("{PREFIX}{key}"),
     };
-    let known = KEYS.into_iter().filter(|key| !matches!(origin, Origin::Table(_)) || settings::KEYS.contains(key));
+    let known = match origin {
+        Origin::Table(_) => [&settings::KEYS[..], &settings::TABLE_KEYS].concat(),
+        _ => KEYS.to_vec(),
+    };
     let lower = key.to_ascii_lowercase();
-    let nearest = known.clone().map(|known| (distance(&lower, known), known)).min();
+    let nearest = known.iter().map(|known| (distance(&lower, known), *known)).min();
     let remedy = match nearest {
         // A third of the letters wrong is a slip; more is another word.
         Some((wrong, known)) if wrong <= known.rsplit('.').next().unwrap_or(known).len() / 3 => {
             format!("did you mean {}?", name(known))
         }
         _ => {
-            let known: Vec<String> = known.filter(|key| !key.contains('.')).map(name).collect();
+            let known: Vec<String> = known.into_iter().filter(|key| !key.contains('.')).map(name).collect();
             format!("remove it; the known ones are {} and those that begin with {}", known.join(", "), name("health."))
         }
     };

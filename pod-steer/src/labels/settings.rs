@@ -4,15 +4,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{LabelError, error::Origin, reader::Reader};
+use super::{LabelError, allowed, error::Origin, reader::Reader};
 use crate::{
     duration,
     health::{CheckKind, CheckSpec, HEALTHY_DEFAULT, StatusRange, UNHEALTHY_DEFAULT},
     rollout::Policy,
-    settings::Settings,
+    settings::{Allowed, Settings},
 };
 
-/// Keys that can stand in a table of the configuration.
+/// Keys that can stand in a table of the configuration and are no labels.
+pub(super) const TABLE_KEYS: [&str; 1] = ["allow-ports"];
+
+/// Keys that can stand in a table of the configuration and are labels too.
 pub(super) const KEYS: [&str; 13] = [
     "rollout",
     "slow-start",
@@ -51,10 +54,10 @@ const STREAK_MAX: u32 = 1_000;
 pub fn from_table(service: &str, values: &BTreeMap<String, String>) -> Result<Settings, Vec<LabelError>> {
     let mut reader = Reader::new(Origin::Table(service.to_owned()));
     let values: BTreeMap<&str, &str> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    for key in values.keys().filter(|key| !KEYS.contains(key)) {
+    for key in values.keys().filter(|key| !KEYS.contains(key) && !TABLE_KEYS.contains(key)) {
         reader.unknown(key);
     }
-    let settings = read(&mut reader, &values);
+    let settings = Settings { allowed: allowed::read(&mut reader, &values), ..read(&mut reader, &values) };
     reader.finish(settings)
 }
 
@@ -64,6 +67,7 @@ pub(super) fn read(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Settin
         slow_start_ms: values.get("slow-start").and_then(|text| time(reader, "slow-start", text, Duration::ZERO)),
         panic_percent: values.get("panic-threshold").and_then(|text| percent(reader, text)),
         check: check(reader, values),
+        allowed: Allowed::default(),
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) fn of<'a>(
     for backend in by_age {
         let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // What may not be claimed any more is not kept either.
-        for map in backend.spec.ports.iter().filter(|map| world.policy.allows(map.port)) {
+        for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.port)) {
             let own = |key: &RuleKey| {
                 !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
             };
@@ -172,6 +172,9 @@ fn hindrances(
             "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
             map.port
         ))];
+    }
+    if let Some(fault) = world.configured.port_fault(&backend.spec.service, map.port) {
+        return vec![Hindrance::Whole(fault)];
     }
     let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
     let free = || all.iter().filter(|key| !held.contains_key(key));

@@ -11,7 +11,6 @@ mod holders;
 mod on_demand;
 mod plan;
 mod planned;
-mod policy;
 mod port_history;
 mod refused;
 pub mod score;
@@ -40,14 +39,13 @@ use crate::{
     listening::Listener,
     netns::Netns,
     rollout::{Conduct, Decision, Part},
-    settings::{Effective, ServiceTables},
+    settings::{Effective, PortPolicy, ServiceTables},
 };
 
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
-pub use policy::PortPolicy;
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
 pub use silent::{Listening, listed, missing_ports};
@@ -293,6 +291,11 @@ impl World {
     /// Nothing yet, with these settings.
     pub fn new(policy: PortPolicy, configured: ServiceTables) -> Self {
         Self { policy, configured, ..Self::default() }
+    }
+
+    /// Whether a service may claim a port.
+    pub fn may_claim(&self, service: &str, port: u16) -> bool {
+        self.policy.allows(port) && self.configured.may_claim(service, port)
     }
 
     /// How a service behaves.

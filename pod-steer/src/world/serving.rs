@@ -207,7 +207,7 @@ impl<'a> Serving<'a> {
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
         let mut added = Vec::new();
         for (key, claimed) in self.world.claimed.iter().filter(|(_, claimed)| is_paused(&claimed.service)) {
-            if plan.rules.contains_key(key) || !self.world.policy.allows(key.port) {
+            if plan.rules.contains_key(key) || !self.world.may_claim(&claimed.service, key.port) {
                 continue;
             }
             let members = vec![Member { cookie, backend: NONE, weight: 1 }];

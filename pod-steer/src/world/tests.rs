@@ -8,6 +8,7 @@ use crate::{
     health::{CheckKind, CheckSpec},
     labels::Fallback,
     ports,
+    settings::{Allowed, Settings},
 };
 
 mod addresses;
@@ -257,6 +258,14 @@ fn the_policy_says_which_ports() {
     world.policy = PortPolicy::parse("443, 8000-8999").unwrap();
     let plan = world.plan();
     assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--allow-ports"));
+    world.policy = PortPolicy::default();
+    let allowed = |list: &str| Allowed { ports: PortPolicy::parse(list) };
+    let table = Settings { allowed: allowed("8000-8999"), ..Settings::default() };
+    world.configured.named.insert("web".to_owned(), table);
+    let plan = world.plan();
+    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("[service.web]"));
+    world.configured.named.insert("web".to_owned(), Settings { allowed: allowed("80"), ..Settings::default() });
+    assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100]);
     for bad in ["", "0", "9-8", "x", "80,", "70000"] {
         assert_eq!(PortPolicy::parse(bad), None, "{bad}");
     }

@@ -6,7 +6,7 @@ use pod_steer::{
     duration,
     labels::default_version,
     ports::{self, PORTS_MAX, PortMap},
-    world::PortPolicy,
+    settings::PortPolicy,
 };
 
 use crate::assert_one_line;

@@ -1,0 +1,143 @@
+//! What differs between the settings in effect and those that were read again. Pure.
+
+use std::{collections::BTreeSet, mem};
+
+use super::RunConfig;
+use crate::{
+    labels::table_name,
+    settings::{Allowed, ServiceTables, Settings},
+};
+
+/// What a daemon that runs does about settings that were read again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys whose new values are in effect.
+    pub in_effect: Vec<String>,
+    /// Keys whose new values wait for a restart of the daemon.
+    pub at_restart: Vec<&'static str>,
+    /// The engines have to describe their containers again.
+    pub asks_engines: bool,
+}
+
+impl RunConfig {
+    /// Takes over what can change while the daemon runs, and says what that is and what is left.
+    pub fn follow(&mut self, new: Self) -> Changes {
+        // Named one by one: none is forgotten.
+        let Self {
+            engines,
+            engines_named,
+            runtime_dir,
+            state_dir,
+            bpffs,
+            socket,
+            access,
+            backends_max,
+            log_decisions,
+            log_level,
+            log_format,
+            ports,
+            trust_image_labels,
+            services,
+            file: _,
+        } = new;
+        let at_restart = [
+            // Without a name it is Docker's socket if that is there, which is no change of the settings.
+            ("engine", (engines_named || self.engines_named) && engines != self.engines),
+            ("runtime-dir", runtime_dir != self.runtime_dir),
+            ("state-dir", state_dir != self.state_dir),
+            ("bpffs", bpffs != self.bpffs),
+            ("socket", socket != self.socket),
+            ("group", access.operators != self.access.operators),
+            ("viewers", access.viewers != self.access.viewers),
+            ("max-backends", backends_max != self.backends_max),
+            ("log-decisions", log_decisions != self.log_decisions),
+            ("log-format", log_format != self.log_format),
+        ];
+        let at_restart = at_restart.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
+
+        let mut in_effect = Vec::new();
+        let mut note = |key: &str, differs: bool| in_effect.extend(differs.then(|| key.to_owned()));
+        note("allow-ports", mem::replace(&mut self.ports, ports) != self.ports);
+        let trusted = mem::replace(&mut self.trust_image_labels, trust_image_labels);
+        note("trust-image-labels", trusted != trust_image_labels);
+        note("log-level", mem::replace(&mut self.log_level, log_level) != self.log_level);
+        let before = mem::replace(&mut self.services, services);
+        let asks_engines = trusted != trust_image_labels;
+        in_effect.extend(differences(&before, &self.services));
+        Changes { in_effect, at_restart, asks_engines }
+    }
+}
+
+/// The keys of the tables of services that differ.
+fn differences(before: &ServiceTables, now: &ServiceTables) -> Vec<String> {
+    let nothing = Settings::default();
+    let names: BTreeSet<&String> = before.named.keys().chain(now.named.keys()).collect();
+    let of = |tables: &ServiceTables, name: &String| tables.named.get(name).unwrap_or(&nothing).clone();
+    let named = names.into_iter().map(|name| (name.as_str(), of(before, name), of(now, name)));
+    let all = named.chain([("*", before.others.clone(), now.others.clone())]);
+    all.flat_map(|(name, before, now)| {
+        let keys = keys_that_differ(&before, &now);
+        keys.into_iter().map(|key| format!("{key} in {}", table_name(name))).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+fn keys_that_differ(before: &Settings, now: &Settings) -> Vec<&'static str> {
+    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports } } = now;
+    let keys = [
+        ("rollout", *rollout != before.rollout),
+        ("slow-start", *slow_start_ms != before.slow_start_ms),
+        ("panic-threshold", *panic_percent != before.panic_percent),
+        ("health", *check != before.check),
+        ("allow-ports", *ports != before.allowed.ports),
+    ];
+    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+    use crate::cli::args::RunArgs;
+
+    /// Settings with this file, and with this flag.
+    fn config(path: &PathBuf, text: &str) -> RunConfig {
+        fs::write(path, text).unwrap();
+        let args = RunArgs { config: Some(path.clone()), log_level: Some("debug".into()), ..RunArgs::default() };
+        RunConfig::resolve(args).unwrap()
+    }
+
+    #[test]
+    fn what_can_change_does_and_the_rest_is_named() {
+        let path = std::env::temp_dir().join(format!("pod-steer-changes-{}.toml", std::process::id()));
+        let mut running = config(
+            &path,
+            "engine = ['none']\nallow-ports = '80'\n[service.web]\nrollout = 'latest'\n[service.old]\nhealth = 'tcp'\n",
+        );
+        let same = running.clone();
+        assert_eq!(running.follow(same), Changes::default());
+        let new = config(
+            &path,
+            "engine = ['unix:///a']\nbpffs = '/sys/fs/bpf/other'\nallow-ports = '81'\nlog-level = 'warn'\n\
+             trust-image-labels = true\n[service.web]\nrollout = 'latest'\nallow-ports = '80'\n['service'.'*']\nslow-start = '1s'\n",
+        );
+        fs::remove_file(&path).unwrap();
+        let changes = running.follow(new.clone());
+        let in_effect = [
+            "allow-ports",
+            "trust-image-labels",
+            "health in [service.old]",
+            "allow-ports in [service.web]",
+            "slow-start in [service.\"*\"]",
+        ];
+        assert_eq!(changes.in_effect, in_effect, "a flag is stronger than the file's log level");
+        assert_eq!(changes.at_restart, ["engine", "bpffs"]);
+        assert!(changes.asks_engines);
+        assert_eq!((&running.ports, &running.services), (&new.ports, &new.services));
+        assert_ne!((&running.engines, &running.bpffs), (&new.engines, &new.bpffs));
+        // What waits for a restart is named as long as it does.
+        let again = running.follow(new);
+        assert!(again.in_effect.is_empty() && again.at_restart == ["engine", "bpffs"], "{again:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! The settings are read again when the daemon gets SIGHUP: what can change while it runs is in effect at once, the rest is named.
+//! Settings that cannot be read or are wrong change nothing.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{Input, beside::beside, control::Control};
+use crate::{
+    cli::args::RunArgs,
+    config::{Changes, RunConfig},
+    listening,
+    process_set::open_netns,
+};
+
+/// Topics of conditions.
+const WRONG: &str = "settings";
+const AT_RESTART: &str = "settings-at-restart";
+/// Their subject.
+const SUBJECT: &str = "the settings";
+/// Event when the settings were read again.
+const RELOADED: &str = "settings-read";
+
+/// Sets the level of the log.
+pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String>>;
+
+/// Where the settings come from, and what they are.
+pub struct Reload {
+    /// In effect.
+    config: RunConfig,
+    /// Flags and environment, which are stronger than the file.
+    args: RunArgs,
+    set_log_level: SetLogLevel,
+    /// To the engines: whether labels of images count. At each message they describe all of their containers.
+    engines: watch::Sender<bool>,
+    /// The file is being read; and whether it is to be read once more.
+    under_way: Option<bool>,
+}
+
+impl Reload {
+    /// Settings as they are at the start.
+    pub fn new(config: RunConfig, args: RunArgs, set_log_level: SetLogLevel) -> Self {
+        let (engines, _) = watch::channel(config.trust_image_labels);
+        Self { config, args, set_log_level, engines, under_way: None }
+    }
+
+    /// What is in effect.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// For an engine.
+    pub fn trust_image_labels(&self) -> watch::Receiver<bool> {
+        self.engines.subscribe()
+    }
+}
+
+impl Control {
+    /// Reads the settings again, beside the loop: the file may be on a disk that is slow.
+    pub(super) fn reload(&mut self) {
+        if let Some(again) = &mut self.reload.under_way {
+            *again = true;
+            return;
+        }
+        self.reload.under_way = Some(false);
+        let mut args = self.reload.args.clone();
+        // A file that was read at the start is not optional any more: without it, everything that it restricts would be allowed.
+        args.config = args.config.or_else(|| self.reload.config.file.clone());
+        let failed = Input::SettingsRead(Err("reading them failed".to_owned()));
+        beside(&self.inputs, failed, move || {
+            Input::SettingsRead(RunConfig::resolve(args).map(Box::new).map_err(|error| crate::chain(&error)))
+        });
+    }
+
+    /// The settings were read again.
+    pub(super) fn settings_read(&mut self, read: Result<Box<RunConfig>, String>) {
+        let again = self.reload.under_way.take().unwrap_or(false);
+        match read {
+            Ok(new) => self.follow_settings(*new),
+            Err(error) => {
+                let message = format!("{error}; nothing was changed: correct it and reload again");
+                if self.conditions.holds(WRONG) {
+                    warn!("the settings cannot be read again: {message}");
+                }
+                self.conditions.set(WRONG, SUBJECT, message);
+            }
+        }
+        if again {
+            self.reload();
+        }
+    }
+
+    fn follow_settings(&mut self, new: RunConfig) {
+        self.conditions.clear(WRONG, SUBJECT);
+        let (policy_before, before) = (self.world.policy.clone(), self.world.configured.clone());
+        let Changes { in_effect, at_restart, asks_engines } = self.reload.config.follow(new);
+        let RunConfig { ports, services, log_level, trust_image_labels, .. } = &self.reload.config;
+        self.world.policy = ports.clone();
+        self.world.configured = services.clone();
+        if let Err(error) = (self.reload.set_log_level)(log_level) {
+            warn!(%error, "the level of the log stays as it was");
+        }
+        if asks_engines {
+            self.reload.engines.send_replace(*trust_image_labels);
+        }
+        let could = |service: &str, port| policy_before.allows(port) && before.may_claim(service, port);
+        self.enumerate_where_more_is_allowed(could);
+        // A check may be for a port on which a server listens that was of no interest before.
+        let others = self.world.backends.values().filter(|backend| {
+            before.listening_ports(&backend.spec) != self.world.configured.listening_ports(&backend.spec)
+        });
+        let others: Vec<u32> = others.map(|backend| backend.index).collect();
+        others.into_iter().for_each(|index| self.look_for_sockets(index));
+
+        let changed = if in_effect.is_empty() { "nothing has changed".to_owned() } else { in_effect.join(", ") };
+        info!(changed = %changed, "the settings were read again");
+        self.tell("", SUBJECT, RELOADED, &changed);
+        if at_restart.is_empty() {
+            self.conditions.clear(AT_RESTART, SUBJECT);
+        } else {
+            let (keys, verb) = (at_restart.join(", "), if at_restart.len() == 1 { "differs" } else { "differ" });
+            let message =
+                format!("{keys} {verb} from what is in effect; restart the daemon, which loses no connection");
+            self.conditions.set(AT_RESTART, SUBJECT, message);
+        }
+        self.touch();
+    }
+
+    /// Finds out who listens in each namespace where a backend may claim a port that it could not claim before. A namespace that was
+    /// left, since nothing was claimed there, is opened by that as well.
+    fn enumerate_where_more_is_allowed(&mut self, could: impl Fn(&str, u16) -> bool) {
+        let mut namespaces = self.namespaces();
+        let more = self.world.backends.values().filter(|backend| {
+            let service = &backend.spec.service;
+            let may = |port| self.world.may_claim(service, port) && !could(service, port);
+            backend.spec.ports.iter().any(|map| may(map.port))
+        });
+        let more: BTreeSet<u64> = more.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        namespaces.retain(|cookie, _| more.contains(cookie));
+        for (cookie, (netns, sets)) in namespaces {
+            let opened = open_netns(netns, &sets).and_then(|ns| Ok((listening::listeners(&ns, cookie)?, ns)));
+            match opened {
+                Ok((listeners, ns)) => {
+                    self.note_listeners(cookie, listeners);
+                    self.namespace_seen(netns, ns);
+                }
+                // The next resync tries again.
+                Err(error) => warn!(%netns, %error, "the listeners of a namespace cannot be enumerated"),
+            }
+        }
+    }
+}

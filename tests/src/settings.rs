@@ -1,0 +1,39 @@
+//! The daemon's settings, changed while it runs.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+
+use crate::{daemon::Stage, wait};
+
+/// What the daemon logs when it has read its settings again.
+const READ: &str = "the settings were read again";
+
+/// Writes the settings of a daemon that was started with some.
+pub fn write(stage: &Stage, settings: &str) -> Result<()> {
+    let path = stage.host.dir().join("pod-steer.toml");
+    ensure!(path.exists(), "the daemon was started without settings");
+    // A reader sees the old settings or the new ones.
+    let part = path.with_extension("part");
+    fs::write(&part, settings)?;
+    Ok(fs::rename(part, path)?)
+}
+
+/// Writes them and has them read again; returns when that is done.
+pub fn reload(stage: &Stage, settings: &str) -> Result<()> {
+    let times = |log: &str| log.matches(READ).count();
+    let before = times(&stage.daemon.log());
+    write(stage, settings)?;
+    stage.daemon.signal(Signal::HUP)?;
+    wait::until("the settings to be read again", || (times(&stage.daemon.log()) > before).then_some(()))
+}
+
+/// The same with settings that are wrong; returns what `status` says of them.
+pub fn reload_wrong(stage: &Stage, settings: &str) -> Result<String> {
+    write(stage, settings)?;
+    stage.daemon.signal(Signal::HUP)?;
+    stage.daemon.wait_for("a word about the settings", |status| {
+        status.said_about("the settings").into_iter().find(|said| said.contains("nothing was changed"))
+    })
+}
