@@ -6,7 +6,8 @@
 //! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
 //! - [`process`]: processes that end with their owner
 //! - [`systemd`]: a real systemd in a test host
-//! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them
+//! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them; [`fake_engine`]: one
+//!   that answers as a test wants
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
@@ -30,6 +31,7 @@ pub mod container;
 pub mod daemon;
 pub mod engine;
 pub mod exec;
+pub mod fake_engine;
 pub mod handover;
 pub mod host;
 pub mod image;

@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
+    io::Write as _,
+    os::unix::net::UnixStream,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::{Daemon, Stage},
     exec::Exec,
+    fake_engine::{FakeEngine, HEAD, stay_silent},
     host::Host,
     load::Load,
     report, require, tools, wait,
@@ -47,59 +48,30 @@ enum Fault {
     Empty,
 }
 
-/// A container engine.
-struct FakeEngine {
-    listener: UnixListener,
-    /// Bytes of the largest answer.
-    largest: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+fn start(socket: &Path, fault: Fault) -> Result<(FakeEngine, Arc<AtomicU64>)> {
+    // Bytes of the largest answer.
+    let largest = Arc::new(AtomicU64::new(0));
+    let sent = Arc::clone(&largest);
+    Ok((FakeEngine::start(socket, move |path, stream| answer(path, stream, fault, &sent))?, largest))
 }
 
-impl FakeEngine {
-    fn start(socket: &Path, fault: Fault) -> Result<Self> {
-        let listener = UnixListener::bind(socket)?;
-        let largest = Arc::new(AtomicU64::new(0));
-        let (accepting, sent) = (listener.try_clone()?, Arc::clone(&largest));
-        let thread = thread::spawn(move || {
-            for stream in accepting.incoming().map_while(Result::ok) {
-                let sent = Arc::clone(&sent);
-                thread::spawn(move || answer(stream, fault, &sent));
-            }
-        });
-        Ok(Self { listener, largest, thread: Some(thread) })
-    }
-}
-
-impl Drop for FakeEngine {
-    fn drop(&mut self) {
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
-    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-    let request = lines.next().unwrap_or_default();
-    // The requests for something have no body.
-    let _ = lines.find(|line| line.is_empty());
-    let path = request.split(' ').nth(1).unwrap_or_default();
+fn answer(path: &str, mut stream: &UnixStream, fault: Fault, largest: &AtomicU64) {
     let (mut sent, mut is_open) = (0, true);
     let mut send = |text: &[u8]| {
-        is_open = is_open && (&stream).write_all(text).is_ok();
+        is_open = is_open && stream.write_all(text).is_ok();
         sent += text.len() as u64;
         is_open && sent < ENDLESS
     };
     let junk = [b'x'; 65_536];
-    let head: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
     let container = |number: u64| format!(r#"{{"Id":"{number:064x}","Labels":{{"pod-steer.service":"web"}}}},"#);
     if path.starts_with("/version") && fault == Fault::Head {
         send(b"HTTP/1.1 200 OK\r\nX-Long: ");
         while send(&junk) {}
     } else if path.starts_with("/version") {
-        send(head);
+        send(HEAD);
         send(br#"{"ApiVersion":"1.41","Components":[{"Name":"Engine"}]}"#);
     } else if path.starts_with("/containers/json") {
-        send(head);
+        send(HEAD);
         match fault {
             Fault::List => {
                 send(b"[{\"Id\":\"");
@@ -119,11 +91,11 @@ fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
             Fault::Event | Fault::LongEvent | Fault::Head => drop(send(b"[]")),
         }
     } else if path.starts_with("/containers/") {
-        send(head);
+        send(HEAD);
         send(b"{\"Name\":\"");
         while send(&junk) {}
     } else if path.starts_with("/events") {
-        send(head);
+        send(HEAD);
         while fault == Fault::Event && send(&junk) {}
         if fault == Fault::LongEvent {
             (0..16).all(|_| send(&junk));
@@ -131,10 +103,10 @@ fn answer(stream: UnixStream, fault: Fault, largest: &AtomicU64) {
         }
         // Any other stream is silent.
         if fault != Fault::Event {
-            let _ = lines.next();
+            stay_silent(stream);
         }
     } else {
-        send(head);
+        send(HEAD);
         send(b"{}");
     }
     largest.fetch_max(sent, Ordering::Relaxed);
@@ -160,7 +132,7 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
     ] {
         let host = Arc::new(Host::new()?);
         let socket = host.dir().join("engine.sock");
-        let engine = FakeEngine::start(&socket, fault)?;
+        let (_engine, largest) = start(&socket, fault)?;
         let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
         match wanted {
             Some(wanted) => {
@@ -180,7 +152,7 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
         let peak = peak_kib(&daemon)?;
         report::figure(&format!("peak memory of the daemon, {fault:?}"), format!("{} MiB", peak >> 10));
         ensure!(peak < PEAK_KIB_MAX, "{fault:?}: {peak} KiB");
-        let largest = engine.largest.load(Ordering::Relaxed);
+        let largest = largest.load(Ordering::Relaxed);
         ensure!(largest < ENDLESS, "{fault:?}: {largest} bytes were taken");
         drop(daemon);
     }
@@ -193,7 +165,7 @@ fn a_long_event_does_not_end_the_stream() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let host = Arc::new(Host::new()?);
     let socket = host.dir().join("engine.sock");
-    let _engine = FakeEngine::start(&socket, Fault::LongEvent)?;
+    let _engine = start(&socket, Fault::LongEvent)?;
     let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
     wait::until("the event to be left out", || daemon.log().contains("an event is too long").then_some(()))?;
     ensure!(daemon.status()?.problems.is_empty(), "{}", daemon.status()?);
@@ -206,7 +178,7 @@ fn steering_goes_on_beside_it() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let host = Arc::new(Host::new()?);
     let socket = host.dir().join("engine.sock");
-    let _engine = FakeEngine::start(&socket, Fault::Event)?;
+    let _engine = start(&socket, Fault::Event)?;
     let stage = Stage::beside(host, &format!("unix://{}", socket.display()))?;
     let _web = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;

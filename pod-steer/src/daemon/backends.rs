@@ -26,7 +26,7 @@ impl Control {
                 let seen_after = self.orders.ledger.next_operation() - 1;
                 self.container(*container, Some(seen_after));
             }
-            EngineInput::Happened { id, change } => self.happened(&id, &change),
+            EngineInput::Happened { engine, id, change } => self.happened(&engine, &id, &change),
             EngineInput::Lost { engine, error } => {
                 self.heard(&engine);
                 self.lost_engines.insert(engine, error);
@@ -46,7 +46,11 @@ impl Control {
             self.ended(&id, Ending::Removed);
         }
         self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
+        self.names_no_longer(engine, |id| there.contains(id));
         for (id, why) in unread {
+            if self.is_of_another_engine(&id, engine) {
+                continue;
+            }
             let known = self.world.backends.get(&id).map(|backend| backend.name.clone());
             let name = known.unwrap_or_else(|| id.get(..12).unwrap_or(&id).to_owned());
             let errors = vec![format!("it is not followed: {why}")];
@@ -74,6 +78,9 @@ impl Control {
 
     /// Brings a backend to what the engine says of its container. Returns the container if it is managed and has not ended.
     fn describe(&mut self, container: Container, seen_after: Option<u64>) -> Option<Container> {
+        if self.is_of_another_engine(&container.id, &container.engine) {
+            return None;
+        }
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let known = self.world.backends.get(&container.id).cloned();
@@ -247,7 +254,13 @@ impl Control {
         Ok(index)
     }
 
-    fn happened(&mut self, id: &str, change: &Change) {
+    fn happened(&mut self, engine: &str, id: &str, change: &Change) {
+        if self.is_of_another_engine(id, engine) {
+            if *change == Change::Removed {
+                self.names_no_longer(engine, |named| named != id);
+            }
+            return;
+        }
         if *change == Change::Removed {
             self.world.misfits.remove(id);
             return self.ended(id, Ending::Removed);
@@ -308,6 +321,7 @@ impl Control {
         self.cgroup_ids.remove(&backend.index);
         self.leftovers = true;
         self.store.remove(id);
+        self.belongs_to_no_engine(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");
         self.touch();

@@ -33,6 +33,7 @@ use super::{
     inspections::Inspections,
     ledger::Ledger,
     operations::Orders,
+    owners::Engines,
     reload::Reload,
     ring::{drain, flush},
     users::PortWalk,
@@ -106,7 +107,7 @@ pub(super) struct Control {
     pub(super) bpffs: PathBuf,
     /// Engines whose word is awaited before anything is changed: there is steering, and no file says whose it is.
     pub(super) awaited: BTreeSet<String>,
-    pub(super) engines: Vec<String>,
+    pub(super) engines: Engines,
     /// To the engines: ids of containers that are to be described.
     pub(super) wanted: broadcast::Sender<String>,
     /// Engines that have not said anything yet; when all have, `ready` is told.
@@ -182,7 +183,7 @@ impl Control {
             checked_last: 0,
             bpffs: config.bpffs.clone(),
             awaited: BTreeSet::new(),
-            engines: config.engines.clone(),
+            engines: Engines::new(config.engines.clone()),
             wanted,
             unheard: config.engines.iter().cloned().collect(),
             ready: None,

@@ -14,7 +14,7 @@ const AWAITED: &str = "steering of an earlier daemon";
 impl Control {
     /// Changes nothing before the engines have said what is there.
     pub(super) fn await_engines(&mut self) {
-        self.awaited.extend(self.engines.iter().cloned());
+        self.awaited.extend(self.engines.followed.iter().cloned());
         if !self.awaited.is_empty() {
             self.conditions.set(AWAITED, AWAITED, self.awaited_text());
         }

@@ -5,7 +5,6 @@ use crate::{
     engine::{Container, ImageLabels},
     near::listed,
     text::{NAME_CHARS_MAX, shown},
-    world::Kind,
 };
 
 /// What is said of a container's image labels, if there is something to say.
@@ -39,13 +38,7 @@ impl Control {
             }
             return;
         };
-        let is_ours =
-            self.world.backends.get(&container.id).is_some_and(
-                |backend| matches!(&backend.kind, Kind::Container { engine } if *engine == container.engine),
-            );
-        if is_ours {
-            self.remove(&container.id);
-        }
+        self.remove(&container.id);
         errors.push(text);
         self.misfit(&container, errors);
     }

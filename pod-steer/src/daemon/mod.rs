@@ -23,6 +23,7 @@ mod ledger;
 mod leftovers;
 mod namespaces;
 mod operations;
+mod owners;
 mod pause;
 mod peer;
 mod places;

@@ -70,6 +70,8 @@ pub enum EngineInput {
     Container(Box<Container>),
     /// Something happened to a container.
     Happened {
+        /// Address of the engine.
+        engine: String,
         /// Its full id.
         id: String,
         /// What.
@@ -239,7 +241,7 @@ async fn session(
         if matches!(change, Change::Removed) {
             ours.remove(&id);
         }
-        let _ = inputs.send(EngineInput::Happened { id: id.clone(), change }).await;
+        let _ = inputs.send(EngineInput::Happened { engine: engine.to_owned(), id: id.clone(), change }).await;
         if details {
             // Podman 4.3 announces a result before its details have it.
             let pauses = if asks_again { HEALTH_PAUSES } else { &[] };
