@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod allowed;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use allowed::{Allowed, PortPolicy};
+pub use images::{Image, ImagePattern};
 
 use crate::{
     health::{CheckKind, CheckSpec},

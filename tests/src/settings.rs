@@ -1,6 +1,10 @@
 //! The daemon's settings, changed while it runs.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
@@ -36,4 +40,13 @@ pub fn reload_wrong(stage: &Stage, settings: &str) -> Result<String> {
     stage.daemon.wait_for("a word about the settings", |status| {
         status.said_about("the settings").into_iter().find(|said| said.contains("nothing was changed"))
     })
+}
+
+/// A connection that was opened before goes on, to the server of this name.
+pub fn goes_on(held: &mut TcpStream, name: &str) -> Result<()> {
+    held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    held.read_to_string(&mut answer)?;
+    ensure!(answer.contains(name), "{answer}");
+    Ok(())
 }

@@ -1,10 +1,6 @@
 //! Ports that may not be claimed any more are not served any more: after a restart, and as soon as the settings are read again.
 
-use std::{
-    fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
-};
+use std::fs;
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -13,20 +9,11 @@ use pod_steer_tests::{
     load::Load,
     require,
     rollouts::{hold, web},
-    settings::{reload, reload_wrong, write},
+    settings::{goes_on, reload, reload_wrong, write},
     status::Status,
     tools, wait,
 };
 use rustix::process::Signal;
-
-/// A connection that was opened before goes on.
-fn goes_on(held: &mut TcpStream) -> Result<()> {
-    held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    held.read_to_string(&mut answer)?;
-    ensure!(answer.contains("v1-1"), "{answer}");
-    Ok(())
-}
 
 fn clients(port: u16) -> Load {
     Load::to(([127, 0, 0, 1], port).into()).count(20)
@@ -62,7 +49,7 @@ fn allow_ports_narrowed_at_a_restart() -> Result<()> {
     ensure!(refused.refused() == 20, "the kernel's own lookup finds nobody on port 80: {refused}");
     ensure!(to(8080).run(stage.host.net())?.answered_by("v1-1") == 20, "its own port is its own again");
     ensure!(to(81).run(stage.host.net())?.answered_by("api-1") == 20, "what is still allowed is served");
-    goes_on(&mut held)?;
+    goes_on(&mut held, "v1-1")?;
 
     // And back.
     stage.daemon.terminate()?;
@@ -105,7 +92,7 @@ fn allow_ports_narrowed_at_once() -> Result<()> {
     let refused = clients(80).run(net)?;
     ensure!(refused.refused() == 20, "nobody listens on port 80: {refused}");
     ensure!(clients(81).run(net)?.answered_by("api-1") == 20, "what is still allowed is served");
-    goes_on(&mut held)?;
+    goes_on(&mut held, "v1-1")?;
     reload(&stage, "allow-ports = '80-81'\n")?;
     stage.daemon.wait_ready("web", 1)?;
     ensure!(clients(80).run(net)?.answered_by("v1-1") == 20, "allowed again, served again");
@@ -138,7 +125,7 @@ fn allow_ports_of_a_service() -> Result<()> {
     };
     reload(&stage, NARROWED)?;
     narrowed(&stage)?;
-    goes_on(&mut held)?;
+    goes_on(&mut held, "v1-1")?;
     reload(&stage, ALLOWED)?;
     stage.daemon.wait_ready("web", 1)?;
     ensure!(clients(80).run(stage.host.net())?.answered_by("v1-1") == 20, "allowed again, served again");

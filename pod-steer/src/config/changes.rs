@@ -8,6 +8,9 @@ use crate::{
     settings::{Allowed, ServiceTables, Settings},
 };
 
+/// The key that says which images a service takes.
+const ALLOW_IMAGES: &str = "allow-images";
+
 /// What a daemon that runs does about settings that were read again.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -62,8 +65,10 @@ impl RunConfig {
         note("trust-image-labels", trusted != trust_image_labels);
         note("log-level", mem::replace(&mut self.log_level, log_level) != self.log_level);
         let before = mem::replace(&mut self.services, services);
-        let asks_engines = trusted != trust_image_labels;
-        in_effect.extend(differences(&before, &self.services));
+        let of_services = differences(&before, &self.services);
+        // Which containers there are besides the backends is known to the engines alone.
+        let asks_engines = trusted != trust_image_labels || of_services.iter().any(|key| key.starts_with(ALLOW_IMAGES));
+        in_effect.extend(of_services);
         Changes { in_effect, at_restart, asks_engines }
     }
 }
@@ -83,13 +88,14 @@ fn differences(before: &ServiceTables, now: &ServiceTables) -> Vec<String> {
 }
 
 fn keys_that_differ(before: &Settings, now: &Settings) -> Vec<&'static str> {
-    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports } } = now;
+    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports, images } } = now;
     let keys = [
         ("rollout", *rollout != before.rollout),
         ("slow-start", *slow_start_ms != before.slow_start_ms),
         ("panic-threshold", *panic_percent != before.panic_percent),
         ("health", *check != before.check),
         ("allow-ports", *ports != before.allowed.ports),
+        (ALLOW_IMAGES, *images != before.allowed.images),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
@@ -138,6 +144,9 @@ mod tests {
         assert_ne!((&running.engines, &running.bpffs), (&new.engines, &new.bpffs));
         // What waits for a restart is named as long as it does.
         let again = running.follow(new);
-        assert!(again.in_effect.is_empty() && again.at_restart == ["engine", "bpffs"], "{again:?}");
+        assert!(
+            !again.asks_engines && again.in_effect.is_empty() && again.at_restart == ["engine", "bpffs"],
+            "{again:?}"
+        );
     }
 }

@@ -22,6 +22,7 @@ impl Control {
         }
         // Before ended backends are found: another backend may hold the listener of one that has ended.
         self.read_sockets();
+        self.drop_refused_images();
         let alive: Vec<Backend> = self.world.backends.values().cloned().collect();
         for backend in alive {
             match &backend.kind {

@@ -10,6 +10,7 @@ use crate::{
     engine::{self, Change, Container, EngineInput, ImageLabels, ends},
     kernel::{Cgroup, Kernel},
     labels,
+    settings::Image,
     world::{Backend, Health, Kind, Misfit, Network, Phase},
 };
 
@@ -100,6 +101,9 @@ impl Control {
         if known.is_some() && announced {
             return None;
         }
+        if !self.takes_image(&container, &spec.service) {
+            return None;
+        }
         let index = match &known {
             Some(backend) => backend.index,
             None => match self.attached_before(&container).map_or_else(|| self.new_index(), Ok) {
@@ -136,11 +140,13 @@ impl Control {
             exec_cgroup: None,
             inherited: Default::default(),
             counts_incomplete: false,
+            image: None,
             port_history: Default::default(),
             troubles: Default::default(),
         });
         backend.name.clone_from(&container.name);
         backend.spec = spec;
+        backend.image = Some(Image::new(&container.image, &container.image_id));
         if container.created_ms != 0 {
             backend.created_ms = container.created_ms;
         }
@@ -220,7 +226,7 @@ impl Control {
         self.note_misfit(&container.id, misfit);
     }
 
-    fn note_misfit(&mut self, id: &str, misfit: Misfit) {
+    pub(super) fn note_misfit(&mut self, id: &str, misfit: Misfit) {
         if self.world.misfits.get(id) != Some(&misfit) {
             for error in &misfit.errors {
                 warn!(container = %misfit.name, %id, "{error}");

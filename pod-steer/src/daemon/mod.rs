@@ -3,6 +3,7 @@
 
 mod accept_queues;
 mod adopt;
+mod allowed_images;
 mod backends;
 mod beside;
 mod conditions;

@@ -104,6 +104,7 @@ impl Control {
             exec_cgroup: None,
             inherited: Default::default(),
             counts_incomplete: false,
+            image: None,
             port_history: Default::default(),
             troubles: Default::default(),
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Keys that can stand in a table of the configuration and are no labels.
-pub(super) const TABLE_KEYS: [&str; 1] = ["allow-ports"];
+pub(super) const TABLE_KEYS: [&str; 2] = ["allow-ports", "allow-images"];
 
 /// Keys that can stand in a table of the configuration and are labels too.
 pub(super) const KEYS: [&str; 13] = [

@@ -1,9 +1,9 @@
-//! What restricts a service: the ports that it may claim. Labels cannot say any of it. Pure.
+//! What restricts a service: the ports that it may claim, and the images of its containers. Labels cannot say any of it. Pure.
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
 
-use super::ServiceTables;
+use super::{Image, ImagePattern, ServiceTables};
 use crate::labels::table_name;
 
 /// Which ports services may claim.
@@ -38,6 +38,8 @@ impl PortPolicy {
 pub struct Allowed {
     /// The ports that the service may claim, of those that any service may.
     pub ports: Option<PortPolicy>,
+    /// The images that its containers may have.
+    pub images: Option<Vec<ImagePattern>>,
 }
 
 impl ServiceTables {
@@ -55,6 +57,28 @@ impl ServiceTables {
     /// Whether the table of a service lets it claim a port.
     pub fn may_claim(&self, service: &str, port: u16) -> bool {
         self.allowed(service, |allowed| allowed.ports.as_ref()).is_none_or(|(_, ports)| ports.allows(port))
+    }
+
+    /// Why a service does not take a container with this image, if its table says so.
+    pub fn image_fault(&self, service: &str, image: &Image) -> Option<String> {
+        let (table, images) = self.allowed(service, |allowed| allowed.images.as_ref())?;
+        (!images.iter().any(|pattern| pattern.matches(image))).then(|| {
+            format!(
+                "its image {image} is not allowed for the service `{service}` by `allow-images` in {}; add it there, or make the \
+                 container from one that is",
+                table_name(table)
+            )
+        })
+    }
+
+    /// Why a service does not take a process, which has no image, if its table says so.
+    pub fn process_fault(&self, service: &str) -> Option<String> {
+        let (table, _) = self.allowed(service, |allowed| allowed.images.as_ref())?;
+        Some(format!(
+            "the service `{service}` takes only containers of some images, by `allow-images` in {}, and a process has no image; \
+             start a container, choose another service, or remove the key",
+            table_name(table)
+        ))
     }
 
     /// What restricts a service, and the name of the table that says so: its own, else that of all services.
@@ -80,7 +104,7 @@ mod tests {
     }
 
     fn ports(list: &str) -> Settings {
-        said(Allowed { ports: PortPolicy::parse(list) })
+        said(Allowed { ports: PortPolicy::parse(list), ..Allowed::default() })
     }
 
     #[test]
@@ -101,5 +125,29 @@ mod tests {
         );
         assert!(tables.port_fault("web", 443).unwrap().contains("in [service.web];"));
         assert!(ServiceTables::default().may_claim("web", 1));
+    }
+
+    #[test]
+    fn images_are_those_that_a_table_names() {
+        let images = |patterns: &[&str]| {
+            let patterns = patterns.iter().map(|pattern| ImagePattern::parse(pattern).unwrap());
+            said(Allowed { images: Some(patterns.collect()), ..Allowed::default() })
+        };
+        let named =
+            BTreeMap::from([("web".to_owned(), images(&["nginx", "web:*"])), ("any".to_owned(), images(&["**"]))]);
+        let tables = ServiceTables { named, others: images(&["base"]) };
+        let fault = |service, name| tables.image_fault(service, &Image::new(name, ""));
+        assert_eq!(
+            [fault("web", "nginx"), fault("web", "web:2"), fault("any", "a/b"), fault("other", "base")],
+            [const { None }; 4]
+        );
+        let said = fault("web", "base").unwrap();
+        assert!(
+            said.contains("its image base is not allowed for the service `web`") && said.contains("[service.web]"),
+            "{said}"
+        );
+        assert!(fault("other", "nginx").unwrap().contains("[service.\"*\"]"));
+        assert!(tables.process_fault("any").is_some_and(|said| said.contains("a process has no image")));
+        assert_eq!(ServiceTables::default().process_fault("web"), None);
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
+mod allowed;
 mod blocks;
 mod claims;
 mod counting;
@@ -39,7 +40,7 @@ use crate::{
     listening::Listener,
     netns::Netns,
     rollout::{Conduct, Decision, Part},
-    settings::{Effective, PortPolicy, ServiceTables},
+    settings::{Effective, Image, PortPolicy, ServiceTables},
 };
 
 pub use claims::Claimed;
@@ -150,6 +151,9 @@ pub struct Backend {
     pub seen_after: Option<u64>,
     /// What it serves.
     pub spec: Spec,
+    /// Its image, if it is a container; nothing if an earlier version has stored it.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// Where it is in its life.
     pub phase: Phase,
     /// What the engine's health check says.
@@ -291,11 +295,6 @@ impl World {
     /// Nothing yet, with these settings.
     pub fn new(policy: PortPolicy, configured: ServiceTables) -> Self {
         Self { policy, configured, ..Self::default() }
-    }
-
-    /// Whether a service may claim a port.
-    pub fn may_claim(&self, service: &str, port: u16) -> bool {
-        self.policy.allows(port) && self.configured.may_claim(service, port)
     }
 
     /// How a service behaves.

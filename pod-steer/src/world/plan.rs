@@ -34,6 +34,12 @@ pub(super) fn plan(world: &World) -> Planned {
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
     by_age.sort_by_key(|backend| backend.age());
     let foreign = Foreign::new(world);
+    by_age.retain(|backend| {
+        let fault = world.image_fault(backend);
+        let is_allowed = fault.is_none();
+        fault.into_iter().for_each(|text| plan.hinder(backend.index, text));
+        is_allowed
+    });
     let conflicts = on_demand::conflicts(&sockets, &by_age);
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
     conflicts.reasons.into_iter().for_each(|(index, text)| plan.hinder(index, text));

@@ -53,6 +53,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         exec_cgroup: None,
         inherited: Default::default(),
         counts_incomplete: false,
+        image: None,
         port_history: Default::default(),
         troubles: BTreeMap::new(),
     }
@@ -259,7 +260,7 @@ fn the_policy_says_which_ports() {
     let plan = world.plan();
     assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--allow-ports"));
     world.policy = PortPolicy::default();
-    let allowed = |list: &str| Allowed { ports: PortPolicy::parse(list) };
+    let allowed = |list: &str| Allowed { ports: PortPolicy::parse(list), ..Allowed::default() };
     let table = Settings { allowed: allowed("8000-8999"), ..Settings::default() };
     world.configured.named.insert("web".to_owned(), table);
     let plan = world.plan();

@@ -59,6 +59,7 @@ fn backend(index: u32, spec: Spec) -> Backend {
         exec_cgroup: None,
         inherited: BTreeSet::new(),
         counts_incomplete: false,
+        image: None,
         port_history: Default::default(),
         troubles: Default::default(),
     }
