@@ -118,5 +118,6 @@ const _: () = {
     assert!(size_of::<BackendCounters>() == 72);
     assert!(size_of::<ServiceCounters>() == 96);
     assert!(size_of::<Event>() == 72);
+    assert!(size_of::<ListenRate>() == 24);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };

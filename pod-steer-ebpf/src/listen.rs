@@ -15,7 +15,7 @@ use pod_steer_ebpf::{
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, count, current_backend, emit, lost, managed},
-    own, users,
+    own, quota, users,
 };
 
 const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
@@ -171,9 +171,16 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     let socket =
         SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ifindex, ..socket };
 
+    if let Err(reason) = quota::take(socket.backend) {
+        // Its end is nothing to be counted. It may have been registered before, and have stopped to listen.
+        set_flags(ctx, ctx.cb_flags() & !BPF_SOCK_OPS_STATE_CB_FLAG);
+        quota::tell(reason, socket, cookie);
+        return;
+    }
     // SAFETY: the context is this hook's own, and the helper wants it by reference.
     let registered = LISTENERS.update(&mut cookie, unsafe { &mut *ctx.ops }, 0);
     if let Err(errno) = registered {
+        quota::give_back(socket.backend);
         emit(&Event { kind: EVENT_NOT_REGISTERED, errno: -errno as u32, cookie, socket });
         return;
     }
@@ -202,9 +209,15 @@ fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
             let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
             // SAFETY: the map and the key are valid.
             let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
+            let mut of = backend;
             // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
             if let Some(socket) = unsafe { SOCKETS.get(cookie) } {
                 own::closed(socket, cookie);
+                of = socket.backend;
+            }
+            // One that the daemon has taken out of the socket map is counted no more.
+            if of != NONE {
+                quota::give_back(of);
             }
             // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };

@@ -1,6 +1,6 @@
 //! The kernel programs. They read top to bottom: `lookup` chooses the socket of a new connection, `migrate` finds a new
 //! home for what waits in a closing listener, `bind` lets unmodified servers share a port, `listen` registers their
-//! sockets and counts their connections, `own` leads a backend's connections to itself. `maps` is everything they share with the daemon.
+//! sockets within the limits of `quota` and counts their connections, `own` leads a backend's connections to itself. `maps` is everything they share with the daemon.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -14,6 +14,7 @@ mod lookup;
 mod maps;
 mod migrate;
 mod own;
+mod quota;
 mod table;
 mod users;
 

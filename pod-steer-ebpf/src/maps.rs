@@ -11,11 +11,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, MANAGED_PORTS_MAX,
-    ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX,
-    OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PORT_USERS_MAX, PORT_WORDS,
-    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
-    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, block_of,
+    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, ListenRate,
+    MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX,
+    OWN_LISTENERS_MAX, OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PORT_USERS_MAX,
+    PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX,
+    SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, block_of,
 };
 
 use crate::table::Table;
@@ -31,6 +31,10 @@ static NETNS_COOKIE: u64 = 0;
 #[unsafe(no_mangle)]
 static SEED: u64 = 0;
 
+/// Places in the socket map.
+#[unsafe(no_mangle)]
+static LISTENERS_MAX: u64 = 0;
+
 /// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel refuses the BTF name of the
 /// union inside it.)
 macro_rules! constant {
@@ -44,6 +48,7 @@ macro_rules! constant {
 }
 constant!(netns_cookie, NETNS_COOKIE);
 constant!(seed, SEED);
+constant!(listeners_max, LISTENERS_MAX);
 
 /// Version, seed and limits of this state; the only entry is 0. Read by the daemon alone.
 #[btf_map]
@@ -86,6 +91,15 @@ pub static LISTENERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
 /// What is known of each listening socket, by cookie: user space cannot read `LISTENERS`.
 #[btf_map]
 pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// How many sockets are registered: of all backends, then of each ([`pod_steer_ebpf::count_of`]). The daemon maps it into its memory,
+/// and corrects it.
+#[btf_map]
+pub static SOCKET_COUNTS: Array<u64, { BACKENDS_MAX_DEFAULT as usize + 1 }, MMAPABLE> = Array::new();
+
+/// How fast each backend opens listeners.
+#[btf_map]
+pub static LISTEN_RATES: Array<ListenRate, { BACKENDS_MAX_DEFAULT as usize }> = Array::new();
 
 /// The ports of each backend, and what each is for.
 #[btf_map]

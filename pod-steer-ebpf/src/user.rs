@@ -30,5 +30,6 @@ pod!(
     NoteKey,
     BackendCounters,
     ServiceCounters,
+    ListenRate,
     Event
 );

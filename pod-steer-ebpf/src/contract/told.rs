@@ -97,7 +97,7 @@ pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,
     /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; of [`EVENT_LISTENING`] why the socket has
-    /// no description; else zero.
+    /// no description; of [`EVENT_LEFT_OUT`] one of the `LEFT_OUT_` constants; else zero.
     pub errno: u32,
     /// Cookie of the socket, or zero.
     pub cookie: u64,
@@ -115,3 +115,5 @@ pub const EVENT_NOT_REGISTERED: u32 = 3;
 pub const EVENT_NOT_SHARED: u32 = 4;
 /// A managed container asked for an MPTCP socket and was refused; it is expected to ask for TCP next.
 pub const EVENT_MPTCP_REFUSED: u32 = 5;
+/// A managed socket listens and is not registered, for its backend has taken its part. One event may stand for many such sockets.
+pub const EVENT_LEFT_OUT: u32 = 6;

@@ -284,6 +284,7 @@ impl Control {
                 backend.counts_anew();
                 backend.is_now(Phase::Running);
                 backend.troubles.clear();
+                self.holders.left_out.remove(&backend.index);
                 backend.port_history.restart();
                 self.world.listening.remove(&backend.index);
             }
@@ -320,6 +321,7 @@ impl Control {
         self.world.lingering.insert(backend.index, ports);
         self.freed_indices.insert(backend.index);
         self.world.listening.remove(&backend.index);
+        self.holders.left_out.remove(&backend.index);
         self.counted.forget(id);
         self.forget_sockets(backend.index);
         self.port_walk.ask();

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tracing::{debug, info, warn};
@@ -52,7 +52,8 @@ impl Control {
         let silent = self.holders.silent.iter().filter_map(|cookie| Some(self.world.sockets.get(cookie)?.netns_cookie));
         let refused = self.holders.refused.values().map(|refused| refused.netns_cookie);
         let ending = self.holders.ending.keys().filter_map(|id| Some(self.world.backends.get(id)?.netns?.cookie));
-        let all: BTreeSet<u64> = missing.chain(silent).chain(refused).chain(ending).collect();
+        let left_out = self.holders.left_out.values().map(|left_out| left_out.netns_cookie);
+        let all: BTreeSet<u64> = missing.chain(silent).chain(refused).chain(ending).chain(left_out).collect();
         self.holders.watching = !all.is_empty();
         // In turn, if there are many.
         let last = self.holders.last;
@@ -63,9 +64,12 @@ impl Control {
         }
     }
 
-    /// The ports that a backend is to listen on and does not.
+    /// The ports that a backend is to listen on and does not, or on which it may have further listeners that are left out.
     fn missing(&self, backend: &Backend, sockets: &Sockets<'_>) -> BTreeSet<u16> {
         let mut ports = self.world.configured.listening_ports(&backend.spec);
+        if self.holders.left_out.contains_key(&backend.index) {
+            return ports;
+        }
         for (_, socket) in sockets.of(backend.index) {
             ports.remove(&socket.port);
         }
@@ -136,7 +140,8 @@ impl Control {
 
     /// Takes what a look found.
     pub(super) fn held(&mut self, answers: Answers) {
-        let took = self.holders.under_way.take().map_or(Duration::ZERO, |began| began.elapsed());
+        let began = self.holders.under_way.take().unwrap_or_else(Instant::now);
+        let took = began.elapsed();
         self.holders.ended = Some((Instant::now(), took));
         let mut left = std::mem::take(&mut self.holders.asked);
         left.retain(|cookie, _| answers.iter().all(|(answered, _)| answered != cookie));
@@ -147,7 +152,9 @@ impl Control {
             match answer {
                 Ok(answer) => {
                     self.holders.failed.remove(&netns_cookie);
+                    self.expect_left_out(netns_cookie);
                     self.held_in(answer);
+                    self.clear_left_out(netns_cookie, began);
                 }
                 Err(error) => {
                     debug!(netns_cookie, %error, "cannot tell which processes hold the listeners of a namespace");
@@ -228,6 +235,12 @@ impl Control {
         let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.bound.port());
         if let Some(backend) = self.world.by_index_mut(index) {
             backend.troubles.remove(SHARED);
+        }
+        if self.found_left_out(index) && !self.world.sockets.contains_key(&socket.cookie) {
+            // Made by the backend itself, as a rule: its programs count what is opened from now on.
+            self.note_incomplete_counts(index);
+            self.register_found(index, socket);
+            return self.touch();
         }
         let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
         match former.map(|backend| backend.name.clone()) {

@@ -21,6 +21,7 @@ mod image_labels;
 mod inputs;
 mod inspections;
 mod ledger;
+mod left_out;
 mod leftovers;
 mod namespaces;
 mod operations;

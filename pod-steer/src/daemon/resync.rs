@@ -74,6 +74,7 @@ impl Control {
         if self.conditions.holds(ANNOUNCED) {
             self.announce(true);
         }
+        self.correct_socket_counts();
         self.look_at_accept_queues();
     }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event, FAMILY_V4,
-    FAMILY_V6, NONE, OwnListener, PROTO_TCP, SocketInfo,
+    EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event,
+    FAMILY_V4, FAMILY_V6, LEFT_OUT_MANY, NONE, OwnListener, PROTO_TCP, SocketInfo,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tracing::{debug, warn};
@@ -68,6 +68,7 @@ impl Control {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
                 self.note_no_place(info.backend, info.port, &error);
             }
+            EVENT_LEFT_OUT => self.note_left_out(info.backend, info.netns_cookie, event.errno),
             EVENT_NOT_SHARED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
                 warn!(%service, backend = %name, port = info.port, %error, "SO_REUSEPORT could not be set on a bind");
@@ -144,6 +145,10 @@ impl Control {
 
     /// Registers a socket of this backend that no kernel program has reported, or that was another backend's.
     pub(super) fn register_found(&mut self, index: u32, socket: FoundSocket) {
+        // One that is registered keeps its place, whichever backend it is of.
+        if !self.world.sockets.contains_key(&socket.cookie) && !self.kernel.socket_usage(index).may_take() {
+            return self.note_left_out(index, socket.netns_cookie, LEFT_OUT_MANY);
+        }
         let hidden = self.kernel.hidden(&socket.fd);
         if hidden.is_none() {
             self.note_port_user(&socket);

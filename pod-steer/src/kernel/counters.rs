@@ -81,7 +81,8 @@ impl Kernel {
         let cpus = self.backend_counters.get(&index, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![BackendCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
-        self.backend_counters.set(index, zero, 0).map_err(failed())
+        self.backend_counters.set(index, zero, 0).map_err(failed())?;
+        self.socket_counts.reset(index)
     }
 
     /// Starts the counters and the switch of an index from zero, before a service gets it.

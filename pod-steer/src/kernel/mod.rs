@@ -30,6 +30,7 @@ mod pins;
 mod ports;
 mod probes;
 mod publish;
+mod quota;
 mod sockets;
 mod sources;
 mod switch;
@@ -64,6 +65,7 @@ pub use object::{ProbedProgram, TABLES, probe};
 pub use pins::{LinkFault, PinsCheck};
 pub use probes::{ProbeUnderWay, Probes};
 pub use publish::Settled;
+pub use quota::Usage;
 pub use sockets::{Registered, SocketMaps};
 pub use unload::{Unloaded, unload};
 
@@ -86,6 +88,7 @@ pub struct Kernel {
     rules: ports::Rules,
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
+    socket_counts: quota::SocketCounts,
     /// Missing while the socket map has no room for it.
     alive: Option<alive::Alive>,
     managed_ports: HashMap<MapData, ManagedBlock, ManagedPorts>,

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey};
+use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey, SOCKETS_MAX};
 
 use super::{
     Kernel, KernelError, Opened, Result,
@@ -23,6 +23,7 @@ use super::{
     pins::{self, Pins},
     ports::Rules,
     publish::{self, Publisher},
+    quota::SocketCounts,
     sources::Sources,
     switch::Switches,
     workers::Outer,
@@ -31,7 +32,7 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
-pub(super) const MAPS: [&str; 24] = [
+pub(super) const MAPS: [&str; 26] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -41,6 +42,8 @@ pub(super) const MAPS: [&str; 24] = [
     "PROBES",
     "LISTENERS",
     "SOCKETS",
+    "SOCKET_COUNTS",
+    "LISTEN_RATES",
     "MANAGED_PORTS",
     "OWN_LISTENERS",
     "OWN_PORTS",
@@ -87,6 +90,7 @@ pub(super) struct Constants {
 ///
 /// `ports` is where the map of the ports of its namespace is pinned; an instance without one has no use for it.
 pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
+    let listeners_max = u64::from(limits::limit("LISTENERS", SOCKETS_MAX));
     let mut loader = EbpfLoader::new();
     loader
         // The programs have nothing to relocate against the kernel's types, and reading those takes half a second in a
@@ -95,7 +99,10 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
         .override_global("SEED", &constants.seed, true)
         .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
-        .map_max_entries("BACKEND_COUNTERS", constants.backends_max);
+        .override_global("LISTENERS_MAX", &listeners_max, true)
+        .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
+        .map_max_entries("LISTEN_RATES", constants.backends_max)
+        .map_max_entries("SOCKET_COUNTS", constants.backends_max + 1);
     for (map, entries) in limits::chosen().iter().filter(|(map, _)| MAPS.contains(&map.as_str())) {
         loader.map_max_entries(map, *entries);
     }
@@ -221,6 +228,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         backends_max: meta.backends_max,
         rules,
         sockets: map(&mut programs, "SOCKETS")?,
+        socket_counts: SocketCounts::open(&mut programs, meta.backends_max)?,
         moved: map(&mut programs, "MOVED")?,
         listeners,
         alive,

@@ -88,6 +88,8 @@ impl Kernel {
             }
             return Err(KernelError::add("put a socket into", "LISTENERS", SOCKETS_MAX)(error));
         }
+        let counted = before.map(|before| before.backend).filter(|backend| *backend != NONE);
+        self.socket_counts.moves(counted, Some(info.backend));
         self.listening = None;
         self.heirs.remove(&cookie);
         let mut keys = info.own_listener().into_iter().chain(info.any_listener());
@@ -188,8 +190,12 @@ impl Kernel {
     /// Takes a socket out of the socket map; the socket itself is not touched.
     pub fn forget_socket(&mut self, cookie: u64) {
         self.closed(cookie);
-        let _ = self.listeners.remove(&cookie);
-        self.disown_socket(cookie);
+        // The kernel program has counted the end of one that has closed.
+        let was_there = self.listeners.remove(&cookie).is_ok();
+        let of = self.disown_socket(cookie);
+        if was_there {
+            self.socket_counts.moves(of, None);
+        }
     }
 
     /// No socket belongs to a backend with this index any more, which becomes another's: whatever was registered since the former one
@@ -200,10 +206,10 @@ impl Kernel {
         cookies.into_iter().for_each(|cookie| self.forget_socket(cookie));
     }
 
-    /// A socket belongs to no backend any more: not to one that gets the index of its former one either.
-    pub fn disown_socket(&mut self, cookie: u64) {
-        if let Ok(info) = self.sockets.get(&cookie, 0) {
-            let _ = self.sockets.insert(cookie, SocketInfo { backend: NONE, ..info }, 0);
-        }
+    /// A socket belongs to no backend any more: not to one that gets the index of its former one either. Returns the former one.
+    pub fn disown_socket(&mut self, cookie: u64) -> Option<u32> {
+        let info = self.sockets.get(&cookie, 0).ok()?;
+        let _ = self.sockets.insert(cookie, SocketInfo { backend: NONE, ..info }, 0);
+        (info.backend != NONE).then_some(info.backend)
     }
 }

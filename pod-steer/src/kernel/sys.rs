@@ -134,15 +134,32 @@ impl Counters {
         Mapping::of_bytes(map, entries as usize * size_of::<u64>(), true).map(Self)
     }
 
-    /// Takes one from the number at this index; nothing happens if there is none.
+    /// Adds to the number at this index, and wraps around; nothing happens if there is none.
+    pub fn add(&self, index: u32, number: u64) {
+        self.at(index).map(|at| at.fetch_add(number, Ordering::Relaxed));
+    }
+
+    /// Takes one from the number at this index.
     pub fn decrement(&self, index: u32) {
+        self.add(index, u64::MAX);
+    }
+
+    /// The number at this index; zero if there is none.
+    pub fn get(&self, index: u32) -> u64 {
+        self.at(index).map_or(0, |at| at.load(Ordering::Relaxed))
+    }
+
+    /// Writes a number if it is still what it was, and says whether it did.
+    pub fn replace(&self, index: u32, was: u64, number: u64) -> bool {
+        self.at(index).is_some_and(|at| at.compare_exchange(was, number, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+
+    fn at(&self, index: u32) -> Option<&AtomicU64> {
         let at = index as usize * size_of::<u64>();
-        if at + size_of::<u64>() <= self.0.bytes {
-            // SAFETY: within the mapping, which lives as long as `self`, and aligned, as the mapping begins a page; kernel
-            // programs change it by atomic instructions only.
-            let number = unsafe { AtomicU64::from_ptr(self.0.at.cast::<u8>().add(at).cast()) };
-            number.fetch_sub(1, Ordering::Relaxed);
-        }
+        // SAFETY: within the mapping, which lives as long as `self`, and aligned, as the mapping begins a page; kernel
+        // programs change it by atomic instructions only.
+        (at + size_of::<u64>() <= self.0.bytes)
+            .then(|| unsafe { AtomicU64::from_ptr(self.0.at.cast::<u8>().add(at).cast()) })
     }
 }
 

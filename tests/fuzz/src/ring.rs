@@ -6,7 +6,7 @@ use pod_steer::{
     labels::{self, Fallback, Spec},
     world::World,
 };
-use pod_steer_ebpf::{EVENT_CLOSED, EVENT_LISTENING, Event, FAMILY_V4, FAMILY_V6};
+use pod_steer_ebpf::{EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, Event, FAMILY_V4, FAMILY_V6};
 
 use crate::plan;
 
@@ -69,7 +69,7 @@ fn step(input: &mut Unstructured<'_>) -> Result<Step> {
 
 /// A record as it may come: most of it is what the world knows.
 fn likely(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let kind = input.int_in_range(EVENT_LISTENING..=EVENT_LISTENING + 5)?;
+    let kind = input.int_in_range(EVENT_LISTENING..=EVENT_LEFT_OUT + 1)?;
     let cookie = u64::from(input.int_in_range(1..=12u8)?);
     let family = *input.choose(&[FAMILY_V4, FAMILY_V6])?;
     let mut addr = [0; 16];

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{daemon::ended::Ending, procs::Seat, world::BackendId};
+use crate::{
+    daemon::{ended::Ending, left_out::LeftOut},
+    procs::Seat,
+    world::BackendId,
+};
 
 /// The looks of every second take no more than one part of so many of the time: a look goes through all descriptors of backends that
 /// may have tens of thousands.
@@ -45,6 +49,8 @@ pub(in crate::daemon) struct Holders {
     pub(in crate::daemon) ending: BTreeMap<BackendId, Ending>,
     /// Listeners that would be a backend's and that only a process of no backend holds, by cookie.
     pub(in crate::daemon) refused: BTreeMap<u64, Refused>,
+    /// Backends of which listeners are left out, by index.
+    pub(in crate::daemon) left_out: BTreeMap<u32, LeftOut>,
 }
 
 /// A listener that clients are not given to.

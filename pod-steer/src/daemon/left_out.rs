@@ -1,0 +1,101 @@
+//! Listeners that are left out of the socket map, since their backend has as many as it may have or opens them too fast. Clients do
+//! not come to them until a look finds them and there is room.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use pod_steer_ebpf::{LEFT_OUT_FAST, LISTENS_BURST, LISTENS_PER_S};
+use tracing::warn;
+
+use super::control::Control;
+
+/// Topic of [`crate::world::Backend::troubles`].
+const LEFT_OUT: &str = "left-out";
+/// The kernel program tells of listeners that it leaves out once a second. If it has not for so long, it leaves none out.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// A backend of which listeners are left out.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::daemon) struct LeftOut {
+    /// Cookie of their namespace.
+    pub netns_cookie: u64,
+    /// Why: one of the `LEFT_OUT_` constants.
+    reason: u32,
+    /// When it was told last.
+    at: Instant,
+    /// The look whose answer is being read has found one.
+    found: bool,
+}
+
+impl Control {
+    /// Some listeners of a backend were left out.
+    pub(super) fn note_left_out(&mut self, index: u32, netns_cookie: u64, reason: u32) {
+        let (usage, count) = (self.kernel.socket_usage(index), self.kernel.left_out(index));
+        let Some(backend) = self.world.by_index_mut(index) else { return };
+        let text = match reason {
+            LEFT_OUT_FAST => format!(
+                "it opens listeners faster than {LISTENS_PER_S} a second, after {LISTENS_BURST} at once: {count} were left out so \
+                 far, and clients do not come to those before it slows down and pod-steer finds them; let it keep its listeners open"
+            ),
+            _ => format!(
+                "it has too many listening sockets ({usage}): clients do not come to the further ones before there is room; let it \
+                 close those that it does not need, or end other backends"
+            ),
+        };
+        let now = LeftOut { netns_cookie, reason, at: Instant::now(), found: true };
+        let before = self.holders.left_out.insert(index, now);
+        backend.troubles.insert(LEFT_OUT, text.clone());
+        if before.is_none_or(|before| before.reason != reason) {
+            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
+            warn!(%service, backend = %name, "{text}");
+            self.tell(&service, &name, "problem", &text);
+            // The state of a backend depends on what is wrong with it.
+            self.touch();
+        }
+        self.holders.watching = true;
+    }
+
+    /// A look has found a listener that was left out, and it is registered.
+    pub(super) fn found_left_out(&mut self, index: u32) -> bool {
+        let left_out = self.holders.left_out.get_mut(&index);
+        left_out.map(|left_out| left_out.found = true).is_some()
+    }
+
+    /// An answer about this namespace is about to be read.
+    pub(super) fn expect_left_out(&mut self, netns_cookie: u64) {
+        let here = self.holders.left_out.values_mut().filter(|left_out| left_out.netns_cookie == netns_cookie);
+        here.for_each(|left_out| left_out.found = false);
+    }
+
+    /// It has been read: where it has found none, and none was left out since long before the look began, the condition ends.
+    pub(super) fn clear_left_out(&mut self, netns_cookie: u64, began: Instant) {
+        let over = |left_out: &LeftOut| {
+            left_out.netns_cookie == netns_cookie
+                && !left_out.found
+                && began.saturating_duration_since(left_out.at) > QUIET
+        };
+        let over: Vec<u32> =
+            self.holders.left_out.iter().filter(|(_, left_out)| over(left_out)).map(|(index, _)| *index).collect();
+        for index in over {
+            self.holders.left_out.remove(&index);
+            if let Some(backend) = self.world.by_index_mut(index) {
+                backend.troubles.remove(LEFT_OUT);
+            }
+            self.touch();
+        }
+    }
+
+    /// Compares the numbers of registered sockets that the kernel program goes by with those that are known.
+    pub(super) fn correct_socket_counts(&mut self) {
+        if !self.awaited.is_empty() {
+            return;
+        }
+        let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+        for socket in self.world.sockets.values() {
+            *counts.entry(socket.backend).or_default() += 1;
+        }
+        self.kernel.correct_socket_counts(&counts);
+    }
+}

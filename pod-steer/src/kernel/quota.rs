@@ -1,0 +1,234 @@
+//! Registered sockets as the kernel program counts them for its limits (`pod-steer-ebpf/src/quota.rs`). It counts what it sees; what it
+//! does not see, such as the end of a socket that was made elsewhere, is corrected here.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::AsFd as _,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData, MapError},
+};
+use pod_steer_ebpf::{COUNT_OF_ALL, ListenRate, SOCKETS_MAX, common, count_of, may_take, share};
+
+use super::{Kernel, KernelError, Result, limits::limit, object::map, sys::Counters};
+
+/// How much of a limit one has, and all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// In use by the one that asks.
+    pub own: u32,
+    /// In use by all.
+    pub used: u32,
+    /// How many there are.
+    pub limit: u32,
+}
+
+impl Usage {
+    /// Whether it may have one more.
+    pub fn may_take(&self) -> bool {
+        may_take(self.limit, self.used, self.own)
+    }
+}
+
+/// As part of a sentence.
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { own, used, limit } = *self;
+        let (share, common) = (share(limit), common(limit));
+        write!(
+            f,
+            "it has {own}, all together {used} of {limit}; each may have {share}, and more only while fewer than {common} are in use"
+        )
+    }
+}
+
+/// A number as the kernel program counts it, and as it should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    counted: u64,
+    believed: u64,
+}
+
+impl Seen {
+    /// Whether it is wrong: neither number has changed since the last time, so no event is under way that explains it.
+    fn is_wrong(self, before: Option<&Self>) -> bool {
+        self.counted != self.believed && before == Some(&self)
+    }
+}
+
+pub(super) struct SocketCounts {
+    counts: Counters,
+    rates: Array<MapData, ListenRate>,
+    /// Those that differed when they were last compared, by their place.
+    differing: HashMap<u32, Seen>,
+    backends_max: u32,
+}
+
+impl SocketCounts {
+    pub fn open(programs: &mut Ebpf, backends_max: u32) -> Result<Self> {
+        let Some(Map::Array(counts)) = programs.take_map("SOCKET_COUNTS") else {
+            return Err(KernelError::map("open", "SOCKET_COUNTS")(MapError::KeyNotFound));
+        };
+        let counts = Counters::open(counts.fd().as_fd(), backends_max + 1);
+        Ok(Self {
+            counts: counts.map_err(KernelError::io("map into memory", "SOCKET_COUNTS"))?,
+            rates: map(programs, "LISTEN_RATES")?,
+            differing: HashMap::new(),
+            backends_max,
+        })
+    }
+
+    fn get(&self, at: u32) -> u32 {
+        // Below zero for a moment, if an end was counted first.
+        self.counts.get(at).cast_signed().try_into().unwrap_or(0)
+    }
+
+    fn usage(&self, backend: u32) -> Usage {
+        let limit = limit("LISTENERS", SOCKETS_MAX);
+        Usage { own: self.get(count_of(backend)), used: self.get(COUNT_OF_ALL), limit }
+    }
+
+    /// A socket is this backend's, and no longer that one's.
+    pub fn moves(&self, from: Option<u32>, to: Option<u32>) {
+        if from == to {
+            return;
+        }
+        for (backend, by) in from.map(|of| (of, u64::MAX)).into_iter().chain(to.map(|of| (of, 1))) {
+            self.counts.add(COUNT_OF_ALL, by);
+            self.counts.add(count_of(backend), by);
+        }
+    }
+
+    /// An index is to be another backend's, which has no socket yet.
+    pub fn reset(&mut self, backend: u32) -> Result<()> {
+        let counted = self.counts.get(count_of(backend));
+        if self.counts.replace(count_of(backend), counted, 0) {
+            self.counts.add(COUNT_OF_ALL, counted.wrapping_neg());
+        }
+        let written = self.rates.set(backend, ListenRate::default(), 0);
+        written.map_err(KernelError::map("reset", "LISTEN_RATES"))
+    }
+
+    fn correct(&mut self, believed: &BTreeMap<u32, u64>) {
+        let before = std::mem::take(&mut self.differing);
+        let mut sum = 0u64;
+        for backend in 0..self.backends_max {
+            let at = count_of(backend);
+            let now = Seen { counted: self.counts.get(at), believed: believed.get(&backend).copied().unwrap_or(0) };
+            sum = sum.wrapping_add(now.counted);
+            if now.is_wrong(before.get(&at)) && self.counts.replace(at, now.counted, now.believed) {
+                self.counts.add(COUNT_OF_ALL, now.believed.wrapping_sub(now.counted));
+            } else if now.counted != now.believed {
+                self.differing.insert(at, now);
+            }
+        }
+        let now = Seen { counted: self.counts.get(COUNT_OF_ALL), believed: sum };
+        if now.is_wrong(before.get(&COUNT_OF_ALL)) {
+            self.counts.replace(COUNT_OF_ALL, now.counted, now.believed);
+        } else if now.counted != now.believed {
+            self.differing.insert(COUNT_OF_ALL, now);
+        }
+    }
+}
+
+impl Kernel {
+    /// Registered sockets of a backend and of all.
+    pub fn socket_usage(&self, backend: u32) -> Usage {
+        self.socket_counts.usage(backend)
+    }
+
+    /// Listeners of a backend that the kernel program has left out so far.
+    pub fn left_out(&self, backend: u32) -> u64 {
+        self.socket_counts.rates.get(&backend, 0).map_or(0, |rate| rate.left_out)
+    }
+
+    /// Corrects the numbers of registered sockets. To be called from time to time: what differs twice in the same way is wrong.
+    pub fn correct_socket_counts(&mut self, believed: &BTreeMap<u32, u64>) {
+        self.socket_counts.correct(believed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::{LISTENS_BURST, LISTENS_PER_S, next_listen};
+
+    use super::*;
+
+    #[test]
+    fn small_ones_find_room_whatever_the_greedy_take() {
+        let limit = 6_400;
+        let mut greedy = 0;
+        while may_take(limit, greedy, greedy) {
+            greedy += 1;
+        }
+        assert_eq!(greedy, common(limit));
+        // Sixteen others find their share.
+        let mut used = greedy;
+        for _ in 0..16 {
+            for own in 0..share(limit) {
+                assert!(may_take(limit, used, own));
+                used += 1;
+            }
+            assert!(!may_take(limit, used, share(limit)));
+        }
+        assert_eq!(used, limit);
+    }
+
+    #[test]
+    fn room_that_is_given_back_lets_the_greedy_go_on() {
+        assert!(!may_take(64, 48, 1));
+        assert!(may_take(64, 47, 40));
+        assert!(may_take(64, 63, 0));
+    }
+
+    #[test]
+    fn small_limits_give_each_one() {
+        for limit in 1..64 {
+            assert!(may_take(limit, limit - 1, 0), "{limit}");
+            assert_eq!(share(limit), 1);
+            assert!(common(limit) >= 1);
+        }
+        assert_eq!((share(32_768), common(32_768)), (512, 24_576));
+    }
+
+    /// How many of so many listeners a second pass, for some seconds, after a time of rest.
+    fn passing(per_s: u64, seconds: u64) -> u64 {
+        let (mut next, mut passed) = (0, 0);
+        for at in 0..per_s * seconds {
+            if let Some(then) = next_listen(next, 1_000_000_000 + at * 1_000_000_000 / per_s) {
+                (next, passed) = (then, passed + 1);
+            }
+        }
+        passed
+    }
+
+    #[test]
+    fn listeners_pass_at_the_rate_and_in_a_burst() {
+        assert_eq!(passing(LISTENS_PER_S, 60), 60 * LISTENS_PER_S);
+        assert_eq!(passing(200, 60), 60 * 200);
+        let at_once = std::iter::successors(Some(0), |next| next_listen(*next, 1_000_000_000));
+        assert_eq!(at_once.skip(1).take(10_000).count() as u64, LISTENS_BURST);
+        let minute = LISTENS_BURST + 60 * LISTENS_PER_S;
+        assert!(passing(20_000, 60).abs_diff(minute) <= 1, "{} of {minute}", passing(20_000, 60));
+    }
+
+    #[test]
+    fn what_differs_twice_in_the_same_way_is_wrong() {
+        let (right, wrong) = (Seen { counted: 2, believed: 2 }, Seen { counted: 3, believed: 2 });
+        assert!(!right.is_wrong(Some(&right)));
+        assert!(!wrong.is_wrong(None), "an event may be under way");
+        assert!(!wrong.is_wrong(Some(&Seen { counted: 4, ..wrong })), "it changes");
+        assert!(wrong.is_wrong(Some(&wrong)));
+    }
+
+    #[test]
+    fn a_usage_says_what_is_allowed() {
+        let usage = Usage { own: 50, used: 49_152, limit: 65_536 };
+        assert!(usage.may_take());
+        assert!(!Usage { own: 1_024, ..usage }.may_take());
+        let said = usage.to_string();
+        assert!(said.contains("it has 50") && said.contains("49152 of 65536") && said.contains("1024"), "{said}");
+    }
+}
