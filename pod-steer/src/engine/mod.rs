@@ -10,6 +10,7 @@ mod http;
 mod images;
 mod inspections;
 mod reach;
+mod rechecks;
 mod sandbox;
 
 use std::{
@@ -37,6 +38,7 @@ use answers::{CONTAINERS_MAX, Details, Event, Info, Listed, Version};
 use http::{ANSWER_BYTES_MAX, Client, EngineError, Lines, REQUEST_MAX};
 use images::Images;
 use inspections::Inspector;
+use rechecks::Rechecks;
 use sandbox::Sandboxes;
 
 /// Least time of a request to stop a container. An engine answers when the container has ended.
@@ -50,9 +52,6 @@ const INSPECTIONS: usize = 8;
 /// Pauses between attempts to reach an engine: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-
-/// Pauses before a container is inspected again of whose health check an event gives no result.
-const HEALTH_PAUSES: &[Duration] = &[Duration::from_millis(200), Duration::from_millis(800)];
 
 /// What an engine tells the daemon.
 #[derive(Debug)]
@@ -150,9 +149,7 @@ async fn session(
         client.get::<Info>("/info", ANSWER_BYTES_MAX),
         client.get::<Version>("/version", ANSWER_BYTES_MAX)
     );
-    // Docker announces a container before it makes its cgroup.
-    let components = version?.components.unwrap_or_default();
-    let announces_late = components.into_iter().any(|component| component.name.starts_with("Podman"));
+    let announces_late = announces_late(version)?;
     let since = info.ok().and_then(|info| info.system_time).as_deref().and_then(convert::unix_seconds);
     let since = since.map(|since| format!("&since={since}")).unwrap_or_default();
     let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container"]}"#));
@@ -167,7 +164,7 @@ async fn session(
     let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers, unread }).await;
 
     let mut inspector = Inspector::new(client.clone(), engine, inputs.clone(), sandboxes.clone(), images);
-    let mut inspections = JoinSet::new();
+    let (mut inspections, mut rechecks) = (JoinSet::new(), Rechecks::default());
     loop {
         while inspections.try_join_next().is_some() {}
         while inspector.is_full() && inspections.join_next().await.is_some() {}
@@ -180,6 +177,10 @@ async fn session(
                 None => return Ok(()),
             },
             Some(_) = inspections.join_next() => continue,
+            id = rechecks.next(), if inspections.len() < WAITING_MAX => {
+                inspections.spawn(inspector.clone().inspect(id));
+                continue;
+            }
             Ok(()) = trust_image_labels.changed() => {
                 // What is under way was begun by the former settings, and must not come last.
                 while inspections.join_next().await.is_some() {}
@@ -228,7 +229,9 @@ async fn session(
             // The labels are in the event: enough to prepare for its first bind while the details are fetched.
             inspections.spawn(inspector.clone().announce(container));
         }
-        let asks_again = matches!(change, Change::HealthUnknown);
+        if change == Change::HealthUnknown {
+            rechecks.begin(&id, Instant::now().into());
+        }
         let details = matches!(
             change,
             // The reason why a check fails is in the details.
@@ -240,20 +243,27 @@ async fn session(
         );
         if matches!(change, Change::Removed) {
             ours.remove(&id);
+            rechecks.forget(&id);
         }
         let _ = inputs.send(EngineInput::Happened { engine: engine.to_owned(), id: id.clone(), change }).await;
         if details {
-            // Podman 4.3 announces a result before its details have it.
-            let pauses = if asks_again { HEALTH_PAUSES } else { &[] };
-            let inspector = inspector.clone();
-            inspections.spawn(async move {
-                inspector.clone().inspect(id.clone()).await;
-                for pause in pauses {
-                    sleep(*pause).await;
-                    inspector.clone().inspect(id.clone()).await;
-                }
-            });
+            inspections.spawn(inspector.clone().inspect(id));
         }
+    }
+}
+
+/// Docker announces a container before it makes its cgroup. An engine that does not tell what it is may be any: a proxy may refuse that.
+fn announces_late(version: Result<Version, EngineError>) -> Result<bool, EngineError> {
+    match version {
+        Ok(version) => {
+            let mut components = version.components.unwrap_or_default().into_iter();
+            Ok(components.any(|component| component.name.starts_with("Podman")))
+        }
+        Err(error) if error.is_of_one_answer() || matches!(error, EngineError::Refused { .. }) => {
+            debug!(%error, "the engine does not tell its version");
+            Ok(true)
+        }
+        Err(error) => Err(error),
     }
 }
 
