@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     os::unix::net::UnixStream,
     thread,
     time::{Duration, Instant},
@@ -17,6 +17,10 @@ use pod_steer_tests::{
     report, require,
     roles::{OPERATORS, User, VIEWERS},
     tools, wait,
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
 };
 
 /// How many files the daemon may have open: a small part of the usual, so that few clients could use them up.
@@ -86,7 +90,7 @@ fn slow(mut stream: UnixStream, beginning: &str) -> Result<String> {
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(answer),
             Ok(count) => answer.push_str(&String::from_utf8_lossy(&buffer[..count])),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => drop(stream.write(b" ")),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => drop(stream.write(b" ")),
             Err(_) => return Ok(answer),
         }
     }
@@ -120,5 +124,25 @@ fn a_slow_or_long_request_is_ended() -> Result<()> {
     ensure!(long.starts_with("HTTP/1.1 413") && long.contains("1048576 bytes"), "{long}");
     let long = slow(stage.daemon.connect()?, &format!("{post}X-Long: {}", "x".repeat(1 << 20)))?;
     ensure!(long.is_empty() || long.starts_with("HTTP/1.1 431"), "{long}");
+    stage.daemon.status().map(drop)
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_is_ended() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let mut client = stage.daemon.connect()?;
+    client.set_nonblocking(true)?;
+    // Until the daemon takes no more, as it waits for its answers to be read.
+    let request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
+    wait::until("the answers to be held up", || {
+        let sent = (0..10_000).try_for_each(|_| client.write_all(request));
+        sent.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(())
+    })?;
+    wait::until("the daemon to hang up", || {
+        let mut look = [PollFd::new(&client, PollFlags::empty())];
+        let polled = poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        (polled.is_ok() && look[0].revents().contains(PollFlags::HUP)).then_some(())
+    })?;
     stage.daemon.status().map(drop)
 }

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     http::{HeaderMap, header},
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::broadcast;
 
-use super::{Shared, types::EventRecord};
+use super::{Shared, answers::Follows, types::EventRecord};
 
 /// Follow what happens from now on, until the client goes
 ///
@@ -28,7 +29,12 @@ use super::{Shared, types::EventRecord};
         content((EventRecord = "application/x-ndjson"), (EventRecord = "text/event-stream")),
     )),
 )]
-pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+pub(super) async fn events(
+    State(shared): State<Arc<Shared>>,
+    Extension(follows): Extension<Follows>,
+    headers: HeaderMap,
+) -> Response {
+    follows.begin();
     let records = follow(shared.events.subscribe());
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains("text/event-stream") {

@@ -25,6 +25,7 @@ use tracing::warn;
 
 use super::{
     Access,
+    answers::{Answering, Follows},
     peer::{ConnectedPeer, Role},
     refuse,
     slots::{Holder, Slot, Slots},
@@ -32,7 +33,9 @@ use super::{
 
 /// How long a client may take to send the head of a request, and how long it may be silent between two.
 const HEAD_MAX: Duration = Duration::from_secs(10);
-/// The same for a client that is to be told why it is not served.
+/// How long a client may take to read an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// The same as [`HEAD_MAX`] for a client that is to be told why it is not served.
 const REFUSED_HEAD_MAX: Duration = Duration::from_secs(1);
 /// Most bytes of a head, and of what is buffered for one client.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -78,13 +81,16 @@ impl Gate {
                     let ending = ending.clone();
                     match admitted {
                         Ok(peer) => {
-                            let service = TowerToHyperService::new(app.clone().layer(Extension(peer)));
-                            connections.spawn(converse(stream, slot, service, HEAD_MAX, ending));
+                            let follows = Follows::default();
+                            let app = app.clone().layer(Extension(peer)).layer(Extension(follows.clone()));
+                            let stream = Answering::new(stream, ANSWER_MAX, follows);
+                            connections.spawn(converse(stream, slot, TowerToHyperService::new(app), HEAD_MAX, ending));
                         }
                         Err((status, why)) => {
                             let service = service_fn(move |_: Request<Incoming>| async move {
                                 Ok::<_, Infallible>(refuse(status, why))
                             });
+                            let stream = Answering::new(stream, ANSWER_MAX, Follows::default());
                             connections.spawn(converse(stream, slot, service, REFUSED_HEAD_MAX, ending));
                         }
                     }
@@ -156,7 +162,7 @@ impl Gate {
 }
 
 /// Answers the requests of one client, until it goes, breaks a limit, or the daemon ends.
-async fn converse<S>(stream: UnixStream, slot: Slot, service: S, head_max: Duration, mut ending: watch::Receiver<()>)
+async fn converse<S>(stream: Answering, slot: Slot, service: S, head_max: Duration, mut ending: watch::Receiver<()>)
 where
     S: HttpService<Incoming, ResBody = Body>,
     S::Error: std::error::Error + Send + Sync + 'static,

@@ -2,6 +2,7 @@
 //! daemon's loop.
 
 mod alive;
+mod answers;
 pub mod client;
 mod events;
 mod gate;

@@ -28,14 +28,28 @@ pub(super) async fn first_thread() -> io::Result<()> {
 
 /// Runs `work` beside the loop and sends what it returns; `failed` if it panics. So the loop always hears that it has ended.
 pub(super) fn beside(inputs: &mpsc::Sender<Input>, failed: Input, work: impl FnOnce() -> Input + Send + 'static) {
+    beside_then(inputs, work, |done| done.unwrap_or(failed));
+}
+
+/// The same, where `then` makes the input: of what `work` returns, or of nothing if it panics.
+pub(super) fn beside_then<T>(
+    inputs: &mpsc::Sender<Input>,
+    work: impl FnOnce() -> T + Send + 'static,
+    then: impl FnOnce(Option<T>) -> Input + Send + 'static,
+) {
     let inputs = inputs.clone();
-    spawn_blocking(move || {
-        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-            error!("work beside the loop panicked; the reason is on standard error");
-            failed
-        });
-        let _ = inputs.blocking_send(result);
-    });
+    spawn_blocking(move || drop(inputs.blocking_send(then(caught(work)))));
+}
+
+/// Runs `work` beside the loop, which sends what it finds as it goes on. Nothing waits for its end.
+pub(super) fn beside_and_on(inputs: &mpsc::Sender<Input>, work: impl FnOnce(&mpsc::Sender<Input>) + Send + 'static) {
+    let inputs = inputs.clone();
+    spawn_blocking(move || caught(|| work(&inputs)));
+}
+
+fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.inspect_err(|_| error!("work beside the loop panicked; the reason is on standard error")).ok()
 }
 
 #[cfg(test)]
@@ -55,5 +69,7 @@ mod tests {
         assert_eq!(cookie(queue.blocking_recv()), 1);
         beside(&inputs, input(1), move || input(2));
         assert_eq!(cookie(queue.blocking_recv()), 2);
+        beside_then(&inputs, || panic!("as a test wants it"), move |done: Option<u64>| input(done.unwrap_or(3)));
+        assert_eq!(cookie(queue.blocking_recv()), 3);
     }
 }

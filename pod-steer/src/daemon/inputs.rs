@@ -8,7 +8,7 @@ use super::Peer;
 use crate::{
     api::types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
     engine::EngineInput,
-    kernel::{KernelError, Unloaded},
+    kernel::Unloaded,
     rollout::{Operation, Order},
     world::BackendId,
 };
@@ -99,7 +99,7 @@ pub enum Input {
         /// Its cookie.
         cookie: u64,
         /// Why not.
-        result: Result<(), KernelError>,
+        result: Result<(), String>,
     },
 }
 

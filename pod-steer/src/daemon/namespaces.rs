@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 
 use super::{
     Input,
+    beside::beside,
     control::Control,
     inputs::Answer,
     resync::{NAMESPACE, cookie_subject, namespace_subject},
 };
 use crate::{
     api::types::Registered,
-    kernel::{KernelError, sys},
+    kernel::sys,
     world::{Phase, Plan},
 };
-use tokio::task::spawn_blocking;
 
 impl Control {
     /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
@@ -23,12 +23,13 @@ impl Control {
             let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
                 continue;
             };
-            let (cookie, inputs) = (*cookie, self.inputs.clone());
+            let cookie = *cookie;
             self.attaching.insert(cookie, Vec::new());
-            spawn_blocking(move || {
-                let result = attachment.run();
+            let failed = Err("the load of the program panicked; the reason is on standard error".to_owned());
+            beside(&self.inputs, Input::Attached { cookie, result: failed }, move || {
+                let result = attachment.run().map_err(|error| crate::chain(&error));
                 sys::shrink_memory();
-                let _ = inputs.blocking_send(Input::Attached { cookie, result });
+                Input::Attached { cookie, result }
             });
         }
     }
@@ -58,10 +59,10 @@ impl Control {
         self.attaching.contains_key(&cookie)
     }
 
-    pub(super) fn attached(&mut self, cookie: u64, result: Result<(), KernelError>) {
+    pub(super) fn attached(&mut self, cookie: u64, result: Result<(), String>) {
         self.world.repairing.remove(&cookie);
-        let failure = result.err().map(|error| crate::chain(&error));
-        let failure = failure.or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
+        let failure =
+            result.err().or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
         let netns = self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns);
         let subject = netns.map_or_else(|| cookie_subject(cookie), namespace_subject);
         match &failure {

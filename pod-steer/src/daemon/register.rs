@@ -3,10 +3,9 @@
 
 use std::{collections::BTreeSet, fs::File};
 
-use tokio::task::spawn_blocking;
-
 use super::{
     Input,
+    beside::beside_then,
     control::Control,
     inputs::Answer,
     processes::{HeldListeners, parse},
@@ -44,11 +43,13 @@ impl Control {
             Err(error) => return drop(answer.send(Err(error))),
         };
         let targets: BTreeSet<u16> = spec.ports.iter().map(|map| map.target).collect();
-        let (ports, inputs) = (self.world.configured.listening_ports(&spec), self.inputs.clone());
-        spawn_blocking(move || {
-            let found = Found::look(request.pid, &targets, &ports);
-            let registration = Registration { name: request.backend.name, spec, found, answer };
-            let _ = inputs.blocking_send(Input::Registering(Box::new(registration)));
+        let ports = self.world.configured.listening_ports(&spec);
+        let (pid, name) = (request.pid, request.backend.name);
+        let look = move || Found::look(pid, &targets, &ports);
+        beside_then(&self.inputs, look, move |found| {
+            let found =
+                found.unwrap_or_else(|| Err(format!("process {pid} cannot be looked at; see the daemon's log")));
+            Input::Registering(Box::new(Registration { name, spec, found, answer }))
         });
     }
 

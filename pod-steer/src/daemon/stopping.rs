@@ -54,8 +54,8 @@ impl Control {
         for backend in watched.flatten().filter_map(|id| self.world.backends.get(id)) {
             let processes = self.processes_of(backend);
             let ports = self.world.configured.listening_ports(&backend.spec);
-            let (id, inputs) = (backend.id.clone(), self.inputs.clone());
-            tokio::task::spawn_blocking(move || {
+            let id = backend.id.clone();
+            super::beside::beside_and_on(&self.inputs, move |inputs| {
                 let sockets = processes.listeners(|socket| ports.contains(&socket.bound.port()));
                 let drops = |socket: &crate::procs::FoundSocket| crate::kernel::sys::drops(&socket.fd).unwrap_or(0);
                 let dropped: u64 = sockets.iter().map(|socket| u64::from(drops(socket))).sum();

@@ -2,10 +2,13 @@
 
 use std::{fs::File, path::PathBuf};
 
-use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{
+    Input,
+    beside::{beside, beside_and_on},
+    control::Control,
+};
 use crate::{
     listening::{self, Listener},
     netns::Netns,
@@ -34,8 +37,8 @@ impl Control {
     pub(super) fn survey(&mut self) {
         // In a namespace without a backend nothing is looked at.
         self.note_without_clients();
-        let (namespaces, inputs) = (self.namespaces(), self.inputs.clone());
-        spawn_blocking(move || {
+        let namespaces = self.namespaces();
+        beside_and_on(&self.inputs, move |inputs| {
             for (netns_cookie, (netns, sets)) in namespaces {
                 match listeners_of_netns(netns, &sets) {
                     Ok(listeners) => drop(inputs.blocking_send(Input::Listeners { netns_cookie, listeners })),
