@@ -41,7 +41,7 @@ const fn aim(
 }
 
 /// On so many cores as [`CORES`] says.
-pub static AIMS: [Aim; 13] = [
+pub static AIMS: [Aim; 15] = [
     aim(
         "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT",
         ("new-connections", "pod-steer", "requests_per_s"),
@@ -111,6 +111,20 @@ pub static AIMS: [Aim; 13] = [
         None,
         " ms",
         Bound::AtMost(2.0),
+    ),
+    aim(
+        "listen() to steered beside 260 listeners for 1,024 ports of another service, p99",
+        ("control-plane", "noisy-ports", "steered_p99_ms"),
+        None,
+        " ms",
+        Bound::AtMost(10.0),
+    ),
+    aim(
+        "listen() to steered beside a loop of listen() and close(), p99",
+        ("control-plane", "noisy-loop", "steered_p99_ms"),
+        None,
+        " ms",
+        Bound::AtMost(10.0),
     ),
     aim(
         "one change among 1,000 backends: event to switch in effect",

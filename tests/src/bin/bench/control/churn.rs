@@ -26,19 +26,22 @@ pub fn measure(processes: usize) -> Result<Values> {
         times.push(ms(one(&stage, &format!("web-{number}"), port)?));
     }
     let cpu_s = costs::processes_cpu_s(&[stage.daemon.pid()])? - before;
+    let mut values = percentiles(times);
+    values.push(("start_cpu_ms", Spread::one(cpu_s * 1e3 / processes as f64)));
+    values.push(("daemon_mib", memory_mib(&stage.daemon)?));
+    values.push(("maps_mib", maps_mib(maps_b)?));
+    Ok(values)
+}
+
+/// The median and the 99th percentile of what [`one`] has found.
+pub fn percentiles(mut times: Vec<f64>) -> Values {
     times.sort_by(f64::total_cmp);
     let at = |part: f64| Spread::one(times[((times.len() - 1) as f64 * part).round() as usize]);
-    Ok(vec![
-        ("steered_p50_ms", at(0.5)),
-        ("steered_p99_ms", at(0.99)),
-        ("start_cpu_ms", Spread::one(cpu_s * 1e3 / processes as f64)),
-        ("daemon_mib", memory_mib(&stage.daemon)?),
-        ("maps_mib", maps_mib(maps_b)?),
-    ])
+    vec![("steered_p50_ms", at(0.5)), ("steered_p99_ms", at(0.99))]
 }
 
 /// From `listen()` to the first connection that is steered.
-fn one(stage: &Stage, name: &str, port: u16) -> Result<Duration> {
+pub fn one(stage: &Stage, name: &str, port: u16) -> Result<Duration> {
     let (target, ports) = (SocketAddr::from(([127, 0, 0, 1], port)), format!("{port}:8080"));
     let (mut backend, opened) = thread::scope(|scope| {
         let client = scope.spawn(|| stage.host.net().run(|| first_answer(target, name)));

@@ -3,6 +3,7 @@
 
 mod churn;
 mod many;
+mod noisy;
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +17,12 @@ use pod_steer_tests::{
 };
 
 use crate::{costs, options::Options, thousands};
+use noisy::Noise;
 
 /// What is measured here.
 pub const SECTIONS: &[&str] = &["control-plane"];
 
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("steered_p50_ms", "listen() to steered, p50, ms"),
     ("steered_p99_ms", "listen() to steered, p99, ms"),
     ("switch_ms", "one more listens, to steered, ms"),
@@ -28,13 +30,15 @@ const COLUMNS: [(&str, &str); 9] = [
     ("all_ms", "the last listen() to all steered, ms"),
     ("cold_start_ms", "start after kill -9, to all adopted, ms"),
     ("idle_cpu_pct", "daemon's CPU when nothing changes, %"),
+    ("noise_cpu_pct", "daemon's CPU beside the noise, %"),
     ("daemon_mib", "daemon's memory, MiB"),
     ("maps_mib", "kernel maps, MiB"),
 ];
 
 const ABOUT: &str = "How fast the daemon follows, measured from outside: a server notes when its listen() returned, and a \
     client that asks again 20 µs after each answer of another notes when it opened the first connection that this server answered. \"Churn\": \
-    processes that start by `pod-steer exec`, listen, and are killed, one after the other, each in a service of its own. The \
+    processes that start by `pod-steer exec`, listen, and are killed, one after the other, each in a service of its own. \
+    \"Beside\": the same, while a backend of another service makes noise. The \
     other rows are one service with so many backends or sockets; what is added there has half of the weight, so that the \
     client finds it soon. A cold start is a daemon that is started after the last one was killed with SIGKILL: until the \
     command line says that every socket is known. There are no clients meanwhile. Memory is the daemon's PSS. Kernel maps are \
@@ -60,6 +64,14 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let processes = if options.quick { 100 } else { 1_000 };
     eprintln!("   control plane: {processes} processes come and go");
     add("churn", format!("{} processes in turn", thousands(processes as u64)), churn::measure(processes)?);
+    let quiet = if options.quick { 30 } else { 300 };
+    for (noise, name, title) in [
+        (Noise::Ports, "noisy-ports", "beside 260 listeners for 1,024 ports, 2 changes a second"),
+        (Noise::Loop, "noisy-loop", "beside a loop of listen() and close()"),
+    ] {
+        eprintln!("   control plane: {title}");
+        add(name, title.to_owned(), noisy::measure(noise, quiet)?);
+    }
     let backends = if options.quick { 200 } else { 1_000 };
     eprintln!("   control plane: {backends} backends");
     add(
@@ -118,6 +130,11 @@ fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Spread> {
     let time = Duration::from_secs(if quick { 3 } else { 20 });
     // What has just happened is looked through once more after a moment.
     std::thread::sleep(Duration::from_secs(2));
+    cpu_pct(stage, time)
+}
+
+/// The daemon's share of one CPU in the time to come.
+fn cpu_pct(stage: &Stage, time: Duration) -> Result<Spread> {
     let before = costs::processes_cpu_s(&[stage.daemon.pid()])?;
     std::thread::sleep(time);
     let after = costs::processes_cpu_s(&[stage.daemon.pid()])?;
