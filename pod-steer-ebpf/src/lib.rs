@@ -63,8 +63,9 @@ pub const OWN_SOURCES: u32 = 2_048;
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots that are tried by hash before the table's members are walked one by one.
 pub const PROBES_MAX: u32 = 8;
-/// Most members of a table that one walk visits.
-pub const WALK_MAX: u32 = 65_536;
+/// Members of a table that one walk visits, if there are so many; it visits at most twice as many. A try takes up to a
+/// microsecond, and a packet must not keep the kernel busy for longer than a thousand of them.
+pub const WALK_MAX: u32 = 512;
 
 /// Key of the daemon's own socket among the listeners: no socket has this cookie. The kernel removes the socket when the daemon
 /// ends, however it ends.

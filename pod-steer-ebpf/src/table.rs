@@ -15,6 +15,8 @@ pub type Table = Array<[u64; 2], 2, { MMAPABLE | INNER_MAP }>;
 
 const MMAPABLE: usize = 1 << 10;
 const INNER_MAP: usize = 1 << 12;
+/// The golden section of 2^32.
+const GOLDEN: u64 = 0x9E37_79B9;
 
 const _: () = assert!(size_of::<Slot>() == size_of::<[u64; 2]>() && align_of::<Slot>() == align_of::<[u64; 2]>());
 
@@ -71,7 +73,9 @@ struct Walk<'a, C> {
     /// Entry of the first member.
     first: u32,
     members: u32,
-    /// Where in the members the walk begins: not always at the same one.
+    /// A power of two, at least as many as the members, less one.
+    mask: u32,
+    /// Where the walk begins, of `mask + 1` places.
     start: u32,
     taken: bool,
 }
@@ -85,9 +89,9 @@ pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) 
     }
 }
 
-/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then each member of the table once, then each of
-/// the reserve. While one live socket of the table exists, it is found in this run, however stale the table is. Whoever
-/// has tried the [`first`] slot says so.
+/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then the members of the table, then those of the
+/// reserve, of each [`WALK_MAX`] at the least if there are so many. So the live sockets of a table are found in this run, however
+/// stale it is, unless they are very few of very many. A caller that has tried the [`first`] slot says so.
 #[inline(always)]
 pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
@@ -135,7 +139,7 @@ pub fn withholds(table: &Table) -> bool {
     header.slots != 0 && matches!(walk(table, first, header.slots, 0, &mut Listens), Visit::Taken)
 }
 
-/// Offers every socket of the table once: its members, its reserve, and those that are withheld from clients.
+/// Offers the sockets of the table as a walk does: its members, its reserve, and those that are withheld from clients.
 #[inline(always)]
 pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
@@ -147,14 +151,19 @@ pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     walk(table, header.backend.wrapping_add(1), all, 0, chooser)
 }
 
-/// Offers each of `members` entries from `first` on, of which there is one at least.
+/// Offers each of `members` entries from `first` on once, of which there is one at least; of more than [`WALK_MAX`] only a part, from
+/// all over them. They are visited in steps of an odd number, near the golden section of a power of two: that comes to every place
+/// once, and to few that are beside each other. Those that die together are.
 #[inline(always)]
 fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {
-    let start = (hash >> 32) as u32 % members;
-    let mut walk = Walk { table, chooser, first, members, start, taken: false };
+    let mask = u32::MAX >> (members.wrapping_sub(1) | 1).leading_zeros();
+    let start = (hash >> 32) as u32;
+    let mut walk = Walk { table, chooser, first, members, mask, start, taken: false };
     let context = (&raw mut walk).cast();
+    // Fewer than half of the places are no member.
+    let steps = mask.wrapping_add(1).min(2 * WALK_MAX);
     // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Linux 5.17.
-    unsafe { bpf_loop(members.min(WALK_MAX), step::<C> as *mut c_void, context, 0) };
+    unsafe { bpf_loop(steps, step::<C> as *mut c_void, context, 0) };
     if walk.taken { Visit::Taken } else { Visit::TryNext }
 }
 
@@ -162,11 +171,10 @@ fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser:
 extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
     // SAFETY: it is the `walk` of the caller, which nobody else uses meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_, C>>() };
-    let mut at = walk.start.wrapping_add(i);
-    if at >= walk.members {
-        at = at.wrapping_sub(walk.members);
-    }
-    if let Some(slot) = entry(walk.table, walk.first.wrapping_add(at))
+    let stride = ((u64::from(walk.mask) * GOLDEN) >> 32) as u32 | 1;
+    let at = walk.start.wrapping_add(i.wrapping_mul(stride)) & walk.mask;
+    if at < walk.members
+        && let Some(slot) = entry(walk.table, walk.first.wrapping_add(at))
         && let Visit::Taken = walk.chooser.offer(slot)
     {
         walk.taken = true;

@@ -28,7 +28,7 @@ const DEVICE: u8 = 2;
 pub struct Bound {
     /// Address that it is bound to; that of an `AF_INET6` socket may be an IPv4-mapped one.
     pub ip: IpAddr,
-    /// It takes IPv6 clients only; if that is not known, it may.
+    /// It takes IPv6 clients only; not known before it has been looked at.
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to, or zero.
     pub ifindex: u32,

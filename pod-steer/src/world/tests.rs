@@ -135,7 +135,7 @@ fn nothing_is_claimed_for_a_socket_that_may_not_take_it() {
     };
     assert_eq!(claimed(&mut world), (vec![], vec![100]));
     world.sockets.insert(101, socket(1, "0.0.0.0", 80));
-    assert_eq!(claimed(&mut world), (vec![100, 101], vec![100]), "where others serve, the kernel skips it if it must");
+    assert_eq!(claimed(&mut world), (vec![101], vec![100]), "it is not given to clients that it may not take");
     world.sockets.get_mut(&100).unwrap().v6only = Some(true);
     assert_eq!(claimed(&mut world), (vec![101], vec![100]));
     world.sockets.remove(&101);
