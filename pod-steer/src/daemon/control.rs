@@ -34,6 +34,7 @@ use super::{
     ledger::Ledger,
     operations::Orders,
     owners::Engines,
+    pace::Pace,
     reload::Reload,
     ring::{drain, flush},
     users::PortWalk,
@@ -118,6 +119,7 @@ pub(super) struct Control {
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     pub(super) events_lost: u64,
     dirty: bool,
+    pub(super) pace: Pace,
     /// When a change that the kernel refused is tried again.
     retry_at: Option<Instant>,
     pub(super) orders: Orders,
@@ -150,9 +152,11 @@ impl Control {
             is_claim.then_some((key, Claimed { service, of_port, listeners: None }))
         });
         let claimed = claimed.collect();
-        let steered = opened.kernel.namespaces().into_iter().collect();
+        let mut world = World::new(config.ports.clone(), config.services.clone());
+        (world.claimed, world.left) = (claimed, left);
+        world.steered = opened.kernel.namespaces().into_iter().collect();
         Ok(Self {
-            world: World { claimed, left, steered, ..World::new(config.ports.clone(), config.services.clone()) },
+            world,
             services,
             kernel: opened.kernel,
             cgroups,
@@ -195,6 +199,7 @@ impl Control {
             },
             events_lost,
             dirty: false,
+            pace: Pace::default(),
             retry_at: None,
             orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
             counted: Counted::default(),
@@ -319,7 +324,7 @@ impl Control {
 
     /// Whether the kernel lacks something of the plan, or refused it.
     pub(super) fn is_behind(&self) -> bool {
-        self.dirty || self.retry_at.is_some()
+        self.dirty || self.retry_at.is_some() || self.pace.due().is_some()
     }
 
     /// The world has changed: the plan is to be made again.
@@ -364,5 +369,6 @@ impl Control {
         self.plan = plan;
         self.note_silent();
         self.leave_pause();
+        self.pace.planned(begun.elapsed(), Instant::now());
     }
 }

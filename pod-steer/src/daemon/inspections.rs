@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::AsFd as _,
+    time::{Duration, Instant},
 };
 
 use tracing::debug;
@@ -12,6 +13,10 @@ use crate::{
     procs::{FoundSocket, Seat},
     world::BackendId,
 };
+
+/// After a look at a backend's sockets the next one waits so many times as long as that took: a backend that opens sockets without end
+/// keeps no CPU busy.
+const REST: u32 = 9;
 
 /// What a look at a socket found; the kernel programs cannot see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +35,36 @@ pub struct Inspection {
 pub(super) struct Inspections {
     /// By backend, cookies of the sockets that are still to be looked at.
     due: HashMap<BackendId, BTreeSet<u64>>,
-    /// Backends that are being looked at.
-    under_way: BTreeSet<BackendId>,
+    /// Backends that are being looked at, and since when.
+    under_way: HashMap<BackendId, Instant>,
+    /// When the next look at a backend may begin.
+    rests: HashMap<BackendId, Instant>,
 }
 
 impl Inspections {
     pub fn add(&mut self, cookie: u64, id: &str) {
         self.due.entry(id.to_owned()).or_default().insert(cookie);
+    }
+
+    /// The backends that can be looked at now.
+    fn ready(&mut self, now: Instant) -> Vec<BackendId> {
+        self.rests.retain(|_, until| *until > now);
+        let Self { due, under_way, rests } = self;
+        due.keys().filter(|id| !under_way.contains_key(*id) && !rests.contains_key(*id)).cloned().collect()
+    }
+
+    /// When a look is due that waits for its time.
+    pub fn due(&self) -> Option<Instant> {
+        let waiting = self.due.keys().filter(|id| !self.under_way.contains_key(*id));
+        waiting.filter_map(|id| self.rests.get(id)).min().copied()
+    }
+
+    /// A look is over.
+    fn over(&mut self, id: &str, now: Instant) {
+        if let Some((id, begun)) = self.under_way.remove_entry(id) {
+            let took: Duration = now.saturating_duration_since(begun);
+            self.rests.insert(id, now + took * REST);
+        }
     }
 }
 
@@ -44,9 +72,10 @@ impl Control {
     /// Looks at new sockets beside the loop: what only a descriptor can tell, and the migrate program for their groups.
     /// Clients are given to them before that.
     pub(super) fn inspect_due(&mut self) {
-        let Inspections { due, under_way } = &self.inspections;
-        let begin: Vec<BackendId> = due.keys().filter(|id| !under_way.contains(*id)).cloned().collect();
-        for id in begin {
+        if self.inspections.due.is_empty() {
+            return;
+        }
+        for id in self.inspections.ready(Instant::now()) {
             if let Some(due) = self.inspections.due.remove(&id) {
                 self.inspect(id, due);
             }
@@ -55,7 +84,7 @@ impl Control {
 
     fn inspect(&mut self, id: BackendId, due: BTreeSet<u64>) {
         let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else { return };
-        self.inspections.under_way.insert(id.clone());
+        self.inspections.under_way.insert(id.clone(), Instant::now());
         let migration = self.migration.clone();
         let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
         let failed = Input::Inspected { id: id.clone(), found: found.clone() };
@@ -75,7 +104,7 @@ impl Control {
     }
 
     pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>) {
-        self.inspections.under_way.remove(id);
+        self.inspections.over(id, Instant::now());
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
             let netns_cookie = socket.netns_cookie;
@@ -108,5 +137,28 @@ impl Control {
                 self.inspections.add(*cookie, &backend.id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_at_a_backend_rest_nine_times_as_long_as_they_take() {
+        let (mut inspections, start) = (Inspections::default(), Instant::now());
+        let ms = Duration::from_millis;
+        inspections.add(1, "a");
+        inspections.add(2, "b");
+        assert_eq!(inspections.ready(start).len(), 2);
+        inspections.due.clear();
+        inspections.under_way.insert("a".to_owned(), start);
+        inspections.add(3, "a");
+        assert_eq!((inspections.ready(start), inspections.due()), (vec![], None));
+        inspections.over("a", start + ms(2));
+        assert_eq!((inspections.ready(start + ms(2)), inspections.due()), (vec![], Some(start + ms(20))));
+        inspections.add(4, "b");
+        assert_eq!(inspections.ready(start + ms(2)), ["b"]);
+        assert_eq!(inspections.ready(start + ms(21)).len(), 2);
     }
 }

@@ -26,6 +26,7 @@ mod leftovers;
 mod namespaces;
 mod operations;
 mod owners;
+mod pace;
 mod pause;
 mod peer;
 mod places;

@@ -53,6 +53,7 @@ impl Control {
                     self.world.opened_ms.insert(event.cookie, boot_ms());
                 }
                 self.add_socket(event.cookie, info);
+                self.sockets_changed(&service);
                 if event.errno != 0 {
                     self.describe_sockets(&mut self.kernel.socket_maps());
                 }
@@ -62,7 +63,7 @@ impl Control {
                 debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
                 self.drop_socket(event.cookie);
                 self.kernel.closed(event.cookie);
-                self.touch();
+                self.sockets_changed(&service);
             }
             EVENT_NOT_REGISTERED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
@@ -87,9 +88,12 @@ impl Control {
         if backend.netns.is_none() && backend.network != Network::Own {
             backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
         }
-        self.world.sockets.insert(cookie, described(info));
-        self.check_foreign(info.backend);
-        self.touch();
+        let socket = described(info);
+        let is_foreign = backend.netns.is_some_and(|netns| netns.cookie != socket.netns_cookie);
+        self.world.sockets.insert(cookie, socket);
+        if is_foreign {
+            self.check_foreign(info.backend);
+        }
     }
 
     /// Says of a backend whether one of its sockets lives in another network namespace.
@@ -193,6 +197,7 @@ impl Control {
         self.holders.refused.remove(&socket.cookie);
         self.holders.watching = true;
         self.add_socket(socket.cookie, &info);
+        self.touch();
         if !registered.described {
             self.describe_sockets(&mut self.kernel.socket_maps());
         }
@@ -270,7 +275,9 @@ impl Control {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
             self.own_closed.extend(own_listeners(&socket).map(|key| (key, cookie)));
-            self.check_foreign(socket.backend);
+            if self.world.by_index(socket.backend).is_some_and(|backend| backend.troubles.contains_key(FOREIGN)) {
+                self.check_foreign(socket.backend);
+            }
         }
     }
 

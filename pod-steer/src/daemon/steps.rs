@@ -1,7 +1,7 @@
 //! What goes on by itself: steps of operations that are due, weights that grow, old backends that are kept for a while, and
 //! taking all of it up again after a restart.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -67,7 +67,9 @@ impl Control {
         let stop = next_stop_ms(&self.orders.stops, now_ms);
         let soonest = self.plan.next_ms.into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
-        Duration::from_millis(wait_ms.unsigned_abs())
+        let paced = [self.pace.due(), self.inspections.due()].into_iter().flatten().min();
+        let paced = paced.map(|at| at.saturating_duration_since(Instant::now()));
+        paced.into_iter().fold(Duration::from_millis(wait_ms.unsigned_abs()), Duration::min)
     }
 
     /// Whether there is something that only a look can tell: queues of a canary, the listener of a paused service.
@@ -76,7 +78,8 @@ impl Control {
     }
 
     pub(super) fn touch_if_due(&mut self) {
-        if self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
+        let is_paced = self.pace.due().is_some_and(|at| at <= Instant::now());
+        if is_paced || self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
             self.touch();
         }
     }
