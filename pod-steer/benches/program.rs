@@ -13,6 +13,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -101,7 +102,8 @@ impl Steered {
         for number in 0..services {
             let members = next.by_ref().take(backends as usize).copied().collect();
             let (name, table) = (format!("service-{number}"), PlannedTable { members, ..PlannedTable::default() });
-            let rule = PlannedRule { service: Some(name.clone()), table: Some(table), ..PlannedRule::default() };
+            let rule =
+                PlannedRule { service: Some(name.clone()), table: Some(Arc::new(table)), ..PlannedRule::default() };
             plan.rules.insert(key(&netns, FIRST_PORT + number), rule);
             indices.insert(name, u32::from(number));
         }
@@ -200,8 +202,11 @@ impl Steered {
     fn publish_ms(&mut self) -> Result<f64> {
         let port = self.random_port();
         let rule = self.plan.rules.get_mut(&key(&self.netns, port)).ok_or("no rule for a port of ours")?;
-        let member =
-            rule.table.as_mut().and_then(|table| table.members.first_mut()).ok_or("a table without members")?;
+        let member = rule
+            .table
+            .as_mut()
+            .and_then(|table| Arc::make_mut(table).members.first_mut())
+            .ok_or("a table without members")?;
         // Another weight is another table, and nobody has to close a socket for it.
         member.weight = 3 - member.weight;
         let begun = Instant::now();

@@ -39,7 +39,7 @@ const PERIOD_BITS: u32 = 16;
 const PERIOD_MAX: u128 = 1 << 35;
 
 /// A listening socket with its weight among the sockets of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// Cookie of the socket: what it is known by, and all that its permutation depends on.
     pub cookie: u64,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -24,9 +25,9 @@ pub(super) struct Published {
     /// Whether we have written it; an earlier daemon may have ended before all of it was.
     pub ours: bool,
     /// Not known of a rule that an earlier daemon wrote.
-    pub table: Option<PlannedTable>,
-    /// Cookies of the members and the reserve of the table in use; not known of a rule that an earlier daemon wrote.
-    pub serving: Option<BTreeSet<u64>>,
+    pub table: Option<Arc<PlannedTable>>,
+    /// The table in use; not known of a rule that an earlier daemon wrote.
+    pub serving: Option<Arc<PlannedTable>>,
     /// By version: the table's index, and what it was built from.
     pub networks: BTreeMap<String, (u32, PlannedNetworks)>,
 }
@@ -91,6 +92,7 @@ impl Kernel {
         // What the kernel does not take of one service keeps it from nothing of another.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
         let mut refused = Refused::default();
+        self.heirs_named.clear();
         let mut gone_wrong = self.apply_own_ports(plan, services).err();
         for (backend, error) in self.apply_managed_ports(&plan.managed_ports) {
             refused.ports.insert(backend, crate::chain(&error));
@@ -165,7 +167,8 @@ impl Kernel {
     /// A rule that is not in effect as planned; what was there before is.
     fn refused(&self, key: &RuleKey, reason: String) -> RefusedRule {
         let before = self.published.get(key);
-        RefusedRule { reason, serving: before.map_or_else(|| Some(BTreeSet::new()), |before| before.serving.clone()) }
+        let serving = before.map_or_else(|| Some(Arc::default()), |before| before.serving.clone());
+        RefusedRule { reason, serving: serving.map(|table| table.cookies()) }
     }
 
     /// A rule's new tables are not used: they are given back, and what is published is looked at anew next time.
@@ -268,14 +271,15 @@ impl Kernel {
             }
         }
         // Known before it is written: where that fails, it may lead to its table already, or still to the former one.
-        let before = self.published.get(&key).map_or_else(|| Some(BTreeSet::new()), |before| before.serving.clone());
+        let before = self.published.get(&key).map_or_else(|| Some(Arc::default()), |before| before.serving.clone());
         let published = Published { rule, ours: !changed, table: planned.table.clone(), serving: before, networks };
         self.published.insert(key, published);
         if changed {
             self.rules.write(key, rule)?;
         }
-        let serving = planned.table.as_ref().map(PlannedTable::cookies);
-        self.published.entry(key).and_modify(|published| (published.ours, published.serving) = (true, serving));
+        self.published
+            .entry(key)
+            .and_modify(|published| (published.ours, published.serving) = (true, published.table.clone()));
         freed.into_iter().for_each(|table| self.publisher.clear(table));
         Ok(())
     }
@@ -307,7 +311,11 @@ impl Kernel {
 
     /// Tells the migrate program which table's members take over when one of these sockets closes. A socket may be in the
     /// tables of several rules, those of both families say: it keeps the first of them as long as it is there.
-    pub(super) fn name_heirs(&mut self, heirs: Heirs, planned: &PlannedTable) {
+    pub(super) fn name_heirs(&mut self, heirs: Heirs, planned: &Arc<PlannedTable>) {
+        // Of rules that share a table, the first one has been told.
+        if !self.heirs_named.insert((heirs.service, Arc::as_ptr(planned).addr())) {
+            return;
+        }
         for member in &planned.members {
             let told = self.heirs.get(&member.cookie);
             if told.is_some_and(|told| *told == heirs || self.inherits(told, member.cookie)) {

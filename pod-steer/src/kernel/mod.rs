@@ -40,7 +40,7 @@ mod users;
 mod workers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap},
+    collections::{BTreeMap, BTreeSet, HashMap as StdHashMap, HashSet},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -107,6 +107,8 @@ pub struct Kernel {
     published: BTreeMap<RuleKey, apply::Published>,
     /// What the migrate program was told: by cookie, the rule whose table's members take a socket's queue over.
     heirs: StdHashMap<u64, apply::Heirs>,
+    /// Services and addresses of the tables whose members were told in this turn.
+    heirs_named: HashSet<(u32, usize)>,
     /// Sockets of these that were forgotten since the last plan.
     forgotten: BTreeSet<u64>,
     /// Sockets that were found closed when they were last looked through.

@@ -1,7 +1,7 @@
 //! Loading the object: maps from their pins, or made and pinned; programs always anew, with this daemon's constants.
 
 use std::{
-    collections::{BTreeMap, HashMap as StdHashMap},
+    collections::{BTreeMap, HashMap as StdHashMap, HashSet},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     path::Path,
@@ -245,6 +245,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         sources,
         published,
         heirs: StdHashMap::new(),
+        heirs_named: HashSet::new(),
         forgotten: Default::default(),
         closed: Default::default(),
         listening: None,

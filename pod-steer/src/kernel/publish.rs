@@ -6,7 +6,7 @@
 //! goes on when the new table is in effect, and whoever needs the stronger promise awaits [`Settled`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, HashSet},
     os::fd::AsFd as _,
     path::Path,
     sync::Arc,
@@ -32,7 +32,7 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 
 /// Entries of an empty table.
 const EMPTY: u32 = 2;
-/// Tables that are made before they are put in use together: each is an open file until then.
+/// Different tables that are made before they are put in use together: each is an open file until then.
 const PREPARED_MAX: usize = 256;
 /// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
@@ -60,10 +60,23 @@ pub(super) struct Publisher {
     next: u32,
     /// Made, and not in use yet.
     prepared: Batch,
+    /// The tables of this turn, by their address: rules with equal tables share one in the kernel too.
+    made: HashMap<*const PlannedTable, Made>,
     /// Of those that were put in use since the last [`Publisher::flush`].
     settled: Vec<Settled>,
     /// Of those the ones that the kernel did not take, and why.
     failed: Option<Failed>,
+}
+
+/// What was made of a table.
+struct Made {
+    /// Keeps the address.
+    _planned: Arc<PlannedTable>,
+    /// Until there is a map.
+    entries: Vec<Slot>,
+    map: Option<Arc<MapData>>,
+    /// Ids of maps that were found to be the same.
+    same: HashSet<u32>,
 }
 
 /// Tables that could not be put in use.
@@ -84,6 +97,7 @@ impl Publisher {
             used: used.filter(|table| *table != NONE).collect(),
             next: 0,
             prepared: Vec::new(),
+            made: HashMap::new(),
             settled: Vec::new(),
             failed: None,
         })
@@ -107,18 +121,13 @@ impl Publisher {
     /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next
     /// [`flush`](Self::flush) at the latest. With `compare`, a table that stands there already is left alone: that is how a restarted
     /// daemon takes over without a write.
-    pub fn prepare(&mut self, index: u32, planned: &PlannedTable, compare: bool) -> Result<()> {
-        let entries = entries(planned);
-        if compare
-            && let Ok(current) = self.tables.get(index)
-            && current.info().is_ok_and(|info| info.max_entries() as usize == entries.len())
-            && sys::same_slots(current.fd().as_fd(), &entries).unwrap_or(false)
-        {
-            return Ok(());
-        }
-        self.prepared.push((index, Arc::new(table(&entries)?)));
-        if self.prepared.len() >= PREPARED_MAX {
+    pub fn prepare(&mut self, index: u32, planned: &Arc<PlannedTable>, compare: bool) -> Result<()> {
+        if self.made.len() >= PREPARED_MAX {
             self.put_in_use();
+        }
+        let made = self.made.entry(Arc::as_ptr(planned)).or_insert_with(|| Made::of(planned));
+        if !(compare && made.is_at(&self.tables, index)) {
+            self.prepared.push((index, made.map()?));
         }
         Ok(())
     }
@@ -133,6 +142,7 @@ impl Publisher {
     /// Forgets what was made.
     pub fn discard(&mut self) {
         self.prepared.clear();
+        self.made.clear();
     }
 
     /// Puts in use what was made; when this returns it is in effect, or among what failed.
@@ -143,6 +153,7 @@ impl Publisher {
 
     fn put_in_use(&mut self) {
         let mut prepared = std::mem::take(&mut self.prepared);
+        self.made.clear();
         let (each, begun) = (prepared.len().div_ceil(WORKERS).max(1), Instant::now());
         let mut waits = Vec::new();
         while !prepared.is_empty() {
@@ -187,6 +198,38 @@ impl Publisher {
             }
             thread::yield_now();
         }
+    }
+}
+
+impl Made {
+    fn of(planned: &Arc<PlannedTable>) -> Self {
+        Self { _planned: Arc::clone(planned), entries: entries(planned), map: None, same: HashSet::new() }
+    }
+
+    /// A map that nobody uses yet, or that only tables of this turn do.
+    fn map(&mut self) -> Result<Arc<MapData>> {
+        if let Some(map) = &self.map {
+            return Ok(Arc::clone(map));
+        }
+        let map = Arc::new(table(&std::mem::take(&mut self.entries))?);
+        Ok(Arc::clone(self.map.insert(map)))
+    }
+
+    /// Whether the table at an index is the same.
+    fn is_at(&mut self, tables: &Tables, index: u32) -> bool {
+        if tables.id_of(index).is_ok_and(|id| self.same.contains(&id)) {
+            return true;
+        }
+        if self.map.is_some() {
+            return false;
+        }
+        let Ok(current) = tables.get(index) else { return false };
+        let is_same = current.info().is_ok_and(|info| info.max_entries() as usize == self.entries.len())
+            && sys::same_slots(current.fd().as_fd(), &self.entries).unwrap_or(false);
+        if is_same {
+            self.same.extend(map_id(&current));
+        }
+        is_same
     }
 }
 

@@ -144,7 +144,9 @@ impl Kernel {
         if self.heirs.remove(&cookie).is_none() && !self.forgotten.contains(&cookie) {
             return;
         }
-        let has = |table: &crate::world::PlannedTable| table.members.iter().any(|member| member.cookie == cookie);
+        let has = |table: &std::sync::Arc<crate::world::PlannedTable>| {
+            table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
+        };
         for published in self.published.values_mut().filter(|published| published.table.as_ref().is_some_and(has)) {
             published.ours = false;
         }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -80,7 +81,7 @@ impl Kernel {
     ) -> Result<Vec<Settled>> {
         let old = self.switch(service) & SWITCH_SIDE;
         let new = old ^ SWITCH_SIDE;
-        let planned: Vec<(RuleKey, &PlannedRule, &PlannedTable)> = plan
+        let planned: Vec<(RuleKey, &PlannedRule, &Arc<PlannedTable>)> = plan
             .rules
             .iter()
             .filter(|(_, rule)| rule.service.as_deref() == Some(name))
@@ -132,8 +133,9 @@ impl Kernel {
                 }
             }
             self.name_heirs(Heirs { rule: key, table: index, service }, table);
-            let serving = if ours { Some(table.cookies()) } else { before.serving };
-            self.published.insert(key, Published { rule, ours, table: Some(table.clone()), serving, networks });
+            let table = Arc::clone(table);
+            let serving = if ours { Some(Arc::clone(&table)) } else { before.serving };
+            self.published.insert(key, Published { rule, ours, table: Some(Arc::clone(&table)), serving, networks });
             let mut left = self.sources.remove(table_index(index, old));
             left.extend(before.networks.into_values().map(|(own, _)| own));
             for own in left {
@@ -142,7 +144,7 @@ impl Kernel {
             // The kernel's grace period for this begins after the switch: when it is over, nobody uses the old side. Until
             // then a lookup that has read the old word may come there, and finds the same as on the new side: an empty
             // table would refuse its client.
-            if let Err(error) = self.publisher.prepare(table_index(index, old), table, false) {
+            if let Err(error) = self.publisher.prepare(table_index(index, old), &table, false) {
                 failed = Some(error);
             }
         }
@@ -174,7 +176,7 @@ impl Kernel {
         &mut self,
         key: RuleKey,
         rule: &PlannedRule,
-        table: &PlannedTable,
+        table: &Arc<PlannedTable>,
         side: u32,
         reserved: &mut Vec<u32>,
         stale: &mut BTreeSet<u32>,

@@ -76,7 +76,7 @@ fn is_for(bound: &Bound, key: &RuleKey, claim_key: &RuleKey) -> bool {
     same_address && bound.ifindex == key.ifindex && bound.score(key).is_some()
 }
 
-/// The listeners of a claim's backends, and how each is bound.
+/// How the listeners of a claim's backends are bound, each way once.
 fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) -> Vec<(&'a Backend, Bound)> {
     let takes = |bound: &Bound| match bound.address(claim_key.family) {
         Some(ANY_ADDRESS) => true,
@@ -84,10 +84,8 @@ fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) 
         None => false,
     };
     let of = |(backend, port): &(&'a Backend, u16)| {
-        let (backend, port, netns_cookie) = (*backend, *port, claim_key.netns_cookie);
-        let own = sockets.of(backend.index).map(|(_, socket)| socket);
-        let own = own.filter(move |socket| socket.port == port && socket.netns_cookie == netns_cookie);
-        own.map(move |socket| (backend, Bound::from(socket)))
+        let backend = *backend;
+        sockets.bounds(backend.index, claim_key.netns_cookie, *port).iter().map(move |bound| (backend, *bound))
     };
     claim.parts.iter().flat_map(of).filter(|(_, bound)| takes(bound)).collect()
 }
@@ -112,9 +110,8 @@ fn wanted(
 /// Says of each backend that listens where another, which is not managed, keeps the port.
 pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
     for Refused { key, backend, port, text } in refused {
-        let own = sockets.of(backend.index).map(|(_, socket)| socket);
-        let mut own = own.filter(|socket| socket.port == *port && socket.netns_cookie == key.netns_cookie);
-        if own.any(|socket| Bound::from(socket).surely().address(key.family).is_some()) {
+        let mut own = sockets.bounds(backend.index, key.netns_cookie, *port).iter();
+        if own.any(|bound| bound.surely().address(key.family).is_some()) {
             plan.hinder(backend.index, text.clone());
         }
     }

@@ -2,9 +2,11 @@
 //! kernel's choice. Steering needs no port; a client that comes to that one would get past every claim, so it is refused.
 //! That concerns the socket's own address, family and device: others may listen on the same port elsewhere.
 
+use std::sync::Arc;
+
 use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, PROTO_TCP, RULE_HIDDEN, RuleKey};
 
-use super::{Plan, PlannedTable, World, score::Bound};
+use super::{Plan, World, score::Bound};
 
 /// Adds a rule without members for each hidden port. A port that a service claims stays the service's: its rule leads to
 /// its own sockets only.
@@ -22,7 +24,7 @@ pub(super) fn hide(world: &World, plan: &mut Plan) {
                 rule.service = Some(backend.spec.service.clone());
                 rule.flags |= RULE_HIDDEN;
                 rule.fallback = FALLBACK_REFUSE;
-                rule.table = Some(PlannedTable::default());
+                rule.table = Some(Arc::default());
             }
         }
     }

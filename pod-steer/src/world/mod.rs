@@ -20,12 +20,14 @@ mod shares;
 mod silent;
 mod sockets;
 mod stopping;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod withheld;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
 };
@@ -276,6 +278,10 @@ pub struct World {
     pub left: Left,
     /// By index: what is known of the listening of backends without a socket that serves.
     pub listening: BTreeMap<u32, Listening>,
+    /// By index: where a backend was found last, which may be out of date.
+    found: RefCell<HashMap<u32, BackendId>>,
+    /// The tables of the last plan.
+    tables: tables::Tables,
     /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
     pub abandoned: BTreeMap<BackendId, String>,
 }
@@ -315,12 +321,19 @@ impl World {
 
     /// The backend with this index in the kernel.
     pub fn by_index(&self, index: u32) -> Option<&Backend> {
-        self.backends.values().find(|backend| backend.index == index)
+        let found = self.found.borrow().get(&index).and_then(|id| self.backends.get(id));
+        if let Some(backend) = found.filter(|backend| backend.index == index) {
+            return Some(backend);
+        }
+        let backend = self.backends.values().find(|backend| backend.index == index)?;
+        self.found.borrow_mut().insert(index, backend.id.clone());
+        Some(backend)
     }
 
     /// The same, to be changed.
     pub fn by_index_mut(&mut self, index: u32) -> Option<&mut Backend> {
-        self.backends.values_mut().find(|backend| backend.index == index)
+        let id = self.by_index(index)?.id.clone();
+        self.backends.get_mut(&id)
     }
 
     /// The smallest index that no backend has and that is not among `taken`.
@@ -341,7 +354,8 @@ impl World {
         self.note_ports();
         self.abandoned.retain(|id, _| self.backends.contains_key(id));
         self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
-        let Planned { mut plan, serving, claimed, left } = plan::plan(self);
+        let mut tables = std::mem::take(&mut self.tables).next();
+        let Planned { mut plan, serving, claimed, left } = plan::plan(self, &mut tables);
         for backend in self.backends.values_mut() {
             let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
             backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
@@ -353,7 +367,8 @@ impl World {
         // It depends on when each became ready.
         plan.next_ms = plan.next_ms.into_iter().chain(port_history::next_ms(self)).min();
         hidden::hide(self, &mut plan);
-        withheld::withhold(self, &mut plan);
+        withheld::withhold(self, &mut plan, &mut tables);
+        self.tables = tables;
         plan::announce(&mut plan);
         plan
     }

@@ -1,19 +1,23 @@
 //! From facts to a [`Plan`]: the rules that the claims lead to, and what each backend does. Who serves, and how much, is
 //! decided in `serving`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use pod_steer_ebpf::{
     FALLBACK_PASS, FALLBACK_REFUSE, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, PlannedTable, Sockets, State, World, blocks, claims,
+    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
     on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
+    tables::{Answers, Tables},
 };
 use crate::{labels::Fallback, slots::Member};
 
@@ -28,7 +32,7 @@ pub(super) struct Planned {
     pub left: Left,
 }
 
-pub(super) fn plan(world: &World) -> Planned {
+pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
     let mut plan = Plan { managed_ports: blocks::managed(world), ..Plan::default() };
     let sockets = Sockets::new(&world.sockets);
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
@@ -50,9 +54,11 @@ pub(super) fn plan(world: &World) -> Planned {
     let serving = Serving::of(world, &sockets);
     plan.own_ports = blocks::own(&claims.by_key);
     plan.namespaces.extend(claims.by_key.keys().map(|key| key.netns_cookie));
-    let mut claimed = BTreeMap::new();
+    let (mut claimed, mut answers) = (BTreeMap::new(), Answers::default());
     for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {
-        let (table, networks) = serving.tables(&key, claim.service, &claim.parts);
+        let parts = claim.parts.iter().map(|(backend, port)| (backend.index, *port));
+        let make = || serving.tables(&key, claim.service, &claim.parts, tables);
+        let (table, networks) = answers.of(&key, claim.service, parts, make);
         let claims = |member: &Member| match world.sockets.get(&member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
             // That of a pause.
@@ -96,22 +102,25 @@ pub(super) fn plan(world: &World) -> Planned {
             service: Some(claim.service.to_owned()),
             fallback: FALLBACK_PASS,
             flags: RULE_ON_DEMAND,
-            table: Some(PlannedTable::default()),
+            table: Some(Arc::default()),
             only: Some(only),
             ..PlannedRule::default()
         };
         plan.rules.insert(key, rule);
     }
     let left = foreign.leave(&mut plan);
-    let paused = serving.keep_paused(&mut plan);
+    let paused = serving.keep_paused(&mut plan, tables);
     claimed.extend(paused.into_iter().filter_map(|key| Some((key, world.claimed.get(&key)?.clone()))));
     let serving = serving.conclude(&mut plan);
 
-    let tables = |rule: &PlannedRule| -> Vec<u32> {
+    let mut served = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for rule in plan.rules.values() {
         let networks = rule.networks.values().map(|networks| &networks.table);
-        rule.table.iter().chain(networks).flat_map(|table| &table.members).map(|member| member.backend).collect()
-    };
-    let served: BTreeSet<u32> = plan.rules.values().flat_map(tables).collect();
+        for table in rule.table.iter().chain(networks).filter(|table| seen.insert(Arc::as_ptr(table))) {
+            served.extend(table.members.iter().map(|member| member.backend));
+        }
+    }
     for backend in world.backends.values() {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));

@@ -1,6 +1,9 @@
 //! What follows from the world: the plan that the kernel is brought to, and what each backend does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use pod_steer_ebpf::{ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
@@ -64,8 +67,9 @@ pub struct PlannedRule {
     pub fallback: u16,
     /// Some of the `RULE_` flags.
     pub flags: u16,
-    /// Its slot table; without one, clients are left to the kernel's own lookup.
-    pub table: Option<PlannedTable>,
+    /// Its slot table; without one, clients are left to the kernel's own lookup. Rules with equal tables share one, also from one
+    /// plan to the next.
+    pub table: Option<Arc<PlannedTable>>,
     /// The index of the one backend that may serve its clients, if there is one only, and the port that it listens on: its
     /// newest listener is found by the kernel program, when it is in no table yet.
     pub only: Option<(u32, u16)>,
@@ -88,11 +92,11 @@ pub struct PlannedNetworks {
     /// The networks; of the rule's family.
     pub networks: BTreeSet<IpNet>,
     /// The table.
-    pub table: PlannedTable,
+    pub table: Arc<PlannedTable>,
 }
 
 /// What a slot table is built from: sockets in the order of their cookies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PlannedTable {
     /// Its members with their weights.
     pub members: Vec<Member>,

@@ -9,6 +9,7 @@ use super::{
     Backend, BackendId, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets,
     World,
     score::{ANY_ADDRESS, Bound},
+    tables::{OfRule, Tables},
 };
 use crate::{
     procs::address_from_bytes,
@@ -73,13 +74,13 @@ impl<'a> Serving<'a> {
         key: &RuleKey,
         service: &str,
         parts: &[(&Backend, u16)],
-    ) -> (PlannedTable, BTreeMap<String, PlannedNetworks>) {
+        tables: &mut Tables,
+    ) -> OfRule {
         let Some(chosen) = self.services.get(service) else { return Default::default() };
         if chosen.decision.is_some_and(|decision| decision.paused)
             && let Some(cookie) = self.world.pause_cookie
         {
-            let members = vec![Member { cookie, backend: NONE, weight: 1 }];
-            return (PlannedTable { members, ..PlannedTable::default() }, BTreeMap::new());
+            return (tables.one(of_pause(cookie)), BTreeMap::new());
         }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.conduct.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
@@ -105,13 +106,11 @@ impl<'a> Serving<'a> {
         }
         for (version, own) in &mut networks {
             if let Some((usable, stopping)) = chosen.by_version.get(version.as_str()) {
-                own.table = table(usable, None);
-                if own.table.members.is_empty() {
-                    own.table = table(stopping, None);
-                }
+                let running = table(usable, None);
+                own.table = tables.one(if running.members.is_empty() { table(stopping, None) } else { running });
             }
         }
-        (all, networks)
+        (tables.one(all), networks)
     }
 
     /// The backend that may serve clients of a rule, if no other one may, and the port that it listens on.
@@ -138,11 +137,12 @@ impl<'a> Serving<'a> {
         Coverage { title: title(key), versions }
     }
 
-    /// The sockets of a backend, listening on `port`, that take clients of a rule, each with its rank in the lookup.
+    /// The sockets of a backend, listening on `port`, that take clients of a rule for sure, each with its rank in the lookup. Until
+    /// it is known whether an IPv6 socket takes IPv4 clients too, it is given none.
     fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, u64)> + Clone {
         let (key, own) = (*key, self.sockets.of(backend.index));
         let own = own.filter(move |(_, socket)| socket.port == port && socket.netns_cookie == key.netns_cookie);
-        own.filter_map(move |(cookie, socket)| Some((Bound::from(socket).score(&key)?, cookie)))
+        own.filter_map(move |(cookie, socket)| Some((Bound::from(socket).surely().score(&key)?, cookie)))
     }
 
     /// Those of them that the kernel would choose from.
@@ -202,7 +202,7 @@ impl<'a> Serving<'a> {
 
     /// A paused service keeps its clients waiting, whether it has a backend or not: adds the rules of those without one.
     /// Returns their keys.
-    pub(super) fn keep_paused(&self, plan: &mut Plan) -> Vec<RuleKey> {
+    pub(super) fn keep_paused(&self, plan: &mut Plan, tables: &mut Tables) -> Vec<RuleKey> {
         let Some(cookie) = self.world.pause_cookie else { return Vec::new() };
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
         let mut added = Vec::new();
@@ -210,11 +210,10 @@ impl<'a> Serving<'a> {
             if plan.rules.contains_key(key) || !self.world.may_claim(&claimed.service, key.port) {
                 continue;
             }
-            let members = vec![Member { cookie, backend: NONE, weight: 1 }];
             let rule = PlannedRule {
                 service: Some(claimed.service.clone()),
                 flags: if claimed.of_port { RULE_OF_PORT } else { 0 },
-                table: Some(PlannedTable { members, ..PlannedTable::default() }),
+                table: Some(tables.one(of_pause(cookie))),
                 ..PlannedRule::default()
             };
             plan.rules.insert(*key, rule);
@@ -255,6 +254,11 @@ impl Service<'_> {
         let slow_ms = self.conduct.slow_start_ms;
         (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
     }
+}
+
+/// The table of a paused service: a listener that lets SYNs vanish.
+fn of_pause(cookie: u64) -> PlannedTable {
+    PlannedTable { members: vec![Member { cookie, backend: NONE, weight: 1 }], ..PlannedTable::default() }
 }
 
 /// What clients of a rule come to, for people.

@@ -34,6 +34,8 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use pod_steer_ebpf::{FAMILY_V6, RuleKey};
 
     use super::*;
@@ -46,7 +48,7 @@ mod tests {
         let rule = |(port, family, members): &Rule<'_>| {
             let key = RuleKey { port: *port, family: *family, ..RuleKey::default() };
             let members = (0..).zip(*members).map(|(cookie, &(backend, weight))| Member { cookie, backend, weight });
-            let table = Some(PlannedTable { members: members.collect(), ..PlannedTable::default() });
+            let table = Some(Arc::new(PlannedTable { members: members.collect(), ..PlannedTable::default() }));
             (key, PlannedRule { service: Some("web".to_owned()), table, ..PlannedRule::default() })
         };
         Plan { rules: rules.iter().map(rule).collect(), ..Plan::default() }

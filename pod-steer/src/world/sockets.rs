@@ -1,6 +1,8 @@
 //! The sockets of each backend.
 
-use super::Socket;
+use std::{cell::OnceCell, collections::HashMap};
+
+use super::{Socket, score::Bound};
 
 /// All sockets, those of one backend beside each other.
 pub struct Sockets<'a> {
@@ -8,6 +10,8 @@ pub struct Sockets<'a> {
     all: Vec<(u32, u64, &'a Socket)>,
     /// By the index of a backend, which is a small number: where its own begin.
     starts: Vec<usize>,
+    /// By backend, namespace and port: how its sockets are bound, each way once. Made when it is first asked for.
+    bounds: OnceCell<HashMap<(u32, u64, u16), Vec<Bound>>>,
 }
 
 impl<'a> Sockets<'a> {
@@ -21,7 +25,23 @@ impl<'a> Sockets<'a> {
                 starts.resize(*backend as usize + 1, at);
             }
         }
-        Self { all, starts }
+        Self { all, starts, bounds: OnceCell::new() }
+    }
+
+    /// The ways in which the sockets of a backend are bound that listen on a port, each once.
+    pub(super) fn bounds(&self, backend: u32, netns_cookie: u64, port: u16) -> &[Bound] {
+        let bounds = self.bounds.get_or_init(|| {
+            let mut bounds: HashMap<_, Vec<Bound>> = HashMap::new();
+            for (backend, _, socket) in &self.all {
+                let own = bounds.entry((*backend, socket.netns_cookie, socket.port)).or_default();
+                let bound = Bound::from(*socket);
+                if own.last() != Some(&bound) && !own.contains(&bound) {
+                    own.push(bound);
+                }
+            }
+            bounds
+        });
+        bounds.get(&(backend, netns_cookie, port)).map_or(&[], Vec::as_slice)
     }
 
     /// Those of one backend, with their cookies.

@@ -2,39 +2,68 @@
 //! them, so that the kernel refuses clients as long as one of them listens, even when the daemon is dead: the kernel's own lookup
 //! might give the clients to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use super::{Plan, World, score::Bound};
+use pod_steer_ebpf::RuleKey;
+
+use super::{Plan, PlannedTable, Sockets, World, score::Bound, tables::Tables};
 use crate::slots::Member;
 
-/// The service that a socket serves there, if it is to be reached at all; its cookie, and the index of its backend.
-type Candidate<'a> = (Option<&'a str>, u64, u32);
+/// What the sockets that are withheld depend on: the destination without the port, the table, the backends that do not serve, each with
+/// the port that it listens on, and the sockets that have this port as their hidden one.
+type Question = (RuleKey, *const PlannedTable, Vec<(u32, u16)>, BTreeSet<u64>);
 
 /// Completes the tables of the plan.
-pub(super) fn withhold(world: &World, plan: &mut Plan) {
-    let by_index: BTreeMap<u32, _> = world.backends.values().map(|backend| (backend.index, backend)).collect();
-    // By namespace and port: the service whose clients come there, and the sockets that serve them or could.
-    let mut sockets: BTreeMap<(u64, u16), BTreeSet<Candidate<'_>>> = BTreeMap::new();
-    for (cookie, socket) in &world.sockets {
-        let Some(backend) = by_index.get(&socket.backend) else { continue };
-        let served = backend.spec.ports.iter().filter(|map| map.target == socket.port);
-        let served = served.map(|map| (map.port, Some(backend.spec.service.as_str())));
-        // No client may reach a hidden port, whichever service it belongs to.
-        for (port, service) in served.chain(socket.hidden_port.map(|port| (port, None))) {
-            sockets.entry((socket.netns_cookie, port)).or_default().insert((service, *cookie, socket.backend));
+pub(super) fn withhold(world: &World, plan: &mut Plan, tables: &mut Tables) {
+    let sockets = Sockets::new(&world.sockets);
+    // By service and port: its backends, and the port on which each listens for that.
+    let mut parts: BTreeMap<(&str, u16), Vec<(u32, u16)>> = BTreeMap::new();
+    for backend in world.backends.values() {
+        for map in &backend.spec.ports {
+            parts.entry((&backend.spec.service, map.port)).or_default().push((backend.index, map.target));
         }
     }
+    // No client may reach a hidden port, whichever service it belongs to.
+    let hidden: BTreeSet<((u64, u16), u64)> = world
+        .sockets
+        .iter()
+        .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), *cookie)))
+        .collect();
+    let mut serving: HashMap<*const PlannedTable, BTreeSet<u32>> = HashMap::new();
+    let mut answers: HashMap<Question, Arc<PlannedTable>> = HashMap::new();
     for (key, rule) in &mut plan.rules {
         let Some(table) = &mut rule.table else { continue };
-        let here = sockets.get(&(key.netns_cookie, key.port)).into_iter().flatten();
-        let own = here.filter(|(service, ..)| service.is_none() || *service == rule.service.as_deref());
         // One that serves by a better socket is not withheld by the others.
-        let serves: BTreeSet<u32> = table.members.iter().chain(&table.reserve).map(|member| member.backend).collect();
-        let takes = |cookie| world.sockets.get(cookie).is_some_and(|socket| Bound::from(socket).score(key).is_some());
-        let withheld = own.filter(|(_, cookie, backend)| !serves.contains(backend) && takes(cookie));
-        let withheld: BTreeSet<Member> =
-            withheld.map(|(_, cookie, backend)| Member { cookie: *cookie, backend: *backend, weight: 0 }).collect();
-        table.withheld = withheld.into_iter().collect();
+        let serves = serving
+            .entry(Arc::as_ptr(table))
+            .or_insert_with(|| table.members.iter().chain(&table.reserve).map(|member| member.backend).collect());
+        let own = rule.service.as_deref().and_then(|service| parts.get(&(service, key.port)));
+        let others: Vec<(u32, u16)> =
+            own.into_iter().flatten().filter(|(backend, _)| !serves.contains(backend)).copied().collect();
+        let here = (key.netns_cookie, key.port);
+        let hidden: BTreeSet<u64> = hidden.range((here, 0)..=(here, u64::MAX)).map(|(_, cookie)| *cookie).collect();
+        if others.is_empty() && hidden.is_empty() {
+            continue;
+        }
+        let withheld = || {
+            let theirs = others.iter().flat_map(|(backend, port)| {
+                sockets
+                    .of(*backend)
+                    .filter(|(_, socket)| (socket.netns_cookie, socket.port) == (key.netns_cookie, *port))
+            });
+            let hidden = hidden.iter().filter_map(|cookie| Some((*cookie, world.sockets.get(cookie)?)));
+            let hidden = hidden.filter(|(_, socket)| !serves.contains(&socket.backend));
+            let takes = theirs.chain(hidden).filter(|(_, socket)| Bound::from(*socket).score(key).is_some());
+            takes.map(|(cookie, socket)| Member { cookie, backend: socket.backend, weight: 0 }).collect::<BTreeSet<_>>()
+        };
+        let question = (RuleKey { port: 0, ..*key }, Arc::as_ptr(table), others.clone(), hidden.clone());
+        *table = Arc::clone(answers.entry(question).or_insert_with(|| {
+            let withheld = withheld().into_iter().collect();
+            tables.one(PlannedTable { withheld, ..PlannedTable::clone(table) })
+        }));
     }
 }
 

@@ -25,8 +25,8 @@ fn of(world: &mut World, index: u32) -> &mut Backend {
 /// Cookies of the members and of the reserve.
 fn table(plan: &Plan) -> (Vec<u64>, Vec<u64>) {
     let table = plan.rules[&key(FAMILY_V4, 80)].table.clone().unwrap();
-    let cookies = |of: Vec<crate::slots::Member>| of.into_iter().map(|member| member.cookie).collect();
-    (cookies(table.members), cookies(table.reserve))
+    let cookies = |of: &[crate::slots::Member]| of.iter().map(|member| member.cookie).collect();
+    (cookies(&table.members), cookies(&table.reserve))
 }
 
 #[test]

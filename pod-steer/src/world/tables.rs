@@ -1,0 +1,80 @@
+//! Slot tables that are equal are one value: ports of a service that lead to the same sockets have one table between them, which
+//! is compared, built and given to the kernel once.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use pod_steer_ebpf::RuleKey;
+
+use super::{PlannedNetworks, PlannedTable};
+
+/// Every table of a plan, each once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tables {
+    before: HashSet<Arc<PlannedTable>>,
+    now: HashSet<Arc<PlannedTable>>,
+}
+
+impl Tables {
+    /// For the next plan: what stays equal stays the same value.
+    pub fn next(self) -> Self {
+        Self { before: self.now, now: HashSet::new() }
+    }
+
+    /// The one table that is equal to this.
+    pub fn one(&mut self, table: PlannedTable) -> Arc<PlannedTable> {
+        if let Some(known) = self.now.get(&table) {
+            return Arc::clone(known);
+        }
+        let one = self.before.get(&table).map_or_else(|| Arc::new(table), Arc::clone);
+        self.now.insert(Arc::clone(&one));
+        one
+    }
+}
+
+/// What the tables of a rule depend on besides the world: its destination without the port, its service, and the index of each backend
+/// that serves there with the port that it listens on.
+type Question<'a> = (RuleKey, &'a str, Vec<(u32, u16)>);
+
+/// The tables of a rule: for everybody, and for clients of some networks by version.
+pub(super) type OfRule = (Arc<PlannedTable>, BTreeMap<String, PlannedNetworks>);
+
+/// The tables of rules, each made once for all the ports that have the same.
+#[derive(Default)]
+pub(super) struct Answers<'a>(HashMap<Question<'a>, OfRule>);
+
+impl<'a> Answers<'a> {
+    /// The tables of a rule, by `make` if they are not known yet.
+    pub fn of(
+        &mut self,
+        key: &RuleKey,
+        service: &'a str,
+        parts: impl Iterator<Item = (u32, u16)>,
+        make: impl FnOnce() -> OfRule,
+    ) -> OfRule {
+        self.0.entry((RuleKey { port: 0, ..*key }, service, parts.collect())).or_insert_with(make).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::FAMILY_V4;
+
+    use super::*;
+    use crate::world::tests::{backend, key, socket, world};
+
+    #[test]
+    fn ports_that_lead_to_the_same_sockets_have_one_table() {
+        let backends = [backend(0, "web", "80:8080,81:8080,82:8081"), backend(1, "api", "90:8080")];
+        let sockets = [(0, 8080), (0, 8081), (1, 8080)].map(|(index, port)| socket(index, "0.0.0.0", port));
+        let mut world = world(backends, sockets);
+        let plan = world.plan();
+        let table = |plan: &crate::world::Plan, port| plan.rules[&key(FAMILY_V4, port)].table.clone().unwrap();
+        assert!(Arc::ptr_eq(&table(&plan, 80), &table(&plan, 81)));
+        assert!(!Arc::ptr_eq(&table(&plan, 80), &table(&plan, 82)) && table(&plan, 80) != table(&plan, 90));
+        let next = world.plan();
+        assert!([80, 82, 90].into_iter().all(|port| Arc::ptr_eq(&table(&plan, port), &table(&next, port))));
+    }
+}
