@@ -18,7 +18,8 @@ pub const NOW_MS: i64 = 1_000_000;
 
 /// A world in which each of these specs has a backend that listens on all of its ports, by IPv4 and IPv6.
 pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
-    let mut world = World { steered: BTreeSet::from([HOST.cookie]), now_ms: NOW_MS, ..World::default() };
+    let mut world = World::default();
+    (world.steered, world.now_ms) = (BTreeSet::from([HOST.cookie]), NOW_MS);
     let mut cookies = 100..;
     for (index, spec) in (0..).zip(specs) {
         for port in spec.ports.iter().map(|map| map.target).collect::<BTreeSet<u16>>() {
