@@ -368,7 +368,7 @@ impl Control {
         self.report(&plan);
         self.plan = plan;
         self.note_silent();
-        self.leave_pause();
         self.pace.planned(begun.elapsed(), Instant::now());
+        self.leave_pause();
     }
 }
