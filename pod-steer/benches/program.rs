@@ -107,7 +107,7 @@ impl Steered {
             plan.rules.insert(key(&netns, FIRST_PORT + number), rule);
             indices.insert(name, u32::from(number));
         }
-        if let Some(error) = kernel.apply(&plan, &indices).error {
+        if let Some(error) = kernel.apply(&plan, &indices, BTreeMap::new).error {
             return Err(error.into());
         }
         if let Some(attachment) = kernel.namespace_attachment(netns, ns) {
@@ -210,7 +210,7 @@ impl Steered {
         // Another weight is another table, and nobody has to close a socket for it.
         member.weight = 3 - member.weight;
         let begun = Instant::now();
-        let error = self.kernel.apply(&self.plan, &self.indices).error;
+        let error = self.kernel.apply(&self.plan, &self.indices, BTreeMap::new).error;
         let time = begun.elapsed();
         error.map_or(Ok(ms(time)), |error| Err(error.into()))
     }

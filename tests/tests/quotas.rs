@@ -1,17 +1,34 @@
 //! A backend that asks for a lot leaves room for every other one, and is told of its own limits alone.
 
-use std::{fs, io::Write as _};
+use std::{fs, io::Write as _, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::{BPFFS, Conditions, Stage},
     exec::Exec,
+    load::Load,
     process::{Process, run},
     require,
-    rollouts::all_by,
     status::Status,
     tools, wait,
 };
+
+fn limited(limits: &str) -> Result<Stage> {
+    let env = vec![("POD_STEER_TEST_LIMITS", limits.to_owned())];
+    Stage::under(Conditions { env, ..Conditions::default() })
+}
+
+/// A service with one backend is steered to, and nothing is wrong with it.
+fn has_room(stage: &Stage, port: u16) -> Result<()> {
+    let other = Exec::new("web-1", "web", &format!("{port}:8080"), "0.0.0.0:8080").start(stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let tally = Load::to(SocketAddr::from(([127, 0, 0, 1], port))).count(20).run(stage.host.net())?;
+    ensure!(tally.answered_by("web-1") == 20, "{tally}");
+    let status = stage.daemon.status()?;
+    ensure!(status.said_about("web").is_empty(), "{status}");
+    drop(other);
+    stage.daemon.wait_for("web to be gone", |status| status.service("web").is_none().then_some(()))
+}
 
 /// A backend that never listens.
 fn silent(stage: &Stage, service: &str, ports: &str) -> Result<Process> {
@@ -74,14 +91,8 @@ fn a_loop_of_listeners_is_slowed_down_and_told() -> Result<()> {
         problems(status, "loop").into_iter().find(|said| said.contains("faster than 512 a second"))
     })?;
     ensure!(said.contains("left out so far"), "{said}");
-    for n in 1..=3 {
-        let other = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
-        stage.daemon.wait_ready("web", 1)?;
-        all_by(stage.host.net(), 20, "web")?;
-        let status = stage.daemon.status()?;
-        ensure!(status.said_about("web").is_empty(), "{n}: {status}");
-        drop(other);
-        stage.daemon.wait_for("web to be gone", |status| status.service("web").is_none().then_some(()))?;
+    for _ in 0..3 {
+        has_room(&stage, 80)?;
     }
     let log = stage.daemon.log();
     ensure!(log.matches("faster than 512").count() == 1, "it is told once: {log}");
@@ -105,8 +116,7 @@ for line in sys.stdin:
 #[test]
 fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let env = vec![("POD_STEER_TEST_LIMITS", "LISTENERS=64".to_owned())];
-    let mut stage = Stage::under(Conditions { env, ..Conditions::default() })?;
+    let mut stage = limited("LISTENERS=64")?;
     let go = stage.host.dir().join("orders");
     run(stage.host.command("mkfifo")?.arg(&go))?;
     let program = OPENS.replace("sys.stdin", &format!("open('{}')", go.display()));
@@ -121,17 +131,12 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
         sockets(status, 48)?;
         problems(status, "greedy").into_iter().find(|said| said.contains("too many listening sockets"))
     })?;
-    ensure!(said.contains("it has 48, all together 48 of 64"), "{said}");
-    let other = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
-    stage.daemon.wait_ready("web", 1)?;
-    all_by(stage.host.net(), 20, "web")?;
-    let status = stage.daemon.status()?;
-    ensure!(status.said_about("web").is_empty(), "{status}");
+    ensure!(said.contains("48 of 64, of which 75 % are in use"), "{said}");
+    has_room(&stage, 80)?;
     // A daemon that starts counts them again, and takes none away.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_for("the same sockets", |status| sockets(status, 48))?;
-    drop(other);
     // The oldest, which are registered.
     writeln!(orders, "-20")?;
     wait::until("it to close some", || greedy.stdout().contains("done 40").then_some(()))?;
@@ -144,4 +149,99 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     stage
         .daemon
         .wait_for("eight more", |status| sockets(status, 48).filter(|()| !problems(status, "greedy").is_empty()))
+}
+
+/// A backend that listens on each of a range of ports.
+const RANGE: &str = "import socket, time
+held = []
+for port in range(20000, 20100):
+    s = socket.socket()
+    s.bind(('0.0.0.0', port))
+    s.listen()
+    held.append(s)
+print('listening', flush=True)
+time.sleep(600)";
+
+#[test]
+fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    for (limit, what) in [("RULES=64", "the rules"), ("SLOT_TABLES=64", "the slot tables")] {
+        let stage = limited(limit)?;
+        let mut greedy = python(&stage, "greedy", "20000-20099", RANGE)?;
+        wait::until("it to listen", || greedy.stdout().contains("listening").then_some(()))
+            .with_context(|| greedy.stderr())?;
+        stage.daemon.wait_state("greedy", "greedy-1", "not-steered")?;
+        let said = stage.daemon.wait_for("it to be told", |status| {
+            problems(status, "greedy").into_iter().find(|said| said.contains(what))
+        })?;
+        ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("end services"), "{said}");
+        has_room(&stage, 80)?;
+        // It keeps what it has, and changes of that are put in force.
+        let second = Exec::new("greedy-2", "greedy", "20000:8081", "0.0.0.0:8081").start(&stage)?;
+        stage.daemon.wait_state("greedy", "greedy-2", "ready")?;
+        stage.daemon.order_done("drain greedy --backend greedy-1")?;
+        let tally = Load::to("127.0.0.1:20000".parse()?).count(20).run(stage.host.net())?;
+        ensure!(tally.answered_by("greedy-2") == 20, "{tally}");
+        drop(second);
+        // Another one that asks for much is told alike, and gets it when there is room again.
+        let status = stage.daemon.status()?;
+        ensure!(status.problems.iter().all(|problem| problem.subject.contains("greedy")), "{status}");
+        let late = RANGE.replace("range(20000, 20100)", "range(30000, 30040)");
+        let _late = python(&stage, "late", "30000-30039", &late)?;
+        stage.daemon.wait_state("late", "late-1", "not-steered")?;
+        greedy.kill()?;
+        stage.daemon.wait_ready("late", 1)?;
+        stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))?;
+    }
+    Ok(())
+}
+
+/// `exec` of a backend that may not be.
+fn refused(stage: &Stage, service: &str, ports: &str) -> Result<String> {
+    let mut refused = silent(stage, service, ports)?;
+    ensure!(!refused.wait(wait::STUCK)?.success(), "it is refused");
+    Ok(refused.stderr())
+}
+
+#[test]
+fn ports_of_a_greedy_service_leave_room() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = limited("MANAGED_PORTS=64,OWN_PORTS=128")?;
+    let _greedy = silent(&stage, "greedy", "20000-21023:30000-31023")?;
+    stage.daemon.wait_for("the backend", |status| status.service("greedy").map(drop))?;
+    let said = refused(&stage, "greedy", "20000-21023:30000-31023")?;
+    ensure!(said.contains("MANAGED_PORTS") && said.contains("48 of 64"), "{said}");
+    has_room(&stage, 80)
+}
+
+#[test]
+fn backends_of_a_greedy_service_leave_room() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("max-backends = 8\n")?;
+    let mut greedy = Vec::new();
+    for n in 1..=6 {
+        greedy.push(silent(&stage, "greedy", "90:9000")?);
+        stage.daemon.wait_for("the backend", |status| (status.service("greedy")?.backends.len() == n).then_some(()))?;
+    }
+    let said = refused(&stage, "greedy", "90:9000")?;
+    ensure!(said.contains("may have no more backends: 6 of 8"), "{said}");
+    has_room(&stage, 80)?;
+    greedy.pop();
+    stage.daemon.wait_for("one to be gone", |status| (status.service("greedy")?.backends.len() == 5).then_some(()))?;
+    let _again = silent(&stage, "greedy", "90:9000")?;
+    stage.daemon.wait_for("another", |status| (status.service("greedy")?.backends.len() == 6).then_some(()))
+}
+
+#[test]
+fn many_backends_with_many_ports_stop_no_deploy() -> Result<()> {
+    require!(tools::root_and(&["ip", "bpftool"]));
+    let stage = Stage::without_engine()?;
+    let mut many = Vec::new();
+    for n in 1..=66 {
+        many.push(silent(&stage, "many", "20000-21023:30000-31023")?);
+        stage.daemon.wait_for("the backend", |status| (status.service("many")?.backends.len() == n).then_some(()))?;
+    }
+    let used = (entries(&stage, "MANAGED_PORTS")?, entries(&stage, "OWN_PORTS")?);
+    ensure!(used == (66 * 34, 66 * 34), "{used:?}");
+    has_room(&stage, 80)
 }

@@ -8,7 +8,7 @@ use super::{control::Control, ended::Ending, image_labels::image_labels_text};
 use crate::{
     clock::boot_ms,
     engine::{self, Change, Container, EngineInput, ImageLabels, ends},
-    kernel::{Cgroup, Kernel},
+    kernel::{Cgroup, Kernel, Usage},
     labels,
     settings::Image,
     world::{Backend, Health, Kind, Misfit, Network, Phase},
@@ -106,7 +106,7 @@ impl Control {
         }
         let index = match &known {
             Some(backend) => backend.index,
-            None => match self.attached_before(&container).map_or_else(|| self.new_index(), Ok) {
+            None => match self.attached_before(&container).map_or_else(|| self.new_index(&spec.service), Ok) {
                 Ok(index) => index,
                 Err(error) => {
                     self.misfit(&container, vec![error]);
@@ -236,9 +236,18 @@ impl Control {
         }
     }
 
-    /// An index for a new backend, its counters at zero.
-    pub(super) fn new_index(&mut self) -> Result<u32, String> {
+    /// An index for a new backend of a service, its counters at zero.
+    pub(super) fn new_index(&mut self, service: &str) -> Result<u32, String> {
         let max = self.kernel.backends_max();
+        let own = self.world.backends.values().filter(|backend| backend.spec.service == service).count();
+        let usage = Usage { own: count(own), used: count(self.world.backends.len()), limit: max };
+        // That all are in use is said below.
+        if usage.used < max && !usage.may_take() {
+            return Err(format!(
+                "the service `{service}` may have no more backends: {usage}; end some that it does not need, or restart the daemon with more \
+                 (`run --max-backends`)"
+            ));
+        }
         let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
         // What an ended backend's programs still count must not be counted for another.
         let counting = |kernel: &Kernel| -> BTreeSet<u32> {
@@ -348,4 +357,8 @@ impl Control {
             self.tell(&service, &name, "problem", &text);
         }
     }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }

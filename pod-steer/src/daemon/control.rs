@@ -122,6 +122,8 @@ pub(super) struct Control {
     pub(super) pace: Pace,
     /// When a change that the kernel refused is tried again.
     retry_at: Option<Instant>,
+    /// A rule that is in force may not be as planned.
+    is_stale: bool,
     pub(super) orders: Orders,
     pub(super) counted: Counted,
 }
@@ -201,6 +203,7 @@ impl Control {
             dirty: false,
             pace: Pace::default(),
             retry_at: None,
+            is_stale: false,
             orders: Orders::new(Ledger::open(&config.state_dir), Vacancies::new(!opened.adopted)),
             counted: Counted::default(),
         })
@@ -322,9 +325,9 @@ impl Control {
         self.awaited.is_empty() && planned.is_none_or(|(decision, index)| self.kernel.follows(*index, *decision))
     }
 
-    /// Whether the kernel lacks something of the plan, or refused it.
-    pub(super) fn is_behind(&self) -> bool {
-        self.dirty || self.retry_at.is_some() || self.pace.due().is_some()
+    /// Whether something that is in force may not be as planned.
+    pub(super) fn is_stale(&self) -> bool {
+        self.dirty || self.is_stale || self.pace.due().is_some()
     }
 
     /// The world has changed: the plan is to be made again.
@@ -347,21 +350,23 @@ impl Control {
         let mut plan = self.world.plan();
         self.name_services(&plan);
         self.attach_namespaces(&plan);
-        let Applied { settled, error, refused } = self.kernel.apply(&plan, &self.services);
+        let owners = || {
+            let backends = self.world.backends.values();
+            backends.filter_map(|backend| Some((backend.index, *self.services.get(&backend.spec.service)?))).collect()
+        };
+        let Applied { settled, error, is_behind, is_stale, refused } = self.kernel.apply(&plan, &self.services, owners);
         self.world.refuse(&mut plan, &refused);
         // The tables are in effect already; only operations wait for the grace periods.
         self.orders.settled = settled;
+        // With thousands of rules an attempt takes long, and clients of the API must be answered meanwhile.
+        self.retry_at = is_behind.then(|| Instant::now() + RETRY_MIN.max(begun.elapsed() * RETRY_SHARE));
+        self.is_stale = is_stale;
         match error {
             Some(error) => {
                 let message = format!("it refused a change, which is tried again: {}", crate::chain(&error));
                 self.conditions.set(REFUSED, "the kernel", message);
-                // With thousands of rules an attempt takes long, and clients of the API must be answered meanwhile.
-                self.retry_at = Some(Instant::now() + RETRY_MIN.max(begun.elapsed() * RETRY_SHARE));
             }
-            None => {
-                self.retry_at = None;
-                self.conditions.clear(REFUSED, "the kernel");
-            }
+            None => self.conditions.clear(REFUSED, "the kernel"),
         }
         self.leave_namespaces(&plan);
         self.store_ready_times();

@@ -95,7 +95,7 @@ impl Control {
     /// Ends the holder of the listener when no service is paused any more.
     pub(super) fn leave_pause(&mut self) {
         // Not while a table may still lead to the listener: the kernel would refuse the clients of a socket that is closed.
-        if self.world.pause_cookie.is_none() || self.is_pausing() || self.is_behind() {
+        if self.world.pause_cookie.is_none() || self.is_pausing() || self.is_stale() {
             return;
         }
         self.world.pause_cookie = None;

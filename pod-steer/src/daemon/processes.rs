@@ -36,7 +36,7 @@ impl Control {
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
-        let index = self.new_index()?;
+        let index = self.new_index(&spec.service)?;
         let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
         let count = inherited.sockets.len();
         let ExecCgroup { id, path, below_caller } = self.make_exec_cgroup(&process)?;

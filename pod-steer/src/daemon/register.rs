@@ -62,7 +62,7 @@ impl Control {
 
     fn add_registered(&mut self, name: Option<String>, spec: Spec, found: Found) -> Result<Registered, String> {
         let Found { process, uid, ns, netns, held } = found;
-        let (index, pid) = (self.new_index()?, process.pid);
+        let (index, pid) = (self.new_index(&spec.service)?, process.pid);
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, name, Kind::Registered { pid }, index, spec, netns);
         backend.process = Some(Followed { id: process, uid, holds_only: false });

@@ -7,10 +7,7 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{
-    MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE,
-    table_index,
-};
+use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index};
 
 use super::{Kernel, KernelError, Result, Settled, limits::limit};
 use crate::{
@@ -58,8 +55,12 @@ pub(super) struct Heirs {
 pub struct Applied {
     /// What tells when nobody uses the former tables any more.
     pub settled: Vec<Settled>,
-    /// The first error; everything else is in effect.
+    /// The first error that is not for a quota alone; everything else is in effect.
     pub error: Option<KernelError>,
+    /// Something is to be tried again.
+    pub is_behind: bool,
+    /// A rule that is in force may not be as planned.
+    pub is_stale: bool,
     /// The changes that the kernel refused.
     pub refused: Refused,
 }
@@ -88,15 +89,21 @@ struct Prepared {
 
 impl Kernel {
     /// Brings the kernel to the plan. Tables come before the rules that lead to them, and rules go before their tables.
-    pub fn apply(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Applied {
+    /// `owners` gives the index of each backend's service.
+    pub fn apply(
+        &mut self,
+        plan: &Plan,
+        services: &BTreeMap<String, u32>,
+        owners: impl FnOnce() -> BTreeMap<u32, u32>,
+    ) -> Applied {
         // What the kernel does not take of one service keeps it from nothing of another.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
         let mut refused = Refused::default();
         self.heirs_named.clear();
-        let mut gone_wrong = self.apply_own_ports(plan, services).err();
-        for (backend, error) in self.apply_managed_ports(&plan.managed_ports) {
+        let mut gone_wrong = None;
+        for (backend, error) in self.apply_ports(plan, services, owners) {
             refused.ports.insert(backend, crate::chain(&error));
-            gone_wrong = gone_wrong.or(Some(error));
+            gone_wrong = gone_wrong.or(Some(error).filter(|error| !error.is_quota()));
         }
         gone_wrong = self.drop_rules(plan).or(gone_wrong);
         let mut settled = Vec::new();
@@ -134,7 +141,12 @@ impl Kernel {
                 Ok(rule) => prepared.push((name, planned, rule, changes)),
                 Err(error) => {
                     self.give_up(key, changes);
-                    failed.insert(name, error);
+                    if error.is_quota() {
+                        // What the service has is kept as planned.
+                        refused.rules.insert(*key, self.refused(key, crate::chain(&error)));
+                    } else {
+                        failed.insert(name, error);
+                    }
                 }
             }
         }
@@ -160,8 +172,12 @@ impl Kernel {
                 refused.rules.insert(*key, self.refused(key, crate::chain(error)));
             }
         }
-        gone_wrong = gone_wrong.or(not.map(|not| not.error)).or(failed.into_values().next());
-        Applied { settled, error: gone_wrong, refused }
+        let went_wrong = gone_wrong.is_some() || not.is_some() || !failed.is_empty();
+        let is_stale = went_wrong || refused.rules.keys().any(|key| self.published.contains_key(key));
+        let is_behind = went_wrong || !refused.is_empty();
+        let failed = failed.into_values().find(|error| !error.is_quota());
+        let error = gone_wrong.or(not.map(|not| not.error)).or(failed);
+        Applied { settled, error, is_behind, is_stale, refused }
     }
 
     /// A rule that is not in effect as planned; what was there before is.
@@ -176,8 +192,9 @@ impl Kernel {
         for table in changes.reserved {
             self.publisher.clear(table);
         }
-        if let Some(published) = self.published.get_mut(key) {
-            (published.ours, published.table) = (false, None);
+        match self.published.get_mut(key) {
+            Some(published) => (published.ours, published.table) = (false, None),
+            None => self.rules.release(key),
         }
     }
 
@@ -200,6 +217,7 @@ impl Kernel {
         service: u32,
         changes: &mut Changes,
     ) -> Result<Prepared> {
+        self.rules.take(key, service)?;
         let before = self.published.get(&key).cloned().unwrap_or_default();
         let known = self.published.contains_key(&key);
         let side = if service == NONE { 0 } else { self.switch(service) & SWITCH_SIDE };
@@ -212,6 +230,7 @@ impl Kernel {
             freed.extend((0..=SWITCH_SIDE).flat_map(|side| self.sources.remove(table_index(table, side))));
             freed.sort_unstable();
             freed.dedup();
+            self.publisher.hand_over(table, service);
         }
         if planned.table.is_none() && table != NONE {
             freed.push(std::mem::replace(&mut table, NONE));
@@ -219,7 +238,7 @@ impl Kernel {
         if let Some(wanted) = &planned.table {
             let fresh = table == NONE;
             if fresh {
-                table = self.publisher.reserve()?;
+                table = self.publisher.reserve(service, false)?;
                 changes.reserved.insert(table);
             }
             // Another service may use the other side, which lacks the table.
@@ -237,7 +256,7 @@ impl Kernel {
                         current.clone_from(wanted);
                     }
                     None => {
-                        let own = self.publisher.reserve()?;
+                        let own = self.publisher.reserve(service, false)?;
                         changes.reserved.insert(own);
                         changes.indices.insert(table_index(own, side));
                         self.publisher.prepare(table_index(own, side), &wanted.table, false)?;
@@ -260,7 +279,7 @@ impl Kernel {
         }
         for (scope, own, version) in sources {
             if let Some(wanted) = planned.networks.get(&version)
-                && let Err(error) = self.sources.add(scope, &wanted.networks, own)
+                && let Err(error) = self.sources.add(scope, rule.service, &wanted.networks, own)
             {
                 // What leads to its tables goes before they do.
                 let led = self.sources.remove(scope);
@@ -335,39 +354,6 @@ impl Kernel {
         let Some(Published { rule, table: Some(table), .. }) = self.published.get(&heirs.rule) else { return false };
         (rule.table, rule.service) == (heirs.table, heirs.service)
             && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
-    }
-
-    fn apply_own_ports(&mut self, plan: &Plan, services: &BTreeMap<String, u32>) -> Result<()> {
-        let indexed = |(block, (service, ports)): (&OwnBlock, &(String, OwnPorts))| {
-            let service = services.get(service).copied()?;
-            Some((*block, OwnPorts { service, ..*ports }))
-        };
-        self.own.apply_ports(&plan.own_ports.iter().filter_map(indexed).collect())
-    }
-
-    /// Returns the backends of which a port could not be written, and why.
-    fn apply_managed_ports(&mut self, wanted: &BTreeMap<ManagedBlock, ManagedPorts>) -> BTreeMap<u32, KernelError> {
-        let mut failed = BTreeMap::new();
-        if self.ports_written == *wanted {
-            return failed;
-        }
-        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
-            let _ = self.managed_ports.remove(port);
-        }
-        self.ports_written.retain(|port, _| wanted.contains_key(port));
-        for (port, purpose) in wanted {
-            if self.ports_written.get(port) == Some(purpose) {
-                continue;
-            }
-            match self.managed_ports.insert(port, purpose, 0) {
-                Ok(()) => drop(self.ports_written.insert(*port, *purpose)),
-                Err(source) => {
-                    let error = KernelError::add("write a port to", "MANAGED_PORTS", MANAGED_PORTS_MAX)(source);
-                    failed.entry(port.backend).or_insert(error);
-                }
-            }
-        }
-        failed
     }
 }
 

@@ -10,7 +10,7 @@ use aya::{
 };
 use pod_steer_ebpf::ABI_VERSION;
 
-use super::limits::limit;
+use super::{Usage, limits::limit};
 
 /// An error of the steering state.
 #[derive(Debug, thiserror::Error)]
@@ -98,9 +98,25 @@ pub enum KernelError {
         /// How many there are.
         limit: u32,
     },
+    /// A service has what it may have, and others may have more.
+    #[error(
+        "its service may have no more of {what}: {usage}; let it use fewer ports, addresses or networks, or end services that are not \
+         needed"
+    )]
+    Quota {
+        /// Of what.
+        what: &'static str,
+        /// How much it has.
+        usage: Usage,
+    },
 }
 
 impl KernelError {
+    /// Whether it concerns nothing but the service that asked for more.
+    pub fn is_quota(&self) -> bool {
+        matches!(self, Self::Quota { .. })
+    }
+
     /// For `map_err` on an operation on a map.
     pub(super) fn map(what: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Map { what, map, source: Box::new(source) }

@@ -17,6 +17,7 @@
 mod alive;
 mod apply;
 mod attach;
+mod backend_ports;
 mod bpf;
 mod counters;
 mod error;
@@ -35,6 +36,7 @@ mod sockets;
 mod sources;
 mod switch;
 pub mod sys;
+mod tally;
 mod unload;
 mod users;
 mod workers;
@@ -50,8 +52,7 @@ use aya::{
     maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
 };
 use pod_steer_ebpf::{
-    BackendCounters, Hidden, ManagedBlock, ManagedPorts, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo,
-    V6_BOTH, V6_ONLY,
+    BackendCounters, Hidden, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
 };
 
 pub use apply::Applied;
@@ -91,7 +92,7 @@ pub struct Kernel {
     socket_counts: quota::SocketCounts,
     /// Missing while the socket map has no room for it.
     alive: Option<alive::Alive>,
-    managed_ports: HashMap<MapData, ManagedBlock, ManagedPorts>,
+    ports: backend_ports::BackendPorts,
     moved: HashMap<MapData, u64, Move>,
     cgroups: CgroupStorage<MapData, u64>,
     port_users: HashMap<MapData, PortKey, PortUser>,
@@ -115,7 +116,6 @@ pub struct Kernel {
     closed: BTreeSet<u64>,
     /// Cookies in the socket map, as read in this turn of the loop.
     listening: Option<BTreeSet<u64>>,
-    ports_written: BTreeMap<ManagedBlock, ManagedPorts>,
     own: own::Own,
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, CgroupStorage, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, SockHash},
+    maps::{Array, CgroupStorage, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
 use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey, SOCKETS_MAX};
@@ -18,6 +18,7 @@ use super::{
     Kernel, KernelError, Opened, Result,
     alive::Alive,
     apply::Published,
+    backend_ports::BackendPorts,
     limits,
     own::Own,
     pins::{self, Pins},
@@ -206,14 +207,13 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
 
     let rules = Rules::new(map(&mut programs, "RULES")?, map(&mut programs, "TABLE_RULES")?, dir);
     let written: StdHashMap<RuleKey, Rule> = rules.read().collect();
-    let sources = Sources::new(map(&mut programs, "SOURCES")?);
-    let used = written.values().map(|rule| rule.table).chain(sources.tables());
+    let by_table: BTreeMap<u32, u32> = written.values().map(|rule| (rule.table, rule.service)).collect();
+    let sources = Sources::new(map(&mut programs, "SOURCES")?, &by_table);
+    let used = by_table.into_iter().chain(sources.tables());
     let publisher = Publisher::new(&maps.join("TABLES"), used)?;
     // What the tables hold is compared when they are first published again.
     let known = |(key, rule)| (key, Published { rule, ..Published::default() });
     let published: BTreeMap<_, _> = written.into_iter().map(known).collect();
-    let managed_ports: HashMap<MapData, _, _> = map(&mut programs, "MANAGED_PORTS")?;
-    let ports_written: BTreeMap<_, _> = managed_ports.iter().flatten().collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let mut listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
@@ -232,7 +232,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         moved: map(&mut programs, "MOVED")?,
         listeners,
         alive,
-        managed_ports,
+        ports: BackendPorts::new(map(&mut programs, "MANAGED_PORTS")?, map(&mut programs, "OWN_PORTS")?),
         cgroups,
         port_users: map(&mut programs, "PORT_USERS")?,
         hidden,
@@ -249,7 +249,6 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         forgotten: Default::default(),
         closed: Default::default(),
         listening: None,
-        ports_written,
         own: Own::open(&mut programs)?,
         programs,
     };

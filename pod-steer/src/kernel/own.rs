@@ -13,8 +13,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError},
 };
 use pod_steer_ebpf::{
-    NONE, OWN_LISTENERS_MAX, OWN_SOURCES, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, SocketInfo,
-    own_source,
+    NONE, OWN_LISTENERS_MAX, OWN_SOURCES, OwnConnection, OwnListener, OwnSocket, SocketInfo, own_source,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -59,26 +58,20 @@ fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &
 /// The maps of `own.rs` in the kernel.
 pub(super) struct Own {
     listeners: HashMap<MapData, OwnListener, u64>,
-    ports: HashMap<MapData, OwnBlock, OwnPorts>,
     connections: HashMap<MapData, OwnConnection, OwnSocket>,
     sources: Counters,
-    ports_written: BTreeMap<OwnBlock, OwnPorts>,
 }
 
 impl Own {
     pub fn open(programs: &mut Ebpf) -> Result<Self> {
-        let ports: HashMap<MapData, OwnBlock, OwnPorts> = map(programs, "OWN_PORTS")?;
         let Some(Map::Array(sources)) = programs.take_map("OWN_SOURCES") else {
             return Err(KernelError::map("open", "OWN_SOURCES")(MapError::KeyNotFound));
         };
         let sources = Counters::open(sources.fd().as_fd(), OWN_SOURCES);
-        let ports_written = ports.iter().flatten().collect();
         Ok(Self {
             listeners: map(programs, "OWN_LISTENERS")?,
-            ports,
             connections: map(programs, "OWN_CONNECTIONS")?,
             sources: sources.map_err(KernelError::io("map into memory", "OWN_SOURCES"))?,
-            ports_written,
         })
     }
 
@@ -139,28 +132,6 @@ impl Own {
                 self.sources.decrement(own_source(key.source_port));
             }
         }
-    }
-
-    /// Brings what the backends serve to what is planned. One that cannot be written keeps no other from it.
-    pub fn apply_ports(&mut self, wanted: &BTreeMap<OwnBlock, OwnPorts>) -> Result<()> {
-        if self.ports_written == *wanted {
-            return Ok(());
-        }
-        for port in self.ports_written.keys().filter(|port| !wanted.contains_key(port)) {
-            let _ = self.ports.remove(port);
-        }
-        self.ports_written.retain(|port, _| wanted.contains_key(port));
-        let mut failed = None;
-        for (port, target) in wanted {
-            if self.ports_written.get(port) == Some(target) {
-                continue;
-            }
-            match self.ports.insert(port, target, 0) {
-                Ok(()) => drop(self.ports_written.insert(*port, *target)),
-                Err(error) => failed = Some(error),
-            }
-        }
-        failed.map_or(Ok(()), |error| Err(KernelError::map("write a port to", "OWN_PORTS")(error)))
     }
 }
 

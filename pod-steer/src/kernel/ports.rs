@@ -2,6 +2,7 @@
 //! of ports and the rules by table are what a lookup follows.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -12,13 +13,16 @@ use pod_steer_ebpf::{
     TABLES_MAX, port_place,
 };
 
-use super::{KernelError, Result, pins};
+use super::{KernelError, Result, pins, tally::Tally};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
 /// The maps that lead from a packet to its rule.
 pub(super) struct Rules {
     rules: HashMap<MapData, RuleKey, Rule>,
+    /// Of each rule that is written or about to be: the service.
+    owners: BTreeMap<RuleKey, u32>,
+    tally: Tally,
     by_table: Array<MapData, Rule>,
     /// Where the maps of ports are pinned, each under its namespace's cookie.
     dir: PathBuf,
@@ -32,7 +36,39 @@ pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
 impl Rules {
     /// `dir` has the directory of the maps of ports.
     pub fn new(rules: HashMap<MapData, RuleKey, Rule>, by_table: Array<MapData, Rule>, dir: &Path) -> Self {
-        Self { rules, by_table, dir: dir.to_owned() }
+        let tally = Tally::new("RULES", TABLES_MAX, "the rules (one for a single address or device counts twice)");
+        let mut made = Self { rules, owners: BTreeMap::new(), tally, by_table, dir: dir.to_owned() };
+        let written: Vec<(RuleKey, Rule)> = made.read().collect();
+        written.into_iter().for_each(|(key, rule)| made.owns(key, rule.service));
+        made
+    }
+
+    /// A service is about to have a rule. One that it has, or that was another's, is not refused.
+    pub fn take(&mut self, key: RuleKey, service: u32) -> Result<()> {
+        if !self.owners.contains_key(&key) {
+            self.tally.admit(service)?;
+        }
+        self.owns(key, service);
+        Ok(())
+    }
+
+    /// It has it no more.
+    pub fn release(&mut self, key: &RuleKey) {
+        if let Some(owner) = self.owners.remove(key) {
+            self.tally.take_away(owner, weight(key));
+        }
+    }
+
+    fn owns(&mut self, key: RuleKey, service: u32) {
+        if self.owners.get(&key) == Some(&service) {
+            return;
+        }
+        self.release(&key);
+        // One that only says that others exist is counted with those.
+        if service != NONE {
+            self.owners.insert(key, service);
+            self.tally.add(service, weight(&key));
+        }
     }
 
     /// What is written.
@@ -65,6 +101,7 @@ impl Rules {
             self.lead(key, 0)?;
         }
         let _ = self.rules.remove(key);
+        self.release(key);
         Ok(())
     }
 
@@ -87,6 +124,11 @@ impl Rules {
     pub fn forget(&self, cookie: u64) {
         let _ = fs::remove_file(pin(&self.dir, cookie));
     }
+}
+
+/// Entries that a rule may need: one for a single address or device needs another that says that there are such.
+fn weight(key: &RuleKey) -> u32 {
+    if is_of_port(key) { 1 } else { 2 }
 }
 
 /// Whether a rule is for all of a port, and so decides what the port's word says.

@@ -6,7 +6,7 @@
 //! goes on when the new table is in effect, and whoever needs the stronger promise awaits [`Settled`].
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::AsFd as _,
     path::Path,
     sync::Arc,
@@ -22,6 +22,7 @@ use super::{
     KernelError, Result,
     limits::limit,
     sys,
+    tally::Tally,
     workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
 };
 use crate::{slots, world::PlannedTable};
@@ -54,7 +55,9 @@ impl Settled {
 pub(super) struct Publisher {
     tables: Tables,
     workers: Workers,
-    used: BTreeSet<u32>,
+    /// By table: its service.
+    used: BTreeMap<u32, u32>,
+    tally: Tally,
     /// Where the next free index is looked for: one that was given back is used again as late as can be, since a lookup
     /// that has just read it may not have ended.
     next: u32,
@@ -88,13 +91,17 @@ pub(super) struct Failed {
 }
 
 impl Publisher {
-    /// `used` are the tables that published rules lead to.
-    pub fn new(pin: &Path, used: impl Iterator<Item = u32>) -> Result<Self> {
+    /// `used` are the tables that published rules lead to, each with its service.
+    pub fn new(pin: &Path, used: impl Iterator<Item = (u32, u32)>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
+        let used: BTreeMap<u32, u32> = used.filter(|(table, _)| *table != NONE).collect();
+        let mut tally = Tally::new("SLOT_TABLES", TABLES_MAX, "the slot tables");
+        used.values().for_each(|service| tally.add(*service, 1));
         Ok(Self {
             tables: Tables::open(pin)?,
             workers: Workers::start(pin, empty)?,
-            used: used.filter(|table| *table != NONE).collect(),
+            used,
+            tally,
             next: 0,
             prepared: Vec::new(),
             made: HashMap::new(),
@@ -103,19 +110,33 @@ impl Publisher {
         })
     }
 
-    /// An index that no rule uses.
-    pub fn reserve(&mut self) -> Result<u32> {
+    /// An index that no rule uses, for a service. It is not refused for the number that the service has if it `replaces` another.
+    pub fn reserve(&mut self, service: u32, replaces: bool) -> Result<u32> {
         // One that is being emptied is waited for only if there is no other.
         let max = limit("SLOT_TABLES", TABLES_MAX);
         let wait = if self.used.len() < max as usize { Duration::ZERO } else { IN_EFFECT_MAX };
         for table in self.workers.cleared(wait) {
-            self.used.remove(&table);
+            if let Some(owner) = self.used.remove(&table) {
+                self.tally.take_away(owner, 1);
+            }
         }
-        let free = (self.next..max).chain(0..self.next).find(|table| !self.used.contains(table));
+        if !replaces {
+            self.tally.admit(service)?;
+        }
+        let free = (self.next..max).chain(0..self.next).find(|table| !self.used.contains_key(table));
         let table = free.ok_or(KernelError::Full { what: "the slot tables", limit: max })?;
-        self.used.insert(table);
+        self.used.insert(table, service);
+        self.tally.add(service, 1);
         self.next = (table + 1) % max;
         Ok(table)
+    }
+
+    /// A table is another service's from now on.
+    pub fn hand_over(&mut self, table: u32, service: u32) {
+        if let Some(owner) = self.used.get_mut(&table) {
+            self.tally.take_away(std::mem::replace(owner, service), 1);
+            self.tally.add(service, 1);
+        }
     }
 
     /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next

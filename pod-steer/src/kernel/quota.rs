@@ -10,7 +10,7 @@ use aya::{
     Ebpf,
     maps::{Array, Map, MapData, MapError},
 };
-use pod_steer_ebpf::{COUNT_OF_ALL, ListenRate, SOCKETS_MAX, common, count_of, may_take, share};
+use pod_steer_ebpf::{COUNT_OF_ALL, ListenRate, SOCKETS_MAX, count_of, may_take, share};
 
 use super::{Kernel, KernelError, Result, limits::limit, object::map, sys::Counters};
 
@@ -36,10 +36,11 @@ impl Usage {
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { own, used, limit } = *self;
-        let (share, common) = (share(limit), common(limit));
+        let percent = u64::from(used) * 100 / u64::from(limit.max(1));
         write!(
             f,
-            "it has {own}, all together {used} of {limit}; each may have {share}, and more only while fewer than {common} are in use"
+            "{own} of {limit}, of which {percent} % are in use; each may have {}, and more only below 75 %",
+            share(limit)
         )
     }
 }
@@ -152,7 +153,7 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use pod_steer_ebpf::{LISTENS_BURST, LISTENS_PER_S, next_listen};
+    use pod_steer_ebpf::{LISTENS_BURST, LISTENS_PER_S, common, next_listen};
 
     use super::*;
 
@@ -229,6 +230,6 @@ mod tests {
         assert!(usage.may_take());
         assert!(!Usage { own: 1_024, ..usage }.may_take());
         let said = usage.to_string();
-        assert!(said.contains("it has 50") && said.contains("49152 of 65536") && said.contains("1024"), "{said}");
+        assert!(said.contains("50 of 65536") && said.contains("75 % are in use") && said.contains("1024"), "{said}");
     }
 }

@@ -7,9 +7,9 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use ipnet::IpNet;
-use pod_steer_ebpf::{SOURCE_SCOPE_BITS, SOURCES_MAX, SourceKey};
+use pod_steer_ebpf::{NONE, SOURCE_SCOPE_BITS, SOURCES_MAX, SWITCH_SIDE, SourceKey};
 
-use super::{KernelError, Result};
+use super::{KernelError, Result, tally::Tally};
 use crate::procs::address_bytes;
 
 /// The map, and what is in it.
@@ -17,33 +17,65 @@ pub(super) struct Sources {
     map: LpmTrie<MapData, SourceKey, u32>,
     /// By scope: each entry's length and address, and the table.
     written: BTreeMap<u32, BTreeMap<(u32, [u8; 16]), u32>>,
+    /// By scope: the service.
+    owners: BTreeMap<u32, u32>,
+    tally: Tally,
+    /// By service and side: how many entries.
+    by_side: BTreeMap<(u32, u32), u32>,
 }
 
 impl Sources {
-    /// Takes over what is there.
-    pub fn new(map: LpmTrie<MapData, SourceKey, u32>) -> Self {
+    /// Takes over what is there. `owners` has the service of each rule's table.
+    pub fn new(map: LpmTrie<MapData, SourceKey, u32>, owners: &BTreeMap<u32, u32>) -> Self {
         let mut written: BTreeMap<u32, BTreeMap<_, u32>> = BTreeMap::new();
         for (key, table) in map.iter().flatten() {
             let data = key.data();
             written.entry(u32::from_be_bytes(data.scope)).or_default().insert((key.prefix_len(), data.addr), table);
         }
-        Self { map, written }
+        let tally = Tally::new("SOURCES", SOURCES_MAX, "the networks of all ports");
+        let mut made = Self { map, written, owners: BTreeMap::new(), tally, by_side: BTreeMap::new() };
+        let counts: Vec<(u32, u32)> =
+            made.written.iter().map(|(scope, entries)| (*scope, u32::try_from(entries.len()).unwrap_or(0))).collect();
+        for (scope, number) in counts {
+            let owner = owners.get(&table_of(scope)).copied().unwrap_or(NONE);
+            made.count(scope, owner, number);
+        }
+        made
     }
 
-    /// Tables that entries lead to.
-    pub fn tables(&self) -> BTreeSet<u32> {
-        self.written.values().flat_map(|entries| entries.values().copied()).collect()
+    /// Tables that entries lead to, and the service of each.
+    pub fn tables(&self) -> BTreeMap<u32, u32> {
+        let owner = |scope| self.owners.get(&scope).copied().unwrap_or(NONE);
+        let tables =
+            self.written.iter().flat_map(|(scope, entries)| entries.values().map(|table| (*table, owner(*scope))));
+        tables.collect()
     }
 
-    /// Leads clients of these networks to `table`, in lookups that use this scope.
-    pub fn add(&mut self, scope: u32, networks: &BTreeSet<IpNet>, table: u32) -> Result<()> {
+    fn count(&mut self, scope: u32, owner: u32, number: u32) {
+        self.owners.insert(scope, owner);
+        self.tally.add(owner, number);
+        *self.by_side.entry((owner, scope & SWITCH_SIDE)).or_default() += number;
+    }
+
+    /// Whether a service may have one more entry: also as many on one side as it has on the other, which a switch is about to empty.
+    fn admit(&self, scope: u32, owner: u32) -> Result<()> {
+        let on = |side| self.by_side.get(&(owner, side)).copied().unwrap_or(0);
+        let side = scope & SWITCH_SIDE;
+        if on(side) < on(side ^ SWITCH_SIDE) { Ok(()) } else { self.tally.admit(owner) }
+    }
+
+    /// Leads clients of these networks to `table`, in lookups of a service that use this scope.
+    pub fn add(&mut self, scope: u32, service: u32, networks: &BTreeSet<IpNet>, table: u32) -> Result<()> {
         for network in networks {
+            self.admit(scope, service)?;
             let length = SOURCE_SCOPE_BITS + u32::from(network.prefix_len());
             let addr = address_bytes(network.network());
             let key = Key::new(length, SourceKey { scope: scope.to_be_bytes(), addr });
             let added = self.map.insert(&key, table, 0);
             added.map_err(KernelError::add("write a network to", "SOURCES", SOURCES_MAX))?;
-            self.written.entry(scope).or_default().insert((length, addr), table);
+            if self.written.entry(scope).or_default().insert((length, addr), table).is_none() {
+                self.count(scope, service, 1);
+            }
         }
         Ok(())
     }
@@ -51,9 +83,21 @@ impl Sources {
     /// Forgets a scope, and returns the tables that its entries led to.
     pub fn remove(&mut self, scope: u32) -> BTreeSet<u32> {
         let entries = self.written.remove(&scope).unwrap_or_default();
+        if let Some(owner) = self.owners.remove(&scope) {
+            let number = u32::try_from(entries.len()).unwrap_or(0);
+            self.tally.take_away(owner, number);
+            if let Some(on) = self.by_side.get_mut(&(owner, scope & SWITCH_SIDE)) {
+                *on = on.saturating_sub(number);
+            }
+        }
         for (length, addr) in entries.keys() {
             let _ = self.map.remove(&Key::new(*length, SourceKey { scope: scope.to_be_bytes(), addr: *addr }));
         }
         entries.into_values().collect()
     }
+}
+
+/// The table of a scope, of which it is one side.
+fn table_of(scope: u32) -> u32 {
+    scope >> 1
 }

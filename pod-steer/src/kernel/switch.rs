@@ -22,6 +22,16 @@ use crate::{
 /// The table of a rule, and those of its networks by version.
 type Built = (u32, BTreeMap<String, (u32, PlannedNetworks)>);
 
+/// Tables that a switch needs besides those that the service has.
+#[derive(Default)]
+struct NewTables {
+    reserved: Vec<u32>,
+    /// Of those the ones of networks.
+    of_networks: usize,
+    /// Tables of networks that the service has, which are given back after the switch.
+    replaced: usize,
+}
+
 /// The switches of all services. They are asked for again and again, and nobody else writes them.
 pub(super) struct Switches {
     map: Array<MapData, u32>,
@@ -87,10 +97,15 @@ impl Kernel {
             .filter(|(_, rule)| rule.service.as_deref() == Some(name))
             .filter_map(|(key, rule)| Some((*key, rule, rule.table.as_ref()?)))
             .collect();
-        let (mut built, mut reserved, mut stale) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut built, mut new_tables, mut stale) = (Vec::new(), NewTables::default(), BTreeSet::new());
+        let own = self.published.values().filter(|published| published.rule.service == service);
+        new_tables.replaced = own.map(|published| published.networks.len()).sum();
         let prepared = planned.into_iter().try_for_each(|(key, rule, table)| {
             let before = self.published.get(&key).cloned().unwrap_or_default();
-            let tables = self.build(key, rule, table, new, &mut reserved, &mut stale)?;
+            // What the service may not have is left out; the next plan tells it.
+            let Some(tables) = self.build(key, service, (rule, table), new, &mut new_tables, &mut stale)? else {
+                return Ok(());
+            };
             built.push((key, before, (rule, table), tables));
             Ok(())
         });
@@ -108,8 +123,11 @@ impl Kernel {
             for (_, _, _, (index, _)) in built {
                 self.sources.remove(table_index(index, new));
             }
-            for table in reserved.into_iter().chain(stale) {
+            for table in new_tables.reserved.into_iter().chain(stale) {
                 self.publisher.clear(table);
+            }
+            for key in plan.rules.keys().filter(|key| !self.published.contains_key(key)) {
+                self.rules.release(key);
             }
             return Err(error);
         }
@@ -170,38 +188,43 @@ impl Kernel {
         self.rules.write(key, without)
     }
 
-    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, and those of networks; `reserved`
-    /// are those that are new, and `stale` those to which something that was left there led, also when it fails.
+    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, and those of networks, or nothing if it is a
+    /// new rule that the service may not have; `new_tables` are added to, and `stale` are those to which something that was left there led,
+    /// also when it fails.
     fn build(
         &mut self,
         key: RuleKey,
-        rule: &PlannedRule,
-        table: &Arc<PlannedTable>,
+        service: u32,
+        (rule, table): (&PlannedRule, &Arc<PlannedTable>),
         side: u32,
-        reserved: &mut Vec<u32>,
+        new_tables: &mut NewTables,
         stale: &mut BTreeSet<u32>,
-    ) -> Result<Built> {
+    ) -> Result<Option<Built>> {
         let known = self.published.get(&key).map(|published| published.rule.table).filter(|table| *table != NONE);
         let index = match known {
             Some(index) => index,
-            None => {
-                let index = self.publisher.reserve()?;
-                reserved.push(index);
-                index
-            }
+            None => match self.rules.take(key, service).and_then(|()| self.publisher.reserve(service, false)) {
+                Ok(index) => {
+                    new_tables.reserved.push(index);
+                    index
+                }
+                Err(error) if error.is_quota() => return Ok(None),
+                Err(error) => return Err(error),
+            },
         };
         // A daemon that ended between here and the switch has left something on this side.
         stale.extend(self.sources.remove(table_index(index, side)));
         self.publisher.prepare(table_index(index, side), table, false)?;
         let networks = rule.networks.iter().map(|(version, planned)| {
-            let own = self.publisher.reserve()?;
-            reserved.push(own);
+            let own = self.publisher.reserve(service, new_tables.of_networks < new_tables.replaced)?;
+            new_tables.reserved.push(own);
+            new_tables.of_networks += 1;
             self.publisher.prepare(table_index(own, side), &planned.table, false)?;
-            self.sources.add(table_index(index, side), &planned.networks, own)?;
+            self.sources.add(table_index(index, side), service, &planned.networks, own)?;
             Ok((version.clone(), (own, planned.clone())))
         });
         match networks.collect::<Result<_>>() {
-            Ok(networks) => Ok((index, networks)),
+            Ok(networks) => Ok(Some((index, networks))),
             Err(error) => {
                 self.sources.remove(table_index(index, side));
                 Err(error)

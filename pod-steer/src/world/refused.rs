@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pod_steer_ebpf::RuleKey;
 
-use super::{Plan, State, World};
+use super::{Plan, State, World, listed};
 
 /// The changes that the kernel refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,23 +24,43 @@ pub struct RefusedRule {
     pub serving: Option<BTreeSet<u64>>,
 }
 
+impl Refused {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.ports.is_empty()
+    }
+}
+
 impl World {
     /// Corrects a plan by what the kernel did not take of it.
     pub fn refuse(&mut self, plan: &mut Plan, refused: &Refused) {
-        let mut reasons: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        // By reason: there may be thousands of ports.
+        let mut of_backends: BTreeMap<(u32, &str), BTreeSet<u16>> = BTreeMap::new();
+        let mut of_services: BTreeMap<(&str, &str), BTreeSet<u16>> = BTreeMap::new();
         for (key, RefusedRule { reason, serving }) in &refused.rules {
             let Some(rule) = plan.rules.get(key) else { continue };
-            let text = format!("a change of port {} is not in effect, and is tried again: {reason}", key.port);
             let members = rule.table.iter().flat_map(|table| &table.members);
             let left_out =
                 members.filter(|member| serving.as_ref().is_some_and(|serving| !serving.contains(&member.cookie)));
             for member in left_out {
-                reasons.entry(member.backend).or_default().insert(text.clone());
+                of_backends.entry((member.backend, reason)).or_default().insert(key.port);
             }
-            let alarms = plan.alarms.entry(rule.service.clone().unwrap_or_default()).or_default();
-            if !alarms.contains(&text) {
-                alarms.push(text);
-            }
+            let service = rule.service.as_deref().unwrap_or_default();
+            of_services.entry((service, reason)).or_default().insert(key.port);
+        }
+        let text = |ports, reason| {
+            format!("a change of port {} is not in effect, and is tried again: {reason}", listed(ports, "and"))
+        };
+        let alarms: Vec<(String, String)> = of_services
+            .iter()
+            .map(|((service, reason), ports)| ((*service).to_owned(), text(ports, *reason)))
+            .collect();
+        for (service, text) in alarms {
+            plan.alarms.entry(service).or_default().push(text);
+        }
+        let mut reasons: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        for ((backend, reason), ports) in &of_backends {
+            reasons.entry(*backend).or_default().insert(text(ports, *reason));
         }
         for (index, reason) in &refused.ports {
             let text = format!("the kernel does not know its ports, which is tried again: {reason}");

@@ -1,0 +1,109 @@
+//! Writing the ports of backends: what each is for, and what each backend serves of its service's claims.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Pod,
+    maps::{HashMap, MapData},
+};
+use pod_steer_ebpf::{MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, NONE, OWN_PORTS_MAX, OwnBlock, OwnPorts};
+
+use super::{Kernel, KernelError, tally::Tally};
+use crate::world::Plan;
+
+/// A map of the daemon's alone, and what is in it.
+pub(super) struct Blocks<K, V> {
+    map: HashMap<MapData, K, V>,
+    name: &'static str,
+    usual: u32,
+    written: BTreeMap<K, V>,
+}
+
+impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
+    /// Takes over what is there. `name` and `usual` are the map's and its usual size.
+    pub fn new(map: HashMap<MapData, K, V>, name: &'static str, usual: u32) -> Self {
+        let written = map.iter().flatten().collect();
+        Self { map, name, usual, written }
+    }
+
+    fn is(&self, wanted: &BTreeMap<K, V>) -> bool {
+        self.written == *wanted
+    }
+
+    /// Brings the map to what is wanted. `backend` is the index of the backend of a block, and `owners` has the service of each. Adds
+    /// to `failed` the backends of which something could not be written: that keeps no other from it.
+    fn bring(
+        &mut self,
+        wanted: &BTreeMap<K, V>,
+        backend: impl Fn(&K) -> u32,
+        owners: &BTreeMap<u32, u32>,
+        failed: &mut BTreeMap<u32, KernelError>,
+    ) {
+        for block in self.written.keys().filter(|block| !wanted.contains_key(block)) {
+            let _ = self.map.remove(block);
+        }
+        self.written.retain(|block, _| wanted.contains_key(block));
+        let owner = |block: &K| owners.get(&backend(block)).copied().unwrap_or(NONE);
+        let mut tally = Tally::new(self.name, self.usual, self.name);
+        self.written.keys().for_each(|block| tally.add(owner(block), 1));
+        for (block, value) in wanted {
+            let before = self.written.get(block);
+            if before == Some(value) {
+                continue;
+            }
+            let is_new = before.is_none();
+            let admitted = if is_new { tally.admit(owner(block)) } else { Ok(()) };
+            let failure = KernelError::add("write a port to", self.name, self.usual);
+            match admitted.and_then(|()| self.map.insert(block, value, 0).map_err(failure)) {
+                Ok(()) => {
+                    self.written.insert(*block, *value);
+                    tally.add(owner(block), u32::from(is_new));
+                }
+                Err(error) => drop(failed.entry(backend(block)).or_insert(error)),
+            }
+        }
+    }
+}
+
+/// The maps of ports.
+pub(super) struct BackendPorts {
+    pub managed: Blocks<ManagedBlock, ManagedPorts>,
+    pub own: Blocks<OwnBlock, OwnPorts>,
+}
+
+impl BackendPorts {
+    pub fn new(
+        managed: HashMap<MapData, ManagedBlock, ManagedPorts>,
+        own: HashMap<MapData, OwnBlock, OwnPorts>,
+    ) -> Self {
+        Self {
+            managed: Blocks::new(managed, "MANAGED_PORTS", MANAGED_PORTS_MAX),
+            own: Blocks::new(own, "OWN_PORTS", OWN_PORTS_MAX),
+        }
+    }
+}
+
+impl Kernel {
+    /// Returns the backends of which a port could not be written, and why. `owners` gives the index of each backend's service.
+    pub(super) fn apply_ports(
+        &mut self,
+        plan: &Plan,
+        services: &BTreeMap<String, u32>,
+        owners: impl FnOnce() -> BTreeMap<u32, u32>,
+    ) -> BTreeMap<u32, KernelError> {
+        let indexed = |(block, (service, ports)): (&OwnBlock, &(String, OwnPorts))| {
+            let service = services.get(service).copied()?;
+            Some((*block, OwnPorts { service, ..*ports }))
+        };
+        let own = plan.own_ports.iter().filter_map(indexed).collect();
+        let mut failed = BTreeMap::new();
+        let BackendPorts { managed, own: own_ports } = &mut self.ports;
+        if managed.is(&plan.managed_ports) && own_ports.is(&own) {
+            return failed;
+        }
+        let owners = owners();
+        managed.bring(&plan.managed_ports, |block| block.backend, &owners, &mut failed);
+        own_ports.bring(&own, |block| block.backend, &owners, &mut failed);
+        failed
+    }
+}

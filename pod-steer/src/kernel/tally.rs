@@ -1,0 +1,75 @@
+//! How much of a map each service has, and whether it may have more of it: the rule is [`pod_steer_ebpf::may_take`].
+
+use std::collections::HashMap;
+
+use pod_steer_ebpf::NONE;
+
+use super::{KernelError, Result, limits::limit, quota::Usage};
+
+/// What the services have of one map.
+pub(super) struct Tally {
+    /// For people.
+    what: &'static str,
+    limit: u32,
+    used: u32,
+    by_owner: HashMap<u32, u32>,
+}
+
+impl Tally {
+    /// Of a map with this name and usual size.
+    pub fn new(map: &str, usual: u32, what: &'static str) -> Self {
+        Self { what, limit: limit(map, usual), used: 0, by_owner: HashMap::new() }
+    }
+
+    /// A service has so many more.
+    pub fn add(&mut self, owner: u32, number: u32) {
+        self.used += number;
+        *self.by_owner.entry(owner).or_default() += number;
+    }
+
+    /// A service has so many less.
+    pub fn take_away(&mut self, owner: u32, number: u32) {
+        self.used = self.used.saturating_sub(number);
+        if let Some(own) = self.by_owner.get_mut(&owner) {
+            *own = own.saturating_sub(number);
+            if *own == 0 {
+                self.by_owner.remove(&owner);
+            }
+        }
+    }
+
+    fn usage(&self, owner: u32) -> Usage {
+        let own = self.by_owner.get(&owner).copied().unwrap_or(0);
+        Usage { own, used: self.used, limit: self.limit }
+    }
+
+    /// Whether a service may have one more. What belongs to none is not limited.
+    pub fn admit(&self, owner: u32) -> Result<()> {
+        let usage = self.usage(owner);
+        if owner == NONE || usage.may_take() { Ok(()) } else { Err(KernelError::Quota { what: self.what, usage }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let mut tally = Tally::new("NO_SUCH_MAP", 8, "things");
+        for _ in 0..6 {
+            tally.admit(1).unwrap();
+            tally.add(1, 1);
+        }
+        let refused = tally.admit(1).unwrap_err().to_string();
+        assert!(refused.contains("things") && refused.contains("6 of 8"), "{refused}");
+        tally.admit(2).unwrap();
+        tally.add(2, 1);
+        assert!(tally.admit(2).is_err() && tally.admit(NONE).is_ok());
+        tally.take_away(1, 2);
+        assert!(tally.admit(1).is_ok() && tally.admit(2).is_ok());
+        tally.take_away(1, 4);
+        tally.take_away(2, 1);
+        assert_eq!((tally.used, tally.by_owner.len()), (0, 0));
+    }
+}
