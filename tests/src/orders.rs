@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,17 @@ pub struct Ordered {
 }
 
 impl Ordered {
+    /// Runs `pod-steer` with these arguments, separated by spaces, to its end.
+    pub fn by(mut cli: Command, args: &str) -> Result<Self> {
+        cli.args(args.split(' '));
+        let before = Instant::now();
+        let output = output(&mut cli)?;
+        let after = Instant::now();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Ok(Self { command: args.to_owned(), code: output.status.code(), stdout, stderr, before, after })
+    }
+
     /// How long it took.
     pub fn took(&self) -> Duration {
         self.after - self.before
@@ -97,14 +109,7 @@ impl Operation {
 impl Daemon {
     /// Runs `pod-steer ARGS`, separated by spaces, to its end.
     pub fn order(&self, args: &str) -> Result<Ordered> {
-        let mut cli = self.cli()?;
-        cli.args(args.split(' '));
-        let before = Instant::now();
-        let output = output(&mut cli)?;
-        let after = Instant::now();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        Ok(Ordered { command: args.to_owned(), code: output.status.code(), stdout, stderr, before, after })
+        Ordered::by(self.cli()?, args)
     }
 
     /// Orders something that is done at once, and must be.

@@ -1,15 +1,10 @@
 //! Unprivileged users of the API.
 
-use std::{process::Command, time::Instant};
+use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{
-    daemon::Stage,
-    orders::Ordered,
-    process::{output, run},
-    tools,
-};
+use crate::{daemon::Stage, orders::Ordered, process::run, tools};
 
 /// A user and groups that no machine has.
 const UID: u32 = 64_711;
@@ -52,14 +47,7 @@ impl User {
 
     /// Runs `pod-steer ARGS`, separated by spaces, to its end.
     pub fn run(&self, stage: &Stage, args: &str) -> Result<Ordered> {
-        let mut cli = self.command(stage, tools::pod_steer()?)?;
-        cli.args(args.split(' '));
-        let before = Instant::now();
-        let output = output(&mut cli)?;
-        let after = Instant::now();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        Ok(Ordered { command: args.to_owned(), code: output.status.code(), stdout, stderr, before, after })
+        Ordered::by(self.command(stage, tools::pod_steer()?)?, args)
     }
 
     /// Sends `POST PATH` with this body to the API; returns the answer and, on its last line, the HTTP status.

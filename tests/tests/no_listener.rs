@@ -13,6 +13,22 @@ use pod_steer_tests::{
 };
 use rustix::process::Signal;
 
+/// Waits until the backend `shut` has no sockets.
+fn has_no_sockets(stage: &Stage) -> Result<()> {
+    stage.daemon.wait_for("no sockets", |status| {
+        let backend = status.backend("web", "shut");
+        (backend.sockets == 0 && backend.state != "ready").then_some(())
+    })
+}
+
+/// Waits for that, with this daemon and with the next one, which reads all sockets.
+fn stays_without_sockets(mut stage: Stage) -> Result<()> {
+    has_no_sockets(&stage)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    has_no_sockets(&stage)
+}
+
 #[test]
 fn a_listener_that_is_shut_down_stays_away() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
@@ -22,19 +38,13 @@ fn a_listener_that_is_shut_down_stays_away() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     shut.signal(Signal::HUP)?;
     wait::until("the end of the listener", || shut.stdout().contains("shut").then_some(()))?;
-    let none = |stage: &Stage| {
-        stage.daemon.wait_for("no sockets", |status| {
-            let backend = status.backend("web", "shut");
-            (backend.sockets == 0 && backend.state != "ready").then_some(())
-        })
-    };
-    none(&stage)?;
+    has_no_sockets(&stage)?;
     let _old = Exec::new("old", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v1"]).start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     // A daemon that starts reads all sockets, as each does every 30 seconds.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
-    none(&stage)?;
+    has_no_sockets(&stage)?;
     let failed = stage.daemon.order("deploy web v2 --timeout 1s")?;
     assert_eq!(failed.code, Some(1), "{failed:?}");
     let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(stage.host.net())?;
@@ -45,7 +55,7 @@ fn a_listener_that_is_shut_down_stays_away() -> Result<()> {
 #[test]
 fn a_listener_of_a_registered_process_that_is_shut_down_is_noticed() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let mut stage = Stage::without_engine()?;
+    let stage = Stage::without_engine()?;
     let path = stage.host.dir().join("giver");
     let shut = handover::start(&stage, "shut", Listener::Opens, &path)?;
     let mut register = stage.daemon.cli()?;
@@ -55,36 +65,20 @@ fn a_listener_of_a_registered_process_that_is_shut_down_is_noticed() -> Result<(
     stage.daemon.wait_ready("web", 1)?;
     // Its programs are not attached to where it was made, so a look has to find this.
     shut.signal(Signal::HUP)?;
-    for _ in 0..2 {
-        stage.daemon.wait_for("no sockets", |status| {
-            let backend = status.backend("web", "shut");
-            (backend.sockets == 0 && backend.state != "ready").then_some(())
-        })?;
-        stage.daemon.kill()?;
-        stage.daemon.restart()?;
-    }
-    Ok(())
+    stays_without_sockets(stage)
 }
 
 #[test]
 fn a_listener_of_a_container_that_is_shut_down_is_noticed() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["python3", "ldd"]));
-    let mut stage = Stage::with_docker()?;
+    let stage = Stage::with_docker()?;
     let container = handover::container("shut").service("web", "80:8080");
     let shut = stage.engine().start_container(&container)?;
     stage.daemon.wait_ready("web", 1)?;
     shut.kill("HUP")?;
     wait::until_ok("the end of the listener", || Ok(shut.logs()?.contains("shut").then_some(())))?;
-    for _ in 0..2 {
-        stage.daemon.wait_for("no sockets", |status| {
-            let backend = status.backend("web", "shut");
-            (backend.sockets == 0 && backend.state != "ready").then_some(())
-        })?;
-        stage.daemon.kill()?;
-        stage.daemon.restart()?;
-    }
-    Ok(())
+    stays_without_sockets(stage)
 }
 
 const REMEDY: &str = "GODEBUG=multipathtcp=0";

@@ -118,31 +118,16 @@ impl Control {
             container.phase_is_current && container.phase == Phase::Exited && known.phase != Phase::Exited
         });
         let (news, seen) = (known.is_none(), self.world.next_seen());
-        let mut backend = known.unwrap_or_else(|| Backend {
-            id: container.id.clone(),
-            name: container.name.clone(),
-            kind: Kind::Container { engine: container.engine.clone() },
-            index,
-            created_ms: container.created_ms,
-            seen,
-            seen_after,
-            spec: spec.clone(),
-            phase: container.phase,
-            health: container.health,
-            probed: Health::Unchecked,
-            ready_since_ms: None,
-            network: Network::Unknown,
-            netns: None,
-            stop_signal: None,
-            stop_timeout_s: None,
-            stop_by_ms: None,
-            process: None,
-            exec_cgroup: None,
-            inherited: Default::default(),
-            counts_incomplete: false,
-            image: None,
-            port_history: Default::default(),
-            troubles: Default::default(),
+        let mut backend = known.unwrap_or_else(|| {
+            let kind = Kind::Container { engine: container.engine.clone() };
+            Backend {
+                created_ms: container.created_ms,
+                seen,
+                seen_after,
+                phase: container.phase,
+                health: container.health,
+                ..Backend::new(&*container.id, kind, index, spec.clone())
+            }
         });
         backend.name.clone_from(&container.name);
         backend.spec = spec;

@@ -21,7 +21,7 @@ use crate::{
     process_set::ProcessSet,
     procs::{FoundSocket, Listening, Process, ProcessId},
     text::Name,
-    world::{Backend, Followed, Health, Kind, Network, Phase},
+    world::{Backend, Followed, Kind, Network, Phase},
 };
 
 type Answer = Result<Registered, String>;
@@ -83,30 +83,14 @@ impl Control {
         netns: netns::Netns,
     ) -> Backend {
         Backend {
-            id: id.to_owned(),
             name: name.unwrap_or_else(|| id.to_owned()),
-            kind,
-            index,
             created_ms: wall_ms(),
             seen: self.world.next_seen(),
             seen_after: Some(self.orders.ledger.next_operation() - 1),
-            spec,
             phase: Phase::Running,
-            health: Health::Unchecked,
-            probed: Health::Unchecked,
-            ready_since_ms: None,
             network: Network::Host,
             netns: Some(netns),
-            stop_signal: None,
-            stop_timeout_s: None,
-            stop_by_ms: None,
-            process: None,
-            exec_cgroup: None,
-            inherited: Default::default(),
-            counts_incomplete: false,
-            image: None,
-            port_history: Default::default(),
-            troubles: Default::default(),
+            ..Backend::new(id, kind, index, spec)
         }
     }
 

@@ -2,6 +2,7 @@
 //! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
 
 mod allowed;
+mod backend;
 mod blocks;
 mod claims;
 mod counting;
@@ -204,18 +205,6 @@ pub struct Backend {
 impl Timed for Backend {
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
-    }
-}
-
-impl Backend {
-    /// Sorts backends by their age, the oldest first.
-    pub(crate) fn age(&self) -> (u64, i64, &str) {
-        (self.seen, self.created_ms, &self.id)
-    }
-
-    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves nobody.
-    pub(crate) fn serves_by(&self, socket: &Socket) -> bool {
-        self.spec.ports.iter().any(|map| map.target == socket.port)
     }
 }
 

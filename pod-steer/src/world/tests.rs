@@ -20,42 +20,25 @@ pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
 const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
 
 pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
+    let spec = Spec {
+        service: service.to_owned(),
+        version: "v1".to_owned(),
+        weight: 1,
+        ports: ports::parse(ports).unwrap(),
+        ranges: ports::ranges(ports),
+        fallback: Fallback::Refuse,
+        rollout: None,
+        slow_start_ms: None,
+        panic_percent: None,
+        check: None,
+    };
     Backend {
-        id: format!("id{index}"),
         name: format!("name{index}"),
-        kind: Kind::Exec,
-        index,
-        created_ms: i64::from(index),
-        seen: 0,
-        seen_after: None,
-        spec: Spec {
-            service: service.to_owned(),
-            version: "v1".to_owned(),
-            weight: 1,
-            ports: ports::parse(ports).unwrap(),
-            ranges: ports::ranges(ports),
-            fallback: Fallback::Refuse,
-            rollout: None,
-            slow_start_ms: None,
-            panic_percent: None,
-            check: None,
-        },
+        created_ms: index.into(),
         phase: Phase::Running,
-        health: Health::Unchecked,
-        probed: Health::Unchecked,
-        ready_since_ms: None,
         network: Network::Host,
         netns: Some(HOST),
-        stop_signal: None,
-        stop_timeout_s: None,
-        stop_by_ms: None,
-        process: None,
-        exec_cgroup: None,
-        inherited: Default::default(),
-        counts_incomplete: false,
-        image: None,
-        port_history: Default::default(),
-        troubles: BTreeMap::new(),
+        ..Backend::new(format!("id{index}"), Kind::Exec, index, spec)
     }
 }
 

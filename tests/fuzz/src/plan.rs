@@ -8,7 +8,7 @@ use std::{
 use pod_steer::{
     labels::Spec,
     netns::Netns,
-    world::{Backend, Health, Kind, Network, Phase, Plan, Socket, World},
+    world::{Backend, Kind, Network, Phase, Plan, Socket, World},
 };
 
 /// The only network namespace.
@@ -39,30 +39,12 @@ pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
 
 fn backend(index: u32, spec: Spec) -> Backend {
     Backend {
-        id: format!("id{index}"),
         name: format!("name{index}"),
-        kind: Kind::Exec,
-        index,
-        created_ms: 0,
         seen: index.into(),
-        seen_after: None,
-        spec,
         phase: Phase::Running,
-        health: Health::Unchecked,
-        probed: Health::Unchecked,
-        ready_since_ms: None,
         network: Network::Host,
         netns: Some(HOST),
-        stop_signal: None,
-        stop_timeout_s: None,
-        stop_by_ms: None,
-        process: None,
-        exec_cgroup: None,
-        inherited: BTreeSet::new(),
-        counts_incomplete: false,
-        image: None,
-        port_history: Default::default(),
-        troubles: Default::default(),
+        ..Backend::new(format!("id{index}"), Kind::Exec, index, spec)
     }
 }
 
