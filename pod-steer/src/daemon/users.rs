@@ -13,7 +13,7 @@ use crate::{
     listening, netns,
     process_set::open_netns,
     procs::FoundSocket,
-    world::{Backend, missing_ports},
+    world::{Backend, addresses_of_others, missing_ports},
 };
 
 fn port_key(netns_cookie: u64, port: u16) -> PortKey {
@@ -164,7 +164,8 @@ impl Control {
             .collect();
         let uncounted = self.counted(backend).and_then(Result::err);
         let uncounted = uncounted.map(|reason| format!("its connections are not counted: {reason}"));
-        notes.into_iter().chain(missing_ports(&self.world, backend)).chain(uncounted).collect()
+        let others = addresses_of_others(&self.world, backend);
+        notes.into_iter().chain(missing_ports(&self.world, backend)).chain(others).chain(uncounted).collect()
     }
 }
 

@@ -11,6 +11,7 @@ mod foreign;
 mod hidden;
 mod holders;
 mod on_demand;
+mod others;
 mod plan;
 mod planned;
 mod port_history;
@@ -49,6 +50,7 @@ use crate::{
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
+pub use others::addresses_of_others;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
