@@ -155,7 +155,7 @@ impl RunConfig {
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let path = paths::file(args.config.as_deref());
         let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
-        let services = services::read(&file.service).map_err(|errors| ConfigError::Service {
+        let services = services::read(&file.service, &user_id).map_err(|errors| ConfigError::Service {
             path: path.clone().unwrap_or_default(),
             message: errors.join("; "),
         })?;
@@ -262,12 +262,21 @@ fn group_id(group: &str) -> Result<u32, ConfigError> {
     if let Ok(id) = group.parse() {
         return Ok(id);
     }
-    let text = fs::read_to_string("/etc/group").unwrap_or_default();
-    let id = text.lines().find_map(|line| {
+    listed_id("/etc/group", group).ok_or_else(|| ConfigError::Group(quoted(group)))
+}
+
+/// The number of a user.
+fn user_id(user: &str) -> Option<u32> {
+    listed_id("/etc/passwd", user)
+}
+
+/// The number of a name in one of the files whose lines begin with a name, a password and a number.
+fn listed_id(file: &str, name: &str) -> Option<u32> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().find_map(|line| {
         let mut fields = line.split(':');
-        (fields.next()? == group).then(|| fields.nth(1))??.parse().ok()
-    });
-    id.ok_or_else(|| ConfigError::Group(quoted(group)))
+        (fields.next()? == name).then(|| fields.nth(1))??.parse().ok()
+    })
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ fn differences(before: &ServiceTables, now: &ServiceTables) -> Vec<String> {
 }
 
 fn keys_that_differ(before: &Settings, now: &Settings) -> Vec<&'static str> {
-    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports, images } } = now;
+    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports, images, users } } = now;
     let keys = [
         ("rollout", *rollout != before.rollout),
         ("slow-start", *slow_start_ms != before.slow_start_ms),
@@ -96,6 +96,7 @@ fn keys_that_differ(before: &Settings, now: &Settings) -> Vec<&'static str> {
         ("health", *check != before.check),
         ("allow-ports", *ports != before.allowed.ports),
         (ALLOW_IMAGES, *images != before.allowed.images),
+        ("allow-users", *users != before.allowed.users),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

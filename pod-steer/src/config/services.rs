@@ -14,11 +14,15 @@ use crate::{
 const EVERY: &str = "*";
 
 /// Understands the tables; on an error, everything that is wrong, each in words that name the key.
-pub(super) fn read(tables: &BTreeMap<String, toml::Table>) -> Result<ServiceTables, Vec<String>> {
+/// `user_id` is the number of a user of this name.
+pub(super) fn read(
+    tables: &BTreeMap<String, toml::Table>,
+    user_id: &dyn Fn(&str) -> Option<u32>,
+) -> Result<ServiceTables, Vec<String>> {
     let mut services = ServiceTables::default();
     let mut errors = Vec::new();
     for (name, table) in tables {
-        match one(name, table) {
+        match one(name, table, user_id) {
             Ok(settings) if name == EVERY => services.others = settings,
             Ok(settings) => drop(services.named.insert(name.clone(), settings)),
             Err(wrong) => errors.extend(wrong),
@@ -27,7 +31,7 @@ pub(super) fn read(tables: &BTreeMap<String, toml::Table>) -> Result<ServiceTabl
     if errors.is_empty() { Ok(services) } else { Err(errors) }
 }
 
-fn one(name: &str, table: &toml::Table) -> Result<Settings, Vec<String>> {
+fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -> Result<Settings, Vec<String>> {
     if name != EVERY
         && let Some(error) = Name::Service.fault(name)
     {
@@ -47,7 +51,7 @@ fn one(name: &str, table: &toml::Table) -> Result<Settings, Vec<String>> {
             value => drop(values.insert(key.clone(), text(value))),
         }
     }
-    labels::from_table(name, &values).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    labels::from_table(name, &values, user_id).map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
 /// A value as a label has it: numbers as they are, and lists, which are commands, as JSON has them.
@@ -68,7 +72,8 @@ mod tests {
     };
 
     fn parse(text: &str) -> Result<ServiceTables, Vec<String>> {
-        read(&toml::from_str::<BTreeMap<String, toml::Table>>(text).expect("it is TOML"))
+        let user_id = |name: &str| (name == "root").then_some(0);
+        read(&toml::from_str::<BTreeMap<String, toml::Table>>(text).expect("it is TOML"), &user_id)
     }
 
     #[test]
@@ -83,6 +88,8 @@ mod tests {
         let web = &services.named["web"];
         assert_eq!((web.rollout, web.slow_start_ms, web.panic_percent), (Some(Policy::Latest), Some(30_000), Some(50)));
         assert_eq!(parse("[web]\nallow-ports = 80").unwrap().named["web"].allowed.ports, PortPolicy::parse("80"));
+        let users = &parse("[web]\nallow-users = ['root', 1000, '1001']").unwrap().named["web"].allowed.users;
+        assert_eq!(*users, Some([0, 1000, 1001].into()));
         let status = StatusRange { first: 204, last: 204 };
         let kind = CheckKind::Http { path: "/ready".into(), host: None, status };
         assert_eq!(web.check, Some(CheckSpec { interval_ms: 1000, unhealthy: 2, ..CheckSpec::new(kind) }));
@@ -130,6 +137,21 @@ mod tests {
                 "service.web.allow-images=\"sha256:0a\" is refused: an id is sha256:",
             ),
             ("[web]\nallow-images = [7]", "service.web.allow-images=\"7\" is refused: it is no text"),
+            (
+                "[web]\nallow-users = 'root'",
+                "service.web.allow-users=\"root\" is refused: it is no list; write it as in",
+            ),
+            ("[web]\nallow-users = []", "service.web.allow-users=\"[]\" is refused: it is empty; write at least one"),
+            (
+                "[web]\nallow-users = ['root', 'rot']",
+                "service.web.allow-users=\"rot\" is refused: there is no such user; write",
+            ),
+            ("[web]\nallow-users = [-1]", "service.web.allow-users=\"-1\" is refused: there is no such user"),
+            (
+                "[web]\nallow-users = [4294967295]",
+                "service.web.allow-users=\"4294967295\" is refused: there is no such user",
+            ),
+            ("[web]\nallow-users = [1.5]", "service.web.allow-users=\"1.5\" is refused: there is no such user"),
             ("[web]\nweight = 2", "service.web.weight is unknown; remove it; the known ones are rollout, slow-start"),
         ] {
             let errors = parse(text).expect_err(text);

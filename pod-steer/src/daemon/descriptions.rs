@@ -156,5 +156,7 @@ pub(crate) fn described(info: &SocketInfo) -> Socket {
             (_, v6only) => Some(v6only == V6_ONLY),
         },
         ifindex: info.ifindex,
+        // No kernel program reports it.
+        uid: None,
     }
 }

@@ -23,6 +23,8 @@ const REST: u32 = 9;
 pub struct Inspection {
     /// Where it was found.
     pub seat: Seat,
+    /// The user that it belongs to.
+    pub uid: u32,
     /// It takes IPv6 clients only.
     pub v6only: bool,
     /// Its queue will be handed on when it closes.
@@ -93,8 +95,10 @@ impl Control {
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
                     let migrates = socket.reuseport && migration.attach(socket.fd.as_fd()).is_ok();
-                    found
-                        .insert(socket.cookie, Some(Inspection { seat: socket.seat, v6only: socket.v6only, migrates }));
+                    found.insert(
+                        socket.cookie,
+                        Some(Inspection { seat: socket.seat, uid: socket.uid, v6only: socket.v6only, migrates }),
+                    );
                 }
                 false
             };
@@ -114,6 +118,9 @@ impl Control {
                 socket.v6only = Some(v6only);
                 self.kernel.note_v6only(cookie, v6only);
                 self.touch();
+            }
+            if let Some(found) = &found {
+                self.note_user(cookie, found.uid);
             }
             match found {
                 Some(found) => drop(self.holders.seats.insert(cookie, found.seat)),

@@ -4,6 +4,7 @@
 mod accept_queues;
 mod adopt;
 mod allowed_images;
+mod allowed_users;
 mod backends;
 mod beside;
 mod conditions;

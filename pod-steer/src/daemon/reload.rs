@@ -105,6 +105,7 @@ impl Control {
             self.reload.engines.send_replace(*trust_image_labels);
         }
         self.drop_refused_images();
+        self.learn_users();
         let could = |service: &str, port| policy_before.allows(port) && before.may_claim(service, port);
         self.enumerate_where_more_is_allowed(could);
         // A check may be for a port on which a server listens that was of no interest before.

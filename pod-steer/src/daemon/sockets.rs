@@ -83,12 +83,13 @@ impl Control {
     }
 
     fn add_socket(&mut self, cookie: u64, info: &SocketInfo) {
+        let uid = self.world.sockets.get(&cookie).and_then(|socket| socket.uid);
         let Some(backend) = self.world.by_index_mut(info.backend) else { return };
         // The engine's word on the namespace may still be under way; a namespace where others serve is known.
         if backend.netns.is_none() && backend.network != Network::Own {
             backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
         }
-        let socket = described(info);
+        let socket = Socket { uid, ..described(info) };
         let is_foreign = backend.netns.is_some_and(|netns| netns.cookie != socket.netns_cookie);
         self.world.sockets.insert(cookie, socket);
         if is_foreign {
@@ -197,6 +198,7 @@ impl Control {
         self.holders.refused.remove(&socket.cookie);
         self.holders.watching = true;
         self.add_socket(socket.cookie, &info);
+        self.note_user(socket.cookie, socket.uid);
         self.touch();
         if !registered.described {
             self.describe_sockets(&mut self.kernel.socket_maps());
@@ -253,6 +255,7 @@ impl Control {
         if changed {
             self.touch();
         }
+        self.learn_users();
     }
 
     /// Forgets the sockets of a backend that has ended.

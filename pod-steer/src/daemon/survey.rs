@@ -52,6 +52,8 @@ impl Control {
     pub(super) fn surveyed(&mut self, netns_cookie: u64, listeners: Vec<Listener>) {
         for listener in &listeners {
             let Some(cookie) = listener.cookie else { continue };
+            // It may be given to another user at any time.
+            self.note_user(cookie, listener.uid);
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
             // A device may be set when a socket listens already, and no kernel program runs then.
             if socket.ifindex != listener.ifindex {

@@ -1,17 +1,23 @@
 //! The keys of the configuration that restrict a service.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::reader::Reader;
 use crate::settings::{Allowed, ImagePattern, PortPolicy};
 
-pub(super) fn read(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Allowed {
+/// `user_id` is the number of a user of this name.
+pub(super) fn read(
+    reader: &mut Reader,
+    values: &BTreeMap<&str, &str>,
+    user_id: &dyn Fn(&str) -> Option<u32>,
+) -> Allowed {
     Allowed {
         ports: values.get("allow-ports").and_then(|text| ports(reader, text)),
         images: values.get("allow-images").and_then(|text| images(reader, text)),
+        users: values.get("allow-users").and_then(|text| users(reader, text, user_id)),
     }
 }
 
@@ -29,6 +35,24 @@ fn images(reader: &mut Reader, text: &str) -> Option<Vec<ImagePattern>> {
     let read = items.iter().filter_map(|item| {
         let read = item.as_str().ok_or_else(|| "it is no text; write the name of an image".to_owned());
         read.and_then(ImagePattern::parse).map_err(|wrong| reader.refuse(KEY, &written(item), wrong)).ok()
+    });
+    Some(read.collect())
+}
+
+fn users(reader: &mut Reader, text: &str, user_id: &dyn Fn(&str) -> Option<u32>) -> Option<BTreeSet<u32>> {
+    const KEY: &str = "allow-users";
+    let items = list(reader, KEY, text, r#"["www-data", 1000]"#)?;
+    let read = items.iter().filter_map(|item| {
+        let number = match item {
+            Value::String(name) => name.parse().ok().or_else(|| user_id(name)),
+            item => item.as_u64().and_then(|number| u32::try_from(number).ok()),
+        };
+        // The last number stands for no user.
+        let number = number.filter(|number| *number != u32::MAX);
+        if number.is_none() {
+            reader.refuse(KEY, &written(item), "there is no such user; write a name from /etc/passwd, or a number");
+        }
+        number
     });
     Some(read.collect())
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Keys that can stand in a table of the configuration and are no labels.
-pub(super) const TABLE_KEYS: [&str; 2] = ["allow-ports", "allow-images"];
+pub(super) const TABLE_KEYS: [&str; 3] = ["allow-ports", "allow-images", "allow-users"];
 
 /// Keys that can stand in a table of the configuration and are labels too.
 pub(super) const KEYS: [&str; 13] = [
@@ -50,14 +50,19 @@ const CHARS_MAX: usize = 1_024;
 /// Most results in a row that may be asked for.
 const STREAK_MAX: u32 = 1_000;
 
-/// Reads one table of the configuration, `[service.NAME]`; the keys are those of the labels.
-pub fn from_table(service: &str, values: &BTreeMap<String, String>) -> Result<Settings, Vec<LabelError>> {
+/// Reads one table of the configuration, `[service.NAME]`; the keys are those of the labels and [`TABLE_KEYS`]. `user_id` is the
+/// number of a user of this name.
+pub fn from_table(
+    service: &str,
+    values: &BTreeMap<String, String>,
+    user_id: &dyn Fn(&str) -> Option<u32>,
+) -> Result<Settings, Vec<LabelError>> {
     let mut reader = Reader::new(Origin::Table(service.to_owned()));
     let values: BTreeMap<&str, &str> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     for key in values.keys().filter(|key| !KEYS.contains(key) && !TABLE_KEYS.contains(key)) {
         reader.unknown(key);
     }
-    let settings = Settings { allowed: allowed::read(&mut reader, &values), ..read(&mut reader, &values) };
+    let settings = Settings { allowed: allowed::read(&mut reader, &values, user_id), ..read(&mut reader, &values) };
     reader.finish(settings)
 }
 

@@ -1,7 +1,8 @@
-//! What restricts a service: the ports that it may claim, and the images of its containers. Labels cannot say any of it. Pure.
+//! What restricts a service: the ports that it may claim, the images of its containers, and the users of its
+//! listening sockets. Labels cannot say any of it. Pure.
 #![forbid(unsafe_code)]
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use super::{Image, ImagePattern, ServiceTables};
 use crate::labels::table_name;
@@ -40,6 +41,8 @@ pub struct Allowed {
     pub ports: Option<PortPolicy>,
     /// The images that its containers may have.
     pub images: Option<Vec<ImagePattern>>,
+    /// The users that its listening sockets may belong to.
+    pub users: Option<BTreeSet<u32>>,
 }
 
 impl ServiceTables {
@@ -79,6 +82,16 @@ impl ServiceTables {
              start a container, choose another service, or remove the key",
             table_name(table)
         ))
+    }
+
+    /// Whether some service restricts users.
+    pub fn restricts_users(&self) -> bool {
+        self.named.values().chain([&self.others]).any(|said| said.allowed.users.is_some())
+    }
+
+    /// The users that the listening sockets of a service may belong to, if a table says so, and which one.
+    pub fn users<'a>(&'a self, service: &'a str) -> Option<(&'a str, &'a BTreeSet<u32>)> {
+        self.allowed(service, |allowed| allowed.users.as_ref())
     }
 
     /// What restricts a service, and the name of the table that says so: its own, else that of all services.

@@ -227,6 +227,8 @@ pub struct Socket {
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to, or zero.
     pub ifindex: u32,
+    /// The user that it belongs to, as the host numbers users; not known before it has been looked at.
+    pub uid: Option<u32>,
 }
 
 /// All that is known.

@@ -34,9 +34,13 @@ pub(super) struct Planned {
 
 pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
     let mut plan = Plan { managed_ports: blocks::managed(world), ..Plan::default() };
-    let sockets = Sockets::new(&world.sockets);
+    let refused = world.refused_sockets();
+    let sockets = Sockets::new(world.sockets.iter().filter(|(cookie, _)| !refused.contains_key(cookie)));
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
     by_age.sort_by_key(|backend| backend.age());
+    for (backend, text) in refused.values() {
+        text.iter().for_each(|text| plan.hinder(*backend, text.clone()));
+    }
     let foreign = Foreign::new(world);
     by_age.retain(|backend| {
         let fault = world.image_fault(backend);
@@ -121,11 +125,13 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
             served.extend(table.members.iter().map(|member| member.backend));
         }
     }
+    let without_users: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
     for backend in world.backends.values() {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
         let served = here && served.contains(&backend.index);
         let silence = world.silence(backend).filter(|_| !listens && backend.phase == Phase::Running);
+        let silence = silence.filter(|_| !without_users.contains(&backend.index));
         let state = state(world, backend, &plan, here && listens, served, silence.is_some());
         plan.states.insert(backend.index, state);
         if let Some(silence) = silence {

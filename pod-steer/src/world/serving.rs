@@ -116,6 +116,10 @@ impl<'a> Serving<'a> {
     /// The backend that may serve clients of a rule, if no other one may, and the port that it listens on.
     pub(super) fn only(&self, service: &str, parts: &[(&Backend, u16)]) -> Option<(u32, u16)> {
         let chosen = self.services.get(service)?;
+        // The kernel programs do not know whose a listener is.
+        if self.world.configured.users(service).is_some() {
+            return None;
+        }
         if chosen.decision.is_some_and(|decision| decision.paused) {
             return None;
         }

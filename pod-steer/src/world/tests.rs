@@ -44,7 +44,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
 
 pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
     let (ip, v6only) = (ip.parse().unwrap(), Some(false));
-    Socket { backend, netns_cookie: HOST.cookie, ip, port, hidden_port: None, v6only, ifindex: 0 }
+    Socket { backend, netns_cookie: HOST.cookie, ip, port, hidden_port: None, v6only, ifindex: 0, uid: None }
 }
 
 /// A listener that is not managed.

@@ -12,8 +12,8 @@ use pod_steer_ebpf::RuleKey;
 use super::{Plan, PlannedTable, Sockets, World, score::Bound, tables::Tables};
 use crate::slots::Member;
 
-/// What the sockets that are withheld depend on: the destination without the port, the table, the backends that do not serve, each with
-/// the port that it listens on, and the sockets that have this port as their hidden one.
+/// What the sockets that are withheld depend on: the destination without the port, the table, the backends that do not serve or not by all
+/// of their sockets, each with the port that it listens on, and the sockets that have this port as their hidden one.
 type Question = (RuleKey, *const PlannedTable, Vec<(u32, u16)>, BTreeSet<u64>);
 
 /// Completes the tables of the plan.
@@ -34,15 +34,21 @@ pub(super) fn withhold(world: &World, plan: &mut Plan, tables: &mut Tables) {
         .collect();
     let mut serving: HashMap<*const PlannedTable, BTreeSet<u32>> = HashMap::new();
     let mut answers: HashMap<Question, Arc<PlannedTable>> = HashMap::new();
+    let refused = world.refused_sockets();
+    let with_refused: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
     for (key, rule) in &mut plan.rules {
         let Some(table) = &mut rule.table else { continue };
-        // One that serves by a better socket is not withheld by the others.
+        // One that serves by a better socket is not withheld by the others, unless they may not serve at all.
         let serves = serving
             .entry(Arc::as_ptr(table))
             .or_insert_with(|| table.members.iter().chain(&table.reserve).map(|member| member.backend).collect());
         let own = rule.service.as_deref().and_then(|service| parts.get(&(service, key.port)));
-        let others: Vec<(u32, u16)> =
-            own.into_iter().flatten().filter(|(backend, _)| !serves.contains(backend)).copied().collect();
+        let others: Vec<(u32, u16)> = own
+            .into_iter()
+            .flatten()
+            .filter(|(backend, _)| !serves.contains(backend) || with_refused.contains(backend))
+            .copied()
+            .collect();
         let here = (key.netns_cookie, key.port);
         let hidden: BTreeSet<u64> = hidden.range((here, 0)..=(here, u64::MAX)).map(|(_, cookie)| *cookie).collect();
         if others.is_empty() && hidden.is_empty() {
@@ -55,8 +61,10 @@ pub(super) fn withhold(world: &World, plan: &mut Plan, tables: &mut Tables) {
                     .filter(|(_, socket)| (socket.netns_cookie, socket.port) == (key.netns_cookie, *port))
             });
             let hidden = hidden.iter().filter_map(|cookie| Some((*cookie, world.sockets.get(cookie)?)));
-            let hidden = hidden.filter(|(_, socket)| !serves.contains(&socket.backend));
-            let takes = theirs.chain(hidden).filter(|(_, socket)| Bound::from(*socket).score(key).is_some());
+            let idle = theirs
+                .chain(hidden)
+                .filter(|(cookie, socket)| !serves.contains(&socket.backend) || refused.contains_key(cookie));
+            let takes = idle.filter(|(_, socket)| Bound::from(*socket).score(key).is_some());
             takes.map(|(cookie, socket)| Member { cookie, backend: socket.backend, weight: 0 }).collect::<BTreeSet<_>>()
         };
         let question = (RuleKey { port: 0, ..*key }, Arc::as_ptr(table), others.clone(), hidden.clone());

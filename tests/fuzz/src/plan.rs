@@ -27,7 +27,8 @@ pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
             for ip in any {
                 let v6only = Some(ip.is_ipv6());
                 let netns_cookie = HOST.cookie;
-                let socket = Socket { backend: index, netns_cookie, ip, port, hidden_port: None, v6only, ifindex: 0 };
+                let socket =
+                    Socket { backend: index, netns_cookie, ip, port, hidden_port: None, v6only, ifindex: 0, uid: None };
                 world.sockets.extend(cookies.next().map(|cookie| (cookie, socket)));
             }
         }
