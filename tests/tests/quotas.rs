@@ -4,8 +4,10 @@ use std::{fs, io::Write as _, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    container::Spec,
     daemon::{BPFFS, Conditions, Stage},
     exec::Exec,
+    image::Image,
     load::Load,
     process::{Process, run},
     require,
@@ -244,4 +246,30 @@ fn many_backends_with_many_ports_stop_no_deploy() -> Result<()> {
     let used = (entries(&stage, "MANAGED_PORTS")?, entries(&stage, "OWN_PORTS")?);
     ensure!(used == (66 * 34, 66 * 34), "{used:?}");
     has_room(&stage, 80)
+}
+
+#[test]
+fn a_container_that_is_one_too_many_is_managed_when_there_is_room() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker_configured("max-backends = 1\n")?;
+    let named = |service: &str, port: u16| {
+        let name = format!("{service}-1");
+        let listen = format!("0.0.0.0:{port}");
+        Spec::new(Image::Named, &name).service(service, &port.to_string()).args(&[
+            "/named-server",
+            "--name",
+            &name,
+            "--listen",
+            &listen,
+        ])
+    };
+    let first = stage.engine().start_container(&named("first", 81))?;
+    stage.daemon.wait_ready("first", 1)?;
+    let _second = stage.engine().start_container(&named("second", 82))?;
+    stage.daemon.wait_for("it to be told", |status| {
+        status.said_about("second-1").iter().any(|said| said.contains("all 1 backends are in use")).then_some(())
+    })?;
+    drop(first);
+    stage.daemon.wait_ready("second", 1)?;
+    stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))
 }

@@ -109,6 +109,7 @@ impl Control {
             None => match self.attached_before(&container).map_or_else(|| self.new_index(&spec.service), Ok) {
                 Ok(index) => index,
                 Err(error) => {
+                    self.without_index.insert(container.id.clone());
                     self.misfit(&container, vec![error]);
                     return None;
                 }
@@ -254,6 +255,13 @@ impl Control {
         Ok(index)
     }
 
+    /// Has the containers described again for which no index was free.
+    pub(super) fn ask_for_those_without_index(&mut self) {
+        for id in std::mem::take(&mut self.without_index) {
+            let _ = self.wanted.send(id);
+        }
+    }
+
     fn happened(&mut self, engine: &str, id: &str, change: &Change) {
         if self.is_of_another_engine(id, engine) {
             if *change == Change::Removed {
@@ -322,6 +330,7 @@ impl Control {
         self.paths.remove(&backend.index);
         self.cgroup_ids.remove(&backend.index);
         self.leftovers = true;
+        self.ask_for_those_without_index();
         self.store.remove(id);
         self.belongs_to_no_engine(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");

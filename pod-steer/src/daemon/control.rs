@@ -81,6 +81,8 @@ pub(super) struct Control {
     pub(super) leftovers: bool,
     /// By index: connections that came from another backend and whose end nobody will see.
     pub(super) written_off: HashMap<u32, u64>,
+    /// Containers for which no index was free: their engines are asked again when backends have gone.
+    pub(super) without_index: BTreeSet<String>,
     /// Indices of backends that have ended, until they are given out again.
     pub(super) freed_indices: BTreeSet<u32>,
     /// Where the cgroup of each backend is, by its index.
@@ -170,6 +172,7 @@ impl Control {
             over: Vec::new(),
             leftovers: false,
             written_off: HashMap::new(),
+            without_index: BTreeSet::new(),
             freed_indices: BTreeSet::new(),
             cgroup_ids: HashMap::new(),
             paths: HashMap::new(),

@@ -48,6 +48,7 @@ impl Control {
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();
+        self.ask_for_those_without_index();
     }
 
     /// Asks the engines for backends that wait for a result of their engine's health check: events get lost, and Podman can
