@@ -85,9 +85,9 @@ impl View {
     }
 
     /// What clients are served on and none of these versions listens for.
-    pub fn uncovered(&self, versions: &[&str]) -> Option<&str> {
+    pub fn uncovered(&self, versions: &[&str]) -> Option<String> {
         let covered = |coverage: &&Coverage| versions.iter().any(|version| coverage.versions.contains(*version));
-        self.coverage.iter().find(|coverage| !covered(coverage)).map(|coverage| coverage.title.as_str())
+        self.coverage.iter().find(|coverage| !covered(coverage)).map(Coverage::title)
     }
 
     /// A part of it, for people.

@@ -11,13 +11,13 @@ use pod_steer_ebpf::{
 };
 
 use super::{
-    Backend, BackendId, Claimed, Health, Phase, Plan, PlannedRule, Sockets, State, World, blocks, claims,
+    Backend, BackendId, Claimed, Coverage, Health, Phase, Plan, PlannedRule, Sockets, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
     on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
-    tables::{Answers, Tables},
+    tables::{Answers, OfRule, Tables},
 };
 use crate::{labels::Fallback, slots::Member};
 
@@ -62,7 +62,7 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
     for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {
         let parts = claim.parts.iter().map(|(backend, port)| (backend.index, *port));
         let make = || serving.tables(&key, claim.service, &claim.parts, tables);
-        let (table, networks) = answers.of(&key, claim.service, parts, make);
+        let OfRule { table, networks, versions } = answers.of(&key, claim.service, parts, make);
         let claims = |member: &Member| match world.sockets.get(&member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
             // That of a pause.
@@ -81,7 +81,7 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
         }
         if !table.members.is_empty() {
             // Of a paused service something may have a member and nobody who listens.
-            let coverage = Some(serving.coverage(&key, &claim.parts)).filter(|coverage| !coverage.versions.is_empty());
+            let coverage = Some(Coverage { key, versions }).filter(|coverage| !coverage.versions.is_empty());
             plan.coverage.entry(claim.service.to_owned()).or_default().extend(coverage);
         }
         let rule = PlannedRule {

@@ -6,10 +6,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
+use pod_steer_ebpf::{FAMILY_V4, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
 use serde::{Deserialize, Serialize};
 
-use crate::slots::Member;
+use super::score::ANY_ADDRESS;
+use crate::{procs::address_from_bytes, slots::Member};
 
 /// What should be steered, complete.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,10 +53,27 @@ impl Plan {
 /// A port, an address and a family that clients of a service are served on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// For people.
-    pub title: String,
+    /// The rule.
+    pub key: RuleKey,
     /// Versions with a backend that listens for it.
-    pub versions: BTreeSet<String>,
+    pub versions: Arc<BTreeSet<String>>,
+}
+
+impl Coverage {
+    /// What clients of the rule come to, for people.
+    pub fn title(&self) -> String {
+        let key = &self.key;
+        let mut title = format!("port {}", key.port);
+        match (key.addr, key.family) {
+            (ANY_ADDRESS, FAMILY_V4) => title.push_str(" by IPv4"),
+            (ANY_ADDRESS, _) => title.push_str(" by IPv6"),
+            (addr, family) => title.push_str(&format!(" at {}", address_from_bytes(family, addr))),
+        }
+        if key.ifindex != 0 {
+            title.push_str(&format!(" on interface {}", key.ifindex));
+        }
+        title
+    }
 }
 
 /// One rule.

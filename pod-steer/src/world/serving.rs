@@ -1,18 +1,19 @@
 //! Who serves, and how much: what operators decided, what checks say, and what to do when both leave nobody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT, RuleKey};
 
 use super::{
-    Backend, BackendId, Coverage, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets,
-    World,
-    score::{ANY_ADDRESS, Bound},
+    Backend, BackendId, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets, World,
+    score::Bound,
     tables::{OfRule, Tables},
 };
 use crate::{
-    procs::address_from_bytes,
     rollout::{Conduct, Decision, Policy},
     slots::Member,
 };
@@ -68,7 +69,7 @@ impl<'a> Serving<'a> {
         Self { world, sockets, services: chosen.collect() }
     }
 
-    /// The tables of one rule: for everybody, and for clients of some networks by version.
+    /// The tables of one rule, and the versions that listen for it.
     pub(super) fn tables(
         &self,
         key: &RuleKey,
@@ -80,7 +81,8 @@ impl<'a> Serving<'a> {
         if chosen.decision.is_some_and(|decision| decision.paused)
             && let Some(cookie) = self.world.pause_cookie
         {
-            return (tables.one(of_pause(cookie)), BTreeMap::new());
+            let versions = self.versions(key, parts);
+            return OfRule { table: tables.one(of_pause(cookie)), networks: BTreeMap::new(), versions };
         }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.conduct.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
@@ -110,7 +112,7 @@ impl<'a> Serving<'a> {
                 own.table = tables.one(if running.members.is_empty() { table(stopping, None) } else { running });
             }
         }
-        (tables.one(all), networks)
+        OfRule { table: tables.one(all), networks, versions: self.versions(key, parts) }
     }
 
     /// The backend that may serve clients of a rule, if no other one may, and the port that it listens on.
@@ -133,12 +135,11 @@ impl<'a> Serving<'a> {
     }
 
     /// Which versions listen for what a rule is about.
-    pub(super) fn coverage(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Coverage {
+    fn versions(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Arc<BTreeSet<String>> {
         let covers = |(backend, port): &&(&Backend, u16)| self.fitting(backend, *port, key).next().is_some();
         let versions: BTreeSet<&str> =
             parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.as_str()).collect();
-        let versions = versions.into_iter().map(str::to_owned).collect();
-        Coverage { title: title(key), versions }
+        Arc::new(versions.into_iter().map(str::to_owned).collect())
     }
 
     /// The sockets of a backend, listening on `port`, that take clients of a rule for sure, each with its rank in the lookup. Until
@@ -263,20 +264,6 @@ impl Service<'_> {
 /// The table of a paused service: a listener that lets SYNs vanish.
 fn of_pause(cookie: u64) -> PlannedTable {
     PlannedTable { members: vec![Member { cookie, backend: NONE, weight: 1 }], ..PlannedTable::default() }
-}
-
-/// What clients of a rule come to, for people.
-fn title(key: &RuleKey) -> String {
-    let mut title = format!("port {}", key.port);
-    match (key.addr, key.family) {
-        (ANY_ADDRESS, FAMILY_V4) => title.push_str(" by IPv4"),
-        (ANY_ADDRESS, _) => title.push_str(" by IPv6"),
-        (addr, family) => title.push_str(&format!(" at {}", address_from_bytes(family, addr))),
-    }
-    if key.ifindex != 0 {
-        title.push_str(&format!(" on interface {}", key.ifindex));
-    }
-    title
 }
 
 fn passes(backend: &Backend) -> bool {

@@ -2,7 +2,7 @@
 //! is compared, built and given to the kernel once.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -38,15 +38,23 @@ impl Tables {
 /// that serves there with the port that it listens on.
 type Question<'a> = (RuleKey, &'a str, Vec<(u32, u16)>);
 
-/// The tables of a rule: for everybody, and for clients of some networks by version.
-pub(super) type OfRule = (Arc<PlannedTable>, BTreeMap<String, PlannedNetworks>);
+/// What a rule leads to.
+#[derive(Clone, Default)]
+pub(super) struct OfRule {
+    /// The table for everybody.
+    pub table: Arc<PlannedTable>,
+    /// Those for clients of some networks, by version.
+    pub networks: BTreeMap<String, PlannedNetworks>,
+    /// The versions with a backend that listens for it.
+    pub versions: Arc<BTreeSet<String>>,
+}
 
-/// The tables of rules, each made once for all the ports that have the same.
+/// What rules lead to, found once for all the ports for which it is the same.
 #[derive(Default)]
 pub(super) struct Answers<'a>(HashMap<Question<'a>, OfRule>);
 
 impl<'a> Answers<'a> {
-    /// The tables of a rule, by `make` if they are not known yet.
+    /// What a rule leads to, by `make` if that is not known yet.
     pub fn of(
         &mut self,
         key: &RuleKey,

@@ -1,5 +1,9 @@
 //! Rollbacks, refusals, and what holds for every order.
 
+use std::sync::Arc;
+
+use pod_steer_ebpf::{FAMILY_V4, RuleKey};
+
 use super::*;
 
 #[test]
@@ -74,11 +78,11 @@ fn a_service_has_one_operation_at_a_time() {
 #[test]
 fn ready_means_every_port() {
     let mut view = two();
-    let coverage = |title: &str, versions: &[&str]| Coverage {
-        title: title.to_owned(),
-        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
+    let coverage = |port: u16, versions: &[&str]| Coverage {
+        key: RuleKey { port, family: FAMILY_V4, ..RuleKey::default() },
+        versions: Arc::new(versions.iter().map(|version| (*version).to_owned()).collect()),
     };
-    view.coverage = vec![coverage("port 80 by IPv4", &["v1", "v2"]), coverage("port 443 by IPv4", &["v1"])];
+    view.coverage = vec![coverage(80, &["v1", "v2"]), coverage(443, &["v1"])];
     let mut decision = Decision::default();
     let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
     go_on(&mut deploy, &view, &mut decision, NOW + 10_000);

@@ -26,7 +26,7 @@ fn each_address_has_a_rule_of_its_own() {
     assert_eq!(steered(&plan, 80), [(two, vec![100]), (three, vec![101])]);
     assert_eq!((plan.rules[&FOUR(80)].flags, plan.rules[&two].flags), (RULE_HAS_ADDRESSES, RULE_OF_PORT));
     assert!(plan.rules[&FOUR(80)].service.is_none(), "nobody listens on every address");
-    let titles: Vec<_> = plan.coverage["web"].iter().map(|coverage| coverage.title.as_str()).collect();
+    let titles: Vec<_> = plan.coverage["web"].iter().map(Coverage::title).collect();
     assert_eq!(titles, ["port 80 at 127.0.0.2", "port 80 at 127.0.0.3"]);
 }
 
@@ -82,7 +82,7 @@ fn each_device_has_a_rule_of_its_own() {
 fn a_mapped_address_takes_ipv4_clients_of_that_address_alone() {
     let plan = world([backend(0, "web", "80")], [socket(0, "::ffff:10.9.1.1", 80)]).plan();
     assert_eq!(steered(&plan, 80), [(at(FOUR(80), "10.9.1.1"), vec![100])]);
-    let titles: Vec<_> = plan.coverage["web"].iter().map(|coverage| coverage.title.as_str()).collect();
+    let titles: Vec<_> = plan.coverage["web"].iter().map(Coverage::title).collect();
     assert_eq!(titles, ["port 80 at 10.9.1.1"], "and counts for nothing else");
 }
 

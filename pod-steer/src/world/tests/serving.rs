@@ -216,6 +216,6 @@ fn what_a_version_does_not_listen_for_is_served_by_the_others() {
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
     assert_eq!(members(&plan, key(FAMILY_V4, 443)), [200]);
-    let titles: Vec<_> = plan.coverage[WEB].iter().map(|c| (c.title.as_str(), c.versions.len())).collect();
-    assert_eq!(titles, [("port 80 by IPv4", 2), ("port 443 by IPv4", 1)]);
+    let titles: Vec<_> = plan.coverage[WEB].iter().map(|c| format!("{}: {}", c.title(), c.versions.len())).collect();
+    assert_eq!(titles, ["port 80 by IPv4: 2", "port 443 by IPv4: 1"]);
 }
