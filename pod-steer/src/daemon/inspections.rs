@@ -3,20 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::AsFd as _,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tracing::debug;
 
-use super::{Input, beside::beside, control::Control};
+use super::{Input, beside::beside, control::Control, pace::Taken};
 use crate::{
     procs::{FoundSocket, Seat},
     world::BackendId,
 };
-
-/// After a look at a backend's sockets the next one waits so many times as long as that took: a backend that opens sockets without end
-/// keeps no CPU busy.
-const REST: u32 = 9;
 
 /// What a look at a socket found; the kernel programs cannot see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +35,8 @@ pub(super) struct Inspections {
     due: HashMap<BackendId, BTreeSet<u64>>,
     /// Backends that are being looked at, and since when.
     under_way: HashMap<BackendId, Instant>,
-    /// When the next look at a backend may begin.
-    rests: HashMap<BackendId, Instant>,
+    /// The time that looks at each backend have taken: one that opens sockets without end keeps no CPU busy.
+    taken: Taken,
 }
 
 impl Inspections {
@@ -49,23 +45,21 @@ impl Inspections {
     }
 
     /// The backends that can be looked at now.
-    fn ready(&mut self, now: Instant) -> Vec<BackendId> {
-        self.rests.retain(|_, until| *until > now);
-        let Self { due, under_way, rests } = self;
-        due.keys().filter(|id| !under_way.contains_key(*id) && !rests.contains_key(*id)).cloned().collect()
+    fn ready(&self, now: Instant) -> Vec<BackendId> {
+        let can = |id: &&BackendId| !self.under_way.contains_key(*id) && self.taken.waits_until(id, now).is_none();
+        self.due.keys().filter(can).cloned().collect()
     }
 
     /// When a look is due that waits for its time.
-    pub fn due(&self) -> Option<Instant> {
+    pub fn due(&self, now: Instant) -> Option<Instant> {
         let waiting = self.due.keys().filter(|id| !self.under_way.contains_key(*id));
-        waiting.filter_map(|id| self.rests.get(id)).min().copied()
+        waiting.filter_map(|id| self.taken.waits_until(id, now)).min()
     }
 
     /// A look is over.
     fn over(&mut self, id: &str, now: Instant) {
         if let Some((id, begun)) = self.under_way.remove_entry(id) {
-            let took: Duration = now.saturating_duration_since(begun);
-            self.rests.insert(id, now + took * REST);
+            self.taken.take(id, now.saturating_duration_since(begun), now);
         }
     }
 }
@@ -149,10 +143,12 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn looks_at_a_backend_rest_nine_times_as_long_as_they_take() {
+    fn looks_at_a_backend_that_take_long_wait() {
         let (mut inspections, start) = (Inspections::default(), Instant::now());
         let ms = Duration::from_millis;
         inspections.add(1, "a");
@@ -161,11 +157,14 @@ mod tests {
         inspections.due.clear();
         inspections.under_way.insert("a".to_owned(), start);
         inspections.add(3, "a");
-        assert_eq!((inspections.ready(start), inspections.due()), (vec![], None));
-        inspections.over("a", start + ms(2));
-        assert_eq!((inspections.ready(start + ms(2)), inspections.due()), (vec![], Some(start + ms(20))));
+        assert_eq!((inspections.ready(start), inspections.due(start)), (vec![], None));
+        inspections.over("a", start + ms(60));
+        assert_eq!(
+            (inspections.ready(start + ms(60)), inspections.due(start + ms(60))),
+            (vec![], Some(start + ms(160)))
+        );
         inspections.add(4, "b");
-        assert_eq!(inspections.ready(start + ms(2)), ["b"]);
-        assert_eq!(inspections.ready(start + ms(21)).len(), 2);
+        assert_eq!(inspections.ready(start + ms(60)), ["b"]);
+        assert_eq!(inspections.ready(start + ms(161)).len(), 2);
     }
 }

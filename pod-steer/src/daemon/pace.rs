@@ -1,5 +1,5 @@
-//! How much of the loop's time each service may take by changes of its sockets. What runs in a backend decides how often it listens and
-//! closes, so a service that has taken its part waits, and its changes are planned together; other services do not notice.
+//! How much time the work for each service, or backend, may take. What runs in a backend decides how often it listens and closes, so one
+//! that has taken its part waits, and what waits is done together; others do not notice.
 //!
 //! It is the virtual scheduling of a leaky bucket (ITU-T I.371, annex A) that is filled with time instead of cells.
 
@@ -10,16 +10,35 @@ use std::{
 
 use super::control::Control;
 
-/// A service may take one part in so many.
+/// Each may take one part in so many.
 const PARTS: u32 = 10;
-/// It may take so much at once before its changes wait.
+/// Each may take so much at once before it waits.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The time that services have taken, and the changes that wait.
+/// The time that each has taken, by name or id.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// When it will be over, at the pace at which it may be taken. Few are in the past.
+    until: HashMap<String, Instant>,
+}
+
+impl Taken {
+    /// Until when one has to wait, if it has.
+    pub fn waits_until(&self, id: &str, now: Instant) -> Option<Instant> {
+        self.until.get(id)?.checked_sub(AT_ONCE * PARTS).filter(|at| *at > now)
+    }
+
+    /// One has taken so long.
+    pub fn take(&mut self, id: String, took: Duration, now: Instant) {
+        self.until.retain(|_, until| *until > now);
+        *self.until.entry(id).or_insert(now) += took * PARTS;
+    }
+}
+
+/// What the loop does for changes of sockets: the time that it takes for each service, and the changes that wait.
 #[derive(Default)]
 pub(super) struct Pace {
-    /// By service: when the time that it has taken will be over, at the pace at which it may take it. None is in the past for long.
-    taken_until: HashMap<String, Instant>,
+    taken: Taken,
     /// Services whose sockets have changed since the last plan.
     changed: BTreeSet<String>,
     /// When the first of those that wait is to be planned.
@@ -32,24 +51,17 @@ impl Pace {
         if !self.changed.contains(service) {
             self.changed.insert(service.to_owned());
         }
-        let Some(until) = self.taken_until.get(service) else { return true };
-        match until.checked_sub(AT_ONCE * PARTS).filter(|at| *at > now) {
-            None => true,
-            Some(at) => {
-                self.due = Some(self.due.map_or(at, |due| due.min(at)));
-                false
-            }
-        }
+        let Some(at) = self.taken.waits_until(service, now) else { return true };
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+        false
     }
 
     /// All changes have been planned, which took so long: the services share it.
     pub fn planned(&mut self, took: Duration, now: Instant) {
         self.due = None;
-        self.taken_until.retain(|_, until| *until > now);
-        let each = took * PARTS / u32::try_from(self.changed.len()).unwrap_or(u32::MAX).max(1);
+        let each = took / u32::try_from(self.changed.len()).unwrap_or(u32::MAX).max(1);
         for service in std::mem::take(&mut self.changed) {
-            let until = self.taken_until.entry(service).or_insert(now);
-            *until += each;
+            self.taken.take(service, each, now);
         }
     }
 

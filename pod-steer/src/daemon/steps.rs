@@ -67,8 +67,9 @@ impl Control {
         let stop = next_stop_ms(&self.orders.stops, now_ms);
         let soonest = self.plan.next_ms.into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
-        let paced = [self.pace.due(), self.inspections.due()].into_iter().flatten().min();
-        let paced = paced.map(|at| at.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let paced = [self.pace.due(), self.inspections.due(now)].into_iter().flatten().min();
+        let paced = paced.map(|at| at.saturating_duration_since(now));
         paced.into_iter().fold(Duration::from_millis(wait_ms.unsigned_abs()), Duration::min)
     }
 
