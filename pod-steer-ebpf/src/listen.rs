@@ -4,13 +4,16 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated::bpf_map_delete_elem},
+    helpers::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie,
+        generated::{bpf_map_delete_elem, bpf_skc_to_tcp6_sock},
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LISTENING, EVENT_NOT_REGISTERED, Event, FAMILY_V4, FAMILY_V6, Hidden, LOST_DESCRIPTIONS, NONE,
-    PORT_LISTENS, PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo,
+    PORT_LISTENS, PORT_SERVED, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SocketInfo, V6_BOTH, V6_ONLY, V6_UNKNOWN,
 };
 
 use crate::{
@@ -28,6 +31,12 @@ const BPF_SOCK_OPS_STATE_CB_FLAG: u32 = 1 << 2;
 /// (`BPF_SOCK_OPS_RTO_CB_FLAG`) is a call of this program when a retransmission timer fires, the rarest of all. Connections
 /// inherit the flags of their listener, which never has this one.
 const COUNTED_FLAG: u32 = 1 << 0;
+
+/// Where `struct sock_common` has its flags (`include/net/sock.h`): behind `skc_family` and `skc_state`, in every kernel since 3.9. A look
+/// at the socket corrects what is read there.
+const SKC_FLAGS: usize = 19;
+/// `skc_ipv6only` among them.
+const SKC_IPV6ONLY: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
@@ -147,6 +156,24 @@ fn bound_device(ctx: &SockOpsContext) -> u32 {
     unsafe { ptr::read_volatile(&raw const (*sk).bound_dev_if) }
 }
 
+/// Whether an IPv6 listener takes IPv4 clients too, as a description has it.
+#[inline(always)]
+fn v6only(ctx: &SockOpsContext) -> u16 {
+    // SAFETY: the context is valid for the whole run; the union has this member alone.
+    let sk = unsafe { ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return V6_UNKNOWN;
+    }
+    // SAFETY: it is not null. The helper compares the family.
+    let sk = unsafe { bpf_skc_to_tcp6_sock(sk.cast()) };
+    if sk.is_null() {
+        return V6_UNKNOWN;
+    }
+    // SAFETY: the verifier knows the type of the socket, and that this byte is a part of it.
+    let flags = unsafe { ptr::read_volatile(sk.cast::<u8>().add(SKC_FLAGS)) };
+    if flags & SKC_IPV6ONLY != 0 { V6_ONLY } else { V6_BOTH }
+}
+
 /// Makes a socket one that can be chosen, and tells of it.
 #[inline(always)]
 fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
@@ -167,9 +194,9 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let ifindex = bound_device(ctx);
-    let socket =
-        SocketInfo { netns_cookie, addr, table: NONE, proto: PROTO_TCP, family, service: NONE, ifindex, ..socket };
+    let (ifindex, v6only) = (bound_device(ctx), v6only(ctx));
+    let (table, service, proto) = (NONE, NONE, PROTO_TCP);
+    let socket = SocketInfo { netns_cookie, addr, table, proto, family, service, ifindex, v6only, ..socket };
 
     if let Err(reason) = quota::take(socket.backend) {
         // Its end is nothing to be counted. It may have been registered before, and have stopped to listen.

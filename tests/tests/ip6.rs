@@ -28,6 +28,12 @@ fn each_family_reaches_the_sockets_that_take_it() -> Result<()> {
         start("six", "[::]:8080", &["--v6only"])?,
     ];
     stage.daemon.wait_ready("web", 3)?;
+    // The kernel program knows it before a look at the socket.
+    for (name, v6only) in [("dual", "false"), ("six", "true")] {
+        let log = stage.daemon.log();
+        let line = log.lines().find(|line| line.contains("listens") && line.contains(&format!("backend={name} ")));
+        assert!(line.is_some_and(|line| line.contains(&format!("v6only=Some({v6only})"))), "{name}: {line:?}");
+    }
 
     let four = load(&stage, "127.0.0.1:80", 1000)?;
     assert!(four.losses.is_empty(), "{four}");

@@ -27,7 +27,7 @@ pub struct SocketInfo {
     pub service: u32,
     /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
     pub hidden_port: u16,
-    /// Of an IPv6 socket, one of the `V6_` constants. Written by the daemon: no kernel program can ask for it.
+    /// Of an IPv6 socket, one of the `V6_` constants.
     pub v6only: u16,
     /// With a hidden port: the user that binds, and the user that owns the port it asked for.
     pub users: [u32; 2],

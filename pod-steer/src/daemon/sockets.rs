@@ -39,7 +39,8 @@ impl Control {
         let (id, service, name) = (backend.id.clone(), backend.spec.service.clone(), backend.name.clone());
         match event.kind {
             EVENT_LISTENING => {
-                debug!(%service, backend = %name, port = info.port, cookie = event.cookie, "listens");
+                let v6only = described(info).v6only;
+                debug!(%service, backend = %name, port = info.port, cookie = event.cookie, ?v6only, "listens");
                 self.holders.renewed.insert(event.cookie);
                 self.holders.silent.remove(&event.cookie);
                 self.kernel.listens_anew(event.cookie);
