@@ -198,6 +198,35 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn networks_of_a_service_outlive_a_daemon_at_the_quota() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let mut stage = limited("SLOT_TABLES=64")?;
+    let backend = |stage: &Stage, name: &str, version: &str, port: u16| {
+        let flags = ["--version", version];
+        Exec::new(name, "web", &format!("80:{port}"), &format!("0.0.0.0:{port}")).flags(&flags).start(stage)
+    };
+    let _versions = (backend(&stage, "web-1", "v1", 8081)?, backend(&stage, "web-2", "v2", 8082)?);
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("shift web v1=1 --from 127.0.0.1/32=v2 --from 10.99.0.0/16=v1")?;
+    let _greedy = python(&stage, "greedy", "20000-20099", RANGE)?;
+    stage.daemon.wait_for("the tables to be in use", |status| {
+        problems(status, "greedy").iter().any(|said| said.contains("48 of 64") || said.contains("75 %")).then_some(())
+    })?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 2)?;
+    // A change of what it has is put in force.
+    let _third = backend(&stage, "web-3", "v2", 8083)?;
+    stage.daemon.wait_state("web", "web-3", "ready")?;
+    stage.daemon.order_done("drain web --backend web-2")?;
+    let tally = Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?;
+    ensure!(tally.answered_by("web-3") == 20, "{tally}");
+    let status = stage.daemon.status()?;
+    ensure!(status.said_about("web").is_empty(), "{status}");
+    Ok(())
+}
+
 /// `exec` of a backend that may not be.
 fn refused(stage: &Stage, service: &str, ports: &str) -> Result<String> {
     let mut refused = silent(stage, service, ports)?;

@@ -281,11 +281,9 @@ impl Kernel {
             if let Some(wanted) = planned.networks.get(&version)
                 && let Err(error) = self.sources.add(scope, rule.service, &wanted.networks, own)
             {
-                // What leads to its tables goes before they do.
-                let led = self.sources.remove(scope);
-                led.difference(&changes.reserved).for_each(|table| self.publisher.clear(*table));
+                // What leads to the new tables goes before they do; networks that are in force stay so.
+                self.sources.withdraw(scope, &changes.reserved);
                 self.give_up(&key, changes);
-                self.published.entry(key).and_modify(|published| published.networks.clear());
                 return Err(error);
             }
         }

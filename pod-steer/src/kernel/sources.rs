@@ -51,6 +51,15 @@ impl Sources {
         tables.collect()
     }
 
+    /// How many tables the networks of a service lead to on one side.
+    pub fn tables_of(&self, service: u32, side: u32) -> usize {
+        let of_service = |(scope, _): &(&u32, _)| {
+            *scope & SWITCH_SIDE == side && self.owners.get(scope).is_some_and(|owner| *owner == service)
+        };
+        let scopes = self.written.iter().filter(of_service);
+        scopes.flat_map(|(_, entries)| entries.values()).collect::<BTreeSet<_>>().len()
+    }
+
     fn count(&mut self, scope: u32, owner: u32, number: u32) {
         self.owners.insert(scope, owner);
         self.tally.add(owner, number);
@@ -83,17 +92,30 @@ impl Sources {
     /// Forgets a scope, and returns the tables that its entries led to.
     pub fn remove(&mut self, scope: u32) -> BTreeSet<u32> {
         let entries = self.written.remove(&scope).unwrap_or_default();
-        if let Some(owner) = self.owners.remove(&scope) {
+        self.forget(scope, &entries);
+        self.owners.remove(&scope);
+        entries.into_values().collect()
+    }
+
+    /// Forgets the entries of a scope that lead to these tables.
+    pub fn withdraw(&mut self, scope: u32, tables: &BTreeSet<u32>) {
+        let Some(entries) = self.written.remove(&scope) else { return };
+        let (gone, stay) = entries.into_iter().partition(|(_, table)| tables.contains(table));
+        self.forget(scope, &gone);
+        self.written.insert(scope, stay);
+    }
+
+    fn forget(&mut self, scope: u32, entries: &BTreeMap<(u32, [u8; 16]), u32>) {
+        if let Some(owner) = self.owners.get(&scope) {
             let number = u32::try_from(entries.len()).unwrap_or(0);
-            self.tally.take_away(owner, number);
-            if let Some(on) = self.by_side.get_mut(&(owner, scope & SWITCH_SIDE)) {
+            self.tally.take_away(*owner, number);
+            if let Some(on) = self.by_side.get_mut(&(*owner, scope & SWITCH_SIDE)) {
                 *on = on.saturating_sub(number);
             }
         }
         for (length, addr) in entries.keys() {
             let _ = self.map.remove(&Key::new(*length, SourceKey { scope: scope.to_be_bytes(), addr: *addr }));
         }
-        entries.into_values().collect()
     }
 }
 

@@ -98,8 +98,8 @@ impl Kernel {
             .filter_map(|(key, rule)| Some((*key, rule, rule.table.as_ref()?)))
             .collect();
         let (mut built, mut new_tables, mut stale) = (Vec::new(), NewTables::default(), BTreeSet::new());
-        let own = self.published.values().filter(|published| published.rule.service == service);
-        new_tables.replaced = own.map(|published| published.networks.len()).sum();
+        // Counted where lookups find them: of rules that an earlier daemon wrote, nothing else is known.
+        new_tables.replaced = self.sources.tables_of(service, old);
         let prepared = planned.into_iter().try_for_each(|(key, rule, table)| {
             let before = self.published.get(&key).cloned().unwrap_or_default();
             // What the service may not have is left out; the next plan tells it.
