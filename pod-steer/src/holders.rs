@@ -33,15 +33,18 @@ pub struct Candidate {
     pub missing: BTreeSet<u16>,
     /// Its processes.
     pub processes: ProcessSet,
+    /// How many of its listeners that are not registered one look may find.
+    pub room: usize,
 }
 
 impl Candidate {
     /// Whether it matters if a listener is among its descriptors.
-    fn may_hold(&self, port: u16, asked: Asked, thorough: bool) -> bool {
-        match asked {
-            Asked::Orphan => self.ports.contains(&port),
-            Asked::Unknown if thorough => self.ports.contains(&port),
-            Asked::Unknown | Asked::Settled => self.missing.contains(&port),
+    fn may_hold(&self, of: &Sought, thorough: bool) -> bool {
+        match of.asked {
+            Asked::Orphan => self.ports.contains(&of.port),
+            Asked::Unknown if thorough => self.ports.contains(&of.port),
+            Asked::Unknown => self.missing.contains(&of.port),
+            Asked::Settled => of.owner != Some(self.index) && self.missing.contains(&of.port),
         }
     }
 }
@@ -53,6 +56,8 @@ pub struct Known {
     pub port: u16,
     /// Where it was found last.
     pub seat: Option<Seat>,
+    /// The index of its backend.
+    pub owner: u32,
     /// Its backend has ended or is about to: another may hold it too.
     pub orphan: bool,
 }
@@ -86,6 +91,8 @@ pub struct Answer {
     pub held: BTreeMap<u64, Holding>,
     /// Ports on which backends listen by MPTCP, by index.
     pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
+    /// Backends that have more listeners that are not registered than there is room for: those were left alone.
+    pub beyond: BTreeSet<u32>,
     /// All descriptors were looked through that the question is about, and it was a thorough one: what was not found is not there.
     pub is_complete: bool,
 }
@@ -133,17 +140,18 @@ pub fn look(questions: &[Question]) -> Vec<(u64, io::Result<Answer>)> {
 }
 
 fn look_until(questions: &[Question], ends: Instant) -> Vec<(u64, io::Result<Answer>)> {
-    let mut answers = Vec::new();
+    let (mut answers, mut taken) = (Vec::new(), HashMap::new());
     for question in questions {
         if !answers.is_empty() && Instant::now() > ends {
             break;
         }
-        answers.push((question.netns.cookie, ask(question, ends)));
+        answers.push((question.netns.cookie, ask(question, &mut taken, ends)));
     }
     answers
 }
 
-fn ask(question: &Question, ends: Instant) -> io::Result<Answer> {
+/// `taken` counts the listeners that are not registered, by the index of the backend.
+fn ask(question: &Question, taken: &mut HashMap<u32, usize>, ends: Instant) -> io::Result<Answer> {
     let netns_cookie = question.netns.cookie;
     let here = question.candidates.iter().filter(|candidate| candidate.netns == question.netns);
     let here: Vec<ProcessSet> = here.map(|candidate| candidate.processes.clone()).collect();
@@ -153,13 +161,21 @@ fn ask(question: &Question, ends: Instant) -> io::Result<Answer> {
     }
     let asked = question.known.keys().copied().collect();
     let listening = listeners.iter().filter_map(|listener| listener.cookie).collect();
-    let mut answer =
-        Answer { netns_cookie, asked, listening, held: BTreeMap::new(), mptcp: BTreeMap::new(), is_complete: false };
+    let mut answer = Answer {
+        netns_cookie,
+        asked,
+        listening,
+        held: BTreeMap::new(),
+        mptcp: BTreeMap::new(),
+        beyond: BTreeSet::new(),
+        is_complete: false,
+    };
     let sought: HashMap<u64, Sought> = listeners.iter().filter_map(|listener| sought(question, listener)).collect();
     for candidate in question.candidates.iter() {
-        let may_hold = |of: &Sought| candidate.may_hold(of.port, of.asked, question.thorough);
+        let may_hold = |of: &Sought| candidate.may_hold(of, question.thorough);
         if sought.values().any(may_hold) {
-            look_through(candidate, |inode| sought.get(&inode).filter(|of| may_hold(of)), &mut answer, ends);
+            let taken = taken.entry(candidate.index).or_default();
+            look_through(candidate, |inode| sought.get(&inode).filter(|of| may_hold(of)), taken, &mut answer, ends);
         }
     }
     let orphans: HashMap<u64, Sought> = sought
@@ -179,6 +195,8 @@ fn ask(question: &Question, ends: Instant) -> io::Result<Answer> {
 struct Sought {
     cookie: u64,
     port: u16,
+    /// The backend that it is registered of.
+    owner: Option<u32>,
     asked: Asked,
     mptcp: bool,
 }
@@ -193,30 +211,45 @@ fn sought(question: &Question, listener: &Listener) -> Option<(u64, Sought)> {
             (known.port, if known.orphan || lost { Asked::Orphan } else { Asked::Settled })
         }
     };
-    Some((listener.inode, Sought { cookie, port, asked, mptcp: listener.mptcp }))
+    let owner = question.known.get(&cookie).map(|known| known.owner);
+    Some((listener.inode, Sought { cookie, port, owner, asked, mptcp: listener.mptcp }))
 }
 
+/// Each listener that is found costs a descriptor until the answer is read, and a backend may have any number of them.
 fn look_through<'a>(
     candidate: &Candidate,
     sought: impl Fn(u64) -> Option<&'a Sought>,
+    taken: &mut usize,
     answer: &mut Answer,
     ends: Instant,
 ) {
+    // One that another backend has as well is enough to tell of.
+    let mut shares = false;
     for process in candidate.processes.processes() {
         for seat in process.seats().into_iter().flatten() {
             if Instant::now() > ends {
                 return;
             }
             let Some(of) = sought(seat.inode) else { continue };
+            let before = answer.held.get(&of.cookie).map(|holding| holding.backends.as_slice()).unwrap_or_default();
+            if before.iter().any(|(index, _)| *index == candidate.index) || (of.asked == Asked::Settled && shares) {
+                continue;
+            }
+            if of.asked == Asked::Unknown && !of.mptcp && *taken >= candidate.room {
+                answer.beyond.insert(candidate.index);
+                continue;
+            }
             let Some(socket) = process.listener(seat) else { continue };
             if of.mptcp || socket.mptcp {
                 answer.mptcp.entry(candidate.index).or_default().insert(of.port);
                 continue;
             }
-            let backends = &mut holding(answer, of).backends;
-            if backends.iter().all(|(index, _)| *index != candidate.index) {
-                backends.push((candidate.index, socket));
+            match of.asked {
+                Asked::Unknown => *taken += 1,
+                Asked::Settled => shares = true,
+                Asked::Orphan => {}
             }
+            holding(answer, of).backends.push((candidate.index, socket));
         }
     }
 }
@@ -247,10 +280,41 @@ fn look_through_all(orphans: &HashMap<u64, Sought>, answer: &mut Answer, ends: I
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{net::TcpListener, sync::Arc};
 
     use super::*;
     use crate::netns;
+
+    #[test]
+    fn a_look_copies_no_more_listeners_than_there_is_room_for() {
+        // Entering a namespace needs a privilege.
+        let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
+        let listeners: Vec<TcpListener> = (0..20).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: BTreeSet<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let processes = ProcessSet { process: Some(own), alone: true, ..ProcessSet::default() };
+        let look = |index, room, known: &BTreeMap<u64, Known>| {
+            let (missing, processes) = (ports.clone(), processes.clone());
+            let candidate = Candidate { index, netns, ports: ports.clone(), missing, processes, room };
+            let candidates = Arc::new(vec![candidate]);
+            let known = known.clone();
+            let question = Question { netns, known, candidates, vacant: BTreeSet::new(), thorough: false };
+            look(&[question]).pop().unwrap().1.unwrap()
+        };
+        let none = BTreeMap::new();
+        let first = look(7, 8, &none);
+        assert_eq!((first.held.len(), first.beyond), (8, BTreeSet::from([7])));
+        let all = look(7, 64, &none);
+        assert_eq!((all.held.len(), all.beyond), (20, BTreeSet::new()));
+        // Those that are registered are in their place.
+        let known = all.held.iter().map(|(cookie, holding)| {
+            let seat = Some(holding.backends[0].1.seat);
+            (*cookie, Known { port: holding.port, seat, owner: 7, orphan: false })
+        });
+        let known: BTreeMap<u64, Known> = known.collect();
+        assert!(look(7, 64, &known).held.is_empty());
+        assert_eq!(look(8, 64, &known).held.len(), 1, "another backend that has them too is told of one");
+    }
 
     #[test]
     fn a_look_that_takes_too_long_ends_and_says_that_it_is_not_complete() {

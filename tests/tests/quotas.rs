@@ -1,6 +1,12 @@
 //! A backend that asks for a lot leaves room for every other one, and is told of its own limits alone.
 
-use std::{fs, io::Write as _, net::SocketAddr};
+use std::{
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -151,6 +157,51 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     stage
         .daemon
         .wait_for("eight more", |status| sockets(status, 48).filter(|()| !problems(status, "greedy").is_empty()))
+}
+
+#[test]
+fn many_listeners_above_the_quota_cost_the_daemon_few_descriptors() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = limited("LISTENERS=512")?;
+    let go = stage.host.dir().join("orders");
+    run(stage.host.command("mkfifo")?.arg(&go))?;
+    let program = OPENS.replace("sys.stdin", &format!("open('{}')", go.display()));
+    let greedy = python(&stage, "greedy", "90:9000", &program)?;
+    let mut orders = fs::File::options().write(true).open(&go)?;
+    let descriptors = format!("/proc/{}/fd", stage.daemon.pid());
+    let opened = || fs::read_dir(&descriptors).map_or(0, Iterator::count);
+    let (before, ends) = (opened(), AtomicBool::new(false));
+    let most = thread::scope(|scope| {
+        let most = scope.spawn(|| {
+            let mut most = 0;
+            while !ends.load(Ordering::Relaxed) {
+                most = most.max(opened());
+            }
+            most
+        });
+        let mut looks = || {
+            writeln!(orders, "1500")?;
+            wait::until("it to listen", || greedy.stdout().contains("done 1500").then_some(()))?;
+            // Three quarters are 384.
+            let full = |status: &Status| {
+                let registered = status.backend("greedy", "greedy-1").sockets;
+                (registered == 384 && !problems(status, "greedy").is_empty()).then_some(())
+            };
+            stage.daemon.wait_for("as many as it may have", full)?;
+            // The oldest, which are registered.
+            writeln!(orders, "-300")?;
+            wait::until("it to close some", || greedy.stdout().contains("done 1200").then_some(()))?;
+            let fewer = |status: &Status| (status.backend("greedy", "greedy-1").sockets < 384).then_some(());
+            stage.daemon.wait_for("some to be gone", fewer)?;
+            stage.daemon.wait_for("others in their place", full)
+        };
+        let looked = looks();
+        ends.store(true, Ordering::Relaxed);
+        let most = most.join().map_err(|_| anyhow::anyhow!("the count of descriptors failed"))?;
+        looked.map(|()| most)
+    })?;
+    ensure!(most < before + 200, "{most} descriptors, {before} before");
+    has_room(&stage, 80)
 }
 
 /// A backend that listens on each of a range of ports.

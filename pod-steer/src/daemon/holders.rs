@@ -27,6 +27,9 @@ use crate::{
 /// Namespaces that one look is about, unless something has happened in more.
 const AT_ONCE_MAX: usize = 16;
 
+/// Listeners of one backend that one look registers: the loop has other things to do.
+const FOUND_MAX: usize = 64;
+
 /// Topics of [`Backend::troubles`].
 const MPTCP: &str = "mptcp";
 const SHARED: &str = "shared";
@@ -105,6 +108,7 @@ impl Control {
                 ports: self.world.configured.listening_ports(&backend.spec),
                 missing: self.missing(backend, &sockets),
                 processes: self.processes_of(backend),
+                room: self.kernel.socket_usage(backend.index).room().min(FOUND_MAX),
             })
         };
         let candidates: Arc<Vec<Candidate>> = Arc::new(candidates.filter_map(candidate).collect());
@@ -118,7 +122,8 @@ impl Control {
                     let holds_only = owner.process.is_some_and(|process| process.holds_only);
                     owner.phase == Phase::Running && !holds_only && !self.holders.ending.contains_key(&owner.id)
                 };
-                (*cookie, Known { port: socket.port, seat, orphan: !owner.is_some_and(stays) })
+                let orphan = !owner.is_some_and(stays);
+                (*cookie, Known { port: socket.port, seat, owner: socket.backend, orphan })
             });
             let (netns, known) = (*by_cookie.get(cookie)?, known.collect());
             let vacant = self.vacant_ports(netns);
@@ -170,7 +175,7 @@ impl Control {
     }
 
     fn held_in(&mut self, answer: Answer) {
-        let Answer { netns_cookie, mut asked, listening, held, mptcp, is_complete } = answer;
+        let Answer { netns_cookie, mut asked, listening, held, mptcp, beyond, is_complete } = answer;
         let refused = self.holders.refused.iter().filter(|(_, of)| of.netns_cookie == netns_cookie);
         asked.extend(refused.map(|(cookie, _)| *cookie));
         let Holders { renewed, missed, .. } = &mut self.holders;
@@ -192,9 +197,11 @@ impl Control {
         for (cookie, holding) in held {
             self.held_by(cookie, netns_cookie, holding, &mut shared);
         }
+        beyond.into_iter().for_each(|index| self.found_beyond(index, netns_cookie));
         self.tell_what_is_not_steered(netns_cookie, &mptcp, &shared, is_complete);
         self.clear_refusals();
         self.conclude_ended();
+        self.tell_left_out();
     }
 
     /// Decides about one listener. `shared` collects backends that hold one of another backend, with its port and owner.
@@ -237,6 +244,9 @@ impl Control {
             backend.troubles.remove(SHARED);
         }
         if self.found_left_out(index) && !self.world.sockets.contains_key(&socket.cookie) {
+            if let Err(reason) = self.kernel.take_rate(index) {
+                return self.leave_out(index, socket.netns_cookie, reason);
+            }
             // Made by the backend itself, as a rule: its programs count what is opened from now on.
             self.note_incomplete_counts(index);
             self.register_found(index, socket);

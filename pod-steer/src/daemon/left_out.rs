@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pod_steer_ebpf::{LEFT_OUT_FAST, LISTENS_BURST, LISTENS_PER_S};
+use pod_steer_ebpf::{LEFT_OUT_FAST, LEFT_OUT_MANY, LISTENS_BURST, LISTENS_PER_S};
 use tracing::warn;
 
 use super::control::Control;
@@ -55,6 +55,27 @@ impl Control {
             self.touch();
         }
         self.holders.watching = true;
+    }
+
+    /// A listener of a backend is not registered, which [`Control::tell_left_out`] tells with others.
+    pub(super) fn leave_out(&mut self, index: u32, netns_cookie: u64, reason: u32) {
+        self.holders.left_out_now.insert(index, (netns_cookie, reason));
+    }
+
+    /// Once for all listeners that were found together: a backend may have any number of them.
+    pub(super) fn tell_left_out(&mut self) {
+        for (index, (netns_cookie, reason)) in std::mem::take(&mut self.holders.left_out_now) {
+            self.note_left_out(index, netns_cookie, reason);
+        }
+    }
+
+    /// A look has left listeners of a backend to the next ones.
+    pub(super) fn found_beyond(&mut self, index: u32, netns_cookie: u64) {
+        if !self.kernel.socket_usage(index).may_take() {
+            self.leave_out(index, netns_cookie, LEFT_OUT_MANY);
+        } else if !self.found_left_out(index) {
+            self.holders.look_later_at(netns_cookie);
+        }
     }
 
     /// A look has found a listener that was left out, and it is registered.

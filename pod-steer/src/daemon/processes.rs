@@ -112,6 +112,7 @@ impl Control {
                 self.register_inherited(index, socket);
             }
         }
+        self.tell_left_out();
         if let Some(mut listening) = listening {
             listening.retain(|listener| !listener.cookie.is_some_and(|cookie| own.contains(&cookie)));
             self.note_listeners(netns.cookie, listening);

@@ -146,6 +146,7 @@ impl Control {
                 self.register_found(index, socket);
             }
         }
+        self.tell_left_out();
         self.touch();
     }
 
@@ -153,7 +154,7 @@ impl Control {
     pub(super) fn register_found(&mut self, index: u32, socket: FoundSocket) {
         // One that is registered keeps its place, whichever backend it is of.
         if !self.world.sockets.contains_key(&socket.cookie) && !self.kernel.socket_usage(index).may_take() {
-            return self.note_left_out(index, socket.netns_cookie, LEFT_OUT_MANY);
+            return self.leave_out(index, socket.netns_cookie, LEFT_OUT_MANY);
         }
         let hidden = self.kernel.hidden(&socket.fd);
         if hidden.is_none() {

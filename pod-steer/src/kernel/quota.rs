@@ -10,7 +10,10 @@ use aya::{
     Ebpf,
     maps::{Array, Map, MapData, MapError},
 };
-use pod_steer_ebpf::{COUNT_OF_ALL, ListenRate, SOCKETS_MAX, count_of, may_take, share};
+use pod_steer_ebpf::{
+    COUNT_OF_ALL, LEFT_OUT_FAST, ListenRate, SOCKETS_MAX, common, count_of, may_take, next_listen, share,
+};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{Kernel, KernelError, Result, limits::limit, object::map, sys::Counters};
 
@@ -29,6 +32,12 @@ impl Usage {
     /// Whether it may have one more.
     pub fn may_take(&self) -> bool {
         may_take(self.limit, self.used, self.own)
+    }
+
+    /// How many more it may have.
+    pub fn room(&self) -> usize {
+        let of_share = share(self.limit).saturating_sub(self.own);
+        of_share.max(common(self.limit).saturating_sub(self.used)) as usize
     }
 }
 
@@ -140,6 +149,18 @@ impl Kernel {
         self.socket_counts.usage(backend)
     }
 
+    /// Counts a listener that is about to be registered for the rate of its backend, or says why it is not to be. A program may do the
+    /// same at this moment, and count one less.
+    pub fn take_rate(&mut self, backend: u32) -> std::result::Result<(), u32> {
+        let rates = &mut self.socket_counts.rates;
+        let Ok(rate) = rates.get(&backend, 0) else { return Ok(()) };
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+        let next_ns = next_listen(rate.next_ns, now_ns).ok_or(LEFT_OUT_FAST)?;
+        let _ = rates.set(backend, ListenRate { next_ns, ..rate }, 0);
+        Ok(())
+    }
+
     /// Listeners of a backend that the kernel program has left out so far.
     pub fn left_out(&self, backend: u32) -> u64 {
         self.socket_counts.rates.get(&backend, 0).map_or(0, |rate| rate.left_out)
@@ -153,7 +174,7 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use pod_steer_ebpf::{LISTENS_BURST, LISTENS_PER_S, common, next_listen};
+    use pod_steer_ebpf::{LISTENS_BURST, LISTENS_PER_S};
 
     use super::*;
 

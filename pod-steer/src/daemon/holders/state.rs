@@ -51,6 +51,8 @@ pub(in crate::daemon) struct Holders {
     pub(in crate::daemon) refused: BTreeMap<u64, Refused>,
     /// Backends of which listeners are left out, by index.
     pub(in crate::daemon) left_out: BTreeMap<u32, LeftOut>,
+    /// Of those the ones that are to be told, each with the namespace and the reason.
+    pub(in crate::daemon) left_out_now: BTreeMap<u32, (u64, u32)>,
 }
 
 /// A listener that clients are not given to.
@@ -73,6 +75,12 @@ impl Holders {
     /// A listener was not found where it should be: the next look asks for the holder of each.
     pub fn look_closely_at(&mut self, netns_cookie: u64) {
         self.due.insert(netns_cookie, true);
+    }
+
+    /// A look has not come to all: the next one is about this namespace too, when it is time for one.
+    pub fn look_later_at(&mut self, netns_cookie: u64) {
+        self.left.insert(netns_cookie, true);
+        self.watching = true;
     }
 
     /// Whether it is too early for a look that nothing but time asks for.
