@@ -1,6 +1,6 @@
-//! What keeps a backend from taking the places of others in the socket map, and the daemon's time: a limit on its registered sockets,
-//! and one on the rate at which it opens listeners. Both are checked before they are counted, so programs on several CPUs may
-//! let in one more each.
+//! The quota of a backend's registered sockets, so that it leaves others room in the socket map, and the limit on the rate at which it
+//! opens listeners, so that it leaves the daemon time for others. Both are checked before they are counted, so programs on several CPUs
+//! may let in one more each.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pod_steer_ebpf::{

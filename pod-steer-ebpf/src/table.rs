@@ -151,9 +151,9 @@ pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     walk(table, header.backend.wrapping_add(1), all, 0, chooser)
 }
 
-/// Offers each of `members` entries from `first` on once, of which there is one at least; of more than [`WALK_MAX`] only a part, from
-/// all over them. They are visited in steps of an odd number, near the golden section of a power of two: that comes to every place
-/// once, and to few that are beside each other. Those that die together are.
+/// Offers each of `members` entries from `first` on once, of which there is one at least; of more than 2 × [`WALK_MAX`] only a part, from
+/// all over them. They are visited in steps of an odd number, near the golden section of a power of two: that comes to every place once,
+/// and to few that are beside each other. Those that die together are.
 #[inline(always)]
 fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {
     let mask = u32::MAX >> (members.wrapping_sub(1) | 1).leading_zeros();

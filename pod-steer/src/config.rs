@@ -122,7 +122,7 @@ pub struct RunConfig {
     pub file: Option<PathBuf>,
     /// Paths of the engines' sockets.
     pub engines: Vec<String>,
-    /// They were given.
+    /// Whether they were given, or are the default.
     pub engines_named: bool,
     /// Where files are kept.
     pub runtime_dir: PathBuf,

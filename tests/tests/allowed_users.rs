@@ -125,7 +125,7 @@ fn a_registered_process_of_another_user_is_refused() -> Result<()> {
     };
     let refused = output(&mut register(&stage)?)?;
     let said = String::from_utf8_lossy(&refused.stderr);
-    ensure!(refused.status.code() == Some(2) && said.contains("user 1000, who is not allowed"), "{refused:?}");
+    ensure!(refused.status.code() == Some(2) && said.contains("user 1000, which is not allowed"), "{refused:?}");
     reload(&stage, USER_ONLY)?;
     run(&mut register(&stage)?)?;
     served_by(&stage, &["of-user"])

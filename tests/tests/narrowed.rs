@@ -173,7 +173,8 @@ fn settings_that_are_wrong_change_nothing() -> Result<()> {
     // What cannot change while the daemon runs is named, and the rest changes.
     reload(&stage, "allow-ports = '81'\nmax-backends = 7\ngroup = '7'\n")?;
     let said = stage.daemon.status()?.said_about("the settings").join("\n");
-    ensure!(said.contains("group, max-backends differ") && said.contains("restart the daemon"), "{said}");
+    ensure!(said.contains("group differs") && said.contains("restart the daemon to apply"), "{said}");
+    ensure!(said.contains("max-backends differs") && said.contains("`pod-steer unload`"), "{said}");
     refused_because(&stage)?;
     reload(&stage, "allow-ports = '80'\n")?;
     stage.daemon.wait_ready("web", 1)?;

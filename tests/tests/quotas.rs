@@ -218,7 +218,7 @@ time.sleep(600)";
 #[test]
 fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    for (limit, what) in [("RULES=64", "the rules"), ("SLOT_TABLES=64", "the slot tables")] {
+    for (limit, what) in [("RULES=64", "quota of rules"), ("SLOT_TABLES=64", "quota of slot tables")] {
         let stage = limited(limit)?;
         let mut greedy = python(&stage, "greedy", "20000-20099", RANGE)?;
         wait::until("it to listen", || greedy.stdout().contains("listening").then_some(()))
@@ -292,7 +292,7 @@ fn ports_of_a_greedy_service_leave_room() -> Result<()> {
     let _greedy = silent(&stage, "greedy", "20000-21023:30000-31023")?;
     stage.daemon.wait_for("the backend", |status| status.service("greedy").map(drop))?;
     let said = refused(&stage, "greedy", "20000-21023:30000-31023")?;
-    ensure!(said.contains("MANAGED_PORTS") && said.contains("48 of 64"), "{said}");
+    ensure!(said.contains("blocks of 64 ports: 48 of 64"), "{said}");
     has_room(&stage, 80)
 }
 
@@ -315,7 +315,7 @@ fn backends_of_a_greedy_service_leave_room() -> Result<()> {
 }
 
 #[test]
-fn many_backends_with_many_ports_stop_no_deploy() -> Result<()> {
+fn many_backends_with_many_ports_leave_room() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool"]));
     let stage = Stage::without_engine()?;
     let mut many = Vec::new();

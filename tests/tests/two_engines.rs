@@ -82,7 +82,7 @@ fn an_engine_changes_nothing_of_another_ones_container() -> Result<()> {
         status.service("mark")?;
         said_of(status, &liar)
     })?;
-    ensure!(said.contains("1 of its containers, web-1 among them"), "{said}");
+    ensure!(said.contains("1 of its containers, among them web-1"), "{said}");
     let status = daemon.status()?;
     ensure!(status.service("other").is_none(), "{status}");
     daemon.wait_ready("web", 1)?;

@@ -1,4 +1,4 @@
-//! How much one may take of what all share, and how fast.
+//! How shared limits are divided, and how fast a backend may open listeners.
 
 /// Part of a limit that each may use whatever the others use: one of so many parts.
 pub const SHARES: u32 = 64;
@@ -9,7 +9,7 @@ pub const fn share(limit: u32) -> u32 {
     if share == 0 { 1 } else { share }
 }
 
-/// Up to this many in use, each may have as many as it wants.
+/// While fewer than this many are in use, each may take more than its [`share`].
 pub const fn common(limit: u32) -> u32 {
     limit - limit / 4
 }
@@ -21,8 +21,8 @@ pub const fn may_take(limit: u32, used: u32, own: u32) -> bool {
     own < share(limit) || used < common(limit)
 }
 
-/// Listeners that a backend may open in a second for any length of time. A server of passive FTP opens one for each transfer; more than
-/// some hundred transfers a second are not known of any.
+/// Listeners a second that a backend may open for any length of time. A server of passive FTP opens one for each transfer; none is known
+/// to make more than some hundred transfers a second.
 pub const LISTENS_PER_S: u64 = 512;
 /// Listeners that it may open at once, after it has opened none for a while: a range of 1,024 ports for both families.
 pub const LISTENS_BURST: u64 = 2_048;

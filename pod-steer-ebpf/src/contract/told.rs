@@ -115,5 +115,5 @@ pub const EVENT_NOT_REGISTERED: u32 = 3;
 pub const EVENT_NOT_SHARED: u32 = 4;
 /// A managed container asked for an MPTCP socket and was refused; it is expected to ask for TCP next.
 pub const EVENT_MPTCP_REFUSED: u32 = 5;
-/// A managed socket listens and is not registered, for its backend has taken its part. One event may stand for many such sockets.
+/// A managed socket listens and is not registered: its backend has reached its quota or its rate. One event may stand for many sockets.
 pub const EVENT_LEFT_OUT: u32 = 6;

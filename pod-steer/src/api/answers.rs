@@ -1,4 +1,4 @@
-//! The connection to a client, which has to take its answers: one that reads nothing holds a slot, a descriptor and the answer.
+//! A connection whose client must read its answers in time: otherwise it would hold a slot, a descriptor and the answer.
 
 use std::{
     io::{self, IoSlice},

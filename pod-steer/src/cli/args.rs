@@ -27,7 +27,8 @@ pub enum Command {
     ///
     /// The command runs in a cgroup of its own. Where the caller's cgroup, or one above it, is delegated (systemd: Delegate=yes) and the
     /// caller's belongs to root, the new one is made below the caller's: all limits and BPF programs there hold for the command. Anywhere
-    /// else it is made in pod-steer's own cgroup, and the limits of the caller's cgroup do not hold. So only operators may use it.
+    /// else it is made in pod-steer's own cgroup, and the limits of the caller's cgroup do not hold. Therefore only operators
+    /// may use `exec`.
     Exec(ExecArgs),
     /// Make a process that already listens a backend
     Register(RegisterArgs),
@@ -81,7 +82,7 @@ pub struct RunArgs {
     /// [default: unix:///var/run/docker.sock if it is there]
     #[arg(long, env = "POD_STEER_ENGINE", value_name = "URL", value_delimiter = ',')]
     pub engine: Vec<String>,
-    /// Settings [default: /etc/pod-steer.toml if it is there]
+    /// Settings, read again on SIGHUP [default: /etc/pod-steer.toml if it is there]
     #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where to keep files [default: /run/pod-steer]
@@ -103,13 +104,13 @@ pub struct RunArgs {
     /// Group whose members may read status, history and events, and nothing else [default: none]
     #[arg(long, env = "POD_STEER_VIEWERS", value_name = "GROUP")]
     pub viewers: Option<String>,
-    /// Ports that services may claim, as in 80,443,8000-8999 [default: all]
+    /// Ports that services may claim, as in 80,443,8000-8999; `allow-ports` in a service's table narrows it [default: all]
     #[arg(long, env = "POD_STEER_ALLOW_PORTS", value_name = "PORTS")]
     pub allow_ports: Option<String>,
     /// Follow labels that come from an image too: then authors of images decide what is steered
     #[arg(long, env = "POD_STEER_TRUST_IMAGE_LABELS")]
     pub trust_image_labels: bool,
-    /// Most backends, fixed when the state is made [default: 4096]
+    /// Most backends in all; a new value takes an `unload` first [default: 4096]
     #[arg(long, env = "POD_STEER_MAX_BACKENDS", value_name = "N")]
     pub max_backends: Option<u32>,
     /// Log every decision of the kernel program (slow; for experiments)

@@ -125,21 +125,21 @@ mod tests {
             ("[web]\nallow-port = '80'", "service.web.allow-port is unknown; did you mean allow-ports?"),
             (
                 "[web]\nallow-images = 'nginx'",
-                "service.web.allow-images=\"nginx\" is refused: it is no list; write it as in",
+                "service.web.allow-images=\"nginx\" is refused: it is not a list; write it as in",
             ),
             ("[web]\nallow-images = []", "service.web.allow-images=\"[]\" is refused: it is empty; write at least one"),
             (
                 "[web]\nallow-images = ['ok', 'a b']",
-                "service.web.allow-images=\"a b\" is refused: it is no name of an image",
+                "service.web.allow-images=\"a b\" is refused: it is not the name of an image",
             ),
             (
                 "[web]\nallow-images = ['sha256:0a']",
                 "service.web.allow-images=\"sha256:0a\" is refused: an id is sha256:",
             ),
-            ("[web]\nallow-images = [7]", "service.web.allow-images=\"7\" is refused: it is no text"),
+            ("[web]\nallow-images = [7]", "service.web.allow-images=\"7\" is refused: it is not a string"),
             (
                 "[web]\nallow-users = 'root'",
-                "service.web.allow-users=\"root\" is refused: it is no list; write it as in",
+                "service.web.allow-users=\"root\" is refused: it is not a list; write it as in",
             ),
             ("[web]\nallow-users = []", "service.web.allow-users=\"[]\" is refused: it is empty; write at least one"),
             (

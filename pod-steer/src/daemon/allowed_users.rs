@@ -22,7 +22,7 @@ impl Control {
             match listeners_of_netns(netns, &sets) {
                 Ok(listeners) => users.extend(listeners.iter().filter_map(|one| Some((one.cookie?, one.uid)))),
                 Err(error) => {
-                    warn!(%netns, %error, "whose the listeners of a network namespace are cannot be found out")
+                    warn!(%netns, %error, "cannot read the users of the listeners of a network namespace")
                 }
             }
         }

@@ -230,11 +230,15 @@ impl Control {
         // That all are in use is said below.
         if usage.used < max && !usage.may_take() {
             return Err(format!(
-                "the service `{service}` may have no more backends: {usage}; end some that it does not need, or restart the daemon with more \
-                 (`run --max-backends`)"
+                "the service `{service}` may have no more backends: {usage}; end some that it does not need, or raise \
+                 `run --max-backends`, which takes an `unload` first"
             ));
         }
-        let full = || format!("all {max} backends are in use; `run --max-backends` sets how many there may be");
+        let full = || {
+            format!(
+                "all {max} backends are in use; `run --max-backends` sets the limit, and a new value takes an `unload` first"
+            )
+        };
         // What an ended backend's programs still count must not be counted for another.
         let counting = |kernel: &Kernel| -> BTreeSet<u32> {
             kernel.attached_backends().into_iter().map(|(_, index)| index).chain(kernel.moved_to()).collect()

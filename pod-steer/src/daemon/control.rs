@@ -81,7 +81,7 @@ pub(super) struct Control {
     pub(super) leftovers: bool,
     /// By index: connections that came from another backend and whose end nobody will see.
     pub(super) written_off: HashMap<u32, u64>,
-    /// Containers for which no index was free: their engines are asked again when backends have gone.
+    /// Containers that found no free index; they are described again when a backend has gone.
     pub(super) without_index: BTreeSet<String>,
     /// Indices of backends that have ended, until they are given out again.
     pub(super) freed_indices: BTreeSet<u32>,

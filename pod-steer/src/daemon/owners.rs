@@ -78,7 +78,7 @@ impl Control {
         };
         let Kind::Container { engine: owner } = &backend.kind else { return };
         let message = format!(
-            "{count} of its containers, {} among them, have ids of containers of {}, so what it says of them is ignored; if \
+            "{count} of its containers, among them {}, already belong to {}, so its reports about them are ignored; if \
              both are one engine, name it once (`--engine`)",
             backend.name,
             engine::name(owner)

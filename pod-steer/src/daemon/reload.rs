@@ -19,6 +19,8 @@ const WRONG: &str = "settings";
 const AT_RESTART: &str = "settings-at-restart";
 /// Their subject.
 const SUBJECT: &str = "the settings";
+/// Keys of what the state in the kernel was made with: a daemon that adopts it does not change them.
+const AFTER_UNLOAD: [&str; 2] = ["bpffs", "max-backends"];
 /// Event when the settings were read again.
 const RELOADED: &str = "settings-read";
 
@@ -56,6 +58,23 @@ impl Reload {
     }
 }
 
+/// Which keys are not in effect, and what applies them.
+fn how_to_apply(keys: &[&str]) -> String {
+    let (after_unload, at_restart): (Vec<&str>, Vec<&str>) = keys.iter().partition(|key| AFTER_UNLOAD.contains(key));
+    let differ = |keys: &[&str], how: &str| {
+        let verb = if keys.len() == 1 { "differs" } else { "differ" };
+        (!keys.is_empty()).then(|| format!("{} {verb} from what is in effect; {how}", keys.join(", ")))
+    };
+    let texts = [
+        differ(&at_restart, "restart the daemon to apply, which loses no connection"),
+        differ(
+            &after_unload,
+            "run `pod-steer unload` and start the daemon again to apply, which ends steering meanwhile",
+        ),
+    ];
+    texts.into_iter().flatten().collect::<Vec<_>>().join(". ")
+}
+
 impl Control {
     /// Reads the settings again, beside the loop: the file may be on a disk that is slow.
     pub(super) fn reload(&mut self) {
@@ -67,7 +86,8 @@ impl Control {
         let mut args = self.reload.args.clone();
         // A file that was read at the start is not optional any more: without it, everything that it restricts would be allowed.
         args.config = args.config.or_else(|| self.reload.config.file.clone());
-        let failed = Input::SettingsRead(Err("reading them failed".to_owned()));
+        let failed =
+            Input::SettingsRead(Err("reading the settings panicked; the reason is on standard error".to_owned()));
         beside(&self.inputs, failed, move || {
             Input::SettingsRead(RunConfig::resolve(args).map(Box::new).map_err(|error| crate::chain(&error)))
         });
@@ -99,7 +119,7 @@ impl Control {
         self.world.policy = ports.clone();
         self.world.configured = services.clone();
         if let Err(error) = (self.reload.set_log_level)(log_level) {
-            warn!(%error, "the level of the log stays as it was");
+            warn!(%error, "cannot set the log level");
         }
         if asks_engines {
             self.reload.engines.send_replace(*trust_image_labels);
@@ -121,10 +141,7 @@ impl Control {
         if at_restart.is_empty() {
             self.conditions.clear(AT_RESTART, SUBJECT);
         } else {
-            let (keys, verb) = (at_restart.join(", "), if at_restart.len() == 1 { "differs" } else { "differ" });
-            let message =
-                format!("{keys} {verb} from what is in effect; restart the daemon, which loses no connection");
-            self.conditions.set(AT_RESTART, SUBJECT, message);
+            self.conditions.set(AT_RESTART, SUBJECT, how_to_apply(&at_restart));
         }
         self.touch();
     }

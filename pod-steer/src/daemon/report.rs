@@ -29,7 +29,7 @@ impl Control {
         }
     }
 
-    /// Tells whoever follows the events.
+    /// Sends an event to all followers.
     pub(super) fn tell(&self, service: &str, backend: &str, event: &str, detail: &str) {
         let _ = self.events.send(EventRecord {
             time: jiff::Timestamp::now().to_string(),

@@ -260,7 +260,7 @@ fn announces_late(version: Result<Version, EngineError>) -> Result<bool, EngineE
             Ok(components.any(|component| component.name.starts_with("Podman")))
         }
         Err(error) if error.is_of_one_answer() || matches!(error, EngineError::Refused { .. }) => {
-            debug!(%error, "the engine does not tell its version");
+            debug!(%error, "the engine refuses /version; it is treated as Podman");
             Ok(true)
         }
         Err(error) => Err(error),

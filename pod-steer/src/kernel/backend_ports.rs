@@ -15,23 +15,25 @@ use crate::world::Plan;
 pub(super) struct Blocks<K, V> {
     map: HashMap<MapData, K, V>,
     name: &'static str,
+    /// For people.
+    what: &'static str,
     usual: u32,
     written: BTreeMap<K, V>,
 }
 
 impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
-    /// Takes over what is there. `name` and `usual` are the map's and its usual size.
-    pub fn new(map: HashMap<MapData, K, V>, name: &'static str, usual: u32) -> Self {
+    /// Takes over what is there. `name` is the map's, `what` says what it holds, and `usual` is its usual size.
+    pub fn new(map: HashMap<MapData, K, V>, name: &'static str, what: &'static str, usual: u32) -> Self {
         let written = map.iter().flatten().collect();
-        Self { map, name, usual, written }
+        Self { map, name, what, usual, written }
     }
 
     fn is(&self, wanted: &BTreeMap<K, V>) -> bool {
         self.written == *wanted
     }
 
-    /// Brings the map to what is wanted. `backend` is the index of the backend of a block, and `owners` has the service of each. Adds
-    /// to `failed` the backends of which something could not be written: that keeps no other from it.
+    /// Makes the map hold exactly what is wanted. `backend` gives the index of a block's backend, and `owners` the service of each
+    /// backend. A backend whose block cannot be written is added to `failed`, and all other blocks are written.
     fn bring(
         &mut self,
         wanted: &BTreeMap<K, V>,
@@ -44,7 +46,7 @@ impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
         }
         self.written.retain(|block, _| wanted.contains_key(block));
         let owner = |block: &K| owners.get(&backend(block)).copied().unwrap_or(NONE);
-        let mut tally = Tally::new(self.name, self.usual, self.name);
+        let mut tally = Tally::new(self.name, self.usual, self.what);
         self.written.keys().for_each(|block| tally.add(owner(block), 1));
         for (block, value) in wanted {
             let before = self.written.get(block);
@@ -77,8 +79,8 @@ impl BackendPorts {
         own: HashMap<MapData, OwnBlock, OwnPorts>,
     ) -> Self {
         Self {
-            managed: Blocks::new(managed, "MANAGED_PORTS", MANAGED_PORTS_MAX),
-            own: Blocks::new(own, "OWN_PORTS", OWN_PORTS_MAX),
+            managed: Blocks::new(managed, "MANAGED_PORTS", "blocks of 64 ports", MANAGED_PORTS_MAX),
+            own: Blocks::new(own, "OWN_PORTS", "blocks of 64 ports for connections to itself", OWN_PORTS_MAX),
         }
     }
 }

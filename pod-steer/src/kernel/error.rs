@@ -100,7 +100,7 @@ pub enum KernelError {
     },
     /// A service has what it may have, and others may have more.
     #[error(
-        "its service may have no more of {what}: {usage}; let it use fewer ports, addresses or networks, or end services that are not \
+        "the service has reached its quota of {what}: {usage}; use fewer ports, addresses or networks, or end services that are not \
          needed"
     )]
     Quota {

@@ -36,7 +36,7 @@ pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
 impl Rules {
     /// `dir` has the directory of the maps of ports.
     pub fn new(rules: HashMap<MapData, RuleKey, Rule>, by_table: Array<MapData, Rule>, dir: &Path) -> Self {
-        let tally = Tally::new("RULES", TABLES_MAX, "the rules (one for a single address or device counts twice)");
+        let tally = Tally::new("RULES", TABLES_MAX, "rules (one for a single address or device counts twice)");
         let mut made = Self { rules, owners: BTreeMap::new(), tally, by_table, dir: dir.to_owned() };
         let written: Vec<(RuleKey, Rule)> = made.read().collect();
         written.into_iter().for_each(|(key, rule)| made.owns(key, rule.service));
@@ -52,7 +52,7 @@ impl Rules {
         Ok(())
     }
 
-    /// It has it no more.
+    /// Gives up a rule of a service.
     pub fn release(&mut self, key: &RuleKey) {
         if let Some(owner) = self.owners.remove(key) {
             self.tally.take_away(owner, weight(key));

@@ -95,7 +95,7 @@ impl Publisher {
     pub fn new(pin: &Path, used: impl Iterator<Item = (u32, u32)>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
         let used: BTreeMap<u32, u32> = used.filter(|(table, _)| *table != NONE).collect();
-        let mut tally = Tally::new("SLOT_TABLES", TABLES_MAX, "the slot tables");
+        let mut tally = Tally::new("SLOT_TABLES", TABLES_MAX, "slot tables");
         used.values().for_each(|service| tally.add(*service, 1));
         Ok(Self {
             tables: Tables::open(pin)?,
@@ -227,7 +227,7 @@ impl Made {
         Self { _planned: Arc::clone(planned), entries: entries(planned), map: None, same: HashSet::new() }
     }
 
-    /// A map that nobody uses yet, or that only tables of this turn do.
+    /// A map that is not in use yet, or that only tables of this turn use.
     fn map(&mut self) -> Result<Arc<MapData>> {
         if let Some(map) = &self.map {
             return Ok(Arc::clone(map));

@@ -48,7 +48,7 @@ impl std::fmt::Display for Usage {
         let percent = u64::from(used) * 100 / u64::from(limit.max(1));
         write!(
             f,
-            "{own} of {limit}, of which {percent} % are in use; each may have {}, and more only below 75 %",
+            "{own} of {limit}, of which {percent} % are in use; {} are guaranteed, more only below 75 %",
             share(limit)
         )
     }

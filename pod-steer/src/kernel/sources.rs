@@ -32,7 +32,7 @@ impl Sources {
             let data = key.data();
             written.entry(u32::from_be_bytes(data.scope)).or_default().insert((key.prefix_len(), data.addr), table);
         }
-        let tally = Tally::new("SOURCES", SOURCES_MAX, "the networks of all ports");
+        let tally = Tally::new("SOURCES", SOURCES_MAX, "networks of clients");
         let mut made = Self { map, written, owners: BTreeMap::new(), tally, by_side: BTreeMap::new() };
         let counts: Vec<(u32, u32)> =
             made.written.iter().map(|(scope, entries)| (*scope, u32::try_from(entries.len()).unwrap_or(0))).collect();

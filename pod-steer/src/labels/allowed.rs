@@ -24,7 +24,7 @@ pub(super) fn read(
 fn ports(reader: &mut Reader, text: &str) -> Option<PortPolicy> {
     let ports = PortPolicy::parse(text);
     if ports.is_none() {
-        reader.refuse("allow-ports", text, "it is not a list of ports; write it as in \"80,443,8000-8099\"");
+        reader.refuse("allow-ports", text, "it is not a list of ports; write it as in \"80,443,8000-8999\"");
     }
     ports
 }
@@ -33,7 +33,7 @@ fn images(reader: &mut Reader, text: &str) -> Option<Vec<ImagePattern>> {
     const KEY: &str = "allow-images";
     let items = list(reader, KEY, text, r#"["nginx", "registry.example/web:*"]"#)?;
     let read = items.iter().filter_map(|item| {
-        let read = item.as_str().ok_or_else(|| "it is no text; write the name of an image".to_owned());
+        let read = item.as_str().ok_or_else(|| "it is not a string; write the name of an image".to_owned());
         read.and_then(ImagePattern::parse).map_err(|wrong| reader.refuse(KEY, &written(item), wrong)).ok()
     });
     Some(read.collect())
@@ -64,7 +64,7 @@ fn list(reader: &mut Reader, key: &'static str, text: &str, example: &str) -> Op
             reader.refuse(key, text, format!("it is empty; write at least one, as in {example}, or remove the key"));
         }
         Ok(items) => return Some(items),
-        Err(_) => reader.refuse(key, text, format!("it is no list; write it as in {example}")),
+        Err(_) => reader.refuse(key, text, format!("it is not a list; write it as in {example}")),
     }
     None
 }

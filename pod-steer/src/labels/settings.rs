@@ -211,7 +211,7 @@ fn exec(reader: &mut Reader, text: Option<&str>) -> CheckKind {
     } else if text.len() > CHARS_MAX {
         reader.refuse("health.command", text, format!("it has more than {CHARS_MAX} characters; put it into a script"));
     } else if command.first().is_none_or(String::is_empty) || command.iter().any(|word| word.contains('\0')) {
-        let wrong = "it is no list of words; write it as JSON has it, as in [\"/check\", \"--fast\"]";
+        let wrong = "it is not a list of words; write it as JSON has it, as in [\"/check\", \"--fast\"]";
         reader.refuse("health.command", text, wrong);
     }
     CheckKind::Exec { command }

@@ -205,7 +205,7 @@ fn checks_that_cannot_be_meant() {
         ("tcp", "healthy", "0", r#"pod-steer.health.healthy="0" is refused: it is too small; write how many results"#),
         ("tcp", "unhealthy", "-1", r#"pod-steer.health.unhealthy="-1" is refused: it is not a whole number"#),
         ("exec", "command", " ", r#"pod-steer.health.command=" " is refused: it is empty"#),
-        ("exec", "command", "[1]", r#"pod-steer.health.command="[1]" is refused: it is no list of words"#),
+        ("exec", "command", "[1]", r#"pod-steer.health.command="[1]" is refused: it is not a list of words"#),
     ] {
         let key = format!("pod-steer.health.{key}");
         let labels = [

@@ -74,7 +74,7 @@ impl ImagePattern {
             "" => Err("it is empty; write the name of an image, as in registry.example/web:*".to_owned()),
             text if text.len() > NAME_BYTES_MAX => Err(format!("it is longer than {NAME_BYTES_MAX} characters")),
             text if !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Err("it is no name of an image; write printable ASCII without spaces".to_owned())
+                Err("it is not the name of an image; write printable ASCII without spaces".to_owned())
             }
             text => Ok(Self::Name(text.to_owned())),
         }

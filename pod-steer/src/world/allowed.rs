@@ -34,7 +34,7 @@ impl World {
             };
             let text = uid.map(|uid| {
                 format!(
-                    "its socket on port {} belongs to user {uid}, who is not allowed for the service `{service}` by `allow-users` \
+                    "its socket on port {} belongs to user {uid}, which is not allowed for the service `{service}` by `allow-users` \
                      in {}; add the user there, or run the server as another",
                     socket.port,
                     table_name(table)
@@ -123,7 +123,7 @@ mod tests {
         // One whose user is not known yet waits for that.
         assert_eq!([0, 1, 2].map(|index| plan.states[&index]), [State::NotSteered, State::Ready, State::Starting]);
         let said = &plan.hindrances[&0][0];
-        assert!(said.contains("user 0, who is not allowed") && said.contains("in [service.web]"), "{said}");
+        assert!(said.contains("user 0, which is not allowed") && said.contains("in [service.web]"), "{said}");
         assert!(plan.silences.is_empty() && plan.hindrances.len() == 1);
         assert_eq!(world.sockets_of_unknown_users(), [(102, HOST.cookie)]);
         // The kernel program would give clients to the only backend's newest listener.

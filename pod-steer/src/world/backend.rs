@@ -1,10 +1,10 @@
-//! A backend by itself.
+//! What a single backend is asked, without the rest of the world.
 
 use super::{Backend, BackendId, Health, Kind, Network, Phase, Socket};
 use crate::labels::Spec;
 
 impl Backend {
-    /// One of which no more is known. Its name is its id until it has another.
+    /// A backend of which nothing else is known. Its name is its id until it has another.
     pub fn new(id: impl Into<BackendId>, kind: Kind, index: u32, spec: Spec) -> Self {
         let id = id.into();
         Self {
