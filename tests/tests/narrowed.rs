@@ -35,28 +35,26 @@ fn allow_ports_narrowed_at_a_restart() -> Result<()> {
     let _own = Exec::new("own-1", "own", "8080:8082,8082", "0.0.0.0:8082").launch(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     stage.daemon.wait_ready("api", 1)?;
-    let to = |port: u16| Load::to(format!("127.0.0.1:{port}").parse().expect("an address")).count(20);
-    ensure!(to(80).run(stage.host.net())?.answered_by("v1-1") == 20, "it is served at first");
+    ensure!(clients(80).run(stage.host.net())?.answered_by("v1-1") == 20, "it is served at first");
     let mut held = hold(stage.host.net())?;
 
     stage.daemon.terminate()?;
-    fs::write(stage.host.dir().join("pod-steer.toml"), "allow-ports = '81'\n")?;
+    write(&stage, "allow-ports = '81'\n")?;
     stage.daemon.restart()?;
-    stage.daemon.wait_state("web", "v1-1", "not-steered")?;
-    let said = stage.daemon.status()?.said_about("v1-1").join("\n");
+    let said = refused_because(&stage)?;
     ensure!(said.contains("port 80 is not allowed") && said.contains("--allow-ports"), "{said}");
-    let refused = to(80).run(stage.host.net())?;
+    let refused = clients(80).run(stage.host.net())?;
     ensure!(refused.refused() == 20, "the kernel's own lookup finds nobody on port 80: {refused}");
-    ensure!(to(8080).run(stage.host.net())?.answered_by("v1-1") == 20, "its own port is its own again");
-    ensure!(to(81).run(stage.host.net())?.answered_by("api-1") == 20, "what is still allowed is served");
+    ensure!(clients(8080).run(stage.host.net())?.answered_by("v1-1") == 20, "its own port is its own again");
+    ensure!(clients(81).run(stage.host.net())?.answered_by("api-1") == 20, "what is still allowed is served");
     goes_on(&mut held, "v1-1")?;
 
     // And back.
     stage.daemon.terminate()?;
-    fs::write(stage.host.dir().join("pod-steer.toml"), "allow-ports = '80-81'\n")?;
+    write(&stage, "allow-ports = '80-81'\n")?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
-    ensure!(to(80).run(stage.host.net())?.answered_by("v1-1") == 20, "allowed again, served again");
+    ensure!(clients(80).run(stage.host.net())?.answered_by("v1-1") == 20, "allowed again, served again");
     Ok(())
 }
 
