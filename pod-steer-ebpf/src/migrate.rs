@@ -43,15 +43,21 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     if unsafe { is_probe(moving.sock, netns_cookie) || own::is_moving(moving.sock, netns_cookie, from_backend) } {
         return SK_DROP;
     }
-    let side = switch(from.service);
-    // It is in no table: its clients came by the kernel's own lookup, and so does its queue.
-    let Some(table) = TABLES.get(table_index(from.table, side)) else { return SK_PASS };
+    if from.service == NONE {
+        // No client was steered to it: they came by the kernel's own lookup, and so does its queue.
+        return SK_PASS;
+    }
+    // None if it has just been opened: its clients were given to it as the backend's newest listener.
+    let table = TABLES.get(table_index(from.table, switch(from.service)));
 
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
     let mut heir = Heir { ctx: &ctx, closing, backend: from_backend, nobody_serves: true };
-    let mut taken = visit(table, hash, false, &mut heir);
+    let mut taken = Visit::TryNext;
+    if let Some(table) = table {
+        taken = visit(table, hash, false, &mut heir);
+    }
     let nobody_serves = heir.nobody_serves;
     if let Visit::TryNext = taken
         && let Some(cookie) = newest
@@ -61,6 +67,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     }
     if let Visit::TryNext = taken
         && nobody_serves
+        && let Some(table) = table
     {
         // The service is paused or drained: those who are inside stay inside.
         taken = every(table, &mut heir);

@@ -197,6 +197,17 @@ fn is_managed(ctx: &SkLookupContext, to: &OwnConnection) -> bool {
 pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> bool {
     let (family, addr) = (packet.family as u8, bytes(&packet.local));
     let Some(cookie) = listener(netns_cookie(), rule.only, rule.target, family, addr) else { return false };
+    if let Some(socket) = SOCKETS.get_ptr_mut(cookie) {
+        // Its queue has steered clients from now on (`migrate`).
+        // SAFETY: the verifier checked the pointer; four aligned bytes are read and written at once. The daemon writes the same
+        // service, with a table.
+        unsafe {
+            let service = &raw mut (*socket).service;
+            if ptr::read_volatile(service) == NONE {
+                ptr::write_volatile(service, rule.service);
+            }
+        }
+    }
     LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_ok()
 }
 

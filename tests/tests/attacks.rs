@@ -169,6 +169,61 @@ fn a_queue_does_not_cross_services() -> Result<()> {
     Ok(())
 }
 
+/// Listens on port 9000, then on a new socket of it when there is a file `$1.1`, and closes that one when there is `$1.2`: after it has
+/// opened another one, which it serves, if `$2` is `again`. It accepts nothing of the others.
+const LISTENS_ANEW: &str = "import os, socket, sys, time
+def listen():
+    s = socket.socket()
+    s.bind(('0.0.0.0', 9000))
+    s.listen(100)
+    return s
+def wait(n):
+    while not os.path.exists(sys.argv[1] + n): time.sleep(0.01)
+s = listen()
+print('first', flush=True)
+wait('.1')
+s.close()
+s = listen()
+print('second', flush=True)
+wait('.2')
+if sys.argv[2] == 'again': new = listen()
+s.close()
+while sys.argv[2] == 'again':
+    c = new.accept()[0]
+    c.recv(1000)
+    c.sendall(b'HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: 5\\r\\n\\r\\nalpha')
+    c.close()
+time.sleep(600)";
+
+/// The same of a listener that is in no table, since no daemon has seen it: clients came to it as the only backend's newest.
+#[test]
+fn a_queue_of_a_listener_without_a_table_does_not_cross_services() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3", "ss"]));
+    for (then, answered) in [("ends", 0), ("again", 20)] {
+        let mut stage = Stage::without_engine()?;
+        let go = stage.host.dir().join("go").display().to_string();
+        let mut command = stage.daemon.cli()?;
+        command.args(["exec", "--service", "alpha", "--ports", "80:9000", "--name", "alpha", "--"]);
+        let alpha = stage.host.start("alpha", command.args(["python3", "-c", LISTENS_ANEW, &go, then]))?;
+        let _beta = Exec::new("beta", "beta", "81:9000", "0.0.0.0:9000").start(&stage)?;
+        for service in ["alpha", "beta"] {
+            stage.daemon.wait_ready(service, 1)?;
+        }
+        stage.daemon.kill()?;
+        fs::write(format!("{go}.1"), "")?;
+        wait::until("the second listener", || alpha.stdout().contains("second").then_some(()))?;
+        let clients = Load::to("127.0.0.1:80".parse()?).threads(20).count(20).start(stage.host.net())?;
+        wait::until_ok("clients in the queue", || {
+            let found = run(stage.host.command("ss")?.args(["-H", "-t", "-n", "state", "established", "sport = :80"]))?;
+            Ok((found.lines().count() == 20).then_some(()))
+        })?;
+        fs::write(format!("{go}.2"), "")?;
+        let tally = clients.stop()?;
+        ensure!(tally.answered_by("alpha") == answered && tally.answered() == answered, "{then}: {tally}");
+    }
+    Ok(())
+}
+
 /// A process of the same user that is not managed joins the group and takes its program off.
 #[test]
 fn a_queue_moves_although_the_groups_program_was_detached() -> Result<()> {

@@ -23,7 +23,8 @@ pub struct SocketInfo {
     pub proto: u8,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// Index of the service of that table, or [`NONE`]. Written by the daemon.
+    /// Index of the service that clients are or were steered to it for, or [`NONE`] if none ever was. Written by the daemon with the
+    /// table, and by the lookup program with the first client of a socket that is in no table yet ([`Rule::only`]).
     pub service: u32,
     /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
     pub hidden_port: u16,
