@@ -41,8 +41,10 @@ impl RunConfig {
             ports,
             trust_image_labels,
             services,
-            file: _,
+            file,
         } = new;
+        // A file that was read once is not optional any more: without it, everything that it restricts would be allowed.
+        self.file = file.or_else(|| self.file.take());
         let at_restart = [
             // Without a name it is Docker's socket if that is there, which is no change of the settings.
             ("engine", (engines_named || self.engines_named) && engines != self.engines),
@@ -113,6 +115,19 @@ mod tests {
         fs::write(path, text).unwrap();
         let args = RunArgs { config: Some(path.clone()), log_level: Some("debug".into()), ..RunArgs::default() };
         RunConfig::resolve(args).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_was_read_again_is_remembered() {
+        let path = std::env::temp_dir().join(format!("pod-steer-appeared-{}.toml", std::process::id()));
+        let read = config(&path, "allow-ports = '80'\n");
+        fs::remove_file(&path).unwrap();
+        let without = RunConfig { file: None, ..read.clone() };
+        let mut running = without.clone();
+        running.follow(read);
+        assert_eq!(running.file.as_ref(), Some(&path), "it has appeared since the start");
+        running.follow(without);
+        assert_eq!(running.file, Some(path));
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Control {
         }
         self.reload.under_way = Some(false);
         let mut args = self.reload.args.clone();
-        // A file that was read at the start is not optional any more: without it, everything that it restricts would be allowed.
+        // What was read once has to be there, also if it is the default file.
         args.config = args.config.or_else(|| self.reload.config.file.clone());
         let failed =
             Input::SettingsRead(Err("reading the settings panicked; the reason is on standard error".to_owned()));
