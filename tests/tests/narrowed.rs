@@ -205,3 +205,28 @@ fn settings_of_services_are_followed_at_once() -> Result<()> {
     reload(&stage, "[service.web]\nrollout = 'latest'\n")?;
     stage.daemon.wait_state("web", "v1-1", "standby")
 }
+
+/// The queue of a listener goes to the members of a table that is left when the other one goes, with the port that may not be claimed
+/// any more.
+#[test]
+fn a_queue_moves_after_one_of_two_ports_was_narrowed() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("allow-ports = '80-81'\n")?;
+    let listen = |name: &'static str| Exec::new(name, "web", "80:9000,81:9000", "0.0.0.0:9000");
+    let deaf = listen("deaf").server(&["--accept-delay-ms", "600000"]).start(&stage)?;
+    let _good = listen("good").start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    reload(&stage, "allow-ports = '81'\n")?;
+    wait::until_ok(
+        "port 80 to be nobody's",
+        || Ok((clients(80).run(stage.host.net())?.refused() == 20).then_some(())),
+    )?;
+    let waiting = clients(81).threads(20).start(stage.host.net())?;
+    stage.daemon.wait_for("all clients to be connected", |status| {
+        (status.service("web")?.opened() == 20 && status.backend("web", "deaf").opened > 0).then_some(())
+    })?;
+    deaf.process.signal(Signal::KILL)?;
+    let tally = waiting.stop()?;
+    ensure!(tally.answered_by("good") == 20, "{tally}");
+    Ok(())
+}

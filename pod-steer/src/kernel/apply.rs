@@ -224,6 +224,9 @@ impl Kernel {
         let mut table = if known { before.rule.table } else { NONE };
         let mut networks = before.networks;
         let (mut freed, mut sources) = (Vec::new(), Vec::new());
+        if known && before.rule.table != NONE && (before.rule.service != service || planned.table.is_none()) {
+            self.name_other_heirs(&[key]);
+        }
         if known && before.rule.service != service {
             // The port has changed hands.
             freed.extend(std::mem::take(&mut networks).into_values().map(|(own, _)| own));
@@ -304,8 +307,9 @@ impl Kernel {
     /// Removes the rules that are not planned, and then their tables. Returns what went wrong; it is tried again.
     fn drop_rules(&mut self, plan: &Plan) -> Option<KernelError> {
         let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
-        let mut failed = None;
-        for key in gone {
+        let (mut failed, mut tables) = (None, BTreeSet::new());
+        for key in &gone {
+            let key = *key;
             if let Err(error) = self.rules.remove(&key) {
                 failed = Some(error);
                 continue;
@@ -314,14 +318,15 @@ impl Kernel {
             if published.rule.table == NONE {
                 continue;
             }
-            let mut tables: BTreeSet<u32> = published.networks.into_values().map(|(own, _)| own).collect();
+            tables.extend(published.networks.into_values().map(|(own, _)| own));
             for side in 0..=SWITCH_SIDE {
                 tables.extend(self.sources.remove(table_index(published.rule.table, side)));
             }
             tables.insert(published.rule.table);
-            for table in tables {
-                self.publisher.clear(table);
-            }
+        }
+        self.name_other_heirs(&gone);
+        for table in tables {
+            self.publisher.clear(table);
         }
         failed
     }
@@ -343,6 +348,30 @@ impl Kernel {
                 if self.sockets.insert(member.cookie, info, 0).is_ok() {
                     self.heirs.insert(member.cookie, heirs);
                 }
+            }
+        }
+    }
+
+    /// The tables of these rules go, or become another service's: sockets that had one of them for their heirs get another one that they are
+    /// in. One that is in none keeps its service, so that its queue is not left to the kernel.
+    fn name_other_heirs(&mut self, gone: &[RuleKey]) {
+        let told: Vec<u64> =
+            self.heirs.iter().filter(|(_, heirs)| gone.contains(&heirs.rule)).map(|(cookie, _)| *cookie).collect();
+        for cookie in told {
+            self.heirs.remove(&cookie);
+            let Ok(mut info) = self.sockets.get(&cookie, 0) else { continue };
+            let other = self.published.iter().filter(|(key, _)| !gone.contains(key)).find_map(|(key, published)| {
+                let Rule { table, service, .. } = published.rule;
+                Some(Heirs { rule: *key, table, service }).filter(|heirs| self.inherits(heirs, cookie))
+            });
+            info.table = NONE;
+            if let Some(heirs) = other {
+                (info.table, info.service) = (heirs.table, heirs.service);
+            }
+            if self.sockets.insert(cookie, info, 0).is_ok()
+                && let Some(heirs) = other
+            {
+                self.heirs.insert(cookie, heirs);
             }
         }
     }
