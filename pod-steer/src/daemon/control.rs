@@ -277,7 +277,7 @@ impl Control {
     fn input(&mut self, input: Input) -> bool {
         match input {
             Input::Engine(input) => self.engine_input(input),
-            Input::Inspected { id, found } => self.inspected(&id, found),
+            Input::Inspected { id, found, took } => self.inspected(&id, found, took),
             Input::Found { id, sockets } => self.found(&id, sockets),
             Input::AcceptQueues(found) => self.accept_queues_seen(found),
             Input::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),

@@ -1,6 +1,9 @@
 //! What the loop is told and asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
@@ -25,6 +28,8 @@ pub enum Input {
         id: BackendId,
         /// What was found, by cookie; nothing of those that were not seen.
         found: BTreeMap<u64, Option<super::inspections::Inspection>>,
+        /// How long the look took.
+        took: Duration,
     },
     /// Sockets that listened before their backend was managed.
     Found {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::AsFd as _,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tracing::debug;
@@ -33,8 +33,8 @@ pub struct Inspection {
 pub(super) struct Inspections {
     /// By backend, cookies of the sockets that are still to be looked at.
     due: HashMap<BackendId, BTreeSet<u64>>,
-    /// Backends that are being looked at, and since when.
-    under_way: HashMap<BackendId, Instant>,
+    /// Backends that are being looked at.
+    under_way: BTreeSet<BackendId>,
     /// The time that looks at each backend have taken: one that opens sockets without end keeps no CPU busy.
     taken: Taken,
 }
@@ -46,20 +46,20 @@ impl Inspections {
 
     /// The backends that can be looked at now.
     fn ready(&self, now: Instant) -> Vec<BackendId> {
-        let can = |id: &&BackendId| !self.under_way.contains_key(*id) && self.taken.waits_until(id, now).is_none();
+        let can = |id: &&BackendId| !self.under_way.contains(*id) && self.taken.waits_until(id, now).is_none();
         self.due.keys().filter(can).cloned().collect()
     }
 
     /// When a look is due that waits for its time.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let waiting = self.due.keys().filter(|id| !self.under_way.contains_key(*id));
+        let waiting = self.due.keys().filter(|id| !self.under_way.contains(*id));
         waiting.filter_map(|id| self.taken.waits_until(id, now)).min()
     }
 
-    /// A look is over.
-    fn over(&mut self, id: &str, now: Instant) {
-        if let Some((id, begun)) = self.under_way.remove_entry(id) {
-            self.taken.take(id, now.saturating_duration_since(begun), now);
+    /// A look that took so long is over.
+    fn over(&mut self, id: &str, took: Duration, now: Instant) {
+        if let Some(id) = self.under_way.take(id) {
+            self.taken.take(id, took, now);
         }
     }
 }
@@ -80,11 +80,13 @@ impl Control {
 
     fn inspect(&mut self, id: BackendId, due: BTreeSet<u64>) {
         let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else { return };
-        self.inspections.under_way.insert(id.clone(), Instant::now());
+        self.inspections.under_way.insert(id.clone());
         let migration = self.migration.clone();
         let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
-        let failed = Input::Inspected { id: id.clone(), found: found.clone() };
+        let failed = Input::Inspected { id: id.clone(), found: found.clone(), took: Duration::ZERO };
         beside(&self.inputs, failed, move || {
+            // It may have waited for a thread.
+            let begun = Instant::now();
             // None is kept: a backend may have more sockets than we may open files.
             let look = |socket: &FoundSocket| {
                 if due.contains(&socket.cookie) {
@@ -97,12 +99,12 @@ impl Control {
                 false
             };
             processes.listeners(look);
-            Input::Inspected { id, found }
+            Input::Inspected { id, found, took: begun.elapsed() }
         });
     }
 
-    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>) {
-        self.inspections.over(id, Instant::now());
+    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>, took: Duration) {
+        self.inspections.over(id, took, Instant::now());
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
             let netns_cookie = socket.netns_cookie;
@@ -143,8 +145,6 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -155,16 +155,13 @@ mod tests {
         inspections.add(2, "b");
         assert_eq!(inspections.ready(start).len(), 2);
         inspections.due.clear();
-        inspections.under_way.insert("a".to_owned(), start);
+        inspections.under_way.insert("a".to_owned());
         inspections.add(3, "a");
         assert_eq!((inspections.ready(start), inspections.due(start)), (vec![], None));
-        inspections.over("a", start + ms(60));
-        assert_eq!(
-            (inspections.ready(start + ms(60)), inspections.due(start + ms(60))),
-            (vec![], Some(start + ms(160)))
-        );
+        inspections.over("a", ms(110), start);
+        assert_eq!((inspections.ready(start), inspections.due(start)), (vec![], Some(start + ms(40))));
         inspections.add(4, "b");
-        assert_eq!(inspections.ready(start + ms(60)), ["b"]);
-        assert_eq!(inspections.ready(start + ms(161)).len(), 2);
+        assert_eq!(inspections.ready(start), ["b"]);
+        assert_eq!(inspections.ready(start + ms(41)).len(), 2);
     }
 }

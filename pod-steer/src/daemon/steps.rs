@@ -79,8 +79,7 @@ impl Control {
     }
 
     pub(super) fn touch_if_due(&mut self) {
-        let is_paced = self.pace.due().is_some_and(|at| at <= Instant::now());
-        if is_paced || self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
+        if self.pace.is_due(Instant::now()) || self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
             self.touch();
         }
     }
