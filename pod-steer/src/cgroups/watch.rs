@@ -111,7 +111,10 @@ impl Cgroups {
     /// Where another program than the daemon removes a cgroup as soon as it is empty, inotify reports nothing (seen on 6.18 for a
     /// quarter of them): the kernel reports it later, by a work queue, and not of a file that is gone.
     pub fn poll(&mut self) -> Vec<Seen> {
-        let gone = self.watches.extract_if(|_, watch| matches!(watch, Watch::Events(path) if !path.exists()));
+        // Only the daemon removes those below its own.
+        let own = self.mount.join(super::OWN);
+        let is_gone = |path: &Path| !path.starts_with(&own) && !path.exists();
+        let gone = self.watches.extract_if(|_, watch| matches!(watch, Watch::Events(path) if is_gone(path)));
         let gone: Vec<(i32, Watch)> = gone.collect();
         let mut seen = Vec::new();
         for (wd, watch) in gone {

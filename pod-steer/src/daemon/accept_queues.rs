@@ -1,7 +1,7 @@
 //! Looks at the accept queues of the backends: a server that does not accept, since it is frozen say, passes a check that
 //! only connects, as the kernel completes the handshake. When its queue is full, the status says so.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use tracing::{debug, warn};
 
@@ -10,6 +10,8 @@ use crate::{listening::Listener, process_set::listeners_of_netns, world::Backend
 
 /// Namespaces that are looked at in one second: each is a dump of its listeners.
 const NAMESPACES_AT_ONCE: usize = 8;
+/// After a look the next one waits so many times as long as that took: with tens of thousands of listeners it takes a while.
+const REST: u32 = 100;
 /// Looks in a row that find a queue full before it is a condition: a burst fills one for a moment.
 const LOOKS: u32 = 2;
 
@@ -20,8 +22,10 @@ pub(super) struct AcceptQueues {
     full: BTreeMap<u64, Full>,
     /// The cookie of the namespace that is looked at next, or the first behind it.
     next: u64,
-    /// A look has not ended.
-    under_way: bool,
+    /// A look has not ended: when it began.
+    under_way: Option<Instant>,
+    /// When the next look may begin.
+    rests_until: Option<Instant>,
 }
 
 /// A listener whose queue is full: its cookie, how many connections wait, and its backlog.
@@ -61,14 +65,15 @@ fn is_full(listener: &Listener) -> bool {
 impl Control {
     /// Looks at the queues in some of the namespaces in which something is steered, beside the loop.
     pub(super) fn look_at_accept_queues(&mut self) {
-        if self.accept_queues.under_way {
+        let now = Instant::now();
+        if self.accept_queues.under_way.is_some() || self.accept_queues.rests_until.is_some_and(|at| now < at) {
             return;
         }
         let (steered, next) = (&self.plan.namespaces, self.accept_queues.next);
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<u64> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
-        (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), true);
+        (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), Some(now));
         let mut namespaces = self.namespaces();
         namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
         beside(&self.inputs, Input::AcceptQueues(Vec::new()), move || {
@@ -85,7 +90,8 @@ impl Control {
 
     /// Takes what the look found: by namespace, the listeners whose queue is full.
     pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<FullQueue>)>) {
-        self.accept_queues.under_way = false;
+        let took = self.accept_queues.under_way.take().map(|began| began.elapsed());
+        self.accept_queues.rests_until = took.map(|took| Instant::now() + took * REST);
         for (netns_cookie, full) in found {
             for cookie in self.accept_queues.note(netns_cookie, &full) {
                 let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) else { continue };

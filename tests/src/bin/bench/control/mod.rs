@@ -61,19 +61,16 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
         let values = values.into_iter().map(|(key, spread)| (key.to_owned(), figure(spread))).collect();
         rows.push(Row { name: name.to_owned(), title, base: None, values, rounds: BTreeMap::new(), note: None });
     };
-    let only_rows = std::env::var("ROWS").ok();
-    if only_rows.is_none() {
-        let processes = if options.quick { 100 } else { 1_000 };
-        eprintln!("   control plane: {processes} processes come and go");
-        add("churn", format!("{} processes in turn", thousands(processes as u64)), churn::measure(processes)?);
-        let quiet = if options.quick { 30 } else { 300 };
-        for (noise, name, title) in [
-            (Noise::Ports, "noisy-ports", "beside 260 listeners for 1,024 ports, 2 changes a second"),
-            (Noise::Loop, "noisy-loop", "beside a loop of listen() and close()"),
-        ] {
-            eprintln!("   control plane: {title}");
-            add(name, title.to_owned(), noisy::measure(noise, quiet)?);
-        }
+    let processes = if options.quick { 100 } else { 1_000 };
+    eprintln!("   control plane: {processes} processes come and go");
+    add("churn", format!("{} processes in turn", thousands(processes as u64)), churn::measure(processes)?);
+    let quiet = if options.quick { 30 } else { 300 };
+    for (noise, name, title) in [
+        (Noise::Ports, "noisy-ports", "beside 260 listeners for 1,024 ports, 2 changes a second"),
+        (Noise::Loop, "noisy-loop", "beside a loop of listen() and close()"),
+    ] {
+        eprintln!("   control plane: {title}");
+        add(name, title.to_owned(), noisy::measure(noise, quiet)?);
     }
     let backends = if options.quick { 200 } else { 1_000 };
     eprintln!("   control plane: {backends} backends");
