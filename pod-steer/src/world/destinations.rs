@@ -85,7 +85,8 @@ fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) 
     };
     let of = |(backend, port): &(&'a Backend, u16)| {
         let backend = *backend;
-        sockets.bounds(backend.index, claim_key.netns_cookie, *port).iter().map(move |bound| (backend, *bound))
+        let ways = sockets.ways(backend.index, claim_key.netns_cookie, *port).iter();
+        ways.map(move |(bound, _)| (backend, *bound))
     };
     claim.parts.iter().flat_map(of).filter(|(_, bound)| takes(bound)).collect()
 }
@@ -110,8 +111,8 @@ fn wanted(
 /// Says of each backend that listens where another, which is not managed, keeps the port.
 pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
     for Refused { key, backend, port, text } in refused {
-        let mut own = sockets.bounds(backend.index, key.netns_cookie, *port).iter();
-        if own.any(|bound| bound.surely().address(key.family).is_some()) {
+        let mut own = sockets.ways(backend.index, key.netns_cookie, *port).iter();
+        if own.any(|(bound, _)| bound.surely().address(key.family).is_some()) {
             plan.hinder(backend.index, text.clone());
         }
     }

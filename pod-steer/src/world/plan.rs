@@ -17,6 +17,7 @@ use super::{
     on_demand,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
+    sockets::WAYS_MAX,
     tables::{Answers, OfRule, Tables},
 };
 use crate::{labels::Fallback, slots::Member};
@@ -36,6 +37,13 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
     let mut plan = Plan { managed_ports: blocks::managed(world), ..Plan::default() };
     let refused = world.refused_sockets();
     let sockets = Sockets::new(world.sockets.iter().filter(|(cookie, _)| !refused.contains_key(cookie)));
+    for (index, port) in sockets.overflowing() {
+        let text = format!(
+            "it listens on port {port} at more than {WAYS_MAX} addresses and interfaces: clients of the others do not come to it; let it \
+             listen on every address"
+        );
+        plan.hinder(index, text);
+    }
     let mut by_age: Vec<&Backend> = world.backends.values().collect();
     by_age.sort_by_key(|backend| backend.age());
     for (backend, text) in refused.values() {

@@ -10,7 +10,6 @@ use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT, RuleKey};
 
 use super::{
     Backend, BackendId, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets, World,
-    score::Bound,
     tables::{OfRule, Tables},
 };
 use crate::{
@@ -144,17 +143,16 @@ impl<'a> Serving<'a> {
 
     /// The sockets of a backend, listening on `port`, that take clients of a rule for sure, each with its rank in the lookup. Until
     /// it is known whether an IPv6 socket takes IPv4 clients too, it is given none.
-    fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, u64)> + Clone {
-        let (key, own) = (*key, self.sockets.of(backend.index));
-        let own = own.filter(move |(_, socket)| socket.port == port && socket.netns_cookie == key.netns_cookie);
-        own.filter_map(move |(cookie, socket)| Some((Bound::from(socket).surely().score(&key)?, cookie)))
+    fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, &[u64])> + Clone {
+        let (key, ways) = (*key, self.sockets.ways(backend.index, key.netns_cookie, port).iter());
+        ways.filter_map(move |(bound, cookies)| Some((bound.surely().score(&key)?, cookies.as_slice())))
     }
 
     /// Those of them that the kernel would choose from.
     fn best(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = u64> + Clone {
         let fitting = self.fitting(backend, port, key);
         let best = fitting.clone().map(|(score, _)| score).max();
-        fitting.filter(move |(score, _)| Some(*score) == best).map(|(_, cookie)| cookie)
+        fitting.filter(move |(score, _)| Some(*score) == best).flat_map(|(_, cookies)| cookies.iter().copied())
     }
 
     /// One table: the fitting sockets of the backends that may serve.

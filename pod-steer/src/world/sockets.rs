@@ -1,8 +1,11 @@
 //! The sockets of each backend.
 
-use std::{cell::OnceCell, collections::HashMap};
+use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::{Socket, score::Bound};
+
+/// Most addresses and devices on which a backend is served for one of its ports: each makes a rule of its own, in every plan.
+pub(super) const WAYS_MAX: usize = 128;
 
 /// All sockets, those of one backend beside each other.
 pub struct Sockets<'a> {
@@ -10,8 +13,25 @@ pub struct Sockets<'a> {
     all: Vec<(u32, u64, &'a Socket)>,
     /// By the index of a backend, which is a small number: where its own begin.
     starts: Vec<usize>,
-    /// By backend, namespace and port: how its sockets are bound, each way once. Made when it is first asked for.
-    bounds: OnceCell<HashMap<(u32, u64, u16), Vec<Bound>>>,
+    /// By backend, namespace and port. Made when it is first asked for.
+    by_port: OnceCell<BTreeMap<(u32, u64, u16), OfPort>>,
+}
+
+/// The sockets of a backend that listen on one port.
+#[derive(Default)]
+struct OfPort {
+    ways: Vec<(Bound, Vec<u64>)>,
+    overflows: bool,
+}
+
+impl OfPort {
+    fn add(&mut self, bound: Bound, cookie: u64) {
+        match self.ways.iter().rposition(|(other, _)| *other == bound) {
+            Some(place) => self.ways[place].1.push(cookie),
+            None if self.ways.len() < WAYS_MAX => self.ways.push((bound, vec![cookie])),
+            None => self.overflows = true,
+        }
+    }
 }
 
 impl<'a> Sockets<'a> {
@@ -25,23 +45,29 @@ impl<'a> Sockets<'a> {
                 starts.resize(*backend as usize + 1, at);
             }
         }
-        Self { all, starts, bounds: OnceCell::new() }
+        Self { all, starts, by_port: OnceCell::new() }
     }
 
-    /// The ways in which the sockets of a backend are bound that listen on a port, each once.
-    pub(super) fn bounds(&self, backend: u32, netns_cookie: u64, port: u16) -> &[Bound] {
-        let bounds = self.bounds.get_or_init(|| {
-            let mut bounds: HashMap<_, Vec<Bound>> = HashMap::new();
-            for (backend, _, socket) in &self.all {
-                let own = bounds.entry((*backend, socket.netns_cookie, socket.port)).or_default();
-                let bound = Bound::from(*socket);
-                if own.last() != Some(&bound) && !own.contains(&bound) {
-                    own.push(bound);
-                }
+    /// How the sockets of a backend are bound that listen on a port, each way once with the cookies of its sockets. Of more than
+    /// [`WAYS_MAX`] ways, those of the older sockets.
+    pub(super) fn ways(&self, backend: u32, netns_cookie: u64, port: u16) -> &[(Bound, Vec<u64>)] {
+        self.by_port().get(&(backend, netns_cookie, port)).map_or(&[], |of_port| of_port.ways.as_slice())
+    }
+
+    /// The ports of backends, by index, with sockets that are bound in more ways than [`WAYS_MAX`]: those serve nobody.
+    pub(super) fn overflowing(&self) -> impl Iterator<Item = (u32, u16)> {
+        self.by_port().iter().filter(|(_, of_port)| of_port.overflows).map(|((backend, _, port), _)| (*backend, *port))
+    }
+
+    fn by_port(&self) -> &BTreeMap<(u32, u64, u16), OfPort> {
+        self.by_port.get_or_init(|| {
+            let mut by_port: BTreeMap<_, OfPort> = BTreeMap::new();
+            for (backend, cookie, socket) in &self.all {
+                let own = by_port.entry((*backend, socket.netns_cookie, socket.port)).or_default();
+                own.add(Bound::from(*socket), *cookie);
             }
-            bounds
-        });
-        bounds.get(&(backend, netns_cookie, port)).map_or(&[], Vec::as_slice)
+            by_port
+        })
     }
 
     /// Those of one backend, with their cookies.
@@ -68,5 +94,18 @@ mod tests {
         assert_eq!([0, 3, 6].map(cookies), [vec![7], vec![8, 9], vec![5]]);
         assert!([1, 2, 4, 5, 7, u32::MAX].iter().all(|backend| cookies(*backend).is_empty()));
         assert_eq!(Sockets::new([]).of(0).count(), 0);
+    }
+
+    #[test]
+    fn a_backend_listens_at_a_limited_number_of_addresses() {
+        let at = |number: usize| socket(0, &format!("127.1.{}.{}", number / 250, number % 250 + 1), 80);
+        let mut sockets: Vec<(u64, Socket)> = (0..WAYS_MAX + 5).map(|number| (number as u64, at(number))).collect();
+        sockets.push((900, at(3)));
+        let all = Sockets::new(sockets.iter().map(|(cookie, socket)| (cookie, socket)));
+        let ways = all.ways(0, socket(0, "127.0.0.1", 80).netns_cookie, 80);
+        assert_eq!((ways.len(), ways[3].1.as_slice()), (WAYS_MAX, [3, 900].as_slice()));
+        assert_eq!(all.overflowing().collect::<Vec<_>>(), [(0, 80)]);
+        let few = Sockets::new(sockets[5..].iter().map(|(cookie, socket)| (cookie, socket)));
+        assert_eq!(few.overflowing().count(), 1, "another address of the last one");
     }
 }
