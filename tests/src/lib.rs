@@ -16,7 +16,7 @@
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
 //! - [`bpf`], [`cgroup2`]: what the kernel holds; [`programs`]: BPF programs of the tests; [`sk_lookup`]: another program like ours;
-//!   [`unit`]: a cgroup with a limit
+//!   [`mod@unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
 //! - [`refusals`]: system calls that fail for one process
 //! - [`measures`]: what a benchmark run has found

@@ -3,7 +3,7 @@
 use super::OwnListener;
 use crate::{FAMILY_V4, FAMILY_V6, NONE};
 #[cfg(doc)]
-use crate::{PROTO_TCP, PROTO_UDP};
+use crate::{PROTO_TCP, PROTO_UDP, Rule};
 
 /// A listening socket, by its cookie, as the kernel saw it.
 #[repr(C)]

@@ -50,7 +50,7 @@ const CHARS_MAX: usize = 1_024;
 /// Most results in a row that may be asked for.
 const STREAK_MAX: u32 = 1_000;
 
-/// Reads one table of the configuration, `[service.NAME]`; the keys are those of the labels and [`TABLE_KEYS`]. `user_id` is the
+/// Reads one table of the configuration, `[service.NAME]`; the keys are those of the labels and `TABLE_KEYS`. `user_id` is the
 /// number of a user of this name.
 pub fn from_table(
     service: &str,
