@@ -88,7 +88,7 @@ fn allow_ports_narrowed_at_once() -> Result<()> {
     let said = refused_because(&stage)?;
     ensure!(said.contains("port 80 is not allowed") && said.contains("--allow-ports"), "{said}");
     let refused = clients(80).run(net)?;
-    ensure!(refused.refused() == 20, "nobody listens on port 80: {refused}");
+    ensure!(refused.refused() == 20, "no server listens on port 80: {refused}");
     ensure!(clients(81).run(net)?.answered_by("api-1") == 20, "what is still allowed is served");
     goes_on(&mut held, "v1-1")?;
     reload(&stage, "allow-ports = '80-81'\n")?;
@@ -217,10 +217,9 @@ fn a_queue_moves_after_one_of_two_ports_was_narrowed() -> Result<()> {
     let _good = listen("good").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     reload(&stage, "allow-ports = '81'\n")?;
-    wait::until_ok(
-        "port 80 to be nobody's",
-        || Ok((clients(80).run(stage.host.net())?.refused() == 20).then_some(())),
-    )?;
+    wait::until_ok("port 80 to have no service", || {
+        Ok((clients(80).run(stage.host.net())?.refused() == 20).then_some(()))
+    })?;
     let waiting = clients(81).threads(20).start(stage.host.net())?;
     stage.daemon.wait_for("all clients to be connected", |status| {
         (status.service("web")?.opened() == 20 && status.backend("web", "deaf").opened > 0).then_some(())

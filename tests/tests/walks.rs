@@ -37,7 +37,7 @@ fn a_packet_tries_a_bounded_number_of_dead_sockets_and_finds_the_living() -> Res
     ensure!(tally.answered_by("kept") == CONNECTIONS, "a walk finds one in twenty-eight: {tally}");
     kept.process.kill()?;
     let tally = load()?;
-    ensure!(tally.refused() as u64 == CONNECTIONS, "nobody is left: {tally}");
+    ensure!(tally.refused() as u64 == CONNECTIONS, "no listener is left: {tally}");
     stage.daemon.restart()?;
     let status = stage.daemon.status()?;
     let stale = status.service("web").context("its counters stay")?.counter("stale_slots");

@@ -144,7 +144,7 @@ pub struct ManagedBlock {
 }
 
 /// What each port of a block is for, by [`bit_of`] the port. A program asks for one purpose of one port at a time, so each of the two
-/// words is read by itself, and no reader depends on both being of the same time.
+/// words is read alone, and no reader depends on both being of the same time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManagedPorts {

@@ -188,7 +188,7 @@ impl Kernel {
         self.rules.write(key, without)
     }
 
-    /// Builds the tables of one rule on the side that nobody uses. Returns the rule's table, and those of networks, or nothing if it is a
+    /// Builds the tables of one rule on the side that is not in use. Returns the rule's table, and those of networks, or nothing if it is a
     /// new rule that the service may not have; `new_tables` are added to, and `stale` are those to which something that was left there led,
     /// also when it fails.
     fn build(

@@ -40,7 +40,7 @@ impl Backend {
         (self.seen, self.created_ms, &self.id)
     }
 
-    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves nobody.
+    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves no client.
     pub(crate) fn serves_by(&self, socket: &Socket) -> bool {
         self.spec.ports.iter().any(|map| map.target == socket.port)
     }

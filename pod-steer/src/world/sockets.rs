@@ -54,7 +54,7 @@ impl<'a> Sockets<'a> {
         self.by_port().get(&(backend, netns_cookie, port)).map_or(&[], |of_port| of_port.ways.as_slice())
     }
 
-    /// The ports of backends, by index, with sockets that are bound in more ways than [`WAYS_MAX`]: those serve nobody.
+    /// The ports of backends, by index, with sockets that are bound in more ways than [`WAYS_MAX`]: the further ones serve no client.
     pub(super) fn overflowing(&self) -> impl Iterator<Item = (u32, u16)> {
         self.by_port().iter().filter(|(_, of_port)| of_port.overflows).map(|((backend, _, port), _)| (*backend, *port))
     }

@@ -41,7 +41,7 @@ type Question<'a> = (RuleKey, &'a str, Vec<(u32, u16)>);
 /// What a rule leads to.
 #[derive(Clone, Default)]
 pub(super) struct OfRule {
-    /// The table for everybody.
+    /// The table for all clients without one of their own.
     pub table: Arc<PlannedTable>,
     /// Those for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
