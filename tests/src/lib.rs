@@ -19,8 +19,7 @@
 //!   [`mod@unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
 //! - [`refusals`]: system calls that fail for one process
-//! - [`measures`]: what a benchmark run has found
-//! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed
+//! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
 
 pub mod asked;
 pub mod bpf;
@@ -38,7 +37,6 @@ pub mod image;
 pub mod journal;
 pub mod listeners;
 pub mod load;
-pub mod measures;
 pub mod netns;
 pub mod orders;
 pub mod podman;
@@ -48,6 +46,7 @@ pub mod refusals;
 pub mod report;
 pub mod roles;
 pub mod rollouts;
+pub mod say;
 pub mod segments;
 pub mod server;
 pub mod settings;

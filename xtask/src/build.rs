@@ -41,9 +41,9 @@ pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
     Ok(target.join(host).join("release"))
 }
 
-/// Builds the program that measures, and what it starts of the same package beside it.
+/// Builds the program `bench`, and beside it the programs of the tests that it starts.
 pub fn bench() -> Result<PathBuf> {
-    run(cargo().args(["build", "--release", "--package", "pod-steer-tests", "--bins"]))?;
+    run(cargo().args(["build", "--release", "--package", "bench", "--package", "pod-steer-tests", "--bins"]))?;
     Ok(paths::target().join("release/bench"))
 }
 

@@ -10,14 +10,16 @@ mod fuzz;
 mod kernels;
 mod paths;
 mod privilege;
-mod say;
 mod schemathesis;
 mod setup;
 mod test;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+// The output of `bench` looks the same.
+pub(crate) use pod_steer_tests::say;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What a developer of pod-steer runs")]
@@ -51,8 +53,13 @@ enum Task {
     },
     /// Run the fuzz targets: arbitrary labels, configurations, requests, files, answers of engines, kernel events
     Fuzz(fuzz::Options),
-    /// Measure beside what people would use instead: tables, aims, and docs/benchmarks.md (needs root)
-    Bench(bench::Options),
+    /// Compare with the alternatives: tables, aims, and docs/benchmarks.md (needs root)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// See `cargo xtask bench --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// Play on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, newest
@@ -74,7 +81,7 @@ fn main() -> ExitCode {
         Task::Lint => test::lint(),
         Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
         Task::Fuzz(options) => fuzz::fuzz(&options),
-        Task::Bench(options) => bench::bench(&options),
+        Task::Bench { options } => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),

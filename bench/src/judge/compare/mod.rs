@@ -1,0 +1,182 @@
+//! Whether a report is worse than the committed one. Ratios are compared, never times: those are the machine's. Only
+//! pod-steer's own rows count: that another program got slower is not this project's regression. A ratio is worse if its
+//! median is beyond the tolerance and is known well enough: the committed median is not within its interval (`noise`).
+
+#[cfg(test)]
+mod tests;
+
+use crate::report::{Better, Report, Row, Section};
+
+use super::is_ours_alone;
+use super::ratio::{DERIVED, Ratio};
+use super::tolerance::{COUNTS, Margin, Tolerance};
+use super::verdict::{self, Judged, Verdict};
+use crate::numbers;
+
+/// What the comparison found.
+#[derive(Debug, Default, PartialEq)]
+pub struct Comparison {
+    /// How many measures were compared.
+    pub compared: usize,
+    /// One line for each measure that got worse beyond its tolerance.
+    pub worse: Vec<String>,
+    /// One line for each thing that could not be compared, and for each that differs about the machine.
+    pub told: Vec<String>,
+}
+
+/// The report beside the committed one. Of a run of everything (`whole`) nothing may be missing: who breaks a measurement must not
+/// be told that nothing got worse.
+pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
+    let told = differences(&committed.machine, &new.machine);
+    let mut with = Comparing { quick: new.quick, whole, found: Comparison { told, ..Comparison::default() } };
+    for section in &committed.sections {
+        match new.section(&section.name) {
+            Some(other) => with.section(section, other),
+            None => with.lacks(&section.name, "was not run"),
+        }
+    }
+    with.aims(committed, new);
+    with.found
+}
+
+/// Ratios depend on the machine too, if less than times do: who reads of a regression must know.
+fn differences(committed: &[(String, String)], new: &[(String, String)]) -> Vec<String> {
+    let other = |what: &String| new.iter().find(|(name, _)| name == what).map(|(_, how)| how);
+    let pairs =
+        committed.iter().filter(|(what, _)| what != "date").filter_map(|(what, how)| Some((what, how, other(what)?)));
+    pairs
+        .filter(|(_, how, now)| how != now)
+        .map(|(what, how, now)| format!("another machine: {what} was {how}, and is {now}"))
+        .collect()
+}
+
+struct Comparing {
+    quick: bool,
+    whole: bool,
+    found: Comparison,
+}
+
+impl Comparing {
+    fn section(&mut self, committed: &Section, new: &Section) {
+        let alone = is_ours_alone(&committed.name);
+        for row in committed.rows.iter().filter(|row| alone || row.name.starts_with("pod-steer")) {
+            let name = format!("{}, {}", committed.name, row.name);
+            let skipped = new.skipped.iter().find(|(skipped, _)| *skipped == row.name);
+            match (new.row(&row.name), skipped) {
+                (Some(now), _) => {
+                    self.counts(&name, row, now);
+                    match row.base.as_deref().filter(|base| committed.row(base).is_some() && new.row(base).is_none()) {
+                        Some(base) => self.lacks(&name, &format!("has no {base} beside it")),
+                        None => self.row(&name, (committed, row), (new, now)),
+                    }
+                }
+                // It ran once: that it does not any more is worse than slow.
+                (None, Some((_, why))) => {
+                    let why = numbers::first_sentence(why);
+                    self.found.worse.push(format!("{name}: no figures any more: {why}"));
+                }
+                // Sizes are rows, and a quick run has others.
+                (None, None) if alone && self.quick => self.tell(&name, "which a quick run does not have"),
+                (None, None) => self.lacks(&name, "was not run"),
+            }
+        }
+        for derived in DERIVED.iter().filter(|derived| derived.section == committed.name) {
+            let name = format!("{}, {}", derived.section, derived.kind);
+            match (derived.ratio(committed), derived.ratio(new)) {
+                (Some(before), Some(now)) => self.ratio(&name, Better::Lower, &derived.margin, before, now),
+                // Of a row that is missing it was said above.
+                (Some(_), None) if derived.rows().iter().all(|row| new.row(row).is_some()) => {
+                    self.lacks(&name, "was not measured");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn row(&mut self, name: &str, (committed, row): (&Section, &Row), (new, now): (&Section, &Row)) {
+        for column in &committed.columns {
+            let Some(tolerance) = Tolerance::of(&column.key) else { continue };
+            let Some(before) = Ratio::to_base(committed, row, &column.key) else { continue };
+            let name = format!("{name}, {}", column.title);
+            match Ratio::to_base(new, now, &column.key) {
+                Some(ratio) => self.ratio(&name, column.better, &tolerance.margin, before, ratio),
+                None if now.values.contains_key(&column.key) => self.lacks(&name, "has no ratio"),
+                None if self.quick && new.columns.iter().all(|other| other.key != column.key) => {
+                    self.tell(&name, "which a quick run does not have");
+                }
+                None => self.lacks(&name, "was not measured"),
+            }
+        }
+    }
+
+    /// Where none is told there was none: a report may leave out what went wrong if nothing did.
+    fn counts(&mut self, name: &str, committed: &Row, new: &Row) {
+        for (key, more) in COUNTS {
+            let most = |row: &Row| row.values.get(key).map(|figure| figure.value.high);
+            let (before, now) = (most(committed), most(new));
+            self.found.compared += usize::from(before.or(now).is_some());
+            let (before, now) = (before.unwrap_or(0.0), now.unwrap_or(0.0));
+            if now > before + more {
+                let (before, now) = (numbers::short(before), numbers::short(now));
+                self.found.worse.push(format!("{name}, {key}: {before} committed, {now} now"));
+            }
+        }
+    }
+
+    fn ratio(&mut self, name: &str, better: Better, margin: &Margin, before: Ratio, now: Ratio) {
+        let part = margin.part(self.quick);
+        let (worse_by, reaches) = match better {
+            Better::Higher => (before.median / now.median, now.high >= before.median),
+            Better::Lower => (now.median / before.median, now.low <= before.median),
+        };
+        self.found.compared += 1;
+        // So that a quotient that is no number counts as worse.
+        let within = worse_by <= 1.0 + part;
+        if !within && !reaches {
+            let percent = 100.0 * part;
+            let (before, now) = (before.median, now.median);
+            let ratios = format!("ratio {before:.3} committed, {now:.3} now");
+            self.found.worse.push(format!("{name}: {ratios} (tolerance {percent:.0}%)"));
+        }
+    }
+
+    /// An aim that was met is not to be given up in small steps, each within its tolerance. Ratios need rounds enough to know
+    /// that it is not the noise: those of a quick run are too few.
+    fn aims(&mut self, committed: &Report, new: &Report) {
+        let met = verdict::judge(committed).into_iter().filter(|before| before.verdict == Verdict::Met);
+        let met: Vec<_> =
+            met.map(|before| before.aim).filter(|aim| aim.holds_elsewhere()).map(|aim| aim.measure).collect();
+        let judged: Vec<_> = verdict::judge(new).into_iter().filter(|now| met.contains(&now.aim.measure)).collect();
+        for now in judged.iter().filter(|now| self.whole && !self.quick && has_row(new, now)) {
+            if let Verdict::NotMeasured(why) = &now.verdict {
+                let measure = now.aim.measure;
+                self.found.worse.push(format!("{measure}: its aim was met, and is not measured any more: {why}"));
+            }
+        }
+        for now in judged.iter().filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
+            self.found.compared += usize::from(now.reached.is_some());
+            if now.verdict == Verdict::Missed && !now.within_noise() {
+                let (measure, bound, reached) = (now.aim.measure, now.aim.bound(), now.reached());
+                self.found.worse.push(format!("{measure}: the aim ({bound}) was met, and is missed: {reached} now"));
+            }
+        }
+    }
+
+    /// What the committed report has, and this one does not.
+    fn lacks(&mut self, name: &str, why: &str) {
+        if self.whole {
+            self.found.worse.push(format!("{name}: it cannot be compared any more: it {why}"));
+        } else {
+            self.tell(name, &format!("which {why}"));
+        }
+    }
+
+    fn tell(&mut self, name: &str, why: &str) {
+        self.found.told.push(format!("not compared: {name}, {why}"));
+    }
+}
+
+/// Whether pod-steer's part of an aim is there. If it is not, that is said by itself.
+fn has_row(report: &Report, judged: &Judged) -> bool {
+    report.section(judged.aim.section).is_some_and(|section| section.row(judged.aim.row).is_some())
+}

@@ -1,0 +1,218 @@
+//! Whether a report shows what the benchmarks are meant to show.
+
+use crate::report::{Report, Section, Spread};
+
+use super::aims::{AIMS, Aim, Bound, CORES};
+use super::noise;
+use crate::numbers;
+
+/// Whether an aim was reached, by the median of the rounds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Met,
+    Missed,
+    /// With the reason.
+    NotMeasured(String),
+}
+
+/// An aim, and what was reached.
+pub struct Judged {
+    pub aim: &'static Aim,
+    pub reached: Option<Spread>,
+    pub verdict: Verdict,
+    /// Within what the median of the rounds is known, if the report has the rounds.
+    pub known: Option<Spread>,
+}
+
+/// What a report has of an aim's measure.
+struct Reached {
+    spread: Spread,
+    /// As [`Judged::known`].
+    known: Option<Spread>,
+}
+
+/// Every aim, in the order of the table.
+pub fn judge(report: &Report) -> Vec<Judged> {
+    AIMS.iter().map(|aim| one(aim, report)).collect()
+}
+
+fn one(aim: &'static Aim, report: &Report) -> Judged {
+    let section = report.section(aim.section).ok_or(format!("{} was not run", aim.section));
+    let found = section.and_then(|section| match reached(aim, section) {
+        Ok(reached) => Ok((section, reached)),
+        Err(why) => Err(format!("{}: {why}", aim.section)),
+    });
+    match found {
+        Ok((section, Reached { spread, known })) => {
+            Judged { aim, reached: Some(spread), verdict: verdict(aim, section, spread.median), known }
+        }
+        Err(why) => Judged { aim, reached: None, verdict: Verdict::NotMeasured(why), known: None },
+    }
+}
+
+/// Round by round where the report has the rounds, or one row is the base of the other; else by what both have in common.
+fn reached(aim: &Aim, section: &Section) -> Result<Reached, String> {
+    let figure = |name: &str| {
+        let row = section.row(name).ok_or_else(|| missing(section, name))?;
+        let figure = row.values.get(aim.key).ok_or_else(|| format!("{name} has no {}", aim.key))?;
+        Ok::<_, String>((row, *figure))
+    };
+    let (row, own) = figure(aim.row)?;
+    let Some(over) = aim.over else {
+        let known = row.rounds.get(aim.key).and_then(|rounds| noise::interval(rounds));
+        return Ok(Reached { spread: own.value, known });
+    };
+    let others = section.row(over);
+    if let Some(quotients) = others.and_then(|others| noise::quotients((row, aim.key), (others, aim.key))) {
+        let spread = Spread::of(&quotients).ok_or("no round has a number")?;
+        return Ok(Reached { spread, known: noise::interval(&quotients) });
+    }
+    if let (true, Some(spread)) = (row.base.as_deref() == Some(over), own.ratio) {
+        return Ok(Reached { spread, known: None });
+    }
+    let (other_row, other) = figure(over)?;
+    let quotient = match (own.ratio, other.ratio) {
+        (Some(own), Some(other)) if row.base == other_row.base => own.median / other.median,
+        _ => own.value.median / other.value.median,
+    };
+    if quotient.is_finite() {
+        Ok(Reached { spread: Spread::one(quotient), known: None })
+    } else {
+        Err(format!("{over} has nothing to divide by"))
+    }
+}
+
+fn verdict(aim: &Aim, section: &Section, reached: f64) -> Verdict {
+    let met = aim.bound.allows(reached);
+    match aim.bound {
+        Bound::NoneIn(key, least) if met => {
+            let row = section.row(aim.row);
+            let count = row.and_then(|row| row.values.get(key)).map_or(0.0, |figure| figure.value.median);
+            if count >= least {
+                Verdict::Met
+            } else {
+                Verdict::NotMeasured(format!("{} {key} are too few", numbers::short(count)))
+            }
+        }
+        _ if met => Verdict::Met,
+        _ => Verdict::Missed,
+    }
+}
+
+impl Judged {
+    /// `0.987`, `3.20 ms (2.10 to 4.40)`, or nothing.
+    pub fn reached(&self) -> String {
+        let Some(reached) = &self.reached else { return String::new() };
+        // A quotient has one digit more than its bound, or the reader could not tell which side of it it is on.
+        let written = |number: f64| match self.aim.over {
+            Some(_) => format!("{number:.3}"),
+            None => numbers::short(number),
+        };
+        let range = numbers::range(reached, written).map(|range| format!(" ({range})"));
+        format!("{}{}{}", written(reached.median), self.aim.unit, range.unwrap_or_default())
+    }
+
+    /// A few words, and the reason if there is one.
+    pub fn verdict(&self) -> String {
+        let word = match &self.verdict {
+            Verdict::Met => "met",
+            Verdict::Missed => "missed",
+            Verdict::NotMeasured(why) => return format!("not measured ({why})"),
+        };
+        word.to_owned() + if self.within_noise() { ", within the noise" } else { "" }
+    }
+
+    /// Whether the median is not known so well that another run would have to find the same.
+    pub fn within_noise(&self) -> bool {
+        self.known.is_some_and(|known| self.aim.bound.divides(known.low, known.high))
+    }
+
+    /// What one must know of an aim that was missed.
+    pub fn why(&self) -> Option<&'static str> {
+        self.aim.why.filter(|_| self.verdict == Verdict::Missed)
+    }
+}
+
+/// On how many cores the aims are to be reached, and whether the report is of such a machine.
+pub fn cores(report: &Report) -> String {
+    let cores = report.machine.iter().find(|(what, _)| what == "cores").map(|(_, how)| how.as_str());
+    let other = cores.filter(|cores| *cores != CORES);
+    let other = other.map(|cores| {
+        format!(" This one has {cores}: clients and servers share them differently, and so may the ratios be.")
+    });
+    format!("The aims are for a machine with {CORES} cores.{}", other.unwrap_or_default())
+}
+
+/// Why a section lacks a row.
+fn missing(section: &Section, row: &str) -> String {
+    match section.skipped.iter().find(|(name, _)| name == row) {
+        Some((_, why)) => format!("{row} was skipped: {}", numbers::first_sentence(why)),
+        None => format!("{row} was not run"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    fn judged(report: &Report, measure: &str) -> Judged {
+        judge(report).into_iter().find(|judged| judged.aim.measure.starts_with(measure)).unwrap()
+    }
+
+    #[test]
+    fn aims_are_judged_by_what_was_measured() {
+        let report = sample::report();
+        let steered = judged(&report, "new connections/s, pod-steer ÷ the kernel's");
+        // Both have ratios to the direct listener: 0.96 and 0.97.
+        assert_eq!(steered.reached(), "0.990");
+        assert_eq!((steered.aim.bound().as_str(), steered.verdict), ("≥ 0.98", Verdict::Met));
+        // Its base is in the section, so the rounds count.
+        let kept = judged(&report, "keep-alive requests/s");
+        assert_eq!((kept.reached().as_str(), kept.verdict().as_str()), ("0.985 (0.970 to 1.000)", "missed"));
+        assert_eq!(judged(&report, "memory per idle").verdict, Verdict::Met);
+        assert_eq!(judged(&report, "failed requests").verdict, Verdict::Met);
+    }
+
+    #[test]
+    fn quotients_are_taken_round_by_round() {
+        let mut report = sample::report();
+        let mut rounds = |name: &str, rounds: &[f64]| {
+            sample::rounds(&mut report, "new-connections", name, "requests_per_s", rounds);
+        };
+        // Their medians are alike, and in every round but one they are not.
+        rounds("pod-steer", &[90.0, 180.0, 270.0, 360.0, 450.0, 540.0, 300.0]);
+        rounds("reuseport", &[100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 300.0]);
+        let steered = judged(&report, "new connections/s, pod-steer ÷ the kernel's");
+        assert_eq!(steered.reached(), "0.900 (0.900 to 1.000)");
+        assert_eq!(steered.verdict(), "missed, within the noise");
+        let row = sample::row(&mut report, "new-connections", "pod-steer");
+        row.rounds.get_mut("requests_per_s").unwrap()[6] = 270.0;
+        assert_eq!(judged(&report, "new connections/s, pod-steer ÷ the kernel's").verdict(), "missed");
+    }
+
+    #[test]
+    fn another_number_of_cores_is_told() {
+        let mut report = sample::report();
+        assert_eq!(cores(&report), "The aims are for a machine with 2 cores.");
+        report.machine[1].1 = "64".to_owned();
+        assert!(cores(&report).contains("This one has 64: "));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_met() {
+        let mut report = sample::report();
+        let row = sample::row(&mut report, "hot-swap", "pod-steer");
+        row.values.insert("swaps".to_owned(), sample::alone(5.0));
+        let few = judged(&report, "failed requests");
+        assert_eq!(few.verdict(), "not measured (5 swaps are too few)");
+        let row = sample::row(&mut report, "hot-swap", "pod-steer");
+        row.values.insert("failed".to_owned(), sample::alone(1.0));
+        assert_eq!(judged(&report, "failed requests").verdict, Verdict::Missed);
+
+        report.sections.retain(|section| section.name != "idle");
+        assert_eq!(judged(&report, "memory per idle").verdict(), "not measured (idle was not run)");
+        let missing = judged(&report, "new connections/s, pod-steer ÷ nginx");
+        assert_eq!(missing.verdict(), "not measured (new-connections: nginx-stream was skipped: no stream module)");
+    }
+}

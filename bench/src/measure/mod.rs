@@ -1,0 +1,77 @@
+//! What is measured. It produces figures and judges none of them. Progress goes to standard error.
+//!
+//! Each part has hosts and namespaces of its own, which end with it. To add one, write a function and a line of [`PARTS`].
+
+mod control;
+mod costs;
+mod machine;
+mod program;
+mod swap;
+mod traffic;
+
+use anyhow::{Result, ensure};
+
+use crate::options::Options;
+use crate::report::{FORMAT, Report, Section};
+
+/// Some sections that are measured together.
+pub struct Part {
+    /// Their names, in the order of the report.
+    pub sections: &'static [&'static str],
+    /// Names of the rows that can be asked for alone; none where rows are sizes.
+    pub contestants: &'static [&'static str],
+    /// Whether nothing but pod-steer is measured.
+    pub ours_alone: bool,
+    /// Measures those that are wanted ([`Options::wants_section`], [`Options::wants_contestant`]).
+    measure: fn(&Options) -> Result<Vec<Section>>,
+}
+
+/// Everything that is measured, in the order of the report.
+pub const PARTS: &[Part] = &[
+    Part {
+        sections: traffic::SECTIONS,
+        contestants: traffic::CONTESTANTS,
+        ours_alone: false,
+        measure: traffic::measure,
+    },
+    Part { sections: control::SECTIONS, contestants: &[], ours_alone: true, measure: control::measure },
+    Part { sections: swap::SECTIONS, contestants: swap::CONTESTANTS, ours_alone: false, measure: swap::measure },
+    // The last: the kernel is busy for some time after it, freeing ten thousand tables.
+    Part { sections: program::SECTIONS, contestants: &[], ours_alone: true, measure: program::measure },
+];
+
+/// The section that needs no other program than the tests do.
+pub const WITHOUT_OTHERS: &str = program::SECTIONS[0];
+
+/// Names of all sections, in the order of the report.
+pub fn sections() -> impl Iterator<Item = &'static str> {
+    PARTS.iter().flat_map(|part| part.sections).copied()
+}
+
+/// Measures everything that is wanted, and calls `keep` with the report after each part: a run that dies in the last part
+/// keeps the others. A part that fails does not end the others; the error names those that did.
+pub fn measure(options: &Options, keep: impl Fn(&Report) -> Result<()>) -> Result<(Report, Result<()>)> {
+    let (machine, sections) = (machine::describe(), Vec::new());
+    let mut report = Report { format: FORMAT, machine, quick: options.quick, sections };
+    let mut failed = Vec::new();
+    for part in PARTS.iter().filter(|part| options.wants_part(part)) {
+        match (part.measure)(options) {
+            Ok(measured) => report.sections.extend(measured),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed.push(part.sections.join(", "));
+            }
+        }
+        keep(&report)?;
+    }
+    let failed = || -> Result<()> {
+        ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+        Ok(())
+    };
+    Ok((report, failed()))
+}
+
+/// The whole error on one line, as reports have it.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,122 @@
+//! All contestants of a run, set up at once, and the order in which they take their turns.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{
+    lab::Lab,
+    servers::SMALL,
+    shuffle::Shuffle,
+    tally::Tally,
+    ways::{Running, WAYS, Way},
+};
+use crate::{measure::one_line, options::Options};
+
+/// How often a new connection is made to see every server answer. That two servers with even chances are not both among
+/// so many has a chance of 1 in 10^19.
+const TRIES: usize = 64;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Contestants that are set up and answer. The fields are dropped in this order.
+pub struct Contest {
+    running: Vec<(&'static Way, Running)>,
+    failed: Vec<(&'static Way, String)>,
+    shuffle: Shuffle,
+    /// Where they are.
+    pub lab: Lab,
+}
+
+impl Contest {
+    /// Sets up those that are wanted, with what they are compared with.
+    pub fn new(options: &Options) -> Result<Self> {
+        let lab = Lab::new().context("setting up the host of the contestants")?;
+        let (mut running, mut failed) = (Vec::new(), Vec::new());
+        for way in wanted(options) {
+            eprintln!("setting up {}", way.name);
+            match (way.start)(&lab).and_then(|ready| check(&lab, &ready).map(|()| ready)) {
+                Ok(ready) => running.push((way, ready)),
+                Err(error) => {
+                    let reason = one_line(&error);
+                    eprintln!("{} does not take part: {reason}", way.name);
+                    failed.push((way, reason));
+                }
+            }
+        }
+        Ok(Self { running, failed, shuffle: Shuffle::new(), lab })
+    }
+
+    /// Those who take part, in the order in which they take turns in the next round.
+    pub fn turns(&self) -> impl Iterator<Item = &(&'static Way, Running)> {
+        self.shuffle.order(self.running.len()).into_iter().map(|index| &self.running[index])
+    }
+
+    /// Lets each who is not out have its turn, and writes down its numbers; who fails is out.
+    pub fn round(
+        &self,
+        section: &str,
+        tally: &mut Tally,
+        mut turn: impl FnMut(&'static Way, &Running) -> Result<Vec<(&'static str, f64)>>,
+    ) {
+        for (way, running) in self.turns() {
+            if tally.has_failed(way.name) {
+                continue;
+            }
+            match turn(way, running) {
+                Ok(numbers) => tally.add(way.name, numbers),
+                Err(error) => {
+                    let reason = one_line(&error);
+                    eprintln!("{section}: {} is out: {reason}", way.name);
+                    tally.fail(way.name, reason);
+                }
+            }
+        }
+    }
+
+    /// Those who take part, in the order for people.
+    pub fn shown(&self) -> impl Iterator<Item = &'static Way> {
+        WAYS.iter().filter(|way| self.running.iter().any(|(one, _)| one.name == way.name))
+    }
+
+    /// Who could not be set up, and why.
+    pub fn failed(&self) -> impl Iterator<Item = (String, String)> {
+        self.failed.iter().map(|(way, reason)| (way.name.to_owned(), reason.clone()))
+    }
+}
+
+fn wanted(options: &Options) -> Vec<&'static Way> {
+    let asked = |way: &Way| options.wants_contestant(way.name);
+    let is_base = |way: &Way| WAYS.iter().any(|one| one.base == Some(way.name) && asked(one));
+    WAYS.iter().filter(|way| asked(way) || is_base(way)).collect()
+}
+
+/// Sees that each of the servers answers, and nobody else: what is measured is what the contestant's name says.
+fn check(lab: &Lab, running: &Running) -> Result<()> {
+    let expected: BTreeSet<String> = running.servers.all().iter().map(|server| server.name.clone()).collect();
+    let mut answered = BTreeSet::new();
+    let addr = running.http;
+    for _ in 0..TRIES {
+        answered.insert(lab.ns(running.from).run(|| ask(addr))?);
+        if answered == expected {
+            return Ok(());
+        }
+    }
+    bail!("{answered:?} have answered, and not {expected:?}");
+}
+
+fn ask(addr: SocketAddr) -> Result<String> {
+    let asking = || format!("asking {addr}");
+    let mut stream = TcpStream::connect_timeout(&addr, TIMEOUT).with_context(asking)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("GET {SMALL} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).with_context(asking)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(asking)?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{addr} answers {head:?}");
+    Ok(body.trim_end().to_owned())
+}

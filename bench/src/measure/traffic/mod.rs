@@ -1,0 +1,33 @@
+//! What clients get, and what it costs, by every way to two servers.
+
+mod contest;
+mod idle;
+mod kernel;
+mod lab;
+mod load;
+mod lost;
+mod proof;
+mod servers;
+mod shuffle;
+mod tally;
+mod ways;
+mod workloads;
+mod wrk;
+
+use crate::report::Section;
+use anyhow::Result;
+
+use crate::options::Options;
+
+/// What is measured here.
+pub const SECTIONS: &[&str] = &["new-connections", "keep-alive", "tls", "large", "idle"];
+
+/// The ways to the servers.
+pub const CONTESTANTS: &[&str] = ways::NAMES;
+
+/// Measures them.
+pub fn measure(options: &Options) -> Result<Vec<Section>> {
+    let mut sections = load::measure(options)?;
+    sections.extend(idle::measure(options)?);
+    Ok(sections)
+}

@@ -1,0 +1,49 @@
+//! pod-steer on the host's network: on the servers' own port, and from one port to another.
+
+use anyhow::Result;
+
+use super::{Running, Servers, Way};
+use crate::measure::traffic::{
+    lab::Lab,
+    servers::{Listen, Server},
+};
+
+pub const HOST: Way = Way {
+    name: "pod-steer",
+    title: "pod-steer",
+    base: Some("direct"),
+    note: Some(
+        "Its process is the daemon, which serves all rows of pod-steer and is on the path of no packet. What the kernel \
+         program takes is in the whole machine's column.",
+    ),
+    start: host,
+};
+
+pub const PORT: Way =
+    Way { name: "pod-steer-port", title: "pod-steer, 80 to 8080", base: Some("direct"), note: None, start: port };
+
+fn host(lab: &Lab) -> Result<Running> {
+    let listen = Listen { http: 8004, tls: 8404, reuseport: false };
+    steered(lab, "steered", "8004,8404", &listen, (8004, 8404))
+}
+
+fn port(lab: &Lab) -> Result<Running> {
+    let listen = Listen { http: 8080, tls: 8443, reuseport: false };
+    steered(lab, "ported", "80:8080,443:8443", &listen, (80, 443))
+}
+
+fn steered(lab: &Lab, service: &'static str, ports: &str, listen: &Listen, (http, tls): (u16, u16)) -> Result<Running> {
+    let servers = Servers::Own(backends(lab, service, ports, listen, "host")?);
+    Ok(Running::new(lab.addr(http), lab.addr(tls), servers).steered(lab, service))
+}
+
+/// Two servers of a service, ready.
+pub fn backends(lab: &Lab, service: &str, ports: &str, listen: &Listen, network: &str) -> Result<Vec<Server>> {
+    let start = |number: u32| {
+        let name = format!("{service}-{number}");
+        lab.start(&lab.site.nginx(&name, 1, listen)?.service(service, ports).network(network), &name)
+    };
+    let servers = vec![start(1)?, start(2)?];
+    lab.wait_ready(service, servers.len())?;
+    Ok(servers)
+}

@@ -1,0 +1,134 @@
+//! A small report for the unit tests: such as the benchmark program writes, with figures that nobody measured.
+
+use std::collections::BTreeMap;
+
+use crate::report::{Better, Column, FORMAT, Figure, Report, Row, Section, Spread};
+
+/// A figure without rounds and base.
+pub fn alone(value: f64) -> Figure {
+    Figure { value: Spread::one(value), ratio: None }
+}
+
+/// A row that is to be changed.
+pub fn row<'a>(report: &'a mut Report, section: &str, row: &str) -> &'a mut Row {
+    let section = report.sections.iter_mut().find(|found| found.name == section).unwrap();
+    section.rows.iter_mut().find(|found| found.name == row).unwrap()
+}
+
+/// Of one workload, `tls`, which no aim is about: a base, and pod-steer.
+pub fn workload() -> Report {
+    let mut report = report();
+    report.sections.retain(|section| section.name == "keep-alive");
+    report.sections[0].name = "tls".to_owned();
+    report
+}
+
+/// What each round found of a measure: its figure, with the ratios to a base that has rounds too.
+pub fn rounds(report: &mut Report, section: &str, name: &str, key: &str, rounds: &[f64]) {
+    let base = row(report, section, name).base.clone();
+    let base = base.and_then(|base| row(report, section, &base).rounds.get(key).cloned());
+    let row = row(report, section, name);
+    row.values.insert(key.to_owned(), Figure::of(rounds, base.as_deref()).unwrap());
+    row.rounds.insert(key.to_owned(), rounds.to_vec());
+}
+
+/// Values with their ratios to the base, each within some part of it.
+fn against(base: &str, name: &str, title: &str, values: &[(&str, f64, f64)]) -> Row {
+    let off = |number: f64| Spread { median: number, low: 0.97 * number, high: 1.03 * number };
+    let figure = |value, ratio| Figure { value: off(value), ratio: Some(off(ratio)) };
+    let values = values.iter().map(|(key, value, ratio)| ((*key).to_owned(), figure(*value, *ratio)));
+    let base = Some(base.to_owned());
+    Row {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        base,
+        values: values.collect(),
+        rounds: BTreeMap::new(),
+        note: None,
+    }
+}
+
+fn single(name: &str, title: &str, values: &[(&str, f64)]) -> Row {
+    let values = values.iter().map(|(key, value)| ((*key).to_owned(), alone(*value))).collect();
+    Row { name: name.to_owned(), title: title.to_owned(), base: None, values, rounds: BTreeMap::new(), note: None }
+}
+
+fn section(name: &str, title: &str, columns: &[(&str, &str, Better)], rows: Vec<Row>) -> Section {
+    let column = |(key, title, better): &(&str, &str, Better)| Column {
+        key: (*key).to_owned(),
+        title: (*title).to_owned(),
+        better: *better,
+    };
+    Section {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        about: "What a sample says that it did: 64 connections at a time, one request on each.".to_owned(),
+        columns: columns.iter().map(column).collect(),
+        rows,
+        skipped: Vec::new(),
+    }
+}
+
+fn traffic(name: &str, title: &str, ratios: &[(&str, &str, f64)]) -> Section {
+    let columns = [("requests_per_s", "requests/s", Better::Higher), ("p99_us", "p99, µs", Better::Lower)];
+    let direct = single("direct", "direct listener", &[("requests_per_s", 40_000.0), ("p99_us", 2_000.0)]);
+    let of = |(name, title, ratio): &(&str, &str, f64)| {
+        let values = [("requests_per_s", 40_000.0 * ratio, *ratio), ("p99_us", 2_000.0 / ratio, 1.0 / ratio)];
+        against("direct", name, title, &values)
+    };
+    section(name, title, &columns, std::iter::once(direct).chain(ratios.iter().map(of)).collect())
+}
+
+/// Of a machine that does not exist.
+pub fn report() -> Report {
+    let ratios = [
+        ("reuseport", "SO_REUSEPORT", 0.97),
+        ("pod-steer", "pod-steer, host namespace", 0.96),
+        ("haproxy", "HAProxy, TCP mode", 0.5),
+    ];
+    let mut new_connections = traffic("new-connections", "A new connection for each request", &ratios);
+    new_connections.skipped.push(("nginx-stream".to_owned(), "no stream module".to_owned()));
+    let mut keep_alive =
+        traffic("keep-alive", "Kept connections", &[("pod-steer", "pod-steer, host namespace", 0.985)]);
+    let kept = keep_alive.rows[1].values.get_mut("requests_per_s").unwrap();
+    kept.ratio = Some(Spread { median: 0.985, low: 0.97, high: 1.0 });
+    keep_alive.rows[1].note = Some("both backends on one host".to_owned());
+    let idle_columns = [("own_b", "own bytes/connection", Better::Lower)];
+    let idle = section(
+        "idle",
+        "10,000 idle connections",
+        &idle_columns,
+        vec![
+            single("pod-steer", "pod-steer, host namespace", &[("own_b", 12.0)]),
+            single("haproxy", "HAProxy, TCP mode", &[("own_b", 34_567.0)]),
+        ],
+    );
+    let swap_columns = [
+        ("gap_ms", "longest gap, ms", Better::Lower),
+        ("failed", "failed requests", Better::Lower),
+        ("swaps", "swaps", Better::Higher),
+        ("requests", "requests", Better::Higher),
+    ];
+    let swaps = |name, gap, failed| {
+        let mut row = single(
+            name,
+            name,
+            &[("failed", failed), ("swaps", 100.0), ("requests", 123_456.0), ("baseline_gap_ms", 0.7)],
+        );
+        let value = Spread { median: gap, low: gap / 2.0, high: 3.0 * gap };
+        row.values.insert("gap_ms".to_owned(), Figure { value, ratio: None });
+        row
+    };
+    let swap_rows = vec![swaps("pod-steer", 0.9, 0.0), swaps("docker-p", 1_234.0, 567.0)];
+    Report {
+        format: FORMAT,
+        machine: vec![("processor".to_owned(), "a processor".to_owned()), ("cores".to_owned(), "2".to_owned())],
+        quick: false,
+        sections: vec![
+            new_connections,
+            keep_alive,
+            idle,
+            section("hot-swap", "A switch under load", &swap_columns, swap_rows),
+        ],
+    }
+}

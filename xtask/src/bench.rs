@@ -1,0 +1,67 @@
+//! `cargo xtask bench`: builds and installs what the crate `bench` needs, and runs it. Measuring, judging and the options are all
+//! there.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cmd::command;
+use crate::{build, debian, privilege, say, setup};
+
+/// The `bench` task.
+pub fn bench(options: &[OsString]) -> Result<ExitCode> {
+    let (program, dir) = (build::bench()?, env::current_dir()?);
+    // Relative paths in the options are relative to the caller's directory.
+    let with_options = || {
+        let mut bench = command(&program);
+        bench.current_dir(&dir).args(options);
+        bench
+    };
+    // A wrong option is reported before minutes of builds.
+    let needs = with_options().arg("--needs").stderr(Stdio::inherit()).output().context("cannot start bench")?;
+    let text = String::from_utf8_lossy(&needs.stdout);
+    let mut bench = with_options();
+    match text.trim() {
+        _ if !needs.status.success() => return Ok(exit_code(needs.status.code())),
+        "nothing" => {}
+        needed @ ("program" | "everything") => {
+            if let Some(remedy) = privilege::root_or_remedy() {
+                return remedy;
+            }
+            set_up(&mut bench, needed)?;
+        }
+        help => {
+            println!("{help}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    Ok(exit_code(bench.status().context("cannot start bench")?.code()))
+}
+
+/// The part of a quick run that needs only what the tests need, so that `test` finds out whether measuring still works. The figures
+/// are not judged.
+pub fn try_out() -> Result<()> {
+    let done = bench(&["--quick", "--only", "program"].map(OsString::from))?;
+    ensure!(done == ExitCode::SUCCESS, "it failed, as said above");
+    Ok(())
+}
+
+fn set_up(bench: &mut Command, needed: &str) -> Result<()> {
+    say::heading("setting up and building");
+    setup::ensure()?;
+    match needed {
+        "program" => debian::ensure_for_program_bench()?,
+        "everything" => debian::ensure_for_bench()?,
+        other => bail!("bench needs `{other}`, which xtask does not know"),
+    }
+    bench.env("POD_STEER_BIN", build::pod_steer(true)?).env("POD_STEER_TESTS_LOG_LEVEL", "info");
+    bench.env("POD_STEER_NAMED_SERVER", build::named_server()?).env("POD_STEER_PROGRAM_BENCH", build::program_bench()?);
+    Ok(())
+}
+
+/// A process that a signal ended has none.
+fn exit_code(code: Option<i32>) -> ExitCode {
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
