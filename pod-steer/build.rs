@@ -7,6 +7,9 @@ use std::{
     process::Command,
 };
 
+/// Features of a later release as tests have it, which change the kernel programs: as cargo says that they are on, and their name.
+const LATER: [(&str, &str); 1] = [("CARGO_FEATURE_TEST_PROGRAM", "test-program")];
+
 fn main() {
     let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -29,9 +32,12 @@ fn main() {
     let target = if big { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let target_dir = out_dir.join("kernel");
+    let later = LATER.iter().filter(|(variable, _)| env::var_os(variable).is_some()).map(|(_, feature)| *feature);
+    let features: Vec<&str> = ["kernel"].into_iter().chain(later).collect();
     let status = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
         .current_dir(&workspace)
-        .args(["build", "--package", "pod-steer-ebpf", "--bins", "--features", "kernel", "--profile", "kernel"])
+        .args(["build", "--package", "pod-steer-ebpf", "--bins", "--profile", "kernel"])
+        .args(["--features", &features.join(",")])
         .args(["--target", target, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_dir)
         .env("PATH", env::join_paths(search).expect("it was split from a PATH"))

@@ -17,7 +17,7 @@ use pod_steer_ebpf::{
 use crate::{
     maps::{
         BACKEND_COUNTERS, LISTENERS, PORTS, PROBES, RULES, SERVICE_COUNTERS, SOURCES, TABLE_RULES, TABLES, count,
-        is_listening, netns_cookie, switch,
+        differ, is_listening, netns_cookie, switch,
     },
     own,
     table::{Chooser, Visit, first, tuple_hash, visit, withholds},
@@ -77,6 +77,7 @@ impl Packet {
 
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
+    differ();
     let packet = Packet::of(&ctx);
     // Linux asks for UDP sockets too; every rule and every probe is for TCP.
     if packet.protocol != u32::from(PROTO_TCP) {

@@ -238,9 +238,18 @@ pub fn switch(service: u32) -> u32 {
     SWITCHES.get(service).copied().unwrap_or(0)
 }
 
+/// Makes a program differ from the one before it, in builds that tests upgrade to.
+#[inline(always)]
+pub fn differ() {
+    if cfg!(feature = "test-program") {
+        seed();
+    }
+}
+
 /// Index of the backend that the calling program is attached for.
 #[inline(always)]
 pub fn current_backend() -> Option<u32> {
+    differ();
     let stored = CGROUPS.get_ptr_mut();
     // SAFETY: bpf_get_local_storage never returns null.
     let stored = unsafe { *stored };

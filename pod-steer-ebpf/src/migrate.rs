@@ -20,7 +20,7 @@ use pod_steer_ebpf::{FAMILY_V6, Move, NONE, PROBE_SOURCE_V4, ProbeKey, Slot, tab
 
 use crate::{
     lookup::LOOPBACK_V6,
-    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, switch},
+    maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, differ, switch},
     own,
     table::{Chooser, Visit, every, visit},
 };
@@ -31,6 +31,7 @@ const TCP_CLOSE: u32 = 7;
 
 #[sk_reuseport(migrate)]
 pub fn migrate(ctx: SkReuseportContext) -> u32 {
+    differ();
     let Some(moving) = ctx.migrating_sk() else { return SK_PASS };
     // SAFETY: `sk` is the closing listener; both pointers are valid for the whole run.
     let closing = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };

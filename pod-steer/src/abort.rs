@@ -1,9 +1,9 @@
 //! Points at which a test lets the daemon die: `POD_STEER_ABORT_AT=stored` ends it there by SIGKILL. These instants last
-//! microseconds, and no test would ever hit them from outside. Nothing else depends on the variable; whoever can set it
-//! for the daemon can end the daemon anyway.
+//! microseconds, and no test would ever hit them from outside. `POD_STEER_FAIL_AT` lets a step of an upgrade fail. Nothing
+//! else depends on the variables; a user who can set them for the daemon can end the daemon anyway.
 #![forbid(unsafe_code)]
 
-use std::sync::LazyLock;
+use std::{io, sync::LazyLock};
 
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -16,16 +16,27 @@ pub enum Point {
     Built,
     /// The kernel follows it, and the old tables are there still.
     Switched,
+    /// The programs of another build than the attached ones are loaded.
+    ProgramsLoaded,
+    /// Half of the links have their new program.
+    HalfReplaced,
+    /// All of them have it.
+    Replaced,
 }
 
 /// Read once.
 static CHOSEN: LazyLock<Option<Point>> = LazyLock::new(|| parse(&std::env::var("POD_STEER_ABORT_AT").ok()?));
+/// Read once.
+static FAILS: LazyLock<Option<Point>> = LazyLock::new(|| parse(&std::env::var("POD_STEER_FAIL_AT").ok()?));
 
 fn parse(name: &str) -> Option<Point> {
     match name {
         "stored" => Some(Point::Stored),
         "built" => Some(Point::Built),
         "switched" => Some(Point::Switched),
+        "programs-loaded" => Some(Point::ProgramsLoaded),
+        "half-replaced" => Some(Point::HalfReplaced),
+        "replaced" => Some(Point::Replaced),
         _ => None,
     }
 }
@@ -36,6 +47,12 @@ pub fn here(point: Point) {
         // As `kill -9` does: nothing is flushed, nothing is undone.
         let _ = kill_process(getpid(), Signal::KILL);
     }
+}
+
+/// The same, or fails if a test has chosen that.
+pub fn or_fail(point: Point) -> io::Result<()> {
+    here(point);
+    if *FAILS == Some(point) { Err(io::Error::other("POD_STEER_FAIL_AT lets it fail")) } else { Ok(()) }
 }
 
 #[cfg(test)]

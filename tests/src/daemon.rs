@@ -45,9 +45,7 @@ impl Stage {
 
     /// The same, with settings.
     pub fn configured(settings: &str) -> Result<Self> {
-        let host = Arc::new(Host::new()?);
-        fs::write(config(&host), settings)?;
-        Self::with(host, None)
+        Self::configured_under(settings, Conditions::default())
     }
 
     /// A daemon without a container engine, with settings, whose wall clock can be shifted.
@@ -121,7 +119,8 @@ pub struct Daemon {
     process: Process,
     host: Arc<Host>,
     engines: Vec<String>,
-    conditions: Conditions,
+    /// Those of the next start.
+    pub conditions: Conditions,
 }
 
 /// Under which conditions a daemon is started.
@@ -133,6 +132,8 @@ pub struct Conditions {
     pub refused: Vec<Refusal>,
     /// How many files it may have open; nothing for as many as the test may.
     pub files: Option<u64>,
+    /// Another build than the one that is tested.
+    pub program: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -355,7 +356,8 @@ fn wall_clock(host: &Host) -> PathBuf {
 }
 
 fn launch(host: &Host, engines: &[String], dies_at: Option<&str>, conditions: &Conditions) -> Result<Process> {
-    launch_by(host.command(tools::pod_steer()?)?, host, engines, dies_at, conditions)
+    let program = conditions.program.clone().map_or_else(tools::pod_steer, Ok)?;
+    launch_by(host.command(program)?, host, engines, dies_at, conditions)
 }
 
 /// The same by a command that runs `pod-steer` with the arguments that it is given.

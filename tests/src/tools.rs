@@ -85,6 +85,14 @@ pub fn pod_steer() -> Result<PathBuf> {
     program("POD_STEER_BIN", &built)
 }
 
+/// A later release of pod-steer, by the name of the feature with which `cargo xtask test` builds it.
+pub fn later_release(feature: &str) -> Result<PathBuf> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/later-releases");
+    let dir = std::env::var_os("POD_STEER_LATER_RELEASES").map_or(default, PathBuf::from);
+    let path = dir.join(feature);
+    path.canonicalize().with_context(|| format!("{}: `cargo xtask test` builds it", path.display()))
+}
+
 fn program(variable: &str, defaults: &[PathBuf]) -> Result<PathBuf> {
     let named = std::env::var_os(variable).map(PathBuf::from);
     let candidates = named.as_ref().map_or(defaults, std::slice::from_ref);

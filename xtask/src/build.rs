@@ -1,5 +1,6 @@
 //! The builds that demo, tests and benchmarks start from.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -18,6 +19,28 @@ pub fn pod_steer(release: bool) -> Result<PathBuf> {
     }
     run(&mut build)?;
     Ok(paths::target().join(if release { "release" } else { "debug" }).join("pod-steer"))
+}
+
+/// Later releases, as tests upgrade to them: features of `pod-steer`.
+const LATER_RELEASES: [&str; 1] = ["test-program"];
+
+/// Builds the later releases and returns the directory in which each has the name of its feature.
+pub fn later_releases() -> Result<PathBuf> {
+    let dir = paths::target().join("later-releases");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for feature in LATER_RELEASES.map(Some).into_iter().chain([None]) {
+        let mut build = cargo();
+        build.args(["build", "--package", "pod-steer"]);
+        run(build.args(feature.into_iter().flat_map(|feature| ["--features", feature])))?;
+        // The last build is an ordinary one again, so that no other has its name.
+        let Some(feature) = feature else { continue };
+        let place = dir.join(feature);
+        let _ = fs::remove_file(&place);
+        // Cargo replaces the file and writes into none, so a second name costs no room.
+        fs::hard_link(paths::target().join("debug/pod-steer"), &place)
+            .with_context(|| format!("cannot make {}", place.display()))?;
+    }
+    Ok(dir)
 }
 
 /// Builds the test server that answers with its name, as one static file that runs in an empty container.

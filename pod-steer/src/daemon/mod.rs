@@ -174,6 +174,11 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     let (adopted, recovered) = (opened.adopted, opened.recovered.clone());
+    let replaced = &opened.replaced;
+    if !replaced.links.is_empty() {
+        let from: Vec<&str> = replaced.from.iter().map(String::as_str).collect();
+        info!(links = %replaced, from = from.join(", "), to = replaced.to, "attached programs of another build were replaced");
+    }
 
     store.keep_notes(opened.kernel.notes()?);
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);

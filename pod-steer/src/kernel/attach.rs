@@ -12,6 +12,7 @@ use std::{
 };
 
 use aya::{
+    Ebpf,
     maps::cgroup_storage::CgroupStorageKey,
     programs::{
         CgroupAttachMode, Program, ProgramError,
@@ -19,7 +20,7 @@ use aya::{
     },
 };
 
-use super::{Kernel, KernelError, Result, bpf, object, ports};
+use super::{Kernel, KernelError, Result, bpf, build_id::BuildMap, object, ports};
 use crate::netns::Netns;
 
 /// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
@@ -34,6 +35,9 @@ pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 8] = [
     ("getsockname4", "getsockname4", None),
     ("getsockname6", "getsockname6", None),
 ];
+
+/// The program of ingress namespaces.
+pub(super) const LOOKUP: &str = "steer";
 
 /// A cgroup directory, held open so that it cannot be another one of the same name.
 #[derive(Debug)]
@@ -59,6 +63,7 @@ pub struct NamespaceAttachment {
     ports: PathBuf,
     pin: PathBuf,
     constants: object::Constants,
+    build: BuildMap,
     netns: Netns,
     ns: File,
     /// The link that is attached already, and is to have a new program.
@@ -68,13 +73,11 @@ pub struct NamespaceAttachment {
 impl NamespaceAttachment {
     /// Loads the program, attaches it and pins the link.
     pub fn run(self) -> Result<()> {
-        let Self { maps, ports, pin, constants, netns, ns, link } = self;
-        ports::make(&ports)?;
-        let mut programs = object::instance(Some(&maps), Some(&ports), &constants)?;
-        object::load(&mut programs, "steer")?;
+        let Self { maps, ports, pin, constants, build, netns, ns, link } = self;
+        let mut programs = lookup_instance(&maps, &ports, &constants, &build)?;
         let target = || format!("the network namespace {netns}");
-        let failed = |source| KernelError::Attach { name: "steer", target: target(), source: Box::new(source) };
-        let Some(Program::SkLookup(program)) = programs.program_mut("steer") else {
+        let failed = |source| KernelError::Attach { name: LOOKUP, target: target(), source: Box::new(source) };
+        let Some(Program::SkLookup(program)) = programs.program_mut(LOOKUP) else {
             return Err(failed(ProgramError::UnexpectedProgramType));
         };
         if let Some(link) = link {
@@ -90,7 +93,35 @@ impl NamespaceAttachment {
     }
 }
 
+/// Loads the lookup program of a namespace, with its map of ports.
+fn lookup_instance(maps: &Path, ports: &Path, constants: &object::Constants, build: &BuildMap) -> Result<Ebpf> {
+    ports::make(ports)?;
+    let mut programs = object::instance(Some(maps), Some(ports), constants)?;
+    object::load(&mut programs, LOOKUP, Some(build))?;
+    Ok(programs)
+}
+
+/// The same, and nothing but the program.
+pub(super) fn lookup_program(
+    maps: &Path,
+    ports: &Path,
+    constants: &object::Constants,
+    build: &BuildMap,
+) -> Result<OwnedFd> {
+    let programs = lookup_instance(maps, ports, constants, build)?;
+    let failed = |source| KernelError::Program { name: LOOKUP, source: Box::new(source) };
+    let program = programs.program(LOOKUP).ok_or_else(|| failed(ProgramError::UnexpectedProgramType))?;
+    let program = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    program.map_err(KernelError::io("copy the descriptor of the program", LOOKUP))
+}
+
 impl Kernel {
+    /// What a program of the namespace with this cookie is loaded with.
+    pub(super) fn constants(&self, netns_cookie: u64) -> object::Constants {
+        let Self { seed, log_level, backends_max, .. } = *self;
+        object::Constants { seed, netns_cookie, log_level, backends_max }
+    }
+
     pub(super) fn netns_pin(&self, cookie: u64) -> PathBuf {
         self.dir.join("netns").join(cookie.to_string())
     }
@@ -109,12 +140,7 @@ impl Kernel {
     /// What remains to be done to steer in a namespace; nothing if it is steered in already.
     pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
         let pin = self.netns_pin(netns.cookie);
-        let constants = object::Constants {
-            seed: self.seed,
-            netns_cookie: netns.cookie,
-            log_level: self.log_level,
-            backends_max: self.backends_max,
-        };
+        let (constants, build) = (self.constants(netns.cookie), self.build.clone());
         let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
         let link = match self.pins.link(netns.cookie) {
             None => None,
@@ -122,7 +148,7 @@ impl Kernel {
             // The daemon no longer writes to the maps that its program uses.
             Some(link) => Some(link.try_clone().ok()?),
         };
-        Some(NamespaceAttachment { maps, ports, pin, constants, netns, ns, link })
+        Some(NamespaceAttachment { maps, ports, pin, constants, build, netns, ns, link })
     }
 
     /// Stops to steer in a namespace. Established connections go on.

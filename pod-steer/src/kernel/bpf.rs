@@ -1,4 +1,4 @@
-//! The commands of bpf(2) on pins, links, programs and maps that aya does not offer. All are in Linux 5.8.
+//! The commands of bpf(2) on pins, links, programs and maps that aya does not offer. All are in Linux 5.10.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
 
 use std::{
@@ -17,6 +17,7 @@ const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_PROG_BIND_MAP: libc::c_long = 35;
 
 /// What a descriptor or a pin of bpf(2) is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,4 +226,16 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     }
     let (link, program) = (link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned());
     call(BPF_LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }).map(drop)
+}
+
+/// Lets a map live as long as a program, which need not use it.
+pub fn bind_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Bind {
+        program: u32,
+        map: u32,
+        flags: u32,
+    }
+    let (program, map) = (program.as_raw_fd().cast_unsigned(), map.as_raw_fd().cast_unsigned());
+    call(BPF_PROG_BIND_MAP, &mut Bind { program, map, flags: 0 }).map(drop)
 }

@@ -19,6 +19,7 @@ mod apply;
 mod attach;
 mod backend_ports;
 mod bpf;
+mod build_id;
 mod counters;
 mod error;
 pub mod limits;
@@ -38,6 +39,7 @@ mod switch;
 pub mod sys;
 mod tally;
 mod unload;
+mod upgrade;
 mod users;
 mod workers;
 
@@ -69,6 +71,7 @@ pub use publish::Settled;
 pub use quota::Usage;
 pub use sockets::{Registered, SocketMaps};
 pub use unload::{Unloaded, unload};
+pub use upgrade::Replaced;
 
 /// As the description of a socket has it.
 pub const fn v6only(only: bool) -> u16 {
@@ -84,6 +87,8 @@ pub struct Kernel {
     programs: Ebpf,
     pins: pins::Pins,
     log_level: u8,
+    /// Which build the programs of this process are of.
+    build: build_id::BuildMap,
     seed: u64,
     backends_max: u32,
     rules: ports::Rules,
@@ -131,10 +136,13 @@ pub struct Opened {
     pub adopted: bool,
     /// Maps whose pins were gone, and that the attached programs still had.
     pub recovered: Vec<&'static str>,
+    /// Programs of another build that were attached.
+    pub replaced: Replaced,
 }
 
 impl Kernel {
-    /// Opens the state below `dir`, or makes it. Links that exist stay as they are: nothing is detached for a moment.
+    /// Opens the state below `dir`, or makes it. Links that exist stay: nothing is detached for a moment. A program of
+    /// another build than this process's is replaced by a link update.
     pub fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
         object::open(dir, backends_max, log_decisions)
     }

@@ -19,6 +19,7 @@ use super::{
     alive::Alive,
     apply::Published,
     backend_ports::BackendPorts,
+    build_id::{Build, BuildMap},
     limits,
     own::Own,
     pins::{self, Pins},
@@ -30,7 +31,7 @@ use super::{
     workers::Outer,
 };
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
 pub(super) const MAPS: [&str; 26] = [
@@ -119,8 +120,8 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
-/// Loads one program of an instance.
-pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
+/// Loads one program of an instance. With a build, others can see of which it is.
+pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>) -> Result<()> {
     let failed = |source| KernelError::Program { name, source: Box::new(source) };
     match ebpf.program_mut(name) {
         Some(Program::SkLookup(program)) => program.load(),
@@ -130,7 +131,11 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
         Some(Program::CgroupSockAddr(program)) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
-    .map_err(failed)
+    .map_err(failed)?;
+    match (build, ebpf.program(name)) {
+        (Some(build), Some(program)) => build.bind(program.fd().map_err(failed)?),
+        _ => Ok(()),
+    }
 }
 
 /// What [`probe`] calls the replacing of a slot table.
@@ -149,7 +154,7 @@ pub fn probe() -> Result<Vec<ProbedProgram>> {
     let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
     let mut ebpf = instance(None, None, &constants)?;
     let all = PROGRAMS.into_iter().chain(["steer"]);
-    let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name) }).collect();
+    let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name, None) }).collect();
     let published = map::<Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
     probed.push(ProbedProgram { name: TABLES, result: published });
     Ok(probed)
@@ -198,9 +203,10 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     }
     let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
+    let build = BuildMap::make(Build::own(log_level))?;
     let mut programs = instance(Some(&maps), None, &constants)?;
     for name in PROGRAMS {
-        load(&mut programs, name)?;
+        load(&mut programs, name, Some(&build))?;
     }
     let mut meta_map: Array<MapData, Meta> = map(&mut programs, "META")?;
     meta_map.set(0, meta, 0).map_err(KernelError::map("write", "META"))?;
@@ -224,6 +230,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         dir: dir.to_owned(),
         pins: Pins::open(dir)?,
         log_level,
+        build,
         seed: meta.seed,
         backends_max: meta.backends_max,
         rules,
@@ -252,7 +259,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         own: Own::open(&mut programs)?,
         programs,
     };
-    let mut opened = Opened { kernel, events, logs: None, adopted, recovered };
+    let replaced = kernel.replace_programs()?;
+    let mut opened = Opened { kernel, events, logs: None, adopted, recovered, replaced };
     if log_decisions {
         opened.logs = aya_log::EbpfLogger::init(&mut opened.kernel.programs).ok();
     }

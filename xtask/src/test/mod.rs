@@ -50,7 +50,9 @@ fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     }
     let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
     let named_server = timed("static build of the named test server", build::named_server)?;
-    timed("integration tests", || runner::integration_tests(&pod_steer, &named_server, filters, tally))?;
+    let later = timed("later releases of pod-steer, to upgrade to", build::later_releases)?;
+    let programs = runner::Programs { pod_steer, named_server, later };
+    timed("integration tests", || runner::integration_tests(&programs, filters, tally))?;
     if filters.is_empty() {
         run_step("fuzzing", fuzz::in_tests, tally);
         run_step("benchmarks: that they run", bench::try_out, tally);

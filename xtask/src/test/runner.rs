@@ -1,7 +1,7 @@
 //! Runs the tests, shows what they print as it comes, and counts.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -20,10 +20,19 @@ pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
     run::<Libtest>(&mut tests, tally)
 }
 
+/// What the integration tests start.
+pub struct Programs {
+    pub pod_steer: PathBuf,
+    pub named_server: PathBuf,
+    /// The directory of later releases.
+    pub later: PathBuf,
+}
+
 /// The tests of the `tests` crate, against the programs built before.
-pub fn integration_tests(pod_steer: &Path, named_server: &Path, filters: &[String], tally: &mut Tally) -> Result<()> {
+pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Tally) -> Result<()> {
     let mut tests = cargo();
-    tests.env("POD_STEER_BIN", pod_steer).env("POD_STEER_NAMED_SERVER", named_server);
+    tests.env("POD_STEER_BIN", &programs.pod_steer).env("POD_STEER_NAMED_SERVER", &programs.named_server);
+    tests.env("POD_STEER_LATER_RELEASES", &programs.later);
     let package = ["--package", "pod-steer-tests", "--test", "*", "--no-fail-fast", "--color", "never"];
     if output(cargo().args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run"]).args(package);

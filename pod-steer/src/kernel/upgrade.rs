@@ -1,0 +1,187 @@
+//! A daemon that starts replaces every attached program that is of another build than its own. A link update is atomic: the
+//! namespace or cgroup is at no time without a program. Programs of one layout use the same maps, so it does not matter in which
+//! order the links change, and a daemon that dies meanwhile leaves links of both builds, which the next one finishes.
+//!
+//! The migrate program is attached to sockets, not by links: the first resync attaches it to every group anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use super::{
+    Kernel, KernelError, Result,
+    attach::{self, CGROUP_PROGRAMS, LOOKUP, names},
+    bpf,
+    build_id::Build,
+    pins, ports, sys,
+};
+use crate::abort::{self, Point};
+
+/// What was replaced.
+#[derive(Clone, Debug, Default)]
+pub struct Replaced {
+    /// Links whose program was replaced, by the name of the program.
+    pub links: BTreeMap<&'static str, usize>,
+    /// The builds that the former programs were of.
+    pub from: BTreeSet<String>,
+    /// The build that they are of now.
+    pub to: String,
+}
+
+/// As a field of a line of the log: how many links of each program.
+impl fmt::Display for Replaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let links: Vec<_> = self.links.iter().map(|(name, links)| format!("{links} {name}")).collect();
+        f.write_str(&links.join(", "))
+    }
+}
+
+/// A link that is to have another program.
+struct Due {
+    name: &'static str,
+    pin: PathBuf,
+    old: Rc<OwnedFd>,
+    new: Rc<OwnedFd>,
+}
+
+impl Due {
+    fn update(&self, program: BorrowedFd<'_>) -> Result<()> {
+        let updated = bpf::open(&self.pin).and_then(|link| bpf::update_link(link.as_fd(), program));
+        match updated {
+            // Its namespace or cgroup has ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+            updated => updated.map_err(KernelError::io("replace the program of the link", &self.pin)),
+        }
+    }
+}
+
+/// Finds the links whose program is of another build.
+#[derive(Default)]
+struct Finder {
+    /// By id: programs that are attached and of another build.
+    old: HashMap<u32, Option<Rc<OwnedFd>>>,
+    from: BTreeSet<String>,
+    due: Vec<Due>,
+}
+
+impl Finder {
+    /// The program of the link that is pinned there, if it is of another build.
+    fn outdated(&mut self, pin: &Path, own: Build) -> io::Result<Option<Rc<OwnedFd>>> {
+        let info = match bpf::open(pin).and_then(bpf::link_info) {
+            // A pin that is missing or no link is repaired later.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                return Ok(None);
+            }
+            info => info?,
+        };
+        // The program of a link that is detached is gone.
+        if info.target == 0 {
+            return Ok(None);
+        }
+        if let Some(known) = self.old.get(&info.program) {
+            return Ok(known.clone());
+        }
+        let build = Build::of_program(info.program)?;
+        let old = match build {
+            Some(build) if build.is_same(own) => None,
+            build => {
+                self.from.insert(build.map_or_else(|| "an unknown build".to_owned(), |build| build.to_string()));
+                Some(Rc::new(bpf::program(info.program)?))
+            }
+        };
+        self.old.insert(info.program, old.clone());
+        Ok(old)
+    }
+}
+
+impl Kernel {
+    /// Replaces the attached programs that are of another build. All are loaded before the first one is replaced; where one cannot be,
+    /// the former ones are attached again.
+    pub(super) fn replace_programs(&self) -> Result<Replaced> {
+        let own = self.build.build;
+        let mut finder = Finder::default();
+        for cookie in self.namespaces() {
+            let pin = self.netns_pin(cookie);
+            if let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? {
+                let new = Rc::new(self.load_lookup(cookie)?);
+                finder.due.push(Due { name: LOOKUP, pin, old, new });
+            }
+        }
+        sys::shrink_memory();
+        let mut loaded: HashMap<&'static str, Rc<OwnedFd>> = HashMap::new();
+        for (cgroup, index) in self.attached_backends() {
+            let pins = self.cgroup_pins(cgroup, index);
+            for (name, pin, _) in CGROUP_PROGRAMS {
+                let pin = pins.join(pin);
+                let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? else { continue };
+                let new = match loaded.get(name) {
+                    Some(new) => Rc::clone(new),
+                    None => {
+                        let new = self.program_fd(name)?.try_clone_to_owned();
+                        Rc::new(new.map_err(KernelError::io("copy the descriptor of the program", name))?)
+                    }
+                };
+                loaded.insert(name, Rc::clone(&new));
+                finder.due.push(Due { name, pin, old, new });
+            }
+        }
+        let replaced = replace_all(&finder.due).map(|links| Replaced { links, from: finder.from, to: own.to_string() });
+        if replaced.is_ok() {
+            self.detach_unknown_programs();
+        }
+        replaced
+    }
+
+    /// The lookup program of a namespace that is attached already.
+    fn load_lookup(&self, cookie: u64) -> Result<OwnedFd> {
+        // The attached program has the map: no other program would read another one.
+        let _ = pins::recover_ports(&self.dir, cookie);
+        let ports = ports::pin(&self.dir, cookie);
+        attach::lookup_program(&self.dir.join("maps"), &ports, &self.constants(cookie), &self.build)
+    }
+
+    /// Detaches the programs of cgroups that this version does not have.
+    fn detach_unknown_programs(&self) {
+        for (cgroup, index) in self.attached_backends() {
+            let pins = self.cgroup_pins(cgroup, index);
+            let unknown = |name: &String| !CGROUP_PROGRAMS.iter().any(|(_, pin, _)| pin == name);
+            for pin in names(&pins).into_iter().filter(unknown).map(|name| pins.join(name)) {
+                if bpf::open(&pin).is_ok_and(|link| bpf::link_info(link).is_ok()) {
+                    let _ = fs::remove_file(pin);
+                }
+            }
+        }
+    }
+}
+
+fn unread(pin: &Path) -> impl FnOnce(io::Error) -> KernelError {
+    KernelError::io("read which program has the link", pin)
+}
+
+/// Replaces all, or none.
+fn replace_all(all: &[Due]) -> Result<BTreeMap<&'static str, usize>> {
+    let mut links = BTreeMap::new();
+    let Some(last) = all.len().checked_sub(1) else { return Ok(links) };
+    let step = |point| abort::or_fail(point).map_err(KernelError::io("replace the programs of links in", "the kernel"));
+    step(Point::ProgramsLoaded)?;
+    for (number, due) in all.iter().enumerate() {
+        let mut updated = due.update(due.new.as_fd());
+        if number == last / 2 {
+            updated = updated.and_then(|()| step(Point::HalfReplaced));
+        }
+        if number == last {
+            updated = updated.and_then(|()| step(Point::Replaced));
+        }
+        if let Err(error) = updated {
+            // A link that cannot have its former program again has one that uses the same maps.
+            all[..=number].iter().rev().for_each(|due| drop(due.update(due.old.as_fd())));
+            return Err(error);
+        }
+        *links.entry(due.name).or_default() += 1;
+    }
+    Ok(links)
+}
