@@ -4,7 +4,7 @@
 //! ([`spec_from_flags`], [`Spec::check`]).
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fmt, ops::Range, str::FromStr};
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub use settings::from_table;
 use crate::{
     health::CheckSpec,
     ports::{self, PortMap},
-    rollout::Policy,
+    settings::{GivenOptions, reference::label_keys},
     text::Name,
 };
 use error::Origin;
@@ -35,63 +35,6 @@ pub const WEIGHT_DEFAULT: u32 = 1;
 
 /// Hexadecimal digits of a short image id, as `docker images` prints them.
 const SHORT_ID_CHARS: usize = 12;
-/// Keys without the prefix, in the order in which the documentation has them.
-const KEYS: [&str; 18] = [
-    "service",
-    "ports",
-    "version",
-    "weight",
-    "fallback",
-    "rollout",
-    "slow-start",
-    "panic-threshold",
-    "health",
-    "health.port",
-    "health.path",
-    "health.status",
-    "health.host",
-    "health.command",
-    "health.interval",
-    "health.timeout",
-    "health.healthy",
-    "health.unhealthy",
-];
-
-/// What becomes of a new connection when a service has no backend left.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Fallback {
-    /// The client is refused at once.
-    #[default]
-    Refuse,
-    /// The kernel's own lookup decides, as if the service did not exist.
-    Pass,
-}
-
-impl fmt::Display for Fallback {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Refuse => "refuse",
-            Self::Pass => "pass",
-        })
-    }
-}
-
-/// The text is neither `refuse` nor `pass`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write refuse or pass")]
-pub struct NotAFallback;
-
-impl FromStr for Fallback {
-    type Err = NotAFallback;
-
-    fn from_str(text: &str) -> Result<Self, NotAFallback> {
-        [Self::Refuse, Self::Pass].into_iter().find(|known| known.to_string() == text).ok_or(NotAFallback)
-    }
-}
-
 /// What a container asks for: to be a backend of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -106,18 +49,9 @@ pub struct Spec {
     /// Which of these ports were written as a range: their places in the list.
     #[serde(default)]
     pub ranges: Vec<Range<usize>>,
-    /// What happens when no backend is left.
-    pub fallback: Fallback,
-    /// What happens when a new version appears; nothing: as configured.
-    #[serde(default)]
-    pub rollout: Option<Policy>,
-    /// How long the container's share grows to its full size, in milliseconds; nothing: as configured.
-    #[serde(default)]
-    pub slow_start_ms: Option<u64>,
-    /// If fewer than so many percent of the backends pass their checks, those that last did stay; nothing: as
-    /// configured.
-    #[serde(default)]
-    pub panic_percent: Option<u8>,
+    /// The options of the service that it gives.
+    #[serde(flatten)]
+    pub options: GivenOptions,
     /// The health check; nothing: as configured.
     #[serde(default)]
     pub check: Option<CheckSpec>,
@@ -128,7 +62,7 @@ impl Spec {
     pub fn check(&self) -> Result<(), Vec<LabelError>> {
         // Written out and read again: one place knows what a list of ports may be.
         let ports = ports::compact(&self.ports);
-        spec_from_flags(&self.service, &ports, &self.version, self.weight, self.fallback).map(drop)
+        spec_from_flags(&self.service, &ports, &self.version, self.weight, self.options).map(drop)
     }
 }
 
@@ -146,10 +80,9 @@ pub fn parse<'a>(
         return None;
     }
     let mut reader = Reader::new(Origin::Label);
-    for key in ours.keys().filter(|key| !KEYS.contains(key)) {
+    for key in ours.keys().filter(|key| !label_keys().any(|known| known == **key)) {
         reader.unknown(key);
     }
-    let settings = settings::read(&mut reader, &ours);
     let spec = Spec {
         service: match ours.get("service") {
             Some(name) => reader.service(name),
@@ -162,11 +95,8 @@ pub fn parse<'a>(
         ranges: ours.get("ports").map(|list| ports::ranges(list)).unwrap_or_default(),
         version: reader.version(ours.get("version").unwrap_or(&default_version)),
         weight: ours.get("weight").map_or(WEIGHT_DEFAULT, |weight| reader.weight(weight)),
-        fallback: ours.get("fallback").map_or(Fallback::default(), |fallback| reader.fallback(fallback)),
-        rollout: settings.rollout,
-        slow_start_ms: settings.slow_start_ms,
-        panic_percent: settings.panic_percent,
-        check: settings.check,
+        options: reader.options(&ours),
+        check: settings::check(&mut reader, &ours),
     };
     Some(reader.finish(spec))
 }
@@ -177,19 +107,19 @@ pub fn spec_from_flags(
     ports: &str,
     version: &str,
     weight: u32,
-    fallback: Fallback,
+    options: GivenOptions,
 ) -> Result<Spec, Vec<LabelError>> {
     let mut reader = Reader::new(Origin::Flag);
+    // Written out and read again: one place knows which values an option may have.
+    let written = options.written();
+    reader.options(&written.iter().map(|(key, text)| (*key, text.as_str())).collect());
     let spec = Spec {
         service: reader.service(service),
         ports: reader.ports(ports),
         ranges: ports::ranges(ports),
         version: reader.version(version),
         weight: reader.weight(&weight.to_string()),
-        fallback,
-        rollout: None,
-        slow_start_ms: None,
-        panic_percent: None,
+        options,
         check: None,
     };
     reader.finish(spec)

@@ -1,51 +1,32 @@
-//! What can be said of a service by a label and by the configuration alike. Pure: [`ServiceTables::effective`] decides
-//! which of the two holds.
+//! What labels and the configuration set of a service. Pure: [`ServiceTables::options`] decides which of them is in effect.
 #![forbid(unsafe_code)]
 
 mod allowed;
+mod declare;
 mod images;
+pub mod options;
+pub mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use allowed::{Allowed, PortPolicy};
 pub use images::{Image, ImagePattern};
+pub use options::{Fallback, GivenOptions, ServiceOptions};
 
 use crate::{
     health::{CheckKind, CheckSpec},
     labels::Spec,
-    rollout::Policy,
 };
 
-/// Percent of a service's backends below which failing ones stay, if nothing is said: when all fail, the last that did
-/// not.
-pub const PANIC_PERCENT_DEFAULT: u8 = 1;
-
-/// What was said; nothing where nothing was.
+/// A table of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// What happens when a new version appears.
-    pub rollout: Option<Policy>,
-    /// How long a new backend's weight grows, in milliseconds.
-    pub slow_start_ms: Option<u64>,
-    /// If fewer than so many percent of the backends pass their checks, those that last did stay.
-    pub panic_percent: Option<u8>,
+    /// The options that it gives.
+    pub options: GivenOptions,
     /// The health check.
     pub check: Option<CheckSpec>,
     /// What restricts the service; no label says that.
     pub allowed: Allowed,
-}
-
-/// What holds for one backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Effective {
-    /// What happens when a new version appears.
-    pub policy: Policy,
-    /// How long a new backend's weight grows, in milliseconds; 0 for not at all.
-    pub slow_start_ms: u64,
-    /// If fewer than so many percent of the backends pass their checks, those that last did stay; 0 for never.
-    pub panic_percent: u8,
-    /// The health check, if there is one.
-    pub check: Option<CheckSpec>,
 }
 
 /// The services of the configuration.
@@ -58,17 +39,10 @@ pub struct ServiceTables {
 }
 
 impl ServiceTables {
-    /// What holds for a backend: its labels come first, then its service's table, then that of all services.
-    pub fn effective(&self, spec: &Spec) -> Effective {
-        let tables = || self.tables(&spec.service);
-        let slow_start_ms = spec.slow_start_ms.or_else(|| tables().find_map(|said| said.slow_start_ms));
-        let panic_percent = spec.panic_percent.or_else(|| tables().find_map(|said| said.panic_percent));
-        Effective {
-            policy: spec.rollout.or_else(|| tables().find_map(|said| said.rollout)).unwrap_or_default(),
-            slow_start_ms: slow_start_ms.unwrap_or_default(),
-            panic_percent: panic_percent.unwrap_or(PANIC_PERCENT_DEFAULT),
-            check: self.check(spec).cloned(),
-        }
+    /// The options of a service whose newest backend gives these: they come first, then the service's table, then that of all services,
+    /// then the defaults.
+    pub fn options(&self, service: &str, of_newest: &GivenOptions) -> ServiceOptions {
+        self.tables(service).fold(*of_newest, |given, table| given.or(&table.options)).or_defaults()
     }
 
     /// The health check of a backend, if there is one.
@@ -92,48 +66,57 @@ impl ServiceTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::labels::{self, Fallback};
+    use crate::{labels, rollout::Policy};
 
     fn check(kind: CheckKind) -> Option<CheckSpec> {
         Some(CheckSpec::new(kind))
     }
 
+    fn spec(name: &str) -> Spec {
+        labels::spec_from_flags(name, "80:8080,443:8443", "v1", 1, GivenOptions::default()).unwrap()
+    }
+
     #[test]
     fn labels_come_before_the_table_and_that_before_the_one_for_all() {
-        let tables = ServiceTables {
-            named: BTreeMap::from([(
-                "web".to_owned(),
-                Settings { rollout: Some(Policy::Latest), slow_start_ms: Some(2), ..Settings::default() },
-            )]),
-            others: Settings {
-                rollout: Some(Policy::Manual),
-                slow_start_ms: Some(3),
-                panic_percent: Some(50),
-                check: check(CheckKind::Tcp),
-                allowed: Allowed::default(),
-            },
+        let options = |rollout, slow_start_ms, panic_percent| GivenOptions {
+            rollout,
+            slow_start_ms,
+            panic_percent,
+            ..GivenOptions::default()
         };
-        let spec = |name| labels::spec_from_flags(name, "80:8080", "v1", 1, Fallback::Refuse).unwrap();
-        let web = Spec { slow_start_ms: Some(1), ..spec("web") };
-        let effective = |policy, slow_start_ms| Effective {
-            policy,
+        let table = |options| Settings { options, ..Settings::default() };
+        let tables = ServiceTables {
+            named: BTreeMap::from([("web".to_owned(), table(options(Some(Policy::Latest), Some(2), None)))]),
+            others: table(GivenOptions {
+                fallback: Some(Fallback::Pass),
+                ..options(Some(Policy::Manual), Some(3), Some(50))
+            }),
+        };
+        let expected = |rollout, slow_start_ms| ServiceOptions {
+            fallback: Fallback::Pass,
+            rollout,
             slow_start_ms,
             panic_percent: 50,
-            check: check(CheckKind::Tcp),
         };
-        assert_eq!(tables.effective(&web), effective(Policy::Latest, 1));
-        assert_eq!(tables.effective(&spec("web")), effective(Policy::Latest, 2));
-        assert_eq!(tables.effective(&spec("other")), effective(Policy::Manual, 3));
-        let none =
-            Effective { policy: Policy::Balance, slow_start_ms: 0, panic_percent: PANIC_PERCENT_DEFAULT, check: None };
-        assert_eq!(ServiceTables::default().effective(&spec("web")), none);
+        let none = GivenOptions::default();
+        assert_eq!(tables.options("web", &options(None, Some(1), None)), expected(Policy::Latest, 1));
+        assert_eq!(tables.options("web", &none), expected(Policy::Latest, 2));
+        assert_eq!(tables.options("other", &none), expected(Policy::Manual, 3));
+        assert_eq!(ServiceTables::default().options("web", &none), ServiceOptions::default());
+    }
+
+    #[test]
+    fn the_check_of_a_label_comes_before_that_of_a_table() {
+        let others = Settings { check: check(CheckKind::Tcp), ..Settings::default() };
+        let tables = ServiceTables { others, ..ServiceTables::default() };
+        assert_eq!(tables.check(&spec("web")), check(CheckKind::Tcp).as_ref());
         let unchecked = Spec { check: check(CheckKind::None), ..spec("web") };
-        assert_eq!(tables.effective(&unchecked).check, None, "a label takes the configured check away");
+        assert_eq!(tables.check(&unchecked), None, "a label takes the configured check away");
     }
 
     #[test]
     fn the_port_of_the_check_is_listened_on_too() {
-        let mut spec = labels::spec_from_flags("web", "80:8080,443:8443", "v1", 1, Fallback::Refuse).unwrap();
+        let mut spec = spec("web");
         let tables = ServiceTables::default();
         assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443]));
         spec.check = Some(CheckSpec { port: Some(9000), ..CheckSpec::new(CheckKind::Tcp) });

@@ -67,6 +67,27 @@ fn passed_to_the_kernels_own_listener() -> Result<()> {
     Ok(())
 }
 
+/// Of a service with several backends one decides on its fallback, and `status` names the others that would decide otherwise.
+#[test]
+fn the_newest_backend_decides_before_the_configuration() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("[service.web]\nfallback = 'pass'\n")?;
+    let _web_1 = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
+    assert_eq!(stage.daemon.wait_ready("web", 1)?.fallback, "pass", "the table of the service");
+    let _web_2 = Exec::new("web-2", "web", "80:8080", "0.0.0.0:8080").flags(&["--fallback", "refuse"]).start(&stage)?;
+    assert_eq!(stage.daemon.wait_ready("web", 2)?.fallback, "refuse", "the newest backend");
+    let alarms = stage.daemon.said_of("web")?["alarms"].to_string();
+    let said = "pod-steer.fallback: `refuse`, by the newest, web-2, is in effect, and web-1 would have `pass`";
+    assert!(alarms.contains(said), "{alarms}");
+
+    stage.daemon.order_done("drain web")?;
+    let refused = Load::to("127.0.0.1:80".parse()?).count(10).run(stage.host.net())?;
+    assert_eq!(refused.refused(), 10, "{refused}");
+    let service = stage.daemon.wait_idle("web")?;
+    assert_eq!((service.counter("refused_no_backend"), service.counter("passed_no_backend")), (10, 0));
+    Ok(())
+}
+
 #[test]
 fn clients_that_another_lookup_program_has_served_are_not_refused() -> Result<()> {
     require!(tools::root_and(&["ip"]));

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    labels::Fallback,
-    rollout::{Decision, Operation, Policy},
+    rollout::{Decision, Operation},
+    settings::{GivenOptions, ServiceOptions},
     world::State,
 };
 
@@ -22,9 +22,9 @@ pub struct BackendRequest {
     /// Weight; 1 if not given.
     #[serde(default)]
     pub weight: Option<u32>,
-    /// `refuse` if not given.
-    #[serde(default)]
-    pub fallback: Fallback,
+    /// Options of the service, as labels give them.
+    #[serde(flatten)]
+    pub options: GivenOptions,
     /// Name for people; made up if not given.
     #[serde(default)]
     pub name: Option<String>,
@@ -121,11 +121,9 @@ pub struct ServiceStatus {
     pub ports: Vec<String>,
     /// Where it is steered.
     pub namespaces: Vec<NamespaceStatus>,
-    /// What happens when no backend is left.
-    pub fallback: Fallback,
-    /// What happens when a new version appears.
-    #[serde(default)]
-    pub policy: Policy,
+    /// The options that are in effect.
+    #[serde(flatten)]
+    pub options: ServiceOptions,
     /// What the operator has decided.
     #[serde(default)]
     pub decision: Decision,

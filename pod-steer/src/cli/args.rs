@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
-use crate::{config::DEFAULT_SOCKET, labels::Fallback};
+use crate::{config::DEFAULT_SOCKET, settings::Fallback};
 use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
 /// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
@@ -63,6 +63,8 @@ pub enum Command {
     HoldPause,
     /// Print the OpenAPI 3.1 description of the API
     Openapi,
+    /// Print the reference of labels and configuration keys, in Markdown
+    Reference,
     /// Print the version
     Version,
 }
@@ -151,9 +153,9 @@ pub struct BackendArgs {
     /// Share of new connections, relative to the others [default: 1]
     #[arg(long)]
     pub weight: Option<u32>,
-    /// When no backend is left: refuse, or pass to the kernel's own lookup
-    #[arg(long, default_value = "refuse")]
-    pub fallback: Fallback,
+    /// When no backend is left: refuse, or pass to the kernel's own lookup [default: as configured, else refuse]
+    #[arg(long)]
+    pub fallback: Option<Fallback>,
     /// Name for people [default: made up]
     #[arg(long)]
     pub name: Option<String>,

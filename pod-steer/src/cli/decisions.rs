@@ -7,15 +7,23 @@ use super::{
 use crate::{
     api::types::ServiceStatus,
     rollout::{Part, Policy},
+    settings::ServiceOptions,
 };
 
 /// Each begins with the service's name; broken to so many columns. Alarms come last, in colour.
 pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colours: bool) -> String {
     let mut lines = Vec::new();
-    match service.policy {
+    match service.options.rollout {
         Policy::Balance => {}
         Policy::Latest => lines.push("a new version takes over when it is ready (policy latest)".to_owned()),
         Policy::Manual => lines.push("a new version waits for deploy or shift (policy manual)".to_owned()),
+    }
+    let defaults = ServiceOptions::default().written();
+    let other =
+        service.options.written().into_iter().filter(|option| option.0 != "rollout" && !defaults.contains(option));
+    let other: Vec<String> = other.map(|(key, value)| format!("{key}={value}")).collect();
+    if !other.is_empty() {
+        lines.push(format!("options: {}", other.join(" ")));
     }
     let decision = &service.decision;
     if let Some(weights) = &decision.traffic.weights {
@@ -73,7 +81,7 @@ mod tests {
 
     fn service() -> ServiceStatus {
         let service = json!({
-            "name": "web", "ports": ["80:8080"], "namespaces": [], "fallback": "refuse", "policy": "manual",
+            "name": "web", "ports": ["80:8080"], "namespaces": [], "fallback": "pass", "rollout": "manual", "slow_start_ms": 30_000,
             "decision": {
                 "revision": 3,
                 "traffic": { "weights": { "v1": 95, "v2": 5 }, "from": { "10.0.0.0/8": "v2" } },
@@ -107,6 +115,7 @@ mod tests {
         assert_eq!(
             text,
             "web: a new version waits for deploy or shift (policy manual)\n\
+             web: options: fallback=pass slow-start=30s\n\
              web: shares by version: v1=95 v2=5\n\
              web: clients of 10.0.0.0/8 go to v2\n\
              web: drained, no new connections: all of it, version v1, 0123456789ab, web-2\n\
@@ -117,7 +126,7 @@ mod tests {
         );
         assert!(lines(&service(), 0, 200, true).contains("\x1b[1;31mALARM\x1b[0m: all"));
         let quiet = ServiceStatus {
-            policy: Policy::Balance,
+            options: Default::default(),
             decision: Default::default(),
             operation: None,
             alarms: Vec::new(),

@@ -7,9 +7,12 @@ use super::{
     args::{BackendArgs, ExecArgs, RegisterArgs},
     block_on, print,
 };
-use crate::api::{
-    client,
-    types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
+use crate::{
+    api::{
+        client,
+        types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
+    },
+    settings::GivenOptions,
 };
 
 impl From<BackendArgs> for BackendRequest {
@@ -19,7 +22,7 @@ impl From<BackendArgs> for BackendRequest {
             ports: args.ports,
             version: args.version,
             weight: args.weight,
-            fallback: args.fallback,
+            options: GivenOptions { fallback: args.fallback, ..GivenOptions::default() },
             name: args.name,
         }
     }

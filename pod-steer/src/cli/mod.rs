@@ -31,6 +31,7 @@ use crate::{
     config::RunConfig,
     daemon, doctor,
     rollout::Order,
+    settings::reference,
     text::visible,
     version,
 };
@@ -141,6 +142,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),
         Command::Openapi => print(&format!("{}\n", openapi::document())),
+        Command::Reference => print(&reference::page()),
         Command::Version => print(&format!("pod-steer {}\n", *version::LINE)),
     }
 }

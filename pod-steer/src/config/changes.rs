@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, mem};
 use super::RunConfig;
 use crate::{
     labels::table_name,
-    settings::{Allowed, ServiceTables, Settings},
+    settings::{Allowed, ServiceTables, Settings, options::KEYS},
 };
 
 /// The key that says which images a service takes.
@@ -90,17 +90,17 @@ fn differences(before: &ServiceTables, now: &ServiceTables) -> Vec<String> {
 }
 
 fn keys_that_differ(before: &Settings, now: &Settings) -> Vec<&'static str> {
-    let Settings { rollout, slow_start_ms, panic_percent, check, allowed: Allowed { ports, images, users } } = now;
-    let keys = [
-        ("rollout", *rollout != before.rollout),
-        ("slow-start", *slow_start_ms != before.slow_start_ms),
-        ("panic-threshold", *panic_percent != before.panic_percent),
+    let Settings { options, check, allowed: Allowed { ports, images, users } } = now;
+    let (written, written_before) = (options.written(), before.options.written());
+    let of = |written: &[(&str, String)], key| written.iter().find(|(of, _)| *of == key).map(|(_, text)| text.clone());
+    let options = KEYS.iter().map(|key| (*key, of(&written, *key) != of(&written_before, *key)));
+    let others = [
         ("health", *check != before.check),
         ("allow-ports", *ports != before.allowed.ports),
         (ALLOW_IMAGES, *images != before.allowed.images),
         ("allow-users", *users != before.allowed.users),
     ];
-    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    options.chain(others).filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
 #[cfg(test)]

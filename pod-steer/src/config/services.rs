@@ -68,7 +68,7 @@ mod tests {
     use crate::{
         health::{CheckKind, CheckSpec, StatusRange},
         rollout::Policy,
-        settings::PortPolicy,
+        settings::{Fallback, GivenOptions, PortPolicy},
     };
 
     fn parse(text: &str) -> Result<ServiceTables, Vec<String>> {
@@ -79,14 +79,20 @@ mod tests {
     #[test]
     fn the_words_of_the_labels() {
         let services = parse(
-            "[web]\nrollout = 'latest'\nslow-start = '30s'\npanic-threshold = 50\n\
+            "[web]\nfallback = 'pass'\nrollout = 'latest'\nslow-start = '30s'\npanic-threshold = 50\n\
              [web.health]\nkind = 'http'\npath = '/ready'\nstatus = 204\nunhealthy = 2\ninterval = '1s'\n\
              ['*']\nhealth = 'tcp'\n\
              [job.health]\nkind = 'exec'\ncommand = ['/check', 'it']\n",
         )
         .expect("all of it is known");
         let web = &services.named["web"];
-        assert_eq!((web.rollout, web.slow_start_ms, web.panic_percent), (Some(Policy::Latest), Some(30_000), Some(50)));
+        let given = GivenOptions {
+            fallback: Some(Fallback::Pass),
+            rollout: Some(Policy::Latest),
+            slow_start_ms: Some(30_000),
+            panic_percent: Some(50),
+        };
+        assert_eq!(web.options, given);
         assert_eq!(parse("[web]\nallow-ports = 80").unwrap().named["web"].allowed.ports, PortPolicy::parse("80"));
         let users = &parse("[web]\nallow-users = ['root', 1000, '1001']").unwrap().named["web"].allowed.users;
         assert_eq!(*users, Some([0, 1000, 1001].into()));
@@ -152,7 +158,10 @@ mod tests {
                 "service.web.allow-users=\"4294967295\" is refused: there is no such user",
             ),
             ("[web]\nallow-users = [1.5]", "service.web.allow-users=\"1.5\" is refused: there is no such user"),
-            ("[web]\nweight = 2", "service.web.weight is unknown; remove it; the known ones are rollout, slow-start"),
+            (
+                "[web]\nweight = 2",
+                "service.web.weight is unknown; remove it; the known ones are fallback, rollout, slow-start",
+            ),
         ] {
             let errors = parse(text).expect_err(text);
             assert_eq!(errors.len(), 1, "{errors:?}");

@@ -141,7 +141,7 @@ impl Control {
         let last = running.clone().or_else(|| rollout::behind(&history).cloned());
         let services: BTreeSet<&str> = self.world.backends.values().map(|b| b.spec.service.as_str()).collect();
         let services: Vec<&str> = services.into_iter().collect();
-        if self.world.conduct(service).policy != Policy::Balance
+        if self.world.options(service).rollout != Policy::Balance
             && matches!(&order, Order::Shift(shift) if shift.balance)
         {
             let policy = "its policy lets one version serve at a time; give weights instead, as in v1=1 v2=1";

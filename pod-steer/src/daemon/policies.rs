@@ -45,14 +45,14 @@ impl Control {
         self.orders.attempts = attempts;
         let due: Vec<(String, Order)> = self
             .world
-            .conducts
+            .options
             .iter()
-            .filter(|(service, conduct)| {
+            .filter(|(service, options)| {
                 let may_order =
                     !self.orders.operations.contains_key(*service) && self.orders.attempts.may_order(service);
-                conduct.policy != Policy::Balance && may_order
+                options.rollout != Policy::Balance && may_order
             })
-            .filter_map(|(service, conduct)| Some((service.clone(), self.due_by_policy(service, conduct.policy)?)))
+            .filter_map(|(service, options)| Some((service.clone(), self.due_by_policy(service, options.rollout)?)))
             .collect();
         for (service, order) in due {
             let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });

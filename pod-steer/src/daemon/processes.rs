@@ -192,7 +192,7 @@ pub(crate) fn parse(request: &BackendRequest) -> Result<Spec, String> {
         &request.ports,
         request.version.as_deref().unwrap_or("unversioned"),
         request.weight.unwrap_or(labels::WEIGHT_DEFAULT),
-        request.fallback,
+        request.options,
     );
     checked.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }

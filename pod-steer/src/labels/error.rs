@@ -3,8 +3,11 @@
 
 use std::fmt;
 
-use super::{KEYS, PREFIX, settings};
-use crate::ports::{PortsError, quoted};
+use super::PREFIX;
+use crate::{
+    ports::{PortsError, quoted},
+    settings::reference::{label_keys, table_keys},
+};
 
 /// What is wrong with one label or flag: a single line that names it, quotes its value, says why it is refused and
 /// what to do.
@@ -116,9 +119,9 @@ pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
         Origin::Table(_) => key.to_owned(),
         _ => format!("{PREFIX}{key}"),
     };
-    let known = match origin {
-        Origin::Table(_) => [&settings::KEYS[..], &settings::TABLE_KEYS].concat(),
-        _ => KEYS.to_vec(),
+    let known: Vec<&str> = match origin {
+        Origin::Table(_) => table_keys().collect(),
+        _ => label_keys().collect(),
     };
     let lower = key.to_ascii_lowercase();
     let nearest = known.iter().map(|known| (distance(&lower, known), *known)).min();

@@ -1,14 +1,15 @@
 //! Reading single values: each is taken, or refused in words that name where it stands.
 #![forbid(unsafe_code)]
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use super::{
-    Fallback, Field, LabelError, NotAFallback, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Field, LabelError, WEIGHT_DEFAULT, WEIGHT_MAX,
     error::{self, Origin},
 };
 use crate::{
     ports::{self, PortMap, quoted},
+    settings::GivenOptions,
     text::Name,
 };
 
@@ -95,12 +96,8 @@ impl Reader {
         None
     }
 
-    pub fn fallback(&mut self, text: &str) -> Fallback {
-        text.parse().unwrap_or_else(|NotAFallback| {
-            let wrong = "it is neither refuse (clients are refused at once when no backend is left) nor pass \
-                         (the kernel decides as if there were no service); write one of the two";
-            self.refuse("fallback", text, wrong);
-            Fallback::default()
-        })
+    /// The options among these texts.
+    pub fn options(&mut self, texts: &BTreeMap<&str, &str>) -> GivenOptions {
+        GivenOptions::read(texts, |key, text, wrong| self.refuse(key, text, wrong))
     }
 }

@@ -1,5 +1,5 @@
-//! The labels that can stand in the configuration too: rollouts, slow start, health checks. What contradicts itself is
-//! refused: a value that would have no effect is a misunderstanding.
+//! A service's table in the configuration, and the health check of a table or a container. What contradicts itself is refused: a value
+//! that would have no effect is a misunderstanding.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -8,29 +8,11 @@ use super::{LabelError, allowed, error::Origin, reader::Reader};
 use crate::{
     duration,
     health::{CheckKind, CheckSpec, HEALTHY_DEFAULT, StatusRange, UNHEALTHY_DEFAULT},
-    rollout::Policy,
-    settings::{Allowed, Settings},
+    settings::{
+        Settings,
+        reference::{HEALTH, table_keys},
+    },
 };
-
-/// Keys that can stand in a table of the configuration and are no labels.
-pub(super) const TABLE_KEYS: [&str; 3] = ["allow-ports", "allow-images", "allow-users"];
-
-/// Keys that can stand in a table of the configuration and are labels too.
-pub(super) const KEYS: [&str; 13] = [
-    "rollout",
-    "slow-start",
-    "panic-threshold",
-    "health",
-    "health.port",
-    "health.path",
-    "health.status",
-    "health.host",
-    "health.command",
-    "health.interval",
-    "health.timeout",
-    "health.healthy",
-    "health.unhealthy",
-];
 
 /// Keys of a check that need it to be of one kind; the others go with every kind.
 const OF_KIND: [(&str, &[&str]); 5] = [
@@ -41,7 +23,7 @@ const OF_KIND: [(&str, &[&str]); 5] = [
     ("health.command", &["exec"]),
 ];
 
-/// Longest time of any of these settings.
+/// Longest time of a check.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Shortest time between two probes, and for one: a check is no load test.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -50,8 +32,7 @@ const CHARS_MAX: usize = 1_024;
 /// Most results in a row that may be asked for.
 const STREAK_MAX: u32 = 1_000;
 
-/// Reads one table of the configuration, `[service.NAME]`; the keys are those of the labels and `TABLE_KEYS`. `user_id` is the
-/// number of a user of this name.
+/// Reads one table of the configuration, `[service.NAME]`. `user_id` is the number of a user of this name.
 pub fn from_table(
     service: &str,
     values: &BTreeMap<String, String>,
@@ -59,48 +40,26 @@ pub fn from_table(
 ) -> Result<Settings, Vec<LabelError>> {
     let mut reader = Reader::new(Origin::Table(service.to_owned()));
     let values: BTreeMap<&str, &str> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    for key in values.keys().filter(|key| !KEYS.contains(key) && !TABLE_KEYS.contains(key)) {
+    for key in values.keys().filter(|key| !table_keys().any(|known| known == **key)) {
         reader.unknown(key);
     }
-    let settings = Settings { allowed: allowed::read(&mut reader, &values, user_id), ..read(&mut reader, &values) };
+    let settings = Settings {
+        options: reader.options(&values),
+        check: check(&mut reader, &values),
+        allowed: allowed::read(&mut reader, &values, user_id),
+    };
     reader.finish(settings)
 }
 
-pub(super) fn read(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Settings {
-    Settings {
-        rollout: values.get("rollout").and_then(|text| rollout(reader, text)),
-        slow_start_ms: values.get("slow-start").and_then(|text| time(reader, "slow-start", text, Duration::ZERO)),
-        panic_percent: values.get("panic-threshold").and_then(|text| percent(reader, text)),
-        check: check(reader, values),
-        allowed: Allowed::default(),
-    }
-}
-
-fn rollout(reader: &mut Reader, text: &str) -> Option<Policy> {
-    match text {
-        "balance" => return Some(Policy::Balance),
-        "latest" => return Some(Policy::Latest),
-        "manual" => return Some(Policy::Manual),
-        _ => {}
-    }
-    let wrong = "unknown value; use balance (all versions share), latest (a new version takes over when it is ready) or \
-                 manual (a new version waits for a command)";
-    reader.refuse("rollout", text, wrong);
-    None
-}
-
-fn percent(reader: &mut Reader, text: &str) -> Option<u8> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
-    let percent =
-        reader.number("panic-threshold", number, 0..=100, "write 100 at the most", "write a percent, 0 to 100");
-    percent.and_then(|percent| u8::try_from(percent).ok())
-}
-
-fn time(reader: &mut Reader, key: &'static str, text: &str, least: Duration) -> Option<u64> {
+fn time(reader: &mut Reader, key: &'static str, text: &str) -> Option<u64> {
     match duration::parse(text) {
         Err(error) => reader.refuse(key, text, error.to_string()),
-        Ok(time) if time < least => {
-            reader.refuse(key, text, format!("it is too short; write {} at the least", duration::Written(least)));
+        Ok(time) if time < INTERVAL_MIN => {
+            reader.refuse(
+                key,
+                text,
+                format!("it is too short; write {} at the least", duration::Written(INTERVAL_MIN)),
+            );
         }
         Ok(time) if time > DAY => {
             reader.refuse(key, text, format!("it is too long; write {} at the most", duration::Written(DAY)));
@@ -110,9 +69,10 @@ fn time(reader: &mut Reader, key: &'static str, text: &str, least: Duration) -> 
     None
 }
 
-fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Option<CheckSpec> {
+pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Option<CheckSpec> {
+    let details = HEALTH.iter().map(|declared| declared.key).filter(|key| *key != "health" && values.contains_key(key));
     let Some(&kind) = values.get("health") else {
-        for key in KEYS.into_iter().filter(|key| key.starts_with("health.") && values.contains_key(key)) {
+        for key in details {
             let wrong = format!("there is no check; write {}=tcp, http or exec beside it", reader.field("health"));
             reader.refuse(key, values[key], wrong);
         }
@@ -123,7 +83,7 @@ fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Option<CheckSpec
         reader.refuse("health", kind, wrong);
         return None;
     }
-    for key in KEYS.into_iter().filter(|key| key.starts_with("health.") && values.contains_key(key)) {
+    for key in details {
         let kinds = OF_KIND.into_iter().find(|(of, _)| *of == key).map_or(&["tcp", "http", "exec"][..], |(_, k)| k);
         if !kinds.contains(&kind) {
             let wrong =
@@ -142,11 +102,10 @@ fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Option<CheckSpec
             reader.number("health.port", text, 1..=65_535, "write 65535 at the most", "write a port, 1 to 65535");
         check.port = port.and_then(|port| u16::try_from(port).ok());
     }
-    if let Some(ms) = values.get("health.interval").and_then(|text| time(reader, "health.interval", text, INTERVAL_MIN))
-    {
+    if let Some(ms) = values.get("health.interval").and_then(|text| time(reader, "health.interval", text)) {
         check.interval_ms = ms;
     }
-    if let Some(ms) = values.get("health.timeout").and_then(|text| time(reader, "health.timeout", text, INTERVAL_MIN)) {
+    if let Some(ms) = values.get("health.timeout").and_then(|text| time(reader, "health.timeout", text)) {
         check.timeout_ms = ms;
     }
     check.healthy = streak(reader, values, "health.healthy", HEALTHY_DEFAULT);

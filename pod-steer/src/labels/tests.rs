@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{CheckKind, StatusRange};
+use crate::{
+    health::{CheckKind, StatusRange},
+    settings::Fallback,
+};
 
 fn read(labels: &[(&str, &str)]) -> Result<Spec, Vec<String>> {
     let result = parse(labels.iter().copied(), "v0").expect("there are labels of ours");
@@ -34,22 +37,20 @@ fn defaults_and_everything() {
         weight: 1,
         ports: ports.clone(),
         ranges: Vec::new(),
-        fallback: Fallback::Refuse,
-        rollout: None,
-        slow_start_ms: None,
-        panic_percent: None,
+        options: GivenOptions::default(),
         check: None,
     };
     assert_eq!(
         read(&[("pod-steer.service", "web"), ("pod-steer.ports", "80:8080"), ("maintainer", "")]),
         Ok(least.clone())
     );
+    let pass = GivenOptions { fallback: Some(Fallback::Pass), ..GivenOptions::default() };
     let all = Spec {
         service: "Web_2.x-y".into(),
         version: "2024-01-01+build/7".into(),
         weight: 0,
         ports,
-        fallback: Fallback::Pass,
+        options: pass,
         ..least
     };
     let labels = [
@@ -60,7 +61,7 @@ fn defaults_and_everything() {
         ("pod-steer.fallback", "pass"),
     ];
     assert_eq!(read(&labels), Ok(all.clone()));
-    assert_eq!(spec_from_flags("Web_2.x-y", "80:8080", "2024-01-01+build/7", 0, Fallback::Pass), Ok(all));
+    assert_eq!(spec_from_flags("Web_2.x-y", "80:8080", "2024-01-01+build/7", 0, pass), Ok(all));
 }
 
 #[test]
@@ -68,8 +69,9 @@ fn limits_are_allowed_and_no_more() {
     let longest = "x".repeat(63);
     assert!(read(&[("pod-steer.service", &longest), ("pod-steer.ports", "80")]).is_ok());
     let version = "x".repeat(128);
-    assert!(spec_from_flags("9", "80", &version, 65_535, Fallback::Refuse).is_ok());
-    let problems = spec_from_flags(&(longest + "x"), "80", &(version + "x"), 65_536, Fallback::Refuse).unwrap_err();
+    assert!(spec_from_flags("9", "80", &version, 65_535, GivenOptions::default()).is_ok());
+    let problems =
+        spec_from_flags(&(longest + "x"), "80", &(version + "x"), 65_536, GivenOptions::default()).unwrap_err();
     let shown = format!("\"{}\"…", "x".repeat(60));
     assert_eq!(
         problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -101,7 +103,11 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
         ("weight", "1.5", r#"pod-steer.weight="1.5" is refused: it is not a whole number"#),
         ("weight", "65536", r#"pod-steer.weight="65536" is refused: it is too large; write 65535 at the most"#),
         ("weight", "99999999999999999999", r#"pod-steer.weight="99999999999999999999" is refused: it is too large"#),
-        ("fallback", "Pass", r#"pod-steer.fallback="Pass" is refused: it is neither refuse (clients are refused at"#),
+        (
+            "fallback",
+            "Pass",
+            r#"pod-steer.fallback="Pass" is refused: unknown value; use refuse (clients are refused at"#,
+        ),
         ("sevrice", "web", r#"label "pod-steer.sevrice" is unknown; did you mean pod-steer.service?"#),
         ("port", "80", r#"label "pod-steer.port" is unknown; did you mean pod-steer.ports?"#),
         ("Weight", "1", r#"label "pod-steer.Weight" is unknown; did you mean pod-steer.weight?"#),
@@ -117,7 +123,7 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
         ("slow-start", "30", r#"pod-steer.slow-start="30" is refused: it has no unit; write 30s for seconds"#),
         ("slow-start", "-1s", r#"pod-steer.slow-start="-1s" is refused: it is negative"#),
         ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; write 24h at the most"#),
-        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101" is refused: it is too large; write 100"#),
+        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101%" is refused: it is too large; write 100"#),
         (
             "panic-threshold",
             "x",
@@ -271,13 +277,19 @@ fn the_default_version_is_the_tag_or_the_short_id() {
 
 #[test]
 fn a_strangers_spec_is_checked() {
-    let good = spec_from_flags("web", "80:8080,[::1]:443-445", "v1", 1, Fallback::Pass).unwrap();
+    let good = spec_from_flags("web", "80:8080,[::1]:443-445", "v1", 1, GivenOptions::default()).unwrap();
     assert_eq!(good.check(), Ok(()));
     let json = serde_json::to_string(&good).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), good);
     let mut bad = Spec { service: String::new(), weight: 70_000, ..good };
     bad.ports[0].port = 0;
     assert_eq!(bad.check().unwrap_err().len(), 3);
+    bad.options = GivenOptions { panic_percent: Some(101), slow_start_ms: Some(u64::MAX), ..bad.options };
+    let problems = bad.check().unwrap_err();
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert!(problems.iter().any(|said| said.starts_with("--panic-threshold=\"101\" is refused")), "{problems:#?}");
+    assert_eq!(problems.len(), 5, "{problems:#?}");
+    bad.options = GivenOptions::default();
     bad.ports.clear();
     assert_eq!(bad.check().unwrap_err().len(), 3);
 }
@@ -292,7 +304,7 @@ fn edits_are_counted() {
 }
 
 fn any_key() -> impl Strategy<Value = String> {
-    let known = prop::sample::select(KEYS.map(|key| format!("{PREFIX}{key}")).to_vec());
+    let known = prop::sample::select(label_keys().map(|key| format!("{PREFIX}{key}")).collect::<Vec<_>>());
     prop_oneof![4 => known, 1 => any::<String>().prop_map(|key| format!("{PREFIX}{key}")), 1 => any::<String>()]
 }
 

@@ -1,6 +1,9 @@
 //! Decisions, operations and their history, as they are stored and as they go over the API.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -60,15 +63,14 @@ pub enum Policy {
     Manual,
 }
 
-/// How a service behaves by itself: from the labels of its newest backend and the configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Conduct {
-    /// What happens when a new version appears.
-    pub policy: Policy,
-    /// How long the weight of a new backend takes to grow, in milliseconds.
-    pub slow_start_ms: u64,
-    /// If fewer than so many percent of the backends pass their checks, the last ones that did serve on.
-    pub panic_percent: u8,
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Balance => "balance",
+            Self::Latest => "latest",
+            Self::Manual => "manual",
+        })
+    }
 }
 
 /// What an operator may order about a service.

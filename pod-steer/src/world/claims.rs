@@ -12,7 +12,7 @@ use super::{
     foreign::{self, Foreign},
     score::ANY_ADDRESS,
 };
-use crate::{labels::Fallback, listening::Listener, ports::PortMap, procs::address_bytes};
+use crate::{listening::Listener, ports::PortMap, procs::address_bytes, settings::Fallback};
 
 /// A rule that has had a socket: its service keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,6 @@ pub(super) struct Claim<'a> {
     pub service: &'a str,
     /// The backend that was the first.
     pub holder: &'a str,
-    pub fallback: Fallback,
     /// The backends that serve there, and the port on which each listens.
     pub parts: Vec<(&'a Backend, u16)>,
     /// One of them listens, or did. Until then no other service is kept from the port.
@@ -187,7 +186,7 @@ fn hindrances(
             map.port
         ))];
     }
-    if backend.spec.fallback != Fallback::Refuse {
+    if world.options(&backend.spec.service).fallback != Fallback::Refuse {
         return Vec::new();
     }
     let taken: Vec<(RuleKey, String)> =
@@ -236,13 +235,8 @@ fn claim<'a>(
 ) {
     for key in keys {
         let service = backend.spec.service.as_str();
-        let claim = claims.entry(key).or_insert_with(|| Claim {
-            service,
-            holder: &backend.name,
-            fallback: backend.spec.fallback,
-            parts: Vec::new(),
-            is_firm,
-        });
+        let claim =
+            claims.entry(key).or_insert_with(|| Claim { service, holder: &backend.name, parts: Vec::new(), is_firm });
         if claim.service == service {
             claim.is_firm |= is_firm;
             claim.parts.push((backend, map.target));

@@ -11,6 +11,7 @@ mod foreign;
 mod hidden;
 mod holders;
 mod on_demand;
+mod options;
 mod others;
 mod plan;
 mod planned;
@@ -43,8 +44,8 @@ use crate::{
     labels::Spec,
     listening::Listener,
     netns::Netns,
-    rollout::{Conduct, Decision, Part},
-    settings::{Effective, Image, PortPolicy, ServiceTables},
+    rollout::{Decision, Part},
+    settings::{Image, PortPolicy, ServiceOptions, ServiceTables},
 };
 
 pub use claims::Claimed;
@@ -255,8 +256,8 @@ pub struct World {
     pub steered: BTreeSet<u64>,
     /// Cookies of the namespaces whose link was lost and is being attached again. Their backends keep their states meanwhile.
     pub repairing: BTreeSet<u64>,
-    /// By service; made anew with every plan.
-    pub conducts: BTreeMap<String, Conduct>,
+    /// The options in effect, by service; resolved again with every plan.
+    pub options: BTreeMap<String, ServiceOptions>,
     /// What operators have decided, by service.
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that makes SYNs vanish, while there is one.
@@ -296,9 +297,9 @@ impl World {
         Self { policy, configured, ..Self::default() }
     }
 
-    /// How a service behaves.
-    pub fn conduct(&self, service: &str) -> Conduct {
-        self.conducts.get(service).copied().unwrap_or_default()
+    /// The options of a service that are in effect.
+    pub fn options(&self, service: &str) -> ServiceOptions {
+        self.options.get(service).copied().unwrap_or_default()
     }
 
     /// Whether the operator has drained a backend, its version, or all of its service.
@@ -346,7 +347,7 @@ impl World {
         self.note_listening();
         self.note_ports();
         self.abandoned.retain(|id, _| self.backends.contains_key(id));
-        self.conducts = self.newest().into_iter().map(|backend| self.conduct_of(backend)).collect();
+        let disagreements = self.resolve_options();
         let mut tables = std::mem::take(&mut self.tables).next();
         let Planned { mut plan, serving, claimed, left } = plan::plan(self, &mut tables);
         for backend in self.backends.values_mut() {
@@ -361,26 +362,10 @@ impl World {
         plan.next_ms = plan.next_ms.into_iter().chain(port_history::next_ms(self)).min();
         hidden::hide(self, &mut plan);
         withheld::withhold(self, &mut plan, &mut tables);
+        plan.alarm(disagreements);
         self.tables = tables;
         plan::announce(&mut plan);
         plan
-    }
-
-    /// The newest backend of each service.
-    fn newest(&self) -> Vec<&Backend> {
-        let mut newest: BTreeMap<&str, &Backend> = BTreeMap::new();
-        for backend in self.backends.values() {
-            let of_service = newest.entry(&backend.spec.service).or_insert(backend);
-            if backend.age() > of_service.age() {
-                *of_service = backend;
-            }
-        }
-        newest.into_values().collect()
-    }
-
-    fn conduct_of(&self, backend: &Backend) -> (String, Conduct) {
-        let Effective { policy, slow_start_ms, panic_percent, .. } = self.configured.effective(&backend.spec);
-        (backend.spec.service.clone(), Conduct { policy, slow_start_ms, panic_percent })
     }
 
     /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.

@@ -6,9 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use pod_steer_ebpf::{
-    FALLBACK_PASS, FALLBACK_REFUSE, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey,
-};
+use pod_steer_ebpf::{FALLBACK_PASS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey};
 
 use super::{
     Backend, BackendId, Claimed, Coverage, Health, Phase, Plan, PlannedRule, Sockets, State, World, blocks, claims,
@@ -20,7 +18,7 @@ use super::{
     sockets::WAYS_MAX,
     tables::{Answers, OfRule, Tables},
 };
-use crate::{labels::Fallback, slots::Member};
+use crate::{settings::Fallback, slots::Member};
 
 /// What [`plan`] makes.
 pub(super) struct Planned {
@@ -79,7 +77,8 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
         if !world.claimed.contains_key(&key) && !table.members.iter().any(claims) {
             continue;
         }
-        if claim.fallback == Fallback::Refuse
+        let options = world.options(claim.service);
+        if options.fallback == Fallback::Refuse
             && let Some(listener) = foreign.is_at(&key)
         {
             let text = claims::is_taken(key.port, listener);
@@ -94,14 +93,11 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
         }
         let rule = PlannedRule {
             service: Some(claim.service.to_owned()),
-            fallback: match claim.fallback {
-                Fallback::Refuse => FALLBACK_REFUSE,
-                Fallback::Pass => FALLBACK_PASS,
-            },
             flags: if own.of_port { RULE_OF_PORT } else { 0 },
             table: Some(table),
             networks,
             only: serving.only(claim.service, &claim.parts),
+            ..PlannedRule::of_options(&options)
         };
         plan.rules.insert(key, rule);
         claimed.insert(key, own);

@@ -6,11 +6,17 @@ use std::{
 };
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{FAMILY_V4, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
+use pod_steer_ebpf::{
+    FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey,
+};
 use serde::{Deserialize, Serialize};
 
 use super::score::ANY_ADDRESS;
-use crate::{procs::address_from_bytes, slots::Member};
+use crate::{
+    procs::address_from_bytes,
+    settings::{Fallback, ServiceOptions},
+    slots::Member,
+};
 
 /// What should be steered, complete.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +52,13 @@ impl Plan {
         let said = self.hindrances.entry(backend).or_default();
         if !said.contains(&text) {
             said.push(text);
+        }
+    }
+
+    /// Adds alarms, each with its service.
+    pub fn alarm(&mut self, alarms: impl IntoIterator<Item = (String, String)>) {
+        for (service, text) in alarms {
+            self.alarms.entry(service).or_default().push(text);
         }
     }
 }
@@ -93,6 +106,17 @@ pub struct PlannedRule {
     pub only: Option<(u32, u16)>,
     /// Tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
+}
+
+impl PlannedRule {
+    /// What the options of a service say of its rules.
+    pub(super) fn of_options(options: &ServiceOptions) -> Self {
+        let fallback = match options.fallback {
+            Fallback::Refuse => FALLBACK_REFUSE,
+            Fallback::Pass => FALLBACK_PASS,
+        };
+        Self { fallback, ..Self::default() }
+    }
 }
 
 /// The decision of a service, as far as the kernel is to know it.

@@ -13,7 +13,8 @@ use super::{
     tables::{OfRule, Tables},
 };
 use crate::{
-    rollout::{Conduct, Decision, Policy},
+    rollout::{Decision, Policy},
+    settings::ServiceOptions,
     slots::Member,
 };
 
@@ -39,7 +40,7 @@ pub(super) struct Serving<'a> {
 /// Who serves, of one service.
 #[derive(Default)]
 struct Service<'a> {
-    conduct: Conduct,
+    options: ServiceOptions,
     decision: Option<&'a Decision>,
     /// Shares by version, if they count.
     weights: Option<&'a BTreeMap<String, u32>>,
@@ -83,7 +84,7 @@ impl<'a> Serving<'a> {
             let versions = self.versions(key, parts);
             return OfRule { table: tables.one(of_pause(cookie)), networks: BTreeMap::new(), versions };
         }
-        let table = |usable, weights| self.table(key, parts, usable, weights, chosen.conduct.slow_start_ms);
+        let table = |usable, weights| self.table(key, parts, usable, weights, chosen.options.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
         // Those that serve the other ports may not listen for this one.
         let mut reserve = table(&chosen.reserve, None).members;
@@ -254,7 +255,7 @@ impl<'a> Serving<'a> {
 impl Service<'_> {
     /// How long the share of a backend grows that may serve, if it does.
     fn slow_ms(&self, backend: &Backend) -> Option<u64> {
-        let slow_ms = self.conduct.slow_start_ms;
+        let slow_ms = self.options.slow_start_ms;
         (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
     }
 }
@@ -270,9 +271,9 @@ fn passes(backend: &Backend) -> bool {
 
 fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&'a Backend]) -> Service<'a> {
     let decision = world.decisions.get(name);
-    let conduct = world.conduct(name);
+    let options = world.options(name);
     let weights = decision.and_then(|decision| decision.traffic.weights.as_ref());
-    let mut chosen = Service { conduct, decision, weights, ..Service::default() };
+    let mut chosen = Service { options, decision, weights, ..Service::default() };
 
     let listens = |backend: &Backend| sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
     let in_phase = |phase: Phase| -> Vec<&Backend> {
@@ -284,7 +285,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     // Of some backends, those that may serve; and whether some may that fail their checks.
     let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
         let passing = of.iter().filter(|backend| passes(backend)).count();
-        let panic = passing * 100 < usize::from(conduct.panic_percent) * of.len();
+        let panic = passing * 100 < usize::from(options.panic_percent) * of.len();
         let usable = of.iter().filter(|backend| passes(backend) || (panic && served(backend)));
         let usable: BTreeSet<u32> = usable.map(|backend| backend.index).collect();
         let kept = usable.len() > passing;
@@ -303,7 +304,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
              pod-steer.panic-threshold lower"
         ));
     }
-    if conduct.policy != Policy::Manual {
+    if options.rollout != Policy::Manual {
         chosen.reserve = others.iter().filter(|backend| passes(backend)).map(|backend| backend.index).collect();
     }
     if with_share.is_empty() {
@@ -323,7 +324,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     };
     let allowed = backends.iter().copied().filter(may_serve).map(|backend| backend.index);
     chosen.allowed = chosen.usable.iter().copied().chain(allowed).collect();
-    if conduct.policy == Policy::Manual && with_share.is_empty() && others.iter().any(|backend| passes(backend)) {
+    if options.rollout == Policy::Manual && with_share.is_empty() && others.iter().any(|backend| passes(backend)) {
         chosen.alarms.push(
             "no version that has a share has a backend left, and by the policy `manual` the others wait: deploy one of \
              them, or start the missing one"
@@ -332,7 +333,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     }
     // A server that was told to stop serves on as long as it listens, as it would without us, while no other backend does.
     let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();
-    let may_stand_in = |backend: &&&Backend| conduct.policy != Policy::Manual || has_share(backend);
+    let may_stand_in = |backend: &&&Backend| options.rollout != Policy::Manual || has_share(backend);
     chosen.stopping = stopping.iter().filter(may_stand_in).map(|backend| backend.index).collect();
     for version in decision.iter().flat_map(|decision| decision.traffic.from.values()) {
         let of_version = |of: &[&'a Backend]| -> Vec<&Backend> {

@@ -6,9 +6,8 @@ use pod_steer_ebpf::{
 use super::*;
 use crate::{
     health::{CheckKind, CheckSpec},
-    labels::Fallback,
     ports,
-    settings::{Allowed, Settings},
+    settings::{Allowed, Fallback, GivenOptions, Settings},
 };
 
 mod addresses;
@@ -26,10 +25,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         weight: 1,
         ports: ports::parse(ports).unwrap(),
         ranges: ports::ranges(ports),
-        fallback: Fallback::Refuse,
-        rollout: None,
-        slow_start_ms: None,
-        panic_percent: None,
+        options: GivenOptions::default(),
         check: None,
     };
     Backend {
@@ -206,7 +202,7 @@ fn nothing_is_taken_from_others() {
     let plan = world.plan();
     assert!(plan.rules.is_empty());
     assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 22"), "{:?}", plan.hindrances);
-    world.backends.get_mut("id0").unwrap().spec.fallback = Fallback::Pass;
+    world.backends.get_mut("id0").unwrap().spec.options.fallback = Some(Fallback::Pass);
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
 }
 

@@ -2,11 +2,7 @@
 
 use std::{fs, path::PathBuf, process};
 
-use pod_steer::{
-    cli::args::RunArgs,
-    config::RunConfig,
-    labels::{self, Fallback},
-};
+use pod_steer::{cli::args::RunArgs, config::RunConfig, labels, settings::GivenOptions};
 
 use crate::assert_one_line;
 
@@ -31,10 +27,11 @@ fn check(config: &RunConfig) {
     assert!(config.backends_max > 0);
     assert!(config.engines.iter().all(|engine| engine.starts_with("unix:///")));
     for (service, settings) in &config.services.named {
-        let spec = labels::spec_from_flags(service, "80", "v1", 1, Fallback::Refuse).expect("its name was accepted");
-        let effective = config.services.effective(&spec);
-        assert!(effective.panic_percent <= 100);
-        assert!(settings.rollout.is_none_or(|policy| policy == effective.policy));
+        let spec =
+            labels::spec_from_flags(service, "80", "v1", 1, GivenOptions::default()).expect("its name was accepted");
+        let options = config.services.options(service, &GivenOptions::default());
+        assert!(options.panic_percent <= 100);
+        assert!(settings.options.rollout.is_none_or(|rollout| rollout == options.rollout));
         assert!(!config.services.listening_ports(&spec).is_empty());
     }
 }

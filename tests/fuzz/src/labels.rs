@@ -34,8 +34,8 @@ pub fn check_spec(spec: Spec) {
     assert_eq!(spec.check(), Ok(()), "{spec:?}");
     let stored = serde_json::to_string(&spec).expect("a spec can be stored");
     assert_eq!(serde_json::from_str::<Spec>(&stored).expect("what was stored can be read"), spec);
-    let effective = ServiceTables::default().effective(&spec);
-    assert!(effective.panic_percent <= 100);
+    let options = ServiceTables::default().options(&spec.service, &spec.options);
+    assert!(options.panic_percent <= 100);
     let plan = plan::check(&mut plan::world([spec]));
     // One of them: it takes as long as all the rest.
     if let Some(table) = plan.rules.values().find_map(|rule| rule.table.as_ref()) {

@@ -3,7 +3,8 @@
 use arbitrary::{Result, Unstructured};
 use pod_steer::{
     fuzzing,
-    labels::{self, Fallback, Spec},
+    labels::{self, Spec},
+    settings::GivenOptions,
     world::World,
 };
 use pod_steer_ebpf::{EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, Event, FAMILY_V4, FAMILY_V6};
@@ -41,7 +42,7 @@ pub fn run(input: &[u8]) {
 }
 
 fn spec(service: &str, version: &str, ports: &str) -> Spec {
-    labels::spec_from_flags(service, ports, version, 1, Fallback::Refuse).expect("it is written here")
+    labels::spec_from_flags(service, ports, version, 1, GivenOptions::default()).expect("it is written here")
 }
 
 /// What the input says next.

@@ -122,7 +122,7 @@ fn a_listener_without_a_cookie_is_known_by_its_place() {
 #[test]
 fn who_declares_pass_shares_knowingly() {
     let mut passing = backend(0, "web", "80:8080");
-    passing.spec.fallback = Fallback::Pass;
+    passing.spec.options.fallback = Some(Fallback::Pass);
     let mut world = world([passing], [socket(0, "0.0.0.0", 8080)]);
     let plan = beside(&mut world, &[listener("0.0.0.0", 80), listener("127.0.0.3", 80)]);
     assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);

@@ -74,7 +74,7 @@ fn a_version_without_a_share_stands_by() {
     let plan = world.plan();
     assert_eq!(shares(&plan), [(101, 100.0)]);
     assert!(plan.alarms[WEB][0].contains("no version that has a share"), "{:?}", plan.alarms);
-    world.backends.get_mut("id1").unwrap().spec.rollout = Some(Policy::Manual);
+    world.backends.get_mut("id1").unwrap().spec.options.rollout = Some(Policy::Manual);
     assert_eq!(shares(&world.plan()), []);
 }
 
@@ -89,7 +89,7 @@ fn the_reserve_are_those_who_would_serve() {
     assert_eq!(reserve(&world.plan()), [101, 102]);
     health(&mut world, 1, Health::Unhealthy);
     assert_eq!(reserve(&world.plan()), [102]);
-    world.backends.get_mut("id3").unwrap().spec.rollout = Some(Policy::Manual);
+    world.backends.get_mut("id3").unwrap().spec.options.rollout = Some(Policy::Manual);
     assert!(reserve(&world.plan()).is_empty(), "versions wait");
 }
 
@@ -130,7 +130,7 @@ fn when_all_checks_fail_the_last_set_stays() {
 fn below_the_threshold_checks_are_not_trusted() {
     let mut world = versions(["v1", "v1", "v1", "v1"]);
     for backend in world.backends.values_mut() {
-        backend.spec.panic_percent = Some(50);
+        backend.spec.options.panic_percent = Some(50);
     }
     world.plan();
     health(&mut world, 0, Health::Unhealthy);
@@ -147,7 +147,7 @@ fn a_new_backend_starts_slowly() {
     let mut world = versions(["v1", "v1"]);
     world.now_ms = 1_000_000;
     world.backends.get_mut("id0").unwrap().ready_since_ms = Some(0);
-    world.backends.get_mut("id1").unwrap().spec.slow_start_ms = Some(10_000);
+    world.backends.get_mut("id1").unwrap().spec.options.slow_start_ms = Some(10_000);
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 90.91), (101, 9.09)], "10 to 1");
     assert_eq!(plan.next_ms, Some(1_000_200));

@@ -65,7 +65,7 @@ fn a_usable_version_without_a_share_comes_before_a_stopping_one() {
     of(&mut world, 0).told_to_stop(NOW);
     assert_eq!(table(&world.plan()), (vec![101], vec![100]));
     // With the policy `manual` versions wait: then the one that has the share serves as long as it can.
-    of(&mut world, 1).spec.rollout = Some(Policy::Manual);
+    of(&mut world, 1).spec.options.rollout = Some(Policy::Manual);
     assert_eq!(table(&world.plan()), (vec![100], vec![]));
     // One that has no share does not stand in.
     of(&mut world, 0).is_now(Phase::Running);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use pod_steer::{
     clock::{Now, by_wall_clock},
-    labels::{self, Fallback},
+    labels,
     rollout::{self, BackendView, Decision, Operation, Order, Outcome, Phase, View},
+    settings::GivenOptions,
     world::{Plan, World},
 };
 
@@ -26,7 +27,7 @@ pub struct Service {
 
 impl Service {
     pub fn new() -> Self {
-        let spec = |version| labels::spec_from_flags(SERVICE, "80:8080,443", version, 1, Fallback::Refuse);
+        let spec = |version| labels::spec_from_flags(SERVICE, "80:8080,443", version, 1, GivenOptions::default());
         let specs = ["v1", "v1", "v2"].map(|version| spec(version).expect("it is written here"));
         let mut world = plan::world(specs);
         let plan = plan::check(&mut world);

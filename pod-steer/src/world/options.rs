@@ -1,0 +1,108 @@
+//! The options of each service. They are resolved once per service, by the rule that the reference states: the labels of its newest
+//! backend, its table, the table of all services, the defaults.
+
+use std::collections::BTreeMap;
+
+use super::{Backend, Phase, World};
+use crate::{labels::PREFIX, settings::ServiceOptions};
+
+impl World {
+    /// Resolves the options of every service. Returns what an operator should know of them, by service.
+    pub(super) fn resolve_options(&mut self) -> Vec<(String, String)> {
+        let mut by_service: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
+        for backend in self.backends.values() {
+            by_service.entry(&backend.spec.service).or_default().push(backend);
+        }
+        let (mut options, mut disagreements) = (BTreeMap::new(), Vec::new());
+        for (service, backends) in by_service {
+            let Some(newest) = backends.iter().max_by_key(|backend| backend.age()) else { continue };
+            let resolved = self.configured.options(service, &newest.spec.options);
+            let texts = self.disagreements(newest, &resolved, &backends);
+            disagreements.extend(texts.into_iter().map(|text| (service.to_owned(), text)));
+            options.insert(service.to_owned(), resolved);
+        }
+        self.options = options;
+        disagreements
+    }
+
+    /// For each option that the labels of some running backend would set to another value: a sentence with the remedy.
+    fn disagreements(&self, newest: &Backend, resolved: &ServiceOptions, backends: &[&Backend]) -> Vec<String> {
+        let mut others: BTreeMap<&str, Vec<(&Backend, String)>> = BTreeMap::new();
+        let is_running = |backend: &&&Backend| matches!(backend.phase, Phase::Running | Phase::Paused);
+        let differs = |backend: &&&Backend| backend.spec.options != newest.spec.options;
+        for backend in backends.iter().filter(is_running).filter(differs) {
+            let own = self.configured.options(&backend.spec.service, &backend.spec.options);
+            for ((key, value), (_, in_effect)) in own.written().into_iter().zip(resolved.written()) {
+                if value != in_effect {
+                    others.entry(key).or_default().push((backend, value));
+                }
+            }
+        }
+        let in_effect: BTreeMap<&str, String> = resolved.written().into_iter().collect();
+        let text = |(key, mut of): (&str, Vec<(&Backend, String)>)| {
+            of.sort_by_key(|(backend, _)| backend.age());
+            let (first, value) = of.first()?;
+            let more = if of.len() > 1 { format!(" and {} more", of.len() - 1) } else { String::new() };
+            Some(format!(
+                "its backends disagree on {PREFIX}{key}: `{}`, by the newest, {}, is in effect, and {}{more} would have `{value}`; give all \
+                 of them the same label",
+                in_effect.get(key)?,
+                newest.name,
+                first.name
+            ))
+        };
+        others.into_iter().filter_map(text).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        rollout::Policy,
+        settings::{Fallback, GivenOptions, Settings},
+        world::{
+            Phase, World,
+            tests::{backend, socket, world},
+        },
+    };
+
+    const WEB: &str = "web";
+
+    fn two() -> World {
+        world([0, 1].map(|index| backend(index, WEB, "80:8080")), [0, 1].map(|index| socket(index, "0.0.0.0", 8080)))
+    }
+
+    #[test]
+    fn the_newest_backend_decides_on_every_option() {
+        let mut world = two();
+        let alarms = world.plan().alarms;
+        assert!(alarms.is_empty(), "{alarms:?}");
+        world.backends.get_mut("id0").unwrap().spec.options = GivenOptions {
+            fallback: Some(Fallback::Pass),
+            rollout: Some(Policy::Manual),
+            slow_start_ms: Some(1),
+            panic_percent: Some(2),
+        };
+        let plan = world.plan();
+        assert_eq!(world.options(WEB), Default::default(), "the oldest backend has no say");
+        assert_eq!(plan.alarms[WEB].len(), 4, "{:?}", plan.alarms);
+        let said = "pod-steer.fallback: `refuse`, by the newest, name1, is in effect, and name0 would have `pass`";
+        assert!(plan.alarms[WEB][0].contains(said), "{:?}", plan.alarms);
+
+        world.backends.get_mut("id1").unwrap().spec.options.fallback = Some(Fallback::Pass);
+        assert_eq!((world.plan().alarms[WEB].len(), world.options(WEB).fallback), (3, Fallback::Pass));
+        // Those that were told to stop will be gone.
+        world.backends.get_mut("id0").unwrap().phase = Phase::Stopping;
+        assert!(world.plan().alarms.is_empty());
+    }
+
+    #[test]
+    fn a_label_that_repeats_the_table_is_no_disagreement() {
+        let mut world = two();
+        let options = GivenOptions { slow_start_ms: Some(5), ..GivenOptions::default() };
+        world.configured.named.insert(WEB.to_owned(), Settings { options, ..Settings::default() });
+        world.backends.get_mut("id0").unwrap().spec.options = options;
+        let alarms = world.plan().alarms;
+        assert_eq!((world.options(WEB).slow_start_ms, alarms.len()), (5, 0));
+    }
+}
