@@ -115,8 +115,7 @@ fn keys(of: &'static [Declaration]) -> impl Iterator<Item = &'static str> {
 const HEAD: &str = "\
 # Labels and configuration keys
 
-`pod-steer reference` prints this page from the declarations in
-[`pod-steer/src/settings`](../pod-steer/src/settings); do not edit it by hand.
+`pod-steer reference` prints this page from the declarations in `pod-steer/src/settings`; do not edit it by hand.
 
 A label is a key of this page behind `pod-steer.`; a key stands in the file `/etc/pod-steer.toml`, in the table of a service:
 
