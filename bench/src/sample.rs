@@ -6,7 +6,13 @@ use crate::report::{Better, Column, FORMAT, Figure, Report, Row, Section, Spread
 
 /// A figure without rounds and base.
 pub fn alone(value: f64) -> Figure {
-    Figure { value: Spread::one(value), ratio: None }
+    Figure::one(value)
+}
+
+/// The median of many samples, with their least and greatest.
+pub fn sampled(value: Spread) -> Figure {
+    let known = Spread { low: 0.95 * value.median, high: 1.05 * value.median, ..value };
+    Figure { value, ratio: None, known: Some(known) }
 }
 
 /// A row that is to be changed.
@@ -32,20 +38,22 @@ pub fn rounds(report: &mut Report, section: &str, name: &str, key: &str, rounds:
     row.rounds.insert(key.to_owned(), rounds.to_vec());
 }
 
-/// Values with their ratios to the base, each within some part of it.
-fn against(base: &str, name: &str, title: &str, values: &[(&str, f64, f64)]) -> Row {
-    let off = |number: f64| Spread { median: number, low: 0.97 * number, high: 1.03 * number };
-    let figure = |value, ratio| Figure { value: off(value), ratio: Some(off(ratio)) };
-    let values = values.iter().map(|(key, value, ratio)| ((*key).to_owned(), figure(*value, *ratio)));
-    let base = Some(base.to_owned());
-    Row {
-        name: name.to_owned(),
-        title: title.to_owned(),
-        base,
-        values: values.collect(),
-        rounds: BTreeMap::new(),
-        note: None,
+/// The rounds of a measure, each within 3% of it.
+fn near(number: f64) -> Vec<f64> {
+    [0.97, 1.01, 0.99, 1.0, 1.02, 0.98, 1.03].map(|part| part * number).into()
+}
+
+/// Values whose rounds are near them, with their ratios to a base whose rounds are alike.
+fn against(base: &Row, name: &str, title: &str, values: &[(&str, f64)]) -> Row {
+    let mut row = single(name, title, &[]);
+    row.base = Some(base.name.clone());
+    for (key, value) in values {
+        let rounds = near(*value);
+        let figure = Figure::of(&rounds, base.rounds.get(*key).map(Vec::as_slice)).unwrap();
+        row.values.insert((*key).to_owned(), figure);
+        row.rounds.insert((*key).to_owned(), rounds);
     }
+    row
 }
 
 fn single(name: &str, title: &str, values: &[(&str, f64)]) -> Row {
@@ -69,14 +77,16 @@ fn section(name: &str, title: &str, columns: &[(&str, &str, Better)], rows: Vec<
     }
 }
 
-fn traffic(name: &str, title: &str, ratios: &[(&str, &str, f64)]) -> Section {
+/// With the ratios of throughput to the base.
+fn traffic(name: &str, title: &str, base: (&str, &str), ratios: &[(&str, &str, f64)]) -> Section {
     let columns = [("requests_per_s", "requests/s", Better::Higher), ("p99_us", "p99, µs", Better::Lower)];
-    let direct = single("direct", "direct listener", &[("requests_per_s", 40_000.0), ("p99_us", 2_000.0)]);
+    let mut base = single(base.0, base.1, &[("requests_per_s", 40_000.0), ("p99_us", 2_000.0)]);
+    base.rounds = base.values.iter().map(|(key, figure)| (key.clone(), vec![figure.value.median; 7])).collect();
     let of = |(name, title, ratio): &(&str, &str, f64)| {
-        let values = [("requests_per_s", 40_000.0 * ratio, *ratio), ("p99_us", 2_000.0 / ratio, 1.0 / ratio)];
-        against("direct", name, title, &values)
+        against(&base, name, title, &[("requests_per_s", 40_000.0 * ratio), ("p99_us", 2_000.0 / ratio)])
     };
-    section(name, title, &columns, std::iter::once(direct).chain(ratios.iter().map(of)).collect())
+    let others: Vec<Row> = ratios.iter().map(of).collect();
+    section(name, title, &columns, std::iter::once(base).chain(others).collect())
 }
 
 /// Of a machine that does not exist.
@@ -86,12 +96,11 @@ pub fn report() -> Report {
         ("pod-steer", "pod-steer, host namespace", 0.96),
         ("haproxy", "HAProxy, TCP mode", 0.5),
     ];
-    let mut new_connections = traffic("new-connections", "A new connection for each request", &ratios);
+    let direct = ("direct", "direct listener");
+    let ours = |ratio| [("pod-steer", "pod-steer, host namespace", ratio)];
+    let mut new_connections = traffic("new-connections", "A new connection for each request", direct, &ratios);
     new_connections.skipped.push(("nginx-stream".to_owned(), "no stream module".to_owned()));
-    let mut keep_alive =
-        traffic("keep-alive", "Kept connections", &[("pod-steer", "pod-steer, host namespace", 0.985)]);
-    let kept = keep_alive.rows[1].values.get_mut("requests_per_s").unwrap();
-    kept.ratio = Some(Spread { median: 0.985, low: 0.97, high: 1.0 });
+    let mut keep_alive = traffic("keep-alive", "Kept connections", direct, &ours(0.985));
     keep_alive.rows[1].note = Some("both backends on one host".to_owned());
     let idle_columns = [("own_b", "own bytes/connection", Better::Lower)];
     let idle = section(
@@ -110,13 +119,11 @@ pub fn report() -> Report {
         ("requests", "requests", Better::Higher),
     ];
     let swaps = |name, gap, failed| {
-        let mut row = single(
-            name,
-            name,
-            &[("failed", failed), ("swaps", 100.0), ("requests", 123_456.0), ("baseline_gap_ms", 0.7)],
-        );
-        let value = Spread { median: gap, low: gap / 2.0, high: 3.0 * gap };
-        row.values.insert("gap_ms".to_owned(), Figure { value, ratio: None });
+        let mut row = single(name, name, &[("failed", failed), ("swaps", 100.0), ("requests", 123_456.0)]);
+        let spread = |median| Spread { median, low: median / 2.0, high: 3.0 * median };
+        for (key, median) in [("gap_ms", gap), ("baseline_gap_ms", 0.7)] {
+            row.values.insert(key.to_owned(), sampled(spread(median)));
+        }
         row
     };
     let swap_rows = vec![swaps("pod-steer", 0.9, 0.0), swaps("docker-p", 1_234.0, 567.0)];
@@ -129,6 +136,8 @@ pub fn report() -> Report {
             keep_alive,
             idle,
             section("hot-swap", "A switch under load", &swap_columns, swap_rows),
+            traffic("new-connections-pair", "Side by side", ("reuseport", "SO_REUSEPORT"), &ours(0.99)),
+            traffic("keep-alive-pair", "Side by side", direct, &ours(0.95)),
         ],
     }
 }

@@ -100,11 +100,11 @@ fn aims(report: &Report, judged: &[Judged], width: usize) {
         let verdict = match &one.verdict {
             Verdict::Met => green(&format!("{:<8}", "met")),
             Verdict::Missed => red(&format!("{:<8}", "missed")),
-            Verdict::NotMeasured(_) => format!("{:<8}", "?"),
+            Verdict::CannotTell | Verdict::NotMeasured(_) => format!("{:<8}", "?"),
         };
         let reached = match &one.verdict {
             Verdict::NotMeasured(why) => format!("not measured: {why}"),
-            _ if one.within_noise() => format!("{}, within the noise", one.reached()),
+            Verdict::CannotTell => format!("{}: cannot tell", one.reached()),
             _ => one.reached(),
         };
         let (measure, bound) = (one.aim.measure, one.aim.bound());
@@ -129,11 +129,19 @@ pub fn comparison(found: &Comparison) -> bool {
     for line in &found.worse {
         println!("   {} {line}", red("worse:"));
     }
-    let good = found.worse.is_empty() && found.compared > 0;
-    match (found.compared, found.worse.len()) {
-        (0, 0) => println!("   {} there was nothing to compare", red("error:")),
-        (compared, 0) => note(&format!("{} {compared} measures, none beyond its tolerance", green("good:"))),
-        (compared, worse) => note(&format!("{compared} measures compared, {worse} worse")),
+    if !found.cannot_tell.is_empty() {
+        let (count, names) = (found.cannot_tell.len(), found.cannot_tell.join("; "));
+        remark(
+            &format!("cannot tell, as the rounds differ too much or are too few: {count} measures ({names})"),
+            width(),
+        );
+    }
+    let good = found.worse.is_empty() && found.judged + found.cannot_tell.len() > 0;
+    match (found.judged, found.worse.len()) {
+        _ if !good && found.worse.is_empty() => println!("   {} there was nothing to compare", red("error:")),
+        (0, 0) => note("no measure could be judged: a full run, or one on a quiet machine, can tell more"),
+        (judged, 0) => note(&format!("{} {judged} measures judged, none beyond its tolerance", green("good:"))),
+        (judged, worse) => note(&format!("{judged} measures judged, {worse} worse")),
     }
     good
 }

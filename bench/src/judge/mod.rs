@@ -4,12 +4,13 @@
 mod aims;
 pub mod compare;
 pub mod complete;
-mod noise;
 pub mod ratio;
 pub mod tolerance;
 pub mod verdict;
 
 use crate::measure::PARTS;
+
+pub use aims::IDLE_RESOLUTION_B;
 
 /// Whether nothing but pod-steer is measured in a section.
 fn is_ours_alone(section: &str) -> bool {

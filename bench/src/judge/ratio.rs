@@ -1,17 +1,15 @@
 //! The ratios that are compared: those of a row to its base, and some of pod-steer alone, which has no other contestant beside it
 //! where they are measured. All are of one report, so the machine's speed is in both of their parts.
 
-use crate::report::{Row, Section, Spread};
+use crate::report::{self, Better, Row, Section, Spread};
 
-use super::noise;
 use super::tolerance::Margin;
 
-/// Where a ratio is, and within which ends its median is known.
+/// A ratio, and between which ends it is known with a confidence of 95%; that is not known of fewer than six rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
     pub median: f64,
-    pub low: f64,
-    pub high: f64,
+    pub known: Option<Spread>,
 }
 
 /// One of pod-steer's measures beside another one of pod-steer's. Less is better.
@@ -32,9 +30,8 @@ pub const DERIVED: [Derived; 5] = [
         of: ("pod-steer", "gap_ms"),
         over: ("pod-steer", "baseline_gap_ms"),
         margin: Margin {
-            full: 0.50,
-            quick: 2.00,
-            why: "both are the longest of thousands: one time slice of the scheduler more, and it is another one",
+            part: 0.50,
+            why: "both are the longest of thousands, and one time slice of the scheduler changes them",
         },
     },
     Derived {
@@ -42,61 +39,49 @@ pub const DERIVED: [Derived; 5] = [
         section: "hot-swap",
         of: ("pod-steer", "switch_gap_ms"),
         over: ("pod-steer", "baseline_gap_ms"),
-        margin: Margin { full: 1.00, quick: 3.00, why: "it is one request's time, beside the longest of thousands" },
+        margin: Margin { part: 1.00, why: "one request's time beside the longest of thousands" },
     },
     Derived {
         kind: "program run, a steered port ÷ a port that nobody claimed",
         section: "program",
         of: ("services-1", "run_ns"),
         over: ("services-1", "other_ns"),
-        margin: Margin { full: 0.20, quick: 0.40, why: "so little is a matter of cache misses" },
+        margin: Margin { part: 0.20, why: "a matter of cache misses" },
     },
     Derived {
         kind: "listen() to steered under churn, p99 ÷ p50",
         section: "control-plane",
         of: ("churn", "steered_p99_ms"),
         over: ("churn", "steered_p50_ms"),
-        margin: Margin {
-            full: 1.00,
-            quick: 3.00,
-            why: "the p99 is what the scheduler does to ten of a thousand processes",
-        },
+        margin: Margin { part: 1.00, why: "the scheduler delays ten of a thousand processes" },
     },
     Derived {
         kind: "one change among 1,000 backends ÷ listen() to steered under churn, p50",
         section: "control-plane",
         of: ("backends-1000", "switch_ms"),
         over: ("churn", "steered_p50_ms"),
-        margin: Margin { full: 0.75, quick: 2.00, why: "few changes, each with the start of a process beside it" },
+        margin: Margin { part: 0.75, why: "few changes, each with the start of a process beside it" },
     },
 ];
 
 impl Derived {
-    /// What a section has of it.
+    /// What a section has of it; none if it lacks one of the two.
     pub fn ratio(&self, section: &Section) -> Option<Ratio> {
         let ((of, key), (over, other_key)) = (self.of, self.over);
         let (row, other) = (section.row(of)?, section.row(over)?);
-        if let Some(quotients) = noise::quotients((row, key), (other, other_key)) {
-            return Ratio::of(&quotients);
+        if let Some(quotients) = report::quotients((row, key), (other, other_key)) {
+            return Some(Ratio::of(&quotients));
         }
-        let quotient = row.values.get(key)?.value.median / other.values.get(other_key)?.value.median;
-        quotient.is_finite().then(|| Spread::one(quotient).into())
+        let median = row.values.get(key)?.value.median / other.values.get(other_key)?.value.median;
+        // Their rounds do not belong together, so the ends of the one may meet any of the other's.
+        let known = row.known(key).zip(other.known(other_key));
+        let known = known.map(|(own, other)| Spread { median, low: own.low / other.high, high: own.high / other.low });
+        Some(Ratio { median, known })
     }
 
-    /// The rows that it is of.
-    pub fn rows(&self) -> [&'static str; 2] {
-        [self.of.0, self.over.0]
-    }
-
-    /// Puts both of its parts into a section.
-    #[cfg(test)]
-    pub fn set(&self, section: &mut Section, of: f64, over: f64) {
-        use crate::report::Figure;
-
-        for ((name, key), value) in [(self.of, of), (self.over, over)] {
-            let row = section.rows.iter_mut().find(|row| row.name == name).unwrap();
-            row.values.insert(key.to_owned(), Figure { value: Spread::one(value), ratio: None });
-        }
+    /// The row and the key of each part.
+    pub fn parts(&self) -> [(&'static str, &'static str); 2] {
+        [self.of, self.over]
     }
 }
 
@@ -105,19 +90,75 @@ impl Ratio {
     /// itself: it would be 1 whatever becomes of it.
     pub fn to_base(section: &Section, row: &Row, key: &str) -> Option<Self> {
         let base = row.base.as_deref().filter(|base| *base != row.name)?;
-        match noise::quotients((row, key), (section.row(base)?, key)) {
-            Some(quotients) => Self::of(&quotients),
-            None => Some(row.values.get(key)?.ratio?.into()),
+        match report::quotients((row, key), (section.row(base)?, key)) {
+            Some(quotients) => Some(Self::of(&quotients)),
+            None => Some(Self { median: row.values.get(key)?.ratio?.median, known: None }),
         }
     }
 
-    fn of(rounds: &[f64]) -> Option<Self> {
-        noise::interval(rounds).map(Self::from)
+    fn of(rounds: &[f64]) -> Self {
+        Self { median: Spread::of(rounds).map_or(f64::NAN, |spread| spread.median), known: report::interval(rounds) }
+    }
+
+    /// Whether it is worse than an earlier one by more than this part of it; none where the rounds of the two cannot tell. Both
+    /// are somewhere within their ends: it is worse if it is so wherever they are, and not worse if it is so nowhere.
+    pub fn is_worse_than(&self, before: &Self, better: Better, part: f64) -> Option<bool> {
+        let (before, now) = before.known.zip(self.known)?;
+        let (least, most) = match better {
+            Better::Higher => (before.low / now.high, before.high / now.low),
+            Better::Lower => (now.low / before.high, now.high / before.low),
+        };
+        // A divisor of 0 makes no number, or an infinite one: neither says anything.
+        match (least > 1.0 + part, most <= 1.0 + part) {
+            (true, _) if least.is_finite() => Some(true),
+            (_, true) if most > 0.0 => Some(false),
+            _ => None,
+        }
     }
 }
 
-impl From<Spread> for Ratio {
-    fn from(Spread { median, low, high }: Spread) -> Self {
-        Self { median, low, high }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(low: f64, high: f64) -> Ratio {
+        let median = (low + high) / 2.0;
+        Ratio { median, known: Some(Spread { median, low, high }) }
+    }
+
+    #[test]
+    fn a_ratio_is_worse_if_it_is_so_wherever_both_are() {
+        let before = known(0.99, 1.01);
+        let more = |low, high| known(low, high).is_worse_than(&before, Better::Higher, 0.1);
+        assert_eq!(more(0.98, 1.02), Some(false));
+        assert_eq!(more(1.5, 9.0), Some(false), "better");
+        assert_eq!(more(0.8, 1.2), None, "too wide");
+        assert_eq!(more(0.8, 0.91), None, "0.91 is within a tenth of 0.99");
+        assert_eq!(more(0.5, 0.89), Some(true));
+        let less = |low, high| known(low, high).is_worse_than(&before, Better::Lower, 0.1);
+        assert_eq!(
+            [less(0.1, 0.2), less(1.0, 1.05), less(1.0, 1.3), less(1.2, 1.3)],
+            [Some(false), Some(false), None, Some(true)]
+        );
+    }
+
+    #[test]
+    fn wide_ends_of_the_earlier_one_count_as_well() {
+        let now = known(0.79, 0.81);
+        assert_eq!(now.is_worse_than(&known(0.99, 1.01), Better::Higher, 0.1), Some(true));
+        assert_eq!(now.is_worse_than(&known(0.80, 1.20), Better::Higher, 0.1), None);
+    }
+
+    #[test]
+    fn what_is_not_known_or_divided_by_nothing_is_not_told() {
+        let unknown = Ratio { median: 0.1, known: None };
+        assert_eq!(unknown.is_worse_than(&known(1.0, 1.0), Better::Higher, 0.1), None);
+        assert_eq!(known(1.0, 1.0).is_worse_than(&unknown, Better::Higher, 0.1), None);
+        for none in [0.0, f64::INFINITY, f64::NAN] {
+            for better in [Better::Higher, Better::Lower] {
+                assert_ne!(known(none, none).is_worse_than(&known(1.0, 1.0), better, 0.1), Some(true), "{none}");
+                assert_ne!(known(1.0, 1.0).is_worse_than(&known(none, none), better, 0.1), Some(true), "{none}");
+            }
+        }
     }
 }

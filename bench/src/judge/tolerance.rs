@@ -1,12 +1,10 @@
-//! How much worse than the committed ratio a ratio may be before `--check` says that something got slower. One place for
-//! all of them, each with its reason.
+//! How much worse than the committed ratio a ratio may be before `--check` says that something got slower: differences between two
+//! runs of the same code that the rounds of one run do not show. What the rounds do show is in the ratio's ends (`ratio`).
 
 /// How far a ratio may move.
 pub struct Margin {
-    /// By what part it may be worse, in a full run.
-    pub full: f64,
-    /// The same in a quick one, which has fewer and shorter rounds.
-    pub quick: f64,
+    /// By what part it may be worse.
+    pub part: f64,
     /// Why it is so wide.
     pub why: &'static str,
 }
@@ -20,80 +18,59 @@ pub struct Tolerance {
     pub margin: Margin,
 }
 
-/// A full run has several rounds, and one that was disturbed does not move its median. A quick one may have a single
-/// round of a second, in which whatever else the machine does is seen in full.
+/// Ratios to a base.
 pub const TOLERANCES: [Tolerance; 8] = [
     Tolerance {
         kind: "throughput",
         keys: &["requests_per_s", "mib_per_s"],
-        margin: Margin {
-            full: 0.06,
-            quick: 0.30,
-            why: "clients and servers share the cores, and one round differs from the next in who gets which",
-        },
+        margin: Margin { part: 0.06, why: "clients and servers share the cores, and each run places them anew" },
     },
     Tolerance {
         kind: "median latency",
         keys: &["p50_us"],
-        margin: Margin {
-            full: 0.12,
-            quick: 0.50,
-            why: "it is the throughput's other side, and of a part of the requests only",
-        },
+        margin: Margin { part: 0.12, why: "the same, for a part of the requests only" },
     },
     Tolerance {
         kind: "p99",
         keys: &["p99_us"],
-        margin: Margin { full: 0.30, quick: 1.00, why: "what the scheduler does to one request in a hundred" },
+        margin: Margin { part: 0.30, why: "the scheduler delays one request in a hundred" },
     },
     Tolerance {
         kind: "p99.9",
         keys: &["p999_us"],
-        margin: Margin { full: 0.75, quick: 2.00, why: "few requests, and any other work of the machine is in it" },
+        margin: Margin { part: 0.75, why: "few requests, with any other work of the machine in them" },
     },
     Tolerance {
         kind: "CPU",
         keys: &["cpu_s"],
-        margin: Margin { full: 0.10, quick: 0.40, why: "counted in ticks, and all of the machine's own work is in it" },
+        margin: Margin { part: 0.10, why: "counted in ticks of the clock, with all other work of the machine" },
     },
     Tolerance {
         kind: "memory of a connection",
         keys: &["total_b"],
-        margin: Margin { full: 0.15, quick: 0.30, why: "the kernel's slabs and the servers' heaps grow in steps" },
+        margin: Margin { part: 0.15, why: "the kernel's slabs and the servers' heaps grow in steps" },
     },
     Tolerance {
         kind: "ns of the program alone",
         keys: &["run_ns", "other_ns", "load_ns"],
         margin: Margin {
-            full: 0.20,
-            quick: 0.40,
-            why: "so little is a matter of cache misses, and the cache is shared with whatever else runs",
+            part: 0.20,
+            why: "a matter of cache misses, and the cache is shared with everything else that runs",
         },
     },
     Tolerance {
         kind: "time to publish",
         keys: &["publish_ms"],
-        margin: Margin {
-            full: 0.50,
-            quick: 1.00,
-            why: "one change in each round, so short that whatever the machine does meanwhile is in it",
-        },
+        margin: Margin { part: 0.50, why: "one short change in each round" },
     },
 ];
 
-/// What went wrong, and needs no ratio: by how many it may be more than the committed report has.
+/// Failures, which need no ratio: by how many there may be more than in the committed report.
 pub const COUNTS: [(&str, f64); 3] = [("failed", 0.0), ("errors", 0.0), ("lost_syns", 10.0)];
 
 impl Tolerance {
     /// That of a measure, if it is one that is compared.
     pub fn of(key: &str) -> Option<&'static Self> {
         TOLERANCES.iter().find(|tolerance| tolerance.keys.contains(&key))
-    }
-}
-
-impl Margin {
-    /// The part by which a ratio may be worse.
-    pub fn part(&self, quick: bool) -> f64 {
-        if quick { self.quick } else { self.full }
     }
 }

@@ -1,16 +1,17 @@
 //! Whether a report shows what the benchmarks are meant to show.
 
-use crate::report::{Report, Section, Spread};
+use crate::numbers;
+use crate::report::{self, Report, Section, Spread};
 
 use super::aims::{AIMS, Aim, Bound, CORES};
-use super::noise;
-use crate::numbers;
 
 /// Whether an aim was reached, by the median of the rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     Met,
     Missed,
+    /// The rounds differ so much, or are so few, that another run may find the median on the other side of the bound.
+    CannotTell,
     /// With the reason.
     NotMeasured(String),
 }
@@ -20,7 +21,7 @@ pub struct Judged {
     pub aim: &'static Aim,
     pub reached: Option<Spread>,
     pub verdict: Verdict,
-    /// Within what the median of the rounds is known, if the report has the rounds.
+    /// Between which ends the median is known, if the report has enough rounds.
     pub known: Option<Spread>,
 }
 
@@ -29,6 +30,8 @@ struct Reached {
     spread: Spread,
     /// As [`Judged::known`].
     known: Option<Spread>,
+    /// Whether there were several rounds.
+    has_rounds: bool,
 }
 
 /// Every aim, in the order of the table.
@@ -43,8 +46,9 @@ fn one(aim: &'static Aim, report: &Report) -> Judged {
         Err(why) => Err(format!("{}: {why}", aim.section)),
     });
     match found {
-        Ok((section, Reached { spread, known })) => {
-            Judged { aim, reached: Some(spread), verdict: verdict(aim, section, spread.median), known }
+        Ok((section, reached)) => {
+            let (spread, known) = (reached.spread, reached.known);
+            Judged { aim, reached: Some(spread), verdict: verdict(aim, section, &reached), known }
         }
         Err(why) => Judged { aim, reached: None, verdict: Verdict::NotMeasured(why), known: None },
     }
@@ -59,16 +63,16 @@ fn reached(aim: &Aim, section: &Section) -> Result<Reached, String> {
     };
     let (row, own) = figure(aim.row)?;
     let Some(over) = aim.over else {
-        let known = row.rounds.get(aim.key).and_then(|rounds| noise::interval(rounds));
-        return Ok(Reached { spread: own.value, known });
+        let has_rounds = row.rounds.contains_key(aim.key);
+        return Ok(Reached { spread: own.value, known: row.known(aim.key), has_rounds });
     };
     let others = section.row(over);
-    if let Some(quotients) = others.and_then(|others| noise::quotients((row, aim.key), (others, aim.key))) {
+    if let Some(quotients) = others.and_then(|others| report::quotients((row, aim.key), (others, aim.key))) {
         let spread = Spread::of(&quotients).ok_or("no round has a number")?;
-        return Ok(Reached { spread, known: noise::interval(&quotients) });
+        return Ok(Reached { spread, known: report::interval(&quotients), has_rounds: true });
     }
     if let (true, Some(spread)) = (row.base.as_deref() == Some(over), own.ratio) {
-        return Ok(Reached { spread, known: None });
+        return Ok(Reached { spread, known: None, has_rounds: false });
     }
     let (other_row, other) = figure(over)?;
     let quotient = match (own.ratio, other.ratio) {
@@ -76,14 +80,21 @@ fn reached(aim: &Aim, section: &Section) -> Result<Reached, String> {
         _ => own.value.median / other.value.median,
     };
     if quotient.is_finite() {
-        Ok(Reached { spread: Spread::one(quotient), known: None })
+        Ok(Reached { spread: Spread::one(quotient), known: None, has_rounds: false })
     } else {
         Err(format!("{over} has nothing to divide by"))
     }
 }
 
-fn verdict(aim: &Aim, section: &Section, reached: f64) -> Verdict {
-    let met = aim.bound.allows(reached);
+fn verdict(aim: &Aim, section: &Section, reached: &Reached) -> Verdict {
+    let unknown = match reached.known {
+        Some(known) => aim.bound.divides(known.low, known.high),
+        None => reached.has_rounds,
+    };
+    if unknown {
+        return Verdict::CannotTell;
+    }
+    let met = aim.bound.allows(reached.spread.median);
     match aim.bound {
         Bound::NoneIn(key, least) if met => {
             let row = section.row(aim.row);
@@ -100,7 +111,7 @@ fn verdict(aim: &Aim, section: &Section, reached: f64) -> Verdict {
 }
 
 impl Judged {
-    /// `0.987`, `3.20 ms (2.10 to 4.40)`, or nothing.
+    /// `0.987 (0.980 to 0.994)`, with the ends between which it is known, or those of the rounds; or nothing.
     pub fn reached(&self) -> String {
         let Some(reached) = &self.reached else { return String::new() };
         // A quotient has one digit more than its bound, or the reader could not tell which side of it it is on.
@@ -108,23 +119,18 @@ impl Judged {
             Some(_) => format!("{number:.3}"),
             None => numbers::short(number),
         };
-        let range = numbers::range(reached, written).map(|range| format!(" ({range})"));
+        let range = numbers::range(self.known.as_ref().unwrap_or(reached), written).map(|range| format!(" ({range})"));
         format!("{}{}{}", written(reached.median), self.aim.unit, range.unwrap_or_default())
     }
 
     /// A few words, and the reason if there is one.
     pub fn verdict(&self) -> String {
-        let word = match &self.verdict {
-            Verdict::Met => "met",
-            Verdict::Missed => "missed",
-            Verdict::NotMeasured(why) => return format!("not measured ({why})"),
-        };
-        word.to_owned() + if self.within_noise() { ", within the noise" } else { "" }
-    }
-
-    /// Whether the median is not known so well that another run would have to find the same.
-    pub fn within_noise(&self) -> bool {
-        self.known.is_some_and(|known| self.aim.bound.divides(known.low, known.high))
+        match &self.verdict {
+            Verdict::Met => "met".to_owned(),
+            Verdict::Missed => "missed".to_owned(),
+            Verdict::CannotTell => "cannot tell".to_owned(),
+            Verdict::NotMeasured(why) => format!("not measured ({why})"),
+        }
     }
 
     /// What one must know of an aim that was missed.
@@ -164,12 +170,10 @@ mod tests {
     fn aims_are_judged_by_what_was_measured() {
         let report = sample::report();
         let steered = judged(&report, "new connections/s, pod-steer ÷ the kernel's");
-        // Both have ratios to the direct listener: 0.96 and 0.97.
-        assert_eq!(steered.reached(), "0.990");
-        assert_eq!((steered.aim.bound().as_str(), steered.verdict), ("≥ 0.98", Verdict::Met));
-        // Its base is in the section, so the rounds count.
+        assert_eq!((steered.reached().as_str(), steered.aim.bound().as_str()), ("0.990 (0.960 to 1.020)", "≥ 0.98"));
+        assert_eq!(steered.verdict, Verdict::CannotTell);
         let kept = judged(&report, "keep-alive requests/s");
-        assert_eq!((kept.reached().as_str(), kept.verdict().as_str()), ("0.985 (0.970 to 1.000)", "missed"));
+        assert_eq!((kept.reached().as_str(), kept.verdict().as_str()), ("0.950 (0.921 to 0.979)", "missed"));
         assert_eq!(judged(&report, "memory per idle").verdict, Verdict::Met);
         assert_eq!(judged(&report, "failed requests").verdict, Verdict::Met);
     }
@@ -178,17 +182,27 @@ mod tests {
     fn quotients_are_taken_round_by_round() {
         let mut report = sample::report();
         let mut rounds = |name: &str, rounds: &[f64]| {
-            sample::rounds(&mut report, "new-connections", name, "requests_per_s", rounds);
+            sample::rounds(&mut report, "new-connections-pair", name, "requests_per_s", rounds);
         };
         // Their medians are alike, and in every round but one they are not.
-        rounds("pod-steer", &[90.0, 180.0, 270.0, 360.0, 450.0, 540.0, 300.0]);
         rounds("reuseport", &[100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 300.0]);
+        rounds("pod-steer", &[90.0, 180.0, 270.0, 360.0, 450.0, 540.0, 300.0]);
         let steered = judged(&report, "new connections/s, pod-steer ÷ the kernel's");
         assert_eq!(steered.reached(), "0.900 (0.900 to 1.000)");
-        assert_eq!(steered.verdict(), "missed, within the noise");
-        let row = sample::row(&mut report, "new-connections", "pod-steer");
-        row.rounds.get_mut("requests_per_s").unwrap()[6] = 270.0;
-        assert_eq!(judged(&report, "new connections/s, pod-steer ÷ the kernel's").verdict(), "missed");
+        assert_eq!(steered.verdict(), "cannot tell");
+        let ours = |report: &mut Report, change: fn(&mut Vec<f64>)| {
+            let row = sample::row(report, "new-connections-pair", "pod-steer");
+            change(row.rounds.get_mut("requests_per_s").unwrap());
+            judged(report, "new connections/s, pod-steer ÷ the kernel's").verdict()
+        };
+        assert_eq!(ours(&mut report, |rounds| rounds[6] = 270.0), "missed");
+        assert_eq!(ours(&mut report, |rounds| rounds.fill(1000.0)), "met");
+        // Five rounds tell nothing, whatever they are.
+        sample::row(&mut report, "new-connections-pair", "reuseport")
+            .rounds
+            .values_mut()
+            .for_each(|all| all.truncate(5));
+        assert_eq!(ours(&mut report, |rounds| rounds.truncate(5)), "cannot tell");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The three files below `docs` that a full run writes: the report, and the page and the plot that are made of it.
 
+mod cost;
 mod notes;
 mod plot;
 mod share;

@@ -2,12 +2,14 @@
 //! `page` present it.
 
 mod file;
+mod noise;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use file::{check_writable, read};
+pub use noise::{interval, quantile, quotients};
 
 /// Version of this layout; a file of another one is not compared.
 pub const FORMAT: u32 = 2;
@@ -89,6 +91,9 @@ pub struct Figure {
     pub value: Spread,
     /// The same of its ratio to the base, taken round by round: what drifts, drifts for both.
     pub ratio: Option<Spread>,
+    /// Between which ends the value is known with a confidence of 95%, where [`Row::rounds`] does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<Spread>,
 }
 
 /// The middle and the ends of some numbers.
@@ -111,6 +116,11 @@ impl Spread {
         Some(Self { median: sorted[(sorted.len() - 1) / 2], low, high })
     }
 
+    /// How far the ends are from the median at most, as a part of it.
+    pub fn reach(&self) -> f64 {
+        (self.high - self.median).max(self.median - self.low) / self.median.abs()
+    }
+
     /// Of a single number.
     pub fn one(number: f64) -> Self {
         Self { median: number, low: number, high: number }
@@ -124,7 +134,17 @@ impl Figure {
             let ratios: Vec<f64> = rounds.iter().zip(base).map(|(own, base)| own / base).collect();
             Spread::of(&ratios)
         });
-        Some(Self { value: Spread::of(rounds)?, ratio })
+        Some(Self { value: Spread::of(rounds)?, ratio, known: None })
+    }
+
+    /// Of a single number.
+    pub fn one(number: f64) -> Self {
+        Self { value: Spread::one(number), ratio: None, known: None }
+    }
+
+    /// The median of samples that have no counterparts in other rows, with their ends.
+    pub fn of_samples(samples: &[f64]) -> Option<Self> {
+        Some(Self { value: Spread::of(samples)?, ratio: None, known: interval(samples) })
     }
 }
 
@@ -132,6 +152,13 @@ impl Report {
     /// A section, by its name.
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|section| section.name == name)
+    }
+}
+
+impl Row {
+    /// Between which ends a value is known with a confidence of 95%.
+    pub fn known(&self, key: &str) -> Option<Spread> {
+        self.rounds.get(key).and_then(|rounds| interval(rounds)).or(self.values.get(key)?.known)
     }
 }
 

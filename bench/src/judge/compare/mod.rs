@@ -1,31 +1,32 @@
 //! Whether a report is worse than the committed one. Ratios are compared, never times: those are the machine's. Only
-//! pod-steer's own rows count: that another program got slower is not this project's regression. A ratio is worse if its
-//! median is beyond the tolerance and is known well enough: the committed median is not within its interval (`noise`).
+//! pod-steer's own rows count: that another program got slower is not this project's regression. A ratio is judged only if its
+//! rounds can tell (`ratio`); of the others it is said that they cannot.
 
 #[cfg(test)]
 mod tests;
-
-use crate::report::{Better, Report, Row, Section};
 
 use super::is_ours_alone;
 use super::ratio::{DERIVED, Ratio};
 use super::tolerance::{COUNTS, Margin, Tolerance};
 use super::verdict::{self, Judged, Verdict};
 use crate::numbers;
+use crate::report::{Better, Report, Row, Section};
 
 /// What the comparison found.
 #[derive(Debug, Default, PartialEq)]
 pub struct Comparison {
-    /// How many measures were compared.
-    pub compared: usize,
+    /// How many measures were judged.
+    pub judged: usize,
     /// One line for each measure that got worse beyond its tolerance.
     pub worse: Vec<String>,
-    /// One line for each thing that could not be compared, and for each that differs about the machine.
+    /// Measures that are in both reports, and whose rounds differ too much, or are too few, to judge them.
+    pub cannot_tell: Vec<String>,
+    /// One line for each measure that could not be compared, and for each difference of the machine.
     pub told: Vec<String>,
 }
 
-/// The report beside the committed one. Of a run of everything (`whole`) nothing may be missing: who breaks a measurement must not
-/// be told that nothing got worse.
+/// The report beside the committed one. Of a run of everything (`whole`) nothing may be missing: a measurement that a change breaks
+/// must not pass as "nothing got worse".
 pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
     let told = differences(&committed.machine, &new.machine);
     let mut with = Comparing { quick: new.quick, whole, found: Comparison { told, ..Comparison::default() } };
@@ -70,7 +71,7 @@ impl Comparing {
                         None => self.row(&name, (committed, row), (new, now)),
                     }
                 }
-                // It ran once: that it does not any more is worse than slow.
+                // It ran once: not to run any more is worse than slow.
                 (None, Some((_, why))) => {
                     let why = numbers::first_sentence(why);
                     self.found.worse.push(format!("{name}: no figures any more: {why}"));
@@ -84,8 +85,8 @@ impl Comparing {
             let name = format!("{}, {}", derived.section, derived.kind);
             match (derived.ratio(committed), derived.ratio(new)) {
                 (Some(before), Some(now)) => self.ratio(&name, Better::Lower, &derived.margin, before, now),
-                // Of a row that is missing it was said above.
-                (Some(_), None) if derived.rows().iter().all(|row| new.row(row).is_some()) => {
+                // A row that is missing was reported above.
+                (Some(_), None) if derived.parts().iter().all(|(row, _)| new.row(row).is_some()) => {
                     self.lacks(&name, "was not measured");
                 }
                 _ => {}
@@ -114,7 +115,7 @@ impl Comparing {
         for (key, more) in COUNTS {
             let most = |row: &Row| row.values.get(key).map(|figure| figure.value.high);
             let (before, now) = (most(committed), most(new));
-            self.found.compared += usize::from(before.or(now).is_some());
+            self.found.judged += usize::from(before.or(now).is_some());
             let (before, now) = (before.unwrap_or(0.0), now.unwrap_or(0.0));
             if now > before + more {
                 let (before, now) = (numbers::short(before), numbers::short(now));
@@ -124,24 +125,21 @@ impl Comparing {
     }
 
     fn ratio(&mut self, name: &str, better: Better, margin: &Margin, before: Ratio, now: Ratio) {
-        let part = margin.part(self.quick);
-        let (worse_by, reaches) = match better {
-            Better::Higher => (before.median / now.median, now.high >= before.median),
-            Better::Lower => (now.median / before.median, now.low <= before.median),
-        };
-        self.found.compared += 1;
-        // So that a quotient that is no number counts as worse.
-        let within = worse_by <= 1.0 + part;
-        if !within && !reaches {
-            let percent = 100.0 * part;
-            let (before, now) = (before.median, now.median);
-            let ratios = format!("ratio {before:.3} committed, {now:.3} now");
-            self.found.worse.push(format!("{name}: {ratios} (tolerance {percent:.0}%)"));
+        match now.is_worse_than(&before, better, margin.part) {
+            None => self.found.cannot_tell.push(name.to_owned()),
+            Some(worse) => {
+                self.found.judged += 1;
+                if worse {
+                    let (percent, before, now) = (100.0 * margin.part, written(&before), written(&now));
+                    let line = format!("{name}: ratio {before} committed, {now} now (tolerance {percent:.0}%)");
+                    self.found.worse.push(line);
+                }
+            }
         }
     }
 
-    /// An aim that was met is not to be given up in small steps, each within its tolerance. Ratios need rounds enough to know
-    /// that it is not the noise: those of a quick run are too few.
+    /// An aim that was met is not to be given up in small steps, each within its tolerance. A quick run's rounds are too few to
+    /// judge ratios by aims.
     fn aims(&mut self, committed: &Report, new: &Report) {
         let met = verdict::judge(committed).into_iter().filter(|before| before.verdict == Verdict::Met);
         let met: Vec<_> =
@@ -154,8 +152,11 @@ impl Comparing {
             }
         }
         for now in judged.iter().filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
-            self.found.compared += usize::from(now.reached.is_some());
-            if now.verdict == Verdict::Missed && !now.within_noise() {
+            match now.verdict {
+                Verdict::CannotTell => self.found.cannot_tell.push(format!("{}, by its aim", now.aim.measure)),
+                _ => self.found.judged += usize::from(now.reached.is_some()),
+            }
+            if now.verdict == Verdict::Missed {
                 let (measure, bound, reached) = (now.aim.measure, now.aim.bound(), now.reached());
                 self.found.worse.push(format!("{measure}: the aim ({bound}) was met, and is missed: {reached} now"));
             }
@@ -174,6 +175,12 @@ impl Comparing {
     fn tell(&mut self, name: &str, why: &str) {
         self.found.told.push(format!("not compared: {name}, {why}"));
     }
+}
+
+/// `0.960 (0.950 to 0.970)`
+fn written(ratio: &Ratio) -> String {
+    let ends = ratio.known.and_then(|known| numbers::range(&known, |number| format!("{number:.3}")));
+    format!("{:.3}{}", ratio.median, ends.map(|ends| format!(" ({ends})")).unwrap_or_default())
 }
 
 /// Whether pod-steer's part of an aim is there. If it is not, that is said by itself.

@@ -8,7 +8,7 @@ use pod_steer_tests::{
     exec::{Exec, first_answer},
 };
 
-use crate::report::Spread;
+use crate::report::{Figure, quantile};
 
 use super::{Values, maps_before_b, maps_mib, memory_mib, ms};
 use crate::measure::costs;
@@ -28,7 +28,7 @@ pub fn measure(processes: usize) -> Result<Values> {
     }
     let cpu_s = costs::processes_cpu_s(&[stage.daemon.pid()])? - before;
     let mut values = percentiles(times);
-    values.push(("start_cpu_ms", Spread::one(cpu_s * 1e3 / processes as f64)));
+    values.push(("start_cpu_ms", Figure::one(cpu_s * 1e3 / processes as f64)));
     values.push(("daemon_mib", memory_mib(&stage.daemon)?));
     values.push(("maps_mib", maps_mib(maps_b)?));
     Ok(values)
@@ -37,7 +37,10 @@ pub fn measure(processes: usize) -> Result<Values> {
 /// The median and the 99th percentile of what [`one`] has found.
 pub fn percentiles(mut times: Vec<f64>) -> Values {
     times.sort_by(f64::total_cmp);
-    let at = |part: f64| Spread::one(times[((times.len() - 1) as f64 * part).round() as usize]);
+    let at = |part: f64| {
+        let value = Figure::one(times[((times.len() - 1) as f64 * part).round() as usize]);
+        Figure { known: quantile(&times, part), ..value }
+    };
     vec![("steered_p50_ms", at(0.5)), ("steered_p99_ms", at(0.99))]
 }
 

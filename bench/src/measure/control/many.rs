@@ -15,7 +15,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-use crate::report::Spread;
+use crate::report::Figure;
 
 use super::{Values, idle_cpu_pct, maps_before_b, maps_mib, memory_mib, ms};
 
@@ -90,7 +90,7 @@ pub fn sockets(each: usize, quick: bool) -> Result<Values> {
     let all = Duration::from_nanos(now_ns().saturating_sub(last));
     let switches = switches(&stage, count as u64, if quick { 5 } else { 30 })?;
     let mut values = vec![
-        ("all_ms", Spread::one(ms(all))),
+        ("all_ms", Figure::one(ms(all))),
         ("switch_ms", switches),
         ("idle_cpu_pct", idle_cpu_pct(&stage, quick)?),
         ("daemon_mib", memory_mib(&stage.daemon)?),
@@ -124,7 +124,7 @@ fn all_listen(backends: &mut [Backend]) -> Result<Option<()>> {
 
 /// One more backend, with about as much weight as all others together: from its `listen()` to the first connection that
 /// it is given. Then it is killed, and the next one comes.
-fn switches(stage: &Stage, weight: u64, times: usize) -> Result<Spread> {
+fn switches(stage: &Stage, weight: u64, times: usize) -> Result<Figure> {
     let target = SocketAddr::from(([127, 0, 0, 1], PORT));
     let mut found = Vec::new();
     for number in 0..times {
@@ -139,7 +139,7 @@ fn switches(stage: &Stage, weight: u64, times: usize) -> Result<Spread> {
         found.push(ms(Duration::from_nanos(opened.saturating_sub(listened))));
         backend.process.kill()?;
     }
-    Spread::of(&found).context("nothing was measured")
+    Figure::of_samples(&found).context("nothing was measured")
 }
 
 /// Waits until the status knows so many sockets.
@@ -151,7 +151,7 @@ fn wait_known(stage: &Stage, sockets: usize) -> Result<()> {
 }
 
 /// Kills the daemon and starts the next one.
-fn cold_start(stage: &mut Stage, backends: usize, sockets: usize) -> Result<Spread> {
+fn cold_start(stage: &mut Stage, backends: usize, sockets: usize) -> Result<Figure> {
     stage.daemon.kill()?;
     let begun = Instant::now();
     stage.daemon.restart()?;
@@ -159,5 +159,5 @@ fn cold_start(stage: &mut Stage, backends: usize, sockets: usize) -> Result<Spre
     let time = begun.elapsed();
     let service = stage.daemon.wait_ready(SERVICE, backends)?;
     ensure!(service.ready() == backends, "{} of {backends} backends are ready after a restart", service.ready());
-    Ok(Spread::one(ms(time)))
+    Ok(Figure::one(ms(time)))
 }

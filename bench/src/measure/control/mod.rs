@@ -16,7 +16,7 @@ use pod_steer_tests::{
     say::thousands,
 };
 
-use crate::report::{Better, Column, Figure, Row, Section, Spread};
+use crate::report::{Better, Column, Figure, Row, Section};
 
 use crate::{measure::costs, options::Options};
 use noisy::Noise;
@@ -53,14 +53,13 @@ const MAPS_SETTLED: Duration = Duration::from_secs(2);
 const MAPS_SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Measured values of one row.
-type Values = Vec<(&'static str, Spread)>;
+type Values = Vec<(&'static str, Figure)>;
 
 /// Measures it.
 pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let mut rows = Vec::new();
     let mut add = |name: &str, title: String, values: Values| {
-        let figure = |spread| Figure { value: spread, ratio: None };
-        let values = values.into_iter().map(|(key, spread)| (key.to_owned(), figure(spread))).collect();
+        let values = values.into_iter().map(|(key, figure)| (key.to_owned(), figure)).collect();
         rows.push(Row { name: name.to_owned(), title, base: None, values, rounds: BTreeMap::new(), note: None });
     };
     let processes = if options.quick { 100 } else { 1_000 };
@@ -104,8 +103,8 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn memory_mib(daemon: &Daemon) -> Result<Spread> {
-    Ok(Spread::one(costs::memory_b(&[daemon.pid()])? as f64 / f64::from(1 << 20)))
+fn memory_mib(daemon: &Daemon) -> Result<Figure> {
+    Ok(Figure::one(costs::memory_b(&[daemon.pid()])? as f64 / f64::from(1 << 20)))
 }
 
 /// Bytes of the kernel's maps before a daemon is started: the kernel frees those of the last one when that is gone already.
@@ -122,13 +121,13 @@ fn maps_before_b() -> Result<u64> {
 }
 
 /// By how much the kernel's maps have grown.
-fn maps_mib(before_b: u64) -> Result<Spread> {
+fn maps_mib(before_b: u64) -> Result<Figure> {
     let grown_b = costs::kernel_maps_b()?.saturating_sub(before_b);
-    Ok(Spread::one(grown_b as f64 / f64::from(1 << 20)))
+    Ok(Figure::one(grown_b as f64 / f64::from(1 << 20)))
 }
 
 /// The daemon's share of one CPU while nothing happens.
-fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Spread> {
+fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Figure> {
     let time = Duration::from_secs(if quick { 3 } else { 20 });
     // What has just happened is looked through once more after a moment.
     std::thread::sleep(Duration::from_secs(2));
@@ -136,9 +135,9 @@ fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Spread> {
 }
 
 /// The daemon's share of one CPU in the time to come.
-fn cpu_pct(stage: &Stage, time: Duration) -> Result<Spread> {
+fn cpu_pct(stage: &Stage, time: Duration) -> Result<Figure> {
     let before = costs::processes_cpu_s(&[stage.daemon.pid()])?;
     std::thread::sleep(time);
     let after = costs::processes_cpu_s(&[stage.daemon.pid()])?;
-    Ok(Spread::one((after - before) / time.as_secs_f64() * 100.0))
+    Ok(Figure::one((after - before) / time.as_secs_f64() * 100.0))
 }

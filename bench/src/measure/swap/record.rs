@@ -40,9 +40,9 @@ pub fn columns() -> Vec<Column> {
 pub fn row(name: &str, title: &str, swaps: &[Swap]) -> Row {
     let over = |value: fn(&Swap) -> Option<Duration>| {
         let all: Vec<f64> = swaps.iter().filter_map(value).map(|value| value.as_secs_f64() * 1e3).collect();
-        Figure::of(&all, None)
+        Figure::of_samples(&all)
     };
-    let total = |number: u64| Figure::of(&[number as f64], None);
+    let total = |number: u64| Some(Figure::one(number as f64));
     let mut failures: BTreeMap<&str, u64> = BTreeMap::new();
     for (what, times) in swaps.iter().flat_map(|swap| &swap.failures) {
         *failures.entry(what).or_default() += times;

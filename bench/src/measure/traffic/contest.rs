@@ -33,11 +33,11 @@ pub struct Contest {
 }
 
 impl Contest {
-    /// Sets up those that are wanted, with what they are compared with.
-    pub fn new(options: &Options) -> Result<Self> {
+    /// Sets up those that are wanted and take part, with what they are compared with.
+    pub fn new(options: &Options, takes_part: impl Fn(&Way) -> bool) -> Result<Self> {
         let lab = Lab::new().context("setting up the host of the contestants")?;
         let (mut running, mut failed) = (Vec::new(), Vec::new());
-        for way in wanted(options) {
+        for way in wanted(options).into_iter().filter(|way| takes_part(way)) {
             eprintln!("setting up {}", way.name);
             match (way.start)(&lab).and_then(|ready| check(&lab, &ready).map(|()| ready)) {
                 Ok(ready) => running.push((way, ready)),
@@ -84,8 +84,8 @@ impl Contest {
     }
 
     /// Who could not be set up, and why.
-    pub fn failed(&self) -> impl Iterator<Item = (String, String)> {
-        self.failed.iter().map(|(way, reason)| (way.name.to_owned(), reason.clone()))
+    pub fn failed(&self) -> impl Iterator<Item = (&'static Way, String)> {
+        self.failed.iter().map(|(way, reason)| (*way, reason.clone()))
     }
 }
 

@@ -37,8 +37,8 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     if !options.wants_section(NAME) {
         return Ok(Vec::new());
     }
-    let (rounds, wish) = if options.quick { (1, 2_000) } else { (3, 10_000) };
-    let contest = Contest::new(options)?;
+    let (rounds, wish) = if options.quick { (1, 2_000) } else { (7, 10_000) };
+    let contest = Contest::new(options, |_| true)?;
     for ns in [contest.lab.host.net(), &contest.lab.client.ns] {
         // What remains of a connection that has ended would be counted with those of the next contestant.
         ns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
@@ -57,8 +57,9 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     }
     tally.subtract_base("total_b", "own_b");
     let (columns, about) = (columns(), about(wish, rounds));
-    let rows: Vec<Row> = contest.shown().filter_map(|way| tally.row(way, &columns)).collect();
-    let skipped = contest.failed().chain(tally.failed()).collect();
+    let rows: Vec<Row> = contest.shown().filter_map(|way| tally.row(way, way.base, &columns)).collect();
+    let failed = contest.failed().map(|(way, why)| (way.name.to_owned(), why));
+    let skipped = failed.chain(tally.failed()).collect();
     Ok(vec![Section { name: NAME.into(), title: "Idle connections".into(), about, columns, rows, skipped }])
 }
 

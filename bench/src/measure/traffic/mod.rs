@@ -1,5 +1,6 @@
 //! What clients get, and what it costs, by every way to two servers.
 
+mod answer;
 mod contest;
 mod idle;
 mod kernel;
@@ -10,6 +11,7 @@ mod proof;
 mod servers;
 mod shuffle;
 mod tally;
+mod turn;
 mod ways;
 mod workloads;
 mod wrk;
@@ -20,7 +22,8 @@ use anyhow::Result;
 use crate::options::Options;
 
 /// What is measured here.
-pub const SECTIONS: &[&str] = &["new-connections", "keep-alive", "tls", "large", "idle"];
+pub const SECTIONS: &[&str] =
+    &["new-connections-pair", "keep-alive-pair", "new-connections", "keep-alive", "tls", "large", "idle"];
 
 /// The ways to the servers.
 pub const CONTESTANTS: &[&str] = ways::NAMES;

@@ -6,6 +6,7 @@ use crate::report::{Better, Column};
 
 use super::{
     servers::{LARGE, SMALL},
+    ways::Way,
     wrk,
 };
 
@@ -17,76 +18,111 @@ pub struct Workload {
     pub title: &'static str,
     /// What is special about it.
     pub about: &'static str,
-    /// By TLS.
+    /// By TLS: then wrk is the client.
     pub tls: bool,
     /// A new connection for each request.
     pub close: bool,
     /// What is asked for.
     pub path: &'static str,
-    /// How often each contestant has its turn; those whose aims are a hundredth apart need more.
-    pub rounds: usize,
-    /// Whether a round has enough requests, some 10,000, to say anything of the slowest in a thousand.
+    /// How long each turn is.
+    pub time: Duration,
+    /// How many rounds there are, each with two turns for each contestant.
+    pub rounds: Rounds,
+    /// Only these: the base, and pod-steer.
+    pub pair: Option<[&'static str; 2]>,
+    /// Of a pair: a full run goes on until the ratio is known within this part.
+    pub within: f64,
+    /// Whether a turn has enough requests, some 10,000, to say anything of the slowest in a thousand.
     pub has_p999: bool,
     /// Key and title of the throughput.
     pub throughput: (&'static str, &'static str),
 }
 
-const REQUESTS: (&str, &str) = ("requests_per_s", "requests/s");
+/// How many rounds there are.
+pub struct Rounds {
+    pub full: usize,
+    /// Of fewer than six the ratios are not judged.
+    pub quick: usize,
+    /// Of a full run of a pair.
+    pub most: usize,
+}
 
-/// All that wrk does.
-pub const WORKLOADS: [Workload; 4] = [
+const REQUESTS: (&str, &str) = ("requests_per_s", "requests/s");
+/// Within it the machine's speed hardly changes, and there are thousands of requests in it.
+const SHORT: Duration = Duration::from_millis(150);
+
+const NEW_CONNECTIONS: Workload = Workload {
+    name: "new-connections",
+    title: "A new connection for each request",
+    about: "Each request comes on a connection of its own (`Connection: close`); its latency includes connecting.",
+    tls: false,
+    close: true,
+    path: SMALL,
+    time: SHORT,
+    rounds: Rounds { full: 25, quick: 7, most: 25 },
+    pair: None,
+    within: 0.0,
+    has_p999: false,
+    throughput: REQUESTS,
+};
+
+const KEEP_ALIVE: Workload = Workload {
+    name: "keep-alive",
+    title: "Connections that are kept alive",
+    about: "Every connection carries one request after the other. Each turn opens new ones.",
+    close: false,
+    has_p999: true,
+    ..NEW_CONNECTIONS
+};
+
+/// A hundredth is to be told apart.
+const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 600 };
+
+/// Everything with load, in the order of the report.
+pub const WORKLOADS: [Workload; 6] = [
     Workload {
-        name: "new-connections",
-        title: "A new connection for each request",
-        about: "Each request comes on a connection of its own (`Connection: close`). wrk's latency begins when the \
-                connection stands. So it hides connecting, but not that of a proxy to its server: the ratio of latencies \
-                is in favour of those without a proxy. The throughput is the measure of the whole.",
-        tls: false,
-        close: true,
-        path: SMALL,
-        rounds: 15,
-        has_p999: true,
-        throughput: REQUESTS,
+        name: "new-connections-pair",
+        title: "New connections, side by side with SO_REUSEPORT",
+        about: "The workload `new-connections` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["reuseport", "pod-steer"]),
+        within: 0.01,
+        ..NEW_CONNECTIONS
     },
     Workload {
-        name: "keep-alive",
-        title: "Connections that are kept alive",
-        about: "Every connection carries one request after the other.",
-        tls: false,
-        close: false,
-        path: SMALL,
-        rounds: 15,
-        has_p999: true,
-        throughput: REQUESTS,
+        name: "keep-alive-pair",
+        title: "Kept connections, side by side with one listener",
+        about: "The workload `keep-alive` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["direct", "pod-steer"]),
+        within: 0.01,
+        has_p999: false,
+        ..KEEP_ALIVE
     },
+    NEW_CONNECTIONS,
+    KEEP_ALIVE,
     Workload {
         name: "tls",
         title: "A TLS handshake for each request",
         about: "Each request comes on a connection of its own with a full handshake (ECDSA P-256, no session is resumed), \
-                which the servers terminate. wrk's latency begins when the handshake is done, so it hides most of the \
-                work. The throughput is the measure of the whole.",
+                which the servers terminate. wrk is the client: its latency begins when the handshake is done, so it hides \
+                most of the work. The throughput is the measure of the whole.",
         tls: true,
-        close: true,
-        path: SMALL,
-        rounds: 5,
-        has_p999: false,
-        throughput: REQUESTS,
+        time: Duration::from_secs(1),
+        rounds: Rounds { full: 6, quick: 1, most: 6 },
+        ..NEW_CONNECTIONS
     },
     Workload {
         name: "large",
         title: "Answers of 1 MiB",
         about: "Every connection carries one request after the other, each for 1 MiB.",
-        tls: false,
-        close: false,
         path: LARGE,
-        rounds: 5,
+        rounds: Rounds { full: 15, quick: 1, most: 15 },
         has_p999: false,
         throughput: ("mib_per_s", "MiB/s"),
+        ..KEEP_ALIVE
     },
 ];
-
-/// How long each turn is.
-pub const TIME: Duration = Duration::from_secs(1);
 
 /// Key of the SYNs that were lost.
 pub const LOST_SYNS: &str = "lost_syns";
@@ -94,42 +130,60 @@ pub const LOST_SYNS: &str = "lost_syns";
 pub const ERRORS: &str = "errors";
 
 impl Workload {
+    /// Whether a contestant takes part.
+    pub fn has(&self, way: &Way) -> bool {
+        self.pair.is_none_or(|pair| pair.contains(&way.name))
+    }
+
+    /// What a contestant's ratios are to.
+    pub fn base(&self, way: &Way) -> Option<&'static str> {
+        match self.pair {
+            Some([base, ours]) => (way.name == ours).then_some(base),
+            None => way.base,
+        }
+    }
+
     /// What is measured, in the order of the columns.
     pub fn columns(&self) -> Vec<Column> {
         use Better::{Higher, Lower};
         let (key, title) = self.throughput;
+        let pair = self.pair.is_some();
         let columns = [
-            (key, title, Higher),
-            ("p50_us", "p50, µs", Lower),
-            ("p99_us", "p99, µs", Lower),
-            ("p999_us", "p99.9, µs", Lower),
-            ("cpu_s", "CPU s per 100,000 requests, whole machine", Lower),
-            ("own_cpu_s", "CPU s per 100,000 requests, own processes", Lower),
-            ("memory_mib", "memory of own processes, MiB", Lower),
-            (LOST_SYNS, "SYNs sent again or dropped", Lower),
-            (ERRORS, "errors", Lower),
+            (key, title, Higher, true),
+            ("p50_us", "p50, µs", Lower, !pair),
+            ("p99_us", "p99, µs", Lower, true),
+            ("p999_us", "p99.9, µs", Lower, self.has_p999),
+            ("cpu_s", "CPU s per 100,000 requests, whole machine", Lower, true),
+            ("own_cpu_s", "CPU s per 100,000 requests, own processes", Lower, !pair),
+            ("memory_mib", "memory of own processes, MiB", Lower, !pair),
+            (LOST_SYNS, "SYNs sent again or dropped", Lower, !pair),
+            (ERRORS, "errors", Lower, true),
         ];
-        let columns = columns.into_iter().filter(|(key, ..)| self.has_p999 || *key != "p999_us");
-        columns.map(|(key, title, better)| Column { key: key.into(), title: title.into(), better }).collect()
+        let columns = columns.into_iter().filter(|(.., wanted)| *wanted);
+        columns.map(|(key, title, better, _)| Column { key: key.into(), title: title.into(), better }).collect()
     }
 
     /// What was done, for people.
     pub fn about(&self, rounds: usize) -> String {
-        format!(
-            "{} wrk, {} connections at a time by {} threads, {rounds} rounds of {} s for each contestant, one \
-             after the other, in another order in each round. It is a closed loop: a connection asks again when it has \
-             been answered, so who is slow is asked less. All are on one host with Docker's firewall rules and \
-             connection tracking. New connections of all of them, `direct`, `reuseport` and the proxies too, pass \
-             pod-steer's program, which finds nothing to do for those that are not steered. Two listeners can beat the \
-             one queue that `direct`'s workers share, as `reuseport` shows: compare pod-steer with that row too. What \
-             is steered was counted by the kernel program in each round: at least as many connections as there must \
-             have been. wrk does not see a SYN that is lost, so the kernel's counters of them have a column. Own \
-             processes are those beyond client and servers; pod-steer's work is done in the kernel, so it is in the \
-             whole machine's column.",
+        let start = format!(
+            "{} {} connections at a time from {} threads, {rounds} rounds. In each, every contestant has two turns of {} s, \
+             in a random order and then in the reverse, and the round's figure is their mean. It is a closed loop: a \
+             connection asks again when it has been answered, so a slow server is asked less.",
             self.about,
             wrk::CONNECTIONS,
             wrk::THREADS,
-            TIME.as_secs()
-        )
+            self.time.as_secs_f64()
+        );
+        match self.pair {
+            Some(_) => start,
+            None => start + " " + SURROUNDINGS,
+        }
     }
 }
+
+const SURROUNDINGS: &str = "All are on one host with Docker's firewall rules and connection tracking. New connections of all \
+    of them, `direct`, `reuseport` and the proxies too, pass pod-steer's program, which finds nothing to do for those that \
+    are not steered. Two listeners can beat the one queue that `direct`'s workers share, as `reuseport` shows: compare \
+    pod-steer with that row too. The kernel program counted what it steered in each round: at least as many connections as \
+    there must have been. Clients do not see a lost SYN, so the kernel's counters of them have a column. Own processes are \
+    those beyond client and servers; pod-steer's work is done in the kernel, so it is in the whole machine's column.";

@@ -1,4 +1,4 @@
-//! One run of `wrk`: its own report is for people, so a few lines of its Lua print the numbers.
+//! One run of `wrk`, for TLS: its own report is for people, so a few lines of its Lua print the numbers.
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -15,8 +15,8 @@ pub const THREADS: u32 = 2;
 const SCRIPT: &str = r#"
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("\nnumbers %d %d %d %d %d %d %d\n", summary.duration, summary.requests, summary.bytes,
-    latency:percentile(50), latency:percentile(99), latency:percentile(99.9),
+  io.write(string.format("\nnumbers %d %d %d %d %d\n", summary.duration, summary.requests,
+    latency:percentile(50), latency:percentile(99),
     e.connect + e.read + e.write + e.status + e.timeout))
 end
 "#;
@@ -27,8 +27,6 @@ pub struct Load<'a> {
     pub from: Side,
     /// Whom it asks.
     pub addr: SocketAddr,
-    /// By TLS.
-    pub tls: bool,
     /// The path.
     pub path: &'a str,
     /// A new connection for each request.
@@ -44,10 +42,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Requests that were answered.
     pub requests: f64,
-    /// Bytes of answers.
-    pub bytes: f64,
-    /// Latencies in microseconds: p50, p99, p99.9.
-    pub latency_us: [f64; 3],
+    /// Latencies in microseconds: p50, p99.
+    pub latency_us: [f64; 2],
     /// Whatever went wrong, answers other than 200 included.
     pub errors: f64,
 }
@@ -56,14 +52,13 @@ impl Load<'_> {
     /// Runs it.
     pub fn run(&self, lab: &Lab) -> Result<Outcome> {
         let script = script(lab)?;
-        let scheme = if self.tls { "https" } else { "http" };
         let mut wrk = lab.command(self.from, "wrk")?;
         wrk.args(["--threads", &THREADS.to_string(), "--connections", &CONNECTIONS.to_string(), "--timeout", "2s"]);
         wrk.args(["--duration", &format!("{}s", self.time.as_secs())]).arg("--script").arg(script);
         if self.close {
             wrk.args(["--header", "Connection: close"]);
         }
-        let url = format!("{scheme}://{}{}", self.addr, self.path);
+        let url = format!("https://{}{}", self.addr, self.path);
         let printed = run(wrk.arg(&url))?;
         let outcome = numbers(&printed).with_context(|| format!("reading what wrk printed: {printed}"))?;
         ensure!(outcome.requests > 0.0, "no request to {url} was answered ({} errors)", outcome.errors);
@@ -80,8 +75,8 @@ fn script(lab: &Lab) -> Result<PathBuf> {
 fn numbers(printed: &str) -> Option<Outcome> {
     let line = printed.lines().find_map(|line| line.strip_prefix("numbers "))?;
     let numbers: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let [duration_us, requests, bytes, p50, p99, p999, errors] = numbers[..] else { return None };
-    Some(Outcome { seconds: duration_us / 1e6, requests, bytes, latency_us: [p50, p99, p999], errors })
+    let [duration_us, requests, p50, p99, errors] = numbers[..] else { return None };
+    Some(Outcome { seconds: duration_us / 1e6, requests, latency_us: [p50, p99], errors })
 }
 
 #[cfg(test)]
@@ -90,11 +85,10 @@ mod tests {
 
     #[test]
     fn numbers_are_read() {
-        let printed =
-            "Running 1s test @ http://10.77.0.1:8001/\n  2 threads\n\nnumbers 1000000 500 4096 100 200 300 2\n";
+        let printed = "Running 1s test @ http://10.77.0.1:8001/\n  2 threads\n\nnumbers 1000000 500 100 200 2\n";
         let outcome = numbers(printed).unwrap();
-        assert_eq!((outcome.seconds, outcome.requests, outcome.bytes), (1.0, 500.0, 4096.0));
-        assert_eq!((outcome.latency_us, outcome.errors), ([100.0, 200.0, 300.0], 2.0));
+        assert_eq!((outcome.seconds, outcome.requests), (1.0, 500.0));
+        assert_eq!((outcome.latency_us, outcome.errors), ([100.0, 200.0], 2.0));
         assert_eq!(numbers("numbers 1 2 3"), None);
         assert_eq!(numbers("unable to connect"), None);
     }
