@@ -20,7 +20,7 @@ use crate::{
         differ, is_listening, netns_cookie, switch,
     },
     own,
-    table::{Chooser, Visit, first, tuple_hash, visit, withholds},
+    table::{Chooser, Visit, first, hash, visit, withholds},
 };
 
 /// Another program may have chosen before us.
@@ -92,7 +92,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     // Nobody claimed this port: not ours to count or to decide.
     let Some(rule) = rule_for(&ctx, &packet) else { return SK_PASS };
 
-    let hash = tuple_hash(&packet);
+    let hash = hash(&packet, rule);
     let switch = switch(rule.service);
     let mut assign = Assign { ctx: &ctx, service: rule.service };
     let index = table_index(rule.table, switch);

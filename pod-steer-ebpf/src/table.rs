@@ -1,7 +1,7 @@
 //! Walking a slot table: first the slots that the hash names, then every member once, then the reserve.
 
 use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
-use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Slot, WALK_MAX};
+use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Rule, Slot, WALK_MAX};
 
 use crate::{
     lookup::Packet,
@@ -46,10 +46,30 @@ pub fn finish(mut h: u64) -> u64 {
     h ^ (h >> 31)
 }
 
-/// Hash of the connection's 4-tuple. Not random and not round robin: a SYN cookie's final ACK repeats the lookup and
-/// must come to the same listener.
+/// The hash by which a slot of a rule's table is chosen. Not random and not round robin: a SYN cookie's final ACK repeats the lookup
+/// and must come to the same listener.
 #[inline(always)]
-pub fn tuple_hash(packet: &Packet) -> u64 {
+pub fn hash(packet: &Packet, rule: &Rule) -> u64 {
+    let bits = if packet.family == u32::from(FAMILY_V4) { rule.client_bits_v4 } else { rule.client_bits_v6 };
+    if bits == 0 { tuple_hash(packet) } else { client_hash(packet, u32::from(bits)) }
+}
+
+/// Hash of the first bits of the client's address, and of nothing else.
+#[inline(always)]
+fn client_hash(packet: &Packet, bits: u32) -> u64 {
+    // Those of a word in network byte order, which begins with bit `before` of the address.
+    let of = |word: u32, before: u32| {
+        let bits = bits.saturating_sub(before).min(32);
+        u64::from(word & ((u64::MAX << (32 - bits)) as u32).to_be())
+    };
+    let [a, b, c, d] = packet.remote;
+    let h = mix(seed(), of(a, 0) << 32 | of(b, 32));
+    finish(mix(h, of(c, 64) << 32 | of(d, 96)))
+}
+
+/// Hash of the connection's 4-tuple.
+#[inline(always)]
+fn tuple_hash(packet: &Packet) -> u64 {
     let mut h = mix(seed(), u64::from(packet.local_port) << 32 | u64::from(packet.remote_port));
     h = mix(h, u64::from(packet.remote[0]) << 32 | u64::from(packet.local[0]));
     if packet.family != u32::from(FAMILY_V4) {

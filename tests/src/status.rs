@@ -46,6 +46,8 @@ pub struct Service {
     pub namespaces: Vec<Namespace>,
     /// `refuse` or `pass`.
     pub fallback: String,
+    /// What chooses the backend of a connection.
+    pub affinity: String,
     /// What is going on.
     pub operation: Option<Operation>,
     /// Why lookups did not end, or not at once, at a socket.

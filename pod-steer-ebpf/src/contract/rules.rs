@@ -43,8 +43,10 @@ pub struct Rule {
     pub only: u32,
     /// Port that this backend listens on.
     pub target: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Leading bits of an IPv4 client's address that alone choose its slot; 0 if the whole connection does.
+    pub client_bits_v4: u8,
+    /// The same for an IPv6 client.
+    pub client_bits_v6: u8,
 }
 
 /// No backend left: the client is refused.

@@ -388,6 +388,7 @@ impl Kernel {
 pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
     let members = planned.table.as_ref().map_or(0, |table| table.members.len());
     let (only, target) = planned.only.unwrap_or((NONE, 0));
+    let (client_bits_v4, client_bits_v6) = planned.affinity.client_bits();
     let PlannedRule { fallback, flags, .. } = *planned;
-    Rule { table, service, fallback, flags, slots: slot_count(members), only, target, pad: 0 }
+    Rule { table, service, fallback, flags, slots: slot_count(members), only, target, client_bits_v4, client_bits_v6 }
 }

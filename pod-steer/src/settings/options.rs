@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 use super::declare::{Declaration, service_options};
 use crate::{duration, rollout::Policy};
@@ -44,6 +47,101 @@ impl FromStr for Fallback {
         })
     }
 }
+
+/// What chooses the backend of a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Affinity {
+    /// Addresses and ports of the connection.
+    #[default]
+    Connection,
+    /// The client's address alone, or so many of its leading bits.
+    Client {
+        /// Of an IPv4 address, 1 to 32.
+        bits_v4: u8,
+        /// Of an IPv6 address, 1 to 128.
+        bits_v6: u8,
+    },
+}
+
+impl Affinity {
+    /// Bits of an IPv4 and an IPv6 client's address that alone choose its backend; 0 if the whole connection does.
+    pub fn client_bits(self) -> (u8, u8) {
+        match self {
+            Self::Connection => (0, 0),
+            Self::Client { bits_v4, bits_v6 } => (bits_v4, bits_v6),
+        }
+    }
+
+    /// A prefix of more bits than an IPv4 address has is of IPv6; for a family that has none the whole address counts.
+    fn of_prefixes(prefixes: &str) -> Option<Self> {
+        let bits = |text: &str, most: u8| {
+            let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|bits| is_number && (1..=most).contains(bits))
+        };
+        let (bits_v4, bits_v6) = match prefixes.split_once(',') {
+            Some((v4, v6)) => (bits(v4, 32)?, bits(v6, 128)?),
+            None => match bits(prefixes, 128)? {
+                v4 @ ..=32 => (v4, 128),
+                v6 => (32, v6),
+            },
+        };
+        Some(Self::Client { bits_v4, bits_v6 })
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection => f.write_str("connection"),
+            Self::Client { bits_v4: 32, bits_v6: 128 } => f.write_str("client"),
+            Self::Client { bits_v4, bits_v6: 128 } => write!(f, "client/{bits_v4}"),
+            Self::Client { bits_v4: 32, bits_v6: bits @ 33.. } => write!(f, "client/{bits}"),
+            Self::Client { bits_v4, bits_v6 } => write!(f, "client/{bits_v4},{bits_v6}"),
+        }
+    }
+}
+
+impl FromStr for Affinity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = match text {
+            "connection" => Some(Self::Connection),
+            "client" => Some(Self::Client { bits_v4: 32, bits_v6: 128 }),
+            _ => text.strip_prefix("client/").and_then(Self::of_prefixes),
+        };
+        known.ok_or_else(|| {
+            "unknown value; use connection or client, or a prefix of the client's address, 1 to 32 bits of IPv4 or 1 to 128 of IPv6, as in \
+             client/24, client/64 or client/24,64"
+                .to_owned()
+        })
+    }
+}
+
+impl TryFrom<String> for Affinity {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Affinity> for String {
+    fn from(affinity: Affinity) -> Self {
+        affinity.to_string()
+    }
+}
+
+impl PartialSchema for Affinity {
+    fn schema() -> RefOr<Schema> {
+        let text =
+            ObjectBuilder::new().schema_type(Type::String).pattern(Some("^(connection|client(/[0-9]+(,[0-9]+)?)?)$"));
+        text.description(Some("`connection` or `client`, also with prefixes, as in `client/24,64`.")).into()
+    }
+}
+
+impl ToSchema for Affinity {}
 
 fn rollout(text: &str) -> Result<Policy, String> {
     [Policy::Balance, Policy::Latest, Policy::Manual].into_iter().find(|known| known.to_string() == text).ok_or_else(
@@ -106,6 +204,15 @@ service_options! {
         read: percent,
         write: ToString::to_string,
     }
+    affinity: Affinity {
+        key: "affinity",
+        values: "`connection`, `client`, `client/24`, `client/64`, `client/24,64`",
+        default: Affinity::Connection,
+        doc: "What chooses the backend of a new connection: its addresses and ports, or the client's address alone, of which a prefix may be \
+              given: up to 32 bits of IPv4, more of IPv6, or both, IPv4 first; the other family's whole address counts.",
+        read: str::parse,
+        write: ToString::to_string,
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +226,7 @@ mod tests {
             rollout: Some(Policy::Manual),
             slow_start_ms: Some(90_000),
             panic_percent: Some(50),
+            affinity: Some(Affinity::Client { bits_v4: 24, bits_v6: 64 }),
         };
         let written = given.written();
         let keys: Vec<&str> = written.iter().map(|(key, _)| *key).collect();
@@ -129,6 +237,37 @@ mod tests {
         let json = serde_json::to_string(&given).unwrap();
         assert_eq!(serde_json::from_str::<GivenOptions>(&json).unwrap(), given);
         assert_eq!(serde_json::to_string(&GivenOptions::default()).unwrap(), "{}");
+    }
+
+    #[test]
+    fn prefixes_of_affinity() {
+        for (text, bits, written) in [
+            ("connection", (0, 0), "connection"),
+            ("client", (32, 128), "client"),
+            ("client/24", (24, 128), "client/24"),
+            ("client/32", (32, 128), "client"),
+            ("client/64", (32, 64), "client/64"),
+            ("client/24,64", (24, 64), "client/24,64"),
+            ("client/32,20", (32, 20), "client/32,20"),
+            ("client/8,128", (8, 128), "client/8"),
+        ] {
+            let affinity: Affinity = text.parse().unwrap();
+            assert_eq!((affinity.client_bits(), affinity.to_string().as_str()), (bits, written), "{text}");
+            assert_eq!(written.parse(), Ok(affinity), "{text}");
+        }
+        for text in [
+            "",
+            "Client",
+            "client/",
+            "client/0",
+            "client/129",
+            "client/33,64",
+            "client/24,0",
+            "client/+1",
+            "client/24, 64",
+        ] {
+            assert!(text.parse::<Affinity>().is_err(), "{text}");
+        }
     }
 
     #[test]

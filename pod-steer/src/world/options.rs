@@ -82,6 +82,7 @@ mod tests {
             rollout: Some(Policy::Manual),
             slow_start_ms: Some(1),
             panic_percent: Some(2),
+            affinity: None,
         };
         let plan = world.plan();
         assert_eq!(world.options(WEB), Default::default(), "the oldest backend has no say");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::score::ANY_ADDRESS;
 use crate::{
     procs::address_from_bytes,
-    settings::{Fallback, ServiceOptions},
+    settings::{Fallback, ServiceOptions, options::Affinity},
     slots::Member,
 };
 
@@ -96,6 +96,8 @@ pub struct PlannedRule {
     pub service: Option<String>,
     /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
     pub fallback: u16,
+    /// What chooses a slot of its table.
+    pub affinity: Affinity,
     /// Some of the `RULE_` flags.
     pub flags: u16,
     /// Its slot table; without one, clients are left to the kernel's own lookup. Rules with equal tables share one, also from one
@@ -115,7 +117,7 @@ impl PlannedRule {
             Fallback::Refuse => FALLBACK_REFUSE,
             Fallback::Pass => FALLBACK_PASS,
         };
-        Self { fallback, ..Self::default() }
+        Self { fallback, affinity: options.affinity, ..Self::default() }
     }
 }
 
