@@ -130,6 +130,7 @@ pub fn report() -> Report {
     Report {
         format: FORMAT,
         machine: vec![("processor".to_owned(), "a processor".to_owned()), ("cores".to_owned(), "2".to_owned())],
+        busy_pct: Some(1.0),
         quick: false,
         sections: vec![
             new_connections,

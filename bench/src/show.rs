@@ -26,6 +26,9 @@ fn width() -> usize {
 
 const COMPARED: &str = "compared with the committed ratios";
 
+const CANNOT_TELL: &str =
+    "their rounds are too few or differ too much, or the machine was busy or has another processor";
+
 const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
     too little, the least and the greatest are there (`0.5 to 4.2`)";
 
@@ -35,6 +38,9 @@ pub fn report(report: &Report, judged: &[Judged]) {
     heading("the machine");
     for (what, how) in &report.machine {
         note(&format!("{what}: {how}"));
+    }
+    if let Some(busy_pct) = report.busy_pct {
+        note(&format!("other work before the run: {busy_pct:.0}% of the processors"));
     }
     if report.quick {
         note("a quick run: its figures are rough");
@@ -130,11 +136,9 @@ pub fn comparison(found: &Comparison) -> bool {
         println!("   {} {line}", red("worse:"));
     }
     if !found.cannot_tell.is_empty() {
-        let (count, names) = (found.cannot_tell.len(), found.cannot_tell.join("; "));
-        remark(
-            &format!("cannot tell, as the rounds differ too much or are too few: {count} measures ({names})"),
-            width(),
-        );
+        let (count, sections) = (found.cannot_tell.len(), by_section(&found.cannot_tell));
+        let text = format!("cannot tell {count} measures ({sections}): {CANNOT_TELL}");
+        remark(&text, width());
     }
     let good = found.worse.is_empty() && found.judged + found.cannot_tell.len() > 0;
     match (found.judged, found.worse.len()) {
@@ -146,8 +150,31 @@ pub fn comparison(found: &Comparison) -> bool {
     good
 }
 
+/// `tls 12, large 3`, of names that begin with a section.
+fn by_section(names: &[String]) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for section in names.iter().filter_map(|name| name.split(", ").next()) {
+        match counts.iter_mut().find(|(name, _)| *name == section) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((section, 1)),
+        }
+    }
+    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Why nothing can be compared.
 pub fn no_comparison(why: &anyhow::Error) {
     heading(COMPARED);
     remark(&format!("they cannot be compared: {why:#}"), width());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_by_section() {
+        let names = ["tls, pod-steer, p50", "large, pod-steer, p99", "tls, pod-steer, p99"].map(str::to_owned);
+        assert_eq!(by_section(&names), "tls 2, large 1");
+    }
 }

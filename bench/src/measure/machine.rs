@@ -1,14 +1,26 @@
 //! What the figures were measured on.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
 
 use pod_steer_tests::{process, tools};
+
+use super::costs;
+
+/// So long the machine is watched before the run.
+const BUSY_TIME: Duration = Duration::from_secs(3);
 
 /// The machine, as (what, how). What cannot be found out is left out.
 pub fn describe() -> Vec<(String, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
-    let cores = std::thread::available_parallelism().map(|cores| cores.to_string()).ok();
+    let cores = thread::available_parallelism().map(|cores| cores.to_string()).ok();
     let pod_steer = tools::pod_steer().ok().and_then(|path| version(&path.to_string_lossy(), "version"));
     let facts = [
         ("kernel", Some(read("/proc/sys/kernel/osrelease").trim().to_owned())),
@@ -27,6 +39,14 @@ pub fn describe() -> Vec<(String, String)> {
     ];
     let known = facts.into_iter().filter_map(|(what, how)| Some((what.to_owned(), how?)));
     known.filter(|(_, how)| !how.is_empty()).collect()
+}
+
+/// How much of the processors other work takes now.
+pub fn busy_pct() -> Result<f64> {
+    let (before, began) = (costs::machine_cpu_s()?, Instant::now());
+    thread::sleep(BUSY_TIME);
+    let (busy_s, time) = (costs::machine_cpu_s()? - before, began.elapsed());
+    Ok(100.0 * busy_s / (time.as_secs_f64() * thread::available_parallelism()?.get() as f64))
 }
 
 /// The value of the first `name : value`, without quotes.

@@ -52,7 +52,8 @@ pub fn sections() -> impl Iterator<Item = &'static str> {
 /// keeps the others. A part that fails does not end the others; the error names those that did.
 pub fn measure(options: &Options, keep: impl Fn(&Report) -> Result<()>) -> Result<(Report, Result<()>)> {
     let (machine, sections) = (machine::describe(), Vec::new());
-    let mut report = Report { format: FORMAT, machine, quick: options.quick, sections };
+    let busy_pct = Some(machine::busy_pct()?);
+    let mut report = Report { format: FORMAT, machine, busy_pct, quick: options.quick, sections };
     let mut failed = Vec::new();
     for part in PARTS.iter().filter(|part| options.wants_part(part)) {
         match (part.measure)(options) {

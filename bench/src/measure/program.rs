@@ -94,7 +94,7 @@ impl Drop for Size {
 
 /// Measures it.
 pub fn measure(options: &Options) -> Result<Vec<Section>> {
-    let rounds = if options.quick { 3 } else { 9 };
+    let rounds = if options.quick { 6 } else { 9 };
     let host = Host::new()?;
     let mut sizes = Vec::new();
     for (name, services, backends, _) in SIZES {

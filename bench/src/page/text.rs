@@ -66,7 +66,8 @@ const CHECK: &str = "\
 `cargo xtask bench --check` measures again and compares pod-steer's ratios with those in `docs/benchmarks.json`, never its times. Of both
 it takes the ends between which the median is known with a confidence of 95%. A ratio is worse if it is worse by more than its tolerance
 wherever the two medians are between their ends. If that is so for some places and not for others, or there were fewer than six rounds,
-the check says that it cannot tell, which is no failure. The check fails too if an aim that is a ratio or a count was met and is missed, and
+the check says that it cannot tell, which is no failure. It says so too where other work took more than a tenth of the processors
+before the run, and of the kernel program and the control plane on another processor, whose caches decide those ratios. The check fails too if an aim that is a ratio or a count was met and is missed, and
 if something that the committed report has was not measured.
 
 | measure | tolerance | why so much |
@@ -79,6 +80,9 @@ pub fn page(report: &Report, judged: &[Judged]) -> String {
     page += "## The machine\n\n| what | how |\n|---|---|\n";
     for (what, how) in &report.machine {
         line(&mut page, &[escaped(what), escaped(how)]);
+    }
+    if let Some(busy_pct) = report.busy_pct {
+        line(&mut page, &["other work before the run".to_owned(), format!("{busy_pct:.0}% of the processors")]);
     }
     page += HONESTY;
     page += HOW_TO_READ;

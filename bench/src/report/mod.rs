@@ -21,6 +21,9 @@ pub struct Report {
     pub format: u32,
     /// The machine, as (what, how): `("kernel", "6.18.0")`.
     pub machine: Vec<(String, String)>,
+    /// How much of its processors was in use before the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_pct: Option<f64>,
     /// Whether it was a quick run, whose figures are rough.
     pub quick: bool,
     /// What was measured, in the order in which people should read it.

@@ -29,7 +29,12 @@ pub struct Comparison {
 /// must not pass as "nothing got worse".
 pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
     let told = differences(&committed.machine, &new.machine);
-    let mut with = Comparing { quick: new.quick, whole, found: Comparison { told, ..Comparison::default() } };
+    let mut found = Comparison { told, ..Comparison::default() };
+    let busy = new.busy_pct.is_some_and(|busy_pct| busy_pct > BUSY_PCT);
+    if busy {
+        found.told.push("the machine was busy with other work: no ratio is called worse".to_owned());
+    }
+    let mut with = Comparing { quick: new.quick, busy, same_processor: same_processor(committed, new), whole, found };
     for section in &committed.sections {
         match new.section(&section.name) {
             Some(other) => with.section(section, other),
@@ -51,8 +56,20 @@ fn differences(committed: &[(String, String)], new: &[(String, String)]) -> Vec<
         .collect()
 }
 
+/// With more of its processors in other work, a machine disturbs one contestant more than another.
+const BUSY_PCT: f64 = 10.0;
+
+/// Whether the same facts are known of two machines' processors.
+fn same_processor(committed: &Report, new: &Report) -> bool {
+    let fact = |report: &Report, what: &str| report.machine.iter().find(|(name, _)| name == what).cloned();
+    ["CPU", "cores"].iter().all(|what| fact(committed, what) == fact(new, what))
+}
+
 struct Comparing {
     quick: bool,
+    /// Other work disturbed the run.
+    busy: bool,
+    same_processor: bool,
     whole: bool,
     found: Comparison,
 }
@@ -125,7 +142,9 @@ impl Comparing {
     }
 
     fn ratio(&mut self, name: &str, better: Better, margin: &Margin, before: Ratio, now: Ratio) {
-        match now.is_worse_than(&before, better, margin.part) {
+        let section = name.split(", ").next().unwrap_or_default();
+        let comparable = self.same_processor || !is_ours_alone(section);
+        match now.is_worse_than(&before, better, margin.part).filter(|worse| comparable && !(*worse && self.busy)) {
             None => self.found.cannot_tell.push(name.to_owned()),
             Some(worse) => {
                 self.found.judged += 1;
@@ -153,10 +172,10 @@ impl Comparing {
         }
         for now in judged.iter().filter(|now| now.aim.is_count() || (now.known.is_some() && !self.quick)) {
             match now.verdict {
-                Verdict::CannotTell => self.found.cannot_tell.push(format!("{}, by its aim", now.aim.measure)),
+                Verdict::CannotTell => self.found.cannot_tell.push(format!("aims, {}", now.aim.measure)),
                 _ => self.found.judged += usize::from(now.reached.is_some()),
             }
-            if now.verdict == Verdict::Missed {
+            if now.verdict == Verdict::Missed && (now.aim.is_count() || !self.busy) {
                 let (measure, bound, reached) = (now.aim.measure, now.aim.bound(), now.reached());
                 self.found.worse.push(format!("{measure}: the aim ({bound}) was met, and is missed: {reached} now"));
             }

@@ -84,6 +84,31 @@ fn a_divisor_of_nothing_is_told_and_not_worse() {
 }
 
 #[test]
+fn a_busy_machine_says_nothing_against_the_code() {
+    let worse = |busy_pct| {
+        let new = Report { busy_pct, ..with_rounds(THROUGHPUT, &[0.5; 7]) };
+        compare(&with_rounds(THROUGHPUT, &[1.0; 7]), &new, true)
+    };
+    assert_eq!([worse(Some(3.0)), worse(None)].map(|found| found.worse.len()), [1, 1]);
+    let found = worse(Some(30.0));
+    assert_eq!((found.worse.len(), found.told.len()), (0, 1), "{found:?}");
+    assert!(found.cannot_tell.contains(&"tls, pod-steer, requests/s".to_owned()), "{found:?}");
+}
+
+/// The caches decide what the kernel program takes of many services beside one.
+#[test]
+fn another_processor_has_other_ratios_of_the_program() {
+    let with = |cpu: &str, name: &str, ours: f64| {
+        let mut report = with_rounds(THROUGHPUT, &[ours; 7]);
+        report.sections[0].name = name.to_owned();
+        report.machine.push(("CPU".to_owned(), cpu.to_owned()));
+        report
+    };
+    let worse = |cpu: &str, name: &str| compare(&with("one", name, 1.0), &with(cpu, name, 0.5), true).worse.len();
+    assert_eq!([worse("one", "program"), worse("other", "program"), worse("other", "tls")], [1, 0, 1]);
+}
+
+#[test]
 fn an_aim_that_was_met_is_not_given_up() {
     let with = |ours: &[f64]| {
         let mut report = sample::report();

@@ -59,7 +59,7 @@ const NEW_CONNECTIONS: Workload = Workload {
     close: true,
     path: SMALL,
     time: SHORT,
-    rounds: Rounds { full: 25, quick: 7, most: 25 },
+    rounds: Rounds { full: 25, quick: 10, most: 25 },
     pair: None,
     within: 0.0,
     has_p999: false,
@@ -76,7 +76,7 @@ const KEEP_ALIVE: Workload = Workload {
 };
 
 /// A hundredth is to be told apart.
-const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 600 };
+const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 400 };
 
 /// Everything with load, in the order of the report.
 pub const WORKLOADS: [Workload; 6] = [
