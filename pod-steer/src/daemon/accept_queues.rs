@@ -69,7 +69,7 @@ impl Control {
         if self.accept_queues.under_way.is_some() || self.accept_queues.rests_until.is_some_and(|at| now < at) {
             return;
         }
-        let (steered, next) = (&self.plan.namespaces, self.accept_queues.next);
+        let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<u64> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };

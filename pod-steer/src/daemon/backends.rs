@@ -11,7 +11,7 @@ use crate::{
     kernel::{Cgroup, Kernel, Usage},
     labels,
     settings::Image,
-    world::{Backend, Health, Kind, Misfit, Network, Phase},
+    world::{Backend, Health, Kind, Lingering, Misfit, Network, Phase},
 };
 
 /// Topics of [`Backend::troubles`].
@@ -173,8 +173,13 @@ impl Control {
             Some(_) => {}
             None => drop(self.world.misfits.remove(&id)),
         }
-        self.world.backends.insert(id.clone(), backend);
-        self.touch();
+        let (service, network) = (backend.spec.service.clone(), backend.network);
+        if let Some(before) = self.world.backends.insert(id.clone(), backend) {
+            self.touch_service(&before.spec.service);
+            self.touch_pod(before.network);
+        }
+        self.touch_service(&service);
+        self.touch_pod(network);
         if died {
             self.ended(&id, Ending::Died);
             return None;
@@ -316,7 +321,7 @@ impl Control {
         {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
-        self.touch();
+        self.touch_id(id);
     }
 
     /// A backend is gone, and everything that was made for it.
@@ -324,7 +329,8 @@ impl Control {
         self.cgroups.forget(id);
         let Some(backend) = self.world.backends.remove(id) else { return };
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
-        self.world.lingering.insert(backend.index, ports);
+        let service = backend.spec.service.clone();
+        self.world.lingering.insert(backend.index, Lingering { service: service.clone(), ports });
         self.freed_indices.insert(backend.index);
         self.world.listening.remove(&backend.index);
         self.holders.left_out.remove(&backend.index);
@@ -339,7 +345,8 @@ impl Control {
         self.belongs_to_no_engine(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");
-        self.touch();
+        self.touch_service(&service);
+        self.touch_pod(backend.network);
     }
 
     /// A backend listened before it was managed, and its port cannot be shared.

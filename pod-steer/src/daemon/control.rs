@@ -36,6 +36,7 @@ use super::{
     owners::Engines,
     pace::Pace,
     reload::Reload,
+    report::Told,
     ring::{drain, flush},
     users::PortWalk,
 };
@@ -45,7 +46,7 @@ use crate::{
     clock::boot_ms,
     kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
     netns::Netns,
-    world::{Claimed, Plan, World},
+    world::{Changed, Claimed, Plan, World},
 };
 
 /// How often the kernel's state is compared with the daemon's. Sockets differ only after events were lost.
@@ -120,7 +121,8 @@ pub(super) struct Control {
     pub(super) ring: AsyncFd<RingBuf<MapData>>,
     logs: Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>,
     pub(super) events_lost: u64,
-    dirty: bool,
+    /// What has changed since the last plan.
+    pub(super) changed: Changed,
     pub(super) pace: Pace,
     /// When a change that the kernel refused is tried again.
     retry_at: Option<Instant>,
@@ -203,7 +205,7 @@ impl Control {
                 None => None,
             },
             events_lost,
-            dirty: false,
+            changed: Changed::default(),
             pace: Pace::default(),
             retry_at: None,
             is_stale: false,
@@ -330,27 +332,22 @@ impl Control {
 
     /// Whether something that is in force may not be as planned.
     pub(super) fn is_stale(&self) -> bool {
-        self.dirty || self.is_stale || self.pace.due().is_some()
-    }
-
-    /// The world has changed: the plan is to be made again.
-    pub(super) fn touch(&mut self) {
-        self.dirty = true;
-        self.holders.watching = true;
+        !self.changed.is_nothing() || self.is_stale || self.pace.due().is_some()
     }
 
     /// Brings the kernel to what follows from the world.
     pub(super) fn converge(&mut self) {
         let retries = self.retry_at.is_some_and(|at| at <= Instant::now());
-        if !self.awaited.is_empty() || !(self.dirty || retries) {
+        if !self.awaited.is_empty() || !(retries || !self.changed.is_nothing()) {
             return;
         }
         let begun = Instant::now();
         self.world.now_ms = boot_ms();
         self.renew_own_listeners();
         self.follow_checks();
-        self.dirty = false;
-        let mut plan = self.world.plan();
+        let (changed, mut plan) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.plan));
+        let told = Told::of(&plan);
+        self.world.replan(&changed, &mut plan);
         self.name_services(&plan);
         self.attach_namespaces(&plan);
         let owners = || {
@@ -373,10 +370,10 @@ impl Control {
         }
         self.leave_namespaces(&plan);
         self.store_ready_times();
-        self.report(&plan);
+        self.report(&plan, &told);
         self.plan = plan;
         self.note_silent();
-        self.pace.planned(begun.elapsed(), Instant::now());
+        self.pace.planned(&changed, begun.elapsed(), Instant::now());
         self.leave_pause();
     }
 }

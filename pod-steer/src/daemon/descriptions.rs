@@ -109,7 +109,7 @@ impl Control {
             tracing::warn!(%service, backend = %name, "{text}");
             self.tell(&service, &name, "problem", &text);
         }
-        self.touch();
+        self.touch_backend(index);
     }
 
     /// It has one.
@@ -117,7 +117,7 @@ impl Control {
         if let Some(backend) = self.world.by_index_mut(index)
             && backend.troubles.remove(NO_PLACE).is_some()
         {
-            self.touch();
+            self.touch_backend(index);
         }
     }
 }

@@ -84,7 +84,7 @@ impl Control {
         let known = self.world.listening.entry(index).or_default();
         if known.elsewhere != ports {
             known.elsewhere = ports;
-            self.touch();
+            self.touch_backend(index);
         }
     }
 }

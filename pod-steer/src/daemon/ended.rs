@@ -70,7 +70,7 @@ impl Control {
                 {
                     warn!(error = %crate::chain(&error), "a restart will have to find this container again");
                 }
-                self.touch();
+                self.touch_backend(index);
             }
             Ending::Removed => {
                 self.exec_over(id);
@@ -214,7 +214,7 @@ impl Control {
             self.watch_process(id, process);
         }
         self.clear_refusal(index);
-        self.touch();
+        self.touch_backend(index);
     }
 
     /// Takes a listener that only a process of no backend holds out of the socket map.
@@ -222,7 +222,7 @@ impl Control {
         let was_registered = self.world.sockets.contains_key(&cookie)
             || self.holders.refused.get(&cookie).is_some_and(|refused| refused.was_registered);
         self.forget_socket(cookie);
-        self.touch();
+        self.touch_backend(index);
         let Some(backend) = self.world.by_index_mut(index) else { return };
         let (service, name, netns) = (backend.spec.service.clone(), backend.name.clone(), backend.netns);
         // A container is what its engine says: it does not live on as a process outside.
@@ -248,7 +248,7 @@ impl Control {
             && let Some(backend) = self.world.by_index_mut(index)
             && backend.troubles.remove(HOLDER).is_some()
         {
-            self.touch();
+            self.touch_backend(index);
         }
     }
 

@@ -223,7 +223,7 @@ impl Control {
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will have to check this backend again");
         }
-        self.touch();
+        self.touch_service(&service);
     }
 }
 

@@ -184,10 +184,10 @@ impl Control {
         // The kernel removes a socket that is closed from the map by itself, but not one that shutdown(2) has ended.
         for cookie in self.holders.note_missed(&asked, &listening) {
             self.holders.refused.remove(&cookie);
-            if self.world.sockets.contains_key(&cookie) {
+            if let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) {
                 debug!(cookie, "no longer listens");
                 self.forget_socket(cookie);
-                self.touch();
+                self.touch_backend(index);
             }
         }
         if asked.iter().any(|cookie| self.holders.missed.contains(cookie)) {
@@ -250,7 +250,7 @@ impl Control {
             // Made by the backend itself, as a rule: its programs count what is opened from now on.
             self.note_incomplete_counts(index);
             self.register_found(index, socket);
-            return self.touch();
+            return self.touch_backend(index);
         }
         let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
         match former.map(|backend| backend.name.clone()) {
@@ -261,7 +261,7 @@ impl Control {
             None => info!(%service, backend = %name, port, "holds a listener that it did not make, and serves by it"),
         }
         self.register_inherited(index, socket);
-        self.touch();
+        self.touch_backend(index);
     }
 
     /// Says of the backends of a namespace why listeners that they hold are not steered to. Most looks are about a part of the
@@ -306,7 +306,7 @@ impl Control {
                 warn!(%service, backend = %name, "{text}");
                 self.tell(&service, &name, "problem", &text);
             }
-            self.touch();
+            self.touch_service(&service);
         }
     }
 }

@@ -107,13 +107,13 @@ impl Control {
         self.inspections.over(id, took, Instant::now());
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
-            let netns_cookie = socket.netns_cookie;
+            let (netns_cookie, index) = (socket.netns_cookie, socket.backend);
             // Of one that was not seen it is believed that it is as most are, unless more is known.
             let v6only = found.map(|found| found.v6only).or(socket.v6only).unwrap_or(false);
             if socket.v6only != Some(v6only) {
                 socket.v6only = Some(v6only);
                 self.kernel.note_v6only(cookie, v6only);
-                self.touch();
+                self.touch_backend(index);
             }
             if let Some(found) = &found {
                 self.note_user(cookie, found.uid);

@@ -52,7 +52,7 @@ impl Control {
             warn!(%service, backend = %name, "{text}");
             self.tell(&service, &name, "problem", &text);
             // The state of a backend depends on what is wrong with it.
-            self.touch();
+            self.touch_backend(index);
         }
         self.holders.watching = true;
     }
@@ -104,7 +104,7 @@ impl Control {
             if let Some(backend) = self.world.by_index_mut(index) {
                 backend.troubles.remove(LEFT_OUT);
             }
-            self.touch();
+            self.touch_backend(index);
         }
     }
 

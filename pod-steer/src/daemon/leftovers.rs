@@ -59,11 +59,9 @@ impl Control {
             left += 1;
         }
         let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
-        let lingering = self.world.lingering.len();
-        self.world.lingering.retain(|index, _| counting.contains(index));
-        if self.world.lingering.len() != lingering {
-            self.touch();
-        }
+        let over = self.world.lingering.extract_if(.., |index, _| !counting.contains(index));
+        let over: Vec<String> = over.map(|(_, lingering)| lingering.service).collect();
+        over.iter().for_each(|service| self.touch_service(service));
         self.over.retain(|path| {
             let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
             if !counts {

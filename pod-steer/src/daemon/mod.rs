@@ -7,6 +7,7 @@ mod allowed_images;
 mod allowed_users;
 mod backends;
 mod beside;
+mod changed;
 mod conditions;
 mod control;
 mod counted;

@@ -18,12 +18,11 @@ use crate::{
 impl Control {
     /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
     pub(super) fn attach_namespaces(&mut self, plan: &Plan) {
-        for cookie in &plan.namespaces {
-            let Some((netns, ns)) = self.seen_namespaces.get_mut(cookie) else { continue };
+        for cookie in plan.namespaces() {
+            let Some((netns, ns)) = self.seen_namespaces.get_mut(&cookie) else { continue };
             let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
                 continue;
             };
-            let cookie = *cookie;
             self.attaching.insert(cookie, Vec::new());
             let failed = Err("the load of the program panicked; the reason is on standard error".to_owned());
             beside(&self.inputs, Input::Attached { cookie, result: failed }, move || {
@@ -37,8 +36,9 @@ impl Control {
     /// Leaves namespaces in which nothing is planned. One that is being attached is left when that is done: its program reads
     /// the map of ports that was there when it was loaded.
     pub(super) fn leave_namespaces(&mut self, plan: &Plan) {
+        let planned = plan.namespaces();
         for cookie in self.kernel.known_namespaces() {
-            if !plan.namespaces.contains(&cookie) && !self.is_attaching(cookie) {
+            if !planned.contains(&cookie) && !self.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
                 if let Some((netns, _)) = self.seen_namespaces.remove(&cookie) {
                     self.conditions.clear(NAMESPACE, &namespace_subject(netns));
@@ -51,7 +51,7 @@ impl Control {
         // Whoever holds a namespace's descriptor keeps it from ending.
         let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
         let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
-        self.seen_namespaces.retain(|cookie, _| alive.contains(cookie) || plan.namespaces.contains(cookie));
+        self.seen_namespaces.retain(|cookie, _| alive.contains(cookie) || planned.contains(cookie));
     }
 
     /// Whether a namespace is being attached.

@@ -218,7 +218,7 @@ impl Control {
             let began = Instant::now();
             let _ = self.kernel.take_switched();
             self.world.decisions.insert(service.to_owned(), next);
-            self.touch();
+            self.touch_service(service);
             self.converge();
             self.count_anew(service);
             if let Some(switched) = self.kernel.take_switched()

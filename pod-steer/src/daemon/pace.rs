@@ -4,11 +4,12 @@
 //! It is the virtual scheduling of a leaky bucket (ITU-T I.371, annex A) that is filled with time instead of cells.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use super::control::Control;
+use crate::world::Changed;
 
 /// Each may take one part in so many.
 const PARTS: u32 = 4;
@@ -44,37 +45,33 @@ pub(super) struct Pace {
     taken: Taken,
     /// Services whose changes are to be planned at once.
     changed: BTreeSet<String>,
-    /// Services whose changes wait.
-    waiting: BTreeSet<String>,
-    /// When the first of those that wait is to be planned.
-    due: Option<Instant>,
+    /// Services whose changes wait, and until when.
+    waiting: BTreeMap<String, Instant>,
 }
 
 impl Pace {
     /// The sockets of a service have changed: whether that is to be planned at once. If not, it is due later.
     fn changed(&mut self, service: &str, now: Instant) -> bool {
         let at = self.taken.waits_until(service, now);
-        let services = if at.is_some() { &mut self.waiting } else { &mut self.changed };
-        if !services.contains(service) {
-            services.insert(service.to_owned());
+        match at {
+            Some(_) if self.waiting.contains_key(service) => {}
+            Some(at) => drop(self.waiting.insert(service.to_owned(), at)),
+            None => drop(self.changed.insert(service.to_owned())),
         }
-        self.due = self.due.into_iter().chain(at).min();
         at.is_none()
     }
 
-    /// Whether changes that have waited are to be planned now.
-    pub fn is_due(&mut self, now: Instant) -> bool {
-        let is_due = self.due.is_some_and(|due| due <= now);
-        if is_due {
-            self.changed.append(&mut self.waiting);
-        }
-        is_due
+    /// Services that have waited and are to be planned now.
+    pub fn take_due(&mut self, now: Instant) -> Vec<String> {
+        let due: Vec<String> = self.waiting.extract_if(.., |_, at| *at <= now).map(|(service, _)| service).collect();
+        self.changed.extend(due.iter().cloned());
+        due
     }
 
-    /// All changes have been planned, which took so long: the services share it because of which that was done.
-    pub fn planned(&mut self, took: Duration, now: Instant) {
-        self.due = None;
-        self.waiting.clear();
+    /// What has changed is planned, which took so long: the services share it because of which that was done. Those that waited need not
+    /// if they were planned with them.
+    pub fn planned(&mut self, changed: &Changed, took: Duration, now: Instant) {
+        self.waiting.retain(|service, _| !changed.has(service));
         let each = took / u32::try_from(self.changed.len()).unwrap_or(u32::MAX).max(1);
         for service in std::mem::take(&mut self.changed) {
             self.taken.take(service, each, now);
@@ -83,7 +80,7 @@ impl Pace {
 
     /// When changes that wait are to be planned.
     pub fn due(&self) -> Option<Instant> {
-        self.due
+        self.waiting.values().min().copied()
     }
 }
 
@@ -92,7 +89,7 @@ impl Control {
     pub(super) fn sockets_changed(&mut self, service: &str) {
         self.holders.watching = true;
         if self.pace.changed(service, Instant::now()) {
-            self.touch();
+            self.touch_service(service);
         }
     }
 }
@@ -103,13 +100,17 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn of(service: &str) -> Changed {
+        Changed::Services(BTreeSet::from([service.to_owned()]))
+    }
+
     /// How often a service is planned that changes each millisecond, for ten seconds.
     fn plans(pace: &mut Pace, now: &mut Instant, took: Duration) -> u32 {
         let (end, mut planned) = (*now + Duration::from_secs(10), 0);
         while *now < end {
-            if pace.is_due(*now) | pace.changed("noisy", *now) {
+            if !pace.take_due(*now).is_empty() | pace.changed("noisy", *now) {
                 *now += took;
-                pace.planned(took, *now);
+                pace.planned(&Changed::All, took, *now);
                 planned += 1;
             }
             assert!(pace.changed("quiet", *now), "another service is planned at once");
@@ -129,7 +130,7 @@ mod tests {
         now += Duration::from_secs(1);
         let at_once = (0..100).take_while(|_| {
             let at_once = pace.changed("noisy", now);
-            pace.planned(5 * MS, now);
+            pace.planned(&Changed::All, 5 * MS, now);
             at_once
         });
         assert_eq!(at_once.count(), 21);
@@ -139,11 +140,13 @@ mod tests {
     fn none_waits_long_for_what_was_done_for_others() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         assert!(pace.changed("quiet", now));
-        pace.planned(Duration::from_secs(5), now);
+        pace.planned(&Changed::All, Duration::from_secs(5), now);
         assert!(!pace.changed("quiet", now) && pace.due() == Some(now + WAIT_MAX));
-        // What waits is planned with the changes of others, at their cost.
         assert!(pace.changed("other", now));
-        pace.planned(MS, now);
+        pace.planned(&of("other"), MS, now);
+        assert!(pace.due().is_some(), "it has nothing to do with the other");
+        // What waits is planned with a change that concerns all, at its cost.
+        pace.planned(&Changed::All, MS, now);
         assert_eq!(pace.due(), None);
         assert!(pace.changed("quiet", now + WAIT_MAX));
     }
@@ -154,9 +157,9 @@ mod tests {
         for service in ["a", "b", "c", "d"] {
             assert!(pace.changed(service, now));
         }
-        pace.planned(AT_ONCE * 2, now);
+        pace.planned(&Changed::All, AT_ONCE * 2, now);
         assert!(pace.changed("a", now), "it has taken half of what it may take at once");
-        pace.planned(AT_ONCE, now);
+        pace.planned(&of("a"), AT_ONCE, now);
         assert!(!pace.changed("a", now) && pace.changed("b", now));
     }
 }

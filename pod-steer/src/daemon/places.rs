@@ -34,7 +34,7 @@ impl Control {
                 self.paths.insert(index, path.to_owned());
                 self.cgroup_ids.insert(index, cgroup);
                 if backend.troubles.remove(NO_CGROUP).is_some() {
-                    self.touch();
+                    self.touch_backend(index);
                 }
             }
             Err(error) => {
@@ -42,7 +42,7 @@ impl Control {
                 let text =
                     format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
                 backend.troubles.insert(NO_CGROUP, text);
-                self.touch();
+                self.touch_backend(index);
             }
         }
     }
@@ -119,7 +119,7 @@ impl Control {
         self.paths.remove(&index);
         self.cgroup_ids.remove(&index);
         self.forget_sockets(index);
-        self.touch();
+        self.touch_backend(index);
     }
 
     /// The namespace of a container is known, and the listeners there, if they had to be enumerated.
@@ -127,7 +127,7 @@ impl Control {
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         backend.netns = Some(netns);
-        let (index, health) = (backend.index, backend.health);
+        let (index, health, network) = (backend.index, backend.health, backend.network);
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
@@ -136,15 +136,15 @@ impl Control {
             self.note_listeners(netns.cookie, listeners);
         }
         self.check_foreign(index);
-        self.touch();
+        self.touch_backend(index);
+        self.touch_pod(network);
     }
 
     /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it
-    /// can end.
+    /// can end. The next plan has it attached.
     pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
         let attached = self.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
         self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
-        self.touch();
     }
 }
 

@@ -118,6 +118,7 @@ impl Control {
             self.note_listeners(netns.cookie, listening);
         }
         self.namespace_seen(netns, ns);
+        self.touch_backend(index);
         self.converge();
         if let Some(refused) = self.plan.hindrances.get(&index) {
             let refused = refused.join("; ");

@@ -1,32 +1,55 @@
 //! What the daemon tells of backends: lines of the log, and records for those that follow the events.
 
+use std::collections::BTreeMap;
+
 use tracing::{info, warn};
 
 use super::control::Control;
-use crate::{api::types::EventRecord, world::Plan};
+use crate::{
+    api::types::EventRecord,
+    labels::Spec,
+    world::{Plan, State},
+};
+
+/// What has been told of backends, by index.
+pub(super) struct Told {
+    states: BTreeMap<u32, State>,
+    hindrances: BTreeMap<u32, Vec<String>>,
+    silences: BTreeMap<u32, String>,
+}
+
+impl Told {
+    /// What a plan says.
+    pub fn of(plan: &Plan) -> Self {
+        let Plan { states, hindrances, silences, .. } = plan;
+        Self { states: states.clone(), hindrances: hindrances.clone(), silences: silences.clone() }
+    }
+}
 
 impl Control {
-    /// Says what has changed for a backend.
-    pub(super) fn report(&self, plan: &Plan) {
-        for backend in self.world.backends.values() {
-            let index = &backend.index;
-            let Some(state) = plan.states.get(index) else { continue };
-            if self.plan.states.get(index) != Some(state) {
-                let word =
-                    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-                info!(service = %backend.spec.service, version = %backend.spec.version, backend = %backend.name, state = %word);
-                self.tell(&backend.spec.service, &backend.name, &word, "");
-            }
-            let (now, before) = (plan.hindrances.get(index), self.plan.hindrances.get(index));
-            if let Some(text) = plan.silences.get(index).filter(|text| self.plan.silences.get(index) != Some(text)) {
-                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
-                self.tell(&backend.spec.service, &backend.name, "problem", text);
-            }
-            for text in now.into_iter().flatten().filter(|text| !before.is_some_and(|b| b.contains(text))) {
-                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
-                self.tell(&backend.spec.service, &backend.name, "problem", text);
+    /// Says what has changed for backends.
+    pub(super) fn report(&self, plan: &Plan, before: &Told) {
+        for (index, state) in plan.states.iter().filter(|(index, state)| before.states.get(index) != Some(state)) {
+            let Some(backend) = self.world.by_index(*index) else { continue };
+            let Spec { service, version, .. } = &backend.spec;
+            info!(%service, %version, backend = %backend.name, state = %state.word());
+            self.tell(service, &backend.name, state.word(), "");
+        }
+        for (index, text) in plan.silences.iter().filter(|(index, text)| before.silences.get(index) != Some(text)) {
+            self.report_problem(*index, text);
+        }
+        for (index, texts) in &plan.hindrances {
+            let before = before.hindrances.get(index);
+            for text in texts.iter().filter(|text| !before.is_some_and(|before| before.contains(text))) {
+                self.report_problem(*index, text);
             }
         }
+    }
+
+    fn report_problem(&self, index: u32, text: &str) {
+        let Some(backend) = self.world.by_index(index) else { return };
+        warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
+        self.tell(&backend.spec.service, &backend.name, "problem", text);
     }
 
     /// Sends an event to all followers.

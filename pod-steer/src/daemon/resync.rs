@@ -49,6 +49,8 @@ impl Control {
         self.orders.ledger.retry();
         self.ask_for_health();
         self.ask_for_those_without_index();
+        // Everything is planned anew: a part that was not, since nothing told of a change, is right again by now.
+        self.touch();
     }
 
     /// Asks the engines for backends that wait for a result of their engine's health check: events get lost, and Podman can
@@ -147,10 +149,10 @@ impl Control {
 
     /// Ends the conditions of namespaces in which nothing is planned any more and of backends that are gone.
     fn end_conditions(&mut self) {
-        let planned = self.plan.namespaces.iter().chain(self.attaching.keys());
+        let planned = self.plan.namespaces().into_iter().chain(self.attaching.keys().copied());
         let subjects = planned.flat_map(|cookie| {
-            let known = self.netns_of(*cookie).map(namespace_subject);
-            known.into_iter().chain([cookie_subject(*cookie)])
+            let known = self.netns_of(cookie).map(namespace_subject);
+            known.into_iter().chain([cookie_subject(cookie)])
         });
         let namespaces: BTreeSet<String> = subjects.collect();
         self.conditions.retain(NAMESPACE, &namespaces);
@@ -247,8 +249,8 @@ impl Control {
         }
         if deep {
             let attached = self.kernel.namespaces();
-            let planned = self.plan.namespaces.iter().filter(|cookie| !attached.contains(cookie));
-            lost.extend(planned.filter(|cookie| !self.is_attaching(**cookie)).copied());
+            let planned = self.plan.namespaces().into_iter().filter(|cookie| !attached.contains(cookie));
+            lost.extend(planned.filter(|cookie| !self.is_attaching(*cookie)));
         }
         for cookie in lost {
             self.find_namespace(cookie);

@@ -147,7 +147,7 @@ impl Control {
             }
         }
         self.tell_left_out();
-        self.touch();
+        self.touch_backend(index);
     }
 
     /// Registers a socket of this backend that no kernel program has reported, or that was another backend's.
@@ -201,7 +201,7 @@ impl Control {
         self.holders.watching = true;
         self.add_socket(socket.cookie, &info);
         self.note_user(socket.cookie, socket.uid);
-        self.touch();
+        self.touch_backend(index);
         if !registered.described {
             self.describe_sockets(&mut self.kernel.socket_maps());
         }

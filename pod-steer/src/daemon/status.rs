@@ -30,7 +30,7 @@ impl Control {
         let mut namespaces: Vec<NamespaceStatus> = backends
             .iter()
             .filter_map(|backend| backend.netns)
-            .filter(|netns| self.plan.namespaces.contains(&netns.cookie))
+            .filter(|netns| self.plan.steers_in(netns.cookie))
             .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie })
             .collect();
         namespaces.sort_by_key(|namespace| namespace.cookie);

@@ -65,7 +65,7 @@ impl Control {
         let now_ms = boot_ms();
         let vacancies = self.orders.vacancies.next_ms(now_ms);
         let stop = next_stop_ms(&self.orders.stops, now_ms);
-        let soonest = self.plan.next_ms.into_iter().chain(stop).chain(vacancies).min();
+        let soonest = self.plan.next_ms().into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         let now = Instant::now();
         let paced = [self.pace.due(), self.inspections.due(now)].into_iter().flatten().min();
@@ -79,9 +79,11 @@ impl Control {
     }
 
     pub(super) fn touch_if_due(&mut self) {
-        if self.pace.is_due(Instant::now()) || self.plan.next_ms.is_some_and(|at_ms| at_ms <= boot_ms()) {
-            self.touch();
+        for service in self.pace.take_due(Instant::now()) {
+            self.touch_service(&service);
         }
+        let due: Vec<String> = self.plan.due(boot_ms()).map(str::to_owned).collect();
+        due.iter().for_each(|service| self.touch_service(service));
     }
 
     /// When a backend became ready outlives the daemon: its slow start goes on, and a canary does not start over.

@@ -37,7 +37,8 @@ impl Control {
                         if let Err(error) = self.store.put(backend) {
                             warn!(error = %crate::chain(&error), "a restart will not know that this backend stops");
                         }
-                        self.touch();
+                        let service = backend.spec.service.clone();
+                        self.touch_service(&service);
                     }
                 }
                 Kind::Registered { .. } => info!(backend = %name, "was not started by us, so it is not stopped"),

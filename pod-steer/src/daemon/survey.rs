@@ -58,8 +58,9 @@ impl Control {
             // A device may be set when a socket listens already, and no kernel program runs then.
             if socket.ifindex != listener.ifindex {
                 socket.ifindex = listener.ifindex;
+                let index = socket.backend;
                 self.kernel.note_device(cookie, listener.ifindex);
-                self.touch();
+                self.touch_backend(index);
             }
         }
         self.note_listeners(netns_cookie, listeners);

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 
 use pod_steer_ebpf::{ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, PROTO_TCP, RuleKey, bit_of, block_of};
 
-use super::{World, claims::Claim};
+use super::{claims::Claim, scope::Facts};
 
 /// What each port of each backend is for, also of backends that are gone while their connections are counted.
-pub(super) fn managed(world: &World) -> BTreeMap<ManagedBlock, ManagedPorts> {
+pub(super) fn managed(facts: &Facts<'_>) -> BTreeMap<ManagedBlock, ManagedPorts> {
     let mut blocks: BTreeMap<ManagedBlock, ManagedPorts> = BTreeMap::new();
-    for backend in world.backends.values() {
+    for backend in &facts.backends {
         let (index, ports) = (backend.index, &backend.spec.ports);
-        let check = world.configured.check(&backend.spec).and_then(|check| check.port(ports));
+        let check = facts.world.configured.check(&backend.spec).and_then(|check| check.port(ports));
         by_block(ports.iter().map(|map| map.target).chain(check), |block, bits| {
             blocks.entry(key(index, block)).or_default().listens |= bits;
         });
@@ -20,8 +20,10 @@ pub(super) fn managed(world: &World) -> BTreeMap<ManagedBlock, ManagedPorts> {
             blocks.entry(key(index, block)).or_default().served |= bits;
         });
     }
-    for (index, ports) in &world.lingering {
-        by_block(ports.iter().copied(), |block, bits| blocks.entry(key(*index, block)).or_default().served |= bits);
+    for (index, lingering) in &facts.lingering {
+        by_block(lingering.ports.iter().copied(), |block, bits| {
+            blocks.entry(key(**index, block)).or_default().served |= bits
+        });
     }
     blocks
 }
@@ -70,7 +72,10 @@ mod tests {
     use pod_steer_ebpf::{FAMILY_V4, PORT_LISTENS, PORT_SERVED};
 
     use super::*;
-    use crate::world::tests::{backend, socket, world};
+    use crate::world::{
+        Lingering,
+        tests::{backend, socket, world},
+    };
 
     /// Each port of a backend and what it is for.
     fn purposes(blocks: &BTreeMap<ManagedBlock, ManagedPorts>, backend: u32) -> Vec<(u16, u32)> {
@@ -81,8 +86,9 @@ mod tests {
     #[test]
     fn every_port_is_found_in_its_block() {
         let mut world = world([backend(0, "web", "63-64:64-65,80:8080"), backend(1, "api", "65535")], []);
-        world.lingering.insert(2, BTreeSet::from([0, 65_535]));
-        let blocks = managed(&world);
+        let lingering = Lingering { service: "web".to_owned(), ports: BTreeSet::from([0, 65_535]) };
+        world.lingering.insert(2, lingering);
+        let blocks = world.plan().managed_ports;
         let both = PORT_LISTENS | PORT_SERVED;
         let of_web = [(63, PORT_SERVED), (64, both), (65, PORT_LISTENS), (80, PORT_SERVED), (8080, PORT_LISTENS)];
         assert_eq!(purposes(&blocks, 0), of_web);

@@ -10,6 +10,7 @@ use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
 use super::{
     Backend, BackendId, Network, Plan, Sockets, World,
     foreign::{self, Foreign},
+    scope::Facts,
     score::ANY_ADDRESS,
 };
 use crate::{listening::Listener, ports::PortMap, procs::address_bytes, settings::Fallback};
@@ -56,14 +57,15 @@ pub(super) struct Refused<'a> {
 /// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
 /// free port, the oldest backend that listens decides. `withheld` are claims that a backend does not get, with its index.
 pub(super) fn of<'a>(
-    world: &'a World,
+    facts: &Facts<'a>,
     sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
     by_age: &[&'a Backend],
     withheld: &BTreeSet<(u32, RuleKey)>,
     plan: &mut Plan,
 ) -> Claims<'a> {
-    let held = held(world);
+    let world = facts.world;
+    let held = held(facts.claimed.iter().copied());
     let pods: BTreeSet<u64> = world
         .backends
         .values()
@@ -99,7 +101,7 @@ pub(super) fn of<'a>(
         }
         for map in &backend.spec.ports {
             let mut not_to_have = None;
-            match hindrances(world, sockets, foreign, &held, backend, netns.cookie, map).pop() {
+            match hindrances(facts, sockets, foreign, &held, backend, netns.cookie, map).pop() {
                 Some(Hindrance::Whole(text)) => {
                     plan.hinder(backend.index, text);
                     continue;
@@ -138,13 +140,13 @@ pub(super) fn of_rule(key: &RuleKey, of_port: bool) -> RuleKey {
 }
 
 /// The service that has each claim.
-fn held(world: &World) -> BTreeMap<RuleKey, &str> {
-    world.claimed.iter().map(|(key, claimed)| (of_rule(key, claimed.of_port), claimed.service.as_str())).collect()
+fn held<'a>(claimed: impl Iterator<Item = (&'a RuleKey, &'a Claimed)>) -> BTreeMap<RuleKey, &'a str> {
+    claimed.map(|(key, claimed)| (of_rule(key, claimed.of_port), claimed.service.as_str())).collect()
 }
 
 /// Whether some port of a backend in a namespace is not claimed yet.
 pub(super) fn some_are_free(world: &World, netns_cookie: u64, ports: &[PortMap]) -> bool {
-    let held = held(world);
+    let held = held(world.claimed.iter());
     ports.iter().any(|map| !keys(netns_cookie, map).any(|key| held.contains_key(&key)))
 }
 
@@ -158,7 +160,7 @@ enum Hindrance {
 
 /// What keeps a backend from claiming a port, whichever service has it.
 fn hindrances(
-    world: &World,
+    facts: &Facts<'_>,
     sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
     held: &BTreeMap<RuleKey, &str>,
@@ -166,6 +168,7 @@ fn hindrances(
     netns_cookie: u64,
     map: &PortMap,
 ) -> Vec<Hindrance> {
+    let world = facts.world;
     if !world.policy.allows(map.port) {
         return vec![Hindrance::Whole(format!(
             "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
@@ -180,7 +183,7 @@ fn hindrances(
     // A server that listens at that very address has its clients by the kernel's own lookup.
     let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target).peekable();
     let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
-    if !is_there && let Some(other) = free().find_map(|key| serves(world, key, &backend.spec.service)) {
+    if !is_there && let Some(other) = free().find_map(|key| serves(facts, key, &backend.spec.service)) {
         return vec![Hindrance::Whole(format!(
             "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
             map.port
@@ -203,7 +206,7 @@ fn hindrances(
 
 /// The other service, if there is one, whose clients a claim of one address would take: it has claimed the port at every address,
 /// and its sockets serve that one.
-fn serves<'a>(world: &'a World, claim: &RuleKey, service: &str) -> Option<&'a str> {
+fn serves<'a>(facts: &Facts<'a>, claim: &RuleKey, service: &str) -> Option<&'a str> {
     if claim.addr == ANY_ADDRESS {
         return None;
     }
@@ -211,7 +214,7 @@ fn serves<'a>(world: &'a World, claim: &RuleKey, service: &str) -> Option<&'a st
         let at = RuleKey { addr: claim.addr, ifindex: 0, ..*rule };
         at == *claim && (rule.addr == ANY_ADDRESS || rule.addr == claim.addr)
     };
-    let others = world.claimed.iter().filter(|(_, claimed)| claimed.of_port && claimed.service != service);
+    let others = facts.claimed.iter().filter(|(_, claimed)| claimed.of_port && claimed.service != service);
     others.filter(|(rule, _)| covers(rule)).map(|(_, claimed)| claimed.service.as_str()).next()
 }
 

@@ -11,8 +11,9 @@ use std::{
 use pod_steer_ebpf::RuleKey;
 
 use super::{
-    Backend, BackendId, Claimed, Plan, Sockets, World,
+    Backend, BackendId, Claimed, Plan, Sockets,
     claims::{self, Claim, Refused},
+    scope::Facts,
     score::{ANY_ADDRESS, Bound},
 };
 
@@ -26,12 +27,12 @@ pub(super) struct Destination<'a> {
 
 /// The rules of all claims; whether each is made depends on its table, too.
 pub(super) fn of<'a>(
-    world: &World,
+    facts: &Facts<'_>,
     sockets: &Sockets<'_>,
     claims: &'a BTreeMap<RuleKey, Claim<'a>>,
 ) -> Vec<Destination<'a>> {
     let mut kept: BTreeMap<RuleKey, Vec<(&RuleKey, &Claimed)>> = BTreeMap::new();
-    for (key, claimed) in &world.claimed {
+    for (key, claimed) in facts.claimed.iter().copied() {
         kept.entry(claims::of_rule(key, claimed.of_port)).or_default().push((key, claimed));
     }
     let mut all = Vec::new();

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, PROTO_TCP, RULE_HIDDEN, RuleKey};
 
-use super::{Plan, World, score::Bound};
+use super::{Plan, scope::Facts, score::Bound};
 
 /// Adds a rule without members for each hidden port. A port that a service claims stays the service's: its rule leads to
 /// its own sockets only.
-pub(super) fn hide(world: &World, plan: &mut Plan) {
-    for socket in world.sockets.values() {
+pub(super) fn hide(facts: &Facts<'_>, plan: &mut Plan) {
+    for (_, socket) in &facts.sockets {
         let Some(port) = socket.hidden_port else { continue };
-        let Some(backend) = world.by_index(socket.backend) else { continue };
-        let (netns_cookie, bound) = (socket.netns_cookie, Bound::from(socket).surely());
+        let Some(backend) = facts.world.by_index(socket.backend) else { continue };
+        let (netns_cookie, bound) = (socket.netns_cookie, Bound::from(*socket).surely());
         for family in [FAMILY_V4, FAMILY_V6] {
             let Some(addr) = bound.address(family) else { continue };
             let key = RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, ifindex: socket.ifindex };

@@ -17,6 +17,7 @@ mod plan;
 mod planned;
 mod port_history;
 mod refused;
+mod scope;
 pub mod score;
 mod serving;
 mod shares;
@@ -31,23 +32,19 @@ mod withheld;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-    path::PathBuf,
 };
-
-use plan::Planned;
-use pod_steer_ebpf::RuleKey;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock::Timed,
     labels::Spec,
     listening::Listener,
-    netns::Netns,
     rollout::{Decision, Part},
-    settings::{Image, PortPolicy, ServiceOptions, ServiceTables},
+    settings::{PortPolicy, ServiceOptions, ServiceTables},
 };
+use plan::Planned;
+use pod_steer_ebpf::RuleKey;
+use scope::{Facts, Footprint, Scope};
 
+pub use backend::{Backend, BackendId, Health, Kind, Network, Phase, Socket};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
@@ -55,184 +52,15 @@ pub use others::addresses_of_others;
 pub use planned::{Coverage, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, State};
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
+pub use scope::Changed;
 pub use silent::{Listening, listed, missing_ports};
 pub use sockets::Sockets;
 
-/// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
-pub type BackendId = String;
-
-/// What a backend is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Kind {
-    /// A container of the engine with this address.
-    Container {
-        /// Address of the engine's API.
-        engine: String,
-    },
-    /// A command started by `pod-steer exec`, in a cgroup of its own.
-    Exec,
-    /// A process adopted by `pod-steer register`.
-    Registered {
-        /// Its pid when it was adopted.
-        pid: i32,
-    },
-}
-
-/// Where a backend is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// It exists and has not started.
-    Created,
-    /// It runs.
-    Running,
-    /// It is frozen.
-    Paused,
-    /// It was told to stop.
-    Stopping,
-    /// It has ended.
-    Exited,
-}
-
-/// What the engine's health check says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Health {
-    /// There is no health check.
-    Unchecked,
-    /// The first result is awaited.
-    Starting,
-    /// It passes.
-    Healthy,
-    /// It fails.
-    Unhealthy,
-}
-
-impl Health {
-    fn unchecked() -> Self {
-        Self::Unchecked
-    }
-
-    /// Whether it hinders nothing.
-    pub fn passes(self) -> bool {
-        matches!(self, Self::Unchecked | Self::Healthy)
-    }
-}
-
-/// Whose network namespace a backend lives in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Network {
-    /// Not known yet.
-    Unknown,
-    /// The host's, or that of the process that started it.
-    Host,
-    /// Another container's: a pod.
-    Joined,
-    /// One of its own, behind a bridge: its sockets cannot be reached by steering.
-    Own,
-}
-
-/// A container or process that serves, or should.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Backend {
-    /// Its id.
-    pub id: BackendId,
-    /// Its name for people.
-    pub name: String,
-    /// What it is.
-    #[serde(flatten)]
-    pub kind: Kind,
-    /// Its index in the kernel's counters.
-    pub index: u32,
-    /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
-    pub created_ms: i64,
-    /// Its place in the order in which backends were first seen: of two claims on a port the earlier one holds it. The wall
-    /// clock, which may be set back, has no say in that.
-    #[serde(default)]
-    pub seen: u64,
-    /// Number of the last operation before it was first seen; nothing if it may have been there before.
-    #[serde(default)]
-    pub seen_after: Option<u64>,
-    /// What it serves.
-    pub spec: Spec,
-    /// Its image, if it is a container; nothing if an earlier version has stored it.
-    #[serde(default)]
-    pub image: Option<Image>,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// What the engine's health check says.
-    pub health: Health,
-    /// What our own checks say.
-    #[serde(default = "Health::unchecked")]
-    pub probed: Health,
-    /// When it last became ready, in milliseconds since the machine booted; nothing while it is not.
-    #[serde(default)]
-    pub ready_since_ms: Option<i64>,
-    /// Whose namespace it lives in.
-    pub network: Network,
-    /// That namespace, once it is known.
-    pub netns: Option<Netns>,
-    /// The signal that asks it to stop, besides the usual ones.
-    #[serde(default)]
-    pub stop_signal: Option<i32>,
-    /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
-    #[serde(default)]
-    pub stop_timeout_s: Option<i64>,
-    /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
-    #[serde(default)]
-    pub stop_by_ms: Option<i64>,
-    /// The process that it is, of one without an engine.
-    #[serde(default)]
-    pub process: Option<Followed>,
-    /// The cgroup of an `exec` below that of the process which started it, as a path below the mount; nothing if it is in pod-steer's
-    /// own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exec_cgroup: Option<PathBuf>,
-    /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
-    #[serde(default)]
-    pub inherited: BTreeSet<u64>,
-    /// It listened before its kernel programs were attached, or they were detached for a while: they have not counted all of its
-    /// connections.
-    #[serde(default)]
-    pub counts_incomplete: bool,
-    /// How long it has listened on its ports.
-    #[serde(skip)]
-    pub port_history: PortHistory,
-    /// What went wrong with it, by topic; each a sentence with the remedy.
-    #[serde(skip)]
-    pub troubles: BTreeMap<&'static str, String>,
-}
-
-impl Timed for Backend {
-    fn times(&mut self) -> impl Iterator<Item = &mut i64> {
-        self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
-    }
-}
-
-/// A listening socket of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Socket {
-    /// Index of its backend.
-    pub backend: u32,
-    /// Cookie of the namespace that it lives in.
-    pub netns_cookie: u64,
-    /// Address that it is bound to.
-    pub ip: IpAddr,
-    /// Port that it asked to be bound to.
-    pub port: u16,
-    /// Port that it is really bound to, if that is another: clients that come to it are refused.
-    pub hidden_port: Option<u16>,
-    /// It takes IPv6 clients only; not known before it has been looked at.
-    pub v6only: Option<bool>,
-    /// Index of the device that it is bound to, or zero.
-    pub ifindex: u32,
-    /// The user that it belongs to, as the host numbers users; not known before it has been looked at.
-    pub uid: Option<u32>,
-}
+/// A part of the plan is made again if it changes what is claimed, at most so often.
+const PASSES_MAX: usize = 3;
 
 /// All that is known.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug, Default)]
 pub struct World {
     /// By id.
@@ -244,7 +72,7 @@ pub struct World {
     /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
     /// By index: ports of backends that are gone while connections that moved away from them are counted there still.
-    pub lingering: BTreeMap<u32, BTreeSet<u16>>,
+    pub lingering: BTreeMap<u32, Lingering>,
     /// Ports that may be claimed.
     pub policy: PortPolicy,
     /// What is configured for services.
@@ -256,7 +84,7 @@ pub struct World {
     pub steered: BTreeSet<u64>,
     /// Cookies of the namespaces whose link was lost and is being attached again. Their backends keep their states meanwhile.
     pub repairing: BTreeSet<u64>,
-    /// The options in effect, by service; resolved again with every plan.
+    /// The options in effect, by service; resolved again when it is planned.
     pub options: BTreeMap<String, ServiceOptions>,
     /// What operators have decided, by service.
     pub decisions: BTreeMap<String, Decision>,
@@ -276,8 +104,19 @@ pub struct World {
     found: RefCell<HashMap<u32, BackendId>>,
     /// The tables of the last plan.
     tables: tables::Tables,
+    /// By service: what it had to do with when it was planned last.
+    footprints: BTreeMap<String, Footprint>,
     /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
     pub abandoned: BTreeMap<BackendId, String>,
+}
+
+/// What is left of a backend that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lingering {
+    /// Its service.
+    pub service: String,
+    /// Its ports.
+    pub ports: BTreeSet<u16>,
 }
 
 /// A container whose labels do not make a backend.
@@ -343,29 +182,63 @@ impl World {
 
     /// What follows from all this.
     pub fn plan(&mut self) -> Plan {
-        self.end_stopping();
-        self.note_listening();
-        self.note_ports();
-        self.abandoned.retain(|id, _| self.backends.contains_key(id));
-        let disagreements = self.resolve_options();
-        let mut tables = std::mem::take(&mut self.tables).next();
-        let Planned { mut plan, serving, claimed, left } = plan::plan(self, &mut tables);
-        for backend in self.backends.values_mut() {
-            let could = plan.states.get(&backend.index).is_some_and(|state| state.could_serve());
-            backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
-        }
-        let named: BTreeSet<&String> = self.backends.values().map(|backend| &backend.spec.service).collect();
-        self.last_serving.retain(|service, _| named.contains(service));
-        self.last_serving.extend(serving);
-        (self.claimed, self.left) = (claimed, left);
-        // It depends on when each became ready.
-        plan.next_ms = plan.next_ms.into_iter().chain(port_history::next_ms(self)).min();
-        hidden::hide(self, &mut plan);
-        withheld::withhold(self, &mut plan, &mut tables);
-        plan.alarm(disagreements);
-        self.tables = tables;
-        plan::announce(&mut plan);
+        let mut plan = Plan::default();
+        self.replan(&Changed::All, &mut plan);
         plan
+    }
+
+    /// Brings the last plan to what follows after a change.
+    pub fn replan(&mut self, changed: &Changed, plan: &mut Plan) {
+        self.meet(plan);
+        let scope = Scope::of(self, changed);
+        self.end_stopping(&scope);
+        self.note_listening(&scope);
+        self.note_ports(&scope);
+        self.abandoned.retain(|id, _| self.backends.contains_key(id));
+        let disagreements = self.resolve_options(&scope);
+        let mut part = self.plan_part(&scope);
+        // What is claimed now decides what others may claim.
+        for _ in 1..PASSES_MAX {
+            match part {
+                (_, false) => break,
+                (_, true) => part = self.plan_part(&scope),
+            }
+        }
+        part.0.alarm(disagreements);
+        plan.replace(&scope, part.0);
+        self.tables.forget_unused();
+        self.note_footprints(&scope);
+    }
+
+    /// The part of the plan for a scope, and whether other rules are claimed than before.
+    fn plan_part(&mut self, scope: &Scope) -> (Plan, bool) {
+        let mut tables = std::mem::take(&mut self.tables);
+        let facts = Facts::new(self, scope);
+        let Planned { plan: mut part, serving, claimed, left } = plan::plan(&facts, &mut tables);
+        let before = facts.claimed.iter().map(|(key, claimed)| (*key, &claimed.service));
+        let news = !before.eq(claimed.iter().map(|(key, claimed)| (key, &claimed.service)));
+        drop(facts);
+        for backend in self.backends.values_mut().filter(|backend| scope.has_index(backend.index)) {
+            let could = part.states.get(&backend.index).is_some_and(|state| state.could_serve());
+            backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
+            backend.port_history.has_served |= could;
+        }
+        let Self { last_serving, options, .. } = self;
+        last_serving.retain(|service, _| options.contains_key(service));
+        last_serving.extend(serving);
+        self.claimed.retain(|key, _| !scope.has_port(key.port));
+        self.claimed.extend(claimed);
+        self.left.retain(|key, _| !scope.has_port(key.port));
+        self.left.extend(left);
+        let facts = Facts::new(self, scope);
+        // It depends on when each became ready.
+        port_history::note_changes(&facts, &mut part);
+        hidden::hide(&facts, &mut part);
+        withheld::withhold(&facts, &mut part, &mut tables);
+        plan::announce(&mut part);
+        drop(facts);
+        self.tables = tables;
+        (part, news)
     }
 
     /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Phase, World};
+use super::{Backend, Phase, World, scope::Scope};
 use crate::{labels::PREFIX, settings::ServiceOptions};
 
 impl World {
-    /// Resolves the options of every service. Returns what an operator should know of them, by service.
-    pub(super) fn resolve_options(&mut self) -> Vec<(String, String)> {
+    /// Resolves the options of the services of a scope. Returns what an operator should know of them, by service.
+    pub(super) fn resolve_options(&mut self, scope: &Scope) -> Vec<(String, String)> {
         let mut by_service: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
-        for backend in self.backends.values() {
+        for backend in self.backends.values().filter(|backend| scope.has_service(&backend.spec.service)) {
             by_service.entry(&backend.spec.service).or_default().push(backend);
         }
         let (mut options, mut disagreements) = (BTreeMap::new(), Vec::new());
@@ -21,7 +21,8 @@ impl World {
             disagreements.extend(texts.into_iter().map(|text| (service.to_owned(), text)));
             options.insert(service.to_owned(), resolved);
         }
-        self.options = options;
+        self.options.retain(|service, _| !scope.has_service(service));
+        self.options.append(&mut options);
         disagreements
     }
 

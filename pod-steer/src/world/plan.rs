@@ -9,10 +9,11 @@ use std::{
 use pod_steer_ebpf::{FALLBACK_PASS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey};
 
 use super::{
-    Backend, BackendId, Claimed, Coverage, Health, Phase, Plan, PlannedRule, Sockets, State, World, blocks, claims,
+    Backend, BackendId, Claimed, Coverage, Health, Phase, Plan, PlannedRule, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
     on_demand,
+    scope::Facts,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
     sockets::WAYS_MAX,
@@ -31,10 +32,10 @@ pub(super) struct Planned {
     pub left: Left,
 }
 
-pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
-    let mut plan = Plan { managed_ports: blocks::managed(world), ..Plan::default() };
-    let refused = world.refused_sockets();
-    let sockets = Sockets::new(world.sockets.iter().filter(|(cookie, _)| !refused.contains_key(cookie)));
+pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
+    let Facts { world, refused, .. } = facts;
+    let mut plan = Plan { managed_ports: blocks::managed(facts), ..Plan::default() };
+    let sockets = facts.allowed_sockets();
     for (index, port) in sockets.overflowing() {
         let text = format!(
             "it listens on port {port} at more than {WAYS_MAX} addresses and interfaces: clients of the others do not come to it; let it \
@@ -42,7 +43,7 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
         );
         plan.hinder(index, text);
     }
-    let mut by_age: Vec<&Backend> = world.backends.values().collect();
+    let mut by_age = facts.backends.clone();
     by_age.sort_by_key(|backend| backend.age());
     for (backend, text) in refused.values() {
         text.iter().for_each(|text| plan.hinder(*backend, text.clone()));
@@ -57,15 +58,15 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
     let conflicts = on_demand::conflicts(&sockets, &by_age);
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
     conflicts.reasons.into_iter().for_each(|(index, text)| plan.hinder(index, text));
-    let claims = claims::of(world, &sockets, &foreign, &by_age, &conflicts.withheld, &mut plan);
+    let claims = claims::of(facts, &sockets, &foreign, &by_age, &conflicts.withheld, &mut plan);
     destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
     destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
 
-    let serving = Serving::of(world, &sockets);
+    let serving = Serving::of(facts, &sockets);
     plan.own_ports = blocks::own(&claims.by_key);
-    plan.namespaces.extend(claims.by_key.keys().map(|key| key.netns_cookie));
+    claims.by_key.iter().for_each(|(key, claim)| plan.steer_in(claim.service, key.netns_cookie));
     let (mut claimed, mut answers) = (BTreeMap::new(), Answers::default());
-    for Destination { key, claim, claimed: own } in destinations::of(world, &sockets, &claims.by_key) {
+    for Destination { key, claim, claimed: own } in destinations::of(facts, &sockets, &claims.by_key) {
         let parts = claim.parts.iter().map(|(backend, port)| (backend.index, *port));
         let make = || serving.tables(&key, claim.service, &claim.parts, tables);
         let OfRule { table, networks, versions } = answers.of(&key, claim.service, parts, make);
@@ -130,7 +131,7 @@ pub(super) fn plan(world: &World, tables: &mut Tables) -> Planned {
         }
     }
     let without_users: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
-    for backend in world.backends.values() {
+    for backend in &facts.backends {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
         let served = here && served.contains(&backend.index);

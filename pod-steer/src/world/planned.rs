@@ -11,7 +11,7 @@ use pod_steer_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::score::ANY_ADDRESS;
+use super::{refused::Unmet, scope::Scope, score::ANY_ADDRESS};
 use crate::{
     procs::address_from_bytes,
     settings::{Fallback, ServiceOptions, options::Affinity},
@@ -30,8 +30,8 @@ pub struct Plan {
     pub own_ports: BTreeMap<OwnBlock, (String, OwnPorts)>,
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
-    /// Cookies of the namespaces to steer in.
-    pub namespaces: BTreeSet<u64>,
+    /// By service: cookies of the namespaces to steer in.
+    pub namespaces: BTreeMap<String, BTreeSet<u64>>,
     /// What each backend does, by index.
     pub states: BTreeMap<u32, State>,
     /// What hinders a backend, by index: sentences with the remedy.
@@ -42,11 +42,73 @@ pub struct Plan {
     pub alarms: BTreeMap<String, Vec<String>>,
     /// What clients come to, by service, and which versions take it.
     pub coverage: BTreeMap<String, Vec<Coverage>>,
-    /// When the plan changes by itself, in milliseconds since the machine booted.
-    pub next_ms: Option<i64>,
+    /// By service: when its part of the plan changes with time alone, in milliseconds since the machine booted.
+    pub next_ms: BTreeMap<String, i64>,
+    /// What the kernel has refused of it.
+    pub(super) unmet: Unmet,
 }
 
 impl Plan {
+    /// Cookies of the namespaces to steer in.
+    pub fn namespaces(&self) -> BTreeSet<u64> {
+        self.namespaces.values().flatten().copied().collect()
+    }
+
+    /// Whether a service is steered in this namespace.
+    pub fn steers_in(&self, netns_cookie: u64) -> bool {
+        self.namespaces.values().any(|cookies| cookies.contains(&netns_cookie))
+    }
+
+    /// Steers a service there.
+    pub(super) fn steer_in(&mut self, service: &str, netns_cookie: u64) {
+        match self.namespaces.get_mut(service) {
+            Some(cookies) => drop(cookies.insert(netns_cookie)),
+            None => drop(self.namespaces.insert(service.to_owned(), BTreeSet::from([netns_cookie]))),
+        }
+    }
+
+    /// When the plan changes with time alone, in milliseconds since the machine booted.
+    pub fn next_ms(&self) -> Option<i64> {
+        self.next_ms.values().min().copied()
+    }
+
+    /// Services whose part of the plan has changed with time.
+    pub fn due(&self, now_ms: i64) -> impl Iterator<Item = &str> {
+        self.next_ms.iter().filter(move |(_, at_ms)| **at_ms <= now_ms).map(|(service, _)| service.as_str())
+    }
+
+    /// The part of a service changes then, or before.
+    pub(super) fn changes_at(&mut self, service: &str, at_ms: Option<i64>) {
+        let Some(at_ms) = at_ms else { return };
+        let next_ms = self.next_ms.get(service).map_or(at_ms, |next_ms| at_ms.min(*next_ms));
+        self.next_ms.insert(service.to_owned(), next_ms);
+    }
+
+    /// Puts in what is planned for a scope, instead of what was.
+    pub(super) fn replace(&mut self, scope: &Scope, part: Self) {
+        fn put<K: Ord, V>(all: &mut BTreeMap<K, V>, mut part: BTreeMap<K, V>, is_in: impl Fn(&K) -> bool) {
+            all.retain(|key, _| !is_in(key));
+            if all.is_empty() {
+                all.append(&mut part);
+            } else {
+                all.extend(part);
+            }
+        }
+        let of_service = |service: &String| scope.has_service(service);
+        let of_index = |index: &u32| scope.has_index(*index);
+        put(&mut self.rules, part.rules, |key| scope.has_port(key.port));
+        put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(block.backend));
+        put(&mut self.own_ports, part.own_ports, |block| scope.has_index(block.backend));
+        put(&mut self.decisions, part.decisions, of_service);
+        put(&mut self.namespaces, part.namespaces, of_service);
+        put(&mut self.states, part.states, of_index);
+        put(&mut self.hindrances, part.hindrances, of_index);
+        put(&mut self.silences, part.silences, of_index);
+        put(&mut self.alarms, part.alarms, of_service);
+        put(&mut self.coverage, part.coverage, of_service);
+        put(&mut self.next_ms, part.next_ms, of_service);
+    }
+
     /// Says what hinders a backend, once.
     pub fn hinder(&mut self, backend: u32, text: String) {
         let said = self.hindrances.entry(backend).or_default();

@@ -10,7 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Backend, Phase, Socket, Sockets, World};
+use super::{
+    Backend, Phase, Plan, Socket, Sockets, World,
+    scope::{Facts, Scope},
+};
 use crate::ports::PortMap;
 
 /// A listener that has been open for so long, in milliseconds, is not there for a single connection.
@@ -85,18 +88,16 @@ impl World {
         Some(socket)
     }
 
-    /// Notes which backends have been able to serve, which listeners are kept open, and which ranges are opened on demand.
-    pub(super) fn note_ports(&mut self) {
+    /// Notes which listeners are kept open, and which ranges are opened on demand.
+    pub(super) fn note_ports(&mut self, scope: &Scope) {
         let Self { backends, sockets, opened_ms, now_ms, .. } = self;
-        opened_ms.retain(|cookie, _| sockets.contains_key(cookie));
-        for backend in backends.values_mut() {
-            backend.port_history.has_served |= backend.ready_since_ms.is_some();
-        }
-        if backends.values().all(|backend| backend.spec.ranges.is_empty()) {
+        let in_scope = backends.values_mut().filter(|backend| scope.has_index(backend.index));
+        let with_ranges: Vec<&mut Backend> = in_scope.filter(|backend| !backend.spec.ranges.is_empty()).collect();
+        if with_ranges.is_empty() {
             return;
         }
-        let sockets = Sockets::new(&*sockets);
-        for backend in backends.values_mut().filter(|backend| !backend.spec.ranges.is_empty()) {
+        let sockets = Sockets::new(sockets.iter().filter(|(_, socket)| scope.has_index(socket.backend)));
+        for backend in with_ranges {
             let own = sockets.of(backend.index);
             let kept = own.clone().filter(|(cookie, _)| was_kept(opened_ms.get(cookie).copied(), *now_ms));
             backend.port_history.kept.extend(kept.map(|(_, socket)| socket.port));
@@ -131,15 +132,18 @@ fn was_kept(opened_ms: Option<i64>, now_ms: i64) -> bool {
     opened_ms.is_none_or(|opened_ms| now_ms - opened_ms >= KEPT_MS)
 }
 
-/// When more is known of a range: a backend has settled, or has kept a listener open.
-pub(super) fn next_ms(world: &World) -> Option<i64> {
-    let with_ranges: BTreeMap<u32, &Backend> =
-        world.backends.values().filter(|b| !b.spec.ranges.is_empty()).map(|backend| (backend.index, backend)).collect();
-    let settled =
-        with_ranges.values().filter_map(|backend| backend.ready_since_ms).map(|since_ms| since_ms + SETTLE_MS);
-    let is_in_range =
-        |socket: &Socket| with_ranges.get(&socket.backend).is_some_and(|b| b.has_port_in_range(socket.port));
-    let opened = world.opened_ms.iter().filter(|(cookie, _)| world.sockets.get(cookie).is_some_and(is_in_range));
-    let kept = opened.map(|(_, opened_ms)| opened_ms + KEPT_MS);
-    settled.chain(kept).filter(|at_ms| *at_ms > world.now_ms).min()
+/// Notes when more is known of a range: a backend has settled, or has kept a listener open.
+pub(super) fn note_changes(facts: &Facts<'_>, plan: &mut Plan) {
+    let later = |at_ms: i64| Some(at_ms).filter(|at_ms| *at_ms > facts.world.now_ms);
+    let mut with_ranges: BTreeMap<u32, &Backend> = BTreeMap::new();
+    for backend in facts.backends.iter().filter(|backend| !backend.spec.ranges.is_empty()) {
+        let settled = backend.ready_since_ms.and_then(|since_ms| later(since_ms + SETTLE_MS));
+        plan.changes_at(&backend.spec.service, settled);
+        with_ranges.insert(backend.index, backend);
+    }
+    for (cookie, socket) in facts.sockets.iter().take_while(|_| !with_ranges.is_empty()) {
+        let Some(backend) = with_ranges.get(&socket.backend) else { continue };
+        let opened_ms = facts.world.opened_ms.get(cookie).filter(|_| backend.has_port_in_range(socket.port));
+        plan.changes_at(&backend.spec.service, opened_ms.and_then(|opened_ms| later(opened_ms + KEPT_MS)));
+    }
 }

@@ -31,7 +31,30 @@ impl Refused {
     }
 }
 
+/// What was changed in a plan because the kernel has refused a part of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Unmet {
+    /// By index: what each backend does if nothing is refused.
+    states: BTreeMap<u32, State>,
+    hindrances: BTreeMap<u32, BTreeSet<String>>,
+    alarms: BTreeMap<String, BTreeSet<String>>,
+}
+
 impl World {
+    /// Makes a plan again what it is if nothing is refused.
+    pub(super) fn meet(&mut self, plan: &mut Plan) {
+        let Unmet { states, hindrances, alarms } = std::mem::take(&mut plan.unmet);
+        for (index, state) in states {
+            plan.states.insert(index, state);
+            let now_ms = self.now_ms;
+            if let Some(backend) = self.by_index_mut(index).filter(|_| state.could_serve()) {
+                backend.ready_since_ms.get_or_insert(now_ms);
+            }
+        }
+        take_out(&mut plan.hindrances, &hindrances);
+        take_out(&mut plan.alarms, &alarms);
+    }
+
     /// Corrects a plan by what the kernel did not take of it.
     pub fn refuse(&mut self, plan: &mut Plan, refused: &Refused) {
         // By reason: there may be thousands of ports.
@@ -56,6 +79,7 @@ impl World {
             .map(|((service, reason), ports)| ((*service).to_owned(), text(ports, *reason)))
             .collect();
         for (service, text) in alarms {
+            plan.unmet.alarms.entry(service.clone()).or_default().insert(text.clone());
             plan.alarms.entry(service).or_default().push(text);
         }
         let mut reasons: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
@@ -67,15 +91,27 @@ impl World {
             reasons.entry(*index).or_default().insert(text);
         }
         for (index, texts) in reasons {
-            plan.hindrances.entry(index).or_default().extend(texts);
+            plan.hindrances.entry(index).or_default().extend(texts.iter().cloned());
+            plan.unmet.hindrances.insert(index, texts);
             if let Some(state) =
                 plan.states.get_mut(&index).filter(|state| state.could_serve() || **state == State::Starting)
             {
-                *state = State::NotSteered;
+                plan.unmet.states.insert(index, std::mem::replace(state, State::NotSteered));
             }
             if let Some(backend) = self.by_index_mut(index) {
                 backend.ready_since_ms = None;
             }
+        }
+    }
+}
+
+/// Takes texts out of lists.
+fn take_out<K: Ord>(lists: &mut BTreeMap<K, Vec<String>>, texts: &BTreeMap<K, BTreeSet<String>>) {
+    for (key, texts) in texts {
+        let Some(list) = lists.get_mut(key) else { continue };
+        list.retain(|text| !texts.contains(text));
+        if list.is_empty() {
+            lists.remove(key);
         }
     }
 }
@@ -85,7 +121,10 @@ mod tests {
     use pod_steer_ebpf::FAMILY_V4;
 
     use super::*;
-    use crate::world::tests::{backend, key, socket, world};
+    use crate::world::{
+        Changed,
+        tests::{backend, key, socket, world},
+    };
 
     #[test]
     fn only_backends_that_are_left_out_are_not_ready() {
@@ -112,5 +151,26 @@ mod tests {
         let refused = Refused { ports: BTreeMap::from([(1, "all 2 are in use".to_owned())]), ..Refused::default() };
         world.refuse(&mut plan, &refused);
         assert_eq!([0, 1].map(|index| plan.states[&index]), [State::Ready, State::NotSteered]);
+    }
+
+    #[test]
+    fn what_is_no_longer_refused_is_as_planned_again() {
+        let mut world =
+            world([backend(0, "web", "80:8080"), backend(1, "api", "81:8081")], [socket(0, "0.0.0.0", 8080)]);
+        let mut plan = world.plan();
+        let planned = plan.clone();
+        let rule = RefusedRule { reason: "all 4 are in use".to_owned(), serving: Some(BTreeSet::new()) };
+        let refused = Refused { rules: BTreeMap::from([(key(FAMILY_V4, 80), rule)]), ..Refused::default() };
+        for _ in 0..2 {
+            world.refuse(&mut plan, &refused);
+            assert_eq!(
+                (plan.states[&0], plan.hindrances[&0].len(), plan.alarms["web"].len()),
+                (State::NotSteered, 1, 1)
+            );
+            // Whatever is planned anew.
+            world.replan(&Changed::Services(BTreeSet::from(["api".to_owned()])), &mut plan);
+            assert_eq!(plan, planned);
+            assert!(world.by_index(0).unwrap().ready_since_ms.is_some());
+        }
     }
 }

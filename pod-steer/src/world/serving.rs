@@ -10,6 +10,7 @@ use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT, RuleKey};
 
 use super::{
     Backend, BackendId, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets, World,
+    scope::Facts,
     tables::{OfRule, Tables},
 };
 use crate::{
@@ -33,6 +34,7 @@ const RAMP_STEP_MS: u64 = 200;
 /// Who serves, of every service.
 pub(super) struct Serving<'a> {
     world: &'a World,
+    facts: &'a Facts<'a>,
     sockets: &'a Sockets<'a>,
     services: BTreeMap<&'a str, Service<'a>>,
 }
@@ -60,13 +62,14 @@ struct Service<'a> {
 }
 
 impl<'a> Serving<'a> {
-    pub(super) fn of(world: &'a World, sockets: &'a Sockets<'a>) -> Self {
+    pub(super) fn of(facts: &'a Facts<'a>, sockets: &'a Sockets<'a>) -> Self {
+        let world = facts.world;
         let mut backends: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
-        for backend in world.backends.values() {
+        for backend in facts.backends.iter().copied() {
             backends.entry(&backend.spec.service).or_default().push(backend);
         }
         let chosen = backends.iter().map(|(name, backends)| (*name, choose(world, sockets, name, backends)));
-        Self { world, sockets, services: chosen.collect() }
+        Self { world, facts, sockets, services: chosen.collect() }
     }
 
     /// The tables of one rule, and the versions that listen for it.
@@ -210,7 +213,7 @@ impl<'a> Serving<'a> {
         let Some(cookie) = self.world.pause_cookie else { return Vec::new() };
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
         let mut added = Vec::new();
-        for (key, claimed) in self.world.claimed.iter().filter(|(_, claimed)| is_paused(&claimed.service)) {
+        for (key, claimed) in self.facts.claimed.iter().copied().filter(|(_, claimed)| is_paused(&claimed.service)) {
             if plan.rules.contains_key(key) || !self.world.may_claim(&claimed.service, key.port) {
                 continue;
             }
@@ -221,7 +224,7 @@ impl<'a> Serving<'a> {
                 ..PlannedRule::default()
             };
             plan.rules.insert(*key, rule);
-            plan.namespaces.insert(key.netns_cookie);
+            plan.steer_in(&claimed.service, key.netns_cookie);
             added.push(*key);
         }
         added
@@ -230,18 +233,19 @@ impl<'a> Serving<'a> {
     /// Puts into the plan what is not about tables. Returns who serves, by service.
     pub(super) fn conclude(self, plan: &mut Plan) -> BTreeMap<String, BTreeSet<BackendId>> {
         let slow_ms = |backend: &Backend| self.services.get(backend.spec.service.as_str())?.slow_ms(backend);
-        let growing = self.world.backends.values().filter_map(|backend| Some((backend, slow_ms(backend)?)));
-        let growing = growing.filter(|(backend, slow_ms)| self.ramp(backend, *slow_ms) < RAMP_END);
-        let step_ms = growing.map(|(_, slow_ms)| (slow_ms / RAMP_STEPS).max(RAMP_STEP_MS)).min();
-        let step_ms = step_ms.map(|step_ms| self.world.now_ms + step_ms.cast_signed());
-        plan.next_ms = step_ms.into_iter().chain(self.world.next_stop_ms()).min();
+        for backend in &self.facts.backends {
+            let slow_ms = slow_ms(backend).filter(|slow_ms| self.ramp(backend, *slow_ms) < RAMP_END);
+            let step_ms = slow_ms.map(|slow_ms| (slow_ms / RAMP_STEPS).max(RAMP_STEP_MS).cast_signed());
+            plan.changes_at(&backend.spec.service, step_ms.map(|step_ms| self.world.now_ms + step_ms));
+            plan.changes_at(&backend.spec.service, backend.stops_at(self.world.now_ms));
+        }
         let mut serving = BTreeMap::new();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
             let has_networks = !decision.paused && !decision.traffic.from.is_empty();
             plan.decisions.insert(name.to_owned(), PlannedDecision { revision: decision.revision, has_networks });
             if !chosen.is_last_set && !chosen.usable.is_empty() {
-                let usable = self.world.backends.values().filter(|backend| chosen.usable.contains(&backend.index));
+                let usable = self.facts.backends.iter().filter(|backend| chosen.usable.contains(&backend.index));
                 serving.insert(name.to_owned(), usable.map(|backend| backend.id.clone()).collect());
             }
             if !chosen.alarms.is_empty() {

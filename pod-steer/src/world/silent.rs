@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Backend, Phase, Sockets, World};
+use super::{
+    Backend, Phase, World,
+    scope::{Facts, Scope},
+};
 
 /// What is known of a backend's listening besides the sockets that serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,10 +18,11 @@ pub struct Listening {
 
 impl World {
     /// Notes which backends listen. One that is started again, or whose index is another's now, begins anew.
-    pub(super) fn note_listening(&mut self) {
-        let sockets = Sockets::new(&self.sockets);
+    pub(super) fn note_listening(&mut self, scope: &Scope) {
+        let facts = Facts::new(self, scope);
+        let sockets = facts.sockets();
         let mut now: BTreeMap<u32, Listening> = BTreeMap::new();
-        for backend in self.backends.values().filter(|backend| backend.phase != Phase::Created) {
+        for backend in facts.backends.iter().filter(|backend| backend.phase != Phase::Created) {
             let known = self.listening.get(&backend.index);
             if sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket)) {
                 now.insert(backend.index, Listening { has_listened: true, elsewhere: BTreeSet::new() });
@@ -26,8 +30,9 @@ impl World {
                 now.insert(backend.index, known.clone());
             }
         }
-        drop(sockets);
-        self.listening = now;
+        drop((sockets, facts));
+        self.listening.retain(|index, _| !scope.has_index(*index));
+        self.listening.append(&mut now);
     }
 
     /// Why a running backend without a socket that serves does not listen, if that is known: one that has never listened

@@ -1,7 +1,7 @@
 //! Backends that were told to stop. A signal is not an end: a process may ignore it, or take its time. A backend that still
 //! listens when its stop time-out is over counts as running again.
 
-use super::{Backend, Phase, World};
+use super::{Backend, Phase, World, scope::Scope};
 
 /// An engine's stop time-out, in seconds, where a container has none of its own.
 const STOP_TIMEOUT_S_DEFAULT: i64 = 10;
@@ -46,6 +46,11 @@ impl Backend {
         (timeout_s >= 0).then(|| timeout_s.saturating_mul(1000).saturating_add(MARGIN_MS))
     }
 
+    /// When its time to stop will be over, if it was told to.
+    pub(super) fn stops_at(&self, now_ms: i64) -> Option<i64> {
+        self.stop_by_ms.filter(|by_ms| self.phase == Phase::Stopping && *by_ms > now_ms)
+    }
+
     /// When its time to stop is over; never if it is never killed.
     fn stop_by(&self, now_ms: i64) -> Option<i64> {
         Some(now_ms.saturating_add(self.stop_ms()?))
@@ -54,21 +59,15 @@ impl Backend {
 
 impl World {
     /// Takes every backend whose time to stop is over, and that still listens, for one that runs.
-    pub(super) fn end_stopping(&mut self) {
+    pub(super) fn end_stopping(&mut self, scope: &Scope) {
         let now_ms = self.now_ms;
         let Self { backends, sockets, .. } = self;
-        for backend in backends.values_mut() {
+        for backend in backends.values_mut().filter(|backend| scope.has_index(backend.index)) {
             let over = backend.phase == Phase::Stopping && backend.stop_by_ms.is_some_and(|by_ms| by_ms <= now_ms);
             let mut own = sockets.values().filter(|socket| socket.backend == backend.index);
             if over && own.any(|socket| backend.serves_by(socket)) {
                 backend.is_now(Phase::Running);
             }
         }
-    }
-
-    /// When the next backend's time to stop is over.
-    pub(super) fn next_stop_ms(&self) -> Option<i64> {
-        let stopping = self.backends.values().filter(|backend| backend.phase == Phase::Stopping);
-        stopping.filter_map(|backend| backend.stop_by_ms).filter(|by_ms| *by_ms > self.now_ms).min()
     }
 }

@@ -10,27 +10,24 @@ use pod_steer_ebpf::RuleKey;
 
 use super::{PlannedNetworks, PlannedTable};
 
-/// Every table of a plan, each once.
+/// Every table that is planned, each once.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tables {
-    before: HashSet<Arc<PlannedTable>>,
-    now: HashSet<Arc<PlannedTable>>,
-}
+pub(super) struct Tables(HashSet<Arc<PlannedTable>>);
 
 impl Tables {
-    /// For the next plan: what stays equal stays the same value.
-    pub fn next(self) -> Self {
-        Self { before: self.now, now: HashSet::new() }
-    }
-
-    /// The one table that is equal to this.
+    /// The one table that is equal to this: what stays equal from one plan to the next stays the same value.
     pub fn one(&mut self, table: PlannedTable) -> Arc<PlannedTable> {
-        if let Some(known) = self.now.get(&table) {
+        if let Some(known) = self.0.get(&table) {
             return Arc::clone(known);
         }
-        let one = self.before.get(&table).map_or_else(|| Arc::new(table), Arc::clone);
-        self.now.insert(Arc::clone(&one));
+        let one = Arc::new(table);
+        self.0.insert(Arc::clone(&one));
         one
+    }
+
+    /// Forgets those that no plan has any more.
+    pub fn forget_unused(&mut self) {
+        self.0.retain(|table| Arc::strong_count(table) > 1);
     }
 }
 

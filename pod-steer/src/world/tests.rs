@@ -6,6 +6,8 @@ use pod_steer_ebpf::{
 use super::*;
 use crate::{
     health::{CheckKind, CheckSpec},
+    labels::Spec,
+    netns::Netns,
     ports,
     settings::{Allowed, Fallback, GivenOptions, Settings},
 };
@@ -266,7 +268,7 @@ fn a_namespace_of_ones_own_is_not_steered_unless_it_is_a_pod() {
     world.backends.insert(joined.id.clone(), joined);
     let plan = world.plan();
     assert_eq!(members(&plan, RuleKey { netns_cookie: POD.cookie, ..key(FAMILY_V4, 80) }), [100]);
-    assert_eq!(plan.namespaces, BTreeSet::from([POD.cookie]));
+    assert_eq!(plan.namespaces(), BTreeSet::from([POD.cookie]));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use pod_steer_ebpf::RuleKey;
 
-use super::{Plan, PlannedTable, Sockets, World, score::Bound, tables::Tables};
+use super::{Plan, PlannedTable, scope::Facts, score::Bound, tables::Tables};
 use crate::slots::Member;
 
 /// What the sockets that are withheld depend on: the destination without the port, the table, the backends that do not serve or not by all
@@ -17,24 +17,24 @@ use crate::slots::Member;
 type Question = (RuleKey, *const PlannedTable, Vec<(u32, u16)>, BTreeSet<u64>);
 
 /// Completes the tables of the plan.
-pub(super) fn withhold(world: &World, plan: &mut Plan, tables: &mut Tables) {
-    let sockets = Sockets::new(&world.sockets);
+pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) {
+    let (world, sockets) = (facts.world, facts.sockets());
     // By service and port: its backends, and the port on which each listens for that.
     let mut parts: BTreeMap<(&str, u16), Vec<(u32, u16)>> = BTreeMap::new();
-    for backend in world.backends.values() {
+    for backend in &facts.backends {
         for map in &backend.spec.ports {
             parts.entry((&backend.spec.service, map.port)).or_default().push((backend.index, map.target));
         }
     }
     // No client may reach a hidden port, whichever service it belongs to.
-    let hidden: BTreeSet<((u64, u16), u64)> = world
+    let hidden: BTreeSet<((u64, u16), u64)> = facts
         .sockets
         .iter()
-        .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), *cookie)))
+        .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), **cookie)))
         .collect();
     let mut serving: HashMap<*const PlannedTable, BTreeSet<u32>> = HashMap::new();
     let mut answers: HashMap<Question, Arc<PlannedTable>> = HashMap::new();
-    let refused = world.refused_sockets();
+    let refused = &facts.refused;
     let with_refused: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
     for (key, rule) in &mut plan.rules {
         let Some(table) = &mut rule.table else { continue };

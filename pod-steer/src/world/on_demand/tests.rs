@@ -48,7 +48,7 @@ fn a_younger_server_with_the_same_ports_on_demand_is_refused_at_its_start() {
     let mut world = one(PORTS, &[2121]);
     world.now_ms = 10_999;
     assert!(world.plan().hindrances.is_empty());
-    assert_eq!(world.plan().next_ms, Some(11_000), "then it is known that it opens them on demand");
+    assert_eq!(world.plan().next_ms(), Some(11_000), "then it is known that it opens them on demand");
     world.now_ms = 11_000;
     world.plan();
     add(&mut world, 1, PORTS, &[]);
@@ -164,7 +164,7 @@ fn a_range_that_a_replica_listens_on_steadily_is_an_ordinary_one() {
     open(&mut world, 200, 1, 9_000);
     open(&mut world, 201, 1, 9_001);
     let plan = world.plan();
-    assert_eq!((plan.states[&1], plan.next_ms), (State::Ready, Some(20_000 + crate::world::port_history::SETTLE_MS)));
+    assert_eq!((plan.states[&1], plan.next_ms()), (State::Ready, Some(20_000 + crate::world::port_history::SETTLE_MS)));
     // A third one need not wait for its listeners once those of the second are old.
     world.now_ms += KEPT_MS;
     add(&mut world, 2, DECLARED, &[80]);

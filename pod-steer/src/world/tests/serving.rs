@@ -150,13 +150,13 @@ fn a_new_backend_starts_slowly() {
     world.backends.get_mut("id1").unwrap().spec.options.slow_start_ms = Some(10_000);
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 90.91), (101, 9.09)], "10 to 1");
-    assert_eq!(plan.next_ms, Some(1_000_200));
+    assert_eq!(plan.next_ms(), Some(1_000_200));
     world.now_ms += 5_000;
     assert_eq!(shares(&world.plan()), [(100, 66.67), (101, 33.33)], "10 to 5");
     world.now_ms += 5_000;
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 50.0), (101, 50.0)]);
-    assert_eq!(plan.next_ms, None);
+    assert_eq!(plan.next_ms(), None);
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn a_paused_service_keeps_its_clients_without_backends() {
     for _ in 0..2 {
         let plan = world.plan();
         assert_eq!(members(&plan, key(FAMILY_V4, 80)), [7]);
-        assert!(plan.namespaces.contains(&HOST.cookie));
+        assert!(plan.steers_in(HOST.cookie));
     }
     decide(&mut world, |decision| decision.paused = false);
     assert!(world.plan().rules.is_empty());

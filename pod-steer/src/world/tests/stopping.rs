@@ -91,14 +91,14 @@ fn one_that_still_listens_when_its_time_is_over_runs() {
     let mut world = web(["v1", "v1"]);
     of(&mut world, 0).stop_timeout_s = Some(3);
     of(&mut world, 0).told_to_stop(NOW);
-    assert_eq!(world.plan().next_ms, Some(NOW + 5_000), "two seconds for the engine's SIGKILL");
+    assert_eq!(world.plan().next_ms(), Some(NOW + 5_000), "two seconds for the engine's SIGKILL");
     // A second signal changes nothing.
     of(&mut world, 0).told_to_stop(NOW + 2_000);
     world.now_ms = NOW + 4_999;
     assert_eq!(world.plan().states[&0], State::Stopping);
     world.now_ms = NOW + 5_000;
     let plan = world.plan();
-    assert_eq!((plan.states[&0], plan.next_ms), (State::Ready, None));
+    assert_eq!((plan.states[&0], plan.next_ms()), (State::Ready, None));
     assert_eq!(table(&plan), (vec![100, 101], vec![]));
     assert_eq!(world.backends["id0"].stop_by_ms, None);
     // The next signal counts anew.
@@ -108,7 +108,7 @@ fn one_that_still_listens_when_its_time_is_over_runs() {
     world.sockets.remove(&100);
     world.now_ms = NOW + 60_000;
     let plan = world.plan();
-    assert_eq!((plan.states[&0], plan.next_ms), (State::Stopping, None));
+    assert_eq!((plan.states[&0], plan.next_ms()), (State::Stopping, None));
 }
 
 #[test]

@@ -1,0 +1,41 @@
+//! What is to be planned anew at the next turn.
+
+use super::control::Control;
+use crate::world::{Changed, Network};
+
+impl Control {
+    /// Something has changed that may concern every service.
+    pub(super) fn touch(&mut self) {
+        self.changed = Changed::All;
+        self.holders.watching = true;
+    }
+
+    /// Something of this service alone has changed.
+    pub(super) fn touch_service(&mut self, service: &str) {
+        self.changed.add(service);
+        self.holders.watching = true;
+    }
+
+    /// Something of the backend with this index has changed.
+    pub(super) fn touch_backend(&mut self, index: u32) {
+        match self.world.by_index(index).map(|backend| backend.spec.service.clone()) {
+            Some(service) => self.touch_service(&service),
+            None => self.touch(),
+        }
+    }
+
+    /// Something of the backend with this id has changed.
+    pub(super) fn touch_id(&mut self, id: &str) {
+        match self.world.backends.get(id).map(|backend| backend.spec.service.clone()) {
+            Some(service) => self.touch_service(&service),
+            None => self.touch(),
+        }
+    }
+
+    /// A backend in such a network has come or gone: one that has joined another's namespace says that clients arrive there.
+    pub(super) fn touch_pod(&mut self, network: Network) {
+        if network == Network::Joined {
+            self.touch();
+        }
+    }
+}

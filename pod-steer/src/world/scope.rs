@@ -1,0 +1,231 @@
+//! What a change concerns. A plan is made of services that have nothing to do with each other, unless they meet at a port: by a claim,
+//! a rule, or a hidden port of a socket. So after a change only those services are planned anew that meet the changed one, directly or
+//! by others, now or when they were planned last.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Backend, Claimed, Lingering, Socket, Sockets, World};
+use pod_steer_ebpf::RuleKey;
+
+/// What has changed since the last plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Something of these services alone: their backends, sockets or decisions.
+    Services(BTreeSet<String>),
+    /// Something that may concern every service: a namespace, a listener that is not managed, the settings.
+    All,
+}
+
+impl Default for Changed {
+    fn default() -> Self {
+        Self::Services(BTreeSet::new())
+    }
+}
+
+impl Changed {
+    /// Whether nothing has.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether something of this service may have.
+    pub fn has(&self, service: &str) -> bool {
+        match self {
+            Self::Services(services) => services.contains(service),
+            Self::All => true,
+        }
+    }
+
+    /// Something of this service has changed.
+    pub fn add(&mut self, service: &str) {
+        if let Self::Services(services) = self
+            && !services.contains(service)
+        {
+            services.insert(service.to_owned());
+        }
+    }
+}
+
+/// What a service had to do with when it was planned.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Footprint {
+    /// In ascending order.
+    ports: Vec<u16>,
+    indices: Vec<u32>,
+}
+
+/// The services that are planned together, with all that is theirs or was when they were planned last.
+pub(super) struct Scope {
+    /// Nothing if it is every service.
+    parts: Option<Parts>,
+}
+
+#[derive(Default)]
+struct Parts {
+    services: BTreeSet<String>,
+    ports: PortSet,
+    indices: BTreeSet<u32>,
+}
+
+impl Scope {
+    /// What is to be planned after a change.
+    pub fn of(world: &World, changed: &Changed) -> Self {
+        let Changed::Services(services) = changed else { return Self { parts: None } };
+        let mut parts = Parts::default();
+        services.iter().for_each(|service| parts.add(world, service));
+        while let Some(service) = parts.next_neighbour(world) {
+            parts.add(world, &service);
+        }
+        Self { parts: Some(parts) }
+    }
+
+    pub fn has_service(&self, service: &str) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.services.contains(service))
+    }
+
+    pub fn has_port(&self, port: u16) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.ports.has(port))
+    }
+
+    pub fn has_index(&self, backend: u32) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.indices.contains(&backend))
+    }
+}
+
+impl Parts {
+    fn add(&mut self, world: &World, service: &str) {
+        self.services.insert(service.to_owned());
+        if let Some(Footprint { ports, indices }) = world.footprints.get(service) {
+            ports.iter().for_each(|port| self.ports.insert(*port));
+            self.indices.extend(indices);
+        }
+        for backend in world.backends.values() {
+            if backend.spec.service == service {
+                backend.spec.ports.iter().for_each(|map| self.ports.insert(map.port));
+                self.indices.insert(backend.index);
+            } else if self.indices.contains(&backend.index) && !self.services.contains(&backend.spec.service) {
+                // It was one of a backend that has ended.
+                self.indices.remove(&backend.index);
+            }
+        }
+        for socket in world.sockets.values().filter(|socket| self.indices.contains(&socket.backend)) {
+            socket.hidden_port.into_iter().for_each(|port| self.ports.insert(port));
+        }
+        let claimed = world.claimed.iter().filter(|(_, claimed)| claimed.service == service);
+        claimed.for_each(|(key, _)| self.ports.insert(key.port));
+    }
+
+    /// Another service that meets these at a port.
+    fn next_neighbour(&self, world: &World) -> Option<String> {
+        let is_new = |service: &&String| !self.services.contains(*service);
+        let declared =
+            world.backends.values().filter(|backend| backend.spec.ports.iter().any(|map| self.ports.has(map.port)));
+        let declared = declared.map(|backend| &backend.spec.service);
+        let hidden =
+            world.sockets.values().filter(|socket| socket.hidden_port.is_some_and(|port| self.ports.has(port)));
+        let hidden = hidden.filter_map(|socket| Some(&world.by_index(socket.backend)?.spec.service));
+        let claimed =
+            world.claimed.iter().filter(|(key, _)| self.ports.has(key.port)).map(|(_, claimed)| &claimed.service);
+        let before =
+            world.footprints.iter().filter(|(_, before)| before.ports.iter().any(|port| self.ports.has(*port)));
+        let before = before.map(|(service, _)| service);
+        declared.chain(hidden).chain(claimed).chain(before).find(is_new).cloned()
+    }
+}
+
+/// The part of the world that belongs to a scope.
+pub(super) struct Facts<'a> {
+    pub world: &'a World,
+    /// In the order of their ids.
+    pub backends: Vec<&'a Backend>,
+    /// In the order of their cookies.
+    pub sockets: Vec<(&'a u64, &'a Socket)>,
+    /// In the order of their keys.
+    pub claimed: Vec<(&'a RuleKey, &'a Claimed)>,
+    /// What is left of backends that have ended, by index.
+    pub lingering: Vec<(&'a u32, &'a Lingering)>,
+    /// The sockets that get no clients because of the user that they belong to, by cookie: the index of the backend, and why.
+    pub refused: BTreeMap<u64, (u32, Option<String>)>,
+}
+
+impl<'a> Facts<'a> {
+    pub fn new(world: &'a World, scope: &Scope) -> Self {
+        let backends = world.backends.values().filter(|backend| scope.has_service(&backend.spec.service));
+        let sockets = world.sockets.iter().filter(|(_, socket)| scope.has_index(socket.backend));
+        let claimed = world.claimed.iter().filter(|(key, _)| scope.has_port(key.port));
+        let lingering = world.lingering.iter().filter(|(_, lingering)| scope.has_service(&lingering.service));
+        let mut refused = world.refused_sockets();
+        refused.retain(|_, (backend, _)| scope.has_index(*backend));
+        Self {
+            world,
+            backends: backends.collect(),
+            sockets: sockets.collect(),
+            claimed: claimed.collect(),
+            lingering: lingering.collect(),
+            refused,
+        }
+    }
+
+    /// All sockets.
+    pub fn sockets(&self) -> Sockets<'a> {
+        Sockets::new(self.sockets.iter().copied())
+    }
+
+    /// Those that may get clients.
+    pub fn allowed_sockets(&self) -> Sockets<'a> {
+        Sockets::new(self.sockets.iter().copied().filter(|(cookie, _)| !self.refused.contains_key(*cookie)))
+    }
+}
+
+impl World {
+    /// Remembers what services have to do with.
+    pub(super) fn note_footprints(&mut self, scope: &Scope) {
+        self.footprints.retain(|service, _| !scope.has_service(service));
+        let mut now: BTreeMap<String, Footprint> = BTreeMap::new();
+        let Facts { backends, sockets, claimed, lingering, .. } = Facts::new(self, scope);
+        let mut names: BTreeMap<u32, &str> = BTreeMap::new();
+        for backend in backends {
+            let own = now.entry(backend.spec.service.clone()).or_default();
+            own.ports.extend(backend.spec.ports.iter().map(|map| map.port));
+            own.indices.push(backend.index);
+            names.insert(backend.index, &backend.spec.service);
+        }
+        for (_, socket) in sockets {
+            if let Some((port, service)) = socket.hidden_port.zip(names.get(&socket.backend)) {
+                now.entry((*service).to_owned()).or_default().ports.push(port);
+            }
+        }
+        for (key, claimed) in claimed {
+            now.entry(claimed.service.clone()).or_default().ports.push(key.port);
+        }
+        for (index, lingering) in lingering {
+            now.entry(lingering.service.clone()).or_default().indices.push(*index);
+        }
+        for own in now.values_mut() {
+            own.ports.sort_unstable();
+            own.ports.dedup();
+        }
+        self.footprints.append(&mut now);
+    }
+}
+
+/// Ports, a bit each.
+#[derive(Default)]
+struct PortSet(Vec<u64>);
+
+impl PortSet {
+    fn insert(&mut self, port: u16) {
+        let (word, bit) = (usize::from(port / 64), port % 64);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << bit;
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.0.get(usize::from(port / 64)).is_some_and(|word| word & 1 << (port % 64) != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
