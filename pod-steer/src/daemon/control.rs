@@ -338,7 +338,7 @@ impl Control {
     /// Brings the kernel to what follows from the world.
     pub(super) fn converge(&mut self) {
         let retries = self.retry_at.is_some_and(|at| at <= Instant::now());
-        if !self.awaited.is_empty() || !(retries || !self.changed.is_nothing()) {
+        if !self.awaited.is_empty() || !retries && self.changed.is_nothing() {
             return;
         }
         let begun = Instant::now();
