@@ -1,7 +1,10 @@
 //! Looks at the accept queues of the backends: a server that does not accept, since it is frozen say, passes a check that
 //! only connects, as the kernel completes the handshake. When its queue is full, the status says so.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tracing::{debug, warn};
 
@@ -12,6 +15,8 @@ use crate::{listening::Listener, process_set::listeners_of_netns, world::Backend
 const NAMESPACES_AT_ONCE: usize = 8;
 /// After a look the next one waits so many times as long as that took: with tens of thousands of listeners it takes a while.
 const REST: u32 = 100;
+/// It waits no longer, however long that took: other programs may have kept it from running.
+const REST_MAX: Duration = Duration::from_secs(10);
 /// Looks in a row that find a queue full before it is a condition: a burst fills one for a moment.
 const LOOKS: u32 = 2;
 
@@ -91,7 +96,7 @@ impl Control {
     /// Takes what the look found: by namespace, the listeners whose queue is full.
     pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<FullQueue>)>) {
         let took = self.accept_queues.under_way.take().map(|began| began.elapsed());
-        self.accept_queues.rests_until = took.map(|took| Instant::now() + took * REST);
+        self.accept_queues.rests_until = took.map(|took| Instant::now() + (took * REST).min(REST_MAX));
         for (netns_cookie, full) in found {
             for cookie in self.accept_queues.note(netns_cookie, &full) {
                 let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) else { continue };
