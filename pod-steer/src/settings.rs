@@ -97,7 +97,7 @@ mod tests {
             rollout,
             slow_start_ms,
             panic_percent: 50,
-            affinity: Default::default(),
+            ..ServiceOptions::default()
         };
         let none = GivenOptions::default();
         assert_eq!(tables.options("web", &options(None, Some(1), None)), expected(Policy::Latest, 1));

@@ -68,6 +68,7 @@ fn every_field_can_be_wrong() -> Result<()> {
         ("weight", "1.5"),
         ("weight", "99999999999999999999"),
         ("fallback", "drop"),
+        ("affinity", "client/33,64"),
         ("wieght", "1"),
     ];
     let mut containers = Vec::new();

@@ -69,7 +69,7 @@ fn events_are_followed() -> Result<()> {
 fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    let cases: [&[&str]; 29] = [
+    let cases: [&[&str]; 30] = [
         &["run", "--log-level", "nonsense"],
         &["run", "--log-level", ""],
         &["run", "--log-format", "xml"],
@@ -85,6 +85,7 @@ fn bad_input_ends_with_2_and_a_remedy() -> Result<()> {
         &["exec", "--service", "two words", "--ports", "80:8080", "--", "true"],
         &["exec", "--service", "web", "--ports", "80:8080", "--weight", "heavy", "--", "true"],
         &["exec", "--service", "web", "--ports", "80:8080", "--fallback", "drop", "--", "true"],
+        &["exec", "--service", "web", "--ports", "80:8080", "--affinity", "client/0", "--", "true"],
         &["exec", "--service", "web", "--ports", "80:8080"],
         &["register", "--service", "web", "--ports", "80:8080"],
         &["deploy", "web"],

@@ -1,12 +1,14 @@
 //! The command line, as it is written. No I/O and no decisions here.
 
+pub mod options;
 pub mod rollout;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
-use crate::{config::DEFAULT_SOCKET, settings::Fallback};
+use crate::config::DEFAULT_SOCKET;
+use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
 /// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
@@ -153,9 +155,9 @@ pub struct BackendArgs {
     /// Share of new connections, relative to the others [default: 1]
     #[arg(long)]
     pub weight: Option<u32>,
-    /// When no backend is left: refuse, or pass to the kernel's own lookup [default: as configured, else refuse]
-    #[arg(long)]
-    pub fallback: Option<Fallback>,
+    /// Options of the service.
+    #[command(flatten)]
+    pub options: OptionArgs,
     /// Name for people [default: made up]
     #[arg(long)]
     pub name: Option<String>,

@@ -7,12 +7,9 @@ use super::{
     args::{BackendArgs, ExecArgs, RegisterArgs},
     block_on, print,
 };
-use crate::{
-    api::{
-        client,
-        types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
-    },
-    settings::GivenOptions,
+use crate::api::{
+    client,
+    types::{BackendRequest, ExecRequest, RegisterRequest, Registered},
 };
 
 impl From<BackendArgs> for BackendRequest {
@@ -22,7 +19,7 @@ impl From<BackendArgs> for BackendRequest {
             ports: args.ports,
             version: args.version,
             weight: args.weight,
-            options: GivenOptions { fallback: args.fallback, ..GivenOptions::default() },
+            options: args.options.0,
             name: args.name,
         }
     }

@@ -91,7 +91,7 @@ mod tests {
             rollout: Some(Policy::Latest),
             slow_start_ms: Some(30_000),
             panic_percent: Some(50),
-            affinity: None,
+            ..GivenOptions::default()
         };
         assert_eq!(web.options, given);
         assert_eq!(parse("[web]\nallow-ports = 80").unwrap().named["web"].allowed.ports, PortPolicy::parse("80"));

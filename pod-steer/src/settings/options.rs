@@ -200,7 +200,7 @@ service_options! {
         key: "panic-threshold",
         values: "percent, `0` to `100`",
         default: 1,
-        doc: "If a smaller part of the backends passes their checks, the last ones that passed serve on; `0` for never.",
+        doc: "If fewer of the backends pass their checks, the last ones that passed serve on; `0` for never.",
         read: percent,
         write: ToString::to_string,
     }

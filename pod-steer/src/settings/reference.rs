@@ -147,7 +147,7 @@ decides:
 3. the table of all services, `[service.\"*\"]`;
 4. the default.
 
-A backend made by `exec` or `register` gives options in its request instead of labels. If the labels of another backend that runs lead to
+`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another backend that runs lead to
 another value, `status` shows that as an alarm of the service.
 ";
 

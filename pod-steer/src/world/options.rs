@@ -83,7 +83,7 @@ mod tests {
             rollout: Some(Policy::Manual),
             slow_start_ms: Some(1),
             panic_percent: Some(2),
-            affinity: None,
+            ..GivenOptions::default()
         };
         let plan = world.plan();
         assert_eq!(world.options(WEB), Default::default(), "the oldest backend has no say");
