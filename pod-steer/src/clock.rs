@@ -11,6 +11,8 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+pub use pod_steer_model::time::{Now, Timed};
+
 /// Farthest time that is read back, before and after the boot: beyond it the time from now until then would not fit.
 const FARTHEST_MS: i64 = 1 << 62;
 
@@ -25,20 +27,9 @@ pub fn wall_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-/// The present, on both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// Milliseconds since the machine booted: for everything that is measured.
-    pub ms: i64,
-    /// Milliseconds since 1970: for people.
-    pub wall_ms: i64,
-}
-
-impl Now {
-    /// Reads both clocks.
-    pub fn read() -> Self {
-        Self { ms: boot_ms(), wall_ms: wall_ms() }
-    }
+/// Reads both clocks.
+pub fn now() -> Now {
+    Now { ms: boot_ms(), wall_ms: wall_ms() }
 }
 
 /// How the wall clock stands to the time since boot, and which boot that is. Times are stored by the wall clock, beside the
@@ -60,7 +51,7 @@ impl Anchor {
             let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
             id.map(|id| id.trim().to_owned()).unwrap_or_default()
         });
-        let now = Now::read();
+        let now = now();
         Self { boot: boot.clone(), offset_ms: now.wall_ms - now.ms }
     }
 
@@ -74,12 +65,6 @@ impl Anchor {
         let same_boot = stored.filter(|stored| stored.boot == self.boot && !self.boot.is_empty());
         wall_ms.saturating_sub(same_boot.unwrap_or(self).offset_ms).clamp(-FARTHEST_MS, FARTHEST_MS)
     }
-}
-
-/// Something that holds times since boot.
-pub trait Timed {
-    /// Each of them, to be converted.
-    fn times(&mut self) -> impl Iterator<Item = &mut i64>;
 }
 
 /// A value as it is stored: its times are by the wall clock, and the anchor is beside them.
@@ -180,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_clocks_run() {
-        let (before, anchor) = (Now::read(), Anchor::read());
+        let (before, anchor) = (now(), Anchor::read());
         assert!(boot_ms() >= before.ms && before.ms > 0 && before.wall_ms > before.ms);
         assert!((anchor.wall_ms(before.ms) - before.wall_ms).abs() < 1000);
         assert!(!anchor.boot.is_empty());

@@ -1,6 +1,7 @@
 //! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
 //! I/O; what the settings mean is decided before anything else is done.
 
+pub mod args;
 mod changes;
 mod paths;
 mod services;
@@ -20,11 +21,12 @@ use tracing_subscriber::EnvFilter;
 pub use changes::Changes;
 pub use paths::{GivenPaths, Paths};
 
+use args::{LogFormat, RunArgs};
+
 use crate::{
     api::Access,
-    cli::args::{LogFormat, RunArgs},
-    ports::quoted,
     settings::{PortPolicy, ServiceTables},
+    text::quoted,
 };
 
 /// The file that is read if it exists and none is named.

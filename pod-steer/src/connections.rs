@@ -107,7 +107,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{netns, procs::ProcessId};
+    use crate::{netns, procs::process_id};
 
     fn question(id: &str, processes: ProcessSet, port: u16) -> Question {
         let netns = netns::identify(&File::open("/proc/self/ns/net").unwrap()).unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn own() -> ProcessSet {
-        ProcessSet { process: ProcessId::of(std::process::id().cast_signed()).ok(), ..ProcessSet::default() }
+        ProcessSet { process: process_id(std::process::id().cast_signed()).ok(), ..ProcessSet::default() }
     }
 
     #[test]

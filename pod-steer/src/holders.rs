@@ -14,7 +14,7 @@ use crate::{
     listening::Listener,
     netns::Netns,
     process_set::{ProcessSet, all_processes, listeners_of_netns},
-    procs::{FoundSocket, Process, ProcessId, Seat},
+    procs::{FoundSocket, Process, ProcessId, Seat, process_id},
 };
 
 /// A look ends after this time. What it has not come to is left to the next one.
@@ -268,7 +268,7 @@ fn look_through_all(orphans: &HashMap<u64, Sought>, answer: &mut Answer, ends: I
                 return;
             }
             let Some(of) = orphans.get(&seat.inode) else { continue };
-            let described = || Some((ProcessId::of(seat.pid).ok()?, process.uid().ok()?, process.listener(seat)?));
+            let described = || Some((process_id(seat.pid).ok()?, process.uid().ok()?, process.listener(seat)?));
             let Some((id, uid, socket)) = described() else { continue };
             let strangers = &mut holding(answer, of).strangers;
             if strangers.iter().all(|other| other.process != id) {
@@ -291,7 +291,7 @@ mod tests {
         let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
         let listeners: Vec<TcpListener> = (0..20).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: BTreeSet<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let own = process_id(std::process::id().cast_signed()).unwrap();
         let processes = ProcessSet { process: Some(own), alone: true, ..ProcessSet::default() };
         let look = |index, room, known: &BTreeMap<u64, Known>| {
             let (missing, processes) = (ports.clone(), processes.clone());

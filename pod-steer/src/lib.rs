@@ -4,8 +4,8 @@
 //! kernel's tables in step with the containers. `ARCHITECTURE.md` has the map: the path of a SYN, and the path of a
 //! container's start.
 //!
-//! What decides (`labels`, `ports`, `slots`, `world`) does no I/O; `kernel` alone writes steering state; `daemon`
-//! brings the two together.
+//! What decides is in the crate `pod-steer-model` and does no I/O; `kernel` alone writes steering state; `daemon` brings the two
+//! together.
 #![deny(unsafe_code)]
 
 pub mod abort;
@@ -21,27 +21,21 @@ pub mod confine;
 pub mod connections;
 pub mod daemon;
 pub mod doctor;
-pub mod duration;
 pub mod engine;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod health;
 pub mod holders;
 pub mod kernel;
-pub mod labels;
 pub mod listening;
 pub mod log_sink;
-pub mod near;
 pub mod netns;
-pub mod ports;
 pub mod process_set;
 pub mod procs;
-pub mod rollout;
-pub mod settings;
-pub mod slots;
-pub mod text;
+pub mod sys;
 pub mod version;
-pub mod world;
+
+pub use pod_steer_model::{duration, labels, near, ports, rollout, settings, slots, text, world};
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -21,6 +21,8 @@ use rustix::net::{
 
 use crate::netns;
 
+pub use pod_steer_model::listener::Listener;
+
 /// The kernel makes no part of an answer longer (`netlink_dump` in `net/netlink/af_netlink.c`).
 const ANSWER_BYTES: usize = 32 << 10;
 /// The kernel answers as fast as it can read its own tables.
@@ -33,52 +35,26 @@ const DUMPS_MAX: usize = 4;
 const ULP_INFO: u16 = 19;
 const ULP_NAME: u16 = 1;
 
-/// A listening TCP socket, as the kernel's own tables describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Its cookie; not known if it was read from `/proc/net`.
-    pub cookie: Option<u64>,
-    /// Address that it is bound to. That of an `AF_INET6` socket may be an IPv4-mapped one.
-    pub ip: IpAddr,
-    /// Port that it is bound to.
-    pub port: u16,
-    /// An `AF_INET6` socket takes IPv6 clients only; not known if it was read from `/proc/net`.
-    pub v6only: Option<bool>,
-    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero: also if it was read from `/proc/net`.
-    pub ifindex: u32,
-    /// The user that made it.
-    pub uid: u32,
-    /// Its inode, as in `/proc/PID/fd`.
-    pub inode: u64,
-    /// It is the TCP socket below an MPTCP listener, and its cookie is not that of the MPTCP socket.
-    pub mptcp: bool,
-    /// Connections that wait to be accepted.
-    pub waiting: u32,
-    /// As many may wait; zero if it was read from `/proc/net`.
-    pub backlog: u32,
-}
-
-impl Listener {
-    fn of(response: &InetResponse) -> Self {
-        let header = &response.header;
-        let [low, high] = header.socket_id.cookie.as_chunks::<4>().0 else { unreachable!("eight bytes are two words") };
-        let cookie = u64::from(u32::from_ne_bytes(*high)) << 32 | u64::from(u32::from_ne_bytes(*low));
-        let v6only = response.nlas.iter().find_map(|nla| match nla {
-            Nla::SkV6Only(only) => Some(*only),
-            _ => None,
-        });
-        Self {
-            cookie: Some(cookie),
-            ip: header.socket_id.source_address,
-            port: header.socket_id.source_port,
-            v6only,
-            ifindex: header.socket_id.interface_id,
-            uid: header.uid,
-            inode: header.inode.into(),
-            mptcp: response.nlas.iter().any(is_mptcp),
-            waiting: header.recv_queue,
-            backlog: header.send_queue,
-        }
+/// As a part of an answer says.
+fn listener(response: &InetResponse) -> Listener {
+    let header = &response.header;
+    let [low, high] = header.socket_id.cookie.as_chunks::<4>().0 else { unreachable!("eight bytes are two words") };
+    let cookie = u64::from(u32::from_ne_bytes(*high)) << 32 | u64::from(u32::from_ne_bytes(*low));
+    let v6only = response.nlas.iter().find_map(|nla| match nla {
+        Nla::SkV6Only(only) => Some(*only),
+        _ => None,
+    });
+    Listener {
+        cookie: Some(cookie),
+        ip: header.socket_id.source_address,
+        port: header.socket_id.source_port,
+        v6only,
+        ifindex: header.socket_id.interface_id,
+        uid: header.uid,
+        inode: header.inode.into(),
+        mptcp: response.nlas.iter().any(is_mptcp),
+        waiting: header.recv_queue,
+        backlog: header.send_queue,
     }
 }
 
@@ -162,7 +138,7 @@ pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTree
 /// Asks for the sockets in state `TCP_LISTEN` alone: then the kernel never looks at its table of connections, which takes
 /// it a millisecond and more when there are none.
 fn ask() -> io::Result<Vec<Listener>> {
-    complete(|each| dump(&StateFlags::LISTEN, 0, &mut |listener| each(Listener::of(listener))))
+    complete(|each| dump(&StateFlags::LISTEN, 0, &mut |response| each(listener(response))))
 }
 
 /// The listeners that any of several dumps has, of which each tells whether it may have missed some. One may, if its answer has

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     fs::{self, File},
     io,
     os::fd::AsFd,
@@ -15,27 +14,10 @@ use rustix::{
     io::Errno,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
-use serde::{Deserialize, Serialize};
 
-use crate::kernel::sys;
+use crate::sys;
 
-/// An ingress namespace. The cookie is what the kernel programs know it by: it is never used again before the machine
-/// restarts, while an inode number may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Netns {
-    /// Device of its `ns/net` file.
-    pub dev: u64,
-    /// Inode of its `ns/net` file.
-    pub inode: u64,
-    /// `SO_NETNS_COOKIE` of a socket in it (Linux 5.14).
-    pub cookie: u64,
-}
-
-impl fmt::Display for Netns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.dev, self.inode)
-    }
-}
+pub use pod_steer_model::namespace::Netns;
 
 /// Identifies the namespace behind an open `ns/net` file.
 pub fn identify(ns: &File) -> io::Result<Netns> {

@@ -36,8 +36,8 @@ impl ProcessSet {
     pub fn processes(&self) -> Vec<Process> {
         let inside = self.cgroup.as_deref().map(processes_in_cgroup).unwrap_or_default();
         match self.process {
-            Some(process) if inside.is_empty() && self.alone => process.open().into_iter().collect(),
-            Some(process) if inside.is_empty() => process.open().map(Process::tree).unwrap_or_default(),
+            Some(process) if inside.is_empty() && self.alone => Process::of(process).into_iter().collect(),
+            Some(process) if inside.is_empty() => Process::of(process).map(Process::tree).unwrap_or_default(),
             _ => inside,
         }
     }
@@ -95,10 +95,11 @@ mod tests {
 
     use super::*;
     use crate::netns;
+    use crate::procs::process_id;
 
     #[test]
     fn a_process_stands_for_a_backend_without_a_cgroup() {
-        let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let own = process_id(std::process::id().cast_signed()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let bound = listener.local_addr().unwrap();
         let found = |set: &ProcessSet| set.listeners(|socket| socket.bound == bound).len();

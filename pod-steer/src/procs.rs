@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -18,9 +18,13 @@ use rustix::{
     net::sockopt,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal},
 };
-use serde::{Deserialize, Serialize};
 
-use crate::{kernel::sys, listening, text::visible};
+use crate::{listening, sys, text::visible};
+
+pub use pod_steer_model::{
+    address::{address_bytes, address_from_bytes},
+    process::ProcessId,
+};
 
 /// A process that cannot be confused with another.
 #[derive(Debug)]
@@ -99,32 +103,11 @@ fn socket_inode(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Names a process for ever: a pid is used again, but not with the same start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Its pid.
-    pub pid: i32,
-    /// When it started, in clock ticks since the machine did (proc_pid_stat(5)).
-    pub start: u64,
-}
-
-impl ProcessId {
-    /// The process that has this pid now.
-    pub fn of(pid: i32) -> io::Result<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start = start_of(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
-        Ok(Self { pid, start })
-    }
-
-    /// Holds it; an error if it has ended.
-    pub fn open(self) -> io::Result<Process> {
-        let process = Process::open(self.pid)?;
-        if Self::of(self.pid)? != self {
-            return Err(io::Error::other(format!("process {} has ended", self.pid)));
-        }
-        process.still()?;
-        Ok(process)
-    }
+/// The process that has this pid now.
+pub fn process_id(pid: i32) -> io::Result<ProcessId> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let start = start_of(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+    Ok(ProcessId { pid, start })
 }
 
 /// The 22nd field of `/proc/PID/stat`. The second one, the name in parentheses, may hold anything.
@@ -139,6 +122,16 @@ fn pid_of(pid: i32) -> io::Result<Pid> {
 }
 
 impl Process {
+    /// Holds the process that has this id; an error if it has ended.
+    pub fn of(id: ProcessId) -> io::Result<Self> {
+        let process = Self::open(id.pid)?;
+        if process_id(id.pid)? != id {
+            return Err(io::Error::other(format!("process {} has ended", id.pid)));
+        }
+        process.still()?;
+        Ok(process)
+    }
+
     /// Holds the process that has this pid now.
     pub fn open(pid: i32) -> io::Result<Self> {
         let pid = pid_of(pid)?;
@@ -294,27 +287,6 @@ pub fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
     found
 }
 
-/// The 16 bytes of the contract: network byte order, IPv4 in the first four.
-pub fn address_bytes(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&v4.octets());
-            bytes
-        }
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-/// The reverse of [`address_bytes`].
-pub fn address_from_bytes(family: u8, bytes: [u8; 16]) -> IpAddr {
-    if family == pod_steer_ebpf::FAMILY_V4 {
-        IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
-    } else {
-        Ipv6Addr::from(bytes).into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,8 +321,8 @@ mod tests {
     #[test]
     fn a_descriptor_is_known_by_its_number_and_its_socket() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let own = ProcessId::of(std::process::id().cast_signed()).unwrap();
-        let process = own.open().unwrap();
+        let own = process_id(std::process::id().cast_signed()).unwrap();
+        let process = Process::of(own).unwrap();
         let cookie = sockopt::socket_cookie(&listener).unwrap();
         let found = process.listeners(&mut Listening::default(), |socket| socket.cookie == cookie).unwrap();
         let seat = found[0].seat;
@@ -359,7 +331,7 @@ mod tests {
         drop(listener);
         assert!(!seat.is_taken());
         assert!(
-            ProcessId { start: own.start + 1, ..own }.open().is_err(),
+            Process::of(ProcessId { start: own.start + 1, ..own }).is_err(),
             "a later process of the same pid is another"
         );
     }
@@ -383,14 +355,5 @@ mod tests {
 
     fn found_mptcp(process: &Process, seat: Seat) -> bool {
         process.listener(seat).expect("it listens").mptcp
-    }
-
-    #[test]
-    fn addresses_survive_the_contract() {
-        for ip in ["127.0.0.1", "::1", "2001:db8::7"] {
-            let ip: IpAddr = ip.parse().unwrap();
-            let family = if ip.is_ipv4() { pod_steer_ebpf::FAMILY_V4 } else { pod_steer_ebpf::FAMILY_V6 };
-            assert_eq!(address_from_bytes(family, address_bytes(ip)), ip);
-        }
     }
 }

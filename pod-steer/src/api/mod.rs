@@ -3,6 +3,8 @@
 
 mod alive;
 mod answers;
+mod asks;
+mod caller;
 pub mod client;
 mod events;
 mod gate;
@@ -33,9 +35,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     bounded::{self, Unread},
-    daemon::{Ask, Input},
     text::{shown, visible},
 };
+pub use asks::{Answer, Ask, OrderAsk, OrderError};
+pub use caller::Peer;
 use gate::Gate;
 pub use peer::Access;
 use peer::{ConnectedPeer, Role};
@@ -52,7 +55,7 @@ const ERROR_CHARS_MAX: usize = 300;
 #[derive(Debug)]
 pub struct Shared {
     /// To the daemon's loop.
-    pub inputs: mpsc::Sender<Input>,
+    pub asks: mpsc::Sender<Ask>,
     /// Where events are told.
     pub events: broadcast::Sender<EventRecord>,
     /// Who may use the API.
@@ -63,8 +66,8 @@ pub struct Shared {
 
 impl Shared {
     /// With a way to the daemon's loop, one to its events, and who may use them.
-    pub fn new(inputs: mpsc::Sender<Input>, events: broadcast::Sender<EventRecord>, access: Access) -> Self {
-        Self { inputs, events, access, viewing: Semaphore::new(1) }
+    pub fn new(asks: mpsc::Sender<Ask>, events: broadcast::Sender<EventRecord>, access: Access) -> Self {
+        Self { asks, events, access, viewing: Semaphore::new(1) }
     }
 }
 
@@ -157,7 +160,7 @@ fn misread(error: &str) -> Response {
 async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
     let (sender, answer) = oneshot::channel();
     let ended = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending");
-    shared.inputs.send(Input::Ask(make(sender))).await.map_err(|_| ended())?;
+    shared.asks.send(make(sender)).await.map_err(|_| ended())?;
     answer.await.map_err(|_| ended())
 }
 

@@ -16,16 +16,14 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
-    ERROR_CHARS_MAX, Shared, ask, misread,
+    Ask, ERROR_CHARS_MAX, OrderAsk, OrderError, Shared, ask, misread,
     peer::ConnectedPeer,
     refuse,
     types::{ErrorBody, OperationStatus},
 };
 use crate::{
-    daemon::{Ask, OrderAsk, OrderError},
-    ports::quoted,
     rollout::{Operation, Order},
-    text::{Name, shown},
+    text::{Name, quoted, shown},
 };
 
 /// Most characters of an operation's number that an error shows.

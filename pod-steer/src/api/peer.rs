@@ -11,7 +11,11 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{daemon::Peer, kernel::sys, procs::ProcessId};
+use super::caller::Peer;
+use crate::{
+    procs::{ProcessId, process_id},
+    sys,
+};
 
 /// What a client of the API may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +72,7 @@ impl ConnectedPeer {
         let pidfd = sys::peer_pidfd(socket).ok();
         let accepted = match &pidfd {
             Some(_) => None,
-            None => ProcessId::of(cred.pid.as_raw_nonzero().get()).ok(),
+            None => process_id(cred.pid.as_raw_nonzero().get()).ok(),
         };
         Ok(Self(Arc::new(Known { cred, role, pidfd, accepted })))
     }

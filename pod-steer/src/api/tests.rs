@@ -14,10 +14,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::{client::ClientError, *};
-use crate::{
-    daemon::OrderError,
-    rollout::{Operation, Order, Phase, Traffic},
-};
+use crate::rollout::{Operation, Order, Phase, Traffic};
 
 /// A served API in a thread of its own, until it is dropped.
 pub(crate) struct Served {
@@ -38,17 +35,15 @@ impl Served {
         let _ = std::fs::remove_file(socket);
         let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (inputs, mut queue) = mpsc::channel(8);
+        let (asks, mut queue) = mpsc::channel(8);
         let (events, _) = broadcast::channel(8);
-        let shared = Shared::new(inputs, events.clone(), Access::default());
+        let shared = Shared::new(asks, events.clone(), Access::default());
         let (end, ended) = oneshot::channel();
         let daemon = async move {
             let (_never, asked_to_end) = oneshot::channel();
             let work = async {
-                while let Some(input) = queue.recv().await {
-                    if let Input::Ask(ask) = input {
-                        answers(ask);
-                    }
+                while let Some(ask) = queue.recv().await {
+                    answers(ask);
                 }
             };
             tokio::select! {

@@ -22,7 +22,7 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
 use super::{container_of, is_empty, parents};
-use crate::kernel::sys;
+use crate::sys;
 
 /// Directories below the mount in which containers are looked for. The deepest known are a rootless pod's: six levels,
 /// as in `user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_ID.slice/libpod-ID.scope`.

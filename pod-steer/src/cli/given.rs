@@ -12,8 +12,8 @@ use super::args::rollout::{CanaryArgs, DeployArgs, ShiftArgs};
 use crate::{
     duration,
     labels::WEIGHT_MAX,
-    ports::quoted,
     rollout::{CanaryOrder, DeployOrder, ShiftOrder},
+    text::quoted,
 };
 
 /// All of a share, in hundredths of a percent.

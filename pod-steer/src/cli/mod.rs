@@ -28,14 +28,17 @@ use crate::{
         openapi,
         types::EventRecord,
     },
-    config::RunConfig,
+    config::{
+        RunConfig,
+        args::{LogFormat, RunArgs},
+    },
     daemon, doctor,
     rollout::Order,
     settings::reference,
     text::visible,
     version,
 };
-use args::{Cli, Command, DoctorArgs, EventsArgs, LogFormat, RunArgs};
+use args::{Cli, Command, DoctorArgs, EventsArgs};
 use terminal::{print, say};
 
 /// Why a command ended without success.

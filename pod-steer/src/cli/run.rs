@@ -4,13 +4,12 @@ use anyhow::Context as _;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
-use super::{
-    Failure, Outcome,
-    args::{LogFormat, RunArgs},
-    terminal,
-};
+use super::{Failure, Outcome, terminal};
 use crate::{
-    config::RunConfig,
+    config::{
+        RunConfig,
+        args::{LogFormat, RunArgs},
+    },
     daemon::{self, Reload, SetLogLevel},
     log_sink::LogSink,
 };

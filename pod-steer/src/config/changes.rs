@@ -3,10 +3,7 @@
 use std::{collections::BTreeSet, mem};
 
 use super::RunConfig;
-use crate::{
-    labels::table_name,
-    settings::{Allowed, ServiceTables, Settings, options::KEYS},
-};
+use crate::settings::{Allowed, ServiceTables, Settings, names::table_name, options::KEYS};
 
 /// The key that says which images a service takes.
 const ALLOW_IMAGES: &str = "allow-images";
@@ -108,7 +105,7 @@ mod tests {
     use std::{fs, path::PathBuf};
 
     use super::*;
-    use crate::cli::args::RunArgs;
+    use crate::config::args::RunArgs;
 
     /// Settings with this file, and with this flag.
     fn config(path: &PathBuf, text: &str) -> RunConfig {

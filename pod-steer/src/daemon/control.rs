@@ -29,7 +29,6 @@ use super::{
     empty::Vacancies,
     health::Checks,
     holders::Holders,
-    inputs::{Answer, Ask},
     inspections::Inspections,
     ledger::Ledger,
     operations::Orders,
@@ -41,11 +40,15 @@ use super::{
     users::PortWalk,
 };
 use crate::{
-    api::types::{EventRecord, Registered},
+    api::{
+        Answer, Ask,
+        types::{EventRecord, Registered},
+    },
     cgroups::{Cgroups, Seen},
     clock::boot_ms,
-    kernel::{Applied, Kernel, Lock, Opened, QueueMigration, sys},
+    kernel::{Applied, Kernel, Lock, Opened, QueueMigration},
     netns::Netns,
+    sys,
     world::{Changed, Claimed, Plan, World},
 };
 
@@ -215,7 +218,12 @@ impl Control {
     }
 
     /// Follows inputs until a signal or an order ends it.
-    pub async fn run(mut self, mut queue: mpsc::Receiver<Input>, mut hangups: Signal) -> Result<(), RunError> {
+    pub async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Input>,
+        mut asked: mpsc::Receiver<Ask>,
+        mut hangups: Signal,
+    ) -> Result<(), RunError> {
         let handler = |kind| signal(kind).map_err(RunError::io("catch a signal"));
         let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
         let mut looks = interval(LOOK_EVERY);
@@ -238,12 +246,13 @@ impl Control {
                 Some(input) = queue.recv() => {
                     let mut next = Some(input);
                     while let Some(input) = next {
-                        if self.input(input) {
-                            return Ok(());
-                        }
+                        self.input(input);
                         next = queue.try_recv().ok();
                     }
                 }
+                Some(ask) = asked.recv() => if self.answer_ask(ask) {
+                    return Ok(());
+                },
                 seen = self.cgroups.seen() => match seen {
                     Ok(seen) => seen.into_iter().for_each(|seen| self.cgroup_seen(seen)),
                     Err(error) => warn!(%error, "cannot read what happens to cgroups"),
@@ -264,6 +273,12 @@ impl Control {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
             }
+            // Whatever came first: a client does not wait until nothing else comes.
+            while let Ok(ask) = asked.try_recv() {
+                if self.answer_ask(ask) {
+                    return Ok(());
+                }
+            }
             self.converge();
             self.inspect_due();
             self.look_for_holders();
@@ -275,8 +290,7 @@ impl Control {
         Ok(())
     }
 
-    /// True when the daemon is to end.
-    fn input(&mut self, input: Input) -> bool {
+    fn input(&mut self, input: Input) {
         match input {
             Input::Engine(input) => self.engine_input(input),
             Input::Inspected { id, found, took } => self.inspected(&id, found, took),
@@ -295,17 +309,23 @@ impl Control {
             Input::Dropped { id, dropped } => self.dropped(&id, dropped),
             Input::Attached { cookie, result } => self.attached(cookie, result),
             Input::Counted { generation, counts } => self.count_is_there(generation, counts),
-            Input::Ask(Ask::Status(answer)) => self.answer_status(answer),
-            Input::Ask(Ask::Exec(request, peer, answer)) => {
+            Input::Registering(registration) => self.registering(*registration),
+        }
+    }
+
+    /// True when the daemon is to end.
+    fn answer_ask(&mut self, ask: Ask) -> bool {
+        match ask {
+            Ask::Status(answer) => self.answer_status(answer),
+            Ask::Exec(request, peer, answer) => {
                 let made = self.exec(request, peer);
                 self.answer(made, answer);
             }
-            Input::Ask(Ask::Register(request, answer)) => self.register(request, answer),
-            Input::Registering(registration) => self.registering(*registration),
-            Input::Ask(Ask::Order(ask)) => self.order(*ask),
-            Input::Ask(Ask::Operation(id, answer)) => drop(answer.send(self.operation(id))),
-            Input::Ask(Ask::History(service, answer)) => drop(answer.send(self.history(service.as_deref()))),
-            Input::Ask(Ask::Unload(answer)) => {
+            Ask::Register(request, answer) => self.register(request, answer),
+            Ask::Order(ask) => self.order(*ask),
+            Ask::Operation(id, answer) => drop(answer.send(self.operation(id))),
+            Ask::History(service, answer) => drop(answer.send(self.history(service.as_deref()))),
+            Ask::Unload(answer) => {
                 let done = self.unload();
                 let end = done.is_ok();
                 let _ = answer.send(done);

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     cgroups,
     holders::Stranger,
-    kernel::sys,
     procs::{Process, ProcessId},
+    sys,
     world::{Backend, Followed, Kind, Phase, World},
 };
 
@@ -281,7 +281,8 @@ impl Control {
     pub(super) fn watch_process(&self, id: &str, process: ProcessId) {
         let (id, inputs) = (id.to_owned(), self.inputs.clone());
         tokio::spawn(async move {
-            let wait = async || sys::readable(process.open().map(Process::into_pidfd)?)?.readable().await.map(drop);
+            let wait =
+                async || sys::readable(Process::of(process).map(Process::into_pidfd)?)?.readable().await.map(drop);
             // One that cannot be held has ended.
             if let Err(error) = wait().await {
                 tracing::debug!(%error, %id, pid = process.pid, "cannot wait for a process");
@@ -308,6 +309,6 @@ fn backend_netns(backend: Option<&Backend>) -> Option<u64> {
 /// Whether a process lives, and not in this cgroup or below it.
 pub(super) fn is_outside(process: ProcessId, cgroup: &Path) -> bool {
     let Some(name) = cgroup.file_name().and_then(|name| name.to_str()) else { return false };
-    let path = process.open().and_then(|process| process.cgroup());
+    let path = Process::of(process).and_then(|process| process.cgroup());
     path.is_ok_and(|path| path.split('/').all(|part| part != name))
 }

@@ -30,7 +30,6 @@ mod operations;
 mod owners;
 mod pace;
 mod pause;
-mod peer;
 mod places;
 mod policies;
 pub(crate) mod processes;
@@ -66,10 +65,9 @@ use tracing::{info, warn};
 pub use beside::runtime;
 pub use counted::Counts;
 pub use exec_cgroups::undo;
-pub use inputs::{Answer, Ask, Input, OrderAsk, OrderError};
+pub use inputs::Input;
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
-pub use peer::Peer;
 pub use processes::detach_registered;
 pub use reload::{Reload, SetLogLevel};
 pub use store::Store;
@@ -78,7 +76,8 @@ use crate::{
     api, bpffs, caps, cgroups,
     config::RunConfig,
     confine, doctor, engine,
-    kernel::{Kernel, Lock, LockError, sys},
+    kernel::{Kernel, Lock, LockError},
+    sys,
 };
 
 /// Messages that may wait for the loop before senders wait too.
@@ -215,7 +214,8 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
         });
     }
     let (end_api, ended) = oneshot::channel();
-    let shared = api::Shared::new(inputs, events, config.access);
+    let (asks, asked) = mpsc::channel(INPUTS_MAX);
+    let shared = api::Shared::new(asks, events, config.access);
     let engines = config.engines.len();
     let api = tokio::spawn(async move {
         // The API answers only after the initial sync.
@@ -229,7 +229,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
         "pod-steer {} steers", env!("CARGO_PKG_VERSION")
     );
-    let result = control.run(queue, hangups).await;
+    let result = control.run(queue, asked, hangups).await;
     let _ = fs::remove_file(&socket);
     // Whoever asked last still gets the answer; whoever only follows events does not hold us up.
     let _ = end_api.send(());

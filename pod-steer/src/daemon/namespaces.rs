@@ -6,12 +6,11 @@ use super::{
     Input,
     beside::beside,
     control::Control,
-    inputs::Answer,
     resync::{NAMESPACE, cookie_subject, namespace_subject},
 };
 use crate::{
-    api::types::Registered,
-    kernel::sys,
+    api::{Answer, types::Registered},
+    sys,
     world::{Phase, Plan},
 };
 

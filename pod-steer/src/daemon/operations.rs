@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::{
-    Input, OrderAsk, OrderError,
+    Input,
     control::Control,
     empty::Vacancies,
     ledger::{Change, Ledger, PlannedStop},
@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     abort::{self, Point},
-    clock::{Now, by_wall_clock},
+    api::{OrderAsk, OrderError},
+    clock::{Now, by_wall_clock, now},
     kernel::Settled,
     rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Policy, Progress, Refusal, Step},
     world::{Backend, BackendId},
@@ -81,7 +82,7 @@ fn new_operation(id: u64, service: &str, order: Order, who: String, decision: &D
 
 /// The answer to an order that was in force already.
 fn unchanged(service: &str, order: Order, who: String, decision: &Decision, message: String) -> Operation {
-    let now = Now::read();
+    let now = now();
     let mut operation = new_operation(0, service, order, who, decision, now);
     rollout::end(&mut operation, Outcome::Done, now, message);
     operation
@@ -162,7 +163,7 @@ impl Control {
         if order == Order::Pause {
             self.ensure_pause().map_err(OrderError::Failed)?;
         }
-        let now = Now::read();
+        let now = now();
         let mut ended = Vec::new();
         if let Some(mut running) = running {
             rollout::end(&mut running, Outcome::Aborted, now, format!("ended by a rollback of {who}"));

@@ -20,7 +20,7 @@ use rustix::{
 use tracing::{info, warn};
 
 use super::{control::Control, exec_cgroups::base_cgroup};
-use crate::{cgroups, confine, kernel::sys, process_set::ProcessSet};
+use crate::{cgroups, confine, process_set::ProcessSet, sys};
 
 /// Name of the cgroup, beside those of `exec`.
 pub(super) const CGROUP: &str = "paused";

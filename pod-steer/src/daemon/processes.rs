@@ -6,20 +6,22 @@ use std::{collections::BTreeSet, fs, io};
 use tracing::info;
 
 use super::{
-    Peer,
     control::Control,
     ended::Ending,
     exec_cgroups::{ExecCgroup, undo},
 };
 use crate::{
-    api::types::{BackendRequest, ExecRequest, Registered},
+    api::{
+        Peer,
+        types::{BackendRequest, ExecRequest, Registered},
+    },
     cgroups::{self, below},
     clock::wall_ms,
     kernel::{Cgroup, Unloaded},
     labels::{self, Spec},
     listening, netns,
     process_set::ProcessSet,
-    procs::{FoundSocket, Listening, Process, ProcessId},
+    procs::{FoundSocket, Listening, Process, process_id},
     text::Name,
     world::{Backend, Followed, Kind, Network, Phase},
 };
@@ -42,7 +44,7 @@ impl Control {
         let ExecCgroup { id, path, below_caller } = self.make_exec_cgroup(&process)?;
         let failed = |e: io::Error| format!("the cgroup {} cannot be used: {e}", path.display());
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
-        backend.process = ProcessId::of(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
+        backend.process = process_id(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
         backend.exec_cgroup = below_caller;
         let opened = Cgroup::open(&path).map_err(failed);
         let added = opened.and_then(|cgroup| self.add_process(backend, ns, inherited).map(|()| cgroup));
@@ -132,8 +134,8 @@ impl Control {
     pub(super) fn adopt_registered(&mut self, backend: &Backend, pid: i32) {
         // The pid may belong to another process by now: the namespace must at least be the same.
         let followed = backend.process.map(|process| process.id);
-        let same = followed.or_else(|| ProcessId::of(pid).ok()).filter(|id| {
-            let netns = id.open().and_then(|process| process.netns()).and_then(|ns| netns::identify(&ns)).ok();
+        let same = followed.or_else(|| process_id(pid).ok()).filter(|id| {
+            let netns = Process::of(*id).and_then(|process| process.netns()).and_then(|ns| netns::identify(&ns)).ok();
             netns.is_some() && netns == backend.netns
         });
         match same {
@@ -159,7 +161,7 @@ impl Control {
 pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
     for backend in backends {
         let Kind::Registered { pid } = backend.kind else { continue };
-        let process = backend.process.map(|process| process.id).or_else(|| ProcessId::of(pid).ok());
+        let process = backend.process.map(|process| process.id).or_else(|| process_id(pid).ok());
         for socket in (ProcessSet { process, ..ProcessSet::default() }).listeners(|_| true) {
             let _ = crate::kernel::QueueMigration::detach(&socket.fd);
         }

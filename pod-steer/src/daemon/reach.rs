@@ -6,7 +6,7 @@ use super::control::Control;
 use crate::{
     netns::Netns,
     process_set::ProcessSet,
-    procs::ProcessId,
+    procs::process_id,
     world::{Backend, Kind, Phase},
 };
 
@@ -16,7 +16,7 @@ impl Control {
         let followed = backend.process.map(|process| process.id);
         // One that an earlier version registered is known by its pid alone.
         let registered = || match backend.kind {
-            Kind::Registered { pid } => ProcessId::of(pid).ok(),
+            Kind::Registered { pid } => process_id(pid).ok(),
             _ => None,
         };
         let cgroup = self.paths.get(&backend.index).cloned();

@@ -7,14 +7,16 @@ use super::{
     Input,
     beside::beside_then,
     control::Control,
-    inputs::Answer,
     processes::{HeldListeners, parse},
 };
 use crate::{
-    api::types::{RegisterRequest, Registered},
+    api::{
+        Answer,
+        types::{RegisterRequest, Registered},
+    },
     labels::Spec,
     netns::{self, Netns},
-    procs::{Listening, Process, ProcessId},
+    procs::{Listening, Process, ProcessId, process_id},
     world::{Followed, Kind, listed},
 };
 
@@ -81,7 +83,7 @@ impl Found {
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
-        let id = ProcessId::of(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
+        let id = process_id(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
         let held = HeldListeners::of(&process, ports)?;
         if held.sockets.iter().any(|socket| targets.contains(&socket.bound.port())) {
             return Ok(Self { process: id, uid, ns, netns, held });

@@ -8,8 +8,7 @@ use tracing::{info, warn};
 
 use super::{Input, beside::beside, control::Control};
 use crate::{
-    cli::args::RunArgs,
-    config::{Changes, RunConfig},
+    config::{Changes, RunConfig, args::RunArgs},
     listening,
     process_set::open_netns,
 };

@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
 use super::control::Control;
-use crate::kernel::sys;
+use crate::sys;
 
 /// Takes every event that is in the ring.
 pub(super) fn drain(mut ready: tokio::io::unix::AsyncFdReadyMutGuard<'_, RingBuf<MapData>>) -> Vec<Event> {

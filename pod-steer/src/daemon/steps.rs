@@ -10,7 +10,7 @@ use super::{
     ledger::{Change, PlannedStop},
 };
 use crate::{
-    clock::{Now, boot_ms},
+    clock::{boot_ms, now},
     rollout::{self, Phase},
     world::State,
 };
@@ -47,7 +47,7 @@ impl Control {
         {
             let mut next = operation.clone();
             let (view, decision) = (self.view(service), self.decision(service));
-            let progress = rollout::step(&mut next, &view, &decision, Now::read());
+            let progress = rollout::step(&mut next, &view, &decision, now());
             if next == *operation {
                 return;
             }

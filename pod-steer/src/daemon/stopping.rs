@@ -29,7 +29,9 @@ impl Control {
                         terminate(path);
                         // A process that has left its cgroup was started by us as well.
                         let outside = backend.process.map(|process| process.id).filter(|id| is_outside(*id, path));
-                        if let Some(Err(error)) = outside.map(|id| id.open().and_then(|process| process.terminate())) {
+                        if let Some(Err(error)) =
+                            outside.map(|id| crate::procs::Process::of(id).and_then(|process| process.terminate()))
+                        {
                             warn!(backend = %name, %error, "could not be told to stop");
                         }
                         // No engine says so, as it does of a container.
@@ -58,7 +60,7 @@ impl Control {
             let id = backend.id.clone();
             super::beside::beside_and_on(&self.inputs, move |inputs| {
                 let sockets = processes.listeners(|socket| ports.contains(&socket.bound.port()));
-                let drops = |socket: &crate::procs::FoundSocket| crate::kernel::sys::drops(&socket.fd).unwrap_or(0);
+                let drops = |socket: &crate::procs::FoundSocket| crate::sys::drops(&socket.fd).unwrap_or(0);
                 let dropped: u64 = sockets.iter().map(|socket| u64::from(drops(socket))).sum();
                 let _ = inputs.blocking_send(super::Input::Dropped { id, dropped });
             });

@@ -9,7 +9,9 @@ use super::{
     answers::{ExecMade, ExecState},
     http::{ANSWER_BYTES_MAX, Client, EngineError, REQUEST_MAX},
 };
-use crate::{api::client::encoded, health::Outcome};
+use pod_steer_model::check::Outcome;
+
+use crate::api::client::encoded;
 
 /// Bytes of a command's last output that a message shows.
 const SHOWN_BYTES: usize = 200;

@@ -11,9 +11,10 @@ use super::{CheckKind, CheckSpec, Outcome, Target, Threshold, Way, probe};
 use crate::{
     duration,
     engine::Commands,
-    kernel::{Probes, sys},
+    kernel::Probes,
     netns::Netns,
     process_set::{ProcessSet, open_netns},
+    sys,
     world::Health,
 };
 
@@ -72,7 +73,7 @@ where
     loop {
         ticks.tick().await;
         let probed = timeout(Duration::from_millis(job.spec.timeout_ms), prober.probe(&job)).await;
-        let verdict = match probed.unwrap_or_else(|_| Outcome::late(job.spec.timeout_ms)) {
+        let verdict = match probed.unwrap_or_else(|_| late(job.spec.timeout_ms)) {
             Outcome::Passed => Verdict { health: threshold.take(true), failure: None },
             Outcome::Failed(failure) => Verdict { health: threshold.take(false), failure: Some(failure) },
             Outcome::Unknown(failure) => Verdict { health: told.health, failure: Some(failure) },
@@ -84,10 +85,8 @@ where
     }
 }
 
-impl Outcome {
-    fn late(timeout_ms: u64) -> Self {
-        Self::Failed(format!("no answer within {}", duration::show_ms(timeout_ms)))
-    }
+fn late(timeout_ms: u64) -> Outcome {
+    Outcome::Failed(format!("no answer within {}", duration::show_ms(timeout_ms)))
 }
 
 /// What is kept from one probe to the next.

@@ -4,23 +4,12 @@
 
 mod checker;
 mod probe;
-mod spec;
 mod threshold;
 
 pub use checker::{Job, Subject, Verdict, follow};
-pub use probe::{Target, Way};
-pub use spec::{
-    CheckKind, CheckSpec, HEALTHY_DEFAULT, INTERVAL_MS_DEFAULT, StatusRange, TIMEOUT_MS_DEFAULT, UNHEALTHY_DEFAULT,
+pub use pod_steer_model::check::{
+    CheckKind, CheckSpec, HEALTHY_DEFAULT, INTERVAL_MS_DEFAULT, Outcome, StatusRange, TIMEOUT_MS_DEFAULT,
+    UNHEALTHY_DEFAULT,
 };
+pub use probe::{Target, Way};
 pub use threshold::Threshold;
-
-/// How one probe ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// As it should.
-    Passed,
-    /// Otherwise: what it met with.
-    Failed(String),
-    /// It could not be made, which says nothing of the backend.
-    Unknown(String),
-}

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{Program, ProgramError, SkReuseport};
 
-use super::{Kernel, KernelError, Result, sys};
+use super::{Kernel, KernelError, Result};
+use crate::sys;
 
 /// Attaches the migrate program to reuseport groups; a handle of its own, because looking for a socket takes a while
 /// and happens beside the daemon's loop.

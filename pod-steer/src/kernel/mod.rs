@@ -36,7 +36,6 @@ mod quota;
 mod sockets;
 mod sources;
 mod switch;
-pub mod sys;
 mod tally;
 mod unload;
 mod upgrade;

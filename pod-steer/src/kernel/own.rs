@@ -17,7 +17,8 @@ use pod_steer_ebpf::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{KernelError, Result, object::map, sys::Counters};
+use super::{KernelError, Result, object::map};
+use crate::sys::Counters;
 
 /// `BPF_NOEXIST`: the kernel program's entry is newer than ours.
 const NO_EXIST: u64 = 1;

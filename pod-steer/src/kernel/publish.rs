@@ -21,11 +21,10 @@ use tokio::sync::oneshot;
 use super::{
     KernelError, Result,
     limits::limit,
-    sys,
     tally::Tally,
     workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
 };
-use crate::{slots, world::PlannedTable};
+use crate::{slots, sys, world::PlannedTable};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;

@@ -15,7 +15,8 @@ use pod_steer_ebpf::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Kernel, KernelError, Result, limits::limit, object::map, sys::Counters};
+use super::{Kernel, KernelError, Result, limits::limit, object::map};
+use crate::sys::Counters;
 
 /// How much of a limit one has, and all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

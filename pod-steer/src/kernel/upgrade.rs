@@ -17,9 +17,12 @@ use super::{
     attach::{self, CGROUP_PROGRAMS, LOOKUP, names},
     bpf,
     build_id::Build,
-    pins, ports, sys,
+    pins, ports,
 };
-use crate::abort::{self, Point};
+use crate::{
+    abort::{self, Point},
+    sys,
+};
 
 /// What was replaced.
 #[derive(Clone, Debug, Default)]

@@ -16,7 +16,8 @@ use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use pod_steer_ebpf::{SWITCH_SIDE, table_index};
 use tokio::sync::oneshot;
 
-use super::{KernelError, Result, sys};
+use super::{KernelError, Result};
+use crate::sys;
 
 /// So many changes at a time before one waits for another.
 pub(super) const WORKERS: usize = 8;

@@ -2,7 +2,11 @@
 
 use std::{fs, path::PathBuf, process};
 
-use pod_steer::{cli::args::RunArgs, config::RunConfig, labels, settings::GivenOptions};
+use pod_steer::{
+    config::{RunConfig, args::RunArgs},
+    labels,
+    settings::GivenOptions,
+};
 
 use crate::assert_one_line;
 

@@ -31,7 +31,7 @@ pub fn check<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>, version: 
 
 /// What holds of every spec that was accepted.
 pub fn check_spec(spec: Spec) {
-    assert_eq!(spec.check(), Ok(()), "{spec:?}");
+    assert_eq!(labels::check_spec(&spec), Ok(()), "{spec:?}");
     let stored = serde_json::to_string(&spec).expect("a spec can be stored");
     assert_eq!(serde_json::from_str::<Spec>(&stored).expect("what was stored can be read"), spec);
     let options = ServiceTables::default().options(&spec.service, &spec.options);

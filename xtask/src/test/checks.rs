@@ -61,11 +61,20 @@ fn documentation() -> Result<()> {
 /// aya-ebpf exports `memcpy`, `memmove` and `memset` under those names; linked into the daemon they would replace
 /// libc's, eighty times slower.
 fn no_kernel_code_in_the_daemon() -> Result<()> {
-    let tree = output(cargo().args(["tree", "--package", "pod-steer", "--edges", "normal", "--prefix", "none"]))?;
-    match tree.lines().find(|line| line.starts_with("aya-ebpf ")) {
-        Some(line) => bail!("pod-steer links {line}: keep it behind the feature `kernel` of pod-steer-ebpf"),
-        None => Ok(()),
+    if let Some(line) = linked("pod-steer", &["aya-ebpf"])? {
+        bail!("pod-steer links {line}: keep it behind the feature `kernel` of pod-steer-ebpf");
     }
+    if let Some(line) = linked("pod-steer-model", &["aya", "libc", "rustix", "tokio"])? {
+        bail!("pod-steer-model links {line}: it decides on values, and its callers bring them in");
+    }
+    Ok(())
+}
+
+/// The first of these packages that another one links.
+fn linked(package: &str, refused: &[&str]) -> Result<Option<String>> {
+    let tree = output(cargo().args(["tree", "--package", package, "--edges", "normal", "--prefix", "none"]))?;
+    let is_refused = |line: &&str| refused.iter().any(|name| line.split(' ').next() == Some(name));
+    Ok(tree.lines().find(is_refused).map(str::to_owned))
 }
 
 fn dependencies() -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod checks;
 mod lines;
+mod modules;
 mod named;
 mod runner;
 mod tally;

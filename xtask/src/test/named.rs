@@ -35,7 +35,7 @@ fn links(line: &str) -> impl Iterator<Item = String> {
 /// Whether it is a path of this repository and not a command, a machine's file or a request.
 fn is_path(name: &str) -> bool {
     let letter = |letter: char| letter.is_ascii_alphanumeric() || "-_./{},*".contains(letter);
-    let top = ["bench", "pod-steer", "pod-steer-ebpf", "tests", "xtask", "examples", "docs"];
+    let top = ["bench", "pod-steer", "pod-steer-ebpf", "pod-steer-model", "tests", "xtask", "examples", "docs"];
     let below_top = name.split_once('/').is_some_and(|(first, _)| top.contains(&first));
     name.chars().all(letter)
         && !name.starts_with(['/', '.'])

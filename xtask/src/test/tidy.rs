@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::named;
+use super::{modules, named};
 use crate::paths;
 
 /// A file longer than this wants to be two.
@@ -13,14 +13,20 @@ const LINES_MAX: usize = 400;
 
 /// Where `unsafe` may stand: the kernel programs, the modules that talk to the kernel, and the tests' fixtures, which
 /// make namespaces and fork.
-const UNSAFE_IN: [&str; 3] = ["pod-steer-ebpf/src/", "pod-steer/src/kernel/", "tests/src/"];
+const UNSAFE_IN: [&str; 4] = ["pod-steer-ebpf/src/", "pod-steer/src/kernel/", "pod-steer/src/sys.rs", "tests/src/"];
+
+/// What decides is there, and nothing that could ask the machine.
+const PURE_IN: &str = "pod-steer-model/src/";
+/// Ways to ask it.
+const IMPURE: [&str; 8] =
+    ["std::fs", "std::io", "std::env", "std::process", "std::thread", "SystemTime", "Instant", "Timestamp::now"];
 
 /// Directories that only one machine has. Written in two halves, so that this file obeys its own rule.
 const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/")];
 
 /// Checks every file; the error lists what is not in order.
 pub fn tidy() -> Result<()> {
-    let mut complaints = Vec::new();
+    let (mut complaints, mut sources) = (Vec::new(), Vec::new());
     let root = paths::root();
     let names = |file: PathBuf| Ok(file.strip_prefix(&root)?.to_string_lossy().into_owned());
     let files: Vec<String> = files(&root)?.into_iter().map(names).collect::<Result<_>>()?;
@@ -32,7 +38,11 @@ pub fn tidy() -> Result<()> {
             let missing = named::missing(&text, &files).into_iter();
             complaints.extend(missing.map(|(line, what)| format!("{name}:{line}: there is no {what}")));
         }
+        if name.ends_with(".rs") {
+            sources.push((name.clone(), text));
+        }
     }
+    complaints.extend(modules::circles(&sources));
     if complaints.is_empty() {
         return Ok(());
     }
@@ -77,6 +87,9 @@ fn complaints_about(name: &str, text: &str) -> Vec<String> {
         }
         if is_rust && !UNSAFE_IN.iter().any(|dir| name.starts_with(dir)) && says_unsafe(line) {
             complain(&format!("`unsafe` stands only below {}", UNSAFE_IN.join(", ")));
+        }
+        if name.starts_with(PURE_IN) && IMPURE.iter().any(|way| line.contains(way)) {
+            complain("the model asks the machine nothing: bring the value in");
         }
     }
     let lines = text.lines().count();
@@ -126,6 +139,13 @@ mod tests {
     #[test]
     fn this_repository_is_tidy() -> Result<()> {
         tidy()
+    }
+
+    #[test]
+    fn the_model_asks_nothing() {
+        let of = |path, line| complaints_about(path, line).len();
+        assert_eq!(of("pod-steer-model/src/world/plan.rs", concat!("use std::", "fs;\n")), 1);
+        assert_eq!(of("pod-steer/src/netns.rs", concat!("use std::", "fs;\n")), 0);
     }
 
     #[test]

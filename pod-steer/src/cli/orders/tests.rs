@@ -2,12 +2,12 @@ use std::{path::PathBuf, time::Duration};
 
 use super::*;
 use crate::{
+    api::{Ask, OrderError},
     api::{
         tests::{Served, operation},
         types::OperationStatus,
     },
     cli::args::SocketArgs,
-    daemon::{Ask, OrderError},
     rollout::{End, Phase, Step},
 };
 

@@ -1,0 +1,136 @@
+//! What is wrong with labels and flags, in words.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use super::PREFIX;
+use crate::{
+    near::distance,
+    ports::PortsError,
+    settings::{
+        names::bare_or_quoted,
+        reference::{label_keys, table_keys},
+    },
+    text::quoted,
+};
+
+/// What is wrong with one label or flag: a single line that names it, quotes its value, says why it is refused and
+/// what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// A label that begins with [`PREFIX`] and is not known.
+    #[error("label {label} is unknown; {remedy}")]
+    Unknown {
+        /// The label, quoted.
+        label: String,
+        /// The label that was probably meant, or all there are.
+        remedy: String,
+    },
+    /// A key of the configuration that is not known.
+    #[error("{key} is unknown; {remedy}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The key that was probably meant, or all there are.
+        remedy: String,
+    },
+    /// A label that a managed container must have.
+    #[error("{field} is missing; {remedy}")]
+    Missing {
+        /// The label.
+        field: Field,
+        /// What to write.
+        remedy: &'static str,
+    },
+    /// A value that the label cannot have.
+    #[error("{field}={value} is refused: {wrong}")]
+    Value {
+        /// The label or flag.
+        field: Field,
+        /// Its value, quoted.
+        value: String,
+        /// Why, and what to write instead.
+        wrong: String,
+    },
+    /// An item of the list of ports.
+    #[error("{field}={value} is refused: {source}")]
+    Ports {
+        /// The label or flag.
+        field: Field,
+        /// Its value, quoted.
+        value: String,
+        /// Which item and why.
+        source: PortsError,
+    },
+}
+
+/// Where something is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By a label.
+    Label,
+    /// By a flag of a command.
+    Flag,
+    /// In the configuration's table of this service.
+    Table(String),
+}
+
+/// Something that can be asked for, under the name that the one who asks gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    key: &'static str,
+    origin: Origin,
+}
+
+impl Field {
+    pub(super) const fn new(key: &'static str, origin: Origin) -> Self {
+        Self { key, origin }
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Label => write!(f, "label {PREFIX}{}", self.key),
+            Origin::Flag => write!(f, "--{}", self.key),
+            Origin::Table(service) => f.write_str(&table_key(service, self.key)),
+        }
+    }
+}
+
+/// A key of the configuration, as TOML has it.
+fn table_key(service: &str, key: &str) -> String {
+    let service = bare_or_quoted(service);
+    // What the label says by itself has a name in a table.
+    let key = if key == "health" { "health.kind" } else { key };
+    format!("service.{service}.{key}")
+}
+
+/// An unknown key, with the known one that it is closest to if it is close to any.
+pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
+    let name = |key: &str| match origin {
+        Origin::Table(_) if key == "health" => "health.kind".to_owned(),
+        Origin::Table(_) => key.to_owned(),
+        _ => format!("{PREFIX}{key}"),
+    };
+    let known: Vec<&str> = match origin {
+        Origin::Table(_) => table_keys().collect(),
+        _ => label_keys().collect(),
+    };
+    let lower = key.to_ascii_lowercase();
+    let nearest = known.iter().map(|known| (distance(&lower, known), *known)).min();
+    let remedy = match nearest {
+        // A third of the letters wrong is a slip; more is another word.
+        Some((wrong, known)) if wrong <= known.rsplit('.').next().unwrap_or(known).len() / 3 => {
+            format!("did you mean {}?", name(known))
+        }
+        _ => {
+            let known: Vec<String> = known.into_iter().filter(|key| !key.contains('.')).map(name).collect();
+            format!("remove it; the known ones are {} and those that begin with {}", known.join(", "), name("health."))
+        }
+    };
+    match origin {
+        Origin::Table(service) => LabelError::UnknownKey { key: table_key(service, key), remedy },
+        _ => LabelError::Unknown { label: quoted(&format!("{PREFIX}{key}")), remedy },
+    }
+}

@@ -1,0 +1,24 @@
+//! Which network namespace is meant. Pure.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// An ingress namespace. The cookie is what the kernel programs know it by: it is never used again before the machine
+/// restarts, while an inode number may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Netns {
+    /// Device of its `ns/net` file.
+    pub dev: u64,
+    /// Inode of its `ns/net` file.
+    pub inode: u64,
+    /// `SO_NETNS_COOKIE` of a socket in it (Linux 5.14).
+    pub cookie: u64,
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.dev, self.inode)
+    }
+}

@@ -1,0 +1,158 @@
+//! A deploy: wait until the version is ready, move everything at once, let old connections end, stop what is old.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
+    step::{Effect, Progress, can_serve, decide, done, end, go_back, is_ready, live},
+    words,
+};
+use crate::{state::State, time::Now};
+
+/// Least time that old backends may take to stop, and all of it for one that is never killed.
+const STOP_MIN_MS: i64 = 60_000;
+/// How long an engine may take to answer besides.
+const STOP_MARGIN_MS: i64 = 10_000;
+
+pub(super) fn step(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    view: &View,
+    decision: &Decision,
+    now: Now,
+) -> Progress {
+    match operation.phase.clone() {
+        Phase::Waiting { since_ms, deadline_ms } => {
+            if is_ready(operation, view, &order.version, order.backends, (since_ms, deadline_ms), now) {
+                return switch(operation, order, view, decision, now);
+            }
+            Progress::default()
+        }
+        Phase::Draining { since_ms, deadline_ms, old, .. } => {
+            if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
+                let reason = format!("no backend of {} is ready any more", order.version);
+                return go_back(operation, decision, now, reason);
+            }
+            let (left, uncounted) = (live(view, &old), uncounted(view, &old));
+            let connections = note_connections(operation, view);
+            if (left > 0 || uncounted.is_some()) && now.ms < deadline_ms {
+                return Progress::default();
+            }
+            let mut detail = words::count(connections - left, "connection");
+            if left > 0 {
+                detail.push_str(&format!(", {left} left"));
+            }
+            if let Some(name) = &uncounted {
+                detail.push_str(&format!(", those of {name} not counted"));
+            }
+            done(operation, "drained", now.ms - since_ms, detail);
+            let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
+            let old = old.into_iter().filter(can_stop).collect();
+            drained(operation, order, view, old, &Remaining { left, uncounted }, now)
+        }
+        Phase::Stopping { old, deadline_ms } => {
+            let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
+            let running = old.iter().filter(running).count() as u64;
+            if running == 0 {
+                done(operation, "stopped", 0, words::count(old.len() as u64, "backend"));
+                conclude(operation, order, &Remaining::default(), now);
+            } else if now.ms >= deadline_ms {
+                let message = format!("{} did not stop; the new version serves", words::count(running, "old backend"));
+                end(operation, Outcome::Left, now, message);
+            }
+            Progress::default()
+        }
+        Phase::Stepping { .. } | Phase::Ended => Progress::default(),
+    }
+}
+
+/// Takes into account how many old connections there are now, and returns the most that there have been during this drain. Those
+/// of some backends are counted only after the switch, and a count is valid for a moment.
+pub fn note_connections(operation: &mut Operation, view: &View) -> u64 {
+    let Phase::Draining { old, connections, .. } = &mut operation.phase else { return 0 };
+    *connections = live(view, old).max(*connections);
+    *connections
+}
+
+fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
+    let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
+    let old: BTreeSet<String> = others.map(|(id, _)| id.clone()).collect();
+    let connections = live(view, &old);
+    let deadline_ms = now.ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
+    operation.phase = Phase::Draining { since_ms: now.ms, deadline_ms, old, connections };
+    // Whoever deploys a version wants it to serve.
+    let is_meant = |part: &&Part| match part {
+        Part::Service => false,
+        Part::Version(version) => *version == order.version,
+        Part::Backend(id) => view.backends.get(id).is_some_and(|backend| backend.version == order.version),
+    };
+    operation.undrained = decision.drained.iter().filter(is_meant).cloned().collect();
+    let decision = decide(decision, |next| {
+        next.traffic = Traffic { weights: Some(BTreeMap::from([(order.version.clone(), 1)])), from: BTreeMap::new() };
+        next.drained.retain(|part| !operation.undrained.contains(part));
+    });
+    Progress { decision, effects: vec![Effect::KeepAll] }
+}
+
+fn drained(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    view: &View,
+    old: BTreeSet<String>,
+    remaining: &Remaining,
+    now: Now,
+) -> Progress {
+    let mut progress = Progress::default();
+    if let Some(keep_ms) = order.keep_old_ms {
+        let at_ms = now.ms.saturating_add(i64::try_from(keep_ms).unwrap_or(i64::MAX));
+        progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
+        conclude(operation, order, remaining, now);
+    } else if order.stop_old && remaining.is_nothing() {
+        operation.phase =
+            Phase::Stopping { old: old.clone(), deadline_ms: now.ms.saturating_add(stop_max_ms(view, &old)) };
+        progress.effects.push(Effect::Stop(old));
+    } else {
+        conclude(operation, order, remaining, now);
+    }
+    progress
+}
+
+/// How long all of these may take to stop: as long as the last one may that its engine then kills.
+fn stop_max_ms(view: &View, old: &BTreeSet<String>) -> i64 {
+    let longest = old.iter().filter_map(|id| view.backends.get(id)?.stop_ms).max().unwrap_or(0);
+    longest.saturating_add(STOP_MARGIN_MS).max(STOP_MIN_MS)
+}
+
+fn conclude(operation: &mut Operation, order: &DeployOrder, remaining: &Remaining, now: Now) {
+    let (service, version) = (operation.service.clone(), &order.version);
+    if remaining.is_nothing() {
+        return end(operation, Outcome::Done, now, format!("{version} has all connections of {service}"));
+    }
+    let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
+    let left = match (&remaining.uncounted, remaining.left) {
+        (Some(name), 0) => format!("the connections of {name} could not be counted"),
+        (_, left) => format!("{} went on at the deadline", words::count(left, "old connection")),
+    };
+    let message = format!("{version} has all new connections of {service}; {left}{stopped}");
+    end(operation, Outcome::Left, now, message);
+}
+
+/// Old connections at the end of a drain.
+#[derive(Debug, Default)]
+struct Remaining {
+    left: u64,
+    /// A backend whose connections are not known.
+    uncounted: Option<String>,
+}
+
+impl Remaining {
+    fn is_nothing(&self) -> bool {
+        self.left == 0 && self.uncounted.is_none()
+    }
+}
+
+/// A backend whose connections are not known.
+fn uncounted(view: &View, ids: &BTreeSet<String>) -> Option<String> {
+    let mut backends = ids.iter().filter_map(|id| view.backends.get(id));
+    backends.find(|backend| backend.uncounted.is_some()).map(|backend| backend.name.clone())
+}

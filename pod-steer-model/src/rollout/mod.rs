@@ -1,0 +1,134 @@
+//! What an operator decides about a service, and the steps in which it is carried out. Pure: facts and the time come in,
+//! the next state goes out; the daemon stores it, then acts on it.
+
+mod already;
+mod canary;
+mod check;
+mod deploy;
+mod step;
+#[cfg(test)]
+mod tests;
+mod types;
+mod words;
+
+use std::collections::BTreeMap;
+
+pub use already::already;
+pub use check::{Refusal, check};
+pub use deploy::note_connections;
+pub use step::{Effect, Progress, begin, end, step};
+pub use types::*;
+
+use crate::state::{Coverage, State};
+
+/// A service as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Its name.
+    pub service: String,
+    /// Its backends, by id.
+    pub backends: BTreeMap<String, BackendView>,
+    /// What its clients come to, and which versions take it.
+    pub coverage: Vec<Coverage>,
+}
+
+/// A backend as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendView {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it does.
+    pub state: State,
+    /// Since when new connections could go there, in milliseconds since the machine booted.
+    pub ready_since_ms: Option<i64>,
+    /// Connections that it holds.
+    pub live: u64,
+    /// Why they are not known, if they are not.
+    pub uncounted: Option<String>,
+    /// Its network namespace is steered in; not so while a link that was lost is attached again.
+    pub steered: bool,
+    /// Clients that its full accept queue turned away since it was first looked at.
+    pub overflows: u64,
+    /// Its weight.
+    pub weight: u32,
+    /// It can be told to stop: not so a process that was only adopted.
+    pub can_stop: bool,
+    /// How long it may take to stop, in milliseconds; nothing if it is never killed.
+    pub stop_ms: Option<i64>,
+    /// What hinders it, for people.
+    pub problem: Option<String>,
+}
+
+impl BackendView {
+    fn problem_in_brackets(&self) -> String {
+        self.problem.as_ref().map(|problem| format!(" ({problem})")).unwrap_or_default()
+    }
+}
+
+impl View {
+    /// Backends of a version that are there: they run, or are to.
+    pub fn present<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+        let there = |state: State| !matches!(state, State::Exited | State::Stopping);
+        self.backends.iter().filter(move |(_, backend)| backend.version == version && there(backend.state))
+    }
+
+    /// Backends of a version to which new connections could go, were they not drained.
+    pub fn able<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+        self.present(version).filter(|(_, backend)| backend.state.could_serve())
+    }
+
+    /// Backends of a version to which new connections could go.
+    pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+        self.able(version).filter(|(_, backend)| backend.state != State::Drained)
+    }
+
+    /// What clients are served on and none of these versions listens for.
+    pub fn uncovered(&self, versions: &[&str]) -> Option<String> {
+        let covered = |coverage: &&Coverage| versions.iter().any(|version| coverage.versions.contains(*version));
+        self.coverage.iter().find(|coverage| !covered(coverage)).map(Coverage::title)
+    }
+
+    /// A part of it, for people.
+    pub fn title(&self, part: &Part) -> String {
+        match part {
+            Part::Service => self.service.clone(),
+            Part::Version(version) => format!("version {version} of {}", self.service),
+            Part::Backend(id) => {
+                let name = self.backends.get(id).map_or(id, |backend| &backend.name);
+                format!("backend {name} of {}", self.service)
+            }
+        }
+    }
+
+    /// The versions that there are, for people.
+    pub fn versions(&self) -> Vec<&str> {
+        let mut versions: Vec<&str> = self.backends.values().map(|backend| backend.version.as_str()).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        versions
+    }
+}
+
+/// Of the operations of a service, oldest first, the one that a rollback goes back behind: the last that moved traffic and
+/// has not been rolled back.
+pub fn behind(history: &[Operation]) -> Option<&Operation> {
+    let mut rolled_back = 0;
+    for operation in history.iter().rev() {
+        let outcome = operation.end.as_ref().map(|end| end.outcome);
+        match (&operation.order, outcome) {
+            (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
+            // What was before belongs to backends that are gone.
+            (Order::Forget, _) => return None,
+            (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.moves_traffic() => {
+                if rolled_back == 0 {
+                    return Some(operation);
+                }
+                rolled_back -= 1;
+            }
+            _ => {}
+        }
+    }
+    None
+}

@@ -1,0 +1,255 @@
+//! What operations have in common: beginning, becoming ready, going back, ending.
+
+use std::collections::BTreeSet;
+
+use crate::state::State;
+
+use crate::time::Now;
+
+use super::{
+    CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
+    check, deploy, words,
+};
+
+/// A backend counts as ready when it has been for so long: one that comes and goes is not.
+const STABLE_MS: i64 = 500;
+
+/// What is to be done besides storing the operation and the decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Stop these backends, by id, now.
+    Stop(BTreeSet<String>),
+    /// Stop them at that time, unless something is decided before.
+    StopLater {
+        /// The version that replaced them.
+        version: String,
+        /// Their ids.
+        old: BTreeSet<String>,
+        /// When, in milliseconds since the machine booted.
+        at_ms: i64,
+    },
+    /// Old backends that were kept are kept on: they are needed again.
+    KeepAll,
+}
+
+/// What follows from a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// The decision, if it changes.
+    pub decision: Option<Decision>,
+    /// What is to be done.
+    pub effects: Vec<Effect>,
+}
+
+pub(super) fn decide(decision: &Decision, change: impl FnOnce(&mut Decision)) -> Option<Decision> {
+    let mut next = decision.clone();
+    change(&mut next);
+    if next == *decision {
+        return None;
+    }
+    next.revision = decision.revision.wrapping_add(1);
+    Some(next)
+}
+
+pub(super) fn done(operation: &mut Operation, name: &str, took_ms: i64, detail: String) {
+    let took_us = u64::try_from(took_ms).unwrap_or(0).saturating_mul(1000);
+    operation.steps.push(Step { name: name.to_owned(), took_us, detail });
+}
+
+/// Ends an operation.
+pub fn end(operation: &mut Operation, outcome: Outcome, now: Now, message: impl Into<String>) {
+    operation.phase = Phase::Ended;
+    operation.end = Some(End { outcome, at_ms: now.wall_ms, message: message.into() });
+}
+
+/// Begins what was checked. What needs no time has ended when this returns. `last` is what a rollback goes back behind.
+pub fn begin(
+    operation: &mut Operation,
+    view: &View,
+    decision: &Decision,
+    last: Option<&Operation>,
+    now: Now,
+) -> Progress {
+    let mut progress = Progress::default();
+    let mut message = String::new();
+    match operation.order.clone() {
+        Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
+            let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
+            operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms };
+            // Old backends that are kept for a while may be the ones that are wanted now.
+            progress.effects.push(Effect::KeepAll);
+            return progress;
+        }
+        Order::Shift(shift) => {
+            progress.decision = decide(decision, |next| shifted(&mut next.traffic, &shift));
+            progress.effects.push(Effect::KeepAll);
+            message = format!(
+                "new connections of {}: {}",
+                operation.service,
+                words_of(progress.decision.as_ref().unwrap_or(decision))
+            );
+        }
+        Order::Rollback => {
+            let title = last.map(Operation::title).unwrap_or_default();
+            progress.effects.push(Effect::KeepAll);
+            // One that goes on can always be ended, also when there is nothing to go back to.
+            if let Some(last) =
+                last.filter(|last| check::somebody_serves(view, last.before.weights.as_ref(), "").is_ok())
+            {
+                progress.decision = decide(decision, |next| restore(next, last));
+                let now = words_of(progress.decision.as_ref().unwrap_or(decision));
+                message = format!("{} is as it was before {title}: {now}", operation.service);
+            } else {
+                message = format!("{title} is ended; nobody who served before is ready, so traffic stays as it is");
+            }
+        }
+        Order::Drain(part) => {
+            if let Ok(part) = check::check_part(view, &part) {
+                message = format!("{} gets no new connections", view.title(&part));
+                progress.decision = decide(decision, |next| _ = next.drained.insert(part));
+            }
+        }
+        Order::Resume(part) => {
+            if let Ok(part) = check::check_part(view, &part) {
+                message = format!("{} gets new connections again", view.title(&part));
+                progress.decision = decide(decision, |next| _ = next.drained.remove(&part));
+            }
+        }
+        Order::Pause => {
+            progress.decision = decide(decision, |next| next.paused = true);
+            message = format!("new connections to {} wait", operation.service);
+        }
+        Order::Unpause => {
+            progress.decision = decide(decision, |next| next.paused = false);
+            message = format!("new connections to {} come in again", operation.service);
+        }
+        Order::Forget => {
+            progress.decision = decide(decision, |next| {
+                next.traffic = Traffic::default();
+                next.drained.clear();
+            });
+            progress.effects.push(Effect::KeepAll);
+            message = format!("{} has no backend any more: its shares, networks and drains end", operation.service);
+        }
+    }
+    end(operation, Outcome::Done, now, message);
+    progress
+}
+
+/// What was before an operation.
+fn restore(decision: &mut Decision, operation: &Operation) {
+    decision.traffic = operation.before.clone();
+    decision.drained.extend(operation.undrained.iter().cloned());
+}
+
+fn shifted(traffic: &mut Traffic, shift: &ShiftOrder) {
+    if shift.balance {
+        traffic.weights = None;
+    }
+    if !shift.weights.is_empty() {
+        traffic.weights = Some(shift.weights.clone());
+    }
+    traffic.from.retain(|network, _| !shift.not_from.contains(network));
+    traffic.from.extend(shift.from.clone());
+}
+
+/// Where new connections go, for people.
+fn words_of(decision: &Decision) -> String {
+    let mut words = match &decision.traffic.weights {
+        None => "all versions share".to_owned(),
+        Some(weights) => {
+            let given = weights.iter().filter(|(_, weight)| **weight > 0);
+            given.map(|(version, weight)| format!("{version}={weight}")).collect::<Vec<_>>().join(" ")
+        }
+    };
+    for (network, version) in &decision.traffic.from {
+        words.push_str(&format!(", {network} to {version}"));
+    }
+    words
+}
+
+/// The next step of an operation, if it is due.
+pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
+    match operation.order.clone() {
+        Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
+        Order::Canary(order) => canary::step(operation, &order, view, decision, now),
+        _ => Progress::default(),
+    }
+}
+
+/// Whether the wanted backends of a version are ready, and have been for a while; at the deadline the operation fails.
+pub(super) fn is_ready(
+    operation: &mut Operation,
+    view: &View,
+    version: &str,
+    wanted: Option<u32>,
+    (since_ms, deadline_ms): (i64, i64),
+    now: Now,
+) -> bool {
+    let present = view.present(version).count();
+    let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
+    let stable = view
+        .able(version)
+        .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now.ms.saturating_sub(since) >= STABLE_MS))
+        .filter(|(_, backend)| backend.steered);
+    let ready = stable.count();
+    let uncovered = view.uncovered(&[version]);
+    if ready >= wanted && uncovered.is_none() {
+        let took_ms = now.ms - since_ms;
+        let detail = format!("{ready} of {wanted} backends of {version}");
+        done(operation, "ready", took_ms, detail);
+        return true;
+    }
+    if now.ms >= deadline_ms {
+        let after = words::time(now.ms - since_ms);
+        let why = match uncovered {
+            Some(title) if ready >= wanted => format!("{version} does not listen for {title}, and others do"),
+            _ => reasons(view, version),
+        };
+        let service = &operation.service;
+        let message = format!(
+            "{ready} of {wanted} backends of {version} are ready after {after}: {why}; nothing has changed: wait longer with \
+                     --timeout, or see pod-steer status {service}"
+        );
+        end(operation, Outcome::Failed, now, message);
+    }
+    false
+}
+
+/// Why backends of a version are not ready.
+fn reasons(view: &View, version: &str) -> String {
+    let of_version =
+        view.backends.values().filter(|backend| backend.version == version && !backend.state.could_serve());
+    let mut reasons: Vec<String> = of_version
+        .map(|backend| {
+            let name = &backend.name;
+            match (backend.state, &backend.problem) {
+                (State::Created, _) => format!("{name} has not been started"),
+                (State::Stopping, _) => format!("{name} was told to stop"),
+                (State::NotListening, Some(problem)) => format!("{name}: {problem}"),
+                _ => format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()),
+            }
+        })
+        .collect();
+    if reasons.is_empty() {
+        let there = view.present(version).count();
+        reasons.push(format!("there are {there}, and they have not been ready for long enough"));
+    }
+    reasons.join(", ")
+}
+
+pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now: Now, reason: String) -> Progress {
+    let decision = decide(decision, |next| restore(next, operation));
+    let message = format!("{reason}; {} is as it was before", operation.service);
+    end(operation, Outcome::WentBack, now, message);
+    Progress { decision, effects: vec![Effect::KeepAll] }
+}
+
+pub(super) fn can_serve(view: &View, id: &str) -> bool {
+    view.backends.get(id).is_some_and(|backend| backend.state.could_serve())
+}
+
+/// Connections that backends hold.
+pub(super) fn live(view: &View, ids: &BTreeSet<String>) -> u64 {
+    ids.iter().filter_map(|id| view.backends.get(id)).map(|backend| backend.live).sum()
+}

@@ -1,0 +1,128 @@
+//! What labels and the configuration set of a service. Pure: [`ServiceTables::options`] decides which of them is in effect.
+#![forbid(unsafe_code)]
+
+mod allowed;
+mod declare;
+mod images;
+pub mod names;
+pub mod options;
+pub mod reference;
+mod spec;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use allowed::{Allowed, PortPolicy};
+pub use images::{Image, ImagePattern};
+pub use options::{Fallback, GivenOptions, ServiceOptions};
+pub use spec::Spec;
+
+use crate::check::{CheckKind, CheckSpec};
+
+/// A table of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The options that it gives.
+    pub options: GivenOptions,
+    /// The health check.
+    pub check: Option<CheckSpec>,
+    /// What restricts the service; no label says that.
+    pub allowed: Allowed,
+}
+
+/// The services of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceTables {
+    /// `[service.NAME]`, by name.
+    pub named: BTreeMap<String, Settings>,
+    /// `[service."*"]`: every service, where its own table says nothing.
+    pub others: Settings,
+}
+
+impl ServiceTables {
+    /// The options of a service whose newest backend gives these: they come first, then the service's table, then that of all services,
+    /// then the defaults.
+    pub fn options(&self, service: &str, of_newest: &GivenOptions) -> ServiceOptions {
+        self.tables(service).fold(*of_newest, |given, table| given.or(&table.options)).or_defaults()
+    }
+
+    /// The health check of a backend, if there is one.
+    pub fn check<'a>(&'a self, spec: &'a Spec) -> Option<&'a CheckSpec> {
+        let said = spec.check.as_ref().or_else(|| self.tables(&spec.service).find_map(|said| said.check.as_ref()));
+        said.filter(|check| check.kind != CheckKind::None)
+    }
+
+    /// What the configuration says of a service, what comes first before the rest.
+    fn tables(&self, service: &str) -> impl Iterator<Item = &Settings> {
+        self.named.get(service).into_iter().chain([&self.others])
+    }
+
+    /// The ports that a backend is expected to listen on: those that it serves by, and the one that its check is for.
+    pub fn listening_ports(&self, spec: &Spec) -> BTreeSet<u16> {
+        let check = self.check(spec).and_then(|check| check.port(&spec.ports));
+        spec.ports.iter().map(|map| map.target).chain(check).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{labels, rollout::Policy};
+
+    fn check(kind: CheckKind) -> Option<CheckSpec> {
+        Some(CheckSpec::new(kind))
+    }
+
+    fn spec(name: &str) -> Spec {
+        labels::spec_from_flags(name, "80:8080,443:8443", "v1", 1, GivenOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn labels_come_before_the_table_and_that_before_the_one_for_all() {
+        let options = |rollout, slow_start_ms, panic_percent| GivenOptions {
+            rollout,
+            slow_start_ms,
+            panic_percent,
+            ..GivenOptions::default()
+        };
+        let table = |options| Settings { options, ..Settings::default() };
+        let tables = ServiceTables {
+            named: BTreeMap::from([("web".to_owned(), table(options(Some(Policy::Latest), Some(2), None)))]),
+            others: table(GivenOptions {
+                fallback: Some(Fallback::Pass),
+                ..options(Some(Policy::Manual), Some(3), Some(50))
+            }),
+        };
+        let expected = |rollout, slow_start_ms| ServiceOptions {
+            fallback: Fallback::Pass,
+            rollout,
+            slow_start_ms,
+            panic_percent: 50,
+            ..ServiceOptions::default()
+        };
+        let none = GivenOptions::default();
+        assert_eq!(tables.options("web", &options(None, Some(1), None)), expected(Policy::Latest, 1));
+        assert_eq!(tables.options("web", &none), expected(Policy::Latest, 2));
+        assert_eq!(tables.options("other", &none), expected(Policy::Manual, 3));
+        assert_eq!(ServiceTables::default().options("web", &none), ServiceOptions::default());
+    }
+
+    #[test]
+    fn the_check_of_a_label_comes_before_that_of_a_table() {
+        let others = Settings { check: check(CheckKind::Tcp), ..Settings::default() };
+        let tables = ServiceTables { others, ..ServiceTables::default() };
+        assert_eq!(tables.check(&spec("web")), check(CheckKind::Tcp).as_ref());
+        let unchecked = Spec { check: check(CheckKind::None), ..spec("web") };
+        assert_eq!(tables.check(&unchecked), None, "a label takes the configured check away");
+    }
+
+    #[test]
+    fn the_port_of_the_check_is_listened_on_too() {
+        let mut spec = spec("web");
+        let tables = ServiceTables::default();
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443]));
+        spec.check = Some(CheckSpec { port: Some(9000), ..CheckSpec::new(CheckKind::Tcp) });
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443, 9000]));
+        spec.check = check(CheckKind::Tcp);
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443]));
+    }
+}

@@ -1,0 +1,166 @@
+//! What restricts a service: the ports that it may claim, the images of its containers, and the users of its
+//! listening sockets. Labels cannot say any of it. Pure.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use super::names::table_name;
+use super::{Image, ImagePattern, ServiceTables};
+
+/// Which ports services may claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPolicy(pub Vec<RangeInclusive<u16>>);
+
+impl Default for PortPolicy {
+    fn default() -> Self {
+        Self(vec![1..=u16::MAX])
+    }
+}
+
+impl PortPolicy {
+    /// Whether this port may be claimed.
+    pub fn allows(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// Reads `80,443,8000-8999`.
+    pub fn parse(list: &str) -> Option<Self> {
+        let ranges = list.split(',').map(|item| {
+            let (first, last) = item.trim().split_once('-').unwrap_or((item.trim(), item.trim()));
+            let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+            (first > 0 && first <= last).then_some(first..=last)
+        });
+        ranges.collect::<Option<Vec<_>>>().map(Self)
+    }
+}
+
+/// What a table of the configuration allows; nothing where it does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// The ports that the service may claim, of those that any service may.
+    pub ports: Option<PortPolicy>,
+    /// The images that its containers may have.
+    pub images: Option<Vec<ImagePattern>>,
+    /// The users that its listening sockets may belong to.
+    pub users: Option<BTreeSet<u32>>,
+}
+
+impl ServiceTables {
+    /// Why a service may not claim a port, if its table says so.
+    pub fn port_fault(&self, service: &str, port: u16) -> Option<String> {
+        let (table, ports) = self.allowed(service, |allowed| allowed.ports.as_ref())?;
+        (!ports.allows(port)).then(|| {
+            format!(
+                "port {port} is not allowed for the service `{service}` by `allow-ports` in {}; add it there, or choose another",
+                table_name(table)
+            )
+        })
+    }
+
+    /// Whether the table of a service lets it claim a port.
+    pub fn may_claim(&self, service: &str, port: u16) -> bool {
+        self.allowed(service, |allowed| allowed.ports.as_ref()).is_none_or(|(_, ports)| ports.allows(port))
+    }
+
+    /// Why a service does not take a container with this image, if its table says so.
+    pub fn image_fault(&self, service: &str, image: &Image) -> Option<String> {
+        let (table, images) = self.allowed(service, |allowed| allowed.images.as_ref())?;
+        (!images.iter().any(|pattern| pattern.matches(image))).then(|| {
+            format!(
+                "its image {image} is not allowed for the service `{service}` by `allow-images` in {}; add it there, or make the \
+                 container from one that is",
+                table_name(table)
+            )
+        })
+    }
+
+    /// Why a service does not take a process, which has no image, if its table says so.
+    pub fn process_fault(&self, service: &str) -> Option<String> {
+        let (table, _) = self.allowed(service, |allowed| allowed.images.as_ref())?;
+        Some(format!(
+            "the service `{service}` takes only containers of some images, by `allow-images` in {}, and a process has no image; \
+             start a container, choose another service, or remove the key",
+            table_name(table)
+        ))
+    }
+
+    /// Whether some service restricts users.
+    pub fn restricts_users(&self) -> bool {
+        self.named.values().chain([&self.others]).any(|said| said.allowed.users.is_some())
+    }
+
+    /// The users that the listening sockets of a service may belong to, if a table says so, and which one.
+    pub fn users<'a>(&'a self, service: &'a str) -> Option<(&'a str, &'a BTreeSet<u32>)> {
+        self.allowed(service, |allowed| allowed.users.as_ref())
+    }
+
+    /// What restricts a service, and the name of the table that says so: its own, else that of all services.
+    fn allowed<'a, T>(
+        &'a self,
+        service: &'a str,
+        of: impl Fn(&'a Allowed) -> Option<&'a T>,
+    ) -> Option<(&'a str, &'a T)> {
+        let own = self.named.get(service).and_then(|said| of(&said.allowed));
+        own.map(|said| (service, said)).or_else(|| of(&self.others.allowed).map(|said| ("*", said)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    fn said(allowed: Allowed) -> Settings {
+        Settings { allowed, ..Settings::default() }
+    }
+
+    fn ports(list: &str) -> Settings {
+        said(Allowed { ports: PortPolicy::parse(list), ..Allowed::default() })
+    }
+
+    #[test]
+    fn the_table_of_a_service_comes_before_that_of_all() {
+        let named =
+            BTreeMap::from([("web".to_owned(), ports("80,8000-8099")), ("bare".to_owned(), Settings::default())]);
+        let tables = ServiceTables { named, others: ports("443") };
+        for (service, port, may) in
+            [("web", 80, true), ("web", 8099, true), ("web", 443, false), ("bare", 443, true), ("other", 80, false)]
+        {
+            assert_eq!(tables.may_claim(service, port), may, "{service} {port}");
+            assert_eq!(tables.port_fault(service, port).is_none(), may, "{service} {port}");
+        }
+        let fault = tables.port_fault("other", 80).unwrap();
+        assert!(
+            fault.contains("port 80 is not allowed") && fault.contains("`allow-ports` in [service.\"*\"]"),
+            "{fault}"
+        );
+        assert!(tables.port_fault("web", 443).unwrap().contains("in [service.web];"));
+        assert!(ServiceTables::default().may_claim("web", 1));
+    }
+
+    #[test]
+    fn images_are_those_that_a_table_names() {
+        let images = |patterns: &[&str]| {
+            let patterns = patterns.iter().map(|pattern| ImagePattern::parse(pattern).unwrap());
+            said(Allowed { images: Some(patterns.collect()), ..Allowed::default() })
+        };
+        let named =
+            BTreeMap::from([("web".to_owned(), images(&["nginx", "web:*"])), ("any".to_owned(), images(&["**"]))]);
+        let tables = ServiceTables { named, others: images(&["base"]) };
+        let fault = |service, name| tables.image_fault(service, &Image::new(name, ""));
+        assert_eq!(
+            [fault("web", "nginx"), fault("web", "web:2"), fault("any", "a/b"), fault("other", "base")],
+            [const { None }; 4]
+        );
+        let said = fault("web", "base").unwrap();
+        assert!(
+            said.contains("its image base is not allowed for the service `web`") && said.contains("[service.web]"),
+            "{said}"
+        );
+        assert!(fault("other", "nginx").unwrap().contains("[service.\"*\"]"));
+        assert!(tables.process_fault("any").is_some_and(|said| said.contains("a process has no image")));
+        assert_eq!(ServiceTables::default().process_fault("web"), None);
+    }
+}

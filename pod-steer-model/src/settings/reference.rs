@@ -1,0 +1,213 @@
+//! The reference of labels and of keys of the configuration: `docs/reference.md`, as `pod-steer reference` prints it. Pure.
+#![forbid(unsafe_code)]
+
+use super::{declare::Declaration, options};
+use crate::text::PREFIX;
+
+/// Labels that say what one container serves.
+pub(crate) static OF_BACKEND: [Declaration; 4] = [
+    Declaration::new(
+        "service",
+        "a name",
+        "required",
+        "Name of the service. Containers with the same name share its ports.",
+    ),
+    Declaration::new(
+        "ports",
+        "`[ip:]port[-port][:container-port[-port]]`, a list",
+        "required",
+        "The ports that clients come to, and the ports that the container listens on, in the syntax of `docker run -p`.",
+    ),
+    Declaration::new(
+        "version",
+        "a version",
+        "the image's tag, else its short id",
+        "Version of the service, for people.",
+    ),
+    Declaration::new(
+        "weight",
+        "`0` to `65535`",
+        "`1`",
+        "Share of new connections, relative to the other backends; `0` for none.",
+    ),
+];
+
+/// Labels, and keys of a service's table, that say how a backend is checked.
+pub(crate) static HEALTH: [Declaration; 10] = [
+    Declaration::new(
+        "health",
+        "`tcp`, `http`, `exec`, `none`",
+        "`none`",
+        "The kind of check: `tcp` connects, `http` sends a request, `exec` runs a command in the container. In a table, `health.kind`.",
+    ),
+    Declaration::new(
+        "health.port",
+        "a port",
+        "the container's first one",
+        "The port to connect to; for `tcp` and `http`.",
+    ),
+    Declaration::new("health.path", "a path", "`/`", "The path to ask for; for `http`."),
+    Declaration::new("health.status", "a status or a range of them", "`200-399`", "The answers that pass; for `http`."),
+    Declaration::new(
+        "health.host",
+        "a host, with or without a port",
+        "the address",
+        "The `Host` of the request; for `http`.",
+    ),
+    Declaration::new(
+        "health.command",
+        "a command",
+        "required",
+        "The command, for the container's shell, or a list as in `[\"/check\", \"--fast\"]`; for `exec`.",
+    ),
+    Declaration::new("health.interval", "a time, `10ms` to `24h`", "`5s`", "Time from one check to the next."),
+    Declaration::new("health.timeout", "a time, `10ms` to `24h`", "`2s`", "A check that takes longer fails."),
+    Declaration::new(
+        "health.healthy",
+        "`1` to `1000`",
+        "`1`",
+        "Successes in a row after which a backend counts as healthy.",
+    ),
+    Declaration::new(
+        "health.unhealthy",
+        "`1` to `1000`",
+        "`3`",
+        "Failures in a row after which a backend counts as unhealthy.",
+    ),
+];
+
+/// Keys of a service's table that no label sets.
+pub(crate) static RESTRICTIONS: [Declaration; 3] = [
+    Declaration::new(
+        "allow-ports",
+        "ports and ranges, as in `\"80,443,8000-8999\"`",
+        "all",
+        "The ports that the service may claim. They have to be among those of the `allow-ports` above all tables as well.",
+    ),
+    Declaration::new(
+        "allow-images",
+        "a list, as in `[\"nginx:*\", \"registry.example/team/**\", \"sha256:…\"]`",
+        "all",
+        "The images that its containers may have. A process, by `exec` or `register`, has none and is refused.",
+    ),
+    Declaration::new(
+        "allow-users",
+        "a list, as in `[\"www-data\", 1000]`",
+        "all",
+        "The users that its listening sockets may belong to, whether of a container or a process.",
+    ),
+];
+
+/// Every key that a label may have, in the order of the reference.
+pub(crate) fn label_keys() -> impl Iterator<Item = &'static str> {
+    keys(&OF_BACKEND).chain(options::KEYS.iter().copied()).chain(keys(&HEALTH))
+}
+
+/// Every key that a service's table may have, in the order of the reference.
+pub(crate) fn table_keys() -> impl Iterator<Item = &'static str> {
+    options::KEYS.iter().copied().chain(keys(&HEALTH)).chain(keys(&RESTRICTIONS))
+}
+
+fn keys(of: &'static [Declaration]) -> impl Iterator<Item = &'static str> {
+    of.iter().map(|declared| declared.key)
+}
+
+const HEAD: &str = "\
+# Labels and configuration keys
+
+`pod-steer reference` prints this page from the declarations in `pod-steer-model/src/settings`; do not edit it by hand.
+
+A label is a key of this page behind `pod-steer.`; a key stands in the file `/etc/pod-steer.toml`, in the table of a service:
+
+```toml
+[service.web]
+slow-start = \"30s\"
+
+[service.web.health]
+kind = \"http\"
+path = \"/ready\"
+
+[service.\"*\"]
+rollout = \"latest\"
+```
+
+## What a container serves
+
+Labels only: each container has its own.
+";
+
+const OF_SERVICE: &str = "
+## How a service behaves
+
+Labels and keys. Every service has one value of each option, and `status -o json` shows it. The first of these that names the option
+decides:
+
+1. the labels of the service's newest backend, the one that pod-steer saw first most recently, whether it still runs or not;
+2. the table of the service, `[service.NAME]`;
+3. the table of all services, `[service.\"*\"]`;
+4. the default.
+
+`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another backend that runs lead to
+another value, `status` shows that as an alarm of the service.
+";
+
+const OF_HEALTH: &str = "
+## Health checks
+
+Labels and keys. Each backend has a check of its own: its labels, else the table of its service, else that of all services. These are
+taken as a whole: a label `pod-steer.health` replaces the check of a table with all of its keys.
+";
+
+const OF_RESTRICTIONS: &str = "
+## What restricts a service
+
+Keys only: no label sets them. If the table of a service lacks one, that of `[service.\"*\"]` applies.
+";
+
+/// The page.
+pub fn page() -> String {
+    let label = |key: &str| format!("`{PREFIX}{key}`");
+    let key = |key: &str| format!("`{key}`");
+    let parts = [
+        (HEAD, "label", table(&OF_BACKEND, label)),
+        (OF_SERVICE, "label and key", table(&options::declarations(), label)),
+        (OF_HEALTH, "label and key", table(&HEALTH, label)),
+        (OF_RESTRICTIONS, "key", table(&RESTRICTIONS, key)),
+    ];
+    let parts = parts.map(|(text, title, rows)| {
+        format!("{text}\n| {title} | values | default | meaning |\n|---|---|---|---|\n{rows}")
+    });
+    parts.concat()
+}
+
+fn table(declared: &[Declaration], name: impl Fn(&str) -> String) -> String {
+    let row = |declared: &Declaration| {
+        let Declaration { key, values, default, doc } = declared;
+        format!("| {} | {values} | {default} | {doc} |\n", name(key))
+    };
+    declared.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn the_page_in_docs_is_this_one() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference.md");
+        let committed = fs::read_to_string(file).unwrap_or_default();
+        assert!(committed == page(), "`cargo run -p pod-steer -- reference > docs/reference.md` writes it anew");
+    }
+
+    #[test]
+    fn no_key_is_declared_twice() {
+        for mut keys in [label_keys().collect::<Vec<_>>(), table_keys().collect()] {
+            let all = keys.len();
+            keys.sort_unstable();
+            keys.dedup();
+            assert_eq!(keys.len(), all);
+        }
+    }
+}

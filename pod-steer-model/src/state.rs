@@ -1,0 +1,87 @@
+//! What a backend does, and what clients of a service come to. Pure.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use pod_steer_ebpf::{FAMILY_V4, RuleKey};
+use serde::{Deserialize, Serialize};
+
+use crate::address::{ANY_ADDRESS, address_from_bytes};
+
+/// What a backend does, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Its sockets get new connections.
+    Ready,
+    /// They could, and its version has no share of them, or the service is paused.
+    Standby,
+    /// They could, and the operator has drained it.
+    Drained,
+    /// It runs and does not listen yet, or its health is not known yet.
+    Starting,
+    /// It runs and listens elsewhere than its ports say, or no longer; its problems say where.
+    NotListening,
+    /// Its health check fails.
+    Unhealthy,
+    /// It is frozen.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Exited,
+    /// It exists and has not started.
+    Created,
+    /// It listens, or would, and cannot be steered to; its problems say why.
+    NotSteered,
+}
+
+impl State {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Standby => "standby",
+            Self::Drained => "drained",
+            Self::Starting => "starting",
+            Self::NotListening => "not-listening",
+            Self::Unhealthy => "unhealthy",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Created => "created",
+            Self::NotSteered => "not-steered",
+        }
+    }
+
+    /// Whether new connections could go there.
+    pub fn could_serve(self) -> bool {
+        matches!(self, Self::Ready | Self::Standby | Self::Drained)
+    }
+}
+
+/// A port, an address and a family that clients of a service are served on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// The rule.
+    pub key: RuleKey,
+    /// Versions with a backend that listens for it.
+    pub versions: Arc<BTreeSet<String>>,
+}
+
+impl Coverage {
+    /// What clients of the rule come to, for people.
+    pub fn title(&self) -> String {
+        let key = &self.key;
+        let mut title = format!("port {}", key.port);
+        match (key.addr, key.family) {
+            (ANY_ADDRESS, FAMILY_V4) => title.push_str(" by IPv4"),
+            (ANY_ADDRESS, _) => title.push_str(" by IPv6"),
+            (addr, family) => title.push_str(&format!(" at {}", address_from_bytes(family, addr))),
+        }
+        if key.ifindex != 0 {
+            title.push_str(&format!(" on interface {}", key.ifindex));
+        }
+        title
+    }
+}

@@ -1,0 +1,229 @@
+//! Backends and their sockets, and what a single one is asked, without the rest of the world.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Followed, PortHistory};
+use crate::{labels::Spec, namespace::Netns, settings::Image, time::Timed};
+
+/// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
+pub type BackendId = String;
+
+/// What a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Kind {
+    /// A container of the engine with this address.
+    Container {
+        /// Address of the engine's API.
+        engine: String,
+    },
+    /// A command started by `pod-steer exec`, in a cgroup of its own.
+    Exec,
+    /// A process adopted by `pod-steer register`.
+    Registered {
+        /// Its pid when it was adopted.
+        pid: i32,
+    },
+}
+
+/// Where a backend is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It exists and has not started.
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Exited,
+}
+
+/// What the engine's health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// There is no health check.
+    Unchecked,
+    /// The first result is awaited.
+    Starting,
+    /// It passes.
+    Healthy,
+    /// It fails.
+    Unhealthy,
+}
+
+impl Health {
+    fn unchecked() -> Self {
+        Self::Unchecked
+    }
+
+    /// Whether it hinders nothing.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Unchecked | Self::Healthy)
+    }
+}
+
+/// Whose network namespace a backend lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Not known yet.
+    Unknown,
+    /// The host's, or that of the process that started it.
+    Host,
+    /// Another container's: a pod.
+    Joined,
+    /// One of its own, behind a bridge: its sockets cannot be reached by steering.
+    Own,
+}
+
+/// A container or process that serves, or should.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its id.
+    pub id: BackendId,
+    /// Its name for people.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: Kind,
+    /// Its index in the kernel's counters.
+    pub index: u32,
+    /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
+    pub created_ms: i64,
+    /// Its place in the order in which backends were first seen: of two claims on a port the earlier one holds it. The wall
+    /// clock, which may be set back, has no say in that.
+    #[serde(default)]
+    pub seen: u64,
+    /// Number of the last operation before it was first seen; nothing if it may have been there before.
+    #[serde(default)]
+    pub seen_after: Option<u64>,
+    /// What it serves.
+    pub spec: Spec,
+    /// Its image, if it is a container; nothing if an earlier version has stored it.
+    #[serde(default)]
+    pub image: Option<Image>,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// What the engine's health check says.
+    pub health: Health,
+    /// What our own checks say.
+    #[serde(default = "Health::unchecked")]
+    pub probed: Health,
+    /// When it last became ready, in milliseconds since the machine booted; nothing while it is not.
+    #[serde(default)]
+    pub ready_since_ms: Option<i64>,
+    /// Whose namespace it lives in.
+    pub network: Network,
+    /// That namespace, once it is known.
+    pub netns: Option<Netns>,
+    /// The signal that asks it to stop, besides the usual ones.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
+    /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
+    #[serde(default)]
+    pub stop_timeout_s: Option<i64>,
+    /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
+    #[serde(default)]
+    pub stop_by_ms: Option<i64>,
+    /// The process that it is, of one without an engine.
+    #[serde(default)]
+    pub process: Option<Followed>,
+    /// The cgroup of an `exec` below that of the process which started it, as a path below the mount; nothing if it is in pod-steer's
+    /// own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec_cgroup: Option<PathBuf>,
+    /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
+    #[serde(default)]
+    pub inherited: BTreeSet<u64>,
+    /// It listened before its kernel programs were attached, or they were detached for a while: they have not counted all of its
+    /// connections.
+    #[serde(default)]
+    pub counts_incomplete: bool,
+    /// How long it has listened on its ports.
+    #[serde(skip)]
+    pub port_history: PortHistory,
+    /// What went wrong with it, by topic; each a sentence with the remedy.
+    #[serde(skip)]
+    pub troubles: BTreeMap<&'static str, String>,
+}
+
+impl Timed for Backend {
+    fn times(&mut self) -> impl Iterator<Item = &mut i64> {
+        self.ready_since_ms.iter_mut().chain(&mut self.stop_by_ms)
+    }
+}
+
+/// A listening socket of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Index of its backend.
+    pub backend: u32,
+    /// Cookie of the namespace that it lives in.
+    pub netns_cookie: u64,
+    /// Address that it is bound to.
+    pub ip: IpAddr,
+    /// Port that it asked to be bound to.
+    pub port: u16,
+    /// Port that it is really bound to, if that is another: clients that come to it are refused.
+    pub hidden_port: Option<u16>,
+    /// It takes IPv6 clients only; not known before it has been looked at.
+    pub v6only: Option<bool>,
+    /// Index of the device that it is bound to, or zero.
+    pub ifindex: u32,
+    /// The user that it belongs to, as the host numbers users; not known before it has been looked at.
+    pub uid: Option<u32>,
+}
+
+impl Backend {
+    /// A backend of which nothing else is known. Its name is its id until it has another.
+    pub fn new(id: impl Into<BackendId>, kind: Kind, index: u32, spec: Spec) -> Self {
+        let id = id.into();
+        Self {
+            name: id.clone(),
+            id,
+            kind,
+            index,
+            created_ms: 0,
+            seen: 0,
+            seen_after: None,
+            spec,
+            phase: Phase::Created,
+            health: Health::Unchecked,
+            probed: Health::Unchecked,
+            ready_since_ms: None,
+            network: Network::Unknown,
+            netns: None,
+            stop_signal: None,
+            stop_timeout_s: None,
+            stop_by_ms: None,
+            process: None,
+            exec_cgroup: None,
+            inherited: Default::default(),
+            counts_incomplete: false,
+            image: None,
+            port_history: Default::default(),
+            troubles: Default::default(),
+        }
+    }
+
+    /// Sorts backends by their age, the oldest first.
+    pub fn age(&self) -> (u64, i64, &str) {
+        (self.seen, self.created_ms, &self.id)
+    }
+
+    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves no client.
+    pub fn serves_by(&self, socket: &Socket) -> bool {
+        self.spec.ports.iter().any(|map| map.target == socket.port)
+    }
+}

@@ -1,0 +1,268 @@
+//! Which service has which port, and which of its backends serve there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
+
+use super::{
+    Backend, BackendId, Network, Plan, Sockets, World,
+    foreign::{self, Foreign},
+    scope::Facts,
+    score::ANY_ADDRESS,
+};
+use crate::{address::address_bytes, listener::Listener, ports::PortMap, settings::Fallback};
+
+/// A rule that has had a socket: its service keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// The service.
+    pub service: String,
+    /// It belongs to a claim on every address of its port.
+    pub of_port: bool,
+    /// Backends that have listened at just this address or on just this device. `None` if an earlier daemon knew.
+    pub listeners: Option<BTreeSet<BackendId>>,
+}
+
+/// The service that claims a port, or one address of it.
+pub(super) struct Claim<'a> {
+    pub service: &'a str,
+    /// The backend that was the first.
+    pub holder: &'a str,
+    /// The backends that serve there, and the port on which each listens.
+    pub parts: Vec<(&'a Backend, u16)>,
+    /// One of them listens, or did. Until then no other service is kept from the port.
+    pub is_firm: bool,
+}
+
+/// Every claim, and what was not claimed.
+#[derive(Default)]
+pub(super) struct Claims<'a> {
+    /// By the address and port that each names.
+    pub by_key: BTreeMap<RuleKey, Claim<'a>>,
+    pub refused: Vec<Refused<'a>>,
+}
+
+/// A part of a port that a backend does not claim.
+pub(super) struct Refused<'a> {
+    pub key: RuleKey,
+    pub backend: &'a Backend,
+    /// Where it listens for it.
+    pub port: u16,
+    pub text: String,
+}
+
+/// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
+/// free port, the oldest backend that listens decides. `withheld` are claims that a backend does not get, with its index.
+pub(super) fn of<'a>(
+    facts: &Facts<'a>,
+    sockets: &Sockets<'_>,
+    foreign: &Foreign<'_>,
+    by_age: &[&'a Backend],
+    withheld: &BTreeSet<(u32, RuleKey)>,
+    plan: &mut Plan,
+) -> Claims<'a> {
+    let world = facts.world;
+    let held = held(facts.claimed.iter().copied());
+    let pods: BTreeSet<u64> = world
+        .backends
+        .values()
+        .filter(|backend| matches!(backend.network, Network::Joined))
+        .filter_map(|backend| backend.netns.map(|netns| netns.cookie))
+        .collect();
+    let mut claims = Claims::default();
+    for backend in by_age {
+        let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
+        // What may not be claimed any more is not kept either.
+        for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.port)) {
+            let own = |key: &RuleKey| {
+                !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
+            };
+            claim(&mut claims.by_key, plan, backend, map, true, keys(netns.cookie, map).filter(own));
+        }
+    }
+    let mut wanted = Vec::new();
+    for backend in by_age {
+        let Some(netns) = backend.netns else { continue };
+        if let Some(fault) = world.abandoned.get(&backend.id) {
+            plan.hinder(backend.index, fault.clone());
+            continue;
+        }
+        if backend.network == Network::Own && !pods.contains(&netns.cookie) {
+            plan.hinder(
+                backend.index,
+                "it has a network namespace of its own, where no client of the shared port arrives; run it with \
+                 `--network host`, or with `--network container:ID` to share a pod's"
+                    .to_owned(),
+            );
+            continue;
+        }
+        for map in &backend.spec.ports {
+            let mut not_to_have = None;
+            match hindrances(facts, sockets, foreign, &held, backend, netns.cookie, map).pop() {
+                Some(Hindrance::Whole(text)) => {
+                    plan.hinder(backend.index, text);
+                    continue;
+                }
+                Some(Hindrance::Part(key, text)) => {
+                    not_to_have = Some(key);
+                    claims.refused.push(Refused { key, backend, port: map.target, text });
+                }
+                None => {}
+            }
+            wanted.push((!listens(sockets, backend, netns.cookie, map.target), backend, map, not_to_have));
+        }
+    }
+    // A stable sort: by age among those that listen, then among the others.
+    wanted.sort_by_key(|(is_silent, ..)| *is_silent);
+    for (is_silent, backend, map, not_to_have) in wanted {
+        let Some(netns) = backend.netns else { continue };
+        let free = |key: &RuleKey| {
+            Some(*key) != not_to_have
+                && !withheld.contains(&(backend.index, *key))
+                && held.get(key).is_none_or(|holder| *holder != backend.spec.service)
+        };
+        claim(&mut claims.by_key, plan, backend, map, !is_silent, keys(netns.cookie, map).filter(free));
+    }
+    claims
+}
+
+fn listens(sockets: &Sockets<'_>, backend: &Backend, netns_cookie: u64, target: u16) -> bool {
+    sockets.of(backend.index).any(|(_, socket)| (socket.netns_cookie, socket.port) == (netns_cookie, target))
+}
+
+/// The claim that a rule belongs to.
+pub(super) fn of_rule(key: &RuleKey, of_port: bool) -> RuleKey {
+    let addr = if of_port { ANY_ADDRESS } else { key.addr };
+    RuleKey { addr, ifindex: 0, ..*key }
+}
+
+/// The service that has each claim.
+fn held<'a>(claimed: impl Iterator<Item = (&'a RuleKey, &'a Claimed)>) -> BTreeMap<RuleKey, &'a str> {
+    claimed.map(|(key, claimed)| (of_rule(key, claimed.of_port), claimed.service.as_str())).collect()
+}
+
+/// Whether some port of a backend in a namespace is not claimed yet.
+pub(super) fn some_are_free(world: &World, netns_cookie: u64, ports: &[PortMap]) -> bool {
+    let held = held(world.claimed.iter());
+    ports.iter().any(|map| !keys(netns_cookie, map).any(|key| held.contains_key(&key)))
+}
+
+/// What keeps a backend from claiming a port.
+enum Hindrance {
+    /// It may claim none of it, for this reason.
+    Whole(String),
+    /// It may not claim this.
+    Part(RuleKey, String),
+}
+
+/// What keeps a backend from claiming a port, whichever service has it.
+fn hindrances(
+    facts: &Facts<'_>,
+    sockets: &Sockets<'_>,
+    foreign: &Foreign<'_>,
+    held: &BTreeMap<RuleKey, &str>,
+    backend: &Backend,
+    netns_cookie: u64,
+    map: &PortMap,
+) -> Vec<Hindrance> {
+    let world = facts.world;
+    if !world.policy.allows(map.port) {
+        return vec![Hindrance::Whole(format!(
+            "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
+            map.port
+        ))];
+    }
+    if let Some(fault) = world.configured.port_fault(&backend.spec.service, map.port) {
+        return vec![Hindrance::Whole(fault)];
+    }
+    let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
+    let free = || all.iter().filter(|key| !held.contains_key(key));
+    // A server that listens at that very address has its clients by the kernel's own lookup.
+    let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target).peekable();
+    let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
+    if !is_there && let Some(other) = free().find_map(|key| serves(facts, key, &backend.spec.service)) {
+        return vec![Hindrance::Whole(format!(
+            "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
+            map.port
+        ))];
+    }
+    if world.options(&backend.spec.service).fallback != Fallback::Refuse {
+        return Vec::new();
+    }
+    let taken: Vec<(RuleKey, String)> =
+        free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
+    // A server that is to listen on the port itself cannot listen where another does, and may listen where it does not. For
+    // other servers it is not known yet for which family they listen.
+    let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
+    match taken.into_iter().next_back() {
+        Some((_, text)) if none_is_free => vec![Hindrance::Whole(text)],
+        Some((key, text)) => vec![Hindrance::Part(key, text)],
+        None => Vec::new(),
+    }
+}
+
+/// The other service, if there is one, whose clients a claim of one address would take: it has claimed the port at every address,
+/// and its sockets serve that one.
+fn serves<'a>(facts: &Facts<'a>, claim: &RuleKey, service: &str) -> Option<&'a str> {
+    if claim.addr == ANY_ADDRESS {
+        return None;
+    }
+    let covers = |rule: &RuleKey| {
+        let at = RuleKey { addr: claim.addr, ifindex: 0, ..*rule };
+        at == *claim && (rule.addr == ANY_ADDRESS || rule.addr == claim.addr)
+    };
+    let others = facts.claimed.iter().filter(|(_, claimed)| claimed.of_port && claimed.service != service);
+    others.filter(|(rule, _)| covers(rule)).map(|(_, claimed)| claimed.service.as_str()).next()
+}
+
+/// Why a port on which an unmanaged server listens is not claimed.
+pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
+    format!(
+        "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
+         address, or set the fallback to `pass` to let it answer whenever no backend is left",
+        foreign::place(listener)
+    )
+}
+
+/// Claims one port for a backend's service, or names the service that has it.
+fn claim<'a>(
+    claims: &mut BTreeMap<RuleKey, Claim<'a>>,
+    plan: &mut Plan,
+    backend: &'a Backend,
+    map: &PortMap,
+    is_firm: bool,
+    keys: impl Iterator<Item = RuleKey>,
+) {
+    for key in keys {
+        let service = backend.spec.service.as_str();
+        let claim =
+            claims.entry(key).or_insert_with(|| Claim { service, holder: &backend.name, parts: Vec::new(), is_firm });
+        if claim.service == service {
+            claim.is_firm |= is_firm;
+            claim.parts.push((backend, map.target));
+            continue;
+        }
+        if !claim.is_firm {
+            continue;
+        }
+        let text = format!(
+            "port {map} already belongs to the service `{}` (first claimed by {}); choose another port for one of the two",
+            claim.service, claim.holder
+        );
+        plan.hinder(backend.index, text);
+    }
+}
+
+/// The claims of one port: both families, unless an address says which.
+pub(super) fn keys(netns_cookie: u64, map: &PortMap) -> impl Iterator<Item = RuleKey> + use<> {
+    let families: &[u8] = match map.ip {
+        None => &[FAMILY_V4, FAMILY_V6],
+        Some(IpAddr::V4(_)) => &[FAMILY_V4],
+        Some(IpAddr::V6(_)) => &[FAMILY_V6],
+    };
+    let (port, addr) = (map.port, map.ip.map(address_bytes).unwrap_or(ANY_ADDRESS));
+    families.iter().map(move |&family| RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, ifindex: 0 })
+}

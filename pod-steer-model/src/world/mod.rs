@@ -1,0 +1,258 @@
+//! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
+//! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
+
+mod allowed;
+mod backend;
+mod blocks;
+mod claims;
+mod counting;
+mod destinations;
+mod foreign;
+mod hidden;
+mod holders;
+mod on_demand;
+mod options;
+mod others;
+mod plan;
+mod planned;
+mod port_history;
+mod refused;
+mod scope;
+pub mod score;
+mod serving;
+mod shares;
+mod silent;
+mod sockets;
+mod stopping;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod withheld;
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
+
+use crate::{
+    labels::Spec,
+    listener::Listener,
+    rollout::{Decision, Part},
+    settings::{PortPolicy, ServiceOptions, ServiceTables},
+};
+use plan::Planned;
+use pod_steer_ebpf::RuleKey;
+use scope::{Facts, Footprint, Scope};
+
+pub use crate::state::{Coverage, State};
+pub use backend::{Backend, BackendId, Health, Kind, Network, Phase, Socket};
+pub use claims::Claimed;
+pub use foreign::{Left, without_clients};
+pub use holders::Followed;
+pub use others::addresses_of_others;
+pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable};
+pub use port_history::PortHistory;
+pub use refused::{Refused, RefusedRule};
+pub use scope::Changed;
+pub use silent::{Listening, listed, missing_ports};
+pub use sockets::Sockets;
+
+/// A part of the plan is made again if it changes what is claimed, at most so often.
+const PASSES_MAX: usize = 3;
+
+/// All that is known.
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Default)]
+pub struct World {
+    /// By id.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// By cookie.
+    pub sockets: BTreeMap<u64, Socket>,
+    /// By cookie: when a socket began to listen, in milliseconds since the machine booted, if we were told of it then.
+    pub opened_ms: BTreeMap<u64, i64>,
+    /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
+    pub misfits: BTreeMap<BackendId, Misfit>,
+    /// By index: ports of backends that are gone while connections that moved away from them are counted there still.
+    pub lingering: BTreeMap<u32, Lingering>,
+    /// Ports that may be claimed.
+    pub policy: PortPolicy,
+    /// What is configured for services.
+    pub configured: ServiceTables,
+    /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
+    /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
+    pub claimed: BTreeMap<RuleKey, Claimed>,
+    /// Cookies of the namespaces in which the lookup program is attached.
+    pub steered: BTreeSet<u64>,
+    /// Cookies of the namespaces whose link was lost and is being attached again. Their backends keep their states meanwhile.
+    pub repairing: BTreeSet<u64>,
+    /// The options in effect, by service; resolved again when it is planned.
+    pub options: BTreeMap<String, ServiceOptions>,
+    /// What operators have decided, by service.
+    pub decisions: BTreeMap<String, Decision>,
+    /// Cookie of the socket that makes SYNs vanish, while there is one.
+    pub pause_cookie: Option<u64>,
+    /// Now, in milliseconds since the machine booted: weights grow with it.
+    pub now_ms: i64,
+    /// By service: ids of the backends that served when their checks were last trusted.
+    pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
+    /// By the cookie of a namespace: the listeners there, when it was last looked at, but for those that were managed.
+    pub foreign: BTreeMap<u64, Vec<Listener>>,
+    /// The rules that leave clients to listeners that are not managed.
+    pub left: Left,
+    /// By index: what is known of the listening of backends without a socket that serves.
+    pub listening: BTreeMap<u32, Listening>,
+    /// By index: where a backend was found last, which may be out of date.
+    found: RefCell<HashMap<u32, BackendId>>,
+    /// The tables of the last plan.
+    tables: tables::Tables,
+    /// By service: what it had to do with when it was planned last.
+    footprints: BTreeMap<String, Footprint>,
+    /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
+    pub abandoned: BTreeMap<BackendId, String>,
+}
+
+/// What is left of a backend that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lingering {
+    /// Its service.
+    pub service: String,
+    /// Its ports.
+    pub ports: BTreeSet<u16>,
+}
+
+/// A container whose labels do not make a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// Its name for people.
+    pub name: String,
+    /// Address of its engine's API.
+    pub engine: String,
+    /// What is wrong, a line each.
+    pub errors: Vec<String>,
+}
+
+impl World {
+    /// Nothing yet, with these settings.
+    pub fn new(policy: PortPolicy, configured: ServiceTables) -> Self {
+        Self { policy, configured, ..Self::default() }
+    }
+
+    /// The options of a service that are in effect.
+    pub fn options(&self, service: &str) -> ServiceOptions {
+        self.options.get(service).copied().unwrap_or_default()
+    }
+
+    /// Whether the operator has drained a backend, its version, or all of its service.
+    pub fn is_drained(&self, backend: &Backend) -> bool {
+        self.decisions.get(&backend.spec.service).is_some_and(|decision| {
+            decision.drained.iter().any(|part| match part {
+                Part::Service => true,
+                Part::Version(version) => *version == backend.spec.version,
+                Part::Backend(id) => *id == backend.id,
+            })
+        })
+    }
+
+    /// The backend with this index in the kernel.
+    pub fn by_index(&self, index: u32) -> Option<&Backend> {
+        let found = self.found.borrow().get(&index).and_then(|id| self.backends.get(id));
+        if let Some(backend) = found.filter(|backend| backend.index == index) {
+            return Some(backend);
+        }
+        let backend = self.backends.values().find(|backend| backend.index == index)?;
+        self.found.borrow_mut().insert(index, backend.id.clone());
+        Some(backend)
+    }
+
+    /// The same, to be changed.
+    pub fn by_index_mut(&mut self, index: u32) -> Option<&mut Backend> {
+        let id = self.by_index(index)?.id.clone();
+        self.backends.get_mut(&id)
+    }
+
+    /// The smallest index that no backend has and that is not among `taken`.
+    pub fn free_index(&self, limit: u32, taken: &BTreeSet<u32>) -> Option<u32> {
+        let used: BTreeSet<u32> = self.backends.values().map(|backend| backend.index).collect();
+        (0..limit).find(|index| !used.contains(index) && !taken.contains(index))
+    }
+
+    /// The place of a backend that is seen for the first time.
+    pub fn next_seen(&self) -> u64 {
+        self.backends.values().map(|backend| backend.seen).max().unwrap_or(0) + 1
+    }
+
+    /// What follows from all this.
+    pub fn plan(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        self.replan(&Changed::All, &mut plan);
+        plan
+    }
+
+    /// Brings the last plan to what follows after a change.
+    pub fn replan(&mut self, changed: &Changed, plan: &mut Plan) {
+        self.meet(plan);
+        let scope = Scope::of(self, changed);
+        self.end_stopping(&scope);
+        self.note_listening(&scope);
+        self.note_ports(&scope);
+        self.abandoned.retain(|id, _| self.backends.contains_key(id));
+        let disagreements = self.resolve_options(&scope);
+        let mut part = self.plan_part(&scope);
+        // What is claimed now decides what others may claim.
+        for _ in 1..PASSES_MAX {
+            match part {
+                (_, false) => break,
+                (_, true) => part = self.plan_part(&scope),
+            }
+        }
+        part.0.alarm(disagreements);
+        plan.replace(&scope, part.0);
+        self.tables.forget_unused();
+        self.note_footprints(&scope);
+    }
+
+    /// The part of the plan for a scope, and whether other rules are claimed than before.
+    fn plan_part(&mut self, scope: &Scope) -> (Plan, bool) {
+        let mut tables = std::mem::take(&mut self.tables);
+        let facts = Facts::new(self, scope);
+        let Planned { plan: mut part, serving, claimed, left } = plan::plan(&facts, &mut tables);
+        let before = facts.claimed.iter().map(|(key, claimed)| (*key, &claimed.service));
+        let news = !before.eq(claimed.iter().map(|(key, claimed)| (key, &claimed.service)));
+        drop(facts);
+        for backend in self.backends.values_mut().filter(|backend| scope.has_index(backend.index)) {
+            let could = part.states.get(&backend.index).is_some_and(|state| state.could_serve());
+            backend.ready_since_ms = could.then_some(backend.ready_since_ms.unwrap_or(self.now_ms));
+            backend.port_history.has_served |= could;
+        }
+        let Self { last_serving, options, .. } = self;
+        last_serving.retain(|service, _| options.contains_key(service));
+        last_serving.extend(serving);
+        self.claimed.retain(|key, _| !scope.has_port(key.port));
+        self.claimed.extend(claimed);
+        self.left.retain(|key, _| !scope.has_port(key.port));
+        self.left.extend(left);
+        let facts = Facts::new(self, scope);
+        // It depends on when each became ready.
+        port_history::note_changes(&facts, &mut part);
+        hidden::hide(&facts, &mut part);
+        withheld::withhold(&facts, &mut part, &mut tables);
+        plan::announce(&mut part);
+        drop(facts);
+        self.tables = tables;
+        (part, news)
+    }
+
+    /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.
+    pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
+        claims::some_are_free(self, netns_cookie, &spec.ports)
+    }
+
+    /// Notes which listeners of a namespace are not managed. True if that has changed.
+    pub fn note_foreign(&mut self, netns_cookie: u64, listeners: Vec<Listener>) -> bool {
+        // How many wait to be accepted is no change.
+        let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, ..*listener };
+        let listeners: Vec<Listener> = listeners.iter().map(steady).collect();
+        let before = self.foreign.insert(netns_cookie, listeners);
+        before.as_ref() != self.foreign.get(&netns_cookie)
+    }
+}

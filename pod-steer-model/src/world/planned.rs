@@ -1,0 +1,190 @@
+//! What follows from the world: the plan that the kernel is brought to, and what each backend does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
+
+use super::{Coverage, State, refused::Unmet, scope::Scope};
+use crate::{
+    settings::{Fallback, ServiceOptions, options::Affinity},
+    slots::Member,
+};
+
+/// What should be steered, complete.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The rules, as the kernel's map holds them.
+    pub rules: BTreeMap<RuleKey, PlannedRule>,
+    /// The ports of the backends, and what each is for.
+    pub managed_ports: BTreeMap<ManagedBlock, ManagedPorts>,
+    /// What each backend serves of the ports that its service has claimed: the service, whose index is filled in when they are
+    /// written, and the port that it listens on for each.
+    pub own_ports: BTreeMap<OwnBlock, (String, OwnPorts)>,
+    /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
+    pub decisions: BTreeMap<String, PlannedDecision>,
+    /// By service: cookies of the namespaces to steer in.
+    pub namespaces: BTreeMap<String, BTreeSet<u64>>,
+    /// What each backend does, by index.
+    pub states: BTreeMap<u32, State>,
+    /// What hinders a backend, by index: sentences with the remedy.
+    pub hindrances: BTreeMap<u32, Vec<String>>,
+    /// Why a running backend does not listen where its ports say, by index, if that is known.
+    pub silences: BTreeMap<u32, String>,
+    /// What somebody should look at now, by service: a sentence each.
+    pub alarms: BTreeMap<String, Vec<String>>,
+    /// What clients come to, by service, and which versions take it.
+    pub coverage: BTreeMap<String, Vec<Coverage>>,
+    /// By service: when its part of the plan changes with time alone, in milliseconds since the machine booted.
+    pub next_ms: BTreeMap<String, i64>,
+    /// What the kernel has refused of it.
+    pub(super) unmet: Unmet,
+}
+
+impl Plan {
+    /// Cookies of the namespaces to steer in.
+    pub fn namespaces(&self) -> BTreeSet<u64> {
+        self.namespaces.values().flatten().copied().collect()
+    }
+
+    /// Whether a service is steered in this namespace.
+    pub fn steers_in(&self, netns_cookie: u64) -> bool {
+        self.namespaces.values().any(|cookies| cookies.contains(&netns_cookie))
+    }
+
+    /// Steers a service there.
+    pub(super) fn steer_in(&mut self, service: &str, netns_cookie: u64) {
+        match self.namespaces.get_mut(service) {
+            Some(cookies) => drop(cookies.insert(netns_cookie)),
+            None => drop(self.namespaces.insert(service.to_owned(), BTreeSet::from([netns_cookie]))),
+        }
+    }
+
+    /// When the plan changes with time alone, in milliseconds since the machine booted.
+    pub fn next_ms(&self) -> Option<i64> {
+        self.next_ms.values().min().copied()
+    }
+
+    /// Services whose part of the plan has changed with time.
+    pub fn due(&self, now_ms: i64) -> impl Iterator<Item = &str> {
+        self.next_ms.iter().filter(move |(_, at_ms)| **at_ms <= now_ms).map(|(service, _)| service.as_str())
+    }
+
+    /// The part of a service changes then, or before.
+    pub(super) fn changes_at(&mut self, service: &str, at_ms: Option<i64>) {
+        let Some(at_ms) = at_ms else { return };
+        let next_ms = self.next_ms.get(service).map_or(at_ms, |next_ms| at_ms.min(*next_ms));
+        self.next_ms.insert(service.to_owned(), next_ms);
+    }
+
+    /// Puts in what is planned for a scope, instead of what was.
+    pub(super) fn replace(&mut self, scope: &Scope, part: Self) {
+        fn put<K: Ord, V>(all: &mut BTreeMap<K, V>, mut part: BTreeMap<K, V>, is_in: impl Fn(&K) -> bool) {
+            all.retain(|key, _| !is_in(key));
+            if all.is_empty() {
+                all.append(&mut part);
+            } else {
+                all.extend(part);
+            }
+        }
+        let of_service = |service: &String| scope.has_service(service);
+        let of_index = |index: &u32| scope.has_index(*index);
+        put(&mut self.rules, part.rules, |key| scope.has_port(key.port));
+        put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(block.backend));
+        put(&mut self.own_ports, part.own_ports, |block| scope.has_index(block.backend));
+        put(&mut self.decisions, part.decisions, of_service);
+        put(&mut self.namespaces, part.namespaces, of_service);
+        put(&mut self.states, part.states, of_index);
+        put(&mut self.hindrances, part.hindrances, of_index);
+        put(&mut self.silences, part.silences, of_index);
+        put(&mut self.alarms, part.alarms, of_service);
+        put(&mut self.coverage, part.coverage, of_service);
+        put(&mut self.next_ms, part.next_ms, of_service);
+    }
+
+    /// Says what hinders a backend, once.
+    pub fn hinder(&mut self, backend: u32, text: String) {
+        let said = self.hindrances.entry(backend).or_default();
+        if !said.contains(&text) {
+            said.push(text);
+        }
+    }
+
+    /// Adds alarms, each with its service.
+    pub fn alarm(&mut self, alarms: impl IntoIterator<Item = (String, String)>) {
+        for (service, text) in alarms {
+            self.alarms.entry(service).or_default().push(text);
+        }
+    }
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedRule {
+    /// The service whose counters it uses; none if it only says that rules with addresses exist.
+    pub service: Option<String>,
+    /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
+    pub fallback: u16,
+    /// What chooses a slot of its table.
+    pub affinity: Affinity,
+    /// Some of the `RULE_` flags.
+    pub flags: u16,
+    /// Its slot table; without one, clients are left to the kernel's own lookup. Rules with equal tables share one, also from one
+    /// plan to the next.
+    pub table: Option<Arc<PlannedTable>>,
+    /// The index of the one backend that may serve its clients, if there is one only, and the port that it listens on: its
+    /// newest listener is found by the kernel program, when it is in no table yet.
+    pub only: Option<(u32, u16)>,
+    /// Tables for clients of some networks, by version.
+    pub networks: BTreeMap<String, PlannedNetworks>,
+}
+
+impl PlannedRule {
+    /// What the options of a service say of its rules.
+    pub(super) fn of_options(options: &ServiceOptions) -> Self {
+        let fallback = match options.fallback {
+            Fallback::Refuse => FALLBACK_REFUSE,
+            Fallback::Pass => FALLBACK_PASS,
+        };
+        Self { fallback, affinity: options.affinity, ..Self::default() }
+    }
+}
+
+/// The decision of a service, as far as the kernel is to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlannedDecision {
+    /// [`crate::rollout::Decision::revision`].
+    pub revision: u32,
+    /// Clients of some networks have tables of their own.
+    pub has_networks: bool,
+}
+
+/// A table for clients of some networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedNetworks {
+    /// The networks; of the rule's family.
+    pub networks: BTreeSet<IpNet>,
+    /// The table.
+    pub table: Arc<PlannedTable>,
+}
+
+/// What a slot table is built from: sockets in the order of their cookies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PlannedTable {
+    /// Its members with their weights.
+    pub members: Vec<Member>,
+    /// Sockets that have no share, and serve in the instant in which every member is gone and we do not know it yet.
+    pub reserve: Vec<Member>,
+    /// Sockets that never serve here, while clients must not reach them by the kernel's own lookup either.
+    pub withheld: Vec<Member>,
+}
+
+impl PlannedTable {
+    /// Cookies of the sockets that it leads to.
+    pub fn cookies(&self) -> BTreeSet<u64> {
+        self.members.iter().chain(&self.reserve).map(|member| member.cookie).collect()
+    }
+}

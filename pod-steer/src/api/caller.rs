@@ -1,0 +1,80 @@
+//! The process at the other end of a connection to the API, to be acted upon.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use rustix::net::UCred;
+
+use crate::procs::{Process, ProcessId};
+
+/// The process that asks.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its pid, user and group when it connected.
+    pub cred: UCred,
+    /// A pidfd that the kernel gave for the connection (Linux 6.5): no other process can be meant.
+    pub pidfd: Option<OwnedFd>,
+    /// Without one, the process that had its pid when the connection was accepted.
+    pub accepted: Option<ProcessId>,
+}
+
+impl Peer {
+    /// Holds it. Without a pidfd the process that is found must be the one that had the pid when the connection was accepted, by its
+    /// start time, and must run as the user who connected. What is left is a process of that very user that has taken the pid of one
+    /// that ended between its `connect` and the daemon's `accept`.
+    pub fn hold(self) -> io::Result<Process> {
+        let pid = self.cred.pid.as_raw_nonzero().get();
+        if let Some(pidfd) = self.pidfd {
+            return Process::from_pidfd(pid, pidfd);
+        }
+        let ended = || io::Error::other(format!("process {pid} has ended"));
+        let process = Process::of(self.accepted.ok_or_else(ended)?)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let uid = effective_uid(&status).ok_or_else(|| io::Error::other(format!("/proc/{pid}/status has no user")))?;
+        if uid != self.cred.uid.as_raw() {
+            return Err(io::Error::other(format!("process {pid} runs as user {uid}, not as the one who connected")));
+        }
+        // What was read is of this process only if its pid is still its own.
+        process.uid()?;
+        Ok(process)
+    }
+}
+
+/// The second number after `Uid:`. The owner of `/proc/PID` is root for some programs, also if another user runs them.
+fn effective_uid(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{
+        fs::Uid,
+        process::{getegid, geteuid, getpid},
+    };
+
+    use super::*;
+    use crate::procs::process_id;
+
+    /// This process, as on a kernel that gives no pidfd.
+    fn peer(uid: Uid, accepted: Option<ProcessId>) -> Peer {
+        Peer { cred: UCred { pid: getpid(), uid, gid: getegid() }, pidfd: None, accepted }
+    }
+
+    #[test]
+    fn without_a_pidfd_the_start_time_and_the_user_are_compared() {
+        let own = process_id(getpid().as_raw_nonzero().get()).unwrap();
+        assert_eq!(peer(geteuid(), Some(own)).hold().unwrap().pid(), own.pid);
+        let later = ProcessId { start: own.start + 1, ..own };
+        let reused = peer(geteuid(), Some(later)).hold().unwrap_err().to_string();
+        assert!(reused.contains("has ended"), "{reused}");
+        let other = Uid::from_raw(geteuid().as_raw() + 1);
+        let moved = peer(other, Some(own)).hold().unwrap_err().to_string();
+        assert!(moved.contains("not as the one who connected"), "{moved}");
+        assert!(peer(geteuid(), None).hold().is_err(), "it had ended before it was accepted");
+    }
+
+    #[test]
+    fn the_effective_user_is_read() {
+        assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t6\t5\t5\n"), Some(0));
+        assert_eq!((effective_uid(""), effective_uid("Uid:\t1")), (None, None));
+    }
+}
