@@ -8,7 +8,11 @@ use std::{
 };
 
 /// Features of a later release as tests have it, which change the kernel programs: as cargo says that they are on, and their name.
-const LATER: [(&str, &str); 1] = [("CARGO_FEATURE_TEST_PROGRAM", "test-program")];
+const LATER: [(&str, &str); 3] = [
+    ("CARGO_FEATURE_TEST_PROGRAM", "test-program"),
+    ("CARGO_FEATURE_TEST_LAYOUT", "test-layout"),
+    ("CARGO_FEATURE_TEST_LAYOUT_MORE", "test-layout-more"),
+];
 
 fn main() {
     let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));

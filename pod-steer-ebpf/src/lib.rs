@@ -11,8 +11,17 @@ mod user;
 
 pub use contract::*;
 
-/// Version of this contract, kept in [`Meta`]. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 6;
+/// Version of this contract, kept in [`Meta`]. A daemon brings the pinned maps of an earlier version to its own (`kernel/layouts.rs`), and
+/// leaves those of a later one alone.
+pub const ABI_VERSION: u32 = 6 + IN_LATER as u32 + IN_MORE as u32;
+
+/// Whether this is the contract of a later release, as tests upgrade to it: some types have a field more, 64 bits at their end.
+const IN_LATER: bool = cfg!(feature = "test-layout");
+/// The same of the release after that one.
+const IN_MORE: bool = cfg!(feature = "test-layout-more");
+/// Bytes of such fields.
+const LATER: usize = 8 * IN_LATER as usize;
+const MORE: usize = 8 * IN_MORE as usize;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -28,7 +37,7 @@ pub const FAMILY_V6: u8 = 10;
 /// Most slot tables, and so most rules, at one time.
 pub const TABLES_MAX: u32 = 32_768;
 /// Most services at one time; one [`ServiceCounters`] each.
-pub const SERVICES_MAX: u32 = 16_384;
+pub const SERVICES_MAX: u32 = 16_384 << IN_MORE as u32;
 /// Most backends at one time unless the daemon asks for another number; one [`BackendCounters`] each.
 pub const BACKENDS_MAX_DEFAULT: u32 = 4_096;
 /// Most networks with a table of their own at one time, over all rules and both sides.
@@ -92,13 +101,13 @@ const _: () = {
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(core::mem::offset_of!(RuleKey, ifindex) == 28);
-    assert!(size_of::<Rule>() == 24);
+    assert!(size_of::<Rule>() == 24 + LATER);
     // A table is one of the values of a port, and none of those with a meaning of their own.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<ProbeKey>() == 32);
     assert!(size_of::<PortUser>() == 16);
-    assert!(size_of::<Slot>() == 16);
-    assert!(size_of::<SocketInfo>() == 56);
+    assert!(size_of::<Slot>() == 16 + MORE);
+    assert!(size_of::<SocketInfo>() == 56 + LATER);
     assert!(size_of::<SourceKey>() == 20);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
     assert!(core::mem::offset_of!(SocketInfo, port) == 32);
@@ -116,9 +125,9 @@ const _: () = {
     assert!(OWN_SOURCES.is_power_of_two());
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<NoteKey>() == 16);
-    assert!(size_of::<BackendCounters>() == 72);
+    assert!(size_of::<BackendCounters>() == 72 + LATER);
     assert!(size_of::<ServiceCounters>() == 96);
-    assert!(size_of::<Event>() == 72);
+    assert!(size_of::<Event>() == 72 + LATER);
     assert!(size_of::<ListenRate>() == 24);
     assert!(core::mem::offset_of!(Event, socket) == 16);
 };

@@ -138,6 +138,16 @@ pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT
 #[btf_map]
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { SERVICES_MAX as usize }> = PerCpuArray::new();
 
+/// What the counters of a backend had come to when they last began at zero, because their layout had changed. The daemon alone writes
+/// and reads it.
+#[btf_map]
+pub static BACKEND_TOTALS: HashMap<u32, BackendCounters, { BACKENDS_MAX_DEFAULT as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// The same of the counters of a service.
+#[btf_map]
+pub static SERVICE_TOTALS: HashMap<u32, ServiceCounters, { SERVICES_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
 /// Connections that changed their backend before they were accepted: their cookie and where they went. When it is full, a
 /// move is not counted; to forget one that was would leave both backends' counts wrong for ever.
 #[btf_map]

@@ -64,7 +64,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         && let Some(cookie) = newest
     {
         // A listener that was opened since the table was made, as by a server that reloads.
-        taken = heir.offer(&Slot { cookie, backend: from_backend, slots: 0 });
+        taken = heir.offer(&Slot::new(cookie, from_backend, 0));
     }
     if let Visit::TryNext = taken
         && nobody_serves

@@ -11,14 +11,17 @@ use crate::{
 /// A slot table: each entry is the bytes of a [`Slot`]. (Linux before 6.2 takes no inner map that lacks BTF, as those of
 /// the daemon do, where the one declared here has the BTF of a struct: `timer_off` then differs.) The largest array an
 /// inner map may be is not known to the verifier, and need not be.
-pub type Table = Array<[u64; 2], 2, { MMAPABLE | INNER_MAP }>;
+pub type Table = Array<[u64; WORDS], 2, { MMAPABLE | INNER_MAP }>;
 
+/// 64-bit words of a [`Slot`].
+const WORDS: usize = size_of::<Slot>() / size_of::<u64>();
 const MMAPABLE: usize = 1 << 10;
 const INNER_MAP: usize = 1 << 12;
 /// The golden section of 2^32.
 const GOLDEN: u64 = 0x9E37_79B9;
 
-const _: () = assert!(size_of::<Slot>() == size_of::<[u64; 2]>() && align_of::<Slot>() == align_of::<[u64; 2]>());
+const _: () =
+    assert!(size_of::<Slot>() == size_of::<[u64; WORDS]>() && align_of::<Slot>() == align_of::<[u64; WORDS]>());
 
 #[inline(always)]
 fn entry(table: &Table, index: u32) -> Option<&Slot> {

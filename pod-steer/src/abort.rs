@@ -16,12 +16,24 @@ pub enum Point {
     Built,
     /// The kernel follows it, and the old tables are there still.
     Switched,
+    /// The maps of a new layout are made.
+    MapsMade,
+    /// They are filled.
+    MapsFilled,
+    /// It is decided that they are to be used.
+    MapsReady,
     /// The programs of another build than the attached ones are loaded.
     ProgramsLoaded,
     /// Half of the links have their new program.
     HalfReplaced,
     /// All of them have it.
     Replaced,
+    /// What was written to the old maps meanwhile is in the new ones.
+    CarriedOver,
+    /// The old maps have given up their place.
+    HalfSwapped,
+    /// The new ones have it.
+    Swapped,
 }
 
 /// Read once.
@@ -37,6 +49,12 @@ fn parse(name: &str) -> Option<Point> {
         "programs-loaded" => Some(Point::ProgramsLoaded),
         "half-replaced" => Some(Point::HalfReplaced),
         "replaced" => Some(Point::Replaced),
+        "maps-made" => Some(Point::MapsMade),
+        "maps-filled" => Some(Point::MapsFilled),
+        "maps-ready" => Some(Point::MapsReady),
+        "carried-over" => Some(Point::CarriedOver),
+        "half-swapped" => Some(Point::HalfSwapped),
+        "swapped" => Some(Point::Swapped),
         _ => None,
     }
 }

@@ -186,7 +186,7 @@ pub fn same_slots(map: BorrowedFd<'_>, slots: &[Slot]) -> io::Result<bool> {
                 AtomicU32::from_ptr(&raw mut (*held).slots).load(Ordering::Relaxed),
             )
         };
-        Slot { cookie, backend, slots: of } == *slot
+        Slot::new(cookie, backend, of) == *slot
     };
     Ok(slots.iter().enumerate().all(same))
 }

@@ -18,6 +18,7 @@
 //! - [`bpf`], [`cgroup2`]: what the kernel holds; [`programs`]: BPF programs of the tests; [`sk_lookup`]: another program like ours;
 //!   [`mod@unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
+//! - [`upgrades`]: releases that take over from each other
 //! - [`refusals`]: system calls that fail for one process
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
 
@@ -56,4 +57,5 @@ pub mod status;
 pub mod systemd;
 pub mod tools;
 pub mod unit;
+pub mod upgrades;
 pub mod wait;

@@ -7,53 +7,16 @@ use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     check,
     daemon::Stage,
-    exec::{Backend, Exec},
-    load::{Load, Running},
     process::run,
-    report, require, tools, wait,
+    report, require, tools,
+    upgrades::{PROGRAM, choose, fails, goes_on, links, load, take_over, three},
+    wait,
 };
 use serde_json::Value;
 
-/// The release whose programs differ.
-const PROGRAM: &str = "test-program";
 const REPLACED: &str = "attached programs of another build were replaced";
 /// Links of three backends' cgroups and of one namespace.
 const LINKS: usize = 3 * 8 + 1;
-
-/// Three backends, of which one runs as another user.
-fn start(stage: &Stage) -> Result<Vec<Backend>> {
-    let exec = |name| Exec::new(name, "web", "80:8080", "0.0.0.0:8080");
-    let backends = [exec("web-1"), exec("web-2"), exec("web-3").user(1000)];
-    let backends = backends.into_iter().map(|exec| exec.start(stage)).collect::<Result<Vec<_>>>()?;
-    stage.daemon.wait_ready("web", 3)?;
-    Ok(backends)
-}
-
-fn load(stage: &Stage) -> Result<Running> {
-    let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
-    goes_on(&load)?;
-    Ok(load)
-}
-
-/// Clients are answered that come from now on.
-fn goes_on(load: &Running) -> Result<()> {
-    let answered = load.answered();
-    wait::until("clients to be answered", || (load.answered() > answered + 200).then_some(()))
-}
-
-/// Ids of the pinned links, and the id of each one's program.
-fn links(stage: &Stage) -> Result<BTreeMap<u64, u64>> {
-    // bpftool fails when any link of this kernel ends while it lists them.
-    let list: Vec<Value> = wait::until_ok("a list of all links", || {
-        let text = run(stage.host.command("bpftool")?.args(["--json", "--bpffs", "link", "list"]));
-        Ok(text.ok().and_then(|text| serde_json::from_str(&text).ok()))
-    })?;
-    let pinned = list.iter().filter(|link| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty()));
-    pinned
-        .map(|link| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?)))
-        .collect::<Option<_>>()
-        .context("a link has an id and a program")
-}
 
 /// The tag of each program that has a link, by its name.
 fn tags(stage: &Stage) -> Result<BTreeMap<String, String>> {
@@ -80,23 +43,17 @@ fn migrate_program(stage: &Stage) -> Result<u64> {
     found.next().map(|((_, id), _)| *id).context("the daemon has a migrate program")
 }
 
-fn kill_and_take_over_by(stage: &mut Stage, feature: Option<&str>) -> Result<()> {
-    stage.daemon.kill()?;
-    stage.daemon.conditions.program = feature.map(tools::later_release).transpose()?;
-    stage.daemon.restart()
-}
-
 #[test]
 fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
     let mut stage = Stage::without_engine()?;
-    let _backends = start(&stage)?;
+    let _backends = three(&stage)?;
     let load = load(&stage)?;
     let (mut before, mut tags_before) = (links(&stage)?, tags(&stage)?);
     ensure!(before.len() == LINKS, "{before:?}");
     for (upgrades, feature) in [Some(PROGRAM), None, Some(PROGRAM)].into_iter().enumerate() {
         let migrate = migrate_program(&stage)?;
-        kill_and_take_over_by(&mut stage, feature)?;
+        take_over(&mut stage, feature)?;
         let now = links(&stage)?;
         ensure!(now.keys().eq(before.keys()), "no link was made anew: {before:?} {now:?}");
         ensure!(now.iter().all(|(id, program)| before[id] != *program), "each has another program: {before:?} {now:?}");
@@ -114,7 +71,7 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
         goes_on(&load)?;
 
         // The same release once more has nothing to replace.
-        kill_and_take_over_by(&mut stage, feature)?;
+        take_over(&mut stage, feature)?;
         ensure!(links(&stage)? == now, "{}", stage.daemon.log_tail());
         ensure!(stage.daemon.log().matches(REPLACED).count() == said);
         goes_on(&load)?;
@@ -131,14 +88,14 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
 fn killed_at_each_step_of_replacing_programs() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
     let mut stage = Stage::without_engine()?;
-    let _backends = start(&stage)?;
+    let _backends = three(&stage)?;
     let load = load(&stage)?;
     let mut release = None;
     for (point, replaced) in [("programs-loaded", 0), ("half-replaced", LINKS.div_ceil(2)), ("replaced", LINKS)] {
         let before = links(&stage)?;
         release = if release.is_some() { None } else { Some(PROGRAM) };
         stage.daemon.kill()?;
-        stage.daemon.conditions.program = release.map(tools::later_release).transpose()?;
+        choose(&mut stage, release)?;
         stage.daemon.run_until_dead(point)?;
         let now = links(&stage)?;
         let other = now.iter().filter(|(id, program)| before[*id] != **program).count();
@@ -159,15 +116,14 @@ fn killed_at_each_step_of_replacing_programs() -> Result<()> {
 fn a_step_that_fails_leaves_the_former_programs() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
     let mut stage = Stage::without_engine()?;
-    let _backends = start(&stage)?;
+    let _backends = three(&stage)?;
     let load = load(&stage)?;
     let before = links(&stage)?;
     stage.daemon.kill()?;
-    stage.daemon.conditions.program = Some(tools::later_release(PROGRAM)?);
+    choose(&mut stage, Some(PROGRAM))?;
     for point in ["programs-loaded", "half-replaced", "replaced"] {
         stage.daemon.conditions.env = vec![("POD_STEER_FAIL_AT", point.to_owned())];
-        ensure!(stage.daemon.restart().is_err(), "{point} fails");
-        ensure!(stage.daemon.exit_code()? == Some(1), "{}", stage.daemon.log_tail());
+        fails(&mut stage, 1)?;
         ensure!(links(&stage)? == before, "{point}: the programs are the former ones");
         goes_on(&load)?;
     }

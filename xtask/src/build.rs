@@ -22,7 +22,7 @@ pub fn pod_steer(release: bool) -> Result<PathBuf> {
 }
 
 /// Later releases, as tests upgrade to them: features of `pod-steer`.
-const LATER_RELEASES: [&str; 1] = ["test-program"];
+const LATER_RELEASES: [&str; 3] = ["test-program", "test-layout", "test-layout-more"];
 
 /// Builds the later releases and returns the directory in which each has the name of its feature.
 pub fn later_releases() -> Result<PathBuf> {

@@ -47,6 +47,9 @@ pub struct Rule {
     pub client_bits_v4: u8,
     /// The same for an IPv6 client.
     pub client_bits_v6: u8,
+    /// Zero. Of a later release, as tests upgrade to it.
+    #[cfg(feature = "test-layout")]
+    pub later: u64,
 }
 
 /// No backend left: the client is refused.
@@ -169,13 +172,27 @@ pub struct Slot {
     pub backend: u32,
     /// In a slot: the number of slots of the table. In the header: the number of withheld sockets. Zero in every other entry.
     pub slots: u32,
+    /// Zero. Of a later release, as tests upgrade to it.
+    #[cfg(feature = "test-layout-more")]
+    pub later: u64,
 }
 
 impl Slot {
+    /// An entry of its three numbers.
+    pub const fn new(cookie: u64, backend: u32, slots: u32) -> Self {
+        Self {
+            cookie,
+            backend,
+            slots,
+            #[cfg(feature = "test-layout-more")]
+            later: 0,
+        }
+    }
+
     /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, `reserve` more that serve
     /// only while no member does, and `withheld` that never do.
     pub const fn header(slots: u32, members: u32, reserve: u32, withheld: u32) -> Self {
-        Self { cookie: (reserve as u64) << 32 | members as u64, backend: slots, slots: withheld }
+        Self::new((reserve as u64) << 32 | members as u64, slots, withheld)
     }
 
     /// Members and reserve of the table that this is the first entry of.

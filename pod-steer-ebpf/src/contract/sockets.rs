@@ -34,6 +34,9 @@ pub struct SocketInfo {
     pub users: [u32; 2],
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
     pub ifindex: u32,
+    /// Zero. Of a later release, as tests upgrade to it.
+    #[cfg(feature = "test-layout")]
+    pub later: u64,
 }
 
 impl SocketInfo {

@@ -29,6 +29,9 @@ pub struct BackendCounters {
     /// Connections of a closing listener for which the table had no live socket of the same reuseport group. The kernel
     /// then takes any other socket of the group, or resets them if there is none.
     pub not_moved: u64,
+    /// Zero. Of a later release, as tests upgrade to it.
+    #[cfg(feature = "test-layout")]
+    pub later: u64,
 }
 
 /// Counters of one service, kept per CPU: why a lookup did not end, or not at once, at a socket.

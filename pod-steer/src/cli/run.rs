@@ -10,7 +10,7 @@ use crate::{
         RunConfig,
         args::{LogFormat, RunArgs},
     },
-    daemon::{self, Reload, SetLogLevel},
+    daemon::{self, Reload, RunError, SetLogLevel},
     log_sink::LogSink,
 };
 
@@ -38,7 +38,10 @@ pub(super) fn run(args: RunArgs) -> Outcome {
         }
     };
     let runtime = daemon::runtime()?;
-    Ok(runtime.block_on(daemon::run(Reload::new(config, args, set_log_level)))?)
+    match runtime.block_on(daemon::run(Reload::new(config, args, set_log_level))) {
+        Err(RunError::Kernel(error)) if error.is_refusal() => Err(Failure::Input(crate::chain(&error))),
+        ended => Ok(ended?),
+    }
 }
 
 /// Sets the level of the log that a handle belongs to.

@@ -140,6 +140,8 @@ pub(crate) fn description(socket: &Socket) -> SocketInfo {
         v6only: socket.v6only.map_or(V6_UNKNOWN, v6only),
         users: [0; 2],
         ifindex: socket.ifindex,
+        #[cfg(feature = "test-layout")]
+        later: 0,
     }
 }
 

@@ -76,7 +76,7 @@ use crate::{
     api, bpffs, caps, cgroups,
     config::RunConfig,
     confine, doctor, engine,
-    kernel::{Kernel, Lock, LockError},
+    kernel::{Kernel, Lock, LockError, Opened},
     sys,
 };
 
@@ -174,11 +174,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     let (adopted, recovered) = (opened.adopted, opened.recovered.clone());
-    let replaced = &opened.replaced;
-    if !replaced.links.is_empty() {
-        let from: Vec<&str> = replaced.from.iter().map(String::as_str).collect();
-        info!(links = %replaced, from = from.join(", "), to = replaced.to, "attached programs of another build were replaced");
-    }
+    log_upgrade(&opened);
 
     store.keep_notes(opened.kernel.notes()?);
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
@@ -235,6 +231,24 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let _ = end_api.send(());
     let _ = timeout(ANSWERS_MAX, api).await;
     result
+}
+
+/// Logs what an earlier release has left and was replaced.
+fn log_upgrade(opened: &Opened) {
+    if let Some(migrated) = &opened.migrated {
+        let maps: Vec<&str> = migrated.maps.iter().copied().collect();
+        info!(
+            from = migrated.from,
+            to = migrated.to,
+            maps = maps.join(", "),
+            "the kernel state was brought to another layout"
+        );
+    }
+    let migrated = opened.migrated.iter().map(|migrated| &migrated.replaced);
+    for replaced in migrated.chain([&opened.replaced]).filter(|replaced| !replaced.links.is_empty()) {
+        let from: Vec<&str> = replaced.from.iter().map(String::as_str).collect();
+        info!(links = %replaced, from = from.join(", "), to = replaced.to, "attached programs of another build were replaced");
+    }
 }
 
 /// Tells systemd, if it started us, that what was there is known and steered.

@@ -42,6 +42,7 @@ impl Control {
         self.check_store();
         self.read_sockets();
         self.renew_migration();
+        self.kernel.add_late_counters();
         self.compare_holders();
         self.free_ports(true);
         self.survey();

@@ -175,6 +175,8 @@ impl Control {
             v6only: v6only(socket.v6only),
             users: hidden.users,
             ifindex: socket.ifindex,
+            #[cfg(feature = "test-layout")]
+            later: 0,
         };
         let registered = match self.kernel.register_socket(socket.cookie, &socket.fd, info) {
             Ok(registered) => registered,

@@ -9,11 +9,8 @@ use std::{
 
 use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index};
 
-use super::{Kernel, KernelError, Result, Settled, limits::limit};
-use crate::{
-    slots::slot_count,
-    world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule},
-};
+use super::{Kernel, KernelError, Result, Settled, limits::limit, ports::rule_of};
+use crate::world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule};
 
 /// A rule as it stands in the map, and what the tables that it leads to were built from.
 #[derive(Clone, Debug, Default)]
@@ -382,13 +379,4 @@ impl Kernel {
         (rule.table, rule.service) == (heirs.table, heirs.service)
             && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
     }
-}
-
-/// The rule as the kernel holds it.
-pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
-    let members = planned.table.as_ref().map_or(0, |table| table.members.len());
-    let (only, target) = planned.only.unwrap_or((NONE, 0));
-    let (client_bits_v4, client_bits_v6) = planned.affinity.client_bits();
-    let PlannedRule { fallback, flags, .. } = *planned;
-    Rule { table, service, fallback, flags, slots: slot_count(members), only, target, client_bits_v4, client_bits_v6 }
 }

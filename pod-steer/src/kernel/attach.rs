@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -162,7 +162,7 @@ impl Kernel {
     }
 
     pub(super) fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {
-        self.dir.join("cgroups").join(format!("{cgroup}-{index}"))
+        cgroup_pins(&self.dir, cgroup, index)
     }
 
     /// Makes the processes of a cgroup, and below it, those of the backend with this index.
@@ -206,18 +206,6 @@ impl Kernel {
         pin_link(link, pin)
     }
 
-    /// A program that cgroups have.
-    pub(super) fn program_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>> {
-        let failed = |source| KernelError::Program { name, source: Box::new(source) };
-        let fd = match self.programs.program(name) {
-            Some(Program::CgroupSockAddr(program)) => program.fd(),
-            Some(Program::CgroupSock(program)) => program.fd(),
-            Some(Program::SockOps(program)) => program.fd(),
-            _ => Err(ProgramError::UnexpectedProgramType),
-        };
-        Ok(fd.map_err(failed)?.as_fd())
-    }
-
     /// Every (cgroup id, backend index) that has links.
     pub fn attached_backends(&self) -> Vec<(u64, u32)> {
         attached(&self.dir)
@@ -238,7 +226,13 @@ impl Kernel {
     }
 }
 
-fn attached(dir: &Path) -> Vec<(u64, u32)> {
+/// Where the links of a backend's cgroup are pinned.
+pub(super) fn cgroup_pins(dir: &Path, cgroup: u64, index: u32) -> PathBuf {
+    dir.join("cgroups").join(format!("{cgroup}-{index}"))
+}
+
+/// Every (cgroup id, backend index) that has links pinned below `dir`.
+pub(super) fn attached(dir: &Path) -> Vec<(u64, u32)> {
     let parse = |name: &String| {
         let (cgroup, index) = name.split_once('-')?;
         Some((cgroup.parse().ok()?, index.parse().ok()?))

@@ -48,8 +48,24 @@ pub struct MapInfo {
     pub id: u32,
     /// Its name: the first 15 bytes of the one in the object.
     pub name: String,
+    /// Its type: `enum bpf_map_type`.
+    pub kind: u32,
+    /// The flags that it was made with.
+    pub flags: u32,
     /// Bytes of a key, bytes of a value, and entries.
     pub sizes: [u32; 3],
+}
+
+impl MapInfo {
+    /// Bytes of a key.
+    pub fn key_size(&self) -> usize {
+        self.sizes[0] as usize
+    }
+
+    /// Bytes of a value.
+    pub fn value_size(&self) -> usize {
+        self.sizes[1] as usize
+    }
 }
 
 /// Calls bpf(2). `attributes` is the part of `union bpf_attr` that the command reads; what it points to lives in the caller.
@@ -212,7 +228,7 @@ pub fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
     let mut raw = RawMap::default();
     info(map.as_fd(), &mut raw)?;
     let name = raw.name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
-    Ok(MapInfo { id: raw.id, name, sizes: [raw.key, raw.value, raw.entries] })
+    Ok(MapInfo { id: raw.id, name, kind: raw.kind, flags: raw.flags, sizes: [raw.key, raw.value, raw.entries] })
 }
 
 /// Replaces the program of a link. Whatever the link is attached to is at no time without a program.

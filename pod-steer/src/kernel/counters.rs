@@ -6,11 +6,11 @@ use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCou
 use super::{Kernel, KernelError, Result};
 
 macro_rules! sum {
-    ($doc:literal, $name:ident, $counters:ident { $($field:ident),+ $(,)? }) => {
+    ($doc:literal, $name:ident, $counters:ident { $($(#[$attribute:meta])* $field:ident),+ $(,)? }) => {
         #[doc = $doc]
         pub fn $name<'a>(cpus: impl IntoIterator<Item = &'a $counters>) -> $counters {
             cpus.into_iter().fold($counters::default(), |sum, cpu| $counters {
-                $($field: sum.$field.wrapping_add(cpu.$field)),+
+                $($(#[$attribute])* $field: sum.$field.wrapping_add(cpu.$field)),+
             })
         }
     };
@@ -29,6 +29,8 @@ sum!(
         moved_out_closed,
         moved_half_open,
         not_moved,
+        #[cfg(feature = "test-layout")]
+        later,
     }
 );
 sum!(
@@ -53,12 +55,19 @@ sum!(
 impl Kernel {
     /// Counters of the backend with this index; zero if they cannot be read.
     pub fn backend_counters(&self, index: u32) -> BackendCounters {
-        self.backend_counters.get(&index, 0).map(|cpus| sum_backend(cpus.iter())).unwrap_or_default()
+        let Ok(cpus) = self.backend_counters.get(&index, 0) else { return BackendCounters::default() };
+        sum_backend(cpus.iter().chain(&self.backend_totals.get(&index, 0).ok()))
     }
 
     /// Counters of the service with this index; zero if they cannot be read.
     pub fn service_counters(&self, index: u32) -> ServiceCounters {
-        self.service_counters.get(&index, 0).map(|cpus| sum_service(cpus.iter())).unwrap_or_default()
+        let Ok(cpus) = self.service_counters.get(&index, 0) else { return ServiceCounters::default() };
+        sum_service(cpus.iter().chain(&self.service_totals.get(&index, 0).ok()))
+    }
+
+    /// Adds what programs of an earlier layout, which are still attached to sockets, have counted. To be called by every resync.
+    pub fn add_late_counters(&mut self) {
+        self.late.add();
     }
 
     /// Events that were lost because the ring was full.
@@ -82,6 +91,7 @@ impl Kernel {
         let zero = PerCpuValues::try_from(vec![BackendCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
         self.backend_counters.set(index, zero, 0).map_err(failed())?;
+        let _ = self.backend_totals.remove(&index);
         self.socket_counts.reset(index)
     }
 
@@ -92,6 +102,7 @@ impl Kernel {
         let cpus = self.service_counters.get(&index, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
+        let _ = self.service_totals.remove(&index);
         self.service_counters.set(index, zero, 0).map_err(failed())
     }
 }

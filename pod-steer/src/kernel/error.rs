@@ -10,7 +10,7 @@ use aya::{
 };
 use pod_steer_ebpf::ABI_VERSION;
 
-use super::{Usage, limits::limit};
+use super::{Usage, layouts::OLDEST, limits::limit};
 
 /// An error of the steering state.
 #[derive(Debug, thiserror::Error)]
@@ -78,16 +78,39 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
-    /// State of another version.
+    /// State of a later version.
     #[error(
-        "`{}` holds the state of an incompatible version of pod-steer (contract {found}, this one has {ABI_VERSION}); \
-         end it with `pod-steer unload` and start again",
+        "`{}` holds the kernel state {found} of a newer pod-steer, and this one reads the states {OLDEST} to {ABI_VERSION}: start the \
+         newer one again, or end all steering with `pod-steer unload` and then start this one",
         dir.display()
     )]
-    OtherVersion {
+    NewerVersion {
         /// The directory of bpffs.
         dir: PathBuf,
-        /// The contract's version found there.
+        /// The version of the layout found there.
+        found: u32,
+    },
+    /// State of a version that is too old.
+    #[error(
+        "`{}` holds the kernel state {found} of an older pod-steer, and this one reads the states {OLDEST} to {ABI_VERSION}: start a \
+         release between them first, or end all steering with `pod-steer unload` and then start this one",
+        dir.display()
+    )]
+    OlderVersion {
+        /// The directory of bpffs.
+        dir: PathBuf,
+        /// The version of the layout found there.
+        found: u32,
+    },
+    /// A map that is of no release.
+    #[error(
+        "the map `{}` is not as any release has it in the kernel state {found}: end all steering with `pod-steer unload`, and start again",
+        pin.display()
+    )]
+    Unreadable {
+        /// Where it is pinned.
+        pin: PathBuf,
+        /// The version that its state is said to be of.
         found: u32,
     },
     /// No index is free.
@@ -115,6 +138,11 @@ impl KernelError {
     /// Whether it concerns nothing but the service that asked for more.
     pub fn is_quota(&self) -> bool {
         matches!(self, Self::Quota { .. })
+    }
+
+    /// Whether the state is one that this version cannot read. Nothing has been changed.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::NewerVersion { .. } | Self::OlderVersion { .. } | Self::Unreadable { .. })
     }
 
     /// For `map_err` on an operation on a map.

@@ -4,7 +4,7 @@
 //! Everything is pinned below one directory of bpffs, so traffic needs neither this process nor its restart:
 //!
 //! ```text
-//! DIR/maps/NAME              every map that all share
+//! DIR/maps/NAME              every map that all share; for `maps-new` and others beside it, see `migration`
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/ports/COOKIE           what each of its ports leads to
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 post_bind4 post_bind6 getsockname4 getsockname6 sock_create sockops
@@ -21,10 +21,14 @@ mod backend_ports;
 mod bpf;
 mod build_id;
 mod counters;
+mod elements;
 mod error;
+mod filling;
+mod layouts;
 pub mod limits;
 mod lock;
 mod migrate;
+mod migration;
 mod notes;
 mod object;
 mod own;
@@ -62,6 +66,7 @@ pub use counters::{sum_backend, sum_service};
 pub use error::KernelError;
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
+pub use migration::Migrated;
 pub use notes::Notes;
 pub use object::{ProbedProgram, TABLES, probe};
 pub use pins::{LinkFault, PinsCheck};
@@ -103,6 +108,10 @@ pub struct Kernel {
     hidden: SkStorage<MapData, Hidden>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
+    /// By index: what was counted before the counters last began at zero, because their layout had changed.
+    backend_totals: HashMap<MapData, u32, BackendCounters>,
+    service_totals: HashMap<MapData, u32, ServiceCounters>,
+    late: filling::LateCounters,
     events_lost: PerCpuArray<MapData, u64>,
     publisher: publish::Publisher,
     switches: switch::Switches,
@@ -137,6 +146,8 @@ pub struct Opened {
     pub recovered: Vec<&'static str>,
     /// Programs of another build that were attached.
     pub replaced: Replaced,
+    /// The state was of an earlier layout.
+    pub migrated: Option<Migrated>,
 }
 
 impl Kernel {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap as StdHashMap, HashSet},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
 };
 
@@ -21,6 +22,7 @@ use super::{
     backend_ports::BackendPorts,
     build_id::{Build, BuildMap},
     limits,
+    migration::{self, Brought},
     own::Own,
     pins::{self, Pins},
     ports::Rules,
@@ -28,13 +30,14 @@ use super::{
     quota::SocketCounts,
     sources::Sources,
     switch::Switches,
+    upgrade::Release,
     workers::Outer,
 };
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
-pub(super) const MAPS: [&str; 26] = [
+pub(super) const MAPS: [&str; 28] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -55,6 +58,8 @@ pub(super) const MAPS: [&str; 26] = [
     "HIDDEN",
     "BACKEND_COUNTERS",
     "SERVICE_COUNTERS",
+    "BACKEND_TOTALS",
+    "SERVICE_TOTALS",
     "MOVED",
     "EVENTS",
     "EVENTS_LOST",
@@ -81,6 +86,7 @@ const LOG_DECISIONS: u8 = 4;
 const LOG_NOTHING: u8 = 0;
 
 /// Constants and limits of one loading.
+#[derive(Clone, Copy)]
 pub(super) struct Constants {
     pub seed: u64,
     pub netns_cookie: u64,
@@ -103,6 +109,7 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
         .override_global("LISTENERS_MAX", &listeners_max, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
+        .map_max_entries("BACKEND_TOTALS", constants.backends_max)
         .map_max_entries("LISTEN_RATES", constants.backends_max)
         .map_max_entries("SOCKET_COUNTS", constants.backends_max + 1);
     for (map, entries) in limits::chosen().iter().filter(|(map, _)| MAPS.contains(&map.as_str())) {
@@ -138,6 +145,22 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>
     }
 }
 
+/// An instance with every program loaded that cgroups and sockets have.
+pub(super) fn programs(maps: &Path, constants: &Constants, build: &BuildMap) -> Result<Ebpf> {
+    let mut programs = instance(Some(maps), None, constants)?;
+    for name in PROGRAMS {
+        load(&mut programs, name, Some(build))?;
+    }
+    Ok(programs)
+}
+
+/// A loaded program of an instance.
+pub(super) fn program_fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>> {
+    let failed = |source| KernelError::Program { name, source: Box::new(source) };
+    let program = programs.program(name).ok_or_else(|| failed(ProgramError::UnexpectedProgramType))?;
+    Ok(program.fd().map_err(failed)?.as_fd())
+}
+
 /// What [`probe`] calls the replacing of a slot table.
 pub const TABLES: &str = "slot tables";
 
@@ -168,46 +191,27 @@ where
     map.and_then(T::try_from).map_err(KernelError::map("open", name))
 }
 
-/// Reads the state's description without changing anything; `None` if there is no state.
-fn meta(maps: &Path) -> Result<Option<Meta>> {
-    let path = maps.join("META");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let opened = MapData::from_pin(&path).and_then(|data| Array::<_, Meta>::try_from(Map::Array(data)));
-    let meta = opened.and_then(|map| map.get(&0, 0)).map_err(KernelError::map("read", "META"))?;
-    // All zero: its maker died before it wrote it, so nothing was ever steered by it.
-    Ok(Some(meta).filter(|meta| meta.abi != 0))
-}
-
 pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
     let maps = dir.join("maps");
-    let recovered = pins::recover_maps(dir)?;
-    let found = meta(&maps)?;
+    let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
+    let Brought { migrated, late, recovered } = migration::bring(dir, log_level)?;
+    let found = migration::meta(&maps)?;
     let adopted = found.is_some() || !recovered.is_empty();
-    let meta = match found {
-        Some(meta) if meta.abi != ABI_VERSION => {
-            return Err(KernelError::OtherVersion { dir: dir.to_owned(), found: meta.abi });
-        }
-        Some(meta) => meta,
-        None => Meta {
-            abi: ABI_VERSION,
-            // The counters are there still if only the description was lost.
-            backends_max: pins::entries(&maps.join("BACKEND_COUNTERS")).unwrap_or(backends_max),
-            seed: RandomState::new().build_hasher().finish(),
-        },
-    };
+    let meta = found.unwrap_or_else(|| Meta {
+        abi: ABI_VERSION,
+        // The counters are there still if only the description was lost.
+        backends_max: pins::entries(&maps.join("BACKEND_COUNTERS")).unwrap_or(backends_max),
+        seed: RandomState::new().build_hasher().finish(),
+    });
     // Not before it is known that what is there is ours.
     for made in [dir].into_iter().map(Path::to_owned).chain(pins::DIRS.map(|sub| dir.join(sub))) {
         fs::create_dir_all(&made).map_err(KernelError::io("make the directory", made))?;
     }
-    let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
     let build = BuildMap::make(Build::own(log_level))?;
-    let mut programs = instance(Some(&maps), None, &constants)?;
-    for name in PROGRAMS {
-        load(&mut programs, name, Some(&build))?;
-    }
+    let mut programs = programs(&maps, &constants, &build)?;
+    let release = Release { dir, maps: &maps, programs: &programs, build: &build, constants: &constants };
+    let replaced = release.outdated()?.replace(|| Ok(()))?;
     let mut meta_map: Array<MapData, Meta> = map(&mut programs, "META")?;
     meta_map.set(0, meta, 0).map_err(KernelError::map("write", "META"))?;
 
@@ -245,6 +249,9 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         hidden,
         backend_counters: map::<PerCpuArray<_, _>>(&mut programs, "BACKEND_COUNTERS")?,
         service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
+        late,
+        backend_totals: map(&mut programs, "BACKEND_TOTALS")?,
+        service_totals: map(&mut programs, "SERVICE_TOTALS")?,
         events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
         switches: Switches::new(map(&mut programs, "SWITCHES")?),
@@ -259,8 +266,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         own: Own::open(&mut programs)?,
         programs,
     };
-    let replaced = kernel.replace_programs()?;
-    let mut opened = Opened { kernel, events, logs: None, adopted, recovered, replaced };
+    let mut opened = Opened { kernel, events, logs: None, adopted, recovered, replaced, migrated };
     if log_decisions {
         opened.logs = aya_log::EbpfLogger::init(&mut opened.kernel.programs).ok();
     }

@@ -249,7 +249,7 @@ impl Kernel {
                 Err(_) => None,
                 Ok((_, info)) if info.target != cgroup.id => Some(LinkFault::Detached),
                 Ok((link, info)) if deep && !self.pins.suits(info.program, None).unwrap_or(true) => {
-                    let program = self.program_fd(name)?;
+                    let program = object::program_fd(&self.programs, name)?;
                     bpf::update_link(link.as_fd(), program.as_fd())
                         .map_err(KernelError::io("replace the program of the link", &path))?;
                     wrong.insert(pin);

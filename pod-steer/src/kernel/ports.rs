@@ -14,6 +14,7 @@ use pod_steer_ebpf::{
 };
 
 use super::{KernelError, Result, pins, tally::Tally};
+use crate::{slots::slot_count, world::PlannedRule};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
@@ -31,6 +32,27 @@ pub(super) struct Rules {
 /// Where the map of ports of a namespace is pinned.
 pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
     dir.join("ports").join(cookie.to_string())
+}
+
+/// The rule as the kernel holds it.
+pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
+    let members = planned.table.as_ref().map_or(0, |table| table.members.len());
+    let (only, target) = planned.only.unwrap_or((NONE, 0));
+    let (client_bits_v4, client_bits_v6) = planned.affinity.client_bits();
+    let PlannedRule { fallback, flags, .. } = *planned;
+    Rule {
+        table,
+        service,
+        fallback,
+        flags,
+        slots: slot_count(members),
+        only,
+        target,
+        client_bits_v4,
+        client_bits_v6,
+        #[cfg(feature = "test-layout")]
+        later: 0,
+    }
 }
 
 impl Rules {

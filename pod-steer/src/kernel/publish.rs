@@ -255,17 +255,21 @@ impl Made {
 
 /// Replaces a table once, in maps that nobody uses: a kernel may take every program and refuse this.
 pub(super) fn try_once(outer: &mut Outer) -> Result<()> {
-    let inner =
-        MapData::create(definition(EMPTY), "slots", None).map_err(KernelError::map("make a table for", "TABLES"))?;
+    let inner = unfilled(EMPTY)?;
     outer.set(0, &inner, 0).map_err(KernelError::map("publish a table in", "TABLES"))
 }
 
 /// A table of these entries, which nobody uses yet.
 fn table(entries: &[Slot]) -> Result<MapData> {
-    let inner = MapData::create(definition(entries.len() as u32), "slots", None)
-        .map_err(KernelError::map("make a table for", "TABLES"))?;
+    let inner = unfilled(entries.len() as u32)?;
     sys::write_slots(inner.fd().as_fd(), entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
     Ok(inner)
+}
+
+/// A table of so many entries, all zero.
+pub(super) fn unfilled(entries: u32) -> Result<MapData> {
+    let made = MapData::create(definition(entries), "slots", None);
+    made.map_err(KernelError::map("make a table for", "TABLES"))
 }
 
 /// An array that can be filled through memory and be replaced by one of another size (`BPF_F_INNER_MAP`, Linux 5.10).
@@ -282,7 +286,7 @@ fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
 fn entries(planned: &PlannedTable) -> Vec<Slot> {
     let table = slots::build(&planned.members);
     let count = table.slots.len() as u32;
-    let entry = |slots: u32, member: &slots::Member| Slot { cookie: member.cookie, backend: member.backend, slots };
+    let entry = |slots: u32, member: &slots::Member| Slot::new(member.cookie, member.backend, slots);
     let mut entries = Vec::with_capacity(
         2 + table.slots.len() + table.members.len() + planned.reserve.len() + planned.withheld.len(),
     );

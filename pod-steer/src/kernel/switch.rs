@@ -12,7 +12,8 @@ use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWIT
 
 use super::{
     Kernel, KernelError, Result, Settled,
-    apply::{Heirs, Published, rule_of},
+    apply::{Heirs, Published},
+    ports::rule_of,
 };
 use crate::{
     abort::{self, Point},

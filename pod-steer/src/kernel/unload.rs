@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::attach::names;
+use super::{attach::names, migration};
 
 /// What [`unload`] took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,13 +32,13 @@ pub fn unload(dir: &Path) -> io::Result<Unloaded> {
         fs::remove_dir(pins)?;
         done.cgroups += 1;
     }
-    for sub in ["ports", "maps"] {
+    for sub in ["ports", "maps"].into_iter().chain(migration::BESIDE) {
         for name in names(&dir.join(sub)) {
             fs::remove_file(dir.join(sub).join(name))?;
             done.maps += 1;
         }
     }
-    for sub in ["netns", "ports", "cgroups", "maps"] {
+    for sub in ["netns", "ports", "cgroups", "maps"].into_iter().chain(migration::BESIDE) {
         remove_dir(&dir.join(sub))?;
     }
     remove_dir(dir)?;

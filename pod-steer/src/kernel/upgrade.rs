@@ -12,11 +12,14 @@ use std::{
     rc::Rc,
 };
 
+use aya::Ebpf;
+
 use super::{
-    Kernel, KernelError, Result,
-    attach::{self, CGROUP_PROGRAMS, LOOKUP, names},
+    KernelError, Result,
+    attach::{self, CGROUP_PROGRAMS, LOOKUP, attached, cgroup_pins, names},
     bpf,
-    build_id::Build,
+    build_id::{Build, BuildMap},
+    object::{self, Constants},
     pins, ports,
 };
 use crate::{
@@ -101,14 +104,23 @@ impl Finder {
     }
 }
 
-impl Kernel {
-    /// Replaces the attached programs that are of another build. All are loaded before the first one is replaced; where one cannot be,
-    /// the former ones are attached again.
-    pub(super) fn replace_programs(&self) -> Result<Replaced> {
+/// The programs of this process, loaded to use the maps that are pinned in a directory.
+pub(super) struct Release<'a> {
+    pub dir: &'a Path,
+    pub maps: &'a Path,
+    pub programs: &'a Ebpf,
+    pub build: &'a BuildMap,
+    pub constants: &'a Constants,
+}
+
+impl Release<'_> {
+    /// Every link whose program is of another build, with the program that it is to have: all are loaded when this returns.
+    pub fn outdated(&self) -> Result<Outdated> {
         let own = self.build.build;
         let mut finder = Finder::default();
-        for cookie in self.namespaces() {
-            let pin = self.netns_pin(cookie);
+        for name in names(&self.dir.join("netns")) {
+            let Ok(cookie) = name.parse() else { continue };
+            let pin = self.dir.join("netns").join(name);
             if let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? {
                 let new = Rc::new(self.load_lookup(cookie)?);
                 finder.due.push(Due { name: LOOKUP, pin, old, new });
@@ -116,15 +128,14 @@ impl Kernel {
         }
         sys::shrink_memory();
         let mut loaded: HashMap<&'static str, Rc<OwnedFd>> = HashMap::new();
-        for (cgroup, index) in self.attached_backends() {
-            let pins = self.cgroup_pins(cgroup, index);
+        for pins in attached(self.dir).into_iter().map(|(cgroup, index)| cgroup_pins(self.dir, cgroup, index)) {
             for (name, pin, _) in CGROUP_PROGRAMS {
                 let pin = pins.join(pin);
                 let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? else { continue };
                 let new = match loaded.get(name) {
                     Some(new) => Rc::clone(new),
                     None => {
-                        let new = self.program_fd(name)?.try_clone_to_owned();
+                        let new = object::program_fd(self.programs, name)?.try_clone_to_owned();
                         Rc::new(new.map_err(KernelError::io("copy the descriptor of the program", name))?)
                     }
                 };
@@ -132,30 +143,43 @@ impl Kernel {
                 finder.due.push(Due { name, pin, old, new });
             }
         }
-        let replaced = replace_all(&finder.due).map(|links| Replaced { links, from: finder.from, to: own.to_string() });
-        if replaced.is_ok() {
-            self.detach_unknown_programs();
-        }
-        replaced
+        Ok(Outdated { dir: self.dir.to_owned(), due: finder.due, from: finder.from, to: own.to_string() })
     }
 
     /// The lookup program of a namespace that is attached already.
     fn load_lookup(&self, cookie: u64) -> Result<OwnedFd> {
         // The attached program has the map: no other program would read another one.
-        let _ = pins::recover_ports(&self.dir, cookie);
-        let ports = ports::pin(&self.dir, cookie);
-        attach::lookup_program(&self.dir.join("maps"), &ports, &self.constants(cookie), &self.build)
+        let _ = pins::recover_ports(self.dir, cookie);
+        let ports = ports::pin(self.dir, cookie);
+        let constants = Constants { netns_cookie: cookie, ..*self.constants };
+        attach::lookup_program(self.maps, &ports, &constants, self.build)
     }
+}
 
-    /// Detaches the programs of cgroups that this version does not have.
-    fn detach_unknown_programs(&self) {
-        for (cgroup, index) in self.attached_backends() {
-            let pins = self.cgroup_pins(cgroup, index);
-            let unknown = |name: &String| !CGROUP_PROGRAMS.iter().any(|(_, pin, _)| pin == name);
-            for pin in names(&pins).into_iter().filter(unknown).map(|name| pins.join(name)) {
-                if bpf::open(&pin).is_ok_and(|link| bpf::link_info(link).is_ok()) {
-                    let _ = fs::remove_file(pin);
-                }
+/// Links that are to have other programs.
+pub(super) struct Outdated {
+    dir: PathBuf,
+    due: Vec<Due>,
+    from: BTreeSet<String>,
+    to: String,
+}
+
+impl Outdated {
+    /// Replaces the programs of all links, and does what is to follow. Where either fails, the former programs are attached again.
+    pub fn replace(self, then: impl FnOnce() -> Result<()>) -> Result<Replaced> {
+        let links = replace_all(&self.due, then)?;
+        detach_unknown_programs(&self.dir);
+        Ok(Replaced { links, from: self.from, to: self.to })
+    }
+}
+
+/// Detaches the programs of cgroups that this version does not have.
+fn detach_unknown_programs(dir: &Path) {
+    for pins in attached(dir).into_iter().map(|(cgroup, index)| cgroup_pins(dir, cgroup, index)) {
+        let unknown = |name: &String| !CGROUP_PROGRAMS.iter().any(|(_, pin, _)| pin == name);
+        for pin in names(&pins).into_iter().filter(unknown).map(|name| pins.join(name)) {
+            if bpf::open(&pin).is_ok_and(|link| bpf::link_info(link).is_ok()) {
+                let _ = fs::remove_file(pin);
             }
         }
     }
@@ -166,25 +190,20 @@ fn unread(pin: &Path) -> impl FnOnce(io::Error) -> KernelError {
 }
 
 /// Replaces all, or none.
-fn replace_all(all: &[Due]) -> Result<BTreeMap<&'static str, usize>> {
+fn replace_all(all: &[Due], then: impl FnOnce() -> Result<()>) -> Result<BTreeMap<&'static str, usize>> {
     let mut links = BTreeMap::new();
-    let Some(last) = all.len().checked_sub(1) else { return Ok(links) };
+    let Some(last) = all.len().checked_sub(1) else { return then().map(|()| links) };
     let step = |point| abort::or_fail(point).map_err(KernelError::io("replace the programs of links in", "the kernel"));
     step(Point::ProgramsLoaded)?;
-    for (number, due) in all.iter().enumerate() {
-        let mut updated = due.update(due.new.as_fd());
-        if number == last / 2 {
-            updated = updated.and_then(|()| step(Point::HalfReplaced));
-        }
-        if number == last {
-            updated = updated.and_then(|()| step(Point::Replaced));
-        }
-        if let Err(error) = updated {
-            // A link that cannot have its former program again has one that uses the same maps.
-            all[..=number].iter().rev().for_each(|due| drop(due.update(due.old.as_fd())));
-            return Err(error);
-        }
+    let replaced = all.iter().enumerate().try_for_each(|(number, due)| {
+        due.update(due.new.as_fd())?;
         *links.entry(due.name).or_default() += 1;
+        if number == last / 2 { step(Point::HalfReplaced) } else { Ok(()) }
+    });
+    let replaced = replaced.and_then(|()| step(Point::Replaced)).and_then(|()| then());
+    if replaced.is_err() {
+        // A link that is not replaced yet has its former program already.
+        all.iter().rev().for_each(|due| drop(due.update(due.old.as_fd())));
     }
-    Ok(links)
+    replaced.map(|()| links)
 }

@@ -54,7 +54,8 @@ impl Tables {
         sys::inner_map(self.raw.fd().as_fd(), index)
     }
 
-    fn replace(&mut self, batch: &[(u32, Arc<MapData>)]) -> Outcome {
+    /// Puts tables in use, in this order.
+    pub fn replace(&mut self, batch: &[(u32, Arc<MapData>)]) -> Outcome {
         let (indices, fds): (Vec<u32>, Vec<u32>) =
             batch.iter().map(|(index, inner)| (*index, inner.fd().as_fd().as_raw_fd().cast_unsigned())).unzip();
         match batch {

@@ -1,0 +1,22 @@
+//! The changes of the later releases that tests upgrade to.
+
+use super::{Bytes, Step};
+
+/// The value has 64 bits more, which are zero.
+fn longer(key: Bytes, value: Bytes) -> Option<(Bytes, Bytes)> {
+    Some((key, [value, vec![0; 8]].concat()))
+}
+
+/// A ring is not filled.
+fn emptied(_: Bytes, _: Bytes) -> Option<(Bytes, Bytes)> {
+    None
+}
+
+pub(super) const STEPS: &[Step] = &[
+    Step { to: 7, map: "RULES", convert: longer },
+    Step { to: 7, map: "TABLE_RULES", convert: longer },
+    Step { to: 7, map: "SOCKETS", convert: longer },
+    Step { to: 7, map: "EVENTS", convert: emptied },
+    #[cfg(feature = "test-layout-more")]
+    Step { to: 8, map: "TABLES", convert: longer },
+];

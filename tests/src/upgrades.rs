@@ -1,0 +1,91 @@
+//! What tests of upgrades share: releases that take over from each other under load.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    daemon::{BPFFS, Stage},
+    exec::{Backend, Exec},
+    load::{Load, Running},
+    process::run,
+    tools, wait,
+};
+
+/// The release whose programs differ.
+pub const PROGRAM: &str = "test-program";
+/// The one in which the values of some maps are longer.
+pub const LAYOUT: &str = "test-layout";
+/// The one after that, with longer slots and room for more services.
+pub const LAYOUT_MORE: &str = "test-layout-more";
+
+/// Three backends of `web`, of which one runs as another user.
+pub fn three(stage: &Stage) -> Result<Vec<Backend>> {
+    let backends = [web("web-1"), web("web-2"), web("web-3").user(1000)];
+    let backends = backends.into_iter().map(|exec| exec.start(stage)).collect::<Result<Vec<_>>>()?;
+    stage.daemon.wait_ready("web", 3)?;
+    Ok(backends)
+}
+
+/// A backend of `web`.
+pub fn web(name: &str) -> Exec<'static> {
+    Exec::new(name, "web", "80:8080", "0.0.0.0:8080")
+}
+
+/// Clients of `web`, until they are stopped.
+pub fn load(stage: &Stage) -> Result<Running> {
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
+    goes_on(&load)?;
+    Ok(load)
+}
+
+/// Clients are answered that come from now on.
+pub fn goes_on(load: &Running) -> Result<()> {
+    let answered = load.answered();
+    wait::until("clients to be answered", || (load.answered() > answered + 200).then_some(()))
+}
+
+/// Ids of the pinned links, and the id of each one's program.
+pub fn links(stage: &Stage) -> Result<BTreeMap<u64, u64>> {
+    // bpftool fails when any link of this kernel ends while it lists them.
+    let list: Vec<Value> = wait::until_ok("a list of all links", || {
+        let text = run(stage.host.command("bpftool")?.args(["--json", "--bpffs", "link", "list"]));
+        Ok(text.ok().and_then(|text| serde_json::from_str(&text).ok()))
+    })?;
+    let pinned = list.iter().filter(|link| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty()));
+    pinned
+        .map(|link| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?)))
+        .collect::<Option<_>>()
+        .context("a link has an id and a program")
+}
+
+/// The next start is of this release: one by the name of its feature, or the one that is tested.
+pub fn choose(stage: &mut Stage, feature: Option<&str>) -> Result<()> {
+    stage.daemon.conditions.program = feature.map(tools::later_release).transpose()?;
+    Ok(())
+}
+
+/// The daemon is killed, and one of this release takes over.
+pub fn take_over(stage: &mut Stage, feature: Option<&str>) -> Result<()> {
+    stage.daemon.kill()?;
+    choose(stage, feature)?;
+    stage.daemon.restart()
+}
+
+/// A start that has to fail, with this exit code.
+pub fn fails(stage: &mut Stage, code: i32) -> Result<()> {
+    ensure!(stage.daemon.restart().is_err(), "it does not start\n{}", stage.daemon.log_tail());
+    let ended = stage.daemon.exit_code()?;
+    ensure!(ended == Some(code), "it ended with {ended:?}\n{}", stage.daemon.log_tail());
+    Ok(())
+}
+
+/// The directories of pins are those of a daemon that has nothing under way.
+pub fn no_residue(stage: &Stage) -> Result<()> {
+    let listed = run(stage.host.command("ls")?.arg(BPFFS))?;
+    let mut names: Vec<&str> = listed.split_whitespace().collect();
+    names.sort_unstable();
+    ensure!(names == ["cgroups", "maps", "netns", "ports"], "{names:?}\n{}", stage.daemon.log_tail());
+    Ok(())
+}
