@@ -193,6 +193,28 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
+    use crate::{
+        check::{CheckKind, CheckSpec},
+        duration,
+        weight::{WEIGHT_DEFAULT, WEIGHT_MAX},
+    };
+
+    #[test]
+    fn the_defaults_are_those_of_the_code() {
+        let check = CheckSpec::new(CheckKind::Tcp);
+        for (key, default) in [
+            ("health.interval", duration::show_ms(check.interval_ms)),
+            ("health.timeout", duration::show_ms(check.timeout_ms)),
+            ("health.healthy", check.healthy.to_string()),
+            ("health.unhealthy", check.unhealthy.to_string()),
+            ("weight", WEIGHT_DEFAULT.to_string()),
+        ] {
+            let declared = HEALTH.iter().chain(&OF_BACKEND).find(|declared| declared.key == key).expect(key);
+            assert_eq!(declared.default, format!("`{default}`"), "{key}");
+        }
+        let weight = OF_BACKEND.iter().find(|declared| declared.key == "weight").expect("it is declared");
+        assert!(weight.values.contains(&format!("`{WEIGHT_MAX}`")));
+    }
 
     #[test]
     fn the_page_in_docs_is_this_one() {
