@@ -1,4 +1,4 @@
-//! Every command of the README is run, as it stands there, block by block. What cannot be in a test (registries, `sudo`,
+//! Every command of the README and of its pages is run, as it stands there, block by block. What cannot be in a test (registries, `sudo`,
 //! paths of an installation) is put in its place and nothing else: an unknown command fails the test. While a recipe is
 //! carried out, clients come all the time, and none of them may be lost.
 
@@ -26,9 +26,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace")
 }
 
-/// The lines of the README's `sh` blocks, one list a block.
+/// The pages with commands.
+const PAGES: [&str; 2] = ["README.md", "docs/processes.md"];
+
+/// The lines of the pages' `sh` blocks, one list a block.
 fn blocks() -> Result<Vec<Vec<String>>> {
-    let text = fs::read_to_string(root().join("README.md"))?;
+    let pages = PAGES.map(|page| fs::read_to_string(root().join(page)));
+    let text = pages.into_iter().collect::<std::io::Result<Vec<String>>>()?.concat();
     let mut blocks = Vec::new();
     for block in text.split("```sh\n").skip(1) {
         // A command that goes on in the next line is one.

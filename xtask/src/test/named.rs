@@ -5,8 +5,8 @@ use std::path::Path;
 /// Ends of names that are files of this repository.
 const ENDS: [&str; 5] = [".rs", ".md", ".toml", ".yaml", ".service"];
 
-/// What a document names and nobody finds, each with its line. `files` are all there are, from the top of the repository.
-pub fn missing(document: &str, files: &[String]) -> Vec<(usize, String)> {
+/// What the document at `page` names and does not exist, each with its line. `files` are all there are, from the top of the repository.
+pub fn missing(page: &str, document: &str, files: &[String]) -> Vec<(usize, String)> {
     let mut missing = Vec::new();
     let mut in_block = false;
     for (number, line) in (1..).zip(document.lines()) {
@@ -14,7 +14,8 @@ pub fn missing(document: &str, files: &[String]) -> Vec<(usize, String)> {
             in_block = !in_block;
         } else if !in_block {
             let names = quoted(line).filter(|name| is_path(name)).flat_map(spelt_out);
-            let named = names.filter(|name| !exists(name, files)).chain(links(line).filter(|link| !leads(link, files)));
+            let named =
+                names.filter(|name| !exists(name, files)).chain(links(line).filter(|link| !leads(page, link, files)));
             missing.extend(named.map(|name| (number, name)));
         }
     }
@@ -59,9 +60,18 @@ fn exists(name: &str, files: &[String]) -> bool {
     files.iter().any(|file| Path::new(file).ancestors().any(ends))
 }
 
-/// Whether a link leads to a file or a folder; documents lie at the top.
-fn leads(link: &str, files: &[String]) -> bool {
-    files.iter().any(|file| Path::new(file).starts_with(link.trim_end_matches('/')))
+/// Whether a link of a page leads to a file or a folder.
+fn leads(page: &str, link: &str, files: &[String]) -> bool {
+    let mut target: Vec<&str> = page.split('/').collect();
+    target.pop();
+    for part in link.split('#').next().unwrap_or_default().trim_end_matches('/').split('/') {
+        match part {
+            ".." => drop(target.pop()),
+            part => target.push(part),
+        }
+    }
+    let target = target.join("/");
+    files.iter().any(|file| Path::new(file).starts_with(&target))
 }
 
 #[cfg(test)]
@@ -71,7 +81,7 @@ mod tests {
     const FILES: [&str; 3] = ["pod-steer/src/world/mod.rs", "pod-steer/src/slots.rs", "examples/compose.yaml"];
 
     fn found(document: &str) -> Vec<(usize, String)> {
-        missing(document, &FILES.map(str::to_owned))
+        missing("README.md", document, &FILES.map(str::to_owned))
     }
 
     #[test]
@@ -89,5 +99,12 @@ mod tests {
             "`slots.rs` and\n`world/plan.rs`, `lots.rs`, `pod-steer/src/{slots,gone}`\n[here](docs/gone.md)\n";
         let names = [(2, "world/plan.rs"), (2, "lots.rs"), (2, "pod-steer/src/gone"), (3, "docs/gone.md")];
         assert_eq!(found(document), names.map(|(line, name)| (line, name.to_owned())));
+    }
+
+    #[test]
+    fn links_begin_at_their_page() {
+        let document = "[example](../examples/compose.yaml#web), [gone](examples/compose.yaml)\n";
+        let found = missing("docs/page.md", document, &FILES.map(str::to_owned));
+        assert_eq!(found, [(1, "examples/compose.yaml".to_owned())]);
     }
 }

@@ -35,7 +35,7 @@ pub fn tidy() -> Result<()> {
         let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
         complaints.extend(complaints_about(name, &text).into_iter().map(|what| format!("{name}{what}")));
         if name.ends_with(".md") {
-            let missing = named::missing(&text, &files).into_iter();
+            let missing = named::missing(name, &text, &files).into_iter();
             complaints.extend(missing.map(|(line, what)| format!("{name}:{line}: there is no {what}")));
         }
         if name.ends_with(".rs") {
