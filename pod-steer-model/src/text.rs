@@ -102,7 +102,7 @@ pub fn shown(text: &str, chars_max: usize) -> String {
 }
 
 /// A stranger's text as a message shows it: in quotes, on one line, with what cannot be seen written out, and no
-/// longer than [`QUOTED_CHARS_MAX`].
+/// longer than `QUOTED_CHARS_MAX`.
 pub fn quoted(text: &str) -> String {
     let mut shown = String::from('"');
     let mut chars_left = QUOTED_CHARS_MAX;

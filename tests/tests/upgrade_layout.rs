@@ -16,6 +16,8 @@ use pod_steer_tests::{
 
 const MIGRATED: &str = "the kernel state was brought to another layout";
 
+const REPLACED: &str = "attached programs of another build were replaced";
+
 /// What a new listener or a stopped service is to its clients, `answered` or not.
 fn all(stage: &Stage, port: u16, name: Option<&str>) -> Result<()> {
     let tally = Load::to(([127, 0, 0, 1], port).into()).count(50).run(stage.host.net())?;
@@ -73,6 +75,9 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
         let answered = load.answered();
         wait::until("clients", || (load.answered() > answered + 400).then_some(()))?;
         ensure!(stage.daemon.status()?.backend("web", &name).opened > 0, "{release}: {name} is served");
+    }
+    for line in stage.daemon.log().lines().filter(|line| line.contains(MIGRATED) || line.contains(REPLACED)) {
+        report::figure("upgrade", line.split_once("INFO ").map_or(line, |(_, said)| said));
     }
     let tally = load.stop()?;
     report::figure("three upgrades in a row, two of them of the layout", &tally);

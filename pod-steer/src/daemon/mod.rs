@@ -241,13 +241,20 @@ fn log_upgrade(opened: &Opened) {
             from = migrated.from,
             to = migrated.to,
             maps = maps.join(", "),
+            took = ?migrated.took,
             "the kernel state was brought to another layout"
         );
     }
     let migrated = opened.migrated.iter().map(|migrated| &migrated.replaced);
     for replaced in migrated.chain([&opened.replaced]).filter(|replaced| !replaced.links.is_empty()) {
         let from: Vec<&str> = replaced.from.iter().map(String::as_str).collect();
-        info!(links = %replaced, from = from.join(", "), to = replaced.to, "attached programs of another build were replaced");
+        info!(
+            links = %replaced,
+            from = from.join(", "),
+            to = replaced.to,
+            took = ?replaced.took,
+            "attached programs of another build were replaced"
+        );
     }
 }
 

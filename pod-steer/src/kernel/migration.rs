@@ -17,6 +17,7 @@ use std::{
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use pod_steer_ebpf::{ABI_VERSION, Meta};
@@ -54,6 +55,8 @@ pub struct Migrated {
     pub maps: BTreeSet<&'static str>,
     /// The links that were switched.
     pub replaced: Replaced,
+    /// How long it has taken, with the loading of the programs.
+    pub took: Duration,
 }
 
 /// Reads the description of the state whose maps are pinned in a directory, whatever version it is of; `None` if there is no state.
@@ -124,6 +127,7 @@ fn migrate(
     log_level: u8,
 ) -> Result<(Migrated, LateCounters)> {
     let (maps, new, ready) = (dir.join(MAPS), dir.join(NEW), dir.join(READY));
+    let begun = Instant::now();
     let done = (|| {
         fs::create_dir(&new).map_err(KernelError::io("make the directory", &new))?;
         for name in names(&maps) {
@@ -153,7 +157,8 @@ fn migrate(
     match done {
         Ok((replaced, late)) => {
             swap(dir)?;
-            Ok((Migrated { from: found.abi, to: ABI_VERSION, maps: changed, replaced }, late))
+            let took = begun.elapsed();
+            Ok((Migrated { from: found.abi, to: ABI_VERSION, maps: changed, replaced, took }, late))
         }
         Err(error) => {
             // The links have their former programs, which use the former maps.
@@ -165,12 +170,12 @@ fn migrate(
 
 /// Finishes the migration of a daemon that has ended when all new maps were filled.
 fn finish(dir: &Path, ready: &Meta, log_level: u8) -> Result<(Migrated, LateCounters)> {
-    let (maps, new) = (dir.join(MAPS), dir.join(READY));
+    let (maps, new, begun) = (dir.join(MAPS), dir.join(READY), Instant::now());
     let Some(found) = meta(&maps)? else {
         // It has ended between the two renames.
         swap(dir)?;
-        let (maps, replaced) = (BTreeSet::new(), Replaced::default());
-        return Ok((Migrated { from: ready.abi, to: ready.abi, maps, replaced }, LateCounters::default()));
+        let (maps, replaced, took) = (BTreeSet::new(), Replaced::default(), begun.elapsed());
+        return Ok((Migrated { from: ready.abi, to: ready.abi, maps, replaced, took }, LateCounters::default()));
     };
     let changed = names(&new).into_iter().filter_map(|name| object::MAPS.into_iter().find(|map| *map == name));
     let id = |dir: &Path, name: &str| Elements::open(&dir.join(name)).map(|map| map.info.id).ok();
@@ -188,7 +193,8 @@ fn finish(dir: &Path, ready: &Meta, log_level: u8) -> Result<(Migrated, LateCoun
         Replaced::default()
     };
     swap(dir)?;
-    Ok((Migrated { from: found.abi, to: ready.abi, maps: changed, replaced }, filling.late()))
+    let took = begun.elapsed();
+    Ok((Migrated { from: found.abi, to: ready.abi, maps: changed, replaced, took }, filling.late()))
 }
 
 fn constants(found: &Meta, log_level: u8) -> Constants {

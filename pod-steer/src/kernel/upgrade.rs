@@ -10,6 +10,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use aya::Ebpf;
@@ -36,6 +37,8 @@ pub struct Replaced {
     pub from: BTreeSet<String>,
     /// The build that they are of now.
     pub to: String,
+    /// How long it has taken, with what is carried over to new maps.
+    pub took: Duration,
 }
 
 /// As a field of a line of the log: how many links of each program.
@@ -167,9 +170,11 @@ pub(super) struct Outdated {
 impl Outdated {
     /// Replaces the programs of all links, and does what is to follow. Where either fails, the former programs are attached again.
     pub fn replace(self, then: impl FnOnce() -> Result<()>) -> Result<Replaced> {
+        let begun = Instant::now();
         let links = replace_all(&self.due, then)?;
+        let took = begun.elapsed();
         detach_unknown_programs(&self.dir);
-        Ok(Replaced { links, from: self.from, to: self.to })
+        Ok(Replaced { links, from: self.from, to: self.to, took })
     }
 }
 
