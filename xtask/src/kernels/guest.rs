@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, users};
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, greedy, users};
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
@@ -37,10 +37,16 @@ pub struct Guest {
     /// This kernel is too old, and must be refused
     #[arg(long)]
     refused: bool,
+    /// Be a backend that opens and closes listeners on this port without end
+    #[arg(long)]
+    open_and_close: Option<u16>,
 }
 
 /// The task that `kernels` starts in the machine. It does not return: without its first process a kernel panics.
 pub fn guest(guest: &Guest) -> Result<ExitCode> {
+    if let Some(port) = guest.open_and_close {
+        match greedy::open_and_close(port)? {}
+    }
     let played = settle().and_then(|()| if guest.refused { refusal() } else { play() });
     match played {
         Ok(()) => println!("{VERDICT}ok"),
@@ -146,6 +152,7 @@ fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
         stage.kill(name)?;
     }
     users::play(stage)?;
+    greedy::play(stage)?;
     stage.unload()?;
     if Path::new(CGROUPS).exists() {
         bail!("`pod-steer unload` left {CGROUPS}");

@@ -4,6 +4,7 @@
 //! `target/kernels`. No part of `cargo xtask test`: it needs Debian's archive, and minutes.
 
 mod archive;
+mod greedy;
 mod guest;
 mod image;
 mod users;

@@ -27,11 +27,11 @@ pub fn play(stage: &Stage) -> Result<()> {
     let mut servers = Vec::new();
     for (name, before) in [("of-root", &[][..]), ("of-user", &as_user[..])] {
         servers.push(start(stage, name, before)?);
-        wait_until(&format!("{name} answers"), || Ok(ask().ok().filter(|answer| answer == name)))?;
+        wait_until(&format!("{name} answers"), || Ok(ask(PORTS.0).ok().filter(|answer| answer == name)))?;
     }
     let mut answers = BTreeMap::<String, u32>::new();
     for _ in 0..REQUESTS {
-        *answers.entry(ask()?).or_default() += 1;
+        *answers.entry(ask(PORTS.0)?).or_default() += 1;
     }
     for mut server in servers {
         server.kill().and_then(|()| server.wait()).context("cannot end a server")?;
@@ -55,9 +55,9 @@ fn start(stage: &Stage, name: &str, before: &[&str]) -> Result<Child> {
     exec.args(["--name", name, "--listen", &listen]).spawn().with_context(|| format!("cannot start {name}"))
 }
 
-/// The name of the server that answers.
-fn ask() -> Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORTS.0))?;
+/// The name of the server that answers on a port.
+pub fn ask(port: u16) -> Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
