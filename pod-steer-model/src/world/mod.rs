@@ -227,9 +227,9 @@ impl World {
         let Self { last_serving, options, .. } = self;
         last_serving.retain(|service, _| options.contains_key(service));
         last_serving.extend(serving);
-        self.claimed.retain(|key, _| !scope.has_port(key.port));
+        self.claimed.retain(|key, _| !scope.has_rule(key));
         self.claimed.extend(claimed);
-        self.left.retain(|key, _| !scope.has_port(key.port));
+        self.left.retain(|key, _| !scope.has_rule(key));
         self.left.extend(left);
         let facts = Facts::new(self, scope);
         // It depends on when each became ready.
@@ -245,6 +245,14 @@ impl World {
     /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.
     pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
         claims::some_are_free(self, netns_cookie, &spec.ports)
+    }
+
+    /// A listener of a namespace is managed now. True if it was noted as one that is not.
+    pub fn no_longer_foreign(&mut self, netns_cookie: u64, cookie: u64) -> bool {
+        let Some(listeners) = self.foreign.get_mut(&netns_cookie) else { return false };
+        let before = listeners.len();
+        listeners.retain(|listener| listener.cookie != Some(cookie));
+        listeners.len() != before
     }
 
     /// Notes which listeners of a namespace are not managed. True if that has changed.

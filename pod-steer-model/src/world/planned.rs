@@ -92,7 +92,7 @@ impl Plan {
         }
         let of_service = |service: &String| scope.has_service(service);
         let of_index = |index: &u32| scope.has_index(*index);
-        put(&mut self.rules, part.rules, |key| scope.has_port(key.port));
+        put(&mut self.rules, part.rules, |key| scope.has_rule(key));
         put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(block.backend));
         put(&mut self.own_ports, part.own_ports, |block| scope.has_index(block.backend));
         put(&mut self.decisions, part.decisions, of_service);

@@ -49,8 +49,8 @@ impl Changed {
 /// What a service had to do with when it was planned.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Footprint {
-    /// In ascending order.
-    ports: Vec<u16>,
+    /// In ascending order, with the cookie of the namespace of each.
+    ports: Vec<(u64, u16)>,
     indices: Vec<u32>,
 }
 
@@ -63,7 +63,8 @@ pub(super) struct Scope {
 #[derive(Default)]
 struct Parts {
     services: BTreeSet<String>,
-    ports: PortSet,
+    /// By the cookie of the namespace.
+    ports: BTreeMap<u64, PortSet>,
     indices: BTreeSet<u32>,
 }
 
@@ -72,9 +73,10 @@ impl Scope {
     pub fn of(world: &World, changed: &Changed) -> Self {
         let Changed::Services(services) = changed else { return Self { parts: None } };
         let mut parts = Parts::default();
-        services.iter().for_each(|service| parts.add(world, service));
-        while let Some(service) = parts.next_neighbour(world) {
-            parts.add(world, &service);
+        let mut more = services.clone();
+        while !more.is_empty() {
+            parts.add(world, &more);
+            more = parts.neighbours(world);
         }
         Self { parts: Some(parts) }
     }
@@ -83,8 +85,8 @@ impl Scope {
         self.parts.as_ref().is_none_or(|parts| parts.services.contains(service))
     }
 
-    pub fn has_port(&self, port: u16) -> bool {
-        self.parts.as_ref().is_none_or(|parts| parts.ports.has(port))
+    pub fn has_rule(&self, key: &RuleKey) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.has(key.netns_cookie, key.port))
     }
 
     pub fn has_index(&self, backend: u32) -> bool {
@@ -93,44 +95,64 @@ impl Scope {
 }
 
 impl Parts {
-    fn add(&mut self, world: &World, service: &str) {
-        self.services.insert(service.to_owned());
-        if let Some(Footprint { ports, indices }) = world.footprints.get(service) {
-            ports.iter().for_each(|port| self.ports.insert(*port));
+    fn has(&self, netns_cookie: u64, port: u16) -> bool {
+        self.ports.get(&netns_cookie).is_some_and(|ports| ports.has(port))
+    }
+
+    fn insert(&mut self, netns_cookie: u64, port: u16) {
+        self.ports.entry(netns_cookie).or_default().insert(port);
+    }
+
+    fn add(&mut self, world: &World, services: &BTreeSet<String>) {
+        for service in services {
+            let Some(Footprint { ports, indices }) = world.footprints.get(service) else { continue };
+            ports.iter().for_each(|(netns_cookie, port)| self.insert(*netns_cookie, *port));
             self.indices.extend(indices);
         }
+        self.services.extend(services.iter().cloned());
         for backend in world.backends.values() {
-            if backend.spec.service == service {
-                backend.spec.ports.iter().for_each(|map| self.ports.insert(map.port));
+            if services.contains(&backend.spec.service) {
+                declared(backend).for_each(|(netns_cookie, port)| self.insert(netns_cookie, port));
                 self.indices.insert(backend.index);
-            } else if self.indices.contains(&backend.index) && !self.services.contains(&backend.spec.service) {
-                // It was one of a backend that has ended.
+            } else if !self.services.contains(&backend.spec.service) {
+                // It may have been one of a backend that has ended.
                 self.indices.remove(&backend.index);
             }
         }
-        for socket in world.sockets.values().filter(|socket| self.indices.contains(&socket.backend)) {
-            socket.hidden_port.into_iter().for_each(|port| self.ports.insert(port));
+        let others = world.lingering.iter().filter(|(_, lingering)| !self.services.contains(&lingering.service));
+        for (index, _) in others {
+            self.indices.remove(index);
         }
-        let claimed = world.claimed.iter().filter(|(_, claimed)| claimed.service == service);
-        claimed.for_each(|(key, _)| self.ports.insert(key.port));
+        for socket in world.sockets.values() {
+            if let Some(port) = socket.hidden_port.filter(|_| self.indices.contains(&socket.backend)) {
+                self.insert(socket.netns_cookie, port);
+            }
+        }
+        for (key, _) in world.claimed.iter().filter(|(_, claimed)| services.contains(&claimed.service)) {
+            self.insert(key.netns_cookie, key.port);
+        }
     }
 
-    /// Another service that meets these at a port.
-    fn next_neighbour(&self, world: &World) -> Option<String> {
-        let is_new = |service: &&String| !self.services.contains(*service);
-        let declared =
-            world.backends.values().filter(|backend| backend.spec.ports.iter().any(|map| self.ports.has(map.port)));
+    /// The other services that meet these at a port.
+    fn neighbours(&self, world: &World) -> BTreeSet<String> {
+        let meets = |(netns_cookie, port): (u64, u16)| self.has(netns_cookie, port);
+        let declared = world.backends.values().filter(|backend| declared(backend).any(meets));
         let declared = declared.map(|backend| &backend.spec.service);
-        let hidden =
-            world.sockets.values().filter(|socket| socket.hidden_port.is_some_and(|port| self.ports.has(port)));
+        let hidden = world.sockets.values();
+        let hidden = hidden.filter(|socket| socket.hidden_port.is_some_and(|port| meets((socket.netns_cookie, port))));
         let hidden = hidden.filter_map(|socket| Some(&world.by_index(socket.backend)?.spec.service));
-        let claimed =
-            world.claimed.iter().filter(|(key, _)| self.ports.has(key.port)).map(|(_, claimed)| &claimed.service);
-        let before =
-            world.footprints.iter().filter(|(_, before)| before.ports.iter().any(|port| self.ports.has(*port)));
+        let claimed = world.claimed.iter().filter(|(key, _)| meets((key.netns_cookie, key.port)));
+        let claimed = claimed.map(|(_, claimed)| &claimed.service);
+        let before = world.footprints.iter().filter(|(_, before)| before.ports.iter().copied().any(meets));
         let before = before.map(|(service, _)| service);
-        declared.chain(hidden).chain(claimed).chain(before).find(is_new).cloned()
+        let all = declared.chain(hidden).chain(claimed).chain(before);
+        all.filter(|service| !self.services.contains(*service)).cloned().collect()
     }
+}
+
+/// The ports that a backend would claim for its service; none before its namespace is known.
+fn declared(backend: &Backend) -> impl Iterator<Item = (u64, u16)> {
+    backend.netns.into_iter().flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.port)))
 }
 
 /// The part of the world that belongs to a scope.
@@ -152,7 +174,7 @@ impl<'a> Facts<'a> {
     pub fn new(world: &'a World, scope: &Scope) -> Self {
         let backends = world.backends.values().filter(|backend| scope.has_service(&backend.spec.service));
         let sockets = world.sockets.iter().filter(|(_, socket)| scope.has_index(socket.backend));
-        let claimed = world.claimed.iter().filter(|(key, _)| scope.has_port(key.port));
+        let claimed = world.claimed.iter().filter(|(key, _)| scope.has_rule(key));
         let lingering = world.lingering.iter().filter(|(_, lingering)| scope.has_service(&lingering.service));
         let mut refused = world.refused_sockets();
         refused.retain(|_, (backend, _)| scope.has_index(*backend));
@@ -186,17 +208,17 @@ impl World {
         let mut names: BTreeMap<u32, &str> = BTreeMap::new();
         for backend in backends {
             let own = now.entry(backend.spec.service.clone()).or_default();
-            own.ports.extend(backend.spec.ports.iter().map(|map| map.port));
+            own.ports.extend(declared(backend));
             own.indices.push(backend.index);
             names.insert(backend.index, &backend.spec.service);
         }
         for (_, socket) in sockets {
             if let Some((port, service)) = socket.hidden_port.zip(names.get(&socket.backend)) {
-                now.entry((*service).to_owned()).or_default().ports.push(port);
+                now.entry((*service).to_owned()).or_default().ports.push((socket.netns_cookie, port));
             }
         }
         for (key, claimed) in claimed {
-            now.entry(claimed.service.clone()).or_default().ports.push(key.port);
+            now.entry(claimed.service.clone()).or_default().ports.push((key.netns_cookie, key.port));
         }
         for (index, lingering) in lingering {
             now.entry(lingering.service.clone()).or_default().indices.push(*index);

@@ -260,7 +260,9 @@ impl Control {
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
         self.written_off.remove(&index);
         // Its programs have been detached, so nothing is counted there any more.
-        self.world.lingering.remove(&index);
+        if let Some(former) = self.world.lingering.remove(&index) {
+            self.touch_service(&former.service);
+        }
         Ok(index)
     }
 

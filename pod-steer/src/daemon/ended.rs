@@ -43,6 +43,7 @@ impl Control {
             let live = self.kernel.listening_in_turn();
             let closed: Vec<u64> = own.into_iter().filter(|cookie| !live.contains(cookie)).collect();
             closed.into_iter().for_each(|cookie| self.forget_socket(cookie));
+            self.touch_backend(index);
         }
         let left = self.world.sockets.values().any(|socket| socket.backend == index);
         // A process that was not started by us may have been replaced by one that has a listener of its own.

@@ -90,7 +90,10 @@ fn unchanged(service: &str, order: Order, who: String, decision: &Decision, mess
 
 impl Control {
     pub(super) fn order(&mut self, ask: OrderAsk) {
-        // What has happened until now counts.
+        // What has happened until now counts, also what waits for its turn.
+        if self.pace.hurry(&ask.service) {
+            self.touch_service(&ask.service);
+        }
         self.converge();
         match self.carry_out(&ask.service, ask.order, ask.who) {
             Ok(operation) => self.answer_order(operation, ask.answer),

@@ -68,6 +68,15 @@ impl Pace {
         due
     }
 
+    /// A service is to be planned now, whatever it has taken: whether it has waited.
+    pub fn hurry(&mut self, service: &str) -> bool {
+        let has_waited = self.waiting.remove(service).is_some();
+        if has_waited {
+            self.changed.insert(service.to_owned());
+        }
+        has_waited
+    }
+
     /// What has changed is planned, which took so long: the services share it because of which that was done. Those that waited need not
     /// if they were planned with them.
     pub fn planned(&mut self, changed: &Changed, took: Duration, now: Instant) {
@@ -145,6 +154,9 @@ mod tests {
         assert!(pace.changed("other", now));
         pace.planned(&of("other"), MS, now);
         assert!(pace.due().is_some(), "it has nothing to do with the other");
+        assert!(!pace.hurry("other") && pace.hurry("quiet") && pace.due().is_none(), "an order does not wait");
+        pace.planned(&of("quiet"), Duration::ZERO, now);
+        assert!(!pace.changed("quiet", now));
         // What waits is planned with a change that concerns all, at its cost.
         pace.planned(&Changed::All, MS, now);
         assert_eq!(pace.due(), None);

@@ -47,6 +47,7 @@ impl Control {
                 if holder.is_some_and(|holder| holder != info.backend) {
                     // It was handed over: a search finds the process that made it listen again.
                     self.drop_socket(event.cookie);
+                    self.touch_service(&service);
                     return self.holders.look_at(info.netns_cookie);
                 }
                 self.clear_no_place(info.backend);
@@ -195,8 +196,14 @@ impl Control {
             // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
             self.note_unshared(index, info.port, error.into());
         }
-        // It may have been another backend's.
-        self.drop_socket(socket.cookie);
+        // It may have been another backend's, of another service even.
+        if let Some(former) = self.world.sockets.get(&socket.cookie).map(|socket| socket.backend) {
+            self.drop_socket(socket.cookie);
+            self.touch_backend(former);
+        }
+        if self.world.no_longer_foreign(info.netns_cookie, socket.cookie) {
+            self.touch();
+        }
         self.holders.seats.insert(socket.cookie, socket.seat);
         self.holders.silent.insert(socket.cookie);
         self.holders.refused.remove(&socket.cookie);

@@ -136,6 +136,31 @@ fn services_that_do_not_meet_are_left_as_they_are() {
 }
 
 #[test]
+fn services_of_other_namespaces_do_not_meet() {
+    let other = crate::namespace::Netns { cookie: 99, ..HOST };
+    let pod = |index, service| Backend { netns: Some(other), ..backend(index, service, "80") };
+    let backends = [backend(0, "web", "80"), pod(1, "pod"), pod(2, "sidecar"), backend(3, "api", "80-90")];
+    let world = world(backends, []);
+    let scope = Scope::of(&world, &of("pod"));
+    assert_eq!(["web", "pod", "sidecar", "api"].map(|service| scope.has_service(service)), [false, true, true, false]);
+}
+
+#[test]
+fn what_lingers_of_another_service_stays() {
+    let mut world = world([backend(0, "web", "80"), backend(3, "api", "90")], []);
+    let mut plan = world.plan();
+    // The index was the first one's before it was the other's.
+    let lingering = |service: &str, port| Lingering { service: service.to_owned(), ports: BTreeSet::from([port]) };
+    world.backends.remove("id0");
+    world.lingering.insert(0, lingering("web", 80));
+    world.replan(&of("web"), &mut plan);
+    world.lingering.insert(0, lingering("api", 500));
+    world.replan(&of("api"), &mut plan);
+    world.replan(&of("web"), &mut plan);
+    assert!(plan.managed_ports.keys().any(|block| (block.backend, block.block) == (0, 500 / 64)));
+}
+
+#[test]
 fn a_port_that_was_given_up_concerns_the_next_one() {
     let backends = [backend(0, "web", "80"), backend(1, "api", "80")];
     let mut world = world(backends, [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
