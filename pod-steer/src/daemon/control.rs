@@ -268,7 +268,7 @@ impl Control {
                     self.keep_pause();
                     self.watch_holders();
                 }
-                () = sleep(due_in) => self.touch_if_due(),
+                () = sleep(due_in) => {}
                 _ = hangups.recv() => self.reload(),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
@@ -279,6 +279,8 @@ impl Control {
                     return Ok(());
                 }
             }
+            // Each turn: while inputs keep coming, the sleep above never ends.
+            self.touch_if_due();
             self.converge();
             self.inspect_due();
             self.look_for_holders();

@@ -36,20 +36,23 @@ impl Control {
     /// the map of ports that was there when it was loaded.
     pub(super) fn leave_namespaces(&mut self, plan: &Plan) {
         let planned = plan.namespaces();
+        let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
+        let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
         for cookie in self.kernel.known_namespaces() {
             if !planned.contains(&cookie) && !self.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
                 if let Some((netns, _)) = self.seen_namespaces.remove(&cookie) {
                     self.conditions.clear(NAMESPACE, &namespace_subject(netns));
                 }
-                self.world.foreign.remove(&cookie);
+                // A backend that lives there must not claim the port of a listener that was forgotten.
+                if !alive.contains(&cookie) {
+                    self.world.foreign.remove(&cookie);
+                }
                 self.world.steered.remove(&cookie);
                 self.world.repairing.remove(&cookie);
             }
         }
-        // Whoever holds a namespace's descriptor keeps it from ending.
-        let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
-        let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        // A descriptor that is kept open keeps its namespace from ending.
         self.seen_namespaces.retain(|cookie, _| alive.contains(cookie) || planned.contains(cookie));
     }
 
