@@ -83,9 +83,10 @@ fn python(stage: &Stage, service: &str, ports: &str, program: &str) -> Result<Pr
     stage.host.start(service, command.args(["python3", "-u", "-c", program]))
 }
 
-/// The problems of the one backend of a service.
+/// The problems of the one backend of a service; none before it is there.
 fn problems(status: &Status, service: &str) -> Vec<String> {
-    status.backend(service, &format!("{service}-1")).problems.clone()
+    let backends = status.service(service).into_iter().flat_map(|service| &service.backends);
+    backends.flat_map(|backend| backend.problems.clone()).collect()
 }
 
 #[test]
