@@ -5,6 +5,7 @@ mod accept_queues;
 mod adopt;
 mod allowed_images;
 mod allowed_users;
+mod asks;
 mod backends;
 mod beside;
 mod changed;
