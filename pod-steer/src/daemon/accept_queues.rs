@@ -16,7 +16,7 @@ const NAMESPACES_AT_ONCE: usize = 8;
 /// After a look the next one waits so many times as long as that took: with tens of thousands of listeners it takes a while.
 const REST: u32 = 100;
 /// It waits no longer, however long that took: other programs may have kept it from running.
-const REST_MAX: Duration = Duration::from_secs(10);
+const REST_MAX: Duration = Duration::from_secs(3);
 /// Looks in a row that find a queue full before it is a condition: a burst fills one for a moment.
 const LOOKS: u32 = 2;
 
