@@ -3,7 +3,7 @@
 /// How many cores the machine has that the aims are for. With others clients and servers share them differently.
 pub const CORES: &str = "2";
 
-/// A MiB of slab over 10,000 connections: the kernel takes and gives back as much by itself.
+/// A MiB of slab over 10,000 connections: the kernel takes and gives back as much without any connection.
 pub const IDLE_RESOLUTION_B: f64 = 105.0;
 
 /// One aim: a figure, or a figure divided by another row's, within a bound.

@@ -242,7 +242,7 @@ impl World {
         (part, news)
     }
 
-    /// Whether it matters who listens in a namespace: a backend has a port that nobody has claimed yet.
+    /// Whether it matters who listens in a namespace: a backend has a port that no service has claimed yet.
     pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
         claims::some_are_free(self, netns_cookie, &spec.ports)
     }

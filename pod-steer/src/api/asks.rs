@@ -51,7 +51,7 @@ pub enum OrderError {
     /// It makes no sense.
     #[error("{0}")]
     Input(String),
-    /// Somebody else holds the service.
+    /// Another operator holds the service.
     #[error("{0}")]
     Held(String),
     /// It could not be done.
