@@ -11,9 +11,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
     time::Timespec,
 };
+
+use crate::wait;
 
 /// A started process with its output in files. Dropping it kills it and waits for it.
 #[derive(Debug)]
@@ -53,12 +55,19 @@ impl Process {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Sends a signal; it is no error if the process has ended meanwhile.
+    /// Sends a signal; it is no error if the process has ended meanwhile. After SIGSTOP it waits until all threads stand
+    /// still: until then a thread that blocks in accept() may still take a connection.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) if signal == Signal::STOP => self.wait_stopped(),
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno).with_context(|| format!("sending {signal:?}")),
         }
+    }
+
+    fn wait_stopped(&self) -> Result<()> {
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        wait::until_ok("a process to stop", || Ok(waitid(WaitId::PidFd(self.pidfd.as_fd()), stopped)?.map(drop)))
     }
 
     /// Whether it has ended.
