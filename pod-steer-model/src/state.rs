@@ -58,6 +58,16 @@ impl State {
     pub fn could_serve(self) -> bool {
         matches!(self, Self::Ready | Self::Standby | Self::Drained)
     }
+
+    /// Whether the backend is there: it runs, or is to.
+    pub fn is_present(self) -> bool {
+        !matches!(self, Self::Exited | Self::Stopping)
+    }
+
+    /// Whether new connections could go there and no operator has drained it.
+    pub fn is_ready(self) -> bool {
+        self.could_serve() && self != Self::Drained
+    }
 }
 
 /// A port, an address and a family that clients of a service are served on.

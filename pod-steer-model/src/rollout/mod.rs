@@ -70,8 +70,7 @@ impl BackendView {
 impl View {
     /// Backends of a version that are there: they run, or are to.
     pub fn present<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
-        let there = |state: State| !matches!(state, State::Exited | State::Stopping);
-        self.backends.iter().filter(move |(_, backend)| backend.version == version && there(backend.state))
+        self.backends.iter().filter(move |(_, backend)| backend.version == version && backend.state.is_present())
     }
 
     /// Backends of a version to which new connections could go, were they not drained.
@@ -81,7 +80,7 @@ impl View {
 
     /// Backends of a version to which new connections could go.
     pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
-        self.able(version).filter(|(_, backend)| backend.state != State::Drained)
+        self.able(version).filter(|(_, backend)| backend.state.is_ready())
     }
 
     /// What clients are served on and none of these versions listens for.

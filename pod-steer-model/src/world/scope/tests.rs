@@ -1,3 +1,5 @@
+mod orders;
+
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
