@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control};
 use crate::{listening::Listener, process_set::listeners_of_netns, world::Backend};
 
 /// Namespaces that are looked at in one second: each is a dump of its listeners.
@@ -81,7 +81,7 @@ impl Control {
         (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), Some(now));
         let mut namespaces = self.namespaces();
         namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
-        beside(&self.inputs, Input::AcceptQueues(Vec::new()), move || {
+        self.effects.run(Event::AcceptQueues(Vec::new()), move || {
             let mut found = Vec::new();
             for (netns_cookie, (netns, sets)) in namespaces {
                 match listeners_of_netns(netns, &sets) {
@@ -89,7 +89,7 @@ impl Control {
                     Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
                 }
             }
-            Input::AcceptQueues(found)
+            Event::AcceptQueues(found)
         });
     }
 

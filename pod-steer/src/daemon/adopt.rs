@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tracing::{debug, info};
+use tracing::debug;
 
-use super::control::Control;
+use super::{control::Control, deferred::Deferred};
 use crate::{
     cgroups, engine,
     kernel::Cgroup,
@@ -38,10 +38,10 @@ impl Control {
         self.find_cgroups();
         for backend in self.world.backends.values() {
             if let Some(netns) = backend.netns {
-                self.seen_namespaces.insert(netns.cookie, (netns, None));
+                self.netns.see(netns, None);
             }
         }
-        if self.awaited.is_empty() {
+        if !self.engines.is_awaiting() {
             self.detach_unknown();
         }
         // A link that was lost meanwhile is attached again below; a backend that was ready has not changed by that.
@@ -52,10 +52,7 @@ impl Control {
         self.adopt_over();
         self.drop_leftovers();
         self.touch();
-        self.converge();
-        self.check_links(true);
-        self.converge();
-        info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
+        self.deferred.push_back(Deferred::Adopted);
     }
 
     /// Detaches what no backend has.
@@ -71,16 +68,14 @@ impl Control {
 
     fn adopt_cgroup(&mut self, backend: &Backend, path: PathBuf) {
         debug!(container = %backend.name, path = %path.display(), "still there");
-        if let Ok(cgroup) = Cgroup::open(&path) {
-            self.cgroup_ids.insert(backend.index, cgroup.id);
-        }
-        self.paths.insert(backend.index, path);
+        let cgroup = Cgroup::open(&path).ok().map(|cgroup| cgroup.id);
+        self.places.set(backend.index, path, cgroup);
     }
 
     /// Finds the cgroups of containers that are where the daemon does not look for new ones, by the ids that are pinned.
     fn find_cgroups(&mut self) {
         let unknown = |index: &u32| {
-            let backend = self.world.by_index(*index).filter(|_| !self.paths.contains_key(index))?;
+            let backend = self.world.by_index(*index).filter(|_| self.places.path(*index).is_none())?;
             (matches!(backend.kind, Kind::Container { .. }) && backend.phase != Phase::Exited).then(|| backend.clone())
         };
         let attached = self.kernel.attached_backends();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
-use super::{control::Control, ended::Ending, image_labels::image_labels_text};
+use super::{control::Control, deferred::Deferred, ended::Ending, image_labels::image_labels_text};
 use crate::{
     clock::boot_ms,
     engine::{self, Change, Container, EngineInput, ImageLabels, ends},
@@ -30,14 +30,14 @@ impl Control {
             EngineInput::Happened { engine, id, change } => self.happened(&engine, &id, &change),
             EngineInput::Lost { engine, error } => {
                 self.heard(&engine);
-                self.lost_engines.insert(engine, error);
+                self.engines.lose(engine, error);
             }
         }
     }
 
     /// Everything that an engine has: what is not in it went while nobody listened.
     fn snapshot(&mut self, engine: &str, mut containers: Vec<Container>, unread: Vec<(String, String)>) {
-        self.lost_engines.remove(engine);
+        self.engines.find(engine);
         let read = containers.iter().map(|container| &container.id);
         let there: BTreeSet<String> = read.chain(unread.iter().map(|(id, _)| id)).cloned().collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
@@ -60,10 +60,13 @@ impl Control {
         containers.sort_by_key(|container| container.created_ms);
         let managed: Vec<Container> =
             containers.into_iter().filter_map(|container| self.describe(container, None)).collect();
-        // One plan for all of them.
-        self.converge();
         managed.iter().for_each(|container| self.attach(container));
-        managed.iter().for_each(|container| self.locate(container));
+        self.deferred.extend(managed.into_iter().map(|container| Deferred::Locate(Box::new(container))));
+        self.deferred.push_back(Deferred::Described(engine.to_owned()));
+    }
+
+    /// An engine has described all its containers, and they have been located.
+    pub(super) fn described_all(&mut self, engine: &str) {
         self.touch();
         self.no_longer_awaited(|awaited| awaited == engine);
         self.heard(engine);
@@ -73,7 +76,7 @@ impl Control {
     fn container(&mut self, container: Container, seen_after: Option<u64>) {
         if let Some(container) = self.describe(container, seen_after) {
             self.attach(&container);
-            self.locate(&container);
+            self.deferred.push_back(Deferred::Locate(Box::new(container)));
         }
     }
 
@@ -109,7 +112,7 @@ impl Control {
             None => match self.attached_before(&container).map_or_else(|| self.new_index(&spec.service), Ok) {
                 Ok(index) => index,
                 Err(error) => {
-                    self.without_index.insert(container.id.clone());
+                    self.indices.refuse(container.id.clone());
                     self.misfit(&container, vec![error]);
                     return None;
                 }
@@ -193,16 +196,15 @@ impl Control {
         let Some(path) = self.cgroups.expect(&container.id, &container.cgroup_parent, owner) else { return };
         let Some(index) = self.world.backends.get(&container.id).map(|backend| backend.index) else { return };
         // An engine describes a container several times while it starts.
-        let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| {
-            self.cgroup_ids.get(&index) == Some(&cgroup.id) && self.kernel.is_attached(cgroup.id, index)
-        });
+        let is_attached = Cgroup::open(&path)
+            .is_ok_and(|cgroup| self.places.id(index) == Some(cgroup.id) && self.kernel.is_attached(cgroup.id, index));
         if !is_attached {
-            self.container_cgroup(&container.id, &path);
+            self.deferred.push_back(Deferred::Attach { id: container.id.clone(), path });
         }
     }
 
     /// Learns where a container runs.
-    fn locate(&mut self, container: &Container) {
+    pub(super) fn locate(&mut self, container: &Container) {
         let runs = |backend: &Backend| matches!(backend.phase, Phase::Running | Phase::Paused);
         if let Some(pid) = container.pid
             && self.world.backends.get(&container.id).is_some_and(runs)
@@ -249,16 +251,15 @@ impl Control {
             kernel.attached_backends().into_iter().map(|(_, index)| index).chain(kernel.moved_to()).collect()
         };
         let mut index = self.world.free_index(max, &counting(&self.kernel));
-        while index.is_none() && self.leftovers {
+        while index.is_none() && self.places.is_cleanup_due() {
             self.drop_leftovers();
             index = self.world.free_index(max, &counting(&self.kernel));
         }
         let index = index.ok_or_else(full)?;
-        if self.freed_indices.remove(&index) {
+        if self.indices.give_out(index) {
             self.kernel.disown_index(index);
         }
         self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
-        self.written_off.remove(&index);
         // Its programs have been detached, so nothing is counted there any more.
         if let Some(former) = self.world.lingering.remove(&index) {
             self.touch_service(&former.service);
@@ -268,8 +269,8 @@ impl Control {
 
     /// Has the containers described again for which no index was free.
     pub(super) fn ask_for_those_without_index(&mut self) {
-        for id in std::mem::take(&mut self.without_index) {
-            let _ = self.wanted.send(id);
+        for id in self.indices.take_refused() {
+            self.effects.describe(id);
         }
     }
 
@@ -333,15 +334,14 @@ impl Control {
         let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
         let service = backend.spec.service.clone();
         self.world.lingering.insert(backend.index, Lingering { service: service.clone(), ports });
-        self.freed_indices.insert(backend.index);
+        self.indices.free(backend.index);
         self.world.listening.remove(&backend.index);
         self.holders.left_out.remove(&backend.index);
         self.counted.forget(id);
         self.forget_sockets(backend.index);
-        self.port_walk.ask();
-        self.paths.remove(&backend.index);
-        self.cgroup_ids.remove(&backend.index);
-        self.leftovers = true;
+        self.port_users.ask();
+        self.places.forget(backend.index);
+        self.places.ask_for_cleanup();
         self.ask_for_those_without_index();
         self.store.remove(id);
         self.belongs_to_no_engine(id);

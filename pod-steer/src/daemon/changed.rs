@@ -1,18 +1,20 @@
 //! What is to be planned anew at the next turn.
 
+use std::time::Instant;
+
 use super::control::Control;
-use crate::world::{Changed, Network};
+use crate::world::Network;
 
 impl Control {
     /// Something has changed that may concern every service.
     pub(super) fn touch(&mut self) {
-        self.changed = Changed::All;
+        self.dirty.mark_all();
         self.holders.watching = true;
     }
 
     /// Something of this service alone has changed.
     pub(super) fn touch_service(&mut self, service: &str) {
-        self.changed.add(service);
+        self.dirty.mark(service);
         self.holders.watching = true;
     }
 
@@ -30,6 +32,12 @@ impl Control {
             Some(service) => self.touch_service(&service),
             None => self.touch(),
         }
+    }
+
+    /// The sockets of a service have changed, as the kernel programs report: planned at the pace that the service may take.
+    pub(super) fn sockets_changed(&mut self, service: &str) {
+        self.holders.watching = true;
+        self.dirty.mark_paced(service, Instant::now());
     }
 
     /// A backend in such a network has come or gone: one that has joined another's namespace says that clients arrive there.

@@ -9,13 +9,13 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control, deferred::Deferred, ledger::Change};
 use crate::{
     api::types::Status,
     connections::{self, Question},
     process_set::ProcessSet,
     procs::FoundSocket,
-    rollout::{self, Progress},
+    rollout,
     world::{Backend, BackendId},
 };
 
@@ -54,7 +54,6 @@ impl Control {
     /// Answers with the status, after a count if there is something to count.
     pub(super) fn answer_status(&mut self, answer: oneshot::Sender<Status>) {
         if self.uncounted().next().is_none() {
-            self.converge();
             let _ = answer.send(self.status());
             return;
         }
@@ -162,11 +161,11 @@ impl Control {
         self.counted.asked = std::mem::take(&mut self.counted.asking);
         let generation = self.counted.generation;
         let unknown = questions.iter().map(|question| (question.id.clone(), Err("the count failed".to_owned())));
-        let failed = Input::Counted { generation, counts: unknown.collect() };
-        beside(&self.inputs, failed, move || {
+        let failed = Event::Counted { generation, counts: unknown.collect() };
+        self.effects.run(failed, move || {
             let counts = connections::count(questions).into_iter();
             let counts = counts.map(|(id, count)| (id, count.map_err(|error| error.to_string())));
-            Input::Counted { generation, counts: counts.collect() }
+            Event::Counted { generation, counts: counts.collect() }
         });
     }
 
@@ -178,7 +177,8 @@ impl Control {
             let Some(mut operation) = self.orders.operations.get(&service).cloned() else { continue };
             rollout::note_connections(&mut operation, &self.view(&service));
             if self.orders.operations.get(&service) != Some(&operation) {
-                self.record(&service, vec![operation], Progress::default());
+                self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });
+                self.orders.operations.insert(service, operation);
             }
         }
     }
@@ -196,9 +196,9 @@ impl Control {
             let asked = std::mem::take(&mut self.counted.asked);
             self.counted.asking.extend(asked);
         }
-        self.converge();
-        for answer in std::mem::take(&mut self.counted.asked) {
-            let _ = answer.send(self.status());
+        let asked = std::mem::take(&mut self.counted.asked);
+        if !asked.is_empty() {
+            self.deferred.push_back(Deferred::Statuses(asked));
         }
         if !self.counted.asking.is_empty() {
             self.count_connections();

@@ -55,7 +55,7 @@ impl Control {
                     "{} listening sockets have no description ({error}), {} so far: clients come to them, but what waits in their \
                      queues is lost when they close, and the next daemon has to find them again",
                     left.len(),
-                    self.kernel.descriptions_lost()
+                    self.kernel.counters().descriptions_lost()
                 );
                 self.conditions.set(DESCRIPTIONS, SUBJECT, message);
             }

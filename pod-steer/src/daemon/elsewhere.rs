@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control};
 use crate::world::{BackendId, Phase, State};
 
 /// Time from one look to the next; doubled up to the last.
@@ -62,13 +62,13 @@ impl Control {
             }
             let pause = (pause * 2).min(PAUSE_LAST);
             self.elsewhere.next.insert(id.clone(), (now + pause, pause));
-            beside(&self.inputs, Input::Elsewhere { id: id.clone(), ports: None }, move || {
+            self.effects.run(Event::Elsewhere { id: id.clone(), ports: None }, move || {
                 let mut ports = BTreeSet::new();
                 processes.listeners(|socket| {
                     ports.insert(socket.bound.port());
                     false
                 });
-                Input::Elsewhere { id, ports: Some(ports) }
+                Event::Elsewhere { id, ports: Some(ports) }
             });
         }
     }

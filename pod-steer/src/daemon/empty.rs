@@ -6,9 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracing::warn;
-
-use super::control::Control;
+use super::{control::Control, operations::GivenOrder, recorded::Asker};
 use crate::{
     clock::boot_ms,
     rollout::{Decision, Order, Traffic},
@@ -101,7 +99,7 @@ impl Vacancies {
 impl Control {
     /// Notes which services have lost their backends.
     pub(super) fn note_vacancies(&mut self) {
-        let (services, is_known) = (self.decided(), self.lost_engines.is_empty() && self.awaited.is_empty());
+        let (services, is_known) = (self.decided(), self.engines.are_all_known());
         self.orders.vacancies.observe(&services, is_known, boot_ms());
     }
 
@@ -136,9 +134,8 @@ impl Control {
             if self.orders.operations.contains_key(&service) {
                 continue;
             }
-            if let Err(error) = self.carry_out(&service, Order::Forget, "pod-steer".to_owned()) {
-                warn!(%service, %error, "the decisions of a service without backends could not be ended");
-            }
+            let (order, who, asker) = (Order::Forget, "pod-steer".to_owned(), Asker::Daemon);
+            self.orders.given.push_back(GivenOrder { service, order, who, asker });
         }
     }
 }

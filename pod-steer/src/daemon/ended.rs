@@ -5,7 +5,7 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::{
-    Input,
+    Event,
     control::Control,
     holders::{Holders, Refused},
 };
@@ -64,7 +64,7 @@ impl Control {
                 backend.troubles.remove(super::backends::ENGINE_CHECK);
                 self.checks.ended(backend);
                 let index = backend.index;
-                self.cgroup_ids.remove(&index);
+                self.places.has_died(index);
                 self.forget_sockets(index);
                 if let Some(backend) = self.world.backends.get(id)
                     && let Err(error) = self.store.put(backend)
@@ -126,7 +126,7 @@ impl Control {
         let Some(backend) = self.world.by_index(index) else { return };
         // The processes of a container whose cgroup is not known have not been looked at, and may be these.
         let runs = !self.holders.ending.contains_key(&backend.id);
-        if matches!(backend.kind, Kind::Container { .. }) && runs && !self.paths.contains_key(&index) {
+        if matches!(backend.kind, Kind::Container { .. }) && runs && self.places.path(index).is_none() {
             return;
         }
         let uid = backend.process.map(|process| process.uid);
@@ -272,7 +272,7 @@ impl Control {
     pub(super) fn process_ended(&mut self, id: &str, process: ProcessId) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let follows = backend.process.is_some_and(|followed| followed.id == process);
-        let has_cgroup = self.paths.get(&backend.index).is_some_and(|path| !cgroups::is_empty(path));
+        let has_cgroup = self.places.path(backend.index).is_some_and(|path| !cgroups::is_empty(path));
         if follows && !has_cgroup {
             self.ended(id, Ending::Removed);
         }
@@ -280,15 +280,15 @@ impl Control {
 
     /// Reports the end of a process.
     pub(super) fn watch_process(&self, id: &str, process: ProcessId) {
-        let (id, inputs) = (id.to_owned(), self.inputs.clone());
-        tokio::spawn(async move {
+        let id = id.to_owned();
+        self.effects.send_later(async move {
             let wait =
                 async || sys::readable(Process::of(process).map(Process::into_pidfd)?)?.readable().await.map(drop);
             // One that cannot be held has ended.
             if let Err(error) = wait().await {
                 tracing::debug!(%error, %id, pid = process.pid, "cannot wait for a process");
             }
-            let _ = inputs.send(Input::Ended { id, process }).await;
+            Event::Ended { id, process }
         });
     }
 }

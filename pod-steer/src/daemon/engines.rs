@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::{ENGINES_MAX, control::Control};
+use super::{ENGINES_MAX, control::Control, deferred::Deferred};
 use crate::{
     engine::{self, Container},
     kernel::Cgroup,
@@ -14,8 +14,8 @@ const AWAITED: &str = "steering of an earlier daemon";
 impl Control {
     /// Changes nothing before the engines have said what is there.
     pub(super) fn await_engines(&mut self) {
-        self.awaited.extend(self.engines.followed.iter().cloned());
-        if !self.awaited.is_empty() {
+        self.engines.await_all();
+        if self.engines.is_awaiting() {
             self.conditions.set(AWAITED, AWAITED, self.awaited_text());
         }
     }
@@ -23,11 +23,11 @@ impl Control {
     /// An engine has described its containers, or is not there: nothing of the steering that was found is its any more. Once no
     /// engine is awaited, what belongs to no backend is detached.
     pub(super) fn no_longer_awaited(&mut self, is_over: impl Fn(&str) -> bool) {
-        if self.awaited.is_empty() {
+        if !self.engines.is_awaiting() {
             return;
         }
-        self.awaited.retain(|engine| !is_over(engine));
-        if self.awaited.is_empty() {
+        self.engines.await_no_longer(is_over);
+        if !self.engines.is_awaiting() {
             self.conditions.clear(AWAITED, AWAITED);
             // The listeners of those that were described, before any rule is changed.
             self.read_sockets();
@@ -40,7 +40,7 @@ impl Control {
 
     /// The index by which an earlier daemon attached to a container's cgroup, if the files that said so are gone.
     pub(super) fn attached_before(&mut self, container: &Container) -> Option<u32> {
-        if self.awaited.is_empty() {
+        if !self.engines.is_awaiting() {
             return None;
         }
         let owner = engine::owner(&container.engine);
@@ -55,11 +55,11 @@ impl Control {
 
     /// Why no process can become a backend now, if none can: it could not be put in force.
     pub(super) fn refuse_while_waiting(&self) -> Result<(), String> {
-        if self.awaited.is_empty() { Ok(()) } else { Err(format!("pod-steer waits: {}", self.awaited_text())) }
+        if self.engines.is_awaiting() { Err(format!("pod-steer waits: {}", self.awaited_text())) } else { Ok(()) }
     }
 
     fn awaited_text(&self) -> String {
-        let names: Vec<String> = self.awaited.iter().map(|engine| engine::name(engine)).collect();
+        let names: Vec<String> = self.engines.awaited().iter().map(|engine| engine::name(engine)).collect();
         format!(
             "the files that say which backends it belongs to are gone, so nothing is changed before {} has described its \
              containers; start that engine, or restart pod-steer without it (`--engine`)",
@@ -69,36 +69,29 @@ impl Control {
 
     /// Whether every engine has described its containers or is known to be unreachable.
     pub(super) fn has_heard_all(&self) -> bool {
-        self.unheard.is_empty()
+        self.engines.unheard().is_empty()
     }
 
     /// An engine has described its containers or cannot be reached. Once all have, the initial sync is complete.
     pub(super) fn heard(&mut self, engine: &str) {
-        self.unheard.remove(engine);
-        if self.unheard.is_empty()
-            && let Some(ready) = self.ready.take()
-        {
-            self.converge();
-            let _ = ready.send(());
+        if self.engines.hear(engine) {
+            self.deferred.push_back(Deferred::Synced);
         }
     }
 
     /// Begins without the engines that have not answered yet.
     pub(super) fn start_without_engines(&mut self) {
-        for engine in &self.unheard {
+        for engine in self.engines.unheard().clone() {
             let reason = format!("no answer (timed out after {} s)", ENGINES_MAX.as_secs());
             warn!(
                 "{} does not answer (timed out after {} s); starting without it",
-                engine::name(engine),
+                engine::name(&engine),
                 ENGINES_MAX.as_secs()
             );
-            self.lost_engines.entry(engine.clone()).or_insert(reason);
+            self.engines.lose(engine, reason);
         }
         // An engine that is not installed, or was stopped for good, never answers.
         self.no_longer_awaited(|engine| !engine::is_there(engine));
-        if let Some(ready) = self.ready.take() {
-            self.converge();
-            let _ = ready.send(());
-        }
+        self.deferred.push_back(Deferred::Synced);
     }
 }

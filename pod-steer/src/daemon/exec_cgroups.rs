@@ -38,8 +38,8 @@ impl Control {
         let pid = process.pid();
         let caller = process.cgroup().map_err(|e| format!("the cgroup of process {pid} cannot be read: {e}"))?;
         let mut parent = self.delegated_parent(Path::new(caller.trim_start_matches('/')));
-        let (mount, base) = (self.cgroups.mount(), base_cgroup(self.cgroups.mount(), &self.bpffs));
-        let instance = self.bpffs.file_name().unwrap_or_default();
+        let (mount, base) = (self.cgroups.mount(), base_cgroup(self.cgroups.mount(), &self.pins.dir));
+        let instance = self.pins.dir.file_name().unwrap_or_default();
         let mut ids = (0u32..).map(|n| format!("exec-{pid}-{n}")).filter(|id| !self.world.backends.contains_key(id));
         loop {
             let id = ids.next().ok_or("no id is free")?;
@@ -74,7 +74,7 @@ impl Control {
         let mount = self.cgroups.mount();
         let is_backend = |cgroup: &&Path| {
             let path = mount.join(cgroup);
-            self.paths.values().chain(&self.over).any(|own| *own == path)
+            self.places.is_ours(&path)
         };
         let parent = match caller.ancestors().filter(is_backend).last() {
             Some(backend) => backend.parent()?,
@@ -86,7 +86,7 @@ impl Control {
     /// The cgroup of a command.
     fn exec_cgroup(&self, backend: &Backend) -> PathBuf {
         let mount = self.cgroups.mount();
-        let own = || base_cgroup(mount, &self.bpffs).join(&backend.id);
+        let own = || base_cgroup(mount, &self.pins.dir).join(&backend.id);
         backend.exec_cgroup.as_ref().map_or_else(own, |path| mount.join(path))
     }
 
@@ -95,12 +95,12 @@ impl Control {
         if self.is_pause_cgroup(path) {
             return self.keep_pause();
         }
-        let index = self.paths.iter().find(|(_, of)| *of == path).map(|(index, _)| *index);
+        let index = self.places.backend_at(path);
         let backend = index.and_then(|index| self.world.by_index(index)).filter(|backend| backend.kind == Kind::Exec);
-        self.leftovers = true;
+        self.places.ask_for_cleanup();
         match backend.map(|backend| backend.id.clone()) {
             Some(id) => self.exec_empty(&id, path),
-            None => self.over.push(path.to_owned()),
+            None => self.places.retire(path.to_owned()),
         }
     }
 
@@ -108,23 +108,22 @@ impl Control {
     pub(super) fn exec_over(&mut self, id: &str) {
         let Some(backend) = self.world.backends.get(id).filter(|backend| backend.kind == Kind::Exec) else { return };
         let path = self.exec_cgroup(backend);
-        self.over.push(path);
+        self.places.retire(path);
     }
 
     /// Cgroups that a daemon before us left, because connections were counted there still.
     pub(super) fn adopt_over(&mut self) {
-        let base = base_cgroup(self.cgroups.mount(), &self.bpffs);
+        let base = base_cgroup(self.cgroups.mount(), &self.pins.dir);
         let own = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
-        let others = below::all(self.cgroups.mount(), self.bpffs.file_name().unwrap_or_default());
-        let known = |path: &PathBuf| self.paths.values().any(|of| of == path) || self.over.contains(path);
+        let others = below::all(self.cgroups.mount(), self.pins.dir.file_name().unwrap_or_default());
         let left = own.filter(|path| path.is_dir()).chain(others);
-        let left: Vec<PathBuf> = left.filter(|path| !known(path) && cgroups::is_empty(path)).collect();
-        self.over.extend(left);
+        let left: Vec<PathBuf> = left.filter(|path| !self.places.is_ours(path) && cgroups::is_empty(path)).collect();
+        left.into_iter().for_each(|path| self.places.retire(path));
     }
 
     pub(super) fn adopt_exec(&mut self, backend: &Backend) {
         let path = self.exec_cgroup(backend);
-        self.paths.insert(backend.index, path.clone());
+        self.places.set(backend.index, path.clone(), None);
         self.cgroups.watch_empty(&path);
         if cgroups::is_empty(&path) {
             debug!(backend = %backend.name, "ended while no daemon ran");

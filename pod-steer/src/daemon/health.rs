@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use super::{Input, control::Control};
+use super::{Event, control::Control};
 use crate::{
     health::{self, CheckKind, CheckSpec, Job, Subject, Target, Verdict},
     kernel::Probes,
@@ -189,10 +189,10 @@ impl Control {
         self.believe(id, Verdict { health: believed, failure: None });
         self.checks.started += 1;
         let number = self.checks.started;
-        let (inputs, id, name) = (self.inputs.clone(), id.to_owned(), id.to_owned());
+        let (inputs, id, name) = (self.effects.inputs(), id.to_owned(), id.to_owned());
         let tell = move |verdict| {
             let (inputs, id) = (inputs.clone(), id.clone());
-            async move { drop(inputs.send(Input::Probed { id, number, verdict }).await) }
+            async move { drop(inputs.send(Event::Probed { id, number, verdict }).await) }
         };
         let task = tokio::spawn(health::follow(job.clone(), self.checks.probes.clone(), believed, tell)).abort_handle();
         self.checks.by_id.insert(name, Checker { number, job, sockets, task });

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 pub(super) use state::{Holders, Refused};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control};
 use crate::{
     holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
     netns::Netns,
@@ -138,9 +138,9 @@ impl Control {
         self.holders.under_way = Some(Instant::now());
         self.holders.renewed.clear();
         let failure = |netns_cookie| (netns_cookie, Err(io::Error::other("the look failed")));
-        let failed = Input::Held(questions.iter().map(|question| failure(question.netns.cookie)).collect());
+        let failed = Event::Held(questions.iter().map(|question| failure(question.netns.cookie)).collect());
         self.holders.asked = questions.iter().map(|question| (question.netns.cookie, question.thorough)).collect();
-        beside(&self.inputs, failed, move || Input::Held(holders::look(&questions)));
+        self.effects.run(failed, move || Event::Held(holders::look(&questions)));
     }
 
     /// Takes what a look found.

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::debug;
 
-use super::{Input, beside::beside, control::Control, pace::Taken};
+use super::{Event, control::Control, pace::Taken};
 use crate::{
     procs::{FoundSocket, Seat},
     world::BackendId,
@@ -83,8 +83,8 @@ impl Control {
         self.inspections.under_way.insert(id.clone());
         let migration = self.migration.clone();
         let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
-        let failed = Input::Inspected { id: id.clone(), found: found.clone(), took: Duration::ZERO };
-        beside(&self.inputs, failed, move || {
+        let failed = Event::Inspected { id: id.clone(), found: found.clone(), took: Duration::ZERO };
+        self.effects.run(failed, move || {
             // It may have waited for a thread.
             let begun = Instant::now();
             // None is kept: a backend may have more sockets than we may open files.
@@ -99,7 +99,7 @@ impl Control {
                 false
             };
             processes.listeners(look);
-            Input::Inspected { id, found, took: begun.elapsed() }
+            Event::Inspected { id, found, took: begun.elapsed() }
         });
     }
 

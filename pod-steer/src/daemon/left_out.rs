@@ -110,7 +110,7 @@ impl Control {
 
     /// Compares the numbers of registered sockets that the kernel program goes by with those that are known.
     pub(super) fn correct_socket_counts(&mut self) {
-        if !self.awaited.is_empty() {
+        if self.engines.is_awaiting() {
             return;
         }
         let mut counts: BTreeMap<u32, u64> = BTreeMap::new();

@@ -17,22 +17,22 @@ impl Control {
     ///
     /// Not many at once: each blocks the loop for half a millisecond. The others are detached by a later call.
     pub(super) fn drop_leftovers(&mut self) {
-        self.leftovers = false;
-        if !self.awaited.is_empty() {
+        self.places.begin_cleanup();
+        if self.engines.is_awaiting() {
             return;
         }
         let mut left = 0;
         let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
         // A container that starts again has its new cgroup before the engine says so.
-        let is_over = |cgroup: u64, index: u32| match (by_index.get(&index), self.cgroup_ids.get(&index)) {
+        let is_over = |cgroup: u64, index: u32| match (by_index.get(&index), self.places.id(index)) {
             (None, _) => true,
-            (Some(_), Some(current)) => *current != cgroup,
+            (Some(_), Some(current)) => current != cgroup,
             (Some(backend), None) => backend.phase == Phase::Exited,
         };
         let (over, mut attached): (Vec<_>, Vec<_>) =
             self.kernel.attached_backends().into_iter().partition(|&(cgroup, index)| is_over(cgroup, index));
         let counts = |index: u32| {
-            let counters = self.kernel.backend_counters(index);
+            let counters = self.kernel.counters().backend(index);
             counters.opened != counters.closed
         };
         // One walk through the hierarchy for all of them.
@@ -45,14 +45,14 @@ impl Control {
                 continue;
             }
             if left == LEFT_AT_ONCE_MAX {
-                self.leftovers = true;
+                self.places.ask_for_cleanup();
                 attached.push((cgroup, index));
                 continue;
             }
             if counting.contains(&cgroup) {
                 // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
                 for to in self.kernel.write_off_moved(index) {
-                    *self.written_off.entry(to).or_default() += 1;
+                    self.indices.write_off(to);
                 }
             }
             self.kernel.detach_backend(cgroup, index);
@@ -62,7 +62,7 @@ impl Control {
         let over = self.world.lingering.extract_if(.., |index, _| !counting.contains(index));
         let over: Vec<String> = over.map(|(_, lingering)| lingering.service).collect();
         over.iter().for_each(|service| self.touch_service(service));
-        self.over.retain(|path| {
+        self.places.retain_retired(|path| {
             let counts = Cgroup::open(path).is_ok_and(|cgroup| attached.contains(&cgroup.id));
             if !counts {
                 crate::cgroups::below::remove(path);

@@ -7,21 +7,22 @@ mod allowed_images;
 mod allowed_users;
 mod asks;
 mod backends;
-mod beside;
 mod changed;
 mod conditions;
 mod control;
 mod counted;
+mod deferred;
 pub(crate) mod descriptions;
+mod effects;
 mod elsewhere;
 mod empty;
 mod ended;
 mod engines;
+mod event;
 mod exec_cgroups;
 mod health;
 mod holders;
 mod image_labels;
-mod inputs;
 mod inspections;
 mod ledger;
 mod left_out;
@@ -31,15 +32,19 @@ mod operations;
 mod owners;
 mod pace;
 mod pause;
+mod pins;
 mod places;
 mod policies;
 pub(crate) mod processes;
 mod reach;
+mod reconciler;
+mod recorded;
 mod register;
 mod reload;
 mod report;
 mod resync;
 pub(crate) mod ring;
+mod runtime;
 mod sandboxes;
 mod services;
 mod socket_file;
@@ -48,6 +53,7 @@ mod status;
 mod steps;
 mod stopping;
 mod store;
+mod stores;
 mod survey;
 mod users;
 mod views;
@@ -63,15 +69,17 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use beside::runtime;
 pub use counted::Counts;
+pub use event::Event;
 pub use exec_cgroups::undo;
-pub use inputs::Input;
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;
 pub use processes::detach_registered;
 pub use reload::{Reload, SetLogLevel};
+pub use runtime::runtime;
 pub use store::Store;
+
+use effects::Effects;
 
 use crate::{
     api, bpffs, caps, cgroups,
@@ -170,7 +178,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     // Before any other thread is there, and before anybody is listened to.
     caps::drop_unneeded().map_err(RunError::io("drop the capabilities that are not needed"))?;
     confine::restrict_daemon()?;
-    beside::first_thread().await.map_err(RunError::io("make a thread"))?;
+    runtime::first_thread().await.map_err(RunError::io("make a thread"))?;
     sys::shrink_memory();
     let opened = Kernel::open(&config.bpffs, config.backends_max, config.log_decisions)
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
@@ -181,9 +189,8 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let (events, _) = tokio::sync::broadcast::channel(EVENTS_MAX);
     let (wanted, _) = tokio::sync::broadcast::channel(INPUTS_MAX);
-    let told = (events.clone(), wanted.clone());
-    let mut control = control::Control::new(reload, opened, store, cgroups, inputs.clone(), told.0, told.1)?;
-    control.lock = Some(lock);
+    let effects = Effects::new(inputs.clone(), events.clone(), wanted.clone());
+    let mut control = control::Control::new(reload, opened, store, cgroups, effects, lock)?;
     for name in &recovered {
         let message =
             format!("the pin of the map `{name}` was gone; the programs had it still, and it is pinned again");
@@ -196,7 +203,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let late = inputs.clone();
     tokio::spawn(async move {
         sleep(ENGINES_MAX).await;
-        let _ = late.send(Input::EnginesLate).await;
+        let _ = late.send(Event::EnginesLate).await;
     });
     for engine in config.engines.clone() {
         let (sender, mut received) = mpsc::channel(INPUTS_MAX);
@@ -204,7 +211,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
         let inputs = inputs.clone();
         tokio::spawn(async move {
             while let Some(input) = received.recv().await {
-                if inputs.send(Input::Engine(input)).await.is_err() {
+                if inputs.send(Event::Engine(input)).await.is_err() {
                     return;
                 }
             }

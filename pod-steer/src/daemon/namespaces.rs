@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Input,
-    beside::beside,
+    Event,
     control::Control,
     resync::{NAMESPACE, cookie_subject, namespace_subject},
 };
@@ -15,19 +14,17 @@ use crate::{
 };
 
 impl Control {
-    /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Input::Attached`] says when.
+    /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Event::Attached`] says when.
     pub(super) fn attach_namespaces(&mut self, plan: &Plan) {
         for cookie in plan.namespaces() {
-            let Some((netns, ns)) = self.seen_namespaces.get_mut(&cookie) else { continue };
-            let Some(attachment) = ns.take().and_then(|ns| self.kernel.namespace_attachment(*netns, ns)) else {
-                continue;
-            };
-            self.attaching.insert(cookie, Vec::new());
+            let Some((netns, ns)) = self.netns.take_file(cookie) else { continue };
+            let Some(attachment) = self.kernel.namespace_attachment(netns, ns) else { continue };
+            self.netns.begin_attach(cookie);
             let failed = Err("the load of the program panicked; the reason is on standard error".to_owned());
-            beside(&self.inputs, Input::Attached { cookie, result: failed }, move || {
+            self.effects.run(Event::Attached { cookie, result: failed }, move || {
                 let result = attachment.run().map_err(|error| crate::chain(&error));
                 sys::shrink_memory();
-                Input::Attached { cookie, result }
+                Event::Attached { cookie, result }
             });
         }
     }
@@ -39,9 +36,9 @@ impl Control {
         let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
         let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
         for cookie in self.kernel.known_namespaces() {
-            if !planned.contains(&cookie) && !self.is_attaching(cookie) {
+            if !planned.contains(&cookie) && !self.netns.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
-                if let Some((netns, _)) = self.seen_namespaces.remove(&cookie) {
+                if let Some(netns) = self.netns.forget(cookie) {
                     self.conditions.clear(NAMESPACE, &namespace_subject(netns));
                 }
                 // A backend that lives there must not claim the port of a listener that was forgotten.
@@ -53,19 +50,14 @@ impl Control {
             }
         }
         // A descriptor that is kept open keeps its namespace from ending.
-        self.seen_namespaces.retain(|cookie, _| alive.contains(cookie) || planned.contains(cookie));
-    }
-
-    /// Whether a namespace is being attached.
-    pub(super) fn is_attaching(&self, cookie: u64) -> bool {
-        self.attaching.contains_key(&cookie)
+        self.netns.retain(|cookie| alive.contains(&cookie) || planned.contains(&cookie));
     }
 
     pub(super) fn attached(&mut self, cookie: u64, result: Result<(), String>) {
         self.world.repairing.remove(&cookie);
         let failure =
             result.err().or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
-        let netns = self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns);
+        let netns = self.netns.get(cookie);
         let subject = netns.map_or_else(|| cookie_subject(cookie), namespace_subject);
         match &failure {
             None => {
@@ -77,7 +69,7 @@ impl Control {
                 self.conditions.set(NAMESPACE, subject, message);
             }
         }
-        for (made, answer) in self.attaching.remove(&cookie).into_iter().flatten() {
+        for (made, answer) in self.netns.end_attach(cookie) {
             let _ = answer.send(failure.clone().map_or(Ok(made), Err));
         }
         self.touch();
@@ -86,9 +78,14 @@ impl Control {
     /// Answers when the backend that was made is steered to.
     pub(super) fn answer(&mut self, made: Result<Registered, String>, answer: Answer) {
         let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(&made.id)).and_then(|b| b.netns);
-        match (made, netns.and_then(|netns| self.attaching.get_mut(&netns.cookie))) {
-            (Ok(made), Some(waiting)) => waiting.push((made, answer)),
-            (made, _) => drop(answer.send(made)),
+        let unanswered = match (made, netns) {
+            (Ok(made), Some(netns)) => {
+                self.netns.wait(netns.cookie, (made, answer)).map(|(made, answer)| (Ok(made), answer))
+            }
+            (made, _) => Some((made, answer)),
+        };
+        if let Some((made, answer)) = unanswered {
+            let _ = answer.send(made);
         }
     }
 }

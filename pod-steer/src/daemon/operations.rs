@@ -1,37 +1,49 @@
 //! Carrying out what operators order: each order is checked, stored, and then acted on. `rollout` says what comes next.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Instant,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use pod_steer_ebpf::SOURCES_MAX;
-use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::info;
 
 use super::{
-    Input,
     control::Control,
     empty::Vacancies,
-    ledger::{Change, Ledger, PlannedStop},
+    ledger::{Ledger, PlannedStop},
     pause::Holder,
     policies::Attempts,
+    recorded::{Asker, Begun, Recorded},
 };
 use crate::{
-    abort::{self, Point},
-    api::{OrderAsk, OrderError},
-    clock::{Now, by_wall_clock, now},
+    api::OrderError,
+    clock::{Now, now},
     kernel::Settled,
-    rollout::{self, Decision, Effect, Operation, Order, Outcome, Phase, Policy, Progress, Refusal, Step},
-    world::{Backend, BackendId},
+    rollout::{self, Decision, Operation, Order, Outcome, Phase, Policy, Refusal},
+    world::BackendId,
 };
+
+/// An order that has been given and waits for its turn.
+pub(super) struct GivenOrder {
+    pub service: String,
+    pub order: Order,
+    /// Who gave it, for people.
+    pub who: String,
+    pub asker: Asker,
+}
 
 /// What operators have ordered, and what it needs.
 pub(super) struct Orders {
     pub ledger: Ledger,
-    /// Going on, by service.
+    /// Orders that wait for their turn.
+    pub given: VecDeque<GivenOrder>,
+    /// Stored, and to be continued once the kernel has the decision.
+    pub recorded: Option<Recorded>,
+    /// Orders that have begun and are not answered yet.
+    pub begun: Vec<Begun>,
+    /// Services whose operations may have a step that is due in this turn.
+    pub to_step: VecDeque<String>,
+    /// Operations in progress, by service.
     pub operations: BTreeMap<String, Operation>,
-    /// What the last change replaced, until nobody uses it.
+    /// The tables that the last change replaced, until no lookup can use them.
     pub settled: Vec<Settled>,
     /// Services whose operations wait for that.
     pub settling: BTreeSet<String>,
@@ -50,6 +62,10 @@ impl Orders {
     pub fn new(ledger: Ledger, vacancies: Vacancies) -> Self {
         Self {
             ledger,
+            given: VecDeque::new(),
+            recorded: None,
+            begun: Vec::new(),
+            to_step: VecDeque::new(),
             operations: BTreeMap::new(),
             settled: Vec::new(),
             settling: BTreeSet::new(),
@@ -89,55 +105,24 @@ fn unchanged(service: &str, order: Order, who: String, decision: &Decision, mess
 }
 
 impl Control {
-    pub(super) fn order(&mut self, ask: OrderAsk) {
-        // What has happened until now counts, also what waits for its turn.
-        if self.pace.hurry(&ask.service) {
-            self.touch_service(&ask.service);
-        }
-        self.converge();
-        match self.carry_out(&ask.service, ask.order, ask.who) {
-            Ok(operation) => self.answer_order(operation, ask.answer),
-            Err(refused) => drop(ask.answer.send(Err(refused))),
-        }
-    }
-
-    /// Answers at once if it goes on, and else when it has taken effect for every client.
-    fn answer_order(&mut self, operation: Operation, answer: oneshot::Sender<Result<Operation, OrderError>>) {
-        let settled = std::mem::take(&mut self.orders.settled);
-        if operation.end.is_none() || settled.is_empty() {
-            self.settle(&operation.service, settled);
-            let _ = answer.send(Ok(by_wall_clock(operation)));
-            return;
-        }
-        tokio::spawn(async move {
-            for table in settled {
-                table.wait().await;
+    /// Carries out an order. Its asker is answered when no operation has a further step to make in this turn.
+    pub(super) fn carry_out(&mut self, given: GivenOrder) {
+        let GivenOrder { service, order, who, asker } = given;
+        match self.begin(&service, order, who) {
+            Ok(Some(unchanged)) => {
+                self.answer_order(Begun { service, id: 0, settled: Vec::new(), asker }, Ok(unchanged))
             }
-            let _ = answer.send(Ok(operation));
-        });
-    }
-
-    /// An operation waits until nobody can be using the tables that were replaced.
-    pub(super) fn settle(&mut self, service: &str, settled: Vec<Settled>) {
-        if settled.is_empty() || !self.orders.operations.contains_key(service) {
-            return;
-        }
-        self.orders.settling.insert(service.to_owned());
-        let (service, inputs) = (service.to_owned(), self.inputs.clone());
-        tokio::spawn(async move {
-            for table in settled {
-                table.wait().await;
+            Ok(None) => {
+                if let Some(recorded) = &mut self.orders.recorded {
+                    recorded.asker = Some(asker);
+                }
             }
-            let _ = inputs.send(Input::Settled(service)).await;
-        });
+            Err(refused) => self.answer_order(Begun { service, id: 0, settled: Vec::new(), asker }, Err(refused)),
+        }
     }
 
-    pub(super) fn settled(&mut self, service: &str) {
-        self.orders.settling.remove(service);
-        self.count_anew(service);
-    }
-
-    pub(super) fn carry_out(&mut self, service: &str, order: Order, who: String) -> Result<Operation, OrderError> {
+    /// Checks an order and records it. Returns the answer if it was in force already.
+    fn begin(&mut self, service: &str, order: Order, who: String) -> Result<Option<Operation>, OrderError> {
         let view = self.view(service);
         let decision = self.decision(service);
         let running = self.orders.operations.get(service).cloned();
@@ -155,7 +140,7 @@ impl Control {
             && self.is_in_force(service)
         {
             info!(%service, %who, "{message}");
-            return Ok(unchanged(service, order, who, &decision, message));
+            return Ok(Some(unchanged(service, order, who, &decision, message)));
         }
         rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {
@@ -184,16 +169,7 @@ impl Control {
             )));
         }
         self.record(service, ended, progress);
-        if !self.is_in_force(service) {
-            let text = "the order is stored, but the kernel has not accepted the change yet; the daemon tries again, and its \
-                        log says why";
-            return Err(OrderError::Failed(text.to_owned()));
-        }
-        self.step_operation(service);
-        let begun = self.orders.operations.get(service).cloned();
-        let latest = begun.or_else(|| self.orders.ledger.history(Some(service)).pop());
-        let latest = latest.map(|operation| self.orders.ledger.told(operation));
-        latest.ok_or_else(|| OrderError::Failed("the order is not in the history".to_owned()))
+        Ok(None)
     }
 
     /// Entries of the map of networks that a decision needs while it takes the place of the one before.
@@ -204,96 +180,7 @@ impl Control {
         held + decision.map_or(0, |next| of(service, next))
     }
 
-    /// Stores what has been decided in one transaction, and only then acts on it. `operations` are of one service; the
-    /// last is the current one.
-    pub(super) fn record(&mut self, service: &str, mut operations: Vec<Operation>, progress: Progress) {
-        let stops = self.stops_after(service, &progress.effects);
-        let decision = progress.decision.as_ref();
-        let decisions: Vec<(&str, Option<&Decision>)> = decision.iter().map(|next| (service, Some(*next))).collect();
-        let stored: Vec<&Operation> = operations.iter().collect();
-        let change = Change { decisions: &decisions, operations: &stored, stops: stops.as_deref() };
-        self.store_orders(change);
-        if let Some(stops) = stops {
-            self.orders.stops = stops;
-        }
-        if let Some(next) = progress.decision {
-            abort::here(Point::Stored);
-            // From the decision to its being in force.
-            let began = Instant::now();
-            let _ = self.kernel.take_switched();
-            self.world.decisions.insert(service.to_owned(), next);
-            self.touch_service(service);
-            self.converge();
-            self.count_anew(service);
-            if let Some(switched) = self.kernel.take_switched()
-                && let Some(operation) = operations.last_mut().filter(|operation| operation.moves_traffic())
-            {
-                let took_us = switched.saturating_duration_since(began).as_micros() as u64;
-                operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });
-                let operation = operation.clone();
-                self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });
-            }
-        }
-        for operation in &operations {
-            self.tell_operation(operation);
-        }
-        match operations.pop() {
-            Some(operation) if operation.end.is_none() => {
-                self.orders.operations.insert(service.to_owned(), operation);
-            }
-            _ => {
-                self.orders.operations.remove(service);
-                let of_service = |backend: &&Backend| backend.spec.service == service;
-                for backend in self.world.backends.values().filter(of_service) {
-                    self.orders.overflows.remove(&backend.id);
-                }
-            }
-        }
-        for effect in progress.effects {
-            if let Effect::Stop(old) = effect {
-                self.stop_backends(&old);
-            }
-        }
-    }
-
-    /// A disk that is full must not keep an operator from going back: the ledger holds in memory what it could not store,
-    /// and stores it with the next change.
-    pub(super) fn store_orders(&mut self, change: Change<'_>) {
-        if let Err(error) = self.orders.ledger.commit(change) {
-            error!(error = %crate::chain(&error), "an order is in force but not stored");
-        }
-    }
-
-    /// The old backends that are kept for a while, after these effects; nothing if they stay the same.
-    fn stops_after(&self, service: &str, effects: &[Effect]) -> Option<Vec<PlannedStop>> {
-        let mut stops = self.orders.stops.clone();
-        for effect in effects {
-            match effect {
-                Effect::Stop(_) => {}
-                Effect::KeepAll => stops.retain(|stop| stop.service != service),
-                Effect::StopLater { version, old, at_ms } => stops.push(PlannedStop {
-                    service: service.to_owned(),
-                    version: version.clone(),
-                    backends: old.clone(),
-                    at_ms: *at_ms,
-                }),
-            }
-        }
-        (stops != self.orders.stops).then_some(stops)
-    }
-
     pub(super) fn decision(&self, service: &str) -> Decision {
         self.world.decisions.get(service).cloned().unwrap_or_default()
-    }
-
-    fn tell_operation(&self, operation: &Operation) {
-        let step = operation.steps.last().map(|step| format!("{} {}", step.name, step.detail)).unwrap_or_default();
-        match &operation.end {
-            Some(end) => {
-                info!(service = %operation.service, id = operation.id, outcome = ?end.outcome, "{}", end.message);
-                self.tell(&operation.service, "", end.outcome.word(), &end.message);
-            }
-            None => self.tell(&operation.service, "", "step", &format!("{}: {step}", operation.title())),
-        }
     }
 }

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::control::Control;
 use crate::world::Changed;
 
 /// Each may take one part in so many.
@@ -51,7 +50,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// The sockets of a service have changed: whether that is to be planned at once. If not, it is due later.
-    fn changed(&mut self, service: &str, now: Instant) -> bool {
+    pub fn changed(&mut self, service: &str, now: Instant) -> bool {
         let at = self.taken.waits_until(service, now);
         match at {
             Some(_) if self.waiting.contains_key(service) => {}
@@ -90,16 +89,6 @@ impl Pace {
     /// When changes that wait are to be planned.
     pub fn due(&self) -> Option<Instant> {
         self.waiting.values().min().copied()
-    }
-}
-
-impl Control {
-    /// The sockets of a service have changed, as the kernel says.
-    pub(super) fn sockets_changed(&mut self, service: &str) {
-        self.holders.watching = true;
-        if self.pace.changed(service, Instant::now()) {
-            self.touch_service(service);
-        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) const CGROUP: &str = "paused";
 
 impl Control {
     fn pause_cgroup(&self) -> PathBuf {
-        base_cgroup(self.cgroups.mount(), &self.bpffs).join(CGROUP)
+        base_cgroup(self.cgroups.mount(), &self.pins.dir).join(CGROUP)
     }
 
     /// Whether a service is paused.
@@ -95,7 +95,7 @@ impl Control {
     /// Ends the holder of the listener when no service is paused any more.
     pub(super) fn leave_pause(&mut self) {
         // Not while a table may still lead to the listener: the kernel would refuse the clients of a socket that is closed.
-        if self.world.pause_cookie.is_none() || self.is_pausing() || self.is_stale() {
+        if self.world.pause_cookie.is_none() || self.is_pausing() || self.dirty.is_stale() {
             return;
         }
         self.world.pause_cookie = None;

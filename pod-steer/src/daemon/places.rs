@@ -18,12 +18,11 @@ use crate::{
 const NO_CGROUP: &str = "cgroup";
 
 impl Control {
-    /// The cgroup of a container appeared, or was found.
-    pub(super) fn container_cgroup(&mut self, id: &str, path: &Path) {
+    /// Attaches the programs to the cgroup of a container. They look for the backend's ports, so the kernel has those before: this
+    /// is called after a reconcile only.
+    pub(super) fn attach_container(&mut self, id: &str, path: &Path) {
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         let index = backend.index;
-        // The ports come before the programs that look for them.
-        self.converge();
         let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
             self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
         });
@@ -31,8 +30,7 @@ impl Control {
         match attached {
             Ok(cgroup) => {
                 debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
-                self.paths.insert(index, path.to_owned());
-                self.cgroup_ids.insert(index, cgroup);
+                self.places.set(index, path.to_owned(), Some(cgroup));
                 if backend.troubles.remove(NO_CGROUP).is_some() {
                     self.touch_backend(index);
                 }
@@ -47,7 +45,7 @@ impl Control {
         }
     }
 
-    /// A container runs: its namespace and its cgroup can be known now, if they were not before.
+    /// A container runs: its namespace and its cgroup can be known now, if they were not before. Called after a reconcile only.
     pub(super) fn started(&mut self, id: &str, pid: i32) {
         let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?)));
         // One that has ended meanwhile has an event under way.
@@ -75,13 +73,10 @@ impl Control {
         let cgroup = Cgroup::open(&path).ok().map(|cgroup| cgroup.id);
         let attached = cgroup.filter(|cgroup| self.kernel.is_attached(*cgroup, index));
         match attached {
-            Some(cgroup) => {
-                self.paths.insert(index, path.clone());
-                self.cgroup_ids.insert(index, cgroup);
-            }
+            Some(cgroup) => self.places.set(index, path.clone(), Some(cgroup)),
             None => {
                 debug!(container = %id, path = %path.display(), "it started before it was known");
-                self.container_cgroup(id, &path);
+                self.attach_container(id, &path);
             }
         }
         let attached = attached.is_some();
@@ -116,8 +111,7 @@ impl Control {
         for (cgroup, _) in self.kernel.attached_backends().into_iter().filter(|(_, of)| *of == index) {
             self.kernel.detach_backend(cgroup, index);
         }
-        self.paths.remove(&index);
-        self.cgroup_ids.remove(&index);
+        self.places.forget(index);
         self.forget_sockets(index);
         self.touch_backend(index);
     }
@@ -143,8 +137,8 @@ impl Control {
     /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it
     /// can end. The next plan has it attached.
     pub(super) fn namespace_seen(&mut self, netns: Netns, ns: std::fs::File) {
-        let attached = self.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
-        self.seen_namespaces.insert(netns.cookie, (netns, (!attached).then_some(ns)));
+        let attached = self.netns.is_attaching(netns.cookie) || self.kernel.namespaces().contains(&netns.cookie);
+        self.netns.see(netns, (!attached).then_some(ns));
     }
 }
 

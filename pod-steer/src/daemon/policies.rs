@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use super::control::Control;
+use super::{control::Control, operations::GivenOrder, recorded::Asker};
 use crate::{
+    api::OrderError,
     rollout::{Decision, DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
     world::{Backend, BackendId, Coverage, State},
 };
@@ -16,7 +17,7 @@ const DRAIN_TIMEOUT_MS: u64 = 30_000;
 
 /// Everything that decides whether an order of a policy is accepted and succeeds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Situation {
+pub(super) struct Situation {
     states: BTreeMap<BackendId, State>,
     coverage: Vec<Coverage>,
     decision: Decision,
@@ -56,14 +57,24 @@ impl Control {
             .collect();
         for (service, order) in due {
             let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });
-            let situation = self.situation(&service);
-            match self.carry_out(&service, order, who) {
-                Ok(Operation { end: Some(end), .. }) if end.outcome != Outcome::Failed => continue,
-                Ok(_) => {}
-                Err(error) => warn!(%service, %error, "a policy could not be followed"),
-            }
-            self.orders.attempts.0.insert(service, situation);
+            let asker = Asker::Policy(Box::new(self.situation(&service)));
+            self.orders.given.push_back(GivenOrder { service, order, who, asker });
         }
+    }
+
+    /// An order of a policy was carried out, or refused.
+    pub(super) fn policy_answered(
+        &mut self,
+        service: String,
+        situation: Situation,
+        answer: Result<Operation, OrderError>,
+    ) {
+        match answer {
+            Ok(Operation { end: Some(end), .. }) if end.outcome != Outcome::Failed => return,
+            Ok(_) => {}
+            Err(error) => warn!(%service, %error, "a policy could not be followed"),
+        }
+        self.orders.attempts.0.insert(service, situation);
     }
 
     fn situation(&self, service: &str) -> Situation {
@@ -80,8 +91,7 @@ impl Control {
         let weights = self.world.decisions.get(service).and_then(|decision| decision.traffic.weights.as_ref());
         let Some(weights) = weights.filter(|_| !self.awaits_first(service)) else {
             // The first version that is ready serves; from then on every other one waits.
-            let view = self.view(service);
-            let first = ages.iter().find(|first| view.ready(&first.spec.version).next().is_some())?;
+            let first = ages.iter().find(|first| self.present_and_ready(service, &first.spec.version).1 > 0)?;
             let weights = BTreeMap::from([(first.spec.version.clone(), 1)]);
             return Some(Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() }));
         };
@@ -91,9 +101,8 @@ impl Control {
         if policy != Policy::Latest || serves_alone {
             return None;
         }
-        let view = self.view(service);
-        let present = view.present(newest).count();
-        let all_ready = present > 0 && view.ready(newest).count() == present;
+        let (present, ready) = self.present_and_ready(service, newest);
+        let all_ready = present > 0 && ready == present;
         // Whatever was decided since it appeared was decided knowing it: a rollback is not undone.
         let decided = |operation: &Operation| {
             let moved = operation.moves_traffic() || operation.order == Order::Rollback;

@@ -1,18 +1,23 @@
 //! Backends without a container engine: commands started by `pod-steer exec`, each in a cgroup of its own, and
 //! processes adopted by `pod-steer register`.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use tracing::info;
 
 use super::{
     control::Control,
+    deferred::Deferred,
     ended::Ending,
     exec_cgroups::{ExecCgroup, undo},
 };
 use crate::{
     api::{
-        Peer,
+        Answer, Peer,
         types::{BackendRequest, ExecRequest, Registered},
     },
     cgroups::{self, below},
@@ -23,14 +28,28 @@ use crate::{
     process_set::ProcessSet,
     procs::{FoundSocket, Listening, Process, process_id},
     text::Name,
-    world::{Backend, Followed, Kind, Network, Phase},
+    world::{Backend, BackendId, Followed, Kind, Network, Phase},
 };
 
-type Answer = Result<Registered, String>;
+/// A command that is about to be executed and has become a backend; its process waits for the answer.
+pub(super) struct AddedExec {
+    id: BackendId,
+    path: PathBuf,
+    cgroup: Cgroup,
+    process: Process,
+    sockets: usize,
+}
 
 impl Control {
     /// Makes the asking process a backend: whatever it executes next is steered to.
-    pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer) -> Answer {
+    pub(super) fn exec(&mut self, request: ExecRequest, peer: Peer, answer: Answer) {
+        match self.add_exec(request, peer) {
+            Ok(added) => self.deferred.push_back(Deferred::Exec(Box::new(added), answer)),
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn add_exec(&mut self, request: ExecRequest, peer: Peer) -> Result<AddedExec, String> {
         self.refuse_while_waiting()?;
         let spec = parse(&request.backend)?;
         let (pid, uid) = (peer.cred.pid.as_raw_nonzero().get(), peer.cred.uid.as_raw());
@@ -40,25 +59,32 @@ impl Control {
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let index = self.new_index(&spec.service)?;
         let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
-        let count = inherited.sockets.len();
+        let sockets = inherited.sockets.len();
         let ExecCgroup { id, path, below_caller } = self.make_exec_cgroup(&process)?;
-        let failed = |e: io::Error| format!("the cgroup {} cannot be used: {e}", path.display());
         let mut backend = self.process_backend(&id, request.backend.name, Kind::Exec, index, spec, netns);
         backend.process = process_id(pid).map(|id| Followed { id, uid, holds_only: false }).ok();
         backend.exec_cgroup = below_caller;
-        let opened = Cgroup::open(&path).map_err(failed);
+        let opened = Cgroup::open(&path).map_err(|e| unusable(&path, &e));
         let added = opened.and_then(|cgroup| self.add_process(backend, ns, inherited).map(|()| cgroup));
         let cgroup = added.inspect_err(|_| below::remove(&path))?;
-        self.paths.insert(index, path.clone());
+        Ok(AddedExec { id, path, cgroup, process, sockets })
+    }
+
+    /// Moves the process of a new backend to its cgroup, once the kernel has its ports.
+    pub(super) fn start_exec(&mut self, added: AddedExec) -> Result<Registered, String> {
+        let AddedExec { id, path, cgroup, process, sockets } = added;
+        let index = self.accepted(&id).inspect_err(|_| below::remove(&path))?;
+        self.places.set(index, path.clone(), None);
+        let pid = process.pid().to_string();
         let made = self
             .kernel
             .attach_backend(index, &cgroup)
             .map_err(|e| crate::chain(&e))
-            .and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(failed))
+            .and_then(|()| fs::write(path.join("cgroup.procs"), pid).map_err(|e| unusable(&path, &e)))
             // A process that has taken its pid meanwhile is no part of the backend.
             .and_then(|()| process.uid().map(drop).map_err(|e| e.to_string()));
         if let Err(error) = made {
-            self.over.push(path);
+            self.places.retire(path);
             self.remove(&id);
             return Err(error);
         }
@@ -67,7 +93,7 @@ impl Control {
         if cgroups::is_empty(&path) {
             self.cgroup_empty(&path);
         }
-        Ok(Registered { id, sockets: count })
+        Ok(Registered { id, sockets })
     }
 
     pub(super) fn process_id(&self, kind: &str, pid: i32) -> String {
@@ -96,8 +122,7 @@ impl Control {
         }
     }
 
-    /// Puts a new backend in force with the listeners that it has, before its process goes on: a claim that cannot hold is
-    /// refused here.
+    /// Adds a new backend with the listeners that it has. Once the kernel has it, [`Control::accepted`] says whether its claims hold.
     pub(super) fn add_process(&mut self, backend: Backend, ns: fs::File, held: HeldListeners) -> Result<(), String> {
         let netns = backend.netns.ok_or("its network namespace is not known")?;
         let asks = self.world.asks_who_listens(netns.cookie, &backend.spec);
@@ -121,14 +146,16 @@ impl Control {
         }
         self.namespace_seen(netns, ns);
         self.touch_backend(index);
-        self.converge();
-        if let Some(refused) = self.plan.hindrances.get(&index) {
-            let refused = refused.join("; ");
-            self.remove(&id);
-            self.converge();
-            return Err(refused);
-        }
         Ok(())
+    }
+
+    /// Whether the claims of a new backend hold; else it is removed. Called after a reconcile only.
+    pub(super) fn accepted(&mut self, id: &str) -> Result<u32, String> {
+        let index = self.world.backends.get(id).map(|backend| backend.index).ok_or("it has ended")?;
+        let Some(refused) = self.plan.hindrances.get(&index) else { return Ok(index) };
+        let refused = refused.join("; ");
+        self.remove(id);
+        Err(refused)
     }
 
     pub(super) fn adopt_registered(&mut self, backend: &Backend, pid: i32) {
@@ -150,7 +177,7 @@ impl Control {
         detach_registered(self.world.backends.values());
         // A link that is held open would go on steering after its pin is gone.
         self.kernel.release();
-        let done = undo(&self.bpffs, self.cgroups.mount()).map_err(|e| e.to_string())?;
+        let done = undo(&self.pins.dir, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
         info!(?done, "unloaded");
         Ok(done)
@@ -184,6 +211,10 @@ impl HeldListeners {
         let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
         Ok(Self { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
     }
+}
+
+fn unusable(cgroup: &Path, error: &io::Error) -> String {
+    format!("the cgroup {} cannot be used: {error}", cgroup.display())
 }
 
 pub(crate) fn parse(request: &BackendRequest) -> Result<Spec, String> {

@@ -19,7 +19,7 @@ impl Control {
             Kind::Registered { pid } => process_id(pid).ok(),
             _ => None,
         };
-        let cgroup = self.paths.get(&backend.index).cloned();
+        let cgroup = self.places.path(backend.index).cloned();
         let alone = backend.process.is_some_and(|process| process.holds_only);
         ProcessSet { cgroup, process: followed.or_else(registered), alone }
     }

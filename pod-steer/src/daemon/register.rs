@@ -4,9 +4,9 @@
 use std::{collections::BTreeSet, fs::File};
 
 use super::{
-    Input,
-    beside::beside_then,
+    Event,
     control::Control,
+    deferred::Deferred,
     processes::{HeldListeners, parse},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     labels::Spec,
     netns::{self, Netns},
     procs::{Listening, Process, ProcessId, process_id},
-    world::{Followed, Kind, listed},
+    world::{BackendId, Followed, Kind, listed},
 };
 
 /// A process that is to be registered.
@@ -26,6 +26,13 @@ pub struct Registration {
     spec: Spec,
     found: Result<Found, String>,
     answer: Answer,
+}
+
+/// A process that has become a backend.
+pub(super) struct AddedProcess {
+    id: BackendId,
+    process: ProcessId,
+    sockets: usize,
 }
 
 /// What was found of it.
@@ -48,30 +55,39 @@ impl Control {
         let ports = self.world.configured.listening_ports(&spec);
         let (pid, name) = (request.pid, request.backend.name);
         let look = move || Found::look(pid, &targets, &ports);
-        beside_then(&self.inputs, look, move |found| {
+        self.effects.run_then(look, move |found| {
             let found =
                 found.unwrap_or_else(|| Err(format!("process {pid} cannot be looked at; see the daemon's log")));
-            Input::Registering(Box::new(Registration { name, spec, found, answer }))
+            Event::Registering(Box::new(Registration { name, spec, found, answer }))
         });
     }
 
     /// Makes it a backend.
     pub(super) fn registering(&mut self, registration: Registration) {
         let Registration { name, spec, found, answer } = registration;
-        let made = found.and_then(|found| self.add_registered(name, spec, found));
-        self.answer(made, answer);
+        match found.and_then(|found| self.add_registered(name, spec, found)) {
+            Ok(added) => self.deferred.push_back(Deferred::Register(added, answer)),
+            Err(error) => drop(answer.send(Err(error))),
+        }
     }
 
-    fn add_registered(&mut self, name: Option<String>, spec: Spec, found: Found) -> Result<Registered, String> {
+    fn add_registered(&mut self, name: Option<String>, spec: Spec, found: Found) -> Result<AddedProcess, String> {
         let Found { process, uid, ns, netns, held } = found;
         let (index, pid) = (self.new_index(&spec.service)?, process.pid);
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, name, Kind::Registered { pid }, index, spec, netns);
         backend.process = Some(Followed { id: process, uid, holds_only: false });
-        let count = held.sockets.len();
+        let sockets = held.sockets.len();
         self.add_process(backend, ns, held)?;
+        Ok(AddedProcess { id, process, sockets })
+    }
+
+    /// Follows a process that has become a backend, if its claims hold.
+    pub(super) fn follow_registered(&mut self, added: AddedProcess) -> Result<Registered, String> {
+        let AddedProcess { id, process, sockets } = added;
+        self.accepted(&id)?;
         self.watch_process(&id, process);
-        Ok(Registered { id, sockets: count })
+        Ok(Registered { id, sockets })
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control};
 use crate::{
     config::{Changes, RunConfig, args::RunArgs},
     listening,
@@ -86,9 +86,9 @@ impl Control {
         // What was read once has to be there, also if it is the default file.
         args.config = args.config.or_else(|| self.reload.config.file.clone());
         let failed =
-            Input::SettingsRead(Err("reading the settings panicked; the reason is on standard error".to_owned()));
-        beside(&self.inputs, failed, move || {
-            Input::SettingsRead(RunConfig::resolve(args).map(Box::new).map_err(|error| crate::chain(&error)))
+            Event::SettingsRead(Err("reading the settings panicked; the reason is on standard error".to_owned()));
+        self.effects.run(failed, move || {
+            Event::SettingsRead(RunConfig::resolve(args).map(Box::new).map_err(|error| crate::chain(&error)))
         });
     }
 

@@ -6,7 +6,6 @@ use tracing::{info, warn};
 
 use super::control::Control;
 use crate::{
-    api::types::EventRecord,
     labels::Spec,
     world::{Plan, State},
 };
@@ -52,14 +51,8 @@ impl Control {
         self.tell(&backend.spec.service, &backend.name, "problem", text);
     }
 
-    /// Sends an event to all followers.
+    /// Tells the followers of events.
     pub(super) fn tell(&self, service: &str, backend: &str, event: &str, detail: &str) {
-        let _ = self.events.send(EventRecord {
-            time: jiff::Timestamp::now().to_string(),
-            service: service.to_owned(),
-            backend: backend.to_owned(),
-            event: event.to_owned(),
-            detail: detail.to_owned(),
-        });
+        self.effects.tell(service, backend, event, detail);
     }
 }

@@ -1,10 +1,7 @@
 //! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeSet, io};
 
 use tracing::warn;
 
@@ -59,7 +56,7 @@ impl Control {
     fn ask_for_health(&self) {
         let waits = |backend: &&Backend| matches!(backend.health, Health::Starting | Health::Unhealthy);
         for backend in self.world.backends.values().filter(waits) {
-            let _ = self.wanted.send(backend.id.clone());
+            self.effects.describe(backend.id.clone());
         }
     }
 
@@ -99,7 +96,7 @@ impl Control {
     /// Writes again what could not be written, or was removed.
     fn check_store(&mut self) {
         if let Some(failure) = self.store.failure() {
-            self.store.put_all(self.world.backends.values(), &self.services);
+            self.store.put_all(self.world.backends.values(), self.services.all());
             match self.store.failure() {
                 None => self.conditions.repaired(RUNTIME, &format!("incomplete ({failure}); it is written again")),
                 Some(failure) => {
@@ -116,8 +113,8 @@ impl Control {
 
     /// True if events were lost since the last time.
     fn check_events_lost(&mut self) -> bool {
-        let lost = self.kernel.events_lost();
-        let news = lost != std::mem::replace(&mut self.events_lost, lost);
+        let lost = self.kernel.counters().events_lost();
+        let news = self.kernel_events.note_lost(lost);
         if news {
             warn!(lost, "events of the kernel programs were lost; the sockets are read as a whole");
         }
@@ -150,7 +147,7 @@ impl Control {
 
     /// Ends the conditions of namespaces in which nothing is planned any more and of backends that are gone.
     fn end_conditions(&mut self) {
-        let planned = self.plan.namespaces().into_iter().chain(self.attaching.keys().copied());
+        let planned = self.plan.namespaces().into_iter().chain(self.netns.attaching());
         let subjects = planned.flat_map(|cookie| {
             let known = self.netns_of(cookie).map(namespace_subject);
             known.into_iter().chain([cookie_subject(cookie)])
@@ -166,28 +163,29 @@ impl Control {
     fn netns_of(&self, cookie: u64) -> Option<Netns> {
         let of_backend =
             || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
-        self.seen_namespaces.get(&cookie).map(|(netns, _)| *netns).or_else(of_backend)
+        self.netns.get(cookie).or_else(of_backend)
     }
 
     /// Whether the directory of pins is ours. One that was removed is made again; if another daemon has locked it meanwhile, we
     /// leave it alone.
     fn owns_directory(&mut self) -> bool {
-        if self.lock.as_ref().is_none_or(|lock| lock.is_of(&self.bpffs)) {
+        if self.pins.are_ours() {
             self.keep_directory_private();
             return true;
         }
-        let made = bpffs::make(&self.bpffs)
-            .map_err(|e| LockError::Io { path: self.bpffs.clone(), source: io::Error::other(e) });
-        match made.and_then(|_| Lock::take(&self.bpffs)) {
+        let made = bpffs::make(&self.pins.dir)
+            .map_err(|e| LockError::Io { path: self.pins.dir.clone(), source: io::Error::other(e) });
+        match made.and_then(|_| Lock::take(&self.pins.dir)) {
             Ok(lock) => {
-                self.lock = Some(lock);
-                self.conditions.repaired("pins", &format!("`{}` was removed; it is made again", self.bpffs.display()));
+                self.pins.lock = Some(lock);
+                self.conditions
+                    .repaired("pins", &format!("`{}` was removed; it is made again", self.pins.dir.display()));
                 true
             }
             Err(error) => {
                 let message = format!(
                     "`{}` was removed or replaced, so nothing outlives this daemon ({}); end one of the two daemons",
-                    self.bpffs.display(),
+                    self.pins.dir.display(),
                     crate::chain(&error)
                 );
                 self.conditions.set(DIRECTORY, "pins", message);
@@ -198,10 +196,11 @@ impl Control {
 
     /// What another user could do with the directory of pins is a condition; what they could only read is closed again.
     fn keep_directory_private(&mut self) {
-        match bpffs::make(&self.bpffs) {
+        match bpffs::make(&self.pins.dir) {
             Err(error) => return self.conditions.set(DIRECTORY, "pins", error.to_string()),
             Ok(true) => {
-                let message = format!("`{}` was open to other users; it is closed to them again", self.bpffs.display());
+                let message =
+                    format!("`{}` was open to other users; it is closed to them again", self.pins.dir.display());
                 self.conditions.repaired("pins", &message);
             }
             Ok(false) => {}
@@ -232,11 +231,10 @@ impl Control {
 
     /// Attaches again where a link is gone or detached.
     fn check_namespaces(&mut self, deep: bool) {
-        let inodes: BTreeMap<u64, u64> =
-            self.seen_namespaces.iter().map(|(cookie, (netns, _))| (*cookie, netns.inode)).collect();
+        let inodes = self.netns.inodes();
         let mut lost = Vec::new();
         for (cookie, fault) in self.kernel.check_namespaces(&inodes, deep) {
-            if self.is_attaching(cookie) {
+            if self.netns.is_attaching(cookie) {
                 continue;
             }
             if fault != LinkFault::OtherMaps {
@@ -251,7 +249,7 @@ impl Control {
         if deep {
             let attached = self.kernel.namespaces();
             let planned = self.plan.namespaces().into_iter().filter(|cookie| !attached.contains(cookie));
-            lost.extend(planned.filter(|cookie| !self.is_attaching(*cookie)));
+            lost.extend(planned.filter(|cookie| !self.netns.is_attaching(*cookie)));
         }
         for cookie in lost {
             self.find_namespace(cookie);
@@ -260,7 +258,7 @@ impl Control {
 
     /// A namespace is to be attached anew: its file is looked for, and the next plan attaches it.
     fn find_namespace(&mut self, cookie: u64) {
-        if self.seen_namespaces.get(&cookie).is_some_and(|(_, file)| file.is_some()) {
+        if self.netns.is_open(cookie) {
             return;
         }
         // One that no backend is in any more is left by the next plan.
@@ -272,7 +270,7 @@ impl Control {
                 let message =
                     "its sk_lookup link is gone or detached, so nothing is steered there; it is being attached again";
                 self.conditions.set(NAMESPACE, subject, message);
-                self.seen_namespaces.insert(cookie, (netns, Some(file)));
+                self.netns.see(netns, Some(file));
                 self.touch();
             }
             None => {
@@ -291,27 +289,27 @@ impl Control {
             .world
             .backends
             .values()
-            .filter(|backend| backend.phase != Phase::Exited && self.paths.contains_key(&backend.index))
+            .filter(|backend| backend.phase != Phase::Exited && self.places.path(backend.index).is_some())
             .map(|backend| backend.index)
             .collect();
         own.sort_unstable();
         if !deep && own.len() > BACKENDS_AT_ONCE {
             // The next ones after those of the last second, in a ring.
-            let first = own.partition_point(|index| *index <= self.checked_last);
+            let first = own.partition_point(|index| *index <= self.pins.checked_last);
             own.rotate_left(first);
             own.truncate(BACKENDS_AT_ONCE);
         }
-        self.checked_last = own.last().copied().unwrap_or_default();
+        self.pins.checked_last = own.last().copied().unwrap_or_default();
         for index in own {
             self.check_cgroup(index, deep);
         }
     }
 
     fn check_cgroup(&mut self, index: u32, deep: bool) {
-        let Some(path) = self.paths.get(&index).cloned() else { return };
+        let Some(path) = self.places.path(index).cloned() else { return };
         let Ok(cgroup) = Cgroup::open(&path) else { return };
         // A container that has just been started again has a cgroup that is about to be attached.
-        if self.cgroup_ids.get(&index).is_some_and(|id| *id != cgroup.id) {
+        if self.places.id(index).is_some_and(|id| id != cgroup.id) {
             return;
         }
         let Some(backend) = self.world.by_index(index) else { return };

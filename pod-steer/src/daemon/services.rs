@@ -14,21 +14,13 @@ impl Control {
         let mut named = BTreeSet::new();
         named.extend(plan.rules.values().filter_map(|rule| rule.service.as_ref()));
         named.extend(self.world.backends.values().map(|backend| &backend.spec.service));
-        let before = self.services.len();
-        self.services.retain(|name, _| named.contains(name));
-        named.retain(|name| !self.services.contains_key(*name));
-        if self.services.len() == before && named.is_empty() {
-            return;
-        }
-        let used: BTreeSet<u32> = self.services.values().copied().collect();
-        let free = (0..limit("SERVICES", SERVICES_MAX)).filter(|index| !used.contains(index));
-        for (name, index) in named.into_iter().zip(free) {
+        let Some(new) = self.services.follow(&named, limit("SERVICES", SERVICES_MAX)) else { return };
+        for (service, index) in new {
             if let Err(error) = self.kernel.reset_service(index) {
-                warn!(error = %crate::chain(&error), service = %name, "its counters do not start from zero");
+                warn!(error = %crate::chain(&error), %service, "its counters do not start from zero");
             }
-            self.services.insert(name.clone(), index);
         }
-        if let Err(error) = self.store.put_services(&self.services) {
+        if let Err(error) = self.store.put_services(self.services.all()) {
             warn!(error = %crate::chain(&error), "a restart may count services anew");
         }
     }

@@ -6,13 +6,13 @@ use std::{
 };
 
 use pod_steer_ebpf::{
-    EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED, Event,
-    FAMILY_V4, FAMILY_V6, LEFT_OUT_MANY, NONE, OwnListener, PROTO_TCP, SocketInfo,
+    EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED,
+    Event as KernelEvent, FAMILY_V4, FAMILY_V6, LEFT_OUT_MANY, NONE, OwnListener, PROTO_TCP, SocketInfo,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control, descriptions::described};
+use super::{Event, control::Control, descriptions::described};
 use crate::{
     clock::boot_ms,
     kernel::{KernelError, v6only},
@@ -24,7 +24,7 @@ use crate::{
 const FOREIGN: &str = "foreign";
 
 impl Control {
-    pub(super) fn kernel_event(&mut self, event: &Event) {
+    pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
         let info = &event.socket;
         // The event names the backend whose process made the socket, the world the one that holds it.
         let holder = self.world.sockets.get(&event.cookie).map(|socket| socket.backend).filter(|_| event.cookie != 0);
@@ -89,7 +89,7 @@ impl Control {
         let Some(backend) = self.world.by_index_mut(info.backend) else { return };
         // The engine's word on the namespace may still be under way; a namespace where others serve is known.
         if backend.netns.is_none() && backend.network != Network::Own {
-            backend.netns = self.seen_namespaces.get(&info.netns_cookie).map(|(netns, _)| *netns);
+            backend.netns = self.netns.get(info.netns_cookie);
         }
         let socket = Socket { uid, ..described(info) };
         let is_foreign = backend.netns.is_some_and(|netns| netns.cookie != socket.netns_cookie);
@@ -127,9 +127,9 @@ impl Control {
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (id, processes) = (backend.id.clone(), self.processes_of(backend));
         self.begin_search(&id);
-        beside(&self.inputs, Input::Found { id: id.clone(), sockets: None }, move || {
+        self.effects.run(Event::Found { id: id.clone(), sockets: None }, move || {
             let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.bound.port());
-            Input::Found { id, sockets: Some(processes.listeners(wanted)) }
+            Event::Found { id, sockets: Some(processes.listeners(wanted)) }
         });
     }
 
@@ -251,7 +251,7 @@ impl Control {
             }
             let Some(backend) = self.world.by_index(info.backend) else {
                 // Its backend has ended. It must not become the next one's that gets the index.
-                if self.awaited.is_empty() {
+                if !self.engines.is_awaiting() {
                     self.kernel.disown_socket(cookie);
                 }
                 continue;
@@ -288,7 +288,7 @@ impl Control {
     fn drop_socket(&mut self, cookie: u64) {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
-            self.own_closed.extend(own_listeners(&socket).map(|key| (key, cookie)));
+            self.dirty.note_closed(own_listeners(&socket).map(|key| (key, cookie)));
             if self.world.by_index(socket.backend).is_some_and(|backend| backend.troubles.contains_key(FOREIGN)) {
                 self.check_foreign(socket.backend);
             }
@@ -298,7 +298,7 @@ impl Control {
     /// Finds another listener for the address of each that has closed, of the same backend and of any. The kernel program keeps
     /// the newest one only.
     pub(super) fn renew_own_listeners(&mut self) {
-        let closed = std::mem::take(&mut self.own_closed);
+        let closed = self.dirty.take_closed();
         if closed.is_empty() {
             return;
         }

@@ -25,8 +25,8 @@ impl Control {
 
     fn service(&self, name: &str, mut backends: Vec<&Backend>) -> ServiceStatus {
         backends.sort_by_key(|backend| backend.age());
-        let index = self.services.get(name).copied();
-        let counters = index.map(|index| self.kernel.service_counters(index)).unwrap_or_default();
+        let index = self.services.index(name);
+        let counters = index.map(|index| self.kernel.counters().service(index)).unwrap_or_default();
         let mut namespaces: Vec<NamespaceStatus> = backends
             .iter()
             .filter_map(|backend| backend.netns)
@@ -78,11 +78,11 @@ impl Control {
 
     /// Connections that a backend holds.
     pub(super) fn live(&self, index: u32) -> u64 {
-        let counters = self.kernel.backend_counters(index);
+        let counters = self.kernel.counters().backend(index);
         // Signed: the counters are not read in one instant.
         let moved = counters.moved_in as i64 - counters.moved_in_closed as i64 - counters.moved_out as i64
             + counters.moved_out_closed as i64;
-        let written_off = self.written_off.get(&index).copied().unwrap_or_default() as i64;
+        let written_off = self.indices.written_off(index) as i64;
         let live = counters.opened as i64 - counters.closed as i64 + moved - written_off;
         live.max(0) as u64
     }
@@ -96,7 +96,7 @@ impl Control {
     }
 
     fn backend(&self, backend: &Backend) -> BackendStatus {
-        let counters = self.kernel.backend_counters(backend.index);
+        let counters = self.kernel.counters().backend(backend.index);
         BackendStatus {
             id: backend.id.clone(),
             name: backend.name.clone(),
@@ -137,7 +137,7 @@ impl Control {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let engines = self.lost_engines.iter().map(|(engine, error)| Problem {
+        let engines = self.engines.lost().iter().map(|(engine, error)| Problem {
             subject: format!("engine {engine}"),
             message: format!("cannot be reached: {error}; its containers are steered to as last known"),
         });

@@ -23,37 +23,47 @@ const DUE_MS_MIN: i64 = 20;
 const IDLE_MS_MAX: i64 = 3_600_000;
 
 impl Control {
-    /// Takes every step that is due, once it is known what there is.
-    pub(super) fn step_operations(&mut self) {
-        if !self.has_heard_all() {
-            return;
+    /// Every operation may have a step that is due in this turn.
+    pub(super) fn begin_steps(&mut self) {
+        if self.has_heard_all() {
+            self.count_for_operations();
+            self.orders.to_step = self.orders.operations.keys().cloned().collect();
         }
-        self.count_for_operations();
-        let services: Vec<String> = self.orders.operations.keys().cloned().collect();
-        for service in services {
-            self.step_operation(&service);
-        }
-        self.stop_kept();
-        self.note_vacancies();
-        self.follow_policies();
-        self.forget_empty();
     }
 
-    pub(super) fn step_operation(&mut self, service: &str) {
-        // What the kernel has not taken yet has not happened.
-        while self.is_in_force(service)
-            && !self.orders.settling.contains(service)
-            && let Some(operation) = self.orders.operations.get(service)
-        {
-            let mut next = operation.clone();
-            let (view, decision) = (self.view(service), self.decision(service));
-            let progress = rollout::step(&mut next, &view, &decision, now());
-            if next == *operation {
-                return;
+    /// Takes the next step that is due. False if there is none.
+    pub(super) fn step_next(&mut self) -> bool {
+        while let Some(service) = self.orders.to_step.pop_front() {
+            if self.step_operation(&service) {
+                return true;
             }
+        }
+        false
+    }
+
+    fn step_operation(&mut self, service: &str) -> bool {
+        // A change that the kernel has not accepted is not in effect.
+        if !self.is_in_force(service) || self.orders.settling.contains(service) {
+            return false;
+        }
+        let Some(operation) = self.orders.operations.get(service) else { return false };
+        let mut next = operation.clone();
+        let (view, decision) = (self.view(service), self.decision(service));
+        let progress = rollout::step(&mut next, &view, &decision, now());
+        let is_further = next != *operation;
+        if is_further {
             self.record(service, vec![next], progress);
-            let settled = std::mem::take(&mut self.orders.settled);
-            self.settle(service, settled);
+        }
+        is_further
+    }
+
+    /// Gives the orders that follow from time and policies rather than from operators.
+    pub(super) fn give_due_orders(&mut self) {
+        if self.has_heard_all() {
+            self.stop_kept();
+            self.note_vacancies();
+            self.follow_policies();
+            self.forget_empty();
         }
     }
 
@@ -68,7 +78,7 @@ impl Control {
         let soonest = self.plan.next_ms().into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         let now = Instant::now();
-        let paced = [self.pace.due(), self.inspections.due(now)].into_iter().flatten().min();
+        let paced = [self.dirty.due(), self.inspections.due(now)].into_iter().flatten().min();
         let paced = paced.map(|at| at.saturating_duration_since(now));
         paced.into_iter().fold(Duration::from_millis(wait_ms.unsigned_abs()), Duration::min)
     }
@@ -79,9 +89,7 @@ impl Control {
     }
 
     pub(super) fn touch_if_due(&mut self) {
-        for service in self.pace.take_due(Instant::now()) {
-            self.touch_service(&service);
-        }
+        self.dirty.mark_due(Instant::now());
         let due: Vec<String> = self.plan.due(boot_ms()).map(str::to_owned).collect();
         due.iter().for_each(|service| self.touch_service(service));
     }
@@ -129,8 +137,8 @@ impl Control {
     fn stop_kept(&mut self) {
         let now_ms = boot_ms();
         // They may be needed again if nobody is left of the version that replaced them.
-        let replaced = |stop: &PlannedStop| self.view(&stop.service).ready(&stop.version).next().is_some();
-        let are_known = self.lost_engines.is_empty() && self.awaited.is_empty();
+        let replaced = |stop: &PlannedStop| self.present_and_ready(&stop.service, &stop.version).1 > 0;
+        let are_known = self.engines.are_all_known();
         let exists = |id: &String| !are_known || self.world.backends.contains_key(id);
         let (due, kept) = sort_stops(self.orders.stops.clone(), now_ms, exists, replaced);
         if kept == self.orders.stops {

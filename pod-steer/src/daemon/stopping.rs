@@ -6,7 +6,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::{control::Control, ended::is_outside};
-use crate::{clock::boot_ms, engine, world::Kind};
+use crate::{clock::boot_ms, world::Kind};
 
 impl Control {
     pub(super) fn stop_backends(&mut self, ids: &BTreeSet<String>) {
@@ -17,14 +17,10 @@ impl Control {
                 Kind::Container { engine } => {
                     let (engine, id, stop_ms) = (engine.clone(), id.clone(), backend.stop_ms());
                     info!(container = %name, "is told to stop");
-                    tokio::spawn(async move {
-                        if let Err(error) = engine::stop(&engine, &id, stop_ms).await {
-                            warn!(container = %name, %error, "could not be stopped");
-                        }
-                    });
+                    self.effects.stop(engine, id, name, stop_ms);
                 }
                 Kind::Exec => {
-                    if let Some(path) = self.paths.get(&backend.index) {
+                    if let Some(path) = self.places.path(backend.index) {
                         info!(backend = %name, "is told to stop");
                         terminate(path);
                         // A process that has left its cgroup was started by us as well.
@@ -58,11 +54,11 @@ impl Control {
             let processes = self.processes_of(backend);
             let ports = self.world.configured.listening_ports(&backend.spec);
             let id = backend.id.clone();
-            super::beside::beside_and_on(&self.inputs, move |inputs| {
+            self.effects.run_on(move |inputs| {
                 let sockets = processes.listeners(|socket| ports.contains(&socket.bound.port()));
                 let drops = |socket: &crate::procs::FoundSocket| crate::sys::drops(&socket.fd).unwrap_or(0);
                 let dropped: u64 = sockets.iter().map(|socket| u64::from(drops(socket))).sum();
-                let _ = inputs.blocking_send(super::Input::Dropped { id, dropped });
+                let _ = inputs.blocking_send(super::Event::Dropped { id, dropped });
             });
         }
     }

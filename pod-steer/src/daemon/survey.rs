@@ -4,11 +4,7 @@ use std::{fs::File, path::PathBuf};
 
 use tracing::{debug, warn};
 
-use super::{
-    Input,
-    beside::{beside, beside_and_on},
-    control::Control,
-};
+use super::{Event, control::Control};
 use crate::{
     listening::{self, Listener},
     netns::Netns,
@@ -38,10 +34,10 @@ impl Control {
         // In a namespace without a backend nothing is looked at.
         self.note_without_clients();
         let namespaces = self.namespaces();
-        beside_and_on(&self.inputs, move |inputs| {
+        self.effects.run_on(move |inputs| {
             for (netns_cookie, (netns, sets)) in namespaces {
                 match listeners_of_netns(netns, &sets) {
-                    Ok(listeners) => drop(inputs.blocking_send(Input::Listeners { netns_cookie, listeners })),
+                    Ok(listeners) => drop(inputs.blocking_send(Event::Listeners { netns_cookie, listeners })),
                     Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
                 }
             }
@@ -96,12 +92,12 @@ impl Control {
         let ports = self.world.configured.listening_ports(&backend.spec);
         let id = backend.id.clone();
         self.begin_search(&id);
-        let failed = Input::Found { id: id.clone(), sockets: None };
-        beside(&self.inputs, failed, move || {
+        let failed = Event::Found { id: id.clone(), sockets: None };
+        self.effects.run(failed, move || {
             let wanted = |socket: &FoundSocket| ports.contains(&socket.bound.port());
             let sockets = ProcessSet::of_cgroup(&path).listeners(wanted);
             let listeners = listening::listeners(&ns, netns.cookie);
-            Input::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, sockets }))
+            Event::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, sockets }))
         });
     }
 

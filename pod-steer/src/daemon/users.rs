@@ -8,7 +8,7 @@ use std::{
 use pod_steer_ebpf::{PROTO_TCP, PortKey};
 use tracing::{debug, warn};
 
-use super::{Input, beside::beside, control::Control};
+use super::{Event, control::Control};
 use crate::{
     listening, netns,
     process_set::open_netns,
@@ -22,12 +22,14 @@ fn port_key(netns_cookie: u64, port: u16) -> PortKey {
 
 /// The walk through the kernel's connections that tells which ports are used: one at a time, whatever has ended meanwhile.
 #[derive(Debug, Default)]
-pub(super) struct PortWalk {
+pub(super) struct PortUsers {
     is_due: bool,
     under_way: bool,
+    /// Ports of a user on which no socket listened at the last comparison.
+    unused: BTreeSet<PortKey>,
 }
 
-impl PortWalk {
+impl PortUsers {
     /// A backend has ended, and may have left a port.
     pub fn ask(&mut self) {
         self.is_due = true;
@@ -50,7 +52,7 @@ impl PortWalk {
 impl Control {
     /// Frees ports of backends that have ended.
     pub(super) fn free_due_ports(&mut self) {
-        if self.port_walk.take() {
+        if self.port_users.take() {
             self.free_ports(false);
         }
     }
@@ -76,7 +78,7 @@ impl Control {
     /// Frees ports that no listener and no connection uses, so that any user may bind them next. A server binds some time before
     /// it listens: while a backend may be about to, a port goes when it is found unused twice, `RESYNC_EVERY` apart.
     pub(super) fn free_ports(&mut self, compare: bool) {
-        if !self.awaited.is_empty() {
+        if self.engines.is_awaiting() {
             return;
         }
         let unused: BTreeSet<PortKey> = self.kernel.owned_ports().difference(&self.shared_ports()).copied().collect();
@@ -85,11 +87,11 @@ impl Control {
             let backends = self.world.backends.values().filter(|backend| here(backend));
             backends.flat_map(|backend| &backend.spec.ports).any(|map| map.target == port.port)
         };
-        let again = |port: &PortKey| compare && self.unused_ports.contains(port);
+        let again = |port: &PortKey| compare && self.port_users.unused.contains(port);
         let (over, unused): (BTreeSet<PortKey>, _) = unused.into_iter().partition(|port| again(port) || !wanted(port));
         if compare {
             // Those that connections still use are looked at once more.
-            self.unused_ports = unused.into_iter().chain(over.iter().copied()).collect();
+            self.port_users.unused = unused.into_iter().chain(over.iter().copied()).collect();
         }
         self.free_idle(over);
     }
@@ -98,7 +100,7 @@ impl Control {
     /// kernel refuses the port to another user as long as it exists. That takes a walk through the kernel's connections, beside
     /// the loop. A port whose namespace cannot be entered or examined keeps its owner; one whose namespace is gone is freed.
     fn free_idle(&mut self, ports: BTreeSet<PortKey>) {
-        if ports.is_empty() || !self.port_walk.begin() {
+        if ports.is_empty() || !self.port_users.begin() {
             return;
         }
         let mut by_netns: BTreeMap<u64, BTreeSet<u16>> = BTreeMap::new();
@@ -106,7 +108,7 @@ impl Control {
             by_netns.entry(port.netns_cookie).or_default().insert(port.port);
         }
         let mut namespaces = self.namespaces();
-        beside(&self.inputs, Input::Idle(Vec::new()), move || {
+        self.effects.run(Event::Idle(Vec::new()), move || {
             let mut opened: BTreeMap<u64, File> = BTreeMap::new();
             for cookie in by_netns.keys() {
                 let ns = namespaces.remove(cookie).and_then(|(netns, sets)| open_netns(netns, &sets).ok());
@@ -131,19 +133,19 @@ impl Control {
                 }
                 idle.push((netns_cookie, ports));
             }
-            Input::Idle(idle)
+            Event::Idle(idle)
         });
     }
 
     /// A walk has ended: frees ports on which no server has begun to listen meanwhile. By the cookie of each namespace.
     pub(super) fn free_unless_shared(&mut self, idle: Vec<(u64, BTreeSet<u16>)>) {
-        self.port_walk.under_way = false;
+        self.port_users.under_way = false;
         let shared = self.shared_ports();
         let ports = idle
             .into_iter()
             .flat_map(|(netns_cookie, ports)| ports.into_iter().map(move |port| port_key(netns_cookie, port)));
         for port in ports.filter(|port| !shared.contains(port)) {
-            self.unused_ports.remove(&port);
+            self.port_users.unused.remove(&port);
             self.kernel.free_port(port);
         }
     }
@@ -175,7 +177,7 @@ mod tests {
 
     #[test]
     fn many_ends_cost_one_more_walk() {
-        let mut walk = PortWalk::default();
+        let mut walk = PortUsers::default();
         assert!(!walk.take());
         walk.ask();
         assert!(walk.take() && walk.begin());

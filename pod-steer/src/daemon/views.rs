@@ -8,7 +8,7 @@ use crate::{
     clock::{boot_ms, by_wall_clock},
     near,
     rollout::{self, Operation, Order, Phase, View},
-    world::Kind,
+    world::{Kind, State},
 };
 
 impl Control {
@@ -34,6 +34,15 @@ impl Control {
             service: service.to_owned(),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
+    }
+
+    /// How many backends of a version are there, and how many of them new connections could go to. No counter is read for it.
+    pub(super) fn present_and_ready(&self, service: &str, version: &str) -> (usize, usize) {
+        let own = self.world.backends.values();
+        let own = own.filter(|backend| backend.spec.service == service && backend.spec.version == version);
+        let states: Vec<State> = own.map(|backend| self.state(backend)).collect();
+        let count = |is: fn(State) -> bool| states.iter().filter(|state| is(**state)).count();
+        (count(State::is_present), count(State::is_ready))
     }
 
     pub(super) fn operation(&self, id: u64) -> Option<OperationStatus> {

@@ -1,9 +1,15 @@
-//! Reading the counters; they are kept per CPU and only ever grow while a backend or service has its index.
+//! Reading the counters; they are kept per CPU and only ever grow while a backend or service has its index. No loop and no daemon is
+//! needed for that.
 
-use aya::maps::PerCpuValues;
+use std::path::Path;
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+};
 use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCounters};
 
-use super::{Kernel, KernelError, Result};
+use super::{Kernel, KernelError, Result, object::map};
 
 macro_rules! sum {
     ($doc:literal, $name:ident, $counters:ident { $($(#[$attribute:meta])* $field:ident),+ $(,)? }) => {
@@ -52,22 +58,57 @@ sum!(
     }
 );
 
-impl Kernel {
+/// Reads the counters of backends and services.
+pub struct Counters {
+    backends: PerCpuArray<MapData, BackendCounters>,
+    services: PerCpuArray<MapData, ServiceCounters>,
+    /// By index: what was counted before the counters last began at zero, because their layout had changed.
+    backend_totals: HashMap<MapData, u32, BackendCounters>,
+    service_totals: HashMap<MapData, u32, ServiceCounters>,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    /// Opens the counters that are pinned below `dir`, whether a daemon runs or not.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fn pinned<T: TryFrom<Map, Error = MapError>>(
+            dir: &Path,
+            name: &'static str,
+            kind: fn(MapData) -> Map,
+        ) -> Result<T> {
+            let map = MapData::from_pin(dir.join("maps").join(name)).map(kind);
+            map.and_then(T::try_from).map_err(KernelError::map("open", name))
+        }
+        Ok(Self {
+            backends: pinned(dir, "BACKEND_COUNTERS", Map::PerCpuArray)?,
+            services: pinned(dir, "SERVICE_COUNTERS", Map::PerCpuArray)?,
+            backend_totals: pinned(dir, "BACKEND_TOTALS", Map::HashMap)?,
+            service_totals: pinned(dir, "SERVICE_TOTALS", Map::HashMap)?,
+            lost: pinned(dir, "EVENTS_LOST", Map::PerCpuArray)?,
+        })
+    }
+
+    /// Takes the maps of these programs.
+    pub(super) fn of(programs: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            backends: map(programs, "BACKEND_COUNTERS")?,
+            services: map(programs, "SERVICE_COUNTERS")?,
+            backend_totals: map(programs, "BACKEND_TOTALS")?,
+            service_totals: map(programs, "SERVICE_TOTALS")?,
+            lost: map(programs, "EVENTS_LOST")?,
+        })
+    }
+
     /// Counters of the backend with this index; zero if they cannot be read.
-    pub fn backend_counters(&self, index: u32) -> BackendCounters {
-        let Ok(cpus) = self.backend_counters.get(&index, 0) else { return BackendCounters::default() };
+    pub fn backend(&self, index: u32) -> BackendCounters {
+        let Ok(cpus) = self.backends.get(&index, 0) else { return BackendCounters::default() };
         sum_backend(cpus.iter().chain(&self.backend_totals.get(&index, 0).ok()))
     }
 
     /// Counters of the service with this index; zero if they cannot be read.
-    pub fn service_counters(&self, index: u32) -> ServiceCounters {
-        let Ok(cpus) = self.service_counters.get(&index, 0) else { return ServiceCounters::default() };
+    pub fn service(&self, index: u32) -> ServiceCounters {
+        let Ok(cpus) = self.services.get(&index, 0) else { return ServiceCounters::default() };
         sum_service(cpus.iter().chain(&self.service_totals.get(&index, 0).ok()))
-    }
-
-    /// Adds what programs of an earlier layout, which are still attached to sockets, have counted. To be called by every resync.
-    pub fn add_late_counters(&mut self) {
-        self.late.add();
     }
 
     /// Events that were lost because the ring was full.
@@ -81,17 +122,29 @@ impl Kernel {
     }
 
     fn lost(&self, what: u32) -> u64 {
-        self.events_lost.get(&what, 0).map(|cpus| cpus.iter().sum()).unwrap_or_default()
+        self.lost.get(&what, 0).map(|cpus| cpus.iter().sum()).unwrap_or_default()
+    }
+}
+
+impl Kernel {
+    /// The counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Adds what programs of an earlier layout, which are still attached to sockets, have counted. To be called by every resync.
+    pub fn add_late_counters(&mut self) {
+        self.late.add();
     }
 
     /// Starts the counters of an index from zero, before a backend gets it.
     pub fn reset_backend_counters(&mut self, index: u32) -> Result<()> {
         let failed = || KernelError::map("reset", "BACKEND_COUNTERS");
-        let cpus = self.backend_counters.get(&index, 0).map_err(failed())?.len();
+        let cpus = self.counters.backends.get(&index, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![BackendCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
-        self.backend_counters.set(index, zero, 0).map_err(failed())?;
-        let _ = self.backend_totals.remove(&index);
+        self.counters.backends.set(index, zero, 0).map_err(failed())?;
+        let _ = self.counters.backend_totals.remove(&index);
         self.socket_counts.reset(index)
     }
 
@@ -99,10 +152,10 @@ impl Kernel {
     pub fn reset_service(&mut self, index: u32) -> Result<()> {
         self.reset_switch(index)?;
         let failed = || KernelError::map("reset", "SERVICE_COUNTERS");
-        let cpus = self.service_counters.get(&index, 0).map_err(failed())?.len();
+        let cpus = self.counters.services.get(&index, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
-        let _ = self.service_totals.remove(&index);
-        self.service_counters.set(index, zero, 0).map_err(failed())
+        let _ = self.counters.service_totals.remove(&index);
+        self.counters.services.set(index, zero, 0).map_err(failed())
     }
 }

@@ -54,15 +54,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{CgroupStorage, HashMap, MapData, PerCpuArray, RingBuf, SkStorage, SockHash},
+    maps::{CgroupStorage, HashMap, MapData, RingBuf, SkStorage, SockHash},
 };
-use pod_steer_ebpf::{
-    BackendCounters, Hidden, Move, PortKey, PortUser, RuleKey, ServiceCounters, SocketInfo, V6_BOTH, V6_ONLY,
-};
+use pod_steer_ebpf::{Hidden, Move, PortKey, PortUser, RuleKey, SocketInfo, V6_BOTH, V6_ONLY};
 
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
-pub use counters::{sum_backend, sum_service};
+pub use counters::{Counters, sum_backend, sum_service};
 pub use error::KernelError;
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
@@ -106,13 +104,8 @@ pub struct Kernel {
     cgroups: CgroupStorage<MapData, u64>,
     port_users: HashMap<MapData, PortKey, PortUser>,
     hidden: SkStorage<MapData, Hidden>,
-    backend_counters: PerCpuArray<MapData, BackendCounters>,
-    service_counters: PerCpuArray<MapData, ServiceCounters>,
-    /// By index: what was counted before the counters last began at zero, because their layout had changed.
-    backend_totals: HashMap<MapData, u32, BackendCounters>,
-    service_totals: HashMap<MapData, u32, ServiceCounters>,
+    counters: Counters,
     late: filling::LateCounters,
-    events_lost: PerCpuArray<MapData, u64>,
     publisher: publish::Publisher,
     switches: switch::Switches,
     switched: Option<Instant>,

@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, CgroupStorage, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, SockHash},
+    maps::{Array, CgroupStorage, Map, MapData, MapError, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
 use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey, SOCKETS_MAX};
@@ -21,6 +21,7 @@ use super::{
     apply::Published,
     backend_ports::BackendPorts,
     build_id::{Build, BuildMap},
+    counters::Counters,
     limits,
     migration::{self, Brought},
     own::Own,
@@ -247,12 +248,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         cgroups,
         port_users: map(&mut programs, "PORT_USERS")?,
         hidden,
-        backend_counters: map::<PerCpuArray<_, _>>(&mut programs, "BACKEND_COUNTERS")?,
-        service_counters: map::<PerCpuArray<_, _>>(&mut programs, "SERVICE_COUNTERS")?,
+        counters: Counters::of(&mut programs)?,
         late,
-        backend_totals: map(&mut programs, "BACKEND_TOTALS")?,
-        service_totals: map(&mut programs, "SERVICE_TOTALS")?,
-        events_lost: map::<PerCpuArray<_, _>>(&mut programs, "EVENTS_LOST")?,
         publisher,
         switches: Switches::new(map(&mut programs, "SWITCHES")?),
         switched: None,

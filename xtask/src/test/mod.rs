@@ -2,6 +2,7 @@
 //! that needs what it should have built. The last line printed has the counts.
 
 mod checks;
+mod house;
 mod lines;
 mod modules;
 mod named;

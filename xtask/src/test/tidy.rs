@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{modules, named};
+use super::{house, modules, named};
 use crate::paths;
 
 /// A file longer than this wants to be two.
@@ -43,6 +43,7 @@ pub fn tidy() -> Result<()> {
         }
     }
     complaints.extend(modules::circles(&sources));
+    complaints.extend(house::faults(&sources));
     if complaints.is_empty() {
         return Ok(());
     }

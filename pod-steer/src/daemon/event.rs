@@ -1,14 +1,30 @@
-//! What the loop is told and asked.
+//! Every input of the loop.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use crate::{engine::EngineInput, world::BackendId};
+use pod_steer_ebpf::Event as KernelEvent;
 
-/// A message for the loop.
-pub enum Input {
+use crate::{api::Ask, cgroups::Seen, engine::EngineInput, world::BackendId};
+
+/// What has happened, or is asked.
+pub enum Event {
+    /// A kernel program reports a socket.
+    Kernel(KernelEvent),
+    /// A cgroup has appeared, or has become empty.
+    Cgroup(Seen),
+    /// A client of the API asks.
+    Asked(Ask),
+    /// It is time to compare everything.
+    Resync,
+    /// It is time for the comparisons that are cheap.
+    QuickCheck,
+    /// It is time to look at what nothing reports.
+    Look,
+    /// SIGHUP: the settings are to be read again.
+    Hangup,
     /// From a container engine.
     Engine(EngineInput),
     /// Sockets of a backend that had just begun to listen were looked at.

@@ -1,0 +1,127 @@
+//! In which cgroup each backend is, and the cgroups that backends have left behind.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+/// The cgroups of backends.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// The directory of each backend's cgroup, by its index.
+    paths: HashMap<u32, PathBuf>,
+    /// The id of the cgroup that each backend has now: a container that is restarted gets another.
+    ids: HashMap<u32, u64>,
+    /// Cgroups of `exec` without processes. Each stays until the last connection that moved away from it has ended: the kernel runs
+    /// no program for a cgroup that is removed.
+    retired: Vec<PathBuf>,
+    /// A retired cgroup, or one of a backend that has ended, may have to be detached.
+    is_cleanup_due: bool,
+}
+
+impl Places {
+    /// A backend is in this directory; the id of its cgroup is known if it could be opened.
+    pub fn set(&mut self, index: u32, path: PathBuf, cgroup: Option<u64>) {
+        self.paths.insert(index, path);
+        if let Some(cgroup) = cgroup {
+            self.ids.insert(index, cgroup);
+        }
+    }
+
+    /// The directory of a backend's cgroup.
+    pub fn path(&self, index: u32) -> Option<&PathBuf> {
+        self.paths.get(&index)
+    }
+
+    /// The id of a backend's cgroup.
+    pub fn id(&self, index: u32) -> Option<u64> {
+        self.ids.get(&index).copied()
+    }
+
+    /// The backend in this directory.
+    pub fn backend_at(&self, path: &Path) -> Option<u32> {
+        self.paths.iter().find(|(_, of)| *of == path).map(|(index, _)| *index)
+    }
+
+    /// Whether this directory is a backend's, or was one's.
+    pub fn is_ours(&self, path: &Path) -> bool {
+        self.paths.values().chain(&self.retired).any(|own| own == path)
+    }
+
+    /// A container has died: when it is started again, it gets another cgroup, at the same path.
+    pub fn has_died(&mut self, index: u32) {
+        self.ids.remove(&index);
+    }
+
+    /// It is not known in which cgroup a backend is.
+    pub fn forget(&mut self, index: u32) {
+        self.paths.remove(&index);
+        self.ids.remove(&index);
+    }
+
+    /// A cgroup of `exec` has no process any more.
+    pub fn retire(&mut self, path: PathBuf) {
+        self.retired.push(path);
+    }
+
+    /// Drops the retired cgroups of which this is false.
+    pub fn retain_retired(&mut self, stays: impl FnMut(&PathBuf) -> bool) {
+        self.retired.retain(stays);
+    }
+
+    /// There may be something to detach.
+    pub fn ask_for_cleanup(&mut self) {
+        self.is_cleanup_due = true;
+    }
+
+    /// Whether there may be something to detach.
+    pub fn is_cleanup_due(&self) -> bool {
+        self.is_cleanup_due
+    }
+
+    /// A clean-up begins.
+    pub fn begin_cleanup(&mut self) {
+        self.is_cleanup_due = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restarted_container_has_another_cgroup_at_its_path() {
+        let mut places = Places::default();
+        places.set(1, PathBuf::from("/docker/a"), Some(7));
+        assert_eq!((places.id(1), places.backend_at(Path::new("/docker/a"))), (Some(7), Some(1)));
+        places.has_died(1);
+        assert_eq!((places.id(1), places.path(1)), (None, Some(&PathBuf::from("/docker/a"))));
+        // Its new one could not be opened: the path alone is known.
+        places.set(1, PathBuf::from("/docker/b"), None);
+        assert_eq!((places.id(1), places.backend_at(Path::new("/docker/a"))), (None, None));
+        places.forget(1);
+        assert!(places.path(1).is_none() && !places.is_ours(Path::new("/docker/b")));
+    }
+
+    #[test]
+    fn a_retired_cgroup_is_ours_until_it_is_dropped() {
+        let mut places = Places::default();
+        let path = PathBuf::from("/pod-steer/exec-1-0");
+        places.retire(path.clone());
+        assert!(places.is_ours(&path) && places.backend_at(&path).is_none());
+        places.retain_retired(|_| true);
+        assert!(places.is_ours(&path));
+        places.retain_retired(|of| *of != path);
+        assert!(!places.is_ours(&path));
+    }
+
+    #[test]
+    fn a_cleanup_is_due_until_it_begins() {
+        let mut places = Places::default();
+        assert!(!places.is_cleanup_due());
+        places.ask_for_cleanup();
+        assert!(places.is_cleanup_due());
+        places.begin_cleanup();
+        assert!(!places.is_cleanup_due());
+    }
+}

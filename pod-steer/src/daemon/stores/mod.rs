@@ -1,0 +1,16 @@
+//! What the daemon knows beside the facts of the model. Each store owns its maps, which no other code writes, and is tested on
+//! values. None of them knows another one, the kernel or the loop: `cargo xtask lint` checks that.
+
+mod cgroups;
+mod dirty;
+mod engines;
+mod indices;
+mod namespaces;
+mod services;
+
+pub use cgroups::Places;
+pub use dirty::Dirty;
+pub use engines::Engines;
+pub use indices::Indices;
+pub use namespaces::Namespaces;
+pub use services::Services;
