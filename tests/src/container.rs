@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{image::Image, process::run};
+use crate::{image::Image, process::run, wait};
 
 /// The `docker` command, pointed at one engine.
 #[derive(Clone, Debug)]
@@ -53,6 +53,13 @@ impl Docker {
         let mut import = self.command();
         import.arg("import").args(image.changes().iter().flat_map(|change| ["--change", change]));
         run(import.arg(tar).arg(image.name())).map(drop)
+    }
+
+    /// Starts a container with the test server, and waits until that listens.
+    pub fn start_listening(&self, spec: &Spec) -> Result<Container> {
+        let container = self.start(spec)?;
+        wait::until_ok("the server to listen", || Ok(container.logs()?.contains("listening ").then_some(())))?;
+        Ok(container)
     }
 
     /// Creates a container and does not start it.

@@ -100,6 +100,13 @@ impl<'a> Exec<'a> {
     }
 }
 
+/// Starts a backend whose server is a Python program, named `SERVICE-1`, and does not wait.
+pub fn python(stage: &Stage, service: &str, ports: &str, program: &str) -> Result<Process> {
+    let mut command = stage.daemon.cli()?;
+    command.args(["exec", "--service", service, "--ports", ports, "--name", &format!("{service}-1"), "--"]);
+    stage.host.start(service, command.args(["python3", "-u", "-c", program]))
+}
+
 /// A process that is a backend; killed when dropped.
 #[derive(Debug)]
 pub struct Backend {

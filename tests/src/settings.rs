@@ -1,4 +1,4 @@
-//! The daemon's settings, changed while it runs.
+//! The daemon's settings, changed while it runs, and smaller limits than usual.
 
 use std::{
     fs,
@@ -9,10 +9,21 @@ use std::{
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
-use crate::{daemon::Stage, wait};
+use crate::{
+    daemon::{Conditions, Stage},
+    wait,
+};
 
 /// What the daemon logs when it has read its settings again.
 const READ: &str = "the settings were read again";
+
+impl Stage {
+    /// A daemon without a container engine and with smaller limits, as in `SLOT_TABLES=2,RULES=1`.
+    pub fn limited(limits: &str) -> Result<Self> {
+        let env = vec![("POD_STEER_TEST_LIMITS", limits.to_owned())];
+        Self::under(Conditions { env, ..Conditions::default() })
+    }
+}
 
 /// Writes the settings of a daemon that was started with some.
 pub fn write(stage: &Stage, settings: &str) -> Result<()> {

@@ -12,14 +12,11 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     netns::NetNs,
-    programs::{attach, bpf, instruction, load, made},
+    programs::{BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, attach, bpf, create_map, instruction, load},
 };
 
-const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
-const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
-const BPF_SK_LOOKUP: u32 = 36;
 
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_SK_RELEASE: i32 = 86;
@@ -39,7 +36,7 @@ impl ForeignLookup {
     /// Attaches it to a namespace.
     pub fn attach(net: &NetNs, port: u16) -> Result<Self> {
         let listener = net.run(|| TcpListener::bind("127.0.0.1:0")).context("listening")?;
-        let sockets = create_map().context("making a socket map")?;
+        let sockets = create_map(BPF_MAP_TYPE_SOCKMAP, 4, 8, 1).context("making a socket map")?;
         update(&sockets, listener.as_raw_fd()).context("putting the listener into it")?;
         thread::spawn(move || answer(&listener));
         let program = program(sockets.as_raw_fd(), port);
@@ -84,12 +81,8 @@ fn program(sockets: RawFd, port: u16) -> Vec<u64> {
     ]
 }
 
-fn create_map() -> io::Result<OwnedFd> {
-    made(bpf(BPF_MAP_CREATE, &[BPF_MAP_TYPE_SOCKMAP, 4, 8, 1]))
-}
-
 fn update(map: &OwnedFd, socket: RawFd) -> io::Result<()> {
     let (key, value) = (0u32, socket as u64);
-    let words = [map.as_raw_fd() as u64, &raw const key as u64, &raw const value as u64, 0];
-    bpf(BPF_MAP_UPDATE_ELEM, &words).map(drop)
+    let mut words = [map.as_raw_fd() as u64, &raw const key as u64, &raw const value as u64, 0];
+    bpf(BPF_MAP_UPDATE_ELEM, &mut words).map(drop)
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 
 use crate::{
+    bpf, check,
     daemon::{BPFFS, Stage},
     exec::{Backend, Exec},
     load::{Load, Running},
     process::run,
-    tools, wait,
+    report, tools, wait,
 };
 
 /// The release whose programs differ.
@@ -40,6 +40,21 @@ pub fn load(stage: &Stage) -> Result<Running> {
     Ok(load)
 }
 
+/// A daemon with [`three`] backends, and clients of theirs.
+pub fn under_load() -> Result<(Stage, Vec<Backend>, Running)> {
+    let stage = Stage::without_engine()?;
+    let backends = three(&stage)?;
+    let load = load(&stage)?;
+    Ok((stage, backends, load))
+}
+
+/// Ends the clients: all connections were answered, and the kernel has counted each of them.
+pub fn ends_well(what: &str, stage: &Stage, load: Running) -> Result<()> {
+    let tally = load.stop()?;
+    report::figure(what, &tally);
+    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+}
+
 /// Clients are answered that come from now on.
 pub fn goes_on(load: &Running) -> Result<()> {
     let answered = load.answered();
@@ -47,17 +62,8 @@ pub fn goes_on(load: &Running) -> Result<()> {
 }
 
 /// Ids of the pinned links, and the id of each one's program.
-pub fn links(stage: &Stage) -> Result<BTreeMap<u64, u64>> {
-    // bpftool fails when any link of this kernel ends while it lists them.
-    let list: Vec<Value> = wait::until_ok("a list of all links", || {
-        let text = run(stage.host.command("bpftool")?.args(["--json", "--bpffs", "link", "list"]));
-        Ok(text.ok().and_then(|text| serde_json::from_str(&text).ok()))
-    })?;
-    let pinned = list.iter().filter(|link| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty()));
-    pinned
-        .map(|link| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?)))
-        .collect::<Option<_>>()
-        .context("a link has an id and a program")
+pub fn links(stage: &Stage) -> Result<BTreeMap<u32, u32>> {
+    Ok(bpf::links(&stage.host)?.into_iter().map(|link| (link.id, link.program)).collect())
 }
 
 /// The next start is of this release: one by the name of its feature, or the one that is tested.

@@ -26,9 +26,7 @@ fn start(docker: &Docker, image: Image, name: &str, port: u16) -> Result<Contain
         Image::NamedAsUser => server::named_as_user(name, &format!("0.0.0.0:{port}")),
         _ => server::named(name, &format!("0.0.0.0:{port}")),
     };
-    let container = docker.start(&spec.service("web", &format!("80:{port}")).version("v1"))?;
-    wait::until_ok("the server to listen", || Ok(container.logs()?.contains("listening").then_some(())))?;
-    Ok(container)
+    docker.start_listening(&spec.service("web", &format!("80:{port}")).version("v1"))
 }
 
 /// `web` has exactly these backends, and they get its clients.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
-    daemon::{Conditions, Stage},
+    daemon::Stage,
     exec::Exec,
     listeners::{expect, start, unmanaged},
     load::{Load, ask},
@@ -368,8 +368,7 @@ fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
 #[test]
 fn a_loop_of_listeners_takes_no_place_from_others() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let env = vec![("POD_STEER_TEST_LIMITS", "SOCKETS=64".to_owned())];
-    let mut stage = Stage::under(Conditions { env, ..Conditions::default() })?;
+    let mut stage = Stage::limited("SOCKETS=64")?;
     let server = "import socket
 for _ in range(1000):
     s = socket.socket()

@@ -3,8 +3,8 @@
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    daemon::{BPFFS, Stage},
-    process::run,
+    bpf,
+    daemon::Stage,
     require,
     rollouts::{clients, none_lost, web},
     tools,
@@ -12,13 +12,8 @@ use pod_steer_tests::{
 use serde_json::{Value, json};
 
 /// What the kernel is told of rules, tables and decisions.
-fn kernel_tables(stage: &Stage) -> Result<String> {
-    let mut text = String::new();
-    for map in ["RULES", "TABLES", "SWITCHES"] {
-        let pin = run(stage.host.command("find")?.args([BPFFS, "-name", map]))?;
-        text += &run(stage.host.command("bpftool")?.args(["--json", "map", "dump", "pinned", pin.trim()]))?;
-    }
-    Ok(text)
+fn kernel_tables(stage: &Stage) -> Result<Vec<Vec<Value>>> {
+    ["RULES", "TABLES", "SWITCHES"].into_iter().map(|map| bpf::entries(&stage.host, map)).collect()
 }
 
 #[test]

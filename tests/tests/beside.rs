@@ -5,18 +5,13 @@ use std::{fs, io::Write as _, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
+    exec::python,
     listeners::{expect, unmanaged},
-    process::{Process, run},
+    process::run,
     require,
     rollouts::web,
     tools, wait,
 };
-
-fn python(stage: &Stage, service: &str, ports: &str, program: &str) -> Result<Process> {
-    let mut command = stage.daemon.cli()?;
-    command.args(["exec", "--service", service, "--ports", ports, "--name", &format!("{service}-1"), "--"]);
-    stage.host.start(service, command.args(["python3", "-u", "-c", program]))
-}
 
 /// A backend that opens and closes a listener some 200 times a second, which is allowed.
 const BUSY: &str = "import socket, time

@@ -5,17 +5,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    daemon::{BPFFS, Conditions, Stage},
+    bpf,
+    daemon::{BPFFS, Stage},
     exec::{Backend, Exec},
     load::Load,
     process::run,
     require, tools, wait,
 };
-
-fn limited(limits: &str) -> Result<Stage> {
-    let env = vec![("POD_STEER_TEST_LIMITS", limits.to_owned())];
-    Stage::under(Conditions { env, ..Conditions::default() })
-}
 
 /// A service with one backend, whose clients come to `port`.
 fn service<'a>(name: &str, port: u16) -> Exec<'a> {
@@ -53,7 +49,7 @@ fn slot_tables_and_rules() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     // A service of one port whose backends listen by IPv4 has one rule and one table.
     for (limit, what) in [("SLOT_TABLES=1", "slot tables"), ("RULES=1", "RULES")] {
-        let stage = limited(limit)?;
+        let stage = Stage::limited(limit)?;
         let a = service("a", 81).start(&stage)?;
         stage.daemon.wait_ready("a", 1)?;
         let full = service("full", 82).start(&stage)?;
@@ -77,7 +73,7 @@ fn slot_tables_and_rules() -> Result<()> {
 fn ports_of_backends() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     // Each backend has a block with the port of its clients and one with its own.
-    let stage = limited("MANAGED_PORTS=2")?;
+    let stage = Stage::limited("MANAGED_PORTS=2")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     let mut full = service("full", 82).launch(&stage)?;
@@ -95,7 +91,7 @@ fn ports_of_backends() -> Result<()> {
 #[test]
 fn services_and_backends() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    let stage = limited("SERVICES=1")?;
+    let stage = Stage::limited("SERVICES=1")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     let full = service("full", 82).start(&stage)?;
@@ -106,7 +102,7 @@ fn services_and_backends() -> Result<()> {
 fn places_in_the_socket_map() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     // One of them is the daemon's own.
-    let stage = limited("LISTENERS=2")?;
+    let stage = Stage::limited("LISTENERS=2")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     let full = service("full", 82).start(&stage)?;
@@ -116,7 +112,7 @@ fn places_in_the_socket_map() -> Result<()> {
 #[test]
 fn networks_of_clients() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    let stage = limited("SOURCES=1")?;
+    let stage = Stage::limited("SOURCES=1")?;
     let start = |version: &str| {
         let name = format!("web-{version}");
         Exec::new(&name, "web", "81:8081", "0.0.0.0:8081").flags(&["--version", version]).start(&stage)
@@ -135,7 +131,7 @@ fn networks_of_clients() -> Result<()> {
 #[test]
 fn descriptions_of_sockets() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool"]));
-    let mut stage = limited("SOCKETS=1")?;
+    let mut stage = Stage::limited("SOCKETS=1")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     let full = service("full", 82).start(&stage)?;
@@ -172,17 +168,14 @@ fn descriptions_of_sockets() -> Result<()> {
 
 /// Whether the socket map has the daemon's own socket, whose key is zero.
 fn has_daemon(stage: &Stage) -> Result<bool> {
-    let mut dump = stage.host.command("bpftool")?;
-    let dump = run(dump.args(["--json", "map", "dump", "pinned", &format!("{BPFFS}/maps/LISTENERS")]))?;
-    let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
     let own = serde_json::json!(["0x00", "0x00", "0x00", "0x00", "0x00", "0x00", "0x00", "0x00"]);
-    Ok(entries.iter().any(|entry| entry["key"] == own))
+    Ok(bpf::entries(&stage.host, "LISTENERS")?.iter().any(|entry| entry["key"] == own))
 }
 
 #[test]
 fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool", "python3"]));
-    let mut stage = limited("LISTENERS=2")?;
+    let mut stage = Stage::limited("LISTENERS=2")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     ensure!(has_daemon(&stage)?, "it is there as a rule");
@@ -220,7 +213,7 @@ fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
 fn own_listeners() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     // The listener has two entries: with its backend and without.
-    let stage = limited("OWN_LISTENERS=1")?;
+    let stage = Stage::limited("OWN_LISTENERS=1")?;
     let mut server = stage.host.command(tools::named_server()?)?;
     server.args(["--name", "early", "--listen", "0.0.0.0:8081"]);
     let early = stage.host.start("early", &mut server)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    container::{Container, Docker, Spec},
+    container::{Docker, Spec},
     daemon::{Daemon, Stage},
     host::Host,
     image::Image,
@@ -12,18 +12,12 @@ use pod_steer_tests::{
     podman::Podman,
     require, server,
     settings::reload,
-    tools, wait,
+    tools,
 };
 
 /// A server of the image with labels, on the port that those name.
 fn labelled(name: &str, listen: &str) -> Spec {
     Spec::new(Image::NamedWithLabels, name).args(&["/named-server", "--name", name, "--listen", listen])
-}
-
-fn start(docker: &Docker, spec: &Spec) -> Result<Container> {
-    let container = docker.start(spec)?;
-    wait::until_ok("the server to listen", || Ok(container.logs()?.contains("listening").then_some(())))?;
-    Ok(container)
 }
 
 /// An image with labels alone joins nothing, whatever weight it claims, and the operator is told.
@@ -32,7 +26,7 @@ fn joins_nothing(host: &Host, daemon: &Daemon, docker: &Docker) -> Result<()> {
     docker.import(Image::NamedWithLabels)?;
     let _web = docker.start(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080").version("v1"))?;
     daemon.wait_ready("web", 1)?;
-    let thief = start(docker, &labelled("thief", "0.0.0.0:9090"))?;
+    let thief = docker.start_listening(&labelled("thief", "0.0.0.0:9090"))?;
     let said = daemon.wait_for("a word about the image", |status| {
         Some(status.said_about("thief").join(" ")).filter(|said| !said.is_empty())
     })?;
@@ -70,14 +64,14 @@ fn labels_that_the_operator_gives_count() -> Result<()> {
     let docker = stage.engine().docker();
     // Other values than the image has.
     let other = labelled("other-1", "0.0.0.0:9091").service("other", "81:9091").version("v2");
-    let _other = start(docker, &other)?;
+    let _other = docker.start_listening(&other)?;
     stage.daemon.wait_ready("other", 1)?;
     let said = stage.daemon.status()?.said_about("other-1").join(" ");
     ensure!(said.contains("pod-steer.weight is ignored") && !said.contains("pod-steer.ports"), "{said}");
     let weight = stage.daemon.status()?.service("other").map(|other| other.backends[0].weight);
     ensure!(weight == Some(1), "{weight:?}");
     // Equal ones cannot be told apart from the image's.
-    let _equal = start(docker, &labelled("equal-1", "0.0.0.0:9090").service("web", "80:9090"))?;
+    let _equal = docker.start_listening(&labelled("equal-1", "0.0.0.0:9090").service("web", "80:9090"))?;
     let said = stage.daemon.wait_for("a word about it", |status| {
         Some(status.said_about("equal-1").join(" ")).filter(|said| !said.is_empty())
     })?;
@@ -117,7 +111,7 @@ fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker_configured("trust-image-labels = true\n")?;
     stage.engine().import(Image::NamedWithLabels)?;
-    let _server = start(stage.engine().docker(), &labelled("web-1", "0.0.0.0:9090"))?;
+    let _server = stage.engine().docker().start_listening(&labelled("web-1", "0.0.0.0:9090"))?;
     stage.daemon.wait_ready("web", 1)?;
     let answered = |stage: &Stage| -> Result<u64> {
         Ok(Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?.answered_by("web-1"))

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     asked::{TRIES, ensure_asked},
+    bpf,
     daemon::Stage,
     exec::{self, Backend, Exec},
     process::{Process, run},
@@ -186,11 +187,7 @@ fn connections_to_other_machines_are_not_kept() -> Result<()> {
     let mut holder = script(&stage, &web, &hold)?;
     wait::until("the connections", || holder.stdout().contains("held").then_some(()))
         .with_context(|| holder.stderr())?;
-    let kept = || -> Result<usize> {
-        let mut dump = stage.host.command("bpftool")?;
-        let dump = run(dump.args(["-j", "map", "dump", "pinned", "/sys/fs/bpf/pod-steer/maps/OWN_CONNECTIONS"]))?;
-        Ok(serde_json::from_str::<Vec<serde_json::Value>>(&dump)?.len())
-    };
+    let kept = || anyhow::Ok(bpf::entries(&stage.host, "OWN_CONNECTIONS")?.len());
     ensure!(kept()? == own.len(), "{} are kept", kept()?);
     for host in own {
         let address = if host.contains(':') { format!("[{host}]:8080") } else { format!("{host}:8080") };

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     asked::{TRIES, ensure_asked},
+    bpf,
     daemon::Stage,
     exec::{self, Backend, Exec},
     load::Load,
@@ -233,12 +234,10 @@ s.close()
     ensure!(run(&mut curl)?.starts_with("v1"), "a client from a used port");
     let service = stage.daemon.wait_idle("web")?;
     ensure!(service.backends[0].opened == 1, "{service:?}");
-    let dump = |map: &str| run(stage.host.command("bpftool")?.args(["-j", "map", "dump", "pinned"]).arg(map));
     wait::until_ok("own connections to end", || {
-        let left = dump("/sys/fs/bpf/pod-steer/maps/OWN_CONNECTIONS")?;
-        Ok((left.trim() == "[]").then_some(()))
+        Ok(bpf::entries(&stage.host, "OWN_CONNECTIONS")?.is_empty().then_some(()))
     })?;
-    let counters: Vec<serde_json::Value> = serde_json::from_str(&dump("/sys/fs/bpf/pod-steer/maps/OWN_SOURCES")?)?;
+    let counters = bpf::entries(&stage.host, "OWN_SOURCES")?;
     let counted = |entry: &&serde_json::Value| {
         entry["value"].as_array().is_some_and(|bytes| bytes.iter().any(|byte| byte.as_str() != Some("0x00")))
     };

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    daemon::{Conditions, Stage},
+    daemon::Stage,
     exec::Exec,
     load::{Load, Running, Tally},
     report, require,
@@ -167,8 +167,7 @@ fn a_holder_that_is_killed_is_replaced() -> Result<()> {
 fn an_unpause_that_the_kernel_refuses_resets_no_client() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     // One table for all clients, one for those of the network; during the pause the second one is free.
-    let env = vec![("POD_STEER_TEST_LIMITS", "SLOT_TABLES=2".to_owned())];
-    let stage = Stage::under(Conditions { env, ..Conditions::default() })?;
+    let stage = Stage::limited("SLOT_TABLES=2")?;
     let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
     stage.daemon.wait_ready("web", 2)?;
     stage.daemon.order_done("shift web v1=1")?;

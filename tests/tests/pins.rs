@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    bpf::{self, Target},
     daemon::{BPFFS, Stage},
     exec::{Backend, Exec},
     load::{Load, Running},
     process::{output, run},
     require, tools, wait,
 };
-use serde_json::Value;
 
 fn web(stage: &Stage, name: &str) -> Result<Backend> {
     Exec::new(name, "web", "80:8080", "0.0.0.0:8080").start(stage)
@@ -62,33 +62,37 @@ fn no_conditions(stage: &Stage) -> Result<()> {
     stage.daemon.wait_for("conditions to end", |status| status.problems.is_empty().then_some(()))
 }
 
-/// Ids of the links in the host's own network namespace, or of those of a kind in its cgroups.
-fn links(stage: &Stage, wanted: impl Fn(&Value) -> bool) -> Result<Vec<u64>> {
-    // bpftool fails when a link of anybody on this kernel ends while it lists them.
-    let list: Vec<Value> = wait::until_ok("a list of all links", || {
-        let text = run(stage.host.command("bpftool")?.args(["--json", "--bpffs", "link", "list"]));
-        Ok(text.ok().and_then(|text| serde_json::from_str(&text).ok()))
-    })?;
-    let pinned = |link: &&Value| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty());
-    Ok(list.iter().filter(pinned).filter(|link| wanted(link)).filter_map(|link| link["id"].as_u64()).collect())
+/// Ids of the pinned links in the host's own network namespace.
+fn links_of_namespace(stage: &Stage) -> Result<Vec<u32>> {
+    let inode = stage.host.net().id()?.1;
+    let links = bpf::links(&stage.host)?.into_iter();
+    Ok(links.filter(|link| link.target == Target::Netns(inode)).map(|link| link.id).collect())
+}
+
+/// Ids of the pinned links in cgroups.
+fn links_of_cgroups(stage: &Stage) -> Result<Vec<u32>> {
+    let links = bpf::links(&stage.host)?.into_iter();
+    Ok(links.filter(|link| matches!(link.target, Target::Cgroup(_))).map(|link| link.id).collect())
+}
+
+/// Waits until the host's namespace has its one link again.
+fn attached_again(stage: &Stage) -> Result<()> {
+    wait::until_ok("another link", || Ok((links_of_namespace(stage)?.len() == 1).then_some(())))
+        .with_context(|| stage.daemon.log_tail())
 }
 
 #[test]
 fn a_detached_link_of_a_namespace_is_attached_again() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _web = web(&stage, "web-1")?;
     stage.daemon.wait_ready("web", 1)?;
     answers(&stage, "web-1")?;
-    let inode = stage.host.net().id()?.1;
     for _ in 0..2 {
-        let ids = links(&stage, |link| link["netns_ino"].as_u64() == Some(inode))?;
+        let ids = links_of_namespace(&stage)?;
         ensure!(ids.len() == 1, "one link in the namespace: {ids:?}");
-        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &ids[0].to_string()]))?;
-        wait::until_ok("another link", || {
-            Ok((links(&stage, |link| link["netns_ino"].as_u64() == Some(inode))?.len() == 1).then_some(()))
-        })
-        .with_context(|| stage.daemon.log_tail())?;
+        bpf::detach(ids[0])?;
+        attached_again(&stage)?;
         stage.daemon.wait_ready("web", 1)?;
         answers(&stage, "web-1")?;
         no_conditions(&stage)?;
@@ -101,7 +105,7 @@ fn a_detached_link_of_a_namespace_is_attached_again() -> Result<()> {
 /// The loss of steering for a moment is not the loss of a backend.
 #[test]
 fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let start = |name, version: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version]);
     let _old = start("old", "v1").start(&stage)?;
@@ -112,11 +116,8 @@ fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
     });
     let id = stage.daemon.begin(&order)?;
     stage.daemon.wait_operation(id, "the first step", |operation| operation.phase.name == "stepping")?;
-    let inode = stage.host.net().id()?.1;
-    let in_namespace = |link: &Value| link["netns_ino"].as_u64() == Some(inode);
     let goes_on = |stage: &Stage| -> Result<()> {
-        wait::until_ok("another link", || Ok((links(stage, in_namespace)?.len() == 1).then_some(())))
-            .with_context(|| stage.daemon.log_tail())?;
+        attached_again(stage)?;
         no_conditions(stage)?;
         let end = stage.daemon.operation(id)?.end;
         ensure!(end.is_none(), "the canary goes on: {end:?}\n{}", stage.daemon.log_tail());
@@ -126,8 +127,7 @@ fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
         Ok(())
     };
     for _ in 0..3 {
-        let ids = links(&stage, in_namespace)?;
-        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &ids[0].to_string()]))?;
+        bpf::detach(links_of_namespace(&stage)?[0])?;
         goes_on(&stage)?;
     }
     // While no daemon runs, the link ends with its pin.
@@ -139,19 +139,19 @@ fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
 
 #[test]
 fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _web = web(&stage, "web-1")?;
     // One that listens only later, so that the programs of its cgroup have something to do.
     stage.daemon.wait_ready("web", 1)?;
     let before = pins(&stage)?;
-    let ids = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
+    let ids = links_of_cgroups(&stage)?;
     ensure!(ids.len() == 8, "eight links of the backend: {ids:?}");
     for id in &ids {
-        run(stage.host.command("bpftool")?.args(["link", "detach", "id", &id.to_string()]))?;
+        bpf::detach(*id)?;
     }
     wait::until_ok("other links", || {
-        let now = links(&stage, |link| link["cgroup_id"].as_u64().is_some_and(|id| id != 0))?;
+        let now = links_of_cgroups(&stage)?;
         Ok((now.len() == 8 && now.iter().all(|id| !ids.contains(id))).then_some(()))
     })?;
     wait_for_pins(&stage, &before)?;

@@ -35,7 +35,8 @@ fn a_pod_serves_port_80_by_servers_on_8080() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let service = stage.daemon.wait_ready("web", 3)?;
     assert_eq!(service.namespaces.len(), 1, "{:?}", service.namespaces);
-    let (device, inode) = NetNs::of_pid(pod.pid()?)?.id()?;
+    let inside = NetNs::of_pid(pod.pid()?)?;
+    let (device, inode) = inside.id()?;
     assert_eq!(service.namespaces[0].id, format!("{device}:{inode}"));
 
     // From a machine of its own, through the host's routing and the bridge: the servers tell which peer they see.
@@ -48,11 +49,11 @@ fn a_pod_serves_port_80_by_servers_on_8080() -> Result<()> {
     let outside = Load::to("127.0.0.1:80".parse()?).count(10).run(stage.host.net())?;
     assert_eq!(outside.refused(), 10, "{outside}");
 
-    assert_eq!(bpf::attached_to_netns(&stage.host, inode)?, 1);
+    assert_eq!(bpf::attached_to(&inside)?, 1);
     drop(containers);
     stage.daemon.wait_for("the pod to be left with its last backend", |status| {
         let left = status.service("web").is_none_or(|web| web.namespaces.is_empty());
-        (left && bpf::attached_to_netns(&stage.host, inode).ok()? == 0).then_some(())
+        (left && bpf::attached_to(&inside).ok()? == 0).then_some(())
     })
 }
 

@@ -91,7 +91,7 @@ fn until_pinned(stage: &Stage, cookies: &[u64]) -> Result<()> {
 
 #[test]
 fn a_namespace_is_left_and_entered_again() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let inside = NetNs::new()?;
     let mut outer = Exec::new("outer", "outer", "80:8080", "0.0.0.0:8080").start(&stage)?;
@@ -104,7 +104,7 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
         stage.daemon.wait_state("inner", &name, "ready")?;
         let cookie = stage.daemon.wait_ready("inner", 1)?.namespaces[0].cookie;
         until_pinned(&stage, &[host, cookie])?;
-        assert_eq!(bpf::attached_to_netns(&stage.host, inside.id()?.1)?, 1);
+        assert_eq!(bpf::attached_to(&inside)?, 1);
         let mut answered = check::Answered::default();
         answered.expect(&inside, &[("127.0.0.1:80", &name)])?;
         answered.agrees(&stage.daemon.wait_idle("inner")?, &name)?;
@@ -117,7 +117,7 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
             assert_eq!(nobody.refused(), 10, "{nobody}");
         }
     }
-    assert_eq!(bpf::attached_to_netns(&stage.host, inside.id()?.1)?, 0);
+    assert_eq!(bpf::attached_to(&inside)?, 0);
     // Left while the program is being loaded for it.
     for round in 1..=5 {
         let fresh = NetNs::new()?;

@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    bpf,
     container::Spec,
-    daemon::{BPFFS, Conditions, Stage},
-    exec::Exec,
+    daemon::Stage,
+    exec::{Exec, python},
     image::Image,
     load::Load,
     process::{Process, run},
@@ -20,11 +21,6 @@ use pod_steer_tests::{
     status::Status,
     tools, wait,
 };
-
-fn limited(limits: &str) -> Result<Stage> {
-    let env = vec![("POD_STEER_TEST_LIMITS", limits.to_owned())];
-    Stage::under(Conditions { env, ..Conditions::default() })
-}
 
 /// A service with one backend is steered to, and nothing is wrong with it.
 fn has_room(stage: &Stage, port: u16) -> Result<()> {
@@ -47,10 +43,7 @@ fn silent(stage: &Stage, service: &str, ports: &str) -> Result<Process> {
 
 /// How many entries a map has.
 fn entries(stage: &Stage, map: &str) -> Result<usize> {
-    let mut dump = stage.host.command("bpftool")?;
-    let dump = run(dump.args(["--json", "map", "dump", "pinned", &format!("{BPFFS}/maps/{map}")]))?;
-    let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
-    Ok(entries.len())
+    Ok(bpf::entries(&stage.host, map)?.len())
 }
 
 #[test]
@@ -75,13 +68,6 @@ while True:
     s.close()
     n += 1
     if n == 4000: print('looping', flush=True)";
-
-/// A backend whose server is a Python program.
-fn python(stage: &Stage, service: &str, ports: &str, program: &str) -> Result<Process> {
-    let mut command = stage.daemon.cli()?;
-    command.args(["exec", "--service", service, "--ports", ports, "--name", &format!("{service}-1"), "--"]);
-    stage.host.start(service, command.args(["python3", "-u", "-c", program]))
-}
 
 /// The problems of the one backend of a service; none before it is there.
 fn problems(status: &Status, service: &str) -> Vec<String> {
@@ -125,7 +111,7 @@ for line in sys.stdin:
 #[test]
 fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let mut stage = limited("LISTENERS=64")?;
+    let mut stage = Stage::limited("LISTENERS=64")?;
     let go = stage.host.dir().join("orders");
     run(stage.host.command("mkfifo")?.arg(&go))?;
     let program = OPENS.replace("sys.stdin", &format!("open('{}')", go.display()));
@@ -163,7 +149,7 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
 #[test]
 fn many_listeners_above_the_quota_cost_the_daemon_few_descriptors() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let stage = limited("LISTENERS=512")?;
+    let stage = Stage::limited("LISTENERS=512")?;
     let go = stage.host.dir().join("orders");
     run(stage.host.command("mkfifo")?.arg(&go))?;
     let program = OPENS.replace("sys.stdin", &format!("open('{}')", go.display()));
@@ -220,7 +206,7 @@ time.sleep(600)";
 fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     for (limit, what) in [("RULES=64", "quota of rules"), ("SLOT_TABLES=64", "quota of slot tables")] {
-        let stage = limited(limit)?;
+        let stage = Stage::limited(limit)?;
         let mut greedy = python(&stage, "greedy", "20000-20099", RANGE)?;
         wait::until("it to listen", || greedy.stdout().contains("listening").then_some(()))
             .with_context(|| greedy.stderr())?;
@@ -253,7 +239,7 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
 #[test]
 fn networks_of_a_service_outlive_a_daemon_at_the_quota() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
-    let mut stage = limited("SLOT_TABLES=64")?;
+    let mut stage = Stage::limited("SLOT_TABLES=64")?;
     let backend = |stage: &Stage, name: &str, version: &str, port: u16| {
         let flags = ["--version", version];
         Exec::new(name, "web", &format!("80:{port}"), &format!("0.0.0.0:{port}")).flags(&flags).start(stage)
@@ -289,7 +275,7 @@ fn refused(stage: &Stage, service: &str, ports: &str) -> Result<String> {
 #[test]
 fn ports_of_a_greedy_service_leave_room() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    let stage = limited("MANAGED_PORTS=64,OWN_PORTS=128")?;
+    let stage = Stage::limited("MANAGED_PORTS=64,OWN_PORTS=128")?;
     let _greedy = silent(&stage, "greedy", "20000-21023:30000-31023")?;
     stage.daemon.wait_for("the backend", |status| status.service("greedy").map(drop))?;
     let said = refused(&stage, "greedy", "20000-21023:30000-31023")?;

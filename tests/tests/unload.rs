@@ -1,4 +1,4 @@
-//! Undoing is complete: after `unload` the kernel holds what it held before.
+//! `unload` is complete: it leaves no program, map, link, pin, cgroup or file of the daemon.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::Result;
 use pod_steer_tests::{
-    bpf, cgroup2,
+    bpf::{self, Kind},
+    cgroup2,
     daemon::{BPFFS, Stage},
     engine::Engine,
     exec::Exec,
@@ -38,19 +39,9 @@ fn pins(host: &Host) -> Result<String> {
     run(host.command("find")?.args(["/sys/fs/bpf", "-mindepth", "1"]))
 }
 
-/// Nothing of `owned` is left, and nothing is new since `before` unless somebody else on this machine made it.
-fn assert_undone(stage: &Stage, before: &bpf::Objects, owned: &bpf::Objects, pins_before: &str) -> Result<()> {
-    // The kernel frees a program when the last run of it is over.
-    let undone = wait::until_ok("the kernel to free everything", || {
-        let now = bpf::all(&stage.host)?;
-        let left: Vec<_> = owned.iter().filter(|(key, _)| now.contains_key(*key)).collect();
-        Ok(left.is_empty().then_some(now))
-    })?;
-    let new: Vec<_> = undone.iter().filter(|(key, _)| !before.contains_key(*key)).collect();
-    if !new.is_empty() {
-        // Engines make device filters, other tests run daemons of their own: theirs, since none of it is of this one.
-        report::figure("unload, new objects of others on this kernel", new.len());
-    }
+/// Nothing of `owned` is left, and the bpffs is as it was.
+fn assert_undone(stage: &Stage, owned: &bpf::Objects, pins_before: &str) -> Result<()> {
+    bpf::until_gone(owned)?;
     assert_eq!(pins(&stage.host)?, pins_before, "the bpffs is as it was");
     let files: Vec<_> = fs::read_dir(stage.daemon.runtime_dir()).into_iter().flatten().flatten().collect();
     assert!(files.is_empty(), "files are left: {files:?}");
@@ -60,12 +51,11 @@ fn assert_undone(stage: &Stage, before: &bpf::Objects, owned: &bpf::Objects, pin
 #[test]
 fn with_a_daemon() -> Result<()> {
     require!(tools::docker());
-    require!(tools::root_and(&["bpftool"]));
     let host = std::sync::Arc::new(Host::new()?);
     let engine = Engine::start(&host)?;
     // The engine has made its cgroup with its first container.
     let first = engine.start_container(&server::busybox("other-1", 8090))?;
-    let (before, cgroups_before, pins_before) = (bpf::all(&host)?, cgroups(&host), pins(&host)?);
+    let (cgroups_before, pins_before) = (cgroups(&host), pins(&host)?);
 
     let mut stage = Stage::with(host, Some(engine))?;
     let start = |name: &str| {
@@ -76,7 +66,7 @@ fn with_a_daemon() -> Result<()> {
     let target = "127.0.0.1:8080".parse()?;
     assert_eq!(Load::to(target).count(200).run(stage.host.net())?.answered(), 200);
     let owned = bpf::of_daemon(&stage.host, stage.daemon.pid())?;
-    let kinds = ["prog", "map", "link"].map(|kind| owned.keys().filter(|key| key.0 == kind).count());
+    let kinds = [Kind::Program, Kind::Map, Kind::Link].map(|kind| owned.keys().filter(|key| key.0 == kind).count());
     assert!(kinds.iter().all(|&count| count > 0), "a daemon at work holds programs, maps and links: {owned:?}");
     report::figure(
         "BPF objects of a daemon with two containers",
@@ -85,7 +75,7 @@ fn with_a_daemon() -> Result<()> {
 
     stage.daemon.unload()?;
     assert_eq!(stage.daemon.exit_code()?, Some(0), "{}", stage.daemon.log_tail());
-    assert_undone(&stage, &before, &owned, &pins_before)?;
+    assert_undone(&stage, &owned, &pins_before)?;
     // The servers were never touched: they share port 8080 as their sockets allow, and port 80 is nobody's.
     let after = Load::to(target).count(200).run(stage.host.net())?;
     assert_eq!(after.answered(), 200, "{after}");
@@ -107,9 +97,9 @@ fn with_a_daemon() -> Result<()> {
 
 #[test]
 fn after_the_daemon_was_killed() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let host = std::sync::Arc::new(Host::new()?);
-    let (before, cgroups_before, pins_before) = (bpf::all(&host)?, cgroups(&host), pins(&host)?);
+    let (cgroups_before, pins_before) = (cgroups(&host), pins(&host)?);
     assert_eq!(cgroups_before, BTreeSet::from([host.cgroup().join(cgroup2::PROCESSES)]));
     let mut stage = Stage::with(host, None)?;
     let mut backends = ["web-1", "web-2"]
@@ -124,23 +114,23 @@ fn after_the_daemon_was_killed() -> Result<()> {
         backend.process.kill()?;
     }
     stage.daemon.unload()?;
-    assert_undone(&stage, &before, &owned, &pins_before)?;
+    assert_undone(&stage, &owned, &pins_before)?;
     assert_eq!(cgroups(&stage.host), cgroups_before);
     Ok(())
 }
 
 #[test]
 fn while_processes_run_in_cgroups_of_the_daemons() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let host = std::sync::Arc::new(Host::new()?);
-    let (before, cgroups_before, pins_before) = (bpf::all(&host)?, cgroups(&host), pins(&host)?);
+    let (cgroups_before, pins_before) = (cgroups(&host), pins(&host)?);
     let mut stage = Stage::with(host, None)?;
     let mut backend = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     let owned = bpf::of_daemon(&stage.host, stage.daemon.pid())?;
     stage.daemon.unload()?;
     assert_eq!(stage.daemon.exit_code()?, Some(0));
-    assert_undone(&stage, &before, &owned, &pins_before)?;
+    assert_undone(&stage, &owned, &pins_before)?;
     assert_eq!(cgroups(&stage.host), cgroups_before, "the process was moved back, its cgroup removed");
     let log = stage.daemon.log();
     assert!(!log.contains("cannot remove a cgroup"), "{}", stage.daemon.log_tail());

@@ -3,52 +3,40 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use pod_steer_tests::{
-    check,
+    bpf::{self, Object},
     daemon::Stage,
-    process::run,
-    report, require, tools,
-    upgrades::{PROGRAM, choose, fails, goes_on, links, load, take_over, three},
+    require, tools,
+    upgrades::{PROGRAM, choose, ends_well, fails, goes_on, links, take_over, under_load},
     wait,
 };
-use serde_json::Value;
 
 const REPLACED: &str = "attached programs of another build were replaced";
 /// Links of three backends' cgroups and of one namespace.
 const LINKS: usize = 3 * 8 + 1;
 
 /// The tag of each program that has a link, by its name.
-fn tags(stage: &Stage) -> Result<BTreeMap<String, String>> {
-    let program = |id: u64| -> Result<(String, String)> {
-        let text = run(stage.host.command("bpftool")?.args(["--json", "prog", "show", "id", &id.to_string()]))?;
-        let program: Value = serde_json::from_str(&text)?;
-        let text = |field: &str| program[field].as_str().unwrap_or_default().to_owned();
-        Ok((text("name"), text("tag")))
+fn tags(stage: &Stage) -> Result<BTreeMap<String, u64>> {
+    let program = |id: u32| match bpf::program(id)? {
+        Some(Object::Program { name, tag, .. }) => Ok((name, tag)),
+        other => bail!("program {id} has a link and is {other:?}"),
     };
     links(stage)?.into_values().map(program).collect()
 }
 
-/// Whether a program is still there.
-fn is_loaded(stage: &Stage, id: u64) -> Result<bool> {
-    let shown =
-        pod_steer_tests::process::output(stage.host.command("bpftool")?.args(["prog", "show", "id", &id.to_string()]))?;
-    Ok(shown.status.success())
-}
-
-/// Ids of the migrate programs that the daemon has open.
-fn migrate_program(stage: &Stage) -> Result<u64> {
-    let own = pod_steer_tests::bpf::of_daemon(&stage.host, stage.daemon.pid())?;
-    let mut found = own.iter().filter(|((kind, _), text)| *kind == "prog" && text.ends_with(" migrate"));
-    found.next().map(|((_, id), _)| *id).context("the daemon has a migrate program")
+/// Id of the migrate program that the daemon has open.
+fn migrate_program(stage: &Stage) -> Result<u32> {
+    let own = bpf::of_daemon(&stage.host, stage.daemon.pid())?;
+    let is_migrate = |object: &Object| matches!(object, Object::Program { name, .. } if name == "migrate");
+    let found = own.iter().find(|(_, object)| is_migrate(object));
+    found.map(|((_, id), _)| *id).context("the daemon has a migrate program")
 }
 
 #[test]
 fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
-    let mut stage = Stage::without_engine()?;
-    let _backends = three(&stage)?;
-    let load = load(&stage)?;
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let (mut stage, _backends, load) = under_load()?;
     let (mut before, mut tags_before) = (links(&stage)?, tags(&stage)?);
     ensure!(before.len() == LINKS, "{before:?}");
     for (upgrades, feature) in [Some(PROGRAM), None, Some(PROGRAM)].into_iter().enumerate() {
@@ -64,7 +52,7 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
             ensure!(changed.contains(&name), "{name} runs other instructions: {changed:?}");
         }
         // Those of the sockets have no links: the last one goes with the last socket that it is attached to.
-        wait::until_ok("the former migrate program to be gone", || Ok((!is_loaded(&stage, migrate)?).then_some(())))
+        wait::until_ok("the former migrate program to be gone", || Ok(bpf::program(migrate)?.is_none().then_some(())))
             .with_context(|| stage.daemon.log_tail())?;
         let said = stage.daemon.log().matches(REPLACED).count();
         ensure!(said == upgrades + 1, "each upgrade is logged once:\n{}", stage.daemon.log_tail());
@@ -79,17 +67,13 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
     }
     let status = stage.daemon.status()?;
     ensure!(status.problems.is_empty(), "{status}");
-    let tally = load.stop()?;
-    report::figure("three upgrades of programs, six restarts, under load", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+    ends_well("three upgrades of programs, six restarts, under load", &stage, load)
 }
 
 #[test]
 fn killed_at_each_step_of_replacing_programs() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
-    let mut stage = Stage::without_engine()?;
-    let _backends = three(&stage)?;
-    let load = load(&stage)?;
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let (mut stage, _backends, load) = under_load()?;
     let mut release = None;
     for (point, replaced) in [("programs-loaded", 0), ("half-replaced", LINKS.div_ceil(2)), ("replaced", LINKS)] {
         let before = links(&stage)?;
@@ -107,17 +91,13 @@ fn killed_at_each_step_of_replacing_programs() -> Result<()> {
         ensure!(end.iter().all(|(id, program)| before[id] != *program), "{point}: all are replaced now");
         goes_on(&load)?;
     }
-    let tally = load.stop()?;
-    report::figure("three upgrades, killed at each step", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+    ends_well("three upgrades, killed at each step", &stage, load)
 }
 
 #[test]
 fn a_step_that_fails_leaves_the_former_programs() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
-    let mut stage = Stage::without_engine()?;
-    let _backends = three(&stage)?;
-    let load = load(&stage)?;
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let (mut stage, _backends, load) = under_load()?;
     let before = links(&stage)?;
     stage.daemon.kill()?;
     choose(&mut stage, Some(PROGRAM))?;
@@ -131,7 +111,5 @@ fn a_step_that_fails_leaves_the_former_programs() -> Result<()> {
     stage.daemon.restart()?;
     let now = links(&stage)?;
     ensure!(now.iter().all(|(id, program)| before[id] != *program), "{before:?} {now:?}");
-    let tally = load.stop()?;
-    report::figure("an upgrade that failed three times", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+    ends_well("an upgrade that failed three times", &stage, load)
 }

@@ -4,13 +4,15 @@ use std::net::TcpStream;
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    check,
     daemon::{BPFFS, Stage},
     exec::Exec,
     load::Load,
     process::output,
     report, require, tools,
-    upgrades::{LAYOUT, LAYOUT_MORE, PROGRAM, choose, fails, goes_on, links, load, no_residue, take_over, three, web},
+    upgrades::{
+        LAYOUT, LAYOUT_MORE, PROGRAM, choose, ends_well, fails, goes_on, links, load, no_residue, take_over, three,
+        under_load, web,
+    },
     wait,
 };
 
@@ -28,7 +30,7 @@ fn all(stage: &Stage, port: u16, name: Option<&str>) -> Result<()> {
 
 #[test]
 fn three_upgrades_in_a_row_under_load() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
+    require!(tools::root_and(&["ip", "setpriv"]));
     let mut stage = Stage::without_engine()?;
     let mut backends = three(&stage)?;
     let other = |name, service, port: u16| {
@@ -79,9 +81,7 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
     for line in stage.daemon.log().lines().filter(|line| line.contains(MIGRATED) || line.contains(REPLACED)) {
         report::figure("upgrade", line.split_once("INFO ").map_or(line, |(_, said)| said));
     }
-    let tally = load.stop()?;
-    report::figure("three upgrades in a row, two of them of the layout", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
+    ends_well("three upgrades in a row, two of them of the layout", &stage, load)?;
     drop(held);
     stage.daemon.wait_idle("versions")?;
     stage.daemon.terminate()?;
@@ -93,16 +93,14 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
 
 #[test]
 fn killed_at_each_step_of_a_migration() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
+    require!(tools::root_and(&["ip", "setpriv"]));
     // Until all maps are filled, a daemon of the former release can still take over.
     let early = ["maps-made", "maps-filled"];
     let late =
         ["maps-ready", "programs-loaded", "half-replaced", "replaced", "carried-over", "half-swapped", "swapped"];
     for point in early.into_iter().chain(late) {
         let killed = || -> Result<()> {
-            let mut stage = Stage::without_engine()?;
-            let _backends = three(&stage)?;
-            let load = load(&stage)?;
+            let (mut stage, _backends, load) = under_load()?;
             stage.daemon.kill()?;
             choose(&mut stage, Some(LAYOUT_MORE))?;
             stage.daemon.run_until_dead(point)?;
@@ -126,9 +124,7 @@ fn killed_at_each_step_of_a_migration() -> Result<()> {
             goes_on(&load)?;
             let status = stage.daemon.status()?;
             ensure!(status.problems.is_empty(), "{status}");
-            let tally = load.stop()?;
-            report::figure(&format!("a migration killed at {point}"), &tally);
-            check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+            ends_well(&format!("a migration killed at {point}"), &stage, load)
         };
         killed().map_err(|error| error.context(format!("killed at {point}")))?;
     }
@@ -137,10 +133,8 @@ fn killed_at_each_step_of_a_migration() -> Result<()> {
 
 #[test]
 fn a_migration_that_fails_leaves_the_former_state() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
-    let mut stage = Stage::without_engine()?;
-    let _backends = three(&stage)?;
-    let load = load(&stage)?;
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let (mut stage, _backends, load) = under_load()?;
     let before = links(&stage)?;
     stage.daemon.kill()?;
     choose(&mut stage, Some(LAYOUT_MORE))?;
@@ -161,15 +155,13 @@ fn a_migration_that_fails_leaves_the_former_state() -> Result<()> {
     ensure!(links(&stage)? == before, "{}", stage.daemon.log_tail());
     take_over(&mut stage, Some(LAYOUT_MORE))?;
     goes_on(&load)?;
-    let tally = load.stop()?;
-    report::figure("a migration that failed at seven steps", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+    ends_well("a migration that failed at seven steps", &stage, load)
 }
 
 /// The next daemon of no release need come.
 #[test]
 fn unload_ends_a_migration_that_was_killed() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
+    require!(tools::root_and(&["ip", "setpriv"]));
     for point in ["maps-filled", "half-replaced", "half-swapped", "swapped"] {
         let mut stage = Stage::without_engine()?;
         let _backends = three(&stage)?;
@@ -187,7 +179,7 @@ fn unload_ends_a_migration_that_was_killed() -> Result<()> {
 /// The new daemon cannot open the sockets, so the programs that move queues stay those of the former layout, and count there.
 #[test]
 fn what_the_former_migrate_programs_count_is_not_lost() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool"]));
+    require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let mut first = web("first").server(&["--accept-delay-ms", "600000"]).start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
@@ -213,10 +205,8 @@ fn what_the_former_migrate_programs_count_is_not_lost() -> Result<()> {
 
 #[test]
 fn a_downgrade_is_refused_and_changes_nothing() -> Result<()> {
-    require!(tools::root_and(&["ip", "bpftool", "setpriv"]));
-    let mut stage = Stage::without_engine()?;
-    let _backends = three(&stage)?;
-    let load = load(&stage)?;
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let (mut stage, _backends, load) = under_load()?;
     take_over(&mut stage, Some(LAYOUT))?;
     let before = links(&stage)?;
     stage.daemon.kill()?;
@@ -234,7 +224,5 @@ fn a_downgrade_is_refused_and_changes_nothing() -> Result<()> {
     stage.daemon.restart()?;
     goes_on(&load)?;
     ensure!(links(&stage)? == before);
-    let tally = load.stop()?;
-    report::figure("an upgrade, and a downgrade that was refused", &tally);
-    check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
+    ends_well("an upgrade, and a downgrade that was refused", &stage, load)
 }

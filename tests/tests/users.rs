@@ -4,7 +4,8 @@ use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    bpf, check,
+    bpf::{self, Object},
+    check,
     daemon::Stage,
     exec::{Exec, socket_names},
     host::Host,
@@ -236,21 +237,19 @@ fn containers_of_two_users() -> Result<()> {
 
 #[test]
 fn unload_leaves_nothing_of_it() -> Result<()> {
-    require!(tools::root_and(&["ip", "setpriv", "bpftool"]));
+    require!(tools::root_and(&["ip", "setpriv"]));
     let mut stage = Stage::with(Arc::new(Host::new()?), None)?;
     let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
     let user = exec("of-user", "0.0.0.0:8080", USER).start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     let hidden = hidden_port(stage.host.net())?;
     let owned = bpf::of_daemon(&stage.host, stage.daemon.pid())?;
-    assert!(owned.values().any(|object| object.contains("sk_storage")), "{owned:?}");
+    let of_sockets = |object: &Object| matches!(object, Object::Map { kind: bpf::SK_STORAGE, .. });
+    assert!(owned.values().any(of_sockets), "{owned:?}");
     stage.daemon.unload()?;
     assert_eq!(stage.daemon.exit_code()?, Some(0));
     // Also what the kernel holds for a socket that lives on.
-    wait::until_ok("the kernel to free everything", || {
-        let now = bpf::all(&stage.host)?;
-        Ok((!owned.keys().any(|key| now.contains_key(key))).then_some(()))
-    })?;
+    bpf::until_gone(&owned)?;
     let own = load(stage.host.net(), &format!("127.0.0.1:{hidden}"), 5)?;
     assert_eq!(own.answered_by(&user.name), 5, "it was not touched, and listens where the kernel put it: {own}");
     Ok(())
