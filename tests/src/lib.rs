@@ -15,8 +15,8 @@
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
-//! - [`bpf`], [`cgroup2`]: what the kernel holds; [`programs`]: BPF programs of the tests; [`sk_lookup`]: another program like ours;
-//!   [`mod@unit`]: a cgroup with a limit
+//! - [`bpf`], [`cgroup2`]: what the kernel has of a daemon; [`programs`]: BPF programs of the tests; [`sk_lookup`]: another program
+//!   like ours; [`neighbour`]: another user of BPF on the machine; [`mod@unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
 //! - [`upgrades`]: releases that take over from each other
 //! - [`refusals`]: system calls that fail for one process
@@ -38,6 +38,7 @@ pub mod image;
 pub mod journal;
 pub mod listeners;
 pub mod load;
+pub mod neighbour;
 pub mod netns;
 pub mod orders;
 pub mod podman;

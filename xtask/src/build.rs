@@ -48,6 +48,11 @@ pub fn named_server() -> Result<PathBuf> {
     static_programs(&[("pod-steer-tests", "named-server")]).map(|dir| dir.join("named-server"))
 }
 
+/// Builds the programs of the tests beside this one, where their fixtures look for them.
+pub fn test_programs() -> Result<()> {
+    run(cargo().args(["build", "--package", "pod-steer-tests", "--bins"]))
+}
+
 /// Builds programs, each named with its package, as static files; returns their directory.
 pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
     setup::ensure()?;

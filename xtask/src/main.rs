@@ -48,6 +48,9 @@ enum Task {
     Lint,
     /// Check and test everything (needs root)
     Test {
+        /// Run the integration tests beside another user of BPF, whose programs, maps and links come and go meanwhile
+        #[arg(long)]
+        beside_others: bool,
         /// Only tests whose name contains one of these; the checks of `lint` are then left out
         filters: Vec<String>,
     },
@@ -79,7 +82,9 @@ fn main() -> ExitCode {
         Task::Build { release } => build::pod_steer(release).map(|_| ExitCode::SUCCESS),
         Task::Demo { docker } => privilege::root_or_remedy().unwrap_or_else(|| demo::demo(docker)),
         Task::Lint => test::lint(),
-        Task::Test { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters)),
+        Task::Test { beside_others, filters } => {
+            privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters, beside_others))
+        }
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench { options } => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),

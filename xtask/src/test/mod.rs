@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use pod_steer_tests::neighbour::Neighbour;
 
 use crate::{bench, build, debian, fuzz, say, schemathesis, setup};
 use tally::Tally;
@@ -27,16 +28,16 @@ pub fn lint() -> Result<ExitCode> {
 }
 
 /// The `test` task.
-pub fn test(filters: &[String]) -> Result<ExitCode> {
+pub fn test(filters: &[String], beside_others: bool) -> Result<ExitCode> {
     let mut tally = Tally::from_environment();
-    if let Err(error) = set_up_and_test(filters, &mut tally) {
+    if let Err(error) = set_up_and_test(filters, beside_others, &mut tally) {
         println!("{} {error:#}", say::red("error:"));
         tally.fail(&format!("{error}"));
     }
     Ok(tally.close())
 }
 
-fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
+fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -> Result<()> {
     timed("what the build and the tests need", || {
         setup::ensure()?;
         debian::ensure_for_tests()?;
@@ -54,12 +55,21 @@ fn set_up_and_test(filters: &[String], tally: &mut Tally) -> Result<()> {
     let named_server = timed("static build of the named test server", build::named_server)?;
     let later = timed("later releases of pod-steer, to upgrade to", build::later_releases)?;
     let programs = runner::Programs { pod_steer, named_server, later };
+    let others = beside_others.then(start_others).transpose()?;
     timed("integration tests", || runner::integration_tests(&programs, filters, tally))?;
+    if let Some(others) = others {
+        say::note(&format!("another user of BPF made and removed its objects {} times meanwhile", others.stop()?));
+    }
     if filters.is_empty() {
         run_step("fuzzing", fuzz::in_tests, tally);
         run_step("benchmarks: that they run", bench::try_out, tally);
     }
     Ok(())
+}
+
+fn start_others() -> Result<Neighbour> {
+    build::test_programs()?;
+    Neighbour::start()
 }
 
 fn run_checks(tally: &mut Tally) {
