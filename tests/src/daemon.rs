@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, ended_containers},
     host::Host,
     process::{Process, output, run},
     refusals::{Refusal, limit_files, refuse},
@@ -306,7 +306,7 @@ impl Daemon {
         });
         answer.with_context(|| {
             let last = last.map_or_else(|| "no status".to_owned(), |last| last.to_string());
-            format!("last status:\n{last}{}", self.log_tail())
+            format!("last status:\n{last}{}{}", self.log_tail(), ended_containers(&self.host))
         })
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, sync::Mutex};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::{
     container::{Container, Docker, Spec},
@@ -12,6 +13,33 @@ use crate::{
     process::{Process, output},
     wait,
 };
+
+/// Where an engine keeps its containers, in its host: in memory, where a container is made and removed in a fraction of the time.
+const DATA: &str = "/run/docker-data";
+
+/// The containers of a host's engine that have ended, with their exit codes and what they wrote to standard error. For messages: it
+/// says why a server is not there.
+pub fn ended_containers(host: &Host) -> String {
+    let mut text = String::new();
+    for dir in
+        fs::read_dir(host.path(DATA).join("containers")).into_iter().flatten().flatten().map(|entry| entry.path())
+    {
+        let config = fs::read(dir.join("config.v2.json")).unwrap_or_default();
+        let Ok(config) = serde_json::from_slice::<Value>(&config) else { continue };
+        let state = &config["State"];
+        if state["Running"] != false || state["FinishedAt"].as_str().is_none_or(|at| at.starts_with("0001-")) {
+            continue;
+        }
+        text += &format!("\ncontainer {} ended with {}", config["Name"], state["ExitCode"]);
+        let log = dir.file_name().map(|id| dir.join(format!("{}-json.log", id.display())));
+        let log = log.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        for line in lines.filter(|line| line["stream"] == "stderr") {
+            text += &format!(": {}", line["log"].as_str().unwrap_or_default().trim_end());
+        }
+    }
+    text
+}
 
 /// `dockerd`, with data, sockets and configuration of its own.
 #[derive(Debug)]
@@ -70,8 +98,7 @@ impl Engine {
         let dir = host.dir().join("docker");
         let mut command = host.command("dockerd")?;
         command.arg("--config-file").arg(dir.join("daemon.json"));
-        // In memory, where a container is made and removed in a fraction of the time.
-        command.args(["--data-root", "/run/docker-data", "--exec-root"]).arg(dir.join("exec"));
+        command.args(["--data-root", DATA, "--exec-root"]).arg(dir.join("exec"));
         command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
         if !publishes {
             // The host's only networks are its own; nothing is published or translated.

@@ -51,6 +51,9 @@ pub fn namespaces(host: &Host) -> Result<()> {
     ensure!(status.success(), "ip link set lo up: {status}");
     // Thousands of short connections to one address and port must not run out of source ports.
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10240 65535")?;
+    // The ports that tests claim in that range. A client on the host to which the kernel gave one of them as its own would connect
+    // to itself if it asked for that port, and a server could not bind it.
+    fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "18000-21999,30000-31999,40404")?;
     Ok(())
 }
 
