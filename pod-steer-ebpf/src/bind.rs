@@ -1,5 +1,5 @@
-//! `cgroup/bind4`, `bind6` and `sock_create`: what makes unmodified servers able to share a port. `users` beside it has the
-//! case of servers that run as different users.
+//! `cgroup/bind4`, `bind6` and `sock_create`: let unmodified servers share a port. `users` handles servers that run as
+//! different users.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -35,11 +35,11 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// Sets `SO_REUSEPORT` if the port is one that this backend shares. Needs Linux 6.1 for this option in this hook.
+/// Sets `SO_REUSEPORT` if this backend shares the port. This option in this hook needs Linux 6.1.
 #[inline(always)]
 fn share(ctx: &SockAddrContext, family: u8) {
     let Some(backend) = current_backend() else { return };
-    // The kernel is about to refuse a second bind, and what is known of the first one stays true.
+    // The kernel is about to refuse a second bind, and the state of the first one stays valid.
     if users::is_bound(ctx) {
         return;
     }
@@ -62,8 +62,8 @@ fn share(ctx: &SockAddrContext, family: u8) {
     }
 }
 
-/// MPTCP listeners cannot enter a socket map (`EOPNOTSUPP`). Whoever asks for one falls back to TCP on any error: that
-/// is how Go, which asks since 1.24, and everybody else copes with kernels without MPTCP.
+/// Refuses MPTCP sockets: an MPTCP listener cannot enter a socket map (`EOPNOTSUPP`). A program that asks for MPTCP
+/// falls back to TCP on any error, because kernels may lack MPTCP. Go asks for it since 1.24.
 #[cgroup_sock(sock_create)]
 pub fn refuse_mptcp(ctx: SockContext) -> i32 {
     let Some(backend) = current_backend() else { return ALLOW };

@@ -19,7 +19,7 @@ impl Ends {
     pub fn new(family: u32, ip4: [u32; 2], ip6: [[u32; 4]; 2], ports: [u16; 2]) -> Self {
         let [local_port, remote_port] = ports;
         let [local, remote] = ip6;
-        // An IPv6 socket may be connected by IPv4.
+        // An IPv6 socket may be connected over IPv4.
         let is_mapped = remote[0] == 0 && remote[1] == 0 && remote[2] == 0xFFFFu32.to_be();
         if family == u32::from(FAMILY_V4) || is_mapped {
             let [local, remote] = [bytes(&[ip4[0], 0, 0, 0]), bytes(&[ip4[1], 0, 0, 0])];
@@ -71,7 +71,7 @@ impl Ends {
     }
 }
 
-/// The remote port in host byte order. The context has it in network byte order in a word.
+/// The remote port in host byte order. The context has it in network byte order in a 32-bit word.
 #[inline(always)]
 pub fn remote_port(ctx: &SockOpsContext) -> u16 {
     u32::from_be(ctx.remote_port()) as u16

@@ -1,7 +1,7 @@
 //! The contract between the kernel programs and the daemon: every type that crosses it, and every limit both sides
 //! must agree on. Integers have a fixed width and native byte order unless a field says otherwise; padding is explicit.
 //!
-//! A change here that an older daemon or program would misread increases [`ABI_VERSION`].
+//! Increase [`ABI_VERSION`] with every change that an older daemon or program would misread.
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
@@ -11,98 +11,100 @@ mod user;
 
 pub use contract::*;
 
-/// Version of this contract, kept in [`Meta`]. A daemon brings the pinned maps of an earlier version to its own (`kernel/layouts.rs`), and
-/// leaves those of a later one alone.
+/// Version of this contract, stored in [`Meta`]. The daemon migrates the pinned maps of an earlier version to its own
+/// (`kernel/layouts.rs`) and leaves those of a later version unchanged.
 pub const ABI_VERSION: u32 = 6 + IN_LATER as u32 + IN_MORE as u32;
 
-/// Whether this is the contract of a later release, as tests upgrade to it: some types have a field more, 64 bits at their end.
+/// Whether to build the contract of a later release, to which tests upgrade: some types get one more field of 64 bits
+/// at their end.
 const IN_LATER: bool = cfg!(feature = "test-layout");
-/// The same of the release after that one.
+/// The same for the release after that one.
 const IN_MORE: bool = cfg!(feature = "test-layout-more");
-/// Bytes of such fields.
+/// Size of these fields, in bytes.
 const LATER: usize = 8 * IN_LATER as usize;
 const MORE: usize = 8 * IN_MORE as usize;
 
 /// Protocol number of TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
-/// Protocol number of UDP (`IPPROTO_UDP`); the key has room for it, nothing steers it yet.
+/// Protocol number of UDP (`IPPROTO_UDP`). The key has room for it, but UDP is not steered yet.
 pub const PROTO_UDP: u8 = 17;
-/// Protocol number of MPTCP (`IPPROTO_MPTCP`); it does not fit in the 8 bits of an IP header on purpose.
+/// Protocol number of MPTCP (`IPPROTO_MPTCP`). It deliberately does not fit in the 8 bits of an IP header.
 pub const PROTO_MPTCP: u32 = 262;
 /// Address family of IPv4 (`AF_INET`).
 pub const FAMILY_V4: u8 = 2;
 /// Address family of IPv6 (`AF_INET6`).
 pub const FAMILY_V6: u8 = 10;
 
-/// Most slot tables, and so most rules, at one time.
+/// Maximum number of slot tables, and so of rules.
 pub const TABLES_MAX: u32 = 32_768;
-/// Most services at one time; one [`ServiceCounters`] each.
+/// Maximum number of services; each has one [`ServiceCounters`].
 pub const SERVICES_MAX: u32 = 16_384 << IN_MORE as u32;
-/// Most backends at one time unless the daemon asks for another number; one [`BackendCounters`] each.
+/// Maximum number of backends, unless the daemon sets another; each has one [`BackendCounters`].
 pub const BACKENDS_MAX_DEFAULT: u32 = 4_096;
-/// Most networks with a table of their own at one time, over all rules and both sides.
+/// Maximum number of networks with a table of their own, over all rules and both sides.
 pub const SOURCES_MAX: u32 = 65_536;
-/// Most probes under way at one time.
+/// Maximum number of probes under way.
 pub const PROBES_UNDER_WAY_MAX: u32 = 4_096;
-/// Most listening sockets at one time.
+/// Maximum number of listening sockets.
 pub const SOCKETS_MAX: u32 = 65_536;
-/// Most [`ManagedBlock`]s at one time.
+/// Maximum number of [`ManagedBlock`]s.
 pub const MANAGED_PORTS_MAX: u32 = 131_072;
-/// Most ports whose user is known at one time.
+/// Maximum number of ports whose user is known.
 pub const PORT_USERS_MAX: u32 = 32_768;
-/// Index of the count of events that found the ring full.
+/// Index of the counter of events that were lost because the ring was full.
 pub const LOST_EVENTS: u32 = 0;
-/// Index of the count of listening sockets whose description found its map full.
+/// Index of the counter of listening sockets whose description was lost because its map was full.
 pub const LOST_DESCRIPTIONS: u32 = 1;
-/// Number of those counts.
+/// Number of these counters.
 pub const LOST_MAX: u32 = 2;
-/// Bytes of one part of a note.
+/// Size of one part of a note, in bytes.
 pub const NOTE_BYTES: usize = 512;
-/// Most parts of notes at one time.
+/// Maximum number of parts of notes.
 pub const NOTES_MAX: u32 = 262_144;
-/// Most [`OwnListener`]s at one time: every socket's with its backend and without.
+/// Maximum number of [`OwnListener`]s: one with and one without its backend for every socket.
 pub const OWN_LISTENERS_MAX: u32 = 2 * SOCKETS_MAX;
-/// Most [`OwnBlock`]s at one time: both families of every managed block.
+/// Maximum number of [`OwnBlock`]s: both families of every managed block.
 pub const OWN_PORTS_MAX: u32 = 2 * MANAGED_PORTS_MAX;
-/// Most connections of backends to their own ports at one time; one more is steered as any client's.
+/// Maximum number of connections from backends to their own ports. Any further one is steered like a client's.
 pub const OWN_CONNECTIONS_MAX: u32 = 65_536;
-/// Counters in front of the map of own connections, see [`own_source`].
+/// Number of counters in front of the map of own connections, see [`own_source`].
 pub const OWN_SOURCES: u32 = 2_048;
-/// Bytes of the event ring.
+/// Size of the event ring, in bytes.
 pub const EVENTS_BYTES: u32 = 1 << 20;
-/// Slots that are tried by hash before the table's members are walked one by one.
+/// Number of slots that are tried by hash before the table's members are walked one by one.
 pub const PROBES_MAX: u32 = 8;
-/// Members of a table that one walk visits, if there are so many; it visits at most twice as many. A try takes up to a
-/// microsecond, and a packet must not keep the kernel busy for longer than a thousand of them.
+/// Number of members that a walk visits, if the table has that many; it visits at most twice as many. A try takes up to
+/// a microsecond, and one packet must not keep the kernel busy for longer than a thousand tries.
 pub const WALK_MAX: u32 = 512;
 
-/// Key of the daemon's own socket among the listeners: no socket has this cookie. The kernel removes the socket when the daemon
-/// ends, however it ends.
+/// Key of the daemon's own socket in the map of listeners; no listening socket has this cookie. The kernel removes the
+/// socket when the daemon ends, however it ends.
 pub const DAEMON_COOKIE: u64 = 0;
 
-/// "No such index": of a table, a backend, a service.
+/// "No index", for a table, a backend or a service.
 pub const NONE: u32 = u32::MAX;
 
-/// Written once, when the state is made; read back by every later daemon.
+/// Written once, when the state is created; read by every later daemon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// [`ABI_VERSION`] of the daemon that made the state.
+    /// [`ABI_VERSION`] of the daemon that created the state.
     pub abi: u32,
-    /// Number of entries of the backend counters.
+    /// Number of entries in the map of backend counters.
     pub backends_max: u32,
-    /// Secret of the 4-tuple hash. It outlives the daemon: a SYN cookie's final ACK must find the slot of its SYN.
+    /// Secret seed of the hash of a connection. It outlives the daemon: the final ACK of a SYN cookie must find the
+    /// slot of its SYN.
     pub seed: u64,
 }
 
-/// Sizes are part of the contract: a field that changes them without [`ABI_VERSION`] does not compile.
+/// Sizes are part of the contract. A field that changes one does not compile: increase [`ABI_VERSION`] with it.
 const _: () = {
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<RuleKey>() == 32);
     assert!(core::mem::offset_of!(RuleKey, port) == 24);
     assert!(core::mem::offset_of!(RuleKey, ifindex) == 28);
     assert!(size_of::<Rule>() == 24 + LATER);
-    // A table is one of the values of a port, and none of those with a meaning of their own.
+    // The entry of a port is a table's index plus one, or one of the special values: they must not overlap.
     assert!(TABLES_MAX < ASK_RULES as u32);
     assert!(size_of::<ProbeKey>() == 32);
     assert!(size_of::<PortUser>() == 16);

@@ -1,4 +1,4 @@
-//! `sockops`: a managed socket is registered in the instant that it listens, and its connections are counted.
+//! `sockops`: registers a managed socket at the instant when it starts to listen, and counts its connections.
 
 use core::ptr;
 
@@ -27,15 +27,15 @@ const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 const BPF_SOCK_OPS_STATE_CB: u32 = 10;
 const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
 const BPF_SOCK_OPS_STATE_CB_FLAG: u32 = 1 << 2;
-/// Marks a connection that was counted as opened; its state needs no memory of ours. The kernel's own meaning of the flag
-/// (`BPF_SOCK_OPS_RTO_CB_FLAG`) is a call of this program when a retransmission timer fires, the rarest of all. Connections
-/// inherit the flags of their listener, which never has this one.
+/// Marks a connection that was counted as opened, without any memory of our own. The kernel's own meaning of the flag
+/// (`BPF_SOCK_OPS_RTO_CB_FLAG`) is to call this program when a retransmission timer fires, which is the rarest of all
+/// events. Connections inherit the flags of their listener, which never has this one.
 const COUNTED_FLAG: u32 = 1 << 0;
 
-/// Where `struct sock_common` has its flags (`include/net/sock.h`): behind `skc_family` and `skc_state`, in every kernel since 3.9. A look
-/// at the socket corrects what is read there.
+/// Offset of the flags in `struct sock_common` (`include/net/sock.h`): behind `skc_family` and `skc_state`, in every
+/// kernel since 3.9. The daemon inspects the socket later and corrects a wrong value.
 const SKC_FLAGS: usize = 19;
-/// `skc_ipv6only` among them.
+/// The bit of `skc_ipv6only` among these flags.
 const SKC_IPV6ONLY: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 
 const TCP_CLOSE: u32 = 7;
@@ -77,17 +77,19 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
         changed(&ctx, backend, port, cookie);
         return 1;
     }
-    // A connection's local port is the one that its client came to, not the one that the backend listens on.
+    // A connection's local port is the one that its client came to, which may differ from the one that the backend
+    // listens on.
     if !managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) {
         return 1;
     }
-    // Others' programs may have set flags of their own.
+    // Keep flags that other programs have set.
     let flags = ctx.cb_flags();
     if is_probe(&ctx) || own::was_accepted(&ctx, backend) {
-        // Neither a probe nor the backend itself is a client: neither beginning nor end is counted.
+        // Probes and the backend itself are not clients: neither the beginning nor the end of such a connection is
+        // counted.
         set_flags(&ctx, flags & !BPF_SOCK_OPS_STATE_CB_FLAG);
     } else if flags & COUNTED_FLAG == 0 {
-        // The first is inherited from the listener as a rule, but not from one that listened before it was managed.
+        // The first flag is normally inherited from the listener, but not from one that listened before it was managed.
         set_flags(&ctx, flags | BPF_SOCK_OPS_STATE_CB_FLAG | COUNTED_FLAG);
         count!(BACKEND_COUNTERS, backend, opened);
     }
@@ -96,11 +98,11 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn set_flags(ctx: &SockOpsContext, flags: u32) {
-    // It tells which flags the kernel does not know; all of these it does.
+    // The result names flags that the kernel does not know. It knows all of these.
     let _ = ctx.set_cb_flags(flags as i32);
 }
 
-/// Whether a connection that was accepted comes from a probe.
+/// Whether an accepted connection comes from a probe.
 #[inline(always)]
 fn is_probe(ctx: &SockOpsContext) -> bool {
     // SAFETY: the context is valid for the whole run; volatile and unconditional, as in `listening`.
@@ -121,14 +123,15 @@ fn is_probe(ctx: &SockOpsContext) -> bool {
     }
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    // The port is in network byte order in a word: its first or its last two bytes, by the machine.
+    // The context has the port in network byte order in a 32-bit word: in its first or its last two bytes, depending on
+    // the machine.
     let port = (u32::from_be(port) as u16).to_be();
     let key = ProbeKey::seen(netns_cookie, FAMILY_V6, port, &to, to_port as u16);
-    // SAFETY: only whether there is one is asked.
+    // SAFETY: only the presence of an entry matters.
     unsafe { PROBES.get(key) }.is_some()
 }
 
-/// Registers a socket if it is a managed one.
+/// Registers a socket if it is managed.
 #[inline(always)]
 fn listens(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     if let Some(hidden) = users::of_listener(ctx) {
@@ -156,7 +159,7 @@ fn bound_device(ctx: &SockOpsContext) -> u32 {
     unsafe { ptr::read_volatile(&raw const (*sk).bound_dev_if) }
 }
 
-/// Whether an IPv6 listener takes IPv4 clients too, as a description has it.
+/// Whether an IPv6 listener also takes IPv4 clients, as one of the `V6_` constants.
 #[inline(always)]
 fn v6only(ctx: &SockOpsContext) -> u16 {
     // SAFETY: the context is valid for the whole run; the union has this member alone.
@@ -169,18 +172,18 @@ fn v6only(ctx: &SockOpsContext) -> u16 {
     if sk.is_null() {
         return V6_UNKNOWN;
     }
-    // SAFETY: the verifier knows the type of the socket, and that this byte is a part of it.
+    // SAFETY: the verifier knows the type of the socket, and that this byte lies within it.
     let flags = unsafe { ptr::read_volatile(sk.cast::<u8>().add(SKC_FLAGS)) };
     if flags & SKC_IPV6ONLY != 0 { V6_ONLY } else { V6_BOTH }
 }
 
-/// Makes a socket one that can be chosen, and tells of it.
+/// Makes a socket eligible for clients, and reports it to the daemon.
 #[inline(always)]
 fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     let family = ctx.family() as u8;
     let mut addr = [0u8; 16];
-    // SAFETY: the context is valid for the whole run. Volatile and unconditional: the compiler would else merge the two
-    // reads into one at a computed offset, which the verifier refuses.
+    // SAFETY: the context is valid for the whole run. Volatile and unconditional: otherwise the compiler merges the two
+    // reads into one at a computed offset, which the verifier rejects.
     let (ip4, ip) = unsafe {
         (ptr::read_volatile(&raw const (*ctx.ops).local_ip4), ptr::read_volatile(&raw const (*ctx.ops).local_ip6))
     };
@@ -199,7 +202,7 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     let socket = SocketInfo { netns_cookie, addr, table, proto, family, service, ifindex, v6only, ..socket };
 
     if let Err(reason) = quota::take(socket.backend) {
-        // Its end is nothing to be counted. It may have been registered before, and have stopped to listen.
+        // Its end must not be counted. It may have been registered before, and have stopped listening since.
         set_flags(ctx, ctx.cb_flags() & !BPF_SOCK_OPS_STATE_CB_FLAG);
         quota::tell(reason, socket, cookie);
         return;
@@ -211,11 +214,11 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
         emit(&Event { kind: EVENT_NOT_REGISTERED, errno: -errno as u32, cookie, socket });
         return;
     }
-    // Tells us when it closes; the connections that it accepts inherit the flag.
+    // The kernel reports the close of the socket. Connections that it accepts inherit the flag.
     set_flags(ctx, ctx.cb_flags() & !COUNTED_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
     let mut errno = 0;
     if let Err(error) = SOCKETS.insert(cookie, socket, 0) {
-        // The daemon writes the description later; the socket gets clients without it.
+        // The daemon writes the description later. Until then the socket gets clients without it.
         lost(LOST_DESCRIPTIONS);
         errno = -error as u32;
     }
@@ -231,8 +234,8 @@ fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
     }
     if old == TCP_LISTEN {
         if managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) || users::of_listener(ctx).is_some() {
-            // close() has taken the socket out of the map already; shutdown() leaves it there. Linux lets sock_ops delete
-            // from a sockhash since 4.18.
+            // close() has already removed the socket from the map; shutdown() leaves it there. sock_ops may delete from
+            // a sockhash since Linux 4.18.
             let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
             // SAFETY: the map and the key are valid.
             let _ = unsafe { bpf_map_delete_elem(map, (&raw const cookie).cast()) };
@@ -242,18 +245,18 @@ fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
                 own::closed(socket, cookie);
                 of = socket.backend;
             }
-            // One that the daemon has taken out of the socket map is counted no more.
+            // `NONE`: the daemon has removed the socket from the socket map, so it is no longer counted.
             if of != NONE {
                 quota::give_back(of);
             }
-            // The entry in SOCKETS stays for the migrate program, which runs next; the daemon removes it.
+            // The migrate program runs next and needs the entry in SOCKETS; the daemon removes it later.
             let socket = SocketInfo { backend, table: NONE, ..SocketInfo::default() };
             emit(&Event { kind: EVENT_CLOSED, errno: 0, cookie, socket });
         }
         return;
     }
-    // Whatever state it was in: a connection by TCP Fast Open is counted as opened before its handshake is complete, and
-    // may end before that.
+    // The old state does not matter: a connection by TCP Fast Open is counted as opened before its handshake is
+    // complete, and may end before that.
     let flags = ctx.cb_flags();
     if flags & COUNTED_FLAG == 0 {
         return;

@@ -1,4 +1,5 @@
-//! `sk_lookup`: the choice. Runs for every packet that would reach a listening socket, once per new connection.
+//! `sk_lookup`: chooses the socket of a new connection. Linux runs it for every packet that would reach a listening
+//! socket.
 
 use core::ptr;
 
@@ -23,9 +24,9 @@ use crate::{
     table::{Chooser, Visit, first, hash, visit, withholds},
 };
 
-/// Another program may have chosen before us.
+/// Overrides a socket that an earlier program has chosen.
 pub const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
-/// The table has already chosen within the reuseport group: without this flag the kernel would choose again.
+/// Suppresses the kernel's own choice within the reuseport group: the table has already chosen.
 pub const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
 /// ::1, in network byte order.
@@ -37,7 +38,7 @@ const EPROTOTYPE: i32 = -91;
 const ESOCKTNOSUPPORT: i32 = -94;
 pub const EAFNOSUPPORT: i32 = -97;
 
-/// What a packet is looked up by.
+/// The fields of a packet that a lookup uses.
 pub struct Packet {
     pub family: u32,
     pub protocol: u32,
@@ -54,8 +55,8 @@ impl Packet {
     #[inline(always)]
     fn of(ctx: &SkLookupContext) -> Self {
         let l = ctx.lookup;
-        // SAFETY: the context is valid for the whole run. Volatile and unconditional: the compiler would else merge reads
-        // of two branches into one at a computed offset, which the verifier refuses.
+        // SAFETY: the context is valid for the whole run. Volatile and unconditional: otherwise the compiler merges
+        // reads of two branches into one at a computed offset, which the verifier rejects.
         let (mut packet, local_ip4, remote_ip4) = unsafe {
             let packet = Self {
                 family: ptr::read_volatile(&raw const (*l).family),
@@ -79,7 +80,7 @@ impl Packet {
 pub fn steer(ctx: SkLookupContext) -> u32 {
     differ();
     let packet = Packet::of(&ctx);
-    // Linux asks for UDP sockets too; every rule and every probe is for TCP.
+    // Linux runs this program for UDP sockets too, but every rule and every probe is for TCP.
     if packet.protocol != u32::from(PROTO_TCP) {
         return SK_PASS;
     }
@@ -89,7 +90,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     if let Some(verdict) = own::steer(&ctx, &packet) {
         return verdict;
     }
-    // Nobody claimed this port: not ours to count or to decide.
+    // No service has claimed this port: the packet is neither counted nor decided here.
     let Some(rule) = rule_for(&ctx, &packet) else { return SK_PASS };
 
     let hash = hash(&packet, rule);
@@ -123,7 +124,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         return SK_PASS;
     }
     if is_chosen(&ctx) {
-        // Whatever we say, the client gets the socket that another program has chosen: it is not refused.
+        // The client gets the socket that another program has chosen, whatever we return: it is not refused.
         count!(SERVICE_COUNTERS, rule.service, assign_eexist);
         return SK_PASS;
     }
@@ -132,21 +133,21 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         debug!(&ctx, "service {} port {}: no backend, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
-    // No daemon is left to release the claim, and an unmanaged server may use the port by now. But while a socket listens
-    // that is withheld from clients, the kernel's own lookup would find that one.
+    // No daemon is left to release the claim, and an unmanaged server may use the port by now. But while a withheld
+    // socket listens, the kernel's own lookup would find that one.
     if !is_listening(DAEMON_COOKIE) && !TABLES.get(index).is_some_and(withholds) {
         count!(SERVICE_COUNTERS, rule.service, passed_no_daemon);
         debug!(&ctx, "service {} port {}: no backend and no daemon, passed", rule.service, packet.local_port);
         return SK_PASS;
     }
-    // The service exists and nobody serves it: a reset at once is kinder than a time-out.
+    // The service exists but has no backend. An immediate reset is better than a time-out.
     count!(SERVICE_COUNTERS, rule.service, refused_no_backend);
     debug!(&ctx, "service {} port {}: no backend, refused", rule.service, packet.local_port);
     SK_DROP
 }
 
-/// A health check reaches the backend that it is for and no other, whatever port it goes to. Only what comes from the
-/// addresses of probes pays for the look-up.
+/// Gives a health check to the backend that it is for and to no other, whatever port it goes to. Only packets from the
+/// addresses of probes pay for the map lookup.
 #[inline(always)]
 fn probe(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
     let is_v4 = packet.family == u32::from(FAMILY_V4);
@@ -165,18 +166,18 @@ fn probe(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
     );
     // SAFETY: eight aligned bytes are read at once.
     let cookie = unsafe { PROBES.get(key) }?;
-    // What a daemon that died left behind is no probe: the port may be a client's by now.
+    // An entry that a dead daemon left behind is not a probe: a client may use the port by now.
     if !is_listening(DAEMON_COOKIE) {
         return None;
     }
     match LISTENERS.redirect_sk_lookup(ctx, *cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
         Ok(()) => Some(SK_PASS),
-        // The probe is to fail, not to be answered by somebody else.
+        // The probe must fail: no other backend may answer it.
         Err(_) => Some(SK_DROP),
     }
 }
 
-/// The table that clients of this packet's network have, if they have one: the longest prefix decides.
+/// The table for clients of this packet's network, if it has one. The longest prefix wins.
 #[inline(always)]
 fn table_of_network(packet: &Packet, index: u32) -> Option<u32> {
     let mut addr = [0; 16];
@@ -187,22 +188,21 @@ fn table_of_network(packet: &Packet, index: u32) -> Option<u32> {
     SOURCES.get(&Key::new(SOURCE_SCOPE_BITS + 128, key)).copied()
 }
 
-/// Whether another program of this namespace has chosen a socket before us. Linux runs all of them in the order in which
-/// they were attached, and gives each the latest choice.
+/// Whether another program of this namespace has already chosen a socket. Linux runs all of them in the order in which
+/// they were attached, and passes each the latest choice.
 #[inline(always)]
 fn is_chosen(ctx: &SkLookupContext) -> bool {
     // SAFETY: the context is valid for the whole run; the pointer is only compared.
     !unsafe { ptr::read_volatile(&raw const (*ctx.lookup).__bindgen_anon_1.__bindgen_anon_1.sk) }.is_null()
 }
 
-/// The rule for the packet's destination; none where its packets are left to the kernel.
+/// The rule for the packet's destination; `None` if the packet is left to the kernel.
 #[inline(always)]
 fn rule_for(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
     find(ctx, packet).and_then(steers)
 }
 
-/// The rule for the packet's destination: by its port alone, unless the port has rules for single addresses or devices. It
-/// may be one without a table.
+/// Finds the rule by port alone, unless the port has rules for single addresses or devices. The rule may have no table.
 #[inline(always)]
 pub fn find(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
     let (place, shift) = port_place(packet.local_port as u16, packet.family as u8);
@@ -213,8 +213,9 @@ pub fn find(ctx: &SkLookupContext, packet: &Packet) -> Option<&'static Rule> {
     }
 }
 
-/// The rule for the packet's address, device and port: the first that exists, in the order in which the kernel prefers
-/// listeners (`inet_lookup_listener`): an address is looked for before any address, and of either, a device before any.
+/// The first existing rule for the packet's address, device and port, in the order in which the kernel prefers
+/// listeners (`inet_lookup_listener`): an exact address before any address and, for each of these, an exact device
+/// before any device.
 #[inline(always)]
 fn rule_by_destination(ctx: &SkLookupContext, packet: &Packet, asks: u16) -> Option<&'static Rule> {
     let mut key = RuleKey {
@@ -225,8 +226,8 @@ fn rule_by_destination(ctx: &SkLookupContext, packet: &Packet, asks: u16) -> Opt
         family: packet.family as u8,
         ifindex: 0,
     };
-    // In the context since Linux 5.17. It is the device that the kernel compares with a listener's: that of a VRF, if the
-    // packet came by a device that belongs to one.
+    // In the context since Linux 5.17. This is the device that the kernel compares with a listener's. If the packet
+    // came in by a device that belongs to a VRF, it is the VRF.
     // SAFETY: the context is valid for the whole run.
     let ifindex = unsafe { ptr::read_volatile(&raw const (*ctx.lookup).ingress_ifindex) };
     let devices = asks & ASK_DEVICES != 0 && ifindex != 0;
@@ -258,11 +259,11 @@ fn rule_by_destination(ctx: &SkLookupContext, packet: &Packet, asks: u16) -> Opt
 
 #[inline(always)]
 fn rule(key: &RuleKey) -> Option<&'static Rule> {
-    // SAFETY: rules are replaced as a whole; a reader may see the old or the new one, both of which were valid.
+    // SAFETY: a rule is replaced as a whole. A reader sees the old or the new one, and both were valid.
     unsafe { RULES.get(key) }
 }
 
-/// A rule without a table leaves its packets to the kernel.
+/// Drops a rule without a table: its packets are left to the kernel.
 #[inline(always)]
 fn steers(rule: &'static Rule) -> Option<&'static Rule> {
     if rule.table == NONE { None } else { Some(rule) }
@@ -274,7 +275,7 @@ struct Assign<'a> {
 }
 
 impl Chooser for Assign<'_> {
-    /// Hands the packet to the slot's socket, or counts why that could not be.
+    /// Assigns the slot's socket to the packet, or counts why that failed.
     #[inline(always)]
     fn offer(&mut self, slot: &Slot) -> Visit {
         let Self { ctx, service } = *self;
@@ -293,7 +294,7 @@ impl Chooser for Assign<'_> {
             Err(ESOCKTNOSUPPORT) => count!(SERVICE_COUNTERS, service, assign_esocktnosupport),
             Err(EPROTOTYPE) => count!(SERVICE_COUNTERS, service, assign_eprototype),
             Err(EEXIST) => {
-                // Another program of this namespace chose before us, and the client gets its socket whatever we answer.
+                // Another program of this namespace chose before us, and the client gets its socket whatever we return.
                 count!(SERVICE_COUNTERS, service, assign_eexist);
                 return Visit::Taken;
             }

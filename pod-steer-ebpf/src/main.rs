@@ -1,6 +1,7 @@
-//! The kernel programs. They read top to bottom: `lookup` chooses the socket of a new connection, `migrate` finds a new
-//! home for what waits in a closing listener, `bind` lets unmodified servers share a port, `listen` registers their
-//! sockets within the limits of `quota` and counts their connections, `own` leads a backend's connections to itself. `maps` is everything they share with the daemon.
+//! The kernel programs, from the top down. `lookup` chooses the socket of a new connection. `migrate` moves the queue
+//! of a closing listener. `bind` and `users` let unmodified servers share a port. `listen` registers their sockets
+//! within the limits of `quota` and counts their connections. `own` steers a backend's connections to itself. `maps`
+//! holds everything that the programs share with the daemon.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -24,7 +25,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The helpers that assign sockets and set socket options are for GPL-compatible programs only.
+/// Only GPL-compatible programs may call the helpers that assign sockets and set socket options.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

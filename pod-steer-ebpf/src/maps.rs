@@ -1,4 +1,4 @@
-//! The maps, all pinned and shared by every program, and the constants that are set when a program is loaded.
+//! The maps, all pinned and shared by every program, and the constants that the daemon sets when it loads a program.
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -23,19 +23,19 @@ use crate::table::Table;
 const NO_PREALLOC: usize = 1;
 const MMAPABLE: usize = 1 << 10;
 
-/// Cookie of the namespace that this instance of the `sk_lookup` program is attached to: that program type has no
-/// helper to ask for it.
+/// Cookie of the namespace that this instance of the `sk_lookup` program is attached to. This program type has no
+/// helper that returns it.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: u64 = 0;
 /// [`Meta::seed`].
 #[unsafe(no_mangle)]
 static SEED: u64 = 0;
 
-/// Places in the socket map.
+/// Capacity of the socket map.
 #[unsafe(no_mangle)]
 static LISTENERS_MAX: u64 = 0;
 
-/// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel refuses the BTF name of the
+/// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel rejects the BTF name of the
 /// union inside it.)
 macro_rules! constant {
     ($reader:ident, $name:ident) => {
@@ -50,33 +50,33 @@ constant!(netns_cookie, NETNS_COOKIE);
 constant!(seed, SEED);
 constant!(listeners_max, LISTENERS_MAX);
 
-/// Version, seed and limits of this state; the only entry is 0. Read by the daemon alone.
+/// Version, seed and limits of this state, in entry 0. Only the daemon reads it.
 #[btf_map]
 pub static META: Array<Meta, 1> = Array::new();
 
-/// What is steered: (namespace, protocol, local address, port) to service and slot table.
+/// Rules: (namespace, protocol, local address, port) to service and slot table.
 #[btf_map]
 pub static RULES: HashMap<RuleKey, Rule, { TABLES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// What each TCP port of this instance's namespace leads to ([`pod_steer_ebpf::port_place`]): every namespace has a map of
-/// its own, so that a packet for a port that nobody claimed costs one look into an array.
+/// The rule of each TCP port of this instance's namespace ([`pod_steer_ebpf::port_place`]). Every namespace has its own
+/// map, so a packet for an unclaimed port costs one array lookup.
 #[btf_map]
 pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
-/// The rules once more, by their tables: what `PORTS` leads to.
+/// The rules again, indexed by table: `PORTS` refers to them.
 #[btf_map]
 pub static TABLE_RULES: Array<Rule, { TABLES_MAX as usize }> = Array::new();
 
-/// Slot tables, each with its two sides. Replacing an element of the side in use is one of the two writes that move new
-/// connections; inner maps differ in size.
+/// Slot tables, each with two sides. Replacing an element of the side in use is one of the two writes that move new
+/// connections. Inner maps differ in size.
 #[btf_map]
 pub static TABLES: ArrayOfMaps<Table, { 2 * TABLES_MAX as usize }> = ArrayOfMaps::new();
 
-/// The other of the two: which side of all its tables a service uses.
+/// The other of the two writes: which side of all its tables a service uses.
 #[btf_map]
 pub static SWITCHES: Array<u32, { SERVICES_MAX as usize }> = Array::new();
 
-/// Clients of some networks have a table of their own: (side of a rule's table, network) to table.
+/// Tables for clients of single networks: (side of a rule's table, network) to table.
 #[btf_map]
 pub static SOURCES: LpmTrie<SourceKey, u32, { SOURCES_MAX as usize }> = LpmTrie::new();
 
@@ -84,24 +84,24 @@ pub static SOURCES: LpmTrie<SourceKey, u32, { SOURCES_MAX as usize }> = LpmTrie:
 #[btf_map]
 pub static PROBES: HashMap<ProbeKey, u64, { PROBES_UNDER_WAY_MAX as usize }> = HashMap::new();
 
-/// The listening sockets themselves, by cookie. The kernel removes a socket that closes, before its queue is dropped.
+/// The listening sockets, by cookie. The kernel removes a closing socket before it drops the socket's queue.
 #[btf_map]
 pub static LISTENERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
 
-/// What is known of each listening socket, by cookie: user space cannot read `LISTENERS`.
+/// Descriptions of the listening sockets, by cookie: user space cannot read `LISTENERS`.
 #[btf_map]
 pub static SOCKETS: HashMap<u64, SocketInfo, { SOCKETS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// How many sockets are registered: of all backends, then of each ([`pod_steer_ebpf::count_of`]). The daemon maps it into its memory,
-/// and corrects it.
+/// Numbers of registered sockets: the total, then one for each backend ([`pod_steer_ebpf::count_of`]). The daemon maps
+/// it into its memory and corrects it.
 #[btf_map]
 pub static SOCKET_COUNTS: Array<u64, { BACKENDS_MAX_DEFAULT as usize + 1 }, MMAPABLE> = Array::new();
 
-/// How fast each backend opens listeners.
+/// The rate at which each backend opens listeners.
 #[btf_map]
 pub static LISTEN_RATES: Array<ListenRate, { BACKENDS_MAX_DEFAULT as usize }> = Array::new();
 
-/// The ports of each backend, and what each is for.
+/// The ports of each backend, and the purposes of each port.
 #[btf_map]
 pub static MANAGED_PORTS: HashMap<ManagedBlock, ManagedPorts, { MANAGED_PORTS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();
@@ -110,25 +110,25 @@ pub static MANAGED_PORTS: HashMap<ManagedBlock, ManagedPorts, { MANAGED_PORTS_MA
 #[btf_map]
 pub static OWN_LISTENERS: HashMap<OwnListener, u64, { OWN_LISTENERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// What each backend serves of what its service has claimed. Written by the daemon.
+/// The ports that each backend serves of those that its service has claimed. Written by the daemon.
 #[btf_map]
 pub static OWN_PORTS: HashMap<OwnBlock, OwnPorts, { OWN_PORTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Connections of backends to their own ports, from `connect` until the connecting socket closes; those to the same port of
-/// another machine until they are established.
+/// Connections of backends to their own ports, from `connect` until the connecting socket closes. A connection to the
+/// same port of another machine is removed when it is established.
 #[btf_map]
 pub static OWN_CONNECTIONS: HashMap<OwnConnection, OwnSocket, { OWN_CONNECTIONS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();
 
-/// How many of these there are, by [`pod_steer_ebpf::own_source`]. The daemon maps it into its memory.
+/// Numbers of these connections, by [`pod_steer_ebpf::own_source`]. The daemon maps it into its memory.
 #[btf_map]
 pub static OWN_SOURCES: Array<u64, { pod_steer_ebpf::OWN_SOURCES as usize }, MMAPABLE> = Array::new();
 
-/// Whose each shared port is: of the first managed bind to it that has succeeded.
+/// The user of each shared port: the one whose managed bind to it was the first to succeed.
 #[btf_map]
 pub static PORT_USERS: HashMap<PortKey, PortUser, { PORT_USERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// The sockets whose bind was moved. The kernel frees the entry with its socket.
+/// Sockets whose bind was moved to another port. The kernel frees the entry with its socket.
 #[btf_map]
 pub static HIDDEN: SkStorage<Hidden> = SkStorage::new();
 
@@ -138,48 +138,49 @@ pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT
 #[btf_map]
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { SERVICES_MAX as usize }> = PerCpuArray::new();
 
-/// What the counters of a backend had come to when they last began at zero, because their layout had changed. The daemon alone writes
-/// and reads it.
+/// Sums of a backend's counters from before they last started at zero, because their layout had changed. Only the
+/// daemon reads and writes it.
 #[btf_map]
 pub static BACKEND_TOTALS: HashMap<u32, BackendCounters, { BACKENDS_MAX_DEFAULT as usize }, NO_PREALLOC> =
     HashMap::new();
 
-/// The same of the counters of a service.
+/// The same for the counters of a service.
 #[btf_map]
 pub static SERVICE_TOTALS: HashMap<u32, ServiceCounters, { SERVICES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Connections that changed their backend before they were accepted: their cookie and where they went. When it is full, a
-/// move is not counted; to forget one that was would leave both backends' counts wrong for ever.
+/// Connections that changed their backend before they were accepted: the cookie, and both backends. When the map is
+/// full, further moves are not counted. Evicting an entry would leave the counts of both its backends wrong for ever.
 #[btf_map]
 pub static MOVED: HashMap<u64, Move, 65_536, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 
-/// What found no room, per CPU: events, after which the daemon reads `SOCKETS` as a whole, and descriptions of sockets.
+/// Items lost for lack of room, per CPU: events, after which the daemon reads all of `SOCKETS`, and descriptions of
+/// sockets.
 #[btf_map]
 pub static EVENTS_LOST: PerCpuArray<u64, { LOST_MAX as usize }> = PerCpuArray::new();
 
-/// What a daemon leaves for the next one: the kernel keeps it as long as the steering that it describes.
+/// Notes that a daemon leaves for the next one. The kernel keeps them as long as the steering that they describe.
 #[btf_map]
 pub static NOTES: HashMap<NoteKey, [u8; NOTE_BYTES], { NOTES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Adds one to a counter. Each CPU has its own copy, and still the addition must be one instruction: programs that run for
-/// a system call are interrupted by those that run for a packet, and a plain addition in between would be lost.
+/// Adds one to a counter. The addition must be one instruction although each CPU has its own copy: a program that runs
+/// for a system call can be interrupted by one that runs for a packet, whose addition would otherwise be lost.
 #[inline(always)]
 pub fn increment(counter: *mut u64) {
     add(counter, 1);
 }
 
-/// Adds to a number by one atomic instruction; the sum wraps around.
+/// Adds to a number by one atomic instruction. The sum wraps around.
 #[inline(always)]
 pub fn add(number: *mut u64, more: u64) {
-    // SAFETY: a number of a map's value, aligned, which the verifier has checked; others only ever add to it. (The target
-    // has this one atomic instruction and no compare-and-swap, so AtomicU64 offers no addition.)
+    // SAFETY: an aligned number in a map's value, which the verifier has checked; other programs only add to it. (The
+    // target has this one atomic instruction and no compare-and-swap, so `AtomicU64` offers no addition.)
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, more) };
 }
 
-/// Tells the daemon, or counts that it could not be told.
+/// Reports an event to the daemon, or counts that it was lost.
 #[inline(always)]
 pub fn emit(event: &Event) {
     if EVENTS.output(event, 0).is_err() {
@@ -187,7 +188,7 @@ pub fn emit(event: &Event) {
     }
 }
 
-/// Counts something that found no room.
+/// Counts an item that was lost for lack of room.
 #[inline(always)]
 pub fn lost(what: u32) {
     if let Some(count) = EVENTS_LOST.get_ptr_mut(what) {
@@ -195,11 +196,12 @@ pub fn lost(what: u32) {
     }
 }
 
-/// Whether a socket with this cookie is in the socket map. Only for `sk_lookup`, whose verifier knows the type of what is found.
+/// Whether a socket with this cookie is in the socket map. Only for `sk_lookup`, where the verifier knows the type of
+/// the value.
 #[inline(always)]
 pub fn is_listening(cookie: u64) -> bool {
     let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
-    // SAFETY: the map and the key are valid. The socket is not used, only given back.
+    // SAFETY: the map and the key are valid. The socket is released without being used.
     unsafe {
         let socket = bpf_map_lookup_elem(map, (&raw const cookie).cast());
         if socket.is_null() {
@@ -221,19 +223,19 @@ macro_rules! count {
 }
 pub(crate) use count;
 
-/// The backend of the cgroup that the running program is attached to, one more than its index; zero until the daemon
-/// has written it. The storage belongs to the attachment, so programs in nested cgroups find it too.
+/// Index plus one of the backend whose cgroup the running program is attached to; zero until the daemon has written it.
+/// The storage belongs to the attachment, so programs that run in nested cgroups find it too.
 #[expect(deprecated, reason = "its successor, BPF_MAP_TYPE_CGRP_STORAGE, needs Linux 6.2 and no sock_ops has it")]
 #[btf_map]
 pub static CGROUPS: aya_ebpf::btf_maps::CgroupStorage<u64> = aya_ebpf::btf_maps::CgroupStorage::new();
 
-/// Whether this port of this backend is for `purpose`.
+/// Whether this port of this backend has the given purpose.
 #[inline(always)]
 pub fn managed(backend: u32, port: u16, proto: u8, purpose: u32) -> bool {
     purposes(backend, port, proto) & purpose != 0
 }
 
-/// What this port of this backend is for.
+/// The purposes of this port of this backend.
 #[inline(always)]
 pub fn purposes(backend: u32, port: u16, proto: u8) -> u32 {
     let key = ManagedBlock { backend, block: block_of(port), proto, pad: 0 };
@@ -248,7 +250,7 @@ pub fn switch(service: u32) -> u32 {
     SWITCHES.get(service).copied().unwrap_or(0)
 }
 
-/// Makes a program differ from the one before it, in builds that tests upgrade to.
+/// Makes a program differ from the one before it, in builds to which tests upgrade.
 #[inline(always)]
 pub fn differ() {
     if cfg!(feature = "test-program") {

@@ -1,8 +1,9 @@
-//! `sk_reuseport/migrate`: a listener closes, and what waits in its queue moves to a live socket of the same table.
+//! `sk_reuseport/migrate`: when a listener closes, moves its queue to a live socket of the same table.
 //!
-//! It can move only within one reuseport group (same namespace, address, port and effective uid), and only to a socket of the table: a
-//! group may have members of another service, or of a process that is not managed. What has no heir is reset. For ordinary
-//! selection within a group, which only happens where no rule claims the port, it leaves the choice to the kernel.
+//! A queue can move only within one reuseport group (same namespace, address, port and effective uid), and moves only
+//! to a socket of the table: a group may also have sockets of another service, or of an unmanaged process. A connection
+//! without a migration target is reset. Ordinary selection within a group happens only where no rule claims the port,
+//! and is left to the kernel.
 
 use core::ptr;
 
@@ -25,7 +26,7 @@ use crate::{
     table::{Chooser, Visit, every, visit},
 };
 
-/// `TCP_NEW_SYN_RECV`: the socket being moved is a request, its handshake not yet complete.
+/// `TCP_NEW_SYN_RECV`: the migrating socket is a request, whose handshake is not yet complete.
 const TCP_NEW_SYN_RECV: u32 = 12;
 const TCP_CLOSE: u32 = 7;
 
@@ -37,7 +38,8 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     let closing = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };
     // SAFETY: the daemon replaces the value as a whole and never frees it while the socket lives.
     let Some(from) = (unsafe { SOCKETS.get(closing) }) else { return SK_PASS };
-    // A probe, or a connection of the backend itself, is for the closing listener and no other: it fails with it, uncounted.
+    // A probe, or a connection of the backend to itself, is for the closing listener only: it is reset, and not
+    // counted.
     let (from_backend, netns_cookie) = (from.backend, from.netns_cookie);
     let newest = own::newest(from);
     // SAFETY: `moving` is not null, and valid for the whole run.
@@ -45,47 +47,50 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         return SK_DROP;
     }
     if from.service == NONE {
-        // No client was steered to it: they came by the kernel's own lookup, and so does its queue.
+        // No client was steered to this listener. The kernel's own lookup filled its queue, and the kernel chooses
+        // where it moves.
         return SK_PASS;
     }
-    // None if it has just been opened: its clients were given to it as the backend's newest listener.
+    // `None` for a listener that has just been opened: it got clients as the backend's newest listener.
     let table = TABLES.get(table_index(from.table, switch(from.service)));
 
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
-    let mut heir = Heir { ctx: &ctx, closing, backend: from_backend, nobody_serves: true };
+    let mut target = Target { ctx: &ctx, closing, backend: from_backend, no_backend_offered: true };
     let mut taken = Visit::TryNext;
     if let Some(table) = table {
-        taken = visit(table, hash, false, &mut heir);
+        taken = visit(table, hash, false, &mut target);
     }
-    let nobody_serves = heir.nobody_serves;
+    let no_backend_offered = target.no_backend_offered;
     if let Visit::TryNext = taken
         && let Some(cookie) = newest
     {
-        // A listener that was opened since the table was made, as by a server that reloads.
-        taken = heir.offer(&Slot::new(cookie, from_backend, 0));
+        // A listener that was opened after the table was made, for example by a server that reloads.
+        taken = target.offer(&Slot::new(cookie, from_backend, 0));
     }
     if let Visit::TryNext = taken
-        && nobody_serves
+        && no_backend_offered
         && let Some(table) = table
     {
-        // The service is paused or drained: those who are inside stay inside.
-        taken = every(table, &mut heir);
+        // The service is paused or drained: connections that it has already accepted into a queue stay with it.
+        taken = every(table, &mut target);
     }
-    let to_backend = heir.backend;
+    let to_backend = target.backend;
     let Visit::Taken = taken else {
-        // Others in the group may be another service's, or not managed: left to itself, the kernel would choose among all of them.
+        // Other sockets of the group may be another service's or unmanaged. On SK_PASS the kernel would choose among
+        // all of them.
         count!(BACKEND_COUNTERS, from_backend, not_moved);
         return SK_DROP;
     };
 
-    // SAFETY: `moving` is not null; `state` may be read of every kind of socket.
+    // SAFETY: `moving` is not null; `state` may be read for every kind of socket.
     let state = unsafe { (*moving.sock).state };
     if state == TCP_NEW_SYN_RECV {
         count!(BACKEND_COUNTERS, from_backend, moved_half_open);
     } else if state != TCP_CLOSE && to_backend != from_backend {
-        // One that was reset while it waited is moved too, to be accepted and found dead: it was counted as closed then.
+        // A connection that was reset while it waited moves too, to be accepted and found dead. It was counted as
+        // closed at its reset.
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(moving.sock.cast()) };
         if MOVED.insert(cookie, Move { from: from_backend, to: to_backend }, 0).is_ok() {
@@ -99,7 +104,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
 /// Whether a connection comes from a probe.
 #[inline(always)]
 unsafe fn is_probe(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
-    // SAFETY: the caller's; volatile and unconditional, as in `lookup`.
+    // SAFETY: guaranteed by the caller; volatile and unconditional, as in `lookup`.
     let (ip4, ip, port, to, to_port) = unsafe {
         (
             ptr::read_volatile(&raw const (*moving).dst_ip4),
@@ -113,23 +118,24 @@ unsafe fn is_probe(moving: *mut bpf_sock, netns_cookie: u64) -> bool {
         return true;
     }
     let key = ProbeKey::seen(netns_cookie, FAMILY_V6, port, &to, to_port as u16);
-    // SAFETY: only whether there is one is asked.
+    // SAFETY: only the presence of an entry matters.
     ip == LOOPBACK_V6 && unsafe { PROBES.get(key) }.is_some()
 }
 
-struct Heir<'a> {
+struct Target<'a> {
     ctx: &'a SkReuseportContext,
     closing: u64,
     backend: u32,
-    /// No backend's socket was offered: a paused service has the pause's alone in its table, a drained one has none.
-    nobody_serves: bool,
+    /// No backend's socket was offered: a paused service has only the pause's listener in its table, and a drained one
+    /// has none.
+    no_backend_offered: bool,
 }
 
-impl Chooser for Heir<'_> {
+impl Chooser for Target<'_> {
     #[inline(always)]
     fn offer(&mut self, slot: &Slot) -> Visit {
         let mut cookie = slot.cookie;
-        self.nobody_serves &= slot.backend == NONE;
+        self.no_backend_offered &= slot.backend == NONE;
         if cookie == self.closing {
             return Visit::TryNext;
         }

@@ -1,9 +1,9 @@
 //! A backend's connections to its own ports. An engine's health check runs inside the container and connects to the
-//! container's own port: it must reach this container's listener, although many share the port.
+//! container's own port. It must reach this container's listener, although many containers share the port.
 //!
-//! `sockops` sees a connection after its source port was chosen and before the SYN leaves, and notes the listener that the
-//! connection is for. The lookup program, which runs for that SYN, finds it by the addresses and ports. Such connections
-//! are not counted, and not moved when the listener closes.
+//! `sockops` sees a connection after its source port was chosen and before the SYN leaves, and records the listener
+//! that the connection is for. The lookup program runs for that SYN and finds the record by the addresses and ports.
+//! Such connections are not counted, and do not move when the listener closes.
 
 use core::ptr;
 
@@ -33,13 +33,13 @@ use crate::{
 
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 1 << 2;
 
-/// Whether there may be an own connection from this port: an inlined look into an array, which every SYN pays.
+/// Whether there may be an own connection from this port: an inlined array lookup, which every SYN pays for.
 #[inline(always)]
 fn may_come_from(port: u16) -> bool {
     OWN_SOURCES.get(own_source(port)).is_some_and(|count| *count != 0)
 }
 
-/// Adds to the counter in front of the map; `u64::MAX` takes one away.
+/// Adds to the counter in front of the map; `u64::MAX` subtracts one.
 #[inline(always)]
 fn count(port: u16, number: u64) {
     if let Some(counter) = OWN_SOURCES.get_ptr_mut(own_source(port)) {
@@ -62,7 +62,7 @@ pub fn steer(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
 /// Neither `SK_PASS` nor `SK_DROP`.
 const UNDECIDED: u32 = u32::MAX;
 
-/// Not inlined: it is seldom reached, and the rest is to stay small.
+/// Not inlined: it seldom runs, and the caller has to stay small.
 #[inline(never)]
 fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
     let key = OwnConnection {
@@ -75,14 +75,14 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         pad: [0; 3],
     };
     let Some(own) = OWN_CONNECTIONS.get_ptr_mut(key) else { return UNDECIDED };
-    // SAFETY: the verifier checked the pointer. Nothing else of an entry changes: a later connection from the same port has a
-    // new one.
+    // SAFETY: the verifier checked the pointer. No other field of an entry changes: a later connection from the same
+    // port gets a new entry.
     let own = unsafe {
         (*own).seen = 1;
         &*own
     };
     let rule = find(ctx, packet);
-    // A listener that is not managed keeps its clients.
+    // An unmanaged listener keeps its clients.
     if rule.is_some_and(|rule| rule.flags & RULE_FOREIGN != 0) {
         return UNDECIDED;
     }
@@ -98,7 +98,7 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         }
         match LISTENERS.redirect_sk_lookup(ctx, own.cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) {
             Ok(()) => return SK_PASS,
-            // It has closed since; or, which is the same here, it takes IPv6 clients only.
+            // The listener has closed since, or takes IPv6 clients only. Both have the same effect here.
             Err(ENOENT | EAFNOSUPPORT) => {}
             Err(_) => return SK_DROP,
         }
@@ -110,10 +110,10 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         return SK_PASS;
     }
     if own.cookie != 0 && !is_listening(own.cookie) {
-        // This may be left of a connection whose end no program saw.
+        // The entry may be left over from a connection whose end no program saw.
         return UNDECIDED;
     }
-    // The backend does not listen there. Another backend must not answer; a listener that is not managed may.
+    // The backend does not listen there. Another backend must not answer; an unmanaged listener may.
     match claim {
         Some(claim) if claim.fallback != FALLBACK_PASS => SK_DROP,
         _ if is_managed(ctx, &key) => SK_DROP,
@@ -122,8 +122,9 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
     }
 }
 
-/// Gives a connection to any listener of the backend in the table of its service's claim, whether that one serves clients or not.
-/// `OWN_LISTENERS` has the newest listener only; after it has closed, the daemon writes another one.
+/// Gives a connection to any of the backend's listeners in the table of its service's claim, whether or not that
+/// listener serves clients. `OWN_LISTENERS` has the newest listener only; after it has closed, the daemon writes
+/// another one.
 #[inline(always)]
 fn is_in_table(ctx: &SkLookupContext, backend: u32, claim: &Rule) -> bool {
     let Some(table) = TABLES.get(table_index(claim.table, switch(claim.service))) else { return false };
@@ -150,18 +151,18 @@ impl Chooser for Own<'_> {
     }
 }
 
-/// Whether the kernel's own lookup prefers another service's listener to the backend's, which listens on every address: that
-/// service has claimed this address alone, or listens on it.
+/// Whether the kernel's own lookup prefers another service's listener to the backend's, which listens on every address:
+/// the other service has claimed this address alone, or listens on it.
 #[inline(always)]
 fn is_preceded(to: &OwnConnection, own: &OwnSocket, claim: Option<&Rule>) -> bool {
     let OwnConnection { netns_cookie, destination, destination_port, family, .. } = *to;
     let mut key =
         OwnListener { netns_cookie, addr: destination, backend: own.backend, port: destination_port, family, pad: 0 };
-    // SAFETY: only whether there is one is asked.
+    // SAFETY: only the presence of an entry matters.
     if unsafe { OWN_LISTENERS.get(key) }.is_some() {
         return false;
     }
-    // Without this flag it is the claim of an address; a rule with one of the others claims nothing.
+    // Without the first flag it is the claim of an address; a rule with one of the others claims nothing.
     if claim.is_some_and(|claim| claim.flags & (RULE_OF_PORT | RULE_HIDDEN | RULE_ON_DEMAND) == 0) {
         return true;
     }
@@ -179,26 +180,26 @@ fn service_of(cookie: u64) -> u32 {
     unsafe { SOCKETS.get(cookie) }.map_or(NONE, |socket| socket.service)
 }
 
-/// Whether the kernel's own lookup might give a connection to a managed listener. No program can ask it; so this tries whether
-/// the newest managed listener for the destination takes the connection, which the caller then drops.
+/// Whether the kernel's own lookup might give a connection to a managed listener. No helper can ask that, so this tries
+/// whether the newest managed listener for the destination takes the connection. The caller then drops it.
 #[inline(always)]
 fn is_managed(ctx: &SkLookupContext, to: &OwnConnection) -> bool {
     let newest = listener(to.netns_cookie, NONE, to.destination_port, to.family, to.destination);
     newest.is_some_and(|cookie| {
         let tried = LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE);
-        // It takes IPv6 clients only. One that has closed may have left another that is managed.
+        // With EAFNOSUPPORT the listener takes IPv6 clients only. If it has closed, another managed one may be left.
         tried != Err(EAFNOSUPPORT)
     })
 }
 
-/// Gives a client to the newest listener of the one backend that may serve it: one that has just been opened is in no
-/// table yet.
+/// Gives a client to the newest listener of the only backend that may serve it: a listener that has just been opened is
+/// in no table yet.
 #[inline(never)]
 pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> bool {
     let (family, addr) = (packet.family as u8, bytes(&packet.local));
     let Some(cookie) = listener(netns_cookie(), rule.only, rule.target, family, addr) else { return false };
     if let Some(socket) = SOCKETS.get_ptr_mut(cookie) {
-        // Its queue has steered clients from now on (`migrate`).
+        // From now on clients have been steered into its queue, which `migrate` has to know.
         // SAFETY: the verifier checked the pointer; four aligned bytes are read and written at once. The daemon writes the same
         // service, with a table.
         unsafe {
@@ -211,7 +212,8 @@ pub fn steer_to_newest(ctx: &SkLookupContext, packet: &Packet, rule: &Rule) -> b
     LISTENERS.redirect_sk_lookup(ctx, cookie, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_ok()
 }
 
-/// A process of the backend connects (`BPF_SOCK_OPS_TCP_CONNECT_CB`): notes the listener if the destination is its own.
+/// A process of the backend connects (`BPF_SOCK_OPS_TCP_CONNECT_CB`): records the listener if the destination is the
+/// backend's own.
 #[inline(always)]
 pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let port = remote_port(ctx);
@@ -228,21 +230,21 @@ pub fn connects(ctx: &SockOpsContext, backend: u32) {
     let born_ns = unsafe { bpf_ktime_get_ns() };
     let own = OwnSocket { cookie, born_ns, backend, service, seen: 0, pad: 0 };
     let key = ends.outgoing(netns_cookie);
-    // The counter is never lower than the number of entries: it is increased before an entry is made and decreased by the side
-    // that has removed one.
+    // The counter is never lower than the number of entries: it is incremented before an entry is made, and decremented
+    // by the side that has removed one.
     count(ends.local_port, 1);
     forget(key, ends.local_port);
     if OWN_CONNECTIONS.insert(key, own, BPF_NOEXIST.into()).is_err() {
-        // The map is full: steered as any client's.
+        // The map is full: this connection is steered like a client's.
         count(ends.local_port, u64::MAX);
         return;
     }
-    // Tells us when it closes, however it does.
+    // The kernel reports the close of this socket, however it closes.
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/// The service and the port that the backend listens on for this destination, if the destination is its own: claimed by its service
-/// for the address, or for all; or a port that its server listens on.
+/// The service, and the port that the backend listens on, if the destination is the backend's own: its service has
+/// claimed it for this address or for all addresses, or its server listens on the port.
 #[inline(always)]
 fn target(backend: u32, purposes: u32, ends: &Ends) -> Option<(u32, u16)> {
     let port = ends.remote_port;
@@ -271,7 +273,8 @@ pub fn newest(of: &SocketInfo) -> Option<u64> {
     unsafe { OWN_LISTENERS.get(of.own_listener()?) }.copied()
 }
 
-/// The listener that the kernel's own lookup would find if no other socket listened: of the address, else of all addresses.
+/// The listener that the kernel's own lookup would find if no other socket listened: one on the address, else one on
+/// all addresses.
 #[inline(always)]
 fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 16]) -> Option<u64> {
     let mut key = OwnListener { netns_cookie, addr, backend, port, family, pad: 0 };
@@ -284,14 +287,14 @@ fn listener(netns_cookie: u64, backend: u32, port: u16, family: u8, addr: [u8; 1
     if let Some(cookie) = unsafe { OWN_LISTENERS.get(key) } {
         return Some(*cookie);
     }
-    // It may take IPv4 clients too; if it does not, the kernel refuses to give it any.
+    // It may take IPv4 clients too. If it does not, the kernel refuses to assign it.
     key.family = FAMILY_V6;
     // SAFETY: as above.
     unsafe { OWN_LISTENERS.get(key) }.copied()
 }
 
-/// A connection was accepted by this backend: whether it comes from the backend itself. One that another backend accepts is a
-/// client of that one.
+/// Whether a connection that this backend has accepted comes from the backend itself. One that another backend accepts
+/// counts as that backend's client.
 #[inline(always)]
 pub fn was_accepted(ctx: &SockOpsContext, backend: u32) -> bool {
     if !may_come_from(remote_port(ctx)) {
@@ -303,8 +306,9 @@ pub fn was_accepted(ctx: &SockOpsContext, backend: u32) -> bool {
     unsafe { OWN_CONNECTIONS.get(key) }.is_some_and(|own| own.cookie != 0 && own.backend == backend)
 }
 
-/// The client's end of a connection is established. The SYN of one to this namespace was looked up here before it was answered;
-/// any other is forgotten: a proxy may hold many to ports of other machines that have the number of its own.
+/// The client's end of a connection is established: forgets it if no lookup of this namespace has seen its SYN, because
+/// it then leads to another machine. A proxy may hold many connections to ports of other machines that have the number
+/// of its own.
 #[inline(always)]
 pub fn established(ctx: &SockOpsContext) {
     let port = ctx.local_port() as u16;
@@ -319,7 +323,7 @@ pub fn established(ctx: &SockOpsContext) {
     }
 }
 
-/// A socket closes: whether it was the client's end of an own connection, which is forgotten.
+/// A socket closes: forgets its own connection, and returns whether it was the client's end of one.
 #[inline(always)]
 pub fn ended(ctx: &SockOpsContext) -> bool {
     let port = ctx.local_port() as u16;
@@ -331,7 +335,7 @@ pub fn ended(ctx: &SockOpsContext) -> bool {
     forget(key, port)
 }
 
-/// Removes an entry, and says whether there was one.
+/// Removes an entry, and returns whether there was one.
 #[inline(always)]
 fn forget(key: OwnConnection, port: u16) -> bool {
     // The daemon may remove it at the same time: the side that succeeds decrements the counter.
@@ -348,7 +352,7 @@ fn forget(key: OwnConnection, port: u16) -> bool {
 /// `moving` is the migrating socket of this run.
 #[inline(always)]
 pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64, backend: u32) -> bool {
-    // SAFETY: the caller's; volatile and unconditional, as in `lookup`.
+    // SAFETY: guaranteed by the caller; volatile and unconditional, as in `lookup`.
     let ends = unsafe {
         let remote_port = u16::from_be(ptr::read_volatile(&raw const (*moving).dst_port));
         if !may_come_from(remote_port) {
@@ -366,7 +370,7 @@ pub unsafe fn is_moving(moving: *mut bpf_sock, netns_cookie: u64, backend: u32) 
     own.is_some_and(|own| own.cookie != 0 && own.backend == backend)
 }
 
-/// A socket of the backend listens: it is the newest one for its address.
+/// A socket of the backend listens: records it as the newest one for its address.
 #[inline(always)]
 pub fn listens(socket: &SocketInfo, cookie: u64) {
     let Some(key) = socket.own_listener() else { return };
@@ -376,7 +380,7 @@ pub fn listens(socket: &SocketInfo, cookie: u64) {
     }
 }
 
-/// A listener closes. Another one for its address that is older is found by the daemon.
+/// A listener closes: removes its record. The daemon finds an older listener for the address, if there is one.
 #[inline(always)]
 pub fn closed(socket: &SocketInfo, cookie: u64) {
     let Some(key) = socket.own_listener() else { return };

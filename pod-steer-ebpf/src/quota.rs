@@ -1,6 +1,6 @@
-//! The quota of a backend's registered sockets, so that it leaves others room in the socket map, and the limit on the rate at which it
-//! opens listeners, so that it leaves the daemon time for others. Both are checked before they are counted, so programs on several CPUs
-//! may let in one more each.
+//! Limits the number of a backend's registered sockets, so that others have room in the socket map, and the rate at
+//! which it opens listeners, so that the daemon has time for others. Both limits are checked before the socket is
+//! counted, so programs on several CPUs may let in one more each.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pod_steer_ebpf::{
@@ -10,7 +10,7 @@ use pod_steer_ebpf::{
 
 use crate::maps::{LISTEN_RATES, SOCKET_COUNTS, add, emit, increment, listeners_max};
 
-/// A number of sockets. It may be below zero for a moment: what closes may be counted before what opened.
+/// A number of sockets. It may be below zero for a moment: a close may be counted before its open.
 #[inline(always)]
 fn count(index: u32) -> u32 {
     match SOCKET_COUNTS.get(index) {
@@ -19,7 +19,7 @@ fn count(index: u32) -> u32 {
     }
 }
 
-/// Counts a socket that is about to be registered, or says why it is not to be.
+/// Counts a socket that is about to be registered, or returns why it must not be.
 #[inline(always)]
 pub fn take(backend: u32) -> Result<(), u32> {
     if !may_take(listeners_max() as u32, count(COUNT_OF_ALL), count(count_of(backend))) {
@@ -37,7 +37,7 @@ pub fn take(backend: u32) -> Result<(), u32> {
     Ok(())
 }
 
-/// A socket is no longer registered.
+/// Counts that a socket is no longer registered.
 #[inline(always)]
 pub fn give_back(backend: u32) {
     change(backend, u64::MAX);
@@ -52,7 +52,7 @@ fn change(backend: u32, by: u64) {
     }
 }
 
-/// Tells the daemon that a listener was left out, unless it was told a moment ago: one backend must not fill the ring.
+/// Reports a listener that was left out, unless one was reported a moment ago: one backend must not fill the ring.
 #[inline(always)]
 pub fn tell(reason: u32, socket: SocketInfo, cookie: u64) {
     let Some(rate) = LISTEN_RATES.get_ptr_mut(socket.backend) else { return };

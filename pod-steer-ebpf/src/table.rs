@@ -1,4 +1,4 @@
-//! Walking a slot table: first the slots that the hash names, then every member once, then the reserve.
+//! Walks a slot table: first the slots that the hash selects, then every member once, then the reserve.
 
 use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Rule, Slot, WALK_MAX};
@@ -8,16 +8,16 @@ use crate::{
     maps::{is_listening, seed},
 };
 
-/// A slot table: each entry is the bytes of a [`Slot`]. (Linux before 6.2 takes no inner map that lacks BTF, as those of
-/// the daemon do, where the one declared here has the BTF of a struct: `timer_off` then differs.) The largest array an
-/// inner map may be is not known to the verifier, and need not be.
+/// A slot table. Each entry holds the bytes of a [`Slot`], but is not declared as one: Linux before 6.2 rejects an
+/// inner map without BTF, such as the daemon makes, if the inner map declared here has the BTF of a struct, because
+/// `timer_off` differs. The verifier does not know how large an inner map is, and does not need to.
 pub type Table = Array<[u64; WORDS], 2, { MMAPABLE | INNER_MAP }>;
 
 /// 64-bit words of a [`Slot`].
 const WORDS: usize = size_of::<Slot>() / size_of::<u64>();
 const MMAPABLE: usize = 1 << 10;
 const INNER_MAP: usize = 1 << 12;
-/// The golden section of 2^32.
+/// 2^32 divided by the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9;
 
 const _: () =
@@ -25,11 +25,12 @@ const _: () =
 
 #[inline(always)]
 fn entry(table: &Table, index: u32) -> Option<&Slot> {
-    // SAFETY: as long and as aligned as a Slot, which is integers only, so every bit pattern is a value.
+    // SAFETY: the bytes have the size and the alignment of a Slot, which holds only integers, so every bit pattern is
+    // valid.
     table.get(index).map(|bytes| unsafe { &*core::ptr::from_ref(bytes).cast() })
 }
 
-/// What a visitor of candidate sockets says.
+/// A [`Chooser`]'s answer to a candidate socket.
 pub enum Visit {
     Taken,
     TryNext,
@@ -49,18 +50,18 @@ pub fn finish(mut h: u64) -> u64 {
     h ^ (h >> 31)
 }
 
-/// The hash by which a slot of a rule's table is chosen. Not random and not round robin: a SYN cookie's final ACK repeats the lookup
-/// and must come to the same listener.
+/// The hash that selects a slot of a rule's table. It is neither random nor round robin: the final ACK of a SYN cookie
+/// repeats the lookup and must reach the same listener.
 #[inline(always)]
 pub fn hash(packet: &Packet, rule: &Rule) -> u64 {
     let bits = if packet.family == u32::from(FAMILY_V4) { rule.client_bits_v4 } else { rule.client_bits_v6 };
     if bits == 0 { tuple_hash(packet) } else { client_hash(packet, u32::from(bits)) }
 }
 
-/// Hash of the first bits of the client's address, and of nothing else.
+/// Hashes the first bits of the client's address, and nothing else.
 #[inline(always)]
 fn client_hash(packet: &Packet, bits: u32) -> u64 {
-    // Those of a word in network byte order, which begins with bit `before` of the address.
+    // The selected bits of a word in network byte order, which begins with bit `before` of the address.
     let of = |word: u32, before: u32| {
         let bits = bits.saturating_sub(before).min(32);
         u64::from(word & ((u64::MAX << (32 - bits)) as u32).to_be())
@@ -70,7 +71,7 @@ fn client_hash(packet: &Packet, bits: u32) -> u64 {
     finish(mix(h, of(c, 64) << 32 | of(d, 96)))
 }
 
-/// Hash of the connection's 4-tuple.
+/// Hashes the connection's 4-tuple.
 #[inline(always)]
 fn tuple_hash(packet: &Packet) -> u64 {
     let mut h = mix(seed(), u64::from(packet.local_port) << 32 | u64::from(packet.remote_port));
@@ -83,27 +84,28 @@ fn tuple_hash(packet: &Packet) -> u64 {
     finish(h)
 }
 
-/// Somebody to whom candidate sockets are offered.
+/// Takes or declines candidate sockets.
 pub trait Chooser {
-    /// Takes the slot's socket, or not.
+    /// Takes the slot's socket, or declines it.
     fn offer(&mut self, slot: &Slot) -> Visit;
 }
 
-/// A walk over a table's members, as the callback of `bpf_loop` sees it.
+/// A walk over a table's members, passed to the callback of `bpf_loop`.
 struct Walk<'a, C> {
     table: &'a Table,
     chooser: &'a mut C,
     /// Entry of the first member.
     first: u32,
     members: u32,
-    /// A power of two, at least as many as the members, less one.
+    /// A power of two that is not below the number of members, minus one.
     mask: u32,
-    /// Where the walk begins, of `mask + 1` places.
+    /// Place at which the walk begins, of `mask + 1` places.
     start: u32,
     taken: bool,
 }
 
-/// Offers the first slot of the hash without a look at the table's header, if the table has `slots` slots; else nothing.
+/// Offers the hash's first slot without reading the table's header, if the table has `slots` slots; otherwise returns
+/// `None`.
 #[inline(always)]
 pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) -> Option<Visit> {
     match entry(table, (hash as u32 & slots.wrapping_sub(1)).wrapping_add(1)) {
@@ -112,9 +114,10 @@ pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) 
     }
 }
 
-/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then the members of the table, then those of the
-/// reserve, of each [`WALK_MAX`] at the least if there are so many. So the live sockets of a table are found in this run, however
-/// stale it is, unless they are very few of very many. A caller that has tried the [`first`] slot says so.
+/// Offers candidates until one is taken: [`PROBES_MAX`] slots by hash, then the members of the table, then its reserve.
+/// A walk visits at least [`WALK_MAX`] of each if there are that many. So one run finds a live socket of a table,
+/// however stale it is, unless very few of very many live. `tried` says that the caller has already offered the
+/// [`first`] slot.
 #[inline(always)]
 pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
@@ -143,7 +146,7 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C)
     walk(table, first.wrapping_add(members), reserve, hash, chooser)
 }
 
-/// Finds out whether a socket of a table listens.
+/// Takes a socket if it listens.
 struct Listens;
 
 impl Chooser for Listens {
@@ -153,7 +156,7 @@ impl Chooser for Listens {
     }
 }
 
-/// Whether one of the sockets that are withheld from clients listens still.
+/// Whether one of the table's withheld sockets still listens.
 #[inline(always)]
 pub fn withholds(table: &Table) -> bool {
     let Some(header) = entry(table, 0) else { return false };
@@ -162,7 +165,7 @@ pub fn withholds(table: &Table) -> bool {
     header.slots != 0 && matches!(walk(table, first, header.slots, 0, &mut Listens), Visit::Taken)
 }
 
-/// Offers the sockets of the table as a walk does: its members, its reserve, and those that are withheld from clients.
+/// Offers the table's sockets in one walk: its members, its reserve and its withheld sockets.
 #[inline(always)]
 pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
@@ -174,25 +177,25 @@ pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     walk(table, header.backend.wrapping_add(1), all, 0, chooser)
 }
 
-/// Offers each of `members` entries from `first` on once, of which there is one at least; of more than 2 × [`WALK_MAX`] only a part, from
-/// all over them. They are visited in steps of an odd number, near the golden section of a power of two: that comes to every place once,
-/// and to few that are beside each other. Those that die together are.
+/// Offers each of `members` entries (at least one) from `first` on once; of more than 2 × [`WALK_MAX`] only a part,
+/// spread over all of them. The stride is an odd number near the golden section of a power of two: it reaches every
+/// place once, and few neighbours one after the other. Neighbours tend to die together.
 #[inline(always)]
 fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {
     let mask = u32::MAX >> (members.wrapping_sub(1) | 1).leading_zeros();
     let start = (hash >> 32) as u32;
     let mut walk = Walk { table, chooser, first, members, mask, start, taken: false };
     let context = (&raw mut walk).cast();
-    // Fewer than half of the places are no member.
+    // At most half of the places have no member.
     let steps = mask.wrapping_add(1).min(2 * WALK_MAX);
-    // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Linux 5.17.
+    // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Needs Linux 5.17.
     unsafe { bpf_loop(steps, step::<C> as *mut c_void, context, 0) };
     if walk.taken { Visit::Taken } else { Visit::TryNext }
 }
 
-/// One step of the walk: non-zero ends it.
+/// One step of the walk. A non-zero result ends it.
 extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
-    // SAFETY: it is the `walk` of the caller, which nobody else uses meanwhile.
+    // SAFETY: `context` is the `walk` of the caller, which nothing else uses meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_, C>>() };
     let stride = ((u64::from(walk.mask) * GOLDEN) >> 32) as u32 | 1;
     let at = walk.start.wrapping_add(i.wrapping_mul(stride)) & walk.mask;

@@ -1,10 +1,10 @@
 //! Versions that run as different users. The kernel lets sockets share a port only if all are one user's. So the first
-//! managed bind that succeeds says whose a port is, and a bind of any other user is moved to a port of the kernel's choice: the
-//! lookup finds the socket by its cookie, whatever its port. `cgroup/getsockname4` and `getsockname6` show the server the port
-//! that it asked for.
+//! managed bind that succeeds decides which user owns the port, and a bind by any other user is rewritten to a port of
+//! the kernel's choice: the lookup finds the socket by its cookie, whatever its port. `cgroup/getsockname4` and
+//! `getsockname6` show the server the port that it asked for.
 //!
-//! Of two binds in the same moment one has to be the first: so a bind claims the port before it is tried, and
-//! `cgroup/post_bind4` and `post_bind6`, which run only when it has succeeded, confirm that.
+//! Two binds may happen in the same moment. So a bind claims the port before it is tried, and `cgroup/post_bind4` and
+//! `post_bind6`, which run only when it has succeeded, confirm the claim.
 
 use core::ptr;
 
@@ -20,7 +20,7 @@ use pod_steer_ebpf::{BIND_MAX_NS, Hidden, PortKey, PortUser};
 
 use crate::maps::{HIDDEN, PORT_USERS};
 
-/// These hooks may change what is shown, and refuse nothing.
+/// The verdict of the getsockname hooks, which may change the address that is shown, but cannot refuse the call.
 const SHOW: i32 = 1;
 
 #[cgroup_sock_addr(getsockname4)]
@@ -35,7 +35,7 @@ pub fn getsockname6(ctx: SockAddrContext) -> i32 {
     SHOW
 }
 
-/// These hooks may refuse a bind that has succeeded.
+/// The verdict of the post-bind hooks, which may refuse a bind that has succeeded.
 const KEEP: i32 = 1;
 
 #[cgroup_sock(post_bind4)]
@@ -50,7 +50,7 @@ pub fn post_bind6(ctx: SockContext) -> i32 {
     KEEP
 }
 
-/// A bind has succeeded: the port is its user's, if it has claimed it.
+/// A bind has succeeded: confirms that the port is its user's, if that user has claimed it.
 #[inline(always)]
 fn confirm(ctx: &SockContext) {
     // SAFETY: the context is valid for the whole run.
@@ -67,7 +67,7 @@ fn confirm(ctx: &SockContext) {
     }
 }
 
-/// Servers log where they listen, and some tell others.
+/// Shows the port that the server asked for: servers log where they listen, and some tell other programs.
 #[inline(always)]
 fn show(ctx: &SockAddrContext) {
     let Some(hidden) = of_addr(ctx) else { return };
@@ -75,32 +75,33 @@ fn show(ctx: &SockAddrContext) {
     let asked = unsafe { (*hidden).asked };
     // SAFETY: the context is valid for the whole run.
     let addr = unsafe { &mut *ctx.sock_addr };
-    // A bind that failed has left the socket without a port.
+    // A failed bind has left the socket without a port.
     if addr.user_port as u16 != 0 {
         addr.user_port = u32::from(asked.to_be());
     }
 }
 
-/// Whether a bind before this one has succeeded.
+/// Whether an earlier bind of this socket has succeeded.
 #[inline(always)]
 pub fn is_bound(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context is valid for the whole run, and so is its socket, which is never null here.
     unsafe { (*socket(ctx)).src_port != 0 }
 }
 
-/// This bind is an ordinary one; one before it, that failed, may not have been.
+/// Forgets an earlier bind of this socket that was moved and then failed: this one is ordinary.
 #[inline(always)]
 pub fn forget(ctx: &SockAddrContext) {
     // SAFETY: the socket is valid for the whole run.
     let _ = unsafe { HIDDEN.delete(socket(ctx)) };
 }
 
-/// Moves this bind if the port is another user's, and says whether it did. A privilege that the port asks for is then not
-/// asked for, which gives nothing away: whose clients come to a server is what its labels say.
+/// Moves this bind if the port is another user's, and returns whether it did. The kernel then does not ask for the
+/// privilege that the port requires. That gives nothing away: the labels decide which clients come to a server.
 #[inline(always)]
 pub fn hide(ctx: &SockAddrContext, port: u16, proto: u8) -> bool {
-    // The kernel compares who made the sockets (`fsuid`); this is who binds (`ruid`). They differ in programs that change
-    // their user in between or are set-uid: those may be moved without need, or fail as they do without us.
+    // The kernel compares the users that made the sockets (`fsuid`); this is the user that binds (`ruid`). They differ
+    // in programs that change their user in between or are set-uid: their binds may be moved without need, or fail as
+    // they do without pod-steer.
     let uid = bpf_get_current_uid_gid() as u32;
     // SAFETY: the context is this hook's own.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -115,15 +116,15 @@ pub fn hide(ctx: &SockAddrContext, port: u16, proto: u8) -> bool {
     if stored.is_null() {
         return false;
     }
-    // SAFETY: it was just checked. A bind that failed may have left something else here.
+    // SAFETY: it was just checked. A failed bind may have left another value here.
     unsafe { *stored = moved };
     // SAFETY: the context is valid for the whole run. The kernel chooses a port when none is given.
     unsafe { (*ctx.sock_addr).user_port = 0 };
     true
 }
 
-/// Whose this port is: `uid`'s from now on, if it has no user. Of two binds in the same moment the map lets one be the first. A bind
-/// of another user that has failed counts for nothing.
+/// The user that owns this port: `uid` from now on, if there is none. The map lets one of two binds in the same moment
+/// be the first. A failed bind of another user does not count.
 #[inline(always)]
 fn owner(key: &PortKey, uid: u32) -> u32 {
     // SAFETY: reads the clock.
@@ -157,7 +158,7 @@ fn of_addr(ctx: &SockAddrContext) -> Option<*mut Hidden> {
     (!hidden.is_null()).then_some(hidden)
 }
 
-/// What is known of a socket that listens or did; nothing if its bind was not moved.
+/// The record of a socket that listens or has listened; `None` if its bind was not moved.
 #[inline(always)]
 pub fn of_listener(ctx: &SockOpsContext) -> Option<*mut Hidden> {
     // SAFETY: the context is valid for the whole run; the union has this member alone.
@@ -166,7 +167,7 @@ pub fn of_listener(ctx: &SockOpsContext) -> Option<*mut Hidden> {
         return None;
     }
     let map = ptr::from_ref(&HIDDEN).cast_mut().cast::<c_void>();
-    // SAFETY: the map and the socket are valid; without a flag to do so, nothing is made.
+    // SAFETY: the map and the socket are valid; without the flag for it, nothing is created.
     let hidden = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0) }.cast::<Hidden>();
     (!hidden.is_null()).then_some(hidden)
 }

@@ -214,7 +214,7 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
         let said = stage.daemon.wait_for("it to be told", |status| {
             problems(status, "greedy").into_iter().find(|said| said.contains(what))
         })?;
-        ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("end services"), "{said}");
+        ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("stop services"), "{said}");
         has_room(&stage, 80)?;
         // It keeps what it has, and changes of that are put in force.
         let second = Exec::new("greedy-2", "greedy", "20000:8081", "0.0.0.0:8081").start(&stage)?;

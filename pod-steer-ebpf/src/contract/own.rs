@@ -4,10 +4,10 @@ use crate::{BLOCK_PORTS, OWN_SOURCES, bit_of};
 #[cfg(doc)]
 use crate::{FAMILY_V4, FAMILY_V6, NONE};
 
-/// The newest listener of a backend for one address, by the port that its server asked for; the value is its cookie.
+/// The newest listener of a backend for one address, by the port that its server asked for. The value is its cookie.
 ///
-/// The kernel program writes it in the instant that the server listens. It may name a socket that has closed: no client is
-/// given to that one, since `LISTENERS` has lost it.
+/// The kernel program writes it at the instant when the server listens. It may name a socket that has closed: no client
+/// is given to that one, because `LISTENERS` no longer has it.
 ///
 /// With [`NONE`] instead of a backend: the newest listener of any backend for that address. The daemon replaces it
 /// after it has closed.
@@ -29,8 +29,8 @@ pub struct OwnListener {
     pub pad: u8,
 }
 
-/// An address and a block of ports of which a backend's service has claimed some that the backend serves: a connection from the backend
-/// itself reaches its own listener there. The value is an [`OwnPorts`].
+/// An address and a block of ports. The backend serves some of the ports, and its service has claimed them: a
+/// connection from the backend itself reaches its own listener there. The value is an [`OwnPorts`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnBlock {
@@ -46,33 +46,33 @@ pub struct OwnBlock {
     pub pad: u8,
 }
 
-/// Where a backend serves the ports of an [`OwnBlock`].
+/// Where a backend listens for the ports of an [`OwnBlock`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnPorts {
-    /// The ports that are claimed, by [`bit_of`](crate::bit_of) each.
+    /// The claimed ports, each by its [`bit_of`](crate::bit_of).
     pub claimed: u64,
     /// Index of its service.
     pub service: u32,
     /// Zero.
     pub pad: u32,
-    /// By the place in the block: the port that the backend listens on, or zero.
+    /// By position in the block: the port that the backend listens on, or zero.
     pub targets: [u16; BLOCK_PORTS as usize],
 }
 
 impl OwnPorts {
-    /// None yet.
+    /// No port yet.
     pub const fn of(service: u32) -> Self {
         Self { claimed: 0, service, pad: 0, targets: [0; BLOCK_PORTS as usize] }
     }
 
-    /// Adds a port.
+    /// Adds a claimed port.
     pub fn add(&mut self, port: u16, target: u16) {
         self.claimed |= bit_of(port);
         self.targets[usize::from(port % BLOCK_PORTS)] = target;
     }
 
-    /// Where the backend listens for a port, if that is claimed.
+    /// Where the backend listens for a port, if the port is claimed.
     #[inline(always)]
     pub fn target(&self, port: u16) -> Option<u16> {
         let at = port % BLOCK_PORTS;
@@ -80,7 +80,7 @@ impl OwnPorts {
     }
 }
 
-/// A connection from a process of a backend to a port of this backend, at whatever address. The value is an [`OwnSocket`].
+/// A connection from a process of a backend to a port of this backend, at any address. The value is an [`OwnSocket`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnConnection {
@@ -104,8 +104,8 @@ pub struct OwnConnection {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnSocket {
-    /// Cookie of the listener, or zero if the backend does not listen there: then the connection is refused, unless it would
-    /// reach a listener that is not managed, or another service's.
+    /// Cookie of the listener, or zero if the backend does not listen there. Without a listener the connection is
+    /// refused, unless it would reach one that is unmanaged or belongs to another service.
     pub cookie: u64,
     /// When the connection began, in nanoseconds of the monotonic clock.
     pub born_ns: u64,
@@ -114,16 +114,16 @@ pub struct OwnSocket {
     /// Index of the service that must hold the destination's rule, or [`NONE`] if the backend itself listens on the
     /// destination's port.
     pub service: u32,
-    /// One after a lookup of its namespace has seen the connection, else zero: one that is established without has left the
-    /// namespace.
+    /// One after a lookup in its namespace has seen the connection, else zero. A connection that is established without
+    /// one has left the namespace.
     pub seen: u32,
     /// Zero.
     pub pad: u32,
 }
 
-/// Which of the counters in front of the map of own connections stands for connections from this port (in host byte order):
-/// while it is zero there is none, and no packet pays for a look into the map. The kernel gives connecting sockets even
-/// ports first, so the lowest bit does not count.
+/// Index of the counter, in front of the map of own connections, for connections from this port (in host byte order).
+/// While the counter is zero there are none, and no packet pays for a lookup in the map. The kernel gives connecting
+/// sockets even ports first, so the lowest bit is ignored.
 pub const fn own_source(port: u16) -> u32 {
     (port >> 1) as u32 & (OWN_SOURCES - 1)
 }

@@ -4,7 +4,7 @@ use crate::FAMILY_V6;
 #[cfg(doc)]
 use crate::{FAMILY_V4, NONE, PROTO_TCP, PROTO_UDP};
 
-/// What a lookup is matched against. A lookup asks in the kernel's own order: address and device, address, device, neither.
+/// Key of a rule. A lookup tries keys in the kernel's own order: address and device, address, device, neither.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleKey {
@@ -22,12 +22,12 @@ pub struct RuleKey {
     pub ifindex: u32,
 }
 
-/// The service that a rule's traffic belongs to.
+/// The service that a rule's traffic belongs to, and how to find its sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Index of the slot table, or [`NONE`]: the packet is left to the kernel's own lookup. Each table has two sides; see
-    /// [`table_index`].
+    /// Index of the slot table, or [`NONE`] to leave the packet to the kernel's own lookup. Each table has two sides;
+    /// see [`table_index`].
     pub table: u32,
     /// Index of the service: of its counters and of its switch.
     pub service: u32,
@@ -35,82 +35,85 @@ pub struct Rule {
     pub fallback: u16,
     /// Some of the `RULE_` flags.
     pub flags: u16,
-    /// A hint: how many slots its table has. Where it is right, a lookup need not read the table's header; a slot says
-    /// itself whether it is ([`Slot::slots`]).
+    /// A hint: the number of slots of its table. If it is right, a lookup need not read the table's header. Each slot
+    /// shows whether it is ([`Slot::slots`]).
     pub slots: u32,
-    /// Index of the one backend that may serve its clients, or [`NONE`] where there are several or none. If no table has a
-    /// socket for a client, this backend's newest listener is given to it, which the daemon may not know yet.
+    /// Index of the only backend that may serve its clients, or [`NONE`] if there are several or none. If no table has
+    /// a socket for a client, the client gets this backend's newest listener, which the daemon may not know yet.
     pub only: u32,
     /// Port that this backend listens on.
     pub target: u16,
-    /// Leading bits of an IPv4 client's address that alone choose its slot; 0 if the whole connection does.
+    /// Number of leading bits of an IPv4 client's address that alone select its slot; 0 if the 4-tuple does.
     pub client_bits_v4: u8,
     /// The same for an IPv6 client.
     pub client_bits_v6: u8,
-    /// Zero. Of a later release, as tests upgrade to it.
+    /// Zero. A field of the later release to which tests upgrade.
     #[cfg(feature = "test-layout")]
     pub later: u64,
 }
 
-/// No backend left: the client is refused.
+/// If no backend is left, the client is refused.
 pub const FALLBACK_REFUSE: u16 = 0;
-/// No backend left: the kernel's own lookup decides.
+/// If no backend is left, the kernel's own lookup decides.
 pub const FALLBACK_PASS: u16 = 1;
-/// On a rule for any address and any device: rules for single addresses exist too and come first.
+/// Flag of a rule for any address and any device: rules for single addresses exist too and come first.
 pub const RULE_HAS_ADDRESSES: u16 = 1;
-/// On a rule for any address and any device: rules for single devices exist too and come first.
+/// Flag of a rule for any address and any device: rules for single devices exist too and come first.
 pub const RULE_HAS_DEVICES: u16 = 2;
-/// The rule belongs to a claim on every address of its port. Read by a later daemon only.
+/// Flag: the rule belongs to a claim on every address of its port. Only a later daemon and own connections look at it.
 pub const RULE_OF_PORT: u16 = 4;
-/// A listener that is not managed keeps its clients: the rule claims nothing. Read by a later daemon only.
+/// Flag: an unmanaged listener keeps its clients, and the rule claims nothing. Only a later daemon and own connections
+/// look at it.
 pub const RULE_FOREIGN: u16 = 8;
-/// Clients that come to this port reach no socket; the rule is no claim. Read by a later daemon only.
+/// Flag: clients that come to this port reach no socket, and the rule claims nothing. Only a later daemon and own
+/// connections look at it.
 pub const RULE_HIDDEN: u16 = 16;
-/// No backend has listened there yet: the rule claims nothing, and leads to listeners that are opened on demand. Read by a
-/// later daemon only.
+/// Flag: no backend has listened there yet. The rule claims nothing, and leads to listeners that are opened on demand.
+/// Only a later daemon and own connections look at it.
 pub const RULE_ON_DEMAND: u16 = 32;
 
-/// Entries of a namespace's map of ports: two ports each, and both families ([`port_place`]).
+/// Number of entries in a namespace's map of ports. Each holds two ports in both families ([`port_place`]).
 pub const PORT_WORDS: u32 = 32_768;
-/// In a namespace's map of ports: ask the rules, since some are for single addresses or devices, as the bits
-/// [`ASK_ADDRESSES`] and [`ASK_DEVICES`] say. Zero says that there is no rule, any smaller value is one more than the table
-/// of the rule.
+/// Value in a namespace's map of ports: look up the rules, because some are for single addresses or devices, as the
+/// bits [`ASK_ADDRESSES`] and [`ASK_DEVICES`] tell. Zero means that there is no rule; any smaller value is the rule's
+/// table plus one.
 pub const ASK_RULES: u16 = 0xfffc;
 /// See [`ASK_RULES`].
 pub const ASK_ADDRESSES: u16 = 1;
 /// See [`ASK_RULES`].
 pub const ASK_DEVICES: u16 = 2;
 
-/// Where a TCP port is in a namespace's map of ports: the entry, and the bit at which its 16 begin.
+/// Place of a TCP port in a namespace's map of ports: the entry, and the lowest of its 16 bits.
 pub const fn port_place(port: u16, family: u8) -> (u32, u32) {
     ((port >> 1) as u32, ((port & 1) as u32) << 5 | ((family == FAMILY_V6) as u32) << 4)
 }
 
-/// The switch of a service: one word, so that all its tables change in one write.
+/// The switch of a service: one word, so that one write changes all its tables.
 ///
-/// Bit 0 is the side that lookups use, bit 1 says that networks have tables of their own there, and the other bits are the
-/// revision of the operator's decisions that is in force ([`switch`]).
+/// Bit 0 is the side that lookups use. Bit 1 tells that networks have tables of their own on that side. The other bits
+/// are the revision of the operator's decision that is in force ([`switch`]).
 pub const SWITCH_SIDE: u32 = 1;
 /// See [`SWITCH_SIDE`].
 pub const SWITCH_HAS_SOURCES: u32 = 2;
-/// Bits below the revision.
+/// Number of bits below the revision.
 pub const SWITCH_REVISION_SHIFT: u32 = 2;
 
-/// Puts a switch together; a revision keeps its 30 lowest bits.
+/// Builds a switch. The 30 lowest bits of a revision are kept.
 pub const fn switch(side: u32, has_sources: bool, revision: u32) -> u32 {
     side & SWITCH_SIDE | (has_sources as u32) << 1 | revision << SWITCH_REVISION_SHIFT
 }
 
-/// Where one side of a table is in the map of tables.
+/// Index of one side of a table in the map of tables.
 pub const fn table_index(table: u32, side: u32) -> u32 {
     table << 1 | side & SWITCH_SIDE
 }
 
-/// Clients of one network have a table of their own: a key of a longest-prefix-match map, which wants the length first.
+/// A network whose clients have a table of their own: key of a longest-prefix-match map, in which the prefix length
+/// precedes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceKey {
-    /// [`table_index`] of the rule's table, in network byte order: a prefix of bits begins at the first one.
+    /// [`table_index`] of the rule's table, in network byte order, because a prefix begins at the first bit.
     pub scope: [u8; 4],
     /// The client's address in network byte order; IPv4 in the first four bytes.
     pub addr: [u8; 16],
@@ -119,7 +122,7 @@ pub struct SourceKey {
 /// Bits of a [`SourceKey`] before the address.
 pub const SOURCE_SCOPE_BITS: u32 = 32;
 
-/// What a probe is matched by, besides coming from a loopback address.
+/// Key of a probe. The probe must also come from a loopback address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProbeKey {
@@ -138,7 +141,8 @@ pub struct ProbeKey {
 }
 
 impl ProbeKey {
-    /// The key for what a kernel program sees: addresses and the source port in network byte order, the other in host byte order.
+    /// The key in the terms of a kernel program: addresses and the source port in network byte order, the other port in
+    /// host byte order.
     #[inline(always)]
     pub fn seen(
         netns_cookie: u64,
@@ -159,26 +163,26 @@ impl ProbeKey {
 /// IPv4 address that every probe comes from, in network byte order: 127.83.84.1. IPv6 probes come from ::1.
 pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
 
-/// One entry of a slot table. Entry 0 is the header ([`Slot::header`]); then come the slots, as many as the header
-/// says (a power of two); then every distinct socket of the table once, its members; then its reserve; then the sockets that are
-/// withheld from clients.
+/// One entry of a slot table. Entry 0 is the header ([`Slot::header`]). Then come the slots, whose number the header
+/// holds (a power of two); then the members, which are the table's distinct sockets; then the reserve; then the
+/// withheld sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
     /// Cookie of the listening socket. In the header: the numbers of members and reserve.
     pub cookie: u64,
-    /// Index of the backend that owns the socket, or [`NONE`] for the socket of a paused service, which lets SYNs vanish.
-    /// In the header: the number of slots.
+    /// Index of the backend that owns the socket, or [`NONE`] for the listener of a pause, which discards SYNs. In the
+    /// header: the number of slots.
     pub backend: u32,
     /// In a slot: the number of slots of the table. In the header: the number of withheld sockets. Zero in every other entry.
     pub slots: u32,
-    /// Zero. Of a later release, as tests upgrade to it.
+    /// Zero. A field of the later release to which tests upgrade.
     #[cfg(feature = "test-layout-more")]
     pub later: u64,
 }
 
 impl Slot {
-    /// An entry of its three numbers.
+    /// An entry made of its three numbers.
     pub const fn new(cookie: u64, backend: u32, slots: u32) -> Self {
         Self {
             cookie,
@@ -189,13 +193,13 @@ impl Slot {
         }
     }
 
-    /// The first entry of a table of `slots` slots (a power of two, or 0), `members` members, `reserve` more that serve
-    /// only while no member does, and `withheld` that never do.
+    /// The header of a table with `slots` slots (a power of two, or 0), `members` members, `reserve` sockets that serve
+    /// only while no member does, and `withheld` sockets that never serve.
     pub const fn header(slots: u32, members: u32, reserve: u32, withheld: u32) -> Self {
         Self::new((reserve as u64) << 32 | members as u64, slots, withheld)
     }
 
-    /// Members and reserve of the table that this is the first entry of.
+    /// The numbers of members and of the reserve, for a header.
     pub const fn counts(&self) -> (u32, u32) {
         (self.cookie as u32, (self.cookie >> 32) as u32)
     }

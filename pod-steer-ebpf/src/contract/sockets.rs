@@ -1,11 +1,11 @@
-//! Listening sockets, whose each port is, and the ports of backends.
+//! Listening sockets, the users of ports, and the ports of backends.
 
 use super::OwnListener;
 use crate::{FAMILY_V4, FAMILY_V6, NONE};
 #[cfg(doc)]
 use crate::{PROTO_TCP, PROTO_UDP, Rule};
 
-/// A listening socket, by its cookie, as the kernel saw it.
+/// Description of a listening socket, as the kernel program saw it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketInfo {
@@ -15,7 +15,7 @@ pub struct SocketInfo {
     pub addr: [u8; 16],
     /// Index of its backend.
     pub backend: u32,
-    /// Table whose members take over its queue when it closes, or [`NONE`]. Written by the daemon.
+    /// Table whose members are migration targets of its queue when it closes, or [`NONE`]. Written by the daemon.
     pub table: u32,
     /// Port that its server asked for.
     pub port: u16,
@@ -23,25 +23,26 @@ pub struct SocketInfo {
     pub proto: u8,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// Index of the service that clients are or were steered to it for, or [`NONE`] if none ever was. Written by the daemon with the
-    /// table, and by the lookup program with the first client of a socket that is in no table yet ([`Rule::only`]).
+    /// Index of the service whose clients are or were steered to it, or [`NONE`] if none ever were. Written by the
+    /// daemon with the table, and by the lookup program with the first client of a socket that is in no table yet
+    /// ([`Rule::only`]).
     pub service: u32,
-    /// Port that it is really bound to, if that is another: it could not share the one that it asked for.
+    /// Port that it is really bound to, if it could not share the port that it asked for; else zero.
     pub hidden_port: u16,
-    /// Of an IPv6 socket, one of the `V6_` constants.
+    /// For an IPv6 socket, one of the `V6_` constants.
     pub v6only: u16,
-    /// With a hidden port: the user that binds, and the user that owns the port it asked for.
+    /// With a hidden port: the user that binds, and the user that owns the requested port.
     pub users: [u32; 2],
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
     pub ifindex: u32,
-    /// Zero. Of a later release, as tests upgrade to it.
+    /// Zero. A field of the later release to which tests upgrade.
     #[cfg(feature = "test-layout")]
     pub later: u64,
 }
 
 impl SocketInfo {
-    /// The address and port by which it may be its backend's newest listener; `None` for a socket that is bound to a device,
-    /// unless that is the loopback device (index 1 of every namespace), by which a machine's packets to itself come.
+    /// Key under which it may be its backend's newest listener. `None` for a socket that is bound to a device, except
+    /// the loopback device (index 1 in every namespace), by which a machine's packets to itself arrive.
     #[inline(always)]
     pub fn own_listener(&self) -> Option<OwnListener> {
         let Self { netns_cookie, addr, backend, port, family, ifindex, .. } = *self;
@@ -58,8 +59,8 @@ impl SocketInfo {
         Some(key)
     }
 
-    /// The same without its backend ([`NONE`]): the kernel's own lookup may find the socket there. `None` for a socket that is
-    /// bound to a hidden port.
+    /// The same without its backend ([`NONE`]): the kernel's own lookup may find the socket there. `None` for a socket
+    /// that is bound to a hidden port.
     #[inline(always)]
     pub fn any_listener(&self) -> Option<OwnListener> {
         if self.hidden_port != 0 {
@@ -69,14 +70,14 @@ impl SocketInfo {
     }
 }
 
-/// It is not known yet whether the socket also accepts IPv4 clients.
+/// It is not known yet whether the socket also takes IPv4 clients.
 pub const V6_UNKNOWN: u16 = 0;
-/// It takes both, as far as its address does.
+/// It takes both, as far as its address allows.
 pub const V6_BOTH: u16 = 1;
 /// It takes IPv6 clients only (`IPV6_V6ONLY`).
 pub const V6_ONLY: u16 = 2;
 
-/// A port that managed sockets share: the kernel lets those of one user do so. Its user is a [`PortUser`].
+/// A port that managed sockets share. The kernel allows that to the sockets of one user; the value is a [`PortUser`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey {
@@ -90,7 +91,7 @@ pub struct PortKey {
     pub pad: [u8; 5],
 }
 
-/// Whose a port is.
+/// The user that owns a port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortUser {
@@ -102,12 +103,12 @@ pub struct PortUser {
     pub since_ns: u64,
 }
 
-/// How long a bind may be under way. It takes microseconds, and longer only if its thread is interrupted. After this time a port
-/// on which no bind has succeeded has no user.
+/// Longest time that a bind may be under way. It takes microseconds, and longer only if its thread is interrupted.
+/// After this time a port on which no bind has succeeded has no user.
 pub const BIND_MAX_NS: u64 = 50_000_000;
 
-/// What a socket's storage holds if its bind was moved to a port of the kernel's choice, since the port that it asked for
-/// is another user's.
+/// Storage of a socket whose bind was moved to a port of the kernel's choice, because another user owns the port that
+/// it asked for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hidden {
@@ -115,11 +116,11 @@ pub struct Hidden {
     pub asked: u16,
     /// Port that it listens on, or zero before it does.
     pub port: u16,
-    /// The user that binds, and the user that owns the port it asked for.
+    /// The user that binds, and the user that owns the requested port.
     pub users: [u32; 2],
 }
 
-/// Ports of one block. A range of ports takes an entry for each block and not one for each port.
+/// Number of ports in a block. A range of ports takes one entry per block, not one per port.
 pub const BLOCK_PORTS: u16 = 64;
 
 /// The block that a port is in.
@@ -146,8 +147,8 @@ pub struct ManagedBlock {
     pub pad: u8,
 }
 
-/// What each port of a block is for, by [`bit_of`] the port. A program asks for one purpose of one port at a time, so each of the two
-/// words is read alone, and no reader depends on both being of the same time.
+/// Purposes of the ports of a block, by [`bit_of`] each port. A program asks for one purpose of one port at a time. So
+/// it reads each of the two words alone, and no reader depends on both being from the same moment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManagedPorts {
@@ -158,7 +159,7 @@ pub struct ManagedPorts {
 }
 
 impl ManagedPorts {
-    /// What a port is for: of [`PORT_LISTENS`] and [`PORT_SERVED`].
+    /// Purposes of a port: some of [`PORT_LISTENS`] and [`PORT_SERVED`].
     #[inline(always)]
     pub const fn purposes(&self, port: u16) -> u32 {
         let at = (port % BLOCK_PORTS) as u32;
@@ -169,5 +170,5 @@ impl ManagedPorts {
 
 /// The backend listens on this port: binds may share it, and listeners are registered.
 pub const PORT_LISTENS: u32 = 1;
-/// Clients come to this port: so it is the local port of accepted connections, which are counted.
+/// Clients come to this port: it is the local port of accepted connections, which are counted.
 pub const PORT_SERVED: u32 = 2;

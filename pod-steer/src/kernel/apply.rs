@@ -1,5 +1,5 @@
-//! Bringing the kernel to a plan: first all tables, which are published together, and then what leads to them. A decision of
-//! an operator is put in force by `switch`.
+//! Applies a plan to the kernel: first publishes all tables together, then writes the entries that refer to them.
+//! `switch` puts an operator's decision in force.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,22 +12,22 @@ use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index
 use super::{Kernel, KernelError, Result, Settled, limits::limit, ports::rule_of};
 use crate::world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule};
 
-/// A rule as it stands in the map, and what the tables that it leads to were built from.
+/// A rule as it is written, and what the tables that it refers to were built from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Published {
     pub rule: Rule,
-    /// Whether we have written it; an earlier daemon may have ended before all of it was.
+    /// Whether this daemon has written it; an earlier one may have ended before it had written everything.
     pub ours: bool,
-    /// Not known of a rule that an earlier daemon wrote.
+    /// `None` for a rule that an earlier daemon wrote.
     pub table: Option<Arc<PlannedTable>>,
-    /// The table in use; not known of a rule that an earlier daemon wrote.
+    /// The table in use; `None` for a rule that an earlier daemon wrote.
     pub serving: Option<Arc<PlannedTable>>,
     /// By version: the table's index, and what it was built from.
     pub networks: BTreeMap<String, (u32, PlannedNetworks)>,
 }
 
 impl Published {
-    /// Whether this is just what is planned.
+    /// Whether this is exactly what is planned.
     fn is(&self, planned: &PlannedRule, service: u32) -> bool {
         self.ours
             && self.rule == rule_of(planned, self.rule.table, service)
@@ -40,69 +40,69 @@ impl Published {
     }
 }
 
-/// Who takes over the queue of a socket that closes: the members of the table of this rule.
+/// The migration targets for the queue of a closing socket: the members of this rule's table.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Heirs {
+pub(super) struct MigrationTargets {
     pub rule: RuleKey,
     pub table: u32,
     pub service: u32,
 }
 
-/// What came of bringing the kernel to a plan.
+/// The result of applying a plan.
 pub struct Applied {
-    /// What tells when nobody uses the former tables any more.
+    /// Resolve when no lookup uses the former tables any more.
     pub settled: Vec<Settled>,
-    /// The first error that is not for a quota alone; everything else is in effect.
+    /// The first error other than an exceeded quota. Everything else is in effect.
     pub error: Option<KernelError>,
-    /// Something is to be tried again.
+    /// Whether something has to be tried again.
     pub is_behind: bool,
-    /// A rule that is in force may not be as planned.
+    /// Whether a rule in force may differ from the plan.
     pub is_stale: bool,
     /// The changes that the kernel refused.
     pub refused: Refused,
 }
 
-/// Tables of one rule that are made.
+/// The tables that were built for one rule.
 #[derive(Default)]
 struct Changes {
-    /// Tables that it did not have before.
+    /// Tables that the rule did not have before.
     reserved: BTreeSet<u32>,
-    /// Where its new tables are to be.
+    /// Indices of its new tables.
     indices: BTreeSet<u32>,
 }
 
-/// A rule whose tables are made, and what is to follow when they are published.
+/// A rule whose tables are built, and the steps that follow when they are published.
 struct Prepared {
     key: RuleKey,
     rule: Rule,
-    /// It is not written so yet.
+    /// Whether it still has to be written.
     changed: bool,
     networks: BTreeMap<String, (u32, PlannedNetworks)>,
     /// Networks whose tables are new: the scope, the table and the version.
     sources: Vec<(u32, u32, String)>,
-    /// Tables that nothing leads to afterwards.
+    /// Tables that nothing refers to afterwards.
     freed: Vec<u32>,
 }
 
 impl Kernel {
-    /// Brings the kernel to the plan. Tables come before the rules that lead to them, and rules go before their tables.
-    /// `owners` gives the index of each backend's service.
+    /// Applies a plan. Tables are published before the rules that refer to them, and rules are removed before their
+    /// tables. `owners` returns the index of each backend's service.
     pub fn apply(
         &mut self,
         plan: &Plan,
         services: &BTreeMap<String, u32>,
         owners: impl FnOnce() -> BTreeMap<u32, u32>,
     ) -> Applied {
-        // What the kernel does not take of one service keeps it from nothing of another.
+        // A failed update affects only its own service.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
         let mut refused = Refused::default();
-        self.heirs_named.clear();
-        let mut gone_wrong = None;
+        self.targets_written.clear();
+        let mut first_error = None;
         for (backend, error) in self.apply_ports(plan, services, owners) {
             refused.ports.insert(backend, crate::chain(&error));
-            gone_wrong = gone_wrong.or(Some(error).filter(|error| !error.is_quota()));
+            first_error = first_error.or(Some(error).filter(|error| !error.is_quota()));
         }
-        gone_wrong = self.drop_rules(plan).or(gone_wrong);
+        first_error = self.drop_rules(plan).or(first_error);
         let mut settled = Vec::new();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
@@ -122,7 +122,7 @@ impl Kernel {
             }
             let service = match services.get(name) {
                 Some(service) => *service,
-                // It would have no counters, and no decision could be put in force.
+                // Without an index it would have no counters, and no decision could be put in force.
                 None if planned.service.is_some() => {
                     let limit = limit("SERVICES", SERVICES_MAX);
                     failed.insert(name, KernelError::Full { what: "the list of services", limit });
@@ -139,7 +139,7 @@ impl Kernel {
                 Err(error) => {
                     self.give_up(key, changes);
                     if error.is_quota() {
-                        // What the service has is kept as planned.
+                        // The rules that the service has stay as planned.
                         refused.rules.insert(*key, self.refused(key, crate::chain(&error)));
                     } else {
                         failed.insert(name, error);
@@ -147,13 +147,14 @@ impl Kernel {
                 }
             }
         }
-        let (more, not) = self.publisher.flush();
+        let (more, unpublished) = self.publisher.flush();
         settled.extend(more);
         for (name, planned, rule, changes) in prepared {
             let key = rule.key;
-            if not.as_ref().is_some_and(|not| !not.indices.is_disjoint(&changes.indices)) {
+            if unpublished.as_ref().is_some_and(|unpublished| !unpublished.indices.is_disjoint(&changes.indices)) {
                 self.give_up(&key, changes);
-                let reason = not.as_ref().map(|not| crate::chain(&not.error)).unwrap_or_default();
+                let reason =
+                    unpublished.as_ref().map(|unpublished| crate::chain(&unpublished.error)).unwrap_or_default();
                 refused.rules.insert(key, self.refused(&key, reason));
             } else if let Err(error) = self.finish_rule(planned, rule, changes) {
                 failed.insert(name, error);
@@ -169,22 +170,22 @@ impl Kernel {
                 refused.rules.insert(*key, self.refused(key, crate::chain(error)));
             }
         }
-        let went_wrong = gone_wrong.is_some() || not.is_some() || !failed.is_empty();
-        let is_stale = went_wrong || refused.rules.keys().any(|key| self.published.contains_key(key));
-        let is_behind = went_wrong || !refused.is_empty();
+        let has_failed = first_error.is_some() || unpublished.is_some() || !failed.is_empty();
+        let is_stale = has_failed || refused.rules.keys().any(|key| self.published.contains_key(key));
+        let is_behind = has_failed || !refused.is_empty();
         let failed = failed.into_values().find(|error| !error.is_quota());
-        let error = gone_wrong.or(not.map(|not| not.error)).or(failed);
+        let error = first_error.or(unpublished.map(|unpublished| unpublished.error)).or(failed);
         Applied { settled, error, is_behind, is_stale, refused }
     }
 
-    /// A rule that is not in effect as planned; what was there before is.
+    /// A rule that is not in effect as planned, with the sockets that serve instead.
     fn refused(&self, key: &RuleKey, reason: String) -> RefusedRule {
         let before = self.published.get(key);
         let serving = before.map_or_else(|| Some(Arc::default()), |before| before.serving.clone());
         RefusedRule { reason, serving: serving.map(|table| table.cookies()) }
     }
 
-    /// A rule's new tables are not used: they are given back, and what is published is looked at anew next time.
+    /// Releases a rule's new tables, which are not used. The next plan examines the published rule anew.
     fn give_up(&mut self, key: &RuleKey, changes: Changes) {
         for table in changes.reserved {
             self.publisher.clear(table);
@@ -195,18 +196,18 @@ impl Kernel {
         }
     }
 
-    /// When the last decision that was put in force since this was last asked took effect; what is cleared up behind it
-    /// takes longer.
+    /// Returns when the latest decision took effect since the last call. Cleaning up after it takes longer.
     pub fn take_switched(&mut self) -> Option<Instant> {
         self.switched.take()
     }
 
-    /// The rules that are in force.
+    /// The rules in force.
     pub fn rules(&self) -> impl Iterator<Item = (RuleKey, Rule)> {
         self.published.iter().map(|(key, published)| (*key, published.rule))
     }
 
-    /// Makes the tables of one rule as planned, for the side in use. Whatever leads to them comes after they are published.
+    /// Builds the tables of one rule as planned, on the side in use. Entries that refer to them are written after they
+    /// are published.
     fn prepare_rule(
         &mut self,
         key: RuleKey,
@@ -222,10 +223,10 @@ impl Kernel {
         let mut networks = before.networks;
         let (mut freed, mut sources) = (Vec::new(), Vec::new());
         if known && before.rule.table != NONE && (before.rule.service != service || planned.table.is_none()) {
-            self.name_other_heirs(&[key]);
+            self.reassign_migration_targets(&[key]);
         }
         if known && before.rule.service != service {
-            // The port has changed hands.
+            // The port belongs to another service now.
             freed.extend(std::mem::take(&mut networks).into_values().map(|(own, _)| own));
             freed.extend((0..=SWITCH_SIDE).flat_map(|side| self.sources.remove(table_index(table, side))));
             freed.sort_unstable();
@@ -241,7 +242,7 @@ impl Kernel {
                 table = self.publisher.reserve(service, false)?;
                 changes.reserved.insert(table);
             }
-            // Another service may use the other side, which lacks the table.
+            // Another service may use the other side, on which the table is missing.
             if fresh || before.table.as_ref() != Some(wanted) || before.rule.service != service {
                 let compare = !fresh && before.table.is_none();
                 changes.indices.insert(table_index(table, side));
@@ -271,23 +272,27 @@ impl Kernel {
         Ok(Prepared { key, rule, changed, networks, sources, freed })
     }
 
-    /// Lets lookups come to tables that are published, and then empties those that nothing leads to any more.
+    /// Lets lookups reach published tables, and then empties those that nothing refers to any more.
     fn finish_rule(&mut self, planned: &PlannedRule, prepared: Prepared, changes: Changes) -> Result<()> {
         let Prepared { key, rule, changed, networks, sources, freed } = prepared;
         if let Some(table) = &planned.table {
-            self.name_heirs(Heirs { rule: key, table: rule.table, service: rule.service }, table);
+            self.write_migration_targets(
+                MigrationTargets { rule: key, table: rule.table, service: rule.service },
+                table,
+            );
         }
         for (scope, own, version) in sources {
             if let Some(wanted) = planned.networks.get(&version)
                 && let Err(error) = self.sources.add(scope, rule.service, &wanted.networks, own)
             {
-                // What leads to the new tables goes before they do; networks that are in force stay so.
+                // Remove the entries that refer to the new tables before the tables. Networks in force stay in force.
                 self.sources.withdraw(scope, &changes.reserved);
                 self.give_up(&key, changes);
                 return Err(error);
             }
         }
-        // Known before it is written: where that fails, it may lead to its table already, or still to the former one.
+        // Recorded before it is written: if that fails, the rule may refer to its table already, or still to the former
+        // one.
         let before = self.published.get(&key).map_or_else(|| Some(Arc::default()), |before| before.serving.clone());
         let published = Published { rule, ours: !changed, table: planned.table.clone(), serving: before, networks };
         self.published.insert(key, published);
@@ -301,7 +306,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Removes the rules that are not planned, and then their tables. Returns what went wrong; it is tried again.
+    /// Removes rules that are not planned, and then their tables. Returns the last error; the removal is tried again.
     fn drop_rules(&mut self, plan: &Plan) -> Option<KernelError> {
         let gone: Vec<RuleKey> = self.published.keys().filter(|key| !plan.rules.contains_key(key)).copied().collect();
         let (mut failed, mut tables) = (None, BTreeSet::new());
@@ -321,62 +326,69 @@ impl Kernel {
             }
             tables.insert(published.rule.table);
         }
-        self.name_other_heirs(&gone);
+        self.reassign_migration_targets(&gone);
         for table in tables {
             self.publisher.clear(table);
         }
         failed
     }
 
-    /// Tells the migrate program which table's members take over when one of these sockets closes. A socket may be in the
-    /// tables of several rules, those of both families say: it keeps the first of them as long as it is there.
-    pub(super) fn name_heirs(&mut self, heirs: Heirs, planned: &Arc<PlannedTable>) {
-        // Of rules that share a table, the first one has been told.
-        if !self.heirs_named.insert((heirs.service, Arc::as_ptr(planned).addr())) {
+    /// Tells the migrate program the migration targets of these sockets: the members of this table. A socket may be in
+    /// the tables of several rules, for example of both families. It keeps the first one as long as it is in that
+    /// table.
+    pub(super) fn write_migration_targets(&mut self, targets: MigrationTargets, planned: &Arc<PlannedTable>) {
+        // Of rules that share a table, only the first one is written.
+        if !self.targets_written.insert((targets.service, Arc::as_ptr(planned).addr())) {
             return;
         }
         for member in &planned.members {
-            let told = self.heirs.get(&member.cookie);
-            if told.is_some_and(|told| *told == heirs || self.inherits(told, member.cookie)) {
+            let written = self.migration_targets.get(&member.cookie);
+            if written.is_some_and(|written| *written == targets || self.is_target_of(written, member.cookie)) {
                 continue;
             }
             if let Ok(mut info) = self.sockets.get(&member.cookie, 0) {
-                (info.table, info.service) = (heirs.table, heirs.service);
+                (info.table, info.service) = (targets.table, targets.service);
                 if self.sockets.insert(member.cookie, info, 0).is_ok() {
-                    self.heirs.insert(member.cookie, heirs);
+                    self.migration_targets.insert(member.cookie, targets);
                 }
             }
         }
     }
 
-    /// The tables of these rules go, or become another service's: sockets that had one of them for their heirs get another one that they are
-    /// in. One that is in none keeps its service, so that its queue is not left to the kernel.
-    fn name_other_heirs(&mut self, gone: &[RuleKey]) {
-        let told: Vec<u64> =
-            self.heirs.iter().filter(|(_, heirs)| gone.contains(&heirs.rule)).map(|(cookie, _)| *cookie).collect();
-        for cookie in told {
-            self.heirs.remove(&cookie);
+    /// The tables of these rules go, or become another service's. Sockets whose migration targets are in one of them
+    /// get another table that they are in. A socket that is in none keeps its service, so that its queue is not left to
+    /// the kernel.
+    fn reassign_migration_targets(&mut self, gone: &[RuleKey]) {
+        let written: Vec<u64> = self
+            .migration_targets
+            .iter()
+            .filter(|(_, targets)| gone.contains(&targets.rule))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for cookie in written {
+            self.migration_targets.remove(&cookie);
             let Ok(mut info) = self.sockets.get(&cookie, 0) else { continue };
             let other = self.published.iter().filter(|(key, _)| !gone.contains(key)).find_map(|(key, published)| {
                 let Rule { table, service, .. } = published.rule;
-                Some(Heirs { rule: *key, table, service }).filter(|heirs| self.inherits(heirs, cookie))
+                Some(MigrationTargets { rule: *key, table, service })
+                    .filter(|targets| self.is_target_of(targets, cookie))
             });
             info.table = NONE;
-            if let Some(heirs) = other {
-                (info.table, info.service) = (heirs.table, heirs.service);
+            if let Some(targets) = other {
+                (info.table, info.service) = (targets.table, targets.service);
             }
             if self.sockets.insert(cookie, info, 0).is_ok()
-                && let Some(heirs) = other
+                && let Some(targets) = other
             {
-                self.heirs.insert(cookie, heirs);
+                self.migration_targets.insert(cookie, targets);
             }
         }
     }
 
-    /// Whether a rule is published so, with this socket in its table.
-    fn inherits(&self, heirs: &Heirs, cookie: u64) -> bool {
-        let Some(Published { rule, table: Some(table), .. }) = self.published.get(&heirs.rule) else { return false };
-        (rule.table, rule.service) == (heirs.table, heirs.service)
+    /// Whether a rule is published with this table and service, and its table has this socket.
+    fn is_target_of(&self, targets: &MigrationTargets, cookie: u64) -> bool {
+        let Some(Published { rule, table: Some(table), .. }) = self.published.get(&targets.rule) else { return false };
+        (rule.table, rule.service) == (targets.table, targets.service)
             && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
     }
 }

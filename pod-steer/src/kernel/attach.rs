@@ -1,5 +1,5 @@
-//! Attaching to ingress namespaces and to the cgroups of backends, and leaving them. Every link is pinned in the moment
-//! that it is made, so that it outlives us.
+//! Attaches programs to ingress namespaces and to the cgroups of backends, and detaches them. Every link is pinned as
+//! soon as it is made, so that it outlives this process.
 
 use std::{
     collections::BTreeSet,
@@ -23,8 +23,8 @@ use aya::{
 use super::{Kernel, KernelError, Result, bpf, build_id::BuildMap, object, ports};
 use crate::netns::Netns;
 
-/// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they ask for their backend. What a
-/// server that is about to bind needs comes first.
+/// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they read their backend from the
+/// cgroup's storage. Programs that matter for a bind come first.
 pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 8] = [
     ("bind4", "bind4", Some(8)),
     ("bind6", "bind6", Some(9)),
@@ -39,7 +39,7 @@ pub(super) const CGROUP_PROGRAMS: [(&str, &str, Option<u32>); 8] = [
 /// The program of ingress namespaces.
 pub(super) const LOOKUP: &str = "steer";
 
-/// A cgroup directory, held open so that it cannot be another one of the same name.
+/// A cgroup directory. It is held open so that it cannot be confused with a later one of the same name.
 #[derive(Debug)]
 pub struct Cgroup {
     dir: File,
@@ -57,7 +57,7 @@ impl Cgroup {
     }
 }
 
-/// The start of steering in a namespace: a program must be loaded for it, which takes too long for the daemon's loop.
+/// The work that starts steering in a namespace. It loads a program, which takes too long for the daemon's loop.
 pub struct NamespaceAttachment {
     maps: PathBuf,
     ports: PathBuf,
@@ -66,7 +66,7 @@ pub struct NamespaceAttachment {
     build: BuildMap,
     netns: Netns,
     ns: File,
-    /// The link that is attached already, and is to have a new program.
+    /// A link that is already attached and needs a new program.
     link: Option<OwnedFd>,
 }
 
@@ -85,7 +85,7 @@ impl NamespaceAttachment {
             return bpf::update_link(link.as_fd(), program.as_fd())
                 .map_err(KernelError::io("replace the program of the link", pin));
         }
-        // Whatever is pinned there is no link of ours.
+        // Anything that is pinned there is not a link of ours.
         let _ = fs::remove_file(&pin);
         let id = program.attach(ns).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
@@ -101,7 +101,7 @@ fn lookup_instance(maps: &Path, ports: &Path, constants: &object::Constants, bui
     Ok(programs)
 }
 
-/// The same, and nothing but the program.
+/// The same, but returns the program only.
 pub(super) fn lookup_program(
     maps: &Path,
     ports: &Path,
@@ -112,11 +112,11 @@ pub(super) fn lookup_program(
     let failed = |source| KernelError::Program { name: LOOKUP, source: Box::new(source) };
     let program = programs.program(LOOKUP).ok_or_else(|| failed(ProgramError::UnexpectedProgramType))?;
     let program = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-    program.map_err(KernelError::io("copy the descriptor of the program", LOOKUP))
+    program.map_err(KernelError::io("duplicate the descriptor of the program", LOOKUP))
 }
 
 impl Kernel {
-    /// What a program of the namespace with this cookie is loaded with.
+    /// The constants with which a program of this namespace is loaded.
     pub(super) fn constants(&self, netns_cookie: u64) -> object::Constants {
         let Self { seed, log_level, backends_max, .. } = *self;
         object::Constants { seed, netns_cookie, log_level, backends_max }
@@ -131,13 +131,13 @@ impl Kernel {
         self.pins.attached()
     }
 
-    /// Cookies of the namespaces of which anything is pinned: also of those that could not be attached.
+    /// Cookies of all namespaces with a pin, including those that could not be attached.
     pub fn known_namespaces(&self) -> BTreeSet<u64> {
         let ports = names(&self.dir.join("ports"));
         self.namespaces().into_iter().chain(ports.iter().filter_map(|name| name.parse().ok())).collect()
     }
 
-    /// What remains to be done to steer in a namespace; nothing if it is steered in already.
+    /// The work that is left to steer in a namespace; `None` if it is already steered.
     pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
         let pin = self.netns_pin(netns.cookie);
         let (constants, build) = (self.constants(netns.cookie), self.build.clone());
@@ -145,17 +145,17 @@ impl Kernel {
         let link = match self.pins.link(netns.cookie) {
             None => None,
             Some(link) if self.suits_namespace(netns.cookie, link) => return None,
-            // The daemon no longer writes to the maps that its program uses.
+            // The daemon no longer writes to the maps that the link's program uses.
             Some(link) => Some(link.try_clone().ok()?),
         };
         Some(NamespaceAttachment { maps, ports, pin, constants, build, netns, ns, link })
     }
 
-    /// Stops to steer in a namespace. Established connections go on.
+    /// Stops steering in a namespace. Established connections go on.
     pub fn detach_namespace(&mut self, cookie: u64) {
         self.forget_link(cookie);
         self.rules.forget(cookie);
-        // Should a rule be left, it has to be written again.
+        // If a rule is left over, it has to be written again.
         for (key, published) in &mut self.published {
             published.ours &= key.netns_cookie != cookie;
         }
@@ -165,17 +165,17 @@ impl Kernel {
         cgroup_pins(&self.dir, cgroup, index)
     }
 
-    /// Makes the processes of a cgroup, and below it, those of the backend with this index.
+    /// Attaches the programs to a cgroup. Processes in it and below it then belong to the backend with this index.
     pub fn attach_backend(&mut self, index: u32, cgroup: &Cgroup) -> Result<()> {
         let pins = self.cgroup_pins(cgroup.id, index);
-        fs::create_dir_all(&pins).map_err(KernelError::io("make the directory", &pins))?;
+        fs::create_dir_all(&pins).map_err(KernelError::io("create the directory", &pins))?;
         for (name, pin, attach_type) in CGROUP_PROGRAMS {
             let pin = pins.join(pin);
             if !pin.exists() {
                 self.attach_cgroup_program(name, cgroup, pin)?;
             }
             let Some(attach_type) = attach_type else { continue };
-            // Until this is written the program finds zero and does nothing.
+            // Until this is written, the program reads zero and does nothing.
             let key = CgroupStorageKey::new(cgroup.id, attach_type);
             let stored = self.cgroups.insert(key, u64::from(index) + 1, 0);
             stored.map_err(KernelError::map("write the backend to", "CGROUPS"))?;
@@ -189,7 +189,7 @@ impl Kernel {
             target: format!("the cgroup with id {}", cgroup.id),
             source: Box::new(source),
         };
-        // A link takes no mode: the kernel lets several programs attach by link always.
+        // A link takes no mode: the kernel always lets several programs attach by link.
         let mode = CgroupAttachMode::Single;
         macro_rules! attach {
             ($program:expr) => {{
@@ -206,7 +206,7 @@ impl Kernel {
         pin_link(link, pin)
     }
 
-    /// Every (cgroup id, backend index) that has links.
+    /// Every (cgroup id, backend index) with links.
     pub fn attached_backends(&self) -> Vec<(u64, u32)> {
         attached(&self.dir)
     }
@@ -216,7 +216,7 @@ impl Kernel {
         self.cgroup_pins(cgroup, index).exists()
     }
 
-    /// Leaves a cgroup.
+    /// Detaches the programs from a cgroup.
     pub fn detach_backend(&mut self, cgroup: u64, index: u32) {
         let pins = self.cgroup_pins(cgroup, index);
         for name in names(&pins) {
@@ -231,7 +231,7 @@ pub(super) fn cgroup_pins(dir: &Path, cgroup: u64, index: u32) -> PathBuf {
     dir.join("cgroups").join(format!("{cgroup}-{index}"))
 }
 
-/// Every (cgroup id, backend index) that has links pinned below `dir`.
+/// Every (cgroup id, backend index) with links pinned below `dir`.
 pub(super) fn attached(dir: &Path) -> Vec<(u64, u32)> {
     let parse = |name: &String| {
         let (cgroup, index) = name.split_once('-')?;
@@ -240,7 +240,7 @@ pub(super) fn attached(dir: &Path) -> Vec<(u64, u32)> {
     names(&dir.join("cgroups")).iter().filter_map(parse).collect()
 }
 
-/// Ids of the cgroups that have links pinned below `dir`.
+/// Ids of the cgroups with links pinned below `dir`.
 pub fn attached_cgroups(dir: &Path) -> BTreeSet<u64> {
     attached(dir).into_iter().map(|(cgroup, _)| cgroup).collect()
 }

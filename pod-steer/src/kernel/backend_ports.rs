@@ -1,4 +1,4 @@
-//! Writing the ports of backends: what each is for, and what each backend serves of its service's claims.
+//! Writes the ports of backends: the purposes of each, and those that each backend serves of its service's claims.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,19 @@ use pod_steer_ebpf::{MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, NONE, OWN_PO
 use super::{Kernel, KernelError, tally::Tally};
 use crate::world::Plan;
 
-/// A map of the daemon's alone, and what is in it.
+/// A map that only the daemon writes, and its contents.
 pub(super) struct Blocks<K, V> {
     map: HashMap<MapData, K, V>,
     name: &'static str,
-    /// For people.
+    /// Name of its entries in messages.
     what: &'static str,
     usual: u32,
     written: BTreeMap<K, V>,
 }
 
 impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
-    /// Takes over what is there. `name` is the map's, `what` says what it holds, and `usual` is its usual size.
+    /// Takes over the contents of the map. `name` is the map's, `what` names its entries in messages, and `usual` is
+    /// its usual size.
     pub fn new(map: HashMap<MapData, K, V>, name: &'static str, what: &'static str, usual: u32) -> Self {
         let written = map.iter().flatten().collect();
         Self { map, name, what, usual, written }
@@ -32,9 +33,10 @@ impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
         self.written == *wanted
     }
 
-    /// Makes the map hold exactly what is wanted. `backend` gives the index of a block's backend, and `owners` the service of each
-    /// backend. A backend whose block cannot be written is added to `failed`, and all other blocks are written.
-    fn bring(
+    /// Makes the map hold exactly `wanted`. `backend` returns the index of a block's backend, and `owners` has the
+    /// service of each backend. A backend whose block cannot be written is added to `failed`; all other blocks are
+    /// written.
+    fn write_all(
         &mut self,
         wanted: &BTreeMap<K, V>,
         backend: impl Fn(&K) -> u32,
@@ -86,7 +88,8 @@ impl BackendPorts {
 }
 
 impl Kernel {
-    /// Returns the backends of which a port could not be written, and why. `owners` gives the index of each backend's service.
+    /// Writes the ports. Returns the backends with a port that could not be written, and the errors. `owners` returns
+    /// the index of each backend's service.
     pub(super) fn apply_ports(
         &mut self,
         plan: &Plan,
@@ -104,8 +107,8 @@ impl Kernel {
             return failed;
         }
         let owners = owners();
-        managed.bring(&plan.managed_ports, |block| block.backend, &owners, &mut failed);
-        own_ports.bring(&own, |block| block.backend, &owners, &mut failed);
+        managed.write_all(&plan.managed_ports, |block| block.backend, &owners, &mut failed);
+        own_ports.write_all(&own, |block| block.backend, &owners, &mut failed);
         failed
     }
 }

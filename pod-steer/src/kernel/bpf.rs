@@ -1,4 +1,4 @@
-//! The commands of bpf(2) on pins, links, programs and maps that aya does not offer. All are in Linux 5.10.
+//! The commands of bpf(2) on pins, links, programs and maps that aya does not offer. All exist in Linux 5.10.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
 
 use std::{
@@ -19,7 +19,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_PROG_BIND_MAP: libc::c_long = 35;
 
-/// What a descriptor or a pin of bpf(2) is.
+/// The type of an object of bpf(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Object {
     /// A map.
@@ -30,7 +30,7 @@ pub enum Object {
     Link,
 }
 
-/// What a link connects.
+/// The program and the target of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     /// Its id.
@@ -41,7 +41,7 @@ pub struct LinkInfo {
     pub target: u64,
 }
 
-/// What a map is.
+/// The properties of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapInfo {
     /// Its id.
@@ -50,7 +50,7 @@ pub struct MapInfo {
     pub name: String,
     /// Its type: `enum bpf_map_type`.
     pub kind: u32,
-    /// The flags that it was made with.
+    /// The flags that it was created with.
     pub flags: u32,
     /// Bytes of a key, bytes of a value, and entries.
     pub sizes: [u32; 3],
@@ -68,7 +68,8 @@ impl MapInfo {
     }
 }
 
-/// Calls bpf(2). `attributes` is the part of `union bpf_attr` that the command reads; what it points to lives in the caller.
+/// Calls bpf(2). `attributes` is the part of `union bpf_attr` that the command reads. The caller keeps alive what it
+/// points to.
 fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the attributes are a live local of the stated size, laid out as the command reads them.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as libc::c_uint) };
@@ -77,7 +78,7 @@ fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int>
 
 fn call_for_fd<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -92,20 +93,20 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     call_for_fd(BPF_OBJ_GET, &mut Pin { path: path.as_ptr() as u64, fd: 0, flags: 0 })
 }
 
-/// Pins an object at `path`, where nothing may be.
+/// Pins an object at `path`, which must not exist.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let fd = object.as_raw_fd().cast_unsigned();
     call(BPF_OBJ_PIN, &mut Pin { path: path.as_ptr() as u64, fd, flags: 0 }).map(drop)
 }
 
-/// What a descriptor of bpf(2) is.
+/// Returns the type of a descriptor of bpf(2).
 pub fn object(fd: impl AsFd) -> io::Result<Object> {
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))?;
     match target.as_os_str().as_bytes() {
@@ -113,7 +114,7 @@ pub fn object(fd: impl AsFd) -> io::Result<Object> {
         b"anon_inode:bpf-prog" => Ok(Object::Program),
         // Renamed from one to the other after Linux 6.1.
         b"anon_inode:bpf_link" | b"anon_inode:bpf-link" => Ok(Object::Link),
-        _ => Err(io::Error::other(format!("`{}` is no object of bpf(2)", target.display()))),
+        _ => Err(io::Error::other(format!("`{}` is not an object of bpf(2)", target.display()))),
     }
 }
 
@@ -137,7 +138,7 @@ pub fn map(id: u32) -> io::Result<OwnedFd> {
     by_id(BPF_MAP_GET_FD_BY_ID, id)
 }
 
-/// Fills `info`, whose fields are integers only. The kernel writes as much of it as it knows.
+/// Fills `info`, whose fields are integers only. The kernel fills as much of it as it knows.
 fn info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct Info {
@@ -158,7 +159,7 @@ struct RawLink {
     id: u32,
     program: u32,
     pad: u32,
-    /// Of a namespace: its inode, and in the upper half the attach type. Of a cgroup: its id.
+    /// For a namespace: its inode, and in the upper half the attach type. For a cgroup: its id.
     target: u64,
     attach_type: u64,
 }
@@ -166,10 +167,10 @@ struct RawLink {
 /// `BPF_LINK_TYPE_NETNS`.
 const NETNS: u32 = 5;
 
-/// What a link connects.
+/// Reads the program and the target of a link.
 pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     if object(&link)? != Object::Link {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no link"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a link"));
     }
     let mut raw = RawLink::default();
     info(link.as_fd(), &mut raw)?;
@@ -198,7 +199,7 @@ struct RawProgram {
 
 /// Ids of the maps that a program uses.
 pub fn maps_of(program: impl AsFd) -> io::Result<Vec<u32>> {
-    /// More than any of our programs has (`MAX_USED_MAPS` is 64).
+    /// More than any of our programs uses (`MAX_USED_MAPS` is 64).
     const MAPS_MAX: usize = 64;
     let mut ids = vec![0u32; MAPS_MAX];
     let mut raw = RawProgram { maps: MAPS_MAX as u32, map_ids: ids.as_mut_ptr() as u64, ..RawProgram::default() };
@@ -220,10 +221,10 @@ struct RawMap {
     name: [u8; 16],
 }
 
-/// What a map is.
+/// Reads the properties of a map.
 pub fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
     if object(&map)? != Object::Map {
-        return Err(io::Error::other("it is no map"));
+        return Err(io::Error::other("it is not a map"));
     }
     let mut raw = RawMap::default();
     info(map.as_fd(), &mut raw)?;
@@ -231,7 +232,7 @@ pub fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
     Ok(MapInfo { id: raw.id, name, kind: raw.kind, flags: raw.flags, sizes: [raw.key, raw.value, raw.entries] })
 }
 
-/// Replaces the program of a link. Whatever the link is attached to is at no time without a program.
+/// Replaces the program of a link. The update is atomic: the target of the link is never without a program.
 pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Update {
@@ -244,7 +245,7 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     call(BPF_LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }).map(drop)
 }
 
-/// Lets a map live as long as a program, which need not use it.
+/// Keeps a map alive as long as a program. The program need not use it.
 pub fn bind_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Bind {

@@ -1,7 +1,8 @@
-//! Which build of the kernel programs a loaded program is of. The answer is in a small map that is bound to each program
-//! (`BPF_PROG_BIND_MAP`, Linux 5.10), so it lives and ends with the program, and no file can disagree with it.
+//! The build of a loaded program. It is stored in a small map that is bound to each program (`BPF_PROG_BIND_MAP`, Linux
+//! 5.10). So it lives as long as the program, and no file can disagree with it.
 //!
-//! The kernel's own tag of a program does not tell: it leaves out which map an instruction uses, and every constant.
+//! The kernel's own tag of a program does not identify a build: it leaves out which map an instruction uses, and every
+//! constant.
 
 use std::{
     fmt,
@@ -18,18 +19,18 @@ use aya::{
 use super::{KernelError, Result, bpf, object::OBJECT};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
-/// Its name in the kernel, which keeps 15 bytes.
+/// Name of the map in the kernel, which keeps 15 bytes.
 const MAP: &str = "POD_STEER_BUILD";
 const BYTES: usize = 64;
-/// Hexadecimal digits of the hash, in front of the version.
+/// Number of hexadecimal digits of the hash, in front of the version.
 const DIGITS: usize = 16;
 
-/// The hash of an object with its constants, and the version of pod-steer that has loaded it.
+/// The hash of an object with its constants, and the version of pod-steer that loaded it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Build([u8; BYTES]);
 
 impl Build {
-    /// What this process loads with these constants.
+    /// The build of the programs that this process loads with these constants.
     pub fn own(log_level: u8) -> Self {
         let mut hasher = DefaultHasher::new();
         hasher.write(OBJECT);
@@ -44,7 +45,7 @@ impl Build {
         Self(bytes)
     }
 
-    /// The build that a loaded program is of. Nothing for programs of versions before there was this.
+    /// The build of a loaded program; `None` for programs of versions that did not record it.
     pub fn of_program(program: u32) -> std::io::Result<Option<Self>> {
         for id in bpf::maps_of(bpf::program(program)?)? {
             if bpf::map_info(bpf::map(id)?)?.name != MAP {
@@ -57,7 +58,7 @@ impl Build {
         Ok(None)
     }
 
-    /// Whether both are the same programs, whatever the version that has loaded them.
+    /// Whether both have the same programs, whatever version loaded them.
     pub fn is_same(self, other: Self) -> bool {
         self.0[..DIGITS] == other.0[..DIGITS]
     }
@@ -71,7 +72,7 @@ impl fmt::Display for Build {
     }
 }
 
-/// The map that tells the build, for the programs that are about to be loaded.
+/// The map that holds the build, for programs that are about to be loaded.
 #[derive(Clone)]
 pub(super) struct BuildMap {
     pub build: Build,
@@ -80,10 +81,14 @@ pub(super) struct BuildMap {
 
 impl BuildMap {
     pub fn make(build: Build) -> Result<Self> {
-        let failed = || KernelError::map("make", MAP);
+        let failed = || KernelError::map("create", MAP);
         let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, size_of::<u32>() as u32, BYTES as u32, 1, 0);
         let map = MapData::create(definition, MAP, None).map_err(failed())?;
-        let again = map.fd().as_fd().try_clone_to_owned().map_err(KernelError::io("copy the descriptor of", MAP))?;
+        let again = map
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(KernelError::io("duplicate the descriptor of the map", MAP))?;
         let writable = MapData::from_fd(again).and_then(|map| Array::<_, [u8; BYTES]>::try_from(Map::Array(map)));
         writable.and_then(|mut map| map.set(0, build.0, 0)).map_err(failed())?;
         Ok(Self { build, map: Arc::new(map) })
@@ -91,7 +96,7 @@ impl BuildMap {
 
     /// Binds the map to a program.
     pub fn bind(&self, program: &ProgramFd) -> Result<()> {
-        bpf::bind_map(program.as_fd(), self.map.fd().as_fd()).map_err(KernelError::io("bind to a program the map", MAP))
+        bpf::bind_map(program.as_fd(), self.map.fd().as_fd()).map_err(KernelError::io("bind the program's map", MAP))
     }
 }
 

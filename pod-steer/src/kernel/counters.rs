@@ -1,5 +1,5 @@
-//! Reading the counters; they are kept per CPU and only ever grow while a backend or service has its index. No loop and no daemon is
-//! needed for that.
+//! Reads the counters. They are kept per CPU, and only grow while a backend or service has its index. Reading them needs
+//! neither the loop nor a daemon.
 
 use std::path::Path;
 
@@ -62,7 +62,7 @@ sum!(
 pub struct Counters {
     backends: PerCpuArray<MapData, BackendCounters>,
     services: PerCpuArray<MapData, ServiceCounters>,
-    /// By index: what was counted before the counters last began at zero, because their layout had changed.
+    /// By index: sums of the counters from before they last started at zero, because their layout had changed.
     backend_totals: HashMap<MapData, u32, BackendCounters>,
     service_totals: HashMap<MapData, u32, ServiceCounters>,
     lost: PerCpuArray<MapData, u64>,
@@ -111,12 +111,12 @@ impl Counters {
         sum_service(cpus.iter().chain(&self.service_totals.get(&index, 0).ok()))
     }
 
-    /// Events that were lost because the ring was full.
+    /// Number of events that were lost because the ring was full.
     pub fn events_lost(&self) -> u64 {
         self.lost(LOST_EVENTS)
     }
 
-    /// Listening sockets whose description was not written because the map was full.
+    /// Number of listening sockets whose description was not written because the map was full.
     pub fn descriptions_lost(&self) -> u64 {
         self.lost(LOST_DESCRIPTIONS)
     }
@@ -132,12 +132,12 @@ impl Kernel {
         &self.counters
     }
 
-    /// Adds what programs of an earlier layout, which are still attached to sockets, have counted. To be called by every resync.
+    /// Adds what programs of an earlier layout that are still attached to sockets have counted. Every resync calls this.
     pub fn add_late_counters(&mut self) {
         self.late.add();
     }
 
-    /// Starts the counters of an index from zero, before a backend gets it.
+    /// Resets the counters of an index to zero, before a backend gets it.
     pub fn reset_backend_counters(&mut self, index: u32) -> Result<()> {
         let failed = || KernelError::map("reset", "BACKEND_COUNTERS");
         let cpus = self.counters.backends.get(&index, 0).map_err(failed())?.len();
@@ -148,7 +148,7 @@ impl Kernel {
         self.socket_counts.reset(index)
     }
 
-    /// Starts the counters and the switch of an index from zero, before a service gets it.
+    /// Resets the counters and the switch of an index to zero, before a service gets it.
     pub fn reset_service(&mut self, index: u32) -> Result<()> {
         self.reset_switch(index)?;
         let failed = || KernelError::map("reset", "SERVICE_COUNTERS");

@@ -1,5 +1,5 @@
-//! The elements of any map as bytes: for maps of another layout than this daemon's types have. The lengths are those that the
-//! kernel says, so no key and no value is read or written beyond its end.
+//! The elements of any map as bytes, for maps of another layout than this daemon's types have. The kernel gives their
+//! lengths, so no key or value is read or written beyond its end.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for bytes of any length")]
 
 use std::{
@@ -15,7 +15,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 
-/// Map types whose values are one for each CPU: `BPF_MAP_TYPE_PERCPU_HASH`, `BPF_MAP_TYPE_PERCPU_ARRAY`.
+/// Map types with one value for each CPU: `BPF_MAP_TYPE_PERCPU_HASH`, `BPF_MAP_TYPE_PERCPU_ARRAY`.
 const PER_CPU: [u32; 2] = [5, 6];
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
@@ -33,16 +33,16 @@ struct Attributes {
     flags: u64,
 }
 
-/// A map, open.
+/// An open map.
 pub(super) struct Elements {
     fd: OwnedFd,
     pub info: MapInfo,
-    /// Bytes of all values of a key together.
+    /// Size of all values of a key together, in bytes.
     value_bytes: usize,
 }
 
 impl Elements {
-    /// Opens the map that is pinned there.
+    /// Opens the map that is pinned at `pin`.
     pub fn open(pin: &Path) -> io::Result<Self> {
         Self::of(bpf::open(pin)?)
     }
@@ -51,7 +51,7 @@ impl Elements {
         let info = bpf::map_info(&fd)?;
         let value = info.value_size();
         let value_bytes = if PER_CPU.contains(&info.kind) {
-            // As the kernel lays them out: each CPU's on its own eight bytes.
+            // The kernel aligns each CPU's value to eight bytes.
             value.next_multiple_of(8) * aya::util::nr_cpus().map_err(|(_, error)| error)?
         } else {
             value
@@ -68,15 +68,15 @@ impl Elements {
             value: value as u64,
             flags,
         };
-        // SAFETY: the key has the map's length; `value` points to what the callers below have made as long as the command reads or
-        // writes; both live during the call.
+        // SAFETY: the key has the map's length. `value` points to as many bytes as the command reads or writes: the
+        // callers below ensure that. Both live during the call.
         let done = unsafe {
             libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<Attributes>() as libc::c_uint)
         };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// The value of a key, if there is one: of a map per CPU, those of all CPUs one after the other.
+    /// The value of a key, if there is one. For a map per CPU, the values of all CPUs in a row.
     pub fn get(&self, key: &[u8]) -> io::Result<Option<Bytes>> {
         let mut value = vec![0; self.value_bytes];
         match self.call(BPF_MAP_LOOKUP_ELEM, Some(key), value.as_mut_ptr(), 0) {
@@ -90,7 +90,7 @@ impl Elements {
         self.update(key, value, 0)
     }
 
-    /// Writes a value unless there is one.
+    /// Writes a value unless the key has one.
     pub fn add(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         match self.update(key, value, NO_EXIST) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -111,7 +111,7 @@ impl Elements {
         }
     }
 
-    /// Every key. One that is removed meanwhile lets a hash begin anew, so a key may come twice.
+    /// Every key. If the current key of a hash is removed meanwhile, the kernel starts again, so a key may come twice.
     pub fn keys(&self) -> impl Iterator<Item = io::Result<Bytes>> {
         let mut last: Option<Bytes> = None;
         iter::from_fn(move || {
@@ -127,7 +127,7 @@ impl Elements {
         })
     }
 
-    /// The sum of the values of all CPUs, which are 64-bit numbers.
+    /// The sum over all CPUs of a value of 64-bit numbers.
     pub fn sum(&self, key: &[u8]) -> io::Result<Bytes> {
         let values = self.get(key)?.unwrap_or_default();
         let each = self.info.value_size();
@@ -135,7 +135,7 @@ impl Elements {
     }
 }
 
-/// Adds 64-bit numbers one by one. Where one side has more of them, the other side's are zero; the length is that of `to`.
+/// Adds 64-bit numbers one by one. The result is as long as `to`; missing numbers of `more` count as zero.
 pub(super) fn added(to: &[u8], more: &[u8]) -> Bytes {
     each(to, more, u64::wrapping_add)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between the daemon and the kernel.
+//! Errors between the daemon and the kernel.
 
 use std::{io, path::PathBuf};
 
@@ -16,10 +16,10 @@ use super::{Usage, layouts::OLDEST, limits::limit};
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The object could not be loaded.
-    #[error("load the kernel programs and maps (`pod-steer doctor` names what is missing)")]
+    #[error("cannot load the kernel programs and maps; `pod-steer doctor` shows what is missing")]
     Load(#[source] Box<EbpfError>),
     /// A program was refused.
-    #[error("load the kernel program `{name}` (`pod-steer doctor` names what is missing)")]
+    #[error("cannot load the kernel program `{name}`; `pod-steer doctor` shows what is missing")]
     Program {
         /// Its name.
         name: &'static str,
@@ -28,7 +28,7 @@ pub enum KernelError {
         source: Box<ProgramError>,
     },
     /// A program could not be attached.
-    #[error("attach `{name}` to {target}")]
+    #[error("cannot attach `{name}` to {target}")]
     Attach {
         /// The program.
         name: &'static str,
@@ -39,7 +39,7 @@ pub enum KernelError {
         source: Box<ProgramError>,
     },
     /// A link could not be opened or converted.
-    #[error("open the link `{}`", path.display())]
+    #[error("cannot open the link `{}`", path.display())]
     Link {
         /// Its pin.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum KernelError {
         source: LinkError,
     },
     /// A map could not be read or written.
-    #[error("{what} the map `{map}`")]
+    #[error("cannot {what} the map `{map}`")]
     Map {
         /// What was tried.
         what: &'static str,
@@ -59,7 +59,7 @@ pub enum KernelError {
         source: Box<MapError>,
     },
     /// Something could not be pinned.
-    #[error("pin `{}`", path.display())]
+    #[error("cannot pin `{}`", path.display())]
     Pin {
         /// Where.
         path: PathBuf,
@@ -67,8 +67,8 @@ pub enum KernelError {
         #[source]
         source: Box<PinError>,
     },
-    /// A file or directory of bpffs or cgroupfs.
-    #[error("{what} `{}`", path.display())]
+    /// A file or directory of bpffs or cgroupfs could not be used.
+    #[error("cannot {what} `{}`", path.display())]
     Io {
         /// What was tried.
         what: &'static str,
@@ -78,10 +78,10 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
-    /// State of a later version.
+    /// The state is of a later version.
     #[error(
-        "`{}` holds the kernel state {found} of a newer pod-steer, and this one reads the states {OLDEST} to {ABI_VERSION}: start the \
-         newer one again, or end all steering with `pod-steer unload` and then start this one",
+        "`{}` holds kernel state {found}, written by a newer pod-steer; this release reads kernel states {OLDEST} to {ABI_VERSION}. Start the \
+         newer release again, or end all steering with `pod-steer unload` and then start this one",
         dir.display()
     )]
     NewerVersion {
@@ -90,10 +90,10 @@ pub enum KernelError {
         /// The version of the layout found there.
         found: u32,
     },
-    /// State of a version that is too old.
+    /// The state is of a version that is too old.
     #[error(
-        "`{}` holds the kernel state {found} of an older pod-steer, and this one reads the states {OLDEST} to {ABI_VERSION}: start a \
-         release between them first, or end all steering with `pod-steer unload` and then start this one",
+        "`{}` holds kernel state {found}, written by an older pod-steer; this release reads kernel states {OLDEST} to {ABI_VERSION}. Start a \
+         release in between first, or end all steering with `pod-steer unload` and then start this one",
         dir.display()
     )]
     OlderVersion {
@@ -102,28 +102,28 @@ pub enum KernelError {
         /// The version of the layout found there.
         found: u32,
     },
-    /// A map that is of no release.
+    /// A map does not match any release.
     #[error(
-        "the map `{}` is not as any release has it in the kernel state {found}: end all steering with `pod-steer unload`, and start again",
+        "the map `{}` does not match any release with kernel state {found}. End all steering with `pod-steer unload`, then start pod-steer again",
         pin.display()
     )]
     Unreadable {
         /// Where it is pinned.
         pin: PathBuf,
-        /// The version that its state is said to be of.
+        /// The version of its state.
         found: u32,
     },
     /// No index is free.
-    #[error("no place in {what} is free: all {limit} are in use; end services or backends that are not needed")]
+    #[error("no free entry in {what}: all {limit} are in use; stop services or backends that are not needed")]
     Full {
-        /// Of what.
+        /// In which map or list.
         what: &'static str,
-        /// How many there are.
+        /// How many entries it has.
         limit: u32,
     },
-    /// A service has what it may have, and others may have more.
+    /// A service has reached its quota; others may have more.
     #[error(
-        "the service has reached its quota of {what}: {usage}; use fewer ports, addresses or networks, or end services that are not \
+        "the service has reached its quota of {what}: {usage}; use fewer ports, addresses or networks, or stop services that are not \
          needed"
     )]
     Quota {
@@ -135,12 +135,12 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether it concerns nothing but the service that asked for more.
+    /// Whether the error concerns only the service that asked for more.
     pub fn is_quota(&self) -> bool {
         matches!(self, Self::Quota { .. })
     }
 
-    /// Whether the state is one that this version cannot read. Nothing has been changed.
+    /// Whether this version cannot read the state. Nothing has been changed then.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::NewerVersion { .. } | Self::OlderVersion { .. } | Self::Unreadable { .. })
     }
@@ -150,7 +150,7 @@ impl KernelError {
         move |source| Self::Map { what, map, source: Box::new(source) }
     }
 
-    /// For `map_err` on adding to a map that has room for so many: a full one is named with its limit.
+    /// For `map_err` on adding to a map: if the map is full, the error names its limit.
     pub(super) fn add(what: &'static str, map: &'static str, usual: u32) -> impl FnOnce(MapError) -> Self {
         move |source| match &source {
             MapError::SyscallError(error)

@@ -1,4 +1,4 @@
-//! Filling the maps of a new layout from those of the one before.
+//! Fills the maps of a new layout from those of the layout before.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,26 +20,26 @@ use super::{
     workers::Tables,
 };
 
-/// New tables that are made before they are put in the new map together: each is an open file until then.
+/// Number of new tables that are created before they are put in the new map together: each is an open file until then.
 const TABLES_AT_ONCE: usize = 256;
 
-/// The counters that a migrate program has.
+/// The counters that a migrate program writes.
 const MIGRATE_COUNTS: &str = "BACKEND_COUNTERS";
 
-/// A map before and after.
+/// A map in the old and the new layout.
 struct Pair {
     name: &'static str,
     old: Elements,
     new: Elements,
-    /// What of the old one was copied; of counters, what was added to the totals.
+    /// The elements that were copied from the old map; for counters, what was added to the totals.
     copied: Option<HashMap<Bytes, Bytes>>,
-    /// Of counters: the totals before, if there are any, and after.
+    /// For counters: the totals before, if there are any, and after.
     totals: Option<(Option<Elements>, Elements)>,
 }
 
 impl Pair {
     fn failed(&self) -> impl FnOnce(io::Error) -> KernelError {
-        KernelError::io("copy to a new layout the map", self.name)
+        KernelError::io("fill the new layout of the map", self.name)
     }
 }
 
@@ -48,13 +48,13 @@ pub(super) struct Filling {
     /// Where the new maps are pinned until they are filled.
     new: PathBuf,
     found: Meta,
-    /// The version that they are brought to.
+    /// The version to migrate to.
     to: u32,
     pairs: Vec<Pair>,
 }
 
 impl Filling {
-    /// `old` and `new` are directories of pins, `found` describes the state in the old one, and `to` is the new one's version.
+    /// `old` and `new` are directories of pins, `found` describes the state in `old`, and `to` is the version of `new`.
     pub fn new(old: &Path, new: &Path, found: &Meta, to: u32, changed: &BTreeSet<&'static str>) -> Result<Self> {
         let open = |dir: &Path, name: &str| {
             let pin = dir.join(name);
@@ -63,7 +63,7 @@ impl Filling {
         let both = changed.iter().filter(|name| old.join(name).exists());
         let pairs = both.map(|name| {
             let totals = match filled(name) {
-                // There are none before the first release that has them.
+                // Releases before the first one with totals have none.
                 Filled::Totals(totals) => Some((Elements::open(&old.join(totals)).ok(), open(new, totals)?)),
                 _ => None,
             };
@@ -92,7 +92,7 @@ impl Filling {
         Ok(())
     }
 
-    /// Brings over what the former programs have written since the maps were filled. None of them runs any more.
+    /// Carries over what the former programs have written since the maps were filled. None of them runs any more.
     pub fn carry_over(&mut self) -> Result<()> {
         for pair in &mut self.pairs {
             match filled(pair.name) {
@@ -103,12 +103,12 @@ impl Filling {
         Ok(())
     }
 
-    /// What the migrate programs count from now on.
+    /// The counters to which the migrate programs still add.
     pub fn late(self) -> LateCounters {
         LateCounters(self.pairs.into_iter().filter(|pair| pair.name == MIGRATE_COUNTS).collect())
     }
 
-    /// The former programs run again: what the new ones have counted meanwhile is added to the totals that stay.
+    /// Adds what the new programs have counted to the totals that stay, because the former programs run again.
     pub fn give_back(&self) {
         for pair in &self.pairs {
             let Some((Some(totals), _)) = &pair.totals else { continue };
@@ -122,12 +122,12 @@ impl Filling {
                 totals.set(&key, &added(&before, &sum))
             });
             if let Err(error) = given {
-                warn!(%error, map = pair.name, "what was counted during the failed upgrade is lost");
+                warn!(%error, map = pair.name, "counts of the failed upgrade are lost");
             }
         }
     }
 
-    /// Every table that a rule or a network leads to, on both sides. All others are empty.
+    /// Every table that a rule or a network refers to, on both sides. All others are empty.
     fn tables(&self) -> Result<BTreeSet<u32>> {
         let open = |name: &str| MapData::from_pin(self.new.join(name));
         let rules = open("RULES").and_then(|map| BpfHash::<_, RuleKey, Rule>::try_from(Map::HashMap(map)));
@@ -140,7 +140,7 @@ impl Filling {
         Ok(used.filter(|table| *table != NONE).flat_map(sides).collect())
     }
 
-    /// Rules with equal tables share one, which stays so.
+    /// Fills the map of tables. Rules with equal tables share one, and still do afterwards.
     fn fill_tables(&self, pair: &Pair) -> Result<()> {
         let mut new = Tables::open(&self.new.join(pair.name))?;
         let mut made: HashMap<Bytes, Arc<MapData>> = HashMap::new();
@@ -165,7 +165,7 @@ impl Filling {
         new.replace(&batch).map_err(KernelError::map("fill", "TABLES"))
     }
 
-    /// A table in the new layout.
+    /// Converts a table to the new layout.
     fn table(&self, id: &[u8]) -> io::Result<MapData> {
         let id = id.try_into().map(u32::from_ne_bytes).map_err(io::Error::other)?;
         let old = Elements::of(super::bpf::map(id)?)?;
@@ -182,7 +182,7 @@ impl Filling {
     }
 }
 
-/// Copies a map, and returns what was in it.
+/// Copies a map, and returns its elements.
 fn copy(pair: &Pair, from: u32, to: u32) -> io::Result<HashMap<Bytes, Bytes>> {
     let mut copied = HashMap::new();
     for key in pair.old.keys() {
@@ -196,7 +196,8 @@ fn copy(pair: &Pair, from: u32, to: u32) -> io::Result<HashMap<Bytes, Bytes>> {
     Ok(copied)
 }
 
-/// Carries over what has changed since the copy. After a copy that another process has made only what the new map lacks is known.
+/// Carries over what has changed since the copy. If another process made the copy, only elements that the new map lacks
+/// are carried over.
 fn carry(pair: &Pair, from: u32, to: u32) -> io::Result<()> {
     let mut gone = pair.copied.clone().unwrap_or_default();
     for key in pair.old.keys() {
@@ -220,7 +221,8 @@ fn carry(pair: &Pair, from: u32, to: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The totals of a map of counters: those so far, and what its counters have come to, which is returned. It may be done twice.
+/// Writes the totals of a map of counters: the former totals plus its counters. Returns the counters. It is safe to do
+/// this twice.
 fn add_up(counters: &Pair) -> io::Result<HashMap<Bytes, Bytes>> {
     let mut counted = HashMap::new();
     let Some((before, now)) = &counters.totals else { return Ok(counted) };
@@ -237,17 +239,17 @@ fn add_up(counters: &Pair) -> io::Result<HashMap<Bytes, Bytes>> {
     Ok(counted)
 }
 
-/// Counters of the former layout to which programs may still add: the migrate programs, until a resync has attached this build's to
-/// every socket. The others are replaced before the state is brought over.
+/// Counters of the former layout to which programs may still add. These are the migrate programs, until a resync has
+/// attached this build's to every socket; all other programs are replaced before the carry-over.
 #[derive(Default)]
 pub(super) struct LateCounters(Vec<Pair>);
 
 impl LateCounters {
-    /// Adds what was counted since the last time to the totals.
+    /// Adds what was counted since the last call to the totals.
     pub fn add(&mut self) {
         for pair in &mut self.0 {
             if let Err(error) = add_late(pair) {
-                warn!(%error, map = pair.name, "what was counted during the upgrade is lost");
+                warn!(%error, map = pair.name, "counts of the upgrade are lost");
             }
         }
     }

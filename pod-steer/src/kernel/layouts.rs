@@ -1,5 +1,5 @@
-//! Which maps of an earlier state can be used as they are, and how the others are filled. Every release that changes a map adds
-//! to [`STEPS`]; nothing here depends on what is running.
+//! Decides which maps of an earlier state can be used as they are, and how the others are filled. Every release that
+//! changes a map adds to [`STEPS`]. Nothing here depends on running state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,15 +15,15 @@ use super::{
     limits, object,
 };
 
-/// The oldest state that can be brought to this version's layout.
+/// The oldest state that this version can migrate.
 pub(super) const OLDEST: u32 = 6;
 
 /// A change of one map's elements in one version of the contract.
 struct Step {
-    /// [`ABI_VERSION`] of the first release that has them so.
+    /// [`ABI_VERSION`] of the first release with the new form.
     to: u32,
     map: &'static str,
-    /// From an element of the version before. Nothing for one that is left out.
+    /// Converts an element of the version before. `None` leaves the element out.
     convert: fn(Bytes, Bytes) -> Option<(Bytes, Bytes)>,
 }
 
@@ -35,18 +35,18 @@ mod later;
 #[cfg(feature = "test-layout")]
 use later::STEPS;
 
-/// How a map that has changed is filled.
+/// How a changed map is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// It cannot be: what it holds belongs to sockets, cgroups or memory of the kernel that user space cannot copy. So its layout
-    /// never changes; a release that needs more adds another map beside it.
+    /// It cannot be filled: it holds what belongs to sockets, cgroups or memory of the kernel, which user space cannot
+    /// copy. So its layout never changes; a release that needs more adds another map.
     Never,
-    /// It begins empty: a ring of events, or what is under way for a moment.
+    /// It starts empty: a ring of events, or entries that live only for a moment.
     Empty,
-    /// Its counters begin at zero, and those so far are added to the totals in the map of this name. Counters are only ever added at
-    /// the end of a value.
+    /// Its counters start at zero, and the former ones are added to the totals in the map of this name. New counters
+    /// are only ever added at the end of a value.
     Totals(&'static str),
-    /// They are those totals.
+    /// It holds such totals.
     WithCounters,
     /// Slot tables, each a map.
     Tables,
@@ -75,20 +75,20 @@ fn has_steps(map: &str, from: u32) -> bool {
     STEPS.iter().any(|step| step.map == map && step.to > from)
 }
 
-/// Brings an element from one version's layout to another one's.
+/// Converts an element from one version's layout to another's.
 pub(super) fn convert(map: &str, (from, to): (u32, u32), key: Bytes, value: Bytes) -> Option<(Bytes, Bytes)> {
     let mut steps = STEPS.iter().filter(|step| step.map == map && step.to > from && step.to <= to);
     steps.try_fold((key, value), |(key, value), step| (step.convert)(key, value))
 }
 
-/// A map as the object has it.
+/// A map as the object declares it.
 struct Wanted {
     kind: u32,
     flags: u32,
     sizes: [u32; 3],
 }
 
-/// Every shared map of this version, with the sizes that this state has them in.
+/// Every shared map of this version, with the sizes of this state.
 fn wanted(backends_max: u32) -> Result<BTreeMap<&'static str, Wanted>> {
     let object = aya_obj::Object::parse(object::OBJECT).map_err(|error| KernelError::Load(Box::new(error.into())))?;
     let of = |name: &'static str| {
@@ -115,13 +115,14 @@ impl Wanted {
     }
 }
 
-/// Whether a map of version `from` cannot be used as it is. An error if it cannot be filled anew either, which no release is built with.
+/// Whether a map of version `from` cannot be used as it is. An error if it cannot be filled anew either; no release is
+/// built so.
 fn is_changed(name: &str, info: &MapInfo, wanted: &Wanted, from: u32) -> std::result::Result<bool, ()> {
     let same_elements = wanted.has_same_elements(info);
     let steps = has_steps(name, from);
     match filled(name) {
         Filled::Never if steps => Err(()),
-        // A limit is raised in new states only. Within one version the limits of tests alone differ.
+        // A raised limit applies to new states only. Within one version, only the limits of tests differ.
         Filled::Never if same_elements => Ok(false),
         _ if from == ABI_VERSION && same_elements => Ok(false),
         Filled::Never => Err(()),
@@ -131,12 +132,12 @@ fn is_changed(name: &str, info: &MapInfo, wanted: &Wanted, from: u32) -> std::re
     }
 }
 
-/// The maps pinned in a directory that cannot be used as they are: `found` describes the state that they are of.
+/// The maps pinned in a directory that cannot be used as they are. `found` describes their state.
 pub(super) fn changed(maps: &Path, found: &Meta) -> Result<BTreeSet<&'static str>> {
     let mut changed = BTreeSet::new();
     for (name, wanted) in wanted(found.backends_max)? {
         let pin = maps.join(name);
-        // One that is missing is new in this version, or lost.
+        // A missing map is new in this version, or lost.
         let Ok(pinned) = Elements::open(&pin) else { continue };
         match is_changed(name, &pinned.info, &wanted, found.abi) {
             Ok(false) => {}
@@ -144,7 +145,7 @@ pub(super) fn changed(maps: &Path, found: &Meta) -> Result<BTreeSet<&'static str
             Err(()) => return Err(KernelError::Unreadable { pin, found: found.abi }),
         }
     }
-    // Totals are written anew with the counters that are added to them, so that it does no harm to do that twice.
+    // Totals are written anew together with the counters that are added to them, so it is safe to do that twice.
     let totals = |name: &&'static str| match filled(name) {
         Filled::Totals(totals) => Some(totals),
         _ => None,
@@ -161,7 +162,7 @@ pub(super) fn changed(maps: &Path, found: &Meta) -> Result<BTreeSet<&'static str
 mod tests {
     use super::*;
 
-    /// Fails if a map is changed and the next daemon would not know of it.
+    /// Fails if a map has changed and the next daemon would not know.
     #[test]
     fn a_changed_layout_has_another_version() {
         let line = |(name, wanted): (&str, Wanted)| {

@@ -1,10 +1,10 @@
-//! How many of each thing there may be. The contract says it; `POD_STEER_TEST_LIMITS` lets a test make something small, as in
-//! `RULES=4,SLOT_TABLES=2`, since no test can fill maps of the usual size. A map that is pinned already keeps its size. Nothing else
-//! reads the variable.
+//! Limits of maps and lists. The contract sets them. `POD_STEER_TEST_LIMITS` lets a test lower one, as in
+//! `RULES=4,SLOT_TABLES=2`, because no test can fill maps of the usual size. A map that is already pinned keeps its
+//! size. No other code reads the variable.
 
 use std::sync::LazyLock;
 
-/// Read once.
+/// Parsed once.
 static CHOSEN: LazyLock<Vec<(String, u32)>> =
     LazyLock::new(|| parse(&std::env::var("POD_STEER_TEST_LIMITS").unwrap_or_default()));
 
@@ -16,12 +16,12 @@ fn parse(list: &str) -> Vec<(String, u32)> {
     list.split(',').filter_map(item).collect()
 }
 
-/// What a test has chosen.
+/// The limits that a test has set.
 pub(super) fn chosen() -> &'static [(String, u32)] {
     &CHOSEN
 }
 
-/// The limit that is in force: the usual one, unless a test has chosen another.
+/// The limit in force: the usual one, unless a test has set another.
 pub fn limit(name: &str, usual: u32) -> u32 {
     CHOSEN.iter().find(|(chosen, _)| chosen == name).map_or(usual, |(_, limit)| *limit)
 }

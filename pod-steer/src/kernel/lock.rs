@@ -1,5 +1,5 @@
-//! The directory of bpffs belongs to one process at a time: the daemon as long as it lives, or `unload`. The lock is a flock(2)
-//! on the directory itself, so it does not depend on where the runtime directory is.
+//! The directory of bpffs belongs to one process at a time: to the daemon as long as it lives, or to `unload`. The lock
+//! is a flock(2) on the directory itself, so it does not depend on where the runtime directory is.
 
 use std::{
     fs::{self, File},
@@ -19,16 +19,16 @@ pub struct Lock {
 /// Why the directory could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process has it.
+    /// Another process holds the lock.
     #[error("{} uses `{}`", holder(*.pid), path.display())]
     Held {
         /// The directory.
         path: PathBuf,
-        /// The process that has it, if /proc/locks names it.
+        /// The process that holds it, if /proc/locks names it.
         pid: Option<u32>,
     },
     /// The directory cannot be opened or locked.
-    #[error("lock the directory `{}`", path.display())]
+    #[error("cannot lock the directory `{}`", path.display())]
     Io {
         /// The directory.
         path: PathBuf,
@@ -63,14 +63,14 @@ impl Lock {
     }
 }
 
-/// The process that has locked a directory.
+/// The process that holds the lock on a directory.
 fn held_by(dir: &File) -> io::Result<Option<u32>> {
     let meta = dir.metadata()?;
     Ok(find_holder(&fs::read_to_string("/proc/locks")?, meta.dev(), meta.ino()))
 }
 
-/// Looks for the holder in the text of /proc/locks (proc_locks(5)). The kernel writes pid 0 for a process of a pid namespace
-/// that the reader does not see.
+/// Finds the holder in the text of /proc/locks (proc_locks(5)). The kernel writes pid 0 for a process in a pid
+/// namespace that the reader does not see.
 fn find_holder(locks: &str, dev: u64, inode: u64) -> Option<u32> {
     let file = format!("{:02x}:{:02x}:{inode}", major(dev), minor(dev));
     locks.lines().find_map(|line| {

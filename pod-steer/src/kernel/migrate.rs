@@ -1,4 +1,4 @@
-//! Handing the queue of a closing listener on.
+//! Moves the queue of a closing listener.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,8 +7,8 @@ use aya::programs::{Program, ProgramError, SkReuseport};
 use super::{Kernel, KernelError, Result};
 use crate::sys;
 
-/// Attaches the migrate program to reuseport groups; a handle of its own, because looking for a socket takes a while
-/// and happens beside the daemon's loop.
+/// Attaches the migrate program to reuseport groups. It is a handle of its own because finding a socket takes time and
+/// happens beside the daemon's loop.
 pub struct QueueMigration(OwnedFd);
 
 impl Kernel {
@@ -24,12 +24,12 @@ impl Kernel {
 }
 
 impl QueueMigration {
-    /// For every socket of the group that `socket` is in, and for those that join it. Needs Linux 5.14.
+    /// Attaches the program for every socket of the group of `socket`, and for those that join it. Needs Linux 5.14.
     pub fn attach(&self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
         sys::attach_reuseport(socket, self.0.as_fd())
     }
 
-    /// Takes the program off the group of `socket` again.
+    /// Detaches the program from the group of `socket`.
     pub fn detach(socket: impl AsFd) -> std::result::Result<(), ProgramError> {
         SkReuseport::detach(socket)
     }

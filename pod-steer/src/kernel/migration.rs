@@ -1,16 +1,16 @@
-//! A daemon that starts brings the state of an earlier layout to its own. Maps that have not changed stay, with the sockets, marks
-//! and counters in them; each of the others is made anew and filled beside the one in use. Then every link gets a program that uses
-//! the new maps, and the old ones go.
+//! A starting daemon brings the state of an earlier layout to its own. Maps that have not changed stay, with the
+//! sockets, marks and counters in them. Each other map is created anew and filled beside the one in use. Then every
+//! link gets a program that uses the new maps, and the old maps are removed.
 //!
 //! ```text
-//! DIR/maps-new      being made and filled: a daemon that finds it removes it
-//! DIR/maps-ready    filled, and links are being switched to it: a daemon that finds it goes on
-//! DIR/maps-old      no longer in use: a daemon that finds it, and `maps` beside it, removes it
+//! DIR/maps-new      being created and filled; a daemon that finds it removes it
+//! DIR/maps-ready    filled, and links are being switched to it; a daemon that finds it continues
+//! DIR/maps-old      no longer in use; a daemon that finds it beside `maps` removes it
 //! ```
 //!
-//! Until the last link is switched, some programs write to the old maps and some to the new ones. What has changed in the old ones
-//! since they were copied is carried over after that. The migrate programs are attached to sockets, not by links: what they count until
-//! the first resync has attached the new one to every socket is added later ([`LateCounters`]).
+//! Until the last link is switched, some programs write to the old maps and some to the new ones. After that, changes
+//! of the old maps since the copy are carried over. The migrate programs are attached to sockets, not by links. What
+//! they count until the first resync has attached the new one to every socket is added later ([`LateCounters`]).
 
 use std::{
     collections::BTreeSet,
@@ -41,10 +41,10 @@ const NEW: &str = "maps-new";
 const READY: &str = "maps-ready";
 const OLD: &str = "maps-old";
 
-/// The directories that a migration makes beside the others.
+/// The directories that a migration creates beside the others.
 pub(super) const BESIDE: [&str; 3] = [NEW, READY, OLD];
 
-/// A migration that was made or finished.
+/// A completed migration.
 #[derive(Clone, Debug)]
 pub struct Migrated {
     /// Version of the layout before.
@@ -55,11 +55,12 @@ pub struct Migrated {
     pub maps: BTreeSet<&'static str>,
     /// The links that were switched.
     pub replaced: Replaced,
-    /// How long it has taken, with the loading of the programs.
+    /// How long it took, including the loading of programs.
     pub took: Duration,
 }
 
-/// Reads the description of the state whose maps are pinned in a directory, whatever version it is of; `None` if there is no state.
+/// Reads the description of the state whose maps are pinned in a directory, of whatever version; `None` if there is no
+/// state.
 pub(super) fn meta(maps: &Path) -> Result<Option<Meta>> {
     let pin = maps.join("META");
     if !pin.exists() {
@@ -70,11 +71,11 @@ pub(super) fn meta(maps: &Path) -> Result<Option<Meta>> {
     let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
     let seed = bytes.get(8..16).and_then(|seed| seed.try_into().ok()).map_or(0, u64::from_ne_bytes);
     let meta = Meta { abi: word(0), backends_max: word(4), seed };
-    // All zero: its maker died before it wrote it, so nothing was ever steered by it.
+    // All zero: the daemon that created it died before writing it, so it never steered anything.
     Ok(Some(meta).filter(|meta| meta.abi != 0))
 }
 
-/// Whether this version can read a state of that one.
+/// Checks that this version can read a state of version `abi`.
 fn readable(dir: &Path, abi: u32) -> Result<()> {
     match abi {
         newer if newer > ABI_VERSION => Err(KernelError::NewerVersion { dir: dir.to_owned(), found: newer }),
@@ -83,16 +84,16 @@ fn readable(dir: &Path, abi: u32) -> Result<()> {
     }
 }
 
-/// What [`bring`] found and did.
-pub(super) struct Brought {
+/// The result of [`prepare`].
+pub(super) struct PreparedState {
     pub migrated: Option<Migrated>,
     pub late: LateCounters,
-    /// Maps whose pins were gone, and that the attached programs still had.
+    /// Maps whose pins were gone, recovered from the attached programs.
     pub recovered: Vec<&'static str>,
 }
 
-/// Brings what is pinned below `dir` to this version's layout.
-pub(super) fn bring(dir: &Path, log_level: u8) -> Result<Brought> {
+/// Migrates the state below `dir` to this version's layout, if it has another one.
+pub(super) fn prepare(dir: &Path, log_level: u8) -> Result<PreparedState> {
     let maps = dir.join(MAPS);
     let (mut finished, mut late) = (None, LateCounters::default());
     if let Some(ready) = meta(&dir.join(READY))? {
@@ -104,18 +105,18 @@ pub(super) fn bring(dir: &Path, log_level: u8) -> Result<Brought> {
         remove(&dir.join(residue))?;
     }
     let recovered = pins::recover_maps(dir)?;
-    let mut brought = Brought { migrated: finished, late, recovered };
-    let Some(found) = meta(&maps)? else { return Ok(brought) };
+    let mut prepared = PreparedState { migrated: finished, late, recovered };
+    let Some(found) = meta(&maps)? else { return Ok(prepared) };
     readable(dir, found.abi)?;
     let changed = layouts::changed(&maps, &found)?;
     if !changed.is_empty() {
         let (migrated, late) = migrate(dir, &found, changed, log_level)?;
-        (brought.migrated, brought.late) = (Some(migrated), late);
+        (prepared.migrated, prepared.late) = (Some(migrated), late);
     }
-    Ok(brought)
+    Ok(prepared)
 }
 
-/// A step of the migration is done.
+/// Marks that a step of the migration is done, where tests can end or fail it.
 fn step(point: Point) -> Result<()> {
     abort::or_fail(point).map_err(KernelError::io("migrate the state in", MAPS))
 }
@@ -129,7 +130,7 @@ fn migrate(
     let (maps, new, ready) = (dir.join(MAPS), dir.join(NEW), dir.join(READY));
     let begun = Instant::now();
     let done = (|| {
-        fs::create_dir(&new).map_err(KernelError::io("make the directory", &new))?;
+        fs::create_dir(&new).map_err(KernelError::io("create the directory", &new))?;
         for name in names(&maps) {
             if object::MAPS.contains(&name.as_str()) && !changed.contains(name.as_str()) {
                 let pin = new.join(&name);
@@ -161,18 +162,18 @@ fn migrate(
             Ok((Migrated { from: found.abi, to: ABI_VERSION, maps: changed, replaced, took }, late))
         }
         Err(error) => {
-            // The links have their former programs, which use the former maps.
+            // The links have their former programs, which use the old maps.
             [&new, &ready].into_iter().for_each(|residue| drop(remove(residue)));
             Err(error)
         }
     }
 }
 
-/// Finishes the migration of a daemon that has ended when all new maps were filled.
+/// Finishes the migration of a daemon that ended after all new maps were filled.
 fn finish(dir: &Path, ready: &Meta, log_level: u8) -> Result<(Migrated, LateCounters)> {
     let (maps, new, begun) = (dir.join(MAPS), dir.join(READY), Instant::now());
     let Some(found) = meta(&maps)? else {
-        // It has ended between the two renames.
+        // That daemon ended between the two renames.
         swap(dir)?;
         let (maps, replaced, took) = (BTreeSet::new(), Replaced::default(), begun.elapsed());
         return Ok((Migrated { from: ready.abi, to: ready.abi, maps, replaced, took }, LateCounters::default()));
@@ -188,7 +189,7 @@ fn finish(dir: &Path, ready: &Meta, log_level: u8) -> Result<(Migrated, LateCoun
         let release = Release { dir, maps: &new, programs: &programs, build: &build, constants: &constants };
         release.outdated()?.replace(|| filling.carry_over())?
     } else {
-        // Its programs are another release's. The next step of this one replaces them all.
+        // Its programs are of another release. The next step of this daemon replaces them all.
         filling.carry_over()?;
         Replaced::default()
     };

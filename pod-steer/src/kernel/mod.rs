@@ -1,12 +1,12 @@
-//! The only module that writes steering state to the kernel; everything else asks it. What is decided elsewhere (which
-//! socket, which weight, which namespace) arrives here as a finished [`Plan`](crate::world::Plan).
+//! The only module that writes steering state to the kernel; all other modules call it. It decides nothing: which
+//! sockets, weights and namespaces to use arrives as a finished [`Plan`](crate::world::Plan).
 //!
-//! Everything is pinned below one directory of bpffs, so traffic needs neither this process nor its restart:
+//! Everything is pinned below one directory of bpffs, so traffic goes on without this process and through its restarts:
 //!
 //! ```text
-//! DIR/maps/NAME              every map that all share; for `maps-new` and others beside it, see `migration`
+//! DIR/maps/NAME              every shared map; `migration` describes `maps-new` and others beside it
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
-//! DIR/ports/COOKIE           what each of its ports leads to
+//! DIR/ports/COOKIE           the map of its ports
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 post_bind4 post_bind6 getsockname4 getsockname6 sock_create sockops
 //! ```
 #![expect(
@@ -75,7 +75,7 @@ pub use sockets::{Registered, SocketMaps};
 pub use unload::{Unloaded, unload};
 pub use upgrade::Replaced;
 
-/// As the description of a socket has it.
+/// A socket's `v6only` in the form of the contract.
 pub const fn v6only(only: bool) -> u16 {
     if only { V6_ONLY } else { V6_BOTH }
 }
@@ -89,7 +89,7 @@ pub struct Kernel {
     programs: Ebpf,
     pins: pins::Pins,
     log_level: u8,
-    /// Which build the programs of this process are of.
+    /// The build of this process's programs.
     build: build_id::BuildMap,
     seed: u64,
     backends_max: u32,
@@ -97,7 +97,7 @@ pub struct Kernel {
     sockets: HashMap<MapData, u64, SocketInfo>,
     listeners: SockHash<MapData, u64>,
     socket_counts: quota::SocketCounts,
-    /// Missing while the socket map has no room for it.
+    /// `None` while the socket map has no room for it.
     alive: Option<alive::Alive>,
     ports: backend_ports::BackendPorts,
     moved: HashMap<MapData, u64, Move>,
@@ -110,53 +110,53 @@ pub struct Kernel {
     switches: switch::Switches,
     switched: Option<Instant>,
     sources: sources::Sources,
-    /// What is published, as far as it is known.
+    /// The published rules, as far as they are known.
     published: BTreeMap<RuleKey, apply::Published>,
-    /// What the migrate program was told: by cookie, the rule whose table's members take a socket's queue over.
-    heirs: StdHashMap<u64, apply::Heirs>,
-    /// Services and addresses of the tables whose members were told in this turn.
-    heirs_named: HashSet<(u32, usize)>,
-    /// Sockets of these that were forgotten since the last plan.
+    /// By cookie: the migration targets that the migrate program has for a socket's queue.
+    migration_targets: StdHashMap<u64, apply::MigrationTargets>,
+    /// Services and addresses of the tables whose members got their migration targets in this turn.
+    targets_written: HashSet<(u32, usize)>,
+    /// Sockets whose migration targets were forgotten since the last plan.
     forgotten: BTreeSet<u64>,
-    /// Sockets that were found closed when they were last looked through.
+    /// Sockets that the previous resync found closed.
     closed: BTreeSet<u64>,
-    /// Cookies in the socket map, as read in this turn of the loop.
+    /// Cookies in the socket map, read once in this turn of the loop.
     listening: Option<BTreeSet<u64>>,
     own: own::Own,
 }
 
-/// What [`Kernel::open`] found.
+/// The result of [`Kernel::open`].
 pub struct Opened {
     /// The state.
     pub kernel: Kernel,
     /// Events of the kernel programs.
     pub events: RingBuf<MapData>,
-    /// Decision logs, if they were asked for.
+    /// Decision logs, if they were requested.
     pub logs: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
-    /// True if an earlier daemon's state was there.
+    /// Whether an earlier daemon's state was found.
     pub adopted: bool,
-    /// Maps whose pins were gone, and that the attached programs still had.
+    /// Maps whose pins were gone, recovered from the attached programs.
     pub recovered: Vec<&'static str>,
-    /// Programs of another build that were attached.
+    /// Attached programs of another build, which were replaced.
     pub replaced: Replaced,
-    /// The state was of an earlier layout.
+    /// Set if the state had an earlier layout.
     pub migrated: Option<Migrated>,
 }
 
 impl Kernel {
-    /// Opens the state below `dir`, or makes it. Links that exist stay: nothing is detached for a moment. A program of
-    /// another build than this process's is replaced by a link update.
+    /// Opens the state below `dir`, or creates it. Existing links stay attached throughout. A program of another build
+    /// than this process's is replaced by a link update.
     pub fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
         object::open(dir, backends_max, log_decisions)
     }
 
-    /// Indices of the backends to which connections have moved that live still.
+    /// Indices of the backends that received connections by migration which are still open.
     pub fn moved_to(&self) -> impl Iterator<Item = u32> {
         self.moved.iter().flatten().map(|(_, moved)| moved.to)
     }
 
-    /// Gives up on connections that moved away from this backend: its cgroup is gone, so nobody sees them end. Returns
-    /// the index of the backend that each went to.
+    /// Writes off connections that moved away from this backend: its cgroup is gone, so no program sees them end.
+    /// Returns the index of the backend that each moved to.
     pub fn write_off_moved(&mut self, from: u32) -> Vec<u32> {
         let gone: Vec<(u64, Move)> = self.moved.iter().flatten().filter(|(_, moved)| moved.from == from).collect();
         for (cookie, _) in &gone {
@@ -165,7 +165,7 @@ impl Kernel {
         gone.into_iter().map(|(_, moved)| moved.to).collect()
     }
 
-    /// Most backends that the counters have room for.
+    /// Maximum number of backends: the counters have room for so many.
     pub fn backends_max(&self) -> u32 {
         self.backends_max
     }

@@ -1,5 +1,5 @@
-//! Notes for the next daemon, in a map that only daemons read: the kernel keeps them as long as the steering that they describe, so
-//! they cannot be lost alone, and need no room on any file system.
+//! Notes for the next daemon, in a map that only daemons read. The kernel keeps them as long as the steering that they
+//! describe, so they cannot be lost alone, and they need no room on a file system.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,10 +8,10 @@ use pod_steer_ebpf::{NOTE_BYTES, NoteKey};
 
 use super::{Kernel, KernelError, Result};
 
-/// Bytes of the length at the beginning of the first part.
+/// Size of the length at the beginning of the first part.
 const LENGTH_BYTES: usize = size_of::<u32>();
 
-/// The notes, each known by its kind and an index.
+/// The notes, each identified by its kind and an index.
 pub struct Notes(HashMap<MapData, NoteKey, [u8; NOTE_BYTES]>);
 
 impl std::fmt::Debug for Notes {
@@ -29,8 +29,8 @@ impl Kernel {
 }
 
 impl Notes {
-    /// Writes a note in the place of the one before it. The first part, with the length, comes last: a note that is cut off is read
-    /// as text that is none.
+    /// Writes a note, replacing the one before it. The first part, with the length, is written last: a note that was
+    /// cut off fails to parse.
     pub fn write(&mut self, kind: u32, index: u32, text: &[u8]) -> Result<()> {
         let parts = parts(text);
         for (part, bytes) in parts.iter().enumerate().rev() {
@@ -62,7 +62,7 @@ impl Notes {
     }
 }
 
-/// Cuts a note into parts.
+/// Splits a note into parts.
 fn parts(text: &[u8]) -> Vec<[u8; NOTE_BYTES]> {
     let bytes: Vec<u8> = (text.len() as u32).to_ne_bytes().into_iter().chain(text.iter().copied()).collect();
     let part = |chunk: &[u8]| {
@@ -73,7 +73,7 @@ fn parts(text: &[u8]) -> Vec<[u8; NOTE_BYTES]> {
     bytes.chunks(NOTE_BYTES).map(part).collect()
 }
 
-/// Puts a note together, if all its parts are there.
+/// Joins the parts of a note; `None` if one is missing.
 fn join(mut part: impl FnMut(u32) -> Option<[u8; NOTE_BYTES]>) -> Option<Vec<u8>> {
     let mut bytes = part(0)?.to_vec();
     let length = u32::from_ne_bytes(bytes.get(..LENGTH_BYTES)?.try_into().ok()?) as usize;
@@ -90,14 +90,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_cut_and_put_together() {
+    fn a_note_is_split_and_joined() {
         for length in [0, 1, NOTE_BYTES - LENGTH_BYTES, NOTE_BYTES - LENGTH_BYTES + 1, 5000] {
             let text: Vec<u8> = (0..length).map(|number| number as u8).collect();
             let parts = parts(&text);
             assert_eq!(parts.len(), (length + LENGTH_BYTES).div_ceil(NOTE_BYTES));
             assert_eq!(join(|part| parts.get(part as usize).copied()), Some(text), "{length}");
             if parts.len() > 1 {
-                assert_eq!(join(|part| parts.get(part as usize).copied().filter(|_| part == 0)), None, "cut off");
+                assert_eq!(join(|part| parts.get(part as usize).copied().filter(|_| part == 0)), None, "truncated");
             }
         }
         assert_eq!(join(|_| None), None);

@@ -1,4 +1,5 @@
-//! Loading the object: maps from their pins, or made and pinned; programs always anew, with this daemon's constants.
+//! Loads the object. Maps are opened by their pins, or created and pinned; programs are always loaded anew, with this
+//! daemon's constants.
 
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap, HashSet},
@@ -23,7 +24,7 @@ use super::{
     build_id::{Build, BuildMap},
     counters::Counters,
     limits,
-    migration::{self, Brought},
+    migration::{self, PreparedState},
     own::Own,
     pins::{self, Pins},
     ports::Rules,
@@ -37,7 +38,7 @@ use super::{
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
-/// Every map of the object but `PORTS`, which each namespace has for itself; all are pinned under their own names.
+/// Every map of the object except `PORTS`, of which each namespace has its own. All are pinned under their own names.
 pub(super) const MAPS: [&str; 28] = [
     "META",
     "RULES",
@@ -69,7 +70,7 @@ pub(super) const MAPS: [&str; 28] = [
     "AYA_LOGS",
 ];
 
-/// The programs that the daemon keeps loaded; `steer` is loaded once per ingress namespace.
+/// The programs that the daemon keeps loaded. `steer` is loaded once per ingress namespace.
 const PROGRAMS: [&str; 9] = [
     "bind4",
     "bind6",
@@ -82,11 +83,11 @@ const PROGRAMS: [&str; 9] = [
     "migrate",
 ];
 
-/// `AYA_LOG_LEVEL` that lets decisions through (debug), and the one that makes the verifier drop the calls.
+/// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
 const LOG_DECISIONS: u8 = 4;
 const LOG_NOTHING: u8 = 0;
 
-/// Constants and limits of one loading.
+/// Constants and limits with which an instance is loaded.
 #[derive(Clone, Copy)]
 pub(super) struct Constants {
     pub seed: u64,
@@ -95,15 +96,15 @@ pub(super) struct Constants {
     pub backends_max: u32,
 }
 
-/// Loads an instance of the object whose maps are those pinned in `pins`, or unpinned ones of its own.
+/// Loads an instance of the object. Its maps are those pinned in `pins`, or unpinned ones of its own.
 ///
-/// `ports` is where the map of the ports of its namespace is pinned; an instance without one has no use for it.
+/// `ports` is where the map of its namespace's ports is pinned; an instance without one does not use that map.
 pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
     let listeners_max = u64::from(limits::limit("LISTENERS", SOCKETS_MAX));
     let mut loader = EbpfLoader::new();
     loader
-        // The programs have nothing to relocate against the kernel's types, and reading those takes half a second in a
-        // debug build, during which no container would be noticed.
+        // The programs need no relocation against the kernel's types. Reading those takes half a second in a debug
+        // build, and the daemon would notice no container meanwhile.
         .btf(None)
         .override_global("SEED", &constants.seed, true)
         .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
@@ -128,7 +129,7 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
-/// Loads one program of an instance. With a build, others can see of which it is.
+/// Loads one program of an instance. With `build`, other processes can read which build it is of.
 pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>) -> Result<()> {
     let failed = |source| KernelError::Program { name, source: Box::new(source) };
     match ebpf.program_mut(name) {
@@ -146,7 +147,7 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>
     }
 }
 
-/// An instance with every program loaded that cgroups and sockets have.
+/// An instance with every program for cgroups and sockets loaded.
 pub(super) fn programs(maps: &Path, constants: &Constants, build: &BuildMap) -> Result<Ebpf> {
     let mut programs = instance(Some(maps), None, constants)?;
     for name in PROGRAMS {
@@ -162,10 +163,10 @@ pub(super) fn program_fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<B
     Ok(program.fd().map_err(failed)?.as_fd())
 }
 
-/// What [`probe`] calls the replacing of a slot table.
+/// The name under which [`probe`] reports the replacement of a slot table.
 pub const TABLES: &str = "slot tables";
 
-/// A program, or the slot tables, and whether this kernel takes it.
+/// A program, or the slot tables, and whether this kernel accepts it.
 pub struct ProbedProgram {
     /// Its name.
     pub name: &'static str,
@@ -173,7 +174,7 @@ pub struct ProbedProgram {
     pub result: Result<()>,
 }
 
-/// Loads every program and replaces a slot table once, pins nothing, and lets all go: what `doctor` shows.
+/// Loads every program and replaces a slot table once, for `doctor`. Pins nothing, and frees everything.
 pub fn probe() -> Result<Vec<ProbedProgram>> {
     let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
     let mut ebpf = instance(None, None, &constants)?;
@@ -195,18 +196,18 @@ where
 pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result<Opened> {
     let maps = dir.join("maps");
     let log_level = if log_decisions { LOG_DECISIONS } else { LOG_NOTHING };
-    let Brought { migrated, late, recovered } = migration::bring(dir, log_level)?;
+    let PreparedState { migrated, late, recovered } = migration::prepare(dir, log_level)?;
     let found = migration::meta(&maps)?;
     let adopted = found.is_some() || !recovered.is_empty();
     let meta = found.unwrap_or_else(|| Meta {
         abi: ABI_VERSION,
-        // The counters are there still if only the description was lost.
+        // The counters still exist if only the description was lost.
         backends_max: pins::entries(&maps.join("BACKEND_COUNTERS")).unwrap_or(backends_max),
         seed: RandomState::new().build_hasher().finish(),
     });
-    // Not before it is known that what is there is ours.
+    // Created only now: any state that exists is known to be ours.
     for made in [dir].into_iter().map(Path::to_owned).chain(pins::DIRS.map(|sub| dir.join(sub))) {
-        fs::create_dir_all(&made).map_err(KernelError::io("make the directory", made))?;
+        fs::create_dir_all(&made).map_err(KernelError::io("create the directory", made))?;
     }
     let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
     let build = BuildMap::make(Build::own(log_level))?;
@@ -222,13 +223,13 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     let sources = Sources::new(map(&mut programs, "SOURCES")?, &by_table);
     let used = by_table.into_iter().chain(sources.tables());
     let publisher = Publisher::new(&maps.join("TABLES"), used)?;
-    // What the tables hold is compared when they are first published again.
+    // The contents of the tables are compared when they are next published.
     let known = |(key, rule)| (key, Published { rule, ..Published::default() });
     let published: BTreeMap<_, _> = written.into_iter().map(known).collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let mut listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;
-    // The daemon starts without it where the map is full, and tries again.
+    // If the map is full, the daemon starts without it and tries again.
     let alive = Alive::announce(&mut listeners).ok();
     let hidden: SkStorage<MapData, Hidden> = map(&mut programs, "HIDDEN")?;
     let kernel = Kernel {
@@ -255,8 +256,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         switched: None,
         sources,
         published,
-        heirs: StdHashMap::new(),
-        heirs_named: HashSet::new(),
+        migration_targets: StdHashMap::new(),
+        targets_written: HashSet::new(),
         forgotten: Default::default(),
         closed: Default::default(),
         listening: None,

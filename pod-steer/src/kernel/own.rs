@@ -1,4 +1,4 @@
-//! The backends' own listeners and ports, by which the kernel programs lead a backend's connections to itself
+//! The backends' own listeners and ports, by which the kernel programs steer a backend's connections to itself
 //! (`pod-steer-ebpf/src/own.rs`).
 
 use std::{
@@ -20,22 +20,23 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{KernelError, Result, object::map};
 use crate::sys::Counters;
 
-/// `BPF_NOEXIST`: the kernel program's entry is newer than ours.
+/// `BPF_NOEXIST`: an entry that the kernel program has written is newer than ours.
 const NO_EXIST: u64 = 1;
-/// When the handshake of a connection is over, whatever became of it: Linux sends its last SYN after 63 seconds and gives
-/// up after 127 (`tcp_syn_retries`). After that no program needs its entry.
+/// Time after which the handshake of a connection is over, whatever its result: Linux sends the last SYN after 63
+/// seconds and gives up after 127 (`tcp_syn_retries`). After that no program needs its entry.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
 
-/// What differs between the map of own listeners and what listens.
+/// Differences between the map of own listeners and the sockets that listen.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Swept {
-    /// Entries of sockets that listen no more, or are another backend's.
+    /// Entries of sockets that no longer listen, or that are another backend's.
     stale: Vec<(OwnListener, u64)>,
-    /// Keys that lack an entry, each with the newest listener.
+    /// Keys without an entry, each with its newest listener.
     missing: BTreeMap<OwnListener, u64>,
 }
 
-/// A socket without a description is kept: the map of descriptions may be full, or the socket so new that it has none yet.
+/// Keeps an entry of a socket without a description: the map of descriptions may be full, or the socket is so new that
+/// it has none yet.
 fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &BTreeMap<u64, SocketInfo>) -> Swept {
     let is_anothers = |key: &OwnListener, cookie: &u64| {
         key.backend != NONE && described.get(cookie).is_some_and(|info| info.backend != key.backend)
@@ -43,7 +44,7 @@ fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &
     let is_stale = |(key, cookie): &&(OwnListener, u64)| !listening.contains(cookie) || is_anothers(key, cookie);
     let stale: Vec<_> = written.iter().filter(is_stale).copied().collect();
     let mut missing = BTreeMap::new();
-    // In the order of the cookies, which is about that of the sockets' age.
+    // In the order of cookies, which is roughly that of age.
     for (cookie, info) in described.iter().filter(|(cookie, _)| listening.contains(cookie)) {
         let own = info.own_listener().filter(|key| key.backend != NONE);
         missing.extend(own.into_iter().chain(info.any_listener()).map(|key| (key, *cookie)));
@@ -76,12 +77,13 @@ impl Own {
         })
     }
 
-    /// What is written.
+    /// The entries in the map.
     pub fn read(&self) -> Vec<(OwnListener, u64)> {
         self.listeners.iter().flatten().collect()
     }
 
-    /// A socket that listened before its backend was managed. One that a kernel program has written is newer.
+    /// Records a socket that listened before its backend was managed. An entry that a kernel program has written is
+    /// newer and stays.
     pub fn listens(&mut self, key: OwnListener, cookie: u64) -> Result<()> {
         match self.listeners.insert(key, cookie, NO_EXIST) {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -89,7 +91,7 @@ impl Own {
         }
     }
 
-    /// A listener has closed; `other` is one that still listens for the same address.
+    /// Removes the record of a closed listener; `other` still listens for the same address.
     pub fn closed(&mut self, key: OwnListener, cookie: u64, other: Option<u64>) {
         if self.listeners.get(&key, 0).is_ok_and(|newest| newest == cookie) {
             let _ = self.listeners.remove(&key);
@@ -99,7 +101,7 @@ impl Own {
         }
     }
 
-    /// Brings `written`, which was read before the two others, to what listens.
+    /// Corrects `written`, which was read before the two others, to match the sockets that listen.
     pub fn sweep_listeners(
         &mut self,
         written: &[(OwnListener, u64)],
@@ -117,18 +119,18 @@ impl Own {
         failed
     }
 
-    /// Forgets connections whose end no program reported, since their cgroup was removed before.
+    /// Removes connections whose end no program reported, because their cgroup had been removed.
     pub fn sweep_connections(&mut self) {
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap_or(0));
         let is_over = |own: &OwnSocket| now.saturating_sub(Duration::from_nanos(own.born_ns)) > HANDSHAKE_MAX;
         let over = self.connections.iter().flatten().filter(|(_, own)| is_over(own)).collect::<Vec<_>>();
         for (key, was) in over {
-            // A new connection may have the ports of this one.
+            // A new connection may use the same ports.
             if self.connections.get(&key, 0).is_ok_and(|own| own.born_ns != was.born_ns) {
                 continue;
             }
-            // The side that removes an entry counts it: the daemon or a kernel program.
+            // The side that removes an entry decrements the counter: the daemon or a kernel program.
             if self.connections.remove(&key).is_ok() {
                 self.sources.decrement(own_source(key.source_port));
             }
@@ -151,11 +153,11 @@ mod tests {
     }
 
     #[test]
-    fn own_listeners_follow_what_listens() {
+    fn a_sweep_finds_stale_and_missing_own_listeners() {
         let described =
             BTreeMap::from([(7, socket(0)), (8, socket(1)), (9, socket(1)), (11, socket(3)), (12, socket(3))]);
         let listening = BTreeSet::from([0, 7, 9, 10, 11, 12]);
-        // Right; closed; without a description; and another backend's by now.
+        // In this order: correct; closed; without a description (twice); now another backend's.
         let written = [(key(0), 7), (key(1), 8), (key(2), 10), (key(NONE), 10), (key(4), 11)];
         let swept = swept(&written, &listening, &described);
         assert_eq!(swept.stale, [(key(1), 8), (key(4), 11)]);
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_no_backend_or_a_hidden_port_is_nobodys_own() {
+    fn hidden_and_disowned_sockets_get_no_entry_without_backend() {
         let mut hidden = socket(2);
         hidden.hidden_port = 45_000;
         let mut lost = hidden;

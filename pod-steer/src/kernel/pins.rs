@@ -1,5 +1,5 @@
-//! The pins, compared with what they should be: the maps that this process has open and the programs use, and the links that
-//! are attached. What differs is repaired from the open descriptors.
+//! Compares the pins with the maps that this process has open, the maps that the programs use, and the attached links.
+//! Repairs differences from the open descriptors.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use super::{
     bpf, object, ports,
 };
 
-/// The directories below ours.
+/// The directories below the directory of pins.
 pub(super) const DIRS: [&str; 4] = ["maps", "netns", "ports", "cgroups"];
 
 /// Pins of maps, and the links of namespaces, held open: a link without a pin lives as long as a descriptor of it is open.
@@ -28,7 +28,7 @@ pub(super) struct Pins {
 /// The result of a check of the pins.
 #[derive(Debug, Default)]
 pub struct PinsCheck {
-    /// Pins that were gone or wrong and are right again.
+    /// Pins that were missing or wrong, and are repaired.
     pub repaired: Vec<PathBuf>,
     /// Pins that could not be repaired, and why.
     pub failed: Vec<(PathBuf, String)>,
@@ -44,19 +44,19 @@ impl PinsCheck {
     }
 }
 
-/// What is wrong with a link.
+/// A fault of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkFault {
     /// There is no link.
     Missing,
-    /// It is attached to nothing, or to something else.
+    /// It is attached to nothing, or to another target.
     Detached,
     /// Its program uses maps that are not ours.
     OtherMaps,
 }
 
 impl Pins {
-    /// Opens every map of `dir`, which are all pinned, and the links of namespaces.
+    /// Opens every map below `dir`, all of which are pinned, and the links of namespaces.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut maps = BTreeMap::new();
         for name in object::MAPS {
@@ -82,7 +82,7 @@ impl Pins {
         self.links.get(&cookie)
     }
 
-    /// Whether a program uses our maps and no others of the same names. `ports` is the map of ports that it is to use.
+    /// Whether a program uses our maps and no others of the same names. `ports` is the map of ports that it should use.
     fn suits(&self, program: u32, ports: Option<u32>) -> io::Result<bool> {
         let ours: BTreeMap<&str, u32> = self.maps.iter().map(|(name, (_, id))| (short(name), *id)).collect();
         for id in bpf::maps_of(bpf::program(program)?)? {
@@ -101,7 +101,7 @@ fn short(name: &str) -> &str {
     name.get(..15).unwrap_or(name)
 }
 
-/// Pins an object unless the pin is there. True if it was not.
+/// Pins an object if the pin is missing. Returns whether it was.
 fn pin_again(object: &OwnedFd, path: &Path) -> io::Result<bool> {
     if path.symlink_metadata().is_ok() {
         return Ok(false);
@@ -109,7 +109,7 @@ fn pin_again(object: &OwnedFd, path: &Path) -> io::Result<bool> {
     bpf::pin(object.as_fd(), path).map(|()| true)
 }
 
-/// Puts the right object in the place of what is pinned at `path`, by one rename.
+/// Replaces what is pinned at `path` by this object, with one rename.
 fn replace(object: &OwnedFd, path: &Path) -> io::Result<bool> {
     let aside = path.with_extension("");
     let aside = aside.with_file_name(format!("{}-new", aside.file_name().unwrap_or_default().to_string_lossy()));
@@ -120,8 +120,8 @@ fn replace(object: &OwnedFd, path: &Path) -> io::Result<bool> {
 }
 
 impl Kernel {
-    /// Pins again what is not pinned any more. Cheap: one stat(2) for each pin. With `deep`, what is pinned is opened and compared
-    /// as well.
+    /// Pins again what is no longer pinned. Cheap: one stat(2) for each pin. With `deep`, also opens and compares what
+    /// is pinned.
     pub fn check_pins(&self, deep: bool) -> PinsCheck {
         let mut check = PinsCheck::default();
         for sub in DIRS {
@@ -157,7 +157,7 @@ impl Kernel {
         check
     }
 
-    /// Pins the map of ports that the program of a link uses, if the pin is gone or another map.
+    /// Pins the map of ports that the program of a link uses, if the pin is missing or is another map.
     fn check_ports(&self, link: &OwnedFd, path: &Path) -> io::Result<bool> {
         let Some((map, id)) = ports_of(bpf::link_info(link)?.program)? else { return Ok(false) };
         match bpf::open(path).and_then(|fd| bpf::map_info(&fd)) {
@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// Files and directories below ours that pod-steer did not make.
+    /// Files and directories below ours that pod-steer did not create.
     pub fn foreign_files(&self) -> Vec<PathBuf> {
         let here = |sub: &str| names(&self.dir.join(sub)).into_iter();
         let is_backend = |name: &str| {
@@ -203,10 +203,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// The namespaces whose link does not do what it should. `inodes` are those that are known, by cookie.
+    /// The namespaces whose link has a fault. `inodes` are those that are known, by cookie.
     pub fn check_namespaces(&self, inodes: &BTreeMap<u64, u64>, deep: bool) -> Vec<(u64, LinkFault)> {
         let fault = |cookie: u64, link: &OwnedFd| {
-            // One that cannot be asked is left alone.
+            // A link that cannot be read is left alone.
             let info = bpf::link_info(link).ok()?;
             let inode = inodes.get(&cookie).copied();
             if info.target == 0 || inode.is_some_and(|inode| inode != info.target) {
@@ -217,25 +217,25 @@ impl Kernel {
         self.pins.links.iter().filter_map(|(cookie, link)| Some((*cookie, fault(*cookie, link)?))).collect()
     }
 
-    /// Whether the program of a namespace's link uses our maps. One that cannot be asked is left alone.
+    /// Whether the program of a namespace's link uses our maps. True if that cannot be read: such a link is left alone.
     pub(super) fn suits_namespace(&self, cookie: u64, link: &OwnedFd) -> bool {
         let pinned = bpf::open(&ports::pin(&self.dir, cookie)).and_then(|fd| bpf::map_info(&fd));
         let ports = pinned.map(|info| info.id).ok();
         bpf::link_info(link).and_then(|info| self.pins.suits(info.program, ports)).unwrap_or(true)
     }
 
-    /// Lets the link of a namespace go, so that another can be attached.
+    /// Drops the link of a namespace, so that another can be attached.
     pub fn forget_link(&mut self, cookie: u64) {
         self.pins.links.remove(&cookie);
         let _ = fs::remove_file(self.netns_pin(cookie));
     }
 
-    /// Lets everything go that keeps steering alive beside the pins.
+    /// Drops everything besides the pins that keeps steering alive.
     pub fn release(&mut self) {
         self.pins.links.clear();
     }
 
-    /// Compares the links of a backend's cgroup with what they should be, and attaches again what is not. Returns what was wrong.
+    /// Checks the links of a backend's cgroup, and attaches faulty ones again. Returns which were faulty.
     pub fn check_backend(&mut self, index: u32, cgroup: &Cgroup, deep: bool) -> Result<BTreeSet<&'static str>> {
         let pins = self.cgroup_pins(cgroup.id, index);
         let mut wrong = BTreeSet::new();
@@ -245,7 +245,7 @@ impl Kernel {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                     Some(LinkFault::Missing)
                 }
-                // One that cannot be asked is left alone.
+                // A link that cannot be read is left alone.
                 Err(_) => None,
                 Ok((_, info)) if info.target != cgroup.id => Some(LinkFault::Detached),
                 Ok((link, info)) if deep && !self.pins.suits(info.program, None).unwrap_or(true) => {
@@ -280,7 +280,7 @@ fn ports_of(program: u32) -> io::Result<Option<(OwnedFd, u32)>> {
     Ok(None)
 }
 
-/// The map of ports of a namespace that is attached, if its pin is gone: it is pinned again.
+/// Pins the map of ports of an attached namespace again, if its pin is gone.
 pub(super) fn recover_ports(dir: &Path, cookie: u64) -> io::Result<bool> {
     let link = bpf::open(&dir.join("netns").join(cookie.to_string()))?;
     match ports_of(bpf::link_info(link)?.program)? {
@@ -289,8 +289,9 @@ pub(super) fn recover_ports(dir: &Path, cookie: u64) -> io::Result<bool> {
     }
 }
 
-/// Pins maps that are gone and that programs still use, before anything is opened: the maps that would be made in their place
-/// would be used by no program. Returns their names. The programs of namespaces decide, since connections depend on them.
+/// Pins maps again whose pins are gone and that programs still use. This happens before any map is opened: no program
+/// would use a map that was created in place of one of them. Returns their names. Programs of namespaces are searched
+/// first, because connections depend on them.
 pub(super) fn recover_maps(dir: &Path) -> Result<Vec<&'static str>> {
     let missing = |name: &&'static str| dir.join("maps").join(name).symlink_metadata().is_err();
     let mut missing: BTreeSet<&'static str> = object::MAPS.into_iter().filter(missing).collect();
@@ -310,7 +311,7 @@ pub(super) fn recover_maps(dir: &Path) -> Result<Vec<&'static str>> {
             let Some(name) = missing.iter().copied().find(|name| short(name) == info.name) else { continue };
             let pin = dir.join("maps").join(name);
             for made in [dir, &dir.join("maps")] {
-                fs::create_dir_all(made).map_err(KernelError::io("make the directory", made))?;
+                fs::create_dir_all(made).map_err(KernelError::io("create the directory", made))?;
             }
             bpf::pin(map.as_fd(), &pin).map_err(KernelError::io("pin the map", &pin))?;
             missing.remove(name);
@@ -326,7 +327,7 @@ fn links(dir: &Path) -> impl Iterator<Item = PathBuf> {
     below(dir.join("netns")).chain(below(dir.join("cgroups")).flat_map(below))
 }
 
-/// How many entries a pinned map has.
+/// The number of entries of a pinned map.
 pub(super) fn entries(pin: &Path) -> Option<u32> {
     let [_, _, entries] = bpf::map_info(bpf::open(pin).ok()?).ok()?.sizes;
     Some(entries)

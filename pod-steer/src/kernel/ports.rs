@@ -1,5 +1,5 @@
-//! Each namespace's map of ports, and with it the writing of rules: the map of rules is what a later daemon reads, the maps
-//! of ports and the rules by table are what a lookup follows.
+//! Each namespace's map of ports, and the writing of rules. A later daemon reads the map of rules; a lookup follows the
+//! maps of ports and the rules by table.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 /// The maps that lead from a packet to its rule.
 pub(super) struct Rules {
     rules: HashMap<MapData, RuleKey, Rule>,
-    /// Of each rule that is written or about to be: the service.
+    /// The service of each rule that is written or about to be.
     owners: BTreeMap<RuleKey, u32>,
     tally: Tally,
     by_table: Array<MapData, Rule>,
@@ -34,7 +34,7 @@ pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
     dir.join("ports").join(cookie.to_string())
 }
 
-/// The rule as the kernel holds it.
+/// The rule in the form of the contract.
 pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
     let members = planned.table.as_ref().map_or(0, |table| table.members.len());
     let (only, target) = planned.only.unwrap_or((NONE, 0));
@@ -56,7 +56,7 @@ pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
 }
 
 impl Rules {
-    /// `dir` has the directory of the maps of ports.
+    /// `dir` holds the directory of the maps of ports.
     pub fn new(rules: HashMap<MapData, RuleKey, Rule>, by_table: Array<MapData, Rule>, dir: &Path) -> Self {
         let tally = Tally::new("RULES", TABLES_MAX, "rules (one for a single address or device counts twice)");
         let mut made = Self { rules, owners: BTreeMap::new(), tally, by_table, dir: dir.to_owned() };
@@ -65,7 +65,8 @@ impl Rules {
         made
     }
 
-    /// A service is about to have a rule. One that it has, or that was another's, is not refused.
+    /// Counts a rule that a service is about to get. A rule that the service has, or that another service had, is not
+    /// refused.
     pub fn take(&mut self, key: RuleKey, service: u32) -> Result<()> {
         if !self.owners.contains_key(&key) {
             self.tally.admit(service)?;
@@ -74,7 +75,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Gives up a rule of a service.
+    /// Releases a service's rule.
     pub fn release(&mut self, key: &RuleKey) {
         if let Some(owner) = self.owners.remove(key) {
             self.tally.take_away(owner, weight(key));
@@ -86,30 +87,31 @@ impl Rules {
             return;
         }
         self.release(&key);
-        // One that only says that others exist is counted with those.
+        // A rule that only marks that others exist is counted with those.
         if service != NONE {
             self.owners.insert(key, service);
             self.tally.add(service, weight(&key));
         }
     }
 
-    /// What is written.
+    /// The rules in the map.
     pub fn read(&self) -> impl Iterator<Item = (RuleKey, Rule)> {
         self.rules.iter().flatten()
     }
 
-    /// Writes a rule; its table must be there. Lookups find it when all is written.
+    /// Writes a rule, whose table must exist. Lookups find it when all of it is written.
     pub fn write(&mut self, key: RuleKey, rule: Rule) -> Result<()> {
         let leads_to = leads_to(&rule);
         let of_port = is_of_port(&key);
         let by_table = of_port && leads_to != 0 && leads_to < ASK_RULES;
         if of_port && !by_table {
-            // No word may lead to a table that the rules do not name: a daemon after us would give it to others.
+            // A port's word must not refer to a table that no rule names: the next daemon would give that table to
+            // another rule.
             self.lead(&key, leads_to)?;
         }
         self.rules.insert(key, rule, 0).map_err(KernelError::add("write a rule to", "RULES", TABLES_MAX))?;
         if by_table {
-            // Not replaced as a whole, nor need it be: its table is always this one, and a slot proves the hint.
+            // This write is not atomic and need not be: the table is always this one, and each slot confirms the hint.
             let written = self.by_table.set(rule.table, rule, 0);
             written.map_err(KernelError::map("write a rule to", "TABLE_RULES"))?;
             self.lead(&key, leads_to)?;
@@ -117,7 +119,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Removes a rule: lookups find it no more when this begins.
+    /// Removes a rule. Lookups stop finding it before anything else is removed.
     pub fn remove(&mut self, key: &RuleKey) -> Result<()> {
         if is_of_port(key) && pin(&self.dir, key.netns_cookie).exists() {
             self.lead(key, 0)?;
@@ -132,33 +134,34 @@ impl Rules {
         let (place, shift) = port_place(key.port, key.family);
         let pinned = pin(&self.dir, key.netns_cookie);
         if !pinned.exists() {
-            // The attached program has the map: no program would read another one.
+            // The attached program has the map; no program would read a new one.
             let _ = pins::recover_ports(&self.dir, key.netns_cookie);
         }
-        // Opened for each write, of which there are few: one open file for each pod would be many.
+        // Opened for each write. Writes are few, and one open file for each pod would be many.
         let mut ports: Array<MapData, u64> = Array::try_from(Map::Array(make(&pinned)?)).map_err(failed())?;
-        // One word for two ports and both families, of which nobody else writes any.
+        // One word holds two ports and both families. Only this thread writes to it.
         let word = ports.get(&place, 0).map_err(failed())?;
         ports.set(place, with_port(word, shift, leads_to), 0).map_err(failed())
     }
 
-    /// Forgets a namespace in which nothing is steered any more.
+    /// Removes the map of a namespace in which nothing is steered any more.
     pub fn forget(&self, cookie: u64) {
         let _ = fs::remove_file(pin(&self.dir, cookie));
     }
 }
 
-/// Entries that a rule may need: one for a single address or device needs another that says that there are such.
+/// Number of entries that a rule may need. One for a single address or device needs a second, which marks that such
+/// rules exist.
 fn weight(key: &RuleKey) -> u32 {
     if is_of_port(key) { 1 } else { 2 }
 }
 
-/// Whether a rule is for all of a port, and so decides what the port's word says.
+/// Whether a rule is for a whole port, and so determines the port's word.
 fn is_of_port(key: &RuleKey) -> bool {
     key.addr == [0; 16] && key.ifindex == 0
 }
 
-/// What a port's word says of its rule.
+/// The value of a port's word for its rule.
 fn leads_to(rule: &Rule) -> u16 {
     let mut asks = 0;
     for (flag, ask) in [(RULE_HAS_ADDRESSES, ASK_ADDRESSES), (RULE_HAS_DEVICES, ASK_DEVICES)] {
@@ -179,8 +182,8 @@ fn with_port(word: u64, shift: u32, leads_to: u16) -> u64 {
     word & !(u64::from(u16::MAX) << shift) | u64::from(leads_to) << shift
 }
 
-/// Opens a map of ports, made and pinned if it is not there yet. A helper that attaches a program and the loop may do so at
-/// the same time: whoever comes second takes the first one's.
+/// Opens a map of ports; creates and pins it if it is missing. The loop and a helper thread that attaches a program may
+/// do so at the same time: the later one takes the earlier one's map.
 pub(super) fn make(path: &Path) -> Result<MapData> {
     let open = || MapData::from_pin(path).map_err(KernelError::map("open", "PORTS"));
     if path.exists() {
@@ -188,7 +191,7 @@ pub(super) fn make(path: &Path) -> Result<MapData> {
     }
     let (key, value) = (size_of::<u32>() as u32, size_of::<u64>() as u32);
     let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY, key, value, PORT_WORDS, 0);
-    let map = MapData::create(definition, "PORTS", None).map_err(KernelError::map("make", "PORTS"))?;
+    let map = MapData::create(definition, "PORTS", None).map_err(KernelError::map("create", "PORTS"))?;
     match map.pin(path) {
         Ok(()) => Ok(map),
         Err(_) if path.exists() => open(),

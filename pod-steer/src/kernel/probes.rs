@@ -1,4 +1,4 @@
-//! Which socket a health check's connection is for.
+//! The sockets that the connections of health checks are for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,18 +7,18 @@ use pod_steer_ebpf::{PROBES_UNDER_WAY_MAX, ProbeKey};
 
 use super::{Kernel, KernelError, Result};
 
-/// Names the sockets of probes; a handle of its own, because probes are made beside the daemon's loop.
+/// Records the sockets of probes. It is a handle of its own because probes are made beside the daemon's loop.
 #[derive(Clone)]
 pub struct Probes(Arc<Mutex<HashMap<MapData, ProbeKey, u64>>>);
 
-/// A probe whose socket is named, until this is dropped.
+/// A probe whose socket is recorded until this is dropped.
 pub struct ProbeUnderWay {
     probes: Probes,
     key: ProbeKey,
 }
 
 impl Kernel {
-    /// A handle on the probes. Those of a daemon that died are forgotten: their ports belong to anybody by now.
+    /// A handle on the probes. Removes those of a dead daemon: clients may use their ports by now.
     pub fn probes(&self) -> Result<Probes> {
         let opened = MapData::from_pin(self.dir.join("maps/PROBES")).and_then(|data| Map::HashMap(data).try_into());
         let mut map: HashMap<MapData, ProbeKey, u64> = opened.map_err(KernelError::map("open", "PROBES"))?;
@@ -31,11 +31,11 @@ impl Kernel {
 }
 
 impl Probes {
-    /// From now on, connections from `key` come to the socket with this cookie.
+    /// From now on, the kernel gives connections from `key` to the socket with this cookie.
     pub fn begin(&self, key: ProbeKey, cookie: u64) -> Result<ProbeUnderWay> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         map.insert(key, cookie, 0).map_err(KernelError::add(
-            "name the socket of a probe in",
+            "write the socket of a probe to",
             "PROBES",
             PROBES_UNDER_WAY_MAX,
         ))?;

@@ -1,9 +1,9 @@
-//! Publishing slot tables. A table is built beside the one in use and replaces it by one pointer, so a lookup sees the
+//! Publishes slot tables. A table is built beside the one in use and replaces it by one pointer, so a lookup sees the
 //! old table or the new one and never a mixture.
 //!
 //! Replacing an element of a map of maps takes effect at once, but the system call returns only when every program that
-//! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). `workers` wait for that: the daemon
-//! goes on when the new table is in effect, and whoever needs the stronger promise awaits [`Settled`].
+//! could have seen the old element has finished (`synchronize_rcu`, 8 ms as a rule). `workers` wait for that. The
+//! daemon goes on when the new table is in effect; a caller that needs the stronger promise awaits [`Settled`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -32,12 +32,13 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 
 /// Entries of an empty table.
 const EMPTY: u32 = 2;
-/// Different tables that are made before they are put in use together: each is an open file until then.
+/// Maximum number of different tables that are built before they are put in use together: each is an open file until
+/// then.
 const PREPARED_MAX: usize = 256;
-/// Longest wait for a table to be in effect; only a machine that runs nothing for so long ever gets there.
+/// Longest wait for a table to take effect. It ends only on a machine that runs nothing for so long.
 const IN_EFFECT_MAX: Duration = Duration::from_secs(5);
 
-/// Resolves when no program can still be using the table that was replaced.
+/// Resolves when no program can still be using the replaced table.
 #[derive(Debug)]
 pub struct Settled(Option<oneshot::Receiver<Outcome>>);
 
@@ -57,40 +58,40 @@ pub(super) struct Publisher {
     /// By table: its service.
     used: BTreeMap<u32, u32>,
     tally: Tally,
-    /// Where the next free index is looked for: one that was given back is used again as late as can be, since a lookup
-    /// that has just read it may not have ended.
+    /// Where the search for a free index begins. A freed index is reused as late as possible, because a lookup that has
+    /// just read it may still run.
     next: u32,
-    /// Made, and not in use yet.
+    /// Built, but not in use yet.
     prepared: Batch,
     /// The tables of this turn, by their address: rules with equal tables share one in the kernel too.
     made: HashMap<*const PlannedTable, Made>,
-    /// Of those that were put in use since the last [`Publisher::flush`].
+    /// For the tables that were put in use since the last [`Publisher::flush`].
     settled: Vec<Settled>,
-    /// Of those the ones that the kernel did not take, and why.
+    /// The tables among them that the kernel did not accept, and why.
     failed: Option<Failed>,
 }
 
-/// What was made of a table.
+/// A planned table, and its map.
 struct Made {
-    /// Keeps the address.
+    /// Keeps the address valid.
     _planned: Arc<PlannedTable>,
-    /// Until there is a map.
+    /// Empty once there is a map.
     entries: Vec<Slot>,
     map: Option<Arc<MapData>>,
-    /// Ids of maps that were found to be the same.
+    /// Ids of maps that were found to have the same contents.
     same: HashSet<u32>,
 }
 
 /// Tables that could not be put in use.
 pub(super) struct Failed {
-    /// Where they were to be.
+    /// Their indices.
     pub indices: BTreeSet<u32>,
-    /// Why: the first of the reasons.
+    /// The first error.
     pub error: KernelError,
 }
 
 impl Publisher {
-    /// `used` are the tables that published rules lead to, each with its service.
+    /// `used` are the tables that published rules refer to, each with its service.
     pub fn new(pin: &Path, used: impl Iterator<Item = (u32, u32)>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
         let used: BTreeMap<u32, u32> = used.filter(|(table, _)| *table != NONE).collect();
@@ -109,9 +110,9 @@ impl Publisher {
         })
     }
 
-    /// An index that no rule uses, for a service. It is not refused for the number that the service has if it `replaces` another.
+    /// Reserves an unused index for a service. The service's quota does not apply if the table `replaces` another.
     pub fn reserve(&mut self, service: u32, replaces: bool) -> Result<u32> {
-        // One that is being emptied is waited for only if there is no other.
+        // A table that is being emptied is waited for only if no other is free.
         let max = limit("SLOT_TABLES", TABLES_MAX);
         let wait = if self.used.len() < max as usize { Duration::ZERO } else { IN_EFFECT_MAX };
         for table in self.workers.cleared(wait) {
@@ -130,7 +131,7 @@ impl Publisher {
         Ok(table)
     }
 
-    /// A table is another service's from now on.
+    /// Assigns a table to another service.
     pub fn hand_over(&mut self, table: u32, service: u32) {
         if let Some(owner) = self.used.get_mut(&table) {
             self.tally.take_away(std::mem::replace(owner, service), 1);
@@ -138,9 +139,9 @@ impl Publisher {
         }
     }
 
-    /// Makes `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]); it is in use after the next
-    /// [`flush`](Self::flush) at the latest. With `compare`, a table that stands there already is left alone: that is how a restarted
-    /// daemon takes over without a write.
+    /// Builds `planned` for one side of a table (`index` is a [`pod_steer_ebpf::table_index`]). It is in use after the
+    /// next [`flush`](Self::flush) at the latest. With `compare`, an equal table that is already there is left alone:
+    /// so a restarted daemon takes over without a write.
     pub fn prepare(&mut self, index: u32, planned: &Arc<PlannedTable>, compare: bool) -> Result<()> {
         if self.made.len() >= PREPARED_MAX {
             self.put_in_use();
@@ -152,20 +153,20 @@ impl Publisher {
         Ok(())
     }
 
-    /// Has both sides of a table emptied, to which nothing leads any more. Its index is given back after that: what is published
-    /// there next must not be replaced by it.
+    /// Empties both sides of a table that nothing refers to any more. The index is freed only after that: emptying must
+    /// not overwrite a table that is published there next.
     pub fn clear(&mut self, table: u32) {
         self.prepared.retain(|(index, _)| !(0..=SWITCH_SIDE).any(|side| *index == table_index(table, side)));
         self.workers.clear(table);
     }
 
-    /// Forgets what was made.
+    /// Drops the tables that were built.
     pub fn discard(&mut self) {
         self.prepared.clear();
         self.made.clear();
     }
 
-    /// Puts in use what was made; when this returns it is in effect, or among what failed.
+    /// Puts the built tables in use. When this returns, each is in effect or among those that failed.
     pub fn flush(&mut self) -> (Vec<Settled>, Option<Failed>) {
         self.put_in_use();
         (std::mem::take(&mut self.settled), self.failed.take())
@@ -182,7 +183,8 @@ impl Publisher {
             let last = batch.last().and_then(|(index, inner)| Some((*index, map_id(inner).ok()?)));
             waits.push((indices, last, self.workers.replace(batch)));
         }
-        // All are waited for, whatever becomes of one: what arrives late would replace what was published after it.
+        // All are waited for, even if one fails: a late replacement would overwrite a table that was published after
+        // it.
         for (indices, last, outcome) in waits {
             match self.wait_in_effect(last, outcome, begun) {
                 Ok(settled) => self.settled.push(settled),
@@ -194,7 +196,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until the last table of a batch is in use: the others came before it.
+    /// Waits until the last table of a batch is in use: the others come before it.
     fn wait_in_effect(
         &self,
         last: Option<(u32, u32)>,
@@ -202,7 +204,8 @@ impl Publisher {
         begun: Instant,
     ) -> Result<Settled> {
         let failed = || KernelError::map("publish a table in", "TABLES");
-        // >>> New connections move here, when backends come and go: a worker's system call replaces the pointer, and we see it done.
+        // >>> New connections move here, when backends come and go: a worker's system call replaces the pointer, and
+        // this loop sees that it is done.
         loop {
             match outcome.try_recv() {
                 Ok(result) => return result.map(|()| Settled(None)).map_err(failed()),
@@ -235,7 +238,7 @@ impl Made {
         Ok(Arc::clone(self.map.insert(map)))
     }
 
-    /// Whether the table at an index is the same.
+    /// Whether the table at an index has the same contents.
     fn is_at(&mut self, tables: &Tables, index: u32) -> bool {
         if tables.id_of(index).is_ok_and(|id| self.same.contains(&id)) {
             return true;
@@ -253,23 +256,23 @@ impl Made {
     }
 }
 
-/// Replaces a table once, in maps that nobody uses: a kernel may take every program and refuse this.
+/// Replaces a table once, in maps that no program uses: a kernel may accept every program and refuse this.
 pub(super) fn try_once(outer: &mut Outer) -> Result<()> {
     let inner = unfilled(EMPTY)?;
     outer.set(0, &inner, 0).map_err(KernelError::map("publish a table in", "TABLES"))
 }
 
-/// A table of these entries, which nobody uses yet.
+/// Creates a table of these entries, which is not in use yet.
 fn table(entries: &[Slot]) -> Result<MapData> {
     let inner = unfilled(entries.len() as u32)?;
     sys::write_slots(inner.fd().as_fd(), entries).map_err(KernelError::io("fill a slot table in", "TABLES"))?;
     Ok(inner)
 }
 
-/// A table of so many entries, all zero.
+/// Creates a table with so many entries, all zero.
 pub(super) fn unfilled(entries: u32) -> Result<MapData> {
     let made = MapData::create(definition(entries), "slots", None);
-    made.map_err(KernelError::map("make a table for", "TABLES"))
+    made.map_err(KernelError::map("create a table for", "TABLES"))
 }
 
 /// An array that can be filled through memory and be replaced by one of another size (`BPF_F_INNER_MAP`, Linux 5.10).
@@ -298,7 +301,7 @@ fn entries(planned: &PlannedTable) -> Vec<Slot> {
     ));
     entries.extend(table.slots.iter().filter_map(|index| table.members.get(*index as usize)).map(|m| entry(count, m)));
     entries.extend(table.members.iter().chain(&planned.reserve).chain(&planned.withheld).map(|m| entry(0, m)));
-    // The kernel wants at least one element; another keeps the header of an empty table company.
+    // An array needs at least one element. An empty table has one more behind its header.
     entries.resize(entries.len().max(EMPTY as usize), Slot::default());
     entries
 }

@@ -1,5 +1,6 @@
-//! Registered sockets as the kernel program counts them for its limits (`pod-steer-ebpf/src/quota.rs`). It counts what it sees; what it
-//! does not see, such as the end of a socket that was made elsewhere, is corrected here.
+//! Registered sockets, as the kernel program counts them for its limits (`pod-steer-ebpf/src/quota.rs`). The program
+//! does not see everything, for example not the end of a socket that was made elsewhere; this module corrects its
+//! numbers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,31 +19,31 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Kernel, KernelError, Result, limits::limit, object::map};
 use crate::sys::Counters;
 
-/// How much of a limit one has, and all.
+/// How much of a limit one user of it has, and all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// In use by the one that asks.
+    /// In use by this user.
     pub own: u32,
     /// In use by all.
     pub used: u32,
-    /// How many there are.
+    /// The limit.
     pub limit: u32,
 }
 
 impl Usage {
-    /// Whether it may have one more.
+    /// Whether this user may have one more.
     pub fn may_take(&self) -> bool {
         may_take(self.limit, self.used, self.own)
     }
 
-    /// How many more it may have.
+    /// How many more this user may have.
     pub fn room(&self) -> usize {
         let of_share = share(self.limit).saturating_sub(self.own);
         of_share.max(common(self.limit).saturating_sub(self.used)) as usize
     }
 }
 
-/// As part of a sentence.
+/// As a part of a sentence.
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { own, used, limit } = *self;
@@ -55,24 +56,25 @@ impl std::fmt::Display for Usage {
     }
 }
 
-/// A number as the kernel program counts it, and as it should be.
+/// A number as the kernel program has counted it, and as it should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
     counted: u64,
-    believed: u64,
+    expected: u64,
 }
 
 impl Seen {
-    /// Whether it is wrong: neither number has changed since the last time, so no event is under way that explains it.
+    /// Whether the number is wrong: it differs, and neither number has changed since the last comparison, so no event
+    /// under way explains the difference.
     fn is_wrong(self, before: Option<&Self>) -> bool {
-        self.counted != self.believed && before == Some(&self)
+        self.counted != self.expected && before == Some(&self)
     }
 }
 
 pub(super) struct SocketCounts {
     counts: Counters,
     rates: Array<MapData, ListenRate>,
-    /// Those that differed when they were last compared, by their place.
+    /// The numbers that differed at the last comparison, by their index.
     differing: HashMap<u32, Seen>,
     backends_max: u32,
 }
@@ -92,7 +94,7 @@ impl SocketCounts {
     }
 
     fn get(&self, at: u32) -> u32 {
-        // Below zero for a moment, if an end was counted first.
+        // Below zero for a moment, if an end is counted first.
         self.counts.get(at).cast_signed().try_into().unwrap_or(0)
     }
 
@@ -101,7 +103,7 @@ impl SocketCounts {
         Usage { own: self.get(count_of(backend)), used: self.get(COUNT_OF_ALL), limit }
     }
 
-    /// A socket is this backend's, and no longer that one's.
+    /// A socket belongs to backend `to`, and no longer to `from`.
     pub fn moves(&self, from: Option<u32>, to: Option<u32>) {
         if from == to {
             return;
@@ -112,7 +114,7 @@ impl SocketCounts {
         }
     }
 
-    /// An index is to be another backend's, which has no socket yet.
+    /// Resets an index that is about to go to another backend, which has no socket yet.
     pub fn reset(&mut self, backend: u32) -> Result<()> {
         let counted = self.counts.get(count_of(backend));
         if self.counts.replace(count_of(backend), counted, 0) {
@@ -122,36 +124,36 @@ impl SocketCounts {
         written.map_err(KernelError::map("reset", "LISTEN_RATES"))
     }
 
-    fn correct(&mut self, believed: &BTreeMap<u32, u64>) {
+    fn correct(&mut self, expected: &BTreeMap<u32, u64>) {
         let before = std::mem::take(&mut self.differing);
         let mut sum = 0u64;
         for backend in 0..self.backends_max {
             let at = count_of(backend);
-            let now = Seen { counted: self.counts.get(at), believed: believed.get(&backend).copied().unwrap_or(0) };
+            let now = Seen { counted: self.counts.get(at), expected: expected.get(&backend).copied().unwrap_or(0) };
             sum = sum.wrapping_add(now.counted);
-            if now.is_wrong(before.get(&at)) && self.counts.replace(at, now.counted, now.believed) {
-                self.counts.add(COUNT_OF_ALL, now.believed.wrapping_sub(now.counted));
-            } else if now.counted != now.believed {
+            if now.is_wrong(before.get(&at)) && self.counts.replace(at, now.counted, now.expected) {
+                self.counts.add(COUNT_OF_ALL, now.expected.wrapping_sub(now.counted));
+            } else if now.counted != now.expected {
                 self.differing.insert(at, now);
             }
         }
-        let now = Seen { counted: self.counts.get(COUNT_OF_ALL), believed: sum };
+        let now = Seen { counted: self.counts.get(COUNT_OF_ALL), expected: sum };
         if now.is_wrong(before.get(&COUNT_OF_ALL)) {
-            self.counts.replace(COUNT_OF_ALL, now.counted, now.believed);
-        } else if now.counted != now.believed {
+            self.counts.replace(COUNT_OF_ALL, now.counted, now.expected);
+        } else if now.counted != now.expected {
             self.differing.insert(COUNT_OF_ALL, now);
         }
     }
 }
 
 impl Kernel {
-    /// Registered sockets of a backend and of all.
+    /// Numbers of registered sockets: of a backend, and of all.
     pub fn socket_usage(&self, backend: u32) -> Usage {
         self.socket_counts.usage(backend)
     }
 
-    /// Counts a listener that is about to be registered for the rate of its backend, or says why it is not to be. A program may do the
-    /// same at this moment, and count one less.
+    /// Counts a listener that is about to be registered for the rate of its backend, or returns why it must not be. A
+    /// program may do the same at this moment, and one of the two is then not counted.
     pub fn take_rate(&mut self, backend: u32) -> std::result::Result<(), u32> {
         let rates = &mut self.socket_counts.rates;
         let Ok(rate) = rates.get(&backend, 0) else { return Ok(()) };
@@ -162,14 +164,15 @@ impl Kernel {
         Ok(())
     }
 
-    /// Listeners of a backend that the kernel program has left out so far.
+    /// Number of listeners of a backend that the kernel program has left out.
     pub fn left_out(&self, backend: u32) -> u64 {
         self.socket_counts.rates.get(&backend, 0).map_or(0, |rate| rate.left_out)
     }
 
-    /// Corrects the numbers of registered sockets. To be called from time to time: what differs twice in the same way is wrong.
-    pub fn correct_socket_counts(&mut self, believed: &BTreeMap<u32, u64>) {
-        self.socket_counts.correct(believed);
+    /// Corrects the numbers of registered sockets. To be called regularly: a number that differs twice in the same way
+    /// is wrong.
+    pub fn correct_socket_counts(&mut self, expected: &BTreeMap<u32, u64>) {
+        self.socket_counts.correct(expected);
     }
 }
 
@@ -180,14 +183,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_ones_find_room_whatever_the_greedy_take() {
+    fn greedy_use_leaves_the_shares_of_others() {
         let limit = 6_400;
         let mut greedy = 0;
         while may_take(limit, greedy, greedy) {
             greedy += 1;
         }
         assert_eq!(greedy, common(limit));
-        // Sixteen others find their share.
+        // Sixteen others get their share.
         let mut used = greedy;
         for _ in 0..16 {
             for own in 0..share(limit) {
@@ -200,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn room_that_is_given_back_lets_the_greedy_go_on() {
+    fn freed_room_can_be_taken_again() {
         assert!(!may_take(64, 48, 1));
         assert!(may_take(64, 47, 40));
         assert!(may_take(64, 63, 0));
     }
 
     #[test]
-    fn small_limits_give_each_one() {
+    fn each_user_gets_one_of_a_small_limit() {
         for limit in 1..64 {
             assert!(may_take(limit, limit - 1, 0), "{limit}");
             assert_eq!(share(limit), 1);
@@ -216,7 +219,7 @@ mod tests {
         assert_eq!((share(32_768), common(32_768)), (512, 24_576));
     }
 
-    /// How many of so many listeners a second pass, for some seconds, after a time of rest.
+    /// How many of `per_s` listeners a second pass, for some seconds, after a quiet period.
     fn passing(per_s: u64, seconds: u64) -> u64 {
         let (mut next, mut passed) = (0, 0);
         for at in 0..per_s * seconds {
@@ -238,8 +241,8 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_twice_in_the_same_way_is_wrong() {
-        let (right, wrong) = (Seen { counted: 2, believed: 2 }, Seen { counted: 3, believed: 2 });
+    fn a_number_that_differs_twice_in_the_same_way_is_wrong() {
+        let (right, wrong) = (Seen { counted: 2, expected: 2 }, Seen { counted: 3, expected: 2 });
         assert!(!right.is_wrong(Some(&right)));
         assert!(!wrong.is_wrong(None), "an event may be under way");
         assert!(!wrong.is_wrong(Some(&Seen { counted: 4, ..wrong })), "it changes");
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_usage_says_what_is_allowed() {
+    fn a_usage_names_share_and_limit() {
         let usage = Usage { own: 50, used: 49_152, limit: 65_536 };
         assert!(usage.may_take());
         assert!(!Usage { own: 1_024, ..usage }.may_take());

@@ -1,4 +1,4 @@
-//! Clients of some networks have tables of their own: the map from (side of a rule's table, network) to table.
+//! Tables for clients of single networks: the map from (side of a rule's table, network) to table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use pod_steer_ebpf::{NONE, SOURCE_SCOPE_BITS, SOURCES_MAX, SWITCH_SIDE, SourceKe
 use super::{KernelError, Result, tally::Tally};
 use crate::procs::address_bytes;
 
-/// The map, and what is in it.
+/// The map, and its contents.
 pub(super) struct Sources {
     map: LpmTrie<MapData, SourceKey, u32>,
     /// By scope: each entry's length and address, and the table.
@@ -25,7 +25,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Takes over what is there. `owners` has the service of each rule's table.
+    /// Takes over the contents of the map. `owners` has the service of each rule's table.
     pub fn new(map: LpmTrie<MapData, SourceKey, u32>, owners: &BTreeMap<u32, u32>) -> Self {
         let mut written: BTreeMap<u32, BTreeMap<_, u32>> = BTreeMap::new();
         for (key, table) in map.iter().flatten() {
@@ -43,7 +43,7 @@ impl Sources {
         made
     }
 
-    /// Tables that entries lead to, and the service of each.
+    /// The tables that entries refer to, and the service of each.
     pub fn tables(&self) -> BTreeMap<u32, u32> {
         let owner = |scope| self.owners.get(&scope).copied().unwrap_or(NONE);
         let tables =
@@ -51,7 +51,7 @@ impl Sources {
         tables.collect()
     }
 
-    /// How many tables the networks of a service lead to on one side.
+    /// The number of tables that the networks of a service refer to on one side.
     pub fn tables_of(&self, service: u32, side: u32) -> usize {
         let of_service = |(scope, _): &(&u32, _)| {
             *scope & SWITCH_SIDE == side && self.owners.get(scope).is_some_and(|owner| *owner == service)
@@ -66,14 +66,15 @@ impl Sources {
         *self.by_side.entry((owner, scope & SWITCH_SIDE)).or_default() += number;
     }
 
-    /// Whether a service may have one more entry: also as many on one side as it has on the other, which a switch is about to empty.
+    /// Checks whether a service may have one more entry. It may always have as many on one side as on the other, which
+    /// a switch is about to empty.
     fn admit(&self, scope: u32, owner: u32) -> Result<()> {
         let on = |side| self.by_side.get(&(owner, side)).copied().unwrap_or(0);
         let side = scope & SWITCH_SIDE;
         if on(side) < on(side ^ SWITCH_SIDE) { Ok(()) } else { self.tally.admit(owner) }
     }
 
-    /// Leads clients of these networks to `table`, in lookups of a service that use this scope.
+    /// Gives clients of these networks to `table`, in lookups of a service that use this scope.
     pub fn add(&mut self, scope: u32, service: u32, networks: &BTreeSet<IpNet>, table: u32) -> Result<()> {
         for network in networks {
             self.admit(scope, service)?;
@@ -89,7 +90,7 @@ impl Sources {
         Ok(())
     }
 
-    /// Forgets a scope, and returns the tables that its entries led to.
+    /// Removes a scope's entries, and returns the tables that they referred to.
     pub fn remove(&mut self, scope: u32) -> BTreeSet<u32> {
         let entries = self.written.remove(&scope).unwrap_or_default();
         self.forget(scope, &entries);
@@ -97,7 +98,7 @@ impl Sources {
         entries.into_values().collect()
     }
 
-    /// Forgets the entries of a scope that lead to these tables.
+    /// Removes the entries of a scope that refer to these tables.
     pub fn withdraw(&mut self, scope: u32, tables: &BTreeSet<u32>) {
         let Some(entries) = self.written.remove(&scope) else { return };
         let (gone, stay) = entries.into_iter().partition(|(_, table)| tables.contains(table));
@@ -119,7 +120,7 @@ impl Sources {
     }
 }
 
-/// The table of a scope, of which it is one side.
+/// The table that a scope is one side of.
 fn table_of(scope: u32) -> u32 {
     scope >> 1
 }

@@ -1,5 +1,5 @@
-//! Putting a decision of an operator in force: all tables of a service are built on the side that nobody uses, and then one
-//! word is written.
+//! Puts an operator's decision in force: builds all tables of the service on the side that is not in use, and then
+//! writes one word.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWIT
 
 use super::{
     Kernel, KernelError, Result, Settled,
-    apply::{Heirs, Published},
+    apply::{MigrationTargets, Published},
     ports::rule_of,
 };
 use crate::{
@@ -20,28 +20,28 @@ use crate::{
     world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable},
 };
 
-/// The table of a rule, and those of its networks by version.
+/// The table of a rule, and the tables of its networks by version.
 type Built = (u32, BTreeMap<String, (u32, PlannedNetworks)>);
 
-/// Tables that a switch needs besides those that the service has.
+/// Tables that a switch needs in addition to those that the service has.
 #[derive(Default)]
 struct NewTables {
     reserved: Vec<u32>,
-    /// Of those the ones of networks.
+    /// How many of them are for networks.
     of_networks: usize,
-    /// Tables of networks that the service has, which are given back after the switch.
+    /// How many tables of networks the service has, which are freed after the switch.
     replaced: usize,
 }
 
-/// The switches of all services. They are asked for again and again, and nobody else writes them.
+/// The switches of all services, cached because they are read often. Only this process writes them.
 pub(super) struct Switches {
     map: Array<MapData, u32>,
-    /// What is written.
+    /// The contents of the map.
     words: Vec<u32>,
 }
 
 impl Switches {
-    /// Takes over what is there.
+    /// Takes over the contents of the map.
     pub fn new(map: Array<MapData, u32>) -> Self {
         let words = (0..SERVICES_MAX).map(|service| map.get(&service, 0).unwrap_or(0)).collect();
         Self { map, words }
@@ -61,7 +61,7 @@ impl Switches {
 }
 
 impl Kernel {
-    /// The switch of an index that was another service's.
+    /// Resets the switch of an index that was another service's.
     pub(super) fn reset_switch(&mut self, service: u32) -> Result<()> {
         self.switches.write(service, 0)
     }
@@ -70,8 +70,8 @@ impl Kernel {
         self.switches.word(service)
     }
 
-    /// Whether the kernel follows this decision already. Which networks an earlier daemon told apart is not known: its
-    /// decision is put in force once more.
+    /// Whether the kernel already follows this decision. The networks of an earlier daemon's decision are not known: it
+    /// is put in force once more.
     pub fn follows(&self, service: u32, decision: PlannedDecision) -> bool {
         let now = self.switch(service);
         let unknown = || {
@@ -82,7 +82,7 @@ impl Kernel {
             && (now & SWITCH_HAS_SOURCES == 0 || !unknown())
     }
 
-    /// Puts a decision in force: all tables of the service anew, on the other side, and then the switch.
+    /// Puts a decision in force: builds all tables of the service anew on the other side, and then writes the switch.
     pub(super) fn switch_service(
         &mut self,
         plan: &Plan,
@@ -99,11 +99,11 @@ impl Kernel {
             .filter_map(|(key, rule)| Some((*key, rule, rule.table.as_ref()?)))
             .collect();
         let (mut built, mut new_tables, mut stale) = (Vec::new(), NewTables::default(), BTreeSet::new());
-        // Counted where lookups find them: of rules that an earlier daemon wrote, nothing else is known.
+        // Counted in the map: nothing else is known of rules that an earlier daemon wrote.
         new_tables.replaced = self.sources.tables_of(service, old);
         let prepared = planned.into_iter().try_for_each(|(key, rule, table)| {
             let before = self.published.get(&key).cloned().unwrap_or_default();
-            // What the service may not have is left out; the next plan tells it.
+            // Tables above the service's quota are left out; the next plan reports them.
             let Some(tables) = self.build(key, service, (rule, table), new, &mut new_tables, &mut stale)? else {
                 return Ok(());
             };
@@ -120,7 +120,7 @@ impl Kernel {
             built.iter().try_for_each(|(key, before, (rule, _), _)| self.withdraw_only(*key, before, rule.only))
         });
         if let Err(error) = prepared {
-            // What clients are given to is as before; what was built is given back.
+            // Clients are still steered as before. Release what was built.
             for (_, _, _, (index, _)) in built {
                 self.sources.remove(table_index(index, new));
             }
@@ -151,7 +151,7 @@ impl Kernel {
                     Err(error) => failed = Some(error),
                 }
             }
-            self.name_heirs(Heirs { rule: key, table: index, service }, table);
+            self.write_migration_targets(MigrationTargets { rule: key, table: index, service }, table);
             let table = Arc::clone(table);
             let serving = if ours { Some(Arc::clone(&table)) } else { before.serving };
             self.published.insert(key, Published { rule, ours, table: Some(Arc::clone(&table)), serving, networks });
@@ -160,21 +160,22 @@ impl Kernel {
             for own in left {
                 self.publisher.clear(own);
             }
-            // The kernel's grace period for this begins after the switch: when it is over, nobody uses the old side. Until
-            // then a lookup that has read the old word may come there, and finds the same as on the new side: an empty
-            // table would refuse its client.
+            // The kernel's grace period for this begins after the switch: when it is over, no lookup uses the old side.
+            // Until then a lookup that has read the old word may come there, and finds the same as on the new side. An
+            // empty table would refuse its client.
             if let Err(error) = self.publisher.prepare(table_index(index, old), &table, false) {
                 failed = Some(error);
             }
         }
-        let (more, not) = self.publisher.flush();
+        let (more, unpublished) = self.publisher.flush();
         settled.extend(more);
-        failed.or(not.map(|not| not.error)).map_or(Ok(settled), Err)
+        failed.or(unpublished.map(|unpublished| unpublished.error)).map_or(Ok(settled), Err)
     }
 
-    /// The one backend whose newest listener clients are given to is named by the rule and not by the tables. Before the switch no
-    /// backend is named that the decision may exclude: then a client that no table has a socket for is refused, as it is when a
-    /// daemon dies before it has written the rule anew.
+    /// Removes the only backend (`Rule::only`) from a rule before a switch. The rule names this backend, whose newest
+    /// listener gets clients, and the tables do not, so the switch does not change it. Before the switch no rule may
+    /// name a backend that the decision excludes. Until the rule is written again, a client for which no table has a
+    /// socket is refused, also if the daemon dies before that.
     fn withdraw_only(&mut self, key: RuleKey, before: &Published, only: Option<(u32, u16)>) -> Result<()> {
         let rule = before.rule;
         let is_same = before.ours && (rule.only, rule.target) == only.unwrap_or((NONE, 0));
@@ -183,15 +184,15 @@ impl Kernel {
         }
         let without = Rule { only: NONE, target: 0, ..rule };
         if let Some(published) = self.published.get_mut(&key) {
-            // It is written as planned after the switch, or by the next plan.
+            // The rule is written as planned after the switch, or by the next plan.
             (published.rule, published.ours) = (without, false);
         }
         self.rules.write(key, without)
     }
 
-    /// Builds the tables of one rule on the side that is not in use. Returns the rule's table, and those of networks, or nothing if it is a
-    /// new rule that the service may not have; `new_tables` are added to, and `stale` are those to which something that was left there led,
-    /// also when it fails.
+    /// Builds the tables of one rule on the side that is not in use. Returns the rule's table and those of its
+    /// networks, or `None` for a new rule above the service's quota. Adds to `new_tables`, and adds to `stale` the
+    /// tables that left-over entries refer to, also if it fails.
     fn build(
         &mut self,
         key: RuleKey,
@@ -213,7 +214,7 @@ impl Kernel {
                 Err(error) => return Err(error),
             },
         };
-        // A daemon that ended between here and the switch has left something on this side.
+        // A daemon that ended between here and the switch has left entries on this side.
         stale.extend(self.sources.remove(table_index(index, side)));
         self.publisher.prepare(table_index(index, side), table, false)?;
         let networks = rule.networks.iter().map(|(version, planned)| {

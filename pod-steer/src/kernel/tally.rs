@@ -1,4 +1,5 @@
-//! How much of a map each service has, and whether it may have more of it: the rule is [`pod_steer_ebpf::may_take`].
+//! Counts how much of a map each service has, and decides whether it may have more, by the rule
+//! [`pod_steer_ebpf::may_take`].
 
 use std::collections::HashMap;
 
@@ -6,9 +7,9 @@ use pod_steer_ebpf::NONE;
 
 use super::{KernelError, Result, limits::limit, quota::Usage};
 
-/// What the services have of one map.
+/// The numbers of one map's entries that the services have.
 pub(super) struct Tally {
-    /// For people.
+    /// Name of the entries in messages.
     what: &'static str,
     limit: u32,
     used: u32,
@@ -16,18 +17,18 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Of a map with this name and usual size.
+    /// Counts the map with this name and usual size.
     pub fn new(map: &str, usual: u32, what: &'static str) -> Self {
         Self { what, limit: limit(map, usual), used: 0, by_owner: HashMap::new() }
     }
 
-    /// A service has so many more.
+    /// A service has so many more entries.
     pub fn add(&mut self, owner: u32, number: u32) {
         self.used += number;
         *self.by_owner.entry(owner).or_default() += number;
     }
 
-    /// A service has so many less.
+    /// A service has so many fewer entries.
     pub fn take_away(&mut self, owner: u32, number: u32) {
         self.used = self.used.saturating_sub(number);
         if let Some(own) = self.by_owner.get_mut(&owner) {
@@ -43,7 +44,7 @@ impl Tally {
         Usage { own, used: self.used, limit: self.limit }
     }
 
-    /// Whether a service may have one more. What belongs to none is not limited.
+    /// Checks whether a service may have one more. Entries of no service are not limited.
     pub fn admit(&self, owner: u32) -> Result<()> {
         let usage = self.usage(owner);
         if owner == NONE || usage.may_take() { Ok(()) } else { Err(KernelError::Quota { what: self.what, usage }) }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_back_can_be_taken_again() {
+    fn a_released_quota_can_be_taken_again() {
         let mut tally = Tally::new("NO_SUCH_MAP", 8, "things");
         for _ in 0..6 {
             tally.admit(1).unwrap();

@@ -1,22 +1,22 @@
-//! Undoing everything. Needs no daemon: all there is to undo is named in bpffs, and by the sockets themselves.
+//! Removes all kernel state. Needs no daemon: bpffs and the sockets themselves name everything that has to be removed.
 
 use std::{fs, io, path::Path};
 
 use super::{attach::names, migration};
 
-/// What [`unload`] took away.
+/// Numbers of the objects that [`unload`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unloaded {
-    /// Ingress namespaces that were left.
+    /// Ingress namespaces that were detached.
     pub namespaces: usize,
-    /// Backends' cgroups that were left.
+    /// Cgroups of backends that were detached.
     pub cgroups: usize,
     /// Maps that were unpinned.
     pub maps: usize,
 }
 
 /// Removes every pin below `dir`, and `dir` itself. Namespaces come first, so that steering ends at once everywhere;
-/// established connections go on. The migrate program leaves reuseport groups with their sockets; see
+/// established connections go on. The migrate program is detached from reuseport groups through their sockets; see
 /// [`QueueMigration::detach`](super::QueueMigration::detach).
 pub fn unload(dir: &Path) -> io::Result<Unloaded> {
     let mut done = Unloaded::default();

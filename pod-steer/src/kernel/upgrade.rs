@@ -1,8 +1,8 @@
-//! A daemon that starts replaces every attached program that is of another build than its own. A link update is atomic: the
-//! namespace or cgroup is at no time without a program. Programs of one layout use the same maps, so it does not matter in which
-//! order the links change, and a daemon that dies meanwhile leaves links of both builds, which the next one finishes.
+//! A starting daemon replaces every attached program of another build than its own. A link update is atomic: the
+//! namespace or cgroup is never without a program. Programs of one layout use the same maps, so links may change in any
+//! order. If the daemon dies halfway, links of both builds remain, and the next daemon finishes.
 //!
-//! The migrate program is attached to sockets, not by links: the first resync attaches it to every group anew.
+//! The migrate program is attached to sockets, not by links: the first resync attaches it to every group again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,20 +28,20 @@ use crate::{
     sys,
 };
 
-/// What was replaced.
+/// The result of replacing programs.
 #[derive(Clone, Debug, Default)]
 pub struct Replaced {
     /// Links whose program was replaced, by the name of the program.
     pub links: BTreeMap<&'static str, usize>,
-    /// The builds that the former programs were of.
+    /// Builds of the former programs.
     pub from: BTreeSet<String>,
-    /// The build that they are of now.
+    /// Build of the programs now.
     pub to: String,
-    /// How long it has taken, with what is carried over to new maps.
+    /// How long it took, including the carry-over to new maps.
     pub took: Duration,
 }
 
-/// As a field of a line of the log: how many links of each program.
+/// As a field of a log line: the number of links of each program.
 impl fmt::Display for Replaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let links: Vec<_> = self.links.iter().map(|(name, links)| format!("{links} {name}")).collect();
@@ -49,7 +49,7 @@ impl fmt::Display for Replaced {
     }
 }
 
-/// A link that is to have another program.
+/// A link that needs another program.
 struct Due {
     name: &'static str,
     pin: PathBuf,
@@ -61,7 +61,7 @@ impl Due {
     fn update(&self, program: BorrowedFd<'_>) -> Result<()> {
         let updated = bpf::open(&self.pin).and_then(|link| bpf::update_link(link.as_fd(), program));
         match updated {
-            // Its namespace or cgroup has ended meanwhile.
+            // Its namespace or cgroup has ended in the meantime.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
             updated => updated.map_err(KernelError::io("replace the program of the link", &self.pin)),
         }
@@ -71,23 +71,23 @@ impl Due {
 /// Finds the links whose program is of another build.
 #[derive(Default)]
 struct Finder {
-    /// By id: programs that are attached and of another build.
+    /// Attached programs by id; `Some` for one of another build.
     old: HashMap<u32, Option<Rc<OwnedFd>>>,
     from: BTreeSet<String>,
     due: Vec<Due>,
 }
 
 impl Finder {
-    /// The program of the link that is pinned there, if it is of another build.
+    /// Returns the program of the link pinned there, if it is of another build.
     fn outdated(&mut self, pin: &Path, own: Build) -> io::Result<Option<Rc<OwnedFd>>> {
         let info = match bpf::open(pin).and_then(bpf::link_info) {
-            // A pin that is missing or no link is repaired later.
+            // A pin that is missing or is not a link is repaired later.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 return Ok(None);
             }
             info => info?,
         };
-        // The program of a link that is detached is gone.
+        // A detached link has no program.
         if info.target == 0 {
             return Ok(None);
         }
@@ -107,7 +107,7 @@ impl Finder {
     }
 }
 
-/// The programs of this process, loaded to use the maps that are pinned in a directory.
+/// The programs of this process, loaded for the maps that are pinned in a directory.
 pub(super) struct Release<'a> {
     pub dir: &'a Path,
     pub maps: &'a Path,
@@ -117,7 +117,8 @@ pub(super) struct Release<'a> {
 }
 
 impl Release<'_> {
-    /// Every link whose program is of another build, with the program that it is to have: all are loaded when this returns.
+    /// Every link whose program is of another build, with its new program. All new programs are loaded when this
+    /// returns.
     pub fn outdated(&self) -> Result<Outdated> {
         let own = self.build.build;
         let mut finder = Finder::default();
@@ -139,7 +140,7 @@ impl Release<'_> {
                     Some(new) => Rc::clone(new),
                     None => {
                         let new = object::program_fd(self.programs, name)?.try_clone_to_owned();
-                        Rc::new(new.map_err(KernelError::io("copy the descriptor of the program", name))?)
+                        Rc::new(new.map_err(KernelError::io("duplicate the descriptor of the program", name))?)
                     }
                 };
                 loaded.insert(name, Rc::clone(&new));
@@ -151,7 +152,7 @@ impl Release<'_> {
 
     /// The lookup program of a namespace that is attached already.
     fn load_lookup(&self, cookie: u64) -> Result<OwnedFd> {
-        // The attached program has the map: no other program would read another one.
+        // The attached program has the map; no other program would read a new one.
         let _ = pins::recover_ports(self.dir, cookie);
         let ports = ports::pin(self.dir, cookie);
         let constants = Constants { netns_cookie: cookie, ..*self.constants };
@@ -159,7 +160,7 @@ impl Release<'_> {
     }
 }
 
-/// Links that are to have other programs.
+/// Links that need other programs.
 pub(super) struct Outdated {
     dir: PathBuf,
     due: Vec<Due>,
@@ -168,7 +169,7 @@ pub(super) struct Outdated {
 }
 
 impl Outdated {
-    /// Replaces the programs of all links, and does what is to follow. Where either fails, the former programs are attached again.
+    /// Replaces the programs of all links, then runs `then`. If either fails, the former programs are attached again.
     pub fn replace(self, then: impl FnOnce() -> Result<()>) -> Result<Replaced> {
         let begun = Instant::now();
         let links = replace_all(&self.due, then)?;
@@ -178,7 +179,7 @@ impl Outdated {
     }
 }
 
-/// Detaches the programs of cgroups that this version does not have.
+/// Detaches programs of cgroups that this version does not have.
 fn detach_unknown_programs(dir: &Path) {
     for pins in attached(dir).into_iter().map(|(cgroup, index)| cgroup_pins(dir, cgroup, index)) {
         let unknown = |name: &String| !CGROUP_PROGRAMS.iter().any(|(_, pin, _)| pin == name);
@@ -191,10 +192,10 @@ fn detach_unknown_programs(dir: &Path) {
 }
 
 fn unread(pin: &Path) -> impl FnOnce(io::Error) -> KernelError {
-    KernelError::io("read which program has the link", pin)
+    KernelError::io("read the program of the link", pin)
 }
 
-/// Replaces all, or none.
+/// Replaces all programs or none.
 fn replace_all(all: &[Due], then: impl FnOnce() -> Result<()>) -> Result<BTreeMap<&'static str, usize>> {
     let mut links = BTreeMap::new();
     let Some(last) = all.len().checked_sub(1) else { return then().map(|()| links) };
@@ -207,7 +208,7 @@ fn replace_all(all: &[Due], then: impl FnOnce() -> Result<()>) -> Result<BTreeMa
     });
     let replaced = replaced.and_then(|()| step(Point::Replaced)).and_then(|()| then());
     if replaced.is_err() {
-        // A link that is not replaced yet has its former program already.
+        // A link that was not replaced yet still has its former program.
         all.iter().rev().for_each(|due| drop(due.update(due.old.as_fd())));
     }
     replaced.map(|()| links)

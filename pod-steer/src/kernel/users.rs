@@ -1,4 +1,4 @@
-//! Whose each shared port is, and which sockets had to be bound to another one.
+//! The users that own shared ports, and the sockets that had to be bound to another port.
 
 use std::{collections::BTreeSet, os::fd::AsRawFd};
 
@@ -7,32 +7,32 @@ use pod_steer_ebpf::{Hidden, PORT_USERS_MAX, PortKey, PortUser, SocketInfo};
 use super::{Kernel, KernelError, Result};
 
 impl Kernel {
-    /// Says whose a port is.
+    /// Records the user that owns a port.
     pub fn own_port(&mut self, port: PortKey, uid: u32) -> Result<()> {
         let user = PortUser { uid, bound: 1, since_ns: 0 };
         self.port_users.insert(port, user, 0).map_err(KernelError::add(
-            "write whose a port is to",
+            "write the owner of a port to",
             "PORT_USERS",
             PORT_USERS_MAX,
         ))
     }
 
-    /// Ports that are somebody's.
+    /// Ports that a user owns.
     pub fn owned_ports(&self) -> BTreeSet<PortKey> {
         self.port_users.keys().flatten().collect()
     }
 
-    /// Lets a port go: the next to bind it may be of any user.
+    /// Frees a port: the next bind to it may be any user's.
     pub fn free_port(&mut self, port: PortKey) {
         let _ = self.port_users.remove(&port);
     }
 
-    /// What is known of a socket whose bind was moved; nothing of others.
+    /// The record of a socket whose bind was moved; `None` for others.
     pub fn hidden(&self, socket: &impl AsRawFd) -> Option<Hidden> {
         self.hidden.get(socket, 0).ok().filter(|hidden| hidden.port != 0)
     }
 
-    /// What the kernel holds of a registered socket.
+    /// The description of a registered socket.
     pub fn socket(&self, cookie: u64) -> Option<SocketInfo> {
         self.sockets.get(&cookie, 0).ok()
     }

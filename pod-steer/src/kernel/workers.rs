@@ -1,6 +1,6 @@
-//! The threads that replace tables, and wait until nobody can be using the old ones. Tables that change together are
-//! replaced together: from Linux 6.8 on a batch waits once, before that once for each element, so they are shared out among
-//! the threads. Tables that nothing leads to any more are emptied by one more thread, for which nobody waits.
+//! The threads that replace tables and wait until no lookup can be using the old ones. Tables that change together are
+//! replaced together. A batch waits once from Linux 6.8 on, and once for each element before that, so the tables are
+//! divided among the threads. One more thread empties tables that nothing refers to any more; nothing waits for it.
 
 use std::{
     collections::BTreeSet,
@@ -19,21 +19,21 @@ use tokio::sync::oneshot;
 use super::{KernelError, Result};
 use crate::sys;
 
-/// So many changes at a time before one waits for another.
+/// Number of changes at a time before one waits for another.
 pub(super) const WORKERS: usize = 8;
-/// Tables that are emptied together. Not more: a daemon that is killed ends when its system call does, which waits for each
-/// of them before Linux 6.8.
+/// Number of tables that are emptied together. Not more: a daemon that is killed ends only when its system call does,
+/// and before Linux 6.8 that waits for each of them.
 const CLEARED_MAX: usize = 32;
 
 pub(super) type Outer = ArrayOfMaps<MapData, MapData>;
 pub(super) type Outcome = std::result::Result<(), MapError>;
-/// Tables, each with its index, to be put in use by one system call, in this order.
+/// Tables, each with its index, to be put in use by one system call in this order.
 pub(super) type Batch = Vec<(u32, Arc<MapData>)>;
 
 /// The map of all tables.
 pub(super) struct Tables {
     outer: Outer,
-    /// The same one: aya hides the descriptor of a map of maps.
+    /// The same map again: aya hides the descriptor of a map of maps.
     raw: MapData,
 }
 
@@ -49,18 +49,18 @@ impl Tables {
         self.outer.get(&index, 0)
     }
 
-    /// The id of the table at this index. On Linux 6.1 the kernel waits for a grace period here too.
+    /// The id of the table at this index. On Linux 6.1 this call waits for a grace period too.
     pub fn id_of(&self, index: u32) -> io::Result<u32> {
         sys::inner_map(self.raw.fd().as_fd(), index)
     }
 
-    /// Puts tables in use, in this order.
+    /// Puts tables in use, in the order of the batch.
     pub fn replace(&mut self, batch: &[(u32, Arc<MapData>)]) -> Outcome {
         let (indices, fds): (Vec<u32>, Vec<u32>) =
             batch.iter().map(|(index, inner)| (*index, inner.fd().as_fd().as_raw_fd().cast_unsigned())).unzip();
         match batch {
-            // A batch that the kernel does not take (it is for maps of maps from Linux 5.19) does no harm: what is
-            // replaced twice is the same.
+            // A batch that the kernel rejects (batches of maps of maps need Linux 5.19) does no harm: an element that
+            // is replaced twice gets the same table.
             [_, _, ..] if sys::update_batch(self.raw.fd().as_fd(), &indices, &fds).is_ok() => Ok(()),
             _ => batch.iter().try_for_each(|(index, inner)| self.outer.set(*index, inner, 0)),
         }
@@ -72,19 +72,19 @@ struct Job {
     done: oneshot::Sender<Outcome>,
 }
 
-/// The threads. They live as long as this does, and as long as they have something to do.
+/// The threads. They end when this is dropped and their work is done.
 pub(super) struct Workers {
     jobs: mpsc::Sender<Job>,
-    /// Tables that are to be emptied.
+    /// Sends tables to be emptied.
     unused: mpsc::Sender<u32>,
-    /// Those that are.
+    /// Receives tables that are emptied.
     cleared: mpsc::Receiver<u32>,
-    /// Those that are under way from the one to the other.
+    /// Tables that are being emptied.
     clearing: BTreeSet<u32>,
 }
 
 impl Workers {
-    /// `empty` is the table that takes the place of those that nothing leads to.
+    /// `empty` replaces tables that nothing refers to.
     pub fn start(pin: &Path, empty: MapData) -> Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -99,21 +99,21 @@ impl Workers {
         Ok(Self { jobs, unused, cleared, clearing: BTreeSet::new() })
     }
 
-    /// Has tables replaced. What is returned is told when nobody can be using the old ones.
+    /// Replaces tables. The receiver gets the outcome when no lookup can be using the old ones.
     pub fn replace(&self, batch: Batch) -> oneshot::Receiver<Outcome> {
         let (done, outcome) = oneshot::channel();
         let _ = self.jobs.send(Job { batch, done });
         outcome
     }
 
-    /// Has both sides of a table emptied, once: after that it may be used again.
+    /// Empties both sides of a table once. After that it may be used again.
     pub fn clear(&mut self, table: u32) {
         if self.clearing.insert(table) {
             let _ = self.unused.send(table);
         }
     }
 
-    /// Those that were emptied since this was last asked; the first one is waited for no longer than this.
+    /// The tables that were emptied since the last call. Waits for the first one no longer than `wait`.
     pub fn cleared(&mut self, wait: Duration) -> BTreeSet<u32> {
         let wait = if self.clearing.is_empty() { Duration::ZERO } else { wait };
         let first = self.cleared.recv_timeout(wait).ok();
@@ -131,12 +131,12 @@ fn work(tables: &mut Tables, queue: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
-/// Empties tables, as many at once as are waiting for it.
+/// Empties tables, as many together as are waiting.
 fn clean(tables: &mut Tables, empty: &Arc<MapData>, queue: &mpsc::Receiver<u32>, done: &mpsc::Sender<u32>) {
     while let Ok(first) = queue.recv() {
         let all: Vec<u32> = iter::once(first).chain(queue.try_iter()).take(CLEARED_MAX).collect();
         let sides = |table: &u32| [0, SWITCH_SIDE].map(|side| (table_index(*table, side), Arc::clone(empty)));
-        // Where that cannot be, they keep their memory until they are used again.
+        // If that fails, they keep their memory until they are used again.
         let _ = tables.replace(&all.iter().flat_map(sides).collect::<Batch>());
         if all.into_iter().any(|table| done.send(table).is_err()) {
             return;

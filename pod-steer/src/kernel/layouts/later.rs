@@ -1,8 +1,8 @@
-//! The changes of the later releases that tests upgrade to.
+//! The layout changes of the later releases to which tests upgrade.
 
 use super::{Bytes, Step};
 
-/// The value has 64 bits more, which are zero.
+/// The value gets 64 more bits, which are zero.
 fn longer(key: Bytes, value: Bytes) -> Option<(Bytes, Bytes)> {
     Some((key, [value, vec![0; 8]].concat()))
 }

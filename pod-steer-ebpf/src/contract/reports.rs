@@ -1,4 +1,5 @@
-//! What the kernel programs tell the daemon, and what a daemon leaves for the next one: counters, moves, events, notes.
+//! What the kernel programs report to the daemon (counters, moves, events), and the notes that a daemon leaves for the
+//! next one.
 
 use super::SocketInfo;
 
@@ -26,15 +27,15 @@ pub struct BackendCounters {
     pub moved_out_closed: u64,
     /// Half-open connections that left a closing listener of this backend.
     pub moved_half_open: u64,
-    /// Connections of a closing listener for which the table had no live socket of the same reuseport group. The kernel
-    /// then takes any other socket of the group, or resets them if there is none.
+    /// Connections of a closing listener that had no migration target, a live socket of the same reuseport group: they
+    /// were reset.
     pub not_moved: u64,
-    /// Zero. Of a later release, as tests upgrade to it.
+    /// Zero. A field of the later release to which tests upgrade.
     #[cfg(feature = "test-layout")]
     pub later: u64,
 }
 
-/// Counters of one service, kept per CPU: why a lookup did not end, or not at once, at a socket.
+/// Counters of one service, kept per CPU: why a lookup did not find a socket, or not at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceCounters {
@@ -56,15 +57,16 @@ pub struct ServiceCounters {
     pub assign_eexist: u64,
     /// `bpf_sk_assign` failed with another error.
     pub assign_other: u64,
-    /// Packets that were made to vanish because the service is paused: clients retransmit their SYNs.
+    /// Packets that were discarded because the service is paused. Clients retransmit their SYNs.
     pub paused: u64,
-    /// Lookups in which the client's network decided on the table.
+    /// Lookups that the table of the client's network answered.
     pub by_network: u64,
-    /// Lookups in which the table of the client's network had no live socket, so that the service's own was used.
+    /// Lookups in which the table of the client's network had no live socket, so the service's own table was used.
     pub network_no_backend: u64,
 }
 
-/// A part of a note: what a daemon leaves for the next one beside its files. Kernel programs do not read it.
+/// Key of one part of a note, which a daemon leaves for the next one in addition to its files. Kernel programs do not
+/// read notes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NoteKey {
@@ -72,13 +74,13 @@ pub struct NoteKey {
     pub kind: u32,
     /// Index of the backend or service.
     pub index: u32,
-    /// Number of this part, from 0. The first one begins with the length of the whole in four bytes.
+    /// Number of this part, from 0. The first part begins with the length of the whole note in four bytes.
     pub part: u32,
     /// Zero.
     pub pad: u32,
 }
 
-/// A note of a backend: as its file in the runtime directory.
+/// A note of a backend: the content of its file in the runtime directory.
 pub const NOTE_BACKEND: u32 = 1;
 /// A note of a service: its name.
 pub const NOTE_SERVICE: u32 = 2;
@@ -87,20 +89,20 @@ pub const NOTE_SERVICE: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Move {
-    /// Index of the backend where it was born, whose programs will see it end.
+    /// Index of the backend where it was born, whose programs will see its end.
     pub from: u32,
     /// Index of the backend that has it.
     pub to: u32,
 }
 
-/// What a kernel program tells the daemon.
+/// An event that a kernel program reports to the daemon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,
-    /// The error number of [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`], positive; of [`EVENT_LISTENING`] why the socket has
-    /// no description; of [`EVENT_LEFT_OUT`] one of the `LEFT_OUT_` constants; else zero.
+    /// For [`EVENT_NOT_REGISTERED`] and [`EVENT_NOT_SHARED`] the error number, positive; for [`EVENT_LISTENING`] why
+    /// the socket has no description; for [`EVENT_LEFT_OUT`] one of the `LEFT_OUT_` constants; else zero.
     pub errno: u32,
     /// Cookie of the socket, or zero.
     pub cookie: u64,
@@ -112,11 +114,12 @@ pub struct Event {
 pub const EVENT_LISTENING: u32 = 1;
 /// A managed listening socket was closed.
 pub const EVENT_CLOSED: u32 = 2;
-/// A managed socket listens and could not enter the socket map.
+/// A managed socket listens, but could not enter the socket map.
 pub const EVENT_NOT_REGISTERED: u32 = 3;
 /// `SO_REUSEPORT` could not be set on a bind to a managed port.
 pub const EVENT_NOT_SHARED: u32 = 4;
 /// A managed container asked for an MPTCP socket and was refused; it is expected to ask for TCP next.
 pub const EVENT_MPTCP_REFUSED: u32 = 5;
-/// A managed socket listens and is not registered: its backend has reached its quota or its rate. One event may stand for many sockets.
+/// A managed socket listens, but is not registered: its backend has reached its quota or its rate. One event may stand
+/// for many sockets.
 pub const EVENT_LEFT_OUT: u32 = 6;
