@@ -1,9 +1,9 @@
-//! Addresses as the contract has them. Pure.
+//! Addresses in the form of the contract. Pure.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// In a rule's key: any address.
+/// Any address, in a rule's key.
 pub const ANY_ADDRESS: [u8; 16] = [0; 16];
 
 /// The 16 bytes of the contract: network byte order, IPv4 in the first four.

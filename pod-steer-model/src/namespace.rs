@@ -1,12 +1,12 @@
-//! Which network namespace is meant. Pure.
+//! The identity of a network namespace. Pure.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// An ingress namespace. The cookie is what the kernel programs know it by: it is never used again before the machine
-/// restarts, while an inode number may be.
+/// An ingress namespace. The kernel programs identify it by its cookie, which is not reused before the machine
+/// restarts; an inode number may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Netns {
     /// Device of its `ns/net` file.

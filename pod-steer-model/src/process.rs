@@ -1,13 +1,13 @@
-//! Which process is meant. Pure.
+//! The identity of a process. Pure.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// Names a process for ever: a pid is used again, but not with the same start.
+/// Identifies a process for ever: a pid is reused, but not with the same start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Its pid.
     pub pid: i32,
-    /// When it started, in clock ticks since the machine did (proc_pid_stat(5)).
+    /// When it started, in clock ticks since the machine booted (proc_pid_stat(5)).
     pub start: u64,
 }

@@ -1,19 +1,19 @@
-//! Slot tables: which socket each slot of a service names. Pure: the same members give the same table, in whatever
-//! order they come, in every process and after every restart.
+//! Slot tables: which socket each slot of a service names. Pure: the same members give the same table, in any order, in
+//! every process and after every restart.
 //!
 //! It is Maglev (Eisenbud et al., NSDI 2016) with two changes, because plain Maglev with exact shares moves up to 7 %
 //! of the slots when one of 200 members leaves:
 //!
 //! - **Quotas.** How many slots a member owns is computed first, exactly: its share of the weights, rounded down, or
 //!   up for as many members as it takes to fill the table. Maglev gets its shares from the turns.
-//! - **Claims that keep their place.** A member walks its own permutation of the slots and claims one at a time; the
-//!   claim's time is fixed by its place in the permutation and the member's weight, not by what others did before. A
-//!   slot belongs to the earliest claim on it. In Maglev a member that meets a taken slot takes the next free one in
-//!   the same turn, so one member less shifts what everyone does afterwards.
+//! - **Claims that keep their place.** A member walks its own permutation of the slots and claims one at a time. The
+//!   time of a claim depends only on its place in the permutation and on the member's weight, not on earlier claims of
+//!   others. A slot belongs to the earliest claim on it. In Maglev a member that meets a taken slot takes the next free
+//!   one in the same turn, so one member less shifts all later claims.
 //!
-//! Without quotas the earliest claim would be weighted rendezvous hashing: nothing moves but what it must, and shares
-//! are only roughly right. With quotas it is a stable matching (Gale and Shapley 1962) of members that prefer their
-//! early claims and slots that prefer the earliest claim; it is unique, so the order of the work does not show.
+//! Without quotas the earliest claim would be weighted rendezvous hashing: only what must move does, but shares are
+//! only roughly right. With quotas it is a stable matching (Gale and Shapley 1962) of members that prefer their early
+//! claims and slots that prefer the earliest claim. That matching is unique, so the order of the work does not matter.
 #![forbid(unsafe_code)]
 
 use std::sync::OnceLock;
@@ -22,45 +22,47 @@ use std::sync::OnceLock;
 const SMALL_SLOTS: u32 = 4_096;
 /// Members of the largest table of [`SMALL_SLOTS`].
 const SMALL_MEMBERS_MAX: usize = 256;
-/// Slots of the next larger tables. As in a small one, a member of average weight has 16 at the least: more would be more
-/// exact, and the time to build a table grows with its slots.
+/// Slots of the next larger tables. As in a small one, a member of average weight has at least 16. More would be more
+/// exact, but the time to build a table grows with its slots.
 const MEDIUM_SLOTS: u32 = 32_768;
 /// Members of the largest table of [`MEDIUM_SLOTS`].
 const MEDIUM_MEMBERS_MAX: usize = 2_048;
 /// Slots of larger tables, and so the most members of any.
 const LARGE_SLOTS: u32 = 65_536;
 
-/// Bits below the point in [`turn_times`].
+/// Fractional bits of [`turn_times`].
 const TURN_BITS: u32 = 24;
 /// Bits of the heaviest member's period: two weights that differ by less than 2^-16 may claim at the same pace.
 const PERIOD_BITS: u32 = 16;
 /// Longest period. A member 2^19 times lighter than the heaviest claims no more slowly than this; its quota is right
-/// all the same. It keeps a claim's time within 64 bits: 35 + 24 bits, and 4 for the sum of 1/1 … 1/65,536, under 12.
+/// all the same. The limit keeps a claim's time within 64 bits: 35 + 24 bits, and 4 for the sum of 1/1 … 1/65,536,
+/// which is below 12.
 const PERIOD_MAX: u128 = 1 << 35;
 
 /// A listening socket with its weight among the sockets of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
-    /// Cookie of the socket: what it is known by, and all that its permutation depends on.
+    /// Cookie of the socket: its identity, and the only input of its permutation.
     pub cookie: u64,
     /// Index of the backend that owns the socket.
     pub backend: u32,
-    /// Share of new connections relative to the other members'. With 0 the socket is no member at all.
+    /// Share of new connections relative to the other members'. A socket with 0 is not a member.
     pub weight: u64,
 }
 
-/// What [`build`] makes.
+/// The result of [`build`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlotTable {
-    /// For each slot, the index in `members` of its owner. As many as [`slot_count`] says.
+    /// For each slot, the index in `members` of its owner. Their number is [`slot_count`].
     pub slots: Vec<u32>,
-    /// Every member once, by ascending cookie. One whose share is below one slot may own none.
+    /// Every member once, by ascending cookie. A member whose share is below one slot may own none.
     pub members: Vec<Member>,
 }
 
-/// Number of slots of a table of so many members: none, one, or a power of two (the kernel masks a hash with it).
+/// Number of slots of a table with so many members: none, one, or a power of two (the kernel program masks a hash with
+/// it).
 ///
-/// Where the number changes (1 to 2 members, 256 to 257, 2,048 to 2,049) slots of the two tables have nothing to do with each other.
+/// Where the number changes (1 to 2 members, 256 to 257, 2,048 to 2,049), the slots of the two tables are unrelated.
 pub const fn slot_count(members: usize) -> u32 {
     match members {
         0 => 0,
@@ -73,7 +75,7 @@ pub const fn slot_count(members: usize) -> u32 {
 
 /// The table of these members. Each owns its exact share of the slots rounded down or up, never more than that off.
 ///
-/// A cookie that comes twice counts once. Of more members than slots, those with the most slots remain.
+/// A cookie that occurs twice counts once. If there are more members than slots, those with the most slots remain.
 pub fn build(members: &[Member]) -> SlotTable {
     let mut members: Vec<Member> = members.iter().copied().filter(|m| m.weight > 0).collect();
     members.sort_unstable();
@@ -81,7 +83,7 @@ pub fn build(members: &[Member]) -> SlotTable {
     let slots = slot_count(members.len());
     let mut quotas = quotas(&members, slots);
     if members.len() > slots as usize {
-        // The quotas add up to the number of slots, so whoever is cut off had none.
+        // The quotas add up to the number of slots, so a member that is cut off had none.
         let mut by_quota: Vec<(u32, Member)> = quotas.into_iter().zip(members).collect();
         by_quota.sort_by_key(|&(quota, m)| (std::cmp::Reverse((quota, m.weight)), m.cookie));
         by_quota.truncate(slots as usize);
@@ -91,11 +93,11 @@ pub fn build(members: &[Member]) -> SlotTable {
     SlotTable { slots: fill(&members, &quotas, slots), members }
 }
 
-/// Slots of each member, all of them together `slots`: the exact share rounded down, and up for those that are
+/// The number of slots of each member, `slots` in total: the exact share rounded down, or up for the members that are
 /// furthest above a threshold of their own.
 ///
-/// Were the threshold the same for all (the largest remainder), a member that leaves could turn the order of the
-/// remainders of all others around, and half of them would lose a slot to the other half.
+/// If all had the same threshold (the largest remainder), a member that leaves could reverse the order of all other
+/// remainders, and half of the members would lose a slot to the other half.
 fn quotas(members: &[Member], slots: u32) -> Vec<u32> {
     let total: u128 = members.iter().map(|m| u128::from(m.weight)).sum();
     let mut left = slots;
@@ -120,8 +122,8 @@ fn quotas(members: &[Member], slots: u32) -> Vec<u32> {
     quotas
 }
 
-/// A slot's earliest claim so far. Time and owner lie together: a table of many members is larger than the fast caches, and
-/// claims go everywhere.
+/// A slot's earliest claim so far. Time and owner are stored together, because a table of many members is larger than
+/// the fast caches, and claims are scattered.
 #[derive(Clone, Copy)]
 struct Claim {
     time: u64,
@@ -138,12 +140,12 @@ fn fill(members: &[Member], quotas: &[u32], slots: u32) -> Vec<u32> {
 
     for (i, &quota) in quotas.iter().enumerate() {
         for _ in 0..quota {
-            // Whoever loses a slot to an earlier claim goes on claiming, until a free slot ends the chain.
+            // A member that loses a slot to an earlier claim goes on claiming, until a free slot ends the chain.
             let mut claimant = i;
             loop {
                 let (slot, time) = walks[claimant].next_claim(turns);
                 let best = claims[slot];
-                // Equal times: the smaller index, that is the smaller cookie, whoever asks first.
+                // For equal times the smaller index wins, that is, the smaller cookie, in whichever order they claim.
                 if time > best.time || (time == best.time && claimant > best.owner as usize) {
                     continue;
                 }
@@ -160,8 +162,8 @@ fn fill(members: &[Member], quotas: &[u32], slots: u32) -> Vec<u32> {
 
 /// When the claims of a member with period 1 fall due, in table lengths: the sums of 1/n, 1/(n-1), 1/(n-2) …
 ///
-/// They are the expected times of an exponential clock for each slot. Evenly spaced claims would let the heavier of
-/// two members win more slots than its weight says, and the quotas would have to take them away again.
+/// They are the expected times of an exponential clock for each slot. With evenly spaced claims, the heavier of two
+/// members would win more slots than its weight allows, and the quotas would have to take them away again.
 ///
 /// There are four sizes of tables, so each is computed once.
 fn turn_times(slots: u32) -> &'static [u64] {
@@ -176,18 +178,18 @@ fn turn_times(slots: u32) -> &'static [u64] {
         _ => &ONE,
     };
     let gap = |left: u32| (1 << TURN_BITS) / u64::from(left);
-    // An empty table asks too, and may be the first.
+    // This is also called for an empty table, maybe first.
     let compute =
         || (1..=slots.max(1)).rev().scan(0, |time, left| Some(std::mem::replace(time, *time + gap(left)))).collect();
     known.get_or_init(compute)
 }
 
-/// A member on its way through its permutation of the slots.
+/// A member's walk through its permutation of the slots.
 ///
 /// Maglev's permutation is `offset`, `offset + skip`, `offset + 2 skip` … modulo the number of slots, here a power of
-/// two, so that any odd skip reaches every slot. Two members with related skips would meet the slots of the whole
-/// table in the same order, though, and one of them come second everywhere; so the halves of that number are folded
-/// and spread by one more odd factor of the member's own, which again reaches every slot once.
+/// two, so that any odd skip reaches every slot. But two members with related skips would meet the slots of the whole
+/// table in the same order, and one of them would come second everywhere. So the halves of that number are folded and
+/// spread by one more odd factor of the member's own, which again reaches every slot once.
 struct Walk {
     at: u32,
     skip: u32,
@@ -205,8 +207,8 @@ impl Walk {
     fn new(member: &Member, heaviest: u64, slots: u32) -> Self {
         let hash = mix(member.cookie);
         let more = mix(hash);
-        // The unit depends on the heaviest member by a power of two only: when that one goes, all times are scaled
-        // alike and their order stays.
+        // The unit depends on the heaviest member by a power of two only: when that member leaves, all times are scaled
+        // alike and keep their order.
         let unit = 1u128 << (heaviest.ilog2() + 1 + PERIOD_BITS);
         let period = (unit / u128::from(member.weight)).min(PERIOD_MAX) as u64;
         let first_gap = u128::from(period) * ((1 << TURN_BITS) / u128::from(slots));
@@ -223,8 +225,8 @@ impl Walk {
         }
     }
 
-    /// The slot that the member claims next, and when. There always is one: while a member lacks a slot, a slot is
-    /// free, and it has not claimed that one yet.
+    /// The slot that the member claims next, and the time of the claim. There always is one: while a member lacks a
+    /// slot, some slot is free, and the member has not claimed it yet.
     fn next_claim(&mut self, turns: &[u64]) -> (usize, u64) {
         let at = self.at & self.mask;
         let slot = (at ^ (at >> self.fold)).wrapping_mul(self.spread) & self.mask;
@@ -235,7 +237,8 @@ impl Walk {
     }
 }
 
-/// `splitmix64` (Steele, Lea, Flood 2014): every input bit reaches every output bit. Cookies are small numbers in a row.
+/// `splitmix64` (Steele, Lea, Flood 2014): every input bit reaches every output bit. Cookies are small consecutive
+/// numbers.
 const fn mix(value: u64) -> u64 {
     let mut h = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     h = (h ^ (h >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,4 +1,4 @@
-//! What a backend does, and what clients of a service come to. Pure.
+//! The state of a backend, and the ports that clients of a service use. Pure.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{ANY_ADDRESS, address_from_bytes};
 
-/// What a backend does, in one word.
+/// The state of a backend, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Its sockets get new connections.
     Ready,
-    /// They could, and its version has no share of them, or the service is paused.
+    /// They could, but its version has no share of them, or the service is paused.
     Standby,
-    /// They could, and the operator has drained it.
+    /// They could, but the operator has drained it.
     Drained,
-    /// It runs and does not listen yet, or its health is not known yet.
+    /// It runs, but does not listen yet, or its health is not known yet.
     Starting,
-    /// It runs and listens elsewhere than its ports say, or no longer; its problems say where.
+    /// It runs, but listens on other ports than its own, or no longer listens; its problems tell where.
     NotListening,
     /// Its health check fails.
     Unhealthy,
@@ -30,14 +30,14 @@ pub enum State {
     Stopping,
     /// It has ended.
     Exited,
-    /// It exists and has not started.
+    /// It exists and has not been started.
     Created,
-    /// It listens, or would, and cannot be steered to; its problems say why.
+    /// It listens, or would, but cannot be steered to; its problems tell why.
     NotSteered,
 }
 
 impl State {
-    /// As it is written.
+    /// Its written form.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -54,7 +54,7 @@ impl State {
         }
     }
 
-    /// Whether new connections could go there.
+    /// Whether it could get new connections.
     pub fn could_serve(self) -> bool {
         matches!(self, Self::Ready | Self::Standby | Self::Drained)
     }
@@ -80,7 +80,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// What clients of the rule come to, for people.
+    /// The port and address that clients connect to, for messages.
     pub fn title(&self) -> String {
         let key = &self.key;
         let mut title = format!("port {}", key.port);

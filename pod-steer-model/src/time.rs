@@ -1,17 +1,17 @@
 //! Times as values: nothing here reads a clock. Pure.
 #![forbid(unsafe_code)]
 
-/// The present, on both clocks.
+/// The current time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Milliseconds since the machine booted: for everything that is measured.
+    /// Milliseconds since the machine booted, for everything that is measured.
     pub ms: i64,
-    /// Milliseconds since 1970: for people.
+    /// Milliseconds since 1970, for display.
     pub wall_ms: i64,
 }
 
-/// Something that holds times since boot.
+/// A value with times since boot.
 pub trait Timed {
-    /// Each of them, to be converted.
+    /// All of these times, to be converted.
     fn times(&mut self) -> impl Iterator<Item = &mut i64>;
 }

@@ -1,7 +1,7 @@
-//! Weights that may be given. Pure.
+//! Limits of weights. Pure.
 #![forbid(unsafe_code)]
 
-/// Largest weight.
+/// Maximum weight.
 pub const WEIGHT_MAX: u32 = 65_535;
-/// Weight of a container that names none.
+/// Weight of a container that sets none.
 pub const WEIGHT_DEFAULT: u32 = 1;

@@ -160,7 +160,7 @@ fn a_version_that_listens_elsewhere_is_not_deployed() -> Result<()> {
     let _old = version("v1", &["127.0.0.2:8080"])?;
     let _elsewhere = version("v2", &["127.0.0.3:8080"])?;
     let mut refused = stage.daemon.cli()?;
-    let said = run(refused.args(["deploy", "s", "v2", "--timeout", "2s"])).expect_err("nobody would listen at .2");
+    let said = run(refused.args(["deploy", "s", "v2", "--timeout", "2s"])).expect_err("no backend would listen at .2");
     let said = format!("{said:#}");
     assert!(said.contains("port 8080 at 127.0.0.2"), "{said}");
     expect(net, &[("127.0.0.2:8080", Some("v1@127.0.0.2:8080")), ("127.0.0.3:8080", Some("v2@127.0.0.3:8080"))])?;

@@ -78,7 +78,7 @@ const BAD_ORDERS: [(&str, &str); 39] = [
     ("shift web --from 10.0.0.0/33=v2", "is no network"),
     ("shift web --from 10.0.0.1/8=v2", "did you mean 10.0.0.0/8?"),
     ("shift web --from 10.0.0.0/8=v9", "its versions: v1, v2"),
-    ("shift web --no-from 10.0.0.0/8", "is not treated apart"),
+    ("shift web --no-from 10.0.0.0/8", "has no version of its own"),
     ("canary web v2 --steps 5%,101%", "100% is the most"),
     ("canary web v2 --steps 1%,5%", "end at 100%"),
     ("canary web v2 --steps 50%,10%,100%", "larger than the one before"),

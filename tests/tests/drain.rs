@@ -185,7 +185,7 @@ fn connections_from_before_the_daemon_are_counted() -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     let left = stage.daemon.order("deploy web v2 --stop-old --drain-timeout 1s")?.expect(3)?;
     let said = left.stdout.clone() + &left.stderr;
-    ensure!(said.contains("1 old connection went on at the deadline, so nothing was stopped"), "{said}");
+    ensure!(said.contains("1 old connection remained at the deadline, so nothing was stopped"), "{said}");
     client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")?;
     read_to(&mut client, "\r\n\r\n").context("the old connection goes on")?;
     drop(client);

@@ -52,8 +52,11 @@ fn the_second_is_told_who_holds_the_service() -> Result<()> {
         let orders = ["shift web v1=1 v2=1", "deploy web v1", "canary web v2", "drain web --version v1", "pause web"];
         for order in orders {
             let second = stage.daemon.order(order)?.expect(1)?;
-            for word in ["web is held by root (uid 0, pid ", "the deploy of v2 goes on since", "pod-steer rollback web"]
-            {
+            for word in [
+                "web is held by root (uid 0, pid ",
+                "the deploy of v2 has been running since",
+                "pod-steer rollback web",
+            ] {
                 ensure!(second.stderr.contains(word), "{order}: {}", second.stderr);
             }
             ensure!(second.stderr.trim_end().lines().count() == 1, "{order}: {}", second.stderr);

@@ -1,9 +1,9 @@
-//! Orders that are in force already: repeating one succeeds, changes nothing and is not recorded.
+//! Orders that are already in force: repeating one succeeds, changes nothing and is not recorded.
 
 use super::{Decision, Operation, Order, Outcome, Part, View, behind, check::check_part};
 
-/// What to say of an order that has nothing to change; nothing if it has, or makes no sense. `history` is the service's,
-/// oldest first.
+/// The answer to an order that has nothing to change; `None` if it has something to change, or is invalid. `history` is
+/// the service's, oldest first.
 pub fn already(
     order: &Order,
     view: &View,
@@ -74,8 +74,8 @@ mod tests {
         assert_eq!(said(Order::Resume(v1()), &done), None);
         // A part that does not exist is an error, as is a service that does not.
         assert_eq!(said(Order::Resume(PartOrder { version: Some("v9".to_owned()), backend: None }), &calm), None);
-        let nobody = View { service: "nope".to_owned(), ..View::default() };
-        assert_eq!(already(&Order::Unpause, &nobody, &calm, None, &[]), None);
+        let unknown = View { service: "nope".to_owned(), ..View::default() };
+        assert_eq!(already(&Order::Unpause, &unknown, &calm, None, &[]), None);
         assert_eq!(said(Order::Rollback, &calm), None, "there was never anything to undo");
     }
 }

@@ -1,11 +1,11 @@
-//! A canary: more and more of new connections, as long as the version is well.
+//! A canary: a growing share of new connections, as long as the version is healthy.
 
 use std::collections::BTreeMap;
 
 use super::{
     CanaryOrder, Decision, Operation, Outcome, Phase, View,
     check::WHOLE,
-    step::{Progress, decide, done, end, go_back, is_ready},
+    step::{Progress, decide, done, end, is_ready, roll_back},
     words,
 };
 use crate::{state::State, time::Now};
@@ -25,8 +25,8 @@ pub(super) fn step(
             Progress::default()
         }
         Phase::Stepping { step, watched, since_ms, next_ms } => {
-            if let Some(reason) = unwell(view, &watched, since_ms) {
-                return go_back(operation, decision, now, reason);
+            if let Some(reason) = failure(view, &watched, since_ms) {
+                return roll_back(operation, decision, now, reason);
             }
             if now.ms < next_ms {
                 return Progress::default();
@@ -35,7 +35,8 @@ pub(super) fn step(
             if next < order.steps.len() {
                 return stepped(operation, order, next, view, decision, now);
             }
-            let apart = if decision.traffic.from.is_empty() { "" } else { ", but for networks that have a version" };
+            let apart =
+                if decision.traffic.from.is_empty() { "" } else { ", except those from networks that have a version" };
             let message = format!("{} has all new connections of {}{apart}", order.version, operation.service);
             end(operation, Outcome::Done, now, message);
             Progress::default()
@@ -44,7 +45,7 @@ pub(super) fn step(
     }
 }
 
-/// Goes to a step. At the whole there is nothing to wait for but whether the version stays well for one more step.
+/// Goes to a step. After the last step the version has everything, and has to stay healthy for one more step.
 fn stepped(
     operation: &mut Operation,
     order: &CanaryOrder,
@@ -64,7 +65,7 @@ fn stepped(
     Progress { decision, effects: Vec::new() }
 }
 
-/// The new version's share, and the others' among them as they were before.
+/// The new version's share. The other versions divide the rest as they did before.
 fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) -> BTreeMap<String, u32> {
     let mut weights = BTreeMap::from([(order.version.clone(), share)]);
     if share >= WHOLE {
@@ -87,12 +88,12 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
     weights
 }
 
-/// What is wrong with a version that is being tried, if something is.
-fn unwell(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
+/// What is wrong with the version that is being tried, if anything is.
+fn failure(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
     for (id, name) in watched {
         let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
         if backend.state == State::Starting && !backend.steered {
-            return Some(format!("the network namespace of {name} is not steered in any more"));
+            return Some(format!("the network namespace of {name} is no longer steered"));
         }
         if matches!(backend.state, State::Starting | State::NotListening) {
             return Some(format!("{name} has stopped listening"));

@@ -1,4 +1,4 @@
-//! Whether an order makes sense, before anything is changed.
+//! Checks an order, before anything is changed.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use ipnet::IpNet;
 use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
 use crate::{near, state::State, text::quoted, weight::WEIGHT_MAX};
 
-/// The whole, in hundredths of a percent.
+/// 100 %, in hundredths of a percent.
 pub(super) const WHOLE: u32 = 10_000;
 
-/// Why an order is refused; one line.
+/// Why an order is refused, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It makes no sense.
+    /// The order is invalid.
     #[error("{0}")]
     Input(String),
-    /// Somebody else holds the service.
+    /// Another operation holds the service.
     #[error("{0}")]
     Held(String),
 }
@@ -25,7 +25,7 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Input(text.into()))
 }
 
-/// Checks an order against the service as it is. `services` are all that there are.
+/// Checks an order against the current state of the service. `services` are the names of all services.
 pub fn check(
     order: &Order,
     view: &View,
@@ -42,7 +42,7 @@ pub fn check(
         && !matches!(order, Order::Rollback)
     {
         return Err(Refusal::Held(format!(
-            "{} is held by {}: {} goes on since {}; wait for it, or end it: pod-steer rollback {}",
+            "{} is held by {}: {} has been running since {}; wait for it, or end it: pod-steer rollback {}",
             view.service,
             held.who,
             held.title(),
@@ -58,24 +58,24 @@ pub fn check(
     };
     let service = &view.service;
     if !target.is_empty() && decision.drained.contains(&Part::Service) {
-        return refuse(format!("{service} is drained as a whole; let it in first: pod-steer resume {service}"));
+        return refuse(format!("all of {service} is drained; end the drain first: pod-steer resume {service}"));
     }
     let drained = |version: &&&String| decision.drained.contains(&Part::Version((**version).clone()));
     if !matches!(order, Order::Deploy(_))
         && let Some(version) = target.iter().find(drained)
     {
         return refuse(format!(
-            "{version} of {service} is drained; let it in first: pod-steer resume {service} --version {version}"
+            "{version} of {service} is drained; end the drain first: pod-steer resume {service} --version {version}"
         ));
     }
     match order {
         Order::Deploy(deploy) => {
             version(view, &deploy.version)?;
             if deploy.timeout_ms == 0 {
-                return refuse("the time-out is over already; give it some time, as in 60s");
+                return refuse("the time-out is zero; give a longer one, as in 60s");
             }
             if deploy.backends == Some(0) {
-                return refuse("no backend is to be ready; ask for one at least");
+                return refuse("the number of backends to wait for is zero; give at least one");
             }
         }
         Order::Canary(canary) => check_canary(view, canary)?,
@@ -87,7 +87,7 @@ pub fn check(
                     "nothing to roll back: {service} has had no deploy, canary or shift; see pod-steer history {service}"
                 ));
             }
-            Some(last) => somebody_serves(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
+            Some(last) => check_served(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
         },
         Order::Drain(part) => drop(check_part(view, part)?),
         Order::Resume(part) => drop(check_part(view, part)?),
@@ -96,19 +96,15 @@ pub fn check(
     Ok(())
 }
 
-/// Refuses shares that would leave nobody to serve.
-pub(super) fn somebody_serves(
-    view: &View,
-    weights: Option<&BTreeMap<String, u32>>,
-    whose: &str,
-) -> Result<(), Refusal> {
+/// Refuses shares with which no backend would serve.
+pub(super) fn check_served(view: &View, weights: Option<&BTreeMap<String, u32>>, whose: &str) -> Result<(), Refusal> {
     let Some(weights) = weights else { return Ok(()) };
     let named: Vec<&str> = weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v.as_str()).collect();
     if named.iter().any(|version| view.ready(version).next().is_some()) {
         return match view.uncovered(&named) {
             None => Ok(()),
             Some(title) => {
-                refuse(format!("{whose}, nobody would listen for {title} of {}, as others do now", view.service))
+                refuse(format!("{whose}, no version would listen for {title} of {}, which is served now", view.service))
             }
         };
     }
@@ -132,7 +128,7 @@ pub(super) fn somebody_serves(
 
 fn version(view: &View, version: &str) -> Result<(), Refusal> {
     let of_version = || view.backends.values().filter(|backend| backend.version == version);
-    // One that is stopping is ready again if it goes on after its stop time-out: operations wait for that.
+    // A stopping backend becomes ready again if it still runs after its stop time-out: operations wait for that.
     if of_version().any(|backend| backend.state != State::Exited) {
         return Ok(());
     }
@@ -152,13 +148,13 @@ fn version(view: &View, version: &str) -> Result<(), Refusal> {
 fn check_canary(view: &View, canary: &CanaryOrder) -> Result<(), Refusal> {
     version(view, &canary.version)?;
     if let Some(share) = canary.steps.iter().find(|share| **share > WHOLE) {
-        return refuse(format!("a step of {} is more than there is; give 100 % at the most", words::share(*share)));
+        return refuse(format!("a step of {} is too large; give at most 100 %", words::share(*share)));
     }
     if !canary.steps.is_sorted_by(|a, b| a < b) || canary.steps.last() != Some(&WHOLE) {
-        return refuse("the steps of a canary grow, and the last is 100 %; as in 1%,5%,25%,100%");
+        return refuse("the steps of a canary must increase, and the last must be 100 %; as in 1%,5%,25%,100%");
     }
     if canary.timeout_ms == 0 || canary.every_ms == 0 {
-        return refuse("a canary's steps and its time-out last longer than nothing; as in --every 2m --timeout 60s");
+        return refuse("the time of a canary's step and its time-out must not be zero; as in --every 2m --timeout 60s");
     }
     if !view.backends.values().any(|backend| backend.version != canary.version && backend.state.could_serve()) {
         return refuse(format!(
@@ -174,28 +170,35 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
         version(view, named)?;
     }
     if let Some((version, weight)) = shift.weights.iter().find(|(_, weight)| **weight > WEIGHT_MAX) {
-        return refuse(format!("the weight {weight} of {version} is too large; give {WEIGHT_MAX} at the most"));
+        return refuse(format!("the weight {weight} of {version} is too large; give at most {WEIGHT_MAX}"));
     }
     if !shift.weights.is_empty() && shift.weights.values().all(|weight| *weight == 0) {
-        return refuse("all weights are zero: nobody would serve; to let nobody in, drain or pause the service");
+        return refuse(
+            "all weights are zero, so no version would serve; to stop new connections, drain or pause the service",
+        );
     }
     if !shift.weights.is_empty() {
-        somebody_serves(view, Some(&shift.weights), "with these weights")?;
+        check_served(view, Some(&shift.weights), "with these weights")?;
     }
     if shift.balance && !shift.weights.is_empty() {
         return refuse("weights and --balance contradict each other; give one of the two");
     }
     if let Some(network) = shift.from.keys().find(|network| network.trunc() != **network) {
-        return refuse(format!("the network {network} has bits beyond its length; you mean {}", network.trunc()));
+        return refuse(format!(
+            "the network {network} has address bits beyond its prefix length; did you mean {}?",
+            network.trunc()
+        ));
     }
     let mapped = |network: &&IpNet| matches!(network, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some());
     if let Some(network) = shift.from.keys().find(mapped) {
-        return refuse(format!("the network {network} is one of IPv4 addresses; write it as such, as in 10.0.0.0/8"));
+        return refuse(format!(
+            "the network {network} has IPv4-mapped addresses; write it in IPv4 form, as in 10.0.0.0/8"
+        ));
     }
     if let Some(network) = shift.not_from.iter().find(|network| !decision.traffic.from.contains_key(*network)) {
         let known: Vec<String> = decision.traffic.from.keys().map(ToString::to_string).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        return refuse(format!("the network {network} is not treated apart; those that are: {known}"));
+        return refuse(format!("the network {network} has no version of its own; networks that have one: {known}"));
     }
     if shift.weights.is_empty() && !shift.balance && shift.from.is_empty() && shift.not_from.is_empty() {
         return refuse("nothing to shift; give weights, as in v1=90 v2=10, or a network, as in --from 10.0.0.0/8=v2");
@@ -203,10 +206,10 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
     Ok(())
 }
 
-/// The part that is meant.
+/// The part that an order names.
 pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<Part, Refusal> {
     match (&part.version, &part.backend) {
-        (Some(_), Some(_)) => refuse("a version and a backend at once; give one of the two"),
+        (Some(_), Some(_)) => refuse("both a version and a backend are given; give one of the two"),
         (None, None) => Ok(Part::Service),
         (Some(named), None) => match view.backends.values().any(|backend| backend.version == *named) {
             true => Ok(Part::Version(named.clone())),
@@ -225,13 +228,13 @@ pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<Part, Refusal>
                     let (service, named) = (&view.service, quoted(named));
                     refuse(format!("{service} has no backend {named}; its backends: {}", known.join(", ")))
                 }
-                _ => refuse(format!("{} could be one of several backends; give its whole id", quoted(named))),
+                _ => refuse(format!("{} matches several backends; give the full id", quoted(named))),
             }
         }
     }
 }
 
-/// A time of day, for people.
+/// A time of day, for messages.
 fn clock(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map(|time| time.strftime("%H:%M:%S UTC").to_string()).unwrap_or_default()
 }

@@ -1,17 +1,17 @@
-//! A deploy: wait until the version is ready, move everything at once, let old connections end, stop what is old.
+//! A deploy: wait until the version is ready, move everything at once, let old connections end, stop the old backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
-    step::{Effect, Progress, can_serve, decide, done, end, go_back, is_ready, live},
+    step::{Effect, Progress, can_serve, decide, done, end, is_ready, live, roll_back},
     words,
 };
 use crate::{state::State, time::Now};
 
-/// Least time that old backends may take to stop, and all of it for one that is never killed.
+/// Minimum time that old backends may take to stop. For one that is never killed, this is all of it.
 const STOP_MIN_MS: i64 = 60_000;
-/// How long an engine may take to answer besides.
+/// Time that an engine may take to answer, in addition.
 const STOP_MARGIN_MS: i64 = 10_000;
 
 pub(super) fn step(
@@ -31,7 +31,7 @@ pub(super) fn step(
         Phase::Draining { since_ms, deadline_ms, old, .. } => {
             if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
-                return go_back(operation, decision, now, reason);
+                return roll_back(operation, decision, now, reason);
             }
             let (left, uncounted) = (live(view, &old), uncounted(view, &old));
             let connections = note_connections(operation, view);
@@ -66,8 +66,8 @@ pub(super) fn step(
     }
 }
 
-/// Takes into account how many old connections there are now, and returns the most that there have been during this drain. Those
-/// of some backends are counted only after the switch, and a count is valid for a moment.
+/// Records the current number of old connections, and returns the largest number during this drain. Some backends are
+/// counted only after the switch, and a count is valid for a moment only.
 pub fn note_connections(operation: &mut Operation, view: &View) -> u64 {
     let Phase::Draining { old, connections, .. } = &mut operation.phase else { return 0 };
     *connections = live(view, old).max(*connections);
@@ -80,7 +80,7 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
     let connections = live(view, &old);
     let deadline_ms = now.ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
     operation.phase = Phase::Draining { since_ms: now.ms, deadline_ms, old, connections };
-    // Whoever deploys a version wants it to serve.
+    // A deploy of a version ends its drains: the version is meant to serve.
     let is_meant = |part: &&Part| match part {
         Part::Service => false,
         Part::Version(version) => *version == order.version,
@@ -117,7 +117,7 @@ fn drained(
     progress
 }
 
-/// How long all of these may take to stop: as long as the last one may that its engine then kills.
+/// How long all of these may take to stop: until the last one that its engine kills must have ended.
 fn stop_max_ms(view: &View, old: &BTreeSet<String>) -> i64 {
     let longest = old.iter().filter_map(|id| view.backends.get(id)?.stop_ms).max().unwrap_or(0);
     longest.saturating_add(STOP_MARGIN_MS).max(STOP_MIN_MS)
@@ -131,7 +131,7 @@ fn conclude(operation: &mut Operation, order: &DeployOrder, remaining: &Remainin
     let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
     let left = match (&remaining.uncounted, remaining.left) {
         (Some(name), 0) => format!("the connections of {name} could not be counted"),
-        (_, left) => format!("{} went on at the deadline", words::count(left, "old connection")),
+        (_, left) => format!("{} remained at the deadline", words::count(left, "old connection")),
     };
     let message = format!("{version} has all new connections of {service}; {left}{stopped}");
     end(operation, Outcome::Left, now, message);

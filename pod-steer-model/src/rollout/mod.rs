@@ -1,5 +1,5 @@
-//! What an operator decides about a service, and the steps in which it is carried out. Pure: facts and the time come in,
-//! the next state goes out; the daemon stores it, then acts on it.
+//! An operator's decisions about a service, and the steps in which they are carried out. Pure: facts and the time come
+//! in, the next state goes out. The daemon stores it, then acts on it.
 
 mod already;
 mod canary;
@@ -28,7 +28,7 @@ pub struct View {
     pub service: String,
     /// Its backends, by id.
     pub backends: BTreeMap<String, BackendView>,
-    /// What its clients come to, and which versions take it.
+    /// The ports that its clients use, and the versions that serve each.
     pub coverage: Vec<Coverage>,
 }
 
@@ -39,23 +39,23 @@ pub struct BackendView {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// What it does.
+    /// Its state.
     pub state: State,
-    /// Since when new connections could go there, in milliseconds since the machine booted.
+    /// Since when it could get new connections, in milliseconds since the machine booted.
     pub ready_since_ms: Option<i64>,
     /// Connections that it holds.
     pub live: u64,
-    /// Why they are not known, if they are not.
+    /// Why its connections are not known, if they are not.
     pub uncounted: Option<String>,
-    /// Its network namespace is steered in; not so while a link that was lost is attached again.
+    /// Whether its network namespace is steered; false while a lost link is being attached again.
     pub steered: bool,
-    /// Clients that its full accept queue turned away since it was first looked at.
+    /// Number of clients that its full accept queue has turned away since the queue was first inspected.
     pub overflows: u64,
     /// Its weight.
     pub weight: u32,
-    /// It can be told to stop: not so a process that was only adopted.
+    /// Whether it can be told to stop; false for a process that was only adopted.
     pub can_stop: bool,
-    /// How long it may take to stop, in milliseconds; nothing if it is never killed.
+    /// How long it may take to stop, in milliseconds; `None` if it is never killed.
     pub stop_ms: Option<i64>,
     /// What hinders it, for people.
     pub problem: Option<String>,
@@ -68,28 +68,28 @@ impl BackendView {
 }
 
 impl View {
-    /// Backends of a version that are there: they run, or are to.
+    /// Backends of a version that run, or are about to.
     pub fn present<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
         self.backends.iter().filter(move |(_, backend)| backend.version == version && backend.state.is_present())
     }
 
-    /// Backends of a version to which new connections could go, were they not drained.
+    /// Backends of a version that could get new connections if they were not drained.
     pub fn able<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
         self.present(version).filter(|(_, backend)| backend.state.could_serve())
     }
 
-    /// Backends of a version to which new connections could go.
+    /// Backends of a version that could get new connections.
     pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
         self.able(version).filter(|(_, backend)| backend.state.is_ready())
     }
 
-    /// What clients are served on and none of these versions listens for.
+    /// A port on which clients are served and none of these versions listens.
     pub fn uncovered(&self, versions: &[&str]) -> Option<String> {
         let covered = |coverage: &&Coverage| versions.iter().any(|version| coverage.versions.contains(*version));
         self.coverage.iter().find(|coverage| !covered(coverage)).map(Coverage::title)
     }
 
-    /// A part of it, for people.
+    /// The name of a part in messages.
     pub fn title(&self, part: &Part) -> String {
         match part {
             Part::Service => self.service.clone(),
@@ -101,7 +101,7 @@ impl View {
         }
     }
 
-    /// The versions that there are, for people.
+    /// The existing versions, for messages.
     pub fn versions(&self) -> Vec<&str> {
         let mut versions: Vec<&str> = self.backends.values().map(|backend| backend.version.as_str()).collect();
         versions.sort_unstable();
@@ -110,15 +110,15 @@ impl View {
     }
 }
 
-/// Of the operations of a service, oldest first, the one that a rollback goes back behind: the last that moved traffic and
-/// has not been rolled back.
+/// The operation that a rollback undoes, of the operations of a service, oldest first: the last one that moved traffic
+/// and has not been rolled back.
 pub fn behind(history: &[Operation]) -> Option<&Operation> {
     let mut rolled_back = 0;
     for operation in history.iter().rev() {
         let outcome = operation.end.as_ref().map(|end| end.outcome);
         match (&operation.order, outcome) {
             (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
-            // What was before belongs to backends that are gone.
+            // The traffic before it belongs to backends that are gone.
             (Order::Forget, _) => return None,
             (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.moves_traffic() => {
                 if rolled_back == 0 {

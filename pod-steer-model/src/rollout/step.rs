@@ -1,4 +1,4 @@
-//! What operations have in common: beginning, becoming ready, going back, ending.
+//! What operations have in common: beginning, becoming ready, rolling back, ending.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,15 @@ use super::{
     check, deploy, words,
 };
 
-/// A backend counts as ready when it has been for so long: one that comes and goes is not.
+/// A backend counts as ready when it has been ready for this long, so one that comes and goes does not.
 const STABLE_MS: i64 = 500;
 
-/// What is to be done besides storing the operation and the decision.
+/// What the daemon does besides storing the operation and the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Stop these backends, by id, now.
     Stop(BTreeSet<String>),
-    /// Stop them at that time, unless something is decided before.
+    /// Stop them at this time, unless something else is decided before.
     StopLater {
         /// The version that replaced them.
         version: String,
@@ -28,16 +28,16 @@ pub enum Effect {
         /// When, in milliseconds since the machine booted.
         at_ms: i64,
     },
-    /// Old backends that were kept are kept on: they are needed again.
+    /// Keep the old backends that were to be stopped later: they are needed again.
     KeepAll,
 }
 
-/// What follows from a step.
+/// The result of a step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
-    /// The decision, if it changes.
+    /// The new decision, if it changes.
     pub decision: Option<Decision>,
-    /// What is to be done.
+    /// What the daemon has to do.
     pub effects: Vec<Effect>,
 }
 
@@ -62,7 +62,8 @@ pub fn end(operation: &mut Operation, outcome: Outcome, now: Now, message: impl 
     operation.end = Some(End { outcome, at_ms: now.wall_ms, message: message.into() });
 }
 
-/// Begins what was checked. What needs no time has ended when this returns. `last` is what a rollback goes back behind.
+/// Begins an operation that was checked. One that needs no time has ended when this returns. `last` is the operation
+/// that a rollback undoes.
 pub fn begin(
     operation: &mut Operation,
     view: &View,
@@ -76,7 +77,7 @@ pub fn begin(
         Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
             let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
             operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms };
-            // Old backends that are kept for a while may be the ones that are wanted now.
+            // Old backends that are kept for a while may be the ones that are needed now.
             progress.effects.push(Effect::KeepAll);
             return progress;
         }
@@ -92,15 +93,15 @@ pub fn begin(
         Order::Rollback => {
             let title = last.map(Operation::title).unwrap_or_default();
             progress.effects.push(Effect::KeepAll);
-            // One that goes on can always be ended, also when there is nothing to go back to.
-            if let Some(last) =
-                last.filter(|last| check::somebody_serves(view, last.before.weights.as_ref(), "").is_ok())
+            // A running operation can always be ended, even if there is nothing to restore.
+            if let Some(last) = last.filter(|last| check::check_served(view, last.before.weights.as_ref(), "").is_ok())
             {
                 progress.decision = decide(decision, |next| restore(next, last));
                 let now = words_of(progress.decision.as_ref().unwrap_or(decision));
                 message = format!("{} is as it was before {title}: {now}", operation.service);
             } else {
-                message = format!("{title} is ended; nobody who served before is ready, so traffic stays as it is");
+                message =
+                    format!("{title} is ended; no backend that served before is ready, so traffic stays as it is");
             }
         }
         Order::Drain(part) => {
@@ -121,7 +122,7 @@ pub fn begin(
         }
         Order::Unpause => {
             progress.decision = decide(decision, |next| next.paused = false);
-            message = format!("new connections to {} come in again", operation.service);
+            message = format!("new connections to {} are served again", operation.service);
         }
         Order::Forget => {
             progress.decision = decide(decision, |next| {
@@ -136,7 +137,7 @@ pub fn begin(
     progress
 }
 
-/// What was before an operation.
+/// Restores the traffic and the drains from before an operation.
 fn restore(decision: &mut Decision, operation: &Operation) {
     decision.traffic = operation.before.clone();
     decision.drained.extend(operation.undrained.iter().cloned());
@@ -153,7 +154,7 @@ fn shifted(traffic: &mut Traffic, shift: &ShiftOrder) {
     traffic.from.extend(shift.from.clone());
 }
 
-/// Where new connections go, for people.
+/// Where new connections go, for messages.
 fn words_of(decision: &Decision) -> String {
     let mut words = match &decision.traffic.weights {
         None => "all versions share".to_owned(),
@@ -177,7 +178,7 @@ pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: No
     }
 }
 
-/// Whether the wanted backends of a version are ready, and have been for a while; at the deadline the operation fails.
+/// Whether the wanted backends of a version are ready, and have been for a while. At the deadline the operation fails.
 pub(super) fn is_ready(
     operation: &mut Operation,
     view: &View,
@@ -203,7 +204,9 @@ pub(super) fn is_ready(
     if now.ms >= deadline_ms {
         let after = words::time(now.ms - since_ms);
         let why = match uncovered {
-            Some(title) if ready >= wanted => format!("{version} does not listen for {title}, and others do"),
+            Some(title) if ready >= wanted => {
+                format!("{version} does not listen for {title}, although other versions do")
+            }
             _ => reasons(view, version),
         };
         let service = &operation.service;
@@ -233,12 +236,12 @@ fn reasons(view: &View, version: &str) -> String {
         .collect();
     if reasons.is_empty() {
         let there = view.present(version).count();
-        reasons.push(format!("there are {there}, and they have not been ready for long enough"));
+        reasons.push(format!("there are {there}, but they have not been ready for long enough"));
     }
     reasons.join(", ")
 }
 
-pub(super) fn go_back(operation: &mut Operation, decision: &Decision, now: Now, reason: String) -> Progress {
+pub(super) fn roll_back(operation: &mut Operation, decision: &Decision, now: Now, reason: String) -> Progress {
     let decision = decide(decision, |next| restore(next, operation));
     let message = format!("{reason}; {} is as it was before", operation.service);
     end(operation, Outcome::WentBack, now, message);
@@ -249,7 +252,7 @@ pub(super) fn can_serve(view: &View, id: &str) -> bool {
     view.backends.get(id).is_some_and(|backend| backend.state.could_serve())
 }
 
-/// Connections that backends hold.
+/// Number of connections that backends hold.
 pub(super) fn live(view: &View, ids: &BTreeSet<String>) -> u64 {
     ids.iter().filter_map(|id| view.backends.get(id)).map(|backend| backend.live).sum()
 }

@@ -9,7 +9,7 @@ use crate::{time::Now, world::Coverage};
 
 const NOW: i64 = 1_000_000;
 
-/// That time since boot; the wall clock is far from it.
+/// This time since boot; the wall clock is far from it.
 fn at(ms: i64) -> Now {
     Now { ms, wall_ms: 1_700_000_000_000 }
 }
@@ -179,7 +179,7 @@ fn a_version_that_is_never_ready_changes_nothing() {
 }
 
 #[test]
-fn as_many_as_are_wanted() {
+fn a_deploy_waits_for_the_wanted_number_of_backends() {
     let mut decision = Decision::default();
     let view = two();
     let (deploy, _) = start(deploy(|order| order.backends = Some(2)), &view, &mut decision, NOW);
@@ -187,17 +187,17 @@ fn as_many_as_are_wanted() {
 }
 
 #[test]
-fn connections_that_are_left_are_told() {
+fn remaining_connections_are_reported() {
     let (mut decision, mut view) = (Decision::default(), two());
     view.backends.get_mut("a").unwrap().live = 2;
     let (mut deploy, _) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
     let effects = go_on(&mut deploy, &view, &mut decision, NOW + 5_000);
     assert_eq!((outcome(&deploy), effects), (Some(Outcome::Left), vec![]), "nothing that is in use is stopped");
-    assert!(deploy.end.unwrap().message.contains("2 old connections went on at the deadline"));
+    assert!(deploy.end.unwrap().message.contains("2 old connections remained at the deadline"));
 }
 
 #[test]
-fn the_old_may_take_as_long_to_stop_as_it_was_told() {
+fn old_backends_may_use_their_stop_timeout() {
     for (stop_ms, stops_at_ms) in [(Some(2_000), 60_000), (Some(302_000), 312_000), (None, 60_000)] {
         let (mut decision, mut view) = (Decision::default(), two());
         view.backends.get_mut("a").unwrap().stop_ms = stop_ms;
@@ -210,7 +210,7 @@ fn the_old_may_take_as_long_to_stop_as_it_was_told() {
 }
 
 #[test]
-fn the_old_is_stopped_or_kept() {
+fn old_backends_are_stopped_or_kept() {
     let old = BTreeSet::from(["a".to_owned()]);
     let (mut decision, mut view) = (Decision::default(), two());
     let (mut stopping, effects) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
@@ -228,7 +228,7 @@ fn the_old_is_stopped_or_kept() {
 }
 
 #[test]
-fn a_version_that_dies_while_the_old_one_drains_is_left() {
+fn a_deploy_rolls_back_if_its_version_dies_during_the_drain() {
     let (mut decision, mut view) = (Decision::default(), two());
     view.backends.get_mut("a").unwrap().live = 1;
     let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
@@ -250,7 +250,7 @@ fn a_canary_grows_step_by_step() {
     assert_eq!(weights(&decision), [("v1", 7_500), ("v2", 2_500)]);
     go_on(&mut canary, &view, &mut decision, NOW + 2_000);
     assert_eq!(weights(&decision), [("v2", 10_000)]);
-    assert_eq!(outcome(&canary), None, "it has to stay well for one more step");
+    assert_eq!(outcome(&canary), None, "it has to stay healthy for one more step");
     go_on(&mut canary, &view, &mut decision, NOW + 3_000);
     assert_eq!(outcome(&canary), Some(Outcome::Done));
 }
@@ -266,14 +266,14 @@ fn a_canary_keeps_the_shares_of_the_others() {
 }
 
 #[test]
-fn a_canary_that_is_unwell_goes_back() {
+fn a_failing_canary_rolls_back() {
     type Harm = fn(&mut View);
     let not_steered: Harm = |view| {
         let backend = view.backends.get_mut("b").unwrap();
         (backend.state, backend.steered) = (State::Starting, false);
     };
     let harms: [(Harm, &str); 6] = [
-        (not_steered, "the network namespace of b is not steered in any more"),
+        (not_steered, "the network namespace of b is no longer steered"),
         (|view| view.backends.get_mut("b").unwrap().state = State::Starting, "b has stopped listening"),
         (|view| view.backends.get_mut("b").unwrap().state = State::Unhealthy, "b is unhealthy"),
         (|view| drop(view.backends.remove("b")), "b is gone"),
@@ -289,7 +289,7 @@ fn a_canary_that_is_unwell_goes_back() {
         let message = canary.end.unwrap().message;
         assert!(message.contains(reason), "{message}");
     }
-    // Its link is being attached again: it goes on, and what is not ready yet waits for that.
+    // Its link is being attached again: the canary goes on, and a version that is not ready yet waits for the link.
     let (mut decision, mut repaired) = (Decision::default(), two());
     let (mut going, _) = start(canary(&[500, 10_000]), &repaired, &mut decision, NOW);
     repaired.backends.get_mut("b").unwrap().steered = false;

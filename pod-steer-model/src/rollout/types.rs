@@ -1,4 +1,4 @@
-//! Decisions, operations and their history, as they are stored and as they go over the API.
+//! Decisions, operations and their history, in the form in which they are stored and go over the API.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,28 +12,29 @@ use utoipa::ToSchema;
 use super::words;
 use crate::{text::Name, time::Timed};
 
-/// What a service's operator has decided. The kernel keeps `revision`, so a daemon that starts knows whether the last
+/// The decisions of a service's operator. The kernel keeps `revision`, so a starting daemon knows whether the last
 /// decision is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Decision {
-    /// Grows by one with every change of what follows.
+    /// Increases by one with every change of the other fields.
     pub revision: u32,
-    /// Which version gets how much.
+    /// The share of each version.
     pub traffic: Traffic,
-    /// What gets no new connections.
+    /// The parts that get no new connections.
     pub drained: BTreeSet<Part>,
-    /// New connections wait.
+    /// Whether new connections wait.
     pub paused: bool,
 }
 
-/// Which version gets how much.
+/// The share of each version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Traffic {
-    /// Shares by version, relative to each other. Nothing: every backend counts by its own weight, whatever its version.
+    /// Shares by version, relative to each other. Without them, every backend counts by its own weight, whatever its
+    /// version.
     pub weights: Option<BTreeMap<String, u32>>,
-    /// Clients of these networks come to this version whatever the weights.
+    /// Clients of these networks go to this version, whatever the weights are.
     #[schema(value_type = BTreeMap<String, String>)]
     pub from: BTreeMap<IpNet, String>,
 }
@@ -54,7 +55,7 @@ pub enum Part {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
-    /// All versions share.
+    /// All versions share new connections.
     #[default]
     Balance,
     /// A new version takes over as soon as it is ready.
@@ -73,27 +74,28 @@ impl fmt::Display for Policy {
     }
 }
 
-/// What an operator may order about a service.
+/// An order of an operator about a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "order", rename_all = "kebab-case")]
 pub enum Order {
-    /// Move everything to a version.
+    /// Move all new connections to a version.
     Deploy(DeployOrder),
-    /// Move to a version step by step.
+    /// Move new connections to a version step by step.
     Canary(CanaryOrder),
     /// Set the shares of the versions.
     Shift(ShiftOrder),
-    /// Back to what was before the last deploy, shift or canary; ends one that is going on.
+    /// Return to what was before the last deploy, shift or canary. Ends one that is running.
     Rollback,
-    /// No new connections for a part.
+    /// Drain a part: it gets no new connections.
     Drain(PartOrder),
-    /// New connections for it again.
+    /// End a drain.
     Resume(PartOrder),
-    /// New connections wait.
+    /// Pause: new connections wait.
     Pause,
-    /// They come in again.
+    /// End a pause.
     Unpause,
-    /// Its shares, networks and drains end, because it has had no backend for a while. The daemon alone orders it.
+    /// End the service's shares, networks and drains, because it has had no backend for a while. Only the daemon gives
+    /// this order.
     Forget,
 }
 
@@ -133,7 +135,7 @@ pub struct DeployOrder {
     /// Stop the old containers at the end.
     #[serde(default)]
     pub stop_old: bool,
-    /// Keep them for so long before they are stopped, in milliseconds.
+    /// How long to keep them before they are stopped, in milliseconds.
     #[serde(default)]
     pub keep_old_ms: Option<u64>,
 }
@@ -155,14 +157,14 @@ pub struct CanaryOrder {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ShiftOrder {
-    /// The shares of versions; those that are not named get nothing. Empty: the shares stay as they are.
+    /// The shares of versions. Versions that are not named get nothing. If this is empty, the shares stay as they are.
     pub weights: BTreeMap<String, u32>,
-    /// Back to every backend by its own weight; `weights` is then empty.
+    /// Return to every backend's own weight; `weights` is then empty.
     pub balance: bool,
-    /// Networks whose clients come to a version.
+    /// Networks whose clients go to a version.
     #[schema(value_type = BTreeMap<String, String>)]
     pub from: BTreeMap<IpNet, String>,
-    /// Networks that are no longer treated apart.
+    /// Networks that no longer have a version of their own.
     #[schema(value_type = BTreeSet<String>)]
     pub not_from: BTreeSet<IpNet>,
 }
@@ -173,47 +175,47 @@ pub struct ShiftOrder {
 pub struct PartOrder {
     /// A version.
     pub version: Option<String>,
-    /// A backend, by its name or id. Neither: the service.
+    /// A backend, by its name or id. Without a version and a backend: the whole service.
     pub backend: Option<String>,
 }
 
-/// Something that an operator ordered, going on or ended: a line of the history.
+/// An operation that an operator has ordered, running or ended: a line of the history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
-    /// Its number; grows. 0 if the order was in force already, so that nothing was changed or recorded.
+    /// Its number, which increases. 0 if the order was already in force, so that nothing was changed or recorded.
     pub id: u64,
     /// The service.
     pub service: String,
-    /// Who ordered it, for people.
+    /// Who ordered it, for display.
     pub who: String,
-    /// When, in milliseconds since 1970; for people.
+    /// When it began, in milliseconds since 1970; for display.
     pub begun_ms: i64,
     /// What was ordered.
     #[serde(flatten)]
     pub order: Order,
-    /// What was before it: where a rollback goes.
+    /// The traffic before it, which a rollback restores.
     pub before: Traffic,
-    /// Parts that were drained before it, and that it has let in.
+    /// Parts that were drained before it, and whose drains it has ended.
     #[serde(default)]
     pub undrained: BTreeSet<Part>,
-    /// Where it is.
+    /// Its phase.
     pub phase: Phase,
-    /// The steps that are done, in order. Not `steps` outside: a canary's order has those.
+    /// The completed steps, in order. Outside the name is not `steps`: a canary's order has that.
     #[serde(rename = "steps_done")]
     pub steps: Vec<Step>,
-    /// How it ended; nothing while it goes on.
+    /// How it ended; null while it runs.
     pub end: Option<End>,
-    /// Why it is not on disk, if it is not: it is in force, and lost when the daemon or the machine restarts.
+    /// Why it is not on disk, if it is not. It is in force, but lost when the daemon or the machine restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_stored: Option<String>,
 }
 
-/// Where an operation is. In the daemon its times are since the machine booted, in the API and where they are stored they
+/// The phase of an operation. Inside the daemon its times count from the machine's boot; in the API and in storage they
 /// are by the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 pub enum Phase {
-    /// The version is to become ready.
+    /// The version has to become ready.
     Waiting {
         /// Since when, in milliseconds since 1970.
         #[serde(default)]
@@ -221,33 +223,34 @@ pub enum Phase {
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
     },
-    /// New connections go to the new version; old ones are to end.
+    /// New connections go to the new version; old ones have to end.
     Draining {
         /// Since when, in milliseconds since 1970.
         since_ms: i64,
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
-        /// Ids of the backends that are left.
+        /// Ids of the old backends.
         old: BTreeSet<String>,
-        /// Connections that they had when they were left.
+        /// The largest number of connections that they had during the drain.
         connections: u64,
     },
     /// A share of new connections goes to the new version.
     Stepping {
         /// Which step, from 0.
         step: usize,
-        /// Ids and names of the version's backends that were ready then: if one of them is not any more, it goes back.
+        /// Ids and names of the version's backends that were ready then. If one of them no longer is, the canary rolls
+        /// back.
         watched: BTreeMap<String, String>,
         /// Since when, in milliseconds since 1970.
         since_ms: i64,
-        /// When the next one comes, in milliseconds since 1970.
+        /// When the next step begins, in milliseconds since 1970.
         next_ms: i64,
     },
-    /// The old backends are told to stop.
+    /// The old backends have been told to stop.
     Stopping {
         /// Their ids.
         old: BTreeSet<String>,
-        /// Until when they may take, in milliseconds since 1970.
+        /// Until when they may take to stop, in milliseconds since 1970.
         deadline_ms: i64,
     },
     /// It has ended.
@@ -255,7 +258,7 @@ pub enum Phase {
 }
 
 impl Timed for Operation {
-    /// Those of its phase; when it began and ended is by the wall clock always.
+    /// The times of its phase. When it began and ended is always by the wall clock.
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         let (first, second) = match &mut self.phase {
             Phase::Waiting { since_ms, deadline_ms } | Phase::Draining { since_ms, deadline_ms, .. } => {
@@ -269,25 +272,25 @@ impl Timed for Operation {
     }
 }
 
-/// A step that is done.
+/// A completed step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Step {
-    /// What it was, for people: `ready`, `switched`, `5 %`, `drained`, `stopped`.
+    /// Its name, for display: `ready`, `switched`, `5 %`, `drained`, `stopped`.
     pub name: String,
     /// How long it took, in microseconds.
     pub took_us: u64,
-    /// More about it, for people.
+    /// Details, for display.
     pub detail: String,
 }
 
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct End {
-    /// In one word.
+    /// The outcome.
     pub outcome: Outcome,
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
-    /// What to know about it, one line for people.
+    /// A message of one line.
     pub message: String,
 }
 
@@ -295,20 +298,20 @@ pub struct End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// All of it is done.
+    /// It has been completed.
     Done,
-    /// New connections have moved, and old ones were left at the deadline.
+    /// New connections have moved, and some old ones were open at the deadline.
     Left,
     /// Nothing has changed.
     Failed,
-    /// It had begun and went back by itself.
+    /// It had begun and rolled back automatically.
     WentBack,
-    /// Somebody ended it with a rollback.
+    /// An operator ended it with a rollback.
     Aborted,
 }
 
 impl Outcome {
-    /// As it is written.
+    /// Its written form.
     pub fn word(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -321,7 +324,7 @@ impl Outcome {
 }
 
 impl Operation {
-    /// What was ordered, for people.
+    /// The operation's name in messages.
     pub fn title(&self) -> String {
         match &self.order {
             Order::Deploy(order) => format!("the deploy of {}", order.version),
@@ -332,11 +335,11 @@ impl Operation {
             Order::Resume(_) => "the resume".to_owned(),
             Order::Pause => "the pause".to_owned(),
             Order::Unpause => "the unpause".to_owned(),
-            Order::Forget => "the end of what was decided".to_owned(),
+            Order::Forget => "the end of its decisions".to_owned(),
         }
     }
 
-    /// What it is waiting for, for people.
+    /// What it is waiting for, for messages.
     pub fn waiting_for(&self, ready: u32, wanted: u32, left: u64, now_ms: i64) -> String {
         let within = |deadline_ms: i64| words::time(deadline_ms - now_ms);
         match &self.phase {
@@ -356,7 +359,7 @@ impl Operation {
         }
     }
 
-    /// Whether a rollback can go back behind it.
+    /// Whether a rollback can undo it.
     pub fn moves_traffic(&self) -> bool {
         matches!(self.order, Order::Deploy(_) | Order::Canary(_) | Order::Shift(_))
     }

@@ -1,4 +1,4 @@
-//! Times and shares, for people.
+//! Times, shares and counts in messages.
 
 /// A time in milliseconds: `0.4 s`, `12 s`, `3 min 20 s`.
 pub(super) fn time(ms: i64) -> String {

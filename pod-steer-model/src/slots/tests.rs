@@ -24,10 +24,10 @@ fn slots_by_cookie(table: &SlotTable) -> BTreeMap<u64, u32> {
     owned
 }
 
-/// What a change of the member `changed` does to the slots.
+/// The effect on the slots of a change of the member `changed`.
 #[derive(Debug)]
 struct Disturbance {
-    /// Slots that were another's before and are another's after: nothing was the matter with them.
+    /// Slots that belonged to other members before and after, so that none of them had to move.
     others: usize,
     /// Those of `others` that went from one of the others to another one. The smaller, the better.
     moved: usize,
@@ -84,14 +84,14 @@ fn the_number_of_slots_is_a_power_of_two() {
 }
 
 #[test]
-fn nobody_and_one() {
+fn tables_of_no_and_one_member() {
     assert_eq!(build(&[]), SlotTable::default());
     assert_eq!(build(&[member(9, 0)]), SlotTable::default());
     assert_eq!(build(&[member(9, 3), member(4, 0)]), SlotTable { slots: vec![0], members: vec![member(9, 3)] });
 }
 
 #[test]
-fn weight_0_is_as_if_absent() {
+fn a_socket_of_weight_0_is_no_member() {
     let mut members = in_a_row(4_097, [5, 0, 7, 0, 1]);
     let with = build(&members);
     members.retain(|m| m.weight > 0);
@@ -117,7 +117,7 @@ fn the_largest_weights_do_not_overflow() {
     assert_shares(&build(&in_a_row(1, [u64::MAX, 1, u64::MAX, 1 << 40, 2])));
     let light = build(&in_a_row(1, (0..3_000).map(|i| if i == 500 { u64::MAX } else { 1 })));
     assert_eq!(slots_by_cookie(&light)[&1_501], 65_536);
-    assert_eq!(light.members.len(), 3_000, "members without a slot are members still");
+    assert_eq!(light.members.len(), 3_000, "members without a slot are still members");
 }
 
 #[test]

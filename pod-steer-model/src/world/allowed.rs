@@ -1,4 +1,4 @@
-//! What the configuration lets a service have: ports, images, and users.
+//! What the configuration allows a service: ports, images and users.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ impl World {
         self.policy.allows(port) && self.configured.may_claim(service, port)
     }
 
-    /// Why the service of a backend does not take its image. That of a container which an earlier version has stored is not known
-    /// before its engine has described it.
+    /// Why the service of a backend does not accept its image. The image of a container that an earlier version stored
+    /// is not known before its engine has described it.
     pub fn image_fault(&self, backend: &Backend) -> Option<String> {
         let service = &backend.spec.service;
         match (&backend.kind, &backend.image) {
@@ -22,8 +22,8 @@ impl World {
         }
     }
 
-    /// The sockets that get no clients because of the user that they belong to, by cookie: the index of the backend, and why; nothing
-    /// of one whose user is not known yet.
+    /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
+    /// reason; no reason while the user is unknown.
     pub(super) fn refused_sockets(&self) -> BTreeMap<u64, (u32, Option<String>)> {
         let restricted = self.restricted_sockets().filter_map(|(cookie, socket, backend)| {
             let service = &backend.spec.service;
@@ -45,7 +45,7 @@ impl World {
         restricted.collect()
     }
 
-    /// Cookies of the sockets that get no clients before it is known whose they are, each with that of its namespace.
+    /// Cookies of the sockets that get no clients until their user is known, each with the cookie of its namespace.
     pub fn sockets_of_unknown_users(&self) -> Vec<(u64, u64)> {
         let unknown = self.restricted_sockets().filter(|(_, socket, _)| socket.uid.is_none());
         unknown.map(|(cookie, socket, _)| (cookie, socket.netns_cookie)).collect()

@@ -1,4 +1,4 @@
-//! Backends and their sockets, and what a single one is asked, without the rest of the world.
+//! Backends and their sockets, and questions about a single one that need nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ pub enum Kind {
     },
 }
 
-/// Where a backend is in its life.
+/// The phase of a backend's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -48,13 +48,13 @@ pub enum Phase {
     Exited,
 }
 
-/// What the engine's health check says.
+/// The result of the engine's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// There is no health check.
     Unchecked,
-    /// The first result is awaited.
+    /// The first result is pending.
     Starting,
     /// It passes.
     Healthy,
@@ -67,13 +67,13 @@ impl Health {
         Self::Unchecked
     }
 
-    /// Whether it hinders nothing.
+    /// Whether it lets the backend serve.
     pub fn passes(self) -> bool {
         matches!(self, Self::Unchecked | Self::Healthy)
     }
 }
 
-/// Whose network namespace a backend lives in.
+/// Which network namespace a backend lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
@@ -101,26 +101,26 @@ pub struct Backend {
     pub index: u32,
     /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
     pub created_ms: i64,
-    /// Its place in the order in which backends were first seen: of two claims on a port the earlier one holds it. The wall
-    /// clock, which may be set back, has no say in that.
+    /// Its place in the order in which backends were first seen: of two claims on a port, the earlier backend's holds.
+    /// The order does not depend on the wall clock, which may be set back.
     #[serde(default)]
     pub seen: u64,
-    /// Number of the last operation before it was first seen; nothing if it may have been there before.
+    /// Number of the last operation before it was first seen; `None` if it may have existed before that.
     #[serde(default)]
     pub seen_after: Option<u64>,
     /// What it serves.
     pub spec: Spec,
-    /// Its image, if it is a container; nothing if an earlier version has stored it.
+    /// Its image, if it is a container; `None` if an earlier version stored it.
     #[serde(default)]
     pub image: Option<Image>,
-    /// Where it is in its life.
+    /// The phase of its life.
     pub phase: Phase,
     /// What the engine's health check says.
     pub health: Health,
-    /// What our own checks say.
+    /// The result of our own checks.
     #[serde(default = "Health::unchecked")]
     pub probed: Health,
-    /// When it last became ready, in milliseconds since the machine booted; nothing while it is not.
+    /// When it last became ready, in milliseconds since the machine booted; `None` while it is not.
     #[serde(default)]
     pub ready_since_ms: Option<i64>,
     /// Whose namespace it lives in.
@@ -133,10 +133,10 @@ pub struct Backend {
     /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
     #[serde(default)]
     pub stop_timeout_s: Option<i64>,
-    /// It was told to stop: when its time for that is over, in milliseconds since the machine booted.
+    /// If it was told to stop: when its stop time-out ends, in milliseconds since the machine booted.
     #[serde(default)]
     pub stop_by_ms: Option<i64>,
-    /// The process that it is, of one without an engine.
+    /// For a backend without an engine: its process.
     #[serde(default)]
     pub process: Option<Followed>,
     /// The cgroup of an `exec` below that of the process which started it, as a path below the mount; nothing if it is in pod-steer's
@@ -186,7 +186,7 @@ pub struct Socket {
 }
 
 impl Backend {
-    /// A backend of which nothing else is known. Its name is its id until it has another.
+    /// A backend of which nothing else is known. Its name is its id until it gets another.
     pub fn new(id: impl Into<BackendId>, kind: Kind, index: u32, spec: Spec) -> Self {
         let id = id.into();
         Self {
@@ -217,12 +217,12 @@ impl Backend {
         }
     }
 
-    /// Sorts backends by their age, the oldest first.
+    /// Sort key by age, the oldest first.
     pub fn age(&self) -> (u64, i64, &str) {
         (self.seen, self.created_ms, &self.id)
     }
 
-    /// Whether clients of its service can be given to this socket of it; one for health checks alone serves no client.
+    /// Whether this socket of the backend can serve clients of its service. One for health checks alone cannot.
     pub fn serves_by(&self, socket: &Socket) -> bool {
         self.spec.ports.iter().any(|map| map.target == socket.port)
     }

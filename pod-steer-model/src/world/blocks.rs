@@ -1,5 +1,5 @@
-//! The ports of backends as the kernel programs look them up: in blocks, so that a range of ports takes few entries, and a plan
-//! little time.
+//! The ports of backends as the kernel programs look them up: in blocks, so that a range of ports takes few entries and
+//! little time to plan.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use pod_steer_ebpf::{ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, PROTO
 
 use super::{claims::Claim, scope::Facts};
 
-/// What each port of each backend is for, also of backends that are gone while their connections are counted.
+/// The purposes of each port of each backend, including backends that have ended while their connections are counted.
 pub(super) fn managed(facts: &Facts<'_>) -> BTreeMap<ManagedBlock, ManagedPorts> {
     let mut blocks: BTreeMap<ManagedBlock, ManagedPorts> = BTreeMap::new();
     for backend in &facts.backends {
@@ -32,8 +32,8 @@ fn key(backend: u32, block: u16) -> ManagedBlock {
     ManagedBlock { backend, block, proto: PROTO_TCP, pad: 0 }
 }
 
-/// Gives `take` each block of these ports and their bits. Ports of one block that follow each other, as those of a range do, are given
-/// at once.
+/// Calls `take` with each block of these ports and their bits. Consecutive ports of one block, such as those of a
+/// range, are passed together.
 fn by_block(ports: impl Iterator<Item = u16>, mut take: impl FnMut(u16, u64)) {
     let mut current: Option<(u16, u64)> = None;
     for port in ports {
@@ -51,7 +51,8 @@ fn by_block(ports: impl Iterator<Item = u16>, mut take: impl FnMut(u16, u64)) {
     }
 }
 
-/// What each backend serves of the ports that its service has claimed, and the service. Its index is not known here.
+/// The ports that each backend serves of those that its service has claimed, and the service. Its index is not known
+/// here.
 pub(super) fn own(claims: &BTreeMap<RuleKey, Claim<'_>>) -> BTreeMap<OwnBlock, (String, OwnPorts)> {
     let mut blocks: BTreeMap<OwnBlock, (String, OwnPorts)> = BTreeMap::new();
     for (key, claim) in claims {
@@ -77,7 +78,7 @@ mod tests {
         tests::{backend, socket, world},
     };
 
-    /// Each port of a backend and what it is for.
+    /// Each port of a backend and its purposes.
     fn purposes(blocks: &BTreeMap<ManagedBlock, ManagedPorts>, backend: u32) -> Vec<(u16, u32)> {
         let purpose = |port: u16| blocks.get(&key(backend, block_of(port))).map_or(0, |ports| ports.purposes(port));
         (0..=u16::MAX).map(|port| (port, purpose(port))).filter(|(_, purpose)| *purpose != 0).collect()

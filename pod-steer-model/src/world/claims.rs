@@ -1,4 +1,4 @@
-//! Which service has which port, and which of its backends serve there.
+//! Claims: the service of each port, and the backends that serve there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{address::address_bytes, listener::Listener, ports::PortMap, settings::Fallback};
 
-/// A rule that has had a socket: its service keeps it.
+/// A rule that has had a socket. Its service keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claimed {
     /// The service.
@@ -29,15 +29,15 @@ pub struct Claimed {
 /// The service that claims a port, or one address of it.
 pub(super) struct Claim<'a> {
     pub service: &'a str,
-    /// The backend that was the first.
+    /// The backend that claimed it first.
     pub holder: &'a str,
     /// The backends that serve there, and the port on which each listens.
     pub parts: Vec<(&'a Backend, u16)>,
-    /// One of them listens, or did. Until then no other service is kept from the port.
+    /// Whether one of them listens or has listened. Until then other services may claim the port.
     pub is_firm: bool,
 }
 
-/// Every claim, and what was not claimed.
+/// All claims, and the parts that were refused.
 #[derive(Default)]
 pub(super) struct Claims<'a> {
     /// By the address and port that each names.
@@ -54,8 +54,9 @@ pub(super) struct Refused<'a> {
     pub text: String,
 }
 
-/// The claims, by the address and port that they name. A newcomer never takes a port from a service that has it; for a
-/// free port, the oldest backend that listens decides. `withheld` are claims that a backend does not get, with its index.
+/// The claims, by the address and port that they name. A service never loses a port that it has to a newcomer. For a
+/// free port, the oldest backend that listens decides. `withheld` are claims that a backend does not get, with its
+/// index.
 pub(super) fn of<'a>(
     facts: &Facts<'a>,
     sockets: &Sockets<'_>,
@@ -75,7 +76,7 @@ pub(super) fn of<'a>(
     let mut claims = Claims::default();
     for backend in by_age {
         let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
-        // What may not be claimed any more is not kept either.
+        // A port that may no longer be claimed is not kept either.
         for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.port)) {
             let own = |key: &RuleKey| {
                 !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
@@ -180,7 +181,7 @@ fn hindrances(
     }
     let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
     let free = || all.iter().filter(|key| !held.contains_key(key));
-    // A server that listens at that very address has its clients by the kernel's own lookup.
+    // The kernel's own lookup gives the clients of that address to a server that listens on it.
     let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target).peekable();
     let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
     if !is_there && let Some(other) = free().find_map(|key| serves(facts, key, &backend.spec.service)) {
@@ -194,8 +195,8 @@ fn hindrances(
     }
     let taken: Vec<(RuleKey, String)> =
         free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
-    // A server that is to listen on the port itself cannot listen where another does, and may listen where it does not. For
-    // other servers it is not known yet for which family they listen.
+    // A server that is to listen on the port itself cannot listen where another does, and may listen elsewhere. For
+    // other servers, the family on which they listen is not known yet.
     let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
     match taken.into_iter().next_back() {
         Some((_, text)) if none_is_free => vec![Hindrance::Whole(text)],
@@ -204,8 +205,8 @@ fn hindrances(
     }
 }
 
-/// The other service, if there is one, whose clients a claim of one address would take: it has claimed the port at every address,
-/// and its sockets serve that one.
+/// The other service whose clients a claim of one address would take, if there is one: it has claimed the port at every
+/// address, and its sockets serve that address.
 fn serves<'a>(facts: &Facts<'a>, claim: &RuleKey, service: &str) -> Option<&'a str> {
     if claim.addr == ANY_ADDRESS {
         return None;
@@ -256,7 +257,7 @@ fn claim<'a>(
     }
 }
 
-/// The claims of one port: both families, unless an address says which.
+/// The claims of one port: both families, unless it has an address.
 pub(super) fn keys(netns_cookie: u64, map: &PortMap) -> impl Iterator<Item = RuleKey> + use<> {
     let families: &[u8] = match map.ip {
         None => &[FAMILY_V4, FAMILY_V6],

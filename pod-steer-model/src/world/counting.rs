@@ -1,5 +1,5 @@
-//! Whether the kernel programs have counted all connections of a backend. They count a connection only if they were attached to the
-//! cgroup in which its listener was made, before it was opened.
+//! Whether the kernel programs have counted all connections of a backend. They count a connection only if they were
+//! attached to the cgroup in which its listener was made, before it was opened.
 
 use super::{Backend, Kind, Phase};
 
@@ -14,9 +14,9 @@ impl Backend {
         }
     }
 
-    /// It is started again: its listeners are made in a cgroup that is attached.
+    /// Starts counting anew, because it is started again: its listeners are made in a cgroup with attached programs.
     pub fn counts_anew(&mut self) {
-        // The event of a start that the snapshot has told of already comes while it runs.
+        // While it runs, this is the event of a start that the snapshot already contains.
         if self.phase != Phase::Running {
             self.counts_incomplete = false;
             self.inherited.clear();
@@ -32,7 +32,7 @@ mod tests {
     };
 
     #[test]
-    fn only_what_the_counters_may_have_missed_is_counted_otherwise() {
+    fn counters_are_trusted_unless_they_may_have_missed_connections() {
         let ordinary = backend(0, "web", "80");
         assert!(!ordinary.has_uncounted_connections());
         let registered = Backend { kind: Kind::Registered { pid: 1 }, ..ordinary.clone() };
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_of_the_daemon_knows_it() {
+    fn incomplete_counts_survive_a_restart_of_the_daemon() {
         let late = Backend { counts_incomplete: true, ..backend(0, "web", "80") };
         let mut stored = serde_json::to_value(&late).unwrap();
         let read = |stored: &serde_json::Value| serde_json::from_value::<Backend>(stored.clone()).unwrap();

@@ -1,7 +1,7 @@
-//! From a claim to rules. The kernel gives clients to a listener by the address that they come to and the device that they
-//! come by, so a claim has a rule for each address and device that one of its service's sockets is bound to, and one for
-//! all others only if a socket takes those. Where no socket of the service listens there is no rule, and the kernel's own
-//! lookup decides: as a rule it refuses.
+//! From claims to rules. The kernel chooses a listener by the address that a client connects to and the device that its
+//! packets come by. So a claim has a rule for each address and device to which a socket of its service is bound, and
+//! one for all others only if a socket takes those. Where no socket of the service listens there is no rule, and the
+//! kernel's own lookup decides; usually it refuses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,11 +21,11 @@ use super::{
 pub(super) struct Destination<'a> {
     pub key: RuleKey,
     pub claim: &'a Claim<'a>,
-    /// What is remembered of it once it is claimed.
+    /// What is recorded once it is claimed.
     pub claimed: Claimed,
 }
 
-/// The rules of all claims; whether each is made depends on its table, too.
+/// The rules of all claims. Whether each is made also depends on its table.
 pub(super) fn of<'a>(
     facts: &Facts<'_>,
     sockets: &Sockets<'_>,
@@ -36,7 +36,7 @@ pub(super) fn of<'a>(
         kept.entry(claims::of_rule(key, claimed.of_port)).or_default().push((key, claimed));
     }
     let mut all = Vec::new();
-    // Addresses of a port that a claim names come first: those are no business of the claim on the whole port.
+    // Addresses of a port that a claim names come first: the claim on the whole port does not cover them.
     let mut named = BTreeSet::new();
     let (by_address, of_port): (Vec<_>, Vec<_>) = claims.iter().partition(|(key, _)| key.addr != ANY_ADDRESS);
     for (claim_key, claim) in by_address.into_iter().chain(of_port) {
@@ -65,13 +65,13 @@ pub(super) fn of<'a>(
     all
 }
 
-/// The backends because of which a rule was made, as far as they are still there.
+/// The backends for which a rule was made that still exist.
 fn still_there(claim: &Claim<'_>, claimed: &Claimed) -> BTreeSet<BackendId> {
     let ids = claim.parts.iter().map(|(backend, _)| &backend.id);
     ids.filter(|id| claimed.listeners.as_ref().is_none_or(|listeners| listeners.contains(*id))).cloned().collect()
 }
 
-/// Whether a socket is bound just as a rule says.
+/// Whether a socket is bound exactly as a rule specifies.
 fn is_for(bound: &Bound, key: &RuleKey, claim_key: &RuleKey) -> bool {
     let same_address = key.addr == claim_key.addr || bound.address(key.family) == Some(key.addr);
     same_address && bound.ifindex == key.ifindex && bound.score(key).is_some()
@@ -92,7 +92,8 @@ fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) 
     claim.parts.iter().flat_map(of).filter(|(_, bound)| takes(bound)).collect()
 }
 
-/// The rules that a claim needs now: of each address and device that is or was listened on, those that a socket takes.
+/// The rules that a claim needs now. Of the addresses and devices on which a socket listens or has listened, these are
+/// the ones that a socket takes.
 fn wanted(
     claim_key: &RuleKey,
     listeners: &[(&Backend, Bound)],
@@ -109,7 +110,7 @@ fn wanted(
     keys.filter(|key| listeners.iter().any(|(_, bound)| bound.score(key).is_some())).collect()
 }
 
-/// Says of each backend that listens where another, which is not managed, keeps the port.
+/// Reports each backend that listens where an unmanaged listener keeps the port.
 pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
     for Refused { key, backend, port, text } in refused {
         let mut own = sockets.ways(backend.index, key.netns_cookie, *port).iter();
@@ -119,7 +120,7 @@ pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], pla
     }
 }
 
-/// Says of each backend that listens at another address than the one that its service claims.
+/// Reports each backend that listens at another address than the one that its service claims.
 pub(super) fn hinder_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey, Claim<'_>>, plan: &mut Plan) {
     for (key, claim) in claims.iter().filter(|(key, _)| key.addr != ANY_ADDRESS) {
         let listeners = listeners(sockets, key, claim);
@@ -135,7 +136,7 @@ pub(super) fn hinder_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey,
                 plan.hinder(
                     backend.index,
                     format!(
-                        "it listens on {own}, not at {addr}, where its service is to be; let it listen there or on \
+                        "it listens on {own}, not at {addr}, which its service claims; configure it to listen there or on \
                          every address, or claim the address that it listens on"
                     ),
                 );

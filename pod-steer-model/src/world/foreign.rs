@@ -1,7 +1,7 @@
-//! Listeners that are not managed. A service takes a port only if that takes clients from none of them: one on every address
-//! keeps the port, unless the service declares the fallback `pass`; one on a single address, or on a single device, keeps its
-//! clients by a rule that leaves them to the kernel's own lookup. That holds for those that listened when the rule that would
-//! take their clients was made; one that comes to a claimed port later gets no clients.
+//! Unmanaged listeners. A service takes a port only if that takes clients from none of them. A listener on every
+//! address keeps the port, unless the service declares the fallback `pass`. A listener on a single address or device
+//! keeps its clients by a rule that leaves them to the kernel's own lookup. This holds for listeners that were there
+//! when the rule that would take their clients was made. A listener that comes to a claimed port later gets no clients.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::listener::Listener;
 
-/// Rules that leave clients to a listener that is not managed, with its cookie if that is known.
+/// Rules that leave clients to an unmanaged listener, with its cookie if that is known.
 pub type Left = BTreeMap<RuleKey, Option<u64>>;
 
-/// The listeners that are not managed, by namespace and port.
+/// The unmanaged listeners, by namespace and port.
 pub(super) struct Foreign<'a> {
     world: &'a World,
     by_port: BTreeMap<(u64, u16), Vec<&'a Listener>>,
@@ -36,7 +36,8 @@ impl<'a> Foreign<'a> {
         Self { world, by_port }
     }
 
-    /// Those that take clients of a rule's port and family, each with the rule that it would have if it were managed.
+    /// The listeners that take clients of a rule's port and family, each with the rule that it would have if it were
+    /// managed.
     fn beside(&self, key: &RuleKey) -> impl Iterator<Item = (RuleKey, &'a Listener)> + use<'a> {
         let key = *key;
         let here = self.by_port.get(&(key.netns_cookie, key.port)).cloned().unwrap_or_default().into_iter();
@@ -46,13 +47,13 @@ impl<'a> Foreign<'a> {
         })
     }
 
-    /// One that takes every client of a claim, or would.
+    /// A listener that takes every client of a claim, or would.
     pub fn has(&self, claim_key: &RuleKey) -> Option<&'a Listener> {
         let has = |own: &RuleKey| own.ifindex == 0 && (own.addr == ANY_ADDRESS || own.addr == claim_key.addr);
         self.beside(claim_key).find(|(own, _)| has(own)).map(|(_, listener)| listener)
     }
 
-    /// One whose clients are just those of a rule that is to be made.
+    /// A listener whose clients are exactly those of a rule that is about to be made.
     pub fn is_at(&self, key: &RuleKey) -> Option<&'a Listener> {
         if self.world.claimed.contains_key(key) {
             return None;
@@ -96,9 +97,9 @@ fn of_port(key: &RuleKey) -> RuleKey {
     RuleKey { addr: ANY_ADDRESS, ifindex: 0, ..*key }
 }
 
-/// Whether a lookup for clients of a listener with this key, were there no rule for them, might come to a rule.
+/// Whether a lookup for a client of this listener might find `rule`, if the listener had no rule of its own.
 fn takes_from(rule: &RuleKey, listener: &RuleKey) -> bool {
-    // A lookup asks for the lower ones first.
+    // A lookup tries keys with a lower rank first.
     let rank = |key: &RuleKey| (key.addr == ANY_ADDRESS, key.ifindex == 0);
     let same_address = rule.addr == ANY_ADDRESS || rule.addr == listener.addr;
     let same_device = rule.ifindex == 0 || listener.ifindex == 0 || rule.ifindex == listener.ifindex;
@@ -115,7 +116,7 @@ fn is_managed(world: &World, netns_cookie: u64, listener: &Listener) -> bool {
     }
 }
 
-/// Where a listener listens, for people.
+/// The place where a listener listens, for messages.
 pub(super) fn place(listener: &Listener) -> String {
     let mut place = SocketAddr::new(listener.ip, listener.port).to_string();
     if listener.ifindex != 0 {
@@ -127,7 +128,7 @@ pub(super) fn place(listener: &Listener) -> String {
     place
 }
 
-/// Listeners that are not managed and get no clients, since they came to a claimed port: where, and the service.
+/// Unmanaged listeners that get no clients, because they came to a claimed port: the place, and the service.
 pub fn without_clients(world: &World, plan: &Plan) -> BTreeMap<String, String> {
     let foreign = Foreign::new(world);
     let mut without = BTreeMap::new();
@@ -139,7 +140,7 @@ pub fn without_clients(world: &World, plan: &Plan) -> BTreeMap<String, String> {
                 RuleKey { netns_cookie: *netns_cookie, addr, port: *port, proto, family, ifindex: listener.ifindex };
             let same = [(own.addr, own.ifindex), (own.addr, 0), (ANY_ADDRESS, own.ifindex), (ANY_ADDRESS, 0)];
             let rules = same.map(|(addr, ifindex)| plan.rules.get(&RuleKey { addr, ifindex, ..own }));
-            // The first that there is; one that only says that others exist decides nothing.
+            // The first rule that exists. One that only marks that others exist decides nothing.
             let rule = rules.into_iter().flatten().find(|rule| rule.table.is_some() || rule.flags & RULE_FOREIGN != 0);
             let takes = rule.filter(|rule| rule.flags & (RULE_FOREIGN | RULE_HIDDEN) == 0);
             let takes = takes.filter(|rule| rule.table.is_some() && rule.fallback == FALLBACK_REFUSE);

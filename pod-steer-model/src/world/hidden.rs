@@ -1,6 +1,7 @@
-//! Sockets that could not share the port that they asked for, since it is another user's, listen on a port of the
-//! kernel's choice. Steering needs no port; a client that comes to that one would get past every claim, so it is refused.
-//! That concerns the socket's own address, family and device: others may listen on the same port elsewhere.
+//! Sockets that could not share the port that they asked for, because another user owns it, listen on a port of the
+//! kernel's choice. Steering does not need the port. A client that connects to that port would bypass every claim, so
+//! it is refused. Only the socket's own address, family and device refuse: other sockets may listen on the same port
+//! elsewhere.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub(super) fn hide(facts: &Facts<'_>, plan: &mut Plan) {
             let key = RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, ifindex: socket.ifindex };
             let rule = plan.rules.entry(key).or_default();
             if rule.table.is_none() {
-                // The service for its counters.
+                // The service whose counters the rule uses.
                 rule.service = Some(backend.spec.service.clone());
                 rule.flags |= RULE_HIDDEN;
                 rule.fallback = FALLBACK_REFUSE;

@@ -1,28 +1,28 @@
-//! A listener that several backends hold belongs to one of them.
+//! The backend that owns a listener, if several backends hold it.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Phase, World};
 use crate::process::ProcessId;
 
-/// The first process, of which every other one may become a child.
+/// The init process, of which any other process may become a child.
 const INIT: i32 = 1;
 
-/// A process whose listeners are a backend's, wherever it goes.
+/// A process whose listeners belong to a backend, wherever the process moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Followed {
     /// The process.
     pub id: ProcessId,
     /// Its effective user when it became a backend.
     pub uid: u32,
-    /// It is older than the process that it is followed for, as a socket activator is: it holds the listener, and what else it
-    /// has started is no part of the backend.
+    /// Whether it is older than the process that it replaces, as a socket activator is. Then it only holds the
+    /// listener, and its other children are not part of the backend.
     #[serde(default)]
     pub holds_only: bool,
 }
 
 impl Followed {
-    /// The process that goes on in place of this one, once it has ended.
+    /// The process that takes the place of this one, once this one has ended.
     pub fn succeeded_by(self, id: ProcessId) -> Self {
         let holds_only = id.pid == INIT || id.start <= self.id.start;
         Self { id, holds_only, ..self }
@@ -30,9 +30,10 @@ impl Followed {
 }
 
 impl World {
-    /// The backend that a listener belongs to, of those with these indices, whose processes hold it: one that runs rather than
-    /// one that was told to stop or is frozen, then one that serves by it itself, then one of the service that it belonged to, then the oldest. None that has
-    /// nothing to do with its port, and none that has ended.
+    /// The backend that owns a listener, of the backends with these indices, whose processes hold it. A running backend
+    /// comes before one that was told to stop or is frozen; then one that serves by the listener itself; then one of
+    /// the service that the listener belonged to; then the oldest. A backend that does not use the port, or that has
+    /// ended, never owns it.
     pub fn holder<'a>(&'a self, indices: &[u32], port: u16, service: Option<&str>) -> Option<&'a Backend> {
         let rank = |backend: &'a Backend| {
             let of_another = service.is_some_and(|service| service != backend.spec.service);
@@ -72,17 +73,17 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_ends_gives_way() {
+    fn a_stopping_frozen_or_ended_holder_yields() {
         let phase = |phase| move |backends: &mut Vec<Backend>| backends[0].phase = phase;
-        for gives_way in [Phase::Stopping, Phase::Paused, Phase::Exited] {
-            assert_eq!(holder(phase(gives_way), &[0, 1], Some("web")), Some(1), "{gives_way:?}");
+        for yields in [Phase::Stopping, Phase::Paused, Phase::Exited] {
+            assert_eq!(holder(phase(yields), &[0, 1], Some("web")), Some(1), "{yields:?}");
         }
         assert_eq!(holder(phase(Phase::Stopping), &[0], Some("web")), Some(0));
         assert_eq!(holder(phase(Phase::Exited), &[0], Some("web")), None);
     }
 
     #[test]
-    fn an_activator_gives_way_to_the_process_that_it_has_started() {
+    fn an_activator_yields_to_the_process_that_it_has_started() {
         let registered = Followed { id: ProcessId { pid: 70, start: 900 }, uid: 0, holds_only: false };
         let after = |pid, start| registered.succeeded_by(ProcessId { pid, start });
         assert!(!after(71, 901).holds_only, "a new binary, or a worker");

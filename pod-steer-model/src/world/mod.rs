@@ -1,5 +1,5 @@
-//! What is known of backends and their sockets, as plain values, and what follows from it. Nothing here does I/O: the
-//! daemon brings facts in, asks for a [`Plan`], and gives that to the kernel.
+//! Backends and their sockets as plain values, and the plan that follows from them. Nothing here does I/O: the daemon
+//! supplies facts, asks for a [`Plan`], and applies it to the kernel.
 
 mod allowed;
 mod backend;
@@ -57,10 +57,10 @@ pub use scope::Changed;
 pub use silent::{Listening, listed, missing_ports};
 pub use sockets::Sockets;
 
-/// A part of the plan is made again if it changes what is claimed, at most so often.
+/// Maximum number of times that a part of the plan is made. It is made again if it changes what is claimed.
 const PASSES_MAX: usize = 3;
 
-/// All that is known.
+/// All known facts.
 #[cfg_attr(test, derive(Clone))]
 #[derive(Debug, Default)]
 pub struct World {
@@ -68,50 +68,53 @@ pub struct World {
     pub backends: BTreeMap<BackendId, Backend>,
     /// By cookie.
     pub sockets: BTreeMap<u64, Socket>,
-    /// By cookie: when a socket began to listen, in milliseconds since the machine booted, if we were told of it then.
+    /// By cookie: when a socket began to listen, in milliseconds since the machine booted, if an event reported it.
     pub opened_ms: BTreeMap<u64, i64>,
-    /// Things that carry our labels and cannot be backends, by id: what is wrong with each.
+    /// Containers with our labels that cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
-    /// By index: ports of backends that are gone while connections that moved away from them are counted there still.
+    /// By index: ports of backends that have ended. Connections that moved away from them are still counted there.
     pub lingering: BTreeMap<u32, Lingering>,
     /// Ports that may be claimed.
     pub policy: PortPolicy,
-    /// What is configured for services.
+    /// The configuration of services.
     pub configured: ServiceTables,
     /// Rules that have had a socket, and the service of each. A service takes a port over when its first backend
-    /// listens, not before: one that never does takes nothing from anybody. It keeps it as long as it has a backend.
+    /// listens, not before: a backend that never listens takes nothing from other services. The service keeps the port
+    /// as long as it has a backend.
     pub claimed: BTreeMap<RuleKey, Claimed>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<u64>,
-    /// Cookies of the namespaces whose link was lost and is being attached again. Their backends keep their states meanwhile.
+    /// Cookies of the namespaces whose link was lost and is being attached again. Until then their backends keep their
+    /// states.
     pub repairing: BTreeSet<u64>,
-    /// The options in effect, by service; resolved again when it is planned.
+    /// The options in effect, by service. They are resolved again whenever the service is planned.
     pub options: BTreeMap<String, ServiceOptions>,
-    /// What operators have decided, by service.
+    /// The operators' decisions, by service.
     pub decisions: BTreeMap<String, Decision>,
-    /// Cookie of the socket that makes SYNs vanish, while there is one.
+    /// Cookie of the socket that discards SYNs, while there is one.
     pub pause_cookie: Option<u64>,
-    /// Now, in milliseconds since the machine booted: weights grow with it.
+    /// The current time, in milliseconds since the machine booted: weights grow with it.
     pub now_ms: i64,
-    /// By service: ids of the backends that served when their checks were last trusted.
+    /// By service: ids of the backends that served when the service's checks were last trusted.
     pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
-    /// By the cookie of a namespace: the listeners there, when it was last looked at, but for those that were managed.
+    /// By the cookie of a namespace: its unmanaged listeners when it was last enumerated.
     pub foreign: BTreeMap<u64, Vec<Listener>>,
-    /// The rules that leave clients to listeners that are not managed.
+    /// The rules that leave clients to unmanaged listeners.
     pub left: Left,
-    /// By index: what is known of the listening of backends without a socket that serves.
+    /// By index: what is known of where a backend listens that has no serving socket.
     pub listening: BTreeMap<u32, Listening>,
-    /// By index: where a backend was found last, which may be out of date.
+    /// A cache by index: the id of the backend that was last found there. It may be out of date.
     found: RefCell<HashMap<u32, BackendId>>,
     /// The tables of the last plan.
     tables: tables::Tables,
-    /// By service: what it had to do with when it was planned last.
+    /// By service: the footprint of its last plan.
     footprints: BTreeMap<String, Footprint>,
-    /// Backends whose network namespace has lost its sandbox, so that no client arrives there: why, and the remedy.
+    /// Backends whose network namespace has lost its sandbox, so that no client arrives there: the reason and the
+    /// remedy.
     pub abandoned: BTreeMap<BackendId, String>,
 }
 
-/// What is left of a backend that has ended.
+/// What remains of a backend that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lingering {
     /// Its service.
@@ -123,16 +126,16 @@ pub struct Lingering {
 /// A container whose labels do not make a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misfit {
-    /// Its name for people.
+    /// Its display name.
     pub name: String,
     /// Address of its engine's API.
     pub engine: String,
-    /// What is wrong, a line each.
+    /// What is wrong, one fault per line.
     pub errors: Vec<String>,
 }
 
 impl World {
-    /// Nothing yet, with these settings.
+    /// An empty world with these settings.
     pub fn new(policy: PortPolicy, configured: ServiceTables) -> Self {
         Self { policy, configured, ..Self::default() }
     }
@@ -164,7 +167,7 @@ impl World {
         Some(backend)
     }
 
-    /// The same, to be changed.
+    /// The same, mutable.
     pub fn by_index_mut(&mut self, index: u32) -> Option<&mut Backend> {
         let id = self.by_index(index)?.id.clone();
         self.backends.get_mut(&id)
@@ -176,19 +179,19 @@ impl World {
         (0..limit).find(|index| !used.contains(index) && !taken.contains(index))
     }
 
-    /// The place of a backend that is seen for the first time.
+    /// The [`Backend::seen`] of a backend that is seen for the first time.
     pub fn next_seen(&self) -> u64 {
         self.backends.values().map(|backend| backend.seen).max().unwrap_or(0) + 1
     }
 
-    /// What follows from all this.
+    /// Plans everything.
     pub fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
         self.replan(&Changed::All, &mut plan);
         plan
     }
 
-    /// Brings the last plan to what follows after a change.
+    /// Updates the last plan after a change.
     pub fn replan(&mut self, changed: &Changed, plan: &mut Plan) {
         self.meet(plan);
         let scope = Scope::of(self, changed);
@@ -198,7 +201,7 @@ impl World {
         self.abandoned.retain(|id, _| self.backends.contains_key(id));
         let disagreements = self.resolve_options(&scope);
         let mut part = self.plan_part(&scope);
-        // What is claimed now decides what others may claim.
+        // The claims of this pass decide what others may claim.
         for _ in 1..PASSES_MAX {
             match part {
                 (_, false) => break,
@@ -211,7 +214,7 @@ impl World {
         self.note_footprints(&scope);
     }
 
-    /// The part of the plan for a scope, and whether other rules are claimed than before.
+    /// The part of the plan for a scope, and whether it claims other rules than before.
     fn plan_part(&mut self, scope: &Scope) -> (Plan, bool) {
         let mut tables = std::mem::take(&mut self.tables);
         let facts = Facts::new(self, scope);
@@ -232,7 +235,7 @@ impl World {
         self.left.retain(|key, _| !scope.has_rule(key));
         self.left.extend(left);
         let facts = Facts::new(self, scope);
-        // It depends on when each became ready.
+        // This depends on when each backend became ready.
         port_history::note_changes(&facts, &mut part);
         hidden::hide(&facts, &mut part);
         withheld::withhold(&facts, &mut part, &mut tables);
@@ -242,12 +245,12 @@ impl World {
         (part, news)
     }
 
-    /// Whether it matters who listens in a namespace: a backend has a port that no service has claimed yet.
+    /// Whether the listeners of a namespace matter: a backend has a port that no service has claimed yet.
     pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
         claims::some_are_free(self, netns_cookie, &spec.ports)
     }
 
-    /// A listener of a namespace is managed now. True if it was noted as one that is not.
+    /// Removes a listener that is managed now from the unmanaged ones. Returns whether it was among them.
     pub fn no_longer_foreign(&mut self, netns_cookie: u64, cookie: u64) -> bool {
         let Some(listeners) = self.foreign.get_mut(&netns_cookie) else { return false };
         let before = listeners.len();
@@ -255,9 +258,9 @@ impl World {
         listeners.len() != before
     }
 
-    /// Notes which listeners of a namespace are not managed. True if that has changed.
+    /// Records the unmanaged listeners of a namespace. Returns whether they have changed.
     pub fn note_foreign(&mut self, netns_cookie: u64, listeners: Vec<Listener>) -> bool {
-        // How many wait to be accepted is no change.
+        // The number of connections that wait to be accepted does not matter.
         let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, ..*listener };
         let listeners: Vec<Listener> = listeners.iter().map(steady).collect();
         let before = self.foreign.insert(netns_cookie, listeners);

@@ -1,10 +1,11 @@
-//! Ports that a server opens on demand, such as those of passive FTP. The daemon hears of each when the client has come
-//! already, so the kernel program finds the listener by itself, if only one backend of the service can have opened it.
+//! Ports that a server opens on demand, such as those of passive FTP. When the daemon hears of such a listener, the
+//! client is already there. So the kernel program finds the listener by itself, if only one backend of the service can
+//! have opened it.
 //!
-//! Two servers of one service cannot share such a range: a client of one could be given the other's connection. The
-//! younger backend gives way, by this rule:
+//! Two servers of one service cannot share such a range, because a client of one could be given the other's connection.
+//! The younger backend yields, by this rule:
 //! - the older backend opens the range on demand ([`super::port_history`]), and no backend of the service listens steadily on
-//!   all ports that it declares of the range: then the range is an ordinary one of a service with several replicas;
+//!   all ports of the range that it declares: otherwise the range is an ordinary one of a service with several replicas;
 //! - the younger backend has never listened on a port of the range;
 //! - it loses its claim on the ports of that range and keeps all others. If it has never been able to serve, it is refused
 //!   as a whole: `exec` and `register` fail, a container is not steered.
@@ -16,14 +17,14 @@ use pod_steer_ebpf::RuleKey;
 use super::{Backend, Phase, Sockets, claims::keys};
 use crate::ports::{PortMap, compact};
 
-/// Which backends give way to an older one of their service that opens a range on demand.
+/// The backends that yield to an older one of their service that opens a range on demand.
 #[derive(Default)]
 pub(super) struct Conflicts {
-    /// By index: a sentence with the remedy.
+    /// By index: the reason and the remedy.
     pub reasons: BTreeMap<u32, String>,
-    /// Indices of those that may claim nothing.
+    /// Indices of the backends that may claim nothing.
     pub refused: BTreeSet<u32>,
-    /// The claims that the others do not get, with the index of the backend.
+    /// Claims that other backends do not get, with the index of the backend.
     pub withheld: BTreeSet<(u32, RuleKey)>,
 }
 
@@ -35,7 +36,7 @@ struct Held<'a> {
 }
 
 impl Backend {
-    /// Its ports that are among these claims.
+    /// Its ports that belong to these claims.
     fn ports_among<'a>(&'a self, claims: &'a BTreeSet<RuleKey>) -> impl Iterator<Item = (&'a PortMap, Vec<RuleKey>)> {
         let cookie = self.netns.map(|netns| netns.cookie);
         let of = move |map| Some((map, keys(cookie?, map).filter(|key| claims.contains(key)).collect::<Vec<_>>()));
@@ -43,7 +44,7 @@ impl Backend {
     }
 }
 
-/// Finds the conflicts between backends, given from the oldest to the youngest.
+/// Finds the conflicts between backends, which are given from the oldest to the youngest.
 pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts {
     let mut held: Vec<Held<'_>> = Vec::new();
     let mut conflicts = Conflicts::default();
@@ -86,15 +87,15 @@ pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts
     conflicts
 }
 
-/// Whether a backend declares some of these ports and keeps a listener open on each of those.
+/// Whether a backend declares some of these ports and keeps a listener open on each of them.
 fn listens_steadily(backend: &Backend, sockets: &Sockets<'_>, claims: &BTreeSet<RuleKey>) -> bool {
     let open: BTreeSet<u16> = sockets.of(backend.index).map(|(_, socket)| socket.port).collect();
     let mut ports = backend.ports_among(claims).map(|(map, _)| map.target).peekable();
     ports.peek().is_some() && ports.all(|port| open.contains(&port) && backend.port_history.has_kept(port))
 }
 
-/// The claims on ranges whose ports the servers know by other numbers: without a rule, clients of a listener that has just
-/// been opened would find no listener there. (By the same number the kernel's own lookup finds it.)
+/// The claims on ranges whose servers listen on other port numbers. Without a rule, a client of a listener that has
+/// just been opened would find no listener at its port. (With the same numbers, the kernel's own lookup finds it.)
 pub(super) fn claims(backends: &[&Backend]) -> BTreeSet<RuleKey> {
     let mut claims = BTreeSet::new();
     for backend in backends {

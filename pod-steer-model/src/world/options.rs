@@ -7,7 +7,8 @@ use super::{Backend, Phase, World, scope::Scope};
 use crate::{labels::PREFIX, settings::ServiceOptions};
 
 impl World {
-    /// Resolves the options of the services of a scope. Returns what an operator should know of them, by service.
+    /// Resolves the options of the services of a scope. Returns disagreements that an operator should know of, by
+    /// service.
     pub(super) fn resolve_options(&mut self, scope: &Scope) -> Vec<(String, String)> {
         let mut by_service: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
         for backend in self.backends.values().filter(|backend| scope.has_service(&backend.spec.service)) {
@@ -26,7 +27,7 @@ impl World {
         disagreements
     }
 
-    /// For each option that the labels of some running backend would set to another value: a sentence with the remedy.
+    /// For each option that the labels of a running backend would set to another value: a sentence with the remedy.
     fn disagreements(&self, newest: &Backend, resolved: &ServiceOptions, backends: &[&Backend]) -> Vec<String> {
         let mut others: BTreeMap<&str, Vec<(&Backend, String)>> = BTreeMap::new();
         let is_running = |backend: &&&Backend| matches!(backend.phase, Phase::Running | Phase::Paused);

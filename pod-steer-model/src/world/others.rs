@@ -1,4 +1,4 @@
-//! Addresses of a backend's ports that another service has.
+//! Addresses of a backend's ports that another service has claimed.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use super::{
 };
 use crate::address::address_from_bytes;
 
-/// Says which clients a backend that listens on every address does not get, since another service has claimed theirs. A line for each
-/// port and service.
+/// The clients that a backend on every address does not get, because another service has claimed their address. One
+/// line for each port and service.
 pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<String> {
     let Some(netns) = backend.netns else { return Vec::new() };
     let mut others: BTreeMap<(u16, &str), Vec<String>> = BTreeMap::new();
@@ -55,7 +55,7 @@ mod tests {
             ["it gets no clients of port 80 at 127.0.0.2 and 1 more, claimed by the service `one`"]
         );
         assert!(notes(&world, "id0").is_empty());
-        // One that does not listen there would not get them anyway.
+        // A backend that does not listen there would not get them anyway.
         world.sockets.get_mut(&102).unwrap().ip = "127.0.0.9".parse().unwrap();
         assert!(notes(&world, "id1").is_empty());
         world.sockets.get_mut(&102).unwrap().ip = "0.0.0.0".parse().unwrap();

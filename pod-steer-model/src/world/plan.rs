@@ -1,5 +1,5 @@
-//! From facts to a [`Plan`]: the rules that the claims lead to, and what each backend does. Who serves, and how much, is
-//! decided in `serving`.
+//! From facts to a [`Plan`]: the rules that follow from the claims, and the state of each backend. `serving` decides
+//! which backends serve, and how much.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{settings::Fallback, slots::Member};
 
-/// What [`plan`] makes.
+/// The result of [`plan`].
 pub(super) struct Planned {
     pub plan: Plan,
-    /// By service, the ids of the backends that serve, but not of a service whose checks are not trusted.
+    /// By service: ids of the backends that serve; not for a service whose checks are not trusted.
     pub serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// The rules that are claimed.
     pub claimed: BTreeMap<RuleKey, Claimed>,
-    /// The rules that leave clients to listeners that are not managed.
+    /// The rules that leave clients to unmanaged listeners.
     pub left: Left,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
         let OfRule { table, networks, versions } = answers.of(&key, claim.service, parts, make);
         let claims = |member: &Member| match world.sockets.get(&member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
-            // That of a pause.
+            // The listener of a pause.
             None => true,
         };
         if !world.claimed.contains_key(&key) && !table.members.iter().any(claims) {
@@ -88,7 +88,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
             continue;
         }
         if !table.members.is_empty() {
-            // Of a paused service something may have a member and nobody who listens.
+            // A paused service may have a member although none of its backends listens.
             let coverage = Some(Coverage { key, versions }).filter(|coverage| !coverage.versions.is_empty());
             plan.coverage.entry(claim.service.to_owned()).or_default().extend(coverage);
         }
@@ -146,7 +146,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
     Planned { plan, serving, claimed, left }
 }
 
-/// Rules for single addresses and devices are looked for only where the rule for all of the port says that there are some.
+/// Marks on the rule for a whole port that rules for single addresses or devices exist: a lookup tries those only then.
 pub(super) fn announce(plan: &mut Plan) {
     let single = plan.rules.keys().filter(|key| key.addr != ANY_ADDRESS || key.ifindex != 0);
     for key in single.copied().collect::<Vec<_>>() {
@@ -172,10 +172,10 @@ fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: b
     let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
     match (backend.health, backend.probed) {
         (Health::Unhealthy, _) | (_, Health::Unhealthy) => return State::Unhealthy,
-        // Nothing can pass a check there.
+        // No check can pass there.
         _ if is_silent && !hindered => return State::NotListening,
         (Health::Starting, _) => return State::Starting,
-        // Nobody probes where nothing is steered.
+        // Backends are probed only where their service is steered.
         (_, Health::Starting) if !hindered => return State::Starting,
         _ => {}
     }

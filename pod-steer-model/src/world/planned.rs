@@ -1,4 +1,4 @@
-//! What follows from the world: the plan that the kernel is brought to, and what each backend does.
+//! The plan that is applied to the kernel, and the state of each backend.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,21 +14,21 @@ use crate::{
     slots::Member,
 };
 
-/// What should be steered, complete.
+/// The complete desired state of steering.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// The rules, as the kernel's map holds them.
     pub rules: BTreeMap<RuleKey, PlannedRule>,
-    /// The ports of the backends, and what each is for.
+    /// The ports of the backends, and the purposes of each.
     pub managed_ports: BTreeMap<ManagedBlock, ManagedPorts>,
-    /// What each backend serves of the ports that its service has claimed: the service, whose index is filled in when they are
-    /// written, and the port that it listens on for each.
+    /// The ports that each backend serves of those that its service has claimed: the service, whose index is filled in
+    /// when they are written, and the port on which the backend listens for each.
     pub own_ports: BTreeMap<OwnBlock, (String, OwnPorts)>,
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
     /// By service: cookies of the namespaces to steer in.
     pub namespaces: BTreeMap<String, BTreeSet<u64>>,
-    /// What each backend does, by index.
+    /// The state of each backend, by index.
     pub states: BTreeMap<u32, State>,
     /// What hinders a backend, by index: sentences with the remedy.
     pub hindrances: BTreeMap<u32, Vec<String>>,
@@ -36,9 +36,9 @@ pub struct Plan {
     pub silences: BTreeMap<u32, String>,
     /// What somebody should look at now, by service: a sentence each.
     pub alarms: BTreeMap<String, Vec<String>>,
-    /// What clients come to, by service, and which versions take it.
+    /// The ports that clients use, by service, and the versions that serve each.
     pub coverage: BTreeMap<String, Vec<Coverage>>,
-    /// By service: when its part of the plan changes with time alone, in milliseconds since the machine booted.
+    /// By service: when its part of the plan next changes with time alone, in milliseconds since the machine booted.
     pub next_ms: BTreeMap<String, i64>,
     /// What the kernel has refused of it.
     pub(super) unmet: Unmet,
@@ -55,7 +55,7 @@ impl Plan {
         self.namespaces.values().any(|cookies| cookies.contains(&netns_cookie))
     }
 
-    /// Steers a service there.
+    /// Steers a service in this namespace.
     pub(super) fn steer_in(&mut self, service: &str, netns_cookie: u64) {
         match self.namespaces.get_mut(service) {
             Some(cookies) => drop(cookies.insert(netns_cookie)),
@@ -63,7 +63,7 @@ impl Plan {
         }
     }
 
-    /// When the plan changes with time alone, in milliseconds since the machine booted.
+    /// When the plan next changes with time alone, in milliseconds since the machine booted.
     pub fn next_ms(&self) -> Option<i64> {
         self.next_ms.values().min().copied()
     }
@@ -73,14 +73,14 @@ impl Plan {
         self.next_ms.iter().filter(move |(_, at_ms)| **at_ms <= now_ms).map(|(service, _)| service.as_str())
     }
 
-    /// The part of a service changes then, or before.
+    /// Schedules a change of a service's part for this time at the latest.
     pub(super) fn changes_at(&mut self, service: &str, at_ms: Option<i64>) {
         let Some(at_ms) = at_ms else { return };
         let next_ms = self.next_ms.get(service).map_or(at_ms, |next_ms| at_ms.min(*next_ms));
         self.next_ms.insert(service.to_owned(), next_ms);
     }
 
-    /// Puts in what is planned for a scope, instead of what was.
+    /// Replaces the part of the plan for a scope.
     pub(super) fn replace(&mut self, scope: &Scope, part: Self) {
         fn put<K: Ord, V>(all: &mut BTreeMap<K, V>, mut part: BTreeMap<K, V>, is_in: impl Fn(&K) -> bool) {
             all.retain(|key, _| !is_in(key));
@@ -124,26 +124,26 @@ impl Plan {
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlannedRule {
-    /// The service whose counters it uses; none if it only says that rules with addresses exist.
+    /// The service whose counters it uses; `None` if it only marks that rules with addresses exist.
     pub service: Option<String>,
     /// `FALLBACK_REFUSE` or `FALLBACK_PASS`.
     pub fallback: u16,
-    /// What chooses a slot of its table.
+    /// What selects a slot of its table.
     pub affinity: Affinity,
     /// Some of the `RULE_` flags.
     pub flags: u16,
     /// Its slot table; without one, clients are left to the kernel's own lookup. Rules with equal tables share one, also from one
     /// plan to the next.
     pub table: Option<Arc<PlannedTable>>,
-    /// The index of the one backend that may serve its clients, if there is one only, and the port that it listens on: its
-    /// newest listener is found by the kernel program, when it is in no table yet.
+    /// The index of the only backend that may serve its clients, and the port that it listens on; `None` if there are
+    /// several or none. The kernel program finds its newest listener if that is in no table yet.
     pub only: Option<(u32, u16)>,
     /// Tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
 }
 
 impl PlannedRule {
-    /// What the options of a service say of its rules.
+    /// The part of a rule that the options of its service determine.
     pub(super) fn of_options(options: &ServiceOptions) -> Self {
         let fallback = match options.fallback {
             Fallback::Refuse => FALLBACK_REFUSE,
@@ -153,12 +153,12 @@ impl PlannedRule {
     }
 }
 
-/// The decision of a service, as far as the kernel is to know it.
+/// The decision of a service, as far as the kernel needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlannedDecision {
     /// [`crate::rollout::Decision::revision`].
     pub revision: u32,
-    /// Clients of some networks have tables of their own.
+    /// Whether clients of some networks have tables of their own.
     pub has_networks: bool,
 }
 
@@ -171,19 +171,20 @@ pub struct PlannedNetworks {
     pub table: Arc<PlannedTable>,
 }
 
-/// What a slot table is built from: sockets in the order of their cookies.
+/// The contents of a slot table: sockets in the order of their cookies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PlannedTable {
     /// Its members with their weights.
     pub members: Vec<Member>,
-    /// Sockets that have no share, and serve in the instant in which every member is gone and we do not know it yet.
+    /// Sockets without a share. They serve from the moment when every member is gone until the daemon publishes another
+    /// table.
     pub reserve: Vec<Member>,
-    /// Sockets that never serve here, while clients must not reach them by the kernel's own lookup either.
+    /// Sockets that never serve here, and that clients must not reach by the kernel's own lookup either.
     pub withheld: Vec<Member>,
 }
 
 impl PlannedTable {
-    /// Cookies of the sockets that it leads to.
+    /// Cookies of its members and of its reserve.
     pub fn cookies(&self) -> BTreeSet<u64> {
         self.members.iter().chain(&self.reserve).map(|member| member.cookie).collect()
     }

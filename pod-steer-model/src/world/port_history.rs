@@ -3,7 +3,7 @@
 //! A range is opened on demand if the server opens a listener there for one connection and closes it after that. A backend
 //! opens a range on demand if all of this holds:
 //! - the range is one item of the list of ports (`30000-30009`, not `8080,8081`);
-//! - the backend also listens on a port outside of the range, on which its clients are told the port to come to;
+//! - the backend also listens on a port outside of the range, over which its clients learn which port to connect to;
 //! - it has kept no listener of the range open for [`KEPT_MS`] since it started. One kept listener makes the range an
 //!   ordinary one, even after it has closed;
 //! - it has been ready for [`SETTLE_MS`] and listened on no port of the range, or has closed [`CLOSED_MIN`] listeners there.
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::ports::PortMap;
 
-/// A listener that has been open for so long, in milliseconds, is not there for a single connection.
+/// A listener that has been open for this long, in milliseconds, does not serve a single connection only.
 pub(super) const KEPT_MS: i64 = 2_000;
-/// A backend that has been ready for so long, in milliseconds, has opened the listeners that it opens at its start.
+/// A backend that has been ready for this long, in milliseconds, has opened the listeners that it opens at its start.
 pub(super) const SETTLE_MS: i64 = 1_000;
-/// So many short-lived listeners are no accident.
+/// This many short-lived listeners are not a coincidence.
 pub(super) const CLOSED_MIN: u32 = 3;
 
-/// What a backend has done with its ports.
+/// How a backend has used its ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortHistory {
     /// Ports on which it has kept a listener open.
@@ -32,12 +32,12 @@ pub struct PortHistory {
     closed: BTreeMap<u16, u32>,
     /// The ranges that it opens on demand, by their place among the ranges of its spec.
     on_demand: BTreeSet<usize>,
-    /// It has been able to serve since we know it.
+    /// Whether it has been able to serve since it became known.
     pub has_served: bool,
 }
 
 impl PortHistory {
-    /// The backend starts again.
+    /// Resets the history, because the backend starts again.
     pub fn restart(&mut self) {
         *self = Self { has_served: self.has_served, ..Self::default() };
     }
@@ -56,7 +56,7 @@ impl PortHistory {
 impl Backend {
     /// The items of its list of ports that are ranges.
     pub(super) fn ranges(&self) -> impl Iterator<Item = &[PortMap]> {
-        // A client's request may have any numbers in it.
+        // A client's request may contain any indices.
         self.spec.ranges.iter().map(|range| self.spec.ports.get(range.clone()).unwrap_or_default())
     }
 
@@ -74,7 +74,7 @@ impl Backend {
 }
 
 impl World {
-    /// A socket has closed, or is not steered any more.
+    /// Removes a socket that has closed, or is no longer steered.
     pub fn remove_socket(&mut self, cookie: u64, now_ms: i64) -> Option<Socket> {
         let socket = self.sockets.remove(&cookie)?;
         let opened_ms = self.opened_ms.remove(&cookie);
@@ -88,7 +88,7 @@ impl World {
         Some(socket)
     }
 
-    /// Notes which listeners are kept open, and which ranges are opened on demand.
+    /// Records which listeners are kept open, and which ranges are opened on demand.
     pub(super) fn note_ports(&mut self, scope: &Scope) {
         let Self { backends, sockets, opened_ms, now_ms, .. } = self;
         let in_scope = backends.values_mut().filter(|backend| scope.has_index(backend.index));
@@ -127,12 +127,12 @@ impl Backend {
     }
 }
 
-/// Whether a listener has been open for long. One that we were not told of when it was opened may be as old as its server.
+/// Whether a listener has been open for long. One whose opening was not reported may be as old as its server.
 fn was_kept(opened_ms: Option<i64>, now_ms: i64) -> bool {
     opened_ms.is_none_or(|opened_ms| now_ms - opened_ms >= KEPT_MS)
 }
 
-/// Notes when more is known of a range: a backend has settled, or has kept a listener open.
+/// Schedules a new plan for when more is known of a range: a backend has settled, or has kept a listener open.
 pub(super) fn note_changes(facts: &Facts<'_>, plan: &mut Plan) {
     let later = |at_ms: i64| Some(at_ms).filter(|at_ms| *at_ms > facts.world.now_ms);
     let mut with_ranges: BTreeMap<u32, &Backend> = BTreeMap::new();

@@ -11,7 +11,7 @@ use super::{Plan, State, World, listed};
 pub struct Refused {
     /// By rule.
     pub rules: BTreeMap<RuleKey, RefusedRule>,
-    /// By the index of a backend: why the kernel does not know one of its ports.
+    /// By the index of a backend: why one of its ports could not be written.
     pub ports: BTreeMap<u32, String>,
 }
 
@@ -20,7 +20,7 @@ pub struct Refused {
 pub struct RefusedRule {
     /// Why.
     pub reason: String,
-    /// Cookies of the sockets that clients come to meanwhile; nothing if that is not known.
+    /// Cookies of the sockets that get the clients meanwhile; `None` if that is not known.
     pub serving: Option<BTreeSet<u64>>,
 }
 
@@ -31,17 +31,17 @@ impl Refused {
     }
 }
 
-/// What was changed in a plan because the kernel has refused a part of it.
+/// The corrections of a plan, because the kernel has refused a part of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Unmet {
-    /// By index: what each backend does if nothing is refused.
+    /// By index: the state of each backend without them.
     states: BTreeMap<u32, State>,
     hindrances: BTreeMap<u32, BTreeSet<String>>,
     alarms: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl World {
-    /// Makes a plan again what it is if nothing is refused.
+    /// Undoes the corrections of a plan.
     pub(super) fn meet(&mut self, plan: &mut Plan) {
         let Unmet { states, hindrances, alarms } = std::mem::take(&mut plan.unmet);
         for (index, state) in states {
@@ -55,9 +55,9 @@ impl World {
         take_out(&mut plan.alarms, &alarms);
     }
 
-    /// Corrects a plan by what the kernel did not take of it.
+    /// Corrects a plan by the changes that the kernel refused.
     pub fn refuse(&mut self, plan: &mut Plan, refused: &Refused) {
-        // By reason: there may be thousands of ports.
+        // Grouped by reason: there may be thousands of ports.
         let mut of_backends: BTreeMap<(u32, &str), BTreeSet<u16>> = BTreeMap::new();
         let mut of_services: BTreeMap<(&str, &str), BTreeSet<u16>> = BTreeMap::new();
         for (key, RefusedRule { reason, serving }) in &refused.rules {
@@ -105,7 +105,7 @@ impl World {
     }
 }
 
-/// Takes texts out of lists.
+/// Removes texts from lists.
 fn take_out<K: Ord>(lists: &mut BTreeMap<K, Vec<String>>, texts: &BTreeMap<K, BTreeSet<String>>) {
     for (key, texts) in texts {
         let Some(list) = lists.get_mut(key) else { continue };

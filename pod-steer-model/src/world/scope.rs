@@ -1,6 +1,6 @@
-//! What a change concerns. A plan is made of services that have nothing to do with each other, unless they meet at a port: by a claim,
-//! a rule, or a hidden port of a socket. So after a change only those services are planned anew that meet the changed one, directly or
-//! by others, now or when they were planned last.
+//! The services that a change concerns. Services are planned independently of each other, unless they meet at a port:
+//! by a claim, a rule, or a hidden port of a socket. So after a change, only services that meet the changed one are
+//! planned again: directly or through others, now or at their last plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use pod_steer_ebpf::RuleKey;
 /// What has changed since the last plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// Something of these services alone: their backends, sockets or decisions.
+    /// Only these services: their backends, sockets or decisions.
     Services(BTreeSet<String>),
-    /// Something that may concern every service: a namespace, a listener that is not managed, the settings.
+    /// Possibly every service: a namespace, an unmanaged listener, or the settings.
     All,
 }
 
@@ -23,12 +23,12 @@ impl Default for Changed {
 }
 
 impl Changed {
-    /// Whether nothing has.
+    /// Whether nothing has changed.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether something of this service may have.
+    /// Whether something of this service may have changed.
     pub fn has(&self, service: &str) -> bool {
         match self {
             Self::Services(services) => services.contains(service),
@@ -36,7 +36,7 @@ impl Changed {
         }
     }
 
-    /// Something of this service has changed.
+    /// Marks a service as changed.
     pub fn add(&mut self, service: &str) {
         if let Self::Services(services) = self
             && !services.contains(service)
@@ -46,17 +46,17 @@ impl Changed {
     }
 }
 
-/// What a service had to do with when it was planned.
+/// The ports and backends of a service at its last plan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Footprint {
-    /// In ascending order, with the cookie of the namespace of each.
+    /// In ascending order, each with the cookie of its namespace.
     ports: Vec<(u64, u16)>,
     indices: Vec<u32>,
 }
 
-/// The services that are planned together, with all that is theirs or was when they were planned last.
+/// The services that are planned together, with the ports and backends that they have now or had at their last plan.
 pub(super) struct Scope {
-    /// Nothing if it is every service.
+    /// `None` stands for every service.
     parts: Option<Parts>,
 }
 
@@ -69,7 +69,7 @@ struct Parts {
 }
 
 impl Scope {
-    /// What is to be planned after a change.
+    /// The scope of a change.
     pub fn of(world: &World, changed: &Changed) -> Self {
         let Changed::Services(services) = changed else { return Self { parts: None } };
         let mut parts = Parts::default();
@@ -115,7 +115,7 @@ impl Parts {
                 declared(backend).for_each(|(netns_cookie, port)| self.insert(netns_cookie, port));
                 self.indices.insert(backend.index);
             } else if !self.services.contains(&backend.spec.service) {
-                // It may have been one of a backend that has ended.
+                // Another service's backend may have got the index of one that has ended.
                 self.indices.remove(&backend.index);
             }
         }
@@ -164,9 +164,10 @@ pub(super) struct Facts<'a> {
     pub sockets: Vec<(&'a u64, &'a Socket)>,
     /// In the order of their keys.
     pub claimed: Vec<(&'a RuleKey, &'a Claimed)>,
-    /// What is left of backends that have ended, by index.
+    /// What remains of backends that have ended, by index.
     pub lingering: Vec<(&'a u32, &'a Lingering)>,
-    /// The sockets that get no clients because of the user that they belong to, by cookie: the index of the backend, and why.
+    /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
+    /// reason.
     pub refused: BTreeMap<u64, (u32, Option<String>)>,
 }
 
@@ -193,14 +194,14 @@ impl<'a> Facts<'a> {
         Sockets::new(self.sockets.iter().copied())
     }
 
-    /// Those that may get clients.
+    /// The sockets that may get clients.
     pub fn allowed_sockets(&self) -> Sockets<'a> {
         Sockets::new(self.sockets.iter().copied().filter(|(cookie, _)| !self.refused.contains_key(*cookie)))
     }
 }
 
 impl World {
-    /// Remembers what services have to do with.
+    /// Records the footprints of the services in a scope.
     pub(super) fn note_footprints(&mut self, scope: &Scope) {
         self.footprints.retain(|service, _| !scope.has_service(service));
         let mut now: BTreeMap<String, Footprint> = BTreeMap::new();
@@ -231,7 +232,7 @@ impl World {
     }
 }
 
-/// Ports, a bit each.
+/// A set of ports, one bit each.
 #[derive(Default)]
 struct PortSet(Vec<u64>);
 

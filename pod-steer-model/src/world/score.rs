@@ -1,10 +1,10 @@
-//! The rule by which Linux chooses a listener for a client, as a function on values. `bpf_sk_assign` checks nothing of it
-//! but the family, so a table holds only sockets that this rule would choose.
+//! The rule by which Linux chooses a listener for a client, as a function on values. `bpf_sk_assign` checks only the
+//! family of all this, so a table holds only sockets that this rule would choose.
 //!
-//! `inet_lookup_listener` and `compute_score` in `net/ipv4/inet_hashtables.c`, and the same of `net/ipv6`, compare namespace
-//! and port first; what is left is here. Two things are left out, since they decide between sockets that all take the
-//! client: `SO_INCOMING_CPU`; and that the kernel, at one address, stops at the first socket of its list that has
-//! `SO_REUSEPORT`, whether or not a later one has the packet's device.
+//! `inet_lookup_listener` and `compute_score` in `net/ipv4/inet_hashtables.c`, and their counterparts in `net/ipv6`,
+//! compare namespace and port first; the rest is here. Two criteria are left out, because they decide between sockets
+//! that all take the client: `SO_INCOMING_CPU`; and that the kernel, at one address, stops at the first socket of its
+//! list that has `SO_REUSEPORT`, whether or not a later one is bound to the packet's device.
 
 use std::net::IpAddr;
 
@@ -14,19 +14,20 @@ use super::Socket;
 pub use crate::address::ANY_ADDRESS;
 use crate::{address::address_bytes, listener::Listener};
 
-/// An address is looked for before any address, whatever else is compared.
+/// The kernel looks for an exact address before any address, whatever else it compares.
 const ADDRESS: u8 = 8;
-/// The kernel counts one for an `AF_INET` socket, and one for a device. Where both have one, it takes the first in its list,
-/// in which `AF_INET6` sockets that share their port come last (`__inet_hash`): all managed sockets do.
+/// The kernel adds one for an `AF_INET` socket, and one for a device. If two sockets have one each, it takes the first
+/// in its list, in which `AF_INET6` sockets that share their port come last (`__inet_hash`): all managed sockets share
+/// theirs.
 const PF_INET: u8 = 3;
 const DEVICE: u8 = 2;
 
-/// What the kernel compares of a listening socket, besides its namespace and its port.
+/// The properties of a listening socket that the kernel compares, besides its namespace and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
     /// Address that it is bound to; that of an `AF_INET6` socket may be an IPv4-mapped one.
     pub ip: IpAddr,
-    /// It takes IPv6 clients only; not known before it has been looked at.
+    /// Whether it takes IPv6 clients only; `None` if that is not known yet.
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to, or zero.
     pub ifindex: u32,
@@ -45,14 +46,14 @@ impl From<&Listener> for Bound {
 }
 
 impl Bound {
-    /// The same, an IPv6-only socket if it may be one.
+    /// The same, but IPv6-only if it may be.
     pub fn surely(self) -> Self {
         // The kernel binds no IPv6-only socket to an IPv4-mapped address.
         let is_mapped = matches!(self.ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
         Self { v6only: Some(self.v6only.unwrap_or(!is_mapped)), ..self }
     }
 
-    /// The address by which it takes clients of a family, as a rule's key has it. `None` if it takes none of them.
+    /// The address by which it takes clients of a family, in the form of a rule's key. `None` if it takes none of them.
     pub fn address(&self, family: u8) -> Option<[u8; 16]> {
         match (self.ip, family) {
             (IpAddr::V4(_), FAMILY_V4) => Some(address_bytes(self.ip)),
@@ -60,14 +61,15 @@ impl Bound {
                 Some(ip4) => Some(address_bytes(ip4.into())),
                 None => ip.is_unspecified().then_some(ANY_ADDRESS),
             },
-            // By an IPv4-mapped address come IPv4 clients alone.
+            // Only IPv4 clients connect to an IPv4-mapped address.
             (IpAddr::V6(ip), FAMILY_V6) if ip.to_ipv4_mapped().is_none() => Some(ip.octets()),
             _ => None,
         }
     }
 
-    /// The rank of this socket in the kernel's lookup for clients that come to the address and device of a rule's key, in which
-    /// zero is an address, or a device, that no socket is bound to. `None` if it never gives them to it.
+    /// The rank of this socket in the kernel's lookup for clients of the address and device in a rule's key. A zero
+    /// there stands for an address, or a device, that no socket is bound to. `None` if the kernel never gives such
+    /// clients to it.
     pub fn score(&self, to: &RuleKey) -> Option<u8> {
         let addr = self.address(to.family)?;
         let (by_address, by_device) = (addr != ANY_ADDRESS, self.ifindex != 0);
@@ -93,7 +95,8 @@ mod tests {
         RuleKey { addr: address_bytes(ip), family, ifindex, ..RuleKey::default() }
     }
 
-    /// The sockets that take such clients, the kernel's first choice first. `tests/tests/addresses.rs` asks the kernel.
+    /// The sockets that take such clients, in the kernel's order of preference. `tests/tests/addresses.rs` asks the
+    /// kernel.
     fn order(key: RuleKey) -> Vec<&'static str> {
         let all = [
             ("four", bound("0.0.0.0", false, 0)),
@@ -122,7 +125,7 @@ mod tests {
         );
         assert_eq!(order(to("10.9.1.1", 6)), ["four one", "mapped", "four", "dual", "mapped any"]);
         assert_eq!(order(to("10.9.1.2", 5)), ["four dev", "four", "dual dev", "dual", "mapped any"]);
-        assert_eq!(order(to("0.0.0.0", 0)), ["four", "dual", "mapped any"], "an address that nobody is bound to");
+        assert_eq!(order(to("0.0.0.0", 0)), ["four", "dual", "mapped any"], "an address that no socket is bound to");
         assert_eq!(order(to("fd09::1", 5)), ["six one dev", "six one", "dual dev", "dual", "six"]);
         assert_eq!(order(to("fd09::1", 6)), ["six one", "dual", "six"]);
         assert_eq!(order(to("fd09::2", 5)), ["dual dev", "dual", "six"]);
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_is_sure() {
+    fn a_socket_that_may_be_ipv6_only_surely_takes_no_ipv4_clients() {
         let unknown = Bound { v6only: None, ..bound("::", false, 0) };
         assert!(unknown.score(&to("10.9.1.1", 0)).is_some());
         assert!(unknown.surely().score(&to("10.9.1.1", 0)).is_none());

@@ -1,4 +1,5 @@
-//! Who serves, and how much: what operators decided, what checks say, and what to do when both leave nobody.
+//! Which backends serve, and how much: by operators' decisions and the results of checks, and by what applies if these
+//! leave no backend.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,15 +24,15 @@ use crate::{
 /// and divides evenly by every count up to 16.
 const WEIGHT_UNIT: u128 = 720_720;
 
-/// A backend begins its slow start with this part of its weight, in thousandths.
+/// A slow start begins with this part of a backend's weight, in thousandths.
 const RAMP_START: u64 = 100;
 /// Its whole weight.
 const RAMP_END: u64 = 1000;
-/// Steps of a slow start, and the least time between two of them in milliseconds.
+/// Number of steps of a slow start, and the least time between two of them in milliseconds.
 const RAMP_STEPS: u64 = 50;
 const RAMP_STEP_MS: u64 = 200;
 
-/// Who serves, of every service.
+/// The serving backends of every service.
 pub(super) struct Serving<'a> {
     world: &'a World,
     facts: &'a Facts<'a>,
@@ -39,24 +40,24 @@ pub(super) struct Serving<'a> {
     services: BTreeMap<&'a str, Service<'a>>,
 }
 
-/// Who serves, of one service.
+/// The serving backends of one service.
 #[derive(Default)]
 struct Service<'a> {
     options: ServiceOptions,
     decision: Option<&'a Decision>,
-    /// Shares by version, if they count.
+    /// Shares by version, if they are in force.
     weights: Option<&'a BTreeMap<String, u32>>,
     /// Indices of the backends that may serve.
     usable: BTreeSet<u32>,
-    /// Indices of these and of the backends that may serve as soon as they listen.
+    /// Indices of these, and of backends that may serve as soon as they listen.
     allowed: BTreeSet<u32>,
-    /// Indices of those that serve when none of these is left.
+    /// Indices of backends that serve when none of these is left.
     reserve: BTreeSet<u32>,
     /// Indices of those that were told to stop and still listen: they serve when no other backend can.
     stopping: BTreeSet<u32>,
-    /// Of the versions that networks come to: those that may serve, and those that were told to stop.
+    /// For the versions of networks: the backends that may serve, and those that were told to stop.
     by_version: BTreeMap<&'a str, (BTreeSet<u32>, BTreeSet<u32>)>,
-    /// Checks have left too few, and the last ones that passed serve on: not a set to be remembered.
+    /// Whether too few pass their checks, so that the last ones that passed serve on: such a set is not remembered.
     is_last_set: bool,
     alarms: Vec<String>,
 }
@@ -89,7 +90,7 @@ impl<'a> Serving<'a> {
         }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.options.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
-        // Those that serve the other ports may not listen for this one.
+        // Backends that serve the other ports may not listen on this one.
         let mut reserve = table(&chosen.reserve, None).members;
         if reserve.is_empty() {
             reserve = table(&chosen.stopping, None).members;
@@ -100,7 +101,7 @@ impl<'a> Serving<'a> {
             let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
             all.reserve = reserve;
             all.reserve.retain(|member| !members.contains(&member.cookie));
-            // Nobody's share depends on it: a table is not to change because a weight in it grows.
+            // The reserve has no shares, and a table must not change because a weight in its reserve grows.
             all.reserve.iter_mut().for_each(|member| member.weight = 0);
         }
         let mut networks = BTreeMap::<String, PlannedNetworks>::new();
@@ -118,10 +119,10 @@ impl<'a> Serving<'a> {
         OfRule { table: tables.one(all), networks, versions: self.versions(key, parts) }
     }
 
-    /// The backend that may serve clients of a rule, if no other one may, and the port that it listens on.
+    /// The backend that may serve clients of a rule, if it is the only one, and the port that it listens on.
     pub(super) fn only(&self, service: &str, parts: &[(&Backend, u16)]) -> Option<(u32, u16)> {
         let chosen = self.services.get(service)?;
-        // The kernel programs do not know whose a listener is.
+        // The kernel programs do not know which user owns a listener.
         if self.world.configured.users(service).is_some() {
             return None;
         }
@@ -137,7 +138,7 @@ impl<'a> Serving<'a> {
         None
     }
 
-    /// Which versions listen for what a rule is about.
+    /// The versions that listen for a rule's destination.
     fn versions(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Arc<BTreeSet<String>> {
         let covers = |(backend, port): &&(&Backend, u16)| self.fitting(backend, *port, key).next().is_some();
         let versions: BTreeSet<&str> =
@@ -145,14 +146,14 @@ impl<'a> Serving<'a> {
         Arc::new(versions.into_iter().map(str::to_owned).collect())
     }
 
-    /// The sockets of a backend, listening on `port`, that take clients of a rule for sure, each with its rank in the lookup. Until
-    /// it is known whether an IPv6 socket takes IPv4 clients too, it is given none.
+    /// The sockets of a backend that listen on `port` and certainly take clients of a rule, each with its rank in the
+    /// lookup. An IPv6 socket gets no IPv4 clients until it is known to take them.
     fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, &[u64])> + Clone {
         let (key, ways) = (*key, self.sockets.ways(backend.index, key.netns_cookie, port).iter());
         ways.filter_map(move |(bound, cookies)| Some((bound.surely().score(&key)?, cookies.as_slice())))
     }
 
-    /// Those of them that the kernel would choose from.
+    /// Those of them from which the kernel would choose.
     fn best(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = u64> + Clone {
         let fitting = self.fitting(backend, port, key);
         let best = fitting.clone().map(|(score, _)| score).max();
@@ -201,14 +202,14 @@ impl<'a> Serving<'a> {
 
     /// How far a backend is in its slow start, in thousandths.
     fn ramp(&self, backend: &Backend, slow_ms: u64) -> u64 {
-        // One that is not ready yet begins now.
+        // A backend that is not ready yet begins now.
         let since = backend.ready_since_ms.unwrap_or(self.world.now_ms);
         let elapsed = u64::try_from(self.world.now_ms - since).unwrap_or(0);
         if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
     }
 
-    /// A paused service keeps its clients waiting, whether it has a backend or not: adds the rules of those without one.
-    /// Returns their keys.
+    /// A paused service keeps its clients waiting even if it has no backend: adds the rules of such services. Returns
+    /// their keys.
     pub(super) fn keep_paused(&self, plan: &mut Plan, tables: &mut Tables) -> Vec<RuleKey> {
         let Some(cookie) = self.world.pause_cookie else { return Vec::new() };
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
@@ -230,7 +231,7 @@ impl<'a> Serving<'a> {
         added
     }
 
-    /// Puts into the plan what is not about tables. Returns who serves, by service.
+    /// Adds everything to the plan that is not about tables. Returns the serving backends, by service.
     pub(super) fn conclude(self, plan: &mut Plan) -> BTreeMap<String, BTreeSet<BackendId>> {
         let slow_ms = |backend: &Backend| self.services.get(backend.spec.service.as_str())?.slow_ms(backend);
         for backend in &self.facts.backends {
@@ -257,14 +258,14 @@ impl<'a> Serving<'a> {
 }
 
 impl Service<'_> {
-    /// How long the share of a backend grows that may serve, if it does.
+    /// How long the share of a backend grows, if it may serve and its service has a slow start.
     fn slow_ms(&self, backend: &Backend) -> Option<u64> {
         let slow_ms = self.options.slow_start_ms;
         (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
     }
 }
 
-/// The table of a paused service: a listener that lets SYNs vanish.
+/// The table of a paused service: a listener that discards SYNs.
 fn of_pause(cookie: u64) -> PlannedTable {
     PlannedTable { members: vec![Member { cookie, backend: NONE, weight: 1 }], ..PlannedTable::default() }
 }
@@ -286,7 +287,7 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     };
     let running = in_phase(Phase::Running);
     let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
-    // Of some backends, those that may serve; and whether some may that fail their checks.
+    // The backends in `of` that may serve, and whether some of them fail their checks.
     let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
         let passing = of.iter().filter(|backend| passes(backend)).count();
         let panic = passing * 100 < usize::from(options.panic_percent) * of.len();
@@ -335,7 +336,8 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
                 .to_owned(),
         );
     }
-    // A server that was told to stop serves on as long as it listens, as it would without us, while no other backend does.
+    // A server that was told to stop serves on while it listens and no other backend serves, as it would without
+    // pod-steer.
     let stopping: Vec<&Backend> = in_phase(Phase::Stopping).into_iter().filter(|backend| passes(backend)).collect();
     let may_stand_in = |backend: &&&Backend| options.rollout != Policy::Manual || has_share(backend);
     chosen.stopping = stopping.iter().filter(may_stand_in).map(|backend| backend.index).collect();

@@ -1,4 +1,4 @@
-//! Which part of a service's new connections each backend gets, by the tables that are in force.
+//! The share of a service's new connections that each backend gets, by the tables in force.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use pod_steer_ebpf::{FAMILY_V4, NONE};
 use super::{Plan, PlannedTable};
 
 impl Plan {
-    /// By index, the part of new connections that each backend of a service gets: the mean over its ports. Of a port that
-    /// takes both families, IPv4 counts. Clients of networks with a version of their own are left out.
+    /// By index: the share of new connections that each backend of a service gets, as the mean over its ports. For a
+    /// port with both families, IPv4 counts. Clients of networks with a version of their own are left out.
     pub fn shares(&self, service: &str) -> BTreeMap<u32, f64> {
         let of_service = self.rules.iter().filter(|(_, rule)| rule.service.as_deref() == Some(service));
         let tables = of_service.filter_map(|(key, rule)| Some((key, rule.table.as_ref()?)));
@@ -23,7 +23,7 @@ impl Plan {
         let mut shares = BTreeMap::new();
         for (_, table) in by_port.values() {
             let all: u128 = table.members.iter().map(|member| u128::from(member.weight)).sum();
-            // A paused service's member is no backend.
+            // The member of a paused service is not a backend.
             for member in table.members.iter().filter(|member| member.backend != NONE) {
                 *shares.entry(member.backend).or_default() += member.weight as f64 / all as f64 / ports;
             }
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_new_connections_get() {
+    fn shares_are_the_mean_over_ports() {
         let both = plan(&[(80, FAMILY_V4, &[(0, 90), (1, 10)]), (80, FAMILY_V6, &[(1, 10)])]);
         assert_eq!(both.shares("web"), BTreeMap::from([(0, 0.9), (1, 0.1)]));
         let six = plan(&[(80, FAMILY_V4, &[]), (80, FAMILY_V6, &[(1, 10)])]);

@@ -1,4 +1,4 @@
-//! Running backends that do not listen where their ports say: those that listen elsewhere, and those that no longer listen.
+//! Running backends that do not listen on their ports: they listen elsewhere, or no longer listen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,17 +7,18 @@ use super::{
     scope::{Facts, Scope},
 };
 
-/// What is known of a backend's listening besides the sockets that serve.
+/// What is known of where a backend listens, besides its serving sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listening {
-    /// It has had a socket that serves since it was started.
+    /// Whether it has had a serving socket since it was started.
     pub has_listened: bool,
-    /// Ports on which its processes listen instead, when they were last looked at.
+    /// Other ports on which its processes listened when they were last inspected.
     pub elsewhere: BTreeSet<u16>,
 }
 
 impl World {
-    /// Notes which backends listen. One that is started again, or whose index is another's now, begins anew.
+    /// Records which backends listen. The record of a backend that is started again, or that got the index of another,
+    /// begins anew.
     pub(super) fn note_listening(&mut self, scope: &Scope) {
         let facts = Facts::new(self, scope);
         let sockets = facts.sockets();
@@ -35,12 +36,12 @@ impl World {
         self.listening.append(&mut now);
     }
 
-    /// Why a running backend without a socket that serves does not listen, if that is known: one that has never listened
+    /// Why a running backend without a serving socket does not listen, if that is known. One that has never listened
     /// may be about to.
     pub(super) fn silence(&self, backend: &Backend) -> Option<String> {
         let known = self.listening.get(&backend.index)?;
         let targets: BTreeSet<u16> = backend.spec.ports.iter().map(|map| map.target).collect();
-        // It listens there, and something else is wrong with that.
+        // It listens on one of its ports, so something else is wrong.
         if !known.elsewhere.is_disjoint(&targets) {
             return None;
         }
@@ -48,7 +49,7 @@ impl World {
         match (known.has_listened, known.elsewhere.is_empty()) {
             (false, true) => None,
             (false, false) => Some(format!(
-                "it listens on {elsewhere}, not on {ports}; let the server listen on {ports}, or name its port in the ports: \
+                "it listens on {elsewhere}, not on {ports}; configure the server to listen on {ports}, or declare its port as \
                  {}:{}",
                 backend.spec.ports.first().map_or(0, |map| map.port),
                 known.elsewhere.first().copied().unwrap_or_default(),
@@ -61,8 +62,8 @@ impl World {
     }
 }
 
-/// Says that a backend that listens on some of its ports does not listen on others. The ports of a range do not count: a
-/// server may open those on demand.
+/// Names the ports on which a backend does not listen, if it listens on others. The ports of a range do not count: a
+/// server may open them on demand.
 pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
     let own = world.sockets.values().filter(|socket| socket.backend == backend.index);
     let open: BTreeSet<u16> = own.map(|socket| socket.port).collect();
@@ -78,7 +79,7 @@ pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
     })
 }
 
-/// Most ports that are named.
+/// Maximum number of ports that are named.
 const NAMED_MAX: usize = 4;
 
 /// `8080`, `8080 and 9090`, `1, 2, 3, 4 and 5 more`.
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_listen_says_so() {
+    fn a_backend_that_does_not_listen_says_why() {
         let mut world = world([backend(0, "web", "80:8080")], []);
         assert_eq!(world.plan().states[&0], State::Starting, "it may be about to listen");
         world.listening.entry(0).or_default().elsewhere.insert(9999);

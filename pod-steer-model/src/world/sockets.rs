@@ -4,16 +4,17 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::{Socket, score::Bound};
 
-/// Most addresses and devices on which a backend is served for one of its ports: each makes a rule of its own, in every plan.
+/// Maximum number of addresses and devices on which a backend is served for one of its ports: each makes a rule of its
+/// own in every plan.
 pub(super) const WAYS_MAX: usize = 128;
 
-/// All sockets, those of one backend beside each other.
+/// All sockets, ordered by backend.
 pub struct Sockets<'a> {
     /// By backend and cookie.
     all: Vec<(u32, u64, &'a Socket)>,
-    /// By the index of a backend, which is a small number: where its own begin.
+    /// By the index of a backend, which is a small number: where its sockets begin.
     starts: Vec<usize>,
-    /// By backend, namespace and port. Made when it is first asked for.
+    /// By backend, namespace and port. Built on first use.
     by_port: OnceCell<BTreeMap<(u32, u64, u16), OfPort>>,
 }
 
@@ -35,7 +36,7 @@ impl OfPort {
 }
 
 impl<'a> Sockets<'a> {
-    /// Of sockets with their cookies.
+    /// Builds the index from sockets with their cookies.
     pub fn new(sockets: impl IntoIterator<Item = (&'a u64, &'a Socket)>) -> Self {
         let mut all: Vec<_> = sockets.into_iter().map(|(cookie, own)| (own.backend, *cookie, own)).collect();
         all.sort_unstable_by_key(|(backend, cookie, _)| (*backend, *cookie));
@@ -48,13 +49,14 @@ impl<'a> Sockets<'a> {
         Self { all, starts, by_port: OnceCell::new() }
     }
 
-    /// How the sockets of a backend are bound that listen on a port, each way once with the cookies of its sockets. Of more than
-    /// [`WAYS_MAX`] ways, those of the older sockets.
+    /// The distinct ways in which a backend's sockets on one port are bound, each with the cookies of its sockets. If
+    /// there are more than [`WAYS_MAX`], those of the older sockets.
     pub(super) fn ways(&self, backend: u32, netns_cookie: u64, port: u16) -> &[(Bound, Vec<u64>)] {
         self.by_port().get(&(backend, netns_cookie, port)).map_or(&[], |of_port| of_port.ways.as_slice())
     }
 
-    /// The ports of backends, by index, with sockets that are bound in more ways than [`WAYS_MAX`]: the further ones serve no client.
+    /// The ports, with the index of their backend, whose sockets are bound in more than [`WAYS_MAX`] ways. The further
+    /// ways serve no client.
     pub(super) fn overflowing(&self) -> impl Iterator<Item = (u32, u16)> {
         self.by_port().iter().filter(|(_, of_port)| of_port.overflows).map(|((backend, _, port), _)| (*backend, *port))
     }
@@ -70,7 +72,7 @@ impl<'a> Sockets<'a> {
         })
     }
 
-    /// Those of one backend, with their cookies.
+    /// The sockets of one backend, with their cookies.
     pub fn of(&self, backend: u32) -> impl Iterator<Item = (u64, &'a Socket)> + Clone {
         let start = self.starts.get(backend as usize).copied().unwrap_or(self.all.len());
         self.all[start..]
@@ -86,7 +88,7 @@ mod tests {
     use crate::world::tests::socket;
 
     #[test]
-    fn each_backend_has_its_own() {
+    fn sockets_are_found_by_backend() {
         let of = |backend| socket(backend, "0.0.0.0", 80);
         let sockets = [(9, of(3)), (7, of(0)), (8, of(3)), (5, of(6))];
         let sockets = Sockets::new(sockets.iter().map(|(cookie, socket)| (cookie, socket)));

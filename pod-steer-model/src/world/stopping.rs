@@ -1,15 +1,16 @@
-//! Backends that were told to stop. A signal is not an end: a process may ignore it, or take its time. A backend that still
-//! listens when its stop time-out is over counts as running again.
+//! Backends that were told to stop. A process may ignore the signal, or take its time. A backend that still listens
+//! when its stop time-out is over counts as running again.
 
 use super::{Backend, Phase, World, scope::Scope};
 
-/// An engine's stop time-out, in seconds, where a container has none of its own.
+/// An engine's stop time-out, in seconds, for a container without one of its own.
 const STOP_TIMEOUT_S_DEFAULT: i64 = 10;
-/// Added to the time-out, in milliseconds: the engine's SIGKILL comes at its end, and the process's end after that.
+/// Added to the time-out, in milliseconds: the engine sends SIGKILL when the time-out is over, and the process ends
+/// after that.
 const MARGIN_MS: i64 = 2_000;
 
 impl Backend {
-    /// It was sent a signal that asks it to stop. A second one does not prolong the first.
+    /// Records that it was sent a signal to stop. A second signal does not prolong the time-out.
     pub fn told_to_stop(&mut self, now_ms: i64) {
         if self.phase != Phase::Stopping {
             self.phase = Phase::Stopping;
@@ -17,16 +18,16 @@ impl Backend {
         }
     }
 
-    /// It was frozen.
+    /// Records that it was frozen.
     pub fn was_paused(&mut self) {
-        // Until it goes on it cannot follow any signal, so `stop_by_ms` says no more than that it was told to stop.
+        // A frozen process cannot follow a signal, so `stop_by_ms` only tells that it was told to stop.
         if self.phase == Phase::Stopping {
             self.stop_by_ms.get_or_insert(i64::MAX);
         }
         self.phase = Phase::Paused;
     }
 
-    /// It goes on. If it was told to stop before, its time begins now.
+    /// Records that it was thawed. If it was told to stop before, its stop time-out begins now.
     pub fn was_unpaused(&mut self, now_ms: i64) {
         let stops = self.stop_by_ms.is_some();
         (self.phase, self.stop_by_ms) = (Phase::Running, None);
@@ -35,30 +36,31 @@ impl Backend {
         }
     }
 
-    /// It was started, or has ended.
+    /// Records that it was started, or has ended.
     pub fn is_now(&mut self, phase: Phase) {
         (self.phase, self.stop_by_ms) = (phase, None);
     }
 
-    /// How long it may take to stop, in milliseconds; nothing if its stop time-out is negative, which means that it is never killed.
+    /// How long it may take to stop, in milliseconds; `None` if its stop time-out is negative, which means that it is
+    /// never killed.
     pub fn stop_ms(&self) -> Option<i64> {
         let timeout_s = self.stop_timeout_s.unwrap_or(STOP_TIMEOUT_S_DEFAULT);
         (timeout_s >= 0).then(|| timeout_s.saturating_mul(1000).saturating_add(MARGIN_MS))
     }
 
-    /// When its time to stop will be over, if it was told to.
+    /// When its stop time-out will be over, if it was told to stop.
     pub(super) fn stops_at(&self, now_ms: i64) -> Option<i64> {
         self.stop_by_ms.filter(|by_ms| self.phase == Phase::Stopping && *by_ms > now_ms)
     }
 
-    /// When its time to stop is over; never if it is never killed.
+    /// When its stop time-out is over; `None` if it is never killed.
     fn stop_by(&self, now_ms: i64) -> Option<i64> {
         Some(now_ms.saturating_add(self.stop_ms()?))
     }
 }
 
 impl World {
-    /// Takes every backend whose time to stop is over, and that still listens, for one that runs.
+    /// Marks every backend that still listens after its stop time-out as running.
     pub(super) fn end_stopping(&mut self, scope: &Scope) {
         let now_ms = self.now_ms;
         let Self { backends, sockets, .. } = self;

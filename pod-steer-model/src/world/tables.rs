@@ -1,5 +1,5 @@
-//! Slot tables that are equal are one value: ports of a service that lead to the same sockets have one table between them, which
-//! is compared, built and given to the kernel once.
+//! Equal slot tables are one value: ports of a service with the same sockets share a table, which is compared, built
+//! and given to the kernel once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -10,12 +10,13 @@ use pod_steer_ebpf::RuleKey;
 
 use super::{PlannedNetworks, PlannedTable};
 
-/// Every table that is planned, each once.
+/// Every planned table, each once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables(HashSet<Arc<PlannedTable>>);
 
 impl Tables {
-    /// The one table that is equal to this: what stays equal from one plan to the next stays the same value.
+    /// Returns the shared table that is equal to this one. A table that stays equal from one plan to the next stays the
+    /// same value.
     pub fn one(&mut self, table: PlannedTable) -> Arc<PlannedTable> {
         if let Some(known) = self.0.get(&table) {
             return Arc::clone(known);
@@ -25,33 +26,33 @@ impl Tables {
         one
     }
 
-    /// Forgets those that no plan has any more.
+    /// Drops the tables that no plan uses any more.
     pub fn forget_unused(&mut self) {
         self.0.retain(|table| Arc::strong_count(table) > 1);
     }
 }
 
-/// What the tables of a rule depend on besides the world: its destination without the port, its service, and the index of each backend
-/// that serves there with the port that it listens on.
+/// The inputs of a rule's tables besides the world: its destination without the port, its service, and the index of
+/// each backend that serves there with the port that it listens on.
 type Question<'a> = (RuleKey, &'a str, Vec<(u32, u16)>);
 
-/// What a rule leads to.
+/// The tables of a rule.
 #[derive(Clone, Default)]
 pub(super) struct OfRule {
-    /// The table for all clients without one of their own.
+    /// The table for all clients without a table of their own.
     pub table: Arc<PlannedTable>,
-    /// Those for clients of some networks, by version.
+    /// The tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
     /// The versions with a backend that listens for it.
     pub versions: Arc<BTreeSet<String>>,
 }
 
-/// What rules lead to, found once for all the ports for which it is the same.
+/// The tables of rules, made once for all ports with the same inputs.
 #[derive(Default)]
 pub(super) struct Answers<'a>(HashMap<Question<'a>, OfRule>);
 
 impl<'a> Answers<'a> {
-    /// What a rule leads to, by `make` if that is not known yet.
+    /// The tables of a rule. `make` makes them if they are not known yet.
     pub fn of(
         &mut self,
         key: &RuleKey,

@@ -45,7 +45,7 @@ pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
     Socket { backend, netns_cookie: HOST.cookie, ip, port, hidden_port: None, v6only, ifindex: 0, uid: None }
 }
 
-/// A listener that is not managed.
+/// An unmanaged listener.
 pub(super) fn listener(ip: &str, port: u16) -> Listener {
     Listener {
         cookie: Some(1000 + u64::from(port)),
@@ -95,7 +95,7 @@ fn a_port_leads_to_the_sockets_behind_it() {
 }
 
 #[test]
-fn families_go_where_the_kernel_takes_them() {
+fn sockets_get_the_families_that_the_kernel_would_give_them() {
     let mut only = socket(0, "::", 80);
     only.v6only = Some(true);
     let mut world = world([backend(0, "web", "80")], [socket(0, "::", 80), only, socket(0, "::1", 80)]);
@@ -138,7 +138,7 @@ fn a_backends_weight_is_shared_by_its_sockets() {
 }
 
 #[test]
-fn who_cannot_serve_gets_nothing_and_the_service_keeps_its_port() {
+fn a_service_keeps_its_port_without_a_backend_that_can_serve() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.plan();
     for phase in [Phase::Created, Phase::Paused, Phase::Exited] {
@@ -176,7 +176,7 @@ fn a_port_has_one_service() {
     assert!(plan.hindrances[&1][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
     assert_eq!(plan.states[&1], State::NotSteered);
 
-    // Whoever has it keeps it, also against an older backend that comes later.
+    // The holder keeps it, also against an older backend that comes later.
     let mut older = backend(2, "api", "80:8080");
     older.created_ms = -1;
     world.backends.insert("id2".to_owned(), older);
@@ -189,7 +189,7 @@ fn holding_one_port_gives_no_right_to_another() {
         [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 90), socket(2, "0.0.0.0", 91), socket(3, "0.0.0.0", 92)];
     let mut world = world([backend(0, "x", "80"), backend(1, "y", "90")], sockets);
     world.plan();
-    // x wants y's port too, and waits; then y's first backend gives way to a younger one.
+    // x wants y's port too, and waits; then a younger backend replaces y's first one.
     world.backends.insert("id2".to_owned(), backend(2, "x", "90:91"));
     world.backends.insert("id3".to_owned(), backend(3, "y", "90:92"));
     world.plan();
@@ -198,7 +198,7 @@ fn holding_one_port_gives_no_right_to_another() {
 }
 
 #[test]
-fn nothing_is_taken_from_others() {
+fn an_unmanaged_listener_keeps_its_port() {
     let mut world = world([backend(0, "web", "22:2222")], [socket(0, "0.0.0.0", 2222)]);
     world.note_foreign(HOST.cookie, vec![listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
@@ -219,7 +219,7 @@ fn a_service_takes_its_port_when_it_listens() {
 }
 
 #[test]
-fn nobody_is_ready_before_its_namespace_is_steered() {
+fn no_backend_is_ready_before_its_namespace_is_steered() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.steered.clear();
     assert_eq!(world.plan().states[&0], State::Starting);
@@ -235,7 +235,7 @@ fn nobody_is_ready_before_its_namespace_is_steered() {
 }
 
 #[test]
-fn the_policy_says_which_ports() {
+fn the_policy_limits_the_ports() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.policy = PortPolicy::parse("443, 8000-8999").unwrap();
     let plan = world.plan();
@@ -254,7 +254,7 @@ fn the_policy_says_which_ports() {
 }
 
 #[test]
-fn a_namespace_of_ones_own_is_not_steered_unless_it_is_a_pod() {
+fn a_private_namespace_is_steered_only_if_it_is_a_pod() {
     let mut own = backend(0, "web", "80");
     (own.network, own.netns) = (Network::Own, Some(POD));
     let in_pod = Socket { netns_cookie: POD.cookie, ..socket(0, "0.0.0.0", 80) };
@@ -278,7 +278,7 @@ fn a_socket_of_another_namespace_is_no_member() {
 }
 
 #[test]
-fn rules_with_addresses_announce_themselves() {
+fn the_rule_of_a_port_marks_rules_with_addresses() {
     let sockets = [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 8080)];
     let plan = world([backend(0, "web", "127.0.0.1:80"), backend(1, "api", "80:8080")], sockets).plan();
     let one = at(key(FAMILY_V4, 80), "127.0.0.1");
@@ -304,7 +304,7 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
         assert_eq!((plan.states[&0], members(&plan, key(FAMILY_V4, 80)).as_slice()), (state, cookies), "{probed:?}");
         assert_eq!(plan.managed_ports[&block].purposes(9000), PORT_LISTENS, "the check's port is shared too");
     }
-    // Nobody probes where nothing is steered: the hindrance is what matters.
+    // Backends are probed only where their service is steered: the hindrance is what matters.
     let own = world.by_index_mut(0).unwrap();
     (own.probed, own.network, own.netns) = (Health::Starting, Network::Own, Some(POD));
     assert_eq!(world.plan().states[&0], State::NotSteered);

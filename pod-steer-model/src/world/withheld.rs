@@ -1,6 +1,6 @@
-//! Sockets that are withheld from clients: of drained backends, of versions that wait, those behind a hidden port. A table names
-//! them, so that the kernel refuses clients as long as one of them listens, even when the daemon is dead: the kernel's own lookup
-//! might give the clients to it.
+//! Sockets that are withheld from clients: those of drained backends and of versions that wait, and those behind a
+//! hidden port. A table names them. As long as one of them listens, the kernel program refuses clients that the table
+//! cannot serve, even when the daemon is dead: the kernel's own lookup might give the clients to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,14 +12,15 @@ use pod_steer_ebpf::RuleKey;
 use super::{Plan, PlannedTable, scope::Facts, score::Bound, tables::Tables};
 use crate::slots::Member;
 
-/// What the sockets that are withheld depend on: the destination without the port, the table, the backends that do not serve or not by all
-/// of their sockets, each with the port that it listens on, and the sockets that have this port as their hidden one.
+/// The inputs of the withheld sockets: the destination without the port; the table; the backends that do not serve, or
+/// not by all of their sockets, each with the port that it listens on; and the sockets that have this port as their
+/// hidden one.
 type Question = (RuleKey, *const PlannedTable, Vec<(u32, u16)>, BTreeSet<u64>);
 
-/// Completes the tables of the plan.
+/// Adds the withheld sockets to the tables of the plan.
 pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) {
     let (world, sockets) = (facts.world, facts.sockets());
-    // By service and port: its backends, and the port on which each listens for that.
+    // By service and port: its backends, and the port on which each listens for it.
     let mut parts: BTreeMap<(&str, u16), Vec<(u32, u16)>> = BTreeMap::new();
     for backend in &facts.backends {
         for map in &backend.spec.ports {
@@ -38,7 +39,7 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
     let with_refused: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
     for (key, rule) in &mut plan.rules {
         let Some(table) = &mut rule.table else { continue };
-        // One that serves by a better socket is not withheld by the others, unless they may not serve at all.
+        // If a backend serves by a better socket, its others are not withheld, unless they may not serve at all.
         let serves = serving
             .entry(Arc::as_ptr(table))
             .or_insert_with(|| table.members.iter().chain(&table.reserve).map(|member| member.backend).collect());

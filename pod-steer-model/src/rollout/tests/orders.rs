@@ -7,7 +7,7 @@ use pod_steer_ebpf::{FAMILY_V4, RuleKey};
 use super::*;
 
 #[test]
-fn rollbacks_go_back_one_by_one() {
+fn rollbacks_undo_one_operation_each() {
     let ended = |id: u64, order: Order, outcome: Outcome| {
         let mut ended = operation(order, Traffic::default());
         ended.id = id;
@@ -22,13 +22,13 @@ fn rollbacks_go_back_one_by_one() {
     assert_eq!(behind_of(&history), Some(2));
     history.push(ended(5, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), Some(1));
-    // One that is going on when it is rolled back is not one to go back behind again.
+    // An operation that a rollback ended while it ran is not undone again.
     history.push(ended(6, canary(&[10_000]), Outcome::Aborted));
     history.push(ended(7, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), Some(1));
     history.push(ended(8, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), None);
-    // What was before the service had lost its backends is nothing to go back to.
+    // The traffic from before the service lost its backends is not restored.
     history.push(ended(9, deploy(|_| {}), Outcome::Done));
     assert_eq!(behind_of(&history), Some(9));
     history.push(ended(10, Order::Forget, Outcome::Done));
@@ -36,7 +36,7 @@ fn rollbacks_go_back_one_by_one() {
 }
 
 #[test]
-fn orders_that_make_no_sense_are_refused_with_a_hint() {
+fn invalid_orders_are_refused_with_a_hint() {
     let shift = |weights: &[(&str, u32)]| {
         let weights = weights.iter().map(|(version, weight)| ((*version).to_owned(), *weight)).collect();
         Order::Shift(ShiftOrder { weights, ..ShiftOrder::default() })
@@ -50,12 +50,12 @@ fn orders_that_make_no_sense_are_refused_with_a_hint() {
             "no service \"wbe\"; did you mean web?; known: api, web",
         ),
         (&two(), deploy(|order| order.version = "v9".to_owned()), "its versions: v1, v2"),
-        (&two(), deploy(|order| order.timeout_ms = 0), "time-out is over"),
+        (&two(), deploy(|order| order.timeout_ms = 0), "time-out is zero"),
         (&two(), shift(&[("v1", 0), ("v2", 0)]), "all weights are zero"),
         (&two(), shift(&[("v1", 70_000)]), "too large"),
         (&not_ready, shift(&[("v2", 1)]), "no backend of it is ready"),
-        (&two(), canary(&[500, 300, 10_000]), "steps of a canary grow"),
-        (&two(), canary(&[20_000]), "more than there is"),
+        (&two(), canary(&[500, 300, 10_000]), "steps of a canary must increase"),
+        (&two(), canary(&[20_000]), "give at most 100 %"),
         (&two(), Order::Rollback, "nothing to roll back"),
         (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
     ];
@@ -76,7 +76,7 @@ fn a_service_has_one_operation_at_a_time() {
 }
 
 #[test]
-fn ready_means_every_port() {
+fn a_version_is_ready_only_on_every_port() {
     let mut view = two();
     let coverage = |port: u16, versions: &[&str]| Coverage {
         key: RuleKey { port, family: FAMILY_V4, ..RuleKey::default() },
@@ -92,7 +92,7 @@ fn ready_means_every_port() {
 }
 
 #[test]
-fn drains_come_back_with_a_rollback() {
+fn a_rollback_restores_drains() {
     let view = view(&[("a", "v1", State::Ready), ("b", "v2", State::Drained)]);
     let bad = Part::Version("v2".to_owned());
     let mut decision = Decision { drained: BTreeSet::from([bad.clone()]), ..Decision::default() };
@@ -108,7 +108,7 @@ fn drains_come_back_with_a_rollback() {
 }
 
 #[test]
-fn what_goes_on_can_always_be_ended() {
+fn a_running_operation_can_always_be_ended() {
     let before = Traffic { weights: Some(BTreeMap::from([("v1".to_owned(), 1)])), ..Traffic::default() };
     let held = operation(deploy(|_| {}), before.clone());
     let view = view(&[("b", "v2", State::Ready)]);
@@ -118,7 +118,7 @@ fn what_goes_on_can_always_be_ended() {
     let progress = begin(&mut rollback, &view, &decision, Some(&held), at(NOW));
     assert_eq!(progress.decision, None, "no backend would serve");
     assert!(rollback.end.unwrap().message.contains("traffic stays as it is"));
-    // One that has ended is not gone back behind then.
+    // An operation that has ended is not undone then.
     let refused = check(&Order::Rollback, &view, &["web"], &decision, None, Some(&held)).unwrap_err();
     assert!(refused.to_string().contains("start one first"), "{refused}");
 }

@@ -202,7 +202,7 @@ fn a_rule_names_the_only_backend_that_may_serve() {
     let plan = world.plan();
     let early = &plan.rules[&key(FAMILY_V4, 30_000)];
     assert_eq!((early.only, early.fallback, early.flags), (Some((0, 31_000)), FALLBACK_PASS, RULE_ON_DEMAND));
-    assert!(!world.claimed.contains_key(&key(FAMILY_V4, 30_000)), "nobody has listened there");
+    assert!(!world.claimed.contains_key(&key(FAMILY_V4, 30_000)), "no server has listened there");
     assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, Some((0, 2121)));
 
     world.sockets.insert(200, socket(0, "0.0.0.0", 31_000));

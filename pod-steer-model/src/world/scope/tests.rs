@@ -8,7 +8,7 @@ use crate::world::{
     tests::{HOST, backend, listener, members, socket, world},
 };
 
-/// Something that happens to one of a few backends, or beside them.
+/// A change of one of a few backends, or of something beside them.
 #[derive(Clone, Debug)]
 enum Step {
     Comes { index: u32, service: usize, ports: usize },
@@ -39,7 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Lets it happen, and says what has changed, as the daemon does.
+/// Applies the step, and returns what has changed, as the daemon does.
 fn happen(world: &mut World, cookies: &mut u64, step: &Step) -> Changed {
     let mut changed = Changed::default();
     let service_of = |world: &World, index: u32| world.by_index(index).map(|backend| backend.spec.service.clone());
@@ -94,7 +94,7 @@ fn happen(world: &mut World, cookies: &mut u64, step: &Step) -> Changed {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
-    /// What is planned for the services that a change concerns is what a plan of everything would be.
+    /// The plan of the services that a change concerns equals that part of a plan of everything.
     #[test]
     fn a_part_is_planned_as_the_whole_would_be(steps in vec(step(), 1..40)) {
         let mut parts = world([], []);
@@ -127,7 +127,7 @@ fn services_that_do_not_meet_are_left_as_they_are() {
     let mut plan = world.plan();
     let scope = Scope::of(&world, &of("both"));
     assert_eq!(["web", "api", "both"].map(|service| scope.has_service(service)), [false, true, true]);
-    // It has not been told of, so it is not planned.
+    // Its change was not reported, so it is not planned.
     world.sockets.insert(200, socket(0, "0.0.0.0", 80));
     world.sockets.insert(201, socket(1, "0.0.0.0", 81));
     world.replan(&of("api"), &mut plan);
@@ -148,7 +148,7 @@ fn services_of_other_namespaces_do_not_meet() {
 }
 
 #[test]
-fn what_lingers_of_another_service_stays() {
+fn lingering_ports_of_another_service_stay() {
     let mut world = world([backend(0, "web", "80"), backend(3, "api", "90")], []);
     let mut plan = world.plan();
     // The index was the first one's before it was the other's.
@@ -163,7 +163,7 @@ fn what_lingers_of_another_service_stays() {
 }
 
 #[test]
-fn a_port_that_was_given_up_concerns_the_next_one() {
+fn a_released_port_concerns_the_service_that_waits_for_it() {
     let backends = [backend(0, "web", "80"), backend(1, "api", "80")];
     let mut world = world(backends, [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
     let mut plan = world.plan();
@@ -176,7 +176,7 @@ fn a_port_that_was_given_up_concerns_the_next_one() {
 }
 
 #[test]
-fn an_index_that_was_given_out_again_is_its_new_backends() {
+fn a_reused_index_belongs_to_its_new_backend() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     let mut plan = world.plan();
     world.backends.remove("id0");

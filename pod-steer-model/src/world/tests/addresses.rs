@@ -25,7 +25,7 @@ fn each_address_has_a_rule_of_its_own() {
     let (two, three) = (at(FOUR(80), "127.0.0.2"), at(FOUR(80), "127.0.0.3"));
     assert_eq!(steered(&plan, 80), [(two, vec![100]), (three, vec![101])]);
     assert_eq!((plan.rules[&FOUR(80)].flags, plan.rules[&two].flags), (RULE_HAS_ADDRESSES, RULE_OF_PORT));
-    assert!(plan.rules[&FOUR(80)].service.is_none(), "nobody listens on every address");
+    assert!(plan.rules[&FOUR(80)].service.is_none(), "no backend listens on every address");
     let titles: Vec<_> = plan.coverage["web"].iter().map(Coverage::title).collect();
     assert_eq!(titles, ["port 80 at 127.0.0.2", "port 80 at 127.0.0.3"]);
 }
@@ -102,7 +102,7 @@ fn a_claim_of_an_address_is_served_by_sockets_that_take_it() {
 }
 
 #[test]
-fn an_address_that_is_claimed_is_no_business_of_the_port() {
+fn a_claim_of_an_address_precedes_a_claim_of_the_port() {
     let sockets = [socket(0, "0.0.0.0", 80), socket(1, "127.0.0.2", 8080), socket(1, "127.0.0.3", 8080)];
     let mut world = world([backend(0, "one", "127.0.0.2:80"), backend(1, "rest", "80:8080")], sockets);
     let (two, three) = (at(FOUR(80), "127.0.0.2"), at(FOUR(80), "127.0.0.3"));
@@ -116,7 +116,7 @@ fn an_address_that_is_claimed_is_no_business_of_the_port() {
 }
 
 #[test]
-fn an_address_stays_claimed_as_long_as_one_is_there_that_listened_on_it() {
+fn an_address_stays_claimed_while_a_backend_that_listened_on_it_exists() {
     let sockets = [socket(0, "127.0.0.2", 80), socket(1, "127.0.0.3", 80)];
     let mut world = world([backend(0, "web", "80"), backend(1, "web", "80")], sockets);
     let two = at(FOUR(80), "127.0.0.2");
@@ -124,7 +124,7 @@ fn an_address_stays_claimed_as_long_as_one_is_there_that_listened_on_it() {
     world.sockets.remove(&100);
     let plan = world.plan();
     assert!(plan.rules.contains_key(&two) && members(&plan, two).is_empty(), "its clients are refused by rule");
-    // A daemon that starts anew knows the rules, and not because of whom they are there.
+    // A new daemon knows the rules, but not the backends for which they were made.
     for claimed in world.claimed.values_mut() {
         claimed.listeners = None;
     }

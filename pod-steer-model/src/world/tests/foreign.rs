@@ -1,4 +1,4 @@
-//! Listeners that are not managed keep their clients.
+//! Unmanaged listeners keep their clients.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn an_address_beside_another_is_free() {
 }
 
 #[test]
-fn a_claim_of_an_address_minds_only_those_who_take_its_clients() {
+fn a_claim_of_an_address_yields_only_to_listeners_that_take_its_clients() {
     let claims = |listeners: &[Listener]| {
         let sockets = [socket(0, "10.9.1.1", 5353)];
         let plan = beside(&mut world([backend(0, "dns", "10.9.1.1:53:5353")], sockets), listeners);
@@ -52,7 +52,7 @@ fn a_single_address_keeps_its_clients_beside_a_wildcard() {
     assert_eq!(plan.rules[&three].flags, RULE_FOREIGN);
     assert_eq!(plan.rules[&FOUR(80)].flags, RULE_OF_PORT | RULE_HAS_ADDRESSES | RULE_HAS_DEVICES);
     assert!(without_clients(&world, &plan).is_empty() && !world.claimed.contains_key(&three));
-    // As long as they are there, also for a daemon that starts anew and has not looked yet.
+    // That holds as long as they listen, also for a new daemon that has not enumerated listeners yet.
     assert_eq!(rules(&world.plan(), 80), left);
     world.foreign.clear();
     world.left.values_mut().for_each(|cookie| *cookie = None);
@@ -67,7 +67,7 @@ fn a_single_address_keeps_its_clients_beside_a_wildcard() {
 }
 
 #[test]
-fn the_place_of_another_is_not_taken() {
+fn the_address_of_an_unmanaged_listener_is_not_claimed() {
     let mut world = world(
         [backend(0, "web", "80:8080"), backend(1, "web", "80:8080")],
         [socket(0, "127.0.0.3", 8080), socket(1, "127.0.0.2", 8080)],
@@ -76,7 +76,7 @@ fn the_place_of_another_is_not_taken() {
     assert_eq!(rules(&plan, 80), [(at(FOUR(80), "127.0.0.2"), Some(vec![101]))]);
     assert!(plan.hindrances[&0][0].contains("at 127.0.0.3:80"), "{:?}", plan.hindrances);
     assert_eq!((plan.states[&0], plan.states[&1]), (State::NotSteered, State::Ready));
-    // It may have it when the other has ended, and keeps it then.
+    // It gets the address when the other listener has closed, and then keeps it.
     let plan = beside(&mut world, &[]);
     assert_eq!(plan.states[&0], State::Ready);
     let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
@@ -84,7 +84,7 @@ fn the_place_of_another_is_not_taken() {
 }
 
 #[test]
-fn a_family_that_is_anothers_is_left_out() {
+fn a_family_with_an_unmanaged_listener_is_left_out() {
     let mut six = socket(0, "::", 8080);
     six.v6only = Some(true);
     let mut only_six = world([backend(0, "web", "8080")], [six]);
@@ -104,7 +104,7 @@ fn a_second_port_does_not_get_past_the_check() {
     let plan = beside(&mut world, &[listener("0.0.0.0", 8443)]);
     assert!(rules(&plan, 8443).is_empty());
     assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 8443"), "{:?}", plan.hindrances);
-    // Its own listener there is no stranger, once it is known.
+    // Its own listener there does not count as unmanaged once it is known.
     world.sockets.insert(1000 + 8443, socket(0, "0.0.0.0", 8443));
     assert!(world.plan().hindrances.is_empty());
 }
@@ -120,7 +120,7 @@ fn a_listener_without_a_cookie_is_known_by_its_place() {
 }
 
 #[test]
-fn who_declares_pass_shares_knowingly() {
+fn the_fallback_pass_allows_unmanaged_listeners() {
     let mut passing = backend(0, "web", "80:8080");
     passing.spec.options.fallback = Some(Fallback::Pass);
     let mut world = world([passing], [socket(0, "0.0.0.0", 8080)]);
@@ -130,7 +130,7 @@ fn who_declares_pass_shares_knowingly() {
 }
 
 #[test]
-fn what_is_held_is_not_lost_to_those_who_come_later() {
+fn a_claimed_port_is_not_lost_to_a_later_listener() {
     let mut world = world([backend(0, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
     world.plan();
     let plan = beside(&mut world, &[listener("0.0.0.0", 80)]);

@@ -1,4 +1,4 @@
-//! Who serves, and how much.
+//! Which backends serve, and how much.
 
 use super::*;
 use crate::{
@@ -68,8 +68,8 @@ fn a_version_without_a_share_stands_by() {
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 100.0)]);
     assert_eq!((plan.states[&0], plan.states[&1]), (State::Ready, State::Standby));
-    assert_eq!(reserve(&plan), [101], "the kernel has it at hand");
-    // Better than to refuse everybody, unless the operator has said that versions wait.
+    assert_eq!(reserve(&plan), [101], "it is in the reserve");
+    // It serves rather than that all clients are refused, unless the policy makes versions wait.
     world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
     let plan = world.plan();
     assert_eq!(shares(&plan), [(101, 100.0)]);
@@ -79,9 +79,9 @@ fn a_version_without_a_share_stands_by() {
 }
 
 #[test]
-fn the_reserve_are_those_who_would_serve() {
+fn the_reserve_has_the_backends_that_could_serve() {
     let mut world = versions(["v1", "v2", "v2", "v3"]);
-    assert!(reserve(&world.plan()).is_empty(), "nobody is without a share");
+    assert!(reserve(&world.plan()).is_empty(), "every version has a share");
     decide(&mut world, |decision| {
         decision.traffic = weights([("v1", 1)]);
         decision.drained.insert(Part::Version("v3".to_owned()));
@@ -94,7 +94,7 @@ fn the_reserve_are_those_who_would_serve() {
 }
 
 #[test]
-fn what_is_drained_gets_nothing() {
+fn drained_parts_get_nothing() {
     for part in [Part::Backend("id1".to_owned()), Part::Version("v2".to_owned())] {
         let mut world = versions(["v1", "v2"]);
         decide(&mut world, |decision| _ = decision.drained.insert(part));
@@ -206,7 +206,7 @@ fn a_paused_service_keeps_its_clients_without_backends() {
 }
 
 #[test]
-fn what_a_version_does_not_listen_for_is_served_by_the_others() {
+fn ports_that_a_version_lacks_are_served_by_the_others() {
     let mut world = versions(["v1", "v2"]);
     for backend in world.backends.values_mut() {
         backend.spec.ports = ports::parse("80,443").unwrap();

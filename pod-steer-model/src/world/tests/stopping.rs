@@ -30,12 +30,12 @@ fn table(plan: &Plan) -> (Vec<u64>, Vec<u64>) {
 }
 
 #[test]
-fn a_stopping_backend_serves_when_nobody_else_does() {
+fn a_stopping_backend_serves_when_no_other_does() {
     let mut world = web(["v1", "v1"]);
     world.plan();
     of(&mut world, 0).told_to_stop(NOW);
     let plan = world.plan();
-    assert_eq!(table(&plan), (vec![101], vec![100]), "the kernel has it at hand");
+    assert_eq!(table(&plan), (vec![101], vec![100]), "it is in the reserve");
     assert_eq!(plan.states[&0], State::Stopping);
     for phase in [Phase::Created, Phase::Paused, Phase::Exited] {
         of(&mut world, 1).is_now(phase);
@@ -83,11 +83,11 @@ fn networks_keep_their_version_while_it_stops() {
     let plan = world.plan();
     let own = &plan.rules[&key(FAMILY_V4, 80)].networks["v2"].table;
     assert_eq!(own.members.iter().map(|member| member.cookie).collect::<Vec<_>>(), [101]);
-    assert_eq!(table(&plan), (vec![100], vec![101]), "for everybody else the other one");
+    assert_eq!(table(&plan), (vec![100], vec![101]), "all other clients get the other version");
 }
 
 #[test]
-fn one_that_still_listens_when_its_time_is_over_runs() {
+fn a_backend_that_listens_after_its_stop_timeout_is_running() {
     let mut world = web(["v1", "v1"]);
     of(&mut world, 0).stop_timeout_s = Some(3);
     of(&mut world, 0).told_to_stop(NOW);
@@ -104,7 +104,7 @@ fn one_that_still_listens_when_its_time_is_over_runs() {
     // The next signal counts anew.
     of(&mut world, 0).told_to_stop(NOW + 6_000);
     assert_eq!(world.plan().states[&0], State::Stopping);
-    // One that has closed its listener is on its way, however long it takes.
+    // A backend that has closed its listener is stopping, however long that takes.
     world.sockets.remove(&100);
     world.now_ms = NOW + 60_000;
     let plan = world.plan();
@@ -112,7 +112,7 @@ fn one_that_still_listens_when_its_time_is_over_runs() {
 }
 
 #[test]
-fn its_time_is_that_of_its_container() {
+fn the_stop_timeout_is_the_containers() {
     let until = |timeout_s: Option<i64>| {
         let mut stopping = backend(0, "web", "80");
         stopping.stop_timeout_s = timeout_s;
@@ -122,12 +122,12 @@ fn its_time_is_that_of_its_container() {
     assert_eq!(until(None), Some(NOW + 12_000));
     assert_eq!(until(Some(0)), Some(NOW + 2_000));
     assert_eq!(until(Some(120)), Some(NOW + 122_000));
-    assert_eq!(until(Some(-1)), None, "it may take as long as it wants");
+    assert_eq!(until(Some(-1)), None, "it has no limit");
     assert_eq!(until(Some(i64::MAX)), Some(i64::MAX));
 }
 
 #[test]
-fn a_frozen_backend_has_its_time_when_it_goes_on() {
+fn the_stop_timeout_of_a_frozen_backend_begins_when_it_is_thawed() {
     for timeout_s in [None, Some(-1)] {
         let mut frozen = backend(0, "web", "80");
         frozen.stop_timeout_s = timeout_s;
@@ -137,7 +137,7 @@ fn a_frozen_backend_has_its_time_when_it_goes_on() {
         frozen.was_unpaused(NOW + 50_000);
         let until = timeout_s.is_none().then_some(NOW + 62_000);
         assert_eq!((frozen.phase, frozen.stop_by_ms), (Phase::Stopping, until));
-        // Started again, it knows nothing of that.
+        // A new start forgets it.
         frozen.is_now(Phase::Running);
         frozen.was_paused();
         frozen.was_unpaused(NOW + 90_000);
