@@ -1,4 +1,4 @@
-//! A process of a backend connects, as an engine's health check does: who answers it.
+//! Connections by a process of a backend, as an engine's health check makes them.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{daemon::Stage, exec::Backend, process::output};
 
-/// Connections of one question: many share the port, so a single right answer proves nothing.
+/// Connections of one check. Several backends share the port, so a single right answer would prove nothing.
 pub const TRIES: usize = 20;
 
-/// Who answers a process of `backend`: the names, or curl's exit code (7: refused).
+/// The names of the servers that answer a process of `backend`, or curl's exit code (7: refused).
 pub fn asked(stage: &Stage, backend: &Backend, options: &[&str], address: &str) -> Result<BTreeSet<String>> {
     let mut curl = backend.command(stage, "curl")?;
     curl.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "20", "--header", "Connection: close"]);
@@ -24,7 +24,7 @@ pub fn asked(stage: &Stage, backend: &Backend, options: &[&str], address: &str) 
     Ok(names)
 }
 
-/// Fails unless all of its connections have this answer.
+/// Fails unless all connections get this answer.
 pub fn ensure_asked(stage: &Stage, backend: &Backend, options: &[&str], address: &str, wanted: &str) -> Result<()> {
     let got = asked(stage, backend, options, address)?;
     let wanted = BTreeSet::from([wanted.to_owned()]);

@@ -1,4 +1,4 @@
-//! Where cgroup v2 is. Found in the mount table, never by name: hybrid machines have it at a place of their own.
+//! The mount point of cgroup v2, from the mount table: on hybrid machines it is not at `/sys/fs/cgroup`.
 
 use std::{fs, path::PathBuf};
 

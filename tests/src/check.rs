@@ -1,4 +1,4 @@
-//! What many tests assert: that kernel and clients count alike, and that shares follow weights.
+//! Assertions of many tests: kernel and clients count alike, and shares follow weights.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use crate::{
     status::Service,
 };
 
-/// Every connection of `tally` was answered, and the kernel's counters of the service, which has served nobody else, say
-/// the same as the clients, to the connection.
+/// Every connection of `tally` was answered, and the kernel's counters of the service, which has had no other clients, agree exactly
+/// with the clients' counts.
 pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
     ensure!(tally.losses.is_empty(), "connections were lost: {tally}");
     ensure!(tally.disguised.is_empty(), "addresses were rewritten: {:?}", tally.disguised);
@@ -39,12 +39,12 @@ pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
     Ok(())
 }
 
-/// Who has answered, over several loads of which not one connection may be lost.
+/// The servers that have answered, over several loads that may lose no connection.
 #[derive(Debug, Default)]
 pub struct Answered(BTreeMap<String, u64>);
 
 impl Answered {
-    /// Adds a load's.
+    /// Adds the counts of a load.
     pub fn add(&mut self, tally: Tally) -> Result<()> {
         ensure!(tally.losses.is_empty() && tally.disguised.is_empty(), "{tally} {:?}", tally.disguised);
         for (name, count) in tally.by_name {
@@ -53,7 +53,7 @@ impl Answered {
         Ok(())
     }
 
-    /// Opens fifty connections to each address; the backend beside it answers them all.
+    /// Opens fifty connections to each address. The given backend must answer all of them.
     pub fn expect(&mut self, clients: &NetNs, expected: &[(&str, &str)]) -> Result<()> {
         for (target, name) in expected {
             let tally = Load::to(target.parse()?).count(50).run(clients)?;
@@ -63,7 +63,7 @@ impl Answered {
         Ok(())
     }
 
-    /// The kernel's counters say the same of a service that has had one backend, of this name.
+    /// The kernel's counters agree, for a service that has had one backend, of this name.
     pub fn agrees(&self, service: &Service, name: &str) -> Result<()> {
         let by_name = BTreeMap::from([(name.to_owned(), self.0.get(name).copied().unwrap_or(0))]);
         kernel_agrees(service, &Tally { by_name, ..Tally::default() })
@@ -73,9 +73,9 @@ impl Answered {
 /// Connections of one measured load: enough for chi-square to tell a share that is off by a twentieth.
 const CONNECTIONS: u64 = 10_000;
 
-/// Opens 10,000 connections from `clients` to a service that has served nobody yet. Every one is answered, the kernel's
-/// counters agree with the clients', and the shares follow the weights at p > 0.001. Chance fails one in a thousand right
-/// answers, so that a first failure is asked for once more.
+/// Opens 10,000 connections from `clients` to a service that has had no clients yet. Every one is answered, the kernel's counters agree
+/// with the clients', and the shares follow the weights at p > 0.001. Chance fails one right result in a thousand, so a failure is
+/// measured once more.
 pub fn measured_shares(
     label: &str,
     daemon: &Daemon,
@@ -103,7 +103,7 @@ pub fn measured_shares(
     Ok(counted)
 }
 
-/// The answers follow the weights, but for what chance does once in a hundred thousand times; prints them as a figure.
+/// The answers follow the weights, with a probability of error of 1 in 100,000. Prints them as a figure.
 pub fn shares_follow(label: &str, tally: &Tally, weights: &[(&str, u64)]) -> Result<()> {
     let judged = stats::chi_square_agrees(&tally.by_name, weights, Significance::HundredThousandth);
     let chi_square = judged.map_err(|error| anyhow!("{label}: {error}"))?;

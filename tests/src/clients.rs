@@ -1,5 +1,5 @@
-//! Clients that people use: `wrk`, `h2load` and `curl`, run again and again until told to stop. Each says itself how many
-//! requests were answered and what went wrong; both are read here.
+//! Common clients: `wrk`, `h2load` and `curl`, run repeatedly until stopped. Each reports how many requests were answered and what
+//! failed; this module reads both.
 
 use std::{
     fmt::{self, Display},
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::{netns::NetNs, process::output};
 
-/// A program and what it does.
+/// A program and its way of connecting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `wrk`, on connections that are kept alive.
@@ -33,10 +33,10 @@ pub enum Program {
 impl Program {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::WrkKept, Self::WrkShort, Self::H2load, Self::CurlKept, Self::CurlShort];
-    /// What must be installed for them.
+    /// The programs that must be installed.
     pub const PROGRAMS: [&str; 3] = ["wrk", "h2load", "curl"];
 
-    /// The command for one run. No answer may take longer than 20 seconds, as with our own loads.
+    /// The command for one run. No answer may take longer than 20 seconds, as with the loads of [`crate::load`].
     fn line(self, target: SocketAddr) -> String {
         match self {
             Self::WrkKept => format!("wrk -t1 -c8 -d2s --timeout 20s http://{target}/"),
@@ -87,12 +87,12 @@ impl Program {
 /// One line for each answer, with its status; errors on standard error.
 const CURL: &str = "--silent --show-error --fail --max-time 20 --output /dev/null --write-out %{http_code}\\n";
 
-/// What a program has counted.
+/// The counts of a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that were answered, and well.
+    /// Requests with a good answer.
     pub answered: u64,
-    /// Everything that went wrong, in the program's own words; nothing else may be judged from them.
+    /// All errors, in the program's own words.
     pub complaints: Vec<String>,
 }
 
@@ -113,7 +113,7 @@ impl Display for Counts {
     }
 }
 
-/// A program under way. Dropping it lets the run that is going on be the last.
+/// A running program. Dropping it makes the current run the last one.
 #[derive(Debug)]
 pub struct Running {
     /// Which one.
@@ -129,7 +129,7 @@ impl Running {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Lets the last run end and adds up.
+    /// Waits for the current run, and adds up.
     pub fn stop(mut self) -> Result<Counts> {
         self.stop.store(true, Ordering::Relaxed);
         let runs = self.runs.take().context("it has been stopped")?;

@@ -1,4 +1,4 @@
-//! Containers, by the `docker` command, of whatever engine answers on a socket.
+//! Containers, managed by the `docker` command through an engine's socket.
 
 use std::{
     path::{Path, PathBuf},
@@ -36,7 +36,7 @@ impl Docker {
     /// `docker ARGS`, not yet run.
     pub fn command(&self) -> Command {
         let mut command = Command::new("docker");
-        // No configuration of whoever runs the tests may come in.
+        // The configuration of the user who runs the tests must have no effect.
         let config = self.socket.with_file_name("docker-config");
         command.env("DOCKER_HOST", self.url()).env("DOCKER_CONFIG", config);
         command
@@ -67,7 +67,7 @@ impl Docker {
         self.make(&["create"], spec)
     }
 
-    /// Creates and starts a container in one command, as people do: `docker run --detach`.
+    /// Creates and starts a container in one command: `docker run --detach`.
     pub fn run_detached(&self, spec: &Spec) -> Result<Container> {
         self.make(&["run", "--detach"], spec)
     }
@@ -115,7 +115,7 @@ impl Spec {
         Self { image, name, network, labels: vec![], mounts: vec![], options: vec![], args: vec![] }
     }
 
-    /// What it is made of.
+    /// Its image.
     pub fn image(&self) -> Image {
         self.image
     }
@@ -201,7 +201,7 @@ impl Container {
         self.docker.run(&["unpause", &self.id]).map(drop)
     }
 
-    /// What it wrote to standard output and error.
+    /// Its standard output and standard error.
     pub fn logs(&self) -> Result<String> {
         // Both streams, each where docker writes it.
         let output = crate::process::output(self.docker.command().args(["logs", &self.id]))?;

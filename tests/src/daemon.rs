@@ -21,9 +21,9 @@ use crate::{
     tools, wait,
 };
 
-/// Where everything is pinned, in the host's own bpffs.
+/// The daemon's directory of pins, in the host's own bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf/pod-steer";
-/// Where the daemon has its files of one uptime: on a tmpfs, as on a machine.
+/// The daemon's runtime directory: on a tmpfs, as on a machine.
 const RUNTIME_DIR: &str = "/run/pod-steer";
 
 /// A host with the daemon, and with a Docker engine if asked for. The fields are dropped in this order.
@@ -64,7 +64,7 @@ impl Stage {
         fs::rename(part, wall_clock(&self.host)).context("shifting the wall clock")
     }
 
-    /// The same, with settings and under other conditions than usual.
+    /// The same, with settings, under these conditions.
     pub fn configured_under(settings: &str, conditions: Conditions) -> Result<Self> {
         let host = Arc::new(Host::new()?);
         fs::write(config(&host), settings)?;
@@ -84,7 +84,7 @@ impl Stage {
         Self::with(host, Some(engine))
     }
 
-    /// A daemon without a container engine, under other conditions than usual.
+    /// A daemon without a container engine, under these conditions.
     pub fn under(conditions: Conditions) -> Result<Self> {
         let host = Arc::new(Host::new()?);
         Ok(Self { daemon: Daemon::start_under(&host, &[], conditions)?, engine: None, host })
@@ -97,7 +97,7 @@ impl Stage {
         Ok(Self { daemon: Daemon::start(&host, &urls)?, engine, host })
     }
 
-    /// A daemon that follows whatever answers at this address.
+    /// A daemon that follows the engine at this address.
     pub fn beside(host: Arc<Host>, engine: &str) -> Result<Self> {
         Ok(Self { daemon: Daemon::start(&host, &[engine])?, engine: None, host })
     }
@@ -119,20 +119,20 @@ pub struct Daemon {
     process: Process,
     host: Arc<Host>,
     engines: Vec<String>,
-    /// Those of the next start.
+    /// The conditions of the next start.
     pub conditions: Conditions,
 }
 
-/// Under which conditions a daemon is started.
+/// The conditions under which a daemon is started.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
     /// Variables of its environment.
     pub env: Vec<(&'static str, String)>,
-    /// System calls that fail.
+    /// System calls that fail for it.
     pub refused: Vec<Refusal>,
-    /// How many files it may have open; nothing for as many as the test may.
+    /// Its limit of open files; `None` for that of the test.
     pub files: Option<u64>,
-    /// Another build than the one that is tested.
+    /// The program, if it is another build than the one that is tested.
     pub program: Option<PathBuf>,
 }
 
@@ -142,7 +142,7 @@ impl Daemon {
         Self::start_under(host, engines, Conditions::default())
     }
 
-    /// The same, under other conditions than usual.
+    /// The same, under these conditions.
     pub fn start_under(host: &Arc<Host>, engines: &[&str], conditions: Conditions) -> Result<Self> {
         let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
         let process = launch(host, &engines, None, &conditions)?;
@@ -183,7 +183,7 @@ impl Daemon {
         self.restart()
     }
 
-    /// The same; it will end itself, as if killed, when it comes to a point of its work.
+    /// The same. The daemon will end itself, as if killed, when it reaches this point of its work.
     pub fn restart_to_die(&mut self, point: &str) -> Result<()> {
         self.process = launch(&self.host, &self.engines, Some(point), &self.conditions)?;
         self.wait_until_ready()
@@ -214,7 +214,7 @@ impl Daemon {
     fn wait_until_ready(&self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
-            // Of a process that has ended, and that nobody has waited for yet, it is there and empty.
+            // A process that has ended and has not been waited for has an empty command line.
             let cmdline = fs::read(format!("/proc/{}/cmdline", self.process.pid()));
             if !answer.status.success() && !cmdline.is_ok_and(|cmdline| !cmdline.is_empty()) {
                 bail!("the daemon has ended");
@@ -234,7 +234,7 @@ impl Daemon {
         self.process.stderr()
     }
 
-    /// What it wrote to standard output, which should be nothing.
+    /// Its standard output, which should be empty.
     pub fn stdout(&self) -> String {
         self.process.stdout()
     }
@@ -244,7 +244,7 @@ impl Daemon {
         Ok(self.process.wait(wait::STUCK)?.code())
     }
 
-    /// Where the API socket is, for processes of the host.
+    /// The path of the API socket, for processes of the host.
     pub fn socket(&self) -> PathBuf {
         Path::new(RUNTIME_DIR).join("api.sock")
     }
@@ -299,7 +299,7 @@ impl Daemon {
             let answer = ask(&status);
             last = Some(status);
             if answer.is_none() {
-                // Each question is a process; on a small machine they would crowd out what is waited for.
+                // Each query is a process. On a small machine, more of them would slow down what the test waits for.
                 std::thread::sleep(Duration::from_millis(20));
             }
             Ok(answer)
@@ -350,7 +350,7 @@ fn config(host: &Host) -> PathBuf {
     host.dir().join("pod-steer.toml")
 }
 
-/// By how much the daemon's wall clock is wrong, if a test shifts it.
+/// The file with the shift of the daemon's wall clock, if a test shifts it.
 fn wall_clock(host: &Host) -> PathBuf {
     host.dir().join("wall-clock")
 }
@@ -382,7 +382,7 @@ fn launch_by(
     }
     if wall_clock(host).exists() {
         command.env("LD_PRELOAD", tools::faketime_library()?).env("FAKETIME_TIMESTAMP_FILE", wall_clock(host));
-        // What is shifted is the wall clock alone, and at once.
+        // Only the wall clock is shifted, and at once.
         command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_NO_CACHE", "1");
     }
     if let Some(point) = dies_at {

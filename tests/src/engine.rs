@@ -57,7 +57,7 @@ impl Engine {
         Self::start_as(host, false)
     }
 
-    /// The same; containers on its bridge reach the world and can publish ports (`-p`).
+    /// The same. Containers on its bridge reach other networks and can publish ports (`-p`).
     pub fn start_publishing(host: &Host) -> Result<Self> {
         Self::start_as(host, true)
     }
@@ -73,7 +73,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Stops the engine and starts it again, as an upgrade does. Its containers go on meanwhile (`--live-restore`).
+    /// Stops the engine and starts it again, as an upgrade does. Its containers keep running meanwhile (`--live-restore`).
     pub fn restart(&mut self, host: &Host) -> Result<()> {
         self.process.signal(Signal::TERM)?;
         self.process.wait(wait::STUCK)?;
@@ -81,7 +81,7 @@ impl Engine {
         self.wait_until_ready()
     }
 
-    /// Sends the engine a signal: SIGSTOP makes it hang, SIGKILL ends it; its containers go on.
+    /// Sends the engine a signal: SIGSTOP makes it hang, SIGKILL ends it. Its containers keep running.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }

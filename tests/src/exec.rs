@@ -149,14 +149,14 @@ impl Backend {
     }
 }
 
-/// The addresses that a test server believes to listen on: of its lines `socket-name ADDRESS`.
+/// The addresses that getsockname(2) has given a test server, from its lines `socket-name ADDRESS`.
 pub fn socket_names(output: &str) -> Vec<&str> {
     output.lines().filter_map(|line| line.strip_prefix("socket-name ")).collect()
 }
 
 /// Reads the time from a test server's `listening NANOSECONDS ...`: the last one, of the last start.
 pub fn listening_ns(output: &str) -> Option<u64> {
-    // The line is there as a whole only when its end is.
+    // Without its end a line may be incomplete.
     let complete = output.rsplit_once('\n')?.0;
     let line = complete.lines().rev().find_map(|line| line.strip_prefix("listening "))?;
     line.split(' ').next()?.parse().ok()
@@ -168,10 +168,10 @@ pub fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Connects again and again until `name` answers; returns when the connection that it answered was opened.
+/// Connects repeatedly until `name` answers. Returns when the connection that it answered was opened.
 pub fn first_answer(target: SocketAddr, name: &str) -> Result<u64> {
     wait::until(&format!("the first answer of {name}"), || {
-        // Not at the pace of the wait: the distance between two attempts is what the figure is exact to.
+        // Without the pause of the wait: the time between two attempts limits the precision of the figure.
         for _ in 0..1000 {
             let opened = now_ns();
             match attempt(target, 1, Duration::from_secs(5)) {

@@ -1,4 +1,4 @@
-//! A container engine that answers as a test wants.
+//! A container engine whose answers a test determines.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -32,7 +32,7 @@ impl FakeEngine {
                 thread::spawn(move || {
                     let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
                     let request = lines.next().unwrap_or_default();
-                    // The requests for something have no body.
+                    // GET requests have no body.
                     let _ = lines.find(|line| line.is_empty());
                     answer(request.split(' ').nth(1).unwrap_or_default(), &stream);
                 });
@@ -49,13 +49,13 @@ impl Drop for FakeEngine {
     }
 }
 
-/// Answers with this.
+/// Writes this answer.
 pub fn send(mut stream: &UnixStream, body: &str) {
-    // The daemon may have hung up.
+    // The daemon may have closed the connection.
     let _ = stream.write_all(HEAD).and_then(|()| stream.write_all(body.as_bytes()));
 }
 
-/// Says no more until the daemon hangs up.
+/// Sends nothing more until the daemon closes the connection.
 pub fn stay_silent(mut stream: &UnixStream) {
     let _ = stream.read(&mut [0]);
 }

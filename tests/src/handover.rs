@@ -1,4 +1,4 @@
-//! Servers that hand their listener over, as those do that are upgraded without a gap.
+//! Servers that hand over their listener, as servers with zero-downtime upgrades do.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result};
 
 use crate::{container::Spec, daemon::Stage, process::Process, server, tools, wait};
 
-/// `NAME`, a word, and the path of a unix socket: `listens` opens the listener; `takes` asks for it at the unix socket;
-/// `inherits` has it as descriptor 3. The first two give it to whoever asks at the path. It answers as the test server does with
-/// `--raw`, and ends on SIGTERM when the connection that it serves is done. On SIGUSR1 a process of its own, in a session of its own,
-/// goes on, and it ends; its name then has `-child` behind it. SIGUSR2: it closes the listener and lives on. SIGHUP: it ends
-/// the listener by shutdown(2), and lives on. SIGALRM: it executes itself anew, in the same process, with the listener as descriptor 3;
-/// its name then has `-again` behind it.
+/// Arguments: `NAME`, a word, and the path of a unix socket. `listens` opens the listener; `takes` receives it through the unix socket;
+/// `inherits` has it as descriptor 3. The first two pass it to every process that connects to the path. The server answers like the test
+/// server with `--raw`, and ends on SIGTERM after the connection that it serves. SIGUSR1: a child in a session of its own, named
+/// `NAME-child`, takes over, and the server ends. SIGUSR2: it closes the listener and keeps running. SIGHUP: it ends the listener by
+/// shutdown(2) and keeps running. SIGALRM: it executes itself again in the same process, with the listener as descriptor 3, as
+/// `NAME-again`.
 const SERVER: &str = r#"
 import array, os, select, signal, socket, sys
 name, mode, path = sys.argv[1:4]
@@ -78,12 +78,12 @@ while signal.SIGTERM not in got:
 say("ends")
 "#;
 
-/// What a server does for its listener.
+/// How a server gets its listener.
 #[derive(Clone, Copy, Debug)]
 pub enum Listener {
     /// Opens it, on 0.0.0.0:8080.
     Opens,
-    /// Asks the one that opened it.
+    /// Receives it from the process that opened it.
     Takes,
 }
 
@@ -98,7 +98,7 @@ pub fn command(name: &str, listener: Listener, path: &Path) -> Result<Vec<String
     Ok([&python.display().to_string(), "-c", SERVER, name, mode, &path].map(str::to_owned).to_vec())
 }
 
-/// Starts one that is no backend.
+/// Starts one that is not a backend.
 pub fn start(stage: &Stage, name: &str, listener: Listener, path: &Path) -> Result<Process> {
     let words = command(name, listener, path)?;
     let mut command = stage.host.command(&words[0])?;

@@ -1,5 +1,5 @@
-//! A test's own host: namespaces for network, mounts and cgroups, with cgroup v2 and a bpffs where a modern machine has
-//! them, and a directory. Whatever is started in it is in its cgroup, and ends with it.
+//! A test's own host: namespaces for network, mounts and cgroups, with cgroup v2 and a bpffs at their usual places, and a directory. All
+//! processes that are started in it are in its cgroup, and end with it.
 
 use std::{
     fs::{self, File},
@@ -47,7 +47,7 @@ impl Host {
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().context("no pipe from the keeper")?).read_line(&mut line)?;
         if line != "ready\n" {
-            // Its reason is on standard error already.
+            // The keeper has printed the reason.
             let _ = fs::remove_dir_all(&dir);
             anyhow::bail!("the host keeper failed: {}", keeper.wait()?);
         }
@@ -102,7 +102,7 @@ impl Host {
         &self.dir
     }
 
-    /// A path of the host's own file systems, of which `/run` is one, as everybody sees it.
+    /// A path in the host's own file systems, of which `/run` is one, as seen from outside.
     pub fn path(&self, inside: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{inside}", self.keeper.id()))
     }
@@ -132,7 +132,7 @@ impl Host {
     }
 }
 
-/// Where clients with addresses of their own run.
+/// A network namespace for clients with addresses of their own.
 #[derive(Debug)]
 pub struct Client {
     /// The namespace.

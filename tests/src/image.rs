@@ -1,4 +1,4 @@
-//! Container images made of what is on this machine: no registry can be reached.
+//! Container images made of files of this machine, without a registry.
 //!
 //! An image is a tar file of a few files of Debian packages with the libraries that they load, or of the test server
 //! alone. Tar files are kept beside the build, under a name that changes with their contents.
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{process::run, tools};
 
-/// What a container can be made of.
+/// The images of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Image {
     /// The test server, alone.
@@ -60,9 +60,9 @@ impl Image {
         }
     }
 
-    /// The tar file, made now if it is not there yet.
+    /// The tar file, created if it does not exist.
     pub fn tar(self) -> Result<PathBuf> {
-        // One at a time: the tests of this process want the same ones at the same time.
+        // One at a time: tests of this process need the same images at the same time.
         static MAKING: Mutex<()> = Mutex::new(());
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let sources = self.programs()?;
@@ -79,7 +79,7 @@ impl Image {
         made.map(|()| tar)
     }
 
-    /// The programs in it, as (where it is here, where it is in the image).
+    /// The programs in it, as (path here, path in the image).
     fn programs(self) -> Result<Vec<(PathBuf, &'static str)>> {
         let installed = |name: &str| tools::find(name).with_context(|| format!("{name} is not installed"));
         let busybox = || Ok::<_, anyhow::Error>((installed("busybox")?, "bin/busybox"));
@@ -135,7 +135,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-/// The standard library without what no server imports.
+/// The standard library without modules that no server imports.
 fn python_library(python: &Path, root: &Path) -> Result<()> {
     let print = "import sysconfig; print(sysconfig.get_path('stdlib'))";
     let stdlib = PathBuf::from(run(Command::new(python).args(["-I", "-c", print]))?.trim());

@@ -11,17 +11,17 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::load::{Loss, Tally};
 
-/// What one server had accepted.
+/// The connections that one server had accepted.
 #[derive(Debug, Default)]
 pub struct Journal {
     /// Peers of accepted connections.
     pub accepted: BTreeSet<SocketAddr>,
-    /// The server died between `accept` and its record: of one connection nothing can be said.
+    /// The server died between `accept` and its record, so the fate of one connection is unknown.
     pub in_between: bool,
 }
 
 impl Journal {
-    /// Reads the record of a server that has ended. A server that never got so far as to open it accepted nothing.
+    /// Reads the record of a server that has ended. A server that had not opened it yet has accepted nothing.
     pub fn read(path: &Path) -> Result<Self> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -39,7 +39,7 @@ impl Journal {
     }
 }
 
-/// What killed servers had accepted, and of how many connections nothing can be said.
+/// The connections that killed servers had accepted, and the number of connections whose fate is unknown.
 #[derive(Debug, Default)]
 pub struct Killed {
     accepted: BTreeSet<SocketAddr>,
@@ -49,7 +49,7 @@ pub struct Killed {
 }
 
 impl Killed {
-    /// Reads the journals, once the servers are surely dead.
+    /// Reads the journals. The servers must have ended.
     pub fn read(journals: &[PathBuf]) -> Result<Self> {
         let mut killed = Self { kills: journals.len(), ..Self::default() };
         for path in journals {
@@ -60,9 +60,9 @@ impl Killed {
         Ok(killed)
     }
 
-    /// Fails if anything was lost but connections that killed servers had accepted, and what the kernel itself loses.
+    /// Fails if other connections were lost than those that killed servers had accepted, and those that the kernel itself loses.
     ///
-    /// That is a race in Linux (seen on 6.18): `tcp_close` sets `sk_shutdown` on the listener before it moves the queue.
+    /// The latter is a race in Linux (seen on 6.18): `tcp_close` sets `sk_shutdown` on the listener before it moves the queue.
     /// A handshake that completes on another CPU in those microseconds clones its connection from that listener, shut
     /// down as it is: it moves, it is accepted elsewhere, and it is reset by its first data (`TCPAbortOnData`, while
     /// `TCPMigrateReqFailure` stays zero). Seen up to 3 times in 20 kills at full load, which move 70 to 120 connections
@@ -76,7 +76,7 @@ impl Killed {
         let allowed = self.in_between + self.kills.div_ceil(2);
         ensure!(
             unknown <= allowed,
-            "{unknown} lost connections were not accepted by anybody ({allowed} may be): {tally}"
+            "{unknown} lost connections were not accepted by any server ({allowed} may be): {tally}"
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Servers whose answers tell which of their listeners a client came to, managed and not.
+//! Servers, managed and unmanaged, whose answers name the listener that a client reached.
 
 use anyhow::{Result, ensure};
 
@@ -24,7 +24,7 @@ pub fn start(stage: &Stage, name: &str, service: &str, ports: &str, listeners: &
     Ok(backend)
 }
 
-/// Waits until so many sockets of a backend are known, and it is ready.
+/// Waits until the daemon knows so many sockets of a backend, and the backend is ready.
 pub fn all_known(stage: &Stage, service: &str, name: &str, sockets: usize) -> Result<()> {
     stage.daemon.wait_for(&format!("{sockets} sockets of {name}"), |status| {
         let backend = status.service(service)?.backends.iter().find(|backend| backend.name == name)?;
@@ -42,13 +42,13 @@ pub fn unmanaged(stage: &Stage, net: &NetNs, name: &str, listeners: &[&str]) -> 
     Ok(server)
 }
 
-/// Opens connections to each address: the server beside it answers them all, or all are refused.
+/// Opens connections to each address. The given server must answer all of them; without one, all must be refused.
 pub fn expect(clients: &NetNs, expected: &[(&str, Option<&str>)]) -> Result<()> {
     for (target, answer) in expected {
         let tally = Load::to(target.parse()?).count(20).run(clients)?;
         match answer {
             Some(name) => ensure!(tally.answered_by(name) == 20, "{target} is {name}'s: {tally}"),
-            None => ensure!(tally.refused() == 20, "nobody listens at {target}: {tally}"),
+            None => ensure!(tally.refused() == 20, "no socket listens at {target}: {tally}"),
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Network namespaces without a name: held by a descriptor, gone with it.
+//! Network namespaces without a name, which end with their descriptor.
 
 use std::{
     collections::BTreeSet,
@@ -42,7 +42,7 @@ impl NetNs {
         Ok(Self(self.0.try_clone()?))
     }
 
-    /// The ports on which somebody listens there, of both families.
+    /// The listening ports there, of both families.
     pub fn listening_ports(&self) -> Result<BTreeSet<u16>> {
         let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
         let mut ports = BTreeSet::new();
@@ -57,7 +57,7 @@ impl NetNs {
         Ok(ports)
     }
 
-    /// Moves the calling thread. Only for threads that end there, so that no other code is surprised.
+    /// Moves the calling thread. Only for threads that end there, so that no other code runs in the wrong namespace.
     pub fn enter(&self) -> Result<()> {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).context("entering a namespace")
     }
@@ -99,7 +99,7 @@ impl NetNs {
         right: &str,
         right_addrs: &[&str],
     ) -> Result<()> {
-        // By the path of this process's descriptor: the namespace has no name.
+        // By the path of this process's descriptor, since the namespace has no name.
         use std::os::fd::AsRawFd as _;
         let path = format!("/proc/{}/fd/{}", std::process::id(), other.0.as_raw_fd());
         self.ip(&format!("link add {left} type veth peer name {right} netns {path}"))?;

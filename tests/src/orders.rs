@@ -1,4 +1,4 @@
-//! Orders to the daemon: by the command line, as operators give them, or straight to its API.
+//! Orders to the daemon: by the command line, as operators give them, or directly through its API.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use crate::{daemon::Daemon, process::output, wait};
 
-/// A command of an operator's, and what it said.
+/// A command of an operator, with its output.
 #[derive(Clone, Debug)]
 pub struct Ordered {
     /// The arguments.
     pub command: String,
     /// Its exit code.
     pub code: Option<i32>,
-    /// What it printed.
+    /// Its standard output.
     pub stdout: String,
-    /// What it complained about.
+    /// Its standard error.
     pub stderr: String,
     /// Just before it was started.
     pub before: Instant,
@@ -46,7 +46,7 @@ impl Ordered {
         self.after - self.before
     }
 
-    /// Fails, with all that it said, unless it ended with this exit code.
+    /// Fails with its output unless it ended with this exit code.
     pub fn expect(self, code: i32) -> Result<Self> {
         let Self { command, stdout, stderr, .. } = &self;
         ensure!(self.code == Some(code), "{command}: exit code {:?}, not {code}\n{stdout}{stderr}", self.code);
@@ -54,14 +54,14 @@ impl Ordered {
     }
 }
 
-/// An order, as the API tells of it. Described here once more on purpose, as the status is.
+/// An order, as the API describes it. Declared here again on purpose, like the status.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Operation {
     /// Its number.
     pub id: u64,
     /// `deploy`, `shift` ...
     pub order: String,
-    /// Where it is.
+    /// Its phase.
     pub phase: Phase,
     /// The steps that are done.
     pub steps_done: Vec<Step>,
@@ -71,7 +71,7 @@ pub struct Operation {
     pub not_stored: Option<String>,
 }
 
-/// Where an operation is.
+/// The phase of an operation.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Phase {
     /// `waiting`, `draining`, `stopping`, `ended` ...
@@ -112,13 +112,12 @@ impl Daemon {
         Ordered::by(self.cli()?, args)
     }
 
-    /// Orders something that is done at once, and must be.
+    /// Gives an order that must succeed at once.
     pub fn order_done(&self, args: &str) -> Result<Ordered> {
         self.order(args)?.expect(0).with_context(|| self.log_tail())
     }
 
-    /// Asks the API, without a process in between: `GET` without a body, `POST` with one. Returns the HTTP status and the
-    /// answer.
+    /// Sends a request to the API from this process: `GET` without a body, `POST` with one. Returns the HTTP status and the answer.
     pub fn api(&self, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
         let mut stream = self.connect()?;
         stream.set_read_timeout(Some(wait::STUCK))?;
@@ -136,7 +135,7 @@ impl Daemon {
         Ok((status, value))
     }
 
-    /// What was ordered of a service, oldest first.
+    /// The orders of a service, oldest first.
     pub fn history(&self, service: &str) -> Result<Vec<Operation>> {
         let (status, answer) = self.api(&format!("/v1/history?service={service}"), None)?;
         ensure!(status == 200, "the history of {service}: {status} {answer}");

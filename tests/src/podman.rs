@@ -28,7 +28,7 @@ impl Podman {
         let docker = Self::client(dir.join("podman.sock"));
         let mut command = Self::command(host)?;
         command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
-        // Timers of systemd run its health checks; a test's host has none, and asks for each check itself.
+        // Podman runs health checks by systemd timers. A test's host has none, so the tests run each check themselves.
         command.env("DISABLE_HC_SYSTEMD", "true");
         let process = host.start("podman", &mut command)?;
         let podman = Self { process, docker };
@@ -40,16 +40,16 @@ impl Podman {
         Ok(podman)
     }
 
-    /// The `docker` command for a service of Podman's.
+    /// The `docker` command for a Podman service.
     pub fn client(socket: PathBuf) -> Docker {
-        // Podman asks for the greatest limits there are, and a machine need not allow that.
+        // Podman asks for the highest limits, which a machine may not allow.
         Docker::new(socket, &["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
     }
 
-    /// `podman`, as a process of the host, with the same storage: for what Docker's API does not have.
+    /// `podman`, as a process of the host, with the same storage, for operations that Docker's API does not have.
     pub fn command(host: &Host) -> Result<Command> {
         let mut command = host.command("podman")?;
-        // In memory, as the Docker engine's.
+        // In memory, like that of the Docker engine.
         command.args(["--root", "/run/podman-data", "--runroot", "/run/podman-run", "--tmpdir", "/run/podman-tmp"]);
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
         Ok(command)

@@ -1,5 +1,5 @@
-//! System calls that a process is to be refused, as on a machine where something is used up. A seccomp(2) filter does it, so nobody
-//! else on the machine has less.
+//! System calls that fail for one process, as on a machine with an exhausted resource. A seccomp(2) filter does it, so no other process
+//! is affected.
 
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 
@@ -8,12 +8,12 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 /// A system call, and the error number that it fails with.
 pub type Refusal = (libc::c_long, i32);
 
-/// No watch of inotify is left (`fs.inotify.max_user_watches`).
+/// No inotify watch is left (`fs.inotify.max_user_watches`).
 pub const NO_WATCHES: Refusal = (libc::SYS_inotify_add_watch, libc::ENOSPC);
-/// No instance of inotify is left (`fs.inotify.max_user_instances`).
+/// No inotify instance is left (`fs.inotify.max_user_instances`).
 pub const NO_INSTANCES: Refusal = (libc::SYS_inotify_init1, libc::EMFILE);
 
-/// The command, and all that it starts, will be refused this.
+/// Makes the system call fail for the command and all that it starts.
 pub fn refuse(command: &mut Command, (call, errno): Refusal) {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut filter = [
@@ -33,7 +33,7 @@ pub fn refuse(command: &mut Command, (call, errno): Refusal) {
     }
 }
 
-/// The command, and all that it starts, may have so many files open.
+/// Limits the open files of the command and all that it starts.
 pub fn limit_files(command: &mut Command, files: u64) {
     let limit = Rlimit { current: Some(files), maximum: Some(files) };
     // SAFETY: one system call: it neither allocates nor takes a lock.

@@ -1,4 +1,4 @@
-//! What tests say to whoever runs them: skips, which are counted, and figures, which are read.
+//! Output of tests for their runner: skips, which are counted, and figures.
 //!
 //! Both go to standard output directly, past the test harness, which shows the output of failed tests only.
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{daemon::Stage, orders::Ordered, process::run, tools};
 
-/// A user and groups that no machine has.
+/// A user and groups that do not exist on any machine.
 const UID: u32 = 64_711;
 const PRIMARY_GROUP: u32 = 64_713;
 /// The group of operators in these tests.

@@ -1,4 +1,4 @@
-//! What tests of rollouts share: a service `web` of processes in versions, clients of it, and an eye on what was ordered.
+//! Fixtures of rollout tests: a service `web` with processes in versions, its clients, and its operations.
 
 use std::{fs, net::TcpStream, path::PathBuf, time::Duration};
 
@@ -14,13 +14,13 @@ use crate::{
     wait,
 };
 
-/// Where its clients come to.
+/// The address for its clients.
 pub const TARGET: &str = "127.0.0.1:80";
 
-/// New connections by which a [`Scene`] looks where they go.
+/// New connections by which a [`Scene`] checks the steering.
 const CONNECTIONS: u64 = 200;
 
-/// Settings: checks often enough for a test, which read what [`answer`] says.
+/// Settings: health checks at short intervals, whose answer [`answer`] determines.
 pub const CHECKED: &str = "[service.web.health]\nkind = 'http'\ninterval = '20ms'\nunhealthy = 1\n";
 
 /// The version of a backend: its name up to the dash.
@@ -44,7 +44,7 @@ fn status_file(stage: &Stage, name: &str) -> PathBuf {
     stage.host.dir().join(format!("{name}.status"))
 }
 
-/// What a process of [`web`] answers from now on: `503 Not Yet` makes its check fail.
+/// Sets the answer of a process of [`web`] from now on: `503 Not Yet` makes its check fail.
 pub fn answer(stage: &Stage, name: &str, status: &str) -> Result<()> {
     // A reader sees the old status or the new one.
     let part = status_file(stage, name).with_extension("part");
@@ -57,27 +57,27 @@ pub fn clients() -> Load {
     Load::to(TARGET.parse().expect("an address")).pause(Duration::from_millis(1))
 }
 
-/// That many connections, none lost.
+/// Opens this many connections; none may be lost.
 pub fn connect(net: &NetNs, count: u64) -> Result<Tally> {
     let tally = clients().pause(Duration::ZERO).count(count).run(net)?;
     none_lost(&tally)?;
     Ok(tally)
 }
 
-/// That many connections, each answered by this version.
+/// Opens this many connections; this version must answer each.
 pub fn all_by(net: &NetNs, count: u64, wanted: &str) -> Result<Tally> {
     let tally = connect(net, count)?;
     ensure!(answered_by_version(&tally, wanted) == count, "all are to be answered by {wanted}: {tally}");
     Ok(tally)
 }
 
-/// Not one connection refused, reset, timed out, or answered by anybody strange.
+/// No connection was refused, reset or timed out, or answered by another server.
 pub fn none_lost(tally: &Tally) -> Result<()> {
     ensure!(tally.losses.is_empty() && tally.disguised.is_empty(), "connections were lost: {tally}");
     Ok(())
 }
 
-/// Connections that backends of a version answered.
+/// Connections that the backends of a version have answered.
 pub fn answered_by_version(tally: &Tally, wanted: &str) -> u64 {
     tally.by_name.iter().filter(|(name, _)| version(name) == wanted).map(|(_, count)| count).sum()
 }
@@ -92,16 +92,16 @@ pub fn hold(net: &NetNs) -> Result<TcpStream> {
 pub struct Scene {
     /// The host and the daemon.
     pub stage: Stage,
-    /// `v1-1`, which has everything.
+    /// `v1-1`, which has all traffic.
     pub old: Backend,
     /// `v2-1`.
     pub new: Backend,
-    /// What its clients met with.
+    /// The counts of its clients.
     pub total: Tally,
 }
 
 impl Scene {
-    /// The second version passes its checks, or not.
+    /// A scene whose second version passes its checks, or not.
     pub fn new(ready: bool) -> Result<Self> {
         let stage = Stage::configured(CHECKED)?;
         let old = web(&stage, "v1-1").start(&stage)?;
@@ -115,13 +115,13 @@ impl Scene {
         Ok(Self { stage, old, new, total: Tally::default() })
     }
 
-    /// Looks where new connections go: all to this version.
+    /// New connections must all reach this version.
     pub fn all_by(&mut self, version: &str) -> Result<()> {
         self.total.merge(all_by(self.stage.host.net(), CONNECTIONS, version)?);
         Ok(())
     }
 
-    /// The kernel has counted exactly what clients were answered, over all daemons.
+    /// The kernel has counted exactly the connections of the clients, over all daemons.
     pub fn counts_agree(&self, held: u64) -> Result<()> {
         let service = self.stage.daemon.wait_idle("web")?;
         ensure!(service.opened() == self.total.answered() + held, "{} and {held} held: {service:#?}", self.total);
@@ -131,14 +131,14 @@ impl Scene {
 }
 
 impl Daemon {
-    /// Orders something of `web` by the API; its number.
+    /// Gives an order for `web` through the API, and returns its number.
     pub fn begin(&self, order: &Value) -> Result<u64> {
         let (status, answer) = self.api("/v1/services/web/orders", Some(order))?;
         ensure!(status == 200, "{order}: {status} {answer}");
         answer["id"].as_u64().context("an operation without a number")
     }
 
-    /// What has become of an operation.
+    /// The state of an operation.
     pub fn operation(&self, id: u64) -> Result<Operation> {
         let (status, answer) = self.api(&format!("/v1/operations/{id}"), None)?;
         ensure!(status == 200, "operation {id}: {status} {answer}");
@@ -157,7 +157,7 @@ impl Daemon {
         seen.with_context(|| format!("{last:?}\n{}", self.log_tail()))
     }
 
-    /// Waits until an operation has ended, and must have ended so.
+    /// Waits until an operation has ended, which must be with this outcome.
     pub fn wait_ended(&self, id: u64, outcome: &str) -> Result<Operation> {
         let operation = self.wait_operation(id, "the operation to end", |operation| operation.end.is_some())?;
         match &operation.end {
@@ -166,7 +166,7 @@ impl Daemon {
         }
     }
 
-    /// What is said of a service in the status, as it stands there.
+    /// A service in the status, as JSON.
     pub fn said_of(&self, service: &str) -> Result<Value> {
         let (status, answer) = self.api("/v1/status", None)?;
         ensure!(status == 200, "{status} {answer}");
@@ -174,7 +174,7 @@ impl Daemon {
         services.into_iter().find(|one| one["name"] == service).with_context(|| format!("no {service} in {answer}"))
     }
 
-    /// What operators have decided about a service.
+    /// The decision of a service.
     pub fn decision(&self, service: &str) -> Result<Value> {
         Ok(self.said_of(service)?["decision"].clone())
     }

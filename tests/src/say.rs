@@ -1,4 +1,4 @@
-//! What people read: headings, notes, durations, numbers. Colours only on a terminal, and not when `NO_COLOR` is set.
+//! Output for people: headings, notes, durations, numbers. Colours only on a terminal, and not when `NO_COLOR` is set.
 
 use std::env;
 use std::io::{IsTerminal, stdout};
@@ -38,7 +38,7 @@ pub fn heading(text: &str) {
     println!("\n{}", bold(&format!("== {text}")));
 }
 
-/// One line about what goes on.
+/// One line about progress.
 pub fn note(text: &str) {
     println!("   {text}");
 }

@@ -41,7 +41,7 @@ pub struct Peer {
     next_port: u16,
 }
 
-/// A segment of the host's.
+/// A segment from the host.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// Port of the peer that it is for.
@@ -57,7 +57,7 @@ pub struct Segment {
     pub data: Vec<u8>,
 }
 
-/// A connection of the peer's, as far as its segments have made one.
+/// A connection of the peer, with the state that its segments have established.
 #[derive(Debug)]
 pub struct Connection<'a> {
     peer: &'a mut Peer,
@@ -115,7 +115,7 @@ impl Peer {
     }
 }
 
-/// Where a connection is, while the peer has others.
+/// The saved state of a connection, while the peer uses others.
 #[derive(Clone, Copy, Debug)]
 pub struct State {
     from: u16,
@@ -125,12 +125,12 @@ pub struct State {
 }
 
 impl Connection<'_> {
-    /// Where it is, to go on with it later.
+    /// Its state, to continue with it later.
     pub fn state(&self) -> State {
         State { from: self.from, to: self.to, seq: self.seq, ack: self.ack }
     }
 
-    /// Sends a segment; what it takes of the sequence is counted.
+    /// Sends a segment, and advances the sequence number.
     pub fn send(&mut self, flags: u8, options: &[u8], data: &[u8]) -> Result<()> {
         let ack = if flags & ACK == 0 { 0 } else { self.ack };
         let segment = tcp(self.from, self.to, self.seq, ack, flags, self.window, options, data);
@@ -139,7 +139,7 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Waits for a segment of the host's that has all these flags, and takes what the host has sent until then.
+    /// Waits for a segment of the host that has all these flags, and consumes the segments before it.
     pub fn expect(&mut self, flags: u8) -> Result<Segment> {
         loop {
             let segment = self.peer.receive(self.from)?;
@@ -160,7 +160,7 @@ impl Connection<'_> {
         self.expect(SYN | ACK)
     }
 
-    /// All three.
+    /// The complete handshake.
     pub fn open(&mut self) -> Result<()> {
         self.half_open()?;
         self.send(ACK, &[], &[])
@@ -237,7 +237,7 @@ fn checksum(bytes: &[u8]) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// A TCP segment over IPv4; nothing of what is neither.
+/// A TCP segment over IPv4; `None` for any other packet.
 fn read(packet: &[u8]) -> Option<Segment> {
     let (first, protocol) = (*packet.first()?, *packet.get(9)?);
     if first >> 4 != 4 || protocol != 6 {

@@ -14,7 +14,7 @@ use crate::{
     wait,
 };
 
-/// What the daemon logs when it has read its settings again.
+/// The daemon's log line when it has reloaded its settings.
 const READ: &str = "the settings were read again";
 
 impl Stage {
@@ -35,7 +35,7 @@ pub fn write(stage: &Stage, settings: &str) -> Result<()> {
     Ok(fs::rename(part, path)?)
 }
 
-/// Writes them and has them read again; returns when that is done.
+/// Writes them and makes the daemon reload them; returns when that is done.
 pub fn reload(stage: &Stage, settings: &str) -> Result<()> {
     let times = |log: &str| log.matches(READ).count();
     let before = times(&stage.daemon.log());
@@ -44,7 +44,7 @@ pub fn reload(stage: &Stage, settings: &str) -> Result<()> {
     wait::until("the settings to be read again", || (times(&stage.daemon.log()) > before).then_some(()))
 }
 
-/// The same with settings that are wrong; returns what `status` says of them.
+/// The same with invalid settings; returns the condition in `status`.
 pub fn reload_wrong(stage: &Stage, settings: &str) -> Result<String> {
     write(stage, settings)?;
     stage.daemon.signal(Signal::HUP)?;
@@ -53,7 +53,7 @@ pub fn reload_wrong(stage: &Stage, settings: &str) -> Result<String> {
     })
 }
 
-/// A connection that was opened before goes on, to the server of this name.
+/// A connection that was opened before is still served, by the server of this name.
 pub fn goes_on(held: &mut TcpStream, name: &str) -> Result<()> {
     held.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();

@@ -24,11 +24,11 @@ const BPF_SK_ASSIGN: i32 = 124;
 /// Where `local_port` is in `struct bpf_sk_lookup`.
 const LOCAL_PORT: i16 = 60;
 
-/// A server that answers `foreign`, and a program that chooses its socket for every connection to a port. Both end when this
-/// is dropped; the server's thread with the test.
+/// A server that answers `foreign`, and a program that chooses its socket for every connection to a port. Dropping this detaches the
+/// program; the server's thread ends with the test.
 #[derive(Debug)]
 pub struct ForeignLookup {
-    /// What attaches the program.
+    /// The link of the program.
     _link: OwnedFd,
 }
 
@@ -67,7 +67,7 @@ fn program(sockets: RawFd, port: u16) -> Vec<u64> {
         instruction(0, 0, 0, 0, 0),
         instruction(0x85, 0, 0, 0, BPF_MAP_LOOKUP_ELEM),
         instruction(0x15, 0, 0, 7, 0),
-        // Chosen, and let go.
+        // Assign it, and release the reference.
         instruction(0xbf, 7, 0, 0, 0),
         instruction(0xbf, 1, 6, 0, 0),
         instruction(0xbf, 2, 0, 0, 0),

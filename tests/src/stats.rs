@@ -1,8 +1,8 @@
-//! How counts and times are judged.
+//! Statistics on counts and times.
 
 use std::{collections::BTreeMap, time::Duration};
 
-/// How improbable a deviation must be to count as one: the probability that right shares are called wrong.
+/// The significance level: the probability that correct shares are judged wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Significance {
     /// 0.001
@@ -47,8 +47,8 @@ pub fn chi_square_agrees(
     }
 }
 
-/// What chi-square exceeds so rarely, by degrees of freedom: for 0.001 from the table up to 5, else by Wilson and
-/// Hilferty's approximation, which errs by 1 % from 5 on and below that on the side of agreement.
+/// The critical value of chi-square by degrees of freedom: for 0.001 and up to 5 degrees from the table, else by Wilson and Hilferty's
+/// approximation. Its error is 1 % from 5 degrees on; below that it errs on the side of agreement.
 fn critical_value(freedom: usize, significance: Significance) -> f64 {
     const THOUSANDTH: [f64; 6] = [0.0, 10.828, 13.816, 16.266, 18.467, 20.515];
     if significance == Significance::Thousandth

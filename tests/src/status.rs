@@ -1,5 +1,5 @@
-//! What `pod-steer status -o json` says. Described here once more on purpose: it is a promise to users, and a change of
-//! it should fail a test.
+//! The output of `pod-steer status -o json`. Declared here again on purpose: it is a promise to users, and changing it should fail a
+//! test.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::orders::Operation;
 
-/// The whole of it.
+/// The complete status.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
     /// Version of the daemon.
@@ -19,18 +19,18 @@ pub struct Status {
     pub pid: u32,
     /// Services by name.
     pub services: Vec<Service>,
-    /// What needs somebody's attention.
+    /// Conditions.
     pub problems: Vec<Problem>,
 }
 
-/// What needs somebody's attention.
+/// A condition.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Problem {
-    /// What it is about.
+    /// Its subject.
     pub subject: String,
-    /// What is wrong.
+    /// Its message.
     pub message: String,
-    /// What to do, where the message does not say it.
+    /// Its remedy, where the message does not contain it.
     #[serde(default)]
     pub remedy: String,
 }
@@ -42,15 +42,15 @@ pub struct Service {
     pub name: String,
     /// Its ports with the container ports behind them.
     pub ports: Vec<String>,
-    /// Where it is steered.
+    /// The namespaces in which it is steered.
     pub namespaces: Vec<Namespace>,
     /// `refuse` or `pass`.
     pub fallback: String,
     /// What chooses the backend of a connection.
     pub affinity: String,
-    /// What is going on.
+    /// The operation that is under way.
     pub operation: Option<Operation>,
-    /// Why lookups did not end, or not at once, at a socket.
+    /// Counters of lookups that chose no socket, or not the first one.
     pub counters: BTreeMap<String, u64>,
     /// Its backends.
     pub backends: Vec<Backend>,
@@ -80,15 +80,15 @@ pub struct Backend {
     pub version: String,
     /// Its weight.
     pub weight: u64,
-    /// What it does.
+    /// Its state.
     pub state: String,
-    /// Listening sockets that are known.
+    /// Its known listening sockets.
     pub sockets: u64,
     /// Lookups that chose it.
     pub steered: u64,
-    /// Connections born at its listeners.
+    /// Connections opened at its listeners.
     pub opened: u64,
-    /// Those that are gone.
+    /// Those that have closed.
     pub closed: u64,
     /// Connections that it holds.
     pub live: u64,
@@ -100,9 +100,9 @@ pub struct Backend {
     pub share: f64,
     /// Its part of the connections that were opened so far.
     pub served: f64,
-    /// What hinders it.
+    /// Its conditions.
     pub problems: Vec<String>,
-    /// What it does without.
+    /// Its notes.
     pub notes: Vec<String>,
 }
 
@@ -112,14 +112,14 @@ impl Status {
         self.services.iter().find(|service| service.name == name)
     }
 
-    /// A backend of a service by both names. Panics, with all that there is, if it is not there.
+    /// A backend of a service by both names. Panics with the complete status if it does not exist.
     pub fn backend(&self, service: &str, name: &str) -> &Backend {
         let backends = self.service(service).map_or(&[][..], |service| &service.backends);
         let found = backends.iter().find(|backend| backend.name == name);
         found.unwrap_or_else(|| panic!("no backend {name} of service {service} in {self:#?}"))
     }
 
-    /// Everything that is said about a subject whose description contains `part`, problems of backends included.
+    /// All messages about a subject that contains `part`, conditions of backends included.
     pub fn said_about(&self, part: &str) -> Vec<String> {
         let backends = self.services.iter().flat_map(|service| &service.backends);
         let of_backends = backends.filter(|backend| backend.name.contains(part) || backend.id.contains(part));
@@ -158,7 +158,7 @@ impl Service {
         self.backends.iter().filter(|backend| backend.state == "ready" && backend.sockets > 0).count()
     }
 
-    /// Connections born at all backends.
+    /// Connections opened at all backends.
     pub fn opened(&self) -> u64 {
         self.backends.iter().map(|backend| backend.opened).sum()
     }

@@ -11,14 +11,14 @@ use crate::{
     tools, wait,
 };
 
-/// Where Debian and Fedora have it.
+/// Its path on Debian and Fedora.
 const SYSTEMD: &str = "/lib/systemd/systemd";
-/// Where the units of the distribution are; only the journal's are taken from there.
+/// The directory of the distribution's units, of which only the journal's are used.
 const UNITS: &str = "/lib/systemd/system";
 /// The only directory of units that this systemd reads.
 const OWN_UNITS: &str = "/etc/systemd/system";
 
-/// What these tests need of the machine.
+/// The requirements of these tests.
 pub fn needed() -> Result<(), String> {
     tools::root_and(&["unshare", "nsenter", "systemctl", "journalctl", "ip", "mount"])?;
     Path::new(SYSTEMD).exists().then_some(()).ok_or_else(|| format!("{SYSTEMD} is not installed"))
@@ -80,7 +80,7 @@ impl<'a> Systemd<'a> {
         command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child", "sh", "-c", SET_UP]);
         command.arg("systemd").args([tools::pod_steer()?, tools::named_server()?]);
         command.arg(&staging).args([UNITS, SYSTEMD]);
-        // The name says that it runs in a container; the other two keep the machine's own units and generators out.
+        // `container` tells systemd that it runs in one; the other two exclude the machine's own units and generators.
         command.env("container", "pod-steer-test");
         command.env("SYSTEMD_UNIT_PATH", OWN_UNITS).env("SYSTEMD_GENERATOR_PATH", "/run/no-generators");
         let mut process = host.start("systemd", &mut command)?;
@@ -93,7 +93,7 @@ impl<'a> Systemd<'a> {
         })?;
         let systemd = Self { host, process, init };
         wait::until_ok("systemd to have started", || {
-            // Until the set-up has ended, its namespaces are not yet as they will be.
+            // Its namespaces are complete only when the set-up has ended.
             let comm = fs::read_to_string(format!("/proc/{}/comm", systemd.init)).unwrap_or_default();
             let active = comm == "systemd\n"
                 && output(systemd.command("systemctl")?.args(["is-active", "multi-user.target"]))?.status.success();
@@ -103,7 +103,7 @@ impl<'a> Systemd<'a> {
         Ok(systemd)
     }
 
-    /// A command that will run beside systemd's services: as an operator's, outside of any unit.
+    /// A command that will run beside systemd's services, outside any unit, like that of an operator.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = self.host.command("nsenter")?;
         command.arg(format!("--target={}", self.init));

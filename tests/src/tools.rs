@@ -1,4 +1,4 @@
-//! What a test needs of the machine, and where the programs of this workspace are.
+//! Requirements of tests, and the paths of this workspace's programs.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub fn root_and(programs: &[&str]) -> Result<(), String> {
     }
 }
 
-/// What every test with Docker containers needs.
+/// The requirements of tests with Docker containers.
 pub fn docker() -> Result<(), String> {
     root_and(&["dockerd", "docker", "containerd", "runc", "ip", "tar", "busybox"])
 }

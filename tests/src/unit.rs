@@ -1,4 +1,4 @@
-//! A cgroup of a service manager's, as those of systemd's units, with a limit.
+//! A cgroup of a service manager, like those of systemd's units, with a restriction.
 
 use std::{
     fs::{self, File},
@@ -23,11 +23,11 @@ const BPF_CGROUP_INET_SOCK_CREATE: u32 = 2;
 /// Where `type` is in `struct bpf_sock`.
 const TYPE: i16 = 8;
 
-/// A unit in which no process may make a datagram socket.
+/// A unit in which no process may create a datagram socket.
 #[derive(Debug)]
 pub struct Unit {
     dir: PathBuf,
-    /// What attaches the program.
+    /// The link of the program.
     _ban: OwnedFd,
 }
 
@@ -72,7 +72,7 @@ impl Unit {
         Ok(())
     }
 
-    /// Removes it, as systemd does as soon as no process is left; its processes must have been told to end.
+    /// Removes it, as systemd does when no process is left. Its processes must have been told to end.
     pub fn remove(self) -> Result<()> {
         fn remove(dir: &Path) -> std::io::Result<()> {
             for entry in fs::read_dir(dir)?.flatten().filter(|entry| entry.path().is_dir()) {

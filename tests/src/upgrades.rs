@@ -1,4 +1,4 @@
-//! What tests of upgrades share: releases that take over from each other under load.
+//! Fixtures of upgrade tests: releases that take over from each other under load.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use crate::{
     report, tools, wait,
 };
 
-/// The release whose programs differ.
+/// A later release with other programs.
 pub const PROGRAM: &str = "test-program";
-/// The one in which the values of some maps are longer.
+/// A later release in which the values of some maps are longer.
 pub const LAYOUT: &str = "test-layout";
-/// The one after that, with longer slots and room for more services.
+/// The release after that, with longer slots and room for more services.
 pub const LAYOUT_MORE: &str = "test-layout-more";
 
 /// Three backends of `web`, of which one runs as another user.
@@ -55,7 +55,7 @@ pub fn ends_well(what: &str, stage: &Stage, load: Running) -> Result<()> {
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
 }
 
-/// Clients are answered that come from now on.
+/// Waits until clients that connect from now on are answered.
 pub fn goes_on(load: &Running) -> Result<()> {
     let answered = load.answered();
     wait::until("clients to be answered", || (load.answered() > answered + 200).then_some(()))
@@ -66,20 +66,20 @@ pub fn links(stage: &Stage) -> Result<BTreeMap<u32, u32>> {
     Ok(bpf::links(&stage.host)?.into_iter().map(|link| (link.id, link.program)).collect())
 }
 
-/// The next start is of this release: one by the name of its feature, or the one that is tested.
+/// Chooses the release of the next start: one by the name of its feature, or the one that is tested.
 pub fn choose(stage: &mut Stage, feature: Option<&str>) -> Result<()> {
     stage.daemon.conditions.program = feature.map(tools::later_release).transpose()?;
     Ok(())
 }
 
-/// The daemon is killed, and one of this release takes over.
+/// Kills the daemon and starts one of this release.
 pub fn take_over(stage: &mut Stage, feature: Option<&str>) -> Result<()> {
     stage.daemon.kill()?;
     choose(stage, feature)?;
     stage.daemon.restart()
 }
 
-/// A start that has to fail, with this exit code.
+/// Starts the daemon, which has to fail with this exit code.
 pub fn fails(stage: &mut Stage, code: i32) -> Result<()> {
     ensure!(stage.daemon.restart().is_err(), "it does not start\n{}", stage.daemon.log_tail());
     let ended = stage.daemon.exit_code()?;
@@ -87,7 +87,7 @@ pub fn fails(stage: &mut Stage, code: i32) -> Result<()> {
     Ok(())
 }
 
-/// The directories of pins are those of a daemon that has nothing under way.
+/// The directory of pins has no directory of an unfinished upgrade.
 pub fn no_residue(stage: &Stage) -> Result<()> {
     let listed = run(stage.host.command("ls")?.arg(BPFFS))?;
     let mut names: Vec<&str> = listed.split_whitespace().collect();

@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long a state may take before a test is called stuck. Far above what anything takes: no test asserts a time.
+/// How long a state may take before a test fails. Far above the usual times, since no test asserts a time.
 pub const STUCK: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(5);
 
-/// Asks until the answer is `Some`; fails after [`STUCK`] with what was awaited.
+/// Asks until the answer is `Some`. Fails after [`STUCK`] and names the awaited state.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
     until_ok(what, || Ok(ask()))
 }

@@ -1,5 +1,5 @@
-//! The kernel gives a client to a listener by its address, its device and its family, not only by its port. Steering must
-//! never give a client to a socket that the kernel would not have given it to.
+//! The kernel chooses a listener by address, device and family, not only by port. Steering must never give a client to a socket that
+//! the kernel would not have chosen.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -35,7 +35,7 @@ fn each_address_of_a_server_has_its_own_clients() -> Result<()> {
         all_known(&stage, "s", "x", 3)?;
         expect(stage.host.net(), &right)?;
         let service = stage.daemon.wait_idle("s")?;
-        assert_eq!(service.counter("refused_no_backend"), 0, "the kernel refuses by itself where nobody listens");
+        assert_eq!(service.counter("refused_no_backend"), 0, "the kernel refuses where no socket listens");
         assert_eq!(service.backends[0].steered, 3 * 3 * 20, "every answered client was steered: {service:#?}");
     }
     Ok(())
@@ -56,13 +56,13 @@ fn servers_share_the_addresses_that_they_both_have() -> Result<()> {
     expect(net, &alone)?;
     expect(net, &[("127.0.0.5:8080", Some("y@127.0.0.5:8080"))])?;
 
-    // A wildcard beside them takes every address that is nobody's, and its share of those that others have.
+    // A wildcard listener takes every address without a listener of its own, and a share of the other addresses.
     let _z = start(&stage, "z", "s", "8080", &["0.0.0.0:8080"])?;
     expect(net, &[("127.0.0.4:8080", Some("z@0.0.0.0:8080"))])?;
     let mixed = by("127.0.0.3:8080")?;
     let (from_x, from_z) = (mixed.answered_by("x@127.0.0.3:8080"), mixed.answered_by("z@0.0.0.0:8080"));
     assert!(from_x > 40 && from_z > 40 && from_x + from_z == 200, "{mixed}");
-    // The other address of y stays its service's.
+    // The service keeps the other address of y.
     y.process.kill()?;
     stage.daemon.wait_for("y to be gone", |status| (status.service("s")?.backends.len() == 2).then_some(()))?;
     expect(net, &[("127.0.0.5:8080", Some("z@0.0.0.0:8080"))])
@@ -84,7 +84,7 @@ impl Networks {
             client.ip(&format!("route add default via 10.8.{n}.1"))?;
             client.ip(&format!("-6 route add default via fd08:{n}::1"))?;
         }
-        // Addresses that are reached by either device.
+        // Addresses that are reachable through either device.
         for addr in ["10.9.1.1/32", "10.9.1.2/32", "fd09::1/128", "fd09::2/128"] {
             let nodad = if addr.contains(':') { " nodad" } else { "" };
             host.ip(&format!("addr add {addr} dev lo{nodad}"))?;
@@ -108,7 +108,7 @@ fn each_device_has_its_own_clients() -> Result<()> {
             right,
             &[("10.8.1.1:8080", Some("b@0.0.0.0:8080%e1")), ("[fd09::1]:8080", Some("b@[::]:8080%e1,v6only"))],
         )?;
-        // The host's own clients come by the device that has the address.
+        // Packets of the host's own clients arrive on the device that has the address.
         expect(&host, &[("127.0.0.1:8080", None), ("10.9.1.1:8080", None), ("10.8.0.1:8080", a)])
     };
     check(Some("a@0.0.0.0:8080%e0"))?;
@@ -118,7 +118,7 @@ fn each_device_has_its_own_clients() -> Result<()> {
     all_known(&stage, "s", "b", 2)?;
     check(Some("a@0.0.0.0:8080%e0"))?;
 
-    // One of every device serves the others, and shares the clients of those.
+    // A listener without a device serves the other devices, and shares the clients of these.
     let _c = start(&stage, "c", "s", "8080", &["0.0.0.0:8080"])?;
     expect(&host, &[("127.0.0.1:8080", Some("c@0.0.0.0:8080"))])?;
     let shared = Load::to("10.8.0.1:8080".parse()?).count(200).run(left)?;
@@ -136,15 +136,15 @@ fn a_mapped_address_takes_ipv4_clients_alone() -> Result<()> {
     let _one = exec("one", "s", "8080", &["[::ffff:10.9.1.1]:8080"]).flags(&["--version", "v1"]).start(&stage)?;
     all_known(&stage, "s", "one", 1)?;
     let net = stage.host.net();
-    let nobody = [("[::1]:8080", None), ("127.0.0.1:8080", None), ("10.9.1.2:8080", None)];
+    let none = [("[::1]:8080", None), ("127.0.0.1:8080", None), ("10.9.1.2:8080", None)];
     expect(net, &[("10.9.1.1:8080", Some("one@[::ffff:10.9.1.1]:8080"))])?;
-    expect(net, &nobody)?;
-    // An IPv4 server is just as good.
+    expect(net, &none)?;
+    // The same with an IPv4 server.
     let _two = exec("two", "s", "8080", &["10.9.1.1:8080"]).flags(&["--version", "v2"]).start(&stage)?;
     stage.daemon.wait_ready("s", 2)?;
     stage.daemon.order_done("deploy s v2")?;
     expect(net, &[("10.9.1.1:8080", Some("two@10.9.1.1:8080"))])?;
-    expect(net, &nobody)
+    expect(net, &none)
 }
 
 #[test]
@@ -164,17 +164,17 @@ fn a_version_that_listens_elsewhere_is_not_deployed() -> Result<()> {
     let said = format!("{said:#}");
     assert!(said.contains("port 8080 at 127.0.0.2"), "{said}");
     expect(net, &[("127.0.0.2:8080", Some("v1@127.0.0.2:8080")), ("127.0.0.3:8080", Some("v2@127.0.0.3:8080"))])?;
-    // One that listens on all of them takes over.
+    // A listener on every address takes over.
     let _all = version("v3", &["0.0.0.0:8080"])?;
     stage.daemon.order_done("deploy s v3")?;
     let all = Some("v3@0.0.0.0:8080");
     expect(net, &[("127.0.0.2:8080", all), ("127.0.0.3:8080", all), ("127.0.0.4:8080", all)])
 }
 
-/// The answer at each destination: the listener's name, or nothing if the kernel refuses.
+/// The answer at each destination: the listener's name, or `None` if the kernel refuses the connection.
 type Answers = BTreeMap<String, Option<String>>;
 
-/// Asks a server at every destination.
+/// Sends a request to every destination.
 fn answers(host: &NetNs, networks: &Networks, port: u16) -> Result<Answers> {
     let mut answers = Answers::new();
     let ips = ["10.9.1.1", "10.9.1.2", "10.8.0.1", "fd09::1", "fd09::2", "fd08:1::1", "127.0.0.1", "::1"];
@@ -199,7 +199,7 @@ fn steering_chooses_the_listener_that_the_kernel_would() -> Result<()> {
     let stage = Stage::without_engine()?;
     let host = stage.host.net();
     let networks = Networks::new(host)?;
-    // The same server twice: once the kernel's own lookup chooses among its listeners, once steering does.
+    // The same server twice: the kernel's own lookup chooses among its listeners, then steering does.
     let all: [&'static str; 13] = [
         "0.0.0.0",
         "0.0.0.0%e0",
@@ -215,13 +215,13 @@ fn steering_chooses_the_listener_that_the_kernel_would() -> Result<()> {
         "[::ffff:10.9.1.1]",
         "[::ffff:10.9.1.2]%e0",
     ];
-    // At one address, the kernel stops at the first listener of its list that shares its port, and does not look for one
+    // At one address, the kernel stops at the first listener of its list that shares its port, and does not search for one
     // that has the device: which is the first depends on the order in which they began to listen.
     let address = |listener: &'static str| listener.split(['%', ',']).next();
     let device = |listener: &'static str| listener.contains('%');
     let conflict = |one, other| address(one) == address(other) && !(device(one) && device(other));
     let mut compared = 0;
-    // Each alone, and each with those that follow it in two ways of choosing from them.
+    // Each listener alone, and each with two selections of those after it.
     let sets = (0..all.len()).flat_map(|first| (0..3).map(move |step| (first, step)));
     for (number, (first, step)) in sets.enumerate() {
         let chosen = all.iter().skip(first).step_by(step.max(1)).take(if step == 0 { 1 } else { 5 });

@@ -1,4 +1,5 @@
-//! `pod-steer.affinity=client`: a client's connections come to one backend, whatever becomes of the daemon and of other backends.
+//! `pod-steer.affinity=client`: a client's connections reach one backend, also across restarts of the daemon and changes of other
+//! backends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
 const V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 80);
 
-/// The backend that answers each of these clients, from a port of the kernel's choice.
+/// The backend that answers each of these clients, which connect from ephemeral ports.
 fn served(net: &NetNs, to: SocketAddr, clients: &[IpAddr]) -> Result<BTreeMap<IpAddr, String>> {
     let next = AtomicUsize::new(0);
     let client = || -> Result<Vec<(IpAddr, String)>> {
@@ -46,12 +47,12 @@ fn served(net: &NetNs, to: SocketAddr, clients: &[IpAddr]) -> Result<BTreeMap<Ip
     })
 }
 
-/// Every client's backend is the same as before, but for those that had one of `lost`. Returns how many of the others have moved.
+/// How many clients have another backend than before. Clients of the backends in `lost` do not count.
 fn moved(before: &BTreeMap<IpAddr, String>, after: &BTreeMap<IpAddr, String>, lost: &[&str]) -> usize {
     before.iter().filter(|(client, name)| !lost.contains(&name.as_str()) && after[*client] != **name).count()
 }
 
-/// What the slot tables promise when one of equal members changes: so many of the others' clients move at most.
+/// The bound of the slot tables when one of several equal members changes: at most so many clients of the others move.
 fn bound(clients: usize) -> f64 {
     clients as f64 * (1.0 / BACKENDS as f64 + 0.02)
 }
@@ -68,7 +69,7 @@ fn ten_thousand_clients_keep_their_backends() -> Result<()> {
     let mut backends = BTreeMap::new();
     for number in 0..BACKENDS {
         let name = format!("web-{number}");
-        // The last two are another version, so that their weight can be changed.
+        // The last two have another version, so that the test can change their weight.
         let version = if number < 3 { "v1" } else { "v2" };
         let backend =
             Exec::new(&name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version]).start(&stage)?;
@@ -86,7 +87,7 @@ fn ten_thousand_clients_keep_their_backends() -> Result<()> {
     stage.daemon.wait_ready("web", BACKENDS)?;
     assert_eq!(moved(&first, &served(&net, V4, &clients)?, &[]), 0, "by the next daemon");
 
-    // Those of v1 get a larger share of the table than before: they keep every client that they had.
+    // The backends of v1 get a larger share of the table and keep all their clients.
     stage.daemon.order_done("shift web v1=90 v2=10")?;
     let shifted = served(&net, V4, &clients)?;
     let left = moved(&first, &shifted, &["web-3", "web-4"]);
@@ -150,14 +151,14 @@ fn clients_of_one_network_come_to_one_backend() -> Result<()> {
         Ok(())
     };
     of_networks(true)?;
-    // A longer prefix is of IPv6, and the whole address counts of IPv4.
+    // A prefix longer than 32 applies to IPv6; for IPv4 the whole address counts.
     reload(&stage, "[service.web]\naffinity = 'client/64'\n")?;
     stage.daemon.wait_for("the reload", |status| {
         status.service("web").is_some_and(|web| web.affinity == "client/64").then_some(())
     })?;
     of_networks(false)?;
 
-    // Without affinity each connection is chosen for by its port too.
+    // Without affinity the choice depends on the client's port too.
     reload(&stage, "")?;
     stage.daemon.wait_for("the reload", |status| {
         status.service("web").is_some_and(|web| web.affinity == "connection").then_some(())

@@ -1,4 +1,4 @@
-//! `allow-images` of a service: which containers are its backends, by the names and the ids of their images.
+//! `allow-images` restricts the backends of a service to containers of these images, given by name or by id.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use pod_steer_tests::{
 };
 use rustix::process::Signal;
 
-/// A server of an image on a port of its own, for clients of port 80.
+/// Starts a server from an image on a port of its own, for clients of port 80.
 fn start(docker: &Docker, image: Image, name: &str, port: u16) -> Result<Container> {
     let spec = match image {
         Image::NamedAsUser => server::named_as_user(name, &format!("0.0.0.0:{port}")),
@@ -29,7 +29,7 @@ fn start(docker: &Docker, image: Image, name: &str, port: u16) -> Result<Contain
     docker.start_listening(&spec.service("web", &format!("80:{port}")).version("v1"))
 }
 
-/// `web` has exactly these backends, and they get its clients.
+/// Waits until `web` has exactly these backends, and checks that they serve all its clients.
 fn serve(daemon: &Daemon, host: &Host, names: &[&str]) -> Result<()> {
     daemon.wait_for(&format!("{names:?} to be all of web"), |status| {
         let web = status.service("web")?;
@@ -43,7 +43,7 @@ fn serve(daemon: &Daemon, host: &Host, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// What `status` says of a container that is no backend.
+/// The condition that `status` shows for a container that `allow-images` excludes.
 fn refused(daemon: &Daemon, name: &str) -> Result<String> {
     let said = daemon.wait_for(&format!("a word about {name}"), |status| {
         status.said_about(name).into_iter().find(|said| said.contains("allow-images"))
@@ -61,7 +61,7 @@ fn id(docker: &Docker, image: &str) -> Result<String> {
 }
 
 #[test]
-fn allow_images_decides_who_joins_and_who_leaves() -> Result<()> {
+fn allow_images_decides_which_containers_are_backends() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker_configured(&allow(&["named"]))?;
     for image in [Image::Named, Image::NamedAsUser] {
@@ -74,21 +74,21 @@ fn allow_images_decides_who_joins_and_who_leaves() -> Result<()> {
     let said = refused(&stage.daemon, "other-1")?;
     ensure!(said.contains("its image named-as-user (sha256:"), "{said}");
 
-    // Narrowed and widened while the daemon runs: the one leaves at once, and the other comes.
+    // Narrowed and widened at run time: the excluded backend leaves at once and the allowed one joins.
     let mut held = hold(stage.host.net())?;
     reload(&stage, &allow(&["named-as-*"]))?;
     refused(&stage.daemon, "web-1")?;
     serve(&stage.daemon, &stage.host, &["other-1"])?;
     goes_on(&mut held, "web-1")?;
 
-    // At a restart.
+    // The same at a restart.
     stage.daemon.terminate()?;
     write(&stage, &allow(&["named"]))?;
     stage.daemon.restart()?;
     refused(&stage.daemon, "other-1")?;
     serve(&stage.daemon, &stage.host, &["web-1"])?;
 
-    // And without the key.
+    // Without the key every image is allowed.
     reload(&stage, "")?;
     serve(&stage.daemon, &stage.host, &["web-1", "other-1"])?;
     ensure!(stage.daemon.status()?.problems.is_empty(), "{}", stage.daemon.status()?);
@@ -111,10 +111,10 @@ fn a_tag_that_was_moved_does_not_fool_an_id() -> Result<()> {
     let _moved = start(docker, Image::Named, "moved-1", 8081)?;
     refused(&stage.daemon, "moved-1")?;
     serve(&stage.daemon, &stage.host, &["web-1"])?;
-    // A name is what was typed.
+    // A pattern is compared with the name by which the container was created.
     reload(&stage, &allow(&["named"]))?;
     serve(&stage.daemon, &stage.host, &["web-1", "moved-1"])?;
-    // The engine is not asked for what is stored: narrowing holds also while it is silent.
+    // The daemon uses the stored image names, so narrowing also works while the engine hangs.
     stage.daemon.kill()?;
     stage.engine().signal(Signal::STOP)?;
     write(&stage, &allow(&[&good]))?;
@@ -123,7 +123,7 @@ fn a_tag_that_was_moved_does_not_fool_an_id() -> Result<()> {
         refused(&stage.daemon, "moved-1")?;
         serve(&stage.daemon, &stage.host, &["web-1"])
     });
-    // Whatever was found: the containers are removed through the engine.
+    // Whatever the outcome, the engine must run again to remove the containers.
     stage.engine().signal(Signal::CONT)?;
     narrowed
 }
@@ -136,7 +136,7 @@ fn allow_images_with_podman() -> Result<()> {
     for image in [Image::Named, Image::NamedAsUser] {
         podman.import(image)?;
     }
-    // Podman completes names.
+    // Podman completes short image names.
     let name = podman.docker().run(&["image", "inspect", "--format", "{{index .RepoTags 0}}", "named"])?;
     for pattern in [name.clone(), id(podman.docker(), "named")?, "**/named:*".to_owned()] {
         std::fs::write(host.dir().join("pod-steer.toml"), allow(&[&pattern]))?;

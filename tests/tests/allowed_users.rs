@@ -1,4 +1,4 @@
-//! `allow-users` of a service: only listening sockets of these users get clients.
+//! `allow-users` restricts a service to listening sockets of these users.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -27,7 +27,7 @@ fn of_both(stage: &Stage) -> Result<[Backend; 2]> {
     Ok([exec("of-root").start(stage)?, exec("of-user").user(USER).start(stage)?])
 }
 
-/// Clients of `web` are served by all of these and by no others, and a backend that is not among them says whose it is.
+/// Exactly these backends serve the clients of `web`; every other backend has a condition that names its user.
 fn served_by(stage: &Stage, names: &[&str]) -> Result<()> {
     stage.daemon.wait_ready("web", names.len())?;
     let tally = Load::to("127.0.0.1:80".parse()?).count(200).run(stage.host.net())?;
@@ -53,7 +53,7 @@ fn allow_users_narrowed_at_once_and_at_a_restart() -> Result<()> {
     let mut stage = Stage::configured(ROOT_ONLY)?;
     let _root = exec("of-root").start(&stage)?;
     served_by(&stage, &["of-root"])?;
-    // It never gets a client, in the moment in which it begins to listen either.
+    // It never gets a client, not even at the moment it starts to listen.
     let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
     let _user = exec("of-user").user(USER).start(&stage)?;
     stage.daemon.wait_state("web", "of-user", "not-steered")?;

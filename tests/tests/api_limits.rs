@@ -1,4 +1,4 @@
-//! Clients of the API that keep connections, send too slowly or too much: neither steering nor other clients notice.
+//! API clients that keep connections open, send slowly or send too much affect neither steering nor other API clients.
 
 use std::{
     fs,
@@ -23,9 +23,9 @@ use rustix::{
     time::Timespec,
 };
 
-/// How many files the daemon may have open: a small part of the usual, so that few clients could use them up.
+/// The daemon's limit of open files: far below the default, so that few clients can exhaust it.
 const FILES: u64 = 512;
-/// Opens connections, sends the beginning of a request on each, and opens another one for each that is closed.
+/// Opens connections, sends the beginning of a request on each, and replaces each one that the daemon closes.
 const FLOOD: &str = r#"
 import os, socket, sys, time
 path, most = os.environ["POD_STEER_SOCKET"], 1400
@@ -64,7 +64,7 @@ fn unfinished_requests_leave_steering_and_operators_alone() -> Result<()> {
         let open = fs::read_dir(format!("/proc/{}/fd", stage.daemon.pid()))?.count();
         report::figure(&format!("open files of the daemon, {name} flooding"), open);
         ensure!(open < FILES as usize * 3 / 4, "{open} files are open");
-        // What needs descriptors of the daemon, and root's questions.
+        // Operations that need descriptors in the daemon, and requests of root.
         let service = format!("of-{name}");
         let port = if name == "viewers" { "81:8081" } else { "82:8082" };
         let listen = format!("0.0.0.0:{}", port.split(':').nth(1).context("no port")?);
@@ -80,9 +80,9 @@ fn unfinished_requests_leave_steering_and_operators_alone() -> Result<()> {
     Ok(())
 }
 
-/// What the daemon answers until it closes the connection, with so many bytes sent a second.
+/// The daemon's answer until it closes the connection, while the client sends so many bytes a second.
 fn slow(mut stream: UnixStream, beginning: &str) -> Result<String> {
-    // One that is too long is refused while it is sent.
+    // A request that is too long is refused while the client still sends it.
     let _ = stream.write_all(beginning.as_bytes());
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     let (begun, mut answer, mut buffer) = (Instant::now(), String::new(), [0; 4096]);
@@ -119,7 +119,7 @@ fn a_slow_or_long_request_is_ended() -> Result<()> {
     for answer in [&head?, &nothing?] {
         ensure!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
-    // One that is too long is refused by its length, before it has arrived.
+    // A request whose declared length is too large is refused before its body arrives.
     let long = slow(stage.daemon.connect()?, &format!("{post}Content-Length: 999999999\r\n\r\n{{"))?;
     ensure!(long.starts_with("HTTP/1.1 413") && long.contains("1048576 bytes"), "{long}");
     let long = slow(stage.daemon.connect()?, &format!("{post}X-Long: {}", "x".repeat(1 << 20)))?;
@@ -133,7 +133,7 @@ fn a_client_that_does_not_read_its_answers_is_ended() -> Result<()> {
     let stage = Stage::without_engine()?;
     let mut client = stage.daemon.connect()?;
     client.set_nonblocking(true)?;
-    // Until the daemon takes no more, as it waits for its answers to be read.
+    // Until the daemon stops reading, because the client does not read the answers.
     let request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
     wait::until("the answers to be held up", || {
         let sent = (0..10_000).try_for_each(|_| client.write_all(request));

@@ -1,4 +1,4 @@
-//! What does not lead a client where policy does not send it.
+//! Attempts of backends and other processes to get clients that policy does not give them.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use rustix::{
     process::Signal,
 };
 
-/// Asks a server, from a port of the client's choice.
+/// Sends a request from a given client port.
 fn ask_from(stage: &Stage, source: SocketAddr, target: SocketAddr) -> Result<String> {
     stage.host.net().run(|| {
         let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -38,7 +38,7 @@ fn ask_from(stage: &Stage, source: SocketAddr, target: SocketAddr) -> Result<Str
     })
 }
 
-/// A daemon that is killed in the midst of a probe leaves the port that the probe came from in the map of probes.
+/// A daemon that is killed during a probe leaves the probe's source port in the map of probes.
 #[test]
 fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
     require!(tools::root_and(&["ip", "ss"]));
@@ -54,7 +54,7 @@ fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
         Ok(found.split_whitespace().nth(3).map(str::to_owned))
     })?;
     let source: SocketAddr = client.parse().context(client)?;
-    // The answer comes and stays unread: so the end of the daemon resets the connection, and its port is free at once.
+    // The answer arrives and stays unread, so the daemon's end resets the connection and its port is free at once.
     stage.daemon.signal(Signal::STOP)?;
     wait::until_ok("an unread answer", || {
         let found = sockets("dport = :8080")?;
@@ -70,7 +70,7 @@ fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
     Ok(())
 }
 
-/// A user who may not bind port 80 tries to: the port does not become that user's.
+/// A failed bind to port 80 by an unprivileged user does not reserve the port for that user.
 #[test]
 fn a_bind_that_fails_gives_no_port_to_its_user() -> Result<()> {
     require!(tools::root_and(&["ip", "ss", "setpriv"]));
@@ -89,7 +89,7 @@ fn a_bind_that_fails_gives_no_port_to_its_user() -> Result<()> {
     Ok(())
 }
 
-/// A backend of another user chooses the number of its hidden port: that takes nothing from a server on the same port elsewhere.
+/// A backend of another user can choose its hidden port. A server on the same port of another address keeps its clients.
 #[test]
 fn a_hidden_port_takes_clients_of_no_other_address() -> Result<()> {
     require!(tools::root_and(&["ip", "ss", "python3"]));
@@ -98,7 +98,7 @@ fn a_hidden_port_takes_clients_of_no_other_address() -> Result<()> {
     let _victim = unmanaged(&stage, stage.host.net(), "victim", &victims)?;
     let _root = Exec::new("root", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
-    // IP_LOCAL_PORT_RANGE: the kernel has one port to choose from.
+    // IP_LOCAL_PORT_RANGE leaves the kernel one port to choose from.
     let server = "import os, socket, struct, time
 os.setgid(1000)
 os.setuid(1000)
@@ -126,7 +126,7 @@ time.sleep(600)";
     expect(stage.host.net(), &[("127.0.0.2:45000", None)])
 }
 
-/// Another service asks for one address of a port that `web` has, on which the kernel would prefer it.
+/// Another service claims one address of a port of `web`. The kernel would prefer a listener on that address.
 #[test]
 fn a_claim_of_one_address_takes_no_client_of_another_service() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -147,7 +147,7 @@ fn a_claim_of_one_address_takes_no_client_of_another_service() -> Result<()> {
     expect(&net, &right)
 }
 
-/// Sockets of one user on one port are one reuseport group, whatever service they are of.
+/// Sockets of one user on one port form one reuseport group, also if their services differ.
 #[test]
 fn a_queue_does_not_cross_services() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -169,8 +169,8 @@ fn a_queue_does_not_cross_services() -> Result<()> {
     Ok(())
 }
 
-/// Listens on port 9000, then on a new socket of it when there is a file `$1.1`, and closes that one when there is `$1.2`: after it has
-/// opened another one, which it serves, if `$2` is `again`. It accepts nothing of the others.
+/// Listens on port 9000. When the file `$1.1` exists it closes that listener and opens another one, and when `$1.2` exists it closes
+/// this one. If `$2` is `again`, it opens a third one before, and serves that. It accepts nothing from the first two.
 const LISTENS_ANEW: &str = "import os, socket, sys, time
 def listen():
     s = socket.socket()
@@ -195,7 +195,7 @@ while sys.argv[2] == 'again':
     c.close()
 time.sleep(600)";
 
-/// The same of a listener that is in no table, since no daemon has seen it: clients came to it as the only backend's newest.
+/// The same for a listener that is in no table because no daemon has seen it. Clients reach it as the newest one of the only backend.
 #[test]
 fn a_queue_of_a_listener_without_a_table_does_not_cross_services() -> Result<()> {
     require!(tools::root_and(&["ip", "python3", "ss"]));
@@ -224,7 +224,7 @@ fn a_queue_of_a_listener_without_a_table_does_not_cross_services() -> Result<()>
     Ok(())
 }
 
-/// A process of the same user that is not managed joins the group and takes its program off.
+/// An unmanaged process of the same user joins the reuseport group and detaches its program.
 #[test]
 fn a_queue_moves_although_the_groups_program_was_detached() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
@@ -246,7 +246,7 @@ s.setsockopt(1, 68, 0)";
         (status.service("web")?.opened() == 20).then(|| status.backend("web", "deaf").opened)
     })?;
     ensure!(waiting > 0, "some wait");
-    // Each resync attaches it again: there is one every 30 s, and one at the start. Nothing shows when it is done.
+    // Each resync, one at the start and one every 30 s, attaches it again. Neither `status` nor the log shows when.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 2)?;
@@ -285,7 +285,7 @@ while True:
     c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 8\\r\\n\\r\\nstranger')
     c.close()";
 
-/// A process outside of every backend that was passed an unlistened socket of a backend.
+/// A process outside every backend that received a bound socket of a backend.
 struct Outsider {
     process: Process,
     go: PathBuf,
@@ -316,7 +316,7 @@ impl Outsider {
     }
 }
 
-/// The backend has ended, and another one of another service gets its index.
+/// The backend has ended, and a backend of another service gets its index.
 #[test]
 fn a_socket_of_a_dead_backend_is_no_other_backends() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
@@ -333,7 +333,7 @@ fn a_socket_of_a_dead_backend_is_no_other_backends() -> Result<()> {
             outsider.listen()?;
         }
         all_by(stage.host.net(), 100, "right")?;
-        // What a resync believes.
+        // The next daemon's resync reads the socket's description.
         stage.daemon.kill()?;
         all_by(stage.host.net(), 100, "right")?;
         stage.daemon.restart()?;
@@ -345,7 +345,7 @@ fn a_socket_of_a_dead_backend_is_no_other_backends() -> Result<()> {
     Ok(())
 }
 
-/// The backend lives, and a process outside of it makes its socket listen.
+/// The backend runs, and a process outside it calls listen() on its socket.
 #[test]
 fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));

@@ -1,4 +1,4 @@
-//! Whatever people write into labels: a clear error in `status` and in the log, and nobody else is disturbed.
+//! Invalid labels give a clear error in `status` and in the log, and affect no other container.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -14,7 +14,7 @@ use pod_steer_tests::{
 };
 use serde_json::json;
 
-/// Between two connections of the clients in the background: the machine is to do other things besides.
+/// Pause between two connections of the background clients, so that they leave processor time for the rest.
 const REST: Duration = Duration::from_millis(2);
 
 /// A good service with two backends.
@@ -30,7 +30,7 @@ fn idle(name: &str) -> Spec {
     Spec::new(Image::Busybox, name).args(&["/bin/busybox", "sleep", "1000"])
 }
 
-/// Waits until something is said about a container, in `status` and in the log.
+/// Waits until `status` and the log have an error about a container.
 fn said_about(stage: &Stage, name: &str) -> Result<String> {
     let said = stage.daemon.wait_for(&format!("a word about {name}"), |status| {
         Some(status.said_about(name)).filter(|said| !said.is_empty())
@@ -81,7 +81,7 @@ fn every_field_can_be_wrong() -> Result<()> {
     }
     for (container, (key, value)) in containers.iter().zip(wrong) {
         let said = said_about(&stage, &container.name)?;
-        // Which label, and what stands in it; of a label that nobody knows its name says all.
+        // The error names the label and its value, or only the label if that is unknown.
         assert!(said.contains(key), "pod-steer.{key}={value}: {said}");
         let value = if key == "wieght" { "weight" } else { value };
         let shown = value.get(..8).unwrap_or(value);
@@ -91,7 +91,7 @@ fn every_field_can_be_wrong() -> Result<()> {
 
     let tally = load.stop()?;
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
-    // Gone with its container.
+    // The error ends with the container.
     drop(containers);
     stage.daemon.wait_for("nothing to complain of", |status| status.problems.is_empty().then_some(()))
 }
@@ -171,7 +171,7 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     stage.engine().import(Image::Busybox)?;
     let load = Load::to("127.0.0.1:8080".parse()?).pause(REST).start(stage.host.net())?;
 
-    // One client with one connection: a thousand starts of `docker` would take longer than all the rest.
+    // One curl process with one connection: starting `docker` a thousand times would dominate the test's time.
     let mut requests = String::new();
     for number in 0..CONTAINERS {
         let body = json!({ "Image": "busybox", "Cmd": ["/bin/busybox", "true"], "Labels": nonsense(number) });
@@ -203,7 +203,7 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     let tally = load.stop()?;
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
     assert_eq!(status.services.len(), 1, "none of them is a service");
-    // A daemon that starts among them is ready all the same.
+    // A daemon that starts beside them becomes ready.
     let mut stage = stage;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -211,7 +211,7 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     Ok(())
 }
 
-/// Labels of which at least one is wrong; the same for the same number.
+/// Labels of which at least one is invalid. Deterministic for a given number.
 fn nonsense(number: u64) -> serde_json::Value {
     const TEXTS: [&str; 12] =
         ["", " ", "\n", "\u{1f980}", "-", "80", "80:", ":::::", "${HOME}", "'; rm -rf .", "\u{7}\u{1b}[31m", "1e309"];
@@ -229,6 +229,6 @@ fn nonsense(number: u64) -> serde_json::Value {
     for key in ["service", "ports", "version", "weight", "fallback"] {
         labels.insert(format!("pod-steer.{key}"), text().into());
     }
-    // No text above is a list of ports.
+    // None of the texts above is a list of ports.
     json!(labels)
 }

@@ -1,5 +1,4 @@
-//! Orders that make no sense, by the command line and by the API: one line each, and nothing changes, neither what is decided
-//! nor what the kernel has.
+//! Invalid orders, by the command line and by the API: each is refused with one line and changes neither decisions nor kernel state.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -11,13 +10,13 @@ use pod_steer_tests::{
 };
 use serde_json::{Value, json};
 
-/// What the kernel is told of rules, tables and decisions.
+/// The kernel's rules, tables and switches.
 fn kernel_tables(stage: &Stage) -> Result<Vec<Vec<Value>>> {
     ["RULES", "TABLES", "SWITCHES"].into_iter().map(|map| bpf::entries(&stage.host, map)).collect()
 }
 
 #[test]
-fn what_makes_no_sense_changes_nothing() -> Result<()> {
+fn invalid_orders_change_nothing() -> Result<()> {
     require!(tools::root_and(&["ip", "bpftool"]));
     let stage = Stage::without_engine()?;
     let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
@@ -42,7 +41,7 @@ fn what_makes_no_sense_changes_nothing() -> Result<()> {
     none_lost(&load.stop()?)
 }
 
-/// Orders, and what is said of each.
+/// Orders, each with a part of its error.
 const BAD_ORDERS: [(&str, &str); 39] = [
     ("deploy nope v1", "known: web"),
     ("rollback nope", "known: web"),
@@ -85,7 +84,7 @@ const BAD_ORDERS: [(&str, &str); 39] = [
     ("canary web v2 --every -2m", "--every"),
 ];
 
-/// Bodies that no command would send, and the status of the answer.
+/// Request bodies that no command sends, each with the status of the answer.
 fn bad_bodies() -> [(Value, u16); 12] {
     let deploy = |version: &str, timeout_ms: Value| json!({ "order": "deploy", "version": version, "timeout_ms": timeout_ms, "drain_timeout_ms": 1 });
     let canary = |steps: Value| json!({ "order": "canary", "version": "v2", "steps": steps, "every_ms": 1000, "timeout_ms": 1000 });

@@ -1,4 +1,4 @@
-//! What one service does leaves others as they are: only what a change concerns is planned anew.
+//! A change of one service plans only that service again and leaves the others as they are.
 
 use std::{fs, io::Write as _, thread, time::Duration};
 
@@ -13,7 +13,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// A backend that opens and closes a listener some 200 times a second, which is allowed.
+/// A backend that opens and closes a listener about 200 times a second, which is within the limit.
 const BUSY: &str = "import socket, time
 while True:
     s = socket.socket()
@@ -24,19 +24,19 @@ while True:
     time.sleep(0.005)";
 
 #[test]
-fn a_slow_start_goes_on_beside_a_busy_service() -> Result<()> {
+fn a_slow_start_continues_beside_a_busy_service() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::configured("[service.web]\nslow-start = '3s'\n")?;
     let _first = web(&stage, "v1-1").start(&stage)?;
     let share = |status: &pod_steer_tests::status::Status| status.backend("web", "v1-2").share;
     stage.daemon.wait_ready("web", 1)?;
-    // Its own slow start is to be over.
+    // Wait until its own slow start is over.
     thread::sleep(Duration::from_secs(4));
     let _busy = python(&stage, "busy", "90:9000", BUSY)?;
     stage.daemon.wait_for("the busy service", |status| status.service("busy").map(drop))?;
     let _second = web(&stage, "v1-2").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
-    // A resync, twice a minute, would bring the whole share at once.
+    // A resync, twice a minute, would set the whole share at once.
     let mut steps = vec![share(&stage.daemon.status()?)];
     stage.daemon.wait_for("the whole share", |status| {
         let now = share(status);
@@ -47,7 +47,7 @@ fn a_slow_start_goes_on_beside_a_busy_service() -> Result<()> {
     Ok(())
 }
 
-/// A backend that listens on port 9000, and once more when it reads a line.
+/// A backend that listens on port 9000, and opens another listener there for each line it reads.
 const AGAIN: &str = "import socket, time
 held = []
 def listen():
@@ -60,7 +60,7 @@ def listen():
 listen()
 for line in open('FIFO'): listen()";
 
-/// When the last claim of a namespace ends, the daemon leaves the namespace; backends without a claim still live there.
+/// The daemon detaches from a namespace when its last claim ends, while backends without a claim still run there.
 #[test]
 fn a_listener_keeps_its_port_when_the_claims_beside_it_end() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
@@ -74,7 +74,7 @@ fn a_listener_keeps_its_port_when_the_claims_beside_it_end() -> Result<()> {
     let late = stage.host.start("late", command.args([&wait_and_run, &program]))?;
     stage.daemon.wait_for("the late backend", |status| status.service("late").map(drop))?;
     let _unmanaged = unmanaged(&stage, stage.host.net(), "stranger", &["0.0.0.0:80"])?;
-    // Its start has the namespace's listeners enumerated.
+    // Its start makes the daemon enumerate the namespace's listeners.
     let claiming = python(
         &stage,
         "claiming",

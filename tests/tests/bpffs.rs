@@ -1,4 +1,4 @@
-//! The directory of pins is the configured one, and nobody but root can change what is in it.
+//! The daemon pins in the configured directory only, and refuses one that other users could change.
 
 use std::{fs, process::Output};
 
@@ -20,21 +20,21 @@ fn said(outcome: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&outcome.stdout), String::from_utf8_lossy(&outcome.stderr))
 }
 
-/// What makes the directory unfit, which one is then asked for, and what is said of it.
+/// Shell commands that make a directory unfit, the directory, and parts of the error.
 const UNFIT: [(&str, &str, &[&str]); 6] = [
     (
-        // A bpffs that somebody has mounted elsewhere is not ours.
-        "umount /sys/fs/bpf && mkdir -p /run/somebody && mount -t bpf bpf /run/somebody",
+        // A bpffs that another program has mounted elsewhere is not used.
+        "umount /sys/fs/bpf && mkdir -p /run/other && mount -t bpf bpf /run/other",
         "/sys/fs/bpf/pod-steer",
         &["`/sys/fs/bpf/pod-steer` is not on a BPF file system", "mount -t bpf bpf /sys/fs/bpf"],
     ),
     (
-        "mkdir -p /run/somebody/bpf && mount -t bpf bpf /run/somebody/bpf && chown 1000 /run/somebody",
-        "/run/somebody/bpf/pod-steer",
-        &["`/run/somebody` belongs to user 1000", "--bpffs"],
+        "mkdir -p /run/other/bpf && mount -t bpf bpf /run/other/bpf && chown 1000 /run/other",
+        "/run/other/bpf/pod-steer",
+        &["`/run/other` belongs to user 1000", "--bpffs"],
     ),
     (
-        // The kernel's default mode lets anybody make it first.
+        // The kernel's default mode lets any user create it first.
         "mkdir /sys/fs/bpf/pod-steer && chown 1000 /sys/fs/bpf/pod-steer",
         "/sys/fs/bpf/pod-steer",
         &["`/sys/fs/bpf/pod-steer` belongs to user 1000", "chown root /sys/fs/bpf/pod-steer"],
@@ -118,7 +118,7 @@ fn unload_takes_the_directory_of_the_settings_and_no_other() -> Result<()> {
     }
     ensure!(!state.exists(), "the decisions are left");
 
-    // Files that look like pins, where there are none.
+    // Ordinary files with the names of pins.
     let files = host.dir().join("files");
     fs::create_dir_all(files.join("netns"))?;
     fs::write(files.join("netns/4026531840"), "")?;

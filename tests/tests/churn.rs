@@ -1,7 +1,7 @@
 //! Backends come and go under load, and no client notices.
 //!
-//! The only connections that may be lost are those that a killed process had accepted: they are its own, nobody else can
-//! have them. The servers' journals tell which they were; see [`Killed`].
+//! Only connections that a killed process had accepted may be lost, since no other process has them. The servers' journals list them;
+//! see [`Killed`].
 
 use std::{path::PathBuf, thread, time::Duration};
 
@@ -45,13 +45,13 @@ fn containers_come_and_go_under_load() -> Result<()> {
     for round in 0..ROUNDS {
         let index = round % backends.len();
         match round % 5 {
-            // Told to stop: it finishes what it has accepted.
+            // A server that is told to stop finishes the connections that it has accepted.
             0 => backends[index].container.stop()?,
             1 => {
                 backends[index].container.kill("KILL")?;
                 killed.push(backends[index].journal.clone());
             }
-            // Behind the engine's back, so that no event comes first.
+            // Without the engine, so that no event precedes it.
             2 => {
                 kill_directly(&backends[index].container)?;
                 killed.push(backends[index].journal.clone());
@@ -62,7 +62,7 @@ fn containers_come_and_go_under_load() -> Result<()> {
                 backends[index].container.unpause()?;
                 continue;
             }
-            // One more, and the oldest goes.
+            // Start another backend, then end the oldest.
             _ => {
                 backends.push(start(&stage, &format!("web-more-{round}"))?);
                 stage.daemon.wait_ready("web", backends.len())?;
@@ -83,11 +83,10 @@ fn containers_come_and_go_under_load() -> Result<()> {
     let kills = format!("{} with SIGKILL, {} died between accept and its record", killed.len(), dead.in_between);
     report::figure("churn, kills", kills);
     dead.accounts_for(&tally)?;
-    // A server that is told to stop closes connections kept alive between two requests: clients see that, and it is the
-    // server's choice.
+    // A server that is told to stop closes idle kept-alive connections. Clients see that, and it is the server's choice.
     let refused = kept.refused() + kept.lost(|loss| matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_)));
     ensure!(refused == 0, "{kept}");
-    let service = stage.daemon.wait_for("nobody refused", |status| status.service("web").cloned())?;
+    let service = stage.daemon.wait_for("the service", |status| status.service("web").cloned())?;
     assert_eq!(service.counter("refused_no_backend"), 0);
     Ok(())
 }

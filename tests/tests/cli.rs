@@ -1,4 +1,4 @@
-//! The command line, as people and scripts meet it.
+//! The command line, as people and scripts use it.
 
 use std::process::{Command, Output};
 
@@ -23,7 +23,7 @@ fn status_in_each_form() -> Result<()> {
     let _web = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v7"]).start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     for form in [&["status"][..], &["status", "-o", "table"], &["status", "-o", "wide"]] {
-        // Whatever the environment says of colours, a pipe gets none.
+        // A pipe gets no colours, whatever the environment asks for.
         let outcome = output(stage.daemon.cli()?.args(form).env_remove("NO_COLOR").env("TERM", "xterm-256color"))?;
         assert_plain(&outcome);
         let table = text(&outcome.stdout);
@@ -44,7 +44,7 @@ fn events_are_followed() -> Result<()> {
     let stage = Stage::without_engine()?;
     let json = stage.host.start("events-json", stage.daemon.cli()?.args(["events", "-o", "json"]))?;
     let plain = stage.host.start("events-text", stage.daemon.cli()?.arg("events"))?;
-    // One backend after the other until the followers are surely connected and have seen one.
+    // Start one backend after the other until every follower is connected and has shown one.
     let mut number = 0;
     wait::until_ok("events of a backend", || {
         number += 1;
@@ -183,7 +183,7 @@ fn without_a_daemon() -> Result<()> {
 }
 
 #[test]
-fn doctor_says_what_there_is() -> Result<()> {
+fn doctor_reports_what_the_machine_offers() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let host = Host::new()?;
     let outcome = output(host.command(tools::pod_steer()?)?.arg("doctor"))?;
@@ -192,14 +192,14 @@ fn doctor_says_what_there_is() -> Result<()> {
     for feature in ["sk_lookup", "sk_reuseport/migrate", "bpffs", "cgroup", "capabilities"] {
         assert!(said.to_lowercase().contains(&feature.to_lowercase()), "{feature} is not in: {said}");
     }
-    // What is missing has its remedy: here the BPF file system.
+    // A missing requirement is shown with its remedy: here the BPF file system.
     let mut without = host.command("unshare")?;
     without.args(["--mount", "sh", "-c", "umount /sys/fs/bpf && exec \"$0\" doctor"]).arg(tools::pod_steer()?);
     let outcome = output(&mut without)?;
     assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
     let said = text(&outcome.stdout) + &text(&outcome.stderr);
     assert!(said.contains("mount -t bpf"), "{said}");
-    // And `run` fails with the same words.
+    // `run` fails with the same message.
     let mut run = host.command("unshare")?;
     run.args(["--mount", "sh", "-c", "umount /sys/fs/bpf && exec \"$0\" run --engine none --runtime-dir \"$1\""]);
     let refused = output(run.arg(tools::pod_steer()?).arg(host.dir().join("run")))?;

@@ -1,4 +1,4 @@
-//! The wall clock is set, by hand or by NTP: what is measured within one boot is measured on another clock.
+//! The wall clock is set, by hand or by NTP. Durations within one boot do not depend on it.
 
 use std::{
     thread,
@@ -23,14 +23,14 @@ fn needs() -> Result<(), String> {
 
 fn stage(settings: &str) -> Result<Stage> {
     let stage = Stage::with_wall_clock(settings)?;
-    // That the clock can be shifted at all is part of the test.
+    // Check first that the clock was shifted at all.
     stage.shift_wall_clock(10 * HOUR_S)?;
     ensure!((shift_of(&stage)? - 10 * HOUR_S).abs() < 60, "the daemon's wall clock has moved");
     stage.shift_wall_clock(0)?;
     Ok(stage)
 }
 
-/// By how much the daemon's wall clock is wrong, by the time of what it was just asked to do.
+/// The error of the daemon's wall clock, from the time stamp of an order that was just given.
 fn shift_of(stage: &Stage) -> Result<i64> {
     let _probe = pod_steer_tests::exec::Exec::new("probe-1", "probe", "70:7070", "0.0.0.0:7070").start(stage)?;
     stage.daemon.wait_ready("probe", 1)?;
@@ -78,7 +78,7 @@ fn deadlines_and_steps_do_not_fire_early() -> Result<()> {
     require!(needs());
     let (mut stage, _backends) = two_versions("")?;
     let load = clients().start(stage.host.net())?;
-    // A connection that is held keeps the deploy draining; after it the old version is kept for an hour.
+    // A held connection keeps the deploy draining; after that the old version is kept for an hour.
     let held = hold(stage.host.net())?;
     stage.daemon.wait_for("the connection", |status| (status.backend("web", "v1-1").live > 0).then_some(()))?;
     let order = deploy("v2", json!({ "drain_timeout_ms": 600_000, "keep_old_ms": 600_000 }));
@@ -93,7 +93,7 @@ fn deadlines_and_steps_do_not_fire_early() -> Result<()> {
         thread::sleep(Duration::from_millis(700));
         let operation = stage.daemon.operation(id)?;
         ensure!(operation.phase.name == "draining", "after a step: {operation:?}");
-        // What is said of it is by the wall clock: some ten minutes are left.
+        // The status shows the rest by the wall clock: about ten minutes.
         let said = stage.daemon.said_of("web")?["operation"].clone();
         let waits = said["waiting_for"].as_str().context("no words")?.to_owned();
         ensure!(waits.contains("9 min") || waits.contains("10 min"), "{said}");
@@ -108,7 +108,7 @@ fn deadlines_and_steps_do_not_fire_early() -> Result<()> {
     thread::sleep(Duration::from_millis(700));
     stage.daemon.wait_state("web", "v1-1", "standby")?;
 
-    // A canary waits for its time, and takes its steps when it has come.
+    // A canary takes each step when its time has come.
     let canary = json!({
         "order": "canary", "version": "v1", "steps": [100, 10_000], "every_ms": 3_000, "timeout_ms": 20_000
     });
@@ -127,7 +127,7 @@ fn deadlines_and_steps_do_not_fire_early() -> Result<()> {
 }
 
 #[test]
-fn a_slow_start_goes_on_when_the_clock_is_set_back() -> Result<()> {
+fn a_slow_start_continues_when_the_clock_is_set_back() -> Result<()> {
     require!(needs());
     let stage = stage("[service.web]\nslow-start = '4s'\n")?;
     let _first = web(&stage, "v1-1").start(&stage)?;
@@ -162,7 +162,7 @@ fn the_newest_version_is_the_one_that_came_last() -> Result<()> {
     stage.shift_wall_clock(-HOUR_S)?;
     let _second = web(&stage, "v2-1").start(&stage)?;
     until_all_by(&stage, "v2")?;
-    // What an operator decides after that is not undone, whatever the clock says.
+    // A later decision of an operator is not undone, whatever the clock says.
     wait::until_ok("the deploy to end", || {
         Ok(stage.daemon.history("web")?.iter().all(|operation| operation.end.is_some()).then_some(()))
     })?;
@@ -187,7 +187,7 @@ fn the_first_claim_holds_when_the_clock_is_set_back() -> Result<()> {
     let first = exec("first-1", "first", 8081).start(&stage)?;
     stage.daemon.wait_ready("first", 1)?;
     stage.shift_wall_clock(-HOUR_S)?;
-    // The second is refused at once, although it is older by the wall clock.
+    // The second one is refused at once, although the wall clock shows an earlier time.
     let mut second = exec("second-1", "second", 8082).launch(&stage)?;
     let ended = second.process.wait(wait::STUCK)?;
     ensure!(!ended.success(), "{ended}");

@@ -1,4 +1,4 @@
-//! What the daemon and its child may do, and who may touch the pins.
+//! The privileges of the daemon and of its child, and access to the pins.
 
 use std::{
     fs::{self, Permissions},
@@ -53,7 +53,7 @@ fn the_daemon_and_its_child_are_under_a_filter_of_system_calls() -> Result<()> {
     none_lost(&pod_steer_tests::rollouts::connect(stage.host.net(), 20)?)
 }
 
-/// A user who is not root tries what a directory of mode 1777 allows others.
+/// An unprivileged user tries everything that mode 1777 of the parent directory allows.
 #[test]
 fn no_other_user_touches_the_pins() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv", "nsenter"]));
@@ -73,7 +73,7 @@ fn no_other_user_touches_the_pins() -> Result<()> {
     }
     ensure!(stage.host.path(&pin).exists(), "nothing was removed");
 
-    // Opened by root's own mistake: closed again where others could only read, and told where they could have written.
+    // If root opens the directory by mistake, the daemon closes it again, and reports a condition if others could have written to it.
     fs::set_permissions(&pins, Permissions::from_mode(0o755))?;
     wait::until("the directory to be closed again", || {
         let mode = fs::metadata(&pins).ok()?.permissions().mode() & 0o777;
@@ -89,7 +89,7 @@ fn no_other_user_touches_the_pins() -> Result<()> {
     stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))
 }
 
-/// A daemon that was given a descriptor by its own parent does not hand it down.
+/// The daemon does not pass on a descriptor that it has inherited from its parent.
 #[test]
 fn the_holder_of_a_pause_gets_no_descriptor_of_the_daemons_parent() -> Result<()> {
     require!(tools::root_and(&["ip"]));

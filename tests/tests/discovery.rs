@@ -1,4 +1,4 @@
-//! What ran before the daemon did is found when it starts.
+//! The daemon finds the backends that ran before it started.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ fn containers_that_listened_before_the_daemon() -> Result<()> {
     require!(tools::docker());
     let host = Arc::new(Host::new()?);
     let engine = Engine::start(&host)?;
-    // Without anybody who sets SO_REUSEPORT they cannot share a port: each has its own.
+    // Without the daemon nothing sets SO_REUSEPORT, so each has a port of its own.
     let start = |name: &str, port: u16| {
         let spec = server::named(name, &format!("0.0.0.0:{port}")).service("web", &format!("80:{port}"));
         engine.start_container(&spec)

@@ -46,14 +46,14 @@ fn unmodified_servers_of_four_kinds_share_a_port() -> Result<()> {
         .into_iter()
         .map(|spec| stage.engine().start_container(&spec.service("web", "8080:8080")))
         .collect::<Result<Vec<_>>>()?;
-    // Both of nginx's workers have a socket; the backend's share is the same as everybody's.
+    // nginx has a socket for each of its two workers; the backend's share is the same as that of the others.
     let service = stage.daemon.wait_ready("web", 4)?;
     stage
         .daemon
         .wait_for("both of nginx's sockets", |status| (status.backend("web", "nginx-1").sockets == 2).then_some(()))?;
     assert!(service.backends.iter().all(|backend| backend.weight == 1));
 
-    // Python's queue holds five connections: fewer clients than that, so that none has to try again.
+    // Python's backlog is five: fewer clients than that, so that none has to retransmit its SYN.
     let load = Load::to("127.0.0.1:8080".parse()?).threads(3);
     let weights = [("named-1", 1), ("busybox-1", 1), ("python-1", 1), ("nginx-1", 1)];
     let label = "named, busybox, python and nginx, one port";
@@ -79,7 +79,7 @@ fn connections_kept_alive_stay_where_they_are() -> Result<()> {
     wait::until("more connections", || (kept.answered() > before + 40).then_some(()))?;
     let tally = kept.stop()?;
 
-    // A connection of which two servers answered requests would have been counted as lost.
+    // The load counts a connection as lost if two servers have answered its requests.
     let service = stage.daemon.wait_idle("web")?;
     check::kernel_agrees(&service, &tally)?;
     assert_eq!(tally.requests_by_name.values().sum::<u64>(), 200 * tally.connections());
@@ -88,24 +88,24 @@ fn connections_kept_alive_stay_where_they_are() -> Result<()> {
 }
 
 #[test]
-fn who_is_not_managed_is_not_touched() -> Result<()> {
+fn unmanaged_servers_are_not_affected() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let web = server::named("web-1", "0.0.0.0:8080").service("web", "8080:8080");
     let _web = stage.engine().start_container(&web)?;
     stage.daemon.wait_ready("web", 1)?;
 
-    // A port of its own: served as ever, not counted.
+    // An undeclared port is served as before, and is not counted.
     let _other = stage.engine().start_container(&server::named("other-1", "0.0.0.0:8090"))?;
     let other = "127.0.0.1:8090".parse()?;
     wait::until("the other server", || {
         Load::to(other).count(1).run(stage.host.net()).ok().filter(|t| t.answered() == 1)
     })?;
-    // The managed port: its bind fails, as it does without this project.
+    // A bind to the managed port fails, as it does without pod-steer.
     let intruder = stage.engine().start_container(&server::named("intruder-1", "0.0.0.0:8080"))?;
     let logs = wait::until("the intruder to end", || intruder.logs().ok().filter(|logs| !logs.is_empty()))?;
     assert!(logs.contains("Address already in use"), "{logs}");
-    // The same of a process outside any container.
+    // The same for a process outside any container.
     let mut command = stage.host.command(tools::named_server()?)?;
     let outcome = output(command.args(["--name", "process-1", "--listen", "0.0.0.0:8080"]))?;
     assert!(!outcome.status.success());

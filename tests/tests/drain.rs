@@ -1,5 +1,5 @@
-//! Old connections during a deploy: a request in flight is finished, what stays open is waited for and counted, and what
-//! is open at the deadline is told of and left alone.
+//! Old connections during a deploy: requests in flight are finished, open connections are waited for and counted, and those that are
+//! open at the deadline are reported and left alone.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,7 +20,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// How long the old version takes to answer: so long is a request in flight, whatever else the machine does.
+/// How long the old version takes to answer, and so the time for which a request is in flight.
 const ANSWER_MS: u64 = 3_000;
 
 fn target() -> SocketAddr {
@@ -33,7 +33,7 @@ fn start(stage: &Stage, version: &str, args: &[&str]) -> Result<Container> {
     stage.engine().start_container(&spec)
 }
 
-/// One client of the old version, then the new version.
+/// Opens one connection to the old version, then starts the new version.
 fn begin(stage: &Stage, old_args: &[&str]) -> Result<(Container, TcpStream, Container)> {
     let old = start(stage, "v1", old_args)?;
     stage.daemon.wait_ready("web", 1)?;
@@ -44,7 +44,7 @@ fn begin(stage: &Stage, old_args: &[&str]) -> Result<(Container, TcpStream, Cont
     Ok((old, client, new))
 }
 
-/// Reads what there is up to and including `end`.
+/// Reads up to and including `end`.
 fn read_to(stream: &mut TcpStream, end: &str) -> Result<String> {
     let mut received = Vec::new();
     let mut byte = [0];
@@ -94,7 +94,7 @@ fn a_request_in_flight_is_finished_and_its_connection_counted_until_it_is_gone()
     thread::scope(|scope| {
         let deploy = deploying(scope, &stage, "deploy web v2 --drain-timeout 25s");
         let old = stage.daemon.wait_for("the deploy to wait for the old connection", waits_for_one)?;
-        // No byte of the answer has come: the request is in flight, and new clients are served by the new version.
+        // The request is in flight and the answer has not begun. The new version serves new clients.
         client.set_nonblocking(true)?;
         ensure!(client.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
         client.set_nonblocking(false)?;
@@ -103,7 +103,7 @@ fn a_request_in_flight_is_finished_and_its_connection_counted_until_it_is_gone()
         let answer = read_to(&mut client, "\r\n\r\n")? + &read_to(&mut client, "\n")?;
         ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("web-v1 "), "{answer}");
 
-        // Idle now, and open still: it is the client's, so it is waited for.
+        // Idle and still open: the client may use it again, so the deploy waits for it.
         stage.daemon.wait_for("the connection to be counted still", waits_for_one)?;
         goes_on(&deploy)?;
         drop(client);
@@ -117,7 +117,7 @@ fn a_request_in_flight_is_finished_and_its_connection_counted_until_it_is_gone()
 }
 
 #[test]
-fn a_websocket_is_left_alone_and_told_of() -> Result<()> {
+fn a_websocket_is_left_alone_and_reported() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let (_old, mut client, _new) = begin(&stage, &[])?;
@@ -141,7 +141,7 @@ fn a_websocket_is_left_alone_and_told_of() -> Result<()> {
     let summary = last_line(&ordered.stdout).to_owned();
     ensure!(summary.contains("1 old connection") && summary.contains("nothing was stopped"), "{}", ordered.stdout);
 
-    // Told apart, and not touched: not even by --stop-old.
+    // An upgraded connection is reported separately and left alone, also with --stop-old.
     echo("after the deploy\n")?;
     let status = stage.daemon.status()?;
     ensure!(status.backend("web", "web-v1").live == 1, "{status}");
@@ -193,7 +193,7 @@ fn connections_from_before_the_daemon_are_counted() -> Result<()> {
     stage.daemon.order_done("deploy web v2 --stop-old --drain-timeout 60s")?;
     stage.daemon.wait_state("web", &old.name, "exited")?;
 
-    // Started again it is attached before it listens.
+    // When it is started again, the programs are attached before it listens.
     old.start()?;
     stage.daemon.wait_state("web", &old.name, "standby")?;
     let opened = |stage: &Stage| Ok::<_, anyhow::Error>(stage.daemon.status()?.backend("web", &old.name).opened);

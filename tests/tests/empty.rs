@@ -1,4 +1,4 @@
-//! A service that has lost all its backends: which version is its first again, and when its decision ends.
+//! A service that has lost all its backends: which version serves first again, and when its decision ends.
 
 use std::{thread, time::Duration};
 
@@ -21,7 +21,7 @@ fn gone(stage: &Stage, backends: impl IntoIterator<Item = Backend>) -> Result<()
     stage.daemon.wait_for("the service to have no backend", |status| status.service("web").is_none().then_some(()))
 }
 
-/// The last order of the service: who gave it, and what it was.
+/// The last order of the service: its origin and its kind.
 fn last_order(stage: &Stage) -> Result<(String, Value)> {
     let (_, history) = stage.daemon.api("/v1/history?service=web", None)?;
     let last = history.as_array().and_then(|all| all.last()).context("no history")?.clone();
@@ -30,7 +30,7 @@ fn last_order(stage: &Stage) -> Result<(String, Value)> {
 
 fn refused(stage: &Stage) -> Result<()> {
     let tally = Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?;
-    ensure!(tally.refused() == 20, "nobody may serve: {tally}");
+    ensure!(tally.refused() == 20, "no backend may serve: {tally}");
     Ok(())
 }
 
@@ -45,21 +45,21 @@ fn the_first_version_to_come_back_is_deployed() -> Result<()> {
     stage.daemon.order_done("deploy web v2")?;
     gone(&stage, [first, second])?;
 
-    // The decision says v2. Version v1 is the first that is ready, so it serves, by a decision that is recorded.
+    // The decision names v2. Version v1 is ready first, so it serves, and that decision is recorded.
     let first = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_state("web", "v1-1", "ready")?;
     all_by(stage.host.net(), 100, "v1")?;
     let (who, last) = last_order(&stage)?;
     ensure!(who == "policy first version" && last["weights"]["v1"] == 1, "{last}");
-    // From then on every other version waits, also the one that had everything before.
+    // From then on every other version waits, also the one that served before.
     let second = web(&stage, "v2-1").start(&stage)?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     all_by(stage.host.net(), 200, "v1")?;
-    // A rollback goes back to what an operator had ordered.
+    // A rollback restores the operator's last order.
     stage.daemon.order_done("rollback web")?;
     all_by(stage.host.net(), 100, "v2")?;
 
-    // The same with a restart of the daemon in between.
+    // The same across a restart of the daemon.
     gone(&stage, [first, second])?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -72,7 +72,7 @@ fn the_first_version_to_come_back_is_deployed() -> Result<()> {
 }
 
 #[test]
-fn a_version_that_waits_goes_on_waiting() -> Result<()> {
+fn a_waiting_version_keeps_waiting() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured(MANUAL)?;
     let first = web(&stage, "v1-1").start(&stage)?;
@@ -90,7 +90,7 @@ fn a_version_that_waits_goes_on_waiting() -> Result<()> {
         stage.daemon.kill()?;
         stage.daemon.restart()?;
     }
-    // It was a restart.
+    // The version that served before returns.
     let _first = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_state("web", "v1-1", "ready")?;
     all_by(stage.host.net(), 100, "v1").map(drop)
@@ -112,14 +112,14 @@ fn shares_and_drains_end_with_the_last_backend() -> Result<()> {
     stage.daemon.order_done("shift web v1=1 v2=99 --from 10.0.0.0/8=v1")?;
     stage.daemon.order_done("drain web --version v1")?;
     let decided = stage.daemon.decision("web")?;
-    // A restart of everything loses nothing.
+    // Restarting all backends keeps the decision.
     gone(&stage, backends)?;
     let backends = start(&stage)?;
     ensure!(stage.daemon.decision("web")? == decided, "{}", stage.daemon.decision("web")?);
     all_by(stage.host.net(), 100, "v2")?;
     stage.daemon.order_done("pause web")?;
 
-    // But what comes under the same name later is a service of its own, also if the daemon restarts meanwhile.
+    // Backends that use the same name later form a new service, also if the daemon restarts meanwhile.
     gone(&stage, backends)?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -130,7 +130,7 @@ fn shares_and_drains_end_with_the_last_backend() -> Result<()> {
     let decision = stage.daemon.decision("web")?;
     ensure!(decision["traffic"]["weights"].is_null() && decision["drained"] == Value::Array(vec![]), "{decision}");
     ensure!(decision["traffic"]["from"].as_object().is_some_and(serde_json::Map::is_empty), "{decision}");
-    ensure!(decision["paused"] == true, "a pause is for whoever comes next: {decision}");
+    ensure!(decision["paused"] == true, "a pause also applies to later backends: {decision}");
     stage.daemon.order_done("unpause web")?;
     stage.daemon.wait_ready("web", 2)?;
     let tally = connect(stage.host.net(), 2000)?;
@@ -143,7 +143,7 @@ fn shares_and_drains_end_with_the_last_backend() -> Result<()> {
 }
 
 #[test]
-fn a_container_that_restarts_keeps_what_was_decided() -> Result<()> {
+fn a_restarted_container_keeps_its_decision() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker()?;
     let spec = |version: &str| {
@@ -155,7 +155,7 @@ fn a_container_that_restarts_keeps_what_was_decided() -> Result<()> {
     let second = stage.engine().start_container(&spec("v2"))?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     let orders = stage.daemon.history("web")?.len();
-    // The only one with a share is stopped for longer than a service may be without any backend: it still has this one.
+    // The only version with a share is stopped for longer than a service may be without backends. The container still exists.
     first.stop()?;
     stage.daemon.wait_state("web", "v1-1", "exited")?;
     refused(&stage)?;
@@ -172,7 +172,7 @@ fn a_container_that_restarts_keeps_what_was_decided() -> Result<()> {
     all_by(stage.host.net(), 100, "v1")?;
     ensure!(stage.daemon.history("web")?.len() == orders, "nothing was decided meanwhile");
 
-    // Removed and made anew, as by `docker compose down` and `up`: whoever is ready first serves.
+    // Removed and created again, as by `docker compose down` and `up`: the first version that is ready serves.
     drop((first, second));
     stage.daemon.wait_for("the containers to be gone", |status| status.service("web").is_none().then_some(()))?;
     let _second = stage.engine().start_container(&spec("v2"))?;

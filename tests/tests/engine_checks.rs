@@ -1,5 +1,5 @@
-//! An engine's `HEALTHCHECK` runs inside the container and asks the container's own port: it reaches this container,
-//! although others share the port.
+//! An engine's `HEALTHCHECK` runs inside the container and connects to the container's own port. It reaches this container, although
+//! others share the port.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Instant};
 
@@ -21,7 +21,7 @@ fn status_file(host: &Host, name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A container whose health check asks at an address; it answers with the status in its file.
+/// A container whose health check sends a request to an address. Its server answers with the status in a file.
 fn checked(host: &Host, name: &str, version: &str, address: &str) -> Result<Spec> {
     let server = ["/named-server", "--name", name, "--listen", "0.0.0.0:8080", "--status-file", "/status/status"];
     let spec = Spec::new(Image::Busybox, name).mount(&tools::named_server()?, "/named-server");
@@ -35,7 +35,7 @@ fn deploy(daemon: &Daemon, version: &str) -> Result<()> {
     run(daemon.cli()?.args(["deploy", "web", version])).map(drop)
 }
 
-/// All connections are answered by one.
+/// One backend answers all connections.
 fn ensure_served_by(host: &Host, target: std::net::SocketAddr, name: &str) -> Result<()> {
     let tally = Load::to(target).count(200).run(host.net())?;
     ensure!((tally.answered(), tally.answered_by(name)) == (200, 200), "{tally}");
@@ -51,19 +51,19 @@ fn ensure_nothing_counted(daemon: &Daemon, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the status has the reason why a backend is unhealthy: the engine is asked for it after its event.
+/// Waits until the status has the reason why a backend is unhealthy. The daemon asks the engine for it after the event.
 fn ensure_says_why(daemon: &Daemon, name: &str, why: &str) -> Result<()> {
     daemon.wait_for(&format!("{why:?} of {name}"), |status| {
         status.said_about(name).iter().any(|said| said.contains(why)).then_some(())
     })
 }
 
-/// A version that answers 500 is unhealthy and gets nothing, whichever other version is healthy.
+/// A version that answers 500 is unhealthy and gets no clients, whichever other version is healthy.
 #[test]
 fn a_version_that_fails_its_own_check_is_not_served() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
-    // One asks the claimed port, the other its own; both without the policy that lets it wait.
+    // One check uses the claimed port, the other the container's own; both without the policy that makes a version wait.
     let start = |name: &str, version: &str, address: &str| -> Result<Container> {
         let spec = checked(&stage.host, name, version, address)?;
         stage.engine().start_container(&spec.label("pod-steer.rollout", "balance"))
@@ -84,7 +84,7 @@ fn a_version_that_fails_its_own_check_is_not_served() -> Result<()> {
     Ok(())
 }
 
-/// A version that waits is healthy by its own check, and can be deployed.
+/// A waiting version becomes healthy by its own check, and can be deployed.
 #[test]
 fn a_version_that_waits_passes_its_own_check() -> Result<()> {
     require!(tools::docker());
@@ -99,7 +99,7 @@ fn a_version_that_waits_passes_its_own_check() -> Result<()> {
     ensure_served_by(&stage.host, "127.0.0.1:80".parse()?, "two")
 }
 
-/// The old version is dead and the new one has never been healthy by anybody's answers but its own.
+/// The old version has ended. The new one becomes healthy only by its own answers.
 #[test]
 fn a_version_can_be_deployed_after_the_old_one_has_died() -> Result<()> {
     require!(tools::docker());
@@ -140,7 +140,7 @@ fn checks_in_a_pod_reach_their_own_container() -> Result<()> {
     ensure_served_by(&stage.host, (pod.ip()?, 80).into(), "two")
 }
 
-/// Podman puts the result of a check into a field of its own, which Docker's API does not have.
+/// Podman reports the result of a check in a field that Docker's API does not have.
 #[test]
 fn results_of_podmans_checks_are_understood() -> Result<()> {
     require!(tools::root_and(&["podman", "conmon", "docker", "busybox", "ip", "tar", "curl"]));
@@ -162,7 +162,7 @@ fn results_of_podmans_checks_are_understood() -> Result<()> {
     let checked_at = Instant::now();
     daemon.wait_ready("web", 1)?;
     report::figure("Podman's check to ready", format!("{:?}", checked_at.elapsed()));
-    // The next version waits, and fails: it is asked itself, not the first.
+    // The next version waits and its check fails: the check reaches that version, not the first one.
     fs::write(status_file(&host, "two")?.join("status"), "500 Broken")?;
     let _two = start("two", "v2")?;
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! What must not keep the daemon from following an engine.
+//! Slow or failing requests to an engine do not delay its events.
 
 use std::sync::Arc;
 

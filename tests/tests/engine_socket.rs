@@ -1,4 +1,4 @@
-//! An engine whose socket cannot be used: the cause and the remedy, in the log, in `status` and by `doctor`.
+//! An engine whose socket cannot be used: the log, `status` and `doctor` give the cause and the remedy.
 
 use std::{
     fs::{self, Permissions},
@@ -26,7 +26,7 @@ fn url(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
-/// What `status` says of the engine.
+/// The condition of the engine in `status`.
 fn problem(daemon: &Daemon, engine: &str) -> Result<String> {
     daemon.wait_for("the engine to be reported", |status| {
         let problem = status.problems.iter().find(|problem| problem.subject.contains(engine))?;
@@ -79,7 +79,7 @@ fn an_engine_that_does_not_answer_is_named_at_the_start() -> Result<()> {
     Ok(())
 }
 
-/// A user's Podman: its socket is that user's alone, in a directory of that user's alone.
+/// A rootless Podman: only its user may enter the directory of its socket.
 #[test]
 fn a_user_s_engine_is_followed_once_root_may_connect_to_it() -> Result<()> {
     require!(tools::root_and(&["podman", "conmon", "docker", "busybox", "ip", "tar"]));
@@ -100,12 +100,12 @@ fn a_user_s_engine_is_followed_once_root_may_connect_to_it() -> Result<()> {
             ensure!(said.contains(wanted), "{wanted}: {said}");
         }
     }
-    // The remedy.
+    // Apply the remedy.
     fs::set_permissions(&socket, Permissions::from_mode(0o666))?;
     ensure!(!doctor(&host, &engine)?.contains("permission denied"));
     let server = podman.docker().create(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
     run(podman.docker().command().args(["start", &server.id]))?;
-    // It is root's Podman with a user's socket: a user's engine has that user's containers steered, and no others.
+    // The test runs root's Podman behind a user's socket. An engine of a user may have only that user's containers steered.
     daemon.wait_state("web", "web-1", "not-steered")?;
     let said = daemon.status()?.said_about("web-1").join(" ");
     ensure!(said.contains("its engine is user 1000's"), "{said}");

@@ -39,7 +39,7 @@ fn exit_codes_signals_and_output_are_the_commands_own() -> Result<()> {
     assert_eq!(String::from_utf8_lossy(&outcome.stderr), "err\n");
     assert_eq!(sh("kill -9 $$")?.status.signal(), Some(9));
 
-    // The process that was started is the server itself: a signal needs no forwarding.
+    // `exec` has become the server itself, so signals need no forwarding.
     let mut server = Exec::new("web-1", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     let exe = fs::read_link(format!("/proc/{}/exe", server.process.pid()))?;
     assert_eq!(exe, tools::named_server()?);
@@ -56,7 +56,7 @@ fn exit_codes_signals_and_output_are_the_commands_own() -> Result<()> {
 fn a_process_that_ends_leaves_no_cgroup() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    // Each daemon has a cgroup below the project's, and each command one below that.
+    // Each daemon has a cgroup below `pod-steer`, and each command one below that.
     let below = |dir: PathBuf| -> Vec<PathBuf> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
         entries.filter(|path| path.is_dir()).collect()
@@ -92,7 +92,7 @@ fn processes_that_listen_already_are_adopted() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let mut servers = Vec::new();
-    // They never asked to share a port, so each has one of its own.
+    // Registered processes do not share a port, so each has one of its own.
     for (name, port) in [("old-1", "8081"), ("old-2", "8082")] {
         let mut command = stage.host.command(tools::named_server()?)?;
         command.args(["--name", name, "--listen", &format!("0.0.0.0:{port}")]);
@@ -135,7 +135,7 @@ fn a_process_in_a_namespace_of_its_own_is_steered_there() -> Result<()> {
     Ok(())
 }
 
-/// Listens in a network namespace of its own, until it is told to listen where it was started.
+/// Listens in a network namespace of its own, and in its original one after a signal.
 const LISTENS_ELSEWHERE: &str = r#"
 import ctypes, os, signal, socket
 libc = ctypes.CDLL(None, use_errno=True)
@@ -160,7 +160,7 @@ signal.pause()
 "#;
 
 #[test]
-fn a_listener_in_another_namespace_is_told_while_it_is_open() -> Result<()> {
+fn a_listener_in_another_namespace_is_reported_while_it_is_open() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::without_engine()?;
     let python = tools::find("python3").context("python3 is not installed")?;

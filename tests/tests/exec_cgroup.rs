@@ -1,4 +1,4 @@
-//! Where the cgroup of an `exec` is: below the caller's if that was delegated, so that what is forbidden there stays forbidden.
+//! The cgroup of an `exec` is below the caller's if that was delegated, so that the restrictions of the caller's cgroup still apply.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use pod_steer_tests::{
 };
 use rustix::process::Signal;
 
-/// A server that processes of this unit start.
+/// Starts a server from a process of this unit.
 fn start(stage: &Stage, unit: &Unit, name: &str) -> Result<Backend> {
     Exec::new(name, "web", "80:8080", "0.0.0.0:8080").by(unit).start(stage)
 }
 
-/// Whether a command that a process of this unit starts as a backend can make a datagram socket.
+/// Whether a backend that a process of this unit starts can create a datagram socket.
 fn makes_datagram_sockets(stage: &Stage, unit: &Unit) -> Result<bool> {
     let python = tools::find("python3").context("python3 is not installed")?;
     let mut command = stage.daemon.cli()?;
@@ -48,7 +48,7 @@ fn exec_cgroups(below: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_a_delegated_cgroup_forbids_stays_forbidden() -> Result<()> {
+fn restrictions_of_a_delegated_cgroup_still_apply() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let mut stage = Stage::without_engine()?;
     let unit = Unit::new(&stage.host, "unit")?.delegated()?;
@@ -58,7 +58,7 @@ fn what_a_delegated_cgroup_forbids_stays_forbidden() -> Result<()> {
     assert!(!makes_datagram_sockets(&stage, &unit)?);
     assert_served(&stage, "web-1")?;
 
-    // The next daemon knows where it is.
+    // The next daemon finds its cgroup.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;

@@ -1,4 +1,4 @@
-//! Deploys and canaries that cannot succeed: they fail or go back by themselves, say why, and no client pays for it.
+//! Deploys and canaries that cannot succeed fail or roll back automatically, report why, and lose no connection.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -19,7 +19,7 @@ use pod_steer_tests::{
 };
 use serde_json::Value;
 
-/// The old version, which has everything, under load.
+/// The old version, which has all traffic, under load.
 fn old_under_load() -> Result<(Stage, Backend, Running)> {
     let stage = Stage::configured(CHECKED)?;
     let old = web(&stage, "v1-1").start(&stage)?;
@@ -29,19 +29,19 @@ fn old_under_load() -> Result<(Stage, Backend, Running)> {
     Ok((stage, old, load))
 }
 
-/// What an operator was told on standard error, which is one line.
+/// The one line that an operator reads on standard error.
 fn reason(ordered: &Ordered) -> Result<&str> {
     let said = ordered.stderr.trim_end();
     ensure!(said.lines().count() == 1, "one line: {said}");
     Ok(said)
 }
 
-/// The same decision as before, by its weights.
+/// The weights of the decision.
 fn traffic(stage: &Stage) -> Result<Value> {
     Ok(stage.daemon.decision("web")?["traffic"].clone())
 }
 
-/// An order that fails and changes nothing, while nothing but the old version serves.
+/// Gives an order that must fail and change nothing, while only the old version serves.
 fn fails(stage: &Stage, order: &str, why: &[&str]) -> Result<()> {
     let before = stage.daemon.decision("web")?;
     let ordered = stage.daemon.order(order)?.expect(1)?;
@@ -52,7 +52,7 @@ fn fails(stage: &Stage, order: &str, why: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Ends a load of which the old version must have served every connection.
+/// Ends the load. The old version must have served every connection.
 fn all_by_old(stage: &Stage, load: Running) -> Result<()> {
     let tally = load.stop()?;
     none_lost(&tally)?;
@@ -76,7 +76,7 @@ fn a_version_that_never_becomes_ready() -> Result<()> {
     let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
     fails(&stage, "deploy web v2 --timeout 1s", &["0 of 2 backends of v2", "v2-1 is unhealthy", "v2-2"])?;
     stage.daemon.wait_state("web", "v2-2", "not-listening")?;
-    // One of two is not what was asked for.
+    // One ready backend of two is not enough.
     answer(&stage, "v2-1", "200 OK")?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     fails(&stage, "deploy web v2 --timeout 2s", &["1 of 2 backends of v2", "v2-2: it listens on 9999, not on 8080"])?;
@@ -98,7 +98,7 @@ fn a_version_that_flaps() -> Result<()> {
         flaps.join().expect("the thread does not panic")
     })?;
     drop(steady);
-    // It starts, is ready for a moment, and ends, again and again. Another one, so that the version is always there.
+    // A backend starts, is ready for a moment, and ends, repeatedly. Another one keeps the version known.
     let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
     let failed = AtomicBool::new(false);
     let starts = thread::scope(|scope| {
@@ -112,7 +112,7 @@ fn a_version_that_flaps() -> Result<()> {
     all_by_old(&stage, load)
 }
 
-/// The check alternates, faster than what is stable.
+/// Makes the check alternate faster than the time after which a backend counts as stable.
 fn flap(stage: &Stage) -> Result<()> {
     for _ in 0..20 {
         for status in ["503 Not Yet", "200 OK"] {
@@ -123,7 +123,7 @@ fn flap(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Until the deploy has failed; how often it was ready.
+/// Restarts a backend until the deploy has failed. Returns how often it was ready.
 fn restart_in_a_loop(stage: &Stage, failed: &AtomicBool) -> Result<u32> {
     let mut starts = 0;
     while !failed.load(Ordering::Relaxed) {
@@ -135,7 +135,7 @@ fn restart_in_a_loop(stage: &Stage, failed: &AtomicBool) -> Result<u32> {
     Ok(starts)
 }
 
-/// Nothing was lost but what killed servers had accepted.
+/// Only connections that killed servers had accepted were lost.
 fn accounted_for(tally: &Tally, journals: &[std::path::PathBuf]) -> Result<()> {
     ensure!(tally.refused() == 0, "{tally}");
     Killed::read(journals)?.accounts_for(tally)
@@ -174,7 +174,7 @@ fn a_version_that_dies_during_the_deploy() -> Result<()> {
     Ok(())
 }
 
-/// Begins a canary of a version at half of the traffic, lets `spoil` happen, and expects it to go back for this reason.
+/// Begins a canary of a version at half of the traffic, runs `spoil`, and expects a rollback for this reason.
 fn canary_goes_back(stage: &Stage, spoil: impl FnOnce() -> Result<()> + Send, why: &str) -> Result<()> {
     let before = traffic(stage)?;
     let ordered = thread::scope(|scope| {
@@ -202,11 +202,11 @@ fn a_canary_that_turns_unhealthy_or_exits() -> Result<()> {
     let new = web(&stage, "v2-1").journal(&first).start(&stage)?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     canary_goes_back(&stage, || answer(&stage, "v2-1", "500 Broken"), "v2-1 is unhealthy")?;
-    // It is well again, is tried again, and ends as a server that is told to.
+    // Healthy again, it is tried again, and ends on SIGTERM.
     answer(&stage, "v2-1", "200 OK")?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     canary_goes_back(&stage, || new.process.signal(rustix::process::Signal::TERM), "v2-1")?;
-    // Another one, killed.
+    // Another one is killed.
     let mut new = web(&stage, "v2-1").journal(&second).start(&stage)?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     canary_goes_back(&stage, || new.process.kill(), "v2-1")?;
@@ -219,7 +219,7 @@ fn a_canary_that_turns_unhealthy_or_exits() -> Result<()> {
 #[test]
 fn a_canary_whose_queue_overflows() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // Without checks, which would see it before.
+    // Without health checks, which would notice first.
     let stage = Stage::without_engine()?;
     let _old = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
@@ -228,10 +228,10 @@ fn a_canary_whose_queue_overflows() -> Result<()> {
     stage.daemon.wait_state("web", "v2-1", "standby")?;
     let load = clients().threads(16).start(stage.host.net())?;
     canary_goes_back(&stage, || Ok(()), "the accept queue of v2-1 overflowed")?;
-    // Those who wait in its queue are not lost either: they move when it ends.
+    // Connections in its accept queue are not lost: they move when it ends.
     new.process.kill()?;
     let tally = load.stop()?;
-    report::figure("a canary that accepts nobody", &tally);
+    report::figure("a canary that accepts no connection", &tally);
     none_lost(&tally)?;
     ensure!(tally.answered_by("v1-1") == tally.connections(), "{tally}");
     Ok(())

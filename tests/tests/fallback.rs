@@ -1,4 +1,4 @@
-//! No backend left: refused at once and counted, or left to the kernel's own listener.
+//! A service without a backend: clients are refused at once and counted, or passed to the kernel's own lookup.
 
 use std::net::Ipv4Addr;
 
@@ -35,7 +35,7 @@ fn refused_at_once_and_counted() -> Result<()> {
 fn passed_to_the_kernels_own_listener() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
-    // Nobody manages this one. It has the port to itself before the service claims it.
+    // An unmanaged listener has the port before the service claims it.
     let mut command = stage.host.command(tools::named_server()?)?;
     command.args(["--name", "kernel", "--listen", "0.0.0.0:80"]);
     let listener = stage.host.start("kernel", &mut command)?;
@@ -59,7 +59,7 @@ fn passed_to_the_kernels_own_listener() -> Result<()> {
     assert_eq!(service.counter("passed_no_backend") - before, 100);
     assert_eq!(service.counter("refused_no_backend"), 0);
 
-    // The container is removed, and with it the service: the port is the listener's again.
+    // The container is removed, and the service with it: the unmanaged listener has the port again.
     drop(container);
     stage.daemon.wait_for("the service to be gone", |status| status.service("web").is_none().then_some(()))?;
     let own = Load::to(target).count(10).run(stage.host.net())?;
@@ -67,7 +67,7 @@ fn passed_to_the_kernels_own_listener() -> Result<()> {
     Ok(())
 }
 
-/// Of a service with several backends one decides on its fallback, and `status` names the others that would decide otherwise.
+/// One backend of a service determines its fallback, and `status` names the backends that ask for another one.
 #[test]
 fn the_newest_backend_decides_before_the_configuration() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -92,7 +92,7 @@ fn the_newest_backend_decides_before_the_configuration() -> Result<()> {
 fn clients_that_another_lookup_program_has_served_are_not_refused() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
-    // It comes first, and so is asked first.
+    // It is attached first, so Linux runs it first.
     let foreign = ForeignLookup::attach(stage.host.net(), 8080)?;
     let _m = Exec::new("m", "web", "8080-8081", "0.0.0.0:8080").server(&["--listen", "0.0.0.0:8081"]).start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
@@ -106,9 +106,9 @@ fn clients_that_another_lookup_program_has_served_are_not_refused() -> Result<()
         Ok(())
     };
     by_foreign(&stage, 50)?;
-    assert_eq!(load(8081)?.answered_by("m"), 50, "its other port is nobody else's");
+    assert_eq!(load(8081)?.answered_by("m"), 50, "the other program does not choose for its other port");
     assert_eq!(stage.daemon.wait_idle("web")?.backends[0].steered, 50);
-    // Also where there is nobody to choose, and without a daemon.
+    // The same without a backend, and without a daemon.
     stage.daemon.order_done("drain web")?;
     by_foreign(&stage, 100)?;
     assert_eq!(load(8081)?.refused(), 50);
@@ -117,7 +117,7 @@ fn clients_that_another_lookup_program_has_served_are_not_refused() -> Result<()
     assert_eq!(load(8080)?.answered_by("foreign"), 50);
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
-    // When it is gone the port is the service's.
+    // Without it the service has the port.
     drop(foreign);
     assert_eq!(load(8080)?.answered_by("m"), 50);
     Ok(())

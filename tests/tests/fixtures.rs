@@ -1,4 +1,4 @@
-//! The fixtures themselves: what the other tests build on is real, and leaves nothing behind.
+//! Tests of the fixtures: they do what the other tests rely on, and leave nothing behind.
 
 use std::{fs, panic, path::PathBuf, process::Command};
 
@@ -129,7 +129,7 @@ fn podman_runs_containers() -> Result<()> {
 #[test]
 fn a_test_process_that_is_killed_leaves_nothing_behind() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // Its own test binary again, told to make a host and to wait for its end.
+    // Run this test binary again, as a process that makes a host and waits to be killed.
     if std::env::var_os("MAKE_A_HOST_AND_WAIT").is_some() {
         let host = Host::new()?;
         let _sleeping = host.start("sleep", host.command("sleep")?.arg("600"))?;

@@ -1,5 +1,5 @@
-//! Processes that hand over to another one, and processes that leave their cgroup: the daemon follows the process that holds
-//! their listener, or reports why it does not.
+//! Processes that hand their listener over, and processes that leave their cgroup: the daemon follows the process that holds the
+//! listener, or reports why it does not.
 
 use std::{fs, time::Duration};
 
@@ -34,7 +34,7 @@ fn register(stage: &Stage, name: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The pid that a server has told of the process that goes on in its place; killed at the end of the test.
+/// The pid of a server's successor, as the server has printed it. The process is killed at the end of the test.
 struct Child(Pid);
 
 impl Child {
@@ -51,7 +51,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It has no parent that could wait for it, so its pid is nobody else's before it has ended.
+        // No parent in the test waits for it, so its pid is valid until it has ended.
         let _ = kill_process(self.0, Signal::KILL);
     }
 }
@@ -61,7 +61,7 @@ fn backend<'a>(status: &'a Status, name: &str) -> Option<&'a Backend> {
 }
 
 #[test]
-fn a_registered_process_that_goes_on_as_another_is_followed() -> Result<()> {
+fn a_registered_process_that_hands_over_to_another_is_followed() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let mut stage = Stage::without_engine()?;
     let path = stage.host.dir().join("giver");
@@ -83,7 +83,7 @@ fn a_registered_process_that_goes_on_as_another_is_followed() -> Result<()> {
     assert!(tally.losses.is_empty(), "{tally}\n{}", stage.daemon.log_tail());
     all_answered_by(&stage, "server-child")?;
 
-    // The next daemon follows the child, which hands over once more while there is none.
+    // The next daemon follows the child. The child hands over once more while no daemon runs.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
@@ -104,7 +104,7 @@ fn a_registered_process_that_executes_itself_anew_stays_the_backend() -> Result<
     wait::until("the new program to serve", || (server.stdout().matches("serves").count() == 2).then_some(()))?;
     stage.daemon.wait_ready("web", 1)?;
     all_answered_by(&stage, "server-again")?;
-    // The next daemon knows it by its pid and its start, which are the same.
+    // The next daemon recognises it by its pid and start time, which are unchanged.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
@@ -117,7 +117,7 @@ fn a_registered_process_that_executes_itself_anew_stays_the_backend() -> Result<
 fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
-    // As `haproxy -sf`: both listen for a moment, then the old one ends.
+    // As `haproxy -sf`: both processes listen for a moment, then the old one ends.
     let start = |name: &str| -> Result<Process> {
         let mut command = stage.host.command(tools::named_server()?)?;
         command.args(["--name", name, "--listen", "0.0.0.0:8080", "--reuseport"]);
@@ -146,8 +146,8 @@ fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named(
     until_gone(&stage, "web")
 }
 
-/// As a manager of services: it holds the listener for the servers that it starts. On SIGUSR1 it starts another one, on SIGUSR2 it
-/// closes the listener.
+/// A service manager that holds the listener of the servers that it starts. On SIGUSR1 it starts another server, on SIGUSR2 it closes
+/// the listener.
 const ACTIVATOR: &str = r#"
 import os, signal, socket, sys, time
 numbers = (signal.SIGUSR1, signal.SIGUSR2)
@@ -207,7 +207,7 @@ fn an_activator_holds_the_listener_and_its_other_children_are_no_backend() -> Re
     all_answered_by(&stage, "second")?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
-    // The server that runs now is registered as well, and has the listener from then on: so the daemon has looked.
+    // Register the running server too. It gets the listener, which shows that the daemon has searched for the holders.
     register(&stage, "second", second.0.as_raw_nonzero().get().cast_unsigned())?;
     stage.daemon.wait_for("the listener to be the server's", |status| {
         (backend(status, "second")?.sockets == 1).then_some(())
@@ -251,7 +251,7 @@ fn an_upgrade_of_nginx_is_followed() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let load = Load::to("127.0.0.1:80".parse()?).threads(2).pause(Duration::from_millis(1)).start(stage.host.net())?;
     wait::until("clients", || (load.answered() > 50).then_some(()))?;
-    // The new binary takes the listener over, then the old one is told to finish.
+    // The new binary takes over the listener, then the old one is told to finish.
     old.signal(Signal::USR2)?;
     let oldbin = dir.join("nginx.pid.oldbin");
     let new = wait::until("the new nginx", || read(&oldbin).and_then(|_| read(&pid)))?;
@@ -303,7 +303,7 @@ fn a_process_that_leaves_its_cgroup_before_it_listens_is_found() -> Result<()> {
     let other = stage.host.cgroup().join("other");
     fs::create_dir(&other)?;
     let server = tools::named_server()?;
-    // As a login does that moves who logs in to a cgroup of the session: the server is a child.
+    // As a login session does: the server is a child in another cgroup.
     let script = format!(
         "echo $$ >/sys/fs/cgroup/other/cgroup.procs && {} --name server --listen 0.0.0.0:8080; true",
         server.display()
@@ -313,7 +313,7 @@ fn a_process_that_leaves_its_cgroup_before_it_listens_is_found() -> Result<()> {
     let mut shell = stage.host.start("server", &mut command)?;
     stage.daemon.wait_ready("web", 1)?;
     all_answered_by(&stage, "server")?;
-    // The shell's child is ended with the namespace's cgroup; the backend with the shell's.
+    // The shell's child ends with the cgroup of the test host, the backend with the shell.
     let pids = fs::read_to_string(other.join("cgroup.procs"))?;
     for pid in pids.lines().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
         if pid.as_raw_nonzero().get().cast_unsigned() != shell.pid() {
@@ -344,7 +344,7 @@ fn a_listener_that_only_a_strange_process_holds_is_not_steered() -> Result<()> {
     let tally = Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?;
     assert_eq!(tally.refused(), 20, "clients are not given to a process that is not managed: {tally}");
 
-    // The remedy.
+    // Apply the remedy.
     register(&stage, "registered", stranger.pid())?;
     stage.daemon.wait_state("web", "registered", "ready")?;
     all_answered_by(&stage, "stranger")?;

@@ -1,5 +1,5 @@
-//! A limit is reached: the backend that needs more is not ready and says so, others are not affected, and it recovers when there is
-//! room.
+//! A limit is reached: the backend that needs more is not steered and has a condition, others are not affected, and it recovers when
+//! there is room.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use pod_steer_tests::{
     require, tools, wait,
 };
 
-/// A service with one backend, whose clients come to `port`.
+/// A service with one backend, for clients of `port`.
 fn service<'a>(name: &str, port: u16) -> Exec<'a> {
     let target = port + 8000;
     Exec::new(&format!("{name}-1"), name, &format!("{port}:{target}"), &format!("0.0.0.0:{target}"))
@@ -25,7 +25,7 @@ fn answers(stage: &Stage, port: u16, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The backend is not steered, and its problem has these words.
+/// Waits until the backend is not steered, and checks the words of its condition.
 fn not_steered(stage: &Stage, service: &str, words: &[&str]) -> Result<()> {
     stage.daemon.wait_state(service, &format!("{service}-1"), "not-steered")?;
     let said = stage.daemon.status()?.backend(service, &format!("{service}-1")).problems.join("\n");
@@ -33,8 +33,7 @@ fn not_steered(stage: &Stage, service: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// `full` finds no room, with words about it; the services `a` before it and `c` after it have theirs; it gets its own when
-/// `a` has ended.
+/// `full` finds no room and says so with these words. `a` is still served, and `full` gets its place when `a` has ended.
 fn recovers(stage: &Stage, words: &[&str], mut a: Backend, full: &Backend) -> Result<()> {
     not_steered(stage, "full", words)?;
     answers(stage, 81, "a-1")?;
@@ -47,14 +46,14 @@ fn recovers(stage: &Stage, words: &[&str], mut a: Backend, full: &Backend) -> Re
 #[test]
 fn slot_tables_and_rules() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // A service of one port whose backends listen by IPv4 has one rule and one table.
+    // A service with one port and IPv4 listeners has one rule and one table.
     for (limit, what) in [("SLOT_TABLES=1", "slot tables"), ("RULES=1", "RULES")] {
         let stage = Stage::limited(limit)?;
         let a = service("a", 81).start(&stage)?;
         stage.daemon.wait_ready("a", 1)?;
         let full = service("full", 82).start(&stage)?;
         not_steered(&stage, "full", &[what, "all 1 are in use"])?;
-        // A change of the one that has its own is put in force all the same.
+        // A change of the service that has its table still takes effect.
         let second = Exec::new("a-2", "a", "81:8081", "0.0.0.0:8081").start(&stage)?;
         stage.daemon.wait_ready("a", 2)?;
         stage.daemon.order_done("drain a --backend a-1")?;
@@ -72,7 +71,7 @@ fn slot_tables_and_rules() -> Result<()> {
 #[test]
 fn ports_of_backends() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // Each backend has a block with the port of its clients and one with its own.
+    // Each backend has one entry for the block of its clients' port and one for its own port.
     let stage = Stage::limited("MANAGED_PORTS=2")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
@@ -101,7 +100,7 @@ fn services_and_backends() -> Result<()> {
 #[test]
 fn places_in_the_socket_map() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // One of them is the daemon's own.
+    // The daemon's own socket takes one place.
     let stage = Stage::limited("LISTENERS=2")?;
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
@@ -141,7 +140,7 @@ fn descriptions_of_sockets() -> Result<()> {
         .daemon
         .wait_for("the condition", |status| Some(status.said_about("map SOCKETS")).filter(|said| !said.is_empty()))?;
     ensure!(said[0].contains("all 1 are in use") && said[0].contains("1 so far"), "{said:?}");
-    // A resync takes nothing away, and a daemon that starts finds it.
+    // A resync removes nothing, and the next daemon reports it again.
     for _ in 0..2 {
         stage.daemon.kill()?;
         stage.daemon.restart()?;
@@ -152,7 +151,7 @@ fn descriptions_of_sockets() -> Result<()> {
     drop(a);
     stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
     answers(&stage, 82, &full.name)?;
-    // An entry that somebody removes is written again by the next daemon at the latest.
+    // The next daemon writes a removed entry again.
     run(stage.host.command("sh")?.args([
         "-c",
         &format!(
@@ -179,7 +178,7 @@ fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
     let a = service("a", 81).start(&stage)?;
     stage.daemon.wait_ready("a", 1)?;
     ensure!(has_daemon(&stage)?, "it is there as a rule");
-    // While no daemon runs, the backend takes the place of its socket.
+    // While no daemon runs, a second listener of the backend takes the place of the daemon's socket.
     stage.daemon.kill()?;
     let mut second = a.command(&stage, "python3")?;
     second.args([
@@ -199,7 +198,7 @@ fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
     stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
     ensure!(has_daemon(&stage)?, "it has entered");
     answers(&stage, 81, "a-1")?;
-    // The resync puts it there again; it comes every 30 s, for which one wait is too short.
+    // A resync inserts it again. It comes every 30 s, so one wait may be too short.
     run(stage
         .host
         .command("bpftool")?
@@ -212,7 +211,7 @@ fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
 #[test]
 fn own_listeners() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // The listener has two entries: with its backend and without.
+    // A listener has two entries: one with its backend and one without.
     let stage = Stage::limited("OWN_LISTENERS=1")?;
     let mut server = stage.host.command(tools::named_server()?)?;
     server.args(["--name", "early", "--listen", "0.0.0.0:8081"]);

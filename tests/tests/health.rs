@@ -1,4 +1,4 @@
-//! Health checks: each probe reaches exactly the backend that it is for, and what fails gets no connections.
+//! Health checks: each probe reaches exactly its own backend, and an unhealthy backend gets no connections.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use pod_steer_tests::{
 };
 use rustix::process::Signal;
 
-/// The address that IPv4 probes come from.
+/// Source address of IPv4 probes.
 const PROBE_SOURCE: &str = "127.83.84.1";
 /// Probes of each backend that a test waits for.
 const PROBES: usize = 100;
@@ -42,7 +42,7 @@ fn particular(stage: &Stage, name: &str, listen: &[&str], ports: &str) -> Result
     Ok(spec.label("pod-steer.health.interval", "20ms").label("pod-steer.health.unhealthy", 1))
 }
 
-/// Starts three on one port; each gets its own probes and nobody else's, and none of them is counted.
+/// Starts three on one port. Each gets only its own probes, and no probe is counted as a connection.
 fn own_probes(stage: &Stage, network: &str, listen: &[&str], ports: &str, source: &str) -> Result<Vec<Container>> {
     let names = ["web-1", "web-2", "web-3"];
     let start = |name: &&str| {
@@ -70,7 +70,7 @@ fn own_probes(stage: &Stage, network: &str, listen: &[&str], ports: &str, source
     Ok(containers)
 }
 
-/// Clients of the same service are counted as ever, to the connection, while probes go on.
+/// Clients of the same service are counted exactly while probes run.
 fn clients_are_counted(stage: &Stage, target: SocketAddr) -> Result<()> {
     let tally = Load::to(target).threads(2).count(1000).run(stage.host.net())?;
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
@@ -125,7 +125,7 @@ fn process(stage: &Stage, name: &str, service: &str, ports: &str, listen: &str) 
 }
 
 #[test]
-fn what_fails_leaves_the_table_and_comes_back() -> Result<()> {
+fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured(
         "[service.web.health]\nkind = 'http'\npath = '/ready'\nstatus = '200-299'\ninterval = '20ms'\nunhealthy = 2\n\
@@ -144,7 +144,7 @@ fn what_fails_leaves_the_table_and_comes_back() -> Result<()> {
     let tally = answered(&stage)?;
     ensure!((tally.answered(), tally.answered_by("web-2")) == (300, 0), "{tally}");
 
-    // What the daemon believed survives it: nobody is refused, and what failed is not tried out on clients.
+    // The health states survive a restart of the daemon: no client is refused, and no client reaches the unhealthy backend.
     let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(stage.host.net())?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -158,7 +158,7 @@ fn what_fails_leaves_the_table_and_comes_back() -> Result<()> {
     ensure!(tally.answered() == 300 && tally.answered_by("web-2") > 0, "{tally}");
     ensure!(stage.daemon.status()?.problems.is_empty(), "{:?}", stage.daemon.status()?.problems);
 
-    // The table for all others, and one that asks for what a process cannot give.
+    // The check of all other services, and a check by exec, which a process cannot have.
     let _other = process(&stage, "other-1", "other", "81:8081", "[::]:8081")?;
     stage.daemon.wait_ready("other", 1)?;
     let _job = process(&stage, "job-1", "job", "82:8082", "0.0.0.0:8082")?;
@@ -177,7 +177,7 @@ fn probes_do_not_move_to_another_backend() -> Result<()> {
     let mut slow = start("slow", &["--accept-delay-ms", "300"])?;
     let _other = start("other", &[])?;
     stage.daemon.wait_ready("web", 2)?;
-    // Meanwhile probes gather in the queue of the server that is slow to accept.
+    // Meanwhile probes pile up in the queue of the server that is slow to accept.
     std::thread::sleep(Duration::from_millis(500));
     slow.process.kill()?;
     for backend in stage.daemon.wait_ready("web", 1)?.backends {
@@ -204,7 +204,7 @@ fn commands_in_containers() -> Result<()> {
     ensure!(said.contains(r#"ended with 1 and said "not yet""#), "{said}");
     stage.engine().docker().run(&["exec", &first.id, "/bin/busybox", "touch", "/tmp/ok"])?;
     stage.daemon.wait_ready("web", 2)?;
-    // An engine that does not answer says nothing about the containers.
+    // An engine that does not answer makes no container unhealthy.
     let load = Load::to("127.0.0.1:80".parse()?).start(stage.host.net())?;
     stage.restart_engine()?;
     stage.daemon.wait_ready("web", 2)?;
@@ -237,7 +237,7 @@ fn a_check_has_a_port_of_its_own() -> Result<()> {
 }
 
 #[test]
-fn what_is_wrong_is_said() -> Result<()> {
+fn invalid_checks_are_reported() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let spec = server::named("bad-1", "0.0.0.0:8080").service("web", "80:8080");
@@ -257,7 +257,7 @@ fn what_is_wrong_is_said() -> Result<()> {
     Ok(())
 }
 
-/// A frozen server passes a check that only connects; its full accept queue is a condition as long as it is full.
+/// A stopped server passes a check that only connects. Its full accept queue is a condition while it is full.
 #[test]
 fn a_full_accept_queue_is_shown() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -268,14 +268,14 @@ fn a_full_accept_queue_is_shown() -> Result<()> {
     let net = stage.host.net().try_clone()?;
     let connect = move || {
         net.enter()?;
-        // One more than the backlog is what the kernel takes.
+        // The kernel queues one connection more than the backlog.
         (0..2).map(|_| Ok(TcpStream::connect(("127.0.0.1", 80))?)).collect::<Result<Vec<_>>>()
     };
     let clients = std::thread::spawn(connect).join().map_err(|_| anyhow!("the clients panicked"))??;
     let full = "its accept queue on port 8080 is full (2 connections wait, its backlog is 1)";
     let is_said = |status: &Status| status.said_about("web-1").iter().any(|said| said.contains(full));
     stage.daemon.wait_for("the full queue", |status| is_said(status).then_some(()))?;
-    // It goes on to be what it was.
+    // The backend stays ready.
     stage.daemon.wait_ready("web", 1)?;
     server.process.signal(Signal::CONT)?;
     stage.daemon.wait_for("the queue to be emptied", |status| (!is_said(status)).then_some(()))?;

@@ -23,7 +23,7 @@ fn all_answered_by(stage: &Stage, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing is said of the service, and it is gone.
+/// Waits until the service is gone and has no condition.
 fn until_gone(stage: &Stage, backend: &str) -> Result<()> {
     stage.daemon.wait_for(&format!("{backend} to be gone"), |status| {
         let services = &status.services;
@@ -51,7 +51,7 @@ fn a_socket_activated_server_is_steered() -> Result<()> {
     all_answered_by(&stage, "a")?;
     assert!(stage.daemon.status()?.backend("web", "a").steered >= 50, "{}", stage.daemon.status()?);
 
-    // Its port can be shared although it never asked for that, and the daemon's end changes nothing.
+    // Its port can be shared although the server did not ask for that, and the end of the daemon changes nothing.
     let mut other = Exec::new("b", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     let tally = clients(&stage, 200)?;
@@ -123,7 +123,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 fn inherited_sockets_of_other_kinds_do_no_harm() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::without_engine()?;
-    // The port of its clients may be the one that it listens on.
+    // The clients' port may be the port that it listens on.
     for (ports, target) in [("80:8080", "127.0.0.1:80"), ("8080", "127.0.0.1:8080")] {
         let mut server = inherits(&stage, "a", "v1", ports)?;
         let service = stage.daemon.wait_ready("web", 1)?;
@@ -137,7 +137,7 @@ fn inherited_sockets_of_other_kinds_do_no_harm() -> Result<()> {
     Ok(())
 }
 
-/// A server has given its listener to another one and ends; every client is answered by either.
+/// A server hands its listener to another one and ends. One of the two answers every client.
 fn ends_after_handing_over(stage: &Stage, first: &mut Process) -> Result<()> {
     let load = Load::to("127.0.0.1:80".parse()?).threads(4).pause(Duration::from_millis(1)).start(stage.host.net())?;
     wait::until("clients", || (load.answered() > 100).then_some(()))?;
@@ -163,7 +163,7 @@ fn a_listener_that_was_passed_is_the_holders_when_the_first_ends() -> Result<()>
     let mut first = handover::exec(&stage, "first", "v1", Listener::Opens, &path)?;
     stage.daemon.wait_ready("web", 1)?;
     let mut second = handover::exec(&stage, "second", "v2", Listener::Takes, &path)?;
-    // Both have it: it is the older one's, and of the other one it is said why it waits.
+    // Both hold it: it belongs to the older one, and the other one has a condition that says why it waits.
     stage.daemon.wait_for("the reason", |status| {
         let said = &status.service("web")?.backends.iter().find(|backend| backend.name == "second")?.problems;
         said.iter().any(|text| text.contains("port 8080 is also held by first")).then_some(())
@@ -173,13 +173,13 @@ fn a_listener_that_was_passed_is_the_holders_when_the_first_ends() -> Result<()>
     ends_after_handing_over(&stage, &mut first)?;
     assert!(stage.daemon.status()?.backend("web", "second").problems.is_empty(), "{}", stage.daemon.status()?);
 
-    // The next daemon knows.
+    // The next daemon finds the same.
     stage.daemon.kill()?;
     all_answered_by(&stage, "second")?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
     all_answered_by(&stage, "second")?;
-    // And what the first one's index is given to has nothing of it.
+    // The backend that gets the first one's index next inherits no listener.
     let _third = Exec::new("third", "api", "90:8080", "127.0.0.9:8080").start(&stage)?;
     assert_eq!(stage.daemon.wait_ready("web", 1)?.backends[0].sockets, 1);
     all_answered_by(&stage, "second")?;
@@ -227,7 +227,7 @@ fn a_holder_is_found_by_the_next_daemon() -> Result<()> {
     all_answered_by(&stage, "second")
 }
 
-/// Listens, starts a backend that inherits the listener, and ends when it is told to.
+/// Listens, starts a backend that inherits the listener, and ends on SIGTERM.
 const PARENT: &str = r#"
 import os, signal, socket, sys
 listener = socket.socket()

@@ -1,4 +1,4 @@
-//! An engine whose answers never end, or are larger than any should be: it is told, and the daemon's memory does not grow.
+//! An engine whose answers never end or are too large: the daemon reports it, and its memory does not grow.
 
 use std::{
     fs,
@@ -23,13 +23,13 @@ use pod_steer_tests::{
     report, require, tools, wait,
 };
 
-/// How much memory the daemon may have had at most.
+/// Limit of the daemon's peak memory.
 const PEAK_KIB_MAX: u64 = 160 << 10;
-/// Bytes that no connection takes.
+/// More bytes than the daemon reads from one connection.
 const ENDLESS: u64 = 256 << 20;
 const MIB: u64 = 1 << 20;
 
-/// What an engine does wrong.
+/// A fault of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// An event without an end.
@@ -42,7 +42,7 @@ enum Fault {
     Details,
     /// A head without an end.
     Head,
-    /// More containers than anyone has.
+    /// More containers than any machine has.
     Many,
     /// More empty containers than fit in memory, in a list that is not too long.
     Empty,
@@ -112,7 +112,7 @@ fn answer(path: &str, mut stream: &UnixStream, fault: Fault, largest: &AtomicU64
     largest.fetch_max(sent, Ordering::Relaxed);
 }
 
-/// The most memory that the daemon has had.
+/// The daemon's peak memory.
 fn peak_kib(daemon: &Daemon) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -120,7 +120,7 @@ fn peak_kib(daemon: &Daemon) -> Result<u64> {
 }
 
 #[test]
-fn endless_answers_are_cut_off_and_told() -> Result<()> {
+fn endless_answers_are_cut_off_and_reported() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     for (fault, wanted) in [
         (Fault::Event, Some("an event has more than 16777216 bytes")),
@@ -147,7 +147,7 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
             }
             None => ensure!(daemon.log().contains("container engine connected"), "{}", daemon.log_tail()),
         }
-        // It tries again meanwhile.
+        // The daemon reconnects meanwhile.
         thread::sleep(Duration::from_secs(1));
         let peak = peak_kib(&daemon)?;
         report::figure(&format!("peak memory of the daemon, {fault:?}"), format!("{} MiB", peak >> 10));
@@ -159,7 +159,7 @@ fn endless_answers_are_cut_off_and_told() -> Result<()> {
     Ok(())
 }
 
-/// It is left out, and the engine's other containers are followed as before.
+/// The daemon skips that container and follows the engine's other containers as before.
 #[test]
 fn a_long_event_does_not_end_the_stream() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -174,7 +174,7 @@ fn a_long_event_does_not_end_the_stream() -> Result<()> {
 }
 
 #[test]
-fn steering_goes_on_beside_it() -> Result<()> {
+fn steering_continues_beside_it() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let host = Arc::new(Host::new()?);
     let socket = host.dir().join("engine.sock");

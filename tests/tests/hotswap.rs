@@ -1,5 +1,5 @@
-//! Deploys back and forth under full load, by our own clients and by those that people use: nobody is refused, reset or
-//! kept waiting.
+//! Deploys back and forth under full load, by the tests' clients and by wrk, h2load and curl: no client is refused, reset or kept
+//! waiting.
 
 use std::{
     net::SocketAddr,
@@ -17,10 +17,10 @@ use pod_steer_tests::{
 
 const DEPLOYS: usize = 200;
 const REQUESTS: u64 = 1_000_000;
-/// The servers end a connection after so many requests, and our own clients before: so old connections end, and none is
-/// ended by a server without a word.
+/// The servers close a connection after so many requests, and the tests' clients before that: old connections end, and no server
+/// closes one unannounced.
 const REQUESTS_OF_CONNECTION: &str = "60";
-/// When a machine cannot do it in this time, the test fails instead of going on.
+/// The test fails if the machine is too slow to finish in this time.
 const RUN_MAX: Duration = Duration::from_secs(280);
 
 fn start(stage: &Stage, version: &str) -> Result<Container> {
@@ -29,7 +29,7 @@ fn start(stage: &Stage, version: &str) -> Result<Container> {
     stage.engine().start_container(&spec)
 }
 
-/// All that connects, at the same time.
+/// All clients, which run at the same time.
 struct Clients {
     short: load::Running,
     kept: load::Running,

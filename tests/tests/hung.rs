@@ -21,13 +21,13 @@ fn begin(mut command: Command, args: &str) -> Result<(String, Child)> {
 }
 
 #[test]
-fn a_stopped_daemon_is_told_with_the_reason() -> Result<()> {
+fn a_stopped_daemon_is_reported_with_the_reason() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
     stage.daemon.wait_ready("web", 2)?;
     stage.daemon.order_done("shift web v1=1")?;
-    // These are under way when it stops.
+    // A command that is under way when the daemon stops.
     let following = [begin(stage.daemon.cli()?, "events")?];
     std::thread::sleep(Duration::from_millis(500));
     stage.daemon.signal(Signal::STOP)?;
@@ -58,7 +58,7 @@ fn a_stopped_daemon_is_told_with_the_reason() -> Result<()> {
         }
         waited.push(began.elapsed());
     }
-    // Traffic never needed it.
+    // Traffic does not need the daemon.
     all_by(stage.host.net(), 20, "v1").or_else(|_| all_by(stage.host.net(), 20, "v2"))?;
     stage.daemon.signal(Signal::CONT)?;
     wait::until_ok("the daemon to answer again", || {

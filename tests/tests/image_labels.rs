@@ -1,4 +1,4 @@
-//! Labels that come from an image: its author does not decide what is steered, unless the operator says so.
+//! Labels of an image do not make its containers backends unless the operator trusts image labels.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use pod_steer_tests::{
     tools,
 };
 
-/// A server of the image with labels, on the port that those name.
+/// A server of the image with labels, on the port that its labels declare.
 fn labelled(name: &str, listen: &str) -> Spec {
     Spec::new(Image::NamedWithLabels, name).args(&["/named-server", "--name", name, "--listen", listen])
 }
 
-/// An image with labels alone joins nothing, whatever weight it claims, and the operator is told.
+/// A container that has only image labels joins no service, and the operator gets a condition.
 fn joins_nothing(host: &Host, daemon: &Daemon, docker: &Docker) -> Result<()> {
     docker.import(Image::Named)?;
     docker.import(Image::NamedWithLabels)?;
@@ -70,7 +70,7 @@ fn labels_that_the_operator_gives_count() -> Result<()> {
     ensure!(said.contains("pod-steer.weight is ignored") && !said.contains("pod-steer.ports"), "{said}");
     let weight = stage.daemon.status()?.service("other").map(|other| other.backends[0].weight);
     ensure!(weight == Some(1), "{weight:?}");
-    // Equal ones cannot be told apart from the image's.
+    // Equal labels cannot be told apart from the image's.
     let _equal = docker.start_listening(&labelled("equal-1", "0.0.0.0:9090").service("web", "80:9090"))?;
     let said = stage.daemon.wait_for("a word about it", |status| {
         Some(status.said_about("equal-1").join(" ")).filter(|said| !said.is_empty())
@@ -79,7 +79,7 @@ fn labels_that_the_operator_gives_count() -> Result<()> {
     Ok(())
 }
 
-/// Labels of a container whose image is gone cannot be told from the image's; a backend goes on with those that it had.
+/// Labels of a container whose image is removed cannot be told from the image's. A backend keeps those that it had.
 #[test]
 fn a_backend_whose_image_is_gone_is_started_again() -> Result<()> {
     require!(tools::docker());
@@ -92,7 +92,7 @@ fn a_backend_whose_image_is_gone_is_started_again() -> Result<()> {
     let image = docker.run(&["inspect", "--format", "{{.Image}}", "web-1"])?;
     docker.run(&["rmi", "--force", image.trim()])?;
     ensure!(docker.run(&["image", "inspect", image.trim()]).is_err(), "it is still there");
-    // What the image's labels are is remembered as long as the engine is followed.
+    // The daemon remembers the image's labels as long as it follows the engine.
     stage.daemon.terminate()?;
     stage.daemon.restart()?;
     web.start()?;
@@ -117,7 +117,7 @@ fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
         Ok(Load::to("127.0.0.1:80".parse()?).count(20).run(stage.host.net())?.answered_by("web-1"))
     };
     ensure!(answered(&stage)? == 20);
-    // At once.
+    // In force at once.
     let gone = |stage: &Stage| {
         stage.daemon.wait_for("the backend to go", |status| status.service("web").is_none().then_some(()))
     };
@@ -129,7 +129,7 @@ fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
     reload(&stage, "trust-image-labels = true\n")?;
     stage.daemon.wait_ready("web", 1)?;
     ensure!(answered(&stage)? == 20 && stage.daemon.status()?.problems.is_empty(), "{}", stage.daemon.status()?);
-    // At a restart.
+    // The same at a restart.
     stage.daemon.terminate()?;
     std::fs::write(stage.host.dir().join("pod-steer.toml"), "")?;
     stage.daemon.restart()?;

@@ -28,7 +28,7 @@ fn each_family_reaches_the_sockets_that_take_it() -> Result<()> {
         start("six", "[::]:8080", &["--v6only"])?,
     ];
     stage.daemon.wait_ready("web", 3)?;
-    // The kernel program knows it before a look at the socket.
+    // The kernel program knows the family before it reads the socket.
     for (name, v6only) in [("dual", "false"), ("six", "true")] {
         let log = stage.daemon.log();
         let line = log.lines().find(|line| line.contains("listens") && line.contains(&format!("backend={name} ")));
@@ -52,7 +52,7 @@ fn each_family_reaches_the_sockets_that_take_it() -> Result<()> {
 }
 
 #[test]
-fn clients_of_a_family_that_nobody_takes_are_refused() -> Result<()> {
+fn clients_of_a_family_without_a_listener_are_refused() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _six = Exec::new("six", "six", "80:8080", "[::]:8080").server(&["--v6only"]).start(&stage)?;
@@ -72,7 +72,7 @@ fn clients_of_a_family_that_nobody_takes_are_refused() -> Result<()> {
 }
 
 #[test]
-fn who_serves_ipv4_beside_an_ipv6_only_server_keeps_its_clients() -> Result<()> {
+fn an_ipv4_server_beside_an_ipv6_only_server_keeps_its_clients() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let net = stage.host.net().try_clone()?;
@@ -82,10 +82,10 @@ fn who_serves_ipv4_beside_an_ipv6_only_server_keeps_its_clients() -> Result<()> 
         wait::until(name, || server.stdout().contains("listening").then_some(()))?;
         Ok(server)
     };
-    // Nobody manages this one.
+    // An unmanaged server.
     let _four = start(&stage, "four", &["0.0.0.0:8080"])?;
     let _six = Exec::new("six", "six", "8080", "[::]:8080").server(&["--v6only"]).start(&stage)?;
-    // A process that was adopted has no cgroup in which a later daemon could look.
+    // A registered process has no cgroup of its own in which the next daemon could search.
     let also = start(&stage, "also", &["[::]:8081", "--v6only"])?;
     let mut register = stage.daemon.cli()?;
     register.args(["register", "--service", "also", "--ports", "8081", "--name", "also", "--pid"]);

@@ -1,5 +1,5 @@
-//! The daemon killed at each step of a deploy and of a canary: what new connections get is what was before or what comes
-//! after, nothing between; no client notices; and the next daemon takes the operation to its end.
+//! The daemon is killed at each step of a deploy and of a canary. New connections follow the decision before the step or the one after
+//! it, no connection is lost, and the next daemon completes the operation.
 
 use std::{
     net::TcpStream,
@@ -17,7 +17,7 @@ use pod_steer_tests::{
 use rustix::{net::sockopt::set_socket_linger, process::Signal};
 use serde_json::{Value, json};
 
-/// New connections that are looked at where their shares count.
+/// New connections by which shares are measured.
 const SHARES_LOOKED_AT: u64 = 1000;
 /// How long old backends are kept.
 const KEEP_MS: u64 = 4000;
@@ -26,13 +26,13 @@ const STEPS: [u64; 3] = [2000, 6000, 10_000];
 
 /// When the daemon is killed.
 enum When {
-    /// From outside, when the operation is seen to be so.
+    /// From outside, when the operation is in this state.
     Seen(fn(&Operation) -> bool),
-    /// From inside, at an instant too short to be seen.
+    /// From inside, at an instant that is too short to observe.
     At(&'static str),
 }
 
-/// What has to happen besides, so that a step lasts.
+/// What keeps a step from completing.
 #[derive(Clone, Copy, PartialEq)]
 enum Hold {
     Nothing,
@@ -49,7 +49,7 @@ struct Step {
     name: &'static str,
     when: When,
     hold: Hold,
-    /// Where all new connections go while there is no daemon, and when there is one again.
+    /// The version of all new connections while no daemon runs, and when one runs again.
     dead: &'static str,
     restarted: &'static str,
     extra: (&'static str, Value),
@@ -112,14 +112,14 @@ fn killed_deploy(step: &Step) -> Result<()> {
         When::Seen(is) => {
             let id = begun?;
             if step.hold == Hold::Deaf {
-                // Once nobody but the held client is left there.
+                // When the held client is the only one left there.
                 scene.stage.daemon.wait_for("the old version to have one client", |status| {
                     let old = status.backend("web", "v1-1");
                     (old.state == "standby" && old.live == 1).then_some(())
                 })?;
                 scene.old.process.signal(Signal::STOP)?;
                 if let Some(held) = held.take() {
-                    // Reset: the server, which does nothing now, need not close its side.
+                    // A reset, because the stopped server cannot close its side.
                     set_socket_linger(&held, Some(Duration::ZERO))?;
                 }
             }
@@ -197,7 +197,7 @@ fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
         scene.stage.daemon.kill()?;
         scene.stage.daemon.restart_to_die(point)?;
         scene.stage.daemon.wait_state("web", "v2-1", "standby")?;
-        // Answered or not: it dies over it.
+        // The daemon ends while it handles the order, so an answer is not required.
         let _ = scene.stage.daemon.begin(&order);
         scene.stage.daemon.wait_until_dead()?;
     } else {

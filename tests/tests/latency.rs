@@ -1,4 +1,4 @@
-//! How long it takes from `listen()` to the first connection that is steered. Printed, never judged.
+//! Measures the time from `listen()` to the first steered connection. Printed as a figure, never judged.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -19,8 +19,8 @@ fn of_processes() -> Result<()> {
     let mut times = Vec::new();
     for number in 0..PROCESSES {
         let name = format!("web-{number}");
-        // Below the ports that clients are given: one that connects again and again to a port of its own range meets
-        // itself in the end (TCP's simultaneous open).
+        // Below the range of ephemeral ports: a client that often connects to a port of that range connects to itself in the
+        // end (TCP's simultaneous open).
         let port = 2_000 + u16::try_from(number)?;
         let target = SocketAddr::from(([127, 0, 0, 1], port));
         let ports = format!("{port}:8080");
@@ -48,7 +48,7 @@ fn of_containers_that_join_others() -> Result<()> {
     let mut times = Vec::new();
     for number in 0..CONTAINERS {
         let name = format!("web-{number}");
-        // Most of the slots, so that nearly every attempt after it joined is its own.
+        // Most of the slots, so that it gets nearly every attempt after it has joined.
         let spec = server::named(&name, "0.0.0.0:8080").service("web", "8080:8080").weight(99);
         let container = stage.engine().create_container(&spec)?;
         let opened = thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Stop, kill, pause and health take effect at once: from that event on there is no new connection.
+//! Stop, kill, pause and health take effect at once: after such an event the container gets no new connection.
 
 use anyhow::Result;
 use pod_steer_tests::{
@@ -43,7 +43,7 @@ fn a_container_that_is_told_to_stop_gets_nothing_new() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let (_first, _second) = two(&stage)?;
-    // busybox ignores SIGTERM as the first process of a container: it goes on listening after it was told.
+    // As the first process of a container, busybox ignores SIGTERM and keeps listening.
     let third = stage.engine().start_container(&server::busybox("web-3", 8080).service("web", "8080:8080"))?;
     stage.daemon.wait_ready("web", 3)?;
     assert!(load(&stage)?.answered_by("web-3") > 0);
@@ -82,7 +82,7 @@ fn a_signal_that_asks_for_nothing_changes_nothing() -> Result<()> {
     let spec = server::named("web-1", "0.0.0.0:8080").service("web", "8080:8080");
     let only = stage.engine().start_container(&spec)?;
     stage.daemon.wait_ready("web", 1)?;
-    // A signal that asks for nothing: a configuration to be read again, say.
+    // Signals that do not ask to stop.
     only.kill("URG")?;
     only.kill("WINCH")?;
     let tally = load(&stage)?;

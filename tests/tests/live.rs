@@ -1,4 +1,4 @@
-//! However a connection ends, it is counted as opened and as closed, or as neither: LIVE returns to zero.
+//! However a connection ends, it is counted as both opened and closed, or as neither: LIVE returns to zero.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -20,7 +20,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 fn stage() -> Result<(Stage, Peer)> {
     let stage = Stage::without_engine()?;
     let net = stage.host.net();
-    // What a dead peer leaves ends within seconds.
+    // Connections of a dead peer time out within seconds.
     for (name, value) in [
         ("tcp_synack_retries", "1"),
         ("tcp_retries2", "2"),
@@ -39,7 +39,7 @@ fn server(stage: &Stage, name: &str, port: u16, args: &[&str]) -> Result<Backend
     exec.server(args).start(stage)
 }
 
-/// Waits until every connection of `web` is counted as closed, and as many as were opened.
+/// Waits until as many connections of `web` are counted as closed as were opened.
 fn agrees(stage: &Stage, opened: u64) -> Result<()> {
     stage.daemon.wait_for("opened and closed to agree", |status| {
         let backends = &status.service("web")?.backends;
@@ -52,7 +52,7 @@ fn agrees(stage: &Stage, opened: u64) -> Result<()> {
 fn of_connections_that_are_established() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let (stage, mut peer) = stage()?;
-    // One that waits for its client's end, and one that says its word and ends by itself.
+    // A server that waits for its client's end, and one that sends its answer and closes first.
     let _backends = [server(&stage, "web-1", 80, &[])?, server(&stage, "raw-1", 81, &["--raw"])?];
     stage.daemon.wait_ready("web", 2)?;
     let mut opened = 0;
@@ -63,14 +63,14 @@ fn of_connections_that_are_established() -> Result<()> {
             opened += 1;
             end(&mut connection)
         };
-    // The client ends it: by a reset, at once and after data; by its end, with and without data; and vanishes after that.
+    // The client ends: by a reset, at once and after data; by closing, with and without data; or it vanishes after closing.
     open(&mut peer, 80, &|c| c.reset())?;
     open(&mut peer, 80, &|c| c.send(ACK, &[], GET).and_then(|()| c.expect(ACK)).and_then(|_| c.reset()))?;
     open(&mut peer, 80, &|c| c.close())?;
     open(&mut peer, 80, &|c| c.send(ACK, &[], GET).and_then(|()| c.close()))?;
     open(&mut peer, 80, &|c| c.send(FIN | ACK, &[], GET))?;
     open(&mut peer, 80, &|c| c.send(FIN | ACK, &[], GET).and_then(|()| c.expect(FIN)).and_then(|_| c.reset()))?;
-    // The server ends it: its client answers in every way, and in none.
+    // The server closes first, and the client answers in every way, or not at all.
     open(&mut peer, 81, &|c| {
         c.expect(FIN)?;
         c.send(FIN | ACK, &[], &[])?;
@@ -80,13 +80,13 @@ fn of_connections_that_are_established() -> Result<()> {
     open(&mut peer, 81, &|c| c.expect(FIN).and_then(|_| c.send(ACK, &[], &[])))?;
     open(&mut peer, 81, &|c| c.expect(FIN).map(drop))?;
     open(&mut peer, 81, &|_| Ok(()))?;
-    // Both at once: neither has seen the other's end.
+    // Both close at the same time.
     open(&mut peer, 81, &|c| {
         c.send(FIN | ACK, &[], &[])?;
         c.expect(FIN)?;
         c.send(ACK, &[], &[])
     })?;
-    // Its window is closed, and it vanishes.
+    // The client closes its window and vanishes.
     let mut full = peer.connection(80);
     full.window = 0;
     full.open()?;
@@ -101,7 +101,7 @@ fn of_connections_that_never_were() -> Result<()> {
     let (stage, mut peer) = stage()?;
     let _backend = server(&stage, "web-1", 80, &[])?;
     stage.daemon.wait_ready("web", 1)?;
-    // Half-open: reset, left to its time-out, and acknowledged wrongly.
+    // Half-open connections: reset, timed out, and acknowledged with a wrong number.
     let mut reset = peer.connection(80);
     reset.half_open()?;
     reset.send(RST, &[], &[])?;
@@ -110,7 +110,7 @@ fn of_connections_that_never_were() -> Result<()> {
     wrong.send(SYN, &[], &[])?;
     wrong.send(ACK, &[], &[])?;
     wrong.expect(RST)?;
-    // One that is real comes after them, and by SYN cookies.
+    // A complete connection follows them, by SYN cookies too.
     let mut real = peer.connection(80);
     real.open()?;
     real.close()?;
@@ -135,7 +135,7 @@ fn of_tcp_fast_open() -> Result<()> {
     let (stage, mut peer) = stage()?;
     let backend = server(&stage, "web-1", 80, &[])?;
     stage.daemon.wait_ready("web", 1)?;
-    // A cookie is asked for, and used.
+    // The client asks for a cookie and uses it.
     let mut first = peer.connection(80);
     first.send(SYN, &COOKIE_REQUEST, &[])?;
     let options = first.expect(SYN | ACK)?.options;
@@ -144,8 +144,8 @@ fn of_tcp_fast_open() -> Result<()> {
     let at = options.windows(2).position(|option| option == [34, 10]).context("the host gives a cookie")?;
     let cookie = options[at..at + 10].to_vec();
     let mut opened = 1;
-    // With data in its SYN a connection is there before its handshake is complete. It goes on, or dies then: by a reset,
-    // by its client's silence, and by one that closes with the last segment.
+    // With data in its SYN a connection exists before its handshake is complete. Then it continues, or ends by a reset, by the
+    // client's silence, or by a last segment that also closes.
     for option in [&cookie[..], &[]] {
         if option.is_empty() {
             stage.host.net().sysctl("net.ipv4.tcp_fastopen", FAST_OPEN_WITHOUT_COOKIE)?;
@@ -173,7 +173,7 @@ fn of_tcp_fast_open() -> Result<()> {
     }
     agrees(&stage, opened)?;
 
-    // The server goes while some are open and some are not complete.
+    // The server ends while some connections are open and some are half-open.
     let mut left = peer.connection(80);
     left.send(SYN, &cookie, GET)?;
     left.expect(SYN | ACK)?;
@@ -194,7 +194,7 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
     let mut deaf = server(&stage, "deaf-1", 80, &["--accept-delay-ms", "600000", "--backlog", "3"])?;
     stage.daemon.wait_ready("web", 1)?;
     stage.host.net().sysctl("net.ipv4.tcp_fastopen", FAST_OPEN_WITHOUT_COOKIE)?;
-    // More than the queue has room for: some are established, of the others the last segment is dropped.
+    // More connections than the queue has room for: some are established, and the kernel drops the last handshake segment of the rest.
     for _ in 0..8 {
         let mut connection = peer.connection(80);
         if connection.send(SYN, &[], &[]).is_ok() && connection.expect(SYN | ACK).is_ok() {
@@ -203,7 +203,7 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
             break;
         }
     }
-    // Two more of the other kind, which is refused where the queue is full.
+    // Two more with data in the SYN, which a full queue does not accept.
     for _ in 0..2 {
         peer.connection(80).send(SYN, &[], GET)?;
     }
@@ -214,7 +214,7 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
     deaf.process.kill()?;
     wait::until_ok("deaf-1 to be gone", || Ok(stage.daemon.status()?.service("web").is_none().then_some(())))?;
 
-    // The same with a migration target: those that waited are moved, and end there in every way.
+    // The same with a migration target: queued connections are moved, and end there in every way.
     let first = server(&stage, "first-1", 80, &["--accept-delay-ms", "600000"])?;
     stage.daemon.wait_ready("web", 1)?;
     let mut ports = Vec::new();
@@ -231,14 +231,14 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
     let second = server(&stage, "second-1", 80, &["--accept-delay-ms", "600000"])?;
     stage.daemon.wait_ready("web", 2)?;
     first.process.signal(Signal::TERM)?;
-    // A server that does not accept cannot end either.
+    // A server that does not accept cannot end on SIGTERM either.
     first.process.signal(Signal::KILL)?;
     let moved = stage.daemon.wait_for("those that waited to move", |status| {
         let second = status.service("web")?.backends.iter().find(|b| b.name == "second-1")?.clone();
         (second.live == 5).then_some(second.moved_in)
     })?;
     ensure!(moved == 5, "{moved} moved");
-    // Reset, ended, and silent; of those that were not complete one is reset.
+    // The moved connections are reset, closed or silent; one of the half-open ones is reset.
     peer.resume(ports[0]).reset()?;
     peer.resume(ports[1]).send(FIN | ACK, &[], &[])?;
     peer.resume(ports[3]).reset()?;
@@ -247,7 +247,7 @@ fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
         .wait_for("two of them to be gone", |status| (status.backend("web", "second-1").live <= 3).then_some(()))?;
     let third = server(&stage, "third-1", 80, &[])?;
     stage.daemon.wait_ready("web", 2)?;
-    // And once more, to one that serves them. Those that died while they waited are not counted where they go.
+    // Moved once more, to a server that accepts them. Connections that ended in the queue are not counted there.
     second.process.signal(Signal::KILL)?;
     let moved = stage.daemon.wait_for("second-1 to be gone", |status| {
         let backends = &status.service("web")?.backends;

@@ -1,4 +1,4 @@
-//! A log that cannot be written costs log lines and nothing else: the daemon lives, steers and logs again later.
+//! A log that cannot be written loses log lines only: the daemon continues to steer, and logs again later.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// Everything that makes the daemon log: backends that come and go, orders, a restart of nothing else.
+/// Makes the daemon log: backends come and go, and orders are given.
 fn work(stage: &Stage, round: u32) -> Result<()> {
     let name = format!("v1-{round}");
     let load = clients().start(stage.host.net())?;
@@ -44,17 +44,17 @@ fn a_pipe_that_is_closed_or_not_read() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let fifo = stage.host.dir().join("log");
     run(std::process::Command::new("mkfifo").arg(&fifo))?;
-    // Opened for both: the daemon's opening for writing does not wait for a reader.
+    // Opened for reading and writing, so that the daemon's open() does not wait for a reader.
     let unread = File::options().read(true).write(true).open(&fifo)?;
     stage.daemon.terminate()?;
     stage.daemon.restart_with_log(&fifo)?;
     let pid = stage.daemon.pid();
 
-    // The pipe has no reader: 64 KiB fit, and after that lines are dropped.
+    // The pipe is not read: 64 KiB fit, then lines are dropped.
     for round in 0..3 {
         work(&stage, round)?;
     }
-    // The pipe has no read end any more.
+    // Close the last read end.
     drop(unread);
     work(&stage, 3)?;
     let before = cpu_ticks(pid)?;
@@ -62,7 +62,7 @@ fn a_pipe_that_is_closed_or_not_read() -> Result<()> {
     ensure!(cpu_ticks(pid)? - before < 50, "an idle daemon must not spin over its log");
     ensure!(stage.daemon.status()?.pid == pid, "it is the same daemon");
 
-    // Somebody reads again.
+    // Read again.
     let mut reader = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&fifo)?;
     work(&stage, 4)?;
     let mut log = String::new();
@@ -100,7 +100,7 @@ fn commands_whose_reader_has_gone() -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     let closed = |command: &str| -> Result<(String, String)> {
         let mut shell = stage.host.command("sh")?;
-        // The inner shell waits until the reader is surely gone.
+        // The inner shell waits until the reader has ended.
         let script = format!("{{ sleep 0.3; {command} 2>\"$ERR\"; echo $? >\"$CODE\"; }} | true");
         let (err, code) = (stage.host.dir().join("err"), stage.host.dir().join("code"));
         shell.args(["-c", &script]).env("ERR", &err).env("CODE", &code).env("P", tools::pod_steer()?);
@@ -116,17 +116,17 @@ fn commands_whose_reader_has_gone() -> Result<()> {
         let (code, said) = closed(&format!("\"$P\" {command}"))?;
         ensure!(code == "0" && said.is_empty(), "{command}: {code} {said}");
     }
-    // An order is followed to its end all the same, and its exit code is the order's.
+    // The command still follows its order to the end and exits with the order's code.
     let (code, said) = closed("\"$P\" deploy web v2")?;
     ensure!(code == "0" && said.is_empty(), "deploy: {code} {said}");
     let last = stage.daemon.history("web")?.pop();
     ensure!(last.is_some_and(|last| last.order == "deploy" && last.end.is_some()), "the deploy has ended");
-    // Errors need no reader either.
+    // The same for standard error.
     let mut shell = stage.host.command("sh")?;
     shell.args(["-c", "\"$P\" deploy web v9 2>/dev/full"]).env("P", tools::pod_steer()?);
     let failed = pod_steer_tests::process::output(shell.env("POD_STEER_SOCKET", stage.daemon.socket()))?;
     ensure!(failed.status.code() == Some(2), "{failed:?}");
-    // Where the data goes nowhere, that is an error.
+    // Data that cannot be written is an error.
     let mut shell = stage.host.command("sh")?;
     shell.args(["-c", "\"$P\" status >/dev/full"]).env("P", tools::pod_steer()?);
     let failed = pod_steer_tests::process::output(shell.env("POD_STEER_SOCKET", stage.daemon.socket()))?;

@@ -1,5 +1,4 @@
-//! The files that say whose what is are lost or cannot be written, and the engine says nothing: whatever listens goes on being
-//! steered.
+//! The daemon's files are lost or cannot be written, and the engine does not answer: known listeners are still steered.
 
 use std::fs;
 
@@ -16,7 +15,7 @@ use pod_steer_tests::{
 };
 use rustix::process::Signal;
 
-/// Subject of a condition.
+/// Subject of the condition that names the awaited engine.
 const AWAITED: &str = "steering of an earlier daemon";
 
 fn exec(stage: &Stage, name: &str) -> Result<Backend> {
@@ -35,7 +34,7 @@ fn none_lost(stage: &Stage, load: Running) -> Result<()> {
     Ok(())
 }
 
-/// Everything in the runtime directory.
+/// Removes everything in the runtime directory.
 fn lose_files(stage: &Stage) -> Result<()> {
     for entry in fs::read_dir(stage.daemon.runtime_dir())? {
         let path = entry?.path();
@@ -44,7 +43,7 @@ fn lose_files(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's copy of what the files say.
+/// Removes the kernel's copy of the same data.
 fn lose_notes(stage: &Stage) -> Result<()> {
     run(stage.host.command("rm")?.arg(format!("{BPFFS}/maps/NOTES"))).map(drop)
 }
@@ -65,7 +64,7 @@ fn lose_and_restart(stage: &mut Stage, silence: &str, signal: Signal) -> Result<
         ensure!(then.id == now.id && then.kind == now.kind && then.version == now.version, "{then:?} {now:?}");
         ensure!(now.opened >= then.opened, "its counters go on: {then:?} {now:?}");
     }
-    // New backends are steered to as well, and the end of one is noticed.
+    // New backends are steered to, and the end of a backend is noticed.
     backends.push(exec(stage, "exec-2")?);
     stage.daemon.wait_ready("web", 3)?;
     none_lost(stage, load)?;
@@ -73,7 +72,7 @@ fn lose_and_restart(stage: &mut Stage, silence: &str, signal: Signal) -> Result<
     stage.daemon.wait_ready("web", 1)?;
     let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(stage.host.net())?;
     ensure!(tally.answered_by("docker-1") == 100, "{tally}");
-    // The files are there again.
+    // The daemon has written the files again.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 1)?;
@@ -96,7 +95,7 @@ fn a_lost_runtime_directory_and_an_engine_that_says_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Without the kernel's copy as well, only the engine can tell what is whose.
+/// Without the kernel's copy, only the engine can identify the backends.
 #[test]
 fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
     require!(tools::docker());
@@ -131,7 +130,7 @@ fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     none_lost(&stage, load)?;
 
-    // An engine whose socket is not there is not waited for.
+    // The daemon does not wait for an engine whose socket does not exist.
     drop(second);
     stage.daemon.wait_ready("web", 1)?;
     stage.engine().signal(Signal::STOP)?;
@@ -201,7 +200,7 @@ fn without_watches_of_inotify() -> Result<()> {
         stage.daemon.wait_ready("web", 3)?;
         none_lost(&stage, load)?;
         drop(third);
-        // Its end is noticed all the same, and its cgroup goes.
+        // The daemon still notices its end, and its cgroup is removed.
         stage.daemon.wait_for("web-3 to be gone", |status| {
             status.service("web").filter(|service| service.backends.len() == 2).map(drop)
         })?;

@@ -1,10 +1,10 @@
-//! Servers that ask for MPTCP, as every Go server does since 1.24: the kernel cannot steer to such a listener, so managed
-//! ones get TCP instead.
+//! Servers that ask for MPTCP, as every Go server does since 1.24. The kernel cannot steer to an MPTCP listener, so managed servers get
+//! TCP instead.
 
 use anyhow::Result;
 use pod_steer_tests::{check, daemon::Stage, exec::Exec, load::Load, require, server, tools, wait};
 
-/// What Go's `net.Listen` does: MPTCP, and TCP on any error. It answers as the test server does with `--raw`.
+/// Does what Go's `net.Listen` does: MPTCP, and TCP on any error. It answers like the test server with `--raw`.
 const GO_STYLE: &str = r#"
 import socket, sys
 def listen():

@@ -1,20 +1,20 @@
-//! Names with control characters, and names without end: refused at the edge, or written out where they are shown.
+//! Names with control characters and names that are too long are refused at the edge, or escaped where they are shown.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{container::Spec, daemon::Stage, exec::Exec, image::Image, process::output, require, tools};
 use serde_json::json;
 
-/// Moves the cursor, colours what follows, and begins a line of its own.
+/// Moves the cursor, changes the colour, and begins a new line.
 const NASTY: &str = "a\u{1b}[2J\u{1b}[31m\nb\u{9b}c";
 
-/// Neither a control character, except the end of a line, nor their bytes.
+/// No control character but the end of a line, and no byte of one.
 fn is_clean(what: &str, text: &str) -> Result<()> {
     let bad = text.chars().find(|c| c.is_control() && *c != '\n');
     ensure!(bad.is_none(), "{what} has {bad:?}: {text:?}");
     Ok(())
 }
 
-/// Everything that the daemon and its commands print.
+/// All output of the daemon and its commands.
 fn all_clean(stage: &Stage) -> Result<()> {
     is_clean("the log", &stage.daemon.log())?;
     for args in ["status", "status -o wide", "status -o json", "history", "history -o json"] {

@@ -1,4 +1,4 @@
-//! Ports that may not be claimed any more are not served any more: after a restart, and as soon as the settings are read again.
+//! Ports that may no longer be claimed are no longer served: after a restart, and as soon as the settings are reloaded.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn clients(port: u16) -> Load {
     Load::to(([127, 0, 0, 1], port).into()).count(20)
 }
 
-/// What `status` says of `v1-1`, once it is not steered.
+/// Waits until `v1-1` is not steered, and returns its condition.
 fn refused_because(stage: &Stage) -> Result<String> {
     stage.daemon.wait_state("web", "v1-1", "not-steered")?;
     Ok(stage.daemon.status()?.said_about("v1-1").join("\n"))
@@ -29,7 +29,7 @@ fn refused_because(stage: &Stage) -> Result<String> {
 fn allow_ports_narrowed_at_a_restart() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured("allow-ports = '80,81,8080'\n")?;
-    // The second listens on the very port that it claims.
+    // The second one listens on the port that it claims.
     let _web = web(&stage, "v1-1").start(&stage)?;
     let _api = Exec::new("api-1", "api", "81:8081", "0.0.0.0:8081").start(&stage)?;
     let _own = Exec::new("own-1", "own", "8080:8082,8082", "0.0.0.0:8082").launch(&stage)?;
@@ -44,12 +44,12 @@ fn allow_ports_narrowed_at_a_restart() -> Result<()> {
     let said = refused_because(&stage)?;
     ensure!(said.contains("port 80 is not allowed") && said.contains("--allow-ports"), "{said}");
     let refused = clients(80).run(stage.host.net())?;
-    ensure!(refused.refused() == 20, "the kernel's own lookup finds nobody on port 80: {refused}");
+    ensure!(refused.refused() == 20, "the kernel's own lookup finds no listener on port 80: {refused}");
     ensure!(clients(8080).run(stage.host.net())?.answered_by("v1-1") == 20, "its own port is its own again");
     ensure!(clients(81).run(stage.host.net())?.answered_by("api-1") == 20, "what is still allowed is served");
     goes_on(&mut held, "v1-1")?;
 
-    // And back.
+    // Widened again.
     stage.daemon.terminate()?;
     write(&stage, "allow-ports = '80-81'\n")?;
     stage.daemon.restart()?;
@@ -107,7 +107,7 @@ fn allow_ports_of_a_service() -> Result<()> {
     let _api = Exec::new("api-1", "api", "81:8081", "0.0.0.0:8081").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     stage.daemon.wait_ready("api", 1)?;
-    // Neither by its own table nor by that of all services.
+    // Refused by its own table, and by that of all services.
     for (service, ports, table) in [("web", "81:8090", "[service.web]"), ("api", "80:8090", "[service.\"*\"]")] {
         let refused = Exec::new("thief", service, ports, "0.0.0.0:8090").start(&stage).expect_err("it is refused");
         let said = format!("{refused:#}");
@@ -131,7 +131,7 @@ fn allow_ports_of_a_service() -> Result<()> {
     write(&stage, NARROWED)?;
     stage.daemon.restart()?;
     narrowed(&stage)?;
-    // What both say has to hold.
+    // Both restrictions apply.
     reload(&stage, &format!("allow-ports = '81'\n{ALLOWED}"))?;
     let said = refused_because(&stage)?;
     ensure!(said.contains("port 80 is not allowed; allow it with `run --allow-ports`"), "{said}");
@@ -157,7 +157,7 @@ fn settings_that_are_wrong_change_nothing() -> Result<()> {
         ensure!(said.contains(word), "{word}: {said}");
     }
     serves()?;
-    // A file that is gone allows nothing either.
+    // A missing file allows nothing.
     fs::remove_file(stage.host.dir().join("pod-steer.toml"))?;
     stage.daemon.signal(Signal::HUP)?;
     stage.daemon.wait_for("a word about the file", |status| {
@@ -168,7 +168,7 @@ fn settings_that_are_wrong_change_nothing() -> Result<()> {
     let over = |status: &Status| status.problems.is_empty().then_some(());
     reload(&stage, "allow-ports = '80'\n")?;
     stage.daemon.wait_for("the condition to end", over)?;
-    // What cannot change while the daemon runs is named, and the rest changes.
+    // Settings that cannot change at run time are reported, and the others change.
     reload(&stage, "allow-ports = '81'\nmax-backends = 7\ngroup = '7'\n")?;
     let said = stage.daemon.status()?.said_about("the settings").join("\n");
     ensure!(said.contains("group differs") && said.contains("restart the daemon to apply"), "{said}");
@@ -186,7 +186,7 @@ fn settings_of_services_are_followed_at_once() -> Result<()> {
     let events = stage.host.start("events", stage.daemon.cli()?.arg("events"))?;
     let _first = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
-    // Nothing listens on the port of this check.
+    // No server listens on the port of this check.
     reload(
         &stage,
         "[service.web]\nrollout = 'manual'\n[service.web.health]\nkind = 'tcp'\nport = 9999\ninterval = '20ms'\n",
@@ -206,8 +206,8 @@ fn settings_of_services_are_followed_at_once() -> Result<()> {
     stage.daemon.wait_state("web", "v1-1", "standby")
 }
 
-/// The queue of a listener goes to the members of a table that is left when the other one goes, with the port that may not be claimed
-/// any more.
+/// A listener with two tables loses one of them with a port that may no longer be claimed. Its queue still moves to the members of the
+/// other table.
 #[test]
 fn a_queue_moves_after_one_of_two_ports_was_narrowed() -> Result<()> {
     require!(tools::root_and(&["ip"]));

@@ -1,4 +1,4 @@
-//! Listeners that are ended without being closed, and those that no socket map takes.
+//! Listeners that end without close(), and listeners that cannot enter a socket map.
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -21,7 +21,7 @@ fn has_no_sockets(stage: &Stage) -> Result<()> {
     })
 }
 
-/// Waits for that, with this daemon and with the next one, which reads all sockets.
+/// Waits for that with this daemon, and with the next one, which reads all sockets.
 fn stays_without_sockets(mut stage: Stage) -> Result<()> {
     has_no_sockets(&stage)?;
     stage.daemon.kill()?;
@@ -41,7 +41,7 @@ fn a_listener_that_is_shut_down_stays_away() -> Result<()> {
     has_no_sockets(&stage)?;
     let _old = Exec::new("old", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v1"]).start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
-    // A daemon that starts reads all sockets, as each does every 30 seconds.
+    // A daemon reads all sockets when it starts, and every 30 seconds.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     has_no_sockets(&stage)?;
@@ -63,7 +63,7 @@ fn a_listener_of_a_registered_process_that_is_shut_down_is_noticed() -> Result<(
     let outcome = output(register.args(["--pid", &shut.pid().to_string()]))?;
     assert!(outcome.status.success(), "{outcome:?}");
     stage.daemon.wait_ready("web", 1)?;
-    // Its programs are not attached to where it was made, so a look has to find this.
+    // The programs are not attached to the cgroup in which it was made, so only a search can notice this.
     shut.signal(Signal::HUP)?;
     stays_without_sockets(stage)
 }
@@ -83,7 +83,7 @@ fn a_listener_of_a_container_that_is_shut_down_is_noticed() -> Result<()> {
 
 const REMEDY: &str = "GODEBUG=multipathtcp=0";
 
-/// Listens by MPTCP as descriptor 3, and becomes what is named.
+/// Listens by MPTCP on descriptor 3, then executes the named program.
 const MPTCP: &str = r#"
 import os, socket, sys
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
@@ -110,7 +110,7 @@ fn a_listener_by_mptcp_is_named_with_the_remedy() -> Result<()> {
     assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
     assert!(said.contains("listens on port 8090 by MPTCP") && said.contains(REMEDY), "{said}");
 
-    // One that was inherited.
+    // An inherited listener.
     let mut command = stage.host.command(tools::find("python3").context("python3 is not installed")?)?;
     command.env("POD_STEER_SOCKET", stage.daemon.socket()).args(["-c", MPTCP]).arg(tools::pod_steer()?);
     command.args(["exec", "--service", "web", "--ports", "80:8080", "--name", "a", "--", "sleep", "60"]);
@@ -148,7 +148,7 @@ fn a_listener_by_mptcp_beside_another_one_stays_a_condition() -> Result<()> {
     let mut register = stage.daemon.cli()?;
     register.args(["register", "--service", "web", "--ports", "80:8080", "--name", "both"]);
     run(register.args(["--pid", &server.pid().to_string()]))?;
-    // A daemon that starts looks at everything, as each does every 30 seconds; in between at a part.
+    // A daemon looks at everything when it starts and every 30 seconds, and at a part in between.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     let said = |status: &Status| status.backend("web", "both").problems.iter().any(|problem| problem.contains(REMEDY));

@@ -1,4 +1,4 @@
-//! A running backend that does not listen where its ports say, or no longer.
+//! A running backend that does not listen, or no longer listens, on its declared ports.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -6,7 +6,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// Listens on the first port at once; on the second when the file appears, and no longer when it has gone again.
+/// Listens on the first port at once, and on the second one while a file exists.
 const ON_DEMAND: &str = r#"
 import os, socket, sys, time
 first, second, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -48,7 +48,7 @@ fn a_server_on_another_port_says_which() -> Result<()> {
     ensure!(said.contains("it listens on 9999, not on 8812") && said.contains("80:9999"), "{said}");
     let table = stage.daemon.order_done("status")?.stdout;
     ensure!(table.contains("not-listening") && table.contains("listens on 9999, not on 8812"), "{table}");
-    // A deploy that waits for it says so too.
+    // A deploy that waits for it reports that too.
     let failed = stage.daemon.order("deploy web unversioned --timeout 1s")?.expect(1)?;
     ensure!(failed.stderr.contains("listens on 9999, not on 8812"), "{}", failed.stderr);
 
@@ -74,7 +74,7 @@ fn a_server_that_listens_nowhere_yet_is_starting() -> Result<()> {
     command.args(["exec", "--service", "web", "--ports", "80:8812", "--name", "slow-1", "--", "sleep", "1000"]);
     let _slow = stage.host.start("slow-1", &mut command)?;
     stage.daemon.wait_state("web", "slow-1", "starting")?;
-    // Another backend's listener is not its own.
+    // Another backend's listener does not count.
     let _other = Exec::new("api-1", "api", "81:9999", "0.0.0.0:9999").start(&stage)?;
     stage.daemon.wait_ready("api", 1)?;
     std::thread::sleep(std::time::Duration::from_secs(4));
@@ -112,7 +112,7 @@ fn an_app_whose_sandbox_was_started_again() -> Result<()> {
     let tally = Load::to((pod.ip()?, 80).into()).count(50).run(&client.ns)?;
     ensure!(tally.answered_by("web-2") == 50, "{tally}");
     rollouts::none_lost(&tally)?;
-    // A daemon that starts finds it too.
+    // The next daemon reports it too.
     let mut stage = stage;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -141,7 +141,7 @@ fn an_app_whose_sandbox_has_stopped_or_was_removed() -> Result<()> {
     says(&stage, "which has stopped, so no client arrives there; start pod-1, then restart it")?;
     run(stage.engine().docker().command().args(["rm", "--force", &pod.id]))?;
     says(&stage, "the container pod-1, which was removed, so no client arrives there; create it again")?;
-    // A daemon that starts knows only the id.
+    // The next daemon knows only its id.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     says(&stage, &format!("the container {}, which was removed", &pod.id[..12]))?;

@@ -1,4 +1,4 @@
-//! An order that cannot be stored is in force, and its operator is told that it is not stored.
+//! An order that cannot be stored takes effect, and its operator is told that it is not stored.
 
 use std::{fs, io::Write as _};
 
@@ -12,7 +12,7 @@ use pod_steer_tests::{
 };
 
 #[test]
-fn a_full_disk_is_told_until_it_is_made_up_for() -> Result<()> {
+fn a_full_disk_is_reported_until_the_orders_are_stored() -> Result<()> {
     require!(tools::root_and(&["ip", "mount"]));
     let mut stage = Stage::without_engine()?;
     let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
@@ -30,7 +30,7 @@ fn a_full_disk_is_told_until_it_is_made_up_for() -> Result<()> {
     while file.write_all(&[0; 65_536]).is_ok() {}
     while file.write_all(&[0; 512]).is_ok() {}
     drop(file);
-    // The store's file has some free pages of its own.
+    // The store's file has some free pages, which must be used up first.
     let mut unstored = None;
     for number in 0..500 {
         let order = format!("shift web v1=1 v2={}", 100 + number);
@@ -49,7 +49,7 @@ fn a_full_disk_is_told_until_it_is_made_up_for() -> Result<()> {
     );
     ensure!(said.contains("free space"), "what to do: {said}");
 
-    // It is in force, and every view of it says that it is not stored.
+    // It is in force, and every view reports that it is not stored.
     stage.daemon.order_done("shift web v2=1")?;
     all_by(stage.host.net(), 50, "v2")?;
     let last = stage.daemon.history("web")?.pop().context("no history")?;
@@ -60,7 +60,7 @@ fn a_full_disk_is_told_until_it_is_made_up_for() -> Result<()> {
     let status = stage.daemon.order_done("status")?;
     ensure!(status.stdout.contains("ledger") && status.stdout.contains("No space left"), "{}", status.stdout);
 
-    // With room again the next order stores them all.
+    // With room again, the next order stores all of them.
     fs::remove_file(&filler)?;
     let ordered = stage.daemon.order_done("shift web v1=1 v2=1")?;
     ensure!(ordered.stderr.is_empty(), "{ordered:?}");

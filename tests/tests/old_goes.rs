@@ -1,5 +1,5 @@
-//! The old version goes under load, in the ways in which people end containers, with and without a deploy before. What it
-//! had not accepted is served by the new version; after a deploy it has nothing left to lose.
+//! The old version ends under load, in the ways in which people end containers, with and without a deploy first. The new version
+//! serves the connections that the old one had not accepted; after a deploy the old one has no connection left to lose.
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
@@ -14,20 +14,20 @@ use pod_steer_tests::{
     report, require, server, tools,
 };
 
-/// How often each way is gone, with and without a deploy before it.
+/// How often each way is tried, with and without a deploy first.
 const ROUNDS: usize = 3;
-/// How long the load goes on before the old version goes, and after it.
+/// How long the load runs before the old version ends, and after it.
 const AROUND: Duration = Duration::from_millis(200);
-/// A server that takes its time, so that its queue always holds somebody.
+/// A slow server, so that connections always wait in its queue.
 const ACCEPT_DELAY: [&str; 2] = ["--accept-delay-ms", "1"];
 
-/// Something that makes the old version start and go.
+/// A way to start and to end the old version.
 trait Old {
-    /// Starts it; the name that it answers.
+    /// Starts it under the name that it answers.
     fn start(&mut self, stage: &Stage, name: &str) -> Result<()>;
-    /// Makes it go; returns when it is gone.
+    /// Ends it; returns when it is gone.
     fn go(&mut self, stage: &Stage) -> Result<()>;
-    /// Records of those that had no chance to finish what they had accepted.
+    /// Journals of servers that were killed and could not finish the connections that they had accepted.
     fn killed(&self) -> &[PathBuf] {
         &[]
     }
@@ -36,7 +36,7 @@ trait Old {
 /// A container that a `docker` command ends.
 struct Command {
     args: &'static [&'static str],
-    /// It gets SIGKILL, so what it had accepted is lost with it.
+    /// It gets SIGKILL, so the connections that it had accepted are lost with it.
     kills: bool,
     container: Option<Container>,
     journals: Vec<PathBuf>,
@@ -129,7 +129,8 @@ fn goes(label: &str, mut old: impl Old) -> Result<()> {
     for round in ROUNDS..2 * ROUNDS {
         with.merge(one_round(&stage, &mut old, &format!("v1-{round}"), true)?);
     }
-    let lost = format!("{} lost of which nobody had accepted {}", without.losses.len(), killed.not_accepted(&without));
+    let lost =
+        format!("{} lost, {} of them not accepted by any server", without.losses.len(), killed.not_accepted(&without));
     report::figure(
         &format!("{label}, {ROUNDS} times, both versions serving"),
         format!("{moved} moved, {lost}; {without}"),
@@ -146,12 +147,12 @@ fn goes(label: &str, mut old: impl Old) -> Result<()> {
     Ok(())
 }
 
-/// The old version comes, serves, and goes under load.
+/// The old version starts, serves, and ends under load.
 fn one_round(stage: &Stage, old: &mut impl Old, name: &str, deploy: bool) -> Result<Tally> {
     stage.daemon.order_done("shift web --balance")?;
     old.start(stage, name)?;
     stage.daemon.wait_ready("web", 2)?;
-    // More clients than are accepted at a time.
+    // More clients than the servers accept at a time.
     let load = Load::to("127.0.0.1:8080".parse()?).threads(16).start(stage.host.net())?;
     thread::sleep(AROUND);
     if deploy {

@@ -1,5 +1,5 @@
-//! Ports that a server opens for one connection and closes after it, as passive FTP does: the client comes before the
-//! daemon can have published a table.
+//! Ports that a server opens for one connection and then closes, as passive FTP does. The client connects before the daemon can have
+//! published a table.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -87,7 +87,7 @@ struct Ftp<'a> {
     name: &'a str,
     /// Of `pod-steer exec`.
     ports: &'a str,
-    /// Control port, first port that clients are told, first port that is listened on, and how many.
+    /// Control port, first port for clients, first port to listen on, and number of ports.
     numbers: [u16; 4],
     address: &'a str,
 }
@@ -112,7 +112,7 @@ impl Ftp<'_> {
     }
 }
 
-/// Fetches a file again and again over one control connection; all must have the server's name in them.
+/// Fetches a file repeatedly over one control connection. Each copy must contain the server's name.
 fn ensure_served(stage: &Stage, url: &str, transfers: usize, options: &[&str], name: &str) -> Result<()> {
     let mut curl = stage.host.command("curl")?;
     curl.args(["--silent", "--show-error", "--globoff", "--max-time", "120"]).args(options);
@@ -131,7 +131,7 @@ const FTP_21: &str = "ftp://127.0.0.1:21/file";
 #[test]
 fn listeners_opened_on_demand_are_found() -> Result<()> {
     require!(needs());
-    // The same numbers; others; and a claim on one address.
+    // The same port numbers, other port numbers, and a claim on one address.
     for (ports, first, target, address, url) in [
         ("21:2121,30000-30009", 30_000, 30_000, "0.0.0.0", FTP_21),
         ("21:2121,30000-30009:31000-31009", 30_000, 31_000, "0.0.0.0", FTP_21),
@@ -170,7 +170,7 @@ fn listeners_that_a_container_opens_on_demand_are_found() -> Result<()> {
     Ok(())
 }
 
-/// A listener that is opened while no daemon runs is found as well.
+/// A listener that is opened while no daemon runs is found too.
 #[test]
 fn listeners_opened_on_demand_need_no_daemon() -> Result<()> {
     require!(needs());
@@ -192,7 +192,7 @@ fn a_second_server_with_the_same_ports_on_demand_is_refused() -> Result<()> {
     let ports = "21:2121,30000-30009";
     let _one = Ftp { name: "one", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.start(&stage)?;
     stage.daemon.wait_ready("ftp", 1)?;
-    // The daemon sees that the range is opened on demand. Clients might keep a listener open for long, on a busy machine.
+    // Shows the daemon that the range is opened on demand. (On a busy machine, curl might keep a listener open for too long for that.)
     stage.host.net().run(|| flash(21))?;
     let mut two = Ftp { name: "two", ports, numbers: [2121, 30_000, 30_000, 10], address: "0.0.0.0" }.launch(&stage)?;
     let status = two.wait(wait::STUCK)?;
@@ -202,7 +202,7 @@ fn a_second_server_with_the_same_ports_on_demand_is_refused() -> Result<()> {
     ensure!(said.contains("give each server a range of its own") && said.trim_end().lines().count() == 1, "{said}");
     stage.daemon.wait_ready("ftp", 1)?;
 
-    // With a range of its own it serves, and each client gets its own server's files.
+    // With a range of its own it is accepted, and each client gets the files of the server that it is connected to.
     let ports = "21:2121,30010-30019";
     let _two = Ftp { name: "two", ports, numbers: [2121, 30_010, 30_010, 10], address: "0.0.0.0" }.start(&stage)?;
     stage.daemon.wait_ready("ftp", 2)?;
@@ -218,7 +218,7 @@ fn a_second_server_with_the_same_ports_on_demand_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Has an FTP server open and close some listeners of its range.
+/// Makes an FTP server open and close some listeners of its range.
 fn flash(port: u16) -> Result<()> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("connecting to the FTP server")?;
     stream.set_read_timeout(Some(wait::STUCK))?;
@@ -227,7 +227,7 @@ fn flash(port: u16) -> Result<()> {
     done.context("the server has hung up")?.map(drop).context("reading its answer")
 }
 
-/// An ordinary service is none, though not all of its ports are up.
+/// An ordinary service with some ports not open yet does not count as on demand.
 #[test]
 fn a_range_that_is_not_up_yet_is_not_on_demand() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -243,7 +243,7 @@ fn a_range_that_is_not_up_yet_is_not_on_demand() -> Result<()> {
     Ok(())
 }
 
-/// Listens on 8081 and 8080; each SIGUSR1 closes the next one. It answers its name.
+/// Listens on 8081 and 8080. Each SIGUSR1 closes the next one. It answers with its name.
 const TWO_PORTS: &str = r#"
 import signal, socket, sys, threading
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -267,7 +267,7 @@ for listener, thread in zip(listeners, threads):
 signal.pause()
 "#;
 
-/// An ordinary service of two replicas: nobody is refused while the older one ends, and another one may take its place.
+/// An ordinary service of two replicas: no client is refused while the older one ends, and another replica may take its place.
 #[test]
 fn a_replica_closes_its_ports_one_after_the_other() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
@@ -308,7 +308,7 @@ fn a_replica_closes_its_ports_one_after_the_other() -> Result<()> {
         for (load, port) in loads.into_iter().zip(["8080", "8081"]) {
             let tally = load.stop()?;
             report::figure(&format!("{ports}: clients of {port} while a replica closes it"), &tally);
-            // The kernel resets the connections whose handshake is under way when their listener closes.
+            // The kernel resets connections whose handshake is under way when their listener closes.
             ensure!(tally.losses.len() <= 2, "{ports}: {port}: {tally}");
         }
         let _newest = start("newest")?;

@@ -1,4 +1,4 @@
-//! The directory of pins has one owner: a second daemon is refused, and `unload` takes nothing from a daemon that lives.
+//! The directory of pins has one owner: a second daemon is refused, and `unload` removes nothing from a running daemon.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -65,7 +65,7 @@ fn unload_takes_nothing_from_a_daemon_that_it_cannot_reach() -> Result<()> {
     std::fs::rename(&aside, &socket)?;
     stage.daemon.wait_ready("web", 1)?;
 
-    // Of a daemon that is dead nothing is left, whatever its files say.
+    // It removes everything of a daemon that has ended, whatever its files say.
     stage.daemon.kill()?;
     stage.daemon.unload()?;
     wait::until_ok("the directory to be gone", || {

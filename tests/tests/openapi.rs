@@ -1,5 +1,5 @@
-//! The API's own description against the API: Schemathesis makes requests from it, good ones and bad ones, and every answer is
-//! one that the description has.
+//! Checks the API against its own description: Schemathesis generates valid and invalid requests, and every answer must match the
+//! description.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -10,10 +10,10 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// What must hold of every answer.
+/// The checks that every answer must pass.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 
-/// The daemon's socket as a TCP port of the host, by a process of its own: it is what `POST /v1/exec` makes a backend.
+/// Offers the daemon's socket on a TCP port of the host. A process of its own does that, since `POST /v1/exec` makes it a backend.
 fn relay(stage: &Stage) -> Result<(Process, u16)> {
     let process = stage.host.start("relay", stage.host.command(tools::relay()?)?.arg(stage.daemon.socket()))?;
     let port = wait::until_ok("the relay to listen", || Ok(process.stdout().trim_end().parse().ok()))?;
@@ -35,7 +35,7 @@ fn every_answer_is_as_described() -> Result<()> {
     command.current_dir(stage.host.dir()).env("NO_PROXY", "*").env("NO_COLOR", "1");
     command.arg("--config-file").arg(tools::openapi_settings());
     command.args(["run", &format!("{url}/v1/openapi.json"), "--url", &url, "--checks", CHECKS]);
-    // The one would end the daemon, the other never ends.
+    // The first one would end the daemon, and the second one never ends.
     command.args(["--exclude-path", "/v1/unload", "--exclude-path", "/v1/events"]);
     let answer = output(&mut command)?;
     let said = String::from_utf8_lossy(&answer.stdout);

@@ -1,5 +1,5 @@
-//! Several operators, and what they take away and give back: one holds a service at a time, the others are told who; no two
-//! orders mix.
+//! Several operators at a time: one order runs on a service, the others are refused with its origin, and no two orders mix. Drain and
+//! resume.
 
 use std::{collections::BTreeSet, thread};
 
@@ -35,7 +35,7 @@ fn at_once(stage: &Stage, order: impl Fn(u64) -> String + Sync) -> Result<Vec<Or
 }
 
 #[test]
-fn the_second_is_told_who_holds_the_service() -> Result<()> {
+fn the_second_order_is_refused_with_the_origin_of_the_first() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::configured(CHECKED)?;
     let _old = start(&stage, &["v1-1"])?;
@@ -83,7 +83,7 @@ fn ten_at_once() -> Result<()> {
     let (_, history) = stage.daemon.api("/v1/history?service=web", None)?;
     let history = history.as_array().context("no history")?;
     ensure!(history.len() as u64 == OPERATORS, "{history:?}");
-    // Each has seen the whole of what the one before it decided, and nothing else.
+    // Each order has changed the complete decision of the order before it.
     let mut decided = Value::Null;
     let mut seen = BTreeSet::new();
     for operation in history {
@@ -97,7 +97,7 @@ fn ten_at_once() -> Result<()> {
     let seen = connect(stage.host.net(), 2000)?;
     check::shares_follow("after ten shifts at once", &seen, &shares)?;
 
-    // Of what takes its time, one begins.
+    // Of orders that take time, one begins.
     let canaries = at_once(&stage, |_| "canary web v2 --steps 30%,100% --every 60s --detach".to_owned())?;
     let begun = canaries.iter().filter(|canary| canary.code == Some(0)).count();
     let told = canaries.iter().filter(|canary| canary.code == Some(1) && canary.stderr.contains("held by")).count();
@@ -133,7 +133,7 @@ fn drain_and_resume() -> Result<()> {
     ensure!(gets("v2-1")? > 0, "a version that was drained");
     none_lost(&load.stop()?)?;
 
-    // The whole service: who comes is refused, who was there stays.
+    // The whole service: new clients are refused, established connections stay.
     let held = hold(net)?;
     stage.daemon.order_done("drain web")?;
     let tally = clients().count(20).run(net)?;
@@ -145,7 +145,7 @@ fn drain_and_resume() -> Result<()> {
     let tally = connect(net, 300)?;
     ensure!(answered_by_version(&tally, "v1") > 0 && answered_by_version(&tally, "v2") > 0, "{tally}");
 
-    // Whoever deploys a version wants it to serve.
+    // A deploy of a version ends its drain.
     stage.daemon.order_done("drain web --version v2")?;
     stage.daemon.order_done("deploy web v2")?;
     all_by(net, 200, "v2").map(drop)

@@ -1,4 +1,4 @@
-//! Orders over the API: what goes on is told in order, and the description holds.
+//! Orders over the API: their events arrive in order, and the API's description is correct.
 
 use std::{
     collections::BTreeSet,
@@ -18,11 +18,11 @@ fn two_versions(stage: &Stage) -> Result<[Backend; 2]> {
 /// One event of the stream: its id, its name, and its data.
 type Event = (u64, String, Value);
 
-/// Follows the events from now on; each call reads the next one.
+/// Follows the events from now on. Each call reads the next one.
 fn follow(stage: &Stage) -> Result<impl FnMut() -> Result<Event>> {
     let mut stream = stage.daemon.connect()?;
     stream.set_read_timeout(Some(wait::STUCK))?;
-    // HTTP/1.0 knows no chunks: the lines are the stream's own.
+    // HTTP/1.0 has no chunks, so the lines are those of the stream.
     stream.write_all(b"GET /v1/events HTTP/1.0\r\nHost: pod-steer\r\nAccept: text/event-stream\r\n\r\n")?;
     let mut lines = BufReader::new(stream).lines();
     let mut head = Vec::new();
@@ -38,7 +38,7 @@ fn follow(stage: &Stage) -> Result<impl FnMut() -> Result<Event>> {
                 Some(("id", value)) => id = Some(value.parse()?),
                 Some(("event", value)) => name = Some(value.to_owned()),
                 Some(("data", value)) => data = Some(serde_json::from_str(value)?),
-                // A comment keeps the connection alive.
+                // A comment, which keeps the connection alive.
                 _ if !line.is_empty() || data.is_none() => {}
                 _ => return Ok((id.context("no id")?, name.context("no name")?, data.take().context("no data")?)),
             }
@@ -113,7 +113,7 @@ fn the_description_holds() -> Result<()> {
             ensure!(path.matches('{').count() == named.len() && named.iter().all(|n| path.contains(n)), "{path}");
         }
     }
-    // What is described is there, and answers as described.
+    // Every described path exists and answers as described.
     let described = |status: u16, path: &str, method: &str| {
         document["paths"][path][method]["responses"][status.to_string()].is_object()
     };

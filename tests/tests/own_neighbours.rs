@@ -1,4 +1,4 @@
-//! A backend connects to a port number of its own, and a listener of another service, or of no service, is concerned.
+//! A backend connects to a port number of its own, at an address where another service or an unmanaged server listens.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -26,7 +26,7 @@ fn unmanaged(stage: &Stage, listen: &str) -> Result<Process> {
     Ok(server)
 }
 
-/// A further process of the backend, which runs a script of Python.
+/// A further process of the backend, which runs a Python script.
 fn script(stage: &Stage, backend: &Backend, script: &str) -> Result<Process> {
     let mut command = backend.command(stage, "python3")?;
     stage.host.start("script", command.args(["-I", "-u", "-c", script]))
@@ -52,14 +52,14 @@ fn a_listener_on_every_address_gives_way_to_another_services_address() -> Result
     ensure_asked(&stage, &api, &[], "127.0.0.4:8080", "api-1")?;
     let none = stage.daemon.wait_idle("api")?;
     ensure!(none.backends[0].opened == 0, "its connections to itself are not counted: {none:?}");
-    // Of the other service it is a client, which is counted.
+    // It is a client of the other service, which is counted.
     ensure_asked(&stage, &web, &[], "127.0.0.4:8080", "api-1")?;
     let counted = stage.daemon.wait_idle("api")?.backends[0].clone();
     ensure!((counted.opened, counted.closed) == (TRIES as u64, TRIES as u64), "{counted:?}");
     Ok(())
 }
 
-/// A connection that waits in the queue of another service's closing listener is moved, as that of any client.
+/// A connection in the accept queue of another service's closing listener is moved like that of any client.
 #[test]
 fn a_client_of_another_service_moves_with_the_queue() -> Result<()> {
     require!(needs());
@@ -102,7 +102,7 @@ fn a_listener_for_ipv6_only_refuses_no_ipv4_connection() -> Result<()> {
     Ok(())
 }
 
-/// `fallback = pass` holds for a backend that does not listen, too; another backend does not answer it.
+/// `fallback = pass` also applies to a backend that does not listen. No other backend answers it.
 #[test]
 fn the_fallback_holds_for_a_backend_that_does_not_listen() -> Result<()> {
     require!(needs());
@@ -119,7 +119,7 @@ fn the_fallback_holds_for_a_backend_that_does_not_listen() -> Result<()> {
     ensure_asked(&stage, &late, &[], "127.0.0.1:8080", "7")
 }
 
-/// The newest listener of a backend has closed, and no daemon is there to name another one.
+/// The newest listener of a backend has closed, and no daemon runs that could name another one.
 #[test]
 fn an_older_listener_is_found_without_a_daemon() -> Result<()> {
     require!(needs());
@@ -161,8 +161,8 @@ print(server.recv(9).decode())
     Ok(())
 }
 
-/// A proxy connects to other machines on the port that it listens on itself. Only connections to an address of this machine, whichever
-/// it is, are kept as own ones while they last.
+/// A proxy connects to other machines on a port that it listens on itself. Only connections to an address of this machine are tracked
+/// as own connections.
 #[test]
 fn connections_to_other_machines_are_not_kept() -> Result<()> {
     require!(tools::root_and(&["ip", "curl", "python3", "bpftool"]));

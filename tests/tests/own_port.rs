@@ -1,4 +1,4 @@
-//! A backend that connects to its own port reaches itself, as an engine's health check must, and is no client.
+//! A backend that connects to its own port reaches itself, as an engine's health check must, and is not counted as a client.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -23,7 +23,7 @@ fn start(stage: &Stage, name: &str, ports: &str, listen: &str) -> Result<Backend
     Exec::new(name, "web", ports, listen).flags(&["--version", name]).start(stage)
 }
 
-/// Nothing that a backend asked itself is counted, and clients are as ever.
+/// A backend's connections to itself are not counted.
 fn ensure_uncounted(stage: &Stage, service: &str) -> Result<()> {
     let status = stage.daemon.status()?;
     for backend in &status.service(service).context("no such service")?.backends {
@@ -55,7 +55,7 @@ fn a_backend_reaches_itself_whatever_the_tables_say() -> Result<()> {
             ] {
                 ensure_asked(&stage, backend, options, address, &backend.name).context(when.to_owned())?;
             }
-            // It listens by IPv4 only.
+            // It listens on IPv4 only.
             ensure_asked(&stage, backend, &[], "[::1]:80", "7").context(when.to_owned())?;
             ensure_asked(&stage, backend, &[], "[::1]:8080", "7").context(when.to_owned())?;
         }
@@ -73,7 +73,7 @@ fn a_backend_reaches_itself_whatever_the_tables_say() -> Result<()> {
     both("while the service is paused")?;
     order(&["unpause", "web"])?;
     stage.daemon.wait_state("web", "v1", "ready")?;
-    // Clients, also from ports that the backends have used, are steered and counted.
+    // Clients are steered and counted, also from source ports that the backends have used.
     let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(2000).run(stage.host.net())?;
     ensure!((tally.answered(), tally.answered_by("v1")) == (2000, 2000), "{tally}");
     pod_steer_tests::check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)
@@ -85,7 +85,7 @@ fn a_backend_that_does_not_listen_is_refused_and_not_answered_by_another() -> Re
     let stage = manual()?;
     let _one = start(&stage, "v1", "80:8080", "0.0.0.0:8080")?;
     stage.daemon.wait_ready("web", 1)?;
-    // Its server listens elsewhere, so far.
+    // Its server listens elsewhere at first.
     let two = start(&stage, "v2", "80:8080", "0.0.0.0:9999")?;
     for address in ["127.0.0.1:80", "127.0.0.1:8080", "[::1]:80"] {
         ensure_asked(&stage, &two, &[], address, "7")?;
@@ -113,14 +113,14 @@ fn addresses_families_and_other_services_are_respected() -> Result<()> {
         for address in ["127.0.0.2:80", "127.0.0.3:80", "127.0.0.2:8080", "127.0.0.3:8081", "[::1]:80", "[::1]:8080"] {
             ensure_asked(&stage, backend, &[], address, &backend.name)?;
         }
-        // No claim of theirs, and nobody listens: as for anybody.
+        // An address without a claim and without a listener, as for any process.
         for address in ["127.0.0.5:80", "127.0.0.4:8080", "127.0.0.2:9000"] {
             ensure_asked(&stage, backend, &[], address, "7")?;
         }
     }
     ensure_uncounted(&stage, "web")?;
     ensure_uncounted(&stage, "api")?;
-    // Clients of another service, though the port has the same number.
+    // Clients of another service on the same port number.
     ensure_asked(&stage, &one, &[], "127.0.0.4:80", "other")?;
     for address in ["127.0.0.1:81", "[::1]:81"] {
         ensure_asked(&stage, &one, &[], address, "other")?;
@@ -131,7 +131,7 @@ fn addresses_families_and_other_services_are_respected() -> Result<()> {
     Ok(())
 }
 
-/// A server that is not managed keeps its own address, although its port has the number of one that backends listen on.
+/// An unmanaged server keeps its address, although backends listen on the same port number.
 #[test]
 fn a_backend_reaches_servers_that_are_not_managed() -> Result<()> {
     require!(needs());
@@ -152,12 +152,12 @@ fn a_backend_reaches_servers_that_are_not_managed() -> Result<()> {
     let exec = |name: &str, service: &str, ports: &str, listen: &str| {
         Exec::new(name, service, ports, listen).flags(&["--version", name]).start(&stage)
     };
-    // A claim on one address; and ports that nobody claims, with listeners on one address.
+    // A claim on one address, and unclaimed ports with listeners on one address.
     let here = exec("here", "here", "127.0.0.2:8080", "127.0.0.2:8080")?;
     let one = exec("one", "web", "80:9090", "127.0.0.5:9090")?;
     let two = exec("two", "web", "80:9090", "127.0.0.6:9090")?;
     let next = exec("next", "next", "127.0.0.4:8080", "127.0.0.4:8080")?;
-    // Its server does not listen where it should.
+    // Its server does not listen on its declared port.
     let late = exec("late", "web", "80:9090", "127.0.0.7:9999")?;
     stage.daemon.wait_ready("here", 1)?;
     stage.daemon.wait_ready("next", 1)?;
@@ -170,14 +170,14 @@ fn a_backend_reaches_servers_that_are_not_managed() -> Result<()> {
         ensure_asked(&stage, backend, &[], "127.0.0.3:9090", "unmanaged")?;
         ensure_asked(&stage, backend, &[], "127.0.0.8:9090", "7")?;
     }
-    // Its own; nobody's; and another service's, of which it is a client.
+    // Its own address, an address without a listener, and that of another service, whose client it is.
     ensure_asked(&stage, &here, &[], "127.0.0.2:8080", "here")?;
     ensure_asked(&stage, &here, &[], "127.0.0.5:8080", "7")?;
     ensure_uncounted(&stage, "next")?;
     ensure_asked(&stage, &here, &[], "127.0.0.4:8080", "next")?;
     let service = stage.daemon.wait_idle("next")?;
     ensure!(service.backends[0].opened == TRIES as u64, "{service:?}");
-    // Never another backend of its own service.
+    // No other backend of its service answers.
     ensure_asked(&stage, &one, &[], "127.0.0.5:9090", "one")?;
     for backend in [&one, &late] {
         ensure_asked(&stage, backend, &[], "127.0.0.6:9090", "7")?;
@@ -195,8 +195,8 @@ fn nothing_is_left_of_own_connections_however_they_end() -> Result<()> {
     let stage = manual()?;
     let backend = start(&stage, "v1", "80:8080", "[::]:8080")?;
     stage.daemon.wait_ready("web", 1)?;
-    // Refused, answered, reset by the client, given up while nobody accepts, to an address of nobody's, disconnected, and
-    // bound to one port again and again; by both families and by IPv4 on an IPv6 socket.
+    // Refused, answered, reset by the client, given up before they are accepted, to an unused address, disconnected, and bound
+    // to one port repeatedly; in both families and by IPv4 on an IPv6 socket.
     let script = r"
 import socket, struct
 def client(family, source=None):
@@ -228,7 +228,7 @@ except OSError: pass
 s.close()
 ";
     run(backend.command(&stage, "python3")?.args(["-I", "-c", script]))?;
-    // A client from the port that was used last is a client.
+    // A connection of another process from the port that was used last counts as a client.
     let mut curl = stage.host.command("curl")?;
     curl.args(["--silent", "--max-time", "20", "--local-port", "40404", "http://127.0.0.1:80/"]);
     ensure!(run(&mut curl)?.starts_with("v1"), "a client from a used port");

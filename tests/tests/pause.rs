@@ -1,5 +1,4 @@
-//! A paused service: its clients wait in their own retries of the SYN, whatever happens to the daemon, and nobody is
-//! refused.
+//! A paused service: its clients retransmit their SYNs, whatever happens to the daemon, and no client is refused.
 
 use std::{
     fs,
@@ -21,9 +20,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Clients of each family.
 const CLIENTS: u64 = 3;
-/// Above the kernel's fifth retry of a SYN (31 seconds after the first): a pause takes as long as it takes.
+/// Above the kernel's fifth retransmission of a SYN (31 seconds after the first), since the length of a pause is not limited.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// So long nobody may be answered: longer than it takes to the second retry of a SYN.
+/// How long no client may be answered: longer than the time to the second retransmission of a SYN.
 const WATCHED: Duration = Duration::from_millis(3500);
 
 /// Clients of both families.
@@ -42,7 +41,7 @@ impl Clients {
         self.0.each_ref().map(Running::answered)
     }
 
-    /// Each family gets on.
+    /// Waits until clients of each family are answered.
     fn get_on(&self) -> Result<()> {
         let before = self.answered();
         wait::until("clients of both families to be answered", || {
@@ -51,7 +50,7 @@ impl Clients {
         })
     }
 
-    /// Nobody is answered for a while, once those who were inside are.
+    /// No client is answered for a while, once the connections from before the pause are done.
     fn wait_outside(&self, stage: Option<&Stage>) -> Result<()> {
         if let Some(stage) = stage {
             stage.daemon.wait_idle("web")?;
@@ -78,7 +77,7 @@ fn holder_cgroup(stage: &Stage) -> PathBuf {
     stage.host.cgroup().join("pod-steer/pod-steer/paused")
 }
 
-/// The processes that hold the listener, or have just ended.
+/// The processes that hold the listener, including those that have just ended.
 fn holders(stage: &Stage) -> Vec<i32> {
     let pids = fs::read_to_string(holder_cgroup(stage).join("cgroup.procs")).unwrap_or_default();
     pids.lines().filter_map(|pid| pid.parse().ok()).collect()
@@ -137,7 +136,7 @@ fn a_holder_that_is_killed_is_replaced() -> Result<()> {
     let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     stage.daemon.order_done("pause web")?;
-    // One of our own making, then one that an earlier daemon made.
+    // A holder that this daemon has started, then one of an earlier daemon.
     for earlier in [false, true] {
         let before = holder(&stage)?;
         if earlier {
@@ -151,7 +150,7 @@ fn a_holder_that_is_killed_is_replaced() -> Result<()> {
         report::figure("a killed holder is replaced after", format!("{took:?}"));
         let after = holder(&stage)?;
         ensure!(after != before, "another process: {after}");
-        // It takes effect with the next plan; the one that makes it is on its way.
+        // The new holder takes effect with the next plan.
         stage.daemon.wait_for("the service to be as it was", |status| status.service("web").map(drop))?;
         let clients = Clients::start(&stage)?;
         clients.wait_outside(None)?;
@@ -166,7 +165,7 @@ fn a_holder_that_is_killed_is_replaced() -> Result<()> {
 #[test]
 fn an_unpause_that_the_kernel_refuses_resets_no_client() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // One table for all clients, one for those of the network; during the pause the second one is free.
+    // One table for all clients, one for those of the network. During the pause the second one is free.
     let stage = Stage::limited("SLOT_TABLES=2")?;
     let _servers = [web(&stage, "v1-1").start(&stage)?, web(&stage, "v2-1").start(&stage)?];
     stage.daemon.wait_ready("web", 2)?;
@@ -182,7 +181,7 @@ fn an_unpause_that_the_kernel_refuses_resets_no_client() -> Result<()> {
     ensure!(holder(&stage)? == held, "the tables still lead to the listener of the pause");
     let clients = clients().timeout(PATIENCE).threads(CLIENTS).start(stage.host.net())?;
     drop(other);
-    // The daemon tries again, and the table is free.
+    // The daemon tries again when the table is free.
     wait::until("clients to be answered", || (clients.answered() > 100).then_some(()))?;
     none_lost(&clients.stop()?)?;
     wait::until("the holder and its cgroup to be gone", || (!holder_cgroup(&stage).exists()).then_some(()))
@@ -204,7 +203,7 @@ fn unload_during_a_pause_leaves_nothing() -> Result<()> {
             stage.daemon.kill()?;
         }
         stage.daemon.unload()?;
-        // One that has ended has no command line, whether or not somebody has asked for its exit code.
+        // A process that has ended has no command line, also before its exit code is collected.
         wait::until("the holder to be gone", || {
             fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |command| command.is_empty()).then_some(())
         })?;

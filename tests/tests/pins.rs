@@ -1,4 +1,4 @@
-//! Pins and links that somebody removes: the daemon finds it, repairs it, and says so.
+//! Pins and links that are removed by another program: the daemon notices, repairs them, and reports it.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -33,21 +33,21 @@ fn pins(stage: &Stage) -> Result<Vec<String>> {
 
 fn wait_for_pins(stage: &Stage, wanted: &[String]) -> Result<()> {
     wait::until_ok("the pins to be there again", || {
-        // Backends that have ended may have some still.
+        // Backends that have ended may still have pins.
         let now = pins(stage)?;
         Ok(wanted.iter().all(|pin| now.contains(pin)).then_some(()))
     })
     .with_context(|| stage.daemon.log_tail())
 }
 
-/// The next connections of a port are all answered, those of `name` among them.
+/// All new connections are answered, some of them by `name`.
 fn answers(stage: &Stage, name: &str) -> Result<()> {
     let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(400).run(stage.host.net())?;
     ensure!(tally.answered() == 400 && tally.answered_by(name) > 0, "{name}: {tally}\n{}", stage.daemon.log_tail());
     Ok(())
 }
 
-/// A backend that starts now is steered to, and clients are not lost when it ends: so the daemon and the attached programs use
+/// A backend that starts now gets connections, and none is lost when it ends. This shows that the daemon and the attached programs use
 /// the same maps.
 fn takes_a_newcomer(stage: &Stage, name: &str) -> Result<()> {
     let newcomer = web(stage, name)?;
@@ -102,9 +102,9 @@ fn a_detached_link_of_a_namespace_is_attached_again() -> Result<()> {
     Ok(())
 }
 
-/// The loss of steering for a moment is not the loss of a backend.
+/// A short loss of steering does not count as the loss of a backend.
 #[test]
-fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
+fn a_canary_continues_while_a_detached_link_is_attached_again() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let start = |name, version: &str| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version]);
@@ -130,7 +130,7 @@ fn a_canary_goes_on_while_a_detached_link_is_attached_again() -> Result<()> {
         bpf::detach(links_of_namespace(&stage)?[0])?;
         goes_on(&stage)?;
     }
-    // While no daemon runs, the link ends with its pin.
+    // While no daemon runs, removing the pin ends the link.
     stage.daemon.kill()?;
     remove(&stage, "netns")?;
     stage.daemon.restart()?;
@@ -142,7 +142,7 @@ fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _web = web(&stage, "web-1")?;
-    // One that listens only later, so that the programs of its cgroup have something to do.
+    // Wait until it listens, so that its cgroup's programs are attached.
     stage.daemon.wait_ready("web", 1)?;
     let before = pins(&stage)?;
     let ids = links_of_cgroups(&stage)?;
@@ -163,7 +163,7 @@ fn detached_links_of_a_cgroup_are_attached_again() -> Result<()> {
 }
 
 #[test]
-fn removed_pins_are_pinned_again_and_nobody_is_refused() -> Result<()> {
+fn removed_pins_are_pinned_again_and_no_client_is_refused() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let _web = web(&stage, "web-1")?;
@@ -205,10 +205,10 @@ fn pins_removed_without_a_daemon() -> Result<()> {
         no_conditions(&stage)?;
     }
     let tally = load.stop()?;
-    // A connection of the load may wait in the queue of a newcomer that is killed.
+    // A connection of the load may be in the queue of a new backend when that is killed.
     ensure!(tally.refused() == 0 && tally.lost(|_| true) <= 10, "{tally}");
 
-    // Without its link nothing is steered in the namespace until a daemon comes.
+    // Without its link nothing is steered in the namespace until a daemon starts.
     stage.daemon.kill()?;
     remove(&stage, "netns/*")?;
     stage.daemon.restart()?;
@@ -219,7 +219,7 @@ fn pins_removed_without_a_daemon() -> Result<()> {
 }
 
 #[test]
-fn a_file_that_nobody_knows_is_named() -> Result<()> {
+fn an_unknown_file_is_reported() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let _web = web(&stage, "web-1")?;

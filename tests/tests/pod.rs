@@ -39,13 +39,13 @@ fn a_pod_serves_port_80_by_servers_on_8080() -> Result<()> {
     let (device, inode) = inside.id()?;
     assert_eq!(service.namespaces[0].id, format!("{device}:{inode}"));
 
-    // From a machine of its own, through the host's routing and the bridge: the servers tell which peer they see.
+    // From another network namespace, through the host's routing and the bridge. The servers report the peer address that they see.
     let client = stage.host.new_client()?;
     stage.host.net().sysctl("net.ipv4.ip_forward", "1")?;
     let load = Load::to((pod.ip()?, 80).into()).threads(4);
     check::measured_shares("a pod, port 80 to 8080", &stage.daemon, &client.ns, &load, &weights)?;
 
-    // The host's own port 80 is not the pod's.
+    // The host's own port 80 is not that of the pod.
     let outside = Load::to("127.0.0.1:80".parse()?).count(10).run(stage.host.net())?;
     assert_eq!(outside.refused(), 10, "{outside}");
 

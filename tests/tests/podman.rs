@@ -18,8 +18,8 @@ fn podman() -> Result<(), String> {
     tools::root_and(&["podman", "conmon", "docker", "busybox", "ip", "tar"])
 }
 
-/// Podman tells of a container some 100 ms after it was made: one that is started in the same moment may bind before
-/// anybody has heard of it. So this waits in between.
+/// Podman announces a container about 100 ms after its creation. A container that is started at once may bind before the daemon knows
+/// it, so this waits in between.
 fn start_announced(podman: &Podman, daemon: &Daemon, spec: &Spec) -> Result<Container> {
     let container = podman.docker().create(spec)?;
     daemon.wait_for("the container to be announced", |status| {
@@ -52,7 +52,7 @@ fn containers_of_podman_share_a_port() -> Result<()> {
     check::kernel_agrees(&daemon.wait_idle("web")?, &tally)?;
     check::shares_follow("Podman", &tally, &[("named-1", 2), ("named-2", 1), ("busybox-1", 1)])?;
 
-    // Its events are understood too.
+    // The daemon also follows Podman's events.
     let load = Load::to(target).threads(1).start(host.net())?;
     containers[1].pause()?;
     daemon.wait_state("web", "named-2", "paused")?;

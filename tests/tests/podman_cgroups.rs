@@ -1,4 +1,4 @@
-//! Podman's containers in the cgroups that it puts them in: pods, `--cgroups=split`, `--cgroups=disabled`.
+//! Podman's containers in each kind of cgroup: pods, `--cgroups=split`, `--cgroups=disabled`.
 
 use std::{process::Command, sync::Arc};
 
@@ -45,9 +45,8 @@ fn server(host: &Host, name: &str, flags: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// All of them share one port, so whoever serves was managed before it bound: one that was not has failed to bind and ended.
-/// Podman may answer too late on a busy machine, so a quarter of them is allowed to; if their cgroups are not watched, nearly
-/// all do.
+/// All of them share one port, so each one that serves was managed before it bound; any other one failed to bind and ended. Podman may
+/// answer too late on a busy machine, so a quarter of them may fail. If the daemon did not watch their cgroups, nearly all would.
 fn nearly_all_serve(stage: &Stage, label: &str, started: usize) -> Result<()> {
     let settled = |service: &Service| {
         service.backends.iter().all(|backend| ["ready", "exited"].contains(&backend.state.as_str()))
@@ -115,7 +114,7 @@ fn containers_in_the_cgroup_of_their_unit_share_a_port() -> Result<()> {
     };
     let names = names(8);
     let mut units = names.iter().map(|name| start(name)).collect::<Result<Vec<_>>>()?;
-    // Each restart of a unit makes another container.
+    // Each restart of the unit creates another container.
     for (name, unit) in names.iter().zip(&mut units).take(4) {
         run(Podman::command(&stage.host)?.args(["stop", "--ignore", "--time", "5", name]))?;
         unit.wait(pod_steer_tests::wait::STUCK)?;
@@ -128,7 +127,7 @@ fn containers_in_the_cgroup_of_their_unit_share_a_port() -> Result<()> {
 fn a_container_without_a_cgroup_of_its_own_is_not_steered() -> Result<()> {
     require!(podman());
     let stage = stage()?;
-    // It runs in the cgroup of whoever called podman, and so does a stranger.
+    // It runs in the cgroup of podman's caller, and so does an unmanaged server.
     let stranger = ["--name", "stranger", "--listen", "0.0.0.0:8081"];
     let _stranger = stage.host.start("stranger", stage.host.command(tools::named_server()?)?.args(stranger))?;
     let flags = ["--detach", "--network", "host", "--cgroups=disabled"];
@@ -141,7 +140,7 @@ fn a_container_without_a_cgroup_of_its_own_is_not_steered() -> Result<()> {
         (backend.state == "not-steered").then(|| backend.problems.join("; "))
     })?;
     ensure!(problem.contains("no cgroup of its own") && problem.contains("--cgroups=disabled"), "{problem}");
-    // Neither of them gets clients of the service, also when the stranger's socket is made again, and after a restart.
+    // Neither of them gets clients of the service, also after the unmanaged server listens again and after a restart of the daemon.
     let mut daemon = stage.daemon;
     for round in 0..2 {
         let late = ["--name", "late", "--listen", &format!("127.0.0.{}:8080", round + 2)].map(str::to_owned);

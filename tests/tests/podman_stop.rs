@@ -1,5 +1,4 @@
-//! Stopping a container of Podman's: Podman announces a stop only when the container has ended. What helps is to take its
-//! traffic away first.
+//! Stopping a container of Podman: Podman announces a stop only when the container has ended, so its traffic has to be drained first.
 
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use pod_steer_tests::{
     report, require, server, tools,
 };
 
-/// How long a server serves after SIGTERM, as one that ends its work first.
+/// How long a server keeps serving after SIGTERM.
 const STOP_DELAY_MS: &str = "1500";
 
 struct Stage {
@@ -50,12 +49,12 @@ fn a_drained_container_gets_no_connection_while_it_stops() -> Result<()> {
     let _stays = stage.start("web-3", "v1")?;
     stage.daemon.wait_ready("web", 3)?;
 
-    // Without anything: it is given clients until it has ended.
+    // Without a drain it gets clients until it has ended.
     let load = stage.load().start(stage.host.net())?;
     stopped[0].stop()?;
     let undrained = load.stop()?.answered_by("web-1");
 
-    // Drained first: from the end of that command on it gets none.
+    // Drained first, it gets no client after the command has returned.
     stage.daemon.order("drain web --backend web-2")?.expect(0)?;
     let load = stage.load().start(stage.host.net())?;
     stopped[1].stop()?;
@@ -75,7 +74,7 @@ fn deploy_stops_the_old_containers_after_their_traffic_has_moved() -> Result<()>
     let _new = stage.start("web-2", "v2")?;
     let load = stage.load().start(stage.host.net())?;
     stage.daemon.order("deploy web v2 --stop-old")?.expect(0)?;
-    // The old one is told to stop now, and serves on for a while.
+    // The old container is told to stop, and serves for a while.
     let after = stage.load().start(stage.host.net())?;
     stage.daemon.wait_state("web", "web-1", "exited")?;
     let after = after.stop()?;

@@ -1,4 +1,4 @@
-//! What happens by itself when a new version or backend appears: the policies, and slow start.
+//! The policies decide automatically when a new version or backend appears. Slow start.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn container(stage: &Stage, version: &str, policy: &str) -> Result<Container> {
     stage.engine().start_container(&spec.label("pod-steer.rollout", policy))
 }
 
-/// Until all new connections are answered by a version.
+/// Waits until one version answers all new connections.
 fn until_all_by(stage: &Stage, version: &str) -> Result<()> {
     wait::until_ok(&format!("{version} to have everything"), || {
         let tally = connect(stage.host.net(), 50)?;
@@ -40,7 +40,7 @@ fn latest_takes_over_by_itself() -> Result<()> {
     let load = clients().threads(2).start(net)?;
     let _second = container(&stage, "v2", "latest")?;
     until_all_by(&stage, "v2")?;
-    // The old one drains: what it had ends, and the deploy with it.
+    // The old version drains: its connections end, and the deploy with them.
     let deployed = wait::until_ok("the deploy to end", || {
         let last = stage.daemon.history("web")?.pop().context("no history")?;
         Ok(last.end.as_ref().is_some_and(|end| end.outcome == "done").then_some(last))
@@ -51,7 +51,7 @@ fn latest_takes_over_by_itself() -> Result<()> {
     let last = history.as_array().and_then(|all| all.last()).context("no history")?;
     ensure!(last["who"] == "policy latest", "{last}");
 
-    // An operator knows better: it stays rolled back, also over a restart of the daemon.
+    // An operator's rollback takes precedence, also across a restart of the daemon.
     let mut stage = stage;
     stage.daemon.order_done("rollback web")?;
     until_all_by(&stage, "v1")?;
@@ -61,7 +61,7 @@ fn latest_takes_over_by_itself() -> Result<()> {
         all_by(stage.host.net(), 100, "v1")?;
         std::thread::sleep(Duration::from_millis(100));
     }
-    // Until the next version comes.
+    // The next version is deployed again.
     let _third = container(&stage, "v3", "latest")?;
     until_all_by(&stage, "v3")?;
     let tally = load.stop()?;
@@ -112,7 +112,7 @@ fn a_new_backend_starts_slowly() -> Result<()> {
     let stage = Stage::configured(&format!("[service.web]\nslow-start = '{SLOW_START_MS}ms'\n"))?;
     let _first = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
-    // Alone it serves all, and then it is grown up.
+    // Alone it serves all, and its slow start ends.
     all_by(stage.host.net(), 100, "v1")?;
     std::thread::sleep(Duration::from_millis(SLOW_START_MS));
     let _second = web(&stage, "v1-2").start(&stage)?;

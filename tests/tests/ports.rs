@@ -1,5 +1,5 @@
-//! Ports whose rules change: an address of one port, a namespace that is left and entered again, a socket that listens
-//! again, hundreds of ports at once, and tables that name who is gone.
+//! Ports whose rules change: an address of one port, a namespace that is detached from and attached to again, a socket that listens
+//! again, hundreds of ports at once, and tables with stale members.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive, thread, time::Duration};
 
@@ -45,7 +45,7 @@ fn an_address_comes_and_goes_on_a_plain_port() -> Result<()> {
             let tally = Load::to(target.parse()?).count(20).run(net)?;
             assert_eq!(tally.refused(), 20, "{target} is of no service: {tally}");
         }
-        // The rest of the port comes, and the address stays.
+        // A service claims the rest of the port, and the address keeps its own.
         let stays = load("127.0.0.2:8080")?;
         let mut plain = start(&plain_name, "plain", "8080", "[::]:8080")?;
         let both = [("127.0.0.1:8080", &*plain_name), ("127.0.0.2:8080", &single_name), ("[::1]:8080", &plain_name)];
@@ -58,7 +58,7 @@ fn an_address_comes_and_goes_on_a_plain_port() -> Result<()> {
         );
         answered.add(tally)?;
         answered.agrees(&stage.daemon.wait_idle("single")?, &single_name)?;
-        // The address goes: it is the other service's, and no more to be had.
+        // The address's service ends: the other service takes it over, and it can no longer be claimed.
         single.process.kill()?;
         until_gone(&stage, "single")?;
         let alone = ["127.0.0.1:8080", "127.0.0.2:8080", "[::1]:8080"].map(|target| (target, &*plain_name));
@@ -78,7 +78,7 @@ fn an_address_comes_and_goes_on_a_plain_port() -> Result<()> {
     answered.agrees(&stage.daemon.wait_idle("next")?, "next")
 }
 
-/// Waits until just these namespaces have pins of either kind.
+/// Waits until exactly these namespaces have pins of either kind.
 fn until_pinned(stage: &Stage, cookies: &[u64]) -> Result<()> {
     let wanted = BTreeSet::from_iter(cookies.iter().copied());
     for kind in ["netns", "ports"] {
@@ -90,7 +90,7 @@ fn until_pinned(stage: &Stage, cookies: &[u64]) -> Result<()> {
 }
 
 #[test]
-fn a_namespace_is_left_and_entered_again() -> Result<()> {
+fn a_namespace_is_detached_from_and_attached_to_again() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let inside = NetNs::new()?;
@@ -110,25 +110,25 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
         answered.agrees(&stage.daemon.wait_idle("inner")?, &name)?;
         answered.expect(stage.host.net(), &[("127.0.0.1:80", "outer")])?;
         backend.process.kill()?;
-        // Every other time the next one comes while the namespace is being left.
+        // In every other round the next backend starts while the daemon detaches from the namespace.
         if round % 2 == 0 {
             until_pinned(&stage, &[host])?;
-            let nobody = Load::to("127.0.0.1:80".parse()?).count(10).run(&inside)?;
-            assert_eq!(nobody.refused(), 10, "{nobody}");
+            let tally = Load::to("127.0.0.1:80".parse()?).count(10).run(&inside)?;
+            assert_eq!(tally.refused(), 10, "{tally}");
         }
     }
     assert_eq!(bpf::attached_to(&inside)?, 0);
-    // Left while the program is being loaded for it.
+    // The backend ends while the program is being loaded for its namespace.
     for round in 1..=5 {
         let fresh = NetNs::new()?;
         let mut hasty = inner(&format!("hasty-{round}")).inside(&fresh).launch(&stage)?;
         wait::until_ok("the namespace's ports", || {
             Ok((bpf::pinned_namespaces(&stage.host, "ports")?.len() == 2).then_some(()))
         })?;
-        // At different moments of the loading, which takes some 50 ms.
+        // At different moments of the loading, which takes about 50 ms.
         thread::sleep(Duration::from_millis(10 * (round - 1)));
         hasty.process.kill()?;
-        // And entered by another one before that is done.
+        // The next backend starts before the daemon has detached.
         let name = format!("prompt-{round}");
         let mut prompt = inner(&name).inside(&fresh).start(&stage)?;
         stage.daemon.wait_state("inner", &name, "ready")?;
@@ -140,7 +140,7 @@ fn a_namespace_is_left_and_entered_again() -> Result<()> {
     until_pinned(&stage, &[])
 }
 
-/// Listens; told to, it stops to; told to, it listens again with the same socket. It never accepts.
+/// Listens. A signal makes it stop, the next one makes it listen again with the same socket. It never accepts.
 const LISTENS_TWICE: &str = r#"
 import signal, socket
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -168,7 +168,7 @@ fn a_listener_that_listens_again_before_the_daemon_looks_hands_its_queue_on() ->
     listens_again(true)
 }
 
-/// The daemon hears that it has stopped before it listens again, or of both at once.
+/// The daemon learns that it has stopped before it listens again, or of both at once.
 fn listens_again(at_once: bool) -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     const CLIENTS: u64 = 40;
@@ -217,7 +217,7 @@ const PORTS: RangeInclusive<u16> = 2000..=2299;
 #[test]
 fn hundreds_of_ports_switch_together() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    // What a shell gives; the daemon inherits it.
+    // The usual limit of a shell, which the daemon inherits.
     setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(1024) }).context("limiting open files")?;
     let mut stage = Stage::configured("[service.web]\nrollout = 'manual'\n")?;
     let count = PORTS.count() as u64;
@@ -259,11 +259,11 @@ fn hundreds_of_ports_switch_together() -> Result<()> {
     }
     report::figure("a deploy of 300 ports under a limit of 1,024 files", format!("{took:?}, {during}"));
     let switched = during.log.iter().filter(|one| one.name == "v2").map(|one| one.ended).min();
-    let switched = switched.context("nobody met v2")?;
+    let switched = switched.context("no connection reached v2")?;
     let late = during.log.iter().filter(|one| one.name == "v1" && one.began > switched).count();
     assert_eq!(late, 0, "v1 answered after v2 had, on whatever port: {during}");
 
-    // The next daemon leaves it so, and goes back as one.
+    // The next daemon keeps the switch, and the rollback is one switch too.
     stage.daemon.kill()?;
     all_by(&stage, "v2")?;
     stage.daemon.restart()?;
@@ -291,8 +291,8 @@ fn a_stale_slot_is_counted_once() -> Result<()> {
     let service = stage.daemon.wait_idle("web")?;
     let kept = service.backends.iter().find(|backend| backend.name == "kept").context("kept is gone")?;
     assert_eq!((kept.steered, kept.opened), (CONNECTIONS, CONNECTIONS), "{service:#?}");
-    // Half of the slots are stale: half of the clients meet one at first, half of those another, and so on: one each. A
-    // slot that is tried or counted twice adds half of one.
+    // Half of the slots are stale: half of the clients try one first, half of those a second one, and so on, which is one for each
+    // client. A slot that is tried or counted twice adds half of one.
     let stale = service.counter("stale_slots");
     report::figure("stale slots of 2,000 connections, one of two backends being gone", stale);
     assert!(stale > CONNECTIONS * 3 / 4 && stale < CONNECTIONS * 5 / 4, "{stale} stale slots: {service:#?}");

@@ -1,4 +1,4 @@
-//! What waits in a dying listener's queue is served by another backend.
+//! Another backend serves the connections in the queue of a listener that ends.
 
 use std::{thread, time::Duration};
 
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 const CLIENTS: u64 = 40;
 
-/// Two backends, of which one never accepts; clients wait in its queue.
+/// Two backends, of which one never accepts, with clients in its queue.
 fn queue_up(stage: &Stage) -> Result<(Backend, Backend, pod_steer_tests::load::Running, u64)> {
     let start =
         |name: &str, args: &[&str]| Exec::new(name, "web", "8080:8080", "0.0.0.0:8080").server(args).start(stage);
@@ -31,7 +31,7 @@ fn queue_up(stage: &Stage) -> Result<(Backend, Backend, pod_steer_tests::load::R
     Ok((deaf, good, clients, waiting))
 }
 
-fn everybody_is_answered(signal: Signal) -> Result<()> {
+fn all_clients_are_answered(signal: Signal) -> Result<()> {
     let stage = Stage::without_engine()?;
     let (deaf, _good, clients, waiting) = queue_up(&stage)?;
     deaf.process.signal(signal)?;
@@ -52,7 +52,7 @@ fn everybody_is_answered(signal: Signal) -> Result<()> {
 #[test]
 fn of_a_process_that_is_killed() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    everybody_is_answered(Signal::KILL)
+    all_clients_are_answered(Signal::KILL)
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn while_connections_keep_coming() -> Result<()> {
     let _steady = start("steady")?;
     let mut doomed = start("doomed-0")?;
     stage.daemon.wait_ready("web", 2)?;
-    // More clients than are accepted at a time: both queues always hold somebody.
+    // More clients than the servers accept at a time, so that both queues always hold connections.
     let load = Load::to("127.0.0.1:8080".parse()?).threads(16).start(stage.host.net())?;
     let mut journals = Vec::new();
     for round in 1..=20 {
@@ -88,7 +88,7 @@ fn while_connections_keep_coming() -> Result<()> {
     Ok(())
 }
 
-/// Those who are inside stay inside: a pause keeps out new clients only.
+/// A pause keeps out new clients only: queued connections are served.
 #[test]
 fn of_a_paused_service() -> Result<()> {
     require!(tools::root_and(&["ip"]));

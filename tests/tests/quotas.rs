@@ -1,4 +1,4 @@
-//! A backend that asks for a lot leaves room for every other one, and is told of its own limits alone.
+//! A backend that asks for many resources leaves room for all others, and gets conditions about its own limits only.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use pod_steer_tests::{
     tools, wait,
 };
 
-/// A service with one backend is steered to, and nothing is wrong with it.
+/// Starts another service with one backend. It gets its clients and has no condition.
 fn has_room(stage: &Stage, port: u16) -> Result<()> {
     let other = Exec::new("web-1", "web", &format!("{port}:8080"), "0.0.0.0:8080").start(stage)?;
     stage.daemon.wait_ready("web", 1)?;
@@ -53,7 +53,7 @@ fn a_range_of_ports_takes_an_entry_for_each_64() -> Result<()> {
     let _range = silent(&stage, "range", "20000-21023:30000-31023")?;
     stage.daemon.wait_for("the backend", |status| status.service("range").map(drop))?;
     let (ports, own) = (entries(&stage, "MANAGED_PORTS")?, entries(&stage, "OWN_PORTS")?);
-    // 17 blocks of the clients' ports, 17 of the server's; those of the clients in both families.
+    // 17 blocks of the clients' ports and 17 of the server's.
     ensure!((ports, own) == (34, 34), "{ports} entries of ports, {own} of own ports");
     Ok(())
 }
@@ -69,14 +69,14 @@ while True:
     n += 1
     if n == 4000: print('looping', flush=True)";
 
-/// The problems of the one backend of a service; none before it is there.
+/// The conditions of the one backend of a service. None before it exists.
 fn problems(status: &Status, service: &str) -> Vec<String> {
     let backends = status.service(service).into_iter().flat_map(|service| &service.backends);
     backends.flat_map(|backend| backend.problems.clone()).collect()
 }
 
 #[test]
-fn a_loop_of_listeners_is_slowed_down_and_told() -> Result<()> {
+fn a_loop_of_listeners_is_slowed_down_and_reported() -> Result<()> {
     require!(tools::root_and(&["ip", "python3"]));
     let stage = Stage::without_engine()?;
     let mut looping = python(&stage, "loop", "90:9000", LOOPS)?;
@@ -95,7 +95,7 @@ fn a_loop_of_listeners_is_slowed_down_and_told() -> Result<()> {
     stage.daemon.wait_for("the loop to be gone", |status| status.service("loop").is_none().then_some(()))
 }
 
-/// A backend that opens as many listeners as it reads, with SO_REUSEPORT on one port, and closes those when it reads a negative number.
+/// A backend that reads numbers: it opens as many listeners with SO_REUSEPORT on one port, or closes as many for a negative number.
 const OPENS: &str = "import socket, sys
 held = []
 for line in sys.stdin:
@@ -117,7 +117,7 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     let program = OPENS.replace("sys.stdin", &format!("open('{}')", go.display()));
     let greedy = python(&stage, "greedy", "90:9000", &program)?;
     let mut orders = fs::File::options().write(true).open(&go)?;
-    // Three quarters are 48.
+    // Three quarters of 64 are 48.
     writeln!(orders, "60")?;
     wait::until("it to listen", || greedy.stdout().contains("done 60").then_some(()))
         .with_context(|| greedy.stderr())?;
@@ -128,18 +128,18 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     })?;
     ensure!(said.contains("48 of 64, of which 75 % are in use"), "{said}");
     has_room(&stage, 80)?;
-    // A daemon that starts counts them again, and takes none away.
+    // The next daemon counts them again, and removes none.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_for("the same sockets", |status| sockets(status, 48))?;
-    // The oldest, which are registered.
+    // Closes the oldest ones, which the daemon has registered.
     writeln!(orders, "-20")?;
     wait::until("it to close some", || greedy.stdout().contains("done 40").then_some(()))?;
     stage.daemon.wait_for("the others to be registered", |status| {
         sockets(status, 40)?;
         problems(status, "greedy").is_empty().then_some(())
     })?;
-    // Those that the daemon has registered are counted too.
+    // Listeners that the daemon has registered count too.
     writeln!(orders, "20")?;
     stage
         .daemon
@@ -169,13 +169,13 @@ fn many_listeners_above_the_quota_cost_the_daemon_few_descriptors() -> Result<()
         let mut looks = || {
             writeln!(orders, "1500")?;
             wait::until("it to listen", || greedy.stdout().contains("done 1500").then_some(()))?;
-            // Three quarters are 384.
+            // Three quarters of 512 are 384.
             let full = |status: &Status| {
                 let registered = status.backend("greedy", "greedy-1").sockets;
                 (registered == 384 && !problems(status, "greedy").is_empty()).then_some(())
             };
             stage.daemon.wait_for("as many as it may have", full)?;
-            // The oldest, which are registered.
+            // Closes the oldest ones, which the daemon has registered.
             writeln!(orders, "-300")?;
             wait::until("it to close some", || greedy.stdout().contains("done 1200").then_some(()))?;
             let fewer = |status: &Status| (status.backend("greedy", "greedy-1").sockets < 384).then_some(());
@@ -216,14 +216,14 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
         })?;
         ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("stop services"), "{said}");
         has_room(&stage, 80)?;
-        // It keeps what it has, and changes of that are put in force.
+        // It keeps its tables, and changes of them take effect.
         let second = Exec::new("greedy-2", "greedy", "20000:8081", "0.0.0.0:8081").start(&stage)?;
         stage.daemon.wait_state("greedy", "greedy-2", "ready")?;
         stage.daemon.order_done("drain greedy --backend greedy-1")?;
         let tally = Load::to("127.0.0.1:20000".parse()?).count(20).run(stage.host.net())?;
         ensure!(tally.answered_by("greedy-2") == 20, "{tally}");
         drop(second);
-        // Another one that asks for much is told alike, and gets it when there is room again.
+        // Another service that asks for many gets the same condition, and gets its tables when there is room again.
         let status = stage.daemon.status()?;
         ensure!(status.problems.iter().all(|problem| problem.subject.contains("greedy")), "{status}");
         let late = RANGE.replace("range(20000, 20100)", "range(30000, 30040)");
@@ -254,7 +254,7 @@ fn networks_of_a_service_outlive_a_daemon_at_the_quota() -> Result<()> {
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 2)?;
-    // A change of what it has is put in force.
+    // A change of its tables takes effect.
     let _third = backend(&stage, "web-3", "v2", 8083)?;
     stage.daemon.wait_state("web", "web-3", "ready")?;
     stage.daemon.order_done("drain web --backend web-2")?;
@@ -265,7 +265,7 @@ fn networks_of_a_service_outlive_a_daemon_at_the_quota() -> Result<()> {
     Ok(())
 }
 
-/// `exec` of a backend that may not be.
+/// An `exec` that must be refused; returns its error.
 fn refused(stage: &Stage, service: &str, ports: &str) -> Result<String> {
     let mut refused = silent(stage, service, ports)?;
     ensure!(!refused.wait(wait::STUCK)?.success(), "it is refused");

@@ -1,6 +1,6 @@
-//! Every command of the README and of its pages is run, as it stands there, block by block. What cannot be in a test (registries, `sudo`,
-//! paths of an installation) is put in its place and nothing else: an unknown command fails the test. While a recipe is
-//! carried out, clients come all the time, and none of them may be lost.
+//! Runs every command of the README and of its pages as written, block by block. Only what a test cannot have (registries, `sudo`, paths
+//! of an installation) is replaced, and an unknown command fails the test. Clients connect all the time while a recipe is carried out,
+//! and none of them may be lost.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc};
 
@@ -18,7 +18,7 @@ use pod_steer_tests::{
 };
 use serde_json::Value;
 
-/// Clients of a recipe that come once it is over.
+/// Connections that are opened after a recipe.
 const AFTERWARDS: u64 = 200;
 
 /// The README and the examples it points to.
@@ -35,14 +35,14 @@ fn blocks() -> Result<Vec<Vec<String>>> {
     let text = pages.into_iter().collect::<std::io::Result<Vec<String>>>()?.concat();
     let mut blocks = Vec::new();
     for block in text.split("```sh\n").skip(1) {
-        // A command that goes on in the next line is one.
+        // A continued line is part of one command.
         let block = block.split("```").next().context("a block without an end")?.replace("\\\n", "");
         blocks.push(block.lines().map(str::to_owned).collect());
     }
     Ok(blocks)
 }
 
-/// What runs before or around this test: it would only run itself. The stage has started the daemon, with paths of its own.
+/// Commands that run this test or that it does not need: the stage has already started the daemon, with paths of its own.
 fn runs_elsewhere(line: &str) -> bool {
     let here = ["cargo xtask demo", "cargo xtask test", "cargo xtask bench", "cargo xtask build --release"];
     here.contains(&line) || line == "sudo target/release/pod-steer run"
@@ -56,7 +56,7 @@ fn name_images(docker: &Docker) -> Result<()> {
         let tar = tar.to_str().context("a path that is not text")?;
         docker.run(&["import", "--change", &command, tar, &format!("nginx:{tag}")])?;
     }
-    // What the sandbox of a pod runs; the image of the tests has no link for each applet.
+    // The command of a pod's sandbox. The tests' image has no link for each applet.
     let tar = Image::Busybox.tar()?;
     let tar = tar.to_str().context("a path that is not text")?;
     docker.run(&["import", "--change", r#"ENTRYPOINT ["/bin/busybox"]"#, tar, "busybox:latest"]).map(drop)
@@ -68,20 +68,20 @@ fn shell(stage: &Stage, variables: &[String], line: &str) -> Result<Command> {
     let line = line.replace("sudo target/release/pod-steer", &steer);
     let line = line.strip_prefix("pod-steer ").map(|rest| format!("{steer} {rest}")).unwrap_or(line);
     let line = line.replace("docker compose ", "docker-compose ");
-    // Whoever enters another mount namespace is at its root.
+    // A process that enters another mount namespace starts at its root.
     let line = format!("{}cd '{}' && {line}", variables.concat(), root().display());
     let mut command = stage.host.command("sh")?;
     command.args(["-c", &line]).env("POD_STEER_SOCKET", stage.daemon.socket());
     Ok(command)
 }
 
-/// One story with an engine, told by a block: a version, its successor, and how that takes over.
+/// One block's recipe with an engine: a version, its successor, and how the successor takes over.
 fn recipe(block: &[String]) -> Result<()> {
     let host = Arc::new(Host::new()?);
     let publishes = block.iter().any(|line| line.contains(" -p 80:80 "));
     let engine = if publishes { Engine::start_publishing(&host)? } else { Engine::start(&host)? };
     let stage = Stage::with(host, Some(engine))?;
-    // Docker rewrites what comes from another machine without touching the client's address.
+    // Docker rewrites packets from another machine without changing the client's address.
     let client = stage.host.new_client()?;
     let (clients_ns, port) = if publishes {
         (&client.ns, (client.host_ip4, 80).into())
@@ -104,7 +104,7 @@ fn recipe(block: &[String]) -> Result<()> {
             wanted.insert(service, copies);
             serving(&stage, wanted.values().sum())?;
         } else if line.contains(" -p 80:80 ") {
-            // The sandbox, which serves nobody.
+            // The pod's sandbox, which is no server.
             continue;
         } else if line.starts_with("docker run ") {
             wanted.insert(line.clone(), 1);
@@ -135,7 +135,7 @@ fn scale(line: &str) -> Result<Option<(String, usize)>> {
     Ok(Some((service.to_owned(), copies.parse()?)))
 }
 
-/// Waits until so many backends serve, or would if their version had a share.
+/// Waits until so many backends are ready or on standby.
 fn serving(stage: &Stage, wanted: usize) -> Result<()> {
     stage.daemon.wait_for(&format!("{wanted} backends that could serve"), |status| {
         let could = |state: &str| ["ready", "standby"].contains(&state);
@@ -150,7 +150,7 @@ fn nothing_lost(what: &str, tally: &Tally) -> Result<()> {
     Ok(())
 }
 
-/// The commands that move traffic, one after the other, between two versions.
+/// Runs the commands that move traffic between two versions, one after the other.
 fn hot_swap(block: &[String]) -> Result<()> {
     let stage = Stage::without_engine()?;
     let version = |name| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", name]).start(&stage);
@@ -164,7 +164,7 @@ fn hot_swap(block: &[String]) -> Result<()> {
     nothing_lost(&block[block.len() - 1], &clients.stop()?)?;
     let history: Vec<Value> = serde_json::from_str(&run(stage.daemon.cli()?.args(["history", "-o", "json"]))?)?;
     for (operation, line) in history.iter().zip(block) {
-        // The canary is ended by the rollback after it.
+        // The rollback after it ends the canary.
         let expected = if line.contains(" canary ") { "aborted" } else { "done" };
         ensure!(operation["end"]["outcome"] == expected, "{line}: {operation}");
     }
@@ -186,7 +186,7 @@ fn exec_or_register(line: &str) -> Result<()> {
         let line = line.replace("/run/pod-steer/api.sock", &stage.daemon.socket().display().to_string());
         let line = line.replace(" pod-steer exec ", &steer).replace("./server", &server);
         let activated = stage.host.start("activated", &mut shell(&stage, &[], &line)?)?;
-        // The first client starts it.
+        // The first client makes systemd start it.
         let client = Load::to("127.0.0.1:8080".parse()?).count(1);
         wait::until_ok("the server to be started", || {
             Ok((client.clone().run(stage.host.net())?.answered() == 1).then_some(()))

@@ -1,4 +1,4 @@
-//! Connections of a registered process, which has no cgroup of its own in which a kernel program could count them.
+//! Connections of a registered process. It has no cgroup of its own, so no kernel program counts them.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -32,7 +32,7 @@ fn a_drain_counts_them() -> Result<()> {
     let stage = Stage::without_engine()?;
     let _old = register(&stage, "v1-1", &[])?;
     stage.daemon.wait_ready("web", 1)?;
-    ensure!(live(&stage, "v1-1")? == 0, "nobody is connected");
+    ensure!(live(&stage, "v1-1")? == 0, "no client is connected");
     let held = [hold(stage.host.net())?, hold(stage.host.net())?];
     stage.daemon.wait_for("two connections", |status| (status.backend("web", "v1-1").live == 2).then_some(()))?;
     let _new = web(&stage, "v2-1").start(&stage)?;
@@ -44,7 +44,7 @@ fn a_drain_counts_them() -> Result<()> {
     all_by(stage.host.net(), 100, "v2")?;
     ensure!(live(&stage, "v1-1")? == 2, "they are left alone");
 
-    // The next one waits for them.
+    // The next deploy waits for them.
     stage.daemon.order_done("rollback web")?;
     let id = stage.daemon.begin(&serde_json::json!({
         "order": "deploy", "version": "v2", "timeout_ms": 20_000, "drain_timeout_ms": 600_000

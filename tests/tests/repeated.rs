@@ -1,4 +1,4 @@
-//! Orders that are in force already succeed, say so, and are recorded once.
+//! An order that is already in force succeeds, says so, and is recorded once.
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
@@ -26,7 +26,7 @@ fn repeating_an_order_succeeds_and_is_not_recorded() -> Result<()> {
         ("resume web --version v2", "resume web --version v2", "is not drained"),
         ("rollback web", "rollback web", "already rolled back"),
     ];
-    // While every backend is drained clients are refused; here v2 is, and then v1 is the only one that serves.
+    // Clients are refused while every backend is drained. Here only v2 is drained, and v1 serves.
     load.stop().and_then(|tally| none_lost(&tally))?;
     for (order, again, said) in rows {
         stage.daemon.order_done(order)?;
@@ -38,10 +38,10 @@ fn repeating_an_order_succeeds_and_is_not_recorded() -> Result<()> {
         let after = (stage.daemon.decision("web")?, stage.daemon.history("web")?.len());
         ensure!(before == after, "{again}: {before:?} then {after:?}");
     }
-    // By the API: an operation that has ended, without a number.
+    // The API answers with an operation that has ended and has no number.
     let (status, answer) = stage.daemon.api("/v1/services/web/orders", Some(&json!({ "order": "unpause" })))?;
     ensure!(status == 200 && answer["id"] == 0 && answer["end"]["outcome"] == "done", "{answer}");
-    // What does not exist is an error all the same.
+    // A name that does not exist is still an error.
     for order in ["unpause wbe", "resume wbe", "rollback wbe", "drain web --version v9"] {
         stage.daemon.order(order)?.expect(2)?;
     }

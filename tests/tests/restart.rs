@@ -1,4 +1,4 @@
-//! Traffic does not depend on the daemon: killed, restarted, upgraded, no client notices.
+//! Traffic does not depend on the daemon: no connection is lost while it is killed and restarted.
 
 use std::{thread, time::Duration};
 
@@ -67,7 +67,7 @@ fn backends_that_end_without_a_daemon_are_skipped() -> Result<()> {
     stage.daemon.wait_ready("web", 3)?;
     stage.daemon.kill()?;
     doomed.stop()?;
-    // The tables still name its socket. The kernel finds another in the same packet.
+    // The tables still name its socket. The kernel program finds another one for the same packet.
     let tally = Load::to("127.0.0.1:8080".parse()?).threads(2).count(2000).run(stage.host.net())?;
     assert_eq!(tally.answered_by("web-1") + tally.answered_by("web-2"), 2000, "{tally}");
     stage.daemon.restart()?;
@@ -78,7 +78,7 @@ fn backends_that_end_without_a_daemon_are_skipped() -> Result<()> {
     stage.daemon.wait_for("the removed container to be gone", |status| {
         status.service("web").filter(|service| service.backends.len() == 2).map(drop)
     })?;
-    // The tables are of the two alone again.
+    // The tables contain only the two again.
     let stale = service.counter("stale_slots");
     let tally = Load::to("127.0.0.1:8080".parse()?).threads(2).count(2000).run(stage.host.net())?;
     assert_eq!(tally.answered(), 2000, "{tally}");
@@ -91,7 +91,7 @@ fn backends_that_end_without_a_daemon_are_skipped() -> Result<()> {
 fn an_engine_that_goes_away_and_comes_back() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker()?;
-    // A port for each, so that one which starts while nobody looks can bind all the same.
+    // A port for each, so that one that starts while no daemon runs can bind.
     let start = |stage: &Stage, name: &str, port: u16| {
         let spec = server::named(name, &format!("0.0.0.0:{port}")).service("web", &format!("80:{port}"));
         stage.engine().start_container(&spec)
@@ -163,7 +163,7 @@ fn processes_are_adopted_with_their_counters() -> Result<()> {
     // The new daemon sees them end as if it had started them.
     backends.remove(0).process.kill()?;
     stage.daemon.wait_ready("web", 1)?;
-    // And takes others in.
+    // And it accepts new ones.
     let _third = Exec::new("web-3", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     Ok(())

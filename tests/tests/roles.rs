@@ -1,4 +1,4 @@
-//! Who may use the API: operators may order everything, viewers may read, and the kernel keeps every other user out.
+//! Access to the API: operators may give all orders, viewers may read, and the kernel keeps every other user out.
 
 use std::{
     fs::{self, Permissions},
@@ -26,7 +26,7 @@ fn stage() -> Result<(Stage, [Backend; 2])> {
     Ok((stage, both))
 }
 
-/// It is refused in one line that says all of this.
+/// The command is refused with one line that contains all of these parts.
 fn refused(ordered: Ordered, said: &[&str]) -> Result<()> {
     let Ordered { command, stderr, .. } = ordered.expect(1)?;
     ensure!(stderr.trim_end().lines().count() == 1, "{command}: {stderr}");
@@ -40,7 +40,7 @@ fn an_operator_may_order_what_root_may() -> Result<()> {
     let (stage, _servers) = stage()?;
     let operator = User::with_groups(&[OPERATORS]);
     let order = |args: &str| operator.run(&stage, args)?.expect(0).map(drop);
-    // Root's backends, on port 80.
+    // Backends of root, on port 80.
     order("shift web v2=1")?;
     ensure!(stage.daemon.decision("web")?["traffic"]["weights"] == json!({ "v2": 1 }));
     let (_, history) = stage.daemon.api("/v1/history?service=web", None)?;
@@ -48,7 +48,7 @@ fn an_operator_may_order_what_root_may() -> Result<()> {
     ensure!(who.starts_with(&format!("uid {} (pid ", operator.uid())), "{who}");
     order("drain web --backend v1-1")?;
     order("resume web --backend v1-1")?;
-    // A process of root's, on a port that asks for a privilege.
+    // A process of root on a privileged port.
     let mut server = stage.host.command(tools::named_server()?)?;
     let server: Process = stage.host.start("root-1", server.args(["--name", "root-1", "--listen", "0.0.0.0:9090"]))?;
     wait::until("the server to listen", || server.stdout().contains("listening").then_some(()))?;
@@ -89,7 +89,7 @@ fn a_viewer_may_read_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The kernel refuses the connection, so the daemon has nothing to do for it.
+/// The kernel refuses the connection before the daemon sees it.
 #[test]
 fn another_user_does_not_reach_the_daemon() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv"]));

@@ -1,4 +1,4 @@
-//! Rollbacks: behind a deploy, behind a canary, twice, and of a canary that goes on.
+//! Rollbacks: of a deploy, of a canary, of two orders in a row, and of a running canary.
 
 use std::thread;
 
@@ -28,16 +28,16 @@ fn behind_deploys_and_canaries() -> Result<()> {
     stage.daemon.order_done("deploy web v2 --keep-old 60s")?;
     all_by(net, 200, "v2")?;
     back("v1")?;
-    // A canary takes a while at the whole, too.
+    // The same after a canary.
     stage.daemon.order_done("canary web v2 --steps 50%,100% --every 300ms")?;
     all_by(net, 200, "v2")?;
     back("v1")?;
-    // Twice: behind a deploy, and behind the one before it.
+    // Twice: of a deploy, and of the order before it.
     stage.daemon.order_done("deploy web v2")?;
     stage.daemon.order_done("deploy web v1")?;
     back("v2")?;
     back("v1")?;
-    // Of a canary that goes on: it ends, and says by whom.
+    // Of a running canary: it ends, and reports by which order.
     let canary = thread::scope(|scope| {
         let canary = scope.spawn(|| stage.daemon.order("canary web v2 --steps 50%,100% --every 60s"));
         stage.daemon.wait_state("web", "v2-1", "ready")?;
@@ -45,7 +45,7 @@ fn behind_deploys_and_canaries() -> Result<()> {
         canary.join().expect("the thread does not panic")
     })?;
     ensure!(canary.expect(1)?.stderr.contains("ended by a rollback"), "the canary says so");
-    // Behind all of them is what was before the shift.
+    // The last rollback restores the state before the shift.
     stage.daemon.order_done("rollback web")?;
     wait::until_ok("both to share again", || {
         let tally = clients().count(50).run(net)?;

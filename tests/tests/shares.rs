@@ -1,4 +1,4 @@
-//! What `shift` promises: shares of versions, and clients of some networks who come to a version whatever the shares.
+//! The promises of `shift`: shares of versions, and networks whose clients reach one version whatever the shares.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -40,7 +40,7 @@ fn shares_of_20000_connections_are_within_one_percent() -> Result<()> {
         let load = Load::to("127.0.0.1:80".parse()?).threads(4).count(CONNECTIONS);
         let mut tally = load.clone().run(stage.host.net())?;
         let mut off = off(&tally, v1)?;
-        // At 50/50 chance alone takes one run in 200 over a whole percent: it is asked once more, over both runs together.
+        // At 50/50, chance alone exceeds one percent in one run of 200. Such a run is repeated, and both are judged together.
         if off.abs() > OFF_MAX {
             report::figure(&format!("shift {v1}/{v2}"), format!("once more, for it was {off:+.2} off"));
             tally.merge(load.run(stage.host.net())?);
@@ -55,14 +55,14 @@ fn shares_of_20000_connections_are_within_one_percent() -> Result<()> {
     Ok(())
 }
 
-/// How many percentage points the share of v1 is off.
+/// By how many percentage points the share of v1 is off.
 fn off(tally: &Tally, weight: u64) -> Result<f64> {
     ensure!(tally.losses.is_empty(), "{tally}");
     Ok(tally.answered_by("v1") as f64 * 100.0 / tally.answered() as f64 - weight as f64)
 }
 
 #[test]
-fn clients_of_a_network_come_to_their_version_and_nobody_else_does() -> Result<()> {
+fn clients_of_a_network_and_no_others_reach_its_version() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let _versions = two_versions(&stage)?;
@@ -72,7 +72,7 @@ fn clients_of_a_network_come_to_their_version_and_nobody_else_does() -> Result<(
     for address in ip4.iter().map(|ip| format!("{ip}/24")).chain(ip6.iter().map(|ip| format!("{ip}/64 nodad"))) {
         client.ns.ip(&format!("addr add {address} dev eth0"))?;
     }
-    // All of a network, but half of it, but one client of that half.
+    // A network, one half of it, and one client of that half.
     stage.daemon.order_done("shift web v1=1 --from 10.77.0.0/24=v2 --from fd77::/64=v2")?;
     stage.daemon.order_done("shift web --from 10.77.0.128/25=v1 --from fd77::8000/113=v1")?;
     stage.daemon.order_done("shift web --from 10.77.0.130/32=v2 --from fd77::8002/128=v2")?;
@@ -81,7 +81,7 @@ fn clients_of_a_network_come_to_their_version_and_nobody_else_does() -> Result<(
             serves(&client, ip, version)?;
         }
     }
-    // Whatever the weights, in both directions; and who is of no such network follows them.
+    // Independent of the weights, in both directions. Clients of no such network follow the weights.
     let elsewhere =
         |version: &str| all_by(Load::to("127.0.0.1:80".parse()?).count(EACH).run(stage.host.net())?, version);
     elsewhere("v1")?;
@@ -93,7 +93,7 @@ fn clients_of_a_network_come_to_their_version_and_nobody_else_does() -> Result<(
     serves(&client, ip4[1], "v1")?;
     serves(&client, ip6[3], "v1")?;
 
-    // Without the longest prefix the next one counts, and without any the weights.
+    // Without the longest prefix the next one applies, and without any the weights do.
     stage.daemon.order_done("shift web v1=1 --no-from 10.77.0.130/32 --no-from fd77::8002/128")?;
     serves(&client, ip4[2], "v1")?;
     serves(&client, ip6[2], "v1")?;
@@ -112,7 +112,7 @@ fn clients_of_a_network_come_to_their_version_and_nobody_else_does() -> Result<(
     Ok(())
 }
 
-/// Every connection from this address is answered by this version.
+/// This version answers every connection from this address.
 fn serves(client: &Client, ip: &str, version: &str) -> Result<()> {
     let source: IpAddr = ip.parse()?;
     let host = if source.is_ipv6() { client.host_ip6 } else { client.host_ip4 };

@@ -1,4 +1,4 @@
-//! A signal is not an end: which signals mean that a container stops, and what happens to one that ignores it.
+//! Which signals mean that a container stops, and what happens to a container that ignores them.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -17,12 +17,12 @@ use pod_steer_tests::{
 };
 use serde_json::json;
 
-/// A server that goes on after SIGTERM.
+/// A server that ignores SIGTERM.
 fn deaf(name: &str) -> Spec {
     server::named_with(name, &["--listen", "0.0.0.0:8080", "--deaf"]).service("web", "80:8080")
 }
 
-/// A server that goes on for five seconds after SIGTERM, as many do.
+/// A server that keeps serving for five seconds after SIGTERM, as many do.
 fn slow(name: &str, listen: &str) -> Spec {
     server::named_with(name, &["--listen", listen, "--stop-delay-ms", "5000"])
 }
@@ -54,7 +54,7 @@ fn only_a_stop_signal_stops_a_backend() -> Result<()> {
         named.kill(signal)?;
         number.kill(signal)?;
     }
-    // A signal that counts comes after all of them: when it has been seen, they have been.
+    // A stop signal follows all of them. When the daemon has seen that one, it has seen the others.
     for container in [&plain, &quit, &named, &number] {
         ensure!(state(&stage.daemon, &container.name)? == "ready", "{} is still ready", container.name);
     }
@@ -66,7 +66,7 @@ fn only_a_stop_signal_stops_a_backend() -> Result<()> {
         stage.daemon.wait_state("web", &container.name, "stopping")?;
         ensure!(others()? == left, "one at a time");
     }
-    // All of them ignore it, and listen: as there is nobody else, they serve.
+    // All of them ignore it and listen. They serve, since there is no other backend.
     none_lost(&load.stop()?)
 }
 
@@ -81,7 +81,7 @@ fn a_backend_that_ignores_its_stop_signal_is_ready_again() -> Result<()> {
     ignores.kill("TERM")?;
     stage.daemon.wait_state("web", "v1-1", "stopping")?;
     all_by(stage.host.net(), 100, "v2")?;
-    // The time goes on while no daemon runs, and a second signal does not prolong it.
+    // The time runs on while no daemon runs, and a second signal does not prolong it.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     ignores.kill("TERM")?;
@@ -91,7 +91,7 @@ fn a_backend_that_ignores_its_stop_signal_is_ready_again() -> Result<()> {
         Ok((tally.answered_by("v1-1") > 10).then_some(()))
     })?;
 
-    // Frozen meanwhile, it could not even begin to stop: its time starts when it goes on.
+    // A paused container cannot begin to stop: its time starts when it is unpaused.
     ignores.kill("TERM")?;
     stage.daemon.wait_state("web", "v1-1", "stopping")?;
     ignores.pause()?;
@@ -101,7 +101,7 @@ fn a_backend_that_ignores_its_stop_signal_is_ready_again() -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     none_lost(&load.stop()?)?;
 
-    // And SIGKILL is an end.
+    // SIGKILL ends it.
     ignores.kill("KILL")?;
     stage.daemon.wait_state("web", "v1-1", "exited")
 }
@@ -124,7 +124,7 @@ fn the_only_container_serves_while_it_stops() -> Result<()> {
     let restarts = [restart(&plain), restart(&steered)];
     stage.daemon.wait_state("web", "web-1", "stopping")?;
     let tally = Load::to("127.0.0.1:80".parse()?).count(100).run(stage.host.net())?;
-    ensure!(tally.answered_by("web-1") == 100, "it listens, and there is nobody else: {tally}");
+    ensure!(tally.answered_by("web-1") == 100, "it listens, and there is no other backend: {tally}");
     for restart in restarts {
         restart.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     }
@@ -133,7 +133,7 @@ fn the_only_container_serves_while_it_stops() -> Result<()> {
     let (steered, plain) = (to_steered.stop()?, to_plain.stop()?);
     report::figure("refused while the only container restarts: steered", steered.refused());
     report::figure("refused while the only container restarts: not managed", plain.refused());
-    // Five seconds of refusals are some 500.
+    // Five seconds of refusals would be about 500.
     ensure!(steered.refused() < plain.refused() + 200, "{steered}\nnot managed: {plain}");
     Ok(())
 }
@@ -145,7 +145,7 @@ fn all_answered_by(stage: &Stage, name: &str) -> Result<()> {
 }
 
 #[test]
-fn a_stopping_backend_serves_only_while_nobody_else_can() -> Result<()> {
+fn a_stopping_backend_serves_only_while_no_other_can() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let start = |name: &str| stage.engine().start_container(&deaf(name).options(&["--stop-timeout", "-1"]));
@@ -155,7 +155,7 @@ fn a_stopping_backend_serves_only_while_nobody_else_can() -> Result<()> {
     first.kill("TERM")?;
     stage.daemon.wait_state("web", "web-1", "stopping")?;
     all_answered_by(&stage, "web-1")?;
-    // The next one has a check that does not pass yet.
+    // The next backend has a check that does not pass yet.
     let checked = |status: &str| {
         let part = stage.host.dir().join("part");
         std::fs::write(&part, status)?;
@@ -176,7 +176,7 @@ fn a_stopping_backend_serves_only_while_nobody_else_can() -> Result<()> {
     all_answered_by(&stage, "web-2")?;
     none_lost(&load.stop()?)?;
 
-    // It is the last resort again, but not if an operator has drained it.
+    // It serves again as the last resort, unless an operator has drained it.
     stage.daemon.order_done("drain web --backend web-2")?;
     all_answered_by(&stage, "web-1")?;
     stage.daemon.order_done("drain web --backend web-1")?;
@@ -209,7 +209,7 @@ fn a_command_that_ignores_its_stop_stands_by_again() -> Result<()> {
     stage.daemon.wait_state("web", "v1-1", "stopping")?;
     all_by(stage.host.net(), 100, "v2")?;
     stage.daemon.wait_state("web", "v1-1", "standby")?;
-    // The new version has everything; when it is gone, the old one is better than nobody.
+    // The new version has all traffic. When it is gone, the old one serves rather than none.
     all_by(stage.host.net(), 100, "v2")?;
     drop(new);
     stage.daemon.wait_state("web", "v1-1", "ready")?;
@@ -230,7 +230,7 @@ fn signals_of_podman() -> Result<()> {
     for signal in ["INT", "HUP", "USR1"] {
         container.kill(signal)?;
     }
-    // It does not say which signal it was; what it says of a process that ends comes after that.
+    // Podman's event does not name the signal, and the event of the process's end comes later.
     container.kill("TERM")?;
     thread::sleep(Duration::from_millis(500));
     ensure!(state(&daemon, "web-1")? == "ready", "it has ignored all of them, and is as ready as before");
@@ -249,7 +249,7 @@ fn a_deploy_waits_for_a_version_that_ignores_its_stop_signal() -> Result<()> {
     stage.daemon.order_done("deploy web v1 --timeout 120s")?;
     all_by(stage.host.net(), 50, "v1").map(drop)?;
 
-    // One that ends is named, and what to do.
+    // The refusal names the backend that has ended, and the remedy.
     stopping.kill("KILL")?;
     stage.daemon.wait_state("web", "v1-1", "exited")?;
     let refused = stage.daemon.order("deploy web v1")?.expect(2)?;

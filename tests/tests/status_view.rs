@@ -18,7 +18,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).replace('\r', "")
 }
 
-/// What a command prints to a terminal of so many columns.
+/// The output of a command on a terminal of so many columns.
 fn on_terminal(stage: &Stage, columns: u32, term: &str, command: &str) -> Result<String> {
     let mut script = stage.host.command("script")?;
     script.args(["-qec", &format!("stty cols {columns}; exec \"$P\" {command}"), "/dev/null"]);
@@ -45,7 +45,7 @@ fn a_realistic_status() -> Result<()> {
 
     let narrow = on_terminal(&stage, 80, "dumb", "status")?;
     for line in narrow.lines() {
-        // Two columns each.
+        // Each of these characters is two columns wide.
         let wide = line.chars().filter(|c| "商店".contains(*c)).count();
         ensure!(line.chars().count() + wide <= 80, "wider than the terminal: {line}\n{narrow}");
     }
@@ -60,7 +60,7 @@ fn a_realistic_status() -> Result<()> {
     let everything = on_terminal(&stage, 80, "xterm", "status -o wide")?;
     ensure!(everything.contains(DIGEST) && everything.contains("WEIGHT"), "{everything}");
 
-    // One service alone.
+    // A single service.
     for form in ["status api", "status api -o wide", "status api -o json"] {
         let one = stage.daemon.order_done(form)?.stdout;
         ensure!(one.contains("api-1") && !one.contains("shop-checkout"), "{form}: {one}");
@@ -95,7 +95,7 @@ fn colours_are_for_terminals_that_want_them() -> Result<()> {
         let shown = run(&mut script)?;
         ensure!(shown.contains('\x1b') == expected, "NO_COLOR={value:?}: {shown}");
     }
-    // Errors in a pipe.
+    // Errors, in a pipe.
     let refused = stage.daemon.order("status nope")?.expect(2)?;
     ensure!(!refused.stderr.contains('\x1b') && refused.stderr.starts_with("error: "), "{refused:?}");
     Ok(())
@@ -115,7 +115,7 @@ fn share_is_the_present_and_served_the_past() -> Result<()> {
         };
         Ok([of("v1-1"), of("v2-1")])
     };
-    ensure!(shares()? == [(0.5, 0.0), (0.5, 0.0)], "before anybody came: {:?}", shares()?);
+    ensure!(shares()? == [(0.5, 0.0), (0.5, 0.0)], "before the first connection: {:?}", shares()?);
     stage.daemon.order_done("shift web v1=1")?;
     connect(stage.host.net(), 40)?;
     stage.daemon.wait_idle("web")?;
@@ -129,6 +129,6 @@ fn share_is_the_present_and_served_the_past() -> Result<()> {
     let [(v1, _), (v2, _)] = shares()?;
     ensure!((v1 - 0.9).abs() < 1e-3 && (v2 - 0.1).abs() < 1e-3, "{v1} {v2}");
     stage.daemon.order_done("pause web")?;
-    ensure!(shares()?.map(|(share, _)| share) == [0.0, 0.0], "nobody gets new connections while they wait");
+    ensure!(shares()?.map(|(share, _)| share) == [0.0, 0.0], "a paused backend gets no new connections");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Listeners that are not managed keep their clients; a claim concerns the addresses that it names.
+//! Unmanaged listeners keep their clients. A claim affects only the addresses that it names.
 
 use anyhow::Result;
 use pod_steer_tests::{
@@ -57,7 +57,7 @@ fn an_address_may_be_claimed_beside_another() -> Result<()> {
             ("127.0.0.1:53", None),
         ],
     )?;
-    // One that listens elsewhere is told where it should.
+    // A backend that listens elsewhere has a condition with the right address.
     let _lost = exec("lost", "dns", "10.9.1.1:53:5353", &["127.0.0.1:5353"]).start(&stage)?;
     stage.daemon.wait_state("dns", "lost", "not-steered")?;
     let said = stage.daemon.status()?.said_about("lost").join(" ");
@@ -66,7 +66,7 @@ fn an_address_may_be_claimed_beside_another() -> Result<()> {
 }
 
 #[test]
-fn a_wildcard_leaves_single_addresses_to_those_who_were_there() -> Result<()> {
+fn a_wildcard_leaves_single_addresses_to_earlier_listeners() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let net = stage.host.net().try_clone()?;
@@ -76,7 +76,7 @@ fn a_wildcard_leaves_single_addresses_to_those_who_were_there() -> Result<()> {
     let kept = [("127.0.0.3:80", Some("there@127.0.0.3:80"))];
     expect(&net, &others)?;
     expect(&net, &kept)?;
-    // A server that starts later gets no clients, which is a condition.
+    // A server that starts later gets no clients, which `status` reports.
     let _later = unmanaged(&stage, &net, "later", &["127.0.0.4:80"])?;
     for _ in 0..2 {
         stage.daemon.kill()?;
@@ -93,7 +93,7 @@ fn a_wildcard_leaves_single_addresses_to_those_who_were_there() -> Result<()> {
         expect(&net, &others)?;
         expect(&net, &kept)?;
     }
-    // Its address is the service's when it has ended.
+    // When it has ended, the service has its address.
     there.kill()?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -105,7 +105,7 @@ fn a_wildcard_leaves_single_addresses_to_those_who_were_there() -> Result<()> {
 }
 
 #[test]
-fn a_port_that_is_anothers_is_refused_with_the_reason() -> Result<()> {
+fn a_taken_port_is_refused_with_the_reason() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let stage = Stage::without_engine()?;
     let net = stage.host.net();
@@ -119,7 +119,7 @@ fn a_port_that_is_anothers_is_refused_with_the_reason() -> Result<()> {
         assert!(said.contains("already listens on port 8443") && said.contains("0.0.0.0:8443"), "{ports}: {said}");
     }
     expect(net, &[("127.0.0.2:8443", Some("U@0.0.0.0:8443"))])?;
-    // The family that is nobody's may be claimed.
+    // The other family may be claimed.
     let _six = start(&stage, "six", "s", "[::]:8443:9000", &["[::]:9000"])?;
     expect(net, &[("127.0.0.2:8443", Some("U@0.0.0.0:8443")), ("[::1]:8443", Some("six@[::]:9000"))])
 }
@@ -144,7 +144,7 @@ fn containers_beside_containers() -> Result<()> {
     let mut stage = Stage::with_docker()?;
     let net = stage.host.net().try_clone()?;
     let told = |name: &str, listen: &str| server::named_with(name, &["--listen", listen, "--tell-listener"]);
-    // Nobody manages this one.
+    // An unmanaged container.
     let _plain = stage.engine().start_container(&told("plain", "127.0.0.3:8080"))?;
     let _web = stage.engine().start_container(&told("web-1", "127.0.0.2:8080").service("web", "8080"))?;
     stage.daemon.wait_ready("web", 1)?;
@@ -154,7 +154,7 @@ fn containers_beside_containers() -> Result<()> {
         ("127.0.0.4:8080", None),
     ];
     expect(&net, &right)?;
-    // These begin without a daemon: what they listen on is their own when it comes.
+    // These start without a daemon. The next daemon recognises their listeners as their own.
     stage.daemon.kill()?;
     let _early = stage.engine().start_container(&told("early", "0.0.0.0:9090").service("early", "9090"))?;
     let _also = stage.engine().start_container(&told("also", "127.0.0.2:9191").service("also", "9191"))?;

@@ -1,4 +1,4 @@
-//! What operators decided survives the daemon and the machine; a store that is damaged never stops steering.
+//! Decisions of operators survive the daemon and a reboot. A damaged store does not stop steering.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ fn start(stage: &Stage) -> Result<Vec<Backend>> {
     NAMES.iter().map(|name| web(stage, name).start(stage)).collect()
 }
 
-/// What was decided, and the history, as the API tells them.
+/// The decisions and the history, from the API.
 fn told(stage: &Stage) -> Result<(Value, Value)> {
     Ok((stage.daemon.decision("web")?, stage.daemon.api("/v1/history?service=web", None)?.1))
 }
@@ -46,7 +46,7 @@ fn decided() -> Result<(Stage, Vec<Backend>)> {
     Ok((stage, servers))
 }
 
-/// What the machine forgets when it starts anew: pins, runtime files, cgroups.
+/// Removes what a reboot removes: pins, runtime files, cgroups.
 fn forget(stage: &Stage) -> Result<()> {
     run(stage.host.command("rm")?.args(["-r", BPFFS]))?;
     fs::remove_dir_all(stage.daemon.runtime_dir())?;
@@ -87,7 +87,7 @@ fn the_daemon_and_the_machine() -> Result<()> {
     stage.daemon.wait_state("web", "v3-1", "drained")?;
     ensure!(told(&stage)? == before, "{:?} after a restart of the machine, and not {before:?}", told(&stage)?);
     shares(&stage, "after a restart of the machine")?;
-    // Other decisions follow on those of before.
+    // Later decisions build on the earlier ones.
     stage.daemon.order_done("rollback web")?;
     let tally = connect(stage.host.net(), 200)?;
     ensure!(tally.answered_by("v1-1") == 200, "back to the deploy of before: {tally}");
@@ -101,7 +101,7 @@ fn put_aside(stage: &Stage) -> Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn a_damaged_store_is_kept_aside_and_steering_goes_on() -> Result<()> {
+fn a_damaged_store_is_kept_aside_and_steering_continues() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let (mut stage, _servers) = decided()?;
     let file = stage.daemon.state_dir().join("state.redb");
@@ -123,7 +123,7 @@ fn a_damaged_store_is_kept_aside_and_steering_goes_on() -> Result<()> {
         let said = stage.daemon.status()?.said_about("ledger").join("\n");
         ensure!(said.contains("state.redb") && said.contains("it is kept as"), "{damage}: {said}");
         ensure!(stage.daemon.decision("web")?["traffic"]["weights"].is_null(), "decisions begin anew");
-        // And it serves as a store again.
+        // The daemon stores decisions again.
         stage.daemon.order_done("shift web v1=3 v2=1")?;
         stage.daemon.kill()?;
         stage.daemon.restart()?;

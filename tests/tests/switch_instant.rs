@@ -1,4 +1,4 @@
-//! The instant of a switch: when the command has returned, nobody who connects is served by the old version any more.
+//! The instant of a switch: when the command has returned, the old version serves no new connection.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use pod_steer_tests::{
 };
 
 const SWITCHES: usize = 100;
-/// What a switch is to take from the daemon's decision; printed, for a machine that is busy elsewhere may take longer.
+/// The aim for the time of a switch. Printed and not judged, since a busy machine may take longer.
 const AIM: Duration = Duration::from_millis(1);
-/// Time between two switches, in which the new version is seen to serve.
+/// Time between two switches, in which the new version serves.
 const BETWEEN: Duration = Duration::from_millis(30);
 
-/// One switch, as the operator saw it.
+/// One switch, as its operator sees it.
 struct Switch {
     to: &'static str,
     command: String,
@@ -30,7 +30,7 @@ fn start(stage: &Stage, version: &str) -> Result<Container> {
 }
 
 #[test]
-fn nobody_who_connects_after_the_command_reaches_the_old_version() -> Result<()> {
+fn no_connection_after_the_command_reaches_the_old_version() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let _versions = [start(&stage, "v1")?, start(&stage, "v2")?];
@@ -71,7 +71,7 @@ fn nobody_who_connects_after_the_command_reaches_the_old_version() -> Result<()>
     }
     let history = stage.daemon.history("web")?;
     let mut took: Vec<_> = history.iter().filter_map(|operation| operation.took("switched")).collect();
-    // The first shift, before there was any load, is one more.
+    // The first shift, before the load, is one more.
     ensure!(took.len() == SWITCHES + 1, "{} of {SWITCHES} switches are in the history", took.len());
     let within = took.iter().filter(|took| **took < AIM).count();
     let times = stats::median_and_maximum(&mut took);
@@ -80,11 +80,11 @@ fn nobody_who_connects_after_the_command_reaches_the_old_version() -> Result<()>
     Ok(())
 }
 
-/// Connections begun between the return of a switch's command and the next command, and not answered by its version.
+/// Connections that began between the return of a switch's command and the next command, and that another version answered.
 fn late(log: &[Logged], switch: &Switch, next: Option<&Switch>) -> usize {
     let begun = log.iter().skip_while(|connection| connection.began < switch.after);
     let begun = begun.take_while(|connection| next.is_none_or(|next| connection.began < next.before));
-    // One that began before the next command may live until after it: then the next version may have it.
+    // A connection that began before the next command may be accepted after it, by the next version.
     let settled = begun.filter(|connection| next.is_none_or(|next| connection.ended < next.before));
     settled.filter(|connection| connection.name != switch.to).count()
 }

@@ -1,4 +1,4 @@
-//! The unit that is shipped, verbatim, under a real systemd.
+//! The shipped unit, verbatim, under a real systemd.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use pod_steer_tests::{
 const UNIT: &str = include_str!("../../examples/pod-steer.service");
 const NAME: &str = "pod-steer.service";
 
-/// What the daemon keeps: KILL, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF.
+/// The capabilities that the daemon keeps: KILL, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF.
 const KEPT: u64 = 1 << 5 | 1 << 2 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39;
 
 fn wait_ready(systemd: &Systemd, service: &str, backends: usize) -> Result<()> {
@@ -30,7 +30,7 @@ fn wait_ready(systemd: &Systemd, service: &str, backends: usize) -> Result<()> {
     .with_context(|| systemd.journal(&[]).unwrap_or_default())
 }
 
-/// A backend that `pod-steer exec` starts as an operator would.
+/// A backend that an operator starts with `pod-steer exec`.
 fn exec(host: &Host, systemd: &Systemd, name: &str) -> Result<Process> {
     let mut command = systemd.command("pod-steer")?;
     command.args(["exec", "--service", "web", "--ports", "80:8080", "--version", "v1", "--name", name, "--"]);
@@ -115,7 +115,7 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     run(systemd.command("pod-steer")?.arg("unload")).map(drop)
 }
 
-/// Podman beside it, as a service of systemd's.
+/// Podman beside it, as a systemd service.
 #[test]
 fn the_shipped_unit_steers_containers() -> Result<()> {
     require!(needed());
@@ -155,7 +155,7 @@ fn the_shipped_unit_steers_containers() -> Result<()> {
     Ok(())
 }
 
-/// What the daemon's sandbox must refuse, tried in it.
+/// System calls that the daemon's sandbox must refuse.
 const PROBE: &str = r#"
 import ctypes, errno, mmap, os, socket
 def refused(what, wanted, attempt):
@@ -206,13 +206,13 @@ fn the_sandbox_of_the_shipped_unit_is_in_force() -> Result<()> {
     let systemd = Systemd::start(&host, &[("probe.service", &probe)])?;
     systemd.ctl(&["start", "probe.service"])?;
     assert_eq!(systemd.property("probe.service", "Result")?, "success");
-    // Without the sandbox the same is allowed, so it is not the test's own surroundings that refuse.
+    // The same is allowed without the sandbox, so it is not the test's own environment that refuses.
     let bare = output(systemd.command("python3")?.args(["-I", "/run/probe.py"]))?;
     ensure!(!bare.status.success(), "{bare:?}");
     Ok(())
 }
 
-/// Capabilities that are just enough, as a container or another service manager may grant them.
+/// The minimal capabilities, as a container or another service manager may grant them.
 #[test]
 fn the_daemon_starts_with_the_capabilities_that_it_needs_and_no_others() -> Result<()> {
     require!(tools::root_and(&["setpriv", "ip"]));

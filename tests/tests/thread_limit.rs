@@ -1,4 +1,4 @@
-//! A limit on threads: work beside the daemon's loop fails, and the daemon goes on.
+//! A limit on threads: work beside the daemon's loop fails, and the daemon continues.
 
 use std::{fs, path::PathBuf};
 
@@ -15,7 +15,7 @@ use pod_steer_tests::{
 /// A cgroup of the daemon in which no further thread can be made while a limit is set.
 struct Limit {
     dir: PathBuf,
-    /// Where the daemon goes afterwards.
+    /// The cgroup to which the daemon returns afterwards.
     back: PathBuf,
 }
 

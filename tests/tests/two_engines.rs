@@ -1,4 +1,4 @@
-//! Two engines that name one container: it belongs to the first one.
+//! Two engines list one container: it belongs to the first one.
 
 use std::{os::unix::fs::symlink, sync::Arc};
 
@@ -14,14 +14,14 @@ use pod_steer_tests::{
     tools,
 };
 
-/// What is said of this engine.
+/// The condition of this engine.
 fn said_of(status: &Status, engine: &str) -> Option<String> {
     let problem = status.problems.iter().find(|problem| problem.subject.contains(engine))?;
     Some(problem.message.clone())
 }
 
 #[test]
-fn one_engine_by_two_names_is_told() -> Result<()> {
+fn one_engine_with_two_addresses_is_reported() -> Result<()> {
     require!(tools::docker());
     let host = Arc::new(Host::new()?);
     let engine = Engine::start(&host)?;
@@ -40,7 +40,7 @@ fn one_engine_by_two_names_is_told() -> Result<()> {
     })
 }
 
-/// An engine that says of a container that it has other labels, and has ended.
+/// An engine that lists a container with other labels, and as ended.
 fn liar(host: &Host, id: &str) -> Result<(FakeEngine, String)> {
     let socket = host.dir().join("liar.sock");
     let labels = r#""pod-steer.service":"other","pod-steer.ports":"81:8080""#;
@@ -53,7 +53,7 @@ fn liar(host: &Host, id: &str) -> Result<(FakeEngine, String)> {
         let attributes = r#""name":"mark","image":"mark","pod-steer.service":"mark","pod-steer.ports":"82:8082""#;
         format!(r#"{{"Action":"{action}","Actor":{{"ID":"{id}","Attributes":{{{attributes}}}}}}}"#) + "\n"
     };
-    // The last one shows that the others have been read.
+    // The last container shows that the daemon has read the others.
     let events = [event(id, "die"), event(id, "kill"), event(&"f".repeat(64), "create")].concat();
     let engine = FakeEngine::start(&socket, move |path, stream| match path.split('?').next().unwrap_or_default() {
         "/containers/json" => fake_engine::send(stream, &list),
@@ -90,7 +90,7 @@ fn an_engine_changes_nothing_of_another_ones_container() -> Result<()> {
     ensure!(tally.answered_by("web-1") == 50, "{tally}");
     drop(daemon);
 
-    // An engine whose address has changed is the same.
+    // The container keeps its engine when the engine's address changes.
     symlink(engine.docker().socket(), host.dir().join("moved.sock"))?;
     let moved = format!("unix://{}", host.dir().join("moved.sock").display());
     let daemon = Daemon::start(&host, &[&moved])?;

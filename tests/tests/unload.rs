@@ -34,7 +34,7 @@ fn cgroups(host: &Host) -> BTreeSet<PathBuf> {
     found
 }
 
-/// What is in the host's bpffs, directories included.
+/// The contents of the host's bpffs, directories included.
 fn pins(host: &Host) -> Result<String> {
     run(host.command("find")?.args(["/sys/fs/bpf", "-mindepth", "1"]))
 }
@@ -76,7 +76,7 @@ fn with_a_daemon() -> Result<()> {
     stage.daemon.unload()?;
     assert_eq!(stage.daemon.exit_code()?, Some(0), "{}", stage.daemon.log_tail());
     assert_undone(&stage, &owned, &pins_before)?;
-    // The servers were never touched: they share port 8080 as their sockets allow, and port 80 is nobody's.
+    // The servers still run: they share port 8080 by SO_REUSEPORT, and no socket listens on port 80.
     let after = Load::to(target).count(200).run(stage.host.net())?;
     assert_eq!(after.answered(), 200, "{after}");
     let eighty = Load::to("127.0.0.1:80".parse()?).count(5).run(stage.host.net())?;
@@ -84,9 +84,9 @@ fn with_a_daemon() -> Result<()> {
 
     drop(containers);
     wait::until("the cgroups to be as before", || (cgroups(&stage.host) == cgroups_before).then_some(()))?;
-    // A second time there is nothing to do, and that is no failure.
+    // A second `unload` has nothing to do, which is no failure.
     stage.daemon.unload()?;
-    // And everything can begin again.
+    // A daemon can start again.
     stage.daemon.restart()?;
     let _again = stage.engine().start_container(&server::named("web-3", "0.0.0.0:8081").service("web", "81:8081"))?;
     stage.daemon.wait_ready("web", 1)?;
@@ -134,7 +134,7 @@ fn while_processes_run_in_cgroups_of_the_daemons() -> Result<()> {
     assert_eq!(cgroups(&stage.host), cgroups_before, "the process was moved back, its cgroup removed");
     let log = stage.daemon.log();
     assert!(!log.contains("cannot remove a cgroup"), "{}", stage.daemon.log_tail());
-    // A second time, and with nothing left: one line.
+    // A second `unload` prints one line.
     let mut again = stage.daemon.cli()?;
     again.args(["unload", "--bpffs", BPFFS, "--runtime-dir", "/run/pod-steer", "--state-dir"]);
     let again = output(again.arg(stage.daemon.state_dir()))?;

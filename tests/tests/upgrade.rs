@@ -1,5 +1,4 @@
-//! Another release of pod-steer takes over the state of the one before: every attached program is replaced in place, and no
-//! client notices.
+//! Another release of pod-steer takes over the kernel state: every attached program is replaced in place, and no connection is lost.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +50,7 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
         for name in ["steer", "bind4", "bind6", "refuse_mptcp", "tcp_events"] {
             ensure!(changed.contains(&name), "{name} runs other instructions: {changed:?}");
         }
-        // Those of the sockets have no links: the last one goes with the last socket that it is attached to.
+        // Programs of sockets have no link: they are freed with the last socket that they are attached to.
         wait::until_ok("the former migrate program to be gone", || Ok(bpf::program(migrate)?.is_none().then_some(())))
             .with_context(|| stage.daemon.log_tail())?;
         let said = stage.daemon.log().matches(REPLACED).count();

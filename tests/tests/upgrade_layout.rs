@@ -1,4 +1,5 @@
-//! A release with other maps takes over: they are filled from those in use, and neither clients nor counters nor decisions notice.
+//! A release with another layout of maps takes over: it fills its maps from those in use, and connections, counters and decisions are
+//! kept.
 
 use std::net::TcpStream;
 
@@ -20,7 +21,7 @@ const MIGRATED: &str = "the kernel state was brought to another layout";
 
 const REPLACED: &str = "attached programs of another build were replaced";
 
-/// What a new listener or a stopped service is to its clients, `answered` or not.
+/// All new connections to a port are answered by this backend, or all are refused.
 fn all(stage: &Stage, port: u16, name: Option<&str>) -> Result<()> {
     let tally = Load::to(([127, 0, 0, 1], port).into()).count(50).run(stage.host.net())?;
     let right = name.map_or(tally.refused() == 50, |name| tally.answered_by(name) == 50);
@@ -43,7 +44,7 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
     stage.daemon.wait_ready("drained", 1)?;
     stage.daemon.order_done("drain drained")?;
     stage.daemon.order_done("shift versions v2=1")?;
-    // It stays through every upgrade.
+    // A connection that stays open through every upgrade.
     let held = stage.host.net().run(|| TcpStream::connect("127.0.0.1:82"))?;
     let live = |stage: &Stage| Ok::<_, anyhow::Error>(stage.daemon.status()?.backend("versions", "v2").live);
     stage
@@ -66,11 +67,11 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
         let web_opened = status.service("web").map(|web| web.opened()).unwrap_or_default();
         ensure!(web_opened > opened, "{release}: counters go on: {web_opened} after {opened}");
         opened = web_opened;
-        // Decisions are in force, and what was there is served.
+        // Decisions are in force, and earlier services are served.
         all(&stage, 81, None)?;
         all(&stage, 82, Some("v2"))?;
         ensure!(live(&stage)? >= 1, "{release}: the connection is held");
-        // A listener that opens now is seen by the new programs, and is served.
+        // The new programs see a listener that opens now, and its clients are served.
         let name = format!("web-{}", number + 4);
         backends.push(web(&name).user(1000 * (number as u32 % 2)).start(&stage)?);
         stage.daemon.wait_ready("web", number + 4)?;
@@ -147,7 +148,7 @@ fn a_migration_that_fails_leaves_the_former_state() -> Result<()> {
         no_residue(&stage)?;
         goes_on(&load)?;
     }
-    // The former release goes on with its state, and the later one takes it over in the end.
+    // The former release continues with its state, and the later one takes over in the end.
     stage.daemon.conditions.env.clear();
     choose(&mut stage, None)?;
     stage.daemon.restart()?;
@@ -158,7 +159,7 @@ fn a_migration_that_fails_leaves_the_former_state() -> Result<()> {
     ends_well("a migration that failed at seven steps", &stage, load)
 }
 
-/// The next daemon of no release need come.
+/// No daemon has to finish the migration first.
 #[test]
 fn unload_ends_a_migration_that_was_killed() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv"]));
@@ -176,9 +177,9 @@ fn unload_ends_a_migration_that_was_killed() -> Result<()> {
     Ok(())
 }
 
-/// The new daemon cannot open the sockets, so the programs that move queues stay those of the former layout, and count there.
+/// The new daemon cannot open the sockets, so the former migrate programs stay attached and count in the former maps.
 #[test]
-fn what_the_former_migrate_programs_count_is_not_lost() -> Result<()> {
+fn counts_of_the_former_migrate_programs_are_kept() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let mut first = web("first").server(&["--accept-delay-ms", "600000"]).start(&stage)?;
@@ -197,7 +198,7 @@ fn what_the_former_migrate_programs_count_is_not_lost() -> Result<()> {
             (second.moved_in == 5 && second.live == 5).then_some(())
         })
     };
-    // Every 30 s the counters are read, which is as long as a test waits for anything.
+    // The daemon reads the counters every 30 s, which is as long as one wait.
     moved(&stage).or_else(|_| moved(&stage))?;
     drop(waiting);
     stage.daemon.wait_idle("web").map(drop)

@@ -1,4 +1,4 @@
-//! Versions that run as different users share a port, which the kernel alone lets only sockets of one user do.
+//! Versions that run as different users share a port. The kernel alone allows that to sockets of one user only.
 
 use std::{fs, sync::Arc};
 
@@ -25,7 +25,7 @@ fn exec<'a>(name: &str, listen: &str, uid: u32) -> Exec<'a> {
     if uid == ROOT { exec } else { exec.user(uid) }
 }
 
-/// The only port but 8080 on which somebody listens.
+/// The only listening port other than 8080.
 fn hidden_port(net: &NetNs) -> Result<u16> {
     let ports = net.listening_ports()?;
     let others: Vec<u16> = ports.iter().copied().filter(|port| *port != 8080).collect();
@@ -37,7 +37,7 @@ fn load(net: &NetNs, target: &str, count: u64) -> Result<Tally> {
     Load::to(target.parse()?).threads(2).count(count).run(net)
 }
 
-/// What is said of the backend whose bind was moved, and nothing of the other.
+/// The backend whose bind was moved has a note, and the other one has none.
 fn only_noted(backends: &[Backend], moved: &str) {
     for backend in backends {
         if backend.name == moved {
@@ -76,7 +76,7 @@ fn two_users_share_in_any_order() -> Result<()> {
 
         let hidden = hidden_port(stage.host.net())?;
         let direct = load(&client.ns, &format!("{}:{hidden}", client.host_ip4), 20)?;
-        assert_eq!(direct.refused(), 20, "a port that nobody declared: {direct}");
+        assert_eq!(direct.refused(), 20, "an undeclared port: {direct}");
         let direct = load(&client.ns, &format!("{}:8080", client.host_ip4), 20)?;
         assert_eq!(direct.answered_by(first), 20, "the port itself is the first one's: {direct}");
     }
@@ -133,18 +133,18 @@ fn two_users_that_bind_in_the_same_moment() -> Result<()> {
 }
 
 #[test]
-fn nobody_elses_bind_changes() -> Result<()> {
+fn other_binds_are_unchanged() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv"]));
     let stage = Stage::without_engine()?;
     let _root = exec("of-root", "0.0.0.0:8080", ROOT).start(&stage)?;
-    // A port that is not declared is bound as ever, also by a backend whose declared one is moved.
+    // Undeclared ports are bound as usual, also by a backend whose declared port is moved.
     let user = exec("of-user", "0.0.0.0:8080", USER).server(&["--listen", "0.0.0.0:8090"]).start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     let names = ["0.0.0.0:8080", "0.0.0.0:8090"];
     wait::until("both sockets", || (socket_names(&user.process.stdout()) == names).then_some(()))?;
     let own = load(stage.host.net(), "127.0.0.1:8090", 20)?;
     assert_eq!(own.answered_by("of-user"), 20, "{own}");
-    // Who is not managed is told that the port is taken, whichever user it is.
+    // The bind of an unmanaged process fails because the port is taken, whatever its user.
     for uid in [ROOT, USER] {
         let mut intruder = stage.host.command("setpriv")?;
         let uid = uid.to_string();
@@ -166,7 +166,7 @@ fn a_server_that_listened_before_has_the_port() -> Result<()> {
     command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "--"]).arg(tools::named_server()?);
     let old = stage.host.start("of-user", command.args(["--name", "of-user", "--listen", "0.0.0.0:8080"]))?;
     wait::until("the server", || old.stdout().contains("listening").then_some(()))?;
-    // It is not known yet, so this one is the first managed bind, and fails.
+    // The daemon does not know that server yet, so this is the first managed bind, and it fails.
     let mut early = exec("of-root", "0.0.0.0:8080", ROOT).launch(&stage)?;
     assert!(!early.process.wait(wait::STUCK)?.success());
     let mut register = stage.daemon.cli()?;
@@ -195,7 +195,7 @@ fn a_daemon_that_starts_again_knows_them() -> Result<()> {
     only_noted(&stage.daemon.wait_ready("web", 2)?.backends, "of-user");
     let direct = load(stage.host.net(), &format!("127.0.0.1:{hidden}"), 20)?;
     assert_eq!(direct.refused(), 20, "{direct}");
-    // Its end is seen: nobody is refused, and nothing of its port is left.
+    // The daemon notices its end: no client is refused, and nothing of its port is left.
     user.process.kill()?;
     stage.daemon.wait_ready("web", 1)?;
     let after = load(stage.host.net(), "127.0.0.1:80", 200)?;
@@ -248,14 +248,14 @@ fn unload_leaves_nothing_of_it() -> Result<()> {
     assert!(owned.values().any(of_sockets), "{owned:?}");
     stage.daemon.unload()?;
     assert_eq!(stage.daemon.exit_code()?, Some(0));
-    // Also what the kernel holds for a socket that lives on.
+    // That includes the storage of a socket that lives on.
     bpf::until_gone(&owned)?;
     let own = load(stage.host.net(), &format!("127.0.0.1:{hidden}"), 5)?;
     assert_eq!(own.answered_by(&user.name), 5, "it was not touched, and listens where the kernel put it: {own}");
     Ok(())
 }
 
-/// Accepts one connection and ends; a child that has left the cgroup keeps it. It never asks for `SO_REUSEADDR`.
+/// Accepts one connection and ends. A child that has left the cgroup keeps the connection open. It never sets `SO_REUSEADDR`.
 const LEAVES_A_CONNECTION: &str = r#"
 import os, signal, socket, sys
 listener = socket.socket()
@@ -271,7 +271,7 @@ if os.fork() == 0:
     signal.pause()
 "#;
 
-/// Starts a backend of root's that leaves an established connection behind when it is gone, and waits for that.
+/// Starts a backend of root that leaves an established connection behind when it ends, and waits for its end.
 fn leave_a_connection(stage: &Stage) -> Result<(Process, std::net::TcpStream)> {
     let mut command = stage.daemon.cli()?;
     command.args(["exec", "--service", "web", "--ports", "8080", "--name", "of-root", "--"]);
@@ -293,7 +293,7 @@ fn a_port_is_its_users_as_long_as_connections_use_it() -> Result<()> {
     let net = stage.host.net();
     let (_server, connected) = leave_a_connection(&stage)?;
 
-    // The kernel does not give the port to another user now: its bind is moved, and it is served all the same.
+    // The kernel does not give the port to another user now. The bind is moved, and the backend still gets its clients.
     let _user = Exec::new("of-user", "web", "8080", "0.0.0.0:8080").user(USER).start(&stage)?;
     only_noted(&stage.daemon.wait_ready("web", 1)?.backends, "of-user");
     let tally = load(net, "127.0.0.1:8080", 50)?;

@@ -1,4 +1,4 @@
-//! A table most of whose sockets have died at once, with a daemon that does not know: how many of them a packet tries.
+//! A table most of whose sockets have closed at once, before a daemon could replace it: how many of them one packet tries.
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{daemon::Stage, exec::Exec, load::Load, report, require, tools};
@@ -7,7 +7,7 @@ use pod_steer_tests::{daemon::Stage, exec::Exec, load::Load, report, require, to
 const TRIES_MAX: u64 = 8 + 1_024;
 const CONNECTIONS: u64 = 50;
 
-/// A backend with so many listeners on port 8080.
+/// A backend with this many listeners on port 8080.
 fn many(stage: &Stage, name: &str, sockets: usize, weight: &str) -> Result<pod_steer_tests::exec::Backend> {
     let listeners: Vec<&str> = (1..sockets).flat_map(|_| ["--listen", "0.0.0.0:8080"]).collect();
     let exec = Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--weight", weight]);
@@ -23,10 +23,10 @@ fn many(stage: &Stage, name: &str, sockets: usize, weight: &str) -> Result<pod_s
 fn a_packet_tries_a_bounded_number_of_dead_sockets_and_finds_the_living() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
-    // Of 4,150 members 150 live, and no slot leads to them to speak of.
+    // Of 4,150 members 150 still listen, and almost no slot leads to them.
     let mut doomed = [many(&stage, "doomed-1", 2_000, "65535")?, many(&stage, "doomed-2", 2_000, "65535")?];
     let mut kept = many(&stage, "kept", 150, "1")?;
-    // It keeps the service and its counters, and serves nothing.
+    // It keeps the service and its counters, and serves no client.
     let _elsewhere = Exec::new("elsewhere", "web", "80:8080", "0.0.0.0:9090").start(&stage)?;
     stage.daemon.kill()?;
     for backend in &mut doomed {

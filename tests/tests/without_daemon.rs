@@ -1,5 +1,5 @@
-//! The daemon is dead, and so is every backend of a service: the port is the kernel's own again, so an unmanaged server gets its
-//! clients. As long as a socket listens that clients must not reach, they are refused.
+//! The daemon and every backend of a service have ended: the kernel's own lookup decides again, so an unmanaged server gets the clients
+//! of the port. While a socket listens that clients must not reach, they are refused.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use pod_steer_tests::{
     require, tools, wait,
 };
 
-/// A server that is not managed.
+/// An unmanaged server.
 fn unmanaged(stage: &Stage, port: u16) -> Result<Process> {
     let mut command = stage.host.command(tools::named_server()?)?;
     command.args(["--name", "unmanaged", "--listen", &format!("0.0.0.0:{port}")]);
@@ -62,7 +62,7 @@ fn a_claim_outlives_its_backends_only_with_a_daemon() -> Result<()> {
 }
 
 #[test]
-fn a_drained_backend_gets_nobody_when_the_daemon_dies() -> Result<()> {
+fn a_drained_backend_gets_no_client_when_the_daemon_dies() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::without_engine()?;
     let mut web = web(&stage, "8080:8080")?;
@@ -119,10 +119,10 @@ fn a_hidden_port_is_refused_as_long_as_its_socket_listens() -> Result<()> {
     all_answered(&stage, hidden, "unmanaged")
 }
 
-/// The rule names the one backend that may serve, by whose newest listener a client is served whom no table has a socket for. The
-/// decision excludes that one, and the daemon dies before it has written the rule anew.
+/// The rule names the only backend that may serve. Its newest listener gets clients for which no table has a socket. The decision
+/// excludes that backend, and the daemon dies before it has rewritten the rule.
 #[test]
-fn a_version_that_waits_gets_nobody_when_the_daemon_dies_at_the_switch() -> Result<()> {
+fn a_waiting_version_gets_no_client_when_the_daemon_dies_at_the_switch() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured("[service.web]\nrollout = 'manual'\n")?;
     let start =
@@ -140,7 +140,7 @@ fn a_version_that_waits_gets_nobody_when_the_daemon_dies_at_the_switch() -> Resu
     all_answered(&stage, 80, "v2")?;
     two.process.kill()?;
     all_refused(&stage, 80)?;
-    // The next daemon writes the rule as it is decided.
+    // The next daemon writes the rule according to the decision.
     stage.daemon.restart()?;
     all_refused(&stage, 80)?;
     let _again = Exec::new("v2-2", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v2"]).start(&stage)?;

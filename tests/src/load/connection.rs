@@ -25,7 +25,7 @@ pub enum End {
 pub struct Answer {
     /// The server's name.
     pub name: String,
-    /// The client's address as the server saw it, if the server told.
+    /// The client's address as the server saw it, if the server reports it.
     pub peer: Option<SocketAddr>,
     /// The client's own address.
     pub local: SocketAddr,
@@ -36,11 +36,11 @@ pub struct Answer {
 /// Why there was no answer.
 #[derive(Clone, Debug)]
 pub enum Loss {
-    /// `connect` was answered by a reset: nobody listened.
+    /// A reset answered `connect`: no socket listened.
     Refused,
-    /// Connected, then closed or reset before a byte came.
+    /// Connected, then closed or reset before the first byte of the answer.
     ResetBefore(SocketAddr),
-    /// Closed or reset in the midst of an answer, or instead of one on a connection kept alive.
+    /// Closed or reset within an answer, or before one on a kept-alive connection.
     ResetAfter(SocketAddr),
     /// No connection in time.
     ConnectTimedOut,
@@ -48,7 +48,7 @@ pub enum Loss {
     AnswerTimedOut(SocketAddr),
     /// The answer is not one that a test server gives.
     Garbled(SocketAddr, String),
-    /// The client's own trouble.
+    /// An error of the client itself.
     Failed(String),
 }
 
@@ -70,7 +70,7 @@ pub fn attempt(target: SocketAddr, requests: u32, timeout: Duration) -> End {
     attempt_from(None, target, requests, timeout)
 }
 
-/// As [`attempt`], from an address of the client's that is not the kernel's choice.
+/// As [`attempt`], from a given address of the client.
 pub fn attempt_from(source: Option<IpAddr>, target: SocketAddr, requests: u32, timeout: Duration) -> End {
     let mut answer = None;
     match try_attempt(source, target, requests, timeout, &mut answer) {
@@ -130,7 +130,7 @@ fn connect_from(source: IpAddr, target: SocketAddr, timeout: Duration) -> io::Re
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     match connect(&socket, &target) {
         Ok(()) => Ok(TcpStream::from(socket)),
-        // What a blocking connect says when the time to send is over.
+        // The error of a blocking connect when its send time-out is over.
         Err(Errno::INPROGRESS) => Err(ErrorKind::TimedOut.into()),
         Err(errno) => Err(errno.into()),
     }
@@ -142,7 +142,7 @@ struct Body {
     last: bool,
 }
 
-/// How an exchange broke off, and whether a byte of the answer had come.
+/// How an exchange broke off, and whether a byte of the answer had arrived.
 struct Broken {
     error: io::Error,
     begun: bool,
@@ -182,7 +182,7 @@ fn exchange(stream: &mut TcpStream, target: SocketAddr, last: bool) -> Result<Bo
     }
 }
 
-/// The body of an answer that tells its own length, once it is all there.
+/// The body of an answer with a length, once it is complete.
 fn complete(received: &[u8]) -> Option<Body> {
     let end = received.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&received[..end]).to_ascii_lowercase();
@@ -193,7 +193,7 @@ fn complete(received: &[u8]) -> Option<Body> {
     Some(Body { text: String::from_utf8_lossy(body).into_owned(), last })
 }
 
-/// What there is when the server has closed: a bare answer ends so, everything else is broken off.
+/// The answer when the server has closed: a bare answer is complete, and any other one is broken off.
 fn at_end(received: &[u8]) -> Result<Body, Broken> {
     if !received.starts_with(b"HTTP/") && received.ends_with(b"\n") {
         return Ok(Body { text: String::from_utf8_lossy(received).into_owned(), last: true });

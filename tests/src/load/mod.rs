@@ -1,7 +1,7 @@
 //! Clients that account for every connection they open.
 //!
-//! A load runs on threads inside a network namespace, is bounded in number or in time, and ends in a [`Tally`] in which
-//! each connection appears exactly once: answered by a name, or lost in a way that is told apart from the others.
+//! A load runs on threads inside a network namespace, is bounded in number or in time, and ends in a [`Tally`] in which each connection
+//! appears exactly once: answered by a name, or lost with a reason.
 
 mod connection;
 mod tally;
@@ -22,10 +22,10 @@ pub use tally::{Logged, Tally};
 
 use crate::netns::NetNs;
 
-/// A load without a number of connections ends after this time even if nobody stops it.
+/// A load without a number of connections ends after this time if it is not stopped.
 const RUN_MAX: Duration = Duration::from_secs(300);
 
-/// What clients do. Made by [`Load::to`].
+/// The behaviour of clients. Made by [`Load::to`].
 #[derive(Clone, Debug)]
 pub struct Load {
     target: SocketAddr,
@@ -67,7 +67,7 @@ impl Load {
         Self { timeout, ..self }
     }
 
-    /// How long each client rests between two connections.
+    /// The pause of each client between two connections.
     pub fn pause(self, pause: Duration) -> Self {
         Self { pause, ..self }
     }
@@ -77,7 +77,7 @@ impl Load {
         Self { source: Some(source), ..self }
     }
 
-    /// Keeps when each connection began, and who answered.
+    /// Records when each connection began, and which server answered.
     pub fn logged(self) -> Self {
         Self { logged: true, ..self }
     }
@@ -132,7 +132,7 @@ struct Shared {
     requests: AtomicU64,
 }
 
-/// A load under way. Dropping it stops it.
+/// A running load. Dropping it stops it.
 #[derive(Debug)]
 pub struct Running {
     clients: Vec<JoinHandle<Result<Tally>>>,

@@ -1,4 +1,4 @@
-//! The sum of what clients met.
+//! The counts of clients.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 
 use super::connection::{End, Loss};
 
-/// More servers than these are shown as their number.
+/// If there are more servers, only their number is shown.
 const NAMES_SHOWN_MAX: usize = 8;
 
 /// Every connection of a load, exactly once: `connections() == answered() + losses.len()`.
@@ -21,7 +21,7 @@ pub struct Tally {
     pub requests_by_name: BTreeMap<String, u64>,
     /// Connections without an answer, with the time since the load began.
     pub losses: Vec<(Duration, Loss)>,
-    /// Answers in which the server saw another peer than the client was: the address was rewritten on the way.
+    /// Answers in which the server saw another peer address than the client's: the address was rewritten on the way.
     pub disguised: Vec<(SocketAddr, SocketAddr)>,
     /// Every answered connection, of a load that was told to log them.
     pub log: Vec<Logged>,
@@ -34,7 +34,7 @@ pub struct Logged {
     pub began: Instant,
     /// When the last answer had come.
     pub ended: Instant,
-    /// Who answered.
+    /// The server that answered.
     pub name: String,
 }
 
@@ -59,7 +59,7 @@ impl Tally {
         }
     }
 
-    /// Adds another load's.
+    /// Adds the counts of another load.
     pub fn merge(&mut self, other: Self) {
         for (name, n) in other.by_name {
             *self.by_name.entry(name).or_default() += n;
@@ -82,7 +82,7 @@ impl Tally {
         self.by_name.values().sum()
     }
 
-    /// Requests in all: every one that was sent is counted, for a lost connection is one lost request.
+    /// Requests in all: answered ones, and one for each lost connection.
     pub fn requests(&self) -> u64 {
         self.requests_by_name.values().sum::<u64>() + self.losses.len() as u64
     }
@@ -116,7 +116,7 @@ impl Display for Tally {
         }
         write!(f, "{} refused, {reset_before} reset before an answer, ", self.refused())?;
         write!(f, "{reset_after} reset after, {timed_out} timed out, {other} other")?;
-        // A few examples say more than their number, and thousands say no more than a few.
+        // A few examples are more useful than a number or a list of thousands.
         if !self.losses.is_empty() {
             write!(f, "; first losses {:?}", &self.losses[..self.losses.len().min(5)])?;
         }

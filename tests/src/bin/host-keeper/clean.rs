@@ -1,4 +1,4 @@
-//! Undoes the host: its processes, its mounts, its directory, its cgroups.
+//! Removes the host: its processes, mounts, directory and cgroups.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use rustix::{
 
 use crate::setup::Host;
 
-/// A killed process that holds many resources needs a moment to be gone.
+/// A killed process with many resources needs a moment to end.
 const GONE_MAX: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(5);
 
@@ -36,7 +36,7 @@ pub fn remove(host: &Host, dir: &Path) -> Result<()> {
         .with_context(|| format!("removing cgroup {}", host.name))
 }
 
-/// Kills what is in the host's cgroup, which is what was started in the host and nothing else.
+/// Kills all processes in the host's cgroup, which are those that were started in the host.
 fn kill_all(host: &Host) -> Result<()> {
     let kill = openat(&host.cgroup, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&kill, b"1")?;

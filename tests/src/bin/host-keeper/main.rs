@@ -1,8 +1,8 @@
-//! Holds the namespaces of one test host open, and undoes the host when its standard input ends.
+//! Holds the namespaces of one test host open, and removes the host when its standard input ends.
 //!
-//! It is a process of its own for two reasons: only a process can enter a cgroup before it makes a cgroup namespace of
-//! it, and a pipe that ends tells it of the test's death however that came about, SIGKILL included. It does not use the
-//! cgroup itself, so that everything in there may be killed.
+//! It is a process of its own for two reasons: only a process can enter a cgroup before it makes a cgroup namespace of it, and the end
+//! of the pipe tells it of any end of the test, by SIGKILL too. It leaves the host's cgroup, so that all processes in there can be
+//! killed.
 
 mod clean;
 mod setup;

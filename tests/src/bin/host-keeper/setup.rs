@@ -11,7 +11,7 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 
-/// The cgroup of the host. Reached by descriptors: once the new mount namespace stands, its path leads elsewhere.
+/// The cgroup of the host, by descriptors, since its path leads elsewhere in the new mount namespace.
 pub struct Host {
     /// The cgroup in which the host's cgroup was made.
     pub parent: OwnedFd,
@@ -37,7 +37,7 @@ pub fn namespaces(host: &Host) -> Result<()> {
     let root = cgroup2::mount_point()?;
     let own = root.join(cgroup2::own_path()?);
     let cgroup = root.join(&host.name);
-    // Opened while both cgroups are in sight: whether a move is allowed is judged by who opened the file.
+    // Opened while both cgroups are visible: the kernel checks a move with the credentials and cgroup namespace of the opener.
     let way_back = open(own.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     fs::write(cgroup.join("cgroup.procs"), "0").context("entering the host's cgroup")?;
     // SAFETY: this process has one thread and shares neither its descriptors nor its memory with another.

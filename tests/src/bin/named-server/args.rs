@@ -54,7 +54,7 @@ pub struct Args {
     pub backlog: i32,
     /// Wait so long before each `accept`: connections then pile up in the queue.
     pub accept_delay: Duration,
-    /// Wait so long before each answer: requests are then in flight for a time that a test knows.
+    /// Wait so long before each answer, so that requests are in flight for a known time.
     pub answer_delay: Duration,
     /// Close a connection after so many requests, and say so in the last answer, as nginx's `keepalive_requests` does.
     pub requests_max: u32,
@@ -62,17 +62,17 @@ pub struct Args {
     pub raw: bool,
     /// Where accepted connections are recorded.
     pub journal: Option<PathBuf>,
-    /// Where the status of the answers is read, for every answer anew; 200 while there is no such file.
+    /// The file with the status of the answers, read for every answer; 200 while it does not exist.
     pub status_file: Option<PathBuf>,
     /// Ask for `SO_REUSEPORT`, as the listeners of a managed server have it.
     pub reuseport: bool,
     /// Answer `NAME@LISTENER`, with the listener as it was given.
     pub tell_listener: bool,
-    /// Answer 421 to whoever does not ask for the server by its name.
+    /// Answer 421 to requests whose `Host` is not the server's name.
     pub only_host: bool,
-    /// Go on after SIGTERM and SIGINT as if nothing had happened.
+    /// Ignore SIGTERM and SIGINT.
     pub deaf: bool,
-    /// Go on for so long after SIGTERM, accepting connections, before stopping.
+    /// Keep accepting connections for so long after SIGTERM, then stop.
     pub stop_delay: Duration,
 }
 
@@ -84,7 +84,7 @@ impl Args {
             fds: 0,
             v6only: false,
             mptcp: false,
-            // What Go and most servers ask for; the kernel cuts it to net.core.somaxconn.
+            // The backlog of Go and most servers; the kernel limits it to net.core.somaxconn.
             backlog: 4096,
             accept_delay: Duration::ZERO,
             answer_delay: Duration::ZERO,

@@ -1,4 +1,4 @@
-//! The other side: asks a server once, as a health check in a container does that has nothing else to ask with.
+//! A client that sends one request, for health checks in containers without any other program.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,7 +8,7 @@ use std::{
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether `GET /` is answered by 200; says what it was answered by if not.
+/// Whether `GET /` is answered with 200; else the error names the answer.
 pub fn ask(address: &str) -> Result<(), String> {
     let address: SocketAddr = address.parse().map_err(|error| format!("{address}: {error}"))?;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(|error| error.to_string())?;

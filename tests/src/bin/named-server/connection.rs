@@ -1,5 +1,5 @@
-//! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer. A client that asks for an upgrade, as a
-//! WebSocket does, gets it: from then on every byte comes back, until the client closes.
+//! One accepted connection: HTTP/1.1 with keep-alive, or the bare answer. A client may ask for an upgrade, as a WebSocket does: from
+//! then on the server echoes every byte until the client closes.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::{args::Args, stop::Stop};
 
-/// How long a connection waits for a request before it looks whether the server is to stop.
+/// How long a connection waits for a request before it checks whether the server stops.
 const IDLE_CHECK: Duration = Duration::from_millis(100);
 /// Longest request head that is accepted; the load generator's are below 200 bytes.
 const HEAD_BYTES_MAX: usize = 8192;
@@ -57,7 +57,7 @@ fn status(args: &Args, head: &str) -> String {
     status.map_or_else(|| "200 OK".into(), |status| status.trim().to_owned())
 }
 
-/// The next request's head; `None` when the client has finished, or the server is to stop and no request is under way.
+/// The next request's head; `None` when the client has finished, or the server stops and no request is under way.
 fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io::Result<Option<String>> {
     let mut buffer = [0; 1024];
     loop {
@@ -82,7 +82,7 @@ fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io:
     }
 }
 
-/// The protocol that a client wants to change to.
+/// The protocol of a requested upgrade.
 fn upgrade(head: &str) -> Option<&str> {
     let headers = head.lines().filter_map(|line| line.split_once(':'));
     headers.filter(|(name, _)| name.eq_ignore_ascii_case("upgrade")).map(|(_, protocol)| protocol.trim()).next()

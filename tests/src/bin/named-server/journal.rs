@@ -1,8 +1,8 @@
 //! The record of accepted connections, which outlives the process.
 //!
-//! A test that kills a server must know which connections it had accepted: those are lost with it, all others must be
-//! served by somebody else. Before each `accept` the server writes `?`, after it the peer's address and a newline. A
-//! file that ends in `?` belongs to a server that died between the two: of one connection nothing can then be said.
+//! A test that kills a server must know which connections it had accepted: those are lost with it, and another server must serve all
+//! others. Before each `accept` the server writes `?`, after it the peer's address and a newline. A file that ends in `?` belongs to a
+//! server that died between the two, so the fate of one connection is unknown.
 
 use std::{
     fs::{File, OpenOptions},
@@ -28,7 +28,7 @@ impl Journal {
         (&self.0).write_all(format!("{peer}\n").as_bytes())
     }
 
-    /// There was nothing to accept after all.
+    /// The `accept` returned no connection.
     pub fn nothing(&self) -> io::Result<()> {
         (&self.0).write_all(b"-\n")
     }

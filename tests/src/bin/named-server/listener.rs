@@ -1,4 +1,4 @@
-//! Listening sockets: opened as an ordinary server opens them, and accepted from until the server is told to stop.
+//! Listening sockets, opened as an ordinary server opens them. They accept until the server is told to stop.
 
 use std::{
     io::{self, Write as _},
@@ -24,13 +24,13 @@ use crate::{
 /// `SD_LISTEN_FDS_START`.
 const FIRST_INHERITED: i32 = 3;
 
-/// Opens the listener and prints `socket-name ADDRESS`, as `getsockname` says, and `listening NANOSECONDS ADDRESS PROTOCOL`,
-/// the moment being the one in which `listen` returned: how long steering takes is measured from there.
+/// Opens the listener and prints `socket-name ADDRESS`, from `getsockname`, and `listening NANOSECONDS ADDRESS PROTOCOL`, with the time
+/// at which `listen` returned, from which tests measure how long steering takes.
 pub fn open(wanted: &Listen, args: &Args) -> io::Result<TcpListener> {
     let addr = wanted.addr;
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (socket, protocol) = socket(family, args.mptcp)?;
-    // What Go, Python, nginx and busybox all set; SO_REUSEPORT is what none of them sets by itself.
+    // Go, Python, nginx and busybox all set SO_REUSEADDR; none of them sets SO_REUSEPORT by itself.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if args.reuseport {
         sockopt::set_socket_reuseport(&socket, true)?;
@@ -53,11 +53,11 @@ pub fn open(wanted: &Listen, args: &Args) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// The listeners that were inherited. Those that are none, UDP or unix sockets say, are left alone.
+/// The inherited listeners. Other inherited sockets, such as UDP or unix sockets, are left alone.
 pub fn inherited(count: i32) -> io::Result<Vec<(Listen, TcpListener)>> {
     let mut listeners = Vec::new();
     for number in FIRST_INHERITED..FIRST_INHERITED.saturating_add(count) {
-        // SAFETY: whoever started the server says that this descriptor is for it, and nobody else takes it over.
+        // SAFETY: the server's caller passes this descriptor to it, and no other code of this process owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         let tcp = sockopt::socket_protocol(&socket)? == Some(ipproto::TCP);
         if !tcp || !sockopt::socket_acceptconn(&socket)? {
@@ -130,7 +130,7 @@ pub fn accept_all(
         let (args, stop, name) = (Arc::clone(args), Arc::clone(stop), Arc::clone(&name));
         thread::spawn(move || {
             let _guard = guard;
-            // The client going away is its own affair; the test sees it at its end.
+            // A client may close early; the test notices that on its side.
             if let Err(error) = connection::serve(stream, peer, &name, &args, &stop) {
                 eprintln!("connection of {peer}: {error:?}");
             }

@@ -1,4 +1,4 @@
-//! A server that answers with its own name, so that a test can prove who served.
+//! A server that answers with its own name, so that a test can prove which backend served.
 //!
 //! It behaves as an ordinary server does: it binds, listens and accepts; it never asks for `SO_REUSEPORT`; on SIGTERM it
 //! closes its listeners, finishes what it has accepted and exits with 0.
@@ -48,7 +48,7 @@ fn serve(args: Args) -> io::Result<()> {
     let stop = Stop::on_sigterm(args.deaf, args.stop_delay)?;
     let args = Arc::new(args);
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
-    // Before anything else is opened that could take their numbers.
+    // Before other files are opened, which could take their numbers.
     let mut listeners = listener::inherited(args.fds)?;
     for wanted in args.listen.clone() {
         let listener = listener::open(&wanted, &args)?;

@@ -21,7 +21,7 @@ const FINISH_MAX: Duration = Duration::from_secs(5);
 
 pub struct Stop {
     told: AtomicBool,
-    /// Readable once told: what wakes the accepting threads.
+    /// Readable once told, which wakes the accepting threads.
     wake: OwnedFd,
     connections: AtomicUsize,
 }

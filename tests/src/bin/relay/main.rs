@@ -1,4 +1,4 @@
-//! Gives TCP clients a unix socket: `relay SOCKET` listens on a port of 127.0.0.1 that the kernel chooses, prints it, and copies
+//! Connects TCP clients to a unix socket: `relay SOCKET` listens on a port of 127.0.0.1 that the kernel chooses, prints it, and copies
 //! bytes both ways.
 
 use std::{
@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Copies until one side has enough.
+/// Copies until one side closes.
 fn copy(mut from: impl Read, mut to: impl Write) {
     let _ = io::copy(&mut from, &mut to);
 }
