@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: builds and installs what the crate `bench` needs, and runs it. Measuring, judging and the options are all
-//! there.
+//! `cargo xtask bench`: builds and installs the requirements of the crate `bench`, and runs it. That crate has the options, measures and
+//! judges.
 
 use std::env;
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ pub fn bench(options: &[OsString]) -> Result<ExitCode> {
         bench.current_dir(&dir).args(options);
         bench
     };
-    // A wrong option is reported before minutes of builds.
+    // Report a wrong option before building for minutes.
     let needs = with_options().arg("--needs").stderr(Stdio::inherit()).output().context("cannot start bench")?;
     let text = String::from_utf8_lossy(&needs.stdout);
     let mut bench = with_options();
@@ -40,8 +40,8 @@ pub fn bench(options: &[OsString]) -> Result<ExitCode> {
     Ok(exit_code(bench.status().context("cannot start bench")?.code()))
 }
 
-/// The part of a quick run that needs only what the tests need, so that `test` finds out whether measuring still works. The figures
-/// are not judged.
+/// The part of a quick run without further requirements than the tests, so that `test` notices if measuring fails. The figures are not
+/// judged.
 pub fn try_out() -> Result<()> {
     let done = bench(&["--quick", "--only", "program"].map(OsString::from))?;
     ensure!(done == ExitCode::SUCCESS, "it failed, as said above");
@@ -61,7 +61,7 @@ fn set_up(bench: &mut Command, needed: &str) -> Result<()> {
     Ok(())
 }
 
-/// A process that a signal ended has none.
+/// A process that was ended by a signal has no exit code.
 fn exit_code(code: Option<i32>) -> ExitCode {
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

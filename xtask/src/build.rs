@@ -1,4 +1,4 @@
-//! The builds that demo, tests and benchmarks start from.
+//! The builds that demo, tests and benchmarks need.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub fn pod_steer(release: bool) -> Result<PathBuf> {
     Ok(paths::target().join(if release { "release" } else { "debug" }).join("pod-steer"))
 }
 
-/// Later releases, as tests upgrade to them: features of `pod-steer`.
+/// The later releases that tests upgrade to: features of `pod-steer`.
 const LATER_RELEASES: [&str; 3] = ["test-program", "test-layout", "test-layout-more"];
 
 /// Builds the later releases and returns the directory in which each has the name of its feature.
@@ -32,18 +32,18 @@ pub fn later_releases() -> Result<PathBuf> {
         let mut build = cargo();
         build.args(["build", "--package", "pod-steer"]);
         run(build.args(feature.into_iter().flat_map(|feature| ["--features", feature])))?;
-        // The last build is an ordinary one again, so that no other has its name.
+        // The last build is an ordinary one, so that the usual path has no test release.
         let Some(feature) = feature else { continue };
         let place = dir.join(feature);
         let _ = fs::remove_file(&place);
-        // Cargo replaces the file and writes into none, so a second name costs no room.
+        // Cargo replaces the file rather than rewriting it, so a hard link is safe and takes no space.
         fs::hard_link(paths::target().join("debug/pod-steer"), &place)
             .with_context(|| format!("cannot make {}", place.display()))?;
     }
     Ok(dir)
 }
 
-/// Builds the test server that answers with its name, as one static file that runs in an empty container.
+/// Builds the test server as one static file that runs in an empty container.
 pub fn named_server() -> Result<PathBuf> {
     static_programs(&[("pod-steer-tests", "named-server")]).map(|dir| dir.join("named-server"))
 }
@@ -75,18 +75,18 @@ pub fn bench() -> Result<PathBuf> {
     Ok(paths::target().join("release/bench"))
 }
 
-/// Builds the program that measures the kernel programs alone. Cargo gives it a name that only cargo knows.
+/// Builds the program that measures the kernel programs alone. Only cargo's messages have its path.
 pub fn program_bench() -> Result<PathBuf> {
     setup::ensure()?;
     let mut build = cargo();
     build.args(["bench", "--package", "pod-steer", "--bench", "program", "--no-run"]);
-    // What it says meanwhile, and what the compiler finds wrong, is for people.
+    // Progress and compiler errors go to the terminal.
     build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let messages = output(&mut build)?;
     executable(&messages, "program").context("cargo built the benchmark `program`, and did not say where it is")
 }
 
-/// Where cargo's messages say that a benchmark is.
+/// The path of a benchmark in cargo's messages.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let ours = |message: &serde_json::Value| {

@@ -1,5 +1,4 @@
-//! Running other programs: from the top of the repository, with the project's tools in `PATH`, and with errors that
-//! say what was run.
+//! Running other programs: from the top of the repository, with the project's tools in `PATH`, and with errors that name the command.
 
 use std::env;
 use std::ffi::OsStr;
@@ -22,7 +21,7 @@ pub fn cargo() -> Command {
     command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// The command as one would type it, for messages.
+/// The command as a shell command, for messages.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     command.get_args().fold(program, |line, arg| line + " " + &arg.to_string_lossy())
@@ -37,7 +36,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it to its end and returns its stdout; what it wrote to stderr is part of the error.
+/// Runs it to its end and returns its stdout. Its stderr is part of the error.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{}`", shown(command)))?;
     if !output.status.success() {

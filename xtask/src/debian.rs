@@ -1,5 +1,5 @@
-//! Debian's packages that demo, tests and benchmarks need. Installing one must not start its service: a second Docker
-//! engine or an nginx on port 80 is nobody's wish.
+//! Debian's packages that demo, tests and benchmarks need. Installing one must not start its service, such as a second Docker engine or
+//! an nginx on port 80.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -40,30 +40,30 @@ const NEEDS: [Need; 22] = [
     ("wrk", "wrk"),
 ];
 
-/// Debian 13 has the client in this package of its own, Debian 12 in docker.io.
+/// Debian 13 has the client in this package, Debian 12 in docker.io.
 const DOCKER_CLIENT: &str = "docker-cli";
 
-/// Of what the tests need too.
+/// Programs of benchmarks that the tests need too.
 const BENCH_SHARES: [&str; 12] = [
     "bpftool", "busybox", "docker", "dockerd", "h2load", "ip", "iptables", "mount", "nginx", "nsenter", "unshare",
     "wrk",
 ];
 
-/// What nothing but the benchmarks needs.
+/// Programs that only the benchmarks need.
 const BENCH_NEEDS: [Need; 4] =
     [("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("nginx", "libnginx-mod-stream"), ("openssl", "openssl")];
 
-/// What the tests need.
+/// Installs the requirements of the tests.
 pub fn ensure_for_tests() -> Result<()> {
     ensure(&NEEDS.map(|(program, _)| program))
 }
 
-/// What the part of the benchmarks needs that nobody else's program takes part in.
+/// Installs the requirements of the benchmarks without other projects' programs.
 pub fn ensure_for_program_bench() -> Result<()> {
     ensure(&["bpftool", "ip"])
 }
 
-/// What the benchmarks need.
+/// Installs the requirements of the benchmarks.
 pub fn ensure_for_bench() -> Result<()> {
     let mut needs = named(&BENCH_SHARES);
     needs.extend(BENCH_NEEDS);
@@ -103,8 +103,8 @@ fn install(needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-/// By package where there are packages, because the tests make images of their files: another busybox or python3 in
-/// `PATH` would not do.
+/// Checks packages where the machine has dpkg, because the tests build images from their files: another busybox or python3 in `PATH`
+/// is not enough.
 fn missing(needs: &[Need]) -> Vec<Need> {
     let installed = which("dpkg-query").map(|_| installed_packages());
     let is_missing = |(program, package): &Need| match &installed {
@@ -122,20 +122,19 @@ fn installed_packages() -> Vec<String> {
 
 fn apt_get() -> Command {
     let mut apt_get = command("apt-get");
-    // What it prints is long, and nothing for people who want to run tests; errors go to stderr.
+    // Its output is long and of no interest for running tests; errors go to stderr.
     apt_get.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
     apt_get
 }
 
-/// While this is held, a package that is installed starts no service. A policy that the machine has already is left as
-/// it is.
+/// While this is held, installing a package starts no service. A policy that the machine already has is left unchanged.
 struct NoServices {
     ours: bool,
 }
 
 impl NoServices {
     const POLICY: &'static str = "/usr/sbin/policy-rc.d";
-    /// In the file, with the process that it is for: who is interrupted leaves it, and must not be taken for the machine's owner.
+    /// Marks the file, with the process that made it: an interrupted run leaves the file, which must not count as the machine's own.
     const MARKER: &'static str = "# Of cargo xtask, while it installs packages; process ";
 
     fn begin() -> Result<Self> {
@@ -150,7 +149,7 @@ impl NoServices {
         Ok(policy)
     }
 
-    /// Of an xtask that was interrupted.
+    /// Whether an interrupted xtask has left it.
     fn remove_left_over() -> Result<()> {
         let text = fs::read_to_string(Self::POLICY).unwrap_or_default();
         if Self::is_left_over(&text, |pid| Path::new("/proc").join(pid).exists()) {

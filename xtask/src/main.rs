@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench` and `kernels`. Each does all of its own set-up.
+//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench` and `kernels`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -18,11 +18,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-// The output of `bench` looks the same.
+// `bench` has the same output.
 pub(crate) use pod_steer_tests::say;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What a developer of pod-steer runs")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The commands for developing pod-steer")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the build needs: rust-src, and bpf-linker into target/tools
+    /// Install the requirements of the build: rust-src, and bpf-linker into target/tools
     Setup,
     /// Set up, then build pod-steer with its kernel programs
     Build {
@@ -63,15 +63,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
-    /// Play on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
+    /// Run the demo on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, newest
         kernels: Vec<String>,
     },
-    /// What `demo` runs inside its namespaces
+    /// The part of `demo` inside its namespaces
     #[command(hide = true)]
     DemoInside(demo::Inside),
-    /// What `kernels` runs as the first process of each machine
+    /// The first process of each machine of `kernels`
     #[command(hide = true)]
     KernelsGuest(kernels::Guest),
 }

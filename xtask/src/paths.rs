@@ -1,10 +1,10 @@
-//! Where things are. Everything that xtask makes lies below `target`.
+//! Paths. Everything that xtask creates is below `target`.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The top of the repository: of the one that cargo runs us for, as two may share a target directory.
+/// The top of the repository for which cargo runs xtask, since two may share a target directory.
 pub fn root() -> PathBuf {
     let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     PathBuf::from(xtask).parent().expect("xtask lies in the repository's top directory").to_owned()
@@ -18,8 +18,7 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// What `cargo install --root` is given. The build of the kernel side looks here for bpf-linker, wherever
-/// `CARGO_TARGET_DIR` points.
+/// The root for `cargo install --root`. The build of the kernel programs uses bpf-linker from here, whatever `CARGO_TARGET_DIR` is.
 pub fn tools() -> PathBuf {
     root().join("target/tools")
 }

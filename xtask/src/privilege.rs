@@ -1,11 +1,11 @@
-//! Namespaces, cgroups and BPF need root; whoever is not root is told how to become it, in one line.
+//! Namespaces, cgroups and BPF need root. Other users get one line that says how to become root.
 
 use std::env;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// `None` for root. For everybody else the remedy has been printed, and the task is over.
+/// `None` for root. For any other user this prints the remedy and returns the task's result.
 pub fn root_or_remedy() -> Option<Result<ExitCode>> {
     if rustix::process::geteuid().is_root() {
         return None;

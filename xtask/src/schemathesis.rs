@@ -1,4 +1,4 @@
-//! Schemathesis, which makes requests from the API's own description: in a virtual environment of Python's in `target/tools`.
+//! Schemathesis, which generates requests from the API's description, in a Python virtual environment in `target/tools`.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use crate::cmd::{command, run};
 use crate::{paths, say};
 
-/// Debian's, which a version manager's does not stand in for: it makes the environment that the tests' hosts see.
+/// Debian's Python, not that of a version manager: the virtual environment must work in the tests' hosts.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Installs the versions that `tests/openapi/requirements.txt` names. Without it its test says that it is skipped.
+/// Installs the versions in `tests/openapi/requirements.txt`. Without them the test is skipped.
 pub fn ensure() {
     if let Err(error) = try_ensure() {
         say::note(&format!("schemathesis cannot be installed: {error:#}"));
@@ -32,7 +32,7 @@ fn try_ensure() -> Result<()> {
     run(command(venv.join("bin/pip"))
         .args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"])
         .arg(&wanted))?;
-    // Last: what was interrupted is begun again.
+    // Written last, so that an interrupted installation is repeated.
     fs::copy(&wanted, &installed).with_context(|| format!("cannot write {}", installed.display()))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a build needs beyond the toolchain of `rust-toolchain.toml`. Says nothing, and takes a moment, when all is there.
+//! The requirements of a build beyond the toolchain of `rust-toolchain.toml`. Prints nothing and is fast if all are met.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{paths, say};
 /// The newest version that links with the compiler's own LLVM; later ones want LLVM's development files.
 const BPF_LINKER_VERSION: &str = "0.9.15";
 
-/// The `setup` task: what is missing is installed, and the result is told.
+/// The `setup` task: installs what is missing, and prints the result.
 pub fn setup() -> Result<()> {
     ensure()?;
     say::note(&format!("ready: rust-src is there, and bpf-linker {BPF_LINKER_VERSION} in target/tools"));
@@ -23,7 +23,7 @@ pub fn ensure() -> Result<()> {
     ensure_tool("bpf-linker", BPF_LINKER_VERSION, "it links the kernel programs; takes one to two minutes, once")
 }
 
-/// The kernel side builds `core` for the BPF target from its source.
+/// The kernel programs need `core` for the BPF target, which is built from its source.
 fn ensure_rust_src() -> Result<()> {
     let sysroot = output(command("rustc").args(["--print", "sysroot"])).context("is Rust installed?")?;
     if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
@@ -44,7 +44,7 @@ pub fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
         .args(["install", "--locked", "--force", "--version", version, "--root"])
         .arg(paths::tools())
         .arg(name)
-        // Else its objects would mix with ours.
+        // Otherwise its objects would be mixed with ours.
         .env_remove("CARGO_TARGET_DIR"))
 }
 

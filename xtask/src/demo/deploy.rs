@@ -1,5 +1,5 @@
-//! The demo's second act: a new version is deployed under load, with the command that its operator would type, and rolled
-//! back. Every request is counted by the scene that it began in, so what was asked after a command had returned is known.
+//! The demo's second act: a new version is deployed under load, with the command that its operator would type, and rolled back. Every
+//! request is counted in the scene in which it began, so the requests after a command's return are known.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -15,14 +15,14 @@ use super::status::{Backend, Status};
 use crate::cmd::output;
 use crate::say::{bold, count, heading, note, thousands};
 
-/// Whom this act shows: the first version's copies that are left, and the new version.
+/// The servers of this act: the remaining copies of the first version, and the new version.
 pub const VERSIONS: [Bar; 2] = [("v1", &["v1a", "v1c"]), ("v2", &["v2"])];
 const SCENES: [&str; 5] =
     ["v2 waits", "while it is deployed", "v2 is deployed", "while it goes back", "v2 is rolled back"];
-/// Columns of the operator's commands and of what they print.
+/// Columns of the operator's commands and of their output.
 const MARGIN: &str = "     ";
 
-/// What was asked when, and by whom it was answered.
+/// When requests were sent, and which servers answered them.
 struct Played {
     scenes: Vec<Scene>,
     /// When the deploy was typed.
@@ -31,7 +31,7 @@ struct Played {
     after: Status,
 }
 
-/// Plays it. Whether all went well.
+/// Plays it. True if all went well.
 pub fn play(stage: &mut Stage) -> Result<bool> {
     heading("a deploy, under load");
     let ready_after = stage.start_server("v2", "v2")?;
@@ -53,8 +53,8 @@ pub fn play(stage: &mut Stage) -> Result<bool> {
     Ok(summary(&Played { scenes, typed, before, after }))
 }
 
-/// Types a command, and shows what it prints; returns when it was typed. It is a scene of its own: what is asked in the
-/// next one, is asked after it has returned.
+/// Types a command and shows its output; returns when it was typed. It is a scene of its own: requests of the next scene begin after
+/// it has returned.
 fn order(stage: &Stage, load: &Load, screen: &Screen, args: &[&str]) -> Result<Instant> {
     screen.scene(&format!("$ pod-steer {}", args.join(" ")));
     load.next_scene();
@@ -100,12 +100,12 @@ fn kernel_count(played: &Played) -> [u64; 2] {
     VERSIONS.map(|(_, servers)| servers.iter().map(|name| own(name)).sum())
 }
 
-/// What must be so, and whether it is.
+/// The required results, and whether they hold.
 fn verdicts(played: &Played, total: &Scene) -> Vec<(bool, String)> {
     let [waits, _, deployed, _, back] = played.scenes.as_slice() else {
         return vec![(false, "not every scene was played".to_owned())];
     };
-    // Who had nothing to answer any more, and whether the other did.
+    // The server that must not have answered any more, and whether the other one did.
     let alone = |scene: &Scene, serves: usize| {
         let answers = by_version(scene);
         answers[serves] > 0 && answers[1 - serves] == 0

@@ -16,7 +16,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts the engine and gives it the image. The sandbox ends it.
+    /// Starts the engine and imports the image. The sandbox ends it.
     pub fn start(dir: &Path, named_server: &Path) -> Result<Self> {
         let docker = Self { url: format!("unix://{}", dir.join("docker.sock").display()) };
         let log = File::create(dir.join("dockerd.log"))?;
@@ -81,10 +81,10 @@ impl Docker {
         pid.trim().parse().with_context(|| format!("the pid of container {name}"))
     }
 
-    /// What the container's process printed.
+    /// The output of the container's process.
     pub fn show_log(&self, name: &str) {
         eprintln!("-- the log of container {name}:");
-        // Only for whoever looks for the cause of another error: one here would hide it.
+        // Only for the message of another error, which an error here would hide.
         let _ = self.client().args(["logs", name]).status();
     }
 }

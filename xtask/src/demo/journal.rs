@@ -1,5 +1,5 @@
-//! What a server wrote down of the connections that it accepted: it outlives a `kill -9`, and tells which requests were
-//! inside the server when it died. Those are lost with it; all others must be answered by somebody else.
+//! A server's record of the connections that it accepted. It survives a `kill -9`, and tells which requests were inside the server when
+//! it died. Those are lost with it; another server must answer all others.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 #[derive(Debug, PartialEq, Eq)]
 pub struct Journal {
     pub accepted: u64,
-    /// It died between asking for a connection and writing it down: there may be one more.
+    /// It died between `accept` and its record: there may be one more connection.
     pub maybe_one_more: bool,
 }
 

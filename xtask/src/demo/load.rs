@@ -1,6 +1,5 @@
-//! The client: a few threads, each opening a connection for each request, bounded in count and time. It tells apart what
-//! happened before a server could know of the request (refused) and after (cut off), and checks that the server saw the
-//! client's own address.
+//! The client: a few threads that open a connection for each request, bounded in count and time. It distinguishes requests that were
+//! refused before a server could know of them from those that were cut off, and checks that the server saw the client's own address.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 pub const THREADS: usize = 4;
-/// Two loads have fewer requests than the sandbox has ports for clients, so that none comes twice.
+/// Two loads have fewer requests than the sandbox has ephemeral ports, so that no port is used twice.
 const REQUESTS_MAX: u64 = 24_000;
 const LOAD_MAX: Duration = Duration::from_secs(60);
 /// Between two requests of a thread.
@@ -21,13 +20,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Longest wait for a connection or an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What happened to the requests that began in one scene.
+/// The outcomes of the requests that began in one scene.
 #[derive(Clone, Debug, Default)]
 pub struct Scene {
     pub requests: u64,
-    /// No connection came about.
+    /// No connection was established.
     pub refused: u64,
-    /// A connection, but no whole answer.
+    /// A connection, but no complete answer.
     pub cut: u64,
     /// Answers that named another address than the client's.
     pub strangers: u64,
@@ -85,7 +84,7 @@ impl Load {
         self.shared.scene.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The scene that is being played, and its counts so far.
+    /// The current scene, and its counts so far.
     pub fn now(&self) -> Scene {
         let scene = self.shared.scene.load(Ordering::Relaxed);
         self.shared.scenes()[scene].clone()
@@ -95,7 +94,7 @@ impl Load {
     pub fn stop(self) -> Vec<Scene> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
-            // Its counts are all that a panicked thread could have taken along, and they are not its own.
+            // The counts are shared, so a panicked thread loses none of them.
             let _ = thread.join();
         }
         self.shared.scenes().clone()
@@ -163,7 +162,7 @@ fn request(server: SocketAddr) -> Outcome {
     }
 }
 
-/// Who answered, and whether they saw our own address.
+/// The server that answered, and whether it saw our own address.
 fn ask(mut stream: TcpStream) -> io::Result<(String, bool)> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n")?;

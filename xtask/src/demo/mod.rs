@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: several servers on one port, one of them killed with `-9` under load, another joining; then, in
-//! `deploy`, a new version takes over and is rolled back. The outer half (`sandbox`) makes the namespaces and undoes them;
-//! the inner half plays: `stage` has the daemon and the servers, `load` is the client, `screen` and `report` are what one
-//! sees. Nothing here may reach beyond those namespaces.
+//! `cargo xtask demo`: several servers on one port, one of them killed with `-9` under load, another joining; then, in `deploy`, a new
+//! version takes over and is rolled back. The outer half (`sandbox`) makes the namespaces and removes them; the inner half plays: `stage`
+//! has the daemon and the servers, `load` is the client, `screen` and `report` are the output. Nothing here may reach beyond those
+//! namespaces.
 
 mod deploy;
 mod docker;
@@ -27,13 +27,13 @@ use stage::Stage;
 
 /// How long each scene is played.
 const SCENE: Duration = Duration::from_secs(2);
-/// Whom the first act shows.
+/// The servers of the first act.
 const COPIES: [Bar; 3] = [("v1a", &["v1a"]), ("v1b", &["v1b"]), ("v1c", &["v1c"])];
 
-/// What the inner half must know.
+/// The arguments of the inner half.
 #[derive(clap::Args)]
 pub struct Inside {
-    /// Where everything that the demo writes goes
+    /// Directory of all files that the demo writes
     #[arg(long)]
     pub dir: PathBuf,
     #[arg(long)]
@@ -71,7 +71,7 @@ pub fn inside(inside: &Inside) -> Result<ExitCode> {
     played.map(|good| if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Both acts. Whether all went well.
+/// Both acts. True if all went well.
 fn play(stage: &mut Stage) -> Result<bool> {
     stage.start_daemon()?;
     for name in ["v1a", "v1b"] {

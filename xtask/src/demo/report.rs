@@ -1,4 +1,4 @@
-//! What is said about servers, and the table and the verdicts at the end of the first act, in 80 columns.
+//! The lines about servers, and the table and the verdicts at the end of the first act, in 80 columns.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::stage::{PORT, Server};
 use super::status::{Backend, Status};
 use crate::say::{count, green, heading, note, red, thousands};
 
-/// Those of the first act; all of one version.
+/// The servers of the first act, all of one version.
 const SERVERS: [&str; 3] = ["v1a", "v1b", "v1c"];
 const SCENES: [&str; 3] = ["v1a and v1b", "v1b killed with -9", "v1c has joined"];
 
@@ -31,7 +31,7 @@ pub fn explain() {
     note(&format!("A client with {THREADS} threads opens a connection for each request, all the time."));
 }
 
-/// Prints the table and what follows from it. Whether the kernel steered as it should.
+/// Prints the table and the verdicts. True if the kernel steered as it should.
 pub fn summary(scenes: &[Scene], status: &Status, journal: &Journal) -> bool {
     heading("summary");
     let total = total(scenes);
@@ -42,7 +42,7 @@ pub fn summary(scenes: &[Scene], status: &Status, journal: &Journal) -> bool {
     judge(&verdicts(scenes, &total, status, journal), &total)
 }
 
-/// Prints what must be so, and whether it is. Whether all of it is.
+/// Prints the required results and whether they hold. True if all of them do.
 pub fn judge(verdicts: &[(bool, String)], total: &Scene) -> bool {
     for (good, what) in verdicts {
         println!("   {} {what}", if *good { green("✓") } else { red("✗") });
@@ -99,25 +99,25 @@ pub fn row(name: &str, cells: Vec<String>) -> String {
     cells.iter().fold(format!("{name:<20}"), |line, cell| line + &format!(" {cell:>9}")).trim_end().to_owned()
 }
 
-/// So many answers, as a table has them.
+/// A number of answers, for a table.
 pub fn answers(answers: u64) -> String {
     if answers == 0 { "-".to_owned() } else { thousands(answers) }
 }
 
-/// What must be so, and whether it is.
+/// The required results, and whether they hold.
 fn verdicts(scenes: &[Scene], total: &Scene, status: &Status, journal: &Journal) -> Vec<(bool, String)> {
     let [together, killed, joined] = scenes else { return vec![(false, "not every scene was played".to_owned())] };
     let all_answered =
         [(together, "v1a"), (together, "v1b"), (killed, "v1a"), (joined, "v1a"), (joined, "v1c")].into_iter();
     let all_answered = all_answered.map(|(scene, name)| scene.answers_of(name)).all(|answers| answers > 0);
-    // A process that is killed takes along what it had accepted; nobody else can know of that.
+    // The connections that a killed process had accepted are lost with it; no other server can have them.
     let lost_with_v1b = journal.accepted.saturating_sub(total.answers_of("v1b"));
     let excused = lost_with_v1b + u64::from(journal.maybe_one_more);
     let cut = match total.cut {
         0 => "no request was cut off, not even by the kill".to_owned(),
         cut => format!("{} cut off, of {lost_with_v1b} that v1b had accepted and took along", count(cut, "request")),
     };
-    // The daemon forgets a process that ended, and keeps a container until that is removed.
+    // The daemon forgets a process that has ended, and keeps a container until it is removed.
     let agrees = |name: &str, lost: u64| match status.backend(name) {
         Some(backend) => backend.got() == total.answers_of(name) + lost,
         None => name == "v1b",

@@ -1,5 +1,5 @@
-//! Namespaces and a cgroup of the demo's own. Whatever is started inside is inside that cgroup, so that killing the
-//! cgroup ends all of it, whichever way the demo itself ended; mounts, pins and links go with the namespaces.
+//! Namespaces and a cgroup of the demo's own. All processes inside are in that cgroup, so that killing the cgroup ends all of them,
+//! however the demo itself ended. Mounts, pins and links end with the namespaces.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,14 +16,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::cmd::{command, run};
 use crate::say;
 
-/// Longest time for killed processes to be gone.
+/// Longest time for killed processes to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// Ports that clients come from.
+/// The ephemeral ports of the clients.
 const CLIENT_PORTS: &str = "10000 64999";
 /// The whole demo takes a minute at most, with a Docker engine and on a slow machine.
 const PLAY_MAX: Duration = Duration::from_secs(180);
 
-/// What exists outside of the namespaces: a cgroup and a directory. Both go with this value.
+/// The resources outside the namespaces: a cgroup and a directory. Dropping this removes both.
 pub struct Sandbox {
     cgroup: PathBuf,
     dir: PathBuf,
@@ -74,7 +74,7 @@ impl Sandbox {
         }
     }
 
-    /// Ends every process inside, and removes what is outside. Doing it again does nothing.
+    /// Ends every process inside, and removes the resources outside. A second call does nothing.
     fn end(&self) -> Result<()> {
         if self.cgroup.exists() {
             fs::write(self.cgroup.join("cgroup.kill"), "1").context("cannot kill what the demo started")?;
@@ -101,7 +101,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Cgroups are removed from the leaves up; their files go with them.
+/// Removes cgroups from the leaves up; their files are removed with them.
 fn remove_cgroups(cgroup: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(cgroup)? {
         let entry = entry?;
@@ -112,7 +112,7 @@ fn remove_cgroups(cgroup: &Path) -> std::io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// Where cgroup v2 is mounted; on machines with both versions that is not the usual place.
+/// The mount point of cgroup v2. On machines with both versions it is not the usual one.
 fn cgroup2_mount(mountinfo: &str) -> Option<&str> {
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -122,20 +122,20 @@ fn cgroup2_mount(mountinfo: &str) -> Option<&str> {
 
 /// The inner half's first step: the namespaces become those of a small machine. Its cgroups begin at the demo's own.
 pub fn settle() -> Result<()> {
-    // Not every machine has something mounted there.
+    // On some machines nothing is mounted there.
     let _ = Command::new("umount").args(["--recursive", "--quiet", "/sys/fs/cgroup"]).status();
     run(command("mount").args(["-t", "cgroup2", "none", "/sys/fs/cgroup"]))?;
     run(command("mount").args(["-t", "bpf", "none", "/sys/fs/bpf"]))?;
-    // What an engine of the machine's own keeps there is not for the demo's, and the other way round.
+    // The machine's own engine and that of the demo must not share these directories.
     for dir in ["/run", "/etc/docker"] {
         if Path::new(dir).is_dir() {
             run(command("mount").args(["-t", "tmpfs", "none", dir]))?;
         }
     }
-    // A container engine gives controllers to its cgroups, which a cgroup with processes of its own cannot do.
+    // A container engine enables controllers for its cgroups, which a cgroup with processes of its own cannot do.
     fs::create_dir("/sys/fs/cgroup/main")?;
     fs::write("/sys/fs/cgroup/main/cgroup.procs", "0")?;
-    // By default clients have 28,000, which is less than the demo's two loads may ask for.
+    // The default is 28,000 ports, fewer than the demo's two loads may need.
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", CLIENT_PORTS)?;
     run(command("ip").args(["link", "set", "lo", "up"]))
 }

@@ -1,4 +1,4 @@
-//! What the viewer sees while a scene is played: what goes on, and who answers right now, in 80 columns.
+//! The display during a scene: the current action, and which servers answer right now, in 80 columns.
 
 use std::io::{Write, stdout};
 use std::thread::sleep;
@@ -16,7 +16,7 @@ const AROUND: u64 = 7;
 /// A bar: its title, and the servers whose answers it shows.
 pub type Bar = (&'static str, &'static [&'static str]);
 
-/// The line that shows what happens now.
+/// The line that shows the current action.
 pub struct Screen {
     start: Instant,
     bars: &'static [Bar],

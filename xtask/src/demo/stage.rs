@@ -1,4 +1,4 @@
-//! The daemon and the servers: started, killed, asked.
+//! The daemon and the servers: starts them, kills them and queries them.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ use super::docker::Docker;
 use super::status::Status;
 use crate::cmd::{command, output};
 
-/// The one port that everybody shares.
+/// The port that all servers share.
 pub const PORT: u16 = 8080;
 /// The service's name.
 pub const SERVICE: &str = "web";
@@ -28,7 +28,7 @@ const LOG_LINES: usize = 25;
 pub struct Server {
     pub name: String,
     pub pid: u32,
-    /// `None` for a container, whose parent is the engine's.
+    /// `None` for a container, whose parent belongs to the engine.
     process: Option<Child>,
 }
 
@@ -37,7 +37,7 @@ pub struct Stage {
     pod_steer: PathBuf,
     named_server: PathBuf,
     docker: Option<Docker>,
-    /// The port that clients ask, and what each server listens on.
+    /// The clients' port, and the port that each server listens on.
     ports: (u16, SocketAddr),
     daemon: Option<Child>,
     servers: Vec<Server>,
@@ -57,7 +57,7 @@ impl Stage {
         })
     }
 
-    /// Servers that listen elsewhere than on the port that clients ask.
+    /// Servers that listen on another port than that of the clients.
     pub fn with_ports(self, asked: u16, listen: SocketAddr) -> Self {
         Self { ports: (asked, listen), ..self }
     }
@@ -91,7 +91,7 @@ impl Stage {
         })
     }
 
-    /// What containers have a label for, and commands of `exec` have not.
+    /// Settings that are labels for containers, and that `exec` has no flag for.
     fn settings(&self) -> Result<PathBuf> {
         let file = self.dir.join("pod-steer.toml");
         fs::write(&file, format!("[service.{SERVICE}]\nrollout = \"manual\"\n"))?;
@@ -141,7 +141,7 @@ impl Stage {
         self.servers.iter().find(|server| server.name == name).with_context(|| format!("{name} was not started"))
     }
 
-    /// `kill -9`: no warning, no clean-up. The engine is not asked, so that the daemon cannot know before.
+    /// `kill -9`: no warning, no clean-up. Without the engine, so that the daemon cannot learn of it first.
     pub fn kill(&mut self, name: &str) -> Result<u32> {
         let pid = self.server(name)?.pid;
         let process = Pid::from_raw(pid.cast_signed()).context("a process has a pid")?;
@@ -161,7 +161,7 @@ impl Stage {
         Status::parse(&output(&mut self.pod_steer(&["status", "-o", "json"]))?)
     }
 
-    /// What a server writes down of the connections that it accepts.
+    /// A server's record of the connections that it accepts.
     pub fn journal(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.journal"))
     }
@@ -170,7 +170,7 @@ impl Stage {
         self.dir.join(format!("{name}.log"))
     }
 
-    /// The project's own way out, although the sandbox would take everything along too.
+    /// Unloads pod-steer as a user would, although the sandbox would remove everything too.
     pub fn unload(&mut self) -> Result<()> {
         let mut unload = self.pod_steer(&["unload", "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"]);
         output(unload.arg(self.dir.join("run")))?;
@@ -180,13 +180,13 @@ impl Stage {
         Ok(())
     }
 
-    /// Everything that the daemon knows, for whoever has to find out what went wrong.
+    /// The daemon's complete status, for error messages.
     pub fn show_status(&self) {
-        // It may be the daemon that failed.
+        // The daemon itself may have failed.
         let _ = self.pod_steer(&["status", "-o", "json"]).status();
     }
 
-    /// The ends of all logs, for whoever has to find out what went wrong.
+    /// The ends of all logs, for error messages.
     pub fn show_logs(&self) {
         let servers = self.servers.iter().map(|server| server.name.as_str());
         for name in ["dockerd", "daemon"].into_iter().chain(servers) {
@@ -201,7 +201,7 @@ impl Stage {
     }
 }
 
-/// Asks again and again until the answer is there.
+/// Asks repeatedly until there is an answer.
 pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {

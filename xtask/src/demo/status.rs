@@ -1,4 +1,4 @@
-//! The part of `pod-steer status -o json` that the demo looks at.
+//! The part of `pod-steer status -o json` that the demo uses.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -15,9 +15,9 @@ pub struct Backend {
     name: String,
     state: String,
     sockets: u64,
-    /// Connections born at this backend's listeners.
+    /// Connections opened at this backend's listeners.
     opened: u64,
-    /// Of them, those that another's listener took over while they waited, and the other way round.
+    /// Queued connections that moved to another backend's listener, and that moved here.
     pub moved_out: u64,
     moved_in: u64,
 }

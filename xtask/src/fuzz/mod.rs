@@ -19,12 +19,12 @@ pub use program::ensure_compiler;
 use run::Run;
 use scratch::Scratch;
 
-/// How long a target runs when nothing is said, and in `cargo xtask test`.
+/// How long a target runs by default, and in `cargo xtask test`.
 const SECONDS: u64 = 10;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// For how long each target is run
+    /// How long each target runs
     #[arg(long, value_name = "N", default_value_t = SECONDS)]
     seconds: u64,
     /// Only this target: a directory of tests/fuzz/corpus
@@ -33,7 +33,7 @@ pub struct Options {
     /// Only this input, once: repeats a failure
     #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "keep")]
     input: Option<PathBuf>,
-    /// Put the inputs that reach code of their own into tests/fuzz/corpus, in the place of those that are there
+    /// Replace the inputs in tests/fuzz/corpus by a minimal set that reaches the same code
     #[arg(long)]
     keep: bool,
 }
@@ -78,7 +78,7 @@ fn all() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Does all of it, one for each processor at a time, and returns what went wrong.
+/// Runs all targets, one for each processor at a time, and returns the failures.
 fn side_by_side(runs: VecDeque<Run>, work: impl Fn(&Run) -> Result<()> + Sync) -> Vec<String> {
     let (queue, failures) = (Mutex::new(runs), Mutex::new(Vec::new()));
     let next = || queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop_front();

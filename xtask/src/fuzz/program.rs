@@ -1,4 +1,4 @@
-//! The program with all targets, built with LLVM's coverage counters, which the stable compiler can put in too.
+//! The program with all targets, built with LLVM's coverage counters, which the stable compiler supports too.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::cmd::{cargo, run};
 use crate::paths::which;
 use crate::{build, debian, paths, say, setup};
 
-/// What libFuzzer needs in the code: a counter for each edge, where it is, and the operands of comparisons.
+/// The instrumentation for libFuzzer: a counter for each edge, its address, and the operands of comparisons.
 const FLAGS: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",

@@ -26,7 +26,7 @@ pub struct Run {
     pub target: String,
     /// The program with all targets.
     pub program: PathBuf,
-    /// Where it may make files.
+    /// The directory for its files.
     pub scratch: PathBuf,
 }
 
@@ -68,14 +68,13 @@ impl Run {
         Ok(())
     }
 
-    /// Puts the fewest inputs that reach all the code that was reached into the repository: the shortest, beside those that
-    /// people have written.
+    /// Puts a minimal set of the shortest inputs that reach the same code into the repository, beside those that people have written.
     pub fn keep(&self) -> Result<()> {
         let (least, corpus) = (self.below("least"), self.corpus());
         let _ = fs::remove_dir_all(&least);
         fs::create_dir_all(&least)?;
         let mut merge = self.program();
-        // How often code was reached is of no matter here.
+        // Only whether code was reached counts here, not how often.
         merge.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&least).args(self.kept()).arg(self.below("new"));
         output(&mut merge)?;
         for old in files(&corpus)?.into_iter().filter(|file| is_made(file)) {
@@ -143,7 +142,7 @@ fn input(said: &str) -> Option<String> {
     Some(Path::new(path).strip_prefix(&root).map_or(path.to_owned(), |path| path.to_string_lossy().into_owned()))
 }
 
-/// How many edges of the code were reached, by the last line that says so.
+/// How many edges of the code were reached, from the last line with that number.
 fn edges(said: &str) -> Option<u64> {
     said.lines().rev().find_map(|line| line.split_once(" cov: ")?.1.split_whitespace().next()?.parse().ok())
 }

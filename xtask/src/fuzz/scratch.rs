@@ -1,4 +1,4 @@
-//! A directory for the files that targets make: on a tmpfs if there is one, since the ledger syncs whatever it writes.
+//! A directory for the targets' files: on a tmpfs if there is one, since the ledger syncs its files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::paths;
 
-/// Followed by the process that it is for.
+/// Prefix of its name, before the process id.
 const PREFIX: &str = "pod-steer-fuzz-";
 
 /// Removed when it is dropped.
@@ -35,7 +35,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Those of an xtask that was interrupted.
+/// Removes directories that an interrupted xtask has left.
 fn remove_left_over(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,5 +1,5 @@
-//! Debian's archive, asked with an apt configuration of our own: nothing is installed, and the machine's own sources
-//! stay as they are. Its address is the one that the machine itself has.
+//! Debian's archive, read with an apt configuration of our own: nothing is installed, and the machine's sources are not changed. The
+//! address is that of the machine's own configuration.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::cmd::{command, output, run};
 use crate::paths::which;
 use crate::say;
 
-/// Releases whose cloud kernels are tried, and those of the newest that come later.
+/// Releases whose cloud kernels are tried, with the newest one's updates.
 const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "trixie-backports"];
 /// The archive's keys, where a machine has them as a package.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -35,7 +35,7 @@ impl Archive {
         }
         fs::write(archive.dir.join("apt.conf"), archive.settings())?;
         fs::write(archive.dir.join("sources/kernels.sources"), sources(&address()?))?;
-        // A release that has left the archive is an error of apt's: its kernel is then one that cannot be had.
+        // apt fails for a release that has left the archive. Its kernel is then not available.
         if let Err(error) = run(archive.apt("apt-get").args(["update", "-qq"])) {
             say::note(&format!("not every list could be read: {error:#}"));
         }
@@ -64,7 +64,7 @@ impl Archive {
         Ok(names.lines().filter_map(Version::of_package).collect())
     }
 
-    /// The file that boots. Versions vanish from the archive, so what was fetched once is kept.
+    /// The kernel image. Versions vanish from the archive, so a fetched one is kept.
     pub fn fetch(&self, kernel: &Version) -> Result<PathBuf> {
         let file = self.dir.join(format!("vmlinuz-{}", kernel.text));
         if file.is_file() {
@@ -87,7 +87,7 @@ impl Archive {
     }
 }
 
-/// Where the machine gets Debian from.
+/// The address of the machine's Debian archive.
 fn address() -> Result<String> {
     let format = "$(ORIGIN) $(CODENAME) $(REPO_URI)";
     let known = output(command("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
@@ -95,7 +95,7 @@ fn address() -> Result<String> {
     Ok(address.to_owned())
 }
 
-/// Not that of the security updates, which are elsewhere.
+/// Skips the archive of security updates.
 fn main_archive(targets: &str) -> Option<&str> {
     targets.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
         ["Debian", codename, address] if !codename.contains('-') => Some(address),
@@ -108,7 +108,7 @@ fn sources(address: &str) -> String {
     SUITES.map(|suite| format!("Types: deb\nURIs: {address}\nSuites: {suite}\nComponents: main\n{keys}")).join("\n")
 }
 
-/// Unpacks the packages of one directory into another, and installs none.
+/// Unpacks the packages of one directory into another without installing them.
 pub fn unpack_all(packages: &Path, into: &Path) -> Result<()> {
     for entry in fs::read_dir(packages)? {
         let file = entry?.path();

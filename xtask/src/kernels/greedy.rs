@@ -1,5 +1,5 @@
-//! The guest's scene of a greedy backend: one that opens and closes listeners without end is left out and told so, and another service
-//! serves beside it.
+//! The guest's scene of a greedy backend: a backend that opens and closes listeners without end is not steered and gets a condition,
+//! and another service serves beside it.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,11 +12,11 @@ use crate::cmd::output;
 use crate::demo::stage::{Stage, wait_until};
 use crate::say;
 
-/// What clients ask for, and where the server listens: of the greedy backend, and of the one beside it.
+/// The clients' port and the server's port, of the greedy backend and of the one beside it.
 const GREEDY: (u16, u16) = (82, 8082);
 const BESIDE: (u16, u16) = (83, 8083);
 
-/// What the greedy backend does.
+/// The greedy backend.
 pub fn open_and_close(port: u16) -> Result<Infallible> {
     loop {
         drop(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("the greedy backend cannot listen")?);

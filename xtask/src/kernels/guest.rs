@@ -1,5 +1,5 @@
-//! The first process of a virtual machine: makes the machine one that `pod-steer` can run on, plays there, says how it
-//! went, and switches off. Nothing here knows of the machine outside; the console is all that there is.
+//! The first process of a virtual machine: prepares the machine for `pod-steer`, plays the scenes, prints the result, and switches off.
+//! The console is the only connection to the machine outside.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -17,18 +17,18 @@ use crate::demo::stage::Stage;
 use crate::demo::{Inside, journal, report};
 use crate::say;
 
-/// The port that clients ask, and the one that servers listen on.
+/// The clients' port, and the servers' port.
 const ASKED: u16 = 80;
 const LISTENS: u16 = 8080;
-/// What servers listen on, and whom clients ask. A dual-stack server serves both families.
+/// The servers' address, and the clients' target. A dual-stack server serves both families.
 const FAMILIES: [(IpAddr, IpAddr); 3] = [
     (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
     (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::LOCALHOST)),
     (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
 ];
-/// How long each scene is played: emulated, a second is a few hundred requests.
+/// How long each scene is played. In emulation, a second allows a few hundred requests.
 const SCENE: Duration = Duration::from_secs(3);
-/// Where the kernel programs are pinned, and the backends' cgroups made.
+/// The directories of the pins and of the backends' cgroups.
 const PINS: &str = "/sys/fs/bpf/pod-steer";
 const CGROUPS: &str = "/sys/fs/cgroup/pod-steer";
 
@@ -42,7 +42,7 @@ pub struct Guest {
     open_and_close: Option<u16>,
 }
 
-/// The task that `kernels` starts in the machine. It does not return: without its first process a kernel panics.
+/// The task that `kernels` starts in the machine. It does not return: the kernel panics if its first process ends.
 pub fn guest(guest: &Guest) -> Result<ExitCode> {
     if let Some(port) = guest.open_and_close {
         match greedy::open_and_close(port)? {}
@@ -58,7 +58,7 @@ pub fn guest(guest: &Guest) -> Result<ExitCode> {
     }
 }
 
-/// What a distribution's boot does, as far as it matters here.
+/// The necessary steps of a distribution's boot.
 fn settle() -> Result<()> {
     let busybox = |args: &[&str]| run(command(format!("/{BUSYBOX}")).args(args));
     for (kind, at) in [
@@ -75,7 +75,7 @@ fn settle() -> Result<()> {
     busybox(&["ip", "link", "set", "lo", "up"])
 }
 
-/// A kernel that is too old: said at once, with the remedy, by `doctor` and by `run`.
+/// A kernel that is too old: `doctor` and `run` refuse it at once, with the remedy.
 fn refusal() -> Result<()> {
     for args in [&["doctor"] as &[_], &["run", "--engine", "none"]] {
         let answer = command(format!("/{POD_STEER}")).args(args).output()?;
@@ -123,7 +123,7 @@ fn doctor() -> Command {
     doctor
 }
 
-/// The three scenes of the demo's first act; in the last, the daemon is killed too, and requests go on without it.
+/// The three scenes of the demo's first act. In the last one the daemon is killed too, and requests are served without it.
 fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
     stage.start_daemon()?;
     for name in ["v1a", "v1b"] {

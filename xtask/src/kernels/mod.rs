@@ -1,7 +1,7 @@
-//! `cargo xtask kernels`: the oldest kernel that is supported, newer ones, and one that must be refused, each booted in
-//! QEMU. The outer half fetches (`archive`, `version`), makes the guest's file system (`image`) and boots (`vm`); the
-//! guest's half (`guest`) plays the demo there. Nothing is installed, and all that is fetched lies below
-//! `target/kernels`. No part of `cargo xtask test`: it needs Debian's archive, and minutes.
+//! `cargo xtask kernels`: boots the oldest supported kernel, newer ones, and one that must be refused in QEMU. The outer half fetches
+//! (`archive`, `version`), makes the guest's file system (`image`) and boots (`vm`); the guest's half (`guest`) plays the demo there.
+//! Nothing is installed, and all fetched files are below `target/kernels`. Not part of `cargo xtask test`, since it needs Debian's
+//! archive, and minutes.
 
 mod archive;
 mod greedy;
@@ -23,18 +23,18 @@ pub use guest::{Guest, guest};
 use version::Version;
 use vm::Qemu;
 
-/// Where programs are in the guest.
+/// The directory of programs in the guest.
 const BUSYBOX: &str = "bin/busybox";
 const NAMED_SERVER: &str = "bin/named-server";
 const POD_STEER: &str = "bin/pod-steer";
-/// What the guest's last line begins with.
+/// The start of the guest's last line.
 const VERDICT: &str = "verdict of the guest: ";
 
 /// A kernel to try: the newest of a series, or of all.
 struct Wanted {
     name: &'static str,
     series: Option<&'static [u32]>,
-    /// Too old: what must be seen is the refusal.
+    /// Too old: it must be refused.
     refused: bool,
 }
 
@@ -45,7 +45,7 @@ const WANTED: [Wanted; 4] = [
     Wanted { name: "newest", series: None, refused: false },
 ];
 
-/// How it went on one kernel.
+/// The result of one kernel.
 enum Outcome {
     Good,
     Failed(String),
@@ -111,7 +111,7 @@ fn boot(qemu: &Qemu, kernel: &Path, image: &Path, refused: bool) -> Outcome {
     }
 }
 
-/// Prints the result; a kernel that could not be tried is no failure, and no success either.
+/// Prints the result. A kernel that could not be tried counts neither as a failure nor as a success.
 fn close(outcomes: &[(String, Outcome)]) -> ExitCode {
     say::heading("kernels");
     for (kernel, outcome) in outcomes {

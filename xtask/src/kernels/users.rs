@@ -12,15 +12,15 @@ use super::{BUSYBOX, NAMED_SERVER};
 use crate::demo::stage::{Stage, wait_until};
 use crate::say;
 
-/// The port that clients ask, and the one that both servers bind.
+/// The clients' port, and the port that both servers bind.
 const PORTS: (u16, u16) = (81, 8081);
-/// Requests: all to one of two servers is then no accident.
+/// Requests: enough that all reaching one of two servers is no accident.
 const REQUESTS: u32 = 100;
 
-/// Starts a server of root's and one of user 1000's on one port, and asks who answers.
+/// Starts a server of root and one of user 1000 on one port, and checks which of them answer.
 pub fn play(stage: &Stage) -> Result<()> {
     say::heading("servers of two users");
-    // busybox asks for the user's entry.
+    // busybox needs an entry for the user.
     fs::create_dir_all("/etc").and_then(|()| fs::write("/etc/passwd", "user:x:1000:1000::/:/bin/sh\n"))?;
     let busybox = format!("/{BUSYBOX}");
     let as_user = [&busybox, "start-stop-daemon", "-S", "-n", "nobody", "-c", "1000:1000", "-a"];

@@ -8,7 +8,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// The kernel that a package holds, if it is a cloud kernel: the smallest that can do all.
+    /// The kernel of a package, if it is a cloud kernel: the smallest one with all features.
     pub fn of_package(package: &str) -> Option<Self> {
         let text = package.strip_prefix("linux-image-")?;
         let numbers = text.strip_suffix("-cloud-amd64")?;

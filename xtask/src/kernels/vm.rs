@@ -1,4 +1,4 @@
-//! QEMU, by plain emulation: slow, and the same on every machine, one that is virtual itself included.
+//! QEMU, by plain emulation: slow, but the same on every machine, virtual machines included.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -17,19 +17,19 @@ use crate::say;
 
 const QEMU: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
-/// A boot takes 3 s on an idle machine, and what is played then a minute.
+/// A boot takes 3 s on an idle machine, and the scenes a minute.
 const RUN_MAX: Duration = Duration::from_secs(300);
-/// The kernel hands it to the init program, which is an xtask, and so asks it for the repository's directory.
+/// The kernel passes this to the init program, which is xtask and needs the repository's directory.
 const ENVIRONMENT: &str = "CARGO_MANIFEST_DIR=/xtask";
 
 pub struct Qemu {
     program: PathBuf,
-    /// Where its libraries are, if it is unpacked and not installed.
+    /// The directory of its libraries, if it is unpacked and not installed.
     libraries: Vec<PathBuf>,
 }
 
 impl Qemu {
-    /// The machine's own, or Debian's, unpacked into `dir`: installing it may conflict with what the machine has.
+    /// The machine's own QEMU, or Debian's unpacked into `dir`, since installing it may conflict with the machine's packages.
     pub fn get(dir: &Path) -> Result<Self> {
         if let Some(program) = which(QEMU) {
             return Ok(Self { program, libraries: Vec::new() });
@@ -51,9 +51,9 @@ impl Qemu {
         Ok(Self { program, libraries })
     }
 
-    /// Boots, hands over each line of the guest's console, and returns when the guest is off.
+    /// Boots, passes on each line of the guest's console, and returns when the guest is off.
     pub fn boot(&self, kernel: &Path, image: &Path, init: &str, mut line: impl FnMut(&str)) -> Result<()> {
-        // The guest's console is a terminal always.
+        // The guest's console always counts as a terminal.
         let colours = if say::in_colours() { "" } else { "NO_COLOR=1" };
         let mut qemu = command(&self.program);
         qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024"])
@@ -99,7 +99,7 @@ impl Running {
         let console = process.stdout.take().context("its console is piped")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // Not UTF-8 throughout: the firmware says something too.
+            // Not always UTF-8: the firmware prints too.
             for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
                 if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
                     break;
@@ -112,7 +112,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already, as a rule.
+        // It has usually ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

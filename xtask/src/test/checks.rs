@@ -25,11 +25,11 @@ pub const ALL: [Check; 7] = [
     Check { name: "licences, sources and advisories of dependencies", run: dependencies },
 ];
 
-/// It compiles in less than three minutes on two cores, so it is always had.
+/// It compiles in less than three minutes on two cores, so it is always installed.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
 fn format() -> Result<()> {
-    // By itself it colours what goes to a file too.
+    // By default it also colours output to a file.
     let colour = if say::on_terminal() { "auto" } else { "never" };
     run(cargo().args(["fmt", "--all", "--check", "--", "--color", colour]))
 }
@@ -45,12 +45,12 @@ fn clippy_of_the_kernel_side() -> Result<()> {
     run(cargo()
         .args(["clippy", "--package", "pod-steer-ebpf", "--bins", "--features", "kernel"])
         .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
-        // The variable below is part of what cargo remembers of a build: in the common directory it would make
-        // everything be built again.
+        // The variable below is part of cargo's fingerprint of a build. In the common directory it would cause a complete
+        // rebuild.
         .arg(paths::target().join("kernel-lints"))
         .args(["--", "-D", "warnings"])
         .env("RUSTC_BOOTSTRAP", "1")
-        // As in pod-steer/build.rs: the registers that programs read are those of the machine's processor.
+        // As in pod-steer/build.rs: programs read the registers of the machine's processor.
         .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH)))
 }
 
@@ -80,8 +80,8 @@ fn linked(package: &str, refused: &[&str]) -> Result<Option<String>> {
 fn dependencies() -> Result<()> {
     setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes about three minutes, once")?;
     run(deny().args(["check", "licenses", "sources", "bans"]))?;
-    // The advisories come from a repository that not every network reaches. What they would say is no property of this
-    // tree, so their absence is told and is no failure.
+    // Not every network reaches the repository of the advisories. They are no property of this tree, so their absence is
+    // reported and is no failure.
     if output(deny().args(["fetch", "db"])).is_err() {
         say::note("the advisory database cannot be fetched from here: advisories are not checked");
         return Ok(());

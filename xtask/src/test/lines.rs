@@ -1,9 +1,9 @@
-//! Reads what the test runners print: what passed, which failed, which said that it could not run. A test says so with
-//! a line `SKIPPED: reason`, and passes.
+//! Reads the output of the test runners: tests that passed, failed or skipped themselves. A skipped test prints a line
+//! `SKIPPED: reason` and passes.
 
 /// One of the two runners' output, line by line.
 pub trait Lines: Default {
-    /// Takes in a line. `false` when a person need not see it.
+    /// Reads a line. `false` if it need not be shown.
     fn read(&mut self, line: &str) -> bool;
     fn counts(self) -> Counts;
 }
@@ -27,8 +27,7 @@ fn skip_reason(line: &str) -> Option<&str> {
     line.trim_start().strip_prefix("SKIPPED: ")
 }
 
-/// `cargo test -- --show-output`. A skip is written past the harness, so it may stand at the end of the harness's own
-/// line.
+/// `cargo test -- --show-output`. A skip bypasses the harness, so it may be at the end of the harness's own line.
 #[derive(Default)]
 pub struct Libtest {
     counts: Counts,
@@ -36,7 +35,7 @@ pub struct Libtest {
     part: Part,
 }
 
-/// The parts of what one test program prints.
+/// The parts of a test program's output.
 #[derive(Default, PartialEq)]
 enum Part {
     #[default]
@@ -57,7 +56,7 @@ impl Lines for Libtest {
             let words: Vec<_> = result.split_whitespace().collect();
             let passed = words.windows(2).find(|pair| pair[1] == "passed;").and_then(|pair| pair[0].parse().ok());
             self.counts.passed += passed.unwrap_or(0);
-            // Most programs have no tests inside.
+            // Most programs have no tests.
             return !result.starts_with("ok. 0 passed");
         }
         match self.part {
@@ -84,7 +83,7 @@ impl Lines for Libtest {
 
     fn counts(self) -> Counts {
         let mut counts = self.counts;
-        // Under CI a test that skips itself fails, and is counted as that.
+        // Under CI a test that skips itself fails, and counts as failed.
         let failed = |reason: &str| counts.failures.iter().any(|name| reason.starts_with(&format!("{name}: ")));
         counts.skips.retain(|reason| !failed(reason));
         counts = counts.close();
@@ -93,8 +92,7 @@ impl Lines for Libtest {
     }
 }
 
-/// `cargo nextest run --success-output immediate`. Each test is a process of its own, whose own harness's lines are
-/// left out.
+/// `cargo nextest run --success-output immediate`. Each test is a process of its own; the lines of its own harness are left out.
 #[derive(Default)]
 pub struct Nextest {
     counts: Counts,

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every check, then every test. A step that fails does not keep the next one from running, unless
-//! that needs what it should have built. The last line printed has the counts.
+//! `cargo xtask test`: every check, then every test. After a failed step the next ones still run, unless they need its result. The last
+//! line has the counts.
 
 mod checks;
 mod house;

@@ -1,23 +1,23 @@
-//! No two folders or files at the top of a crate may need each other, directly or by others: then each of them can be read, tested and
-//! changed with what it needs alone.
+//! No two folders or files at the top of a crate may depend on each other, directly or indirectly, so that each of them can be read,
+//! tested and changed with its dependencies alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The crates whose modules are compared.
 const CRATES: [&str; 2] = ["pod-steer/src/", "pod-steer-model/src/"];
-/// They put the others together.
+/// Modules that combine the others.
 const TOP: [&str; 3] = ["lib", "main", "fuzzing"];
 
 /// Which modules each module names, with a file that does.
 type Needs = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The circles in a crate, a line each. `files` are paths with their text.
+/// The dependency cycles in a crate, one line each. `files` are paths with their text.
 pub fn circles(files: &[(String, String)]) -> Vec<String> {
     let of_crate = |root: &&str| {
         let own = files.iter().filter_map(|(path, text)| Some((path.strip_prefix(*root)?, text.as_str())));
         let needs = needs(own);
         let circles = needs.keys().filter_map(|module| circle(module, &needs));
-        // Each is found from each of its modules.
+        // A cycle is found from each of its modules.
         let smallest = circles.filter(|circle| circle.iter().all(|(module, ..)| circle[0].0 <= *module));
         let lines = smallest.map(|circle| {
             let steps = circle.iter().map(|(from, to, file)| format!("`{from}` needs `{to}` ({root}{file})"));
@@ -32,7 +32,7 @@ fn needs<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Needs {
     let mut needs = Needs::new();
     for (path, text) in files {
         let module = top_of(path);
-        // Tests may use whatever makes them short.
+        // Tests may use any module.
         let is_test = path.ends_with("tests.rs") || path.contains("/tests/");
         if is_test || TOP.contains(&module.as_str()) {
             continue;

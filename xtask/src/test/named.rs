@@ -1,11 +1,11 @@
-//! Files that the documents name exist: a code map is of no use when it leads nowhere.
+//! Files that the documents name must exist, or a code map is useless.
 
 use std::path::Path;
 
 /// Ends of names that are files of this repository.
 const ENDS: [&str; 5] = [".rs", ".md", ".toml", ".yaml", ".service"];
 
-/// What the document at `page` names and does not exist, each with its line. `files` are all there are, from the top of the repository.
+/// The missing files that the document at `page` names, each with its line. `files` are all files, from the top of the repository.
 pub fn missing(page: &str, document: &str, files: &[String]) -> Vec<(usize, String)> {
     let mut missing = Vec::new();
     let mut in_block = false;
@@ -22,12 +22,12 @@ pub fn missing(page: &str, document: &str, files: &[String]) -> Vec<(usize, Stri
     missing
 }
 
-/// What stands in back quotes.
+/// The texts in back quotes.
 fn quoted(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// Where links lead, unless to another site or within the document.
+/// Targets of links, except other sites and places within the document.
 fn links(line: &str) -> impl Iterator<Item = String> {
     let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://") && !target.starts_with('#')).map(str::to_owned)

@@ -1,4 +1,4 @@
-//! Runs the tests, shows what they print as it comes, and counts.
+//! Runs the tests, shows their output as it arrives, and counts.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
     run::<Libtest>(&mut tests, tally)
 }
 
-/// What the integration tests start.
+/// The programs that the integration tests start.
 pub struct Programs {
     pub pod_steer: PathBuf,
     pub named_server: PathBuf,
@@ -39,7 +39,7 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
         tests.args(["--success-output", "immediate", "--no-tests", "pass"]).args(filters);
         run::<Nextest>(&mut tests, tally)
     } else {
-        // Each test has namespaces of its own, but they share two cores: one at a time keeps what they measure true.
+        // Each test has namespaces of its own, but they share the processors: one at a time keeps their figures comparable.
         tests.arg("test").args(package).args(["--", "--show-output", "--test-threads", "1"]).args(filters);
         run::<Libtest>(&mut tests, tally)
     }

@@ -1,4 +1,4 @@
-//! What passed, what failed, what was skipped.
+//! Counts of passed, failed and skipped tests and checks.
 
 use std::env;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ pub struct Tally {
     passed: u64,
     failures: Vec<String>,
     skips: Vec<String>,
-    /// In CI nothing may be left out.
+    /// In CI a skip is a failure.
     skips_fail: bool,
 }
 
@@ -32,7 +32,7 @@ impl Tally {
         self.skips.push(reason.to_owned());
     }
 
-    /// The counts alone on the last line, which is where others look for them.
+    /// The last line has only the counts, for programs that read it.
     fn last_line(&self) -> String {
         let failed = self.failures.len() + if self.skips_fail { self.skips.len() } else { 0 };
         format!("{} passed, {failed} failed, {} skipped", self.passed, self.skips.len())
@@ -42,7 +42,7 @@ impl Tally {
         self.failures.is_empty() && (self.skips.is_empty() || !self.skips_fail)
     }
 
-    /// Prints what was not well, then the last line.
+    /// Prints failures and skips, then the last line.
     pub fn close(&self) -> ExitCode {
         say::heading("result");
         for failure in &self.failures {

@@ -1,4 +1,4 @@
-//! The project's own rules about its files, for what neither rustfmt nor clippy knows.
+//! The project's own rules about its files, beyond rustfmt and clippy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,20 +8,20 @@ use anyhow::{Context, Result, bail};
 use super::{house, modules, named};
 use crate::paths;
 
-/// A file longer than this wants to be two.
+/// A longer file should be split.
 const LINES_MAX: usize = 400;
 
-/// Where `unsafe` may stand: the kernel programs, the modules that talk to the kernel, and the tests' fixtures, which
-/// make namespaces and fork.
+/// Places where `unsafe` is allowed: the kernel programs, the modules that make system calls, and the tests' fixtures, which create
+/// namespaces and fork.
 const UNSAFE_IN: [&str; 4] = ["pod-steer-ebpf/src/", "pod-steer/src/kernel/", "pod-steer/src/sys.rs", "tests/src/"];
 
-/// What decides is there, and nothing that could ask the machine.
+/// The crate that decides. It must do no I/O.
 const PURE_IN: &str = "pod-steer-model/src/";
-/// Ways to ask it.
+/// Ways to do I/O.
 const IMPURE: [&str; 8] =
     ["std::fs", "std::io", "std::env", "std::process", "std::thread", "SystemTime", "Instant", "Timestamp::now"];
 
-/// Directories that only one machine has. Written in two halves, so that this file obeys its own rule.
+/// Directories of one machine. Written in two halves, so that this file follows its own rule.
 const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/")];
 
 /// Checks every file; the error lists what is not in order.
@@ -31,7 +31,7 @@ pub fn tidy() -> Result<()> {
     let names = |file: PathBuf| Ok(file.strip_prefix(&root)?.to_string_lossy().into_owned());
     let files: Vec<String> = files(&root)?.into_iter().map(names).collect::<Result<_>>()?;
     for name in &files {
-        // A file that is not text is nothing for these rules.
+        // The rules apply to text files only.
         let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
         complaints.extend(complaints_about(name, &text).into_iter().map(|what| format!("{name}{what}")));
         if name.ends_with(".md") {
@@ -50,10 +50,10 @@ pub fn tidy() -> Result<()> {
     bail!("{}", complaints.join("\n"))
 }
 
-/// Inputs of the fuzz targets: whatever bytes they are.
+/// Inputs of the fuzz targets, which may be any bytes.
 const INPUTS: [&str; 2] = ["tests/fuzz/corpus", "tests/fuzz/regressions"];
 
-/// All that is not built, not hidden and no input; of the hidden directories, those that hold the project's own settings. A second
+/// All files but built ones, hidden ones and inputs; of the hidden directories, only those with the project's settings. A second
 /// worktree has a file `.git`.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
