@@ -1,6 +1,5 @@
-//! What `cargo xtask bench` runs when all is set up: measures (`measure`), judges the report by aims and by the committed report
-//! (`judge`), and shows it: on the terminal (`show`), and after a full run in `docs/benchmarks.md` with its plot (`page`). No figure is
-//! written by hand.
+//! The program behind `cargo xtask bench`: measures (`measure`), judges the report by the aims and the committed report (`judge`), and
+//! shows it on the terminal (`show`) and, after a full run, in `docs/benchmarks.md` with its plot (`page`). No figure is written by hand.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn bench(options: &Options) -> Result<ExitCode> {
-    // Before the run, which takes minutes.
+    // Before the run, since that takes minutes.
     let committed = match ready(options) {
         Ok(committed) => committed,
         Err(error) => {
@@ -57,11 +56,11 @@ fn bench(options: &Options) -> Result<ExitCode> {
     let missing = complete::missing(&report, whole || options.wants_all_contestants());
     let judged = verdict::judge(&report);
     show::report(&report, &judged);
-    // The committed report may be presented anew, whatever it lacks.
+    // The committed report may be rendered again, even if it is incomplete.
     let again = !options.check && committed.as_ref().is_ok_and(|committed| *committed == report);
     let not_for_docs = not_for_docs(options, &report, &missing).filter(|_| !again);
     let not_for_docs = not_for_docs.or_else(|| failed.as_ref().err().map(|_| "the run failed".to_owned()));
-    // A full run reports what the page is about to lose; only a check fails by it.
+    // A full run reports rows that the page loses; only a check fails.
     let wanted = options.check || not_for_docs.is_none();
     let good = !wanted || compared(committed, &report, whole) || !options.check;
     println!();
@@ -83,7 +82,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
     Ok(if good && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether what was asked for can be done; and the committed report, or why there is none.
+/// Checks the options; returns the committed report, or why there is none.
 fn ready(options: &Options) -> Result<Result<Report>> {
     options.json.as_deref().map_or(Ok(()), report::check_writable)?;
     let committed = report::read(&page::report_file());
@@ -94,7 +93,7 @@ fn ready(options: &Options) -> Result<Result<Report>> {
     Ok(committed)
 }
 
-/// Prints what became of the committed ratios; whether none is worse.
+/// Prints the comparison with the committed ratios. True if none is worse.
 fn compared(committed: Result<Report>, report: &Report, whole: bool) -> bool {
     match committed {
         Ok(committed) => show::comparison(&compare::compare(&committed, report, whole)),
@@ -105,7 +104,7 @@ fn compared(committed: Result<Report>, report: &Report, whole: bool) -> bool {
     }
 }
 
-/// Whether everything was asked for. What a file was asked for is seen by what it has.
+/// Whether everything was wanted. For a file, its contents decide.
 fn is_whole(options: &Options, report: &Report) -> bool {
     match &options.from {
         Some(_) => lacking(report).is_empty(),
@@ -113,7 +112,7 @@ fn is_whole(options: &Options, report: &Report) -> bool {
     }
 }
 
-/// Why this report does not become the page, if it does not.
+/// Why this report does not replace the page, if it does not.
 fn not_for_docs(options: &Options, report: &Report, missing: &[String]) -> Option<String> {
     if options.check {
         return Some("this was a check".to_owned());
@@ -131,7 +130,7 @@ fn not_for_docs(options: &Options, report: &Report, missing: &[String]) -> Optio
     (!missing.is_empty()).then(|| "the report lacks what is named below".to_owned())
 }
 
-/// Sections that a report does not have.
+/// Sections that a report lacks.
 fn lacking(report: &Report) -> Vec<&'static str> {
     measure::sections().filter(|name| report.section(name).is_none()).collect()
 }

@@ -1,4 +1,4 @@
-//! How figures are written: so many digits as mean something, and never two notations for one thing.
+//! The notation of figures: only significant digits, and one notation for each kind.
 
 use crate::report::Spread;
 
@@ -37,8 +37,8 @@ pub fn ratio(number: f64) -> String {
     if number.abs() < 9.995 { format!("{number:.2}") } else { plain(number) }
 }
 
-/// How far the rounds are from their median at most: `±3%`; or where that says too little, the ends: `0.5 to 4.2`. Nothing
-/// if there was one round, or all were alike.
+/// The largest deviation of the rounds from their median: `±3%`, or the extremes where that is clearer: `0.5 to 4.2`. Empty if there was
+/// one round, or all were equal.
 pub fn off(spread: &Spread, written: impl Fn(f64) -> String) -> String {
     let far = (spread.high - spread.median).max(spread.median - spread.low);
     if far == 0.0 {
@@ -51,13 +51,12 @@ pub fn off(spread: &Spread, written: impl Fn(f64) -> String) -> String {
     }
 }
 
-/// `0.95 to 1.02`; none if there was one round, or all were alike.
+/// `0.95 to 1.02`; `None` if there was one round, or all were equal.
 pub fn range(spread: &Spread, written: impl Fn(f64) -> String) -> Option<String> {
     (spread.low != spread.high).then(|| format!("{} to {}", written(spread.low), written(spread.high)))
 }
 
-/// Of a reason: what a program said on ten lines is nothing for a table. What follows a colon and a quoted command is how it was
-/// tried, and not why it failed.
+/// Shortens a reason for a table. Text after a colon and a quoted command says how it was tried, not why it failed.
 pub fn first_sentence(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
     let end = [". ", ": \""].into_iter().filter_map(|end| line.find(end)).min();

@@ -30,7 +30,7 @@ pub struct Options {
     /// Measure nothing: take this report, which `--json` wrote
     #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "only"])]
     pub from: Option<PathBuf>,
-    /// Check the options and print what has to be set up: what `cargo xtask bench` asks first
+    /// Check the options and print what has to be set up, for `cargo xtask bench`
     #[arg(long, hide = true)]
     pub needs: bool,
 }
@@ -47,7 +47,7 @@ fn known(only: &str) -> Result<String, String> {
 }
 
 impl Options {
-    /// What xtask has to set up first.
+    /// The set-up that xtask has to do first.
     pub fn needs(&self) -> &'static str {
         match (&self.from, self.only.as_deref()) {
             (Some(_), _) => "nothing",
@@ -56,17 +56,17 @@ impl Options {
         }
     }
 
-    /// Whether a section is to be measured. A part asks for each of its sections.
+    /// Whether a section is wanted.
     pub fn wants_section(&self, name: &str) -> bool {
         self.only.as_deref().is_none_or(|only| name.contains(only) || !names_sections(only))
     }
 
-    /// Whether a contestant takes part; that others have it as their base is for its part to know.
+    /// Whether a contestant is wanted. Each part adds the bases of the wanted ones itself.
     pub fn wants_contestant(&self, name: &str) -> bool {
         self.only.as_deref().is_none_or(|only| name.contains(only) || names_sections(only))
     }
 
-    /// Whether there is anything to do in a part.
+    /// Whether anything of a part is wanted.
     pub fn wants_part(&self, part: &Part) -> bool {
         match self.only.as_deref() {
             None => true,
@@ -75,13 +75,13 @@ impl Options {
         }
     }
 
-    /// Whether all contestants of the wanted sections take part.
+    /// Whether all contestants of the wanted sections are wanted.
     pub fn wants_all_contestants(&self) -> bool {
         self.only.as_deref().is_none_or(names_sections)
     }
 }
 
-/// A name that is in the name of a section does not stand for contestants.
+/// Whether a name selects contestants: not if it is part of a section's name.
 fn names_sections(only: &str) -> bool {
     measure::sections().any(|name| name.contains(only))
 }

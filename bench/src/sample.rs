@@ -1,4 +1,4 @@
-//! A small report for the unit tests: such as the benchmark program writes, with figures that nobody measured.
+//! A small report for unit tests, like those of the benchmark program, with invented figures.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,13 @@ pub fn sampled(value: Spread) -> Figure {
     Figure { value, ratio: None, known: Some(known) }
 }
 
-/// A row that is to be changed.
+/// A row, to be modified.
 pub fn row<'a>(report: &'a mut Report, section: &str, row: &str) -> &'a mut Row {
     let section = report.sections.iter_mut().find(|found| found.name == section).unwrap();
     section.rows.iter_mut().find(|found| found.name == row).unwrap()
 }
 
-/// Of one workload, `tls`, which no aim is about: a base, and pod-steer.
+/// A report of one workload, `tls`, which has no aim: a base and pod-steer.
 pub fn workload() -> Report {
     let mut report = report();
     report.sections.retain(|section| section.name == "keep-alive");
@@ -29,7 +29,7 @@ pub fn workload() -> Report {
     report
 }
 
-/// What each round found of a measure: its figure, with the ratios to a base that has rounds too.
+/// The figure of a measure from its rounds, with the ratios to a base that has rounds too.
 pub fn rounds(report: &mut Report, section: &str, name: &str, key: &str, rounds: &[f64]) {
     let base = row(report, section, name).base.clone();
     let base = base.and_then(|base| row(report, section, &base).rounds.get(key).cloned());
@@ -43,7 +43,7 @@ fn near(number: f64) -> Vec<f64> {
     [0.97, 1.01, 0.99, 1.0, 1.02, 0.98, 1.03].map(|part| part * number).into()
 }
 
-/// Values whose rounds are near them, with their ratios to a base whose rounds are alike.
+/// Values with rounds near them, and their ratios to a base with equal rounds.
 fn against(base: &Row, name: &str, title: &str, values: &[(&str, f64)]) -> Row {
     let mut row = single(name, title, &[]);
     row.base = Some(base.name.clone());
@@ -89,7 +89,7 @@ fn traffic(name: &str, title: &str, base: (&str, &str), ratios: &[(&str, &str, f
     section(name, title, &columns, std::iter::once(base).chain(others).collect())
 }
 
-/// Of a machine that does not exist.
+/// A machine that does not exist.
 pub fn report() -> Report {
     let ratios = [
         ("reuseport", "SO_REUSEPORT", 0.97),

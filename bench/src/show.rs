@@ -1,4 +1,4 @@
-//! What is printed when a run is over: what became of the aims, a table for each section, and who is missing.
+//! The output after a run: the results of the aims, a table for each section, and the missing contestants.
 
 use std::collections::BTreeMap;
 use std::{env, io};
@@ -12,12 +12,12 @@ use crate::judge::verdict::{self, Judged, Verdict};
 use crate::page::Notes;
 use crate::table;
 
-/// Where the output goes to no terminal.
+/// The width if the output is no terminal.
 const COLUMNS: usize = 80;
-/// Where an aim has room in one line.
+/// The least width at which an aim fits on one line.
 const WIDE: usize = 120;
 
-/// The terminal's width, or what `COLUMNS` says.
+/// The terminal's width, or that of `COLUMNS`.
 fn width() -> usize {
     let said = env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let terminal = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col as usize);
@@ -32,7 +32,7 @@ const CANNOT_TELL: &str =
 const LEGEND: &str = "× is the ratio to the base, taken round by round; ± is the round that is farthest off; where that would say \
     too little, the least and the greatest are there (`0.5 to 4.2`)";
 
-/// Everything that was measured. The aims come first: they are what most people want to know.
+/// Prints all measures. The aims come first, since most readers want these.
 pub fn report(report: &Report, judged: &[Judged]) {
     let width = width();
     heading("the machine");
@@ -64,7 +64,7 @@ pub fn report(report: &Report, judged: &[Judged]) {
     }
 }
 
-/// `told` has the titles that were printed before: they need not be again.
+/// `told` has the titles that were already printed.
 fn section(section: &Section, width: usize, notes: &Notes, told: &mut BTreeMap<String, String>) {
     heading(&format!("{}: {}", section.name, section.title));
     remark(&section.about, width);
@@ -82,7 +82,7 @@ fn section(section: &Section, width: usize, notes: &Notes, told: &mut BTreeMap<S
             remark(&format!("{}: {}", row.name, words.join(". ")), width);
         }
     }
-    // Who is not here has no row.
+    // A missing contestant has no row.
     for (name, text) in below {
         remark(&format!("{name}: {text}"), width);
     }
@@ -95,7 +95,7 @@ fn remark(text: &str, width: usize) {
     }
 }
 
-/// What was wanted, and what was reached.
+/// The aims and their results.
 fn aims(report: &Report, judged: &[Judged], width: usize) {
     heading("aims");
     remark(&verdict::cores(report), width);
@@ -126,7 +126,7 @@ fn aims(report: &Report, judged: &[Judged], width: usize) {
     }
 }
 
-/// What became of the committed report's ratios; whether nothing got worse.
+/// Prints the comparison with the committed report. True if nothing got worse.
 pub fn comparison(found: &Comparison) -> bool {
     heading(COMPARED);
     for line in &found.told {

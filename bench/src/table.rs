@@ -17,7 +17,7 @@ struct Written {
     width: usize,
 }
 
-/// The table's lines, none wider than `width` as long as one column fits. Each comes with whether it is of pod-steer.
+/// The table's lines, none wider than `width` if one column fits. Each with whether it belongs to pod-steer.
 pub fn lines(section: &Section, width: usize) -> Vec<(bool, String)> {
     let names: Vec<&str> = section.rows.iter().map(|row| row.name.as_str()).collect();
     let name_width = names.iter().map(|name| chars(name)).max().unwrap_or(0);
@@ -43,7 +43,7 @@ pub fn lines(section: &Section, width: usize) -> Vec<(bool, String)> {
         };
         let height = block.iter().map(|column| column.title.len()).max().unwrap_or(0);
         for at in 0..height {
-            // The last lines of all titles stand in one line, just above the cells.
+            // The last lines of all titles are on one line, just above the cells.
             let part =
                 |column: &Written| (at + column.title.len()).checked_sub(height).map(|at| column.title[at].clone());
             lines.push((
@@ -58,7 +58,7 @@ pub fn lines(section: &Section, width: usize) -> Vec<(bool, String)> {
     lines
 }
 
-/// The value, how far its rounds are from it, and the ratio to the base with the same: each below the one above.
+/// The value, the deviation of its rounds, and its ratio to the base with that deviation, one below the other.
 fn written(column: &Column, rows: &[Row]) -> Written {
     let parts: Vec<[String; 4]> = rows.iter().map(|row| parts(column, row)).collect();
     let widest = |part: usize| parts.iter().map(|parts| chars(&parts[part])).max().unwrap_or(0);

@@ -1,9 +1,9 @@
-//! What the benchmarks are meant to show, as data. Whether a report shows it is for `verdict`.
+//! The aims of the benchmarks, as data. `verdict` judges a report by them.
 
-/// How many cores the machine has that the aims are for. With others clients and servers share them differently.
+/// The number of cores for which the aims are meant. With another number, clients and servers share the cores differently.
 pub const CORES: &str = "2";
 
-/// A MiB of slab over 10,000 connections: the kernel takes and gives back as much without any connection.
+/// 1 MiB of slab over 10,000 connections: the kernel's use varies by as much without any connection.
 pub const IDLE_RESOLUTION_B: f64 = 105.0;
 
 /// One aim: a figure, or a figure divided by another row's, within a bound.
@@ -12,24 +12,24 @@ pub struct Aim {
     pub section: &'static str,
     pub row: &'static str,
     pub key: &'static str,
-    /// The row of the same section that it is divided by.
+    /// The row of the same section by which it is divided.
     pub over: Option<&'static str>,
     pub unit: &'static str,
     pub bound: Bound,
-    /// What one must know if it is missed.
+    /// A remark for the case that it is missed.
     pub why: Option<&'static str>,
 }
 
-/// What is to be reached.
+/// The bound of an aim.
 #[derive(Clone, Copy)]
 pub enum Bound {
     AtLeast(f64),
     AtMost(f64),
-    /// Nothing, neither more nor less. What is closer to it than this cannot be told from nothing.
+    /// Zero. Values closer to zero than this cannot be told from it.
     Zero {
         resolution: f64,
     },
-    /// None at all, in so many (the key of their count, and how many there must be).
+    /// No failure at all, in a number of tries (the key of their count, and the least number).
     NoneIn(&'static str, f64),
 }
 
@@ -43,7 +43,7 @@ const fn aim(
     Aim { measure, section, row, key, over, unit, bound, why: None }
 }
 
-/// On so many cores as [`CORES`] says.
+/// The aims, for a machine with [`CORES`] cores.
 pub static AIMS: [Aim; 15] = [
     aim(
         "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT",
@@ -170,12 +170,12 @@ impl Aim {
         }
     }
 
-    /// Whether it means the same on another machine, as a ratio and a count do. A time and a size do not.
+    /// Whether it applies to other machines too: ratios and counts do, times and sizes do not.
     pub fn holds_elsewhere(&self) -> bool {
         self.over.is_some() || self.is_count()
     }
 
-    /// Whether it is about something that must not happen.
+    /// Whether it bounds something that must not happen.
     pub fn is_count(&self) -> bool {
         matches!(self.bound, Bound::NoneIn(..))
     }
@@ -192,7 +192,7 @@ impl Bound {
         }
     }
 
-    /// Whether it runs through a range: then some of that is within the bound, and some is not.
+    /// Whether the bound lies within a range, so that a part of the range meets it and a part does not.
     pub fn divides(&self, low: f64, high: f64) -> bool {
         let inside = |bound: f64| low < high && low <= bound && bound <= high;
         match *self {

@@ -1,11 +1,11 @@
-//! Whether a report has what it must have to be of use: every base, as nothing is compared without it, and pod-steer.
+//! Checks that a report has its necessary rows: every base, without which nothing is compared, and pod-steer.
 
 use crate::report::{Report, Section};
 
 use super::is_ours_alone;
 use crate::numbers;
 
-/// What is missing, with the reason; one for each row. `everybody` is whether all contestants were asked for.
+/// The missing rows, each with the reason. `everybody`: all contestants were wanted.
 pub fn missing(report: &Report, everybody: bool) -> Vec<String> {
     report.sections.iter().flat_map(|section| of_section(section, everybody)).collect()
 }

@@ -1,5 +1,5 @@
-//! What a report means: whether it shows what it is meant to show (`aims`, `verdict`), whether it is worse than the committed one
-//! (`compare`), and whether anything is missing (`complete`). On values: nothing here measures, prints or reads a file.
+//! Judges a report: whether it reaches the aims (`aims`, `verdict`), whether it is worse than the committed one (`compare`), and whether
+//! it is complete (`complete`). On values: this module measures nothing, prints nothing and reads no files.
 
 mod aims;
 pub mod compare;
@@ -12,7 +12,7 @@ use crate::measure::PARTS;
 
 pub use aims::IDLE_RESOLUTION_B;
 
-/// Whether nothing but pod-steer is measured in a section.
+/// Whether a section measures only pod-steer.
 fn is_ours_alone(section: &str) -> bool {
     PARTS.iter().any(|part| part.ours_alone && part.sections.contains(&section))
 }

@@ -1,18 +1,18 @@
-//! The ratios that are compared: those of a row to its base, and some of pod-steer alone, which has no other contestant beside it
-//! where they are measured. All are of one report, so the machine's speed is in both of their parts.
+//! The ratios that are compared: those of a row to its base, and some of pod-steer alone where no other contestant is measured. Both
+//! parts are from one report, so that the machine's speed cancels out.
 
 use crate::report::{self, Better, Row, Section, Spread};
 
 use super::tolerance::Margin;
 
-/// A ratio, and between which ends it is known with a confidence of 95%; that is not known of fewer than six rounds.
+/// A ratio with its confidence interval of 95%. With fewer than six rounds there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
     pub median: f64,
     pub known: Option<Spread>,
 }
 
-/// One of pod-steer's measures beside another one of pod-steer's. Less is better.
+/// One measure of pod-steer divided by another one. Lower is better.
 pub struct Derived {
     /// For people.
     pub kind: &'static str,
@@ -65,7 +65,7 @@ pub const DERIVED: [Derived; 5] = [
 ];
 
 impl Derived {
-    /// What a section has of it; none if it lacks one of the two.
+    /// The ratio in a section; `None` if it lacks one of the two.
     pub fn ratio(&self, section: &Section) -> Option<Ratio> {
         let ((of, key), (over, other_key)) = (self.of, self.over);
         let (row, other) = (section.row(of)?, section.row(over)?);
@@ -73,7 +73,7 @@ impl Derived {
             return Some(Ratio::of(&quotients));
         }
         let median = row.values.get(key)?.value.median / other.values.get(other_key)?.value.median;
-        // Their rounds do not belong together, so the ends of the one may meet any of the other's.
+        // Their rounds do not correspond, so the intervals are divided end by end.
         let known = row.known(key).zip(other.known(other_key));
         let known = known.map(|(own, other)| Spread { median, low: own.low / other.high, high: own.high / other.low });
         Some(Ratio { median, known })
@@ -86,8 +86,8 @@ impl Derived {
 }
 
 impl Ratio {
-    /// Of a row to its base: by their rounds, or by what was made of them if those are not in the report. A base has none to
-    /// itself: it would be 1 whatever becomes of it.
+    /// The ratio of a row to its base: by their rounds, or by the summary if the report lacks the rounds. A base has no ratio to itself,
+    /// which would always be 1.
     pub fn to_base(section: &Section, row: &Row, key: &str) -> Option<Self> {
         let base = row.base.as_deref().filter(|base| *base != row.name)?;
         match report::quotients((row, key), (section.row(base)?, key)) {
@@ -100,15 +100,15 @@ impl Ratio {
         Self { median: Spread::of(rounds).map_or(f64::NAN, |spread| spread.median), known: report::interval(rounds) }
     }
 
-    /// Whether it is worse than an earlier one by more than this part of it; none where the rounds of the two cannot tell. Both
-    /// are somewhere within their ends: it is worse if it is so wherever they are, and not worse if it is so nowhere.
+    /// Whether it is worse than an earlier one by more than this part; `None` where the rounds cannot tell. It is worse if all values
+    /// of the two intervals say so, and not worse if none do.
     pub fn is_worse_than(&self, before: &Self, better: Better, part: f64) -> Option<bool> {
         let (before, now) = before.known.zip(self.known)?;
         let (least, most) = match better {
             Better::Higher => (before.low / now.high, before.high / now.low),
             Better::Lower => (now.low / before.high, now.high / before.low),
         };
-        // A divisor of 0 makes no number, or an infinite one: neither says anything.
+        // A divisor of 0 gives NaN or infinity, neither of which can be judged.
         match (least > 1.0 + part, most <= 1.0 + part) {
             (true, _) if least.is_finite() => Some(true),
             (_, true) if most > 0.0 => Some(false),

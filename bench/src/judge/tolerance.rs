@@ -1,17 +1,17 @@
-//! How much worse than the committed ratio a ratio may be before `--check` says that something got slower: differences between two
-//! runs of the same code that the rounds of one run do not show. What the rounds do show is in the ratio's ends (`ratio`).
+//! How much worse than the committed ratio a ratio may be before `--check` fails: the differences between two runs of the same code that
+//! the rounds of one run do not show. Differences between rounds are in the ratio's interval (`ratio`).
 
-/// How far a ratio may move.
+/// The tolerance of a ratio.
 pub struct Margin {
-    /// By what part it may be worse.
+    /// The part by which it may be worse.
     pub part: f64,
-    /// Why it is so wide.
+    /// The reason for its width.
     pub why: &'static str,
 }
 
 /// The tolerance of some measures' ratios to their base.
 pub struct Tolerance {
-    /// What they have in common, for people.
+    /// Their common name, for people.
     pub kind: &'static str,
     /// Their keys.
     pub keys: &'static [&'static str],
@@ -65,11 +65,11 @@ pub const TOLERANCES: [Tolerance; 8] = [
     },
 ];
 
-/// Failures, which need no ratio: by how many there may be more than in the committed report.
+/// Failures, which need no ratio: how many more than in the committed report there may be.
 pub const COUNTS: [(&str, f64); 3] = [("failed", 0.0), ("errors", 0.0), ("lost_syns", 10.0)];
 
 impl Tolerance {
-    /// That of a measure, if it is one that is compared.
+    /// The tolerance of a measure, if it is compared.
     pub fn of(key: &str) -> Option<&'static Self> {
         TOLERANCES.iter().find(|tolerance| tolerance.keys.contains(&key))
     }

@@ -1,4 +1,4 @@
-//! Whether a report shows what the benchmarks are meant to show.
+//! Judges a report by the aims.
 
 use crate::numbers;
 use crate::report::{self, Report, Section, Spread};
@@ -10,22 +10,22 @@ use super::aims::{AIMS, Aim, Bound, CORES};
 pub enum Verdict {
     Met,
     Missed,
-    /// The rounds differ so much, or are so few, that another run may find the median on the other side of the bound.
+    /// The rounds differ too much, or are too few: in another run the median may be on the other side of the bound.
     CannotTell,
     /// With the reason.
     NotMeasured(String),
 }
 
-/// An aim, and what was reached.
+/// An aim and its result.
 pub struct Judged {
     pub aim: &'static Aim,
     pub reached: Option<Spread>,
     pub verdict: Verdict,
-    /// Between which ends the median is known, if the report has enough rounds.
+    /// The confidence interval of the median, if the report has enough rounds.
     pub known: Option<Spread>,
 }
 
-/// What a report has of an aim's measure.
+/// The measure of an aim in a report.
 struct Reached {
     spread: Spread,
     /// As [`Judged::known`].
@@ -54,7 +54,7 @@ fn one(aim: &'static Aim, report: &Report) -> Judged {
     }
 }
 
-/// Round by round where the report has the rounds, or one row is the base of the other; else by what both have in common.
+/// Round by round where the report has the rounds, or one row is the base of the other; else by the medians.
 fn reached(aim: &Aim, section: &Section) -> Result<Reached, String> {
     let figure = |name: &str| {
         let row = section.row(name).ok_or_else(|| missing(section, name))?;
@@ -111,10 +111,10 @@ fn verdict(aim: &Aim, section: &Section, reached: &Reached) -> Verdict {
 }
 
 impl Judged {
-    /// `0.987 (0.980 to 0.994)`, with the ends between which it is known, or those of the rounds; or nothing.
+    /// `0.987 (0.980 to 0.994)`, with its interval, or the extremes of the rounds, or neither.
     pub fn reached(&self) -> String {
         let Some(reached) = &self.reached else { return String::new() };
-        // A quotient has one digit more than its bound, or the reader could not tell which side of it it is on.
+        // A quotient has one digit more than its bound, so that the reader can tell on which side it is.
         let written = |number: f64| match self.aim.over {
             Some(_) => format!("{number:.3}"),
             None => numbers::short(number),
@@ -133,13 +133,13 @@ impl Judged {
         }
     }
 
-    /// What one must know of an aim that was missed.
+    /// The remark on an aim that was missed.
     pub fn why(&self) -> Option<&'static str> {
         self.aim.why.filter(|_| self.verdict == Verdict::Missed)
     }
 }
 
-/// On how many cores the aims are to be reached, and whether the report is of such a machine.
+/// The number of cores of the aims, and whether the report is from such a machine.
 pub fn cores(report: &Report) -> String {
     let cores = report.machine.iter().find(|(what, _)| what == "cores").map(|(_, how)| how.as_str());
     let other = cores.filter(|cores| *cores != CORES);
@@ -184,7 +184,7 @@ mod tests {
         let mut rounds = |name: &str, rounds: &[f64]| {
             sample::rounds(&mut report, "new-connections-pair", name, "requests_per_s", rounds);
         };
-        // Their medians are alike, and in every round but one they are not.
+        // Their medians agree, but they differ in every round but one.
         rounds("reuseport", &[100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 300.0]);
         rounds("pod-steer", &[90.0, 180.0, 270.0, 360.0, 450.0, 540.0, 300.0]);
         let steered = judged(&report, "new connections/s, pod-steer ÷ the kernel's");
@@ -197,7 +197,7 @@ mod tests {
         };
         assert_eq!(ours(&mut report, |rounds| rounds[6] = 270.0), "missed");
         assert_eq!(ours(&mut report, |rounds| rounds.fill(1000.0)), "met");
-        // Five rounds tell nothing, whatever they are.
+        // Five rounds are too few, whatever they are.
         sample::row(&mut report, "new-connections-pair", "reuseport")
             .rounds
             .values_mut()

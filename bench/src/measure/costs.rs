@@ -1,4 +1,4 @@
-//! What the kernel says that processes and the machine have used.
+//! Resource usage of processes and of the machine, from the kernel.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use pod_steer_tests::process::run;
 use serde_json::Value;
 
-/// CPU seconds in which the whole machine was busy since it started; interrupts and what they do included.
+/// CPU seconds in which the whole machine was busy since it started, interrupt handling included.
 pub fn machine_cpu_s() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
     Ok(busy_ticks(&stat).context("no cpu line in /proc/stat")? as f64 / ticks_per_s())
@@ -22,18 +22,18 @@ pub fn processes_cpu_s(pids: &[u32]) -> Result<f64> {
     Ok(ticks as f64 / ticks_per_s())
 }
 
-/// Bytes of memory of some processes; what several share counts by halves, thirds and so on (PSS).
+/// Bytes of memory of some processes, with shared memory divided among its users (PSS).
 pub fn memory_b(pids: &[u32]) -> Result<u64> {
     sum_of_rollups(pids, &["Pss"])
 }
 
-/// Of that, what they have asked for themselves. Pages of files are left out: their share changes when another process
-/// of the same program starts or ends.
+/// The part of it that they have allocated. Pages of files are left out: their share changes when another process of the same program
+/// starts or ends.
 pub fn own_memory_b(pids: &[u32]) -> Result<u64> {
     sum_of_rollups(pids, &["Pss_Anon", "Pss_Shmem"])
 }
 
-/// Bytes of all BPF maps of the kernel, whoever made them.
+/// Bytes of all BPF maps of the kernel, including those of other programs.
 pub fn kernel_maps_b() -> Result<u64> {
     let text = run(Command::new("bpftool").args(["--json", "map", "show"]))?;
     maps_b(&text).with_context(|| format!("no sizes in what bpftool says of maps: {text}"))
@@ -60,7 +60,7 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
         let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Whoever has ended since the directory was read is nobody's child.
+        // A process that has ended since the directory was read has no parent here.
         if let Some(parent) = read(child, "stat").ok().as_deref().and_then(parent) {
             children.entry(parent).or_default().push(child);
         }
@@ -74,7 +74,7 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Of these, whose program has this name.
+/// Those whose program has this name.
 pub fn named(pids: &[u32], name: &str) -> Vec<u32> {
     let is_named = |pid: &u32| read(*pid, "comm").is_ok_and(|comm| comm.trim_end() == name);
     pids.iter().copied().filter(is_named).collect()
@@ -89,7 +89,7 @@ fn ticks_per_s() -> f64 {
     rustix::param::clock_ticks_per_second() as f64
 }
 
-/// `cpu user nice system idle iowait irq softirq steal ...`: without idle, iowait, and what the hypervisor took.
+/// `cpu user nice system idle iowait irq softirq steal ...`: without idle, iowait and steal.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;

@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! The machine of the measurements.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use pod_steer_tests::{process, tools};
 
 use super::costs;
 
-/// So long the machine is watched before the run.
+/// How long the machine is observed before the run.
 const BUSY_TIME: Duration = Duration::from_secs(3);
 
-/// The machine, as (what, how). What cannot be found out is left out.
+/// The machine's properties, as (name, value). Unknown ones are left out.
 pub fn describe() -> Vec<(String, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
@@ -41,7 +41,7 @@ pub fn describe() -> Vec<(String, String)> {
     known.filter(|(_, how)| !how.is_empty()).collect()
 }
 
-/// How much of the processors other work takes now.
+/// The share of the processors that other work uses now.
 pub fn busy_pct() -> Result<f64> {
     let (before, began) = (costs::machine_cpu_s()?, Instant::now());
     thread::sleep(BUSY_TIME);
@@ -56,9 +56,9 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(value.trim().trim_matches('"').to_owned())
 }
 
-/// Which kind of virtual machine it is, or whether: a processor says that it is not the real one.
+/// The kind of the virtual machine, or whether it is one, from the processor's flags.
 fn virtual_machine(cpuinfo: &str) -> String {
-    // Without --vm it names the container that we may be in, which says nothing of the machine.
+    // Without --vm it would name the container that this may run in.
     let asked = process::output(Command::new("systemd-detect-virt").arg("--vm"));
     let kind = asked.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
     let is_virtual = field(cpuinfo, "flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"));
@@ -74,7 +74,7 @@ fn gibibytes(kibibytes: &str) -> Option<String> {
     Some(format!("{:.1} GiB", number / 1024.0 / 1024.0))
 }
 
-/// The version that a program tells in its first line, whatever its exit code: wrk's is 1.
+/// The version in the first line of a program's output, whatever its exit code (that of wrk is 1).
 fn version(program: &str, argument: &str) -> Option<String> {
     let output = process::output(Command::new(program).arg(argument)).ok()?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };

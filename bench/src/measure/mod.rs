@@ -1,4 +1,4 @@
-//! What is measured. It produces figures and judges none of them. Progress goes to standard error.
+//! The measurements. This module produces figures and judges none of them. Progress goes to standard error.
 //!
 //! Each part has hosts and namespaces of its own, which end with it. To add one, write a function and a line of [`PARTS`].
 
@@ -18,11 +18,11 @@ use crate::report::{FORMAT, Report, Section};
 pub struct Part {
     /// Their names, in the order of the report.
     pub sections: &'static [&'static str],
-    /// Names of the rows that can be asked for alone; none where rows are sizes.
+    /// Names of the rows that can be selected; none where rows are sizes.
     pub contestants: &'static [&'static str],
-    /// Whether nothing but pod-steer is measured.
+    /// Whether only pod-steer is measured.
     pub ours_alone: bool,
-    /// Measures those that are wanted ([`Options::wants_section`], [`Options::wants_contestant`]).
+    /// Measures the wanted ones ([`Options::wants_section`], [`Options::wants_contestant`]).
     measure: fn(&Options) -> Result<Vec<Section>>,
 }
 
@@ -36,11 +36,11 @@ pub const PARTS: &[Part] = &[
     },
     Part { sections: control::SECTIONS, contestants: &[], ours_alone: true, measure: control::measure },
     Part { sections: swap::SECTIONS, contestants: swap::CONTESTANTS, ours_alone: false, measure: swap::measure },
-    // The last: the kernel is busy for some time after it, freeing ten thousand tables.
+    // The last one: after it the kernel is busy freeing ten thousand tables for some time.
     Part { sections: program::SECTIONS, contestants: &[], ours_alone: true, measure: program::measure },
 ];
 
-/// The section that needs no other program than the tests do.
+/// The section with no further requirements than the tests.
 pub const WITHOUT_OTHERS: &str = program::SECTIONS[0];
 
 /// Names of all sections, in the order of the report.
@@ -48,8 +48,8 @@ pub fn sections() -> impl Iterator<Item = &'static str> {
     PARTS.iter().flat_map(|part| part.sections).copied()
 }
 
-/// Measures everything that is wanted, and calls `keep` with the report after each part: a run that dies in the last part
-/// keeps the others. A part that fails does not end the others; the error names those that did.
+/// Measures everything that is wanted, and calls `keep` with the report after each part, so that a run that dies keeps the completed
+/// parts. After a failed part the others still run; the error names the failed ones.
 pub fn measure(options: &Options, keep: impl Fn(&Report) -> Result<()>) -> Result<(Report, Result<()>)> {
     let (machine, sections) = (machine::describe(), Vec::new());
     let busy_pct = Some(machine::busy_pct()?);
@@ -72,7 +72,7 @@ pub fn measure(options: &Options, keep: impl Fn(&Report) -> Result<()>) -> Resul
     Ok((report, failed()))
 }
 
-/// The whole error on one line, as reports have it.
+/// The complete error on one line, for reports.
 fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,5 +1,5 @@
 //! The section `program`: what one run of the kernel program costs, by the number of services and of backends. The program
-//! `pod-steer/benches/program.rs` does the work, one process for each size, all at the same time and asked in turn.
+//! `pod-steer/benches/program.rs` measures, with one process for each size. All run at the same time and are queried in turn.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::options::Options;
 /// What is measured here.
 pub const SECTIONS: &[&str] = &["program"];
 
-/// Where `cargo xtask bench` says that the program is.
+/// Variable in which `cargo xtask bench` passes the program's path.
 const PROGRAM: &str = "POD_STEER_PROGRAM_BENCH";
 
 /// Services, and backends of each.
@@ -46,7 +46,7 @@ const ABOUT: &str = "What one run of the kernel program takes, and how long one 
     kernel's run-time statistics while 10,000 connections come to services chosen at random: nothing is in the caches, and \
     reading the clock twice is part of it.";
 
-/// One size, steered.
+/// The process of one size.
 struct Size {
     process: Child,
     input: ChildStdin,
@@ -86,7 +86,7 @@ impl Size {
 
 impl Drop for Size {
     fn drop(&mut self) {
-        // It has nothing outside of the host, which ends with the section.
+        // It uses nothing outside the host, which ends with the section.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

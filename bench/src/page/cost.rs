@@ -1,4 +1,4 @@
-//! The first table of the page, which answers "what does it cost me?": one line for each way to run two versions on one port.
+//! The first table of the page, with the costs: one line for each way to run two versions on one port.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use crate::judge::IDLE_RESOLUTION_B;
 use crate::numbers;
 use crate::report::{self, Report, Spread};
 
-/// What all are compared with: a server that listens itself.
+/// The base of all ratios: a server that listens itself.
 const BASE: &str = "direct";
 
 /// The rows, with their titles: enough to choose by.
@@ -25,7 +25,7 @@ version is replaced | failed requests meanwhile |
 |---|--:|--:|--:|--:|--:|--:|
 ";
 
-/// The table, and what its ratios are to. Nothing, if there is no base.
+/// The table, and the base of its ratios. Empty if there is no base.
 pub fn table(report: &Report) -> String {
     let base = |section: &str, key: &str| Some(report.section(section)?.row(BASE)?.values.get(key)?.value.median);
     let (Some(connections), Some(requests)) =
@@ -61,7 +61,7 @@ fn value(report: &Report, section: &str, row: &str, key: &str) -> Option<f64> {
     Some(report.section(section)?.row(row)?.values.get(key)?.value.median)
 }
 
-/// To the direct listener, whatever a row's own base is.
+/// The ratio to the direct listener, whatever a row's own base is.
 fn ratio(report: &Report, section: &str, name: &str, key: &str) -> Option<String> {
     let section = report.section(section)?;
     let (row, base) = (section.row(name)?, section.row(BASE)?);
@@ -73,7 +73,7 @@ fn ratio(report: &Report, section: &str, name: &str, key: &str) -> Option<String
     Some(if name == BASE { "1".to_owned() } else { format!("×{}", numbers::ratio(median)) })
 }
 
-/// Beyond the server's own.
+/// Memory beyond that of the server.
 fn memory(report: &Report, name: &str) -> Option<String> {
     Some(match value(report, "idle", name, "own_b")? {
         own_b if own_b.abs() <= IDLE_RESOLUTION_B => "0".to_owned(),

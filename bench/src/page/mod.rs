@@ -1,4 +1,4 @@
-//! The three files below `docs` that a full run writes: the report, and the page and the plot that are made of it.
+//! The three files in `docs` that a full run writes: the report, and the page and the plot that are rendered from it.
 
 mod cost;
 mod notes;
@@ -16,9 +16,9 @@ use crate::report::Report;
 
 pub use notes::Notes;
 
-/// What a later run is compared with.
+/// The committed report, with which later runs are compared.
 pub fn report_file() -> PathBuf {
-    // That of the tree that cargo runs this for: two may share a target directory.
+    // In the tree for which cargo runs this, since two may share a target directory.
     let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&package).join("../docs/benchmarks.json")
 }

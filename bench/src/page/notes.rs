@@ -1,4 +1,4 @@
-//! What one must know of contestants. A sentence that several tables would have below them is told once, for all of them.
+//! Remarks on contestants. A remark that applies to several tables is printed once, for all of them.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::report::{Report, Section};
 
 use crate::numbers;
 
-/// What is told once: names with their sentences, in the order of the report.
+/// The common remarks: names with their sentences, in the order of the report.
 pub struct Notes {
     common: Vec<(String, String)>,
 }
@@ -27,18 +27,18 @@ impl Notes {
         Self { common }
     }
 
-    /// A name and a text for each contestant that there is something to tell of.
+    /// A name and a text for each contestant with a remark.
     pub fn common(&self) -> Vec<(String, String)> {
         joined(self.common.clone())
     }
 
-    /// What is left to tell below one table.
+    /// The remaining remarks of one table.
     pub fn below(&self, section: &Section) -> Vec<(String, String)> {
         joined(sentences(section).into_iter().filter(|one| !self.common.contains(one)))
     }
 }
 
-/// Each with the contestant that it is of.
+/// Each remark with its contestant.
 fn sentences(section: &Section) -> Vec<(String, String)> {
     let notes = section.rows.iter().filter_map(|row| Some((&row.name, row.note.as_ref()?)));
     let notes = notes.flat_map(|(name, note)| split(note).into_iter().map(|sentence| (name.clone(), sentence)));
@@ -47,7 +47,7 @@ fn sentences(section: &Section) -> Vec<(String, String)> {
     notes.chain(skipped).collect()
 }
 
-/// In one line each: what a program said on several must not end a list, or begin a heading.
+/// On one line each: several lines of a program's output could end a list or begin a heading.
 fn split(text: &str) -> Vec<String> {
     let mut sentences: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

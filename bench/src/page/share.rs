@@ -1,11 +1,11 @@
-//! What the kernel program takes of a connection: too little to be seen in throughputs, which differ by more from round to
-//! round, but both of its parts are measured.
+//! The kernel program's share of a connection's time: too little to be visible in throughputs, which vary by more from round to round,
+//! but both of its parts are measured.
 
 use crate::report::Report;
 
 use crate::numbers;
 
-/// A request is one of so many that the processors' time is told of.
+/// The number of requests to which the reported processor time refers.
 const REQUESTS: f64 = 100_000.0;
 
 /// In a sentence, if the report has both parts.

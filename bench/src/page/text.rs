@@ -1,5 +1,5 @@
-//! `docs/benchmarks.md`, made of a report. All that is written here is words; every figure comes from the report, or from
-//! the tables of aims and tolerances.
+//! `docs/benchmarks.md`, rendered from a report. This file has only words; every figure is from the report, or from the tables of aims
+//! and tolerances.
 
 use std::fmt::Write as _;
 
@@ -150,7 +150,7 @@ fn section(page: &mut String, section: &Section, notes: &Notes) {
     list(page, "", &notes.below(section));
 }
 
-/// Nothing, if there is nothing to tell.
+/// Empty if there is nothing to list.
 fn list(page: &mut String, heading: &str, notes: &[(String, String)]) {
     if notes.is_empty() {
         return;
@@ -183,7 +183,7 @@ fn cell(column: &Column, row: &Row) -> String {
     }
 }
 
-/// In a line of its own, which a narrow column must not break.
+/// On a line of its own that a narrow column does not break.
 fn range(spread: &Spread, written: impl Fn(f64) -> String) -> String {
     let range = numbers::range(spread, written);
     range.map_or(String::new(), |range| format!("<br><sub>{}</sub>", unbroken(&range)))
@@ -197,12 +197,12 @@ fn unbroken(text: &str) -> String {
     text.replace(' ', "\u{a0}")
 }
 
-/// In one line: what a program said on several must not end a list, or begin a heading.
+/// On one line: several lines of a program's output could end a list or begin a heading.
 fn flat(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// As it may stand in a cell.
+/// Escaped for a table cell.
 fn escaped(text: &str) -> String {
     flat(text).replace('|', "\\|").replace('<', "&lt;")
 }

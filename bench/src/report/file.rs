@@ -15,7 +15,7 @@ pub fn read(file: &Path) -> Result<Report> {
 
 fn parsed(text: &str) -> Result<Report> {
     let value: serde_json::Value = serde_json::from_str(text)?;
-    // Another layout is named as such, not by the first field that it lacks.
+    // Report another layout as such, not by the first missing field.
     match value.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(FORMAT) => Ok(serde_json::from_value(value)?),
         Some(format) => bail!("it has format {format}, and this program reads {FORMAT}"),
@@ -23,8 +23,7 @@ fn parsed(text: &str) -> Result<Report> {
     }
 }
 
-/// Whether a report can be written there: a run takes minutes, and a file that cannot be written is reported before it. Leaves no
-/// file behind, and one that is there as it is.
+/// Checks before a run of minutes that a report can be written to a file. Creates no file, and leaves an existing one unchanged.
 pub fn check_writable(file: &Path) -> Result<()> {
     let cannot = || format!("cannot write {}", file.display());
     if file.exists() {

@@ -1,5 +1,5 @@
-//! What a benchmark run has found, as values: sections with rows and columns. `measure` makes it, `judge` judges it, `show` and
-//! `page` present it.
+//! The results of a benchmark run, as values: sections with rows and columns. `measure` produces them, `judge` judges them, `show` and
+//! `page` present them.
 
 mod file;
 mod noise;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use file::{check_writable, read};
 pub use noise::{interval, quantile, quotients};
 
-/// Version of this layout; a file of another one is not compared.
+/// Version of this layout. Files of another version are not compared.
 pub const FORMAT: u32 = 2;
 
 /// A whole run.
@@ -19,31 +19,31 @@ pub const FORMAT: u32 = 2;
 pub struct Report {
     /// [`FORMAT`].
     pub format: u32,
-    /// The machine, as (what, how): `("kernel", "6.18.0")`.
+    /// The machine's properties, as (name, value): `("kernel", "6.18.0")`.
     pub machine: Vec<(String, String)>,
-    /// How much of its processors was in use before the run.
+    /// The share of its processors that was in use before the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy_pct: Option<f64>,
     /// Whether it was a quick run, whose figures are rough.
     pub quick: bool,
-    /// What was measured, in the order in which people should read it.
+    /// The sections, in the order for people.
     pub sections: Vec<Section>,
 }
 
-/// One workload, or one question, with an answer for each contestant.
+/// One workload, with a row for each contestant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Section {
-    /// What `--only` knows it by: `new-connections`.
+    /// Its name for `--only`: `new-connections`.
     pub name: String,
     /// For people.
     pub title: String,
-    /// What was done, in two or three sentences.
+    /// A description in two or three sentences.
     pub about: String,
-    /// What was measured, in the order of the columns.
+    /// The measures, in the order of the columns.
     pub columns: Vec<Column>,
     /// One for each contestant, or for each size.
     pub rows: Vec<Row>,
-    /// Who is missing, and why.
+    /// The missing contestants, and why.
     pub skipped: Vec<(String, String)>,
 }
 
@@ -54,11 +54,11 @@ pub struct Column {
     pub key: String,
     /// For people, with its unit: `requests/s`.
     pub title: String,
-    /// Which way is good.
+    /// The better direction.
     pub better: Better,
 }
 
-/// Which way is good.
+/// The better direction of a measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
@@ -75,15 +75,15 @@ pub struct Row {
     pub name: String,
     /// For people: `HAProxy, TCP mode`.
     pub title: String,
-    /// The row that its ratios are to; none if it stands alone.
+    /// The base of its ratios; `None` if it has none.
     pub base: Option<String>,
-    /// By [`Column::key`]; what a contestant does not have is missing.
+    /// By [`Column::key`]. Measures that a contestant does not have are missing.
     pub values: BTreeMap<String, Figure>,
-    /// By [`Column::key`]: what each round found, in their order. Those of two rows of a section belong together, number by
-    /// number. Only where there were rounds that all contestants had.
+    /// By [`Column::key`]: the values of the rounds, in order. Those of two rows of a section correspond, value by value. Only where all
+    /// contestants had the same rounds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rounds: BTreeMap<String, Vec<f64>>,
-    /// What one must know to read it.
+    /// A remark for reading it.
     pub note: Option<String>,
 }
 
@@ -92,9 +92,9 @@ pub struct Row {
 pub struct Figure {
     /// The median of the rounds, and the least and the most.
     pub value: Spread,
-    /// The same of its ratio to the base, taken round by round: what drifts, drifts for both.
+    /// The same of its ratio to the base, taken round by round, so that drift affects both alike.
     pub ratio: Option<Spread>,
-    /// Between which ends the value is known with a confidence of 95%, where [`Row::rounds`] does not say it.
+    /// The confidence interval of 95%, where [`Row::rounds`] does not give it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known: Option<Spread>,
 }
@@ -119,7 +119,7 @@ impl Spread {
         Some(Self { median: sorted[(sorted.len() - 1) / 2], low, high })
     }
 
-    /// How far the ends are from the median at most, as a part of it.
+    /// The largest deviation of the extremes from the median, as a part of it.
     pub fn reach(&self) -> f64 {
         (self.high - self.median).max(self.median - self.low) / self.median.abs()
     }
@@ -145,7 +145,7 @@ impl Figure {
         Self { value: Spread::one(number), ratio: None, known: None }
     }
 
-    /// The median of samples that have no counterparts in other rows, with their ends.
+    /// The median of samples without counterparts in other rows, with their extremes.
     pub fn of_samples(samples: &[f64]) -> Option<Self> {
         Some(Self { value: Spread::of(samples)?, ratio: None, known: interval(samples) })
     }
@@ -159,7 +159,7 @@ impl Report {
 }
 
 impl Row {
-    /// Between which ends a value is known with a confidence of 95%.
+    /// The confidence interval of 95% of a value.
     pub fn known(&self, key: &str) -> Option<Spread> {
         self.rounds.get(key).and_then(|rounds| interval(rounds)).or(self.values.get(key)?.known)
     }
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(figure.value, Spread { median: 30.0, low: 10.0, high: 50.0 });
         assert_eq!(figure.ratio, Some(Spread { median: 0.5, low: 0.5, high: 1.0 }));
         assert_eq!(Figure::of(&[], None), None);
-        // A base of nothing has no ratio.
+        // A base of zero has no ratio.
         assert_eq!(Figure::of(&[1.0], Some(&[0.0])).unwrap().ratio, None);
     }
 }

@@ -1,26 +1,25 @@
-//! What the rounds of a run say, taken together: quotients of two measures round by round, and within which bounds their
-//! median is known.
+//! Statistics of rounds: quotients of two measures round by round, and the confidence interval of their median.
 
 use super::{Row, Spread};
 
-/// How sure one can be of [`interval`].
+/// The confidence level of [`interval`].
 const SURE: f64 = 0.95;
 
-/// One measure divided by another one, round by round, as a disturbance of a round disturbs both. None where their rounds do not
-/// belong together, or are not in the report.
+/// One measure divided by another one, round by round, since a disturbance of a round affects both. `None` where their rounds do not
+/// correspond, or are not in the report.
 pub fn quotients((own, of): (&Row, &str), (other, over): (&Row, &str)) -> Option<Vec<f64>> {
     let (own, other) = (own.rounds.get(of)?, other.rounds.get(over)?);
     let quotients = own.iter().zip(other).map(|(own, other)| own / other).filter(|quotient| quotient.is_finite());
     Some(quotients.collect()).filter(|found: &Vec<f64>| own.len() == other.len() && !found.is_empty())
 }
 
-/// The median of some rounds, and between which ends the median of all possible rounds is, with a confidence of 95%. None of fewer
-/// than six rounds: those say too little.
+/// The median of some rounds, and the confidence interval of 95% for the median of all possible rounds. `None` for fewer than six rounds,
+/// which are too few.
 pub fn interval(rounds: &[f64]) -> Option<Spread> {
     quantile(rounds, 0.5)
 }
 
-/// The same of another quantile: 0.99 is the 99th percentile.
+/// The same for another quantile: 0.99 is the 99th percentile.
 ///
 /// How many of n samples are below the true quantile p is binomial, B(n, p), whatever their own distribution is. So the sample of
 /// rank l is above it with the chance P(B < l), and that of rank u below it with P(B ≥ u). The ranks are the closest with which
@@ -35,7 +34,7 @@ pub fn quantile(samples: &[f64], part: f64) -> Option<Spread> {
     Some(Spread { median: middle, low: sorted[low - 1], high: sorted[high - 1] })
 }
 
-/// The ranks, from 1, of the ends; none if the samples are too few.
+/// The ranks, from 1, of the interval's ends; `None` if the samples are too few.
 fn ranks(count: usize, part: f64) -> Option<(usize, usize)> {
     let tail = (1.0 - SURE) / 2.0;
     // The chance that exactly `below` samples are below the quantile, as a logarithm: it is far too small a number in the tails.
@@ -61,13 +60,13 @@ mod tests {
 
     #[test]
     fn ranks_are_those_of_the_tables() {
-        // Of the tables for the sign test at 95%.
+        // From the tables for the sign test at 95%.
         let known = [(6, 1), (7, 1), (8, 1), (9, 2), (12, 3), (15, 4), (20, 6), (25, 8), (100, 40)];
         for (rounds, rank) in known {
             assert_eq!(ranks(rounds, 0.5), Some((rank, rounds + 1 - rank)), "{rounds} rounds");
         }
         assert_eq!([ranks(0, 0.5), ranks(1, 0.5), ranks(5, 0.5)], [None; 3]);
-        // Of a hundred samples none need be above the 99th percentile.
+        // In a hundred samples, none need be above the 99th percentile.
         assert_eq!(ranks(100, 0.99), None);
         assert_eq!(ranks(1000, 0.99), Some((983, 997)));
         assert!(ranks(5000, 0.5).is_some_and(|(low, high)| low + high == 5001));

@@ -1,6 +1,6 @@
-//! Whether a report is worse than the committed one. Ratios are compared, never times: those are the machine's. Only
-//! pod-steer's own rows count: that another program got slower is not this project's regression. A ratio is judged only if its
-//! rounds can tell (`ratio`); of the others it is said that they cannot.
+//! Compares a report with the committed one. Only ratios are compared, since times depend on the machine, and only pod-steer's own rows,
+//! since a slower other program is no regression of this project. A ratio is judged only if its rounds suffice (`ratio`); the others
+//! are listed as undecided.
 
 #[cfg(test)]
 mod tests;
@@ -12,21 +12,21 @@ use super::verdict::{self, Judged, Verdict};
 use crate::numbers;
 use crate::report::{Better, Report, Row, Section};
 
-/// What the comparison found.
+/// The result of a comparison.
 #[derive(Debug, Default, PartialEq)]
 pub struct Comparison {
     /// How many measures were judged.
     pub judged: usize,
     /// One line for each measure that got worse beyond its tolerance.
     pub worse: Vec<String>,
-    /// Measures that are in both reports, and whose rounds differ too much, or are too few, to judge them.
+    /// Measures of both reports whose rounds differ too much, or are too few, to judge them.
     pub cannot_tell: Vec<String>,
     /// One line for each measure that could not be compared, and for each difference of the machine.
     pub told: Vec<String>,
 }
 
-/// The report beside the committed one. Of a run of everything (`whole`) nothing may be missing: a measurement that a change breaks
-/// must not pass as "nothing got worse".
+/// Compares a report with the committed one. A complete run (`whole`) may lack no measure: a change that breaks a measurement must not
+/// pass as "nothing got worse".
 pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
     let told = differences(&committed.machine, &new.machine);
     let mut found = Comparison { told, ..Comparison::default() };
@@ -45,7 +45,7 @@ pub fn compare(committed: &Report, new: &Report, whole: bool) -> Comparison {
     with.found
 }
 
-/// Ratios depend on the machine too, if less than times do: who reads of a regression must know.
+/// Ratios depend on the machine too, if less than times do, so a regression is reported with the difference of the machines.
 fn differences(committed: &[(String, String)], new: &[(String, String)]) -> Vec<String> {
     let other = |what: &String| new.iter().find(|(name, _)| name == what).map(|(_, how)| how);
     let pairs =
@@ -56,10 +56,10 @@ fn differences(committed: &[(String, String)], new: &[(String, String)]) -> Vec<
         .collect()
 }
 
-/// With more of its processors in other work, a machine disturbs one contestant more than another.
+/// On a busier machine, other work may disturb one contestant more than another.
 const BUSY_PCT: f64 = 10.0;
 
-/// Whether the same facts are known of two machines' processors.
+/// The facts about a machine's processors that must agree.
 fn same_processor(committed: &Report, new: &Report) -> bool {
     let fact = |report: &Report, what: &str| report.machine.iter().find(|(name, _)| name == what).cloned();
     ["CPU", "cores"].iter().all(|what| fact(committed, what) == fact(new, what))
@@ -67,7 +67,7 @@ fn same_processor(committed: &Report, new: &Report) -> bool {
 
 struct Comparing {
     quick: bool,
-    /// Other work disturbed the run.
+    /// Whether other work disturbed the run.
     busy: bool,
     same_processor: bool,
     whole: bool,
@@ -88,12 +88,12 @@ impl Comparing {
                         None => self.row(&name, (committed, row), (new, now)),
                     }
                 }
-                // It ran once: not to run any more is worse than slow.
+                // It ran before, so a failure counts as worse.
                 (None, Some((_, why))) => {
                     let why = numbers::first_sentence(why);
                     self.found.worse.push(format!("{name}: no figures any more: {why}"));
                 }
-                // Sizes are rows, and a quick run has others.
+                // Sizes are rows, and a quick run has other sizes.
                 (None, None) if alone && self.quick => self.tell(&name, "which a quick run does not have"),
                 (None, None) => self.lacks(&name, "was not run"),
             }
@@ -127,7 +127,7 @@ impl Comparing {
         }
     }
 
-    /// Where none is told there was none: a report may leave out what went wrong if nothing did.
+    /// A missing count is zero: a report may leave out failures if there were none.
     fn counts(&mut self, name: &str, committed: &Row, new: &Row) {
         for (key, more) in COUNTS {
             let most = |row: &Row| row.values.get(key).map(|figure| figure.value.high);
@@ -157,8 +157,8 @@ impl Comparing {
         }
     }
 
-    /// An aim that was met is not to be given up in small steps, each within its tolerance. A quick run's rounds are too few to
-    /// judge ratios by aims.
+    /// An aim that was met must not be lost in small steps, each within its tolerance. A quick run has too few rounds to judge
+    /// ratios by aims.
     fn aims(&mut self, committed: &Report, new: &Report) {
         let met = verdict::judge(committed).into_iter().filter(|before| before.verdict == Verdict::Met);
         let met: Vec<_> =
@@ -182,7 +182,7 @@ impl Comparing {
         }
     }
 
-    /// What the committed report has, and this one does not.
+    /// Measures of the committed report that this one lacks.
     fn lacks(&mut self, name: &str, why: &str) {
         if self.whole {
             self.found.worse.push(format!("{name}: it cannot be compared any more: it {why}"));
@@ -202,7 +202,7 @@ fn written(ratio: &Ratio) -> String {
     format!("{:.3}{}", ratio.median, ends.map(|ends| format!(" ({ends})")).unwrap_or_default())
 }
 
-/// Whether pod-steer's part of an aim is there. If it is not, that is said by itself.
+/// Whether pod-steer's part of an aim was measured. If not, that is reported separately.
 fn has_row(report: &Report, judged: &Judged) -> bool {
     report.section(judged.aim.section).is_some_and(|section| section.row(judged.aim.row).is_some())
 }

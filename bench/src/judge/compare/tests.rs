@@ -3,7 +3,7 @@ use crate::judge::tolerance::TOLERANCES;
 use crate::report::{Figure, Spread};
 use crate::sample;
 
-/// The sample with other rounds of `tls`, which no aim is about: the base's are 1.
+/// The sample with other rounds of `tls`, which has no aim. Those of the base are 1.
 fn with_rounds(key: &str, ours: &[f64]) -> Report {
     let mut report = sample::workload();
     sample::rounds(&mut report, "tls", "direct", key, &vec![1.0; ours.len()]);
@@ -19,7 +19,7 @@ fn the_same_is_not_worse() {
     assert_eq!((found.worse.len(), found.told.len()), (0, 0));
     // pod-steer's p99 of four sections, its pause, its failed requests, and four aims: one of them is a count.
     assert!(found.judged >= 8, "{} judged", found.judged);
-    // Its throughput is known within 3%, and the committed one too: together that is as much as the tolerance.
+    // Both throughputs are known within 3%, which together is as much as the tolerance.
     assert!(found.cannot_tell.iter().all(|name| name.contains("requests/s")), "{:?}", found.cannot_tell);
 }
 
@@ -30,7 +30,7 @@ fn ratios_may_move_within_their_tolerance() {
     assert_eq!([check(THROUGHPUT, 0.95), check(THROUGHPUT, 2.0)], [none.clone(), none.clone()]);
     let line = "tls, pod-steer, requests/s: ratio 1.000 committed, 0.900 now (tolerance 6%)";
     assert_eq!(check(THROUGHPUT, 0.90), [line]);
-    // Latencies: less is better, and the tail may move more.
+    // Latencies: lower is better, and the tail has more tolerance.
     assert_eq!([check("p99_us", 0.1), check("p99_us", 1.25)], [none.clone(), none]);
     assert_eq!(check("p99_us", 1.5).len(), 1);
 }
@@ -42,7 +42,7 @@ fn others_may_get_slower() {
     assert_eq!(compare(&sample::report(), &report, true).worse, [""; 0]);
 }
 
-/// Of seven rounds the median may be anywhere between the least and the greatest, of nine not beyond the second of each end.
+/// With seven rounds the median may be anywhere between the least and the greatest, with nine between the second ones from each end.
 #[test]
 fn what_the_rounds_cannot_tell_is_not_worse() {
     let committed = with_rounds(THROUGHPUT, &[1.0; 7]);
@@ -53,10 +53,10 @@ fn what_the_rounds_cannot_tell_is_not_worse() {
     assert_eq!(check(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 1.0]), (0, 1));
     assert_eq!(check(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]), (1, 0));
     assert_eq!(check(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 1.0]), (1, 0));
-    // A single round tells nothing, however bad it is.
+    // A single round is undecided, however bad it is.
     assert_eq!(check(&[0.1]), (0, 1));
     assert_eq!(check(&[0.1; 5]), (0, 1));
-    // Nor does a committed report with as few.
+    // So is a committed report with as few.
     let found = compare(&with_rounds(THROUGHPUT, &[1.0]), &with_rounds(THROUGHPUT, &[0.1; 7]), true);
     assert_eq!((found.worse.len(), found.cannot_tell.len()), (0, 1), "{found:?}");
 }
@@ -95,7 +95,7 @@ fn a_busy_machine_says_nothing_against_the_code() {
     assert!(found.cannot_tell.contains(&"tls, pod-steer, requests/s".to_owned()), "{found:?}");
 }
 
-/// The caches decide what the kernel program takes of many services beside one.
+/// The processor's caches determine the cost of many services relative to one.
 #[test]
 fn another_processor_has_other_ratios_of_the_program() {
     let with = |cpu: &str, name: &str, ours: f64| {
@@ -122,19 +122,19 @@ fn an_aim_that_was_met_is_not_given_up() {
     let line = "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT: the aim (≥ 0.98) was met, and is missed: \
                 0.970 now";
     assert_eq!(worse(&[970.0; 7]), [line]);
-    // Where one round is within it, another run may meet it.
+    // If one round meets it, another run may meet it.
     assert_eq!(worse(&[970.0, 970.0, 970.0, 970.0, 970.0, 970.0, 990.0]), [""; 0]);
     let quick = Report { quick: true, ..with(&[970.0; 7]) };
     assert_eq!(compare(&with(&[990.0; 7]), &quick, true).worse, [""; 0]);
 
-    // Its divisor must not vanish either.
+    // Its divisor must not be missing either.
     let mut report = with(&[990.0; 7]);
     report.sections[4].rows.remove(0);
     let line = "new-connections-pair, pod-steer: it cannot be compared any more: it has no reuseport beside it";
     assert_eq!(compare(&with(&[990.0; 7]), &report, true).worse, [line]);
 }
 
-/// A tolerance of a measure that never has a ratio would be a falsehood on the page.
+/// A tolerance for a measure that never has a ratio would be wrong on the page.
 #[test]
 fn every_tolerance_is_used() {
     for key in TOLERANCES.iter().flat_map(|tolerance| tolerance.keys) {
@@ -196,7 +196,7 @@ fn counts_are_compared_and_so_are_pauses_with_each_other() {
     let worse = compare(&sample::report(), &report, false).worse;
     assert_eq!(worse, ["keep-alive, pod-steer, errors: 0 committed, 3 now"]);
 
-    // Some lost SYNs are nothing.
+    // A few lost SYNs are within the tolerance.
     let lost = |number| {
         let mut report = sample::report();
         let row = sample::row(&mut report, "keep-alive", "pod-steer");
@@ -229,7 +229,7 @@ fn what_cannot_be_compared_is_told() {
         "not compared: hot-swap, which was not run",
     ];
     assert_eq!(found.told, told);
-    // Of a run of everything that is worse.
+    // In a complete run that counts as worse.
     let worse = compare(&sample::report(), &report, true).worse;
     let lines = [
         "new-connections, pod-steer: it cannot be compared any more: it was not run",

@@ -13,13 +13,13 @@ use crate::report::{Figure, quantile};
 use super::{Values, maps_before_b, maps_mib, memory_mib, ms};
 use crate::measure::costs;
 
-/// Ports below those that clients are given, one for each service.
+/// Ports below the ephemeral range, one for each service.
 const PORTS: std::ops::Range<u16> = 2_000..10_000;
 
 pub fn measure(processes: usize) -> Result<Values> {
     let maps_b = maps_before_b()?;
     let stage = Stage::without_engine()?;
-    // As on a machine in use: somebody is there already, so the namespace is steered in.
+    // As on a machine in use: another backend makes the daemon attach to the namespace first.
     let _steady = Exec::new("steady", "steady", "1999:1999", "0.0.0.0:1999").start(&stage)?;
     let before = costs::processes_cpu_s(&[stage.daemon.pid()])?;
     let mut times = Vec::new();
@@ -34,7 +34,7 @@ pub fn measure(processes: usize) -> Result<Values> {
     Ok(values)
 }
 
-/// The median and the 99th percentile of what [`one`] has found.
+/// The median and the 99th percentile of the times of [`one`].
 pub fn percentiles(mut times: Vec<f64>) -> Values {
     times.sort_by(f64::total_cmp);
     let at = |part: f64| {
@@ -44,7 +44,7 @@ pub fn percentiles(mut times: Vec<f64>) -> Values {
     vec![("steered_p50_ms", at(0.5)), ("steered_p99_ms", at(0.99))]
 }
 
-/// From `listen()` to the first connection that is steered.
+/// The time from `listen()` to the first steered connection.
 pub fn one(stage: &Stage, name: &str, port: u16) -> Result<Duration> {
     let (target, ports) = (SocketAddr::from(([127, 0, 0, 1], port)), format!("{port}:8080"));
     let (mut backend, opened) = thread::scope(|scope| {

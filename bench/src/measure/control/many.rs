@@ -22,8 +22,7 @@ use super::{Values, idle_cpu_pct, maps_before_b, maps_mib, memory_mib, ms};
 const PORT: u16 = 8080;
 const SERVICE: &str = "web";
 
-/// Opens as many sockets as it is told, all on one port, notes when the last one listened, and answers as the test server
-/// does.
+/// Opens a number of sockets on one port, prints when the last one listened, and answers like the test server.
 const SOCKETS: &str = "\
 import select, socket, sys, time
 sockets, ready = {}, select.epoll()
@@ -51,7 +50,7 @@ pub fn backends(count: usize, quick: bool) -> Result<Values> {
     let mut running = Vec::new();
     for number in 0..count {
         running.push(server(&format!("web-{number}"), 1).launch(&stage)?);
-        // A few at a time: the machine is to run the daemon too.
+        // A few at a time, to leave processor time to the daemon.
         if number % 20 == 19 {
             wait::until_ok("the servers to listen", || all_listen(&mut running[number - 19..]))?;
         }
@@ -122,8 +121,8 @@ fn all_listen(backends: &mut [Backend]) -> Result<Option<()>> {
     Ok(Some(()))
 }
 
-/// One more backend, with about as much weight as all others together: from its `listen()` to the first connection that
-/// it is given. Then it is killed, and the next one comes.
+/// Measures one more backend, with about as much weight as all others together, from its `listen()` to its first connection. Then kills
+/// it and starts the next one.
 fn switches(stage: &Stage, weight: u64, times: usize) -> Result<Figure> {
     let target = SocketAddr::from(([127, 0, 0, 1], PORT));
     let mut found = Vec::new();
@@ -142,7 +141,7 @@ fn switches(stage: &Stage, weight: u64, times: usize) -> Result<Figure> {
     Figure::of_samples(&found).context("nothing was measured")
 }
 
-/// Waits until the status knows so many sockets.
+/// Waits until the status has so many sockets.
 fn wait_known(stage: &Stage, sockets: usize) -> Result<()> {
     stage.daemon.wait_for(&format!("{sockets} sockets"), |status| {
         let backends = &status.service(SERVICE)?.backends;

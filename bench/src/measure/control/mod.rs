@@ -1,5 +1,5 @@
-//! The section `control-plane`: how fast the daemon follows, and what it takes for that. Everything is seen from outside: a
-//! process says when its `listen()` returned, and a client asks until that process answers.
+//! The section `control-plane`: how fast the daemon follows changes, and its cost. Everything is measured from outside: a process prints
+//! when its `listen()` returned, and a client sends requests until that process answers.
 
 mod churn;
 mod many;
@@ -47,9 +47,9 @@ const ABOUT: &str = "How fast the daemon follows, measured from outside: a serve
     those by which all BPF maps of the machine have grown since before the daemon was started: on a quiet machine nobody \
     else loads any.";
 
-/// When so long no map has gone, all that were to go have.
+/// If no map was freed for so long, the maps of the last daemon are gone.
 const MAPS_SETTLED: Duration = Duration::from_secs(2);
-/// On a machine where others load maps all the time it is not waited for longer.
+/// The longest wait, on machines where other programs create maps all the time.
 const MAPS_SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Measured values of one row.
@@ -107,7 +107,7 @@ fn memory_mib(daemon: &Daemon) -> Result<Figure> {
     Ok(Figure::one(costs::memory_b(&[daemon.pid()])? as f64 / f64::from(1 << 20)))
 }
 
-/// Bytes of the kernel's maps before a daemon is started: the kernel frees those of the last one when that is gone already.
+/// Bytes of the kernel's maps before a daemon is started. The kernel frees the maps of the last daemon only after its end.
 fn maps_before_b() -> Result<u64> {
     let (deadline, mut last_b) = (Instant::now() + MAPS_SETTLE_MAX, costs::kernel_maps_b()?);
     loop {
@@ -129,12 +129,12 @@ fn maps_mib(before_b: u64) -> Result<Figure> {
 /// The daemon's share of one CPU while nothing happens.
 fn idle_cpu_pct(stage: &Stage, quick: bool) -> Result<Figure> {
     let time = Duration::from_secs(if quick { 3 } else { 20 });
-    // What has just happened is looked through once more after a moment.
+    // After a change the daemon looks once more after a moment.
     std::thread::sleep(Duration::from_secs(2));
     cpu_pct(stage, time)
 }
 
-/// The daemon's share of one CPU in the time to come.
+/// The daemon's share of one CPU during this time.
 fn cpu_pct(stage: &Stage, time: Duration) -> Result<Figure> {
     let before = costs::processes_cpu_s(&[stage.daemon.pid()])?;
     std::thread::sleep(time);

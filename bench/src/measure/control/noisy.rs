@@ -1,4 +1,4 @@
-//! Processes that start and listen, one after the other, beside a backend of another service that changes all the time.
+//! Processes that start and listen, one after the other, beside a backend of another service that changes constantly.
 
 use std::{process::Command, time::Duration};
 
@@ -11,17 +11,17 @@ use super::{
     cpu_pct, maps_before_b, maps_mib, memory_mib, ms,
 };
 
-/// Ports of the noisy service: as many as a list may have.
+/// Ports of the noisy service: the most that a declaration may have.
 const PORTS: std::ops::Range<u16> = 20_000..21_024;
-/// Its listeners, all on the port that each of these leads to.
+/// Its listeners, all on the port behind these.
 const SOCKETS: usize = 260;
 
-/// Ports of the services that are not noisy, one for each process.
+/// Ports of the other services, one for each process.
 const QUIET: std::ops::Range<u16> = 2_000..10_000;
-/// So long the daemon's CPU is measured while the noise alone goes on.
+/// How long the daemon's CPU time is measured beside the noise alone.
 const NOISE_TIME: Duration = Duration::from_secs(5);
 
-/// Opens so many sockets on one port. `steady` closes one and opens another twice a second, `loop` as often as it can.
+/// Opens a number of sockets on one port. `steady` replaces one twice a second, `loop` as often as it can.
 const NOISE: &str = "\
 import socket, sys, time
 def opened():
@@ -39,7 +39,7 @@ while True:
     sockets.append(opened())
 ";
 
-/// What the backend beside them does.
+/// The behaviour of the backend beside them.
 #[derive(Clone, Copy)]
 pub enum Noise {
     /// 260 listeners behind 1,024 ports, two changes a second.

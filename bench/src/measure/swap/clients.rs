@@ -1,5 +1,5 @@
-//! The clients of one swap: one that asks all the time, and some more so that it is not alone. Each asks from a thread in
-//! the clients' namespace, and none of them asks the same thing again when it fails: what failed is counted.
+//! The clients of one swap: one that sends requests without a pause, and some more in the background. Each runs on a thread in the
+//! clients' namespace. None of them repeats a failed request; failures are counted.
 
 use std::{
     collections::BTreeMap,
@@ -29,29 +29,29 @@ use super::gaps::Answer;
 pub const SHORT: usize = 2;
 /// See [`SHORT`].
 pub const KEPT: usize = 2;
-/// How long the further clients rest between two requests, and how long any client does after a failure: a loop of
-/// refusals would take the processor from the very server that is to come up.
+/// The pause of the further clients between two requests, and of any client after a failure: a loop of refusals would take processor time
+/// from the server that starts.
 pub const REST: Duration = Duration::from_millis(5);
-/// After so many requests a client that keeps its connection opens another one, so that old ones end by themselves.
+/// After so many requests a client with a kept connection opens another one, so that old connections end.
 pub const REQUESTS_KEPT: usize = 60;
 /// How long a client waits to be connected, and for an answer. Above the kernel's first two retries of a SYN.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// Clients that nobody stops stop by themselves.
+/// Clients that are not stopped end after this time.
 const RUN_MAX: Duration = Duration::from_secs(60);
 
-/// What clients have met.
+/// The counts of clients.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The answers of the client that asks all the time, in order.
+    /// The answers of the client without pauses, in order.
     pub answers: Vec<Answer>,
     /// Requests of all clients.
     pub requests: u64,
-    /// Those without an answer, by what happened.
+    /// Requests without an answer, by kind of failure.
     pub failures: BTreeMap<&'static str, u64>,
 }
 
 impl Seen {
-    /// Adds what another client has met; only one of them keeps its answers.
+    /// Adds the counts of another client. Only one client keeps its answers.
     fn merge(&mut self, other: Self) {
         self.answers.extend(other.answers);
         self.requests += other.requests;
@@ -82,7 +82,7 @@ fn in_words(loss: &Loss) -> &'static str {
     }
 }
 
-/// Clients under way. Dropping them stops them.
+/// Running clients. Dropping them stops them.
 #[derive(Debug)]
 pub struct Clients {
     threads: Vec<JoinHandle<Result<Seen>>>,
@@ -92,7 +92,7 @@ pub struct Clients {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Who answered last.
+    /// The server that answered last.
     newest: Mutex<String>,
 }
 
@@ -125,7 +125,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Waits until the client that asks all the time is answered by this server.
+    /// Waits until this server answers the client without pauses.
     pub fn wait_for(&self, server: &str) -> Result<()> {
         wait::until(&format!("{server} to answer"), || (*newest(&self.shared) == server).then_some(()))
             .with_context(|| format!("the last answer was {:?}", *newest(&self.shared)))
@@ -152,7 +152,7 @@ fn newest(shared: &Shared) -> std::sync::MutexGuard<'_, String> {
     shared.newest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One request after the other, each on a new connection, without a rest.
+/// One request after the other, each on a new connection, without pauses.
 fn ask_always(target: SocketAddr, shared: &Shared) -> Seen {
     let mut seen = Seen::default();
     let start = Instant::now();
@@ -172,7 +172,7 @@ fn ask_always(target: SocketAddr, shared: &Shared) -> Seen {
     seen
 }
 
-/// The same with rests.
+/// The same with pauses.
 fn ask_shortly(target: SocketAddr, shared: &Shared) -> Seen {
     let mut seen = Seen::default();
     let start = Instant::now();
@@ -186,7 +186,7 @@ fn ask_shortly(target: SocketAddr, shared: &Shared) -> Seen {
     seen
 }
 
-/// Many requests on a connection, with rests.
+/// Many requests on a connection, with pauses.
 fn ask_on_kept(target: SocketAddr, shared: &Shared) -> Seen {
     let mut seen = Seen::default();
     let start = Instant::now();
@@ -218,8 +218,7 @@ fn keep_one(target: SocketAddr, seen: &mut Seen, go_on: impl Fn() -> bool) -> Re
     Ok(())
 }
 
-/// Whether the server has closed a connection on which nothing is asked: every client of people's looks before it asks,
-/// and opens another one.
+/// Whether the server has closed an idle connection. Common clients check that before a request, and open another connection.
 fn is_closed(stream: &TcpStream) -> bool {
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&at_once)).is_ok_and(|ready| ready > 0)

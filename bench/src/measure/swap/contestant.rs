@@ -1,20 +1,20 @@
-//! What is swapped, and how.
+//! A way to replace a server, and its surroundings.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Result;
 use pod_steer_tests::{container::Container, host::Client, host::Host};
 
-/// Where every contestant's clients come to.
+/// The port of every contestant's clients.
 pub const PORT: u16 = 8080;
 
 /// One way to replace a server by its next version. Its host, engine and containers are its own, and end with it.
 pub trait Contestant {
-    /// Where its clients are.
+    /// The namespace of its clients.
     fn site(&self) -> &Site;
 
-    /// Replaces the running version by a new one whose server answers with `version`: starts it, moves the clients, stops the
-    /// old one. Returns what was replaced; whoever drops it removes it.
+    /// Replaces the running version by a new one whose server answers with `version`: starts it, moves the clients, stops the old one.
+    /// Returns the replaced one, which is removed when it is dropped.
     fn replace(&mut self, version: &str) -> Result<Container>;
 }
 
@@ -34,7 +34,7 @@ impl Site {
         Ok(Self { client: host.new_client()?, host })
     }
 
-    /// Where the clients come to.
+    /// The address of the clients.
     pub fn target(&self) -> SocketAddr {
         SocketAddr::new(self.client.host_ip4, PORT)
     }

@@ -1,4 +1,4 @@
-//! What people do with Docker alone: stop the old container, then run the new one on the port that is free again.
+//! A swap with Docker alone: stop the old container, then run the new one on the free port.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ pub struct DockerP {
 }
 
 impl DockerP {
-    /// An engine that makes its bridge and its rules, as it does by default, and the first version.
+    /// An engine with its bridge and rules, as by default, and the first version.
     pub fn start(version: &str) -> Result<Self> {
         let site = Site::new()?;
         let (docker, engine) = engine(&site)?;
@@ -57,7 +57,7 @@ fn engine(site: &Site) -> Result<(Docker, Process)> {
     let docker = Docker::new(dir.join("docker.sock"), &[]);
     let mut command = site.host.command("dockerd")?;
     command.arg("--config-file").arg(dir.join("daemon.json"));
-    // In memory, as the other contestants' engines.
+    // In memory, like the engines of the other contestants.
     command.args(["--data-root", "/run/docker-data", "--exec-root"]).arg(dir.join("exec"));
     command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
     command.args(["--live-restore", "--log-level", "warn"]);

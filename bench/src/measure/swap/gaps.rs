@@ -1,4 +1,4 @@
-//! The arithmetic of pauses: pure, on instants.
+//! The arithmetic of pauses, on values.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,11 @@ pub struct Answer {
     pub began: Instant,
     /// When it had been answered.
     pub ended: Instant,
-    /// Who answered.
+    /// The server that answered.
     pub name: String,
 }
 
-/// The longest time between two successive answers, of those times that lie at least partly within a stretch. None if there
-/// are no two answers.
+/// The longest time between two successive answers that is at least partly within an interval. `None` if there are no two answers.
 pub fn longest(answers: &[Answer], from: Instant, to: Instant) -> Option<Duration> {
     let pairs = answers.windows(2).map(|pair| (pair[0].ended, pair[1].ended));
     pairs.filter(|(before, after)| *before < to && *after > from).map(|(before, after)| after - before).max()
@@ -28,7 +27,7 @@ pub fn longest_at_switch(answers: &[Answer]) -> Option<Duration> {
     pairs.map(|pair| pair[1].ended - pair[0].ended).max()
 }
 
-/// Whoever asked after the end of a swap must have been answered by the new server.
+/// The new server must have answered every request that began after the end of a swap.
 pub fn swapped(answers: &[Answer], ended: Instant, server: &str) -> Result<()> {
     let mut after = answers.iter().filter(|answer| answer.began > ended).peekable();
     ensure!(after.peek().is_some(), "nobody was answered after {server} had taken over");

@@ -1,4 +1,4 @@
-//! HAProxy in TCP mode, with a master process that hands its listening sockets from worker to worker.
+//! HAProxy in TCP mode, with a master process that passes its listening sockets from worker to worker.
 
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 

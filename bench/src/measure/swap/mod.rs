@@ -1,8 +1,8 @@
-//! The section `hot-swap`: what clients notice when a server is replaced by its next version, again and again, by
-//! pod-steer and by what people use instead.
+//! The section `hot-swap`: the effect on clients when a server is repeatedly replaced by its next version, by pod-steer and by the
+//! alternatives.
 //!
-//! [`contestant`] is what is compared, [`clients`] who asks meanwhile, [`gaps`] and [`record`] what becomes of their
-//! answers. The machine is never shared: only the contestant whose turn it is has any load.
+//! [`contestant`] is one alternative, [`clients`] are its clients, [`gaps`] and [`record`] evaluate their answers. Only the contestant
+//! whose turn it is has any load.
 
 mod clients;
 mod contestant;
@@ -31,20 +31,20 @@ use self::{
 };
 use crate::{measure::one_line, options::Options};
 
-/// How long the load goes on before the first command and after the last.
+/// How long the load runs before the first command and after the last.
 const MARGIN: Duration = Duration::from_millis(100);
-/// The stretch without a swap, while no swap of a contestant has shown how long one takes.
+/// The interval without a swap, before the first swap of a contestant has shown how long one takes.
 const STRETCH_FIRST: Duration = Duration::from_secs(1);
-/// No round begins later, however slow the machine: the swaps that there were are in the report.
+/// No round begins after this time, however slow the machine. The report has the swaps until then.
 const ROUNDS_MAX: Duration = Duration::from_secs(330);
-/// A swap that takes longer has failed.
+/// A swap that takes longer counts as failed.
 const SWAP_MAX: Duration = Duration::from_secs(20);
 
 /// One way to swap.
 struct Way {
     name: &'static str,
     title: &'static str,
-    /// What it needs beyond what the tests' engine does.
+    /// Its requirements beyond those of the tests' engine.
     programs: &'static [&'static str],
     /// Starts it, with its first version.
     start: fn(&str) -> Result<Box<dyn Contestant>>,
@@ -80,7 +80,7 @@ const WAYS: [Way; 4] = [
 /// What is measured here.
 pub const SECTIONS: &[&str] = &["hot-swap"];
 
-/// Who takes part.
+/// The contestants.
 pub const CONTESTANTS: &[&str] = &[WAYS[0].name, WAYS[1].name, WAYS[2].name, WAYS[3].name];
 
 /// A way under measurement.
@@ -113,7 +113,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
             eprintln!("hot-swap: the time is over after {} of {rounds} rounds", round - 1);
             break;
         }
-        // Who fails is out, and its host ends with it.
+        // A contestant that fails is out, and its host ends.
         lanes.retain_mut(|lane| {
             let result = lane.round(round, rounds);
             skipped.extend(result.as_ref().err().map(|error| out(lane.way, error)));
@@ -139,9 +139,9 @@ fn out(way: &Way, error: &anyhow::Error) -> (String, String) {
 }
 
 impl Lane {
-    /// Its swaps of one round: whoever has more swaps than others has some more in every round.
+    /// Its swaps of one round. A contestant with more swaps than others has more in every round.
     fn round(&mut self, round: usize, rounds: usize) -> Result<()> {
-        // Not before each swap, or half of the time would go by without one.
+        // Not before each swap, or half of the time would pass without one.
         let mut look = round % 2 == 1;
         while self.swaps.len() * rounds < self.planned * round {
             let number = self.swaps.len() + 1;
@@ -153,7 +153,7 @@ impl Lane {
         Ok(())
     }
 
-    /// One swap under load, after a stretch of the same load without one.
+    /// One swap under load, after an interval of the same load without one.
     fn swap(&mut self, number: usize, calm: Option<Duration>) -> Result<Swap> {
         let (old, new) = (version(number - 1), version(number));
         let site = self.contestant.site();
@@ -181,7 +181,7 @@ impl Lane {
     }
 }
 
-/// What the server answers that comes with a swap.
+/// The answer of the server of a swap.
 fn version(number: usize) -> String {
     format!("v{number}")
 }

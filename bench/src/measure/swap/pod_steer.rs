@@ -1,4 +1,4 @@
-//! pod-steer, as its README says: the new version is started, deployed, and the old one stopped by the deploy.
+//! pod-steer, as in its README: the new version is started and deployed, and the deploy stops the old one.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! A reverse proxy whose configuration names the server: to swap, the new server is started beside the old one, the
-//! configuration rewritten and reloaded, and the old server stopped when no process of the proxy knows it any more.
+//! A reverse proxy whose configuration names the server. To swap, the new server is started beside the old one, the configuration is
+//! rewritten and reloaded, and the old server is stopped when no process of the proxy uses it any more.
 
 use std::{
     collections::BTreeSet,
@@ -14,21 +14,21 @@ use pod_steer_tests::{container::Container, engine::Engine, host::Host, process:
 
 use super::contestant::{Contestant, PORT, Site};
 
-/// The servers listen on one of these in turn, where only the proxy asks.
+/// The servers listen on these in turn. Only the proxy connects to them.
 const SERVER_PORTS: [u16; 2] = [9001, 9002];
 
-/// What differs between proxies.
+/// The differences between proxies.
 pub trait Program {
     /// The program.
     fn name(&self) -> &'static str;
 
-    /// A configuration with the port to listen on and the server to pass everything to. Files go to `dir`.
+    /// A configuration with the port to listen on and the server behind it. Files go to `dir`.
     fn config(&self, dir: &Path, server: SocketAddr) -> String;
 
     /// Arguments with which it stays in the foreground.
     fn args(&self, config: &Path) -> Vec<OsString>;
 
-    /// Has the master process read the configuration again, as Debian's service does. Need not wait.
+    /// Makes the master process reload the configuration, as Debian's service does. Need not wait.
     fn reload(&self, program: &Path, host: &Host, master: &Process, config: &Path) -> Result<()>;
 }
 
@@ -99,7 +99,7 @@ fn wait_for_listener(site: &Site, address: SocketAddr) -> Result<()> {
     wait::until(&format!("a listener on {address}"), || connect().ok().map(drop))
 }
 
-/// The processes that a process has started and that are still there.
+/// The running children of a process.
 fn children(pid: u32) -> Result<BTreeSet<u32>> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;

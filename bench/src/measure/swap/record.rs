@@ -1,4 +1,4 @@
-//! What the swaps of one contestant add up to.
+//! The summary of the swaps of one contestant.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,15 +11,15 @@ pub struct Swap {
     pub gap: Duration,
     /// The longest pause between answers of different versions.
     pub gap_at_switch: Duration,
-    /// The longest pause in as long a time before it, if that was looked at.
+    /// The longest pause in an equally long time before it, if that was measured.
     pub gap_before: Option<Duration>,
     /// From the first command to the end of the last.
     pub took: Duration,
-    /// The stretch of [`Self::gap`].
+    /// The interval of [`Self::gap`].
     pub stretch: Duration,
     /// Requests of all clients.
     pub requests: u64,
-    /// Those without an answer.
+    /// Requests without an answer.
     pub failures: BTreeMap<&'static str, u64>,
 }
 

@@ -1,8 +1,8 @@
-//! HTTP answers, as they come in parts.
+//! HTTP answers, read in parts.
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// A head that is longer is none.
+/// A longer head is an error.
 const HEAD_MAX: usize = 16 << 10;
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
@@ -10,17 +10,17 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 #[derive(Debug, Default)]
 pub struct Answer {
     head: Vec<u8>,
-    /// Bytes of the body that have not come yet, once the head has.
+    /// Missing bytes of the body, once the head is complete.
     missing: Option<u64>,
 }
 
 impl Answer {
-    /// Takes what has come, and says whether the answer is complete. An error if it is none, or no success.
+    /// Reads the next part; true if the answer is complete. An error if it is invalid or no success.
     pub fn take(&mut self, bytes: &[u8]) -> Result<bool> {
         let (missing, body) = match self.missing {
             Some(missing) => (missing, bytes.len() as u64),
             None => {
-                // The end of the head may have come in two parts.
+                // The end of the head may be split between two parts.
                 let known = self.head.len().saturating_sub(END_OF_HEAD.len() - 1);
                 self.head.extend_from_slice(bytes);
                 ensure!(self.head.len() - bytes.len() <= HEAD_MAX, "an endless head");
@@ -36,7 +36,7 @@ impl Answer {
         Ok(missing == 0)
     }
 
-    /// Forgets it, for the next one on the same connection.
+    /// Starts over, for the next answer on the same connection.
     pub fn clear(&mut self) {
         self.head.clear();
         self.missing = None;

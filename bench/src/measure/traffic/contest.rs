@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{measure::one_line, options::Options};
 
-/// How often a new connection is made to see every server answer. That two servers with even chances are not both among
-/// so many has a chance of 1 in 10^19.
+/// How many connections are opened to see every server answer. With two equally likely servers, one is missing with a probability of
+/// 1 in 10^19.
 const TRIES: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -28,12 +28,12 @@ pub struct Contest {
     running: Vec<(&'static Way, Running)>,
     failed: Vec<(&'static Way, String)>,
     shuffle: Shuffle,
-    /// Where they are.
+    /// Their host.
     pub lab: Lab,
 }
 
 impl Contest {
-    /// Sets up those that are wanted and take part, with what they are compared with.
+    /// Sets up the wanted ones that take part, with their bases.
     pub fn new(options: &Options, takes_part: impl Fn(&Way) -> bool) -> Result<Self> {
         let lab = Lab::new().context("setting up the host of the contestants")?;
         let (mut running, mut failed) = (Vec::new(), Vec::new());
@@ -51,12 +51,12 @@ impl Contest {
         Ok(Self { running, failed, shuffle: Shuffle::new(), lab })
     }
 
-    /// Those who take part, in the order in which they take turns in the next round.
+    /// The contestants, in the order of their turns in the next round.
     pub fn turns(&self) -> impl Iterator<Item = &(&'static Way, Running)> {
         self.shuffle.order(self.running.len()).into_iter().map(|index| &self.running[index])
     }
 
-    /// Lets each who is not out have its turn, and writes down its numbers; who fails is out.
+    /// Gives each contestant that is not out its turn, and records its numbers. A contestant that fails is out.
     pub fn round(
         &self,
         section: &str,
@@ -78,12 +78,12 @@ impl Contest {
         }
     }
 
-    /// Those who take part, in the order for people.
+    /// The contestants, in the order for people.
     pub fn shown(&self) -> impl Iterator<Item = &'static Way> {
         WAYS.iter().filter(|way| self.running.iter().any(|(one, _)| one.name == way.name))
     }
 
-    /// Who could not be set up, and why.
+    /// The contestants that could not be set up, and why.
     pub fn failed(&self) -> impl Iterator<Item = (&'static Way, String)> {
         self.failed.iter().map(|(way, reason)| (*way, reason.clone()))
     }
@@ -95,7 +95,7 @@ fn wanted(options: &Options) -> Vec<&'static Way> {
     WAYS.iter().filter(|way| asked(way) || is_base(way)).collect()
 }
 
-/// Sees that each of the servers answers, and nobody else: what is measured is what the contestant's name says.
+/// Checks that each of the servers answers and no other, so that the right contestant is measured.
 fn check(lab: &Lab, running: &Running) -> Result<()> {
     let expected: BTreeSet<String> = running.servers.all().iter().map(|server| server.name.clone()).collect();
     let mut answered = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Thousands of connections that are held open and do nothing: what each costs in memory.
+//! The memory of thousands of idle connections.
 
 use std::{
     collections::BTreeMap,
@@ -27,12 +27,12 @@ use crate::{measure::costs, options::Options};
 
 const NAME: &str = "idle";
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Until kernel, servers and proxies have done with what was before.
+/// How long kernel, servers and proxies take to release earlier connections.
 const REST: Duration = Duration::from_millis(300);
 /// Descriptors that a process needs besides those of connections.
 const OTHER_FILES: u64 = 1000;
 
-/// Measures it, if it is wanted. On a host of its own: what proxies have kept of an earlier load would seem to be free.
+/// Measures it, if it is wanted. On a host of its own: memory that proxies have kept of an earlier load would not count.
 pub fn measure(options: &Options) -> Result<Vec<Section>> {
     if !options.wants_section(NAME) {
         return Ok(Vec::new());
@@ -40,12 +40,12 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let (rounds, wish) = if options.quick { (1, 2_000) } else { (7, 10_000) };
     let contest = Contest::new(options, |_| true)?;
     for ns in [contest.lab.host.net(), &contest.lab.client.ns] {
-        // What remains of a connection that has ended would be counted with those of the next contestant.
+        // Remains of ended connections would count for the next contestant.
         ns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
     }
     let mut least_b = BTreeMap::new();
     for (way, running) in contest.turns() {
-        // Who has ended meanwhile says so in its turn.
+        // A contestant that has ended meanwhile fails in its turn.
         least_b.insert(way.name, users_b(running).unwrap_or(u64::MAX));
     }
     let mut tally = Tally::default();
@@ -63,9 +63,9 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     Ok(vec![Section { name: NAME.into(), title: "Idle connections".into(), about, columns, rows, skipped }])
 }
 
-/// Bytes for each of so many connections, held open for a moment; they are fewer where a process would need more files
-/// for them than it may have. `least_b` is the least memory that servers and proxies have had without connections: later
-/// they may have kept what they need for the next ones.
+/// Bytes for each of a number of connections, held open for a moment. There are fewer where a process would exceed its limit of open
+/// files. `least_b` is the least memory that servers and proxies have had without connections, since they may keep memory for later
+/// connections.
 fn turn(lab: &Lab, running: &Running, wish: u64, least_b: &mut u64) -> Result<Vec<(&'static str, f64)>> {
     let connections = (lab.files_max.saturating_sub(OTHER_FILES) / running.files_each).min(wish);
     ensure!(connections > 0, "no connection is possible where a process may have {} files open", lab.files_max);
@@ -73,7 +73,7 @@ fn turn(lab: &Lab, running: &Running, wish: u64, least_b: &mut u64) -> Result<Ve
     thread::sleep(REST);
     kernel::forget_connections(lab.host.net())?;
     *least_b = users_b(running)?.min(*least_b);
-    // What is freed is so only after a grace period.
+    // The kernel frees memory only after a grace period.
     thread::sleep(REST);
     let before = Objects::now()?;
     let addr = running.http;
@@ -92,12 +92,12 @@ fn turn(lab: &Lab, running: &Running, wish: u64, least_b: &mut u64) -> Result<Ve
     ])
 }
 
-/// Memory of the servers, and of what is before them.
+/// Memory of the servers, and of the processes in front of them.
 fn users_b(running: &Running) -> Result<u64> {
     costs::own_memory_b(&[running.own.as_slice(), &running.servers.pids()].concat())
 }
 
-/// Opens connections one after the other; each has one request answered.
+/// Opens connections one after the other, with one answered request each.
 fn open(addr: SocketAddr, connections: u64) -> Result<Vec<TcpStream>> {
     let mut held = Vec::new();
     for number in 0..connections {
@@ -109,7 +109,7 @@ fn open(addr: SocketAddr, connections: u64) -> Result<Vec<TcpStream>> {
 fn open_one(addr: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&addr, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    // Its end will be a reset: 10,000 connections in their last minute would be in the way of the next contestant.
+    // Closed by a reset: 10,000 connections in TIME_WAIT would affect the next contestant.
     set_socket_linger(&stream, Some(Duration::ZERO))?;
     stream.write_all(format!("GET {SMALL} HTTP/1.1\r\nHost: bench\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -123,7 +123,7 @@ fn open_one(addr: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether an answer is there as a whole: the only line of its body ends it.
+/// Whether an answer is complete: its body has only one line.
 fn is_whole(answer: &[u8]) -> bool {
     let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|head| &answer[head + 4..]);
     body.is_some_and(|body| body.ends_with(b"\n"))

@@ -10,12 +10,12 @@ use rustix::net::{
     recv, sendto, socket_with,
 };
 
-/// Objects of the kernel by the cache that they are in: how many, and how large each is. Objects, not pages: what a
-/// contestant frees leaves gaps, which the next one would seem to get for nothing.
+/// Objects of the kernel by their slab cache: their number and size. Objects, not pages: memory that a contestant frees leaves gaps,
+/// whose reuse would not count for the next one.
 pub struct Objects(BTreeMap<String, (u64, u64)>);
 
 impl Objects {
-    /// As they are now.
+    /// The current ones.
     pub fn now() -> Result<Self> {
         let table = fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?;
         let objects = Self::parse(&table);
@@ -34,8 +34,8 @@ impl Objects {
         Self(table.lines().skip(2).filter_map(cache).collect())
     }
 
-    /// Bytes by which they have grown since `before`, by so many things of one kind. Of a cache that has not grown by one
-    /// object for each [`FEW`] of them, the whole machine has used a bit more.
+    /// Bytes by which they have grown since `before`, for so many things of one kind. A cache that has grown by less than one object for
+    /// each [`FEW`] of them is left out, since other activity of the machine explains it.
     pub fn growth_b(&self, before: &Self, things: u64) -> u64 {
         let grown = |(name, (active, size)): (&String, &(u64, u64))| {
             let more = active.saturating_sub(before.0.get(name).map_or(0, |(active, _)| *active));
@@ -47,8 +47,7 @@ impl Objects {
 
 const FEW: u64 = 4;
 
-/// Lets a namespace forget the connections that it tracks, as `conntrack --flush` does: by itself it takes up to a minute
-/// for those that have ended.
+/// Flushes the tracked connections of a namespace, as `conntrack --flush` does. Entries of ended connections would last up to a minute.
 pub fn forget_connections(ns: &NetNs) -> Result<()> {
     ns.run(flush).context("flushing the table of tracked connections")
 }
@@ -57,7 +56,7 @@ fn flush() -> Result<()> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
     let mut message = Vec::new();
     // nlmsghdr: length, type (subsystem 1, conntrack; message 2, delete), flags (request, acknowledge), sequence, port;
-    // then nfgenmsg: any family, version 0, no resource. Without attributes everything is meant.
+    // then nfgenmsg: any family, version 0, no resource. Without attributes it applies to all entries.
     message.extend(20_u32.to_ne_bytes());
     message.extend(0x0102_u16.to_ne_bytes());
     message.extend(5_u16.to_ne_bytes());
@@ -65,7 +64,7 @@ fn flush() -> Result<()> {
     sendto(&socket, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut answer = [0; 256];
     let (_, length) = recv(&socket, &mut answer, RecvFlags::empty())?;
-    // nlmsgerr: the number comes after the header.
+    // nlmsgerr: the error number follows the header.
     let errno = answer[..length].get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     ensure!(errno == Some(0), "the kernel answers {errno:?}");
     Ok(())

@@ -1,4 +1,4 @@
-//! The host that all ways lead into: a Docker engine as it is out of the box, pod-steer's daemon, a client beside it.
+//! The host of all contestants: a Docker engine with its default configuration, pod-steer's daemon, and a client beside it.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -20,12 +20,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::servers::{SharedPair, Site};
 
-/// A proxy has two descriptors for each of 10,000 idle connections, and everything here inherits the limit.
+/// A proxy has two descriptors for each of 10,000 idle connections, and all processes here inherit the limit.
 const FILES_MAX: u64 = 131_072;
-/// Where the daemon has its files of one uptime: on a tmpfs, as on a machine.
+/// The daemon's runtime directory: on a tmpfs, as on a machine.
 const RUNTIME_DIR: &str = "/run/pod-steer";
 
-/// Everything that the ways share. The fields are dropped in this order.
+/// The resources that the contestants share. The fields are dropped in this order.
 pub struct Lab {
     daemon: Process,
     /// The two servers on Docker's bridge.
@@ -34,17 +34,17 @@ pub struct Lab {
     pub host_pair: SharedPair,
     /// The engine.
     pub engine: Engine,
-    /// What the servers serve.
+    /// The files of the servers.
     pub site: Site,
-    /// Where most clients are.
+    /// The namespace of most clients.
     pub client: Client,
     /// The host.
     pub host: Host,
-    /// How many files a process may have open here.
+    /// The limit of open files here.
     pub files_max: u64,
 }
 
-/// Where a client is.
+/// The place of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// In a network namespace of its own, behind a pair of interfaces.
@@ -54,19 +54,19 @@ pub enum Side {
 }
 
 impl Lab {
-    /// Everything but the ways themselves.
+    /// Sets up everything but the contestants.
     pub fn new() -> Result<Self> {
         let files_max = raise_file_limit()?;
         let host = Host::new()?;
         let client = host.new_client()?;
         for ns in [host.net(), &client.ns] {
-            // A proxy's connections to its servers, and the clients' own, come from one address.
+            // A proxy's connections to its servers have the same source address as the clients.
             ns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
             ns.sysctl("net.ipv4.tcp_max_syn_backlog", "8192")?;
         }
         let engine = Engine::start_publishing(&host)?;
-        // Or a minute of new connections fills the table, and the next contestant pays. Without connection tracking there
-        // is no such setting, and no such table.
+        // Otherwise a minute of new connections fills the table, at the expense of the next contestant. Without connection
+        // tracking there is no such setting, and no such table.
         if let Err(error) = host.net().sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1") {
             eprintln!("connections that have ended are tracked as long as by default: {error:#}");
         }
@@ -105,8 +105,8 @@ impl Lab {
         run(self.host.command(words.next().context("an empty command")?)?.args(words))
     }
 
-    /// Lets the client reach the addresses on Docker's bridge, which Docker allows for published ports only. To be called
-    /// when the containers are there: Docker's rules for them come first otherwise.
+    /// Lets the client reach the addresses on Docker's bridge, which Docker allows for published ports only. Must be called after the
+    /// containers were created, or Docker's rules for them come first.
     pub fn allow_forwarding(&self) -> Result<()> {
         self.run("iptables -t raw -I PREROUTING -i client0 -j ACCEPT")?;
         self.run("iptables -I FORWARD -i client0 -o docker0 -j ACCEPT").map(drop)
@@ -126,7 +126,7 @@ impl Lab {
         .with_context(|| self.daemon.stderr())
     }
 
-    /// How often the kernel program has chosen a backend of a service.
+    /// How many times the kernel program has chosen a backend of a service.
     pub fn steered(&self, service: &str) -> Result<u64> {
         let status = self.status()?;
         let service = status.service(service).with_context(|| format!("there is no service {service} any more"))?;
@@ -138,11 +138,11 @@ impl Lab {
     }
 }
 
-/// Raises the limit of open files for everything that is started from here on, as far as it may; returns it.
+/// Raises the limit of open files for all processes that are started from here on, as far as possible; returns it.
 fn raise_file_limit() -> Result<u64> {
     let old = getrlimit(Resource::Nofile);
     let hard = old.maximum.unwrap_or(FILES_MAX);
-    // Beyond the hard limit only with CAP_SYS_RESOURCE, which not every root has.
+    // Exceeding the hard limit needs CAP_SYS_RESOURCE, which not every root has.
     let wish = Rlimit { current: Some(FILES_MAX), maximum: Some(hard.max(FILES_MAX)) };
     if setrlimit(Resource::Nofile, wish).is_ok() {
         return Ok(FILES_MAX);
@@ -152,7 +152,7 @@ fn raise_file_limit() -> Result<u64> {
     Ok(hard)
 }
 
-/// As in production: what the tests' fixture logs for debugging would cost CPU here.
+/// As in production: the debug log of the tests' fixture would cost CPU time here.
 fn start_daemon(host: &Host, engine: &Engine) -> Result<Process> {
     let mut command = host.command(tools::pod_steer()?)?;
     command.args(["run", "--bpffs", BPFFS, "--engine", &engine.url()]);

@@ -1,5 +1,5 @@
-//! The workloads with load: rounds in which each contestant has two turns, in one order and then in the reverse. So a machine that
-//! gets slower or faster meanwhile changes all alike, and turns are short, because it does so within seconds.
+//! The workloads with load: rounds in which each contestant has two turns, in one order and then in the reverse, so that a machine that
+//! becomes slower or faster affects all alike. Turns are short, because the machine's speed changes within seconds.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     report::{self, Row, Section},
 };
 
-/// Before a turn: what the last one has left behind ends.
+/// The pause before a turn, in which the rest of the last one ends.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Figures of a turn, or of a round.
@@ -34,7 +34,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     let Some(steps) = workloads.iter().map(|workload| rounds(workload)).min() else { return Ok(Vec::new()) };
     let contest = Contest::new(options, |way| workloads.iter().any(|workload| workload.has(way)))?;
     let mut tallies: Vec<_> = workloads.iter().map(|_| Tally::default()).collect();
-    // Every workload is spread over the whole time.
+    // Each workload is spread over the whole time.
     for step in 1..=steps {
         eprintln!("load: step {step} of {steps}");
         for (workload, tally) in workloads.iter().zip(&mut tallies) {
@@ -51,7 +51,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     Ok(workloads.into_iter().zip(&tallies).map(|(workload, tally)| section(workload, &contest, tally)).collect())
 }
 
-/// Whether the ratio of a pair is not known well enough, and may be with more rounds.
+/// Whether the ratio of a pair needs more rounds to be precise enough.
 fn rounds_more(workload: &Workload, tally: &Tally) -> bool {
     let Some([base, ours]) = workload.pair else { return false };
     let (key, _) = workload.throughput;
@@ -65,12 +65,12 @@ struct Player<'a> {
     way: &'static Way,
     running: &'a Running,
     proof: Proof<'a>,
-    /// Connections that it must have had at least.
+    /// The least number of connections that it must have had.
     opened: u64,
     turns: Vec<Numbers>,
 }
 
-/// Lets each contestant that is not out have its two turns; one that fails is out.
+/// Gives each contestant that is not out its two turns. A contestant that fails is out.
 fn round(contest: &Contest, workload: &Workload, tally: &mut Tally) {
     let mut players = Vec::new();
     let takes_part = |way: &Way| workload.has(way) && !tally.has_failed(way.name);
@@ -125,7 +125,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Throughput, latencies and errors; and all requests, with those that are in no figure.
+    /// Throughput, latencies and errors, and the number of all requests, those of the warm-up included.
     fn play(&mut self, contest: &Contest, workload: &Workload) -> Result<(Numbers, f64)> {
         let &Workload { path, close, time, throughput: (key, _), .. } = workload;
         let (running, turn) = (self.running, Turn { addr: self.running.http, path, close, time });
@@ -139,7 +139,7 @@ impl Player<'_> {
         Ok((numbers, seen.all_requests as f64))
     }
 
-    /// The same by wrk, which knows TLS.
+    /// The same by wrk, which supports TLS.
     fn play_wrk(&mut self, contest: &Contest, workload: &Workload) -> Result<(Numbers, f64)> {
         let &Workload { path, close, time, throughput: (key, _), .. } = workload;
         let addr = self.running.tls.map_err(anyhow::Error::msg)?;
@@ -174,7 +174,7 @@ fn section(workload: &Workload, contest: &Contest, tally: &Tally) -> Section {
     let mut rows: Vec<Row> = ways.filter_map(|way| tally.row(way, workload.base(way), &columns)).collect();
     let erred = |row: &Row| row.values.get(ERRORS).is_some_and(|errors| errors.value.high > 0.0);
     if !rows.iter().any(erred) {
-        // A column of zeros tells nothing.
+        // A column of zeros is useless.
         columns.retain(|column| column.key != ERRORS);
         for row in &mut rows {
             row.values.remove(ERRORS);

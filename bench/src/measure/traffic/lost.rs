@@ -1,4 +1,4 @@
-//! SYNs that were lost. wrk sees only that a connection took a second longer, and counts none of it.
+//! Lost SYNs. wrk only sees that a connection took a second longer, and does not count them.
 
 use std::fs;
 
@@ -7,10 +7,10 @@ use pod_steer_tests::netns::NetNs;
 
 use super::{lab::Lab, ways::Running};
 
-/// SYNs that were sent again, and what a listener dropped for want of room. `ListenOverflows` is part of the latter.
+/// Retransmitted SYNs, and SYNs that a listener dropped because its queue was full, of which `ListenOverflows` is a part.
 const COUNTERS: [&str; 2] = ["TCPSynRetrans", "ListenDrops"];
 
-/// How many there have been, wherever a contestant's connections begin or end: at the client, on the host, at the servers.
+/// Their number wherever connections of a contestant begin or end: at the client, on the host, at the servers.
 pub fn syns(lab: &Lab, running: &Running) -> Result<u64> {
     let mut places = vec![lab.client.ns.try_clone()?, lab.host.net().try_clone()?];
     for server in running.servers.all() {

@@ -1,4 +1,4 @@
-//! What clients get, and what it costs, by every way to two servers.
+//! Throughput, latency and cost of every way to two servers.
 
 mod answer;
 mod contest;

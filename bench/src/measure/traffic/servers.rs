@@ -20,14 +20,14 @@ use pod_steer_tests::{
 use super::lab::Lab;
 use crate::measure::costs;
 
-/// What is asked for in most workloads: answered with the server's name.
+/// The path of most workloads, answered with the server's name.
 pub const SMALL: &str = "/";
-/// What is asked for to move data.
+/// The path of a large answer.
 pub const LARGE: &str = "/large";
 /// Its size.
 pub const LARGE_BYTES: usize = 1 << 20;
 
-/// A directory with what all servers serve, their certificate, and a configuration for each.
+/// A directory with the files of all servers, their certificate, and a configuration for each.
 pub struct Site {
     dir: PathBuf,
 }
@@ -38,7 +38,7 @@ pub struct Listen {
     pub http: u16,
     /// For HTTP over TLS.
     pub tls: u16,
-    /// With a listening socket for each worker, made shareable by the server itself.
+    /// With a listening socket for each worker, which the server itself makes shareable.
     pub reuseport: bool,
 }
 
@@ -46,7 +46,7 @@ pub struct Listen {
 pub struct Server {
     /// Its container.
     pub container: Container,
-    /// What it answers.
+    /// Its answer.
     pub name: String,
     /// All of its processes.
     pub pids: Vec<u32>,
@@ -56,13 +56,13 @@ pub struct Server {
 pub struct Pair {
     /// The servers.
     pub servers: [Server; 2],
-    /// Where they listen for HTTP.
+    /// Their addresses for HTTP.
     pub http: [SocketAddr; 2],
-    /// Where they listen for HTTP over TLS.
+    /// Their addresses for HTTP over TLS.
     pub tls: [SocketAddr; 2],
 }
 
-/// A pair that several contestants share, once somebody has asked for it.
+/// A pair that several contestants share, started when first needed.
 pub type SharedPair = OnceCell<Result<Rc<Pair>, String>>;
 
 impl Site {
@@ -92,7 +92,7 @@ impl Lab {
     pub fn start(&self, spec: &Spec, name: &str) -> Result<Server> {
         let container = self.engine.start_container(spec)?;
         let first = container.pid()?;
-        // The container's start returns before nginx has made its workers.
+        // The container's start returns before nginx has started its workers.
         let pids = pod_steer_tests::wait::until_ok("nginx's workers", || {
             Ok(Some(costs::descendants(first)?).filter(|pids| pids.len() > 1))
         });
@@ -100,7 +100,7 @@ impl Lab {
         Ok(Server { container, name: name.to_owned(), pids })
     }
 
-    /// The two servers on Docker's bridge, for those who translate addresses. Started when first asked for.
+    /// The two servers on Docker's bridge, for address translation. Started when first needed.
     pub fn bridge_pair(&self) -> Result<Rc<Pair>> {
         shared(&self.bridge_pair, || {
             let listen = Listen { http: 80, tls: 443, reuseport: false };
@@ -113,7 +113,7 @@ impl Lab {
         })
     }
 
-    /// The two servers on the host's network, for the proxies. Started when first asked for.
+    /// The two servers on the host's network, for the proxies. Started when first needed.
     pub fn host_pair(&self) -> Result<Rc<Pair>> {
         let (http, tls) = ([9001, 9002], [9401, 9402]);
         shared(&self.host_pair, || {

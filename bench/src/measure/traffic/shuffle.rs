@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-/// Orders that look random and are the same in every run: nobody always comes after the same.
+/// Pseudo-random orders, the same in every run, so that no contestant always follows the same other one.
 pub struct Shuffle(Cell<u64>);
 
 impl Shuffle {
@@ -21,7 +21,7 @@ impl Shuffle {
     }
 
     fn random(&self, below: usize) -> usize {
-        // Knuth's multiplier of a linear congruential generator; its high bits are good enough to choose by.
+        // Knuth's multiplier of a linear congruential generator, whose high bits suffice here.
         let next = self.0.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0.set(next);
         (next >> 33) as usize % below
@@ -41,7 +41,7 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, [0, 1, 2, 3, 4]);
         }
-        // Each is the first in about a fifth of them.
+        // Each one is first in about a fifth of them.
         for one in 0..5 {
             assert!((8..=32).contains(&orders.iter().filter(|order| order[0] == one).count()), "{one}");
         }

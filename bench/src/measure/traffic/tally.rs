@@ -1,4 +1,4 @@
-//! From the numbers of single rounds to rows.
+//! Combines the numbers of single rounds into rows.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::report::{Column, Figure, Row};
 
 use super::ways::{WAYS, Way};
 
-/// What is a count, or a difference to the base already: of these a ratio says nothing.
+/// Counts, and differences to the base, for which a ratio is meaningless.
 const COUNTS: [&str; 4] = ["connections", "errors", "lost_syns", "own_b"];
 
 /// The numbers of one workload: by contestant and key, one for each round.
@@ -34,7 +34,7 @@ impl Tally {
         self.failed.contains_key(contestant)
     }
 
-    /// Who is out, and why.
+    /// The contestants that are out, and why.
     pub fn failed(&self) -> Vec<(String, String)> {
         self.failed.iter().map(|(name, reason)| ((*name).to_owned(), reason.clone())).collect()
     }
@@ -45,7 +45,7 @@ impl Tally {
         found.filter(|_| !self.has_failed(contestant)).map(|(_, numbers)| numbers.as_slice())
     }
 
-    /// Adds, as another key, by how much each contestant that has a base is above it.
+    /// Adds, as another key, the difference of each contestant to its base.
     pub fn subtract_base(&mut self, of: &'static str, to: &'static str) {
         for way in WAYS {
             let base = way.base.and_then(|base| self.numbers(base, of));

@@ -1,5 +1,5 @@
-//! One turn of a contestant, of any length: wrk runs for whole seconds, and within seconds the machine's speed changes. As in wrk
-//! it is a closed loop: each connection asks again when it has been answered.
+//! One turn of a contestant, of any length. (wrk runs for whole seconds, in which the machine's speed changes.) As in wrk it is a closed
+//! loop: each connection sends its next request after the answer.
 
 use std::{
     net::SocketAddr,
@@ -21,37 +21,37 @@ use super::{
     wrk::{CONNECTIONS, THREADS},
 };
 
-/// A new turn finds cold caches and connections that are not open yet: requests count after so long.
+/// The warm-up: a turn begins with cold caches and no connections, so requests count only after this time.
 const WARM_UP: Duration = Duration::from_millis(40);
-/// After an error that repeats at once, such as no free port.
+/// The pause after an error that would repeat at once, such as no free port.
 const REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What to ask for, of whom.
+/// The requests of a turn.
 #[derive(Clone, Copy)]
 pub struct Turn<'a> {
     pub addr: SocketAddr,
     pub path: &'a str,
     /// A new connection for each request.
     pub close: bool,
-    /// After the warm-up.
+    /// Its length after the warm-up.
     pub time: Duration,
 }
 
-/// What clients have seen.
+/// The results of a turn.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Requests that were answered within the time.
+    /// Requests that were answered within the measured time.
     pub requests: u64,
-    /// Those of the warm-up included.
+    /// Requests with those of the warm-up.
     pub all_requests: u64,
-    /// Bytes that came within the time.
+    /// Bytes that arrived within the measured time.
     pub bytes: u64,
     /// Connections on which a request was answered.
     pub connections: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// Of the requests that were answered within the time, with a new connection from before it was opened.
+    /// Of the requests within the measured time; with new connections, the time to open one is included.
     pub latencies_us: Vec<u32>,
 }
 
@@ -83,7 +83,7 @@ impl Seen {
         self
     }
 
-    /// The latency that so large a part of the requests did not exceed.
+    /// The quantile of the latencies.
     pub fn percentile_us(&mut self, part: f64) -> f64 {
         self.latencies_us.sort_unstable();
         let last = self.latencies_us.len().saturating_sub(1);
@@ -105,7 +105,7 @@ struct Clients<'a> {
 
 struct Connection {
     socket: OwnedFd,
-    /// When its request began; before it is connected, with the connection.
+    /// When its request began, or its connection if that is not established yet.
     began: Instant,
     asked: bool,
     answered: bool,
@@ -140,7 +140,7 @@ impl<'a> Clients<'a> {
                 self.ready(data.u64() as usize);
             }
         }
-        // Whatever is under way ends with the sockets.
+        // Requests under way end with the sockets.
         Ok(self.seen)
     }
 
@@ -165,24 +165,24 @@ impl<'a> Clients<'a> {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        // Edge-triggered for both, so it is registered once.
+        // Edge-triggered for reading and writing, so it is registered once.
         let either = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(slot as u64), either)?;
         Ok(socket)
     }
 
-    /// Goes on with a connection as far as it can.
+    /// Continues with a connection as far as possible without blocking.
     fn ready(&mut self, slot: usize) {
         let Some(mut connection) = self.connections[slot].take() else { return };
         match self.go_on(&mut connection) {
-            // One that is done with makes room for the next.
+            // A finished connection makes room for the next one.
             Ok(false) => {}
             Ok(true) => self.connections[slot] = Some(connection),
             Err(_) => self.seen.errors += 1,
         }
     }
 
-    /// Whether the connection is of further use.
+    /// Whether the connection can be used again.
     fn go_on(&mut self, connection: &mut Connection) -> Result<bool> {
         loop {
             if !connection.asked {

@@ -1,4 +1,4 @@
-//! What clients do, and how it is read.
+//! The workloads: the behaviour of clients, and the columns.
 
 use std::time::Duration;
 
@@ -10,29 +10,29 @@ use super::{
     wrk,
 };
 
-/// What clients do.
+/// The behaviour of clients.
 pub struct Workload {
     /// The section's name.
     pub name: &'static str,
     /// For people.
     pub title: &'static str,
-    /// What is special about it.
+    /// Its special property.
     pub about: &'static str,
-    /// By TLS: then wrk is the client.
+    /// By TLS, with wrk as the client.
     pub tls: bool,
     /// A new connection for each request.
     pub close: bool,
-    /// What is asked for.
+    /// The requested path.
     pub path: &'static str,
     /// How long each turn is.
     pub time: Duration,
     /// How many rounds there are, each with two turns for each contestant.
     pub rounds: Rounds,
-    /// Only these: the base, and pod-steer.
+    /// Only these contestants: the base and pod-steer.
     pub pair: Option<[&'static str; 2]>,
-    /// Of a pair: a full run goes on until the ratio is known within this part.
+    /// For a pair: a full run continues until the ratio is known within this part.
     pub within: f64,
-    /// Whether a turn has enough requests, some 10,000, to say anything of the slowest in a thousand.
+    /// Whether a turn has enough requests, about 10,000, for the 99.9th percentile.
     pub has_p999: bool,
     /// Key and title of the throughput.
     pub throughput: (&'static str, &'static str),
@@ -41,14 +41,14 @@ pub struct Workload {
 /// How many rounds there are.
 pub struct Rounds {
     pub full: usize,
-    /// Of fewer than six the ratios are not judged.
+    /// With fewer than six, ratios are not judged.
     pub quick: usize,
-    /// Of a full run of a pair.
+    /// For a full run of a pair.
     pub most: usize,
 }
 
 const REQUESTS: (&str, &str) = ("requests_per_s", "requests/s");
-/// Within it the machine's speed hardly changes, and there are thousands of requests in it.
+/// Short enough that the machine's speed hardly changes, and long enough for thousands of requests.
 const SHORT: Duration = Duration::from_millis(150);
 
 const NEW_CONNECTIONS: Workload = Workload {
@@ -75,7 +75,7 @@ const KEEP_ALIVE: Workload = Workload {
     ..NEW_CONNECTIONS
 };
 
-/// A hundredth is to be told apart.
+/// Differences of one percent must be visible.
 const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 400 };
 
 /// Everything with load, in the order of the report.
@@ -126,7 +126,7 @@ pub const WORKLOADS: [Workload; 6] = [
 
 /// Key of the SYNs that were lost.
 pub const LOST_SYNS: &str = "lost_syns";
-/// Key of what went wrong.
+/// Key of the errors.
 pub const ERRORS: &str = "errors";
 
 impl Workload {
@@ -135,7 +135,7 @@ impl Workload {
         self.pair.is_none_or(|pair| pair.contains(&way.name))
     }
 
-    /// What a contestant's ratios are to.
+    /// The base of a contestant's ratios.
     pub fn base(&self, way: &Way) -> Option<&'static str> {
         match self.pair {
             Some([base, ours]) => (way.name == ours).then_some(base),
@@ -143,7 +143,7 @@ impl Workload {
         }
     }
 
-    /// What is measured, in the order of the columns.
+    /// The measures, in the order of the columns.
     pub fn columns(&self) -> Vec<Column> {
         use Better::{Higher, Lower};
         let (key, title) = self.throughput;
@@ -163,7 +163,7 @@ impl Workload {
         columns.map(|(key, title, better, _)| Column { key: key.into(), title: title.into(), better }).collect()
     }
 
-    /// What was done, for people.
+    /// A description for people.
     pub fn about(&self, rounds: usize) -> String {
         let start = format!(
             "{} {} connections at a time from {} threads, {rounds} rounds. In each, every contestant has two turns of {} s, \

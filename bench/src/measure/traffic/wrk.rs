@@ -1,4 +1,4 @@
-//! One run of `wrk`, for TLS: its own report is for people, so a few lines of its Lua print the numbers.
+//! One run of `wrk`, for TLS. Its own report is for people, so a Lua script prints the numbers.
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -21,21 +21,21 @@ done = function(summary, latency, requests)
 end
 "#;
 
-/// What to ask, and whom.
+/// The requests of a run.
 pub struct Load<'a> {
     /// Where the client is.
     pub from: Side,
-    /// Whom it asks.
+    /// The address.
     pub addr: SocketAddr,
     /// The path.
     pub path: &'a str,
     /// A new connection for each request.
     pub close: bool,
-    /// How long.
+    /// Its length.
     pub time: Duration,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     /// How long it took.
@@ -44,7 +44,7 @@ pub struct Outcome {
     pub requests: f64,
     /// Latencies in microseconds: p50, p99.
     pub latency_us: [f64; 2],
-    /// Whatever went wrong, answers other than 200 included.
+    /// All errors, including answers other than 200.
     pub errors: f64,
 }
 

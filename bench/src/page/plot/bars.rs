@@ -1,4 +1,4 @@
-//! One workload: a bar for each contestant, as long as its throughput is beside the direct listener's.
+//! One workload: a bar for each contestant, as long as its throughput relative to the direct listener.
 
 use crate::report::{Better, Column, Row, Section, Spread};
 use svg::node::element::{Group, Title};
@@ -9,7 +9,7 @@ use crate::numbers;
 /// Above the first bar, and below the last.
 const HEAD: f64 = 48.0;
 const FOOT: f64 = 20.0;
-/// What is written at the right of each row, clear of every line.
+/// The width of the text at the right of each row, clear of every line.
 const VALUES: f64 = 52.0;
 
 /// The longest bar or line of a panel. All panels have the scale of the longest one, so that bars of one length are one ratio.
@@ -23,7 +23,7 @@ pub fn longest(section: &Section) -> f64 {
     high.min(1.2 * median)
 }
 
-/// The first measure that is better when it is more.
+/// The first measure of which more is better.
 fn throughput(section: &Section) -> Option<&Column> {
     section.columns.iter().find(|column| column.better == Better::Higher)
 }
@@ -68,19 +68,19 @@ fn bar(row: &Row, ratio: &Spread, (zero, middle): (f64, f64), (scale, longest): 
     }
     let x = |ratio: f64| zero + ratio.min(longest) * scale;
     let whisker = group.add(line((x(ratio.low), middle), (x(ratio.high), middle), INK));
-    // A line without an end goes on beyond the panel.
+    // A line without an end extends beyond the panel.
     let ends = [ratio.low, ratio.high].into_iter().filter(|end| *end <= longest).map(x);
     ends.map(|x| line((x, middle - 3.5), (x, middle + 3.5), INK)).fold(whisker, Group::add)
 }
 
-/// The base itself is 1. One that is a base for others than most is left out: its bar would say nothing.
+/// The base itself is 1. A base of only a few rows is left out, since its bar would be meaningless.
 fn ratio(section: &Section, row: &Row, column: &Column) -> Option<Spread> {
     let figure = row.values.get(&column.key)?;
     let itself = (base_of_most(section) == Some(row.name.as_str())).then(|| Spread::one(1.0));
     itself.or(figure.ratio).filter(|_| itself.is_some() || row.base.as_deref() != Some(row.name.as_str()))
 }
 
-/// The row that most ratios are to.
+/// The base of most ratios.
 fn base_of_most(section: &Section) -> Option<&str> {
     let uses = |name: &str| section.rows.iter().filter(|row| row.base.as_deref() == Some(name)).count();
     let bases = section.rows.iter().filter_map(|row| row.base.as_deref());

@@ -1,8 +1,8 @@
-//! What the panels are drawn with: colours, letters, and the few shapes that there are.
+//! Drawing of panels: colours, letters and a few shapes.
 
 use svg::node::element::{Circle, Line, Rectangle, Text};
 
-/// As wide as a page of a code forge, so that letters keep their size.
+/// The width of a page on code forges, so that letters keep their size.
 pub const WIDTH: f64 = 960.0;
 
 pub const LETTERS: &str = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif";
@@ -11,11 +11,11 @@ pub const PAPER: &str = "#ffffff";
 pub const INK: &str = "#1f2328";
 pub const MUTED: &str = "#59636e";
 pub const GRID: &str = "#d8dee4";
-/// pod-steer's own bars.
+/// The colour of pod-steer's bars.
 pub const OURS: &str = "#1a7f64";
-/// Everybody else's.
+/// The colour of other bars.
 pub const OTHERS: &str = "#9aa7b4";
-/// A base.
+/// The colour of a base.
 pub const BASE: &str = "#5b6b7b";
 
 /// Letters in panels.
@@ -23,7 +23,7 @@ pub const SIZE: f64 = 12.0;
 /// From one row to the next, and how much of it is bar.
 pub const STEP: f64 = 22.0;
 pub const BAR: f64 = 14.0;
-/// A contestant's name, at the left of its row.
+/// The width of a contestant's name, at the left of its row.
 pub const NAMES: f64 = 108.0;
 
 /// One decimal is less than a pixel.
@@ -49,12 +49,12 @@ pub fn circle(x: f64, y: f64, radius: f64) -> Circle {
     Circle::new().set("cx", round(x)).set("cy", round(y)).set("r", radius)
 }
 
-/// How heavy a row's letters are.
+/// The weight of a row's letters.
 pub fn weight(row: &str) -> &'static str {
     if row.starts_with("pod-steer") { "bold" } else { "normal" }
 }
 
-/// Whose colour a row has.
+/// The colour of a row.
 pub fn colour(row: &str) -> &'static str {
     if row.starts_with("pod-steer") {
         OURS

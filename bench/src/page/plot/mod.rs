@@ -1,6 +1,5 @@
-//! `docs/benchmarks.svg`, made of a report: how each contestant compares with a direct listener (`bars`), and what clients see
-//! around a switch (`swaps`). It has a background of its own, as pages are light or dark; `draw` has its colours and
-//! letters.
+//! `docs/benchmarks.svg`, rendered from a report: each contestant relative to a direct listener (`bars`), and the pauses of clients
+//! around a switch (`swaps`). It has a background of its own, since pages are light or dark. `draw` has its colours and letters.
 
 mod bars;
 mod draw;
@@ -11,15 +10,15 @@ use svg::Document;
 
 use draw::{INK, MUTED, PAPER, WIDTH, rectangle, text};
 
-/// Each has a panel of its own.
+/// The sections with a panel.
 const WORKLOADS: [&str; 4] = ["new-connections", "keep-alive", "tls", "large"];
 
-/// Above the panels, and around them.
+/// The space above the panels, and around them.
 const HEAD: f64 = 94.0;
 const MARGIN: f64 = 24.0;
 const BETWEEN: f64 = 32.0;
 
-/// A line holds some 150 letters of this size.
+/// A line holds about 150 letters of this size.
 const HOW: [&str; 2] = [
     "Bar: median of the rounds. Line on a bar: the lowest and the highest round.",
     "The base of pod-steer-pod, dnat and docker-p is direct-pod; that of docker-proxy is a direct listener with its client on the host.",

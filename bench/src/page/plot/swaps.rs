@@ -1,5 +1,5 @@
-//! The hot swap: what a client that asks all the time sees around a switch. A point, as the pauses differ by powers of ten
-//! and the axis is logarithmic: the length of a bar would say nothing.
+//! The hot swap: the pauses of a client without pauses of its own around a switch. Points, not bars: the pauses differ by powers of ten,
+//! and on a logarithmic axis the length of a bar is meaningless.
 
 use crate::report::{Row, Section, Spread};
 use svg::node::element::{Group, Title};
@@ -9,10 +9,10 @@ use crate::numbers;
 
 const HEAD: f64 = 64.0;
 const FOOT: f64 = 20.0;
-/// From one contestant to the next, and how far its two lines are from its middle.
+/// The distance from one contestant to the next, and of its two lines from its middle.
 const ROW: f64 = 44.0;
 const HALF: f64 = 9.0;
-/// What is written at the right of each row, and where in it the second part starts.
+/// The width of the text at the right of each row, and the start of its second part.
 const WORDS: f64 = 440.0;
 const COUNTS: f64 = 270.0;
 
@@ -100,7 +100,7 @@ fn pause(group: Group, row: &Row, pause: &Spread, axis: &Axis, y: f64) -> Group 
     group.add(range).add(cap(low)).add(cap(high)).add(median)
 }
 
-/// Beside each line its pause, and further right `0 of 12,345 failed` and `100 swaps`; what is not known is left out.
+/// Beside each line its pause, and further right `0 of 12,345 failed` and `100 swaps`. Unknown values are left out.
 fn words((row, switch, longest): &Pauses<'_>) -> Vec<(f64, f64, String)> {
     let pause = |what: &str, pause: &Spread| format!("{what} {}, worst {}", time(pause.median), time(pause.high));
     let count = |key: &str| row.values.get(key).map(|figure| numbers::short(figure.value.median));

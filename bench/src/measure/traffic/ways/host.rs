@@ -1,4 +1,4 @@
-//! Servers on the host's network with nothing before them.
+//! Servers on the host's network with nothing in front of them.
 
 use anyhow::Result;
 

@@ -1,5 +1,5 @@
-//! The contestants: every way from a client to two workers of nginx. Each has a function that starts it and says where its
-//! clients connect and which processes it takes beyond the servers.
+//! The contestants: every way from a client to two workers of nginx. Each has a function that starts it and returns its clients' address
+//! and its processes beyond the servers.
 
 mod docker;
 mod host;
@@ -24,9 +24,9 @@ pub struct Way {
     pub name: &'static str,
     /// For people.
     pub title: &'static str,
-    /// What its ratios are to.
+    /// The base of its ratios.
     pub base: Option<&'static str>,
-    /// What one must know to read its figures.
+    /// A remark for reading its figures.
     pub note: Option<&'static str>,
     /// Sets it up.
     pub start: fn(&Lab) -> Result<Running>,
@@ -48,7 +48,7 @@ pub struct Running {
     pub service: Option<&'static str>,
     /// Open files for each connection, of the process that has most.
     pub files_each: u64,
-    /// What ends with it.
+    /// Resources that end with it.
     _kept: (Vec<Process>, Vec<Container>),
 }
 
@@ -74,7 +74,7 @@ impl Running {
         Self { files_each, ..self }
     }
 
-    /// What ends with it.
+    /// Resources that end with it.
     fn keep(self, processes: Vec<Process>, containers: Vec<Container>) -> Self {
         Self { _kept: (processes, containers), ..self }
     }

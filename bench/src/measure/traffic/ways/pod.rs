@@ -42,7 +42,7 @@ fn steered(lab: &Lab) -> Result<Running> {
     Ok(pod.running(servers).steered(lab, service))
 }
 
-/// A container that does nothing but hold the network namespace.
+/// A container that only holds the network namespace.
 struct Pod {
     pause: Container,
     ip: IpAddr,

@@ -1,5 +1,5 @@
-//! Reverse proxies before two servers, all on the host's network, with two workers and the settings of a careful
-//! administrator. Unlike the servers they run without the system call filter of a container.
+//! Reverse proxies in front of two servers, all on the host's network, with two workers and tuned settings. Unlike the servers they run
+//! without a container's system call filter.
 
 use std::{fs, net::SocketAddr};
 
@@ -42,7 +42,7 @@ fn haproxy(lab: &Lab) -> Result<Running> {
     let proxy = |port: u16, [a, b]: [SocketAddr; 2]| {
         format!("listen p{port}\n  bind :{port} backlog 4096\n  balance roundrobin\n  server a {a}\n  server b {b}\n")
     };
-    // It ends at once when two descriptors for each are more than it may have, and two for each pipe that it splices by.
+    // HAProxy refuses to start if two descriptors for each connection, and two for each splice pipe, exceed its limit.
     let connections_max = (lab.files_max / 2).saturating_sub(400).min(30_000);
     let config = format!(
         "global\n  nbthread 2\n  maxconn {connections_max}\n  maxpipes 128\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 10m\n  \
@@ -61,7 +61,7 @@ fn nginx_stream(lab: &Lab) -> Result<Running> {
     };
     let pair = lab.host_pair()?;
     let stream = format!("stream {{ proxy_timeout 10m; {} {} }}", proxy(http, pair.http), proxy(tls, pair.tls));
-    // Debian's nginx has it as a module, other builds within.
+    // A module in Debian's nginx, built in elsewhere.
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     let load = if fs::exists(module)? { format!("load_module {module};") } else { String::new() };
     let config = format!("{load}{}{stream}", nginx_head(lab, "stream"));
