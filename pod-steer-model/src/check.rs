@@ -1,4 +1,4 @@
-//! What a health check is, as plain values.
+//! Health checks, as plain values.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -35,24 +35,24 @@ pub struct CheckSpec {
     pub unhealthy: u32,
 }
 
-/// What a check does.
+/// The kind of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum CheckKind {
-    /// Nothing, whatever is configured for the service.
+    /// No check, even if one is configured for the service.
     None,
-    /// It connects.
+    /// Connect.
     Tcp,
-    /// It asks by HTTP/1.1.
+    /// Send an HTTP/1.1 request.
     Http {
-        /// What for.
+        /// The path to request.
         path: String,
         /// The `Host` header; the address that is connected to if not given.
         host: Option<String>,
-        /// Answers that are good.
+        /// Status codes that pass.
         status: StatusRange,
     },
-    /// It runs a command in the container; the exit code must be 0.
+    /// Run a command in the container; exit code 0 passes.
     Exec {
         /// The program and its arguments.
         command: Vec<String>,
@@ -75,7 +75,7 @@ impl Default for StatusRange {
 }
 
 impl StatusRange {
-    /// Whether an answer is good.
+    /// Whether a status code passes.
     pub fn contains(self, status: u16) -> bool {
         (self.first..=self.last).contains(&status)
     }
@@ -88,7 +88,7 @@ impl fmt::Display for StatusRange {
 }
 
 impl CheckSpec {
-    /// A check that says no more than its kind.
+    /// A check of this kind with defaults.
     pub fn new(kind: CheckKind) -> Self {
         Self {
             kind,
@@ -111,10 +111,10 @@ impl CheckSpec {
 /// How one probe ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should.
+    /// It passed.
     Passed,
-    /// Otherwise: what it met with.
+    /// It failed, for this reason.
     Failed(String),
-    /// It could not be made, which says nothing of the backend.
+    /// The probe could not be made, so the backend's health is unknown.
     Unknown(String),
 }

@@ -1,4 +1,4 @@
-//! Durations as people write and read them. Pure.
+//! Parses and formats durations. Pure.
 #![forbid(unsafe_code)]
 
 use std::{fmt, time::Duration};
@@ -7,23 +7,23 @@ use jiff::SignedDuration;
 
 /// Units, the longest first, in milliseconds.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
-/// Longest duration: a year is longer than anybody waits.
+/// Longest duration: a year.
 const MS_MAX: u128 = 366 * 86_400_000;
 
-/// Why a text is no duration; reads on after "is refused: ".
+/// Why a text is not a duration. The messages follow "is refused: ".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// Not a number with a unit, nor several.
-    #[error("it is no duration; write numbers with units (h, m, s, ms), as in 90s or 1m30s")]
+    /// Not numbers with units.
+    #[error("it is not a duration; write numbers with units (h, m, s, ms), as in 90s or 1m30s")]
     Syntax,
-    /// A number alone.
+    /// A number without a unit.
     #[error("it has no unit; write {0}s for seconds, or h, m or ms")]
     Unit(u64),
-    /// Less than nothing.
-    #[error("it is negative, and time runs forward; write for how long from now, as in 30s")]
+    /// Negative.
+    #[error("it is negative; write a duration such as 30s")]
     Negative,
     /// Not a whole number of milliseconds.
-    #[error("it is finer than a millisecond; write whole milliseconds, as in 500ms")]
+    #[error("it is not a whole number of milliseconds; write for example 500ms")]
     TooFine,
     /// More than a year.
     #[error("it is longer than a year")]
@@ -70,7 +70,7 @@ impl fmt::Display for Written {
     }
 }
 
-/// How long something took, as exactly as people want it: `0.4 ms`, `12 ms`, `1.2 s`, `1m 40s`.
+/// Formats a measured duration, rounded for reading: `0.4 ms`, `12 ms`, `1.2 s`, `1m 40s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Took(pub Duration);
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_values_are_read_back() {
         for (text, ms) in
             [("500ms", 500), ("90s", 90_000), ("1m30s", 90_000), ("2h", 7_200_000), ("1.5s", 1_500), ("0s", 0)]
         {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_told_apart() {
+    fn each_error_has_its_message() {
         for text in ["", "s", "soon", "1x", "30s1m", "1s30", "1é", "99999999999999999999s"] {
             assert_eq!(parse(text), Err(DurationError::Syntax), "{text}");
         }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_is_short() {
+    fn measured_durations_are_short() {
         for (us, text) in [
             (0, "0.0 ms"),
             (412, "0.4 ms"),

@@ -1,7 +1,6 @@
-//! What a container's labels ask for. Pure: labels in, a [`Spec`] or everything that is wrong with them out.
+//! Parses a container's labels to a [`Spec`], or to the list of all errors. Pure.
 //!
-//! The command line asks in flags for what labels ask, and an API client in JSON; they pass the same checks
-//! ([`spec_from_flags`], [`check_spec`]).
+//! Flags of the command line and requests of API clients pass the same checks ([`spec_from_flags`], [`check_spec`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -29,21 +28,21 @@ mod settings;
 
 /// Hexadecimal digits of a short image id, as `docker images` prints them.
 const SHORT_ID_CHARS: usize = 12;
-/// Checks a spec that was not made here, but came from a client.
+/// Checks a spec that came from a client.
 pub fn check_spec(spec: &Spec) -> Result<(), Vec<LabelError>> {
-    // Written out and read again: one place knows what a list of ports may be.
+    // Write the ports out and parse them again, so that only the parser defines what a list of ports may be.
     let ports = ports::compact(&spec.ports);
     spec_from_flags(&spec.service, &ports, &spec.version, spec.weight, spec.options).map(drop)
 }
 
-/// Reads the labels of a container. `None` when none of them is ours; otherwise what they ask for, or every problem.
+/// Parses the labels of a container. `None` if it has no pod-steer label; otherwise the spec, or every error.
 ///
 /// `default_version` stands in for a missing `pod-steer.version`; see [`default_version`].
 pub fn parse<'a>(
     labels: impl IntoIterator<Item = (&'a str, &'a str)>,
     default_version: &str,
 ) -> Option<Result<Spec, Vec<LabelError>>> {
-    // Sorted: the same labels give the same list of problems, whatever map they come from.
+    // Sorted, so that the same labels always give the same list of errors.
     let ours: BTreeMap<&str, &str> =
         labels.into_iter().filter_map(|(label, value)| Some((label.strip_prefix(PREFIX)?, value))).collect();
     if ours.is_empty() {
@@ -60,7 +59,7 @@ pub fn parse<'a>(
         },
         ports: match ours.get("ports") {
             Some(list) => reader.ports(list),
-            None => reader.missing("ports", "say which ports the service has, as in pod-steer.ports=80:8080"),
+            None => reader.missing("ports", "add the ports of the service, as in pod-steer.ports=80:8080"),
         },
         ranges: ours.get("ports").map(|list| ports::ranges(list)).unwrap_or_default(),
         version: reader.version(ours.get("version").unwrap_or(&default_version)),
@@ -71,7 +70,7 @@ pub fn parse<'a>(
     Some(reader.finish(spec))
 }
 
-/// What the flags of a command ask for, after the same checks as labels; the problems name the flags.
+/// Checks the flags of a command like labels. The errors name the flags.
 pub fn spec_from_flags(
     service: &str,
     ports: &str,
@@ -80,7 +79,7 @@ pub fn spec_from_flags(
     options: GivenOptions,
 ) -> Result<Spec, Vec<LabelError>> {
     let mut reader = Reader::new(Origin::Flag);
-    // Written out and read again: one place knows which values an option may have.
+    // Write the options out and parse them again, so that only the parser defines which values an option may have.
     let written = options.written();
     reader.options(&written.iter().map(|(key, text)| (*key, text.as_str())).collect());
     let spec = Spec {
@@ -95,8 +94,8 @@ pub fn spec_from_flags(
     reader.finish(spec)
 }
 
-/// The version of a container that names none: its image's tag, or the image's short id. `latest` is a tag that says
-/// nothing, and two images that bear it one after the other are two versions.
+/// The default version of a container: its image's tag, or the image's short id. For the tag `latest` it is the id, because two images
+/// that have this tag one after the other are two versions.
 pub fn default_version(image: &str, image_id: &str) -> String {
     let name = image.split_once('@').map_or(image, |(name, _digest)| name);
     // A colon before the last slash is the registry's port.

@@ -1,11 +1,11 @@
-//! Names that were probably meant. Pure.
+//! Suggestions for misspelt names. Pure.
 
 use crate::text::quoted;
 
-/// Most names that an error lists.
+/// Maximum number of names that an error lists.
 const LISTED_MAX: usize = 10;
 
-/// The name that begins with a text, or the closest one: a third of the characters wrong is a slip, more is another word.
+/// The name that begins with a text, or the closest one. Up to a third of the characters wrong is a misspelling; more is another word.
 pub fn nearest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = text.to_lowercase();
     let known: Vec<&str> = known.into_iter().collect();
@@ -26,7 +26,7 @@ pub fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
-/// There is no such service: with the name that was probably meant, and those that exist.
+/// The error for an unknown service, with the name that was probably meant and the existing ones.
 pub fn no_service(name: &str, services: &[&str]) -> String {
     let meant = nearest(name, services.iter().copied()).map(|meant| format!("; did you mean {meant}?"));
     format!(
@@ -37,10 +37,10 @@ pub fn no_service(name: &str, services: &[&str]) -> String {
     )
 }
 
-/// Edits that make one text of the other: a character more, less, another, or two neighbours exchanged.
+/// The edit distance of two texts: characters inserted, deleted, replaced, or two neighbours exchanged.
 pub fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    // The difference in length alone is as many edits: what is far off is not worth a table.
+    // The difference in length is a lower bound: skip the table for distant words.
     if a.len().abs_diff(b.len()) > 3 {
         return a.len().abs_diff(b.len());
     }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_told_from_other_words() {
+    fn misspellings_are_distinguished_from_other_words() {
         let known = ["api", "shop-web", "web"];
         for (text, meant) in
             [("wbe", Some("web")), ("WEB", Some("web")), ("shop-wbe", Some("shop-web")), ("shop", Some("shop-web"))]

@@ -1,8 +1,7 @@
-//! Which ports a service listens on, in the syntax of `docker -p`. Pure: text in, values out.
+//! Parses lists of ports in the syntax of `docker run -p`. Pure.
 //!
-//! A list is items separated by commas, each `[ip:]port[-port][:container-port[-container-port]][/proto]`. Where
-//! `docker -p 80` publishes on a port of the engine's choice, `80` here means `80:80`: a service's port is never left
-//! to chance.
+//! A list has items separated by commas, each `[ip:]port[-port][:container-port[-container-port]][/proto]`. `docker run -p 80` publishes on
+//! any free port; here `80` means `80:80`, because a service needs a fixed port.
 #![forbid(unsafe_code)]
 
 use std::{fmt, net::IpAddr};
@@ -17,14 +16,14 @@ use item::Item;
 mod error;
 mod item;
 
-/// Most ports of one list, ranges counted in full.
+/// Maximum number of ports of one list. Each port of a range counts.
 pub const PORTS_MAX: usize = 1_024;
 
 /// Transport protocol of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proto {
-    /// TCP, what is meant when nothing is said.
+    /// TCP, the default.
     #[default]
     Tcp,
 }
@@ -51,8 +50,8 @@ pub struct PortMap {
 }
 
 impl PortMap {
-    /// Whether both claim the same connections: the same port at the same address. `None` is both "any" addresses; a
-    /// single address beside "any" is no clash, it comes first.
+    /// Whether both claim the same connections: the same port at the same address. `None` is any address of both families. A single
+    /// address does not clash with "any": it takes precedence.
     fn clashes_with(&self, other: &Self) -> bool {
         let any = |ip: Option<IpAddr>| ip.is_none_or(|ip| ip.is_unspecified());
         let same_ip =
@@ -76,17 +75,16 @@ impl fmt::Display for PortMap {
     }
 }
 
-/// Reads a list of ports. On an error, the first one; [`parse_all`] has the others.
+/// Parses a list of ports. Returns only the first error; [`parse_all`] returns all.
 pub fn parse(list: &str) -> Result<Vec<PortMap>, PortsError> {
     parse_all(list).map_err(|mut errors| errors.swap_remove(0))
 }
 
-/// Reads a list of ports: the ports in the order of the list, or what is wrong with each item that is wrong, at least
-/// one.
+/// Parses a list of ports. Returns the ports in the order of the list, or one error for each invalid item.
 pub fn parse_all(list: &str) -> Result<Vec<PortMap>, Vec<PortsError>> {
     let (mut ports, mut errors) = (Vec::new(), Vec::new());
     for item in list.split(',').map(str::trim_ascii) {
-        // Checked per item: what a hostile list costs is bounded, and so is the number of errors.
+        // Checked for each item, to bound the cost of a hostile list and the number of errors.
         if ports.len() + errors.len() > PORTS_MAX {
             break;
         }
@@ -117,7 +115,7 @@ pub fn parse_all(list: &str) -> Result<Vec<PortMap>, Vec<PortsError>> {
     if errors.is_empty() { Ok(ports) } else { Err(errors) }
 }
 
-/// The items of a list that stand for more than one port: where the ports of each are among those that [`parse`] returns.
+/// The ranges of a list: for each, the positions of its ports in the result of [`parse`].
 pub fn ranges(list: &str) -> Vec<std::ops::Range<usize>> {
     let (mut ranges, mut start) = (Vec::new(), 0);
     for item in list.split(',').map_while(|item| Item::parse(item.trim_ascii()).ok()) {
@@ -148,7 +146,7 @@ impl fmt::Display for Range<'_> {
         if first.port != first.target {
             write!(f, ":{}", range(first.target, last.target))?;
         }
-        // TCP goes without saying.
+        // TCP is the default, so it is not written.
         if first.proto == Proto::default() { Ok(()) } else { write!(f, "/{}", first.proto) }
     }
 }

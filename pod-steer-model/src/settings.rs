@@ -1,4 +1,4 @@
-//! What labels and the configuration set of a service. Pure: [`ServiceTables::options`] decides which of them is in effect.
+//! The settings of services from labels and the configuration. Pure. [`ServiceTables::options`] decides which value is in effect.
 #![forbid(unsafe_code)]
 
 mod allowed;
@@ -25,7 +25,7 @@ pub struct Settings {
     pub options: GivenOptions,
     /// The health check.
     pub check: Option<CheckSpec>,
-    /// What restricts the service; no label says that.
+    /// The restrictions of the service. No label can set them.
     pub allowed: Allowed,
 }
 
@@ -34,13 +34,13 @@ pub struct Settings {
 pub struct ServiceTables {
     /// `[service.NAME]`, by name.
     pub named: BTreeMap<String, Settings>,
-    /// `[service."*"]`: every service, where its own table says nothing.
+    /// `[service."*"]`: for options that a service's own table does not set.
     pub others: Settings,
 }
 
 impl ServiceTables {
-    /// The options of a service whose newest backend gives these: they come first, then the service's table, then that of all services,
-    /// then the defaults.
+    /// The options of a service in effect. The labels of its newest backend (`given`) come first, then the service's table, then the table of
+    /// all services, then the defaults.
     pub fn options(&self, service: &str, of_newest: &GivenOptions) -> ServiceOptions {
         self.tables(service).fold(*of_newest, |given, table| given.or(&table.options)).or_defaults()
     }
@@ -51,12 +51,12 @@ impl ServiceTables {
         said.filter(|check| check.kind != CheckKind::None)
     }
 
-    /// What the configuration says of a service, what comes first before the rest.
+    /// The tables that apply to a service, in order of precedence.
     fn tables(&self, service: &str) -> impl Iterator<Item = &Settings> {
         self.named.get(service).into_iter().chain([&self.others])
     }
 
-    /// The ports that a backend is expected to listen on: those that it serves by, and the one that its check is for.
+    /// The ports that a backend is expected to listen on: its declared container ports, and the port of its check.
     pub fn listening_ports(&self, spec: &Spec) -> BTreeSet<u16> {
         let check = self.check(spec).and_then(|check| check.port(&spec.ports));
         spec.ports.iter().map(|map| map.target).chain(check).collect()

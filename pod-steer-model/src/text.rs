@@ -1,19 +1,19 @@
-//! Text from outside: what a name may be, and how a text is shown that may have anything in it. Pure.
+//! Untrusted text: validation of names, and escaping for output. Pure.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 
-/// What every label of this project begins with. A container without one is none of our business.
+/// The prefix of all labels. Containers without such a label are ignored.
 pub const PREFIX: &str = "pod-steer.";
-/// Most characters of a service's name.
+/// Maximum length of a service's name, in characters.
 pub const SERVICE_CHARS_MAX: usize = 63;
-/// Most characters of a version, as of an image's tag, and of a backend's name.
+/// Maximum length of a version (that of an image's tag) and of a backend's name, in characters.
 pub const NAME_CHARS_MAX: usize = 128;
 
-/// Most characters of a value that a message quotes.
+/// Maximum length of a quoted value in a message, in characters.
 const QUOTED_CHARS_MAX: usize = 60;
 
-/// What a name is for.
+/// The kind of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
     /// A service.
@@ -33,7 +33,7 @@ impl Name {
         }
     }
 
-    /// What keeps a text from being such a name, and what to write instead.
+    /// Why a text is not a valid name of this kind, and what to write instead.
     pub fn fault(self, text: &str) -> Option<String> {
         let max = if self == Self::Service { SERVICE_CHARS_MAX } else { NAME_CHARS_MAX };
         let count = text.chars().count();
@@ -45,7 +45,7 @@ impl Name {
             });
         }
         if count > max {
-            return Some(format!("it has {count} characters; write {max} at the most"));
+            return Some(format!("it has {count} characters; the maximum is {max}"));
         }
         let sign = |c: char| quoted(c.encode_utf8(&mut [0; 4]));
         let (is_allowed, remedy): (fn(char) -> bool, _) = match self {
@@ -53,24 +53,25 @@ impl Name {
                 (|c| c.is_ascii_alphanumeric() || "._-".contains(c), "letters a-z, A-Z, digits, '.', '_', '-'")
             }
             Self::Version => (|c| c.is_ascii_graphic(), "printable ASCII without spaces, as in v1.2"),
-            // Neither a control character nor one that changes the direction or the place of others is a letter or a digit.
+            // `is_alphanumeric` excludes control characters and characters that change the direction or position of others.
             Self::Backend => (
                 |c| c.is_ascii_graphic() || c.is_alphanumeric(),
-                "letters, digits and signs without spaces, as in web-1",
+                "letters, digits and punctuation without spaces, as in web-1",
             ),
         };
         if let Some(c) = text.chars().find(|&c| !is_allowed(c)) {
             let noun = if self == Self::Version { "version" } else { "name" };
-            return Some(format!("{} has no place in a {noun}; write {remedy}", sign(c)));
+            return Some(format!("{} is not allowed in a {noun}; use {remedy}", sign(c)));
         }
         if self != Self::Service {
             return None;
         }
         let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        (!begins_well).then(|| "it begins with a sign; begin with a letter or a digit, as in web".to_owned())
+        (!begins_well)
+            .then(|| "it begins with a punctuation character; begin with a letter or a digit, as in web".to_owned())
     }
 
-    /// An error in one line, unless the text is such a name.
+    /// An error of one line, unless the text is a valid name of this kind.
     pub fn check(self, text: &str) -> Result<(), String> {
         match self.fault(text) {
             None => Ok(()),
@@ -79,8 +80,8 @@ impl Name {
     }
 }
 
-/// A text in one line, with every character written out that cannot be seen, as in `\u{1b}`: one that controls a terminal, or
-/// changes the direction or the place of others.
+/// Escapes invisible characters, as in `\u{1b}`: control characters, and those that change the direction or position of others. The result
+/// is one line.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let is_plain = |c: char| matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1;
     if text.chars().all(is_plain) {
@@ -93,7 +94,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same, cut where it is longer than so many characters.
+/// As [`visible`], cut to a maximum number of characters.
 pub fn shown(text: &str, chars_max: usize) -> String {
     match text.char_indices().nth(chars_max) {
         None => visible(text).into_owned(),
@@ -101,8 +102,7 @@ pub fn shown(text: &str, chars_max: usize) -> String {
     }
 }
 
-/// A stranger's text as a message shows it: in quotes, on one line, with what cannot be seen written out, and no
-/// longer than `QUOTED_CHARS_MAX`.
+/// Quotes an untrusted text for a message: on one line, with invisible characters escaped, cut to `QUOTED_CHARS_MAX`.
 pub fn quoted(text: &str) -> String {
     let mut shown = String::from('"');
     let mut chars_left = QUOTED_CHARS_MAX;
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_have_a_length_and_can_be_seen() {
+    fn names_are_bounded_and_visible() {
         for kind in [Name::Service, Name::Version, Name::Backend] {
             assert_eq!(kind.check("web-1.2_x"), Ok(()));
             for bad in ["", "two words", "a\nb", "\x1b[31mred", "a\u{202e}b", "a\u{200b}b", &"x".repeat(2_000_000)] {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_written_out() {
+    fn invisible_characters_are_escaped() {
         assert_eq!(visible("it's \"a\\b\" – ü, ◎"), "it's \"a\\b\" – ü, ◎");
         assert_eq!(visible("a\x1b[31mb\r\n\u{9b}c\u{202e}"), "a\\u{1b}[31mb\\r\\n\\u{9b}c\\u{202e}");
         assert_eq!((shown("abc", 3), shown("abcd", 3)), ("abc".to_owned(), "abc…".to_owned()));

@@ -1,26 +1,26 @@
-//! Points at which a test lets the daemon die: `POD_STEER_ABORT_AT=stored` ends it there by SIGKILL. These instants last
-//! microseconds, and no test would ever hit them from outside. `POD_STEER_FAIL_AT` lets a step of an upgrade fail. Nothing
-//! else depends on the variables; a user who can set them for the daemon can end the daemon anyway.
+//! Points at which tests kill the daemon: `POD_STEER_ABORT_AT=stored` ends it there by SIGKILL. These instants last microseconds, too
+//! short to hit from outside. `POD_STEER_FAIL_AT` makes a step of an upgrade fail. Nothing else reads these variables; a user who can set
+//! them for the daemon can kill it anyway.
 #![forbid(unsafe_code)]
 
 use std::{io, sync::LazyLock};
 
 use rustix::process::{Signal, getpid, kill_process};
 
-/// Where. Named by the variable in lower case.
+/// The points. The variables name them in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// A decision is in the ledger, and the kernel has nothing of it.
+    /// A decision is in the ledger and not in the kernel.
     Stored,
-    /// Its tables are built on the side that nobody uses.
+    /// Its tables are built on the side that is not in use.
     Built,
-    /// The kernel follows it, and the old tables are there still.
+    /// The switch is written, and the old tables still exist.
     Switched,
     /// The maps of a new layout are made.
     MapsMade,
     /// They are filled.
     MapsFilled,
-    /// It is decided that they are to be used.
+    /// The decision to use them is stored.
     MapsReady,
     /// The programs of another build than the attached ones are loaded.
     ProgramsLoaded,
@@ -28,11 +28,11 @@ pub enum Point {
     HalfReplaced,
     /// All of them have it.
     Replaced,
-    /// What was written to the old maps meanwhile is in the new ones.
+    /// Changes of the old maps since the copy are in the new ones.
     CarriedOver,
-    /// The old maps have given up their place.
+    /// The old maps are unpinned.
     HalfSwapped,
-    /// The new ones have it.
+    /// The new maps are pinned in their place.
     Swapped,
 }
 
@@ -62,15 +62,15 @@ fn parse(name: &str) -> Option<Point> {
 /// Ends the process if this is the point that a test has chosen.
 pub fn here(point: Point) {
     if *CHOSEN == Some(point) {
-        // As `kill -9` does: nothing is flushed, nothing is undone.
+        // Like `kill -9`: nothing is flushed or undone.
         let _ = kill_process(getpid(), Signal::KILL);
     }
 }
 
-/// The same, or fails if a test has chosen that.
+/// As [`here`], but fails if a test has chosen that.
 pub fn or_fail(point: Point) -> io::Result<()> {
     here(point);
-    if *FAILS == Some(point) { Err(io::Error::other("POD_STEER_FAIL_AT lets it fail")) } else { Ok(()) }
+    if *FAILS == Some(point) { Err(io::Error::other("failed on purpose: POD_STEER_FAIL_AT")) } else { Ok(()) }
 }
 
 #[cfg(test)]

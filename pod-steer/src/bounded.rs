@@ -1,21 +1,21 @@
-//! Bodies of HTTP messages, read no further than a limit. Each part is copied: as hyper hands it on, a part of one byte keeps the
-//! whole buffer that it was received in.
+//! Reads bodies of HTTP messages up to a limit. Each part is copied: a part from hyper keeps the whole receive buffer alive, even if it is
+//! one byte long.
 #![forbid(unsafe_code)]
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
-/// Why a body was not read to its end.
+/// Errors of reading a body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unread<E> {
     /// It is longer than the limit.
     TooLong,
-    /// The conversation broke off.
+    /// The connection broke off.
     Broken(E),
 }
 
-/// The whole body, if it has no more bytes than `max`.
+/// Reads the whole body, of at most `max` bytes.
 pub async fn read<B: Body<Data = Bytes> + Unpin>(mut body: B, max: usize) -> Result<Vec<u8>, Unread<B::Error>> {
     if body.size_hint().lower() > max as u64 {
         return Err(Unread::TooLong);

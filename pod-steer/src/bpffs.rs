@@ -12,7 +12,7 @@ use std::{
 const MAGIC: u64 = 0xcafe_4a11;
 /// Mode of the directory of pins: no other user may enter it.
 const PRIVATE: u32 = 0o700;
-/// Where distributions mount it.
+/// The usual mount point.
 const USUAL: &str = "/sys/fs/bpf";
 
 /// Why a directory may not hold the pins. [`fmt::Display`] gives what was found and the remedy.
@@ -22,23 +22,23 @@ pub enum BpffsError {
     Relative(PathBuf),
     /// Neither it nor its nearest parent that exists is on a BPF file system.
     NotMounted(PathBuf),
-    /// It is a symbolic link, or something else that is no directory.
+    /// It is a symbolic link, or otherwise not a directory.
     NotADirectory(PathBuf),
     /// It, or a directory on the way to it, belongs to another user.
     Foreign {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         uid: u32,
     },
-    /// It, or a directory on the way to it, may be written by others.
+    /// It, or a directory on the way to it, is writable by other users.
     Writable {
         /// The directory.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// It cannot be looked at.
+    /// It cannot be examined.
     Io {
         /// The path.
         path: PathBuf,
@@ -58,28 +58,30 @@ impl BpffsError {
                 format!("`{}` belongs to user {uid}, who could replace the pins", path.display())
             }
             Self::Writable { path, mode } => {
-                format!("`{}` may be written by others (mode {mode:04o}), who could replace the pins", path.display())
+                format!("`{}` is writable by other users (mode {mode:04o}), who could replace the pins", path.display())
             }
-            Self::Io { path, source } => format!("`{}` cannot be looked at: {source}", path.display()),
+            Self::Io { path, source } => format!("`{}` cannot be examined: {source}", path.display()),
         }
     }
 
-    /// What to do.
+    /// The remedy.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Relative(_) | Self::NotADirectory(_) => format!("choose another with `--bpffs`, as in {USUAL}/NAME"),
+            Self::Relative(_) | Self::NotADirectory(_) => {
+                format!("choose another directory with `--bpffs`, as in {USUAL}/NAME")
+            }
             Self::NotMounted(path) => {
                 let at = if path.starts_with(USUAL) { Path::new(USUAL) } else { path.parent().unwrap_or(path) };
                 format!("mount it: mount -t bpf bpf {}", at.display())
             }
             Self::Foreign { path, .. } => {
                 format!(
-                    "remove it, or give it to root (chown root {}), or choose another with `--bpffs`",
+                    "remove it, give it to root (chown root {}), or choose another directory with `--bpffs`",
                     path.display()
                 )
             }
             Self::Writable { path, .. } => {
-                format!("chmod go-w {}, or choose another with `--bpffs`", path.display())
+                format!("run `chmod go-w {}`, or choose another directory with `--bpffs`", path.display())
             }
             Self::Io { .. } => "run this as root".to_owned(),
         }
@@ -99,7 +101,7 @@ impl std::error::Error for BpffsError {}
 /// - it, or its nearest parent that exists, is on a BPF file system, and it is no symbolic link;
 /// - it and every directory on the way to it belong to root, or to the user of this process;
 /// - no other user may write to them. Above it a sticky bit (mode 1777, the kernel's default for a new mount) is enough: others
-///   can make files there, and cannot replace ours.
+///   can make files there, but cannot replace ours.
 pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
     if !dir.is_absolute() {
         return Err(BpffsError::Relative(dir.to_owned()));
@@ -137,11 +139,11 @@ pub fn check(dir: &Path) -> Result<PathBuf, BpffsError> {
 pub fn make(dir: &Path) -> Result<bool, BpffsError> {
     let io_error = |source| BpffsError::Io { path: dir.to_owned(), source };
     check(dir)?;
-    // `check` has looked at all that exists; what is made now is made for us alone.
+    // `check` has examined all directories that exist. New ones are private.
     DirBuilder::new().recursive(true).mode(PRIVATE).create(dir).map_err(io_error)?;
     // Another user may have made it just now.
     check(dir)?;
-    // From here it is ours, and in a directory in which others cannot replace it.
+    // From here the directory is ours, and its parent does not let others replace it.
     let was_open = fs::metadata(dir).map_err(io_error)?.mode() & 0o777 != PRIVATE;
     if was_open {
         fs::set_permissions(dir, Permissions::from_mode(PRIVATE)).map_err(io_error)?;
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_may_not_be_able_to_replace_the_pins() {
+    fn a_directory_whose_pins_others_could_replace_is_refused() {
         let dir = std::env::temp_dir().join(format!("pod-steer-bpffs-{}", std::process::id()));
         fs::create_dir_all(dir.join("pins")).unwrap();
         let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();

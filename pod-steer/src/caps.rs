@@ -1,4 +1,4 @@
-//! Capabilities: which the daemon needs, and dropping all others before it listens to anybody.
+//! Capabilities: the list that the daemon needs. It drops all others before it accepts connections.
 
 use std::io;
 
@@ -25,8 +25,7 @@ pub fn missing() -> io::Result<Vec<(&'static str, &'static str)>> {
     Ok(lacks.map(|(_, name, purpose)| (name, purpose)).collect())
 }
 
-/// Permanently drops every capability that is not needed. To be called before any other thread is started, which then
-/// inherits it.
+/// Permanently drops every capability that is not needed. Call it before any other thread is started: threads inherit the sets.
 ///
 /// The permitted set is what counts: with `no_new_privs` a program that is executed gets at most the permitted set of its
 /// caller, whatever the bounding set allows (`cap_bprm_creds_from_file`). So the bounding set is cut only where that is

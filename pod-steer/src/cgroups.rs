@@ -13,13 +13,13 @@ use std::{
 
 pub use watch::{Cgroups, Seen, is_made_by};
 
-/// The cgroup, below the root of the hierarchy, in which every daemon has one of its own.
+/// The cgroup below the root of the hierarchy in which each daemon has a cgroup.
 pub const OWN: &str = "pod-steer";
 
 /// Characters of a container's full id.
 const CONTAINER_ID_LEN: usize = 64;
 
-/// Finds where cgroup v2 is mounted. On machines with both versions it is not at `/sys/fs/cgroup`.
+/// Finds the cgroup v2 mount. On machines with both versions it is not at `/sys/fs/cgroup`.
 pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -87,7 +87,7 @@ pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> BTreeMap<u64, PathBuf> {
     wanted.take(ids.len()).map(|entry| (entry.ino(), entry.path())).collect()
 }
 
-/// True if no process is in this cgroup or below it; a cgroup that is gone has none. One that cannot be read may have some.
+/// True if no process is in this cgroup or below it. A removed cgroup has none; a cgroup that cannot be read may have some.
 pub fn is_empty(path: &Path) -> bool {
     match fs::read_to_string(path.join("cgroup.events")) {
         Ok(text) => text.lines().any(|line| line == "populated 0"),
@@ -104,7 +104,7 @@ mod tests {
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     #[test]
-    fn finds_the_second_version_wherever_it_is() {
+    fn finds_the_mount_of_cgroup_v2() {
         let hybrid = "30 25 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
                       42 30 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
         assert_eq!(mount_point(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
@@ -138,7 +138,7 @@ mod tests {
         for path in ["/c", "/c/user.slice/session-1.scope", "/c/libpod_parent/conmon"] {
             assert_eq!(own(path), None, "{path}");
         }
-        assert_eq!(own(&format!("/c/docker/{}", "f".repeat(64))), None, "another container's");
+        assert_eq!(own(&format!("/c/docker/{}", "f".repeat(64))), None, "the cgroup of another container");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The two clocks. Durations and deadlines are measured on `CLOCK_BOOTTIME`, which cannot be set and which counts while
-//! the machine sleeps. The wall clock is for people, and for what has to survive a reboot.
+//! The two clocks. Durations and deadlines use `CLOCK_BOOTTIME`, which cannot be set and which counts while the machine sleeps. The wall
+//! clock is for output, and for times that have to survive a reboot.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use pod_steer_model::time::{Now, Timed};
 
-/// Farthest time that is read back, before and after the boot: beyond it the time from now until then would not fit.
+/// Largest distance of a stored time from the boot. Beyond it, a difference from now could overflow.
 const FARTHEST_MS: i64 = 1 << 62;
 
 /// Milliseconds since the machine booted.
@@ -32,9 +32,8 @@ pub fn now() -> Now {
     Now { ms: boot_ms(), wall_ms: wall_ms() }
 }
 
-/// How the wall clock stands to the time since boot, and which boot that is. Times are stored by the wall clock, beside the
-/// anchor of the moment in which they were stored: within the same boot they are read back exactly, whatever the wall
-/// clock has done since; after a reboot the wall clock is all that there is.
+/// The offset between the two clocks, and the id of the boot. Times are stored by the wall clock, together with the anchor of that moment.
+/// Within the same boot they are read back exactly, even if the wall clock was set since. After a reboot only the wall clock is left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     /// The kernel's id of the boot.
@@ -67,12 +66,12 @@ impl Anchor {
     }
 }
 
-/// A value as it is stored: its times are by the wall clock, and the anchor is beside them.
+/// A value as it is stored: with times by the wall clock, and the anchor.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Stored<T> {
     #[serde(flatten)]
     value: T,
-    /// Missing in what a version without anchors has stored.
+    /// `None` in values that were stored by a version without anchors.
     #[serde(default)]
     clock: Option<Anchor>,
 }
@@ -93,7 +92,7 @@ impl<T: Timed> Stored<T> {
     }
 }
 
-/// A value for people and for the API: its times are by the wall clock as it is now.
+/// A value for output: its times are by the current wall clock.
 pub fn by_wall_clock<T: Timed>(value: T) -> T {
     Stored::new(value).value
 }
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_comes_back() {
+    fn stored_values_are_read_back() {
         let deadline = Deadline { name: "drain".to_owned(), at_ms: boot_ms() + 30_000 };
         let text = serde_json::to_string(&Stored::new(deadline.clone())).unwrap();
         assert!(text.contains(r#""name":"drain""#) && text.contains("offset_ms"), "{text}");

@@ -1,5 +1,5 @@
-//! Settings: a flag is stronger than the environment, which is stronger than the file. Reading the file is the only
-//! I/O; what the settings mean is decided before anything else is done.
+//! Settings. A flag overrides the environment, which overrides the file. All settings are validated before the daemon does anything;
+//! reading files is the only I/O.
 
 pub mod args;
 mod changes;
@@ -29,20 +29,20 @@ use crate::{
     text::quoted,
 };
 
-/// The file that is read if it exists and none is named.
+/// The default configuration file. It may be absent.
 pub const DEFAULT_FILE: &str = "/etc/pod-steer.toml";
-/// Where files that end with the machine's uptime are.
+/// Default directory of files that are valid until the next boot.
 pub const DEFAULT_RUNTIME_DIR: &str = "/run/pod-steer";
-/// Where files that outlive the machine's uptime are.
+/// Default directory of files that survive a reboot.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/pod-steer";
-/// Where everything is pinned.
+/// Default directory of pins.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/pod-steer";
 /// The API's socket, unless the runtime directory is another.
 pub const DEFAULT_SOCKET: &str = "/run/pod-steer/api.sock";
-/// The engine's address, if its socket is there and none is named.
+/// The default engine, used if its socket exists.
 const DEFAULT_ENGINE: &str = "unix:///var/run/docker.sock";
 
-/// What is wrong with the settings.
+/// Errors in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -54,37 +54,39 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not understood.
-    #[error("the configuration `{}` is wrong in {message}", path.display())]
+    /// The file cannot be parsed.
+    #[error("the configuration `{}` is invalid in {message}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The place and the error.
         message: String,
     },
     /// An address of an engine.
-    #[error("`{0}` is not an engine's address; give its socket, as in unix:///var/run/docker.sock, or `none` alone")]
+    #[error(
+        "`{0}` is not the address of a container engine; give the path of its socket, as in unix:///var/run/docker.sock, or only `none`"
+    )]
     Engine(String),
     /// A group.
     #[error("there is no group {0}; give a name from /etc/group or a number")]
     Group(String),
     /// One group for both roles.
     #[error(
-        "group and viewers both name {0}; members of the first may do everything, so give another group or one of the two"
+        "`group` and `viewers` both name {0}; operators may read as well, so leave out `viewers` or name another group"
     )]
     SameGroup(String),
     /// A list of ports.
     #[error("allow-ports=`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
     /// The table of a service.
-    #[error("the configuration `{}` is wrong: {message}", path.display())]
+    #[error("the configuration `{}` is invalid: {message}", path.display())]
     Service {
         /// The file.
         path: PathBuf,
         /// Everything that is wrong.
         message: String,
     },
-    /// What to log.
+    /// A log level.
     #[error(
         "unknown log level {level}; use off, error, warn, info, debug, trace, or a list such as info,pod_steer::engine=debug"
     )]
@@ -93,7 +95,7 @@ pub enum ConfigError {
         level: String,
     },
     /// A number.
-    #[error("max-backends is {0}; give 1 to 1048576")]
+    #[error("max-backends={0} is refused; write a number from 1 to 1048576")]
     BackendsMax(u32),
 }
 
@@ -124,36 +126,36 @@ pub struct RunConfig {
     pub file: Option<PathBuf>,
     /// Paths of the engines' sockets.
     pub engines: Vec<String>,
-    /// Whether they were given, or are the default.
+    /// True if the engines were named, false for the default.
     pub engines_named: bool,
-    /// Where files are kept.
+    /// Directory of runtime files.
     pub runtime_dir: PathBuf,
-    /// Where decisions and history are kept.
+    /// Directory of decisions and history.
     pub state_dir: PathBuf,
-    /// Where everything is pinned.
+    /// Directory of pins.
     pub bpffs: PathBuf,
     /// The API's socket.
     pub socket: PathBuf,
-    /// Who may use the API.
+    /// The groups that may use the API.
     pub access: Access,
-    /// Most backends, when the state is made.
+    /// Maximum number of backends when the kernel state is created.
     pub backends_max: u32,
     /// Log every decision of the kernel program.
     pub log_decisions: bool,
-    /// Which log lines are written.
+    /// Log level or directives.
     pub log_level: String,
-    /// How they are written.
+    /// Log format.
     pub log_format: LogFormat,
     /// Ports that may be claimed.
     pub ports: PortPolicy,
-    /// Labels of images count as labels of their containers.
+    /// Treat labels of an image as labels of its containers.
     pub trust_image_labels: bool,
-    /// What is configured for services.
+    /// The tables of services.
     pub services: ServiceTables,
 }
 
 impl RunConfig {
-    /// Puts flags, environment (which clap has read into the flags) and file together.
+    /// Merges flags, environment (which clap has read into the flags) and file.
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let path = paths::file(args.config.as_deref());
         let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
@@ -213,12 +215,12 @@ fn read(path: &Path) -> Result<File, ConfigError> {
     })
 }
 
-/// A level, or directives each of which has one: `tracing` takes a word that is no level for the name of a module, and then
-/// logs nothing else.
+/// Checks a level, or directives that each have one. `tracing` takes any other word for the name of a module, and would then log nothing
+/// else.
 fn log_level(given: Option<String>) -> Result<String, ConfigError> {
     let Some(given) = given else { return Ok("info".to_owned()) };
     let is_good = |directive: &str| match directive.rsplit_once('=') {
-        // It parses numbers and nothing at all too.
+        // `LevelFilter` also parses numbers and the empty string.
         None => directive.starts_with(|c: char| c.is_ascii_alphabetic()) && directive.parse::<LevelFilter>().is_ok(),
         Some(_) => EnvFilter::try_new(directive).is_ok(),
     };

@@ -1,9 +1,8 @@
-//! Which system calls the daemon may make, and which the process that holds the listener of pauses: seccomp(2) filters, under
-//! which their threads and children are as well.
+//! Seccomp(2) filters for the daemon and for the process that holds the listener of pauses. Threads and children inherit them.
 //!
 //! The daemon is not restricted by Landlock. A process in a Landlock domain may not examine one outside of it
 //! (`security_ptrace_access_check`): measured on 6.18, `readlink` of `/proc/PID/fd/N` and `/proc/PID/ns/net` fails with EACCES and
-//! pidfd_getfd(2) with EPERM. Those are how the daemon finds a container's listeners.
+//! pidfd_getfd(2) with EPERM. The daemon needs both to find a container's listeners.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +12,21 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Why a process cannot be confined.
+/// Errors of confining a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// The filter of system calls.
-    #[error("the kernel refuses a filter of system calls (it needs CONFIG_SECCOMP_FILTER): {0}")]
+    #[error("the kernel refuses a seccomp filter (it needs CONFIG_SECCOMP_FILTER): {0}")]
     Seccomp(#[from] seccompiler::Error),
     /// A part of the filter.
-    #[error("the filter of system calls cannot be made: {0}")]
+    #[error("cannot build the seccomp filter: {0}")]
     Filter(#[from] seccompiler::BackendError),
     /// The rules on files and ports.
-    #[error("the rules on files and ports are refused: {0}")]
+    #[error("the kernel refuses the Landlock rules: {0}")]
     Landlock(#[from] landlock::RulesetError),
 }
 
-/// Calls that every program here makes: memory, threads, signals, time, descriptors.
+/// System calls of every program here: memory, threads, signals, time, descriptors.
 const BASE: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
@@ -59,7 +58,7 @@ const BASE: &[c_long] = &[
     libc::SYS_write,
 ];
 
-/// What the daemon needs besides [`BASE`], [`CHILD`] and [`GUARDED`].
+/// System calls of the daemon besides [`BASE`], [`CHILD`] and [`GUARDED`].
 const DAEMON: &[c_long] = &[
     // Threads and the daemon's own process.
     libc::SYS_capget,
@@ -174,7 +173,7 @@ const DAEMON: &[c_long] = &[
     libc::SYS_bpf,
 ];
 
-/// What the daemon's only child needs on top, until it is under a filter of its own: the program's start, `prctl` and these rules.
+/// System calls of the daemon's only child until it has installed its own filter: for the start of the program, `prctl` and Landlock.
 const CHILD: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_landlock_create_ruleset,
@@ -246,8 +245,8 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// Lets the daemon, its threads and its children make these system calls alone, and fails all others with EPERM. To be called
-/// before any other thread is started; `no_new_privs` must be set.
+/// Limits the daemon, its threads and its children to these system calls; all others fail with EPERM. Call it before any other thread is
+/// started; `no_new_privs` must be set.
 pub fn restrict_daemon() -> Result<(), ConfineError> {
     let calls = [BASE, DAEMON, CHILD, LEGACY].concat();
     let mut rules: Rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
@@ -265,9 +264,9 @@ pub fn restrict_daemon() -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// Lets this process, which only waits to be ended, do nothing else: no file, no port, no other process.
+/// Limits this process, which only waits to be ended: it can open no file, no port and no other process.
 pub fn restrict_idle() -> Result<(), ConfineError> {
-    // As much as the kernel knows: an older one has fewer kinds of access.
+    // Best effort: older kernels know fewer kinds of access.
     let abi = ABI::V6;
     let rules = Ruleset::default().handle_access(AccessFs::from_all(abi))?.handle_access(AccessNet::from_all(abi))?;
     rules.scope(Scope::from_all(abi))?.create()?.restrict_self()?;
@@ -295,7 +294,7 @@ mod tests {
 
     use super::*;
 
-    /// On a thread of its own: a filter is a thread's, for good.
+    /// Runs on a new thread, because a filter stays on its thread.
     fn confined<T: Send>(restrict: fn() -> Result<(), ConfineError>, tried: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {

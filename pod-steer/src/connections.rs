@@ -1,6 +1,6 @@
-//! Counts connections that no kernel program counts, since their listener was made outside of an attached cgroup: of a process
-//! that was registered, or of a listener that was inherited. They are the sockets that the backend's processes hold, and those that
-//! wait in their listeners' accept queues.
+//! Counts connections that the kernel programs do not count, because their listener was created outside of an attached cgroup: those of a
+//! registered process, or of an inherited listener. They are the sockets that the backend's processes hold, and those that wait in the
+//! listeners' accept queues.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -31,8 +31,8 @@ pub struct Question {
     pub ports: BTreeSet<u16>,
 }
 
-/// The connections of each backend: those that its processes hold, and those that wait in its listeners. The kernel is asked once for
-/// each namespace, since it goes through its whole table of connections.
+/// Counts the connections of each backend: those that its processes hold, and those that wait in its listeners. Each namespace is dumped
+/// once, because a dump walks the kernel's whole table of connections.
 pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
     let mut by_netns: BTreeMap<u64, Vec<Question>> = BTreeMap::new();
     for question in questions {
@@ -52,7 +52,7 @@ pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
     counts
 }
 
-/// What the kernel knows of one namespace.
+/// The sockets of one namespace.
 struct Table {
     /// Port and inode of each listener, and how many connections wait there.
     waiting: Vec<(u16, u64, u32)>,
@@ -67,8 +67,8 @@ impl Table {
         let ports: BTreeSet<u16> = questions.iter().flat_map(|question| question.ports.iter().copied()).collect();
         let sets: Vec<ProcessSet> = questions.iter().map(|question| question.processes.clone()).collect();
         let ns = open_netns(netns, &sets)?;
-        // In the order in which a connection goes on, so that none is missed that changes meanwhile: it waits in a queue, then it is
-        // accepted, then a process has a descriptor of it.
+        // Read in the order of a connection's progress, so that none is missed: it waits in a queue, it is accepted, a process has a
+        // descriptor of it.
         let listeners = listening::listeners(&ns, netns.cookie)?;
         let waiting = listeners.iter().map(|one| (one.port, one.inode, one.waiting)).collect();
         Ok(Self { waiting, connections: listening::connections(&ns, netns.cookie, &ports)? })
@@ -86,7 +86,7 @@ impl Table {
     }
 }
 
-/// The inodes of the sockets that these processes hold. One that has ended meanwhile holds none.
+/// The inodes of the sockets that these processes hold. A process that has ended holds none.
 fn held(processes: &ProcessSet) -> io::Result<HashSet<u64>> {
     let (mut held, mut failure) = (None, io::Error::other("its processes have ended"));
     for process in processes.processes() {

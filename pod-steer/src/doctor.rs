@@ -1,6 +1,5 @@
-//! What this machine must offer: each need is probed, and what is missing comes with the oldest kernel that has it and
-//! with the remedy. `pod-steer doctor` prints all of it; `pod-steer run` makes the same checks and fails with the same
-//! words.
+//! Checks of this machine's requirements. Each missing feature is reported with its minimum kernel version and the remedy. `pod-steer
+//! doctor` prints all checks; `pod-steer run` makes the same ones and fails with the same messages.
 
 use std::{fmt, fs, path::Path};
 
@@ -9,18 +8,18 @@ use crate::{bpffs, caps, cgroups, config::RunConfig, engine, kernel};
 /// Oldest kernel that is supported: the first whose bind hook may set `SO_REUSEPORT`.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// One need and whether it is met.
+/// One requirement, and whether it is met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at.
+    /// The requirement.
     pub what: String,
-    /// Whether it is as it should be.
+    /// Whether it is met.
     pub ok: bool,
     /// Whether the daemon can run without it.
     pub required: bool,
-    /// What was found.
+    /// The result of the check.
     pub found: String,
-    /// What to do if it is not as it should be.
+    /// The remedy if it is not met.
     pub remedy: String,
 }
 
@@ -62,8 +61,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
     findings
 }
 
-/// A program that loads is no proof that its kernel does what it asks for (5.10 loads a migrate program and does not
-/// migrate), so the version counts.
+/// Checks the kernel version. A program that loads proves nothing: 5.10 loads a migrate program and does not migrate.
 fn kernel_version(release: &str) -> Finding {
     const WHAT: &str = "kernel";
     let release = release.trim();
@@ -77,7 +75,7 @@ fn kernel_version(release: &str) -> Finding {
             format!("{release} is unsupported: its bind hook cannot set SO_REUSEPORT"),
             format!("boot Linux {min_major}.{min_minor} or later"),
         ),
-        _ => Finding::bad(WHAT, format!("its version `{release}` is not understood"), "report this"),
+        _ => Finding::bad(WHAT, format!("cannot parse the kernel version `{release}`"), "report this"),
     }
 }
 
@@ -146,7 +144,7 @@ fn programs() -> Vec<Finding> {
                 ),
             })
             .collect(),
-        Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "see the cause above")],
+        Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "fix the cause shown here")],
     }
 }
 
@@ -172,7 +170,7 @@ fn engines(engines: &[String]) -> Vec<Finding> {
     }
     let look = |engine: &String| {
         let reached = std::thread::scope(|scope| {
-            // Capabilities belong to a thread.
+            // Capabilities are per thread, so drop them on a new one.
             let reached = scope.spawn(|| caps::drop_for_this_thread().and_then(|()| engine::reach(engine)));
             reached.join().unwrap_or_else(|_| Err(std::io::Error::other("the attempt failed")))
         });
@@ -188,7 +186,7 @@ fn engines(engines: &[String]) -> Vec<Finding> {
     engines.iter().map(look).collect()
 }
 
-/// The findings as lines for people: what is missing comes with its remedy on a line of its own.
+/// Formats the findings, with the remedy of each missing requirement on its own line.
 pub fn render(findings: &[Finding], colours: bool) -> String {
     let paint = |code: &str, text: &str| if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or_default();
@@ -224,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_comes_with_its_remedy() {
+    fn a_missing_requirement_comes_with_its_remedy() {
         let text = render(&[Finding::good("a", "there"), Finding::bad("long name", "gone", "bring it")], false);
         assert_eq!(text, "ok    a          there\nFAIL  long name  gone\n                 -> bring it\n");
     }

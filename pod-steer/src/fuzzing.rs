@@ -1,5 +1,5 @@
-//! Functions of private modules that the fuzz targets of `tests/fuzz` call: each turns bytes or values that pod-steer did not
-//! make into its own values, without I/O. With the feature `fuzzing` only.
+//! Functions of private modules for the fuzz targets in `tests/fuzz`: each parses untrusted bytes or values, without I/O. With the feature
+//! `fuzzing` only.
 
 use pod_steer_ebpf::{Event, SocketInfo};
 
@@ -29,7 +29,7 @@ pub fn engine_sandbox(answer: &[u8]) -> Option<Sandbox> {
     convert::sandbox(serde_json::from_slice::<Details>(answer).ok()?)
 }
 
-/// Ids of the containers with labels of ours, from an engine's answer to `GET /containers/json`.
+/// Ids of the containers with pod-steer labels, from an engine's answer to `GET /containers/json`.
 pub fn engine_list(answer: &[u8]) -> Option<Vec<String>> {
     Some(serde_json::from_slice::<answers::Listed>(answer).ok()?.ids)
 }
@@ -47,7 +47,7 @@ pub fn order(body: &[u8]) -> Result<Order, String> {
     fault.map_or(Ok(order), Err)
 }
 
-/// What `POST /v1/exec` and `POST /v1/register` declare.
+/// The backend of a `POST /v1/exec` or `POST /v1/register`.
 pub fn backend(request: &BackendRequest) -> Result<Spec, String> {
     processes::parse(request)
 }

@@ -1,7 +1,7 @@
 //! Finds the processes that hold listening sockets. A socket lives as long as any process has a descriptor of it, which may
 //! be inherited or passed by `SCM_RIGHTS`; neither shows anywhere but in `/proc/PID/fd`.
 //!
-//! It takes a system call for each descriptor, so it runs beside the daemon's loop. What follows is decided elsewhere.
+//! A search takes a system call for each descriptor, so it runs outside of the daemon's loop. It only reports; `daemon/holders` decides.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -17,7 +17,7 @@ use crate::{
     procs::{FoundSocket, Process, ProcessId, Seat, process_id},
 };
 
-/// A look ends after this time. What it has not come to is left to the next one.
+/// Time limit of a search. The next search continues.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// A backend whose processes may hold listeners.
@@ -27,18 +27,18 @@ pub struct Candidate {
     pub index: u32,
     /// Its namespace.
     pub netns: Netns,
-    /// Ports that it is to listen on.
+    /// Ports that it should listen on.
     pub ports: BTreeSet<u16>,
-    /// Those of them on which no socket of it is registered.
+    /// Ports of these without a registered socket.
     pub missing: BTreeSet<u16>,
     /// Its processes.
     pub processes: ProcessSet,
-    /// How many of its listeners that are not registered one look may find.
+    /// How many of its unregistered listeners one search may return.
     pub room: usize,
 }
 
 impl Candidate {
-    /// Whether it matters if a listener is among its descriptors.
+    /// Whether its descriptors have to be searched.
     fn may_hold(&self, of: &Sought, thorough: bool) -> bool {
         match of.asked {
             Asked::Orphan => self.ports.contains(&of.port),
@@ -54,15 +54,15 @@ impl Candidate {
 pub struct Known {
     /// Port that its server asked for.
     pub port: u16,
-    /// Where it was found last.
+    /// The descriptor by which it was found last.
     pub seat: Option<Seat>,
     /// The index of its backend.
     pub owner: u32,
-    /// Its backend has ended or is about to: another may hold it too.
+    /// True if its backend has ended or is ending: another backend may hold the socket too.
     pub orphan: bool,
 }
 
-/// What is to be found out about one namespace.
+/// A search in one namespace.
 #[derive(Debug)]
 pub struct Question {
     /// The namespace.
@@ -71,19 +71,19 @@ pub struct Question {
     pub known: BTreeMap<u64, Known>,
     /// The backends, wherever they are.
     pub candidates: std::sync::Arc<Vec<Candidate>>,
-    /// Ports of registered processes that have ended: others may listen there by listeners of their own.
+    /// Ports of registered processes that have ended. Other processes may listen there with listeners of their own.
     pub vacant: BTreeSet<u16>,
     /// Look through the descriptors of all backends for listeners that are not registered, not only of those that miss one;
     /// and look for registered ones whose place is not known.
     pub thorough: bool,
 }
 
-/// What was found.
+/// The result of a search.
 #[derive(Debug)]
 pub struct Answer {
     /// Cookie of the namespace.
     pub netns_cookie: u64,
-    /// Registered sockets that were asked about.
+    /// Registered sockets of the search.
     pub asked: BTreeSet<u64>,
     /// Cookies of all sockets that listen.
     pub listening: BTreeSet<u64>,
@@ -91,9 +91,9 @@ pub struct Answer {
     pub held: BTreeMap<u64, Holding>,
     /// Ports on which backends listen by MPTCP, by index.
     pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
-    /// Backends that have more listeners that are not registered than there is room for: those were left alone.
+    /// Backends that have more unregistered listeners than there is room for. The rest was not examined.
     pub beyond: BTreeSet<u32>,
-    /// All descriptors were looked through that the question is about, and it was a thorough one: what was not found is not there.
+    /// True if every descriptor in question was examined, so a listener that was not found does not exist.
     pub is_complete: bool,
 }
 
@@ -102,22 +102,22 @@ pub struct Answer {
 pub struct Holding {
     /// Its port.
     pub port: u16,
-    /// Why it was looked for.
+    /// Why it was searched for.
     pub asked: Asked,
     /// The backends whose processes have it, each with a copy.
     pub backends: Vec<(u32, FoundSocket)>,
-    /// Processes of no backend that have it, if no backend has and it is an orphan or on a vacant port.
+    /// Processes outside of all backends that have it, if no backend does and it is an orphan or on a vacant port.
     pub strangers: Vec<Stranger>,
 }
 
-/// Why a listener is looked for.
+/// Why a listener is searched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// It is registered, and its backend may hold it no more.
+    /// It is registered, and its backend may no longer hold it.
     Orphan,
-    /// It is not registered, and a backend is to listen on its port.
+    /// It is not registered, and a backend should listen on its port.
     Unknown,
-    /// It is registered and in its place; another backend is to listen on its port.
+    /// It is registered and held by its backend; another backend should listen on its port.
     Settled,
 }
 
@@ -134,7 +134,7 @@ pub struct Stranger {
     pub socket: FoundSocket,
 }
 
-/// Looks at one namespace after the other, until the time for a look is over. The first one is looked at in any case.
+/// Searches one namespace after the other until the time limit. The first one is always searched.
 pub fn look(questions: &[Question]) -> Vec<(u64, io::Result<Answer>)> {
     look_until(questions, Instant::now() + LOOK_MAX)
 }
@@ -157,7 +157,7 @@ fn ask(question: &Question, taken: &mut HashMap<u32, usize>, ends: Instant) -> i
     let here: Vec<ProcessSet> = here.map(|candidate| candidate.processes.clone()).collect();
     let listeners = listeners_of_netns(question.netns, &here)?;
     if listeners.iter().any(|listener| listener.cookie.is_none()) {
-        return Err(io::Error::other("sock_diag(7) does not list sockets, and /proc/net has no cookies"));
+        return Err(io::Error::other("sock_diag(7) is not available, and /proc/net has no socket cookies"));
     }
     let asked = question.known.keys().copied().collect();
     let listening = listeners.iter().filter_map(|listener| listener.cookie).collect();
@@ -190,7 +190,7 @@ fn ask(question: &Question, taken: &mut HashMap<u32, usize>, ends: Instant) -> i
     Ok(answer)
 }
 
-/// A listener that is looked for.
+/// A listener that is searched for.
 #[derive(Clone, Copy)]
 struct Sought {
     cookie: u64,
@@ -201,7 +201,7 @@ struct Sought {
     mptcp: bool,
 }
 
-/// Whether a listener is to be looked for, by its inode.
+/// The listeners to search for, by inode.
 fn sought(question: &Question, listener: &Listener) -> Option<(u64, Sought)> {
     let cookie = listener.cookie?;
     let (port, asked) = match question.known.get(&cookie) {
@@ -215,7 +215,7 @@ fn sought(question: &Question, listener: &Listener) -> Option<(u64, Sought)> {
     Some((listener.inode, Sought { cookie, port, owner, asked, mptcp: listener.mptcp }))
 }
 
-/// Each listener that is found costs a descriptor until the answer is read, and a backend may have any number of them.
+/// Each listener found costs a descriptor until the result is read, and a backend may have any number of listeners.
 fn look_through<'a>(
     candidate: &Candidate,
     sought: impl Fn(u64) -> Option<&'a Sought>,
@@ -223,7 +223,7 @@ fn look_through<'a>(
     answer: &mut Answer,
     ends: Instant,
 ) {
-    // One that another backend has as well is enough to tell of.
+    // One listener that another backend has too is enough for a report.
     let mut shares = false;
     for process in candidate.processes.processes() {
         for seat in process.seats().into_iter().flatten() {
@@ -259,7 +259,7 @@ fn holding<'a>(answer: &'a mut Answer, of: &Sought) -> &'a mut Holding {
     answer.held.entry(of.cookie).or_insert_with(none)
 }
 
-/// Looks through the descriptors of every process but our own, which has copies for a moment.
+/// Searches the descriptors of all processes except our own, which holds copies for a moment.
 fn look_through_all(orphans: &HashMap<u64, Sought>, answer: &mut Answer, ends: Instant) {
     for process in all_processes().filter_map(|pid| Process::open(pid).ok()) {
         let Ok(seats) = process.seats() else { continue };
@@ -286,7 +286,7 @@ mod tests {
     use crate::netns;
 
     #[test]
-    fn a_look_copies_no_more_listeners_than_there_is_room_for() {
+    fn a_search_copies_no_more_listeners_than_there_is_room_for() {
         // Entering a namespace needs a privilege.
         let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
         let listeners: Vec<TcpListener> = (0..20).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!((first.held.len(), first.beyond), (8, BTreeSet::from([7])));
         let all = look(7, 64, &none);
         assert_eq!((all.held.len(), all.beyond), (20, BTreeSet::new()));
-        // Those that are registered are in their place.
+        // The registered sockets are held by their backends.
         let known = all.held.iter().map(|(cookie, holding)| {
             let seat = Some(holding.backends[0].1.seat);
             (*cookie, Known { port: holding.port, seat, owner: 7, orphan: false })
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_takes_too_long_ends_and_says_that_it_is_not_complete() {
+    fn a_search_that_takes_too_long_ends_as_incomplete() {
         // Entering a namespace needs a privilege.
         let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
         let question = || Question {

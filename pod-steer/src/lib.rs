@@ -1,11 +1,9 @@
 //! pod-steer: many containers, one port, no reverse proxy, no NAT.
 //!
-//! A kernel program chooses which container's own listening socket gets each new connection; this daemon keeps the
-//! kernel's tables in step with the containers. `ARCHITECTURE.md` has the map: the path of a SYN, and the path of a
-//! container's start.
+//! A kernel program chooses the container's own listening socket for each new connection. The daemon updates the kernel's tables as
+//! containers start and stop. `ARCHITECTURE.md` shows the path of a SYN and of a container's start.
 //!
-//! What decides is in the crate `pod-steer-model` and does no I/O; `kernel` alone writes steering state; `daemon` brings the two
-//! together.
+//! The crate `pod-steer-model` makes all decisions and does no I/O. Only `kernel` writes steering state. `daemon` connects the two.
 #![deny(unsafe_code)]
 
 pub mod abort;
@@ -43,7 +41,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some errors repeat their cause in their own words.
+        // Skip a cause whose text the error already includes.
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);

@@ -23,15 +23,15 @@ use crate::netns;
 
 pub use pod_steer_model::listener::Listener;
 
-/// The kernel makes no part of an answer longer (`netlink_dump` in `net/netlink/af_netlink.c`).
+/// Maximum size of one part of an answer (`netlink_dump` in `net/netlink/af_netlink.c`).
 const ANSWER_BYTES: usize = 32 << 10;
-/// The kernel answers as fast as it can read its own tables.
+/// Time limit for an answer. The kernel only reads its own tables.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// Dumps of listeners that are made at most, while sockets come and go in between.
+/// Maximum number of dumps, if sockets open and close in between.
 const DUMPS_MAX: usize = 4;
 
-/// `INET_DIAG_ULP_INFO`: what runs on top of a TCP socket; and in it the name of that (`INET_ULP_INFO_NAME`).
+/// `INET_DIAG_ULP_INFO`: the upper-layer protocol of a TCP socket; and in it its name (`INET_ULP_INFO_NAME`).
 const ULP_INFO: u16 = 19;
 const ULP_NAME: u16 = 1;
 
@@ -70,7 +70,7 @@ fn is_mptcp(nla: &Nla) -> bool {
 
 /// The TCP listeners in the namespace behind an open `ns/net` file, if that is still the one with this cookie.
 pub fn listeners(ns: &File, cookie: u64) -> io::Result<Vec<Listener>> {
-    // A kernel may lack sock_diag(7), or one of the modules that it needs for this; every kernel has the tables.
+    // A kernel may lack sock_diag(7) or one of its modules. Every kernel has the tables in /proc.
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
 
@@ -84,9 +84,9 @@ pub fn inodes(ns: &File) -> io::Result<HashSet<u64>> {
 /// A TCP connection of a namespace that some process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Its local port: the one that its client came to.
+    /// Its local port, which the client connected to.
     pub port: u16,
-    /// Where its client is.
+    /// Address of its client.
     pub from: IpAddr,
     /// Its inode; zero if no process has it open.
     pub inode: u64,
@@ -116,13 +116,13 @@ pub fn connections(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<
     })
 }
 
-/// The port that a dump is about, or zero: the kernel reports sockets of one port, or all.
+/// The port filter of a dump: one port, or zero for all.
 fn only(ports: &BTreeSet<u16>) -> u16 {
     if ports.len() == 1 { ports.first().copied().unwrap_or_default() } else { 0 }
 }
 
-/// Those of these ports that some TCP socket of the namespace is bound to, whatever it does: a connection keeps the port of
-/// its listener. Sockets in `TIME_WAIT` do not count: they keep no other user from sharing a port (`inet_bind_conflict`).
+/// Which of these ports a TCP socket of the namespace is bound to, in any state: a connection keeps the port of its listener. Sockets in
+/// `TIME_WAIT` do not count: they do not prevent other users from sharing a port (`inet_bind_conflict`).
 pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u16>> {
     netns::run_in(ns, cookie, || {
         let mut used = BTreeSet::new();
@@ -135,15 +135,15 @@ pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTree
     })
 }
 
-/// Asks for the sockets in state `TCP_LISTEN` alone: then the kernel never looks at its table of connections, which takes
-/// it a millisecond and more when there are none.
+/// Dumps only sockets in state `TCP_LISTEN`. So the kernel does not walk its table of connections, which takes a millisecond or more even
+/// if it is empty.
 fn ask() -> io::Result<Vec<Listener>> {
     complete(|each| dump(&StateFlags::LISTEN, 0, &mut |response| each(listener(response))))
 }
 
-/// The listeners that any of several dumps has, of which each tells whether it may have missed some. One may, if its answer has
-/// several parts: between two parts the kernel notes at which place of a hash bucket it was, so when a socket of that bucket
-/// closes, the next one is skipped (`inet_diag_dump_icsk`).
+/// The union of several dumps, each of which reports whether it may be incomplete. A dump whose answer has several parts may be: between
+/// two parts the kernel remembers its position in a hash bucket, so if a socket of that bucket closes, it skips the next one
+/// (`inet_diag_dump_icsk`).
 fn complete(mut dump: impl FnMut(&mut dyn FnMut(Listener)) -> io::Result<bool>) -> io::Result<Vec<Listener>> {
     let (mut found, mut known) = (Vec::new(), HashSet::new());
     for number in 1..=DUMPS_MAX {
@@ -201,7 +201,7 @@ fn read_answer(mut bytes: &[u8], each: &mut dyn FnMut(&InetResponse)) -> io::Res
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(io::Error::other)?;
         match message.payload {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => each(&found),
-            // Without the module tcp_diag, the end of the dump has the reason.
+            // Without the module tcp_diag, the error is in the end of the dump.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
             }
@@ -219,7 +219,7 @@ fn read_answer(mut bytes: &[u8], each: &mut dyn FnMut(&InetResponse)) -> io::Res
 /// Reads the tables of the calling thread's namespace.
 fn read_tables() -> io::Result<Vec<Listener>> {
     let mut found: Vec<Listener> = listening(BufReader::new(File::open("/proc/thread-self/net/tcp")?)).collect();
-    // A kernel without IPv6 has no second table.
+    // A kernel without IPv6 has only one table.
     if let Ok(table) = File::open("/proc/thread-self/net/tcp6") {
         found.extend(listening(BufReader::new(table)));
     }

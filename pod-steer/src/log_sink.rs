@@ -1,6 +1,5 @@
-//! The daemon's log on standard error. A sink that fails (closed pipe, full disk) or stalls (a pipe without a reader)
-//! costs log lines, never the daemon: a line that cannot be written is dropped and counted, and the count is logged when
-//! the sink works again.
+//! The daemon's log on standard error. If standard error fails (closed pipe, full disk) or blocks (a pipe without a reader), lines are
+//! dropped and counted, and the daemon continues. The count is logged once a line can be written again.
 
 use std::{
     io,
@@ -16,7 +15,7 @@ use tracing::warn;
 
 /// A pipe that poll(2) reports writable takes this much without blocking (`PIPE_BUF`); so does a socket.
 const CHUNK_BYTES: usize = 4096;
-/// How long a sink that worked until now may take to accept more, before lines are dropped.
+/// Time to wait for a sink that has worked so far, before lines are dropped.
 const STALL_MAX: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
@@ -38,13 +37,13 @@ pub struct LogSink;
 impl io::Write for LogSink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let recovered = {
-            // Nothing under the lock can panic halfway.
+            // No code under the lock can panic.
             let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
             state.write_line(io::stderr().as_fd(), line)
         };
         if let Some((lines, error)) = recovered {
             // Without the lock: this is a log line of its own.
-            warn!(lines, %error, "log lines were lost while standard error could not be written");
+            warn!(lines, %error, "log lines were lost because standard error could not be written");
         }
         Ok(line.len())
     }
@@ -80,7 +79,7 @@ impl State {
     }
 }
 
-/// Writes what the sink takes without blocking, or fails.
+/// Writes without blocking, or fails.
 fn write_all(sink: BorrowedFd<'_>, bytes: &[u8], wait: Timespec, written: &mut usize) -> Result<(), Errno> {
     while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
         let mut fds = [PollFd::from_borrowed_fd(sink, PollFlags::OUT)];
@@ -89,7 +88,7 @@ fn write_all(sink: BorrowedFd<'_>, bytes: &[u8], wait: Timespec, written: &mut u
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
-        // A pipe without a reader is reported too; then the write says so.
+        // poll(2) also reports a pipe without a reader; the write then fails.
         if !fds[0].revents().is_empty() {
             match rustix::io::write(sink, &rest[..rest.len().min(CHUNK_BYTES)]) {
                 Ok(count) => *written += count,

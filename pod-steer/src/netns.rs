@@ -1,4 +1,4 @@
-//! Network namespaces: how one is named, opened and asked for its cookie.
+//! Network namespaces: their identity, cookie, and how to enter or find one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,14 +30,14 @@ pub fn identify(ns: &File) -> io::Result<Netns> {
 pub fn run_in<T: Send>(ns: &File, cookie: u64, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     enter(ns, || {
         if sys::own_netns_cookie()? != cookie {
-            return Err(io::Error::other("its network namespace is another by now"));
+            return Err(io::Error::other("it has moved to another network namespace"));
         }
         inside()
     })
 }
 
-/// Runs `inside` in a network namespace. A namespace is a property of a thread: a thread of its own enters and ends, so no other
-/// code runs there. Where the limit on threads is reached, that is an error.
+/// Runs `inside` in a network namespace, on a new thread that ends afterwards: the namespace is a property of a thread. Fails if the limit
+/// on threads is reached.
 pub fn enter<T: Send>(ns: &File, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let entered = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
@@ -53,12 +53,12 @@ pub fn enter<T: Send>(ns: &File, inside: impl FnOnce() -> io::Result<T> + Send) 
 pub struct Search {
     /// The namespaces that were found, by cookie.
     pub found: BTreeMap<u64, File>,
-    /// Some namespaces could not be examined: one that was not found may exist all the same.
+    /// True if some namespaces could not be examined, so a namespace that was not found may still exist.
     pub incomplete: bool,
 }
 
 /// Searches for namespaces by their cookies: our own, those of all processes, and those that are mounted, as `ip netns` and
-/// Docker do. No server can come into a namespace that is none of these.
+/// Docker do. No server can enter any other namespace.
 pub fn search(cookies: &BTreeSet<u64>) -> Search {
     let mut search = Search::default();
     let processes = match fs::read_dir("/proc") {
@@ -103,7 +103,7 @@ fn examine(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<Option<(u
     Ok(Some((netns.cookie, file)))
 }
 
-/// Where a line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)) says that a network namespace is mounted.
+/// The mount point in a line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)), if a network namespace is mounted there.
 fn mounted(line: &str) -> Option<PathBuf> {
     let mut fields = line.split(' ').skip(3);
     fields.next().filter(|root| root.starts_with("net:["))?;

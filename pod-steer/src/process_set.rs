@@ -1,4 +1,4 @@
-//! The processes of a backend. Through them its listeners and its network namespace are found.
+//! The processes of a backend, and through them its listeners and its network namespace.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -22,7 +22,7 @@ pub struct ProcessSet {
     pub cgroup: Option<PathBuf>,
     /// The process that it is, with its descendants, if its cgroup has none or it has no cgroup.
     pub process: Option<ProcessId>,
-    /// Its descendants are no part of the backend.
+    /// True if its descendants are not part of the backend.
     pub alone: bool,
 }
 
@@ -58,8 +58,8 @@ impl ProcessSet {
     }
 }
 
-/// Opens a network namespace: our own, or by one of these processes, or by any other that is in it. A caller that keeps the descriptor
-/// keeps the namespace from ending.
+/// Opens a network namespace: our own, or through one of these processes, or through any other process in it. The namespace exists as long
+/// as the descriptor is open.
 pub fn open_netns(netns: Netns, sets: &[ProcessSet]) -> io::Result<File> {
     let own = File::open("/proc/self/ns/net").ok().filter(|file| is(file, netns));
     let found = own.or_else(|| sets.iter().find_map(|set| set.open_netns(netns))).or_else(|| by_any_process(netns));

@@ -1,5 +1,5 @@
-//! Processes, held by pidfd: what is read of one is used only if it was alive afterwards, so never belongs to another
-//! process that took its pid.
+//! Processes, identified by pidfd. Values read from /proc are used only if the process was still alive afterwards, so they never belong to
+//! another process that took its pid.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,15 +26,14 @@ pub use pod_steer_model::{
     process::ProcessId,
 };
 
-/// A process that cannot be confused with another.
+/// The identity of a process: its pid and start time.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
 }
 
-/// A TCP socket of another process that listens; `fd` is a copy, which keeps it open after its owner's death, so hold
-/// it as briefly as can be.
+/// A listening TCP socket of another process. `fd` is a copy that keeps the socket open after its owner's death, so close it soon.
 #[derive(Debug)]
 pub struct FoundSocket {
     /// Our copy of the socket.
@@ -47,20 +46,20 @@ pub struct FoundSocket {
     pub netns_cookie: u64,
     /// Address and port that it is bound to.
     pub bound: SocketAddr,
-    /// It takes IPv6 clients only.
+    /// It accepts IPv6 clients only.
     pub v6only: bool,
     /// Index of the device that it is bound to, or zero.
     pub ifindex: u32,
     /// `SO_REUSEPORT` is set: others of the same user may share its port.
     pub reuseport: bool,
-    /// That user: who made it.
+    /// The user that created it.
     pub uid: u32,
-    /// It is an MPTCP socket, which no socket map takes.
+    /// It is an MPTCP socket. Socket maps do not accept those.
     pub mptcp: bool,
 }
 
-/// Most sockets of a process that are copied to see whether they listen. For fewer, to enumerate the listeners of its namespace would
-/// cost more.
+/// Maximum number of sockets of a process that are copied to see whether they listen. Up to this number, a copy of each costs less than
+/// enumerating the listeners of the namespace.
 const COPIES_MAX: usize = 64;
 
 /// The listeners of network namespaces, which are enumerated once each.
@@ -78,11 +77,11 @@ impl Listening {
     }
 }
 
-/// A descriptor of a socket, where it was found. Whether it is still there takes one system call; to find it takes one for
-/// each descriptor of a process.
+/// The place where a socket was found: a process and a descriptor. To check it takes one system call; to find it takes one for each
+/// descriptor of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
-    /// The process that has it.
+    /// The process.
     pub pid: i32,
     /// Its number there.
     pub number: i32,
@@ -91,7 +90,7 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Whether it is still a descriptor of that socket. A process that has taken the pid of another one has none.
+    /// Whether the descriptor is still that socket. False if another process has taken the pid.
     pub fn is_taken(&self) -> bool {
         let target = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
         target.is_ok_and(|target| socket_inode(&target) == Some(self.inode))
@@ -115,10 +114,10 @@ fn start_of(stat: &str) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
-/// A pid; a negative one means something else to system calls, and zero too.
+/// Converts a pid. Zero and negative numbers mean something else to system calls.
 fn pid_of(pid: i32) -> io::Result<Pid> {
     let pid_or_none = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
-    pid_or_none.ok_or_else(|| io::Error::other(format!("{pid} is no process id")))
+    pid_or_none.ok_or_else(|| io::Error::other(format!("{pid} is not a process id")))
 }
 
 impl Process {
@@ -212,7 +211,7 @@ impl Process {
 
     /// The listening TCP or MPTCP socket behind a descriptor of this process, if it is one.
     pub fn listener(&self, seat: Seat) -> Option<FoundSocket> {
-        // The pidfd, not the path, says whose descriptor it is.
+        // The descriptor is copied through the pidfd, not the path, so it is of this process.
         let fd = pidfd_getfd(&self.pidfd, seat.number, PidfdGetfdFlags::empty()).ok()?;
         inspect(fd, seat).ok().flatten()
     }
@@ -227,8 +226,8 @@ impl Process {
         Ok(found.filter(|socket| wanted(socket)).collect())
     }
 
-    /// Its descriptors that may be listeners. Only a copy tells for certain, and a copy keeps a connection open that its owner
-    /// closes meanwhile: if there are many descriptors, the listeners among them are known by their inodes.
+    /// Its descriptors that may be listeners. Only a copy shows for certain, but it keeps a connection open that its owner closes
+    /// meanwhile. So with many descriptors, listeners are recognized by their inodes.
     fn candidates(&self, listening: &mut Listening) -> io::Result<Vec<Seat>> {
         let mut seats: Vec<Seat> = self.seats()?.collect();
         if seats.len() > COPIES_MAX
@@ -239,7 +238,7 @@ impl Process {
         Ok(seats)
     }
 
-    /// It and its descendants. A process whose parent has ended is a descendant no more.
+    /// It and its descendants. A process whose parent has ended is no longer a descendant.
     pub fn tree(self) -> Vec<Self> {
         let mut tree = vec![self];
         let mut at = 0;
@@ -277,7 +276,7 @@ pub fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
-        // A cgroup may vanish while it is walked: then there is nobody in it.
+        // A cgroup may be removed during the walk; then no process is in it.
         let Ok(pids) = fs::read_to_string(dir.join("cgroup.procs")) else { continue };
         let pids = pids.lines().filter_map(|line| line.parse().ok());
         found.extend(pids.filter_map(|pid| Process::open(pid).ok()));
@@ -295,12 +294,12 @@ mod tests {
     fn a_pid_is_positive() {
         for pid in [0, -1, i32::MIN] {
             let error = Process::open(pid).err().map(|error| error.to_string());
-            assert_eq!(error, Some(format!("{pid} is no process id")));
+            assert_eq!(error, Some(format!("{pid} is not a process id")));
         }
     }
 
     #[test]
-    fn reads_what_proc_says_of_a_process() {
+    fn reads_the_state_of_a_process() {
         let fields = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         assert_eq!(start_of(&format!("7 (a b) R) {fields}")), Some(22));
         assert_eq!(start_of("7 (a) R 1"), None);

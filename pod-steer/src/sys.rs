@@ -32,8 +32,8 @@ fn get_option<T: Plain>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives memory back that glibc keeps for the next allocation: loading programs takes 20 MiB for a moment. And fewer arenas:
-/// by default each helper thread gets one, which then holds what its largest task once took.
+/// Returns memory that glibc keeps after loading programs, which takes 20 MiB for a moment. Also limits the number of arenas: by default
+/// each helper thread gets one, which keeps the memory of its largest task.
 pub fn shrink_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: both take plain integers, and may be called at any time from any thread.
@@ -43,7 +43,7 @@ pub fn shrink_memory() {
     }
 }
 
-/// Closes all descriptors from `first` on, which nothing in this process may own. Since Linux 5.9.
+/// Closes all descriptors from `first` on. No value in this process may own one of them. Since Linux 5.9.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. That the descriptors have no owner is the caller's promise.
     let done = unsafe { libc::close_range(first, u32::MAX, 0) };
@@ -269,7 +269,7 @@ pub fn drop_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Packets that a socket has dropped, of a listener mostly SYNs for which its accept queue had no room
+/// Packets that a socket has dropped. For a listener these are mostly SYNs that found its accept queue full
 /// (`SO_MEMINFO`, Linux 4.12; `SK_MEMINFO_DROPS`).
 pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
     const SO_MEMINFO: libc::c_int = 55;
@@ -301,7 +301,7 @@ pub fn read_event(bytes: &[u8]) -> Event {
     unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() }
 }
 
-/// What owns one descriptor and keeps it open, always the same, as long as it lives.
+/// An owner of one descriptor, which keeps the same descriptor open as long as it lives.
 ///
 /// # Safety
 ///

@@ -1,4 +1,4 @@
-//! Which pod-steer this is.
+//! The version of this build.
 
 use std::sync::LazyLock;
 

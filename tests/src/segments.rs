@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_values_are_read_back() {
         let packet = ip(&tcp(1, 2, 3, 4, SYN | ACK, 5, &[2, 4, 5, 180], b"data"));
         let segment = read(&packet).expect("it is one");
         assert_eq!((segment.port, segment.flags, segment.seq, segment.ack), (2, SYN | ACK, 3, 4));

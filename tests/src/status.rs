@@ -70,7 +70,7 @@ pub struct Namespace {
 pub struct Backend {
     /// A container's full id, or what `exec` and `register` were given.
     pub id: String,
-    /// Its name for people.
+    /// Its name.
     pub name: String,
     /// `container`, `exec` or `registered`.
     pub kind: String,

@@ -42,12 +42,12 @@ const UNFIT: [(&str, &str, &[&str]); 6] = [
     (
         "mkdir /sys/fs/bpf/pod-steer && chmod 777 /sys/fs/bpf/pod-steer",
         "/sys/fs/bpf/pod-steer",
-        &["`/sys/fs/bpf/pod-steer` may be written by others (mode 0777)", "chmod go-w /sys/fs/bpf/pod-steer"],
+        &["`/sys/fs/bpf/pod-steer` is writable by other users (mode 0777)", "chmod go-w /sys/fs/bpf/pod-steer"],
     ),
     (
         "chmod 0777 /sys/fs/bpf",
         "/sys/fs/bpf/pod-steer",
-        &["`/sys/fs/bpf` may be written by others (mode 0777)", "chmod go-w /sys/fs/bpf"],
+        &["`/sys/fs/bpf` is writable by other users (mode 0777)", "chmod go-w /sys/fs/bpf"],
     ),
     (
         "mkdir /sys/fs/bpf/real && ln -s /sys/fs/bpf/real /sys/fs/bpf/pod-steer",

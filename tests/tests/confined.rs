@@ -84,7 +84,7 @@ fn no_other_user_touches_the_pins() -> Result<()> {
     let said = stage.daemon.wait_for("a condition", |status| {
         status.problems.iter().find(|problem| problem.subject == "pins").map(|problem| problem.message.clone())
     })?;
-    ensure!(said.contains("may be written by others (mode 0777)") && said.contains("chmod go-w"), "{said}");
+    ensure!(said.contains("is writable by other users (mode 0777)") && said.contains("chmod go-w"), "{said}");
     fs::set_permissions(&pins, Permissions::from_mode(0o755))?;
     stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))
 }

@@ -74,7 +74,7 @@ fn a_version_that_fails_its_own_check_is_not_served() -> Result<()> {
         fs::write(status_file(&stage.host, name)?.join("status"), "500 Broken")?;
         let _bad = start(name, "v2", address)?;
         stage.daemon.wait_state("web", name, "unhealthy")?;
-        ensure_says_why(&stage.daemon, name, "ended with 1 and printed: answered HTTP/1.1 500 Broken")?;
+        ensure_says_why(&stage.daemon, name, "exited with code 1 with output: answered HTTP/1.1 500 Broken")?;
         ensure_served_by(&stage.host, "127.0.0.1:80".parse()?, "one")?;
         fs::remove_file(status_file(&stage.host, name)?.join("status"))?;
         stage.daemon.wait_ready("web", 2)?;

@@ -140,7 +140,7 @@ fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
     fs::write(status_file(&stage, "web-2"), "503 Not Yet")?;
     stage.daemon.wait_state("web", "web-2", "unhealthy")?;
     let said = stage.daemon.status()?.said_about("web-2").join("\n");
-    ensure!(said.contains("GET /ready on port 8080 is answered 503, which is not 200-299"), "{said}");
+    ensure!(said.contains("GET /ready on port 8080 returned 503, expected 200-299"), "{said}");
     let tally = answered(&stage)?;
     ensure!((tally.answered(), tally.answered_by("web-2")) == (300, 0), "{tally}");
 
@@ -201,7 +201,7 @@ fn commands_in_containers() -> Result<()> {
     stage.daemon.wait_state("web", "web-1", "unhealthy")?;
     stage.daemon.wait_ready("web", 1)?;
     let said = stage.daemon.status()?.said_about("web-1").join("\n");
-    ensure!(said.contains(r#"ended with 1 and said "not yet""#), "{said}");
+    ensure!(said.contains(r#"exited with code 1; output: "not yet""#), "{said}");
     stage.engine().docker().run(&["exec", &first.id, "/bin/busybox", "touch", "/tmp/ok"])?;
     stage.daemon.wait_ready("web", 2)?;
     // An engine that does not answer makes no container unhealthy.
@@ -246,7 +246,10 @@ fn invalid_checks_are_reported() -> Result<()> {
     let said = stage.daemon.wait_for("a word about bad-1", |status| {
         Some(status.said_about("bad-1").join("\n")).filter(|said| !said.is_empty())
     })?;
-    ensure!(said.contains(r#"label pod-steer.health.path="/" is refused: a check by tcp has none"#), "{said}");
+    ensure!(
+        said.contains(r#"label pod-steer.health.path="/" is refused: a check of kind tcp does not use it"#),
+        "{said}"
+    );
 
     let file = stage.host.dir().join("bad.toml");
     fs::write(&file, "[service.web.health]\nkind = 'tcp'\ninterval = '0s'\n")?;

@@ -123,10 +123,10 @@ fn peak_kib(daemon: &Daemon) -> Result<u64> {
 fn endless_answers_are_cut_off_and_reported() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     for (fault, wanted) in [
-        (Fault::Event, Some("an event has more than 16777216 bytes")),
-        (Fault::List, Some("the answer to GET /containers/json has more than 33554432 bytes")),
-        (Fault::Details, Some("has more than 1048576 bytes")),
-        (Fault::Head, Some("the conversation broke off")),
+        (Fault::Event, Some("an event is longer than 16777216 bytes")),
+        (Fault::List, Some("the answer to GET /containers/json is longer than 33554432 bytes")),
+        (Fault::Details, Some("is longer than 1048576 bytes")),
+        (Fault::Head, Some("the connection broke off")),
         (Fault::Many, Some("more than 16384 containers with labels of pod-steer")),
         (Fault::Empty, None),
     ] {
@@ -167,7 +167,7 @@ fn a_long_event_does_not_end_the_stream() -> Result<()> {
     let socket = host.dir().join("engine.sock");
     let _engine = start(&socket, Fault::LongEvent)?;
     let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
-    wait::until("the event to be left out", || daemon.log().contains("an event is too long").then_some(()))?;
+    wait::until("the event to be left out", || daemon.log().contains("an event that is too long").then_some(()))?;
     ensure!(daemon.status()?.problems.is_empty(), "{}", daemon.status()?);
     ensure!(daemon.log().matches("container engine connected").count() == 1, "{}", daemon.log());
     Ok(())

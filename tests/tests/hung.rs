@@ -54,7 +54,7 @@ fn a_stopped_daemon_is_reported_with_the_reason() -> Result<()> {
         let pid = stage.daemon.pid();
         ensure!(said.contains("is stopped") && said.contains(&format!("kill -CONT {pid}")), "{args}: {said}");
         if args.starts_with("deploy") || args.starts_with("shift") {
-            ensure!(said.contains("may be carried out") && said.contains("history web"), "{args}: {said}");
+            ensure!(said.contains("may still carry out the order") && said.contains("history web"), "{args}: {said}");
         }
         waited.push(began.elapsed());
     }

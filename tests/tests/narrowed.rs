@@ -111,12 +111,12 @@ fn allow_ports_of_a_service() -> Result<()> {
     for (service, ports, table) in [("web", "81:8090", "[service.web]"), ("api", "80:8090", "[service.\"*\"]")] {
         let refused = Exec::new("thief", service, ports, "0.0.0.0:8090").start(&stage).expect_err("it is refused");
         let said = format!("{refused:#}");
-        ensure!(said.contains("is not allowed for the service") && said.contains(table), "{said}");
+        ensure!(said.contains(&format!("is not in `allow-ports` of {table}")), "{said}");
     }
     let mut held = hold(stage.host.net())?;
     let narrowed = |stage: &Stage| -> Result<()> {
         let said = refused_because(stage)?;
-        ensure!(said.contains("port 80 is not allowed for the service `web`"), "{said}");
+        ensure!(said.contains("port 80 is not in `allow-ports` of [service.web]"), "{said}");
         ensure!(clients(80).run(stage.host.net())?.refused() == 20);
         ensure!(clients(81).run(stage.host.net())?.answered_by("api-1") == 20, "another service is not concerned");
         Ok(())

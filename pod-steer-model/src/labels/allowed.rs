@@ -1,4 +1,4 @@
-//! The keys of the configuration that restrict a service.
+//! Parses the keys of the configuration that restrict a service.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::reader::Reader;
 use crate::settings::{Allowed, ImagePattern, PortPolicy};
 
-/// `user_id` is the number of a user of this name.
+/// `user_id` looks up a user by name.
 pub(super) fn read(
     reader: &mut Reader,
     values: &BTreeMap<&str, &str>,
@@ -57,11 +57,15 @@ fn users(reader: &mut Reader, text: &str, user_id: &dyn Fn(&str) -> Option<u32>)
     Some(read.collect())
 }
 
-/// The items of a list, of which there is at least one: none would allow nothing at all.
+/// Parses a list of at least one item. An empty list would allow nothing at all.
 fn list(reader: &mut Reader, key: &'static str, text: &str, example: &str) -> Option<Vec<Value>> {
     match serde_json::from_str::<Vec<Value>>(text) {
         Ok(items) if items.is_empty() => {
-            reader.refuse(key, text, format!("it is empty; write at least one, as in {example}, or remove the key"));
+            reader.refuse(
+                key,
+                text,
+                format!("it is empty; write at least one item, as in {example}, or remove the key"),
+            );
         }
         Ok(items) => return Some(items),
         Err(_) => reader.refuse(key, text, format!("it is not a list; write it as in {example}")),

@@ -1,4 +1,4 @@
-//! What is wrong with labels and flags, in words.
+//! Errors in labels and flags.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -14,8 +14,7 @@ use crate::{
     text::quoted,
 };
 
-/// What is wrong with one label or flag: a single line that names it, quotes its value, says why it is refused and
-/// what to do.
+/// An error in one label or flag: one line that names it, quotes its value, says why it is refused and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// A label that begins with [`PREFIX`] and is not known.
@@ -23,7 +22,7 @@ pub enum LabelError {
     Unknown {
         /// The label, quoted.
         label: String,
-        /// The label that was probably meant, or all there are.
+        /// The label that was probably meant, or all known ones.
         remedy: String,
     },
     /// A key of the configuration that is not known.
@@ -31,7 +30,7 @@ pub enum LabelError {
     UnknownKey {
         /// The key.
         key: String,
-        /// The key that was probably meant, or all there are.
+        /// The key that was probably meant, or all known ones.
         remedy: String,
     },
     /// A label that a managed container must have.
@@ -39,7 +38,7 @@ pub enum LabelError {
     Missing {
         /// The label.
         field: Field,
-        /// What to write.
+        /// The remedy.
         remedy: &'static str,
     },
     /// A value that the label cannot have.
@@ -49,7 +48,7 @@ pub enum LabelError {
         field: Field,
         /// Its value, quoted.
         value: String,
-        /// Why, and what to write instead.
+        /// The reason and the remedy.
         wrong: String,
     },
     /// An item of the list of ports.
@@ -64,18 +63,18 @@ pub enum LabelError {
     },
 }
 
-/// Where something is asked for.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// By a label.
+    /// A label.
     Label,
-    /// By a flag of a command.
+    /// A flag of a command.
     Flag,
-    /// In the configuration's table of this service.
+    /// The table of this service in the configuration.
     Table(String),
 }
 
-/// Something that can be asked for, under the name that the one who asks gave it.
+/// Displays a key by its name in the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     key: &'static str,
@@ -101,12 +100,12 @@ impl fmt::Display for Field {
 /// A key of the configuration, as TOML has it.
 fn table_key(service: &str, key: &str) -> String {
     let service = bare_or_quoted(service);
-    // What the label says by itself has a name in a table.
+    // The label `health` is the key `health.kind` of a table.
     let key = if key == "health" { "health.kind" } else { key };
     format!("service.{service}.{key}")
 }
 
-/// An unknown key, with the known one that it is closest to if it is close to any.
+/// The error for an unknown key, with the closest known key if one is close.
 pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
     let name = |key: &str| match origin {
         Origin::Table(_) if key == "health" => "health.kind".to_owned(),
@@ -120,13 +119,13 @@ pub(super) fn unknown(key: &str, origin: &Origin) -> LabelError {
     let lower = key.to_ascii_lowercase();
     let nearest = known.iter().map(|known| (distance(&lower, known), *known)).min();
     let remedy = match nearest {
-        // A third of the letters wrong is a slip; more is another word.
+        // Up to a third of the letters wrong is a misspelling; more is another word.
         Some((wrong, known)) if wrong <= known.rsplit('.').next().unwrap_or(known).len() / 3 => {
             format!("did you mean {}?", name(known))
         }
         _ => {
             let known: Vec<String> = known.into_iter().filter(|key| !key.contains('.')).map(name).collect();
-            format!("remove it; the known ones are {} and those that begin with {}", known.join(", "), name("health."))
+            format!("remove it, or use one of {} or one that begins with {}", known.join(", "), name("health."))
         }
     };
     match origin {

@@ -1,4 +1,4 @@
-//! Reading single values: each is taken, or refused in words that name where it stands.
+//! Parses single values. The error for a refused value names its source.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
@@ -13,7 +13,7 @@ use crate::{
     text::{Name, quoted},
 };
 
-/// Reads one value after the other and collects what is wrong. A refused value reads as its type's default.
+/// Parses values and collects the errors. A refused value is replaced by its type's default.
 pub(super) struct Reader {
     origin: Origin,
     errors: Vec<LabelError>,
@@ -70,12 +70,12 @@ impl Reader {
     }
 
     pub fn weight(&mut self, text: &str) -> u32 {
-        let most = format!("write {WEIGHT_MAX} at the most");
-        let wrong = format!("write one from 0 (no new connections) to {WEIGHT_MAX}");
+        let most = format!("the maximum is {WEIGHT_MAX}");
+        let wrong = format!("write a number from 0 (no new connections) to {WEIGHT_MAX}");
         self.number("weight", text, 0..=WEIGHT_MAX, &most, &wrong).unwrap_or(WEIGHT_DEFAULT)
     }
 
-    /// A whole number; `most` and `range` say what to write instead of one that is too large, or of anything else.
+    /// Parses a whole number. `most` is the remedy for a number that is too large, `range` for any other error.
     pub fn number(
         &mut self,
         key: &'static str,

@@ -1,5 +1,5 @@
-//! A service's table in the configuration, and the health check of a table or a container. What contradicts itself is refused: a value
-//! that would have no effect is a misunderstanding.
+//! Parses a service's table in the configuration, and the health check of a table or a container. A value that would have no effect is an
+//! error.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Keys of a check that need it to be of one kind; the others go with every kind.
+/// Keys of a check that are valid only for some kinds. All others are valid for every kind.
 const OF_KIND: [(&str, &[&str]); 5] = [
     ("health.port", &["tcp", "http"]),
     ("health.path", &["http"]),
@@ -25,14 +25,14 @@ const OF_KIND: [(&str, &[&str]); 5] = [
 
 /// Longest time of a check.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Shortest time between two probes, and for one: a check is no load test.
+/// Shortest interval and time limit of a check, so that checks do not load the server.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Longest path, host or command.
 const CHARS_MAX: usize = 1_024;
-/// Most results in a row that may be asked for.
+/// Maximum number of results in a row.
 const STREAK_MAX: u32 = 1_000;
 
-/// Reads one table of the configuration, `[service.NAME]`. `user_id` is the number of a user of this name.
+/// Reads one table of the configuration, `[service.NAME]`. `user_id` looks up a user by name.
 pub fn from_table(
     service: &str,
     values: &BTreeMap<String, String>,
@@ -55,14 +55,10 @@ fn time(reader: &mut Reader, key: &'static str, text: &str) -> Option<u64> {
     match duration::parse(text) {
         Err(error) => reader.refuse(key, text, error.to_string()),
         Ok(time) if time < INTERVAL_MIN => {
-            reader.refuse(
-                key,
-                text,
-                format!("it is too short; write {} at the least", duration::Written(INTERVAL_MIN)),
-            );
+            reader.refuse(key, text, format!("it is too short; the minimum is {}", duration::Written(INTERVAL_MIN)));
         }
         Ok(time) if time > DAY => {
-            reader.refuse(key, text, format!("it is too long; write {} at the most", duration::Written(DAY)));
+            reader.refuse(key, text, format!("it is too long; the maximum is {}", duration::Written(DAY)));
         }
         Ok(time) => return u64::try_from(time.as_millis()).ok(),
     }
@@ -73,7 +69,7 @@ pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Optio
     let details = HEALTH.iter().map(|declared| declared.key).filter(|key| *key != "health" && values.contains_key(key));
     let Some(&kind) = values.get("health") else {
         for key in details {
-            let wrong = format!("there is no check; write {}=tcp, http or exec beside it", reader.field("health"));
+            let wrong = format!("there is no health check; add {}=tcp, http or exec", reader.field("health"));
             reader.refuse(key, values[key], wrong);
         }
         return None;
@@ -86,8 +82,11 @@ pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Optio
     for key in details {
         let kinds = OF_KIND.into_iter().find(|(of, _)| *of == key).map_or(&["tcp", "http", "exec"][..], |(_, k)| k);
         if !kinds.contains(&kind) {
-            let wrong =
-                format!("a check by {kind} has none; remove it, or write {}={}", reader.field("health"), kinds[0]);
+            let wrong = format!(
+                "a check of kind {kind} does not use it; remove it, or write {}={}",
+                reader.field("health"),
+                kinds[0]
+            );
             reader.refuse(key, values[key], wrong);
         }
     }
@@ -98,8 +97,7 @@ pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Optio
         _ => CheckKind::None,
     });
     if let Some(text) = values.get("health.port") {
-        let port =
-            reader.number("health.port", text, 1..=65_535, "write 65535 at the most", "write a port, 1 to 65535");
+        let port = reader.number("health.port", text, 1..=65_535, "the maximum is 65535", "write a port, 1 to 65535");
         check.port = port.and_then(|port| u16::try_from(port).ok());
     }
     if let Some(ms) = values.get("health.interval").and_then(|text| time(reader, "health.interval", text)) {
@@ -114,8 +112,8 @@ pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Optio
 }
 
 fn streak(reader: &mut Reader, values: &BTreeMap<&str, &str>, key: &'static str, default: u32) -> u32 {
-    let range = format!("write how many results in a row it takes, 1 to {STREAK_MAX}");
-    let most = format!("write {STREAK_MAX} at the most");
+    let range = format!("write a number of results in a row, 1 to {STREAK_MAX}");
+    let most = format!("the maximum is {STREAK_MAX}");
     let read = values.get(key).map(|text| reader.number(key, text, 1..=STREAK_MAX, &most, &range));
     read.flatten().unwrap_or(default)
 }
@@ -124,12 +122,12 @@ fn http(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> CheckKind {
     let path = values.get("health.path").copied().unwrap_or("/");
     if !path.starts_with('/') || !plain(path) || path.contains('#') {
         let wrong =
-            format!("it is no path; write printable ASCII that begins with /, {CHARS_MAX} characters at the most");
+            format!("it is not a path; write printable ASCII that begins with /, at most {CHARS_MAX} characters");
         reader.refuse("health.path", path, wrong);
     }
     let host = values.get("health.host").copied();
     if let Some(host) = host.filter(|host| host.is_empty() || !plain(host) || host.contains(['/', '@', '?', '#'])) {
-        reader.refuse("health.host", host, "it is no host; write a name, as in example.org or example.org:8080");
+        reader.refuse("health.host", host, "it is not a host; write a name, as in example.org or example.org:8080");
     }
     let status = values.get("health.status").and_then(|text| status(reader, text));
     CheckKind::Http { path: path.to_owned(), host: host.map(str::to_owned), status: status.unwrap_or_default() }
@@ -146,17 +144,17 @@ fn status(reader: &mut Reader, text: &str) -> Option<StatusRange> {
     match (code(first), code(last)) {
         (Some(first), Some(last)) if first <= last => Some(StatusRange { first, last }),
         _ => {
-            let wrong = "it is no status or range of them; write numbers from 100 to 599, as in 200 or 200-399";
+            let wrong = "it is not a status or a range of them; write numbers from 100 to 599, as in 200 or 200-399";
             reader.refuse("health.status", text, wrong);
             None
         }
     }
 }
 
-/// A command: a list as JSON has it is run as it is, anything else by the container's shell, as Docker does.
+/// Parses a command. A JSON list is run as it is, anything else by the container's shell, as in Docker.
 fn exec(reader: &mut Reader, text: Option<&str>) -> CheckKind {
     let Some(text) = text else {
-        let remedy = "say what a check by exec runs, as in curl -fs localhost:8080 or [\"/check\", \"--fast\"]";
+        let remedy = "add the command of the check, as in curl -fs localhost:8080 or [\"/check\", \"--fast\"]";
         return CheckKind::Exec { command: reader.missing("health.command", remedy) };
     };
     let list = text.trim_start().starts_with('[');

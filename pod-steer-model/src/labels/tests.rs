@@ -12,7 +12,7 @@ fn read(labels: &[(&str, &str)]) -> Result<Spec, Vec<String>> {
     result.map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
-/// The one problem of good labels with this one added or changed.
+/// The only error of valid labels with this one added or changed.
 fn problem_with(label: &str, value: &str) -> String {
     let mut labels = BTreeMap::from([("pod-steer.service", "web"), ("pod-steer.ports", "80:8080")]);
     labels.insert(label, value);
@@ -23,7 +23,7 @@ fn problem_with(label: &str, value: &str) -> String {
 }
 
 #[test]
-fn other_peoples_labels_are_not_ours() {
+fn labels_without_the_prefix_are_ignored() {
     assert_eq!(parse([], "v0"), None);
     let others = [("com.docker.compose.service", "web"), ("pod-steer", "x"), ("x.pod-steer.service", "web")];
     assert_eq!(parse(others, "v0"), None);
@@ -66,7 +66,7 @@ fn defaults_and_everything() {
 }
 
 #[test]
-fn limits_are_allowed_and_no_more() {
+fn values_at_the_limits_are_accepted_and_beyond_are_refused() {
     let longest = "x".repeat(63);
     assert!(read(&[("pod-steer.service", &longest), ("pod-steer.ports", "80")]).is_ok());
     let version = "x".repeat(128);
@@ -77,44 +77,48 @@ fn limits_are_allowed_and_no_more() {
     assert_eq!(
         problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
-            format!("--service={shown} is refused: it has 64 characters; write 63 at the most"),
-            format!("--version={shown} is refused: it has 129 characters; write 128 at the most"),
-            "--weight=\"65536\" is refused: it is too large; write 65535 at the most".to_owned(),
+            format!("--service={shown} is refused: it has 64 characters; the maximum is 63"),
+            format!("--version={shown} is refused: it has 129 characters; the maximum is 128"),
+            "--weight=\"65536\" is refused: it is too large; the maximum is 65535".to_owned(),
         ]
     );
 }
 
 #[test]
-fn every_field_says_what_is_wrong_and_what_to_do() {
+fn each_error_names_the_field_the_fault_and_the_remedy() {
     for (label, value, expected) in [
         ("service", "", r#"label pod-steer.service="" is refused: it is empty; write a name, as in web"#),
-        ("service", "my web", r#"pod-steer.service="my web" is refused: " " has no place in a name; write letters"#),
-        ("service", "café", r#"pod-steer.service="café" is refused: "é" has no place in a name"#),
-        ("service", "a\nb", r#"pod-steer.service="a\nb" is refused: "\n" has no place in a name"#),
-        ("service", "-web", r#"pod-steer.service="-web" is refused: it begins with a sign; begin with a letter"#),
+        ("service", "my web", r#"pod-steer.service="my web" is refused: " " is not allowed in a name; use letters"#),
+        ("service", "café", r#"pod-steer.service="café" is refused: "é" is not allowed in a name"#),
+        ("service", "a\nb", r#"pod-steer.service="a\nb" is refused: "\n" is not allowed in a name"#),
+        (
+            "service",
+            "-web",
+            r#"pod-steer.service="-web" is refused: it begins with a punctuation character; begin with a letter"#,
+        ),
         ("ports", "", r#"pod-steer.ports="" is refused: "" has an item without a port; write ports"#),
         ("ports", "80,x:1", r#"pod-steer.ports="80,x:1" is refused: in "x:1", "x" is not a port; write a number from"#),
-        ("ports", "53/udp", r#"pod-steer.ports="53/udp" is refused: in "53/udp", UDP is not steered yet"#),
+        ("ports", "53/udp", r#"pod-steer.ports="53/udp" is refused: in "53/udp", pod-steer does not steer UDP yet"#),
         ("version", "", r#"pod-steer.version="" is refused: it is empty; write a version, as in v1, or leave it out"#),
-        ("version", "v 1", r#"pod-steer.version="v 1" is refused: " " has no place in a version; write printable"#),
-        ("version", "v\u{1b}", r#"pod-steer.version="v\u{1b}" is refused: "\u{1b}" has no place in a version"#),
-        ("weight", "", r#"pod-steer.weight="" is refused: it is not a whole number; write one from 0 (no new"#),
+        ("version", "v 1", r#"pod-steer.version="v 1" is refused: " " is not allowed in a version; use printable"#),
+        ("version", "v\u{1b}", r#"pod-steer.version="v\u{1b}" is refused: "\u{1b}" is not allowed in a version"#),
+        ("weight", "", r#"pod-steer.weight="" is refused: it is not a whole number; write a number from 0 (no new"#),
         ("weight", "-1", r#"pod-steer.weight="-1" is refused: it is not a whole number"#),
         ("weight", "+1", r#"pod-steer.weight="+1" is refused: it is not a whole number"#),
         ("weight", "1.5", r#"pod-steer.weight="1.5" is refused: it is not a whole number"#),
-        ("weight", "65536", r#"pod-steer.weight="65536" is refused: it is too large; write 65535 at the most"#),
+        ("weight", "65536", r#"pod-steer.weight="65536" is refused: it is too large; the maximum is 65535"#),
         ("weight", "99999999999999999999", r#"pod-steer.weight="99999999999999999999" is refused: it is too large"#),
         (
             "fallback",
             "Pass",
-            r#"pod-steer.fallback="Pass" is refused: unknown value; use refuse (clients are refused at"#,
+            r#"pod-steer.fallback="Pass" is refused: unknown value; use refuse (when no backend is left"#,
         ),
         ("sevrice", "web", r#"label "pod-steer.sevrice" is unknown; did you mean pod-steer.service?"#),
         ("port", "80", r#"label "pod-steer.port" is unknown; did you mean pod-steer.ports?"#),
         ("Weight", "1", r#"label "pod-steer.Weight" is unknown; did you mean pod-steer.weight?"#),
         ("wieght", "1", r#"label "pod-steer.wieght" is unknown; did you mean pod-steer.weight?"#),
-        ("canary", "5m", r#"label "pod-steer.canary" is unknown; remove it; the known ones are pod-steer.service, "#),
-        ("health.http", "/", r#"label "pod-steer.health.http" is unknown; remove it; the known ones are"#),
+        ("canary", "5m", r#"label "pod-steer.canary" is unknown; remove it, or use one of pod-steer.service, "#),
+        ("health.http", "/", r#"label "pod-steer.health.http" is unknown; remove it, or use one of"#),
         (
             "health.intervall",
             "1s",
@@ -123,21 +127,21 @@ fn every_field_says_what_is_wrong_and_what_to_do() {
         ("rollout", "Latest", r#"pod-steer.rollout="Latest" is refused: unknown value; use balance"#),
         ("slow-start", "30", r#"pod-steer.slow-start="30" is refused: it has no unit; write 30s for seconds"#),
         ("slow-start", "-1s", r#"pod-steer.slow-start="-1s" is refused: it is negative"#),
-        ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; write 24h at the most"#),
-        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101%" is refused: it is too large; write 100"#),
+        ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; the maximum is 24h"#),
+        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101%" is refused: it is too large; the maximum is 100"#),
         (
             "panic-threshold",
             "x",
             r#"pod-steer.panic-threshold="x" is refused: it is not a whole number; write a percent"#,
         ),
         ("health", "icmp", r#"pod-steer.health="icmp" is refused: unknown value; use tcp, http, exec or none"#),
-        ("health", "exec", r#"label pod-steer.health.command is missing; say what a check by exec runs"#),
+        ("health", "exec", r#"label pod-steer.health.command is missing; add the command of the check"#),
         (
             "health.path",
             "/",
-            r#"pod-steer.health.path="/" is refused: there is no check; write label pod-steer.health=tcp"#,
+            r#"pod-steer.health.path="/" is refused: there is no health check; add label pod-steer.health=tcp"#,
         ),
-        ("", "x", r#"label "pod-steer." is unknown; remove it; the known ones are"#),
+        ("", "x", r#"label "pod-steer." is unknown; remove it, or use one of"#),
     ] {
         let said = problem_with(&format!("{PREFIX}{label}"), value);
         assert!(said.contains(expected), "{label}={value:?}\n said: {said}\n  not: {expected}");
@@ -185,31 +189,46 @@ fn checks_of_every_kind() {
 }
 
 #[test]
-fn checks_that_cannot_be_meant() {
+fn contradictory_health_checks_are_refused() {
     for (kind, key, value, expected) in [
         (
             "tcp",
             "path",
             "/",
-            r#"label pod-steer.health.path="/" is refused: a check by tcp has none; remove it, or write"#,
+            r#"label pod-steer.health.path="/" is refused: a check of kind tcp does not use it; remove it, or write"#,
         ),
-        ("exec", "port", "80", r#"label pod-steer.health.port="80" is refused: a check by exec has none"#),
-        ("http", "command", "true", r#"label pod-steer.health.command="true" is refused: a check by http has none"#),
-        ("none", "interval", "1s", r#"label pod-steer.health.interval="1s" is refused: a check by none has none"#),
-        ("http", "path", "ready", r#"pod-steer.health.path="ready" is refused: it is no path; write printable ASCII"#),
-        ("http", "path", "/a b", r#"pod-steer.health.path="/a b" is refused: it is no path"#),
-        ("http", "host", "", r#"pod-steer.health.host="" is refused: it is no host; write a name"#),
-        ("http", "status", "2xx", r#"pod-steer.health.status="2xx" is refused: it is no status or range of them"#),
-        ("http", "status", "399-200", r#"pod-steer.health.status="399-200" is refused: it is no status"#),
+        ("exec", "port", "80", r#"label pod-steer.health.port="80" is refused: a check of kind exec does not use it"#),
+        (
+            "http",
+            "command",
+            "true",
+            r#"label pod-steer.health.command="true" is refused: a check of kind http does not use it"#,
+        ),
+        (
+            "none",
+            "interval",
+            "1s",
+            r#"label pod-steer.health.interval="1s" is refused: a check of kind none does not use it"#,
+        ),
+        (
+            "http",
+            "path",
+            "ready",
+            r#"pod-steer.health.path="ready" is refused: it is not a path; write printable ASCII"#,
+        ),
+        ("http", "path", "/a b", r#"pod-steer.health.path="/a b" is refused: it is not a path"#),
+        ("http", "host", "", r#"pod-steer.health.host="" is refused: it is not a host; write a name"#),
+        ("http", "status", "2xx", r#"pod-steer.health.status="2xx" is refused: it is not a status or a range of them"#),
+        ("http", "status", "399-200", r#"pod-steer.health.status="399-200" is refused: it is not a status"#),
         ("tcp", "port", "0", r#"pod-steer.health.port="0" is refused: it is too small; write a port, 1 to 65535"#),
+        ("tcp", "interval", "0s", r#"pod-steer.health.interval="0s" is refused: it is too short; the minimum is 10ms"#),
+        ("tcp", "timeout", "2", r#"pod-steer.health.timeout="2" is refused: it has no unit"#),
         (
             "tcp",
-            "interval",
-            "0s",
-            r#"pod-steer.health.interval="0s" is refused: it is too short; write 10ms at the least"#,
+            "healthy",
+            "0",
+            r#"pod-steer.health.healthy="0" is refused: it is too small; write a number of results"#,
         ),
-        ("tcp", "timeout", "2", r#"pod-steer.health.timeout="2" is refused: it has no unit"#),
-        ("tcp", "healthy", "0", r#"pod-steer.health.healthy="0" is refused: it is too small; write how many results"#),
         ("tcp", "unhealthy", "-1", r#"pod-steer.health.unhealthy="-1" is refused: it is not a whole number"#),
         ("exec", "command", " ", r#"pod-steer.health.command=" " is refused: it is empty"#),
         ("exec", "command", "[1]", r#"pod-steer.health.command="[1]" is refused: it is not a list of words"#),
@@ -247,7 +266,7 @@ fn every_problem_is_listed() {
     let problems = read(&[("pod-steer.service", "web")]).unwrap_err();
     assert_eq!(
         problems,
-        ["label pod-steer.ports is missing; say which ports the service has, as in pod-steer.ports=80:8080"]
+        ["label pod-steer.ports is missing; add the ports of the service, as in pod-steer.ports=80:8080"]
     );
 }
 
@@ -277,7 +296,7 @@ fn the_default_version_is_the_tag_or_the_short_id() {
 }
 
 #[test]
-fn a_strangers_spec_is_checked() {
+fn a_spec_from_an_api_client_is_checked() {
     let good = spec_from_flags("web", "80:8080,[::1]:443-445", "v1", 1, GivenOptions::default()).unwrap();
     assert_eq!(check_spec(&good), Ok(()));
     let json = serde_json::to_string(&good).unwrap();

@@ -1,23 +1,23 @@
-//! Why a list of ports is refused.
+//! Errors in a list of ports.
 #![forbid(unsafe_code)]
 
 use super::{PORTS_MAX, PortMap};
 
-/// Why a list of ports is refused. Each message quotes the item, says what is wrong and what to write instead.
+/// An error in a list of ports. Each message quotes the item, says what is wrong and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortsError {
-    /// Nothing, or nothing between two commas.
+    /// The list or an item is empty.
     #[error("{item} has an item without a port; write ports separated by single commas, as in 80:8080,443:8443")]
     Empty {
         /// The whole list, quoted.
         item: String,
     },
-    /// Not digits, or not 1 to 65535.
+    /// Not a number from 1 to 65535.
     #[error("in {item}, {part} is not a port; write a number from 1 to 65535, as in 80:8080")]
     NotAPort {
         /// The item, quoted.
         item: String,
-        /// What stands in the port's place, quoted.
+        /// The invalid port, quoted.
         part: String,
     },
     /// `82-80`.
@@ -25,14 +25,14 @@ pub enum PortsError {
     Backwards {
         /// The item, quoted.
         item: String,
-        /// What the range begins with.
+        /// First port of the range.
         first: u16,
-        /// What it ends with.
+        /// Last port of the range.
         last: u16,
     },
     /// `80-82:8080-8081`.
     #[error(
-        "in {item}, {ports} port(s) cannot go to {targets} container port(s); write two ranges of one length, \
+        "in {item}, {ports} port(s) do not match {targets} container port(s); write two ranges of the same length, \
          as in 80-82:8080-8082"
     )]
     UnequalRanges {
@@ -44,7 +44,9 @@ pub enum PortsError {
         targets: usize,
     },
     /// `127.0.0.1::80`, or `:80`: for `docker -p` a request for any free port.
-    #[error("in {item}, the port before a colon is missing and none is chosen for you; write it out, as in 80:8080")]
+    #[error(
+        "in {item}, the port before the colon is missing, and pod-steer does not choose one; write it, as in 80:8080"
+    )]
     NoPort {
         /// The item, quoted.
         item: String,
@@ -63,13 +65,13 @@ pub enum PortsError {
     NotAnAddress {
         /// The item, quoted.
         item: String,
-        /// What stands in the address's place, quoted.
+        /// The invalid address, quoted.
         part: String,
-        /// What to write.
+        /// The remedy.
         instead: &'static str,
     },
     /// `/udp` and `/sctp`: valid for `docker -p`.
-    #[error("in {item}, {proto} is not steered yet, only TCP is; leave the port out, or write /tcp or nothing")]
+    #[error("in {item}, pod-steer does not steer {proto} yet; remove the port, or write /tcp or no protocol")]
     NotYet {
         /// The item, quoted.
         item: String,
@@ -77,15 +79,15 @@ pub enum PortsError {
         proto: &'static str,
     },
     /// Another protocol.
-    #[error("in {item}, {part} is not a protocol; write /tcp, or nothing, which means the same")]
+    #[error("in {item}, {part} is not a protocol; write /tcp or nothing, which both mean TCP")]
     NotAProtocol {
         /// The item, quoted.
         item: String,
-        /// What stands in the protocol's place, quoted.
+        /// The invalid protocol, quoted.
         part: String,
     },
     /// One port twice.
-    #[error("in {item}, {port} claims what {earlier} before it claims already; leave one of the two out")]
+    #[error("in {item}, {port} overlaps the earlier {earlier}; remove one of the two")]
     Duplicate {
         /// The item, quoted.
         item: String,
@@ -95,9 +97,9 @@ pub enum PortsError {
         earlier: PortMap,
     },
     /// More than [`PORTS_MAX`].
-    #[error("with {item} the list comes to {ports} ports and {PORTS_MAX} are the most; split the service into several")]
+    #[error("with {item} the list has {ports} ports, more than {PORTS_MAX}; split the service into several")]
     TooMany {
-        /// The item, quoted, with which there were too many.
+        /// The item that exceeds the limit, quoted.
         item: String,
         /// Ports up to and with that item.
         ports: usize,

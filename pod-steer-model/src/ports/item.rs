@@ -1,4 +1,4 @@
-//! One item of a list of ports, read.
+//! Parses one item of a list of ports.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -61,7 +61,7 @@ fn parse_proto(text: &str, item: impl Fn() -> String) -> Result<Proto, PortsErro
     }
 }
 
-/// Splits off an address with its colon, if there is one: brackets, or something that is no port before a colon.
+/// Splits off an address and its colon, if there is one: text in brackets, or text before a colon that is not a port.
 fn split_address(text: &str, item: impl Fn() -> String) -> Result<(Option<IpAddr>, &str), PortsError> {
     let wrong = |part: &str, instead| PortsError::NotAnAddress { item: item(), part: quoted(part), instead };
     if let Some(inside) = text.strip_prefix('[') {
@@ -83,11 +83,11 @@ fn split_address(text: &str, item: impl Fn() -> String) -> Result<(Option<IpAddr
         _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()) => {
             Err(wrong(text, "write a colon and a port after the address, as in 127.0.0.1:80:8080"))
         }
-        // `::1:80:8080` could be read in three ways.
+        // `::1:80:8080` is ambiguous.
         Some((first, rest)) if rest.contains(':') && is_bare_v6(first, text) => {
             Err(wrong(text, "put an IPv6 address in brackets, as in [::1]:80:8080"))
         }
-        // With three parts the first can only be an address; with two, an address has dots and a port has not.
+        // With three parts the first is an address. With two, only an address has dots.
         Some((first, rest)) if first.contains('.') || (rest.contains(':') && !first.is_empty()) => {
             match first.parse() {
                 Ok(ip) => Ok((Some(IpAddr::V4(ip)), rest)),
@@ -109,7 +109,7 @@ fn is_bare_v6(first: &str, text: &str) -> bool {
 
 fn parse_range(text: &str, item: impl Fn() -> String) -> Result<(u16, u16), PortsError> {
     let port = |part: &str| match part.parse::<u16>() {
-        // `parse` takes a plus sign, which nobody means.
+        // `parse` would accept a plus sign.
         Ok(port) if port > 0 && !part.starts_with('+') => Ok(port),
         _ => Err(PortsError::NotAPort { item: item(), part: quoted(part) }),
     };

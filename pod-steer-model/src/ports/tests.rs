@@ -26,7 +26,7 @@ fn every_form_is_read() {
         ("65534-65535:1-2", vec![map(None, 65534, 1), map(None, 65535, 2)]),
         ("[::1]:80-81:90-91", vec![map(Some("::1"), 80, 90), map(Some("::1"), 81, 91)]),
         ("80:8080,81:8080", vec![map(None, 80, 8080), map(None, 81, 8080)]),
-        // A single address beside any address: the single one comes first in the kernel too.
+        // A single address takes precedence over any address, as in the kernel.
         ("80:8080,127.0.0.1:80:9090", vec![map(None, 80, 8080), map(Some("127.0.0.1"), 80, 9090)]),
     ] {
         assert_eq!(parse(list), Ok(expected), "{list}");
@@ -34,13 +34,13 @@ fn every_form_is_read() {
 }
 
 #[test]
-fn ranges_are_items_and_not_neighbours() {
+fn only_an_item_is_a_range_not_adjacent_ports() {
     assert!(ranges("8080,8081,80:80,5-5").is_empty());
     assert_eq!(ranges("21:2121, 30000-30009:31000-31009 ,30010-30011/tcp,80"), [1..11, 11..13]);
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn each_error_names_the_item_and_the_remedy() {
     for (list, expected) in [
         ("", r#""" has an item without a port; write ports separated by single commas, as in 80:8080,443:8443"#),
         ("80,,81,", r#""80,,81," has an item without a port; write ports separated by single commas, as in "#),
@@ -58,11 +58,14 @@ fn what_is_wrong_is_said() {
         ("82-80", r#"in "82-80", the range 82-80 runs backwards; write 80-82"#),
         (
             "80-82:90-91",
-            r#"in "80-82:90-91", 3 port(s) cannot go to 2 container port(s); write two ranges of one length"#,
+            r#"in "80-82:90-91", 3 port(s) do not match 2 container port(s); write two ranges of the same length"#,
         ),
-        ("80-82:8080", r#"in "80-82:8080", 3 port(s) cannot go to 1 container port(s)"#),
-        ("127.0.0.1::80", r#"in "127.0.0.1::80", the port before a colon is missing and none is chosen for you"#),
-        (":80", r#"in ":80", the port before a colon is missing"#),
+        ("80-82:8080", r#"in "80-82:8080", 3 port(s) do not match 1 container port(s)"#),
+        (
+            "127.0.0.1::80",
+            r#"in "127.0.0.1::80", the port before the colon is missing, and pod-steer does not choose one"#,
+        ),
+        (":80", r#"in ":80", the port before the colon is missing"#),
         ("1:2:3:4", r#""1:2:3:4" has too many colons"#),
         ("127.0.0.1:1:2:3", r#""127.0.0.1:1:2:3" has too many colons"#),
         ("127.0.0.1", r#"in "127.0.0.1", "127.0.0.1" is not an address to listen on; write a colon and a port after"#),
@@ -78,17 +81,17 @@ fn what_is_wrong_is_said() {
         ("[::x]:80", r#""::x" is not an address to listen on; write an IPv6 address in the brackets"#),
         ("[fe80::1%eth0]:80", r#""fe80::1%eth0" is not an address to listen on"#),
         ("[::ffff:1.2.3.4]:80", r#""::ffff:1.2.3.4" is not an address to listen on; IPv4 clients come to IPv4"#),
-        ("53:53/udp", r#"in "53:53/udp", UDP is not steered yet, only TCP is; leave the port out, or write /tcp or"#),
-        ("53/SCTP", r#"in "53/SCTP", SCTP is not steered yet"#),
-        ("80/http", r#"in "80/http", "http" is not a protocol; write /tcp, or nothing"#),
+        ("53:53/udp", r#"in "53:53/udp", pod-steer does not steer UDP yet; remove the port, or write /tcp or"#),
+        ("53/SCTP", r#"in "53/SCTP", pod-steer does not steer SCTP yet"#),
+        ("80/http", r#"in "80/http", "http" is not a protocol; write /tcp or nothing"#),
         ("80/", r#"in "80/", "" is not a protocol"#),
-        ("80:1,80:1", r#"in "80:1", 80:1/tcp claims what 80:1/tcp before it claims already; leave one of the two out"#),
-        ("80-90,85:1", r#"in "85:1", 85:1/tcp claims what 85:85/tcp before it claims already"#),
-        ("80,0.0.0.0:80", r#"in "0.0.0.0:80", 0.0.0.0:80:80/tcp claims what 80:80/tcp before it claims already"#),
-        ("[::]:80,80", r#"in "80", 80:80/tcp claims what [::]:80:80/tcp before it claims already"#),
-        ("[::1]:80,[0::1]:80:1", r#"in "[0::1]:80:1", [::1]:80:1/tcp claims what [::1]:80:80/tcp before it"#),
-        ("1-65535", r#"with "1-65535" the list comes to 65535 ports and 1024 are the most; split the service"#),
-        ("1-1000,2001-2025", r#"with "2001-2025" the list comes to 1025 ports and 1024 are the most"#),
+        ("80:1,80:1", r#"in "80:1", 80:1/tcp overlaps the earlier 80:1/tcp; remove one of the two"#),
+        ("80-90,85:1", r#"in "85:1", 85:1/tcp overlaps the earlier 85:85/tcp"#),
+        ("80,0.0.0.0:80", r#"in "0.0.0.0:80", 0.0.0.0:80:80/tcp overlaps the earlier 80:80/tcp"#),
+        ("[::]:80,80", r#"in "80", 80:80/tcp overlaps the earlier [::]:80:80/tcp"#),
+        ("[::1]:80,[0::1]:80:1", r#"in "[0::1]:80:1", [::1]:80:1/tcp overlaps the earlier [::1]:80:80/tcp"#),
+        ("1-65535", r#"with "1-65535" the list has 65535 ports, more than 1024; split the service"#),
+        ("1-1000,2001-2025", r#"with "2001-2025" the list has 1025 ports, more than 1024"#),
         ("80\n\u{1b}[31m", r#"in "80\n\u{1b}[31m", "80\n\u{1b}[31m" is not a port"#),
     ] {
         let said = parse(list).expect_err(list).to_string();
@@ -137,7 +140,7 @@ fn ranges_are_merged() {
 }
 
 #[test]
-fn serialized_in_plain_words() {
+fn json_is_readable() {
     let json = r#"{"ip":"::1","port":80,"target":8080,"proto":"tcp"}"#;
     assert_eq!(serde_json::to_string(&map(Some("::1"), 80, 8080)).unwrap(), json);
     assert_eq!(serde_json::from_str::<PortMap>(json).unwrap(), map(Some("::1"), 80, 8080));

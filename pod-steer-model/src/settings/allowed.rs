@@ -1,5 +1,5 @@
-//! What restricts a service: the ports that it may claim, the images of its containers, and the users of its
-//! listening sockets. Labels cannot say any of it. Pure.
+//! Restrictions of a service: the ports that it may claim, the images of its containers, and the users of its listening sockets. Labels
+//! cannot set them. Pure.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
@@ -34,10 +34,10 @@ impl PortPolicy {
     }
 }
 
-/// What a table of the configuration allows; nothing where it does not say.
+/// The restrictions in a table of the configuration; `None` for no restriction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
-    /// The ports that the service may claim, of those that any service may.
+    /// The ports that the service may claim, among those that the daemon allows.
     pub ports: Option<PortPolicy>,
     /// The images that its containers may have.
     pub images: Option<Vec<ImagePattern>>,
@@ -46,12 +46,12 @@ pub struct Allowed {
 }
 
 impl ServiceTables {
-    /// Why a service may not claim a port, if its table says so.
+    /// Why a table does not allow a service to claim a port, if so.
     pub fn port_fault(&self, service: &str, port: u16) -> Option<String> {
         let (table, ports) = self.allowed(service, |allowed| allowed.ports.as_ref())?;
         (!ports.allows(port)).then(|| {
             format!(
-                "port {port} is not allowed for the service `{service}` by `allow-ports` in {}; add it there, or choose another",
+                "port {port} is not in `allow-ports` of {}, which applies to the service `{service}`; add it there, or use another port",
                 table_name(table)
             )
         })
@@ -62,39 +62,39 @@ impl ServiceTables {
         self.allowed(service, |allowed| allowed.ports.as_ref()).is_none_or(|(_, ports)| ports.allows(port))
     }
 
-    /// Why a service does not take a container with this image, if its table says so.
+    /// Why a table does not allow containers with this image, if so.
     pub fn image_fault(&self, service: &str, image: &Image) -> Option<String> {
         let (table, images) = self.allowed(service, |allowed| allowed.images.as_ref())?;
         (!images.iter().any(|pattern| pattern.matches(image))).then(|| {
             format!(
-                "its image {image} is not allowed for the service `{service}` by `allow-images` in {}; add it there, or make the \
-                 container from one that is",
+                "its image {image} is not in `allow-images` of {}, which applies to the service `{service}`; add it there, or use \
+                 another image",
                 table_name(table)
             )
         })
     }
 
-    /// Why a service does not take a process, which has no image, if its table says so.
+    /// Why a table does not allow processes, which have no image, if so.
     pub fn process_fault(&self, service: &str) -> Option<String> {
         let (table, _) = self.allowed(service, |allowed| allowed.images.as_ref())?;
         Some(format!(
-            "the service `{service}` takes only containers of some images, by `allow-images` in {}, and a process has no image; \
-             start a container, choose another service, or remove the key",
+            "a process has no image, and `allow-images` of {} limits the service `{service}` to containers of certain images; \
+             start a container, use another service, or remove the key",
             table_name(table)
         ))
     }
 
-    /// Whether some service restricts users.
+    /// Whether any table restricts users.
     pub fn restricts_users(&self) -> bool {
         self.named.values().chain([&self.others]).any(|said| said.allowed.users.is_some())
     }
 
-    /// The users that the listening sockets of a service may belong to, if a table says so, and which one.
+    /// The users that the listening sockets of a service may belong to, and the table that restricts them, if one does.
     pub fn users<'a>(&'a self, service: &'a str) -> Option<(&'a str, &'a BTreeSet<u32>)> {
         self.allowed(service, |allowed| allowed.users.as_ref())
     }
 
-    /// What restricts a service, and the name of the table that says so: its own, else that of all services.
+    /// A restriction of a service, and the name of its table: the service's own, else that of all services.
     fn allowed<'a, T>(
         &'a self,
         service: &'a str,
@@ -132,16 +132,13 @@ mod tests {
             assert_eq!(tables.port_fault(service, port).is_none(), may, "{service} {port}");
         }
         let fault = tables.port_fault("other", 80).unwrap();
-        assert!(
-            fault.contains("port 80 is not allowed") && fault.contains("`allow-ports` in [service.\"*\"]"),
-            "{fault}"
-        );
-        assert!(tables.port_fault("web", 443).unwrap().contains("in [service.web];"));
+        assert!(fault.contains("port 80 is not in `allow-ports` of [service.\"*\"]"), "{fault}");
+        assert!(tables.port_fault("web", 443).unwrap().contains("`allow-ports` of [service.web]"));
         assert!(ServiceTables::default().may_claim("web", 1));
     }
 
     #[test]
-    fn images_are_those_that_a_table_names() {
+    fn allow_images_of_the_own_table_applies() {
         let images = |patterns: &[&str]| {
             let patterns = patterns.iter().map(|pattern| ImagePattern::parse(pattern).unwrap());
             said(Allowed { images: Some(patterns.collect()), ..Allowed::default() })
@@ -155,10 +152,7 @@ mod tests {
             [const { None }; 4]
         );
         let said = fault("web", "base").unwrap();
-        assert!(
-            said.contains("its image base is not allowed for the service `web`") && said.contains("[service.web]"),
-            "{said}"
-        );
+        assert!(said.contains("its image base is not in `allow-images` of [service.web]"), "{said}");
         assert!(fault("other", "nginx").unwrap().contains("[service.\"*\"]"));
         assert!(tables.process_fault("any").is_some_and(|said| said.contains("a process has no image")));
         assert_eq!(ServiceTables::default().process_fault("web"), None);

@@ -1,4 +1,4 @@
-//! How labels and keys of the configuration are declared. Pure.
+//! Declarations of labels and configuration keys. Pure.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -8,11 +8,11 @@ use std::borrow::Cow;
 pub struct Declaration {
     /// The label without its prefix, which is the key of the table too.
     pub key: &'static str,
-    /// The values that it takes, with their unit, in Markdown.
+    /// Its values, with their unit, in Markdown.
     pub values: &'static str,
-    /// The value of a service or backend that has none, in Markdown.
+    /// Its default, in Markdown.
     pub default: Cow<'static, str>,
-    /// What it does, in Markdown.
+    /// Its effect, in Markdown.
     pub doc: &'static str,
 }
 
@@ -26,7 +26,7 @@ impl Declaration {
 /// Declares the options of a service, each once: its field in JSON, its type, its label and key, its values, default and documentation,
 /// how a text is read, and how a value is written.
 ///
-/// It makes `GivenOptions` (what one label set, table or request says), `ServiceOptions` (what is in effect), `KEYS` and
+/// It generates `GivenOptions` (the options of one label set, table or request), `ServiceOptions` (the options in effect), `KEYS` and
 /// `declarations`. The names of the fields are those of the API and of the files of backends.
 macro_rules! service_options {
     ($($field:ident: $type:ty {
@@ -79,7 +79,7 @@ macro_rules! service_options {
         }
 
         impl GivenOptions {
-            /// Reads the options among these texts, which are known by their keys. `refuse` is told each value that cannot be read: its key,
+            /// Reads the options among these texts, which are known by their keys. `refuse` is called for each invalid value with its key,
             /// its text, and what is wrong with it.
             pub fn read(texts: &BTreeMap<&str, &str>, mut refuse: impl FnMut(&'static str, &str, String)) -> Self {
                 let mut given = Self::default();

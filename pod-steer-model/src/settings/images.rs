@@ -1,5 +1,5 @@
-//! Images of containers, and patterns for them. An image has a name, which leads to another image whenever its tag is moved, and an id,
-//! which does not. Pure.
+//! Images of containers, and patterns for them. The name of an image refers to another image once its tag is moved; its id never does.
+//! Pure.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::shown;
 
-/// How ids of images begin.
+/// Prefix of image ids.
 const ID_PREFIX: &str = "sha256:";
 /// Hexadecimal digits of an id.
 const ID_DIGITS: usize = 64;
-/// Digits that are shown.
+/// Number of digits that messages show.
 const SHOWN_DIGITS: usize = 12;
-/// Most bytes of a name and of a pattern: a registry takes 255 for the name and 128 for the tag.
+/// Maximum length of a name or pattern: registries allow 255 bytes for the name and 128 for the tag.
 const NAME_BYTES_MAX: usize = 512;
 
 /// The image of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Its name when the container was made, as its engine says it; empty if that is longer than the name of any image.
+    /// Its name when the container was created, as the engine reports it; empty if it is longer than any image name.
     name: String,
-    /// Its id, or nothing.
+    /// Its id, or empty.
     id: String,
 }
 
@@ -51,17 +51,17 @@ fn is_digits(text: &str) -> bool {
     text.len() == ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What images are allowed.
+/// A pattern of allowed images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImagePattern {
-    /// Those whose name is this: `*` stands for any characters but `/`, `**` for any.
+    /// Images with a name that matches: `*` matches any characters except `/`, `**` any characters.
     Name(String),
-    /// The one with this id.
+    /// The image with this id.
     Id(String),
 }
 
 impl ImagePattern {
-    /// Reads one; on an error, what is wrong and what to write.
+    /// Parses a pattern. An error says what is wrong and what to write.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(digits) = text.strip_prefix(ID_PREFIX) {
             return if is_digits(digits) {
@@ -89,9 +89,9 @@ impl ImagePattern {
     }
 }
 
-/// Whether a pattern matches all of a text, in a time that is their product at most.
+/// Whether a pattern matches a whole text. Takes at most time proportional to the product of their lengths.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // Which beginnings of the text, by their length, the part of the pattern before this matches.
+    // For each prefix of the text, by length: whether the part of the pattern so far matches it.
     let mut reached = vec![false; text.len() + 1];
     reached[0] = true;
     let mut rest = pattern;

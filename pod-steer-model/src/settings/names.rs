@@ -1,4 +1,4 @@
-//! How tables of the configuration are named. Pure.
+//! Names of tables in the configuration. Pure.
 #![forbid(unsafe_code)]
 
 use crate::text::quoted;

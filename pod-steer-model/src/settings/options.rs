@@ -13,10 +13,10 @@ use utoipa::{
 use super::declare::{Declaration, service_options};
 use crate::{duration, rollout::Policy};
 
-/// Longest slow start.
+/// Maximum slow start.
 const SLOW_START_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What becomes of a new connection when a service has no backend left.
+/// What happens to a new connection when a service has no backend left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
@@ -41,14 +41,14 @@ impl FromStr for Fallback {
 
     fn from_str(text: &str) -> Result<Self, String> {
         [Self::Refuse, Self::Pass].into_iter().find(|known| known.to_string() == text).ok_or_else(|| {
-            "unknown value; use refuse (clients are refused at once when no backend is left) or pass (the kernel decides as if there were \
-             no service)"
+            "unknown value; use refuse (when no backend is left, refuse clients at once) or pass (the kernel's own lookup decides, as if \
+             there were no service)"
                 .to_owned()
         })
     }
 }
 
-/// What chooses the backend of a new connection.
+/// How the backend of a new connection is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Affinity {
@@ -57,15 +57,15 @@ pub enum Affinity {
     Connection,
     /// The client's address alone, or so many of its leading bits.
     Client {
-        /// Of an IPv4 address, 1 to 32.
+        /// Leading bits of an IPv4 address, 1 to 32.
         bits_v4: u8,
-        /// Of an IPv6 address, 1 to 128.
+        /// Leading bits of an IPv6 address, 1 to 128.
         bits_v6: u8,
     },
 }
 
 impl Affinity {
-    /// Bits of an IPv4 and an IPv6 client's address that alone choose its backend; 0 if the whole connection does.
+    /// Leading bits of a client's IPv4 and IPv6 address that choose its backend; 0 if addresses and ports of the connection do.
     pub fn client_bits(self) -> (u8, u8) {
         match self {
             Self::Connection => (0, 0),
@@ -73,7 +73,7 @@ impl Affinity {
         }
     }
 
-    /// A prefix of more bits than an IPv4 address has is of IPv6; for a family that has none the whole address counts.
+    /// A prefix length above 32 is one of IPv6. For a family without a prefix length the whole address counts.
     fn of_prefixes(prefixes: &str) -> Option<Self> {
         let bits = |text: &str, most: u8| {
             let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -156,7 +156,7 @@ fn rollout(text: &str) -> Result<Policy, String> {
 fn slow_start(text: &str) -> Result<u64, String> {
     let time = duration::parse(text).map_err(|error| error.to_string())?;
     if time > SLOW_START_MAX {
-        return Err(format!("it is too long; write {} at the most", duration::Written(SLOW_START_MAX)));
+        return Err(format!("it is too long; the maximum is {}", duration::Written(SLOW_START_MAX)));
     }
     u64::try_from(time.as_millis()).map_err(|error| error.to_string())
 }
@@ -167,7 +167,7 @@ fn percent(text: &str) -> Result<u8, String> {
         return Err("it is not a whole number; write a percent, 0 to 100".to_owned());
     }
     let percent = number.parse().ok().filter(|percent| *percent <= 100);
-    percent.ok_or_else(|| "it is too large; write 100 at the most".to_owned())
+    percent.ok_or_else(|| "it is too large; the maximum is 100".to_owned())
 }
 
 service_options! {
@@ -175,7 +175,7 @@ service_options! {
         key: "fallback",
         values: "`refuse`, `pass`",
         default: Fallback::Refuse,
-        doc: "What happens to a new connection when no backend is left: `refuse` the client at once, or `pass` to the kernel's own lookup.",
+        doc: "What happens to a new connection when no backend can serve: `refuse` the client at once, or `pass` it to the kernel's own lookup.",
         read: str::parse,
         write: ToString::to_string,
     }
@@ -192,7 +192,7 @@ service_options! {
         key: "slow-start",
         values: "a time up to `24h`, as in `30s`",
         default: 0,
-        doc: "How long the share of a new backend grows to its full size. The API has it in milliseconds.",
+        doc: "Time in which the share of a new backend grows to its full size. The API gives it in milliseconds.",
         read: slow_start,
         write: |ms| duration::show_ms(*ms),
     }
@@ -200,7 +200,7 @@ service_options! {
         key: "panic-threshold",
         values: "percent, `0` to `100`",
         default: 1,
-        doc: "If fewer of the backends pass their checks, the last ones that passed serve on; `0` for never.",
+        doc: "If a smaller part of the backends passes its checks, the last ones that passed keep serving; `0` disables this.",
         read: percent,
         write: ToString::to_string,
     }
@@ -208,8 +208,9 @@ service_options! {
         key: "affinity",
         values: "`connection`, `client`, `client/24`, `client/64`, `client/24,64`",
         default: Affinity::Connection,
-        doc: "What chooses the backend of a new connection: its addresses and ports, or the client's address alone, of which a prefix may be \
-              given: up to 32 bits of IPv4, more of IPv6, or both, IPv4 first; the other family's whole address counts.",
+        doc: "How the backend of a new connection is chosen: by the addresses and ports of the connection, or by the client's address alone. \
+              Prefix lengths make clients of one network one client: `client/24` for IPv4, `client/64` for IPv6 (any length above 32), \
+              `client/24,64` for both. Without a prefix length the whole address counts.",
         read: str::parse,
         write: ToString::to_string,
     }
@@ -220,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_values_are_read_back() {
         let given = GivenOptions {
             fallback: Some(Fallback::Pass),
             rollout: Some(Policy::Manual),
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_comes_first() {
+    fn given_options_override_weaker_ones() {
         let given = GivenOptions { slow_start_ms: Some(1), ..GivenOptions::default() };
         let weaker = GivenOptions { slow_start_ms: Some(2), panic_percent: Some(3), ..GivenOptions::default() };
         let all = given.or(&weaker).or_defaults();

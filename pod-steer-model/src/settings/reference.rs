@@ -16,13 +16,13 @@ pub(crate) static OF_BACKEND: [Declaration; 4] = [
         "ports",
         "`[ip:]port[-port][:container-port[-port]]`, a list",
         "required",
-        "The ports that clients come to, and the ports that the container listens on, in the syntax of `docker run -p`.",
+        "The ports that clients connect to, and the ports that the container listens on, in the syntax of `docker run -p`.",
     ),
     Declaration::new(
         "version",
         "a version",
         "the image's tag, else its short id",
-        "Version of the service, for people.",
+        "Version of the service that the container runs.",
     ),
     Declaration::new(
         "weight",
@@ -46,22 +46,32 @@ pub(crate) static HEALTH: [Declaration; 10] = [
         "the container's first one",
         "The port to connect to; for `tcp` and `http`.",
     ),
-    Declaration::new("health.path", "a path", "`/`", "The path to ask for; for `http`."),
-    Declaration::new("health.status", "a status or a range of them", "`200-399`", "The answers that pass; for `http`."),
+    Declaration::new("health.path", "a path", "`/`", "The path to request; for `http`."),
+    Declaration::new(
+        "health.status",
+        "a status code or a range of them",
+        "`200-399`",
+        "The status codes that pass; for `http`.",
+    ),
     Declaration::new(
         "health.host",
         "a host, with or without a port",
-        "the address",
+        "the address of the socket",
         "The `Host` of the request; for `http`.",
     ),
     Declaration::new(
         "health.command",
         "a command",
         "required",
-        "The command, for the container's shell, or a list as in `[\"/check\", \"--fast\"]`; for `exec`.",
+        "The command: a line for the container's shell, or a list as in `[\"/check\", \"--fast\"]`; for `exec`.",
     ),
-    Declaration::new("health.interval", "a time, `10ms` to `24h`", "`5s`", "Time from one check to the next."),
-    Declaration::new("health.timeout", "a time, `10ms` to `24h`", "`2s`", "A check that takes longer fails."),
+    Declaration::new("health.interval", "a time, `10ms` to `24h`", "`5s`", "Interval between checks."),
+    Declaration::new(
+        "health.timeout",
+        "a time, `10ms` to `24h`",
+        "`2s`",
+        "Time limit of a check; a check that takes longer fails.",
+    ),
     Declaration::new(
         "health.healthy",
         "`1` to `1000`",
@@ -82,19 +92,19 @@ pub(crate) static RESTRICTIONS: [Declaration; 3] = [
         "allow-ports",
         "ports and ranges, as in `\"80,443,8000-8999\"`",
         "all",
-        "The ports that the service may claim. They have to be among those of the `allow-ports` above all tables as well.",
+        "The ports that the service may claim. The daemon-wide `allow-ports`, outside of the tables, must allow them too.",
     ),
     Declaration::new(
         "allow-images",
         "a list, as in `[\"nginx:*\", \"registry.example/team/**\", \"sha256:…\"]`",
         "all",
-        "The images that its containers may have. A process, by `exec` or `register`, has none and is refused.",
+        "The images that its containers may have. Processes (`exec`, `register`) have no image and are refused.",
     ),
     Declaration::new(
         "allow-users",
         "a list, as in `[\"www-data\", 1000]`",
         "all",
-        "The users that its listening sockets may belong to, whether of a container or a process.",
+        "The users that its listening sockets may belong to.",
     ),
 ];
 
@@ -117,7 +127,7 @@ const HEAD: &str = "\
 
 `pod-steer reference` prints this page from the declarations in `pod-steer-model/src/settings`; do not edit it by hand.
 
-A label is a key of this page behind `pod-steer.`; a key stands in the file `/etc/pod-steer.toml`, in the table of a service:
+A label is a key with the prefix `pod-steer.`. In the file `/etc/pod-steer.toml`, keys are set in the table of a service:
 
 ```toml
 [service.web]
@@ -133,35 +143,35 @@ rollout = \"latest\"
 
 ## What a container serves
 
-Labels only: each container has its own.
+These are labels only, set for each container.
 ";
 
 const OF_SERVICE: &str = "
 ## How a service behaves
 
-Labels and keys. Every service has one value of each option, and `status -o json` shows it. The first of these that names the option
-decides:
+Labels and keys. Every service has one value of each option, and `status -o json` shows it. The value comes from the first of these that sets
+the option:
 
-1. the labels of the service's newest backend, the one that pod-steer saw first most recently, whether it still runs or not;
+1. the labels of the service's newest backend (the one that pod-steer discovered last, even if it has stopped);
 2. the table of the service, `[service.NAME]`;
 3. the table of all services, `[service.\"*\"]`;
 4. the default.
 
-`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another backend that runs lead to
-another value, `status` shows that as an alarm of the service.
+`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another running backend would
+give another value, `status` shows that as an alarm of the service.
 ";
 
 const OF_HEALTH: &str = "
 ## Health checks
 
-Labels and keys. Each backend has a check of its own: its labels, else the table of its service, else that of all services. These are
+Labels and keys. The check of a backend comes from its labels, else from the table of its service, else from the table of all services. It is
 taken as a whole: a label `pod-steer.health` replaces the check of a table with all of its keys.
 ";
 
 const OF_RESTRICTIONS: &str = "
 ## What restricts a service
 
-Keys only: no label sets them. If the table of a service lacks one, that of `[service.\"*\"]` applies.
+Keys only; no label can set them. If the table of a service does not have a key, the one of `[service.\"*\"]` applies.
 ";
 
 /// The page.

@@ -1,5 +1,5 @@
-//! Whether the daemon that is waited for is alive: an answer may take its time, a daemon that is stopped or hangs is an
-//! error. While an answer is awaited, another connection asks a question that the loop answers at once.
+//! Detects a daemon that hangs or is stopped while the client waits for an answer. A slow answer is not an error: meanwhile a second
+//! connection sends a request that the daemon's loop answers at once.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -8,15 +8,15 @@ use tokio::time::{sleep, timeout};
 
 use super::client::{ClientError, connect, send};
 
-/// How long an answer may take before the daemon is asked whether it lives.
+/// Time without an answer after which the daemon is checked.
 const QUIET_MAX: Duration = Duration::from_secs(2);
-/// How long the answer to that may take. Longer than a daemon waits at its start before it answers at all.
+/// Time limit of a check. Longer than a starting daemon takes until it answers.
 const PING_MAX: Duration = Duration::from_secs(8);
-/// Time between two such questions.
+/// Time between two checks.
 const PING_EVERY: Duration = Duration::from_secs(10);
-/// How many of them in a row a daemon that is busy may leave unanswered.
+/// Consecutive checks that a busy daemon may leave unanswered.
 const BUSY_MAX: u32 = 6;
-/// There is no operation with this number: the loop says so.
+/// An operation that does not exist. The loop answers this at once.
 const PING: &str = "/v1/operations/0";
 
 /// The daemon does not answer.
@@ -43,7 +43,7 @@ fn reason(state: &Option<char>, pid: Option<i32>) -> String {
     }
 }
 
-/// Waits for an answer as long as the daemon lives.
+/// Waits for an answer as long as the daemon is alive.
 pub(super) async fn watched<T>(
     socket: &Path,
     answer: impl Future<Output = Result<T, ClientError>>,
@@ -55,7 +55,7 @@ pub(super) async fn watched<T>(
     }
 }
 
-/// Resolves when the daemon does not answer any more.
+/// Resolves when the daemon no longer answers.
 async fn silence(socket: &Path) -> NoAnswer {
     sleep(QUIET_MAX).await;
     let (mut seconds, mut unanswered) = (QUIET_MAX.as_secs(), 0);
@@ -64,7 +64,7 @@ async fn silence(socket: &Path) -> NoAnswer {
             timeout(QUIET_MAX, connect(socket)).await.ok().and_then(Result::ok).and_then(|stream| pid_of(&stream));
         let before = pid.and_then(process);
         if timeout(PING_MAX, send(socket, Method::GET, PING, Vec::new())).await.is_ok() {
-            // An error is an answer too: then the one that is awaited fails, and says more.
+            // A connection error is no hang. The awaited request fails too, with a better message.
             (seconds, unanswered) = (0, 0);
             sleep(PING_EVERY).await;
             continue;
@@ -81,7 +81,7 @@ async fn silence(socket: &Path) -> NoAnswer {
     }
 }
 
-/// The process that listens, if it can be seen from here.
+/// The process that listens, if it is visible from this pid namespace.
 fn pid_of(stream: &tokio::net::UnixStream) -> Option<i32> {
     stream.peer_cred().ok()?.pid().filter(|pid| *pid > 0)
 }
@@ -99,7 +99,7 @@ fn process(pid: i32) -> Option<Process> {
 }
 
 fn parse(stat: &str) -> Option<Process> {
-    // The name before may have anything in it.
+    // The name before it may contain any character.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
     let ticks = fields.nth(10)?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_of_a_silent_daemon_is_said() {
+    fn the_error_shows_the_state_of_a_silent_daemon() {
         let silent = |pid, state| NoAnswer { path: "/run/x.sock".to_owned(), pid, seconds: 10, state }.to_string();
         assert_eq!(
             silent(Some(7), Some('T')),

@@ -1,4 +1,4 @@
-//! A connection whose client must read its answers in time: otherwise it would hold a slot, a descriptor and the answer.
+//! A connection whose client must read answers within a time limit. Otherwise it would hold a slot, a descriptor and the answer.
 
 use std::{
     io::{self, IoSlice},
@@ -17,23 +17,23 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Whether a client follows events: it may let them wait, and is told how many it has missed.
+/// Whether a client follows events. Such a client may read slowly, and is told how many events it has missed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Follows(Arc<AtomicBool>);
 
 impl Follows {
-    /// From now on it does.
+    /// Marks the client as one that follows events.
     pub fn begin(&self) {
         self.0.store(true, Relaxed);
     }
 }
 
-/// A connection whose client may let an answer wait for so long.
+/// A connection with a time limit for writing an answer.
 pub(super) struct Answering {
     stream: UnixStream,
     max: Duration,
     follows: Follows,
-    /// Since an answer could not be written as a whole.
+    /// When a write first had to wait.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
@@ -42,7 +42,7 @@ impl Answering {
         Self { stream, max, follows, waiting: None }
     }
 
-    /// An error if the answer has waited for too long.
+    /// An error if the time limit has passed.
     fn bounded<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() || self.follows.0.load(Relaxed) {
             return written;
@@ -82,7 +82,7 @@ impl AsyncWrite for Answering {
         self.stream.is_write_vectored()
     }
 
-    /// hyper calls this when all that it has is written.
+    /// hyper calls this when everything has been written.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.waiting = None;
         Pin::new(&mut self.stream).poll_flush(context)
@@ -103,7 +103,7 @@ mod tests {
 
     const MAX: Duration = Duration::from_millis(20);
 
-    /// Writes until that is not possible any more.
+    /// Writes until a write would block.
     async fn fill(mut connection: Answering) -> io::Error {
         let bytes = [0; 1 << 16];
         loop {

@@ -1,4 +1,4 @@
-//! What clients ask the daemon's loop, and where the answers go.
+//! Requests of clients to the daemon's loop, with their reply channels.
 
 use tokio::sync::oneshot;
 
@@ -11,50 +11,50 @@ use crate::{
     rollout::{Operation, Order},
 };
 
-/// Where an answer to `exec` or `register` goes.
+/// Reply channel of `exec` and `register`.
 pub type Answer = oneshot::Sender<Result<Registered, String>>;
 
-/// A question or an order of a client; each is answered once.
+/// A request of a client. Each is answered once.
 pub enum Ask {
-    /// What is going on?
+    /// Get the status.
     Status(oneshot::Sender<Status>),
-    /// Make the asking process a backend.
+    /// Make the calling process a backend.
     Exec(ExecRequest, Peer, Answer),
-    /// Adopt a process that listens.
+    /// Make a backend of a process that already listens.
     Register(RegisterRequest, Answer),
-    /// Do something with a service.
+    /// Carry out an order.
     Order(Box<OrderAsk>),
-    /// What has become of an operation?
+    /// Get the progress of an operation.
     Operation(u64, oneshot::Sender<Option<OperationStatus>>),
-    /// What was ordered, of one service or all; the newest last. An error if the service is unknown.
+    /// Get past operations of one service or all, newest last. An error if the service is unknown.
     History(Option<String>, oneshot::Sender<Result<Vec<Operation>, String>>),
-    /// Undo everything and end.
+    /// Undo everything and exit.
     Unload(oneshot::Sender<Result<Unloaded, String>>),
 }
 
-/// An order, and who gave it.
+/// An order and its operator.
 #[derive(Debug)]
 pub struct OrderAsk {
     /// The service.
     pub service: String,
-    /// What is to be done.
+    /// The order.
     pub order: Order,
-    /// Who wants it, for people.
+    /// The operator, for messages.
     pub who: String,
-    /// Answered when it has taken effect for every client, or, if it takes its time, when it has begun.
+    /// Answered when the order has taken effect for every client. A deploy or canary is answered when it has begun.
     pub answer: oneshot::Sender<Result<Operation, OrderError>>,
 }
 
-/// Why an order is not carried out; one line each. Nothing was changed.
+/// Why an order was refused, in one line. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// It makes no sense.
+    /// The order is invalid.
     #[error("{0}")]
     Input(String),
-    /// Another operator holds the service.
+    /// Another operation on the service is running.
     #[error("{0}")]
     Held(String),
-    /// It could not be done.
+    /// The order failed.
     #[error("{0}")]
     Failed(String),
 }

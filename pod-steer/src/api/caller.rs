@@ -1,4 +1,4 @@
-//! The process at the other end of a connection to the API, to be acted upon.
+//! The calling process of an API connection, as a pidfd.
 
 use std::{fs, io, os::fd::OwnedFd};
 
@@ -6,21 +6,21 @@ use rustix::net::UCred;
 
 use crate::procs::{Process, ProcessId};
 
-/// The process that asks.
+/// The calling process.
 #[derive(Debug)]
 pub struct Peer {
     /// Its pid, user and group when it connected.
     pub cred: UCred,
-    /// A pidfd that the kernel gave for the connection (Linux 6.5): no other process can be meant.
+    /// The pidfd that the kernel gives for a connection (Linux 6.5). It identifies the process exactly.
     pub pidfd: Option<OwnedFd>,
-    /// Without one, the process that had its pid when the connection was accepted.
+    /// On older kernels, the process that had the pid when the connection was accepted.
     pub accepted: Option<ProcessId>,
 }
 
 impl Peer {
-    /// Holds it. Without a pidfd the process that is found must be the one that had the pid when the connection was accepted, by its
-    /// start time, and must run as the user who connected. What is left is a process of that very user that has taken the pid of one
-    /// that ended between its `connect` and the daemon's `accept`.
+    /// Opens the process. Without a pidfd of the connection, its start time must be that of the process that had the pid when the connection
+    /// was accepted, and it must run as the user who connected. One race remains: another process of the same user that took the pid
+    /// between `connect` and `accept`.
     pub fn hold(self) -> io::Result<Process> {
         let pid = self.cred.pid.as_raw_nonzero().get();
         if let Some(pidfd) = self.pidfd {
@@ -31,9 +31,9 @@ impl Peer {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let uid = effective_uid(&status).ok_or_else(|| io::Error::other(format!("/proc/{pid}/status has no user")))?;
         if uid != self.cred.uid.as_raw() {
-            return Err(io::Error::other(format!("process {pid} runs as user {uid}, not as the one who connected")));
+            return Err(io::Error::other(format!("process {pid} runs as user {uid}, not as the user who connected")));
         }
-        // What was read is of this process only if its pid is still its own.
+        // The values read belong to this process only if it still has the pid.
         process.uid()?;
         Ok(process)
     }
@@ -68,7 +68,7 @@ mod tests {
         assert!(reused.contains("has ended"), "{reused}");
         let other = Uid::from_raw(geteuid().as_raw() + 1);
         let moved = peer(other, Some(own)).hold().unwrap_err().to_string();
-        assert!(moved.contains("not as the one who connected"), "{moved}");
+        assert!(moved.contains("not as the user who connected"), "{moved}");
         assert!(peer(geteuid(), None).hold().is_err(), "it had ended before it was accepted");
     }
 

@@ -14,10 +14,10 @@ use super::{
     types::ErrorBody,
 };
 
-/// Time between two attempts to connect to a socket whose backlog is full.
+/// Pause between attempts to connect while the backlog is full.
 const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// What can go wrong with a request.
+/// Errors of a request to the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No process listens there.
@@ -28,36 +28,36 @@ pub enum ClientError {
         /// Why the connection failed.
         reason: String,
     },
-    /// A process listens there and does not answer.
+    /// The daemon does not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
-    /// This user may not ask that.
+    /// This user lacks the permission.
     #[error("{0}")]
     Forbidden(String),
-    /// The daemon says what was wrong with what was asked.
+    /// The request is invalid; the daemon's explanation.
     #[error("{0}")]
     Refused(String),
-    /// The daemon says why it cannot now, or could not.
+    /// The request failed; the daemon's explanation.
     #[error("{0}")]
     Failed(String),
     /// The daemon is ending.
     #[error("{0}")]
     Ending(String),
-    /// The conversation broke off.
+    /// The connection broke off.
     #[error("the daemon closed the connection before it answered")]
     Http(#[from] hyper::Error),
-    /// Daemon and client do not understand each other.
-    #[error("cannot read the daemon's answer; is it another version? Compare `pod-steer version` with its log")]
+    /// The answer cannot be parsed.
+    #[error("cannot parse the daemon's answer; compare `pod-steer version` with the version in the daemon's log")]
     Answer(#[from] serde_json::Error),
 }
 
 impl ClientError {
-    /// True if what was asked is at fault, and asking again would not help.
+    /// True if the request is invalid, so that a retry would fail too.
     pub fn is_bad_input(&self) -> bool {
         matches!(self, Self::Refused(_))
     }
 
-    /// True if a daemon that is restarted may answer.
+    /// True if a retry may succeed after a restart of the daemon.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::NoDaemon { .. } | Self::NoAnswer(_) | Self::Http(_) | Self::Ending(_))
     }
@@ -73,8 +73,8 @@ pub(super) async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
             Err(error) => {
                 return Err(match error.kind() {
                     io::ErrorKind::PermissionDenied => ClientError::Forbidden(format!(
-                        "this user may not use the socket `{}`; run the command as root, or join the group that \
-                         `pod-steer run --group` names, or, to read only, the one that `--viewers` names",
+                        "this user may not use the socket `{}`; run the command as root, or as a member of the group given by \
+                         `pod-steer run --group` (to read only: `--viewers`)",
                         path()
                     )),
                     io::ErrorKind::ConnectionRefused => {
@@ -123,18 +123,18 @@ pub(super) async fn send(
     })
 }
 
-/// A text as one part of a path or a query, whatever is in it.
+/// Percent-encodes a text for use in a path or query.
 pub fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// Asks for something.
+/// Sends a GET request.
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
     ask(socket, Method::GET, path, Vec::new()).await
 }
 
-/// Orders something.
+/// Sends a POST request.
 pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
     ask(socket, Method::POST, path, serde_json::to_vec(body)?).await
 }
@@ -147,7 +147,7 @@ async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, bod
     .await
 }
 
-/// Follows a stream of lines until it ends or `each` says so by `false`.
+/// Follows a stream of lines until it ends or `each` returns false.
 pub async fn follow(socket: &Path, path: &str, each: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
     watched(socket, lines(socket, path, each)).await
 }

@@ -1,4 +1,4 @@
-//! What happens, as it happens: a line a record, or Server-Sent Events for whoever asks for them.
+//! The stream of events: one JSON object a line, or Server-Sent Events if the client accepts them.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -18,14 +18,14 @@ use tokio::sync::broadcast;
 
 use super::{Shared, answers::Follows, types::EventRecord};
 
-/// Follow what happens from now on, until the client goes
+/// Follow events from now on, until the client disconnects
 ///
 /// With `Accept: text/event-stream`, Server-Sent Events; their ids count from 1 in each answer. Otherwise one JSON
 /// object a line.
 #[utoipa::path(
     get, path = "/v1/events",
     responses((
-        status = 200, description = "A record for each event",
+        status = 200, description = "One record for each event",
         content((EventRecord = "application/x-ndjson"), (EventRecord = "text/event-stream")),
     )),
 )]
@@ -62,7 +62,7 @@ fn follow(receiver: broadcast::Receiver<EventRecord>) -> impl Stream<Item = Even
                     service: String::new(),
                     backend: String::new(),
                     event: "missed".to_owned(),
-                    detail: format!("{missed} events; this follower is too slow"),
+                    detail: format!("{missed} events missed, because this client reads too slowly"),
                 };
                 Some((record, receiver))
             }

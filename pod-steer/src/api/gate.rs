@@ -1,5 +1,5 @@
-//! Accepts connections to the API's socket. The kernel's record of the client decides whether it is served, before a byte of
-//! its request is read; then every part of its request has a time limit.
+//! Accepts connections to the API's socket. The kernel's credentials of the client decide whether it is served, before a byte of its
+//! request is read. Each part of a request has a time limit.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -31,21 +31,21 @@ use super::{
     slots::{Holder, Slot, Slots},
 };
 
-/// How long a client may take to send the head of a request, and how long it may be silent between two.
+/// Time limit for the head of a request, and for the pause between two requests.
 const HEAD_MAX: Duration = Duration::from_secs(10);
-/// How long a client may take to read an answer.
+/// Time limit for reading an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// The same as [`HEAD_MAX`] for a client that is to be told why it is not served.
+/// As [`HEAD_MAX`], for a client that only gets a refusal.
 const REFUSED_HEAD_MAX: Duration = Duration::from_secs(1);
-/// Most bytes of a head, and of what is buffered for one client.
+/// Maximum size of a head, and of the buffer of one client.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// Pause after a connection could not be accepted, for lack of descriptors say.
+/// Pause after a failed accept, for example for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long root's client waits for a slot.
+/// Time that a client of root waits for a slot.
 const SLOT_MAX: Duration = Duration::from_secs(5);
 
-const NOT_ALLOWED: &str = "this user may not use the API; run the command as root, or join the group that `pod-steer run \
-                           --group` names, or, to read only, the one that `--viewers` names";
+const NOT_ALLOWED: &str = "this user may not use the API; run the command as root, or as a member of the group given by \
+                           `pod-steer run --group` (to read only: `--viewers`)";
 const TOO_MANY: &str =
     "this user, or all users together, have too many connections to the API; close some and try again";
 
@@ -56,7 +56,7 @@ pub(super) struct Gate {
     slots: Arc<Slots>,
 }
 
-/// A client, and what becomes of it.
+/// A client and its role.
 struct Arrived {
     stream: UnixStream,
     slot: Slot,
@@ -68,11 +68,11 @@ impl Gate {
         Self { listener, access, slots: Slots::new(getrlimit(Resource::Nofile).current) }
     }
 
-    /// Serves until `ended` resolves, and then until the last answer is given.
+    /// Serves until `ended` resolves, and then completes the requests under way.
     pub async fn serve(self, app: Router, mut ended: oneshot::Receiver<()>) {
         let (end, ending) = watch::channel(());
         let mut connections = JoinSet::new();
-        // One future until it is done: it holds an accepted client, that of root perhaps, who waits for a slot.
+        // Keep this future until it completes: it may hold an accepted client of root that waits for a slot.
         let mut arrived = Box::pin(self.arrived());
         loop {
             tokio::select! {
@@ -104,7 +104,7 @@ impl Gate {
         while connections.join_next().await.is_some() {}
     }
 
-    /// The next client that is to be answered. One too many is disconnected without an answer.
+    /// Accepts the next client to serve. A client without a slot is disconnected without an answer.
     async fn arrived(&self) -> Arrived {
         loop {
             let identified = self.listener.accept().await.and_then(|(stream, _)| {
@@ -120,7 +120,7 @@ impl Gate {
             };
             let (slot, refusal) = match peer.role() {
                 Some(role) => (self.slot(&peer, role).await, (StatusCode::SERVICE_UNAVAILABLE, TOO_MANY)),
-                // The socket's mode keeps such a client out, unless it was changed.
+                // The socket's mode refuses such a client, unless it was changed.
                 None => (None, (StatusCode::FORBIDDEN, NOT_ALLOWED)),
             };
             if let Some(slot) = slot {
@@ -133,7 +133,7 @@ impl Gate {
         }
     }
 
-    /// A slot for a client; root's waits for one.
+    /// Takes a slot for a client. A client of root waits for one.
     async fn slot(&self, peer: &ConnectedPeer, role: Role) -> Option<Slot> {
         let holder = match (peer.is_trusted(), role) {
             (true, _) => Holder::Root,
@@ -161,7 +161,7 @@ impl Gate {
     }
 }
 
-/// Answers the requests of one client, until it goes, breaks a limit, or the daemon ends.
+/// Answers the requests of one client until it disconnects, exceeds a limit, or the daemon exits.
 async fn converse<S>(stream: Answering, slot: Slot, service: S, head_max: Duration, mut ending: watch::Receiver<()>)
 where
     S: HttpService<Incoming, ResBody = Body>,

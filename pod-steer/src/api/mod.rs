@@ -1,5 +1,4 @@
-//! The API: HTTP/JSON on a unix socket. It decides who may ask (`gate`, `peer`), and passes questions and orders to the
-//! daemon's loop.
+//! The API: HTTP/JSON on a unix socket. It checks permissions (`gate`, `peer`) and passes requests to the daemon's loop.
 
 mod alive;
 mod answers;
@@ -44,34 +43,34 @@ pub use peer::Access;
 use peer::{ConnectedPeer, Role};
 use types::{ErrorBody, EventRecord, ExecRequest, RegisterRequest, Registered, Status, UnloadedBody};
 
-/// How long the body of a request may take to arrive.
+/// Time limit for the body of a request.
 const BODY_MAX: Duration = Duration::from_secs(10);
-/// Most bytes of a body: an order that names thousands of networks is shorter.
+/// Maximum size of a body. An order that names thousands of networks is shorter.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// Most characters of an error that repeats a part of a body.
+/// Maximum length of an error that quotes a part of a body.
 const ERROR_CHARS_MAX: usize = 300;
 
-/// What every request needs.
+/// State shared by all requests.
 #[derive(Debug)]
 pub struct Shared {
-    /// To the daemon's loop.
+    /// Requests to the daemon's loop.
     pub asks: mpsc::Sender<Ask>,
-    /// Where events are told.
+    /// Events of the daemon.
     pub events: broadcast::Sender<EventRecord>,
-    /// Who may use the API.
+    /// The groups that may use the API.
     pub access: Access,
-    /// Held while a viewer's question is answered.
+    /// Held while the loop answers a request of a viewer.
     viewing: Semaphore,
 }
 
 impl Shared {
-    /// With a way to the daemon's loop, one to its events, and who may use them.
+    /// An API that sends requests to `asks` and reads events from `events`.
     pub fn new(asks: mpsc::Sender<Ask>, events: broadcast::Sender<EventRecord>, access: Access) -> Self {
         Self { asks, events, access, viewing: Semaphore::new(1) }
     }
 }
 
-/// Serves until `ended` resolves, and then until the last answer is given.
+/// Serves until `ended` resolves, and then completes the requests under way.
 pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Receiver<()>) {
     let gate = Gate::new(listener, shared.access);
     let shared = Arc::new(shared);
@@ -102,8 +101,8 @@ fn router() -> OpenApiRouter<Arc<Shared>> {
 
 type App = State<Arc<Shared>>;
 
-/// A viewer may read and nothing else, and one viewer's question at a time reaches the daemon's loop. The body of an order is
-/// read here, within its limits. The gate has let in no client without a role.
+/// Refuses orders of viewers, and passes one request of a viewer at a time to the daemon's loop. Reads the body of an order within its
+/// limits. The gate admits no client without a role.
 async fn allowed(
     State(shared): App,
     Extension(peer): Extension<ConnectedPeer>,
@@ -123,12 +122,12 @@ async fn allowed(
         }
         _ => refuse(
             StatusCode::FORBIDDEN,
-            "this user may only read; run the command as root, or join the group that `pod-steer run --group` names",
+            "this user may only read; run the command as root, or as a member of the group given by `pod-steer run --group`",
         ),
     }
 }
 
-/// A request with its whole body, which has to come in time and may not be too long.
+/// Reads the whole body of a request, within the time and size limits.
 async fn with_body(request: Request) -> Result<Request, Response> {
     let (head, body) = request.into_parts();
     match timeout(BODY_MAX, bounded::read(body, BODY_BYTES_MAX)).await {
@@ -146,7 +145,7 @@ async fn with_body(request: Request) -> Result<Request, Response> {
     }
 }
 
-/// Whatever was asked, the answer moves no cursor and changes no colour of a terminal.
+/// Escapes control characters in an error, which may quote the request.
 fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     let error = error.into().lines().map(visible).collect::<Vec<_>>().join("\n");
     (status, Json(ErrorBody { error })).into_response()
@@ -172,8 +171,8 @@ fn answer<T: serde::Serialize>(asked: Result<Result<T, String>, Response>) -> Re
     }
 }
 
-/// Services, their backends, what they do and what was decided about them
-#[utoipa::path(get, path = "/v1/status", responses((status = 200, description = "Now", body = Status)))]
+/// Services, their backends and states, and the decisions about them
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, description = "The current status", body = Status)))]
 async fn status(State(shared): App) -> Response {
     answer(ask(&shared, Ask::Status).await.map(Ok))
 }
@@ -182,10 +181,10 @@ async fn status(State(shared): App) -> Response {
 #[utoipa::path(
     post, path = "/v1/exec", request_body = ExecRequest,
     responses(
-        (status = 200, description = "It is in its cgroup", body = Registered),
-        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 200, description = "The process is a backend and is in its cgroup", body = Registered),
+        (status = 400, description = "The request cannot be parsed", body = ErrorBody),
         (status = 403, description = "This user may only read", body = ErrorBody),
-        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
+        (status = 422, description = "The request is invalid; nothing was changed", body = ErrorBody),
     ),
 )]
 async fn exec(
@@ -203,14 +202,14 @@ async fn exec(
     }
 }
 
-/// Adopt a process that listens
+/// Make a backend of a process that already listens
 #[utoipa::path(
     post, path = "/v1/register", request_body = RegisterRequest,
     responses(
-        (status = 200, description = "It is a backend", body = Registered),
-        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 200, description = "The process is a backend", body = Registered),
+        (status = 400, description = "The request cannot be parsed", body = ErrorBody),
         (status = 403, description = "This user may only read", body = ErrorBody),
-        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
+        (status = 422, description = "The request is invalid; nothing was changed", body = ErrorBody),
     ),
 )]
 async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRejection>) -> Response {
@@ -224,9 +223,9 @@ async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRe
 #[utoipa::path(
     post, path = "/v1/unload",
     responses(
-        (status = 200, description = "It is done, and the daemon ends", body = UnloadedBody),
+        (status = 200, description = "Everything is removed; the daemon exits", body = UnloadedBody),
         (status = 403, description = "This user may only read", body = ErrorBody),
-        (status = 422, description = "It failed", body = ErrorBody),
+        (status = 422, description = "Unloading failed", body = ErrorBody),
     ),
 )]
 async fn unload(State(shared): App) -> Response {

@@ -14,7 +14,7 @@ use utoipa::OpenApi;
             `run --viewers` names may send GET requests.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    servers((url = "http://pod-steer", description = "The name is of no matter: connect to the unix socket")),
+    servers((url = "http://pod-steer", description = "The host name is ignored; connect to the unix socket")),
 )]
 pub(super) struct Frame;
 

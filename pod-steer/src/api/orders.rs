@@ -1,4 +1,4 @@
-//! Orders of operators, what becomes of them, and what was ordered before.
+//! Endpoints for orders, operations and the history.
 
 use std::sync::Arc;
 
@@ -26,24 +26,24 @@ use crate::{
     text::{Name, quoted, shown},
 };
 
-/// Most characters of an operation's number that an error shows.
+/// Maximum length of an operation number that an error quotes.
 const ID_CHARS_MAX: usize = 20;
 
-/// Order something about a service
+/// Give an order for a service
 ///
-/// Answered when it has taken effect for every client, or, if it takes its time, when it has begun; then follow
-/// `/v1/operations/{id}`.
+/// The answer comes when the order has taken effect for every client. A deploy or canary is answered when it has begun; poll
+/// `/v1/operations/{id}` for its progress.
 #[utoipa::path(
     post, path = "/v1/services/{service}/orders",
     params(("service" = String, Path, description = "Name of the service")),
     request_body = Order,
     responses(
-        (status = 200, description = "It has begun, or is done", body = Operation),
-        (status = 400, description = "It is not understood", body = ErrorBody),
+        (status = 200, description = "The order is being carried out, or is done", body = Operation),
+        (status = 400, description = "The request cannot be parsed", body = ErrorBody),
         (status = 403, description = "This user may only read", body = ErrorBody),
-        (status = 409, description = "Somebody else holds the service", body = ErrorBody),
-        (status = 422, description = "It makes no sense; nothing was changed", body = ErrorBody),
-        (status = 500, description = "It could not be done", body = ErrorBody),
+        (status = 409, description = "Another order for the service is being carried out", body = ErrorBody),
+        (status = 422, description = "The request is invalid; nothing was changed", body = ErrorBody),
+        (status = 500, description = "The order failed", body = ErrorBody),
     ),
 )]
 pub(super) async fn order(
@@ -83,7 +83,7 @@ pub(super) async fn order(
     }
 }
 
-/// A field that nobody knows is refused: a `version` that is misspelt would drain the whole service.
+/// Parses an order and refuses unknown fields: with a misspelt `version` a drain would drain the whole service.
 pub(crate) fn parse(body: &Value) -> Result<Order, String> {
     let order: Order = serde_json::from_value(body.clone())
         .map_err(|error| format!("the order: {}", shown(&error.to_string(), ERROR_CHARS_MAX)))?;
@@ -91,28 +91,24 @@ pub(crate) fn parse(body: &Value) -> Result<Order, String> {
     let unknown = body.as_object().and_then(|body| body.keys().find(|key| known.get(key.as_str()).is_none()));
     match unknown {
         None if order == Order::Forget => {
-            Err("`forget` is ordered by the daemon alone, for a service that has no backend".to_owned())
+            Err("`forget` cannot be ordered; the daemon records it when a service has lost its backends".to_owned())
         }
         Some(key) => {
             let known: Vec<&str> = known.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-            Err(format!(
-                "the order has a field {} that it cannot have; its fields are {}",
-                quoted(key),
-                known.join(", ")
-            ))
+            Err(format!("the order has the unknown field {}; its fields are {}", quoted(key), known.join(", ")))
         }
         None => Ok(order),
     }
 }
 
-/// What has become of an operation
+/// Progress or result of an operation
 #[utoipa::path(
     get, path = "/v1/operations/{id}",
-    params(("id" = u64, Path, description = "Its number")),
+    params(("id" = u64, Path, description = "Number of the operation")),
     responses(
-        (status = 200, description = "Where it is, or how it ended", body = OperationStatus),
-        (status = 400, description = "It is not understood", body = ErrorBody),
-        (status = 404, description = "There is none with that number", body = ErrorBody),
+        (status = 200, description = "Its progress, or how it ended", body = OperationStatus),
+        (status = 400, description = "The request cannot be parsed", body = ErrorBody),
+        (status = 404, description = "There is no such operation", body = ErrorBody),
     ),
 )]
 pub(super) async fn operation(State(shared): State<Arc<Shared>>, id: Result<Path<String>, PathRejection>) -> Response {
@@ -140,13 +136,13 @@ pub(super) struct HistoryQuery {
     service: Option<String>,
 }
 
-/// What was ordered, oldest first
+/// Past operations, oldest first
 #[utoipa::path(
-    get, path = "/v1/history", params(("service" = Option<String>, Query, description = "Of this service alone")),
+    get, path = "/v1/history", params(("service" = Option<String>, Query, description = "Only this service")),
     responses(
         (status = 200, description = "At most the last 1,000 operations", body = Vec<Operation>),
-        (status = 400, description = "It is not understood", body = ErrorBody),
-        (status = 404, description = "There is no such service and never was", body = ErrorBody),
+        (status = 400, description = "The request cannot be parsed", body = ErrorBody),
+        (status = 404, description = "There is no such service, and there never was", body = ErrorBody),
     ),
 )]
 pub(super) async fn history(
@@ -171,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_nobody_knows_is_refused() {
+    fn an_unknown_field_is_refused() {
         assert_eq!(parse(&json!({ "order": "rollback" })), Ok(Order::Rollback));
         assert!(parse(&json!({ "order": "drain", "version": "v1" })).is_ok());
         let error = parse(&json!({ "order": "drain", "versoin": "v1" })).unwrap_err();

@@ -1,4 +1,4 @@
-//! Who is at the other end of the API's socket, and what that user may do.
+//! The client of an API connection, and its role.
 
 use std::{
     fmt,
@@ -17,26 +17,26 @@ use crate::{
     sys,
 };
 
-/// What a client of the API may do.
+/// The role of a client of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Everything.
+    /// May do everything.
     Operator,
-    /// Read.
+    /// May only read.
     Viewer,
 }
 
 /// The groups whose members may use the API, besides root and the daemon's own user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Members may do everything.
+    /// Group of the operators.
     pub operators: Option<u32>,
-    /// Members may read.
+    /// Group of the viewers.
     pub viewers: Option<u32>,
 }
 
 impl Access {
-    /// The role of a user that is a member of these groups.
+    /// The role of a user with these groups.
     fn role(self, trusted: bool, groups: &[u32]) -> Option<Role> {
         let is_member = |group: Option<u32>| group.is_some_and(|group| groups.contains(&group));
         if trusted || is_member(self.operators) {
@@ -49,7 +49,7 @@ impl Access {
     }
 }
 
-/// A client, as the kernel recorded it when it connected.
+/// A client, with the credentials that the kernel recorded when it connected.
 #[derive(Clone, Debug)]
 pub struct ConnectedPeer(Arc<Known>);
 
@@ -62,7 +62,7 @@ struct Known {
 }
 
 impl ConnectedPeer {
-    /// The client of this connection; an error if the kernel does not know it.
+    /// Reads the credentials of a connection's client.
     pub fn of(stream: &impl AsFd, access: Access) -> std::io::Result<Self> {
         let socket = stream.as_fd();
         let cred = socket_peercred(socket)?;
@@ -77,7 +77,7 @@ impl ConnectedPeer {
         Ok(Self(Arc::new(Known { cred, role, pidfd, accepted })))
     }
 
-    /// What it may do; nothing if it may not use the API.
+    /// Its role; `None` if it may not use the API.
     pub fn role(&self) -> Option<Role> {
         self.0.role
     }
@@ -92,13 +92,13 @@ impl ConnectedPeer {
         self.0.cred.uid.as_raw()
     }
 
-    /// The process, to be acted upon.
+    /// The calling process.
     pub fn process(&self) -> std::io::Result<Peer> {
         let pidfd = self.0.pidfd.as_ref().map(OwnedFd::try_clone).transpose()?;
         Ok(Peer { cred: self.0.cred, pidfd, accepted: self.0.accepted })
     }
 
-    /// The client for people, as in `root (uid 0, pid 4242)`.
+    /// Name of the client for messages: `root (uid 0, pid 4242)`.
     pub async fn who(&self) -> String {
         let (uid, pid) = (self.uid(), self.0.cred.pid.as_raw_nonzero());
         let passwd = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();

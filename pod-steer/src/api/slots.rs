@@ -1,5 +1,5 @@
-//! How many clients of the API are served at a time: of each user, of each role and in all, so that neither they nor their
-//! descriptors keep the daemon from other clients or from steering.
+//! Limits the number of API clients at a time, for each user, each role and in total. So clients and their descriptors cannot keep the
+//! daemon from other clients or from steering.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,14 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Most clients at a time, whatever the limit on open files.
+/// Maximum number of clients.
 const CLIENTS_MAX: usize = 512;
-/// Least, so that the API can be used at all.
+/// Minimum number of clients, even under a small limit on open files.
 const CLIENTS_MIN: usize = 16;
-/// A client takes two descriptors, its socket and a pidfd: of all open files the API uses a quarter.
+/// A client takes two descriptors (a socket and a pidfd), and the API may use a quarter of all open files.
 const FILES_PER_CLIENT: u64 = 8;
 
-/// Who holds a slot.
+/// The holder of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
     /// Root, or the daemon's own user.
@@ -24,7 +24,7 @@ pub(super) enum Holder {
     Operator(u32),
     /// Another user who is a viewer.
     Viewer(u32),
-    /// A client that is told why it is not served.
+    /// A client that only gets a refusal.
     Refused,
 }
 
@@ -47,15 +47,14 @@ struct Taken {
 }
 
 impl Slots {
-    /// For a process that may open so many files.
+    /// Slots for a process with this limit on open files.
     pub fn new(files: Option<u64>) -> Arc<Self> {
         let max = files.map_or(CLIENTS_MAX, |files| usize::try_from(files / FILES_PER_CLIENT).unwrap_or(CLIENTS_MAX));
         let max = max.clamp(CLIENTS_MIN, CLIENTS_MAX);
         Arc::new(Self { max, taken: Mutex::default(), freed: Notify::new() })
     }
 
-    /// A slot, if there is one for this holder. Root finds at least a quarter of them free of other users, and operators half of
-    /// them free of viewers.
+    /// Takes a slot, if one is free for this holder. A quarter of the slots is reserved for root; viewers get at most a quarter.
     pub fn take(self: &Arc<Self>, holder: Holder) -> Option<Slot> {
         let (of_user, quarter) = (self.max / 8, self.max / 4);
         let mut taken = self.lock();
@@ -93,7 +92,7 @@ impl Slots {
     }
 }
 
-/// One client's place; free again when dropped.
+/// A slot in use. It is freed on drop.
 #[derive(Debug)]
 pub(super) struct Slot {
     slots: Arc<Slots>,
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_files_is_for_clients() {
+    fn clients_use_a_quarter_of_the_open_files() {
         let max = |files| Slots::new(files).max;
         assert_eq!((max(Some(1024)), max(Some(1 << 20)), max(Some(8)), max(None)), (128, 512, 16, 512));
     }

@@ -1,4 +1,4 @@
-//! The API as it is served, with a daemon's loop that has its answers ready.
+//! Tests of the API as it is served, with a loop that gives canned answers.
 
 use std::{
     collections::BTreeSet,
@@ -82,7 +82,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
     }
 }
 
-/// Answers an order by what it is about.
+/// Answers an order by the name of its service.
 fn by_service(ask: Ask) {
     match ask {
         Ask::Order(ask) => drop(ask.answer.send(match ask.service.as_str() {
@@ -95,7 +95,7 @@ fn by_service(ask: Ask) {
         Ask::History(service, answer) => {
             drop(answer.send(Ok(vec![operation(service.as_deref().unwrap_or("all"), "", Order::Pause)])));
         }
-        // Whoever is not answered hears that the daemon ends.
+        // A dropped reply channel means that the daemon exits.
         _ => {}
     }
 }
@@ -114,7 +114,7 @@ async fn raw(socket: &Path, method: &str, path: &str, accept: &str) -> hyper::Re
 }
 
 #[test]
-fn orders_are_answered_by_what_they_are() {
+fn each_refusal_has_its_status() {
     let served = Served::start("orders", by_service);
     let order = |service: &str| {
         let path = format!("/v1/services/{}/orders", client::encoded(service));
@@ -145,7 +145,7 @@ fn orders_are_answered_by_what_they_are() {
 }
 
 #[test]
-fn events_are_a_stream_of_either_kind() {
+fn events_are_json_lines_or_server_sent_events() {
     let served = Served::start("events", by_service);
     block_on(async {
         for (accept, kind) in [("*/*", "application/x-ndjson"), ("text/event-stream", "text/event-stream")] {
@@ -207,7 +207,7 @@ fn the_document_and_the_router_agree() {
     }
     let from_api = block_on(client::get::<Value>(&served.socket, "/v1/openapi.json")).unwrap();
     assert_eq!(from_api, document);
-    // Nothing is referred to that is not there.
+    // All references resolve.
     let text = openapi::document();
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();

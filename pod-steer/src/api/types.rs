@@ -1,4 +1,4 @@
-//! What goes over the API, as JSON.
+//! The JSON types of the API.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,7 +9,7 @@ use crate::{
     world::State,
 };
 
-/// What a backend made by hand serves: the same words as the labels of a container.
+/// What a backend of `exec` or `register` serves; the fields have the names of the labels.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct BackendRequest {
     /// Name of the service.
@@ -25,7 +25,7 @@ pub struct BackendRequest {
     /// Options of the service, as labels give them.
     #[serde(flatten)]
     pub options: GivenOptions,
-    /// Name for people; made up if not given.
+    /// Name shown in `status`; generated if not given.
     #[serde(default)]
     pub name: Option<String>,
 }
@@ -33,7 +33,7 @@ pub struct BackendRequest {
 /// `POST /v1/exec`: make the process at the other end of this connection a backend.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ExecRequest {
-    /// What it will serve.
+    /// What it serves.
     #[serde(flatten)]
     pub backend: BackendRequest,
 }
@@ -53,25 +53,25 @@ pub struct RegisterRequest {
 pub struct Registered {
     /// Id of the backend.
     pub id: String,
-    /// Sockets that were found.
+    /// Number of listening sockets found.
     pub sockets: usize,
 }
 
-/// An error: one line for people.
+/// An error.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// What was wrong, and what to do.
+    /// One line: what failed, why, and what to do.
     pub error: String,
 }
 
 /// Answer to `POST /v1/unload`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UnloadedBody {
-    /// Ingress namespaces that were left.
+    /// Number of ingress namespaces detached from.
     pub namespaces: usize,
-    /// Cgroups that were left.
+    /// Number of cgroups detached from.
     pub cgroups: usize,
-    /// Maps that were unpinned.
+    /// Number of maps unpinned.
     pub maps: usize,
 }
 
@@ -80,13 +80,13 @@ pub struct UnloadedBody {
 pub struct EventRecord {
     /// RFC 3339, UTC.
     pub time: String,
-    /// The service, or nothing.
+    /// The service, or empty.
     pub service: String,
-    /// Name of the backend, or nothing.
+    /// Name of the backend, or empty.
     pub backend: String,
-    /// A state that it has now, `gone`, `problem`, `check-failed`, `mptcp-refused`.
+    /// Name of the event: the new state of a backend, `gone`, `problem`, `check-failed`, `mptcp-refused` and others.
     pub event: String,
-    /// More about it, or nothing.
+    /// Details, or empty.
     pub detail: String,
 }
 
@@ -99,14 +99,14 @@ pub struct Status {
     pub pid: u32,
     /// By name.
     pub services: Vec<ServiceStatus>,
-    /// What needs somebody's attention.
+    /// What needs an operator's attention.
     pub problems: Vec<Problem>,
 }
 
-/// Something that needs attention.
+/// Something that needs an operator's attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// What it is about.
+    /// Its subject.
     pub subject: String,
     /// What is wrong, and what to do.
     pub message: String,
@@ -119,21 +119,21 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its ports with the container ports behind them.
     pub ports: Vec<String>,
-    /// Where it is steered.
+    /// The ingress namespaces in which it is steered.
     pub namespaces: Vec<NamespaceStatus>,
     /// The options that are in effect.
     #[serde(flatten)]
     pub options: ServiceOptions,
-    /// What the operator has decided.
+    /// The decisions about it.
     #[serde(default)]
     pub decision: Decision,
-    /// What is going on.
+    /// The operation that is running, if any.
     #[serde(default)]
     pub operation: Option<OperationStatus>,
-    /// What somebody should look at now, one line each.
+    /// What needs an operator's attention now, one line each.
     #[serde(default)]
     pub alarms: Vec<String>,
-    /// Why lookups did not end, or not at once, at a socket.
+    /// Lookups that did not find a socket at once, counted by reason.
     pub counters: ServiceCountersStatus,
     /// Oldest first.
     pub backends: Vec<BackendStatus>,
@@ -147,11 +147,11 @@ pub struct OperationStatus {
     pub operation: Operation,
     /// Backends of its version that are ready.
     pub ready: u32,
-    /// How many are wanted.
+    /// Number of backends that must be ready.
     pub wanted: u32,
-    /// Connections that the left backends have still.
+    /// Connections that the old backends still have.
     pub left: u64,
-    /// What it is waiting for, for people.
+    /// What it waits for, as text.
     pub waiting_for: String,
 }
 
@@ -185,9 +185,9 @@ pub struct ServiceCountersStatus {
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
-    /// A container's full id, or what `exec` or `register` gave.
+    /// A container's full id, or the id that `exec` or `register` returned.
     pub id: String,
-    /// Its name for people.
+    /// Its name.
     pub name: String,
     /// `container`, `exec` or `registered`.
     pub kind: String,
@@ -197,15 +197,15 @@ pub struct BackendStatus {
     pub version: String,
     /// Its weight.
     pub weight: u32,
-    /// What it does.
+    /// Its state.
     pub state: State,
-    /// Listening sockets that are known.
+    /// Number of its listening sockets.
     pub sockets: usize,
-    /// Lookups that chose one of its sockets.
+    /// Number of lookups that chose one of its sockets.
     pub steered: u64,
     /// Connections that its listeners completed.
     pub opened: u64,
-    /// Those of them that are gone.
+    /// Number of those connections that have closed.
     pub closed: u64,
     /// Connections that it holds now.
     pub live: u64,
@@ -213,19 +213,19 @@ pub struct BackendStatus {
     pub moved_in: u64,
     /// Connections that went to another backend when a listener closed.
     pub moved_out: u64,
-    /// Half-open connections that did.
+    /// Moves of half-open connections.
     pub moved_half_open: u64,
-    /// Waiting connections for which there was nobody to go to.
+    /// Waiting connections that were reset because no other listener could take them.
     pub not_moved: u64,
-    /// Its part of the service's new connections now, 0 to 1: the mean over the service's ports, without the clients of
-    /// networks that have a version of their own.
+    /// Its current share of new connections, 0 to 1: the mean over the service's ports, not counting clients of networks that are
+    /// assigned to a version.
     pub share: f64,
-    /// Its part of the connections that the service's backends have opened so far, 0 to 1.
+    /// Its share of all connections that the service's backends have opened so far, 0 to 1.
     #[serde(default)]
     pub served: f64,
-    /// What hinders it, with the remedy.
+    /// What is wrong with it, and the remedy.
     pub problems: Vec<String>,
-    /// What it does without, one line each.
+    /// Its restrictions, one line each.
     #[serde(default)]
     pub notes: Vec<String>,
 }

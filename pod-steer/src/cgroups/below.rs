@@ -1,4 +1,4 @@
-//! Cgroups that pod-steer makes below those of others: where that is allowed, how they are named, and how they are emptied.
+//! Cgroups that pod-steer creates below cgroups of other programs: where that is allowed, how they are named, and how they are emptied.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,8 +12,8 @@ use tracing::warn;
 
 use super::directories;
 
-/// What marks a cgroup whose owner may make cgroups below it (<https://systemd.io/CGROUP_DELEGATION/>). Only root can set the first one;
-/// systemd has set the second one since version 252 as well.
+/// Extended attributes of a delegated cgroup (<https://systemd.io/CGROUP_DELEGATION/>). Only root can set the first one; systemd also
+/// sets the second one since version 252.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
 /// Opens a cgroup by its path below the mount. The kernel refuses `..`, symbolic links and other mounts.
@@ -51,12 +51,13 @@ pub fn name(instance: &OsStr, id: &str) -> OsString {
     name
 }
 
-/// Whether this is the name of such a cgroup, of whichever daemon and backend.
+/// Whether this is the name of such a cgroup, of any daemon and backend.
 pub fn is_name(name: &str) -> bool {
     name.strip_prefix("pod-steer.").and_then(|rest| rest.rsplit_once('.')).is_some_and(|(_, id)| is_id(id))
 }
 
-/// The cgroups of this instance below those of others. Root made them: a user may give any name to its own.
+/// The cgroups of this instance below cgroups of other programs. Only those that belong to root count, since a user may give any name to
+/// its own.
 pub fn all(mount: &Path, instance: &OsStr) -> Vec<PathBuf> {
     let prefix = name(instance, "");
     let ours = |entry: &fs::DirEntry| {

@@ -1,8 +1,8 @@
 //! Watches the hierarchy by inotify(7).
 //!
-//! An engine makes a container's directory some 50 ms before the container's process runs: attaching when it appears is in
-//! time for the first bind. Engines nest these directories in many ways (pods, slices, the unit that runs `podman`), so the
-//! whole hierarchy is watched, down to a bounded depth and up to a bounded number of directories.
+//! An engine creates a container's cgroup some 50 ms before the container's process runs, so programs that are attached when the
+//! directory appears are in time for the first bind. Engines nest these directories in many ways (pods, slices, the unit that runs
+//! `podman`), so the whole hierarchy is watched, to a bounded depth and for a bounded number of directories.
 
 #[cfg(test)]
 mod tests;
@@ -24,16 +24,16 @@ use tokio::io::unix::AsyncFd;
 use super::{container_of, is_empty, parents};
 use crate::sys;
 
-/// Directories below the mount in which containers are looked for. The deepest known are a rootless pod's: six levels,
+/// Maximum depth below the mount at which containers are found. The deepest known are those of a rootless pod: six levels,
 /// as in `user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_ID.slice/libpod-ID.scope`.
 const DEPTH_MAX: usize = 8;
-/// Most watched directories, besides the engines' default parents. The kernel's limit is for all processes of root together
-/// (`fs.inotify.max_user_watches`, at least 8,192), and others need watches too.
+/// Maximum number of watched directories, besides the engines' default parents. The kernel's limit is one for all processes of root
+/// (`fs.inotify.max_user_watches`, at least 8,192), and other programs need watches too.
 const DIRECTORIES_MAX: usize = 4096;
 /// Characters of a container's full id.
 const ID_LEN: usize = super::CONTAINER_ID_LEN;
 
-/// What the watch has seen.
+/// An event of the watch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Seen {
     /// The cgroup of an expected container appeared.
@@ -43,7 +43,7 @@ pub enum Seen {
         /// Its directory.
         path: PathBuf,
     },
-    /// The cgroup of a container that was not announced appeared.
+    /// The cgroup of an unknown container appeared.
     Unannounced {
         /// Its full id.
         id: String,
@@ -60,17 +60,17 @@ enum Watch {
 /// Watches for the cgroups of containers.
 pub struct Cgroups {
     mount: PathBuf,
-    /// Nothing if no instance of inotify is left for us.
+    /// `None` if no inotify instance could be created.
     inotify: Option<AsyncFd<OwnedFd>>,
     watches: HashMap<i32, Watch>,
     directories: usize,
-    /// Containers that were announced, and the user besides root that may make their cgroups: the engine's owner.
+    /// Expected containers, and the user besides root that may create their cgroups: the engine's owner.
     expected: HashMap<String, u32>,
     /// The cgroups of containers that exist, by id.
     found: HashMap<String, PathBuf>,
     /// Why some directories are not watched.
     unwatched: Option<String>,
-    /// Cgroups that cannot be watched: each second the daemon checks whether they are empty.
+    /// Cgroups that cannot be watched. The daemon checks each second whether they are empty.
     polled: BTreeSet<PathBuf>,
 }
 
@@ -78,7 +78,7 @@ impl Cgroups {
     /// Watches below the hierarchy that is mounted at `mount`.
     pub fn new(mount: PathBuf) -> Self {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        // Without an instance everything is polled, as far as it can be.
+        // Without inotify, cgroups are polled as far as possible.
         let inotify = inotify::init(flags).map_err(io::Error::from).and_then(sys::readable).ok();
         let mut cgroups = Self {
             mount,
@@ -106,10 +106,10 @@ impl Cgroups {
         }
     }
 
-    /// Looks at the cgroups that cannot be watched, and tries again to watch them. To be called once a second.
+    /// Polls the cgroups that cannot be watched, and tries again to watch them. Call it once a second.
     ///
-    /// Where another program than the daemon removes a cgroup as soon as it is empty, inotify reports nothing (seen on 6.18 for a
-    /// quarter of them): the kernel reports it later, by a work queue, and not of a file that is gone.
+    /// If another program removes a cgroup as soon as it is empty, inotify may report nothing (on 6.18, for a quarter of them): the kernel
+    /// reports the change from a work queue, and not for a file that has been removed.
     pub fn poll(&mut self) -> Vec<Seen> {
         // Only the daemon removes those below its own.
         let own = self.mount.join(super::OWN);
@@ -137,18 +137,17 @@ impl Cgroups {
         !self.polled.is_empty()
     }
 
-    /// Where the hierarchy is mounted.
+    /// The mount point of the hierarchy.
     pub fn mount(&self) -> &Path {
         &self.mount
     }
 
-    /// From now on reports this container's cgroup when it appears; returns it if it is there already. `owner` is the user
-    /// that owns the engine.
+    /// Expects this container: reports its cgroup when it appears, or returns it if it exists. `owner` is the user that owns the engine.
     pub fn expect(&mut self, id: &str, cgroup_parent: &str, owner: u32) -> Option<PathBuf> {
         self.expected.insert(id.to_owned(), owner);
         let known = self.found.get(id).filter(|path| path.exists()).cloned();
         let mut found = known;
-        // More than the watches have found only where not everything is watched.
+        // Only needed where some directories are not watched.
         for parent in parents(cgroup_parent) {
             let parent = self.mount.join(parent);
             if found.is_some() {
@@ -160,7 +159,7 @@ impl Cgroups {
         found.filter(|path| is_made_by(path, owner))
     }
 
-    /// Does not report this container any more.
+    /// Stops expecting this container.
     pub fn forget(&mut self, id: &str) {
         self.expected.remove(id);
     }
@@ -173,17 +172,17 @@ impl Cgroups {
         }
     }
 
-    /// Why some directories are not watched, and what to do; `None` if all are.
+    /// Why some directories are not watched, with the remedy; `None` if all are.
     pub fn unwatched(&self) -> Option<&str> {
         self.unwatched.as_deref()
     }
 
-    /// Tries again to watch everything, if something is not watched and more may be watched. Returns what was missed.
+    /// Tries again to watch all directories, if some are not watched and the limit allows more. Returns the events that were missed.
     pub fn retry(&mut self) -> Vec<Seen> {
         if self.unwatched.is_none() || self.directories >= DIRECTORIES_MAX { Vec::new() } else { self.rescan() }
     }
 
-    /// Looks through the whole hierarchy and watches it. Returns the containers that were not known.
+    /// Walks and watches the whole hierarchy. Returns the containers that were unknown.
     fn rescan(&mut self) -> Vec<Seen> {
         self.unwatched = None;
         self.found.retain(|_, path| path.exists());
@@ -195,8 +194,8 @@ impl Cgroups {
         seen
     }
 
-    /// Watches a directory and those below it, and reports the containers in them. A directory is read after its watch
-    /// stands, so that nothing in it is missed.
+    /// Watches a directory and those below it, and reports the containers in them. A directory is read after its watch is in place, so
+    /// that nothing is missed.
     fn watch_tree(&mut self, top: &Path, seen: &mut Vec<Seen>) {
         let mut dirs = vec![top.to_owned()];
         while let Some(dir) = dirs.pop() {
@@ -212,8 +211,8 @@ impl Cgroups {
         }
     }
 
-    /// Whether containers are looked for below this directory. A container's own cgroup has none; but a pod's looks like one
-    /// (its name is an id alone), and has containers directly in it.
+    /// Whether there may be containers below this directory. A container's own cgroup has none. The cgroup of a pod looks like one (its
+    /// name is only an id), and has containers directly in it.
     fn descends(&self, parent: &Path, name: &str) -> bool {
         let depth = parent.strip_prefix(&self.mount).map_or(0, |below| below.components().count()) + 1;
         let is_id = |name: &str| name.len() == ID_LEN && container_of(name).is_some();
@@ -227,32 +226,32 @@ impl Cgroups {
     fn watch_directory(&mut self, dir: &Path, is_parent: bool) {
         if self.directories >= DIRECTORIES_MAX && !is_parent {
             self.unwatched = Some(format!(
-                "there are more than {DIRECTORIES_MAX} cgroups, and not all are watched: a container that starts elsewhere than \
-                 in its engine's default cgroup may bind before it is managed; remove cgroups that are not used"
+                "there are more than {DIRECTORIES_MAX} cgroups, so some are not watched: a container that starts outside of its \
+                 engine's default cgroup may bind before it is managed; remove unused cgroups"
             ));
             return;
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
         match self.add_watch(dir, flags) {
-            // The same directory has the same number again.
+            // inotify returns the same number for the same directory.
             Ok(wd) => match self.watches.insert(wd, Watch::Directory(dir.to_owned())) {
                 Some(_) => {}
                 None => self.directories += 1,
             },
             Err(rustix::io::Errno::NOSPC) => {
                 self.unwatched = Some(format!(
-                    "cgroups cannot be watched, because root's inotify watches are used up: a container that starts may bind \
+                    "cannot watch all cgroups, because root's inotify watches are used up: a container that starts may bind \
                      before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={} \
                      (and fs.inotify.max_user_instances)",
                     watches_wanted()
                 ));
             }
-            // It is gone, or not made yet.
+            // The directory was removed, or does not exist yet.
             Err(_) => {}
         }
     }
 
-    /// Waits until something is seen.
+    /// Waits for an event.
     pub async fn seen(&mut self) -> io::Result<Vec<Seen>> {
         loop {
             let events = {
@@ -272,7 +271,7 @@ impl Cgroups {
         }
     }
 
-    /// The container whose cgroup this is, if it is one and was not known.
+    /// The event for a new directory, if it is the cgroup of a container that was unknown.
     fn appeared(&mut self, parent: &Path, name: &str) -> Option<Seen> {
         let id = container_of(name)?.to_owned();
         let path = parent.join(name);
@@ -305,7 +304,7 @@ impl Cgroups {
         match self.watches.get(&event.wd) {
             Some(Watch::Events(path)) if is_empty(path) => {
                 seen.push(Seen::Empty(path.clone()));
-                // It is reported once; the kernel keeps the watch of a file in a cgroup that is gone.
+                // Report it once. The kernel keeps the watch of a file in a removed cgroup.
                 self.watches.remove(&event.wd);
                 self.remove_watch(event.wd);
             }
@@ -326,8 +325,8 @@ impl Cgroups {
     }
 }
 
-/// Whether an engine of this user has made this cgroup: it takes write permission on the parent, which only its owner has. The
-/// directory itself may have been given to a container's user. Of root's containers, a user's engine is not believed a word.
+/// Whether an engine of this user made this cgroup. That takes write permission on the parent, so the parent's owner counts: the directory
+/// itself may have been given to a container's user. So an engine of a user cannot claim containers of root.
 pub fn is_made_by(path: &Path, owner: u32) -> bool {
     let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());
     parent.is_some_and(|parent| parent.uid() == owner && parent.permissions().mode() & 0o022 == 0)

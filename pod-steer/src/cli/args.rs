@@ -1,4 +1,4 @@
-//! The command line, as it is written. No I/O and no decisions here.
+//! The arguments of the command line. No I/O and no decisions here.
 
 pub mod options;
 pub mod rollout;
@@ -14,32 +14,32 @@ use crate::config::{
 use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
-/// Many containers, one port: the kernel chooses whose listening socket gets each new connection.
+/// Many containers, one port: a kernel program chooses the listening socket for each new connection.
 #[derive(Debug, Parser)]
 #[command(name = "pod-steer", version = crate::version::LINE.as_str(), arg_required_else_help = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon: follow container engines and steer new connections to their containers
     Run(Box<RunArgs>),
     /// Run a command as a backend: pod-steer exec --service NAME --ports PORTS -- COMMAND
     ///
-    /// The command runs in a cgroup of its own. Where the caller's cgroup, or one above it, is delegated (systemd: Delegate=yes) and the
-    /// caller's belongs to root, the new one is made below the caller's: all limits and BPF programs there hold for the command. Anywhere
-    /// else it is made in pod-steer's own cgroup, and the limits of the caller's cgroup do not hold. Therefore only operators
-    /// may use `exec`.
+    /// The command runs in a new cgroup. If the caller's cgroup belongs to root, and it or one of its ancestors is delegated (systemd:
+    /// Delegate=yes), the new cgroup is created below the caller's: the limits and BPF programs there apply to the command. Otherwise
+    /// it is created below pod-steer's own cgroup, and the limits of the caller's cgroup do not hold. Therefore only operators may use
+    /// `exec`.
     Exec(ExecArgs),
-    /// Make a process that already listens a backend
+    /// Make a backend of a process that already listens
     Register(RegisterArgs),
     /// Show services and their backends, with their shares and states
     Status(StatusArgs),
-    /// Move all new connections to a version once it is ready, and wait until those of the others end
+    /// Move all new connections to a version once it is ready, and wait for the old connections to end
     Deploy(DeployArgs),
     /// Move to a version step by step; rolls back automatically if it fails
     Canary(CanaryArgs),
@@ -51,7 +51,7 @@ pub enum Command {
     Drain(PartArgs),
     /// End a drain
     Resume(PartArgs),
-    /// Make new connections to a service wait, without refusing any
+    /// Hold new connections to a service instead of refusing them
     Pause(ServiceArgs),
     /// End a pause
     Unpause(ServiceArgs),
@@ -59,9 +59,9 @@ pub enum Command {
     History(HistoryArgs),
     /// Print events as they happen, until interrupted
     Events(EventsArgs),
-    /// Check whether this machine has what pod-steer needs
+    /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
-    /// End all steering and remove everything that pod-steer made
+    /// End all steering and remove everything that pod-steer created
     Unload(UnloadArgs),
     /// Hold the listener of paused services; started by the daemon
     #[command(hide = true)]
@@ -74,33 +74,33 @@ pub enum Command {
     Version,
 }
 
-/// Where the daemon listens.
+/// How to reach the daemon.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// The daemon's socket
+    /// Path of the daemon's API socket
     #[arg(long, env = "POD_STEER_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
 }
 
-/// What a backend serves: the words of the labels.
+/// What a backend serves; the flags have the names of the labels.
 #[derive(Clone, Debug, Args)]
 pub struct BackendArgs {
     /// Name of the service
     #[arg(long)]
     pub service: String,
-    /// Ports as in `docker -p`: `[IP:]PORT[:CONTAINER-PORT]`, ranges and lists too
+    /// Ports as in `docker run -p`: `[IP:]PORT[:CONTAINER-PORT]`, also ranges and comma-separated lists
     #[arg(long)]
     pub ports: String,
     /// Version of the service
     #[arg(long)]
     pub version: Option<String>,
-    /// Share of new connections, relative to the others [default: 1]
+    /// Share of new connections, relative to the other backends [default: 1]
     #[arg(long)]
     pub weight: Option<u32>,
     /// Options of the service.
     #[command(flatten)]
     pub options: OptionArgs,
-    /// Name for people [default: made up]
+    /// Name shown in `status` [default: generated]
     #[arg(long)]
     pub name: Option<String>,
 }
@@ -125,7 +125,7 @@ pub struct RegisterArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// The process
+    /// Pid of the process
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: i32,
     /// The backend.
@@ -139,10 +139,10 @@ pub struct StatusArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Only this service
+    /// Show only this service
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub service: Option<String>,
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: StatusFormat,
 }
@@ -150,9 +150,9 @@ pub struct StatusArgs {
 /// How `status` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StatusFormat {
-    /// The most important columns; names are cut where the terminal is too narrow for them.
+    /// The most important columns; names are shortened to fit the terminal.
     Table,
-    /// All columns, nothing cut.
+    /// All columns, nothing shortened.
     Wide,
     /// For programs.
     Json,
@@ -164,21 +164,21 @@ pub struct EventsArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// How to print them
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: LogFormat,
 }
 
-/// `pod-steer doctor`: the settings of `run` that it looks at
+/// `pod-steer doctor`: the settings of `run` that it checks
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// Address of a container engine; again for several; `none` for none [default: as `run`]
+    /// Socket of a container engine; may be repeated; `none` for no engine [default: as for `run`]
     #[arg(long, env = "POD_STEER_ENGINE", value_name = "URL", value_delimiter = ',')]
     pub engine: Vec<String>,
-    /// Settings [default: /etc/pod-steer.toml if it is there]
+    /// Configuration file [default: /etc/pod-steer.toml if it exists]
     #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to pin programs and maps [default: /sys/fs/bpf/pod-steer]
+    /// Directory, on a BPF file system, for pinned programs and maps [default: /sys/fs/bpf/pod-steer]
     #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
 }
@@ -186,19 +186,19 @@ pub struct DoctorArgs {
 /// `pod-steer unload`
 #[derive(Clone, Debug, Args)]
 pub struct UnloadArgs {
-    /// The daemon's settings, which say where everything is [default: /etc/pod-steer.toml if it is there]
+    /// The daemon's configuration file, read for the paths below [default: /etc/pod-steer.toml if it exists]
     #[arg(long, env = "POD_STEER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The daemon's socket [default: api.sock in the runtime directory]
+    /// Path of the daemon's API socket [default: api.sock in the runtime directory]
     #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Where programs and maps are pinned [default: /sys/fs/bpf/pod-steer]
+    /// Directory of pinned programs and maps [default: /sys/fs/bpf/pod-steer]
     #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
-    /// Where the daemon keeps its files [default: /run/pod-steer]
+    /// Directory of the daemon's runtime files [default: /run/pod-steer]
     #[arg(long, env = "POD_STEER_RUNTIME_DIR", value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
-    /// Where it keeps decisions and history [default: /var/lib/pod-steer]
+    /// Directory of decisions and history [default: /var/lib/pod-steer]
     #[arg(long, env = "POD_STEER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }

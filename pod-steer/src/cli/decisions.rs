@@ -1,4 +1,4 @@
-//! What was decided about a service and what goes on there, in lines below the table of `status`.
+//! Lines below the table of `status`: the decisions about a service, its running operation and its alarms.
 
 use super::{
     table, words,
@@ -10,7 +10,7 @@ use crate::{
     settings::ServiceOptions,
 };
 
-/// Each begins with the service's name; broken to so many columns. Alarms come last, in colour.
+/// Each line begins with the service's name and is wrapped at `columns`. Alarms come last, in colour.
 pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colours: bool) -> String {
     let mut lines = Vec::new();
     match service.options.rollout {
@@ -38,7 +38,7 @@ pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colour
         lines.push(format!("drained, no new connections: {}", parts.join(", ")));
     }
     if decision.paused {
-        lines.push(format!("paused, new connections wait; `pod-steer unpause {}` lets them in", service.name));
+        lines.push(format!("paused, new connections are held; end this with `pod-steer unpause {}`", service.name));
     }
     if let Some(status) = &service.operation {
         let operation = &status.operation;
@@ -50,7 +50,7 @@ pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colour
     }
     let shown = |text: &str| {
         let wrapped = table::wrapped("  ", &format!("{}: {text}", service.name), columns);
-        // Only what follows the first line is set in.
+        // Only continuation lines are indented.
         wrapped.strip_prefix("  ").unwrap_or(&wrapped).to_owned()
     };
     let mut text: String = lines.iter().map(|line| shown(line)).collect();
@@ -63,11 +63,11 @@ pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colour
 
 fn part_name(service: &ServiceStatus, part: &Part) -> String {
     match part {
-        Part::Service => "all of it".to_owned(),
+        Part::Service => "the whole service".to_owned(),
         Part::Version(version) => format!("version {version}"),
         Part::Backend(id) => {
             let backend = service.backends.iter().find(|backend| backend.id == *id);
-            // One that is gone is known by the id alone.
+            // Of a removed backend only the id is known.
             backend.map_or_else(|| id.chars().take(12).collect(), |backend| backend.name.clone())
         }
     }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_in_the_midst_of_everything() {
+    fn all_lines_of_a_service() {
         let text = lines(&service(), 0, 80, false);
         assert_eq!(
             text,
@@ -118,8 +118,9 @@ mod tests {
              web: options: fallback=pass slow-start=30s\n\
              web: shares by version: v1=95 v2=5\n\
              web: clients of 10.0.0.0/8 go to v2\n\
-             web: drained, no new connections: all of it, version v1, 0123456789ab, web-2\n\
-             web: paused, new connections wait; `pod-steer unpause web` lets them in\n\
+             web: drained, no new connections: the whole service, version v1, 0123456789ab,\n  \
+             web-2\n\
+             web: paused, new connections are held; end this with `pod-steer unpause web`\n\
              web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n\
              web: ALARM: all backends of v1 fail their checks, and the last that were ready\n  \
                get the connections\n"

@@ -25,8 +25,8 @@ impl From<BackendArgs> for BackendRequest {
     }
 }
 
-/// Becomes the command, in the cgroup into which the daemon moves this process: its pid, its signals and its exit code
-/// are the command's own, with nobody in between.
+/// Replaces this process by the command, in the cgroup to which the daemon moves it. So the pid, signals and exit code are the command's
+/// own.
 pub(super) fn exec(args: ExecArgs) -> Outcome {
     let Some((program, arguments)) = args.command.split_first() else {
         return Err(Failure::Input("no command; give one after `--`".to_owned()));
@@ -34,7 +34,7 @@ pub(super) fn exec(args: ExecArgs) -> Outcome {
     let request = ExecRequest { backend: args.backend.into() };
     block_on(async { Ok(client::post::<Registered>(&args.socket.socket, "/v1/exec", &request).await?) })?;
     let error = Command::new(program).args(arguments).exec();
-    // What shells say when they cannot.
+    // The exit codes of shells for a command that cannot be run.
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
     super::say(&format!("{}: {error}", program.display()));
     Err(Failure::Said(code))

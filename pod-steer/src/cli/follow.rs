@@ -1,5 +1,5 @@
-//! Following an operation that the daemon carries out: a line for each step that is done, and on a terminal a last line
-//! that says what it waits for. The operation continues if the CLI exits.
+//! Follows an operation of the daemon: prints a line for each completed step, and on a terminal a last line with its progress. The
+//! operation continues if the CLI exits.
 
 use std::{
     io::Write as _,
@@ -22,20 +22,20 @@ use crate::{
     text::visible,
 };
 
-/// Time to the first question; it grows by half each time.
+/// First polling interval. Each is half as long again.
 const ASK_FIRST: Duration = Duration::from_millis(10);
-/// Longest time between two questions.
+/// Longest polling interval.
 const ASK_LAST: Duration = Duration::from_millis(250);
-/// How long a daemon may be away.
+/// Time to wait for a daemon that has exited.
 const AWAY_MAX: Duration = Duration::from_secs(30);
-/// What shells say of a command that was interrupted.
+/// The exit code of shells for an interrupted command.
 const INTERRUPTED: u8 = 130;
 
 /// See the module.
 pub(super) struct Follower<'a> {
     socket: &'a Path,
     operation: Operation,
-    /// Where the steps go: standard output, unless that is for programs.
+    /// The output format. Steps go to standard output for text, to standard error for JSON.
     output: OutputFormat,
     told: usize,
     live: bool,
@@ -48,7 +48,7 @@ impl<'a> Follower<'a> {
         Self { socket, operation, output, told: 0, live, away_since: None }
     }
 
-    /// Until the operation has ended.
+    /// Follows until the operation has ended.
     pub(super) async fn follow(mut self) -> Result<Operation, Failure> {
         tokio::select! {
             ended = self.until_ended() => ended?,
@@ -77,7 +77,7 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Nothing while the daemon is away.
+    /// Asks for the status. `None` while the daemon is away.
     async fn ask(&mut self) -> Result<Option<OperationStatus>, Failure> {
         let (id, service) = (self.operation.id, &self.operation.service);
         let path = format!("/v1/operations/{id}");
@@ -89,7 +89,7 @@ impl<'a> Follower<'a> {
                 Ok(Some(status))
             }
             Err(error) if error.is_bad_input() => Err(Failure::Failed(anyhow!(
-                "the daemon no longer knows operation {id}; see what is in force: pod-steer status {service}"
+                "the daemon no longer knows operation {id}; `pod-steer status {service}` shows the current shares"
             ))),
             Err(error) if !error.may_pass() => Err(error.into()),
             Err(error) => match self.away_since {
@@ -103,7 +103,7 @@ impl<'a> Follower<'a> {
                 }
                 Some(since) if since.elapsed() < AWAY_MAX => Ok(None),
                 Some(_) => Err(Failure::Failed(anyhow!(
-                    "{error} The operation continues when the daemon does; see then: pod-steer history {service}",
+                    "{error} The next daemon continues the operation; `pod-steer history {service}` then shows how it ended",
                 ))),
             },
         }
@@ -127,10 +127,10 @@ impl<'a> Follower<'a> {
         note(text);
     }
 
-    /// Replaces the last line.
+    /// Rewrites the last line of the terminal.
     fn show_live(&self, text: &str) {
         if self.live {
-            // Clipped: a line that the terminal breaks cannot be replaced.
+            // Clipped, because a line that the terminal wraps cannot be rewritten.
             let clipped: String = text.chars().take(78).collect();
             let mut stderr = std::io::stderr();
             let _ = write!(stderr, "\r\x1b[2K{clipped}").and_then(|()| stderr.flush());
@@ -138,13 +138,16 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// Says that an operation goes on without this command.
+/// Reports that the operation continues without this command.
 pub(super) fn announce(operation: &Operation) {
     let service = &operation.service;
     let undo = match operation.order {
         Order::Rollback => String::new(),
-        _ => format!("; to end it: pod-steer rollback {service}"),
+        _ => format!(", end it with `pod-steer rollback {service}`"),
     };
     let what = words::order(&operation.order);
-    note(&format!("`{what}` goes on (operation {}); to see it: pod-steer status{undo}", operation.id));
+    note(&format!(
+        "the daemon continues `{what}` (operation {}); watch it with `pod-steer status`{undo}",
+        operation.id
+    ));
 }

@@ -1,5 +1,5 @@
-//! What was given on the command line, read and checked: shares, weights, networks, times. Pure; each error is one line
-//! that quotes the part that is wrong and says what to write.
+//! Parses shares, weights, networks and times given on the command line. Pure. Each error is one line that quotes the invalid part and
+//! says what to write.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use crate::{
     text::quoted,
 };
 
-/// All of a share, in hundredths of a percent.
+/// 100 %, in hundredths of a percent.
 const WHOLE: u32 = 10_000;
 
 /// `deploy`'s order.
@@ -25,7 +25,7 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
         version: version(&args.version)?,
         backends: args.backends,
         timeout_ms: time("--timeout", &args.timeout)?,
-        // Not to wait for anybody is a thing to want.
+        // Zero is valid: do not wait for old connections.
         drain_timeout_ms: any_time("--drain-timeout", &args.drain_timeout)?,
         stop_old: args.stop_old || args.keep_old.is_some(),
         keep_old_ms: args.keep_old.as_deref().map(|text| time("--keep-old", text)).transpose()?,
@@ -61,9 +61,7 @@ pub(super) fn shift(args: &ShiftArgs) -> Result<ShiftOrder, String> {
         return Err("--balance and weights exclude each other; give one of the two".to_owned());
     }
     if order == ShiftOrder::default() {
-        return Err(
-            "nothing is to change; give weights, as in v1=90 v2=10, or --from, --no-from or --balance".to_owned()
-        );
+        return Err("nothing to change; give weights, as in v1=90 v2=10, or --from, --no-from or --balance".to_owned());
     }
     Ok(order)
 }
@@ -72,7 +70,7 @@ fn version(text: &str) -> Result<String, String> {
     match text.chars().find(|c| !c.is_ascii_graphic()) {
         None if !text.is_empty() => Ok(text.to_owned()),
         _ => Err(format!(
-            "version {} is refused: it is no version; `pod-steer status` shows what there is",
+            "version {} is refused: it has spaces or characters other than ASCII; `pod-steer status` lists the versions",
             quoted(text)
         )),
     }
@@ -85,7 +83,7 @@ fn any_time(flag: &str, text: &str) -> Result<u64, String> {
 
 fn time(flag: &str, text: &str) -> Result<u64, String> {
     match any_time(flag, text)? {
-        0 => Err(format!("{flag} {} is refused: it is over as it begins; write more than 0, as in 30s", quoted(text))),
+        0 => Err(format!("{flag} {} is refused: write more than 0, as in 30s", quoted(text))),
         ms => Ok(ms),
     }
 }
@@ -97,14 +95,14 @@ fn steps(text: &str) -> Result<Vec<u32>, String> {
     let wrong = |error: String| Err(format!("--steps {} is refused: {error}", quoted(text)));
     if let Some(pair) = steps.windows(2).find(|pair| pair[0] >= pair[1]) {
         return wrong(format!(
-            "{} does not follow on {}; each step is larger than the one before",
+            "{} comes after {}; each step must be larger than the one before",
             Percent(pair[1]),
             Percent(pair[0])
         ));
     }
     match steps.last() {
         Some(&WHOLE) => Ok(steps),
-        last => wrong(format!("it ends at {}; end at 100%", Percent(last.copied().unwrap_or_default()))),
+        last => wrong(format!("the last step is {}; make it 100%", Percent(last.copied().unwrap_or_default()))),
     }
 }
 
@@ -114,8 +112,8 @@ fn percent(text: &str) -> Result<u32, String> {
     let example = "write a percentage, as in 5% or 0.25%";
     let Some(number) = text.strip_suffix('%') else {
         return Err(match text.parse::<f64>() {
-            Ok(number) if number.is_finite() => format!("{shown} lacks its sign; {example}"),
-            _ => format!("{shown} is no percentage; {example}"),
+            Ok(number) if number.is_finite() => format!("{shown} lacks the percent sign; {example}"),
+            _ => format!("{shown} is not a percentage; {example}"),
         });
     };
     let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
@@ -124,21 +122,21 @@ fn percent(text: &str) -> Result<u32, String> {
         return Err(format!("{shown} is negative; {example}"));
     }
     if !digits(whole) || !digits(part) {
-        return Err(format!("{shown} is no percentage; {example}"));
+        return Err(format!("{shown} is not a percentage; {example}"));
     }
     if part.len() > 2 {
-        return Err(format!("{shown} has more than two digits behind the point; {example}"));
+        return Err(format!("{shown} has more than two digits after the point; {example}"));
     }
     let hundredths = whole.parse::<u32>().ok().and_then(|whole| whole.checked_mul(100));
     let part = part.parse::<u32>().unwrap_or_default() * if part.len() == 1 { 10 } else { 1 };
     match hundredths.and_then(|hundredths| hundredths.checked_add(part)) {
-        Some(0) => Err(format!("{shown} sends nobody; begin with more")),
+        Some(0) => Err(format!("{shown} sends no clients to the version; write more than 0%")),
         Some(hundredths) if hundredths <= WHOLE => Ok(hundredths),
-        _ => Err(format!("{shown} is more than all; 100% is the most")),
+        _ => Err(format!("{shown} is more than 100%")),
     }
 }
 
-/// Hundredths of a percent, as they are written.
+/// Displays hundredths of a percent, as in `0.25%`.
 pub(super) struct Percent(pub(super) u32);
 
 impl std::fmt::Display for Percent {
@@ -163,8 +161,8 @@ fn weights(items: &[String]) -> Result<BTreeMap<String, u32>, String> {
         }
     }
     if !weights.is_empty() && weights.values().all(|weight| *weight == 0) {
-        return Err("every weight is 0, so nobody would get a connection; give one a share, or see `pod-steer pause` \
-                    and `pod-steer drain`"
+        return Err("every weight is 0, so no version would get connections; give one a higher weight, or use \
+                    `pod-steer pause` or `pod-steer drain`"
             .to_owned());
     }
     Ok(weights)
@@ -179,7 +177,7 @@ fn weight_of(text: &str) -> Result<u32, String> {
         _ if text.strip_prefix('-').is_some_and(|text| text.parse::<f64>().is_ok()) => {
             Err(format!("the weight {text} is negative; {range}"))
         }
-        _ => Err(format!("the weight {} is no whole number; {range}", quoted(text))),
+        _ => Err(format!("the weight {} is not a whole number; {range}", quoted(text))),
     }
 }
 
@@ -191,7 +189,7 @@ fn networks(items: &[String]) -> Result<BTreeMap<IpNet, String>, String> {
             item.split_once('=').ok_or_else(|| format!("--from {} is refused: {example}", quoted(item)))?;
         let network = network("--from", item, text)?;
         if networks.insert(network, version(name)?).is_some() {
-            return Err(format!("--from {} is refused: {network} has a version already", quoted(item)));
+            return Err(format!("--from {} is refused: {network} is given twice", quoted(item)));
         }
     }
     Ok(networks)
@@ -201,8 +199,8 @@ fn network(flag: &str, item: &str, text: &str) -> Result<IpNet, String> {
     let wrong = |error: String| Err(format!("{flag} {} is refused: {error}", quoted(item)));
     let Ok(network) = text.parse::<IpNet>() else {
         return match text.parse::<std::net::IpAddr>() {
-            Ok(ip) => wrong(format!("it has no prefix length; for this address alone write {}", IpNet::from(ip))),
-            Err(_) => wrong(format!("{} is no network; write it as in 10.0.0.0/8 or fd00::/8", quoted(text))),
+            Ok(ip) => wrong(format!("it has no prefix length; for this single address write {}", IpNet::from(ip))),
+            Err(_) => wrong(format!("{} is not a network; write one, as in 10.0.0.0/8 or fd00::/8", quoted(text))),
         };
     };
     if network != network.trunc() {
@@ -211,7 +209,7 @@ fn network(flag: &str, item: &str, text: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
-/// Milliseconds as a duration; what is past is nothing.
+/// Milliseconds as a duration; zero if negative.
 pub(super) fn ms(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or_default())
 }

@@ -14,7 +14,7 @@ use crate::{
     rollout::{Operation, Outcome},
 };
 
-/// Columns of an order that the table shows at least.
+/// Minimum width of the order's column.
 const WHAT_COLUMNS_MIN: usize = 20;
 
 pub(super) fn history(args: &HistoryArgs) -> Ended {
@@ -30,18 +30,18 @@ pub(super) fn history(args: &HistoryArgs) -> Ended {
     }
 }
 
-/// Two lines each: the table's, and the message below it.
+/// Renders two lines for each operation: a row of the table, and the message below it.
 fn render(operations: &[Operation], of_one: bool, colours: bool, columns: Option<usize>) -> String {
     if operations.is_empty() {
-        return "nothing was ordered yet; see `pod-steer deploy --help`\n".to_owned();
+        return "no orders yet; see `pod-steer deploy --help`\n".to_owned();
     }
-    let mut head = vec!["NO", "WHEN (UTC)", "SERVICE", "WHO", "OUTCOME"];
+    let mut head = vec!["ID", "TIME (UTC)", "SERVICE", "OPERATOR", "OUTCOME"];
     head.retain(|name| !of_one || *name != "SERVICE");
     let rows = || operations.iter().map(|operation| row(operation, of_one));
     let others = table::render(&head, &rows().collect::<Vec<_>>(), false, columns);
     let others = others.lines().map(UnicodeWidthStr::width).max().unwrap_or_default();
     let what_columns = columns.map_or(usize::MAX, |all| all.saturating_sub(others + 2).max(WHAT_COLUMNS_MIN));
-    head.push("WHAT");
+    head.push("ORDER");
     let what = |operation: &Operation| Cell::text(table::shortened(&words::order(&operation.order), what_columns));
     let rows = rows().zip(operations).map(|(mut row, operation)| {
         row.push(what(operation));
@@ -67,7 +67,7 @@ fn render(operations: &[Operation], of_one: bool, colours: bool, columns: Option
 fn row(operation: &Operation, of_one: bool) -> Vec<Cell> {
     let when = jiff::Timestamp::from_millisecond(operation.begun_ms).unwrap_or_default();
     let (outcome, colour) = match operation.end.as_ref().map(|end| end.outcome) {
-        None => ("going on", "33"),
+        None => ("running", "33"),
         Some(outcome @ Outcome::Done) => (words::outcome(outcome), "32"),
         Some(outcome @ (Outcome::Left | Outcome::Aborted)) => (words::outcome(outcome), "33"),
         Some(outcome @ (Outcome::Failed | Outcome::WentBack)) => (words::outcome(outcome), "1;31"),
@@ -117,9 +117,12 @@ mod tests {
             assert!(whole.contains("a-user-with-a-long-name") && whole.contains(message), "{whole}");
         }
         let text = render(&both, true, false, Some(80));
-        assert!(text.contains("2023-11-14 22:13") && text.contains("went back") && text.contains("going on"), "{text}");
+        assert!(
+            text.contains("2023-11-14 22:13") && text.contains("rolled back") && text.contains("running"),
+            "{text}"
+        );
         assert!(text.contains("canary v2"), "{text}");
         assert_eq!(text.lines().count(), 5, "{text}");
-        assert!(render(&[], false, false, None).contains("nothing"));
+        assert!(render(&[], false, false, None).contains("no orders"));
     }
 }

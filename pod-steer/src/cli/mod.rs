@@ -1,5 +1,5 @@
-//! The command line: each command asks the daemon and prints its answer. Exit codes: 0 it worked, 1 it failed, 2 the
-//! input was wrong and nothing was changed, 3 traffic has moved and connections were left behind at the deadline.
+//! The command line: each command sends a request to the daemon and prints the answer. Exit codes: 0 success, 1 failure, 2 invalid input
+//! and nothing was changed, 3 traffic has moved and connections were left at the deadline.
 
 pub mod args;
 mod decisions;
@@ -41,14 +41,14 @@ use crate::{
 use args::{Cli, Command, DoctorArgs, EventsArgs};
 use terminal::{print, say};
 
-/// Why a command ended without success.
+/// Why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// It failed while it ran.
+    /// The command failed.
     Failed(anyhow::Error),
-    /// What was asked is wrong.
+    /// The input is invalid.
     Input(String),
-    /// The message is printed already.
+    /// The message has been printed; the exit code.
     Said(u8),
 }
 
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What is wrong with the arguments, and what is there instead; nothing if help was asked for.
+/// The error of clap in one line, with its suggestions. `None` if help was requested.
 fn one_line(error: &clap::Error) -> Option<String> {
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
@@ -101,7 +101,7 @@ fn one_line(error: &clap::Error) -> Option<String> {
     Some(parts.chain(["see --help".to_owned()]).collect::<Vec<_>>().join("; "))
 }
 
-/// Where the command of `exec` belongs, if its absence or its place is what is wrong.
+/// The error for a command of `exec` that is missing or not after `--`.
 fn command_place(error: &clap::Error, args: &[String]) -> Option<String> {
     let [_, subcommand, rest @ ..] = args else { return None };
     if subcommand != "exec" {
@@ -170,7 +170,7 @@ async fn events(args: EventsArgs) -> Outcome {
 }
 
 fn describe(event: &EventRecord) -> String {
-    // Whole seconds are enough for people.
+    // Print whole seconds.
     let time = event.time.split('.').next().unwrap_or_default();
     let subject = [&event.service, &event.backend].map(String::as_str).join(" ");
     let line = format!("{time}  {:<28}  {}  {}", subject.trim(), event.event, event.detail);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn exec_says_where_its_command_belongs() {
+    fn exec_asks_for_a_separator_before_the_command() {
         let said = |args: &[&str]| {
             let args: Vec<String> = args.iter().map(ToString::to_string).collect();
             command_place(&Cli::try_parse_from(&args).unwrap_err(), &args)
@@ -219,7 +219,7 @@ mod tests {
         );
         assert!(said(&[&flags[..], &["ls", "--", "-l"]].concat()).unwrap().ends_with("--ports 80:8080 -- ls -l"));
         assert!(said(&flags).unwrap().ends_with("--ports 80:8080 -- COMMAND"));
-        // A flag that is misspelt is another matter, and so is another command.
+        // Not for a misspelt flag, nor for other commands.
         assert_eq!(said(&["pod-steer", "exec", "--servce", "web", "--", "ls"]), None);
         assert_eq!(said(&["pod-steer", "status", "web", "ls"]), None);
     }
@@ -228,7 +228,7 @@ mod tests {
     fn the_version_is_one_plain_line() {
         for args in [["pod-steer", "-V"], ["pod-steer", "--version"]] {
             let error = Cli::try_parse_from(args).unwrap_err();
-            assert!(!error.use_stderr(), "it is what was asked for");
+            assert!(!error.use_stderr(), "the version was requested");
             assert_eq!(error.render().to_string(), format!("pod-steer {}\n", *version::LINE));
         }
         assert!(version::LINE.starts_with(env!("CARGO_PKG_VERSION")) && version::LINE.contains("kernel state"));

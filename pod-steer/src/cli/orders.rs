@@ -1,4 +1,4 @@
-//! The commands that move traffic: each becomes an order, which is carried out by the daemon and followed from here.
+//! The commands that move traffic. Each sends an order to the daemon and follows the operation.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub(super) fn resume(args: PartArgs) -> Ended {
     plain(&args.service, &Order::Resume(PartOrder { version: args.version, backend: args.backend }))
 }
 
-/// An order without anything to choose about it.
+/// An order without flags of its own.
 pub(super) fn plain(args: &ServiceArgs, order: &Order) -> Ended {
     carry_out(args, order, OutputFormat::Text, false)
 }
@@ -54,7 +54,7 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
     })?;
     if let Some(reason) = &operation.not_stored {
         let what = words::order(&operation.order);
-        terminal::warn(&format!("`{what}` of {} is in force but not stored: {reason}", operation.service));
+        terminal::warn(&format!("`{what}` for {} is in force but not stored: {reason}", operation.service));
     }
     if operation.end.is_none() {
         announce(&operation);
@@ -62,15 +62,15 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
     conclude(&operation, output)
 }
 
-/// Gives the order. If the daemon dies or hangs meanwhile, the order may or may not have been taken.
+/// Sends the order. If the daemon dies or hangs meanwhile, the order may or may not take effect.
 async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, Failure> {
     let path = format!("/v1/services/{}/orders", client::encoded(service));
     client::post(socket, &path, order).await.map_err(|error| match error {
         ClientError::Http(_) => Failure::Failed(anyhow::anyhow!(
-            "the daemon ended while it carried out this order; see what became of it: pod-steer history {service}"
+            "the daemon exited while it carried out this order; `pod-steer history {service}` shows whether it took effect"
         )),
         ClientError::NoAnswer(silent) => Failure::Failed(anyhow::anyhow!(
-            "{silent}; the order may be carried out when it goes on: see pod-steer history {service}"
+            "{silent}; the daemon may still carry out the order: check `pod-steer history {service}`"
         )),
         error => error.into(),
     })

@@ -49,7 +49,7 @@ fn setting<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLogLevel {
     Box::new(move |level| {
         let filter = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
         handle.reload(filter).map_err(|error| error.to_string())?;
-        // What comes by the crate `log`, as lines of the kernel programs do, is filtered before.
+        // Records of the crate `log`, such as those of the kernel programs, are filtered by its own level first.
         log::set_max_level(tracing_log::AsLog::as_log(&LevelFilter::current()));
         Ok(())
     })

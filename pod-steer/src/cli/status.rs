@@ -31,7 +31,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     }
 }
 
-/// Leaves one service, and the problems that are not another's.
+/// Removes all other services and their problems.
 fn only(status: &mut Status, service: &str) -> Result<(), String> {
     let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
     if !names.contains(&service) {
@@ -85,14 +85,14 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
         let _ = writeln!(text, "\n{title}");
         for problem in &status.problems {
             let lines = table::wrapped("    ", &format!("{}: {}", problem.subject, problem.message), columns);
-            // Only what follows the first line is set in further.
+            // Only continuation lines are indented further.
             text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
         }
     }
     text
 }
 
-/// Percent of a whole, as a table has it.
+/// Formats a fraction as percent.
 fn percent(part: f64) -> String {
     format!("{:.1} %", part * 100.0)
 }
@@ -135,7 +135,7 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
     cells
 }
 
-/// What backends do without.
+/// Restrictions of backends.
 fn notes(status: &Status) -> String {
     let mut text = String::new();
     for service in &status.services {
@@ -149,20 +149,23 @@ fn notes(status: &Status) -> String {
     text
 }
 
-/// Why lookups did not end at a socket, if any did not.
+/// Lookups that did not find a socket at once, by reason.
 fn reasons(service: &ServiceStatus) -> Vec<String> {
     let counters = &service.counters;
     let all = [
-        (counters.refused_no_backend, "refused: no backend was left"),
-        (counters.passed_no_backend, "passed to the kernel: no backend was left"),
-        (counters.passed_no_daemon, "passed to the kernel: no backend and no daemon was left"),
-        (counters.stale_slots, "slots skipped: their socket was gone, another was tried at once"),
+        (counters.refused_no_backend, "refused: no backend could serve"),
+        (counters.passed_no_backend, "passed to the kernel's own lookup: no backend could serve"),
+        (
+            counters.passed_no_daemon,
+            "passed to the kernel's own lookup: no backend could serve and no daemon was running",
+        ),
+        (counters.stale_slots, "slots skipped: their socket had closed; the next one was tried in the same lookup"),
         (counters.assign_eafnosupport, "slots skipped: an IPv6-only socket and an IPv4 client"),
         (counters.assign_esocktnosupport, "slots skipped: the socket no longer listened"),
         (counters.assign_eprototype, "slots skipped: the socket speaks another protocol"),
-        (counters.assign_eexist, "lookups that another program had decided"),
-        (counters.paused, "left to try again: the service was paused"),
-        (counters.network_no_backend, "treated as any client: their network's version had no backend"),
+        (counters.assign_eexist, "lookups decided by another BPF program"),
+        (counters.paused, "held (the client retries): the service was paused"),
+        (counters.network_no_backend, "chosen by weight instead of by network: the network's version had no backend"),
         (counters.assign_other, "slots skipped for another reason"),
     ];
     all.into_iter()

@@ -1,11 +1,11 @@
-//! Plain aligned columns. Widths follow the content, by what a terminal shows of it. On a terminal that is too narrow, names
-//! are cut in their middle: their beginnings and ends tell them apart.
+//! Plain aligned columns, as wide as their content on a terminal. If the terminal is too narrow, names are shortened in the middle, because
+//! their beginnings and ends distinguish them.
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::text::visible;
 
-/// Columns that a name keeps on the narrowest terminal.
+/// Minimum width of a name.
 const NAME_COLUMNS_MIN: usize = 8;
 /// Columns between two cells.
 const GAP: usize = 2;
@@ -15,19 +15,19 @@ pub(super) struct Cell {
     text: String,
     colour: &'static str,
     right: bool,
-    /// It may be cut.
+    /// It may be shortened.
     name: bool,
 }
 
 impl Cell {
     /// Text, to the left.
     pub(super) fn text(text: impl Into<String>) -> Self {
-        // Nothing that is shown in a table moves the cursor or changes a colour.
+        // No control characters: text in a table must not move the cursor or change colours.
         let text = text.into().replace(char::is_control, "\u{fffd}");
         Self { text, colour: "", right: false, name: false }
     }
 
-    /// A name, which is cut where there is no room for it.
+    /// A name, which is shortened if there is no room for it.
     pub(super) fn name(text: impl Into<String>) -> Self {
         Self { name: true, ..Self::text(text) }
     }
@@ -43,7 +43,7 @@ impl Cell {
     }
 }
 
-/// A text of at most so many columns; what was longer lacks its middle.
+/// Shortens a text to a width by removing its middle.
 pub(super) fn shortened(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
@@ -63,7 +63,7 @@ pub(super) fn shortened(text: &str, columns: usize) -> String {
     format!("{begin}…{end}")
 }
 
-/// Lines of at most so many columns, broken between words, each after the margin. A word that is longer stays whole.
+/// Wraps a text between words, with a margin. Long words are not broken.
 pub(super) fn wrapped(margin: &str, text: &str, columns: usize) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -81,7 +81,7 @@ pub(super) fn wrapped(margin: &str, text: &str, columns: usize) -> String {
     lines.into_iter().filter(|line| !line.is_empty()).map(|line| format!("{margin}{line}\n")).collect()
 }
 
-/// Lines without blanks at their ends, of at most so many columns if that can be had by cutting names.
+/// Renders the table without trailing blanks. Shortens names to fit the width, as far as possible.
 pub(super) fn render(head: &[&str], rows: &[Vec<Cell>], colours: bool, columns: Option<usize>) -> String {
     let widths = widths(head, rows, columns);
     let right = |column: usize| rows.first().and_then(|row| row.get(column)).is_some_and(|cell| cell.right);
@@ -106,7 +106,7 @@ pub(super) fn render(head: &[&str], rows: &[Vec<Cell>], colours: bool, columns: 
     text
 }
 
-/// The width of each column; the widest names give way first.
+/// The width of each column. The widest names are shortened first.
 fn widths(head: &[&str], rows: &[Vec<Cell>], columns: Option<usize>) -> Vec<usize> {
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let width = |column: usize| {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn only_as_much_is_cut_as_must_be() {
+    fn names_are_shortened_no_more_than_necessary() {
         let row = |name: &str| vec![Cell::name(name), Cell::name("v1"), Cell::number(7)];
         let rows = [row("shop-web-v2-12"), row("商店\u{1b}[31m")];
         let wide = "NAME            VERSION  NUMBER\nshop-web-v2-12  v1            7\n商店\u{fffd}[31m       v1            7\n";

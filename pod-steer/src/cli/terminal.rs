@@ -1,26 +1,26 @@
-//! What may be written where: colours and rewritten lines only on a terminal that has them, and never a panic or an error
-//! message because the reader has gone.
+//! Output of commands: colours and rewritten lines only on a terminal that supports them, and neither a panic nor an error message if the
+//! reader of a pipe has exited.
 
 use std::io::{self, IsTerminal, Write as _};
 
 use super::{Failure, Outcome};
 use crate::text::visible;
 
-/// Columns of a terminal that does not say how wide it is.
+/// Default width of a terminal.
 const COLUMNS_DEFAULT: usize = 80;
 
-/// Whether to colour what goes there: a terminal, not a dumb one, and no `NO_COLOR` (<https://no-color.org>).
+/// Whether to use colours: on a terminal that is not dumb, without `NO_COLOR` (<https://no-color.org>).
 pub(super) fn colours(stream: &impl IsTerminal) -> bool {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     can_rewrite(stream) && !no_color
 }
 
-/// Whether a line that was written there can be replaced.
+/// Whether lines can be rewritten.
 pub(super) fn can_rewrite(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// How many columns standard output has; nothing if it is no terminal, where nothing need be cut.
+/// The width of standard output; `None` if it is not a terminal, where nothing is shortened.
 pub(super) fn columns() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
@@ -30,7 +30,7 @@ pub(super) fn columns() -> Option<usize> {
     Some(if columns == 0 { COLUMNS_DEFAULT } else { columns })
 }
 
-/// Writes to standard output; a reader that has gone (`| head`) ends the command quietly.
+/// Writes to standard output. If the reader of a pipe has exited (`| head`), the command ends quietly.
 pub(super) fn print(text: &str) -> Outcome {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -40,7 +40,7 @@ pub(super) fn print(text: &str) -> Outcome {
     }
 }
 
-/// The same for a command that has more to do than to print: it goes on without a reader.
+/// As [`print`], for a command that continues without a reader.
 pub(super) fn print_if_read(text: &str) -> Outcome {
     match print(text) {
         Err(Failure::Said(0)) => Ok(()),
@@ -58,7 +58,7 @@ pub(super) fn say(text: &str) {
     said("error:", "1;31", text);
 }
 
-/// The same for a success that needs the operator's attention.
+/// Prints a warning on standard error.
 pub(super) fn warn(text: &str) {
     said("warning:", "1;33", text);
 }

@@ -17,16 +17,16 @@ use crate::{
     kernel::{Lock, LockError},
 };
 
-/// How long a daemon that has unloaded may take to end.
+/// Time limit for a daemon to exit after it has unloaded.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// A running daemon unloads and ends; without one, the same is done here.
+/// Asks a running daemon to unload and exit. Without a daemon, this process unloads.
 pub(super) fn unload(args: UnloadArgs) -> Outcome {
     let UnloadArgs { config, socket, bpffs, runtime_dir, state_dir } = args;
     let given = GivenPaths { runtime_dir, state_dir, bpffs, socket };
     let paths = Paths::resolve(config.as_deref(), given).map_err(|e| Failure::Input(crate::chain(&e)))?;
     let socket = &paths.socket;
-    // Everything in it is removed: it must be what it is taken for.
+    // Everything in this directory is removed, so check first that it is a directory of pins.
     if paths.bpffs.exists() {
         bpffs::check(&paths.bpffs).map_err(|e| Failure::Input(e.to_string()))?;
     }
@@ -41,20 +41,20 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
         Err(error @ LockError::Held { .. }) => {
             let socket = socket.display();
             return Err(anyhow::anyhow!(
-                "{error}, and its API does not answer at `{socket}`, so nothing is removed: give its `--socket`, or end it first"
+                "{error}; its API does not answer at `{socket}`, so nothing was removed. Give the API socket with `--socket`, or stop the daemon first"
             )
             .into());
         }
         Err(error) => return Err(anyhow::Error::from(error).into()),
     };
     if asked.is_none() {
-        // What a daemon that was killed could not remove.
+        // A killed daemon leaves its socket behind.
         let _ = std::fs::remove_file(socket);
     }
-    // Without a daemon all is done here; after one, what it may not remove: it has dropped the capability for that.
+    // Without a daemon, everything is removed here. Otherwise the rest is: a daemon lacks the capability to remove some of it.
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
     let mount = cgroups::mount_point(&mountinfo)
-        .ok_or_else(|| anyhow::anyhow!("no cgroup v2 is mounted: mount -t cgroup2 none DIR"))?;
+        .ok_or_else(|| anyhow::anyhow!("cgroup v2 is not mounted; mount it: mount -t cgroup2 none DIR"))?;
     let store = paths.runtime_dir.join("backends").exists().then(|| Store::open(&paths.runtime_dir)).transpose()?;
     if let Some(store) = &store {
         daemon::detach_registered(store.backends().values());
@@ -67,14 +67,14 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
     let done = asked.unwrap_or(rest);
     note(&format!(
-        "unloaded: {} namespaces, {} cgroups, {} maps; established connections go on",
+        "unloaded: detached from {} namespaces and {} cgroups, removed {} maps; established connections continue",
         done.namespaces, done.cgroups, done.maps
     ));
     Ok(())
 }
 
-/// Locks the directory of pins, if there is one: a daemon that uses it would go on without them. One that has just unloaded may
-/// take a moment to end.
+/// Locks the directory of pins, if it exists, so that nothing is removed from a running daemon. A daemon that has just unloaded may take
+/// a moment to exit.
 fn lock(bpffs: &Path, may_wait: bool) -> Result<Option<Lock>, LockError> {
     let begun = Instant::now();
     loop {

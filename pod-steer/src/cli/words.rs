@@ -1,4 +1,4 @@
-//! Orders and what becomes of them, in words.
+//! Formats orders, progress and outcomes.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     rollout::{Order, Outcome, PartOrder, Phase, ShiftOrder, Step},
 };
 
-/// What was ordered: `canary v2 1%,5%,100% every 2m`.
+/// An order: `canary v2 1%,5%,100% every 2m`.
 pub(super) fn order(order: &Order) -> String {
     match order {
         Order::Deploy(deploy) => format!("deploy {}", deploy.version),
@@ -46,7 +46,7 @@ fn part_of(part: &PartOrder) -> String {
     }
 }
 
-/// Where an operation is: `step 2 of 4, 5 %, next in 1m 40s`.
+/// The progress of an operation: `step 2 of 4, 5%, next in 1m 40s`.
 pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let operation = &status.operation;
     let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
@@ -55,13 +55,13 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
             let waits = if status.waiting_for.is_empty() {
                 format!("{} of {} backends are ready", status.ready, status.wanted)
             } else {
-                format!("waits for {}", status.waiting_for)
+                format!("waiting for {}", status.waiting_for)
             };
-            format!("{waits}, for {} at most", left(*deadline_ms))
+            format!("{waits} (time limit in {})", left(*deadline_ms))
         }
         Phase::Draining { deadline_ms, .. } => {
             let s = if status.left == 1 { "" } else { "s" };
-            format!("waits for the end of {} connection{s}, for {} at most", status.left, left(*deadline_ms))
+            format!("waiting for {} connection{s} to end (time limit in {})", status.left, left(*deadline_ms))
         }
         Phase::Stepping { step, next_ms, .. } => {
             let steps = match &operation.order {
@@ -71,12 +71,12 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
             let share = steps.get(*step).map(|share| format!(", {}", Percent(*share))).unwrap_or_default();
             format!("step {} of {}{share}, next in {}", step + 1, steps.len(), left(*next_ms))
         }
-        Phase::Stopping { old, .. } => format!("stops {} old backends", old.len()),
-        Phase::Ended => "has ended".to_owned(),
+        Phase::Stopping { old, .. } => format!("stopping {} old backends", old.len()),
+        Phase::Ended => "ended".to_owned(),
     }
 }
 
-/// Up to the next whole second: a fraction would be restless.
+/// Rounds up to whole seconds, so that the display changes once a second.
 fn countdown(left_ms: i64) -> String {
     match ms(left_ms.saturating_add(999)).as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),
@@ -84,7 +84,7 @@ fn countdown(left_ms: i64) -> String {
     }
 }
 
-/// The line of a step that is done: `drained   412 connections, after 2.1 s`.
+/// The line of a completed step: `drained   412 connections, after 2.1 s`.
 pub(super) fn step(step: &Step) -> String {
     let took = Took(Duration::from_micros(step.took_us));
     match step.detail.as_str() {
@@ -97,19 +97,19 @@ pub(super) fn step(step: &Step) -> String {
 pub(super) fn outcome(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Done => "done",
-        Outcome::Left => "left",
+        Outcome::Left => "undrained",
         Outcome::Failed => "failed",
-        Outcome::WentBack => "went back",
+        Outcome::WentBack => "rolled back",
         Outcome::Aborted => "aborted",
     }
 }
 
-/// Who ordered something, without the numbers.
+/// The operator's name, without uid and pid.
 pub(super) fn name(who: &str) -> &str {
     who.split(" (").next().unwrap_or(who)
 }
 
-/// An argument as a shell takes it.
+/// Quotes an argument for a shell.
 pub(super) fn shell(arg: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !arg.is_empty() && arg.chars().all(plain) {

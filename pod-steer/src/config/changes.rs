@@ -1,4 +1,4 @@
-//! What differs between the settings in effect and those that were read again. Pure.
+//! Compares the settings in effect with reread ones, and applies the difference. Pure.
 
 use std::{collections::BTreeSet, mem};
 
@@ -8,21 +8,21 @@ use crate::settings::{Allowed, ServiceTables, Settings, names::table_name, optio
 /// The key that says which images a service takes.
 const ALLOW_IMAGES: &str = "allow-images";
 
-/// What a daemon that runs does about settings that were read again.
+/// How a running daemon applies settings that were reread.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Keys whose new values are in effect.
     pub in_effect: Vec<String>,
     /// Keys whose new values wait for a restart of the daemon.
     pub at_restart: Vec<&'static str>,
-    /// The engines have to describe their containers again.
+    /// The engines have to be asked for all containers again.
     pub asks_engines: bool,
 }
 
 impl RunConfig {
-    /// Takes over what can change while the daemon runs, and says what that is and what is left.
+    /// Applies the settings that can change while the daemon runs. Returns the keys that changed, and those that wait for a restart.
     pub fn follow(&mut self, new: Self) -> Changes {
-        // Named one by one: none is forgotten.
+        // Destructured, so that the compiler reports a new field that is not handled.
         let Self {
             engines,
             engines_named,
@@ -40,10 +40,10 @@ impl RunConfig {
             services,
             file,
         } = new;
-        // A file that was read once is not optional any more: without it, everything that it restricts would be allowed.
+        // A file that has been read once is required from then on: without it, everything that it restricts would be allowed.
         self.file = file.or_else(|| self.file.take());
         let at_restart = [
-            // Without a name it is Docker's socket if that is there, which is no change of the settings.
+            // The default engine depends on whether Docker's socket exists. That is not a change of the settings.
             ("engine", (engines_named || self.engines_named) && engines != self.engines),
             ("runtime-dir", runtime_dir != self.runtime_dir),
             ("state-dir", state_dir != self.state_dir),
@@ -65,7 +65,7 @@ impl RunConfig {
         note("log-level", mem::replace(&mut self.log_level, log_level) != self.log_level);
         let before = mem::replace(&mut self.services, services);
         let of_services = differences(&before, &self.services);
-        // Which containers there are besides the backends is known to the engines alone.
+        // Only the engines know the containers that are not backends yet.
         let asks_engines = trusted != trust_image_labels || of_services.iter().any(|key| key.starts_with(ALLOW_IMAGES));
         in_effect.extend(of_services);
         Changes { in_effect, at_restart, asks_engines }
@@ -115,20 +115,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_read_again_is_remembered() {
+    fn a_file_that_appeared_at_a_reload_is_required_from_then_on() {
         let path = std::env::temp_dir().join(format!("pod-steer-appeared-{}.toml", std::process::id()));
         let read = config(&path, "allow-ports = '80'\n");
         fs::remove_file(&path).unwrap();
         let without = RunConfig { file: None, ..read.clone() };
         let mut running = without.clone();
         running.follow(read);
-        assert_eq!(running.file.as_ref(), Some(&path), "it has appeared since the start");
+        assert_eq!(running.file.as_ref(), Some(&path), "the file has appeared since the start");
         running.follow(without);
         assert_eq!(running.file, Some(path));
     }
 
     #[test]
-    fn what_can_change_does_and_the_rest_is_named() {
+    fn a_reload_applies_what_it_can_and_names_the_rest() {
         let path = std::env::temp_dir().join(format!("pod-steer-changes-{}.toml", std::process::id()));
         let mut running = config(
             &path,
@@ -155,7 +155,7 @@ mod tests {
         assert!(changes.asks_engines);
         assert_eq!((&running.ports, &running.services), (&new.ports, &new.services));
         assert_ne!((&running.engines, &running.bpffs), (&new.engines, &new.bpffs));
-        // What waits for a restart is named as long as it does.
+        // A key that waits for a restart is named at every reload.
         let again = running.follow(new);
         assert!(
             !again.asks_engines && again.in_effect.is_empty() && again.at_restart == ["engine", "bpffs"],

@@ -1,37 +1,37 @@
-//! Where everything is: of all settings, those that `unload` needs when there is no daemon.
+//! Paths: the settings that `unload` needs when no daemon is running.
 
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, DEFAULT_BPFFS, DEFAULT_FILE, DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, File, read};
 
-/// Where everything is, complete.
+/// All paths, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Where files are kept.
+    /// Directory of runtime files.
     pub runtime_dir: PathBuf,
-    /// Where decisions and history are kept.
+    /// Directory of decisions and history.
     pub state_dir: PathBuf,
-    /// Where everything is pinned.
+    /// Directory of pins.
     pub bpffs: PathBuf,
     /// The API's socket.
     pub socket: PathBuf,
 }
 
-/// Where everything is, as far as flags say.
+/// The paths that flags give.
 #[derive(Clone, Debug, Default)]
 pub struct GivenPaths {
-    /// Where files are kept.
+    /// Directory of runtime files.
     pub runtime_dir: Option<PathBuf>,
-    /// Where decisions and history are kept.
+    /// Directory of decisions and history.
     pub state_dir: Option<PathBuf>,
-    /// Where everything is pinned.
+    /// Directory of pins.
     pub bpffs: Option<PathBuf>,
     /// The API's socket.
     pub socket: Option<PathBuf>,
 }
 
 impl Paths {
-    /// Puts flags and file together; what else is in the file need not be right.
+    /// Merges flags and file. Other settings in the file may be invalid.
     pub fn resolve(config: Option<&Path>, given: GivenPaths) -> Result<Self, ConfigError> {
         let file = file(config).as_deref().map(read).transpose()?.unwrap_or_default();
         Ok(Self::complete(given, &file))
@@ -52,7 +52,7 @@ impl Paths {
     }
 }
 
-/// The file of settings that is read: the named one, or the default one if it is there.
+/// The configuration file: the named one, else the default one if it exists.
 pub(super) fn file(named: Option<&Path>) -> Option<PathBuf> {
     named.map(Path::to_owned).or_else(|| Some(DEFAULT_FILE.into()).filter(|path: &PathBuf| path.exists()))
 }

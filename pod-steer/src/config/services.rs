@@ -13,8 +13,7 @@ use crate::{
 /// The name of the table for every service.
 const EVERY: &str = "*";
 
-/// Understands the tables; on an error, everything that is wrong, each in words that name the key.
-/// `user_id` is the number of a user of this name.
+/// Reads the tables, or returns every error. Each error names the key. `user_id` looks up a user by name.
 pub(super) fn read(
     tables: &BTreeMap<String, toml::Table>,
     user_id: &dyn Fn(&str) -> Option<u32>,
@@ -42,19 +41,19 @@ fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -
         match value {
             Value::Table(health) if key == "health" => {
                 for (key, value) in health {
-                    // The label that says the kind has no name of its own.
+                    // The key `kind` is the label `health` itself.
                     let key = if key == "kind" { "health".to_owned() } else { format!("health.{key}") };
                     values.insert(key, text(value));
                 }
             }
-            // `health = "tcp"` is a table that says no more than that.
+            // `health = "tcp"` stands for a table with `kind = "tcp"` only.
             value => drop(values.insert(key.clone(), text(value))),
         }
     }
     labels::from_table(name, &values, user_id).map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
-/// A value as a label has it: numbers as they are, and lists, which are commands, as JSON has them.
+/// A value as the text of a label: a number as it is, a list (a command) as JSON.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -77,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_the_labels() {
+    fn keys_are_those_of_the_labels() {
         let services = parse(
             "[web]\nfallback = 'pass'\nrollout = 'latest'\nslow-start = '30s'\npanic-threshold = 50\n\
              [web.health]\nkind = 'http'\npath = '/ready'\nstatus = 204\nunhealthy = 2\ninterval = '1s'\n\
@@ -106,21 +105,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_names_the_key() {
+    fn each_error_names_the_key() {
         for (text, expected) in [
             ("[web]\nrolout = 'latest'", "service.web.rolout is unknown; did you mean rollout?"),
             ("[web]\nslow-start = 30", "service.web.slow-start=\"30\" is refused: it has no unit"),
             ("['*']\npanic-threshold = 101", "service.\"*\".panic-threshold=\"101\" is refused: it is too large"),
             (
                 "[web.health]\npath = '/'",
-                "service.web.health.path=\"/\" is refused: there is no check; write service.web.health.kind=",
+                "service.web.health.path=\"/\" is refused: there is no health check; add service.web.health.kind=",
             ),
             ("[web.health]\nkind = 'tpc'", "service.web.health.kind=\"tpc\" is refused: unknown value; use tcp"),
             (
                 "[web.health]\nkind = 'tcp'\npath = '/'",
-                "service.web.health.path=\"/\" is refused: a check by tcp has none",
+                "service.web.health.path=\"/\" is refused: a check of kind tcp does not use it",
             ),
-            ("['a b']", "service.\"a b\" is refused: \" \" has no place in a name"),
+            ("['a b']", "service.\"a b\" is refused: \" \" is not allowed in a name"),
             (
                 "[web]\nallow-ports = '80-'",
                 "service.web.allow-ports=\"80-\" is refused: it is not a list of ports; write",
@@ -161,7 +160,7 @@ mod tests {
             ("[web]\nallow-users = [1.5]", "service.web.allow-users=\"1.5\" is refused: there is no such user"),
             (
                 "[web]\nweight = 2",
-                "service.web.weight is unknown; remove it; the known ones are fallback, rollout, slow-start",
+                "service.web.weight is unknown; remove it, or use one of fallback, rollout, slow-start",
             ),
         ] {
             let errors = parse(text).expect_err(text);

@@ -1,5 +1,4 @@
-//! What is read of an engine's answers (Docker's API, also spoken by Podman): the fields that are used, and nothing else of it
-//! is kept.
+//! Deserializes answers of the Docker API, which Podman speaks too. Only the fields that are used are kept.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -23,7 +22,7 @@ pub struct Details {
     pub host_config: Option<HostConfig>,
 }
 
-/// How a container, or an image, is configured.
+/// The configuration of a container or an image.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Config {
@@ -33,7 +32,7 @@ pub struct Config {
     pub stop_timeout: Option<i64>,
 }
 
-/// What a container does.
+/// The state of a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct State {
@@ -87,7 +86,7 @@ pub struct Event {
     pub time_nano: Option<i64>,
 }
 
-/// What an event is about.
+/// The subject of an event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Actor {
@@ -133,7 +132,7 @@ pub struct ExecState {
     pub exit_code: Option<i64>,
 }
 
-/// The labels that begin with our prefix.
+/// The labels that begin with `pod-steer.`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OurLabels(pub BTreeMap<String, String>);
 
@@ -175,15 +174,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Last<T> {
     }
 }
 
-/// `GET /containers/json`: the ids of containers with labels of ours.
+/// `GET /containers/json`: the ids of containers with pod-steer labels.
 #[derive(Debug, Default)]
 pub struct Listed {
     pub ids: Vec<String>,
-    /// There are more of them than are listed.
+    /// True if the list was cut off.
     pub too_many: bool,
 }
 
-/// Most containers with labels of ours that are followed.
+/// Maximum number of containers with pod-steer labels.
 pub const CONTAINERS_MAX: usize = 16_384;
 
 impl<'de> Deserialize<'de> for Listed {
@@ -210,7 +209,7 @@ impl<'de> Deserialize<'de> for Listed {
     }
 }
 
-/// Hands each item of a list on, so that no list is kept.
+/// Passes each item of a list on, so that no list is kept in memory.
 struct Each<F, T>(F, PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<F, T> {

@@ -13,31 +13,31 @@ use pod_steer_model::check::Outcome;
 
 use crate::api::client::encoded;
 
-/// Bytes of a command's last output that a message shows.
+/// Maximum number of bytes of a command's output that a message shows.
 const SHOWN_BYTES: usize = 200;
 
-/// Runs commands in one container, never two at a time.
+/// Runs commands in one container, one at a time.
 pub struct Commands {
     client: Client,
     id: String,
-    /// The command that was started last, until it is known to have ended: whoever waited for it may have given up.
+    /// The command that was started last, until it is known to have exited. The caller that started it may have timed out.
     running: Option<String>,
 }
 
 impl Commands {
-    /// In the container with this id, of the engine with this address.
+    /// Commands for this container of the engine with this address.
     pub fn new(engine: &str, id: &str) -> Self {
         Self { client: Client::new(engine), id: id.to_owned(), running: None }
     }
 
-    /// Runs a command to its end; it passes if its exit code is 0. Nothing follows from an engine that does not answer.
+    /// Runs a command and waits for its exit; exit code 0 passes. If the engine does not answer, the result is unknown.
     pub async fn run(&mut self, command: &[String]) -> Outcome {
         match self.attempt(command).await {
             Ok(outcome) => outcome,
-            // It is gone or does not run: that has an event of its own.
+            // The container is gone or not running, which has an event of its own.
             Err(EngineError::Refused { status: 404 | 409, message }) => Outcome::Unknown(message),
             Err(EngineError::Refused { message, .. }) => {
-                Outcome::Failed(format!("{:?} cannot be run: {message}", command.join(" ")))
+                Outcome::Failed(format!("cannot run {:?}: {message}", command.join(" ")))
             }
             Err(error) => Outcome::Unknown(format!("the engine does not answer: {}", crate::chain(&error))),
         }
@@ -47,7 +47,7 @@ impl Commands {
         let shown = format!("{:?}", command.join(" "));
         if let Some(id) = &self.running {
             if self.state(id).await.is_ok_and(|exec| exec.running == Some(true)) {
-                return Ok(Outcome::Failed(format!("{shown} of an earlier probe still runs")));
+                return Ok(Outcome::Failed(format!("{shown}, started by an earlier probe, is still running")));
             }
             self.running = None;
         }
@@ -65,8 +65,8 @@ impl Commands {
         let said = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
         Ok(match exit_code {
             Some(0) => Outcome::Passed,
-            Some(code) => Outcome::Failed(format!("{shown} ended with {code} and said {:?}", said.trim())),
-            None => Outcome::Unknown(format!("the engine does not say how {shown} ended")),
+            Some(code) => Outcome::Failed(format!("{shown} exited with code {code}; output: {:?}", said.trim())),
+            None => Outcome::Unknown(format!("the engine did not report the exit code of {shown}")),
         })
     }
 
@@ -75,7 +75,7 @@ impl Commands {
     }
 }
 
-/// What a command wrote last. Nothing more of it is kept.
+/// The end of a command's output.
 async fn last_output(mut body: Incoming) -> Result<Vec<u8>, EngineError> {
     let mut output = Output::default();
     while let Some(frame) = body.frame().await {
@@ -86,7 +86,7 @@ async fn last_output(mut body: Incoming) -> Result<Vec<u8>, EngineError> {
     Ok(output.last)
 }
 
-/// The output of a command as an engine sends it: parts of standard output and standard error, each after a head of eight bytes
+/// Parses the output of a command as an engine sends it: chunks of standard output and standard error, each after a header of eight bytes
 /// with its length.
 #[derive(Default)]
 struct Output {
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_output_is_kept_however_it_is_cut() {
+    fn the_end_of_the_output_is_kept_however_it_is_split() {
         let part = |text: &str| [&[1, 0, 0, 0][..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
         let sent = [part("first\n"), part(""), part(&"x".repeat(1000)), part("\nlast\n")].concat();
         for size in [1, 3, 8, 100, sent.len()] {
@@ -133,7 +133,7 @@ mod tests {
             assert_eq!(output.last.len(), SHOWN_BYTES);
             assert!(output.last.ends_with(b"xx\nlast\n"), "{size}");
         }
-        // One that claims to be endless takes no more room.
+        // A chunk of huge announced length takes no more memory.
         let mut output = Output::default();
         output.take(Bytes::from_static(&[1, 0, 0, 0, 255, 255, 255, 255]));
         (0..1000).for_each(|_| output.take(Bytes::from(vec![b'x'; 4096])));

@@ -1,4 +1,4 @@
-//! What the engine's answers and events mean, as plain values. No I/O.
+//! Converts an engine's answers and events to plain values. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     world::{Health, Network, Phase},
 };
 
-/// A container with at least one of our labels.
+/// A container with at least one pod-steer label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     /// Its full id.
@@ -25,33 +25,33 @@ pub struct Container {
     pub created_ms: i64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// What became of those that its image has.
+    /// What was done about labels of its image.
     pub image_labels: ImageLabels,
     /// The name of its image, as it was asked for.
     pub image: String,
     /// The id of its image, or nothing.
     pub image_id: String,
-    /// Where it is in its life.
+    /// Its lifecycle phase.
     pub phase: Phase,
-    /// False if something happened since: then only what does not change is to be taken from here.
+    /// False if an event has arrived since: then phase and health here are out of date.
     pub phase_is_current: bool,
-    /// What its health check says.
+    /// Result of the engine's health check.
     pub health: Health,
     /// How its last check failed, if it is unhealthy.
     pub health_failure: Option<String>,
-    /// Its first process, if it runs.
+    /// Pid of its first process, if it runs.
     pub pid: Option<i32>,
-    /// Whose network namespace it lives in.
+    /// The network namespace that it uses.
     pub network: Network,
     /// The container whose network namespace it shares, if it does.
     pub joined: Option<String>,
-    /// That container as it is now; nothing if that is not known.
+    /// State of that container; `None` if unknown.
     pub sandbox: Option<Sandbox>,
-    /// Where its cgroup is made, or nothing for the engine's default.
+    /// Parent of its cgroup; empty for the engine's default.
     pub cgroup_parent: String,
-    /// The signal that asks it to stop, besides the usual ones.
+    /// Its own stop signal, if it has one.
     pub stop_signal: Option<i32>,
-    /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
+    /// Its stop time-out in seconds, if it has one; negative for no limit.
     pub stop_timeout_s: Option<i64>,
 }
 
@@ -73,11 +73,11 @@ pub enum SandboxState {
     Running(i32),
     /// It exists and does not run.
     Stopped,
-    /// It does not exist any more.
+    /// It no longer exists.
     Removed,
 }
 
-/// Understands the engine's description of a sandbox.
+/// Parses the engine's description of a sandbox.
 pub fn sandbox(details: Details) -> Option<Sandbox> {
     let state = details.state?;
     let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
@@ -102,28 +102,28 @@ fn name(given: &str) -> String {
     shown(given.trim_start_matches('/'), NAME_CHARS_MAX)
 }
 
-/// What happened to a container.
+/// A change of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It was made.
+    /// It was created.
     Created,
-    /// It runs.
+    /// It was started.
     Started,
     /// A signal was sent to it.
     Signalled(i32),
     /// It ended.
     Died,
-    /// It is frozen.
+    /// It was paused.
     Paused,
-    /// It goes on.
+    /// It was unpaused.
     Unpaused,
     /// Its health check has a new result.
     Health(Health),
     /// Its health check has a new result, which only the container's details say.
     HealthUnknown,
-    /// It has a new name.
+    /// It was renamed.
     Renamed,
-    /// It is gone.
+    /// It was removed.
     Removed,
 }
 
@@ -139,13 +139,13 @@ impl Change {
 pub struct Happened {
     /// Its full id.
     pub id: String,
-    /// What happened.
+    /// The change.
     pub change: Change,
     /// The container as far as the event describes it, if it has our labels.
     pub mine: Option<Box<Container>>,
 }
 
-/// Understands an event; `None` for those that mean nothing to us.
+/// Parses an event; `None` if it is of no interest.
 pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
@@ -154,16 +154,16 @@ pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let change = match action.split(':').next()?.trim() {
         "create" => Change::Created,
         "start" => Change::Started,
-        // Podman does not say which signal it was. If it was an end, that has an event of its own.
+        // Podman does not report the signal. If the container ends, that has an event of its own.
         "kill" => Change::Signalled(attributes.get("signal").and_then(|s| signal(s))?),
-        // `died` and `remove` are Podman's own words for them.
+        // Podman says `died` and `remove`.
         "die" | "died" => Change::Died,
         "pause" => Change::Paused,
         "unpause" => Change::Unpaused,
         "rename" => Change::Renamed,
         "destroy" | "remove" => Change::Removed,
-        // Docker puts the result behind the colon; Podman has a field `HealthStatus` beside the action, which Docker's API
-        // and so its client do not know. Where there is no result, the details have it.
+        // Docker puts the result after the colon. Podman has a separate field `HealthStatus`. Without either, the container has
+        // to be inspected.
         "health_status" => {
             let result = action.split_once(':').map(|(_, result)| result);
             let result = result.or_else(|| attributes.get("health_status").map(String::as_str));
@@ -187,7 +187,7 @@ fn health_of(word: &str) -> Option<Health> {
     }
 }
 
-/// What an event alone says of a container: its labels are among the attributes.
+/// Describes a container by its event alone. The attributes of an event include the labels.
 fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, created_ms: i64) -> Container {
     let name = attributes.remove("name").map_or_else(|| short(id).to_owned(), |given| name(&given));
     let image = attributes.remove("image").unwrap_or_default();
@@ -215,7 +215,7 @@ fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, c
     }
 }
 
-/// Understands the engine's description of a container; `None` if it has none of our labels.
+/// Parses the engine's description of a container; `None` if it has no pod-steer label.
 pub fn container(engine: &str, details: Details) -> Option<Container> {
     let id = details.id.filter(|id| is_id(id))?;
     let config = details.config.unwrap_or_default();
@@ -234,7 +234,7 @@ pub fn container(engine: &str, details: Details) -> Option<Container> {
     };
     let checks = state.health.unwrap_or_default();
     let health = checks.status.as_deref().and_then(health_of).unwrap_or(Health::Unchecked);
-    // The newest result is the last one. One that passed is followed by its own event.
+    // The newest result is the last one. A result that passed has an event of its own.
     let last = checks.log.unwrap_or_default().0.filter(|last| last.exit_code != Some(0));
     let health_failure = last.filter(|_| health == Health::Unhealthy).map(|last| {
         super::failure::describe(last.exit_code.unwrap_or_default(), last.output.as_deref().unwrap_or_default())
@@ -294,7 +294,7 @@ fn signal(name: &str) -> Option<i32> {
     SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
-/// What every C library on Linux leaves to its programs as the first real-time signal, and the last one.
+/// The first real-time signal that C libraries leave to programs, and the last one.
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
 
@@ -333,8 +333,8 @@ const SIGNALS: [(&str, i32); 32] = [
     ("SYS", libc::SIGSYS),
 ];
 
-/// Whether a signal asks a container to end: SIGTERM, SIGKILL, and its own stop signal. Others are how servers are told
-/// to read their configuration, to write their state, or to end if they see fit.
+/// Whether a signal stops a container: SIGTERM, SIGKILL, and its own stop signal. Servers use other signals for other purposes, such as
+/// rereading their configuration.
 pub fn ends(signal: i32, stop_signal: Option<i32>) -> bool {
     matches!(signal, libc::SIGTERM | libc::SIGKILL) || Some(signal) == stop_signal
 }

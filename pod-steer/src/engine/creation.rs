@@ -1,5 +1,5 @@
-//! A container's creation, from the engine's log of events. Podman follows that log by polling, so its event may come half a
-//! second late, and it does not describe a container while it starts it. The log itself has the labels at once.
+//! Finds a container's creation in the engine's event log. Podman polls that log, so its event may be half a second late, and it does
+//! not answer an inspection while it starts the container. The log has the labels at once.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,11 +13,11 @@ use super::{
     http::{Client, EngineError, Lines},
 };
 
-/// How long before now a container may have been created. One that is older has had its event.
+/// Maximum age of a creation. The event of an older one has arrived already.
 const AGE_MAX_S: u64 = 60;
-/// Longest wait for the answer: after that it is too late for the first bind.
+/// Time limit for the answer. After that it is too late for the container's first bind.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// Most events of one container that are looked at.
+/// Maximum number of events of one container that are read.
 const EVENTS_MAX: usize = 256;
 
 /// The container as its creation describes it, if it has our labels and was created just now.
@@ -27,7 +27,7 @@ pub async fn created(client: &Client, engine: &str, id: &str) -> Option<Box<Cont
 
 async fn find(client: &Client, engine: &str, id: &str) -> Result<Option<Box<Container>>, EngineError> {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    // Podman answers at once if it is not to stream; `until` bounds the answer of an engine that does not know `stream`.
+    // With `stream=false` Podman answers at once. `until` bounds the answer of an engine that ignores `stream`.
     let (since, until) = (now_s.saturating_sub(AGE_MAX_S), now_s + 1);
     let filters = crate::api::client::encoded(&format!(r#"{{"type":["container"],"container":["{id}"]}}"#));
     let path = format!("/events?stream=false&since={since}&until={until}&filters={filters}");

@@ -1,19 +1,19 @@
-//! How an engine's health check failed, in one line for people. The text comes out of a container: anything may be in it.
+//! Describes a failure of an engine's health check in one line. The output comes from a container and may contain anything.
 
 /// Characters of the output that are shown from its beginning and from its end.
 const BEGINNING_CHARS: usize = 60;
 const END_CHARS: usize = 140;
 
-/// A sentence on the last result of a check.
+/// Describes the last result of a check.
 pub(super) fn describe(exit_code: i64, output: &str) -> String {
     let output = one_line(output);
-    let said = if output.is_empty() { "and printed nothing".to_owned() } else { format!("and printed: {output}") };
-    // Docker and Podman write -1 when the time was over.
-    let ended = if exit_code == -1 { "did not end in time".to_owned() } else { format!("ended with {exit_code}") };
-    format!("the container's own health check {ended} {said}")
+    let said = if output.is_empty() { "without output".to_owned() } else { format!("with output: {output}") };
+    // Docker and Podman report -1 for a check that timed out.
+    let ended = if exit_code == -1 { "timed out".to_owned() } else { format!("exited with code {exit_code}") };
+    format!("the container's HEALTHCHECK {ended} {said}")
 }
 
-/// One line without control characters. Of a long one its beginning and its end: the reason stands first, or it stands last.
+/// Makes one line without control characters. A long text keeps its beginning and its end, where the reason usually is.
 fn one_line(output: &str) -> String {
     let spaced: String = output.chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -38,16 +38,18 @@ mod tests {
 
     #[test]
     fn a_result_is_one_line() {
-        let prefix = "the container's own health check";
+        let prefix = "the container's HEALTHCHECK";
         let curl = "  % Total\r\n  0     0\ncurl: (22) The requested URL returned error: 500\n";
         assert_eq!(
             describe(22, curl),
-            format!("{prefix} ended with 22 and printed: % Total 0 0 curl: (22) The requested URL returned error: 500")
+            format!(
+                "{prefix} exited with code 22 with output: % Total 0 0 curl: (22) The requested URL returned error: 500"
+            )
         );
-        assert_eq!(describe(1, " \n"), format!("{prefix} ended with 1 and printed nothing"));
+        assert_eq!(describe(1, " \n"), format!("{prefix} exited with code 1 without output"));
         let late = "Health check exceeded timeout (3s)";
-        assert_eq!(describe(-1, late), format!("{prefix} did not end in time and printed: {late}"));
-        assert_eq!(describe(1, "\x1b[31mno\u{202e}\0"), format!("{prefix} ended with 1 and printed: [31mno"));
+        assert_eq!(describe(-1, late), format!("{prefix} timed out with output: {late}"));
+        assert_eq!(describe(1, "\x1b[31mno\u{202e}\0"), format!("{prefix} exited with code 1 with output: [31mno"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Requests to an engine. Any program may be behind its socket: every answer has a limit of its length and, unless it is a
-//! stream, of its time.
+//! Requests to an engine. Any program may listen on its socket, so every answer has a maximum length and, unless it is a stream, a time
+//! limit.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,42 +17,42 @@ use crate::{
     text::shown,
 };
 
-/// How long the answer to a request may take.
+/// Time limit for an answer.
 pub(super) const REQUEST_MAX: Duration = Duration::from_secs(30);
-/// Most bytes of an answer about one container or image.
+/// Maximum size of an answer about one container or image.
 pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Most bytes of one event.
+/// Maximum size of an event.
 const LINE_BYTES_MAX: usize = 256 << 10;
-/// The same of one that is left out: more than this is no event, but a stream without an end.
+/// Maximum size of a skipped event. A longer line is an error.
 const SKIPPED_BYTES_MAX: usize = 16 << 20;
-/// Most bytes of an answer's head.
+/// Maximum size of an answer's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Most bytes of an error that is read.
+/// Maximum size of an error body.
 const ERROR_BYTES_MAX: usize = 16 << 10;
-/// Most characters of an engine's own words in an error.
+/// Maximum length of an engine's own message in an error, in characters.
 pub(super) const ERROR_CHARS_MAX: usize = 300;
-/// Requests under way at a time, but for streams.
+/// Maximum number of concurrent requests, not counting streams.
 const REQUESTS_MAX: usize = 16;
 
-/// Why an engine's answer cannot be used.
+/// Errors of requests to an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Its socket cannot be connected to.
-    #[error("it cannot be connected to: {0}")]
+    #[error("cannot connect: {0}")]
     Connect(std::io::Error),
-    /// It takes too long.
+    /// The time limit has passed.
     #[error("no answer (timed out after {} s)", .0.as_secs())]
     Timeout(Duration),
-    /// It refuses.
+    /// The engine refuses the request.
     #[error("{message}")]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// Why, in the engine's words, as they can be shown.
+        /// The engine's message, escaped for output.
         message: String,
     },
-    /// More than any answer should have.
-    #[error("{what} has more than {max} bytes; the engine's log may say why")]
+    /// The answer exceeds its maximum length.
+    #[error("{what} is longer than {max} bytes, so the rest was not read; see the engine's log")]
     TooLong {
         /// Which one.
         what: String,
@@ -60,28 +60,28 @@ pub enum EngineError {
         max: usize,
     },
     /// More containers than can be followed.
-    #[error("it has more than {0} containers with labels of pod-steer; remove some, or their labels")]
+    #[error("it has more than {0} containers with pod-steer labels; remove some of the containers, or their labels")]
     TooMany(usize),
-    /// The conversation broke off.
-    #[error("the conversation broke off: {0}")]
+    /// The connection broke off.
+    #[error("the connection broke off: {0}")]
     Http(hyper::Error),
-    /// It is no answer to that request.
-    #[error("the answer to {what} is not understood: {}", shown(&.error.to_string(), ERROR_CHARS_MAX))]
+    /// The answer cannot be parsed.
+    #[error("cannot parse the answer to {what}: {}", shown(&.error.to_string(), ERROR_CHARS_MAX))]
     Json {
         /// The request.
         what: String,
-        /// What is wrong with it.
+        /// The parse error.
         error: serde_json::Error,
     },
 }
 
 impl EngineError {
-    /// The engine has answered, and the answer about the one thing that was asked about cannot be used.
+    /// True if the engine has answered, and only this answer cannot be used.
     pub fn is_of_one_answer(&self) -> bool {
         matches!(self, Self::TooLong { .. } | Self::Json { .. })
     }
 
-    /// What was asked about does not exist.
+    /// True if the subject of the request does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
@@ -94,7 +94,7 @@ pub(super) struct Client {
     requests: Arc<Semaphore>,
 }
 
-/// What an engine says of an error.
+/// The body of an engine's error.
 #[derive(Deserialize)]
 struct Complaint {
     message: String,
@@ -105,12 +105,12 @@ impl Client {
         Self { socket: path_of(engine).to_owned(), requests: Arc::new(Semaphore::new(REQUESTS_MAX)) }
     }
 
-    /// Asks for something; nothing longer than `bytes_max` is read.
+    /// Sends a GET request; reads at most `bytes_max` bytes.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, bytes_max: usize) -> Result<T, EngineError> {
         self.ask(Method::GET, path, Bytes::new(), bytes_max, REQUEST_MAX).await
     }
 
-    /// Orders something.
+    /// Sends a POST request.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: Bytes, max: Duration) -> Result<T, EngineError> {
         self.ask(Method::POST, path, body, ANSWER_BYTES_MAX, max).await
     }
@@ -130,7 +130,7 @@ impl Client {
             collected(body, bytes_max, &what).await
         };
         let bytes = timeout(max, answer).await.map_err(|_| EngineError::Timeout(max))??;
-        // An answer without a body is as good as an empty one.
+        // An answer without a body counts as an empty one.
         let json: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(json).map_err(|error| EngineError::Json { what, error })
     }
@@ -158,7 +158,7 @@ impl Client {
             request.map_err(|error| refused(format!("{} is no path: {error}", shown(path, ERROR_CHARS_MAX))))?;
         let response = sender.send_request(request).await.map_err(EngineError::Http)?;
         let status = response.status();
-        // 304: it is so already.
+        // 304: nothing had to be done.
         if status.is_success() || status.as_u16() == 304 {
             return Ok(response);
         }
@@ -176,14 +176,14 @@ async fn collected(body: Incoming, max: usize, what: &str) -> Result<Vec<u8>, En
     })
 }
 
-/// The lines of a stream. A longer one than an event may be is left out: a container with large labels, of whichever owner, must not
-/// cut off the events of all others.
+/// The lines of a stream. A line that is too long for an event is skipped: one container with large labels must not end the events of
+/// all others.
 pub(super) struct Lines {
     body: Incoming,
     buffer: BytesMut,
     /// Bytes of the buffer that have no end of a line.
     searched: usize,
-    /// Bytes of the line that is being left out.
+    /// Bytes of the line that is being skipped.
     skipped: usize,
 }
 
@@ -192,7 +192,7 @@ impl Lines {
         Self { body, buffer: BytesMut::new(), searched: 0, skipped: 0 }
     }
 
-    /// The next line; nothing at the end of the stream. Nothing is lost if the future is dropped.
+    /// The next line; `None` at the end of the stream. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Bytes>, EngineError> {
         loop {
             if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
@@ -200,7 +200,7 @@ impl Lines {
                 self.searched = 0;
                 match std::mem::take(&mut self.skipped) {
                     0 => return Ok(Some(line.freeze())),
-                    skipped => warn!(bytes = skipped + line.len(), "an event is too long and was left out"),
+                    skipped => warn!(bytes = skipped + line.len(), "skipped an event that is too long"),
                 }
                 continue;
             }

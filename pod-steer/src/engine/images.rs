@@ -1,5 +1,5 @@
-//! Labels that come from an image. An engine copies them into the labels of its containers, where they look as if the operator had
-//! given them; the image's author is not trusted.
+//! Labels that come from an image. An engine copies them to its containers, where they look like labels that the operator set. The
+//! image's author is not trusted.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,15 +13,15 @@ use super::{
 };
 use crate::api::client::encoded;
 
-/// Most images whose labels are remembered.
+/// Maximum number of images whose labels are cached.
 const KNOWN_MAX: usize = 1_024;
 
-/// What became of the labels that an image has.
+/// What was done about the labels of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageLabels {
-    /// These are not among the container's: the image has them with the same value.
+    /// These labels were removed from the container's, because the image has them with the same value.
     Ignored(BTreeSet<String>),
-    /// The image is gone, or cannot be described, so it is not known which labels are its own.
+    /// The image is gone or cannot be inspected, so its labels are unknown.
     Unknown,
 }
 
@@ -35,9 +35,9 @@ impl Default for ImageLabels {
 #[derive(Clone, Debug)]
 pub(super) struct Images {
     client: Client,
-    /// Labels of images count as labels of their containers.
+    /// Treat labels of images as labels of their containers.
     trusted: bool,
-    /// Our labels of images, by id: an image of an id never changes.
+    /// The pod-steer labels of images, by image id. The image of an id never changes.
     known: Arc<Mutex<HashMap<String, BTreeMap<String, String>>>>,
 }
 
@@ -46,7 +46,7 @@ impl Images {
         Self { client, trusted, known: Arc::default() }
     }
 
-    /// Takes the labels of a container's image from the container's.
+    /// Removes the labels of a container's image from the container's labels.
     pub async fn sift(&self, container: &mut Container) -> Result<(), EngineError> {
         if self.trusted || container.labels.is_empty() {
             return Ok(());
@@ -81,8 +81,8 @@ impl Images {
     }
 }
 
-/// Removes the labels that an image has with the same value, and returns their names. One that the operator gave with that very
-/// value cannot be told apart.
+/// Removes the labels that the image has with the same value, and returns their names. A label that the operator set to the same value is
+/// removed too: the engine does not distinguish them.
 fn take(labels: &mut BTreeMap<String, String>, image: &BTreeMap<String, String>) -> BTreeSet<String> {
     let same: BTreeSet<String> =
         image.iter().filter(|(key, value)| labels.get(*key) == Some(value)).map(|(key, _)| key.clone()).collect();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_label_is_the_images() {
+    fn a_label_equal_to_the_images_is_removed() {
         let image = labels([("pod-steer.service", "web"), ("pod-steer.ports", "80"), ("pod-steer.weight", "9")]);
         let mut own = labels([("pod-steer.service", "web"), ("pod-steer.ports", "81"), ("pod-steer.version", "v1")]);
         assert_eq!(take(&mut own, &image), ["pod-steer.service".to_owned()].into());

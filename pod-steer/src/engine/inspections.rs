@@ -1,5 +1,4 @@
-//! Asks an engine for the details of a container: one request at a time for each container, and what an answer says only if it
-//! is not out of date.
+//! Inspects containers: one request at a time for each container, and answers that are out of date are not used.
 
 use std::{
     collections::HashMap,
@@ -13,16 +12,16 @@ use super::{
     images::Images, sandbox::Sandboxes,
 };
 
-/// The generation of a container that is gone; its id is never used again.
+/// The generation of a removed container. Ids are never reused.
 const REMOVED: u64 = u64::MAX;
 
-/// What is known of the containers that were asked for.
+/// The state of the inspections.
 #[derive(Debug, Default)]
 struct State {
-    /// How often each container's phase has changed: details that were asked for before the last change are out of date.
-    /// [`REMOVED`] for one that is gone.
+    /// Generation of each container, incremented with each change of its phase. Details requested in an earlier generation are out of
+    /// date. [`REMOVED`] for a removed container.
     generations: HashMap<String, u64>,
-    /// Containers that are being asked for, and whether they are to be asked for once more.
+    /// Containers that are being inspected, and whether to inspect them once more.
     under_way: HashMap<String, bool>,
 }
 
@@ -31,7 +30,7 @@ impl State {
         self.generations.get(id).copied().unwrap_or_default()
     }
 
-    /// True if the container is to be asked for now. If it is being asked for, that is repeated.
+    /// True if the container is to be inspected now. If a request is under way, another follows it.
     fn begin(&mut self, id: &str) -> bool {
         if let Some(again) = self.under_way.get_mut(id) {
             *again = true;
@@ -41,7 +40,7 @@ impl State {
         true
     }
 
-    /// True if the container is to be asked for once more.
+    /// Ends a request. True if another is to follow.
     fn end(&mut self, id: &str) -> bool {
         match self.under_way.get_mut(id) {
             Some(again) if *again => {
@@ -56,7 +55,7 @@ impl State {
     }
 }
 
-/// Asks one engine, as long as a session with it goes on.
+/// Inspects containers of one engine during one session.
 #[derive(Clone)]
 pub(super) struct Inspector {
     client: Client,
@@ -83,46 +82,46 @@ impl Inspector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The phase of a container has changed, or the container is gone.
+    /// Records a change of a container's phase, or its removal.
     pub fn changed(&self, id: &str, is_removed: bool) {
         let mut state = self.state();
         let generation = state.generations.entry(id.to_owned()).or_default();
         *generation = if is_removed { REMOVED } else { generation.saturating_add(1) };
     }
 
-    /// Whether there are so many containers, most of which are gone, that those are to be forgotten now.
+    /// Whether most of the known containers are gone, so that they should be forgotten now.
     pub fn is_full(&self) -> bool {
         self.state().generations.len() > 2 * CONTAINERS_MAX
     }
 
-    /// Forgets the containers that are gone. Only while no request is under way, whose answer may be about one of them.
+    /// Forgets removed containers. Call it only while no request is under way: its answer may be about one of them.
     pub fn forget_removed(&self) {
         self.state().generations.retain(|_, generation| *generation != REMOVED);
     }
 
-    /// Announces a container whose event is late.
+    /// Reports a container whose event is late.
     pub async fn announce_late(self, id: String) {
-        tracing::debug!(engine = %self.engine, container = %id, "its cgroup came before its announcement");
+        tracing::debug!(engine = %self.engine, container = %id, "the container's cgroup appeared before its event");
         let Some(container) = creation::created(&self.client, &self.engine, &id).await else { return };
-        tracing::debug!(engine = %self.engine, container = %id, "found in the engine's log of events");
+        tracing::debug!(engine = %self.engine, container = %id, "found the container in the engine's event log");
         self.announce(container).await;
     }
 
-    /// Announces a container by what an event says of it. Its details follow.
+    /// Reports a container as its event describes it. The details follow.
     pub async fn announce(self, mut container: Box<Container>) {
         let before = self.state().generation(&container.id);
         if self.images.sift(&mut container).await.is_err() || container.image_labels == ImageLabels::Unknown {
             return;
         }
         let after = self.state().generation(&container.id);
-        // Without labels of its own there is nothing to prepare.
+        // Without pod-steer labels there is nothing to prepare.
         if after != REMOVED && !container.labels.is_empty() {
             container.phase_is_current = after == before;
             let _ = self.inputs.send(EngineInput::Container(container)).await;
         }
     }
 
-    /// Asks for a container, and tells what it is.
+    /// Inspects a container and reports it.
     pub async fn inspect(self, id: String) {
         if !self.state().begin(&id) {
             return;
@@ -137,7 +136,7 @@ impl Inspector {
 
     async fn inspect_once(&self, id: &str) {
         let before = self.state().generation(id);
-        // A container that is gone meanwhile has had its event, or will have it.
+        // A container that has been removed meanwhile has an event of its own.
         let Ok(details) = details(&self.client, id).await else { return };
         let Some(mut container) = convert::container(&self.engine, details) else { return };
         if self.images.sift(&mut container).await.is_err() {
@@ -146,7 +145,7 @@ impl Inspector {
         self.sandboxes.describe(&self.client, &mut container).await;
         let after = self.state().generation(id);
         if after == REMOVED {
-            // The answer is older than its removal, which has been told.
+            // The answer is older than the removal, which has been reported.
             return;
         }
         container.phase_is_current = after == before;
@@ -159,11 +158,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_asked_for_once_at_a_time_and_then_once_more() {
+    fn inspections_of_a_container_do_not_overlap_and_repeat_once() {
         let mut state = State::default();
         assert!(state.begin("a") && state.begin("b"));
         assert!(!state.begin("a") && !state.begin("a"));
-        assert!(state.end("a"), "it has changed meanwhile");
+        assert!(state.end("a"), "the container has changed meanwhile");
         assert!(!state.end("a") && !state.end("b"));
         assert!(state.begin("a") && state.under_way.len() == 1);
     }

@@ -1,5 +1,5 @@
-//! Container engines, through the Docker API that Docker and Podman speak: a snapshot and the events since, for as
-//! long as the engine answers, and again when it comes back. What an answer means is decided in `convert`.
+//! Container engines, through the Docker API that Docker and Podman speak. A session takes a snapshot and then follows events; when it
+//! ends, a new one is started. `convert` interprets the answers.
 
 pub(crate) mod answers;
 mod commands;
@@ -41,42 +41,42 @@ use inspections::Inspector;
 use rechecks::Rechecks;
 use sandbox::Sandboxes;
 
-/// Least time of a request to stop a container. An engine answers when the container has ended.
+/// Minimum time limit of a request to stop a container. An engine answers when the container has ended.
 const STOP_REQUEST_MIN: Duration = Duration::from_secs(300);
-/// Most bytes of the list of all containers.
+/// Maximum size of the list of all containers.
 const LIST_BYTES_MAX: usize = 32 << 20;
-/// Containers that may be waiting to be inspected before the next event is read.
+/// Number of containers that may wait for inspection before the next event is read.
 const WAITING_MAX: usize = 256;
-/// Requests for details that are under way at a time.
+/// Number of inspections at a time.
 const INSPECTIONS: usize = 8;
-/// Pauses between attempts to reach an engine: doubled from the first up to the last.
+/// First and longest pause between attempts to reach an engine. Each is twice the one before.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
-/// What an engine tells the daemon.
+/// A message from an engine to the daemon.
 #[derive(Debug)]
 pub enum EngineInput {
-    /// All containers with our labels, as they are now; those not in it are gone.
+    /// All containers with pod-steer labels. Containers that are not listed are gone.
     Snapshot {
         /// Address of the engine.
         engine: String,
         /// The containers.
         containers: Vec<Container>,
-        /// Ids of those whose description cannot be used, and why.
+        /// Ids of containers that could not be inspected, and why.
         unread: Vec<(String, String)>,
     },
-    /// One container, as it is now.
+    /// The current state of one container.
     Container(Box<Container>),
-    /// Something happened to a container.
+    /// An event of a container.
     Happened {
         /// Address of the engine.
         engine: String,
         /// Its full id.
         id: String,
-        /// What.
+        /// The event.
         change: Change,
     },
-    /// The engine cannot be reached; traffic goes on as it is.
+    /// The engine cannot be reached. Steering continues unchanged.
     Lost {
         /// Address of the engine.
         engine: String,
@@ -85,8 +85,8 @@ pub enum EngineInput {
     },
 }
 
-/// Follows one engine for ever, and describes the containers whose ids come in by `wanted`.
-/// Labels that come from images are ignored, unless they are trusted; when that is said again, all containers are described again.
+/// Follows one engine forever, and inspects the containers whose ids arrive by `wanted`. Labels of images are ignored unless they are
+/// trusted. Whenever `trust_image_labels` is sent, all containers are inspected again.
 pub async fn follow(
     engine: String,
     mut trust_image_labels: watch::Receiver<bool>,
@@ -98,7 +98,7 @@ pub async fn follow(
     loop {
         let (mut connected, begun) = (false, Instant::now());
         let error = match session(&engine, &mut trust_image_labels, &inputs, &mut wanted, &mut connected).await {
-            Ok(()) => "the engine closed the stream of events".to_owned(),
+            Ok(()) => "the engine closed its event stream".to_owned(),
             Err(error) => reach::describe(&engine, &error),
         };
         if inputs.is_closed() {
@@ -111,7 +111,7 @@ pub async fn follow(
         } else {
             debug!(%engine, %error, retry_ms, "still cannot reach a container engine");
         }
-        // One that breaks off at once is asked ever more seldom.
+        // A session that ends at once is retried at growing intervals.
         if connected && begun.elapsed() > RETRY_LAST {
             pause = RETRY_FIRST;
         }
@@ -121,8 +121,8 @@ pub async fn follow(
     }
 }
 
-/// Stops a container: its stop signal, and SIGKILL when the time is over that it, or the engine, has set.
-/// `stop_ms` is how long that may take.
+/// Stops a container by its stop signal, followed by SIGKILL after the stop time-out of the container or engine. `stop_ms` is that
+/// time-out.
 pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), String> {
     let stop = Duration::from_millis(stop_ms.unwrap_or(0).unsigned_abs());
     let max = stop.saturating_add(REQUEST_MAX).max(STOP_REQUEST_MIN);
@@ -131,7 +131,7 @@ pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), St
     stopped.map_err(|error| reach::describe(engine, &error))
 }
 
-/// A container as it is now.
+/// Inspects a container.
 async fn details(client: &Client, id: &str) -> Result<Details, EngineError> {
     client.get(&format!("/containers/{}/json", encoded(id)), ANSWER_BYTES_MAX).await
 }
@@ -144,7 +144,7 @@ async fn session(
     connected: &mut bool,
 ) -> Result<(), EngineError> {
     let client = Client::new(engine);
-    // First the events, then the snapshot: what happens in between is in both, and nothing is in neither.
+    // Events are requested before the snapshot, so a change in between is in both, and none is missed.
     let (info, version) = tokio::join!(
         client.get::<Info>("/info", ANSWER_BYTES_MAX),
         client.get::<Version>("/version", ANSWER_BYTES_MAX)
@@ -182,7 +182,7 @@ async fn session(
                 continue;
             }
             Ok(()) = trust_image_labels.changed() => {
-                // What is under way was begun by the former settings, and must not come last.
+                // Requests under way were made with the former settings, so wait for them first.
                 while inspections.join_next().await.is_some() {}
                 let images = Images::new(client.clone(), *trust_image_labels.borrow_and_update());
                 let (containers, unread) = snapshot(&client, engine, &sandboxes, &images).await?;
@@ -191,7 +191,7 @@ async fn session(
                 let _ = inputs.send(EngineInput::Snapshot { engine: engine.to_owned(), containers, unread }).await;
                 continue;
             }
-            // A cgroup has appeared: some engines announce a container only when it runs already.
+            // A cgroup has appeared. Some engines report a container only when it is running already.
             Ok(id) = wanted.recv() => {
                 if announces_late {
                     inspections.spawn(inspector.clone().announce_late(id.clone()));
@@ -200,7 +200,7 @@ async fn session(
                 continue;
             }
         };
-        // A line that is no event is none of ours.
+        // Skip a line that cannot be parsed.
         let Some(Happened { id, change, mine }) = event.ok().and_then(|event| convert::happened(engine, event)) else {
             continue;
         };
@@ -226,7 +226,7 @@ async fn session(
         if matches!(change, Change::Created)
             && let Some(container) = mine
         {
-            // The labels are in the event: enough to prepare for its first bind while the details are fetched.
+            // The event has the labels, which is enough to prepare for the first bind while the container is inspected.
             inspections.spawn(inspector.clone().announce(container));
         }
         if change == Change::HealthUnknown {
@@ -234,7 +234,7 @@ async fn session(
         }
         let details = matches!(
             change,
-            // The reason why a check fails is in the details.
+            // The reason of the failure is in the details only.
             Change::Created
                 | Change::Started
                 | Change::Renamed
@@ -252,7 +252,8 @@ async fn session(
     }
 }
 
-/// Docker announces a container before it makes its cgroup. An engine that does not tell what it is may be any: a proxy may refuse that.
+/// Whether the engine reports a container only after it has created the cgroup, as Podman does. If `/version` is refused, as a proxy may
+/// do, assume so.
 fn announces_late(version: Result<Version, EngineError>) -> Result<bool, EngineError> {
     match version {
         Ok(version) => {
@@ -260,7 +261,7 @@ fn announces_late(version: Result<Version, EngineError>) -> Result<bool, EngineE
             Ok(components.any(|component| component.name.starts_with("Podman")))
         }
         Err(error) if error.is_of_one_answer() || matches!(error, EngineError::Refused { .. }) => {
-            debug!(%error, "the engine refuses /version; it is treated as Podman");
+            debug!(%error, "the engine refuses /version; assuming Podman");
             Ok(true)
         }
         Err(error) => Err(error),
@@ -277,7 +278,7 @@ async fn snapshot(
     if listed.too_many {
         return Err(EngineError::TooMany(CONTAINERS_MAX));
     }
-    // One that is removed while we ask is not there. Any other error is the engine's: a list with holes in it would take
+    // A container that is removed meanwhile is left out. Any other error fails the snapshot: an incomplete list would take
     // backends away that still run.
     let described = stream::iter(listed.ids).map(|id| async move {
         let described = async {
@@ -289,7 +290,7 @@ async fn snapshot(
         };
         match described.await {
             Err(EngineError::Refused { status: 404, .. }) => Ok(Ok(None)),
-            // It is there: no other container waits for it.
+            // The container exists, so no other one waits for it.
             Err(error) if error.is_of_one_answer() => Ok(Err((id, error.to_string()))),
             described => described.map(Ok),
         }

@@ -1,4 +1,4 @@
-//! Whether an engine's socket can be connected to, and if not, why and what to do.
+//! Checks whether an engine's socket accepts connections, and explains why it does not.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ pub fn path_of(engine: &str) -> &Path {
     Path::new(engine.trim_start_matches("unix://"))
 }
 
-/// An engine for people: `Docker at /var/run/docker.sock`.
+/// Name of an engine for messages: `Docker at /var/run/docker.sock`.
 pub fn name(engine: &str) -> String {
     let path = path_of(engine).display().to_string();
     let kind = ["podman", "docker"].into_iter().find(|kind| path.to_lowercase().contains(kind));
@@ -28,12 +28,12 @@ pub fn owner(engine: &str) -> u32 {
     fs::metadata(path_of(engine)).map_or(0, |socket| socket.uid())
 }
 
-/// Whether an engine's socket is there, whatever answers.
+/// Whether an engine's socket exists.
 pub fn is_there(engine: &str) -> bool {
     path_of(engine).exists()
 }
 
-/// Connects to an engine's socket and hangs up. Never waits: an engine that accepts nothing has a full backlog.
+/// Connects to an engine's socket and disconnects. Never blocks: a full backlog is an error.
 pub fn reach(engine: &str) -> io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -61,10 +61,10 @@ pub fn unreachable(engine: &str, cause: &io::Error) -> String {
             format!("no such file: {shown}; start the engine, or name its socket with `--engine`")
         }
         io::ErrorKind::PermissionDenied => match socket.map_or(0, |socket| socket.uid()) {
-            0 => format!("permission denied: {shown}; look for a denial by SELinux or AppArmor"),
+            0 => format!("permission denied: {shown}; check for a denial by SELinux or AppArmor"),
             uid => format!(
-                "permission denied: {shown} belongs to user {uid}, and the daemon gives up CAP_DAC_OVERRIDE; let root connect \
-                 to it, as with `SocketMode=0666` in that user's podman.socket (its directory keeps other users out)"
+                "permission denied: {shown} belongs to user {uid}, and the daemon has dropped CAP_DAC_OVERRIDE; let root connect, \
+                 as with `SocketMode=0666` in that user's podman.socket (its directory keeps other users out)"
             ),
         },
         io::ErrorKind::ConnectionRefused if socket.is_ok_and(|socket| !socket.file_type().is_socket()) => {
@@ -72,7 +72,7 @@ pub fn unreachable(engine: &str, cause: &io::Error) -> String {
         }
         io::ErrorKind::ConnectionRefused => format!("connection refused: {shown}; start the engine"),
         io::ErrorKind::WouldBlock => {
-            format!("it accepts no connections (its backlog is full): {shown}; restart the engine")
+            format!("the engine accepts no connections (its backlog is full): {shown}; restart it")
         }
         _ => format!("{cause}: {shown}"),
     }

@@ -1,4 +1,4 @@
-//! Containers that are to be described again after a while, since their details lag behind the events: Podman 4.3 announces the result of a
+//! Containers that are inspected again after a while, because their details lag behind the events: Podman 4.3 reports the result of a
 //! health check before its details have it.
 
 use std::{
@@ -9,19 +9,19 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// Pauses before each description.
+/// Pauses before each inspection.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
 
 /// Each container is in it once, so there are no more than the engine has.
 #[derive(Debug, Default)]
 pub(super) struct Rechecks {
     due: BTreeSet<(Instant, String)>,
-    /// When each is due, and which pause that ends.
+    /// When each container is due, and which pause ends then.
     by_id: HashMap<String, (Instant, usize)>,
 }
 
 impl Rechecks {
-    /// Begins with the first pause, whatever is left of those before.
+    /// Starts again with the first pause.
     pub fn begin(&mut self, id: &str, now: Instant) {
         self.wait(id, 0, now);
     }
@@ -33,7 +33,7 @@ impl Rechecks {
         }
     }
 
-    /// Waits until a container is due. Nothing is lost if the future is dropped.
+    /// Waits until a container is due. Cancel safe.
     pub async fn next(&mut self) -> String {
         loop {
             match self.due.first() {
@@ -46,7 +46,7 @@ impl Rechecks {
         }
     }
 
-    /// The first container that is due, which begins its next pause.
+    /// Takes the first container that is due, and starts its next pause.
     fn take(&mut self, now: Instant) -> Option<String> {
         let id = self.due.first().filter(|(at, _)| *at <= now)?.1.clone();
         let pause = self.by_id.get(&id).map_or(PAUSES.len(), |(_, pause)| pause + 1);

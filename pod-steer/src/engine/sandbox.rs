@@ -1,5 +1,5 @@
-//! Containers whose network namespace others share: each is inspected with every container that joined it, and those that
-//! joined it are inspected again when it starts, ends or is removed.
+//! Sandboxes: containers whose network namespace others share. A sandbox is inspected along with each container that joined it, and
+//! those containers are inspected again when it starts, ends or is removed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,7 +15,7 @@ use super::{
 /// Bytes of an id that stand for the name of a container that is not known any more, as in `docker ps`.
 const SHORT_ID: usize = 12;
 
-/// What is known of one sandbox.
+/// One sandbox.
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// Its name when it was last inspected.

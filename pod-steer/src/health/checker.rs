@@ -1,4 +1,4 @@
-//! Probing one backend again and again, and telling what is believed of it.
+//! Probes one backend periodically and reports changes of its health.
 
 use std::{fs::File, io, sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     world::Health,
 };
 
-/// A check whose kind and subject do not go together; nobody makes one.
-const NOTHING: &str = "there is nothing to probe";
+/// The error of a check whose kind does not fit its subject. No code creates such a check.
+const NOTHING: &str = "the check has nothing to probe";
 
-/// What is to be checked, and how.
+/// A check and its subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
     /// How.
@@ -39,7 +39,7 @@ pub enum Subject {
         target: Target,
         /// Its namespace.
         netns: Netns,
-        /// Whose it is: a way into that namespace.
+        /// The processes of its backend, through which that namespace is opened.
         owner: ProcessSet,
     },
     /// A container, in which commands are run.
@@ -51,16 +51,16 @@ pub enum Subject {
     },
 }
 
-/// What is believed of a backend.
+/// The health of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// In one word.
     pub health: Health,
-    /// What the last probe met with, if it did not pass.
+    /// Why the last probe failed, if it did.
     pub failure: Option<String>,
 }
 
-/// Checks for ever, beginning with what is believed so far, and tells whenever that changes.
+/// Probes forever, starting from the known health, and reports each change of it.
 pub async fn follow<F>(job: Job, probes: Probes, believed: Health, tell: impl Fn(Verdict) -> F)
 where
     F: Future<Output = ()>,
@@ -89,7 +89,7 @@ fn late(timeout_ms: u64) -> Outcome {
     Outcome::Failed(format!("no answer within {}", duration::show_ms(timeout_ms)))
 }
 
-/// What is kept from one probe to the next.
+/// State kept from one probe to the next.
 enum Prober {
     /// The way to a socket, once it is known.
     Socket(Probes, Option<Way>),
@@ -111,7 +111,7 @@ impl Prober {
                 if way.is_none() {
                     match namespace(*netns, owner.clone()).await {
                         Ok(ns) => *way = Some(Way { probes: probes.clone(), target: *target, ns }),
-                        Err(error) => return Outcome::Unknown(format!("a probe cannot be made: {error}")),
+                        Err(error) => return Outcome::Unknown(format!("cannot send a probe: {error}")),
                     }
                 }
                 match (way, kind) {

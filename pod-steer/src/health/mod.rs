@@ -1,6 +1,6 @@
-//! Health checks: what one is, how single results become a verdict, and the probes themselves. A probe reaches exactly
-//! the backend that it is for, although many share its port: the kernel program gives a connection from the probe's own
-//! address and port to the socket that was named for it. What a verdict leads to is decided in `world`.
+//! Health checks: the probes, and how their results become a verdict. A probe reaches exactly one backend although several share the
+//! port: the kernel program assigns a connection from the probe's address and port to the socket that is registered for it. `world`
+//! decides what follows from a verdict.
 
 mod checker;
 mod probe;

@@ -1,4 +1,4 @@
-//! One probe by a connection of our own: to the one socket that it is for, whoever else listens on its port.
+//! One probe: a connection that reaches one given socket, although others may listen on its port.
 
 use std::{
     fs::File,
@@ -37,9 +37,9 @@ pub struct Target {
     pub port: u16,
 }
 
-/// What a probe is made with.
+/// The means to send a probe.
 pub struct Way {
-    /// Where the socket is named.
+    /// The map in which the target socket is registered.
     pub probes: Probes,
     /// The socket.
     pub target: Target,
@@ -47,7 +47,7 @@ pub struct Way {
     pub ns: Option<Arc<File>>,
 }
 
-/// A connection, and the entry that leads it to its socket, which must live as long.
+/// A connection, and the map entry that directs it to the socket. The entry must live as long as the connection.
 struct Connection {
     stream: TcpStream,
     to: SocketAddr,
@@ -71,14 +71,14 @@ pub async fn http(way: &Way, path: &str, host: Option<&str>, status: StatusRange
     let asked = format!("GET {path} on port {}", to.port());
     match ask(stream, path, host.unwrap_or(&to.to_string())).await {
         Ok(answer) if status.contains(answer) => Outcome::Passed,
-        Ok(answer) => Outcome::Failed(format!("{asked} is answered {answer}, which is not {status}")),
-        Err(error) => Outcome::Failed(format!("{asked} is not answered: {}", crate::chain(&error))),
+        Ok(answer) => Outcome::Failed(format!("{asked} returned {answer}, expected {status}")),
+        Err(error) => Outcome::Failed(format!("{asked} failed: {}", crate::chain(&error))),
     }
 }
 
 async fn ask(stream: TcpStream, path: &str, host: &str) -> Result<u16, hyper::Error> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends when the sender and the answer are gone.
+    // The task ends when the sender and the answer are dropped.
     tokio::spawn(connection);
     let mut request = Request::new(Empty::<Bytes>::new());
     let headers = [
@@ -94,7 +94,7 @@ async fn ask(stream: TcpStream, path: &str, host: &str) -> Result<u16, hyper::Er
     Ok(sender.send_request(request).await?.status().as_u16())
 }
 
-/// Where from and where to: the addresses of probes, each to one at which the socket can be reached.
+/// Source and destination addresses by which a probe can reach the socket.
 fn routes(target: &Target) -> Vec<(IpAddr, IpAddr)> {
     let v4 = |to: Ipv4Addr| {
         let to = if to.is_unspecified() { Ipv4Addr::LOCALHOST } else { to };
@@ -103,33 +103,33 @@ fn routes(target: &Target) -> Vec<(IpAddr, IpAddr)> {
     let v6 = |to: Ipv6Addr| (IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(to));
     match target.ip {
         IpAddr::V4(ip) => vec![v4(ip)],
-        // IPv4 first: many a container has no ::1. One that takes IPv6 alone refuses it at once.
+        // IPv4 first: many containers have no ::1. An IPv6-only socket refuses IPv4 at once.
         IpAddr::V6(ip) if ip.is_unspecified() => vec![v4(Ipv4Addr::UNSPECIFIED), v6(Ipv6Addr::LOCALHOST)],
         IpAddr::V6(ip) => vec![ip.to_ipv4_mapped().map_or_else(|| v6(ip), v4)],
     }
 }
 
 async fn connect(way: &Way) -> Result<Connection, Outcome> {
-    let mut failed = Outcome::Unknown("there is no way to its socket".to_owned());
+    let mut failed = Outcome::Unknown("its socket has no address that a probe can reach".to_owned());
     for (from, to) in routes(&way.target) {
         let to = SocketAddr::new(to, way.target.port);
         let (socket, under_way) = match prepare(way, from, to).await {
             Ok(prepared) => prepared,
             Err(error) => {
-                failed = Outcome::Unknown(format!("a probe cannot be made: {error}"));
+                failed = Outcome::Unknown(format!("cannot send a probe: {error}"));
                 continue;
             }
         };
         match socket.connect(to).await {
             Ok(stream) => return Ok(Connection { stream, to, _under_way: under_way }),
-            Err(error) => failed = Outcome::Failed(format!("no connection to {to}: {error}")),
+            Err(error) => failed = Outcome::Failed(format!("cannot connect to {to}: {error}")),
         }
     }
     Err(failed)
 }
 
-/// A socket in the target's namespace whose connection will come to the target. A socket stays in the namespace that it
-/// was made in, whichever thread uses it.
+/// Creates a socket in the target's namespace whose connection will reach the target. A socket stays in the namespace in which it was
+/// created, whichever thread uses it.
 async fn prepare(way: &Way, from: IpAddr, to: SocketAddr) -> io::Result<(TcpSocket, ProbeUnderWay)> {
     let make = move || if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = match way.ns.clone() {
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probes_go_where_the_socket_is() {
+    fn probes_use_the_address_of_the_socket() {
         let routes = |ip: &str| {
             let target = Target { cookie: 1, netns_cookie: 2, ip: ip.parse().unwrap(), port: 80 };
             routes(&target).into_iter().map(|(from, to)| format!("{from} {to}")).collect::<Vec<_>>()

@@ -3,7 +3,7 @@
 
 use crate::world::Health;
 
-/// Counts results in a row: one alone, be it a success or a failure, need not mean anything.
+/// Counts equal results in a row. A single result need not change the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threshold {
     health: Health,
@@ -14,12 +14,12 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// Begins with what is believed so far; so many results in a row make healthy and unhealthy.
+    /// Starts from the known health. `healthy` and `unhealthy` are the results in a row that change it.
     pub fn new(health: Health, healthy: u32, unhealthy: u32) -> Self {
         Self { health, healthy, unhealthy, streak: (false, 0) }
     }
 
-    /// Takes a result and says what is believed now.
+    /// Adds a result and returns the health.
     pub fn take(&mut self, passed: bool) -> Health {
         let (last, count) = self.streak;
         let count = if last == passed { count.saturating_add(1) } else { 1 };
@@ -37,7 +37,7 @@ impl Threshold {
 mod tests {
     use super::*;
 
-    /// What is believed after each of these results (`+` and `-`): `s`tarting, `h`ealthy, `u`nhealthy.
+    /// The health after each of these results (`+` and `-`): `s`tarting, `h`ealthy, `u`nhealthy.
     fn follow(health: Health, healthy: u32, unhealthy: u32, results: &str) -> String {
         let mut threshold = Threshold::new(health, healthy, unhealthy);
         let letter = |health| match health {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_believed_before_stays_until_it_is_contradicted() {
+    fn the_health_stays_until_enough_results_contradict_it() {
         assert_eq!(follow(Health::Healthy, 2, 3, "--+---+"), "hhhhhuu");
         assert_eq!(follow(Health::Unhealthy, 2, 1, "+-++"), "uuuh");
     }

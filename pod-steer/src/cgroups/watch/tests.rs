@@ -58,7 +58,7 @@ fn a_container_that_was_there_before_is_found() {
 }
 
 #[test]
-fn a_cgroup_that_others_may_have_made_is_not_the_container_s() {
+fn a_cgroup_that_another_user_may_have_made_is_ignored() {
     within("others", async |dir| {
         let mut cgroups = Cgroups::new(dir.to_owned());
         let theirs = dir.join("user.slice");
@@ -73,7 +73,7 @@ fn a_cgroup_that_others_may_have_made_is_not_the_container_s() {
 }
 
 #[test]
-fn the_hierarchy_is_not_walked_again_while_no_more_of_it_can_be_watched() {
+fn the_hierarchy_is_not_rescanned_while_the_limit_is_reached() {
     within("many", async |dir| {
         let mut cgroups = Cgroups::new(dir.to_owned());
         (cgroups.directories, cgroups.unwatched) = (DIRECTORIES_MAX, Some("too many".to_owned()));

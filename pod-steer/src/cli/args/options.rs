@@ -1,4 +1,4 @@
-//! Flags for the options of a service: one for each that is declared, with its name.
+//! Flags for the options of a service, one for each declared option.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ impl FromArgMatches for OptionArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let text = |key: &&'static str| Some((*key, matches.get_one::<String>(key)?.as_str()));
         let texts = KEYS.iter().filter_map(text).collect();
-        // Each has been checked.
+        // Each value has been checked.
         Ok(Self(GivenOptions::read(&texts, |_, _, _| {})))
     }
 
@@ -47,7 +47,7 @@ impl FromArgMatches for OptionArgs {
     }
 }
 
-/// The text, or what is wrong with it.
+/// Checks a value. Returns the text, or the error.
 fn checked(key: &'static str, text: &str) -> Result<String, String> {
     let mut refused = None;
     GivenOptions::read(&BTreeMap::from([(key, text)]), |_, _, wrong| refused = Some(wrong));
@@ -76,7 +76,7 @@ mod tests {
         };
         assert_eq!(read(&["--fallback", "pass", "--slow-start=30s", "--affinity=client/24"]), Ok(given));
         for (args, said) in [
-            (["--fallback", "drop"], "use refuse (clients are refused at once"),
+            (["--fallback", "drop"], "use refuse (when no backend is left"),
             (["--slow-start", "-1s"], "it is negative"),
             (["--affinity", "client/0"], "as in client/24, client/64"),
         ] {

@@ -1,5 +1,4 @@
-//! Arguments of the commands that move traffic. What is a list or a duration stays text here and is read where an error
-//! can be one line.
+//! Arguments of the commands that move traffic. Lists and durations stay text here; `given` parses them, with errors of one line.
 
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
@@ -16,7 +15,7 @@ pub struct ServiceArgs {
     pub service: String,
 }
 
-/// How an operation's end is printed.
+/// The output format of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
     /// For people.
@@ -32,24 +31,24 @@ pub struct DeployArgs {
     /// The service.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// The version that is to get all new connections
+    /// Version that gets all new connections
     pub version: String,
-    /// How many of its backends must be ready [default: all that exist]
+    /// Number of its backends that must be ready [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub backends: Option<u32>,
-    /// How long they may take to be ready
+    /// Time limit for them to become ready
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true)]
     pub timeout: String,
-    /// How long the connections of the old version may take to end
+    /// Time limit for the connections of the old version to end
     #[arg(long, value_name = "TIME", default_value = "30s", allow_hyphen_values = true)]
     pub drain_timeout: String,
-    /// Stop the old containers at the end
+    /// Stop the old version's containers once all of its connections have ended
     #[arg(long)]
     pub stop_old: bool,
-    /// Stop them only after this time, so that a rollback finds them; means --stop-old too
+    /// Stop them this long after the drain instead, so that a rollback is possible until then; implies --stop-old
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub keep_old: Option<String>,
-    /// How to print the end
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
 }
@@ -60,21 +59,21 @@ pub struct CanaryArgs {
     /// The service.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// The version that is to get more and more new connections
+    /// Version that gets a growing share of new connections
     pub version: String,
-    /// Its shares, one after the other
+    /// Its share of new connections at each step
     #[arg(long, value_name = "PERCENTS", default_value = "1%,5%,25%,100%", allow_hyphen_values = true)]
     pub steps: String,
-    /// How long each step lasts
+    /// Duration of each step
     #[arg(long, value_name = "TIME", default_value = "2m", allow_hyphen_values = true)]
     pub every: String,
-    /// How long its backends may take to be ready
+    /// Time limit for its backends to become ready
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true)]
     pub timeout: String,
-    /// Return when it has begun; it goes on by itself
+    /// Return as soon as it has begun; the daemon continues it
     #[arg(long)]
     pub detach: bool,
-    /// How to print the end
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
 }
@@ -85,16 +84,16 @@ pub struct ShiftArgs {
     /// The service.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// Shares of the versions, relative to each other; a version that is not named gets nothing
+    /// Shares of the versions, relative to each other; a version that is not listed gets none
     #[arg(value_name = "VERSION=WEIGHT")]
     pub weights: Vec<String>,
-    /// Send the clients of a network to a version, whatever the weights; again for several
+    /// Send the clients of a network to a version, regardless of the weights; may be repeated
     #[arg(long, value_name = "NETWORK=VERSION")]
     pub from: Vec<String>,
-    /// Treat the clients of a network as all others again; again for several
+    /// Remove the --from rule of a network; may be repeated
     #[arg(long, value_name = "NETWORK")]
     pub no_from: Vec<String>,
-    /// Let every backend count by its own weight again, whatever its version
+    /// Remove the shares of versions: each backend gets a share by its own weight again
     #[arg(long)]
     pub balance: bool,
 }
@@ -119,10 +118,10 @@ pub struct HistoryArgs {
     /// The daemon.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Of this service alone
+    /// Show only this service
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub service: Option<String>,
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: HistoryFormat,
 }

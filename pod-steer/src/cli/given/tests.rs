@@ -3,7 +3,7 @@ use clap::Parser as _;
 use super::*;
 use crate::cli::args::{Cli, Command};
 
-/// What a command line asks for, as its order or the one line that refuses it.
+/// The order that a command line gives, or its error.
 fn read(line: &str) -> Result<String, String> {
     let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| format!("clap: {error}"))?;
     match cli.command {
@@ -35,7 +35,7 @@ fn shifts() {
         assert!(order.contains(part), "{order}");
     }
     assert!(read("pod-steer shift web --balance").unwrap().contains("balance: true"));
-    assert!(read("pod-steer shift web a=b=1").unwrap().contains(r#""a=b": 1"#), "a version may have the sign in it");
+    assert!(read("pod-steer shift web a=b=1").unwrap().contains(r#""a=b": 1"#), "a version may contain `=`");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn canaries() {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_a_line() {
+fn each_error_is_one_line_that_names_the_fault() {
     let cases = [
         ("deploy web v2 --timeout soon", r#"--timeout "soon""#),
         ("deploy web v2 --timeout -5s", "negative"),
@@ -62,7 +62,7 @@ fn what_is_wrong_is_said_in_a_line() {
         ("shift web", "v1=90 v2=10"),
         ("shift web v1", "as in v1=90"),
         ("shift web v1=-1", "-1 is negative"),
-        ("shift web v1=NaN", r#""NaN" is no whole number"#),
+        ("shift web v1=NaN", r#""NaN" is not a whole number"#),
         ("shift web v1=much", r#""much""#),
         ("shift web v1=1.5", r#""1.5""#),
         ("shift web v1=90%", r#""90%""#),
@@ -70,7 +70,7 @@ fn what_is_wrong_is_said_in_a_line() {
         ("shift web v1=99999999999999999999", "too large"),
         ("shift web v1=", "whole number"),
         ("shift web =1", "version"),
-        ("shift web v1=0 v2=0", "nobody"),
+        ("shift web v1=0 v2=0", "no version would"),
         ("shift web v1=1 v1=2", "once"),
         ("shift web v1=1 --balance", "--balance"),
         ("shift web --from 10.0.0.1/8=v2", "10.0.0.0/8"),
@@ -80,21 +80,21 @@ fn what_is_wrong_is_said_in_a_line() {
         ("shift web --from lan=v2", r#""lan""#),
         ("shift web --from 10.0.0.0/8", "10.0.0.0/8=v2"),
         ("shift web --from 10.0.0.0/8=", "version"),
-        ("shift web --from 10.0.0.0/8=v1 --from 10.0.0.0/8=v2", "already"),
+        ("shift web --from 10.0.0.0/8=v1 --from 10.0.0.0/8=v2", "twice"),
         ("shift web --no-from 10.1.0.0/8", "10.0.0.0/8"),
         ("shift web --from 10.0.0.0/8=v1 --no-from 10.0.0.0/8", "both"),
-        ("canary web v2 --steps 101%", "more than all"),
+        ("canary web v2 --steps 101%", "more than 100%"),
         ("canary web v2 --steps 1%,500%", r#""500%""#),
-        ("canary web v2 --steps 99999999999%", "more than all"),
+        ("canary web v2 --steps 99999999999%", "more than 100%"),
         ("canary web v2 --steps -1%,100%", "negative"),
         ("canary web v2 --steps NaN%", r#""NaN%""#),
         ("canary web v2 --steps much", r#""much""#),
-        ("canary web v2 --steps 5,100", "lacks its sign"),
-        ("canary web v2 --steps 0%,100%", "nobody"),
-        ("canary web v2 --steps 5%,1%,100%", "1% does not follow on 5%"),
-        ("canary web v2 --steps 1%,5%", "ends at 5%"),
+        ("canary web v2 --steps 5,100", "lacks the percent sign"),
+        ("canary web v2 --steps 0%,100%", "no clients"),
+        ("canary web v2 --steps 5%,1%,100%", "1% comes after 5%"),
+        ("canary web v2 --steps 1%,5%", "last step is 5%"),
         ("canary web v2 --steps 0.125%,100%", "two digits"),
-        ("canary web v2 --steps 1%,,100%", "no percentage"),
+        ("canary web v2 --steps 1%,,100%", "not a percentage"),
         ("canary web v2 --every 2", "2s"),
     ];
     for (line, said) in cases {

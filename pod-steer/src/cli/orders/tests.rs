@@ -23,7 +23,7 @@ fn step(name: &str) -> Step {
     Step { name: name.into(), took_us: 400, detail: String::new() }
 }
 
-/// A daemon that goes one step further with each question and ends as it is told.
+/// A daemon that completes one step with each request and ends with this outcome.
 fn stepping(order: Order, outcome: Outcome) -> impl FnMut(Ask) + Send + 'static {
     let mut asked = 0;
     move |ask| match ask {
@@ -77,7 +77,7 @@ fn an_end_is_an_exit_code() {
 }
 
 #[test]
-fn a_refusal_is_told_apart() {
+fn refusals_have_different_exit_codes() {
     let served = Served::start("refusals", stepping(Order::Rollback, Outcome::Done));
     let held = plain(&service("held", &served.socket), &Order::Pause);
     assert!(code(&held) == 1 && text(&held).contains("by root"), "{held:?}");
@@ -105,13 +105,13 @@ fn the_daemon_may_restart_meanwhile() {
     std::thread::sleep(Duration::from_millis(300));
     drop(first);
     std::thread::sleep(Duration::from_millis(600));
-    assert!(!following.is_finished(), "it waits for the daemon");
+    assert!(!following.is_finished(), "the client waits for the daemon");
     let _second = Served::start_at(&socket, stepping(Order::Pause, Outcome::Left));
     assert_eq!(code(&following.join().unwrap()), 3);
 }
 
 #[test]
-fn an_operation_that_nobody_knows_any_more() {
+fn an_operation_that_the_daemon_does_not_know() {
     let forgetful = |ask: Ask| match ask {
         Ask::Order(ask) => drop(ask.answer.send(Ok(operation("web", &ask.who, ask.order)))),
         Ask::Operation(_, answer) => drop(answer.send(None)),
