@@ -89,8 +89,8 @@ pub static AIMS: [Aim; 15] = [
     ),
     Aim {
         why: Some(
-            "The absolute time is the machine's: the same program takes so much longer while the host's other guests are \
-             busy. Compare the other aims.",
+            "The absolute time depends on the machine: the same program takes longer while other guests of the host are busy. \
+             Compare the other aims.",
         ),
         ..aim(
             "program run, 10,000 services",

@@ -28,7 +28,7 @@ pub const TOLERANCES: [Tolerance; 8] = [
     Tolerance {
         kind: "median latency",
         keys: &["p50_us"],
-        margin: Margin { part: 0.12, why: "the same, for a part of the requests only" },
+        margin: Margin { part: 0.12, why: "as for throughput, from a part of the requests" },
     },
     Tolerance {
         kind: "p99",
@@ -38,12 +38,12 @@ pub const TOLERANCES: [Tolerance; 8] = [
     Tolerance {
         kind: "p99.9",
         keys: &["p999_us"],
-        margin: Margin { part: 0.75, why: "few requests, with any other work of the machine in them" },
+        margin: Margin { part: 0.75, why: "few requests, which any other work of the machine affects" },
     },
     Tolerance {
         kind: "CPU",
         keys: &["cpu_s"],
-        margin: Margin { part: 0.10, why: "counted in ticks of the clock, with all other work of the machine" },
+        margin: Margin { part: 0.10, why: "counted in clock ticks, together with all other work of the machine" },
     },
     Tolerance {
         kind: "memory of a connection",
@@ -53,10 +53,7 @@ pub const TOLERANCES: [Tolerance; 8] = [
     Tolerance {
         kind: "ns of the program alone",
         keys: &["run_ns", "other_ns", "load_ns"],
-        margin: Margin {
-            part: 0.20,
-            why: "a matter of cache misses, and the cache is shared with everything else that runs",
-        },
+        margin: Margin { part: 0.20, why: "depends on cache misses, and all other work shares the cache" },
     },
     Tolerance {
         kind: "time to publish",

@@ -144,7 +144,7 @@ pub fn cores(report: &Report) -> String {
     let cores = report.machine.iter().find(|(what, _)| what == "cores").map(|(_, how)| how.as_str());
     let other = cores.filter(|cores| *cores != CORES);
     let other = other.map(|cores| {
-        format!(" This one has {cores}: clients and servers share them differently, and so may the ratios be.")
+        format!(" This one has {cores}, which clients and servers share differently, so the ratios may differ.")
     });
     format!("The aims are for a machine with {CORES} cores.{}", other.unwrap_or_default())
 }
@@ -210,7 +210,7 @@ mod tests {
         let mut report = sample::report();
         assert_eq!(cores(&report), "The aims are for a machine with 2 cores.");
         report.machine[1].1 = "64".to_owned();
-        assert!(cores(&report).contains("This one has 64: "));
+        assert!(cores(&report).contains("This one has 64, "));
     }
 
     #[test]

@@ -14,9 +14,8 @@ pub fn told(report: &Report) -> Option<String> {
     let run_ns = median("program", "services-1", "load_ns")?;
     let request_ns = median("new-connections", "direct", "cpu_s")? * 1e9 / REQUESTS;
     Some(format!(
-        "What the kernel program takes is less than what one round differs from the next. One run of it under load, with one \
-         service, took {} ns; a new connection with its request takes {} µs of the machine's processors (`direct`): {:.2}% of \
-         that.",
+        "The cost of the kernel program is smaller than the variation between rounds. One run of it under load, with one service, \
+         took {} ns; a new connection with its request takes {} µs of the machine's processors (`direct`): {:.2}% of that.",
         numbers::short(run_ns),
         numbers::short(request_ns / 1e3),
         100.0 * run_ns / request_ns
