@@ -35,7 +35,7 @@ pub fn kernel_agrees(service: &Service, tally: &Tally) -> Result<()> {
         ensure!((backend.served - served).abs() < 0.001, "{} served {}, not {served}", backend.name, backend.served);
     }
     let bad: Vec<_> = service.counters.iter().filter(|(_, count)| **count > 0).collect();
-    ensure!(bad.is_empty(), "nothing went wrong and yet: {bad:?}");
+    ensure!(bad.is_empty(), "counters of failures must be zero: {bad:?}");
     Ok(())
 }
 

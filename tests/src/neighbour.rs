@@ -1,6 +1,6 @@
 //! Another user of BPF on the same machine, as systemd, a container engine or another load balancer is.
 //!
-//! Some of its objects stay while it runs; others come and go some hundred times a second. It has a host of its own, so its cgroup,
+//! Some of its objects stay while it runs; others come and go about a thousand times a second. It has a host of its own, so its cgroup,
 //! its network namespace and its bpffs are no test's, and they are removed even if the test is killed. What it shares with every test
 //! is the kernel's lists of programs, maps and links.
 

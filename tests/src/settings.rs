@@ -48,7 +48,7 @@ pub fn reload(stage: &Stage, settings: &str) -> Result<()> {
 pub fn reload_wrong(stage: &Stage, settings: &str) -> Result<String> {
     write(stage, settings)?;
     stage.daemon.signal(Signal::HUP)?;
-    stage.daemon.wait_for("a word about the settings", |status| {
+    stage.daemon.wait_for("a condition of the settings", |status| {
         status.said_about("the settings").into_iter().find(|said| said.contains("nothing was changed"))
     })
 }

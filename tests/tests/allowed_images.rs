@@ -45,7 +45,7 @@ fn serve(daemon: &Daemon, host: &Host, names: &[&str]) -> Result<()> {
 
 /// The condition that `status` shows for a container that `allow-images` excludes.
 fn refused(daemon: &Daemon, name: &str) -> Result<String> {
-    let said = daemon.wait_for(&format!("a word about {name}"), |status| {
+    let said = daemon.wait_for(&format!("a condition of {name}"), |status| {
         status.said_about(name).into_iter().find(|said| said.contains("allow-images"))
     })?;
     ensure!(said.contains("[service.web]") && said.contains("add it there"), "{said}");

@@ -354,7 +354,7 @@ fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
     let _right = Exec::new("right", "alpha", "81:9090", "0.0.0.0:9090").start(&stage)?;
     stage.daemon.wait_ready("alpha", 1)?;
     outsider.listen()?;
-    let said = stage.daemon.wait_for("it to be told", |status| {
+    let said = stage.daemon.wait_for("its condition", |status| {
         let said = status.backend("alpha", "passer").problems.join(" ");
         said.contains("not managed").then_some(said)
     })?;

@@ -32,7 +32,7 @@ fn idle(name: &str) -> Spec {
 
 /// Waits until `status` and the log have an error about a container.
 fn said_about(stage: &Stage, name: &str) -> Result<String> {
-    let said = stage.daemon.wait_for(&format!("a word about {name}"), |status| {
+    let said = stage.daemon.wait_for(&format!("a condition of {name}"), |status| {
         Some(status.said_about(name)).filter(|said| !said.is_empty())
     })?;
     wait::until("a line in the log", || stage.daemon.log().contains(name).then_some(()))?;
@@ -186,7 +186,7 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     let began = std::time::Instant::now();
     run(std::process::Command::new("curl").arg("--config").arg(&list)).context("creating containers")?;
     let created = began.elapsed();
-    let status = stage.daemon.wait_for("a word about each", |status| {
+    let status = stage.daemon.wait_for("a condition of each", |status| {
         let said = (0..CONTAINERS).all(|number| {
             let name = format!("nonsense-{number}");
             status.problems.iter().any(|problem| {

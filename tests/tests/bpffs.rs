@@ -111,7 +111,7 @@ fn unload_takes_the_directory_of_the_settings_and_no_other() -> Result<()> {
         Ok(answer.status.success().then_some(()))
     })?;
     daemon.kill()?;
-    ensure!(host.path("/run/bpf/pins/maps").exists(), "it pins where it is told to");
+    ensure!(host.path("/run/bpf/pins/maps").exists(), "it pins in the configured directory");
     run(host.command(tools::pod_steer()?)?.args(["unload", "--config"]).arg(&settings))?;
     for left in ["/run/bpf/pins", "/run/elsewhere"] {
         ensure!(!host.path(left).exists(), "{left} is left");

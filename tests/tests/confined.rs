@@ -79,7 +79,7 @@ fn no_other_user_touches_the_pins() -> Result<()> {
         let mode = fs::metadata(&pins).ok()?.permissions().mode() & 0o777;
         (mode == 0o700).then_some(())
     })?;
-    wait::until("that to be told", || stage.daemon.log().contains("was open to other users").then_some(()))?;
+    wait::until("the log line", || stage.daemon.log().contains("was open to other users").then_some(()))?;
     fs::set_permissions(&pins, Permissions::from_mode(0o777))?;
     let said = stage.daemon.wait_for("a condition", |status| {
         status.problems.iter().find(|problem| problem.subject == "pins").map(|problem| problem.message.clone())

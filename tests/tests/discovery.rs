@@ -32,7 +32,7 @@ fn an_engine_that_is_not_there_yet() -> Result<()> {
     let host = Arc::new(Host::new()?);
     let url = format!("unix://{}", host.dir().join("docker/docker.sock").display());
     let daemon = Daemon::start(&host, &[&url])?;
-    daemon.wait_for("a word about the engine", |status| (!status.problems.is_empty()).then_some(()))?;
+    daemon.wait_for("a condition of the engine", |status| (!status.problems.is_empty()).then_some(()))?;
     let engine = Engine::start(&host)?;
     assert_eq!(engine.url(), url);
     let _web = engine.start_container(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;

@@ -226,7 +226,7 @@ fn a_check_has_a_port_of_its_own() -> Result<()> {
     let both = ["--listen", "0.0.0.0:8080", "--listen", "0.0.0.0:9000"];
     let _servers = [start("web-1", &both)?, start("web-2", &both)?, start("web-3", &both[..2])?];
     stage.daemon.wait_ready("web", 2)?;
-    let said = stage.daemon.wait_for("a word about web-3", |status| {
+    let said = stage.daemon.wait_for("a condition of web-3", |status| {
         Some(status.said_about("web-3").join("\n")).filter(|said| !said.is_empty())
     })?;
     ensure!(said.contains("its health check waits for it to listen on port 9000"), "{said}");
@@ -243,7 +243,7 @@ fn invalid_checks_are_reported() -> Result<()> {
     let spec = server::named("bad-1", "0.0.0.0:8080").service("web", "80:8080");
     let spec = spec.label("pod-steer.health", "tcp").label("pod-steer.health.path", "/");
     let _bad = stage.engine().start_container(&spec)?;
-    let said = stage.daemon.wait_for("a word about bad-1", |status| {
+    let said = stage.daemon.wait_for("a condition of bad-1", |status| {
         Some(status.said_about("bad-1").join("\n")).filter(|said| !said.is_empty())
     })?;
     ensure!(

@@ -27,7 +27,7 @@ fn joins_nothing(host: &Host, daemon: &Daemon, docker: &Docker) -> Result<()> {
     let _web = docker.start(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080").version("v1"))?;
     daemon.wait_ready("web", 1)?;
     let thief = docker.start_listening(&labelled("thief", "0.0.0.0:9090"))?;
-    let said = daemon.wait_for("a word about the image", |status| {
+    let said = daemon.wait_for("a condition of the image", |status| {
         Some(status.said_about("thief").join(" ")).filter(|said| !said.is_empty())
     })?;
     for word in ["pod-steer.service", "pod-steer.ports", "pod-steer.weight", "ignored", "run --trust-image-labels"] {
@@ -72,7 +72,7 @@ fn labels_that_the_operator_gives_count() -> Result<()> {
     ensure!(weight == Some(1), "{weight:?}");
     // Equal labels cannot be told apart from the image's.
     let _equal = docker.start_listening(&labelled("equal-1", "0.0.0.0:9090").service("web", "80:9090"))?;
-    let said = stage.daemon.wait_for("a word about it", |status| {
+    let said = stage.daemon.wait_for("a condition of it", |status| {
         Some(status.said_about("equal-1").join(" ")).filter(|said| !said.is_empty())
     })?;
     ensure!(said.contains("cannot be told apart") && stage.daemon.status()?.service("web").is_none(), "{said}");

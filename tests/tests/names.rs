@@ -94,7 +94,7 @@ fn labels_are_shown_written_out() -> Result<()> {
         containers.push(stage.engine().create_container(&spec)?);
     }
     for container in &containers {
-        let said = stage.daemon.wait_for("a word about each", |status| {
+        let said = stage.daemon.wait_for("a condition of each", |status| {
             Some(status.said_about(&container.name)).filter(|said| !said.is_empty())
         })?;
         ensure!(said.iter().all(|said| said.chars().count() < 1000), "{said:?}");

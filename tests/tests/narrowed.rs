@@ -160,7 +160,7 @@ fn settings_that_are_wrong_change_nothing() -> Result<()> {
     // A missing file allows nothing.
     fs::remove_file(stage.host.dir().join("pod-steer.toml"))?;
     stage.daemon.signal(Signal::HUP)?;
-    stage.daemon.wait_for("a word about the file", |status| {
+    stage.daemon.wait_for("a condition of the file", |status| {
         status.said_about("the settings").iter().any(|said| said.contains("cannot be read")).then_some(())
     })?;
     serves()?;

@@ -67,7 +67,10 @@ fn the_second_order_is_refused_with_the_origin_of_the_first() -> Result<()> {
         stage.daemon.order_done("rollback web")?;
         first.join().expect("the thread does not panic")
     })?;
-    ensure!(first.expect(1)?.stderr.contains("ended by a rollback of root (uid 0, pid "), "the first is told by whom");
+    ensure!(
+        first.expect(1)?.stderr.contains("ended by a rollback of root (uid 0, pid "),
+        "the first one names the rollback"
+    );
     Ok(())
 }
 

@@ -82,7 +82,7 @@ fn a_loop_of_listeners_is_slowed_down_and_reported() -> Result<()> {
     let mut looping = python(&stage, "loop", "90:9000", LOOPS)?;
     wait::until("it to loop", || looping.stdout().contains("looping").then_some(()))
         .with_context(|| looping.stderr())?;
-    let said = stage.daemon.wait_for("the loop to be told", |status| {
+    let said = stage.daemon.wait_for("the condition of the loop", |status| {
         problems(status, "loop").into_iter().find(|said| said.contains("faster than 512 a second"))
     })?;
     ensure!(said.contains("left out so far"), "{said}");
@@ -90,7 +90,7 @@ fn a_loop_of_listeners_is_slowed_down_and_reported() -> Result<()> {
         has_room(&stage, 80)?;
     }
     let log = stage.daemon.log();
-    ensure!(log.matches("faster than 512").count() == 1, "it is told once: {log}");
+    ensure!(log.matches("faster than 512").count() == 1, "it is logged once: {log}");
     looping.kill()?;
     stage.daemon.wait_for("the loop to be gone", |status| status.service("loop").is_none().then_some(()))
 }
@@ -122,7 +122,7 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     wait::until("it to listen", || greedy.stdout().contains("done 60").then_some(()))
         .with_context(|| greedy.stderr())?;
     let sockets = |status: &Status, count: u64| (status.backend("greedy", "greedy-1").sockets == count).then_some(());
-    let said = stage.daemon.wait_for("the greedy one to be told", |status| {
+    let said = stage.daemon.wait_for("the condition of the greedy service", |status| {
         sockets(status, 48)?;
         problems(status, "greedy").into_iter().find(|said| said.contains("too many listening sockets"))
     })?;
@@ -211,7 +211,7 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
         wait::until("it to listen", || greedy.stdout().contains("listening").then_some(()))
             .with_context(|| greedy.stderr())?;
         stage.daemon.wait_state("greedy", "greedy-1", "not-steered")?;
-        let said = stage.daemon.wait_for("it to be told", |status| {
+        let said = stage.daemon.wait_for("its condition", |status| {
             problems(status, "greedy").into_iter().find(|said| said.contains(what))
         })?;
         ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("stop services"), "{said}");
@@ -333,7 +333,7 @@ fn a_container_that_is_one_too_many_is_managed_when_there_is_room() -> Result<()
     let first = stage.engine().start_container(&named("first", 81))?;
     stage.daemon.wait_ready("first", 1)?;
     let _second = stage.engine().start_container(&named("second", 82))?;
-    stage.daemon.wait_for("it to be told", |status| {
+    stage.daemon.wait_for("its condition", |status| {
         status.said_about("second-1").iter().any(|said| said.contains("all 1 backends are in use")).then_some(())
     })?;
     drop(first);

@@ -44,7 +44,7 @@ pub fn bench(options: &[OsString]) -> Result<ExitCode> {
 /// judged.
 pub fn try_out() -> Result<()> {
     let done = bench(&["--quick", "--only", "program"].map(OsString::from))?;
-    ensure!(done == ExitCode::SUCCESS, "it failed, as said above");
+    ensure!(done == ExitCode::SUCCESS, "it failed (see above)");
     Ok(())
 }
 

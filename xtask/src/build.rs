@@ -83,7 +83,7 @@ pub fn program_bench() -> Result<PathBuf> {
     // Progress and compiler errors go to the terminal.
     build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let messages = output(&mut build)?;
-    executable(&messages, "program").context("cargo built the benchmark `program`, and did not say where it is")
+    executable(&messages, "program").context("cargo's messages lack the path of the benchmark `program`")
 }
 
 /// The path of a benchmark in cargo's messages.

@@ -167,7 +167,7 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         if self.ours && fs::remove_file(Self::POLICY).is_err() {
-            eprintln!("cannot remove {}: do so, or no service starts at its installation", Self::POLICY);
+            eprintln!("cannot remove {}: remove it, or services will not start when they are installed", Self::POLICY);
         }
     }
 }

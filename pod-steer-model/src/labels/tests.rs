@@ -128,7 +128,11 @@ fn each_error_names_the_field_the_fault_and_the_remedy() {
         ("slow-start", "30", r#"pod-steer.slow-start="30" is refused: it has no unit; write 30s for seconds"#),
         ("slow-start", "-1s", r#"pod-steer.slow-start="-1s" is refused: it is negative"#),
         ("slow-start", "25h", r#"pod-steer.slow-start="25h" is refused: it is too long; the maximum is 24h"#),
-        ("panic-threshold", "101%", r#"pod-steer.panic-threshold="101%" is refused: it is too large; the maximum is 100"#),
+        (
+            "panic-threshold",
+            "101%",
+            r#"pod-steer.panic-threshold="101%" is refused: it is too large; the maximum is 100"#,
+        ),
         (
             "panic-threshold",
             "x",

@@ -51,7 +51,7 @@ impl Run {
             bail!("{}", self.failure(&said));
         }
         let (Some(edges), Some(runs)) = (edges(&said), stat(&said, "number_of_executed_units")) else {
-            bail!("libFuzzer said nothing of {}: see {}", self.target, log.display());
+            bail!("libFuzzer's output for {} lacks its figures: see {}", self.target, log.display());
         };
         ensure!(edges > 0, "{} has no coverage counters: see {}", self.target, log.display());
         let (runs, edges) = (say::count(runs, "run"), say::count(edges, "edge"));

@@ -37,7 +37,7 @@ impl Archive {
         fs::write(archive.dir.join("sources/kernels.sources"), sources(&address()?))?;
         // apt fails for a release that has left the archive. Its kernel is then not available.
         if let Err(error) = run(archive.apt("apt-get").args(["update", "-qq"])) {
-            say::note(&format!("not every list could be read: {error:#}"));
+            say::note(&format!("some package lists could not be read: {error:#}"));
         }
         Ok(archive)
     }

@@ -97,7 +97,7 @@ fn play() -> Result<()> {
     print!("{}", output(&mut doctor())?);
     for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
         let (listen, asked) = (SocketAddr::new(listen, LISTENS), SocketAddr::new(asked, ASKED));
-        say::heading(&format!("servers on {listen}, clients ask {asked}"));
+        say::heading(&format!("servers on {listen}, clients of {asked}"));
         let dir = Path::new("/tmp").join(number.to_string());
         fs::create_dir(&dir)?;
         let inside = Inside {
@@ -146,7 +146,7 @@ fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
     let scenes = load.stop();
     let status = stage.status().context("the daemon's counters at the end")?;
     if !report::summary(&scenes, &status, &journal::read(&stage.journal("v1b"))?) {
-        bail!("clients asked {asked}: not all was as it should be");
+        bail!("with clients of {asked}, something was not as it should be");
     }
     for name in ["v1a", "v1c"] {
         stage.kill(name)?;
@@ -160,6 +160,6 @@ fn share(stage: &mut Stage, asked: SocketAddr) -> Result<()> {
     report::unloaded();
     match TcpStream::connect(asked) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
-        other => bail!("after `unload` nobody is steered to, and yet {asked} answers: {other:?}"),
+        other => bail!("after `unload` no server may answer on {asked}: {other:?}"),
     }
 }

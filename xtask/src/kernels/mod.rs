@@ -79,7 +79,7 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
         say::heading(&kernel.text);
         let outcome = match archive.fetch(kernel) {
             Ok(file) => boot(&qemu, &file, &image, wanted.refused),
-            Err(error) => Outcome::Skipped(format!("it cannot be had: {error:#}")),
+            Err(error) => Outcome::Skipped(format!("not available: {error:#}")),
         };
         outcomes.push((kernel.text.clone(), outcome));
     }

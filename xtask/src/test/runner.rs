@@ -67,7 +67,7 @@ fn run<L: Lines>(tests: &mut Command, tally: &mut Tally) -> Result<()> {
     counts.failures.iter().for_each(|name| tally.fail(name));
     counts.skips.iter().for_each(|reason| tally.skip(reason));
     if !status.success() && counts.failures.is_empty() {
-        bail!("`{}` failed, though no test did: {status}", shown(tests));
+        bail!("`{}` failed without a failed test: {status}", shown(tests));
     }
     Ok(())
 }
