@@ -40,7 +40,7 @@ fn a_drain_counts_them() -> Result<()> {
 
     let deploy = stage.daemon.order("deploy web v2 --drain-timeout 2s")?.expect(3)?;
     let said = deploy.stdout.clone() + &deploy.stderr;
-    ensure!(said.contains("2 old connections went on"), "{said}");
+    ensure!(said.contains("2 old connections remained at the deadline"), "{said}");
     all_by(stage.host.net(), 100, "v2")?;
     ensure!(live(&stage, "v1-1")? == 2, "they are left alone");
 

@@ -40,7 +40,7 @@ fn happen(world: &mut World, at: usize, number: usize, event: Own) -> Changed {
     let mut changed = Changed::default();
     changed.add(service);
     match event {
-        Own::Listens { ip, port } if world.by_index(index).is_some() => {
+        Own::Listens { ip, port } if world.by_index(index).is_some_and(|backend| backend.phase != Phase::Exited) => {
             world.sockets.insert((1000 * at + number) as u64, socket(index, ADDRESSES[ip], port));
         }
         Own::Listens { .. } => {}
@@ -48,7 +48,12 @@ fn happen(world: &mut World, at: usize, number: usize, event: Own) -> Changed {
             let oldest = world.sockets.iter().find(|(_, socket)| socket.backend == index).map(|(cookie, _)| *cookie);
             oldest.map(|cookie| world.remove_socket(cookie, world.now_ms));
         }
-        Own::Phase(phase) => world.by_index_mut(index).into_iter().for_each(|backend| backend.phase = phase),
+        Own::Phase(phase) => {
+            world.by_index_mut(index).into_iter().for_each(|backend| backend.phase = phase);
+            if phase == Phase::Exited {
+                world.sockets.retain(|_, socket| socket.backend != index);
+            }
+        }
         Own::Goes => {
             world.sockets.retain(|_, socket| socket.backend != index);
             world.backends.retain(|_, backend| backend.index != index);
@@ -73,7 +78,7 @@ fn plan_after(events: &[Vec<Own>], order: impl Iterator<Item = usize>) -> Plan {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
     /// The plan depends on what has happened to each backend, and on nothing else.
     #[test]
