@@ -1,5 +1,5 @@
-//! The cgroup v2 hierarchy: where it is mounted, and which container a directory in it belongs to. `watch` reports when a
-//! container's directory appears, and when a cgroup has become empty.
+//! The cgroup v2 hierarchy. `watch` reports when a container's cgroup appears, and when a cgroup has become empty. The names of containers'
+//! cgroups are those of `engine`.
 
 pub mod below;
 mod watch;
@@ -13,11 +13,10 @@ use std::{
 
 pub use watch::{Cgroups, Seen, is_made_by};
 
+use crate::engine::container_of;
+
 /// The cgroup below the root of the hierarchy in which each daemon has a cgroup.
 pub const OWN: &str = "pod-steer";
-
-/// Characters of a container's full id.
-const CONTAINER_ID_LEN: usize = 64;
 
 /// Finds the cgroup v2 mount. On machines with both versions it is not at `/sys/fs/cgroup`.
 pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
@@ -30,41 +29,10 @@ pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-/// The container whose cgroup has this name: `ID`, `docker-ID.scope`, `libpod-ID.scope`, `libpod-payload-ID`,
-/// `cri-containerd-ID.scope`. Podman's monitor has one with the same id, and is not the container. A pod of Podman's has a
-/// cgroup whose name is an id alone, as a container of Docker's; its containers are below it.
-pub fn container_of(name: &str) -> Option<&str> {
-    if name.contains("conmon") {
-        return None;
-    }
-    let base = name.strip_suffix(".scope").unwrap_or(name);
-    let id = base.rsplit('-').next()?;
-    (id.len() == CONTAINER_ID_LEN && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
-}
-
 /// The container's own cgroup among a path and its ancestors. `None` if the path does not name the container: then its
 /// processes run in a cgroup that is not its own, as with Podman's `--cgroups=disabled`.
 pub fn own_cgroup<'a>(path: &'a Path, id: &str) -> Option<&'a Path> {
     path.ancestors().find(|path| path.file_name().and_then(|name| name.to_str()).and_then(container_of) == Some(id))
-}
-
-/// The directories in which an engine may make a container's cgroup, relative to the mount.
-pub fn parents(cgroup_parent: &str) -> Vec<PathBuf> {
-    let given = cgroup_parent.trim_matches('/');
-    if given.is_empty() {
-        // The defaults of Docker and Podman, with the cgroupfs and the systemd driver.
-        return ["docker", "system.slice", "machine.slice", "libpod_parent"].map(PathBuf::from).to_vec();
-    }
-    let Some(slice) = given.strip_suffix(".slice").filter(|name| !name.contains('/')) else {
-        return vec![PathBuf::from(given), PathBuf::from(given).join("libpod_parent")];
-    };
-    // systemd nests `a-b.slice` in `a.slice`.
-    let mut path = PathBuf::new();
-    for (at, _) in slice.match_indices('-') {
-        path.push(format!("{}.slice", &slice[..at]));
-    }
-    path.push(format!("{slice}.slice"));
-    vec![path]
 }
 
 /// Every directory below this one, each before those in it.
@@ -113,18 +81,6 @@ mod tests {
     }
 
     #[test]
-    fn knows_a_container_by_its_cgroup() {
-        for name in [ID.to_owned(), format!("docker-{ID}.scope"), format!("libpod-{ID}.scope")] {
-            assert_eq!(container_of(&name), Some(ID), "{name}");
-        }
-        for name in ["", "docker", "libpod-conmon-0123.scope", "system.slice"] {
-            assert_eq!(container_of(name), None, "{name}");
-        }
-        assert_eq!(container_of(&format!("libpod-conmon-{ID}.scope")), None);
-        assert_eq!(container_of(&format!("libpod-payload-{ID}")), Some(ID));
-    }
-
-    #[test]
     fn a_container_s_own_cgroup_has_its_id() {
         let own = |path: &str| own_cgroup(Path::new(path), ID).map(|path| path.to_str().unwrap().to_owned());
         for path in [
@@ -151,12 +107,5 @@ mod tests {
         assert_eq!(found, BTreeMap::from([(ids[1], paths[1].clone()), (ids[2], paths[2].clone())]));
         assert!(with_ids(&root, &BTreeSet::new()).is_empty());
         fs::remove_dir_all(root).unwrap();
-    }
-
-    #[test]
-    fn systemd_slices_nest() {
-        assert_eq!(parents("a-b-c.slice"), [PathBuf::from("a.slice/a-b.slice/a-b-c.slice")]);
-        assert_eq!(parents("/plain/path")[0], PathBuf::from("plain/path"));
-        assert!(parents("").contains(&PathBuf::from("docker")));
     }
 }

@@ -21,8 +21,11 @@ use std::{
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
-use super::{container_of, is_empty, parents};
-use crate::sys;
+use super::is_empty;
+use crate::{
+    engine::{cgroup_parents, container_of},
+    sys,
+};
 
 /// Maximum depth below the mount at which containers are found. The deepest known are those of a rootless pod: six levels,
 /// as in `user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_ID.slice/libpod-ID.scope`.
@@ -30,8 +33,6 @@ const DEPTH_MAX: usize = 8;
 /// Maximum number of watched directories, besides the engines' default parents. The kernel's limit is one for all processes of root
 /// (`fs.inotify.max_user_watches`, at least 8,192), and other programs need watches too.
 const DIRECTORIES_MAX: usize = 4096;
-/// Characters of a container's full id.
-const ID_LEN: usize = super::CONTAINER_ID_LEN;
 
 /// An event of the watch.
 #[derive(Debug, PartialEq, Eq)]
@@ -148,7 +149,7 @@ impl Cgroups {
         let known = self.found.get(id).filter(|path| path.exists()).cloned();
         let mut found = known;
         // Only needed where some directories are not watched.
-        for parent in parents(cgroup_parent) {
+        for parent in cgroup_parents(cgroup_parent) {
             let parent = self.mount.join(parent);
             if found.is_some() {
                 break;
@@ -186,7 +187,7 @@ impl Cgroups {
     fn rescan(&mut self) -> Vec<Seen> {
         self.unwatched = None;
         self.found.retain(|_, path| path.exists());
-        for parent in parents("") {
+        for parent in cgroup_parents("") {
             self.watch_directory(&self.mount.join(parent), true);
         }
         let mut seen = Vec::new();
@@ -215,7 +216,7 @@ impl Cgroups {
     /// name is only an id), and has containers directly in it.
     fn descends(&self, parent: &Path, name: &str) -> bool {
         let depth = parent.strip_prefix(&self.mount).map_or(0, |below| below.components().count()) + 1;
-        let is_id = |name: &str| name.len() == ID_LEN && container_of(name).is_some();
+        let is_id = |name: &str| container_of(name) == Some(name);
         let in_pod = parent.file_name().and_then(|name| name.to_str()).is_some_and(is_id);
         // Commands of `exec` are not containers.
         let ours = (depth == 1 && name == super::OWN) || super::below::is_name(name);

@@ -6,12 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{
-    answers::ImageDetails,
-    convert::Container,
-    http::{ANSWER_BYTES_MAX, Client, EngineError},
-};
-use crate::api::client::encoded;
+use super::{Container, Engine, EngineError};
 
 /// Maximum number of images whose labels are cached.
 const KNOWN_MAX: usize = 1_024;
@@ -33,17 +28,17 @@ impl Default for ImageLabels {
 
 /// The images of one engine.
 #[derive(Clone, Debug)]
-pub(super) struct Images {
-    client: Client,
+pub(super) struct Images<E> {
+    engine: E,
     /// Treat labels of images as labels of their containers.
     trusted: bool,
     /// The pod-steer labels of images, by image id. The image of an id never changes.
     known: Arc<Mutex<HashMap<String, BTreeMap<String, String>>>>,
 }
 
-impl Images {
-    pub fn new(client: Client, trusted: bool) -> Self {
-        Self { client, trusted, known: Arc::default() }
+impl<E: Engine> Images<E> {
+    pub fn new(engine: E, trusted: bool) -> Self {
+        Self { engine, trusted, known: Arc::default() }
     }
 
     /// Removes the labels of a container's image from the container's labels.
@@ -53,7 +48,8 @@ impl Images {
         }
         container.image_labels = match self.labels(container).await {
             Ok(image) => ImageLabels::Ignored(take(&mut container.labels, &image)),
-            Err(error) if error.is_not_found() || error.is_of_one_answer() => ImageLabels::Unknown,
+            Err(EngineError::NotFound(_)) => ImageLabels::Unknown,
+            Err(error) if error.is_of_one_answer() => ImageLabels::Unknown,
             Err(error) => return Err(error),
         };
         Ok(())
@@ -67,9 +63,7 @@ impl Images {
         if let Some(labels) = known().get(image).filter(|_| by_id) {
             return Ok(labels.clone());
         }
-        let details: ImageDetails =
-            self.client.get(&format!("/images/{}/json", encoded(image)), ANSWER_BYTES_MAX).await?;
-        let labels = details.config.and_then(|config| config.labels).unwrap_or_default().0;
+        let labels = self.engine.image_labels(image).await?;
         if by_id {
             let mut known = known();
             if known.len() == KNOWN_MAX {

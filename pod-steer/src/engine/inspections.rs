@@ -7,10 +7,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{
-    Container, EngineInput, ImageLabels, answers::CONTAINERS_MAX, convert, creation, details, http::Client,
-    images::Images, sandbox::Sandboxes,
-};
+use super::{CONTAINERS_MAX, Container, Engine, EngineInput, ImageLabels, images::Images, sandbox::Sandboxes};
 
 /// The generation of a removed container. Ids are never reused.
 const REMOVED: u64 = u64::MAX;
@@ -57,25 +54,18 @@ impl State {
 
 /// Inspects containers of one engine during one session.
 #[derive(Clone)]
-pub(super) struct Inspector {
-    client: Client,
-    engine: String,
+pub(super) struct Inspector<E> {
+    engine: E,
     inputs: mpsc::Sender<EngineInput>,
     sandboxes: Sandboxes,
     /// Which labels of images count.
-    pub images: Images,
+    pub images: Images<E>,
     state: Arc<Mutex<State>>,
 }
 
-impl Inspector {
-    pub fn new(
-        client: Client,
-        engine: &str,
-        inputs: mpsc::Sender<EngineInput>,
-        sandboxes: Sandboxes,
-        images: Images,
-    ) -> Self {
-        Self { client, engine: engine.to_owned(), inputs, sandboxes, images, state: Arc::default() }
+impl<E: Engine> Inspector<E> {
+    pub fn new(engine: E, inputs: mpsc::Sender<EngineInput>, sandboxes: Sandboxes, images: Images<E>) -> Self {
+        Self { engine, inputs, sandboxes, images, state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -101,9 +91,10 @@ impl Inspector {
 
     /// Reports a container whose event is late.
     pub async fn announce_late(self, id: String) {
-        tracing::debug!(engine = %self.engine, container = %id, "the container's cgroup appeared before its event");
-        let Some(container) = creation::created(&self.client, &self.engine, &id).await else { return };
-        tracing::debug!(engine = %self.engine, container = %id, "found the container in the engine's event log");
+        let engine = self.engine.address();
+        tracing::debug!(%engine, container = %id, "the container's cgroup appeared before its event");
+        let Some(container) = self.engine.creation(&id).await else { return };
+        tracing::debug!(%engine, container = %id, "found the container in the engine's event log");
         self.announce(container).await;
     }
 
@@ -137,12 +128,11 @@ impl Inspector {
     async fn inspect_once(&self, id: &str) {
         let before = self.state().generation(id);
         // A container that has been removed meanwhile has an event of its own.
-        let Ok(details) = details(&self.client, id).await else { return };
-        let Some(mut container) = convert::container(&self.engine, details) else { return };
+        let Ok(Some(mut container)) = self.engine.container(id).await else { return };
         if self.images.sift(&mut container).await.is_err() {
             return;
         }
-        self.sandboxes.describe(&self.client, &mut container).await;
+        self.sandboxes.describe(&self.engine, &mut container).await;
         let after = self.state().generation(id);
         if after == REMOVED {
             // The answer is older than the removal, which has been reported.

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::http::EngineError;
+use super::EngineError;
 
 /// The path of an engine's socket.
 pub fn path_of(engine: &str) -> &Path {

@@ -6,11 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{
-    convert::{self, Container, Sandbox, SandboxState},
-    details,
-    http::Client,
-};
+use super::{Container, Engine, EngineError, Sandbox, SandboxState};
 
 /// Bytes of an id that stand for the name of a container that is not known any more, as in `docker ps`.
 const SHORT_ID: usize = 12;
@@ -30,13 +26,11 @@ pub(super) struct Sandboxes(Arc<Mutex<HashMap<String, Known>>>);
 
 impl Sandboxes {
     /// Adds to a container's description that of its sandbox, if it has joined one.
-    pub(super) async fn describe(&self, client: &Client, container: &mut Container) {
+    pub(super) async fn describe<E: Engine>(&self, engine: &E, container: &mut Container) {
         let Some(id) = container.joined.clone() else { return };
-        container.sandbox = match details(client, &id).await {
-            Ok(details) => convert::sandbox(details),
-            Err(error) if error.is_not_found() => {
-                Some(Sandbox { name: self.name(&id), id, state: SandboxState::Removed })
-            }
+        container.sandbox = match engine.sandbox(&id).await {
+            Ok(sandbox) => sandbox,
+            Err(EngineError::NotFound(_)) => Some(Sandbox { name: self.name(&id), id, state: SandboxState::Removed }),
             Err(_) => None,
         };
         if let Some(sandbox) = &container.sandbox {

@@ -10,7 +10,7 @@ use tokio::{
 use super::{CheckKind, CheckSpec, Outcome, Target, Threshold, Way, probe};
 use crate::{
     duration,
-    engine::Commands,
+    engine::{self, Commands},
     kernel::Probes,
     netns::Netns,
     process_set::{ProcessSet, open_netns},
@@ -100,7 +100,7 @@ impl Prober {
     fn new(job: &Job, probes: Probes) -> Self {
         match &job.subject {
             Subject::Socket { .. } => Self::Socket(probes, None),
-            Subject::Container { engine, id } => Self::Container(Commands::new(engine, id)),
+            Subject::Container { engine, id } => Self::Container(engine::commands(engine, id)),
         }
     }
 

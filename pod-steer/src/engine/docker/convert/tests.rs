@@ -2,6 +2,7 @@ use super::{
     super::answers::{Actor, Config, OurLabels},
     *,
 };
+use crate::engine::ends;
 
 /// A full id.
 fn id(end: &str) -> String {

@@ -11,14 +11,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, sync::Semaphore, time::timeout};
 use tracing::warn;
 
-use super::reach::path_of;
 use crate::{
     bounded::{self, Unread},
+    engine::{ANSWER_MAX, EngineError, reach::path_of},
     text::shown,
 };
 
-/// Time limit for an answer.
-pub(super) const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// Maximum size of an answer about one container or image.
 pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Maximum size of an event.
@@ -30,62 +28,9 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Maximum size of an error body.
 const ERROR_BYTES_MAX: usize = 16 << 10;
 /// Maximum length of an engine's own message in an error, in characters.
-pub(super) const ERROR_CHARS_MAX: usize = 300;
+const ERROR_CHARS_MAX: usize = 300;
 /// Maximum number of concurrent requests, not counting streams.
 const REQUESTS_MAX: usize = 16;
-
-/// Errors of requests to an engine.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// Its socket cannot be connected to.
-    #[error("cannot connect: {0}")]
-    Connect(std::io::Error),
-    /// The time limit has passed.
-    #[error("no answer (timed out after {} s)", .0.as_secs())]
-    Timeout(Duration),
-    /// The engine refuses the request.
-    #[error("{message}")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The engine's message, escaped for output.
-        message: String,
-    },
-    /// The answer exceeds its maximum length.
-    #[error("{what} is longer than {max} bytes, so the rest was not read; see the engine's log")]
-    TooLong {
-        /// Which one.
-        what: String,
-        /// How many it may have.
-        max: usize,
-    },
-    /// More containers than can be followed.
-    #[error("it has more than {0} containers with pod-steer labels; remove some of the containers, or their labels")]
-    TooMany(usize),
-    /// The connection broke off.
-    #[error("the connection broke off: {0}")]
-    Http(hyper::Error),
-    /// The answer cannot be parsed.
-    #[error("cannot parse the answer to {what}: {}", shown(&.error.to_string(), ERROR_CHARS_MAX))]
-    Json {
-        /// The request.
-        what: String,
-        /// The parse error.
-        error: serde_json::Error,
-    },
-}
-
-impl EngineError {
-    /// True if the engine has answered, and only this answer cannot be used.
-    pub fn is_of_one_answer(&self) -> bool {
-        matches!(self, Self::TooLong { .. } | Self::Json { .. })
-    }
-
-    /// True if the subject of the request does not exist.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
-    }
-}
 
 /// An engine, by the path of its socket.
 #[derive(Clone, Debug)]
@@ -107,7 +52,7 @@ impl Client {
 
     /// Sends a GET request; reads at most `bytes_max` bytes.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, bytes_max: usize) -> Result<T, EngineError> {
-        self.ask(Method::GET, path, Bytes::new(), bytes_max, REQUEST_MAX).await
+        self.ask(Method::GET, path, Bytes::new(), bytes_max, ANSWER_MAX).await
     }
 
     /// Sends a POST request.
@@ -132,20 +77,21 @@ impl Client {
         let bytes = timeout(max, answer).await.map_err(|_| EngineError::Timeout(max))??;
         // An answer without a body counts as an empty one.
         let json: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(json).map_err(|error| EngineError::Json { what, error })
+        serde_json::from_slice(json)
+            .map_err(|error| EngineError::Unreadable { what, reason: shown(&error.to_string(), ERROR_CHARS_MAX) })
     }
 
     /// Sends a request whose answer is a stream; its head has to come in time.
     pub async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, EngineError> {
-        let sent = timeout(REQUEST_MAX, self.send(method, path, body)).await;
-        Ok(sent.map_err(|_| EngineError::Timeout(REQUEST_MAX))??.into_body())
+        let sent = timeout(ANSWER_MAX, self.send(method, path, body)).await;
+        Ok(sent.map_err(|_| EngineError::Timeout(ANSWER_MAX))??.into_body())
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, EngineError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(EngineError::Connect)?;
         let mut http = http1::Builder::new();
         http.max_buf_size(HEAD_BYTES_MAX);
-        let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(EngineError::Http)?;
+        let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -153,10 +99,9 @@ impl Client {
             .header(header::HOST, "engine")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body));
-        let refused = |message: String| EngineError::Refused { status: 400, message };
-        let request =
-            request.map_err(|error| refused(format!("{} is no path: {error}", shown(path, ERROR_CHARS_MAX))))?;
-        let response = sender.send_request(request).await.map_err(EngineError::Http)?;
+        let request = request
+            .map_err(|error| EngineError::Refused(format!("invalid path {}: {error}", shown(path, ERROR_CHARS_MAX))))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         // 304: nothing had to be done.
         if status.is_success() || status.as_u16() == 304 {
@@ -165,14 +110,23 @@ impl Client {
         let bytes = collected(response.into_body(), ERROR_BYTES_MAX, "an error").await?;
         let said = serde_json::from_slice::<Complaint>(&bytes).map(|complaint| complaint.message);
         let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned());
-        Err(EngineError::Refused { status: status.as_u16(), message: shown(said.trim(), ERROR_CHARS_MAX) })
+        let message = shown(said.trim(), ERROR_CHARS_MAX);
+        Err(match status.as_u16() {
+            404 => EngineError::NotFound(message),
+            409 => EngineError::Conflict(message),
+            _ => EngineError::Refused(message),
+        })
     }
+}
+
+pub(super) fn broken(error: hyper::Error) -> EngineError {
+    EngineError::Broken(error.into())
 }
 
 async fn collected(body: Incoming, max: usize, what: &str) -> Result<Vec<u8>, EngineError> {
     bounded::read(body, max).await.map_err(|unread| match unread {
         Unread::TooLong => EngineError::TooLong { what: format!("the answer to {what}"), max },
-        Unread::Broken(error) => EngineError::Http(error),
+        Unread::Broken(error) => broken(error),
     })
 }
 
@@ -220,7 +174,7 @@ impl Lines {
                     return Ok(Some(self.buffer.split().freeze()));
                 }
                 Some(frame) => {
-                    if let Ok(data) = frame.map_err(EngineError::Http)?.into_data() {
+                    if let Ok(data) = frame.map_err(broken)?.into_data() {
                         self.buffer.extend_from_slice(&data);
                     }
                 }

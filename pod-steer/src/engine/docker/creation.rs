@@ -9,9 +9,10 @@ use tokio::time::timeout;
 
 use super::{
     answers::Event,
-    convert::{self, Change, Container},
-    http::{Client, EngineError, Lines},
+    convert,
+    http::{Client, Lines},
 };
+use crate::engine::{Change, Container, EngineError};
 
 /// Maximum age of a creation. The event of an older one has arrived already.
 const AGE_MAX_S: u64 = 60;

@@ -7,7 +7,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::labels;
+use crate::{engine::CONTAINERS_MAX, labels};
 
 /// `GET /containers/ID/json`
 #[derive(Debug, Default, Deserialize)]
@@ -181,9 +181,6 @@ pub struct Listed {
     /// True if the list was cut off.
     pub too_many: bool,
 }
-
-/// Maximum number of containers with pod-steer labels.
-pub const CONTAINERS_MAX: usize = 16_384;
 
 impl<'de> Deserialize<'de> for Listed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
