@@ -127,7 +127,7 @@ fn endless_answers_are_cut_off_and_reported() -> Result<()> {
         (Fault::List, Some("the answer to GET /containers/json is longer than 33554432 bytes")),
         (Fault::Details, Some("is longer than 1048576 bytes")),
         (Fault::Head, Some("the connection broke off")),
-        (Fault::Many, Some("more than 16384 containers with labels of pod-steer")),
+        (Fault::Many, Some("more than 16384 containers with pod-steer labels")),
         (Fault::Empty, None),
     ] {
         let host = Arc::new(Host::new()?);
