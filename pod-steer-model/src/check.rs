@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ports::PortMap;
+use crate::ports::{Port, PortMap};
 
 /// Time between two probes, if nothing is said.
 pub const INTERVAL_MS_DEFAULT: u64 = 5_000;
@@ -101,10 +101,12 @@ impl CheckSpec {
     }
 
     /// The port that probes are for, with these ports of the container; none if no connection is made.
-    pub fn port(&self, ports: &[PortMap]) -> Option<u16> {
+    pub fn port(&self, ports: &[PortMap]) -> Option<Port> {
         match self.kind {
             CheckKind::None | CheckKind::Exec { .. } => None,
-            CheckKind::Tcp | CheckKind::Http { .. } => self.port.or_else(|| ports.first().map(|map| map.target)),
+            CheckKind::Tcp | CheckKind::Http { .. } => {
+                self.port.map(Port::tcp).or_else(|| ports.first().map(PortMap::target_port))
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod check;
 pub mod duration;
+pub mod ids;
 pub mod labels;
 pub mod listener;
 pub mod namespace;
@@ -14,6 +15,7 @@ pub mod near;
 pub mod ports;
 pub mod process;
 pub mod rollout;
+pub mod rule;
 pub mod settings;
 pub mod slots;
 pub mod state;

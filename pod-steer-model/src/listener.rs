@@ -3,15 +3,17 @@
 
 use std::net::IpAddr;
 
+use crate::{ids::SocketCookie, ports::Port};
+
 /// A listening TCP socket, as the kernel's own tables describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Its cookie; `None` if it was read from `/proc/net`.
-    pub cookie: Option<u64>,
+    pub cookie: Option<SocketCookie>,
     /// Address that it is bound to. That of an `AF_INET6` socket may be an IPv4-mapped one.
     pub ip: IpAddr,
     /// Port that it is bound to.
-    pub port: u16,
+    pub port: Port,
     /// Whether an `AF_INET6` socket takes IPv6 clients only; `None` if it was read from `/proc/net`.
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero; zero if it was read from `/proc/net`.

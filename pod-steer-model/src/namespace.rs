@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::NetnsCookie;
+
 /// An ingress namespace. The kernel programs identify it by its cookie, which is not reused before the machine
 /// restarts; an inode number may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -14,7 +16,7 @@ pub struct Netns {
     /// Inode of its `ns/net` file.
     pub inode: u64,
     /// `SO_NETNS_COOKIE` of a socket in it (Linux 5.14).
-    pub cookie: u64,
+    pub cookie: NetnsCookie,
 }
 
 impl fmt::Display for Netns {

@@ -6,6 +6,7 @@
 
 use std::{fmt, net::IpAddr};
 
+use pod_steer_ebpf::PROTO_TCP;
 use serde::{Deserialize, Serialize};
 
 use crate::text::quoted;
@@ -36,6 +37,47 @@ impl fmt::Display for Proto {
     }
 }
 
+impl Proto {
+    /// Its number in an IP header, by which the kernel programs know it.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => PROTO_TCP,
+        }
+    }
+
+    /// The reverse of [`Proto::number`]; nothing if no service can have it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            PROTO_TCP => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+
+/// A port with its protocol: the same number of another protocol is another port. Displayed as in a list of ports: `53`, and with the
+/// protocol if that is not TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// Its number.
+    pub number: u16,
+    /// Its protocol.
+    pub proto: Proto,
+}
+
+impl Port {
+    /// A TCP port.
+    pub const fn tcp(number: u16) -> Self {
+        Self { number, proto: Proto::Tcp }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number.fmt(f)?;
+        if self.proto == Proto::default() { Ok(()) } else { write!(f, "/{}", self.proto) }
+    }
+}
+
 /// One port of a service and the port that its containers listen on. Displayed as `80:8080/tcp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortMap {
@@ -50,6 +92,16 @@ pub struct PortMap {
 }
 
 impl PortMap {
+    /// The port that clients connect to, with its protocol.
+    pub fn service_port(&self) -> Port {
+        Port { number: self.port, proto: self.proto }
+    }
+
+    /// The port that the containers listen on, with its protocol.
+    pub fn target_port(&self) -> Port {
+        Port { number: self.target, proto: self.proto }
+    }
+
     /// Whether both claim the same connections: the same port at the same address. `None` is any address of both families. A single
     /// address does not clash with "any": it takes precedence.
     fn clashes_with(&self, other: &Self) -> bool {

@@ -16,7 +16,10 @@ pub use images::{Image, ImagePattern};
 pub use options::{Fallback, GivenOptions, ServiceOptions};
 pub use spec::Spec;
 
-use crate::check::{CheckKind, CheckSpec};
+use crate::{
+    check::{CheckKind, CheckSpec},
+    ports::{Port, PortMap},
+};
 
 /// A table of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,9 +60,9 @@ impl ServiceTables {
     }
 
     /// The ports that a backend is expected to listen on: its declared container ports, and the port of its check.
-    pub fn listening_ports(&self, spec: &Spec) -> BTreeSet<u16> {
+    pub fn listening_ports(&self, spec: &Spec) -> BTreeSet<Port> {
         let check = self.check(spec).and_then(|check| check.port(&spec.ports));
-        spec.ports.iter().map(|map| map.target).chain(check).collect()
+        spec.ports.iter().map(PortMap::target_port).chain(check).collect()
     }
 }
 
@@ -119,10 +122,10 @@ mod tests {
     fn the_port_of_the_check_is_listened_on_too() {
         let mut spec = spec("web");
         let tables = ServiceTables::default();
-        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443]));
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443].map(Port::tcp)));
         spec.check = Some(CheckSpec { port: Some(9000), ..CheckSpec::new(CheckKind::Tcp) });
-        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443, 9000]));
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443, 9000].map(Port::tcp)));
         spec.check = check(CheckKind::Tcp);
-        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443]));
+        assert_eq!(tables.listening_ports(&spec), BTreeSet::from([8080, 8443].map(Port::tcp)));
     }
 }

@@ -18,6 +18,8 @@
 
 use std::sync::OnceLock;
 
+use crate::ids::{BackendIndex, SocketCookie};
+
 /// Slots of a table of at most [`SMALL_MEMBERS_MAX`] members.
 const SMALL_SLOTS: u32 = 4_096;
 /// Members of the largest table of [`SMALL_SLOTS`].
@@ -43,9 +45,9 @@ const PERIOD_MAX: u128 = 1 << 35;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// Cookie of the socket: its identity, and the only input of its permutation.
-    pub cookie: u64,
+    pub cookie: SocketCookie,
     /// Index of the backend that owns the socket.
-    pub backend: u32,
+    pub backend: BackendIndex,
     /// Share of new connections relative to the other members'. A socket with 0 is not a member.
     pub weight: u64,
 }
@@ -109,7 +111,7 @@ fn quotas(members: &[Member], slots: u32) -> Vec<u32> {
         quotas.push(quota);
         left -= quota;
         if remainder > 0 {
-            let hash = mix(m.cookie ^ 0xA5A5_A5A5_A5A5_A5A5);
+            let hash = mix(m.cookie.0 ^ 0xA5A5_A5A5_A5A5_A5A5);
             let threshold = (total * u128::from(hash >> 33)) >> 31;
             above.push((remainder.cast_signed() - threshold.cast_signed(), hash, i));
         }
@@ -205,7 +207,7 @@ struct Walk {
 
 impl Walk {
     fn new(member: &Member, heaviest: u64, slots: u32) -> Self {
-        let hash = mix(member.cookie);
+        let hash = mix(member.cookie.0);
         let more = mix(hash);
         // The unit depends on the heaviest member by a power of two only: when that member leaves, all times are scaled
         // alike and keep their order.

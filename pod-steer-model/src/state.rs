@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use pod_steer_ebpf::{FAMILY_V4, RuleKey};
+use pod_steer_ebpf::FAMILY_V4;
 use serde::{Deserialize, Serialize};
 
-use crate::address::{ANY_ADDRESS, address_from_bytes};
+use crate::{
+    address::{ANY_ADDRESS, address_from_bytes},
+    rule::RuleKey,
+};
 
 /// The state of a backend, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

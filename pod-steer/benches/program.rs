@@ -22,12 +22,15 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use pod_steer::{
+    ids::{BackendIndex, ServiceIndex, SocketCookie},
     kernel::Kernel,
     netns::{Netns, identify},
+    ports::Port,
+    rule::RuleKey,
     slots::Member,
     world::{Plan, PlannedRule, PlannedTable},
 };
-use pod_steer_ebpf::{FAMILY_V4, NONE, PROTO_TCP, RuleKey, SocketInfo};
+use pod_steer_ebpf::{FAMILY_V4, NONE, PROTO_TCP, SocketInfo};
 use rustix::{
     net::sockopt::{set_socket_linger, socket_cookie},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -62,7 +65,7 @@ struct Steered {
     kernel: Kernel,
     netns: Netns,
     plan: Plan,
-    indices: BTreeMap<String, u32>,
+    indices: BTreeMap<String, ServiceIndex>,
     listeners: Vec<TcpListener>,
     packets: PathBuf,
     /// Where bpftool writes what the program made of a packet.
@@ -80,10 +83,10 @@ impl Steered {
         for (port, backend) in (FIRST_SOCKET..).zip((0..u32::from(services) * backends).take(sockets_max())) {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
             listener.set_nonblocking(true)?;
-            let cookie = socket_cookie(&listener)?;
+            let cookie = SocketCookie(socket_cookie(&listener)?);
             let backend = backend % backends;
             let info = SocketInfo {
-                netns_cookie: netns.cookie,
+                netns_cookie: netns.cookie.0,
                 backend,
                 table: NONE,
                 service: NONE,
@@ -93,7 +96,7 @@ impl Steered {
                 ..SocketInfo::default()
             };
             kernel.register_socket(cookie, &listener, info)?;
-            members.push(Member { cookie, backend, weight: 1 });
+            members.push(Member { cookie, backend: BackendIndex(backend), weight: 1 });
             listeners.push(listener);
         }
         let (mut plan, mut indices) = (Plan::default(), BTreeMap::new());
@@ -105,7 +108,7 @@ impl Steered {
             let rule =
                 PlannedRule { service: Some(name.clone()), table: Some(Arc::new(table)), ..PlannedRule::default() };
             plan.rules.insert(key(&netns, FIRST_PORT + number), rule);
-            indices.insert(name, u32::from(number));
+            indices.insert(name, ServiceIndex(u32::from(number)));
         }
         if let Some(error) = kernel.apply(&plan, &indices, BTreeMap::new).error {
             return Err(error.into());
@@ -236,7 +239,7 @@ fn sockets_max() -> usize {
 }
 
 fn key(netns: &Netns, port: u16) -> RuleKey {
-    RuleKey { netns_cookie: netns.cookie, addr: [0; 16], port, proto: PROTO_TCP, family: FAMILY_V4, ifindex: 0 }
+    RuleKey { netns_cookie: netns.cookie, addr: [0; 16], port: Port::tcp(port), family: FAMILY_V4, ifindex: 0 }
 }
 
 fn ms(time: Duration) -> f64 {

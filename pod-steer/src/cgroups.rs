@@ -4,6 +4,7 @@
 pub mod below;
 mod watch;
 
+use crate::ids::CgroupId;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -50,9 +51,9 @@ pub fn directories(top: &Path) -> impl Iterator<Item = fs::DirEntry> {
 }
 
 /// The directories of the cgroups with these ids, by id. Walks the hierarchy until all are found.
-pub fn with_ids(mount: &Path, ids: &BTreeSet<u64>) -> BTreeMap<u64, PathBuf> {
-    let wanted = directories(mount).filter(|entry| ids.contains(&entry.ino()));
-    wanted.take(ids.len()).map(|entry| (entry.ino(), entry.path())).collect()
+pub fn with_ids(mount: &Path, ids: &BTreeSet<CgroupId>) -> BTreeMap<CgroupId, PathBuf> {
+    let wanted = directories(mount).filter(|entry| ids.contains(&CgroupId(entry.ino())));
+    wanted.take(ids.len()).map(|entry| (CgroupId(entry.ino()), entry.path())).collect()
 }
 
 /// True if no process is in this cgroup or below it. A removed cgroup has none; a cgroup that cannot be read may have some.
@@ -102,8 +103,8 @@ mod tests {
         let root = std::env::temp_dir().join(format!("pod-steer-cgroups-{}", std::process::id()));
         let paths = ["a", "a/b", "c"].map(|name| root.join(name));
         paths.iter().for_each(|path| fs::create_dir_all(path).unwrap());
-        let ids = paths.each_ref().map(|path| fs::metadata(path).unwrap().ino());
-        let found = with_ids(&root, &BTreeSet::from([ids[1], ids[2], u64::MAX]));
+        let ids = paths.each_ref().map(|path| CgroupId(fs::metadata(path).unwrap().ino()));
+        let found = with_ids(&root, &BTreeSet::from([ids[1], ids[2], CgroupId(u64::MAX)]));
         assert_eq!(found, BTreeMap::from([(ids[1], paths[1].clone()), (ids[2], paths[2].clone())]));
         assert!(with_ids(&root, &BTreeSet::new()).is_empty());
         fs::remove_dir_all(root).unwrap();

@@ -12,10 +12,11 @@ use std::{
 use pod_steer_ebpf::PROBE_SOURCE_V4;
 
 use crate::{
+    ids::{BackendId, NetnsCookie},
     listening::{self, Connection},
     netns::Netns,
+    ports::Port,
     process_set::{ProcessSet, open_netns},
-    world::BackendId,
 };
 
 /// A backend whose connections are to be counted.
@@ -28,13 +29,13 @@ pub struct Question {
     /// Its processes.
     pub processes: ProcessSet,
     /// The local ports of its connections.
-    pub ports: BTreeSet<u16>,
+    pub ports: BTreeSet<Port>,
 }
 
 /// Counts the connections of each backend: those that its processes hold, and those that wait in its listeners. Each namespace is dumped
 /// once, because a dump walks the kernel's whole table of connections.
 pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
-    let mut by_netns: BTreeMap<u64, Vec<Question>> = BTreeMap::new();
+    let mut by_netns: BTreeMap<NetnsCookie, Vec<Question>> = BTreeMap::new();
     for question in questions {
         by_netns.entry(question.netns.cookie).or_default().push(question);
     }
@@ -55,7 +56,7 @@ pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
 /// The sockets of one namespace.
 struct Table {
     /// Port and inode of each listener, and how many connections wait there.
-    waiting: Vec<(u16, u64, u32)>,
+    waiting: Vec<(Port, u64, u32)>,
     connections: Vec<Connection>,
 }
 
@@ -64,7 +65,7 @@ impl Table {
         let Some(netns) = questions.first().map(|question| question.netns) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let ports: BTreeSet<u16> = questions.iter().flat_map(|question| question.ports.iter().copied()).collect();
+        let ports: BTreeSet<Port> = questions.iter().flat_map(|question| question.ports.iter().copied()).collect();
         let sets: Vec<ProcessSet> = questions.iter().map(|question| question.processes.clone()).collect();
         let ns = open_netns(netns, &sets)?;
         // Read in the order of a connection's progress, so that none is missed: it waits in a queue, it is accepted, a process has a
@@ -76,7 +77,7 @@ impl Table {
 
     fn count(&self, question: &Question) -> io::Result<u64> {
         let held = held(&question.processes)?;
-        let ours = |port: u16, inode: u64| question.ports.contains(&port) && held.contains(&inode);
+        let ours = |port: Port, inode: u64| question.ports.contains(&port) && held.contains(&inode);
         let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
         let accepted = self.connections.iter();
         let accepted = accepted.filter(|one| ours(one.port, one.inode) && one.from.to_canonical() != probes).count();
@@ -111,7 +112,7 @@ mod tests {
 
     fn question(id: &str, processes: ProcessSet, port: u16) -> Question {
         let netns = netns::identify(&File::open("/proc/self/ns/net").unwrap()).unwrap();
-        Question { id: id.to_owned(), netns, processes, ports: BTreeSet::from([port]) }
+        Question { id: id.into(), netns, processes, ports: BTreeSet::from([Port::tcp(port)]) }
     }
 
     fn own() -> ProcessSet {
@@ -149,7 +150,7 @@ mod tests {
         let questions =
             vec![question("a", own(), one.port()), question("b", own(), two.port()), question("c", none, 1)];
         let counts = count(questions).into_iter().map(|(id, count)| (id, count.map_err(|error| error.to_string())));
-        let counts: BTreeMap<String, Result<u64, String>> = counts.collect();
+        let counts: BTreeMap<BackendId, Result<u64, String>> = counts.collect();
         assert_eq!(counts["a"], Ok(1));
         assert_eq!(counts["b"], Ok(2));
         assert_eq!(counts["c"], Err("its processes have ended".to_owned()));

@@ -11,8 +11,10 @@ use std::{
 };
 
 use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     listening::Listener,
     netns::Netns,
+    ports::Port,
     process_set::{ProcessSet, all_processes, listeners_of_netns},
     procs::{FoundSocket, Process, ProcessId, Seat, process_id},
 };
@@ -24,13 +26,13 @@ const LOOK_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Its index.
-    pub index: u32,
+    pub index: BackendIndex,
     /// Its namespace.
     pub netns: Netns,
     /// Ports that it should listen on.
-    pub ports: BTreeSet<u16>,
+    pub ports: BTreeSet<Port>,
     /// Ports of these without a registered socket.
-    pub missing: BTreeSet<u16>,
+    pub missing: BTreeSet<Port>,
     /// Its processes.
     pub processes: ProcessSet,
     /// How many of its unregistered listeners one search may return.
@@ -53,11 +55,11 @@ impl Candidate {
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
     /// Port that its server asked for.
-    pub port: u16,
+    pub port: Port,
     /// The descriptor by which it was found last.
     pub seat: Option<Seat>,
     /// The index of its backend.
-    pub owner: u32,
+    pub owner: BackendIndex,
     /// True if its backend has ended or is ending: another backend may hold the socket too.
     pub orphan: bool,
 }
@@ -68,11 +70,11 @@ pub struct Question {
     /// The namespace.
     pub netns: Netns,
     /// The registered sockets there, by cookie.
-    pub known: BTreeMap<u64, Known>,
+    pub known: BTreeMap<SocketCookie, Known>,
     /// The backends, wherever they are.
     pub candidates: std::sync::Arc<Vec<Candidate>>,
     /// Ports of registered processes that have ended. Other processes may listen there with listeners of their own.
-    pub vacant: BTreeSet<u16>,
+    pub vacant: BTreeSet<Port>,
     /// Look through the descriptors of all backends for listeners that are not registered, not only of those that miss one;
     /// and look for registered ones whose place is not known.
     pub thorough: bool,
@@ -82,17 +84,17 @@ pub struct Question {
 #[derive(Debug)]
 pub struct Answer {
     /// Cookie of the namespace.
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     /// Registered sockets of the search.
-    pub asked: BTreeSet<u64>,
+    pub asked: BTreeSet<SocketCookie>,
     /// Cookies of all sockets that listen.
-    pub listening: BTreeSet<u64>,
+    pub listening: BTreeSet<SocketCookie>,
     /// Holders of the listeners that were looked for, by cookie.
-    pub held: BTreeMap<u64, Holding>,
+    pub held: BTreeMap<SocketCookie, Holding>,
     /// Ports on which backends listen by MPTCP, by index.
-    pub mptcp: BTreeMap<u32, BTreeSet<u16>>,
+    pub mptcp: BTreeMap<BackendIndex, BTreeSet<Port>>,
     /// Backends that have more unregistered listeners than there is room for. The rest was not examined.
-    pub beyond: BTreeSet<u32>,
+    pub beyond: BTreeSet<BackendIndex>,
     /// True if every descriptor in question was examined, so a listener that was not found does not exist.
     pub is_complete: bool,
 }
@@ -101,11 +103,11 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Holding {
     /// Its port.
-    pub port: u16,
+    pub port: Port,
     /// Why it was searched for.
     pub asked: Asked,
     /// The backends whose processes have it, each with a copy.
-    pub backends: Vec<(u32, FoundSocket)>,
+    pub backends: Vec<(BackendIndex, FoundSocket)>,
     /// Processes outside of all backends that have it, if no backend does and it is an orphan or on a vacant port.
     pub strangers: Vec<Stranger>,
 }
@@ -135,11 +137,11 @@ pub struct Stranger {
 }
 
 /// Searches one namespace after the other until the time limit. The first one is always searched.
-pub fn look(questions: &[Question]) -> Vec<(u64, io::Result<Answer>)> {
+pub fn look(questions: &[Question]) -> Vec<(NetnsCookie, io::Result<Answer>)> {
     look_until(questions, Instant::now() + LOOK_MAX)
 }
 
-fn look_until(questions: &[Question], ends: Instant) -> Vec<(u64, io::Result<Answer>)> {
+fn look_until(questions: &[Question], ends: Instant) -> Vec<(NetnsCookie, io::Result<Answer>)> {
     let (mut answers, mut taken) = (Vec::new(), HashMap::new());
     for question in questions {
         if !answers.is_empty() && Instant::now() > ends {
@@ -151,7 +153,7 @@ fn look_until(questions: &[Question], ends: Instant) -> Vec<(u64, io::Result<Ans
 }
 
 /// `taken` counts the listeners that are not registered, by the index of the backend.
-fn ask(question: &Question, taken: &mut HashMap<u32, usize>, ends: Instant) -> io::Result<Answer> {
+fn ask(question: &Question, taken: &mut HashMap<BackendIndex, usize>, ends: Instant) -> io::Result<Answer> {
     let netns_cookie = question.netns.cookie;
     let here = question.candidates.iter().filter(|candidate| candidate.netns == question.netns);
     let here: Vec<ProcessSet> = here.map(|candidate| candidate.processes.clone()).collect();
@@ -193,10 +195,10 @@ fn ask(question: &Question, taken: &mut HashMap<u32, usize>, ends: Instant) -> i
 /// A listener that is searched for.
 #[derive(Clone, Copy)]
 struct Sought {
-    cookie: u64,
-    port: u16,
+    cookie: SocketCookie,
+    port: Port,
     /// The backend that it is registered of.
-    owner: Option<u32>,
+    owner: Option<BackendIndex>,
     asked: Asked,
     mptcp: bool,
 }
@@ -290,11 +292,13 @@ mod tests {
         // Entering a namespace needs a privilege.
         let Ok(netns) = netns::identify(&std::fs::File::open("/proc/self/ns/net").unwrap()) else { return };
         let listeners: Vec<TcpListener> = (0..20).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: BTreeSet<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        let ports: BTreeSet<Port> =
+            listeners.iter().map(|listener| Port::tcp(listener.local_addr().unwrap().port())).collect();
         let own = process_id(std::process::id().cast_signed()).unwrap();
         let processes = ProcessSet { process: Some(own), alone: true, ..ProcessSet::default() };
-        let look = |index, room, known: &BTreeMap<u64, Known>| {
+        let look = |index, room, known: &BTreeMap<SocketCookie, Known>| {
             let (missing, processes) = (ports.clone(), processes.clone());
+            let index = BackendIndex(index);
             let candidate = Candidate { index, netns, ports: ports.clone(), missing, processes, room };
             let candidates = Arc::new(vec![candidate]);
             let known = known.clone();
@@ -303,15 +307,15 @@ mod tests {
         };
         let none = BTreeMap::new();
         let first = look(7, 8, &none);
-        assert_eq!((first.held.len(), first.beyond), (8, BTreeSet::from([7])));
+        assert_eq!((first.held.len(), first.beyond), (8, BTreeSet::from([BackendIndex(7)])));
         let all = look(7, 64, &none);
         assert_eq!((all.held.len(), all.beyond), (20, BTreeSet::new()));
         // The registered sockets are held by their backends.
         let known = all.held.iter().map(|(cookie, holding)| {
             let seat = Some(holding.backends[0].1.seat);
-            (*cookie, Known { port: holding.port, seat, owner: 7, orphan: false })
+            (*cookie, Known { port: holding.port, seat, owner: BackendIndex(7), orphan: false })
         });
-        let known: BTreeMap<u64, Known> = known.collect();
+        let known: BTreeMap<SocketCookie, Known> = known.collect();
         assert!(look(7, 64, &known).held.is_empty());
         assert_eq!(look(8, 64, &known).held.len(), 1, "another backend that has them too is told of one");
     }

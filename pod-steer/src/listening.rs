@@ -19,7 +19,11 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
 };
 
-use crate::netns;
+use crate::{
+    ids::{NetnsCookie, SocketCookie},
+    netns,
+    ports::Port,
+};
 
 pub use pod_steer_model::listener::Listener;
 
@@ -45,9 +49,9 @@ fn listener(response: &InetResponse) -> Listener {
         _ => None,
     });
     Listener {
-        cookie: Some(cookie),
+        cookie: Some(SocketCookie(cookie)),
         ip: header.socket_id.source_address,
-        port: header.socket_id.source_port,
+        port: Port::tcp(header.socket_id.source_port),
         v6only,
         ifindex: header.socket_id.interface_id,
         uid: header.uid,
@@ -69,7 +73,7 @@ fn is_mptcp(nla: &Nla) -> bool {
 }
 
 /// The TCP listeners in the namespace behind an open `ns/net` file, if that is still the one with this cookie.
-pub fn listeners(ns: &File, cookie: u64) -> io::Result<Vec<Listener>> {
+pub fn listeners(ns: &File, cookie: NetnsCookie) -> io::Result<Vec<Listener>> {
     // A kernel may lack sock_diag(7) or one of its modules. Every kernel has the tables in /proc.
     netns::run_in(ns, cookie, || ask().or_else(|_| read_tables()))
 }
@@ -85,7 +89,7 @@ pub fn inodes(ns: &File) -> io::Result<HashSet<u64>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Its local port, which the client connected to.
-    pub port: u16,
+    pub port: Port,
     /// Address of its client.
     pub from: IpAddr,
     /// Its inode; zero if no process has it open.
@@ -94,7 +98,7 @@ pub struct Connection {
 
 /// The TCP connections by these local ports in the namespace behind an open `ns/net` file, if that is still the one with this
 /// cookie. The kernel goes through its whole table of connections for it.
-pub fn connections(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<Vec<Connection>> {
+pub fn connections(ns: &File, cookie: NetnsCookie, ports: &BTreeSet<Port>) -> io::Result<Vec<Connection>> {
     let states = StateFlags::ESTABLISHED
         | StateFlags::SYN_RECV
         | StateFlags::CLOSE_WAIT
@@ -103,7 +107,7 @@ pub fn connections(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<
         | StateFlags::CLOSING
         | StateFlags::LAST_ACK;
     let of = |response: &InetResponse| Connection {
-        port: response.header.socket_id.source_port,
+        port: Port::tcp(response.header.socket_id.source_port),
         from: response.header.socket_id.destination_address,
         inode: response.header.inode.into(),
     };
@@ -117,18 +121,18 @@ pub fn connections(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<
 }
 
 /// The port filter of a dump: one port, or zero for all.
-fn only(ports: &BTreeSet<u16>) -> u16 {
-    if ports.len() == 1 { ports.first().copied().unwrap_or_default() } else { 0 }
+fn only(ports: &BTreeSet<Port>) -> u16 {
+    if ports.len() == 1 { ports.first().map_or(0, |port| port.number) } else { 0 }
 }
 
 /// Which of these ports a TCP socket of the namespace is bound to, in any state: a connection keeps the port of its listener. Sockets in
 /// `TIME_WAIT` do not count: they do not prevent other users from sharing a port (`inet_bind_conflict`).
-pub fn in_use(ns: &File, cookie: u64, ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u16>> {
+pub fn in_use(ns: &File, cookie: NetnsCookie, ports: &BTreeSet<Port>) -> io::Result<BTreeSet<Port>> {
     netns::run_in(ns, cookie, || {
         let mut used = BTreeSet::new();
         let states = StateFlags::all() - StateFlags::TIME_WAIT;
         dump(&states, only(ports), &mut |found| {
-            used.insert(found.header.socket_id.source_port);
+            used.insert(Port::tcp(found.header.socket_id.source_port));
         })?;
         used.retain(|port| ports.contains(port));
         Ok(used)
@@ -238,7 +242,7 @@ fn listening(table: impl BufRead) -> impl Iterator<Item = Listener> {
         Some(Listener {
             cookie: None,
             ip: table_address(address)?,
-            port: u16::from_str_radix(port, 16).ok()?,
+            port: Port::tcp(u16::from_str_radix(port, 16).ok()?),
             v6only: None,
             ifindex: 0,
             uid: uid.parse().ok()?,

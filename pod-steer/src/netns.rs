@@ -15,7 +15,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::sys;
+use crate::{ids::NetnsCookie, sys};
 
 pub use pod_steer_model::namespace::Netns;
 
@@ -27,7 +27,7 @@ pub fn identify(ns: &File) -> io::Result<Netns> {
 }
 
 /// Runs `inside` on a thread of its own in another network namespace, if that is still the one with this cookie.
-pub fn run_in<T: Send>(ns: &File, cookie: u64, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub fn run_in<T: Send>(ns: &File, cookie: NetnsCookie, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     enter(ns, || {
         if sys::own_netns_cookie()? != cookie {
             return Err(io::Error::other("it has moved to another network namespace"));
@@ -52,14 +52,14 @@ pub fn enter<T: Send>(ns: &File, inside: impl FnOnce() -> io::Result<T> + Send) 
 #[derive(Debug, Default)]
 pub struct Search {
     /// The namespaces that were found, by cookie.
-    pub found: BTreeMap<u64, File>,
+    pub found: BTreeMap<NetnsCookie, File>,
     /// True if some namespaces could not be examined, so a namespace that was not found may still exist.
     pub incomplete: bool,
 }
 
 /// Searches for namespaces by their cookies: our own, those of all processes, and those that are mounted, as `ip netns` and
 /// Docker do. No server can enter any other namespace.
-pub fn search(cookies: &BTreeSet<u64>) -> Search {
+pub fn search(cookies: &BTreeSet<NetnsCookie>) -> Search {
     let mut search = Search::default();
     let processes = match fs::read_dir("/proc") {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
@@ -92,7 +92,7 @@ pub fn search(cookies: &BTreeSet<u64>) -> Search {
 }
 
 /// The cookie of a namespace that has not been seen before.
-fn examine(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<Option<(u64, File)>> {
+fn examine(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<Option<(NetnsCookie, File)>> {
     let meta = fs::metadata(path)?;
     if seen.contains(&(meta.dev(), meta.ino())) {
         return Ok(None);
@@ -126,7 +126,7 @@ mod tests {
     fn finds_its_own_namespace_and_none_that_does_not_exist() {
         // Entering a namespace needs a privilege.
         let Ok(own) = identify(&File::open("/proc/self/ns/net").unwrap()) else { return };
-        let search = search(&BTreeSet::from([own.cookie, u64::MAX]));
+        let search = search(&BTreeSet::from([own.cookie, NetnsCookie(u64::MAX)]));
         assert_eq!(search.found.into_keys().collect::<Vec<_>>(), [own.cookie]);
     }
 }

@@ -19,7 +19,13 @@ use rustix::{
     process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal},
 };
 
-use crate::{listening, sys, text::visible};
+use crate::{
+    ids::{NetnsCookie, SocketCookie},
+    listening,
+    ports::Port,
+    sys,
+    text::visible,
+};
 
 pub use pod_steer_model::{
     address::{address_bytes, address_from_bytes},
@@ -41,9 +47,9 @@ pub struct FoundSocket {
     /// The descriptor that it is a copy of.
     pub seat: Seat,
     /// Its cookie.
-    pub cookie: u64,
+    pub cookie: SocketCookie,
     /// Cookie of the network namespace that it lives in; not always that of the process.
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     /// Address and port that it is bound to.
     pub bound: SocketAddr,
     /// It accepts IPv6 clients only.
@@ -56,6 +62,13 @@ pub struct FoundSocket {
     pub uid: u32,
     /// It is an MPTCP socket. Socket maps do not accept those.
     pub mptcp: bool,
+}
+
+impl FoundSocket {
+    /// The port that it is bound to.
+    pub fn port(&self) -> Port {
+        Port::tcp(self.bound.port())
+    }
 }
 
 /// Maximum number of sockets of a process that are copied to see whether they listen. Up to this number, a copy of each costs less than
@@ -262,7 +275,7 @@ fn inspect(fd: OwnedFd, seat: Seat) -> io::Result<Option<FoundSocket>> {
     }
     let Ok(bound) = SocketAddr::try_from(rustix::net::getsockname(&fd)?) else { return Ok(None) };
     let v6only = bound.is_ipv6() && sockopt::ipv6_v6only(&fd)?;
-    let cookie = sockopt::socket_cookie(&fd)?;
+    let cookie = sys::socket_cookie(&fd)?;
     let reuseport = sockopt::socket_reuseport(&fd)?;
     let ifindex = sys::bound_device(fd.as_fd())?;
     let netns_cookie = sys::netns_cookie(fd.as_fd())?;
@@ -322,7 +335,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let own = process_id(std::process::id().cast_signed()).unwrap();
         let process = Process::of(own).unwrap();
-        let cookie = sockopt::socket_cookie(&listener).unwrap();
+        let cookie = sys::socket_cookie(&listener).unwrap();
         let found = process.listeners(&mut Listening::default(), |socket| socket.cookie == cookie).unwrap();
         let seat = found[0].seat;
         drop(found);

@@ -13,6 +13,7 @@ use aya_log::EbpfLogger;
 use log::Log;
 
 use pod_steer_ebpf::{Event, Slot};
+use pod_steer_model::ids::{NetnsCookie, SocketCookie};
 use rustix::net::{AddressFamily, SocketType};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -50,10 +51,15 @@ pub fn close_from(first: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Cookie of a socket (`SO_COOKIE`, Linux 4.12).
+pub fn socket_cookie(socket: &impl AsFd) -> io::Result<SocketCookie> {
+    Ok(SocketCookie(rustix::net::sockopt::socket_cookie(socket)?))
+}
+
 /// Cookie of the network namespace that a socket lives in (`SO_NETNS_COOKIE`, Linux 5.14).
-pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
-    get_option(socket, SO_NETNS_COOKIE)
+    get_option(socket, SO_NETNS_COOKIE).map(NetnsCookie)
 }
 
 /// Index of the device that a socket is bound to, or zero (`SO_BINDTOIFINDEX`, Linux 5.0).
@@ -63,7 +69,7 @@ pub fn bound_device(socket: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 /// Cookie of the calling thread's network namespace.
-pub fn own_netns_cookie() -> io::Result<u64> {
+pub fn own_netns_cookie() -> io::Result<NetnsCookie> {
     // Neither bound nor connected: all it has is a namespace.
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     netns_cookie(socket.as_fd())

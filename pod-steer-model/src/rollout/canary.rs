@@ -8,7 +8,7 @@ use super::{
     step::{Progress, decide, done, end, is_ready, roll_back},
     words,
 };
-use crate::{state::State, time::Now};
+use crate::{ids::BackendId, state::State, time::Now};
 
 pub(super) fn step(
     operation: &mut Operation,
@@ -89,7 +89,7 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
 }
 
 /// What is wrong with the version that is being tried, if anything is.
-fn failure(view: &View, watched: &BTreeMap<String, String>, since_ms: i64) -> Option<String> {
+fn failure(view: &View, watched: &BTreeMap<BackendId, String>, since_ms: i64) -> Option<String> {
     for (id, name) in watched {
         let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
         if backend.state == State::Starting && !backend.steered {

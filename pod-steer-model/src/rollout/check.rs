@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
-use crate::{near, state::State, text::quoted, weight::WEIGHT_MAX};
+use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
 
 /// 100 %, in hundredths of a percent.
 pub(super) const WHOLE: u32 = 10_000;
@@ -216,9 +216,9 @@ pub(super) fn check_part(view: &View, part: &PartOrder) -> Result<Part, Refusal>
             false => version(view, named).map(|()| Part::Version(named.clone())),
         },
         (None, Some(named)) => {
-            let of_name: Vec<&String> =
+            let of_name: Vec<&BackendId> =
                 view.backends.iter().filter(|(_, backend)| backend.name == *named).map(|(id, _)| id).collect();
-            let of_id: Vec<&String> =
+            let of_id: Vec<&BackendId> =
                 view.backends.keys().filter(|id| !named.is_empty() && id.starts_with(named.as_str())).collect();
             let found = if of_name.is_empty() { of_id } else { of_name };
             match found.as_slice() {

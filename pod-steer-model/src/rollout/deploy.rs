@@ -7,7 +7,7 @@ use super::{
     step::{Effect, Progress, can_serve, decide, done, end, is_ready, live, roll_back},
     words,
 };
-use crate::{state::State, time::Now};
+use crate::{ids::BackendId, state::State, time::Now};
 
 /// Minimum time that old backends may take to stop. For one that is never killed, this is all of it.
 const STOP_MIN_MS: i64 = 60_000;
@@ -46,12 +46,12 @@ pub(super) fn step(
                 detail.push_str(&format!(", those of {name} not counted"));
             }
             done(operation, "drained", now.ms - since_ms, detail);
-            let can_stop = |id: &String| view.backends.get(id).is_some_and(|backend| backend.can_stop);
+            let can_stop = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.can_stop);
             let old = old.into_iter().filter(can_stop).collect();
             drained(operation, order, view, old, &Remaining { left, uncounted }, now)
         }
         Phase::Stopping { old, deadline_ms } => {
-            let running = |id: &&String| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
+            let running = |id: &&BackendId| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
             let running = old.iter().filter(running).count() as u64;
             if running == 0 {
                 done(operation, "stopped", 0, words::count(old.len() as u64, "backend"));
@@ -76,7 +76,7 @@ pub fn note_connections(operation: &mut Operation, view: &View) -> u64 {
 
 fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
     let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
-    let old: BTreeSet<String> = others.map(|(id, _)| id.clone()).collect();
+    let old: BTreeSet<BackendId> = others.map(|(id, _)| id.clone()).collect();
     let connections = live(view, &old);
     let deadline_ms = now.ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
     operation.phase = Phase::Draining { since_ms: now.ms, deadline_ms, old, connections };
@@ -98,7 +98,7 @@ fn drained(
     operation: &mut Operation,
     order: &DeployOrder,
     view: &View,
-    old: BTreeSet<String>,
+    old: BTreeSet<BackendId>,
     remaining: &Remaining,
     now: Now,
 ) -> Progress {
@@ -118,7 +118,7 @@ fn drained(
 }
 
 /// How long all of these may take to stop: until the last one that its engine kills must have ended.
-fn stop_max_ms(view: &View, old: &BTreeSet<String>) -> i64 {
+fn stop_max_ms(view: &View, old: &BTreeSet<BackendId>) -> i64 {
     let longest = old.iter().filter_map(|id| view.backends.get(id)?.stop_ms).max().unwrap_or(0);
     longest.saturating_add(STOP_MARGIN_MS).max(STOP_MIN_MS)
 }
@@ -152,7 +152,7 @@ impl Remaining {
 }
 
 /// A backend whose connections are not known.
-fn uncounted(view: &View, ids: &BTreeSet<String>) -> Option<String> {
+fn uncounted(view: &View, ids: &BTreeSet<BackendId>) -> Option<String> {
     let mut backends = ids.iter().filter_map(|id| view.backends.get(id));
     backends.find(|backend| backend.uncounted.is_some()).map(|backend| backend.name.clone())
 }

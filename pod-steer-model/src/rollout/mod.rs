@@ -19,7 +19,10 @@ pub use deploy::note_connections;
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 
-use crate::state::{Coverage, State};
+use crate::{
+    ids::BackendId,
+    state::{Coverage, State},
+};
 
 /// A service as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub struct View {
     /// Its name.
     pub service: String,
     /// Its backends, by id.
-    pub backends: BTreeMap<String, BackendView>,
+    pub backends: BTreeMap<BackendId, BackendView>,
     /// The ports that its clients use, and the versions that serve each.
     pub coverage: Vec<Coverage>,
 }
@@ -69,17 +72,17 @@ impl BackendView {
 
 impl View {
     /// Backends of a version that run, or are about to.
-    pub fn present<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+    pub fn present<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a BackendId, &'a BackendView)> {
         self.backends.iter().filter(move |(_, backend)| backend.version == version && backend.state.is_present())
     }
 
     /// Backends of a version that could get new connections if they were not drained.
-    pub fn able<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+    pub fn able<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a BackendId, &'a BackendView)> {
         self.present(version).filter(|(_, backend)| backend.state.could_serve())
     }
 
     /// Backends of a version that could get new connections.
-    pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a String, &'a BackendView)> {
+    pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a BackendId, &'a BackendView)> {
         self.able(version).filter(|(_, backend)| backend.state.is_ready())
     }
 
@@ -95,7 +98,7 @@ impl View {
             Part::Service => self.service.clone(),
             Part::Version(version) => format!("version {version} of {}", self.service),
             Part::Backend(id) => {
-                let name = self.backends.get(id).map_or(id, |backend| &backend.name);
+                let name = self.backends.get(id).map_or(id.as_str(), |backend| &backend.name);
                 format!("backend {name} of {}", self.service)
             }
         }

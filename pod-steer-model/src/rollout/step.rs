@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::state::State;
-
-use crate::time::Now;
+use crate::{ids::BackendId, state::State, time::Now};
 
 use super::{
     CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
@@ -18,13 +16,13 @@ const STABLE_MS: i64 = 500;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Stop these backends, by id, now.
-    Stop(BTreeSet<String>),
+    Stop(BTreeSet<BackendId>),
     /// Stop them at this time, unless something else is decided before.
     StopLater {
         /// The version that replaced them.
         version: String,
         /// Their ids.
-        old: BTreeSet<String>,
+        old: BTreeSet<BackendId>,
         /// When, in milliseconds since the machine booted.
         at_ms: i64,
     },
@@ -253,6 +251,6 @@ pub(super) fn can_serve(view: &View, id: &str) -> bool {
 }
 
 /// Number of connections that backends hold.
-pub(super) fn live(view: &View, ids: &BTreeSet<String>) -> u64 {
+pub(super) fn live(view: &View, ids: &BTreeSet<BackendId>) -> u64 {
     ids.iter().filter_map(|id| view.backends.get(id)).map(|backend| backend.live).sum()
 }

@@ -30,7 +30,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         stop_ms: Some(12_000),
         problem: None,
     };
-    let backends = backends.iter().map(|b| (b.0.to_owned(), of(b))).collect();
+    let backends = backends.iter().map(|b| (b.0.into(), of(b))).collect();
     View { service: "web".to_owned(), backends, coverage: Vec::new() }
 }
 
@@ -211,7 +211,7 @@ fn old_backends_may_use_their_stop_timeout() {
 
 #[test]
 fn old_backends_are_stopped_or_kept() {
-    let old = BTreeSet::from(["a".to_owned()]);
+    let old = BTreeSet::from(["a".into()]);
     let (mut decision, mut view) = (Decision::default(), two());
     let (mut stopping, effects) = start(deploy(|order| order.stop_old = true), &view, &mut decision, NOW);
     assert!(effects.contains(&Effect::Stop(old.clone())), "{effects:?}");

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::words;
-use crate::{text::Name, time::Timed};
+use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// The decisions of a service's operator. The kernel keeps `revision`, so a starting daemon knows whether the last
 /// decision is in force.
@@ -48,7 +48,7 @@ pub enum Part {
     /// One version.
     Version(String),
     /// One backend, by its id.
-    Backend(String),
+    Backend(BackendId),
 }
 
 /// What happens when a new version appears.
@@ -230,7 +230,7 @@ pub enum Phase {
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
         /// Ids of the old backends.
-        old: BTreeSet<String>,
+        old: BTreeSet<BackendId>,
         /// The largest number of connections that they had during the drain.
         connections: u64,
     },
@@ -240,7 +240,7 @@ pub enum Phase {
         step: usize,
         /// Ids and names of the version's backends that were ready then. If one of them no longer is, the canary rolls
         /// back.
-        watched: BTreeMap<String, String>,
+        watched: BTreeMap<BackendId, String>,
         /// Since when, in milliseconds since 1970.
         since_ms: i64,
         /// When the next step begins, in milliseconds since 1970.
@@ -249,7 +249,7 @@ pub enum Phase {
     /// The old backends have been told to stop.
     Stopping {
         /// Their ids.
-        old: BTreeSet<String>,
+        old: BTreeSet<BackendId>,
         /// Until when they may take to stop, in milliseconds since 1970.
         deadline_ms: i64,
     },

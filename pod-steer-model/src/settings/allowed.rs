@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use super::names::table_name;
 use super::{Image, ImagePattern, ServiceTables};
+use crate::ports::Port;
 
-/// Which ports services may claim.
+/// Which ports services may claim, of any protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPolicy(pub Vec<RangeInclusive<u16>>);
 
@@ -19,8 +20,8 @@ impl Default for PortPolicy {
 
 impl PortPolicy {
     /// Whether this port may be claimed.
-    pub fn allows(&self, port: u16) -> bool {
-        self.0.iter().any(|range| range.contains(&port))
+    pub fn allows(&self, port: Port) -> bool {
+        self.0.iter().any(|range| range.contains(&port.number))
     }
 
     /// Reads `80,443,8000-8999`.
@@ -47,7 +48,7 @@ pub struct Allowed {
 
 impl ServiceTables {
     /// Why a table does not allow a service to claim a port, if so.
-    pub fn port_fault(&self, service: &str, port: u16) -> Option<String> {
+    pub fn port_fault(&self, service: &str, port: Port) -> Option<String> {
         let (table, ports) = self.allowed(service, |allowed| allowed.ports.as_ref())?;
         (!ports.allows(port)).then(|| {
             format!(
@@ -58,7 +59,7 @@ impl ServiceTables {
     }
 
     /// Whether the table of a service lets it claim a port.
-    pub fn may_claim(&self, service: &str, port: u16) -> bool {
+    pub fn may_claim(&self, service: &str, port: Port) -> bool {
         self.allowed(service, |allowed| allowed.ports.as_ref()).is_none_or(|(_, ports)| ports.allows(port))
     }
 
@@ -128,13 +129,13 @@ mod tests {
         for (service, port, may) in
             [("web", 80, true), ("web", 8099, true), ("web", 443, false), ("bare", 443, true), ("other", 80, false)]
         {
-            assert_eq!(tables.may_claim(service, port), may, "{service} {port}");
-            assert_eq!(tables.port_fault(service, port).is_none(), may, "{service} {port}");
+            assert_eq!(tables.may_claim(service, Port::tcp(port)), may, "{service} {port}");
+            assert_eq!(tables.port_fault(service, Port::tcp(port)).is_none(), may, "{service} {port}");
         }
-        let fault = tables.port_fault("other", 80).unwrap();
+        let fault = tables.port_fault("other", Port::tcp(80)).unwrap();
         assert!(fault.contains("port 80 is not in `allow-ports` of [service.\"*\"]"), "{fault}");
-        assert!(tables.port_fault("web", 443).unwrap().contains("`allow-ports` of [service.web]"));
-        assert!(ServiceTables::default().may_claim("web", 1));
+        assert!(tables.port_fault("web", Port::tcp(443)).unwrap().contains("`allow-ports` of [service.web]"));
+        assert!(ServiceTables::default().may_claim("web", Port::tcp(1)));
     }
 
     #[test]

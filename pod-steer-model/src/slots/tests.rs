@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn member(cookie: u64, weight: u64) -> Member {
-    Member { cookie, backend: cookie as u32 ^ 7, weight }
+    Member { cookie: SocketCookie(cookie), backend: BackendIndex(cookie as u32 ^ 7), weight }
 }
 
 /// Members with cookies as the kernel gives them: small numbers that grow, not always by one.
@@ -15,11 +15,11 @@ fn in_a_row(first: u64, weights: impl IntoIterator<Item = u64>) -> Vec<Member> {
 
 /// Cookie of the owner of each slot.
 fn owners(table: &SlotTable) -> Vec<u64> {
-    table.slots.iter().map(|&i| table.members[i as usize].cookie).collect()
+    table.slots.iter().map(|&i| table.members[i as usize].cookie.0).collect()
 }
 
 fn slots_by_cookie(table: &SlotTable) -> BTreeMap<u64, u32> {
-    let mut owned: BTreeMap<u64, u32> = table.members.iter().map(|m| (m.cookie, 0)).collect();
+    let mut owned: BTreeMap<u64, u32> = table.members.iter().map(|m| (m.cookie.0, 0)).collect();
     owners(table).iter().for_each(|cookie| *owned.get_mut(cookie).unwrap() += 1);
     owned
 }
@@ -71,9 +71,9 @@ fn assert_shares(table: &SlotTable) {
     let owned = slots_by_cookie(table);
     for m in &table.members {
         // Both sides times the total weight: no rounding.
-        let (has, is_due) = (u128::from(owned[&m.cookie]) * total, u128::from(m.weight) * slots);
-        assert!(has.abs_diff(is_due) < total, "{m:?} owns {} of {slots}, total weight {total}", owned[&m.cookie]);
-        assert!(has.abs_diff(is_due) * 100 <= total * slots, "{m:?} owns {} of {slots}", owned[&m.cookie]);
+        let (has, is_due) = (u128::from(owned[&m.cookie.0]) * total, u128::from(m.weight) * slots);
+        assert!(has.abs_diff(is_due) < total, "{m:?} owns {} of {slots}, total weight {total}", owned[&m.cookie.0]);
+        assert!(has.abs_diff(is_due) * 100 <= total * slots, "{m:?} owns {} of {slots}", owned[&m.cookie.0]);
     }
 }
 
@@ -139,7 +139,7 @@ fn removal_of_one_of_2_to_200() {
         let before = build(&members);
         for gone in [0, n as usize / 2, n as usize - 1] {
             let mut left = members.clone();
-            let changed = left.remove(gone).cookie;
+            let changed = left.remove(gone).cookie.0;
             let after = build(&left);
             if before.slots.len() == after.slots.len() {
                 assert_quiet_equal(&before, &after, changed);
@@ -156,7 +156,7 @@ fn removal_among_two_classes_of_weights() {
         let before = build(&members);
         for gone in [0, 1] {
             let mut left = members.clone();
-            let changed = left.remove(gone).cookie;
+            let changed = left.remove(gone).cookie.0;
             assert_quiet_equal(&before, &build(&left), changed);
         }
     }
@@ -174,7 +174,7 @@ fn removal_among_many_weights() {
             let before = build(&members);
             for gone in 0..members.len() {
                 let mut left = members.clone();
-                let changed = left.remove(gone).cookie;
+                let changed = left.remove(gone).cookie.0;
                 moved += disturbance(&before, &build(&left), changed).moved;
                 slots += before.slots.len();
             }
@@ -189,7 +189,7 @@ fn a_large_table_is_quiet_too() {
     let members = in_a_row(1, vec![1; 400]);
     let before = build(&members);
     assert_shares(&before);
-    assert_quiet_equal(&before, &build(&members[1..]), members[0].cookie);
+    assert_quiet_equal(&before, &build(&members[1..]), members[0].cookie.0);
 }
 
 /// The slot that a hash falls on says nothing about the next: no member owns a stretch of the table.
@@ -225,7 +225,7 @@ proptest! {
     #[test]
     fn order_does_not_matter(members in any_members(), seed in any::<u64>()) {
         let mut shuffled = members.clone();
-        shuffled.sort_by_key(|m| mix(m.cookie ^ seed));
+        shuffled.sort_by_key(|m| mix(m.cookie.0 ^ seed));
         prop_assert_eq!(build(&members), build(&shuffled));
         prop_assert_eq!(build(&members), build(&members));
     }
@@ -235,9 +235,9 @@ proptest! {
         first in any::<u32>(), n in 2..=200usize, which in any::<prop::sample::Index>(), weight in 1..1_000u64,
     ) {
         let members = in_a_row(first.into(), vec![weight; n]);
-        let changed = members[which.index(n)].cookie;
+        let changed = members[which.index(n)].cookie.0;
         let with = |new_weight| {
-            let change = |m: &Member| if m.cookie == changed { Member { weight: new_weight, ..*m } } else { *m };
+            let change = |m: &Member| if m.cookie.0 == changed { Member { weight: new_weight, ..*m } } else { *m };
             build(&members.iter().map(change).collect::<Vec<_>>())
         };
         let table = with(weight);
@@ -259,7 +259,7 @@ proptest! {
         changed[which].weight = new_weight;
         let (before, after) = (build(&members), build(&changed));
         if before.slots.len() == after.slots.len() {
-            assert_quiet(&before, &after, members[which].cookie);
+            assert_quiet(&before, &after, members[which].cookie.0);
         }
     }
 }

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::{Backend, Kind, Socket, World};
-use crate::settings::names::table_name;
+use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
+    ports::Port,
+    settings::names::table_name,
+};
 
 impl World {
     /// Whether a service may claim a port.
-    pub fn may_claim(&self, service: &str, port: u16) -> bool {
+    pub fn may_claim(&self, service: &str, port: Port) -> bool {
         self.policy.allows(port) && self.configured.may_claim(service, port)
     }
 
@@ -24,7 +28,7 @@ impl World {
 
     /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
     /// reason; no reason while the user is unknown.
-    pub(super) fn refused_sockets(&self) -> BTreeMap<u64, (u32, Option<String>)> {
+    pub(super) fn refused_sockets(&self) -> BTreeMap<SocketCookie, (BackendIndex, Option<String>)> {
         let restricted = self.restricted_sockets().filter_map(|(cookie, socket, backend)| {
             let service = &backend.spec.service;
             let (table, users) = self.configured.users(service)?;
@@ -46,16 +50,16 @@ impl World {
     }
 
     /// Cookies of the sockets that get no clients until their user is known, each with the cookie of its namespace.
-    pub fn sockets_of_unknown_users(&self) -> Vec<(u64, u64)> {
+    pub fn sockets_of_unknown_users(&self) -> Vec<(SocketCookie, NetnsCookie)> {
         let unknown = self.restricted_sockets().filter(|(_, socket, _)| socket.uid.is_none());
         unknown.map(|(cookie, socket, _)| (cookie, socket.netns_cookie)).collect()
     }
 
     /// The sockets of services that restrict users, and the backend of each.
-    fn restricted_sockets(&self) -> impl Iterator<Item = (u64, &Socket, &Backend)> {
+    fn restricted_sockets(&self) -> impl Iterator<Item = (SocketCookie, &Socket, &Backend)> {
         let some = self.configured.restricts_users();
         let restricted = |backend: &&Backend| some && self.configured.users(&backend.spec.service).is_some();
-        let backends: BTreeMap<u32, &Backend> =
+        let backends: BTreeMap<BackendIndex, &Backend> =
             self.backends.values().filter(restricted).map(|backend| (backend.index, backend)).collect();
         let sockets = self.sockets.iter().take_while(move |_| some);
         sockets.filter_map(move |(cookie, socket)| {
@@ -70,6 +74,7 @@ mod tests {
     use pod_steer_ebpf::FAMILY_V4;
 
     use crate::{
+        ids::{BackendIndex, SocketCookie},
         settings::{Allowed, Image, ImagePattern, Settings},
         world::{
             Backend, Kind, Socket, State, World,
@@ -96,9 +101,12 @@ mod tests {
         let images = Some(vec![ImagePattern::parse("web:*").unwrap()]);
         world.configured.others = Settings { allowed: Allowed { images, ..Allowed::default() }, ..Settings::default() };
         let plan = world.plan();
-        let states = [0, 1, 2, 3].map(|index| plan.states[&index]);
+        let states = [0, 1, 2, 3].map(|index| plan.states[&BackendIndex(index)]);
         assert_eq!(states, [State::Ready, State::NotSteered, State::Ready, State::NotSteered]);
-        assert!(plan.hindrances[&1][0].contains("api:1") && plan.hindrances[&3][0].contains("no image"));
+        assert!(
+            plan.hindrances[&BackendIndex(1)][0].contains("api:1")
+                && plan.hindrances[&BackendIndex(3)][0].contains("no image")
+        );
     }
 
     fn of_user(index: u32, uid: Option<u32>) -> Socket {
@@ -121,13 +129,16 @@ mod tests {
         let plan = world.plan();
         assert_eq!(members(&plan, key), [101]);
         // One whose user is not known yet waits for that.
-        assert_eq!([0, 1, 2].map(|index| plan.states[&index]), [State::NotSteered, State::Ready, State::Starting]);
-        let said = &plan.hindrances[&0][0];
+        assert_eq!(
+            [0, 1, 2].map(|index| plan.states[&BackendIndex(index)]),
+            [State::NotSteered, State::Ready, State::Starting]
+        );
+        let said = &plan.hindrances[&BackendIndex(0)][0];
         assert!(said.contains("user 0, which is not allowed") && said.contains("in [service.web]"), "{said}");
         assert!(plan.silences.is_empty() && plan.hindrances.len() == 1);
-        assert_eq!(world.sockets_of_unknown_users(), [(102, HOST.cookie)]);
+        assert_eq!(world.sockets_of_unknown_users(), [(SocketCookie(102), HOST.cookie)]);
         // The kernel program would give clients to the only backend's newest listener.
-        world.backends.retain(|_, backend| backend.index == 1);
+        world.backends.retain(|_, backend| backend.index == BackendIndex(1));
         assert_eq!(world.plan().rules[&key].only, None);
         allow(&mut world, &[1001]);
         let plan = world.plan();
@@ -137,13 +148,13 @@ mod tests {
     #[test]
     fn a_refused_socket_is_withheld_beside_one_that_serves() {
         let mut both = world([backend(0, "web", "80:8080")], [of_user(0, Some(0)), of_user(0, Some(1000))]);
-        both.sockets = (100..).zip(both.sockets.into_values()).collect();
+        both.sockets = (100..).map(SocketCookie).zip(both.sockets.into_values()).collect();
         allow(&mut both, &[0]);
         let plan = both.plan();
         let table = plan.rules[&key(FAMILY_V4, 80)].table.as_ref().unwrap();
-        let cookies = |members: &[crate::slots::Member]| members.iter().map(|one| one.cookie).collect::<Vec<_>>();
+        let cookies = |members: &[crate::slots::Member]| members.iter().map(|one| one.cookie.0).collect::<Vec<_>>();
         assert_eq!((cookies(&table.members), cookies(&table.withheld)), (vec![100], vec![101]));
-        assert_eq!(plan.states[&0], State::Ready);
-        assert!(plan.hindrances[&0][0].contains("user 1000"));
+        assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
+        assert!(plan.hindrances[&BackendIndex(0)][0].contains("user 1000"));
     }
 }

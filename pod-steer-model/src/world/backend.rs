@@ -9,10 +9,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Followed, PortHistory};
-use crate::{labels::Spec, namespace::Netns, settings::Image, time::Timed};
-
-/// A backend's name for ever: a container's full id, or what `exec` and `register` were given.
-pub type BackendId = String;
+use crate::{
+    ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
+    labels::Spec,
+    namespace::Netns,
+    ports::Port,
+    settings::Image,
+    time::Timed,
+};
 
 /// What a backend is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +102,7 @@ pub struct Backend {
     #[serde(flatten)]
     pub kind: Kind,
     /// Its index in the kernel's counters.
-    pub index: u32,
+    pub index: BackendIndex,
     /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
     pub created_ms: i64,
     /// Its place in the order in which backends were first seen: of two claims on a port, the earlier backend's holds.
@@ -145,7 +149,7 @@ pub struct Backend {
     pub exec_cgroup: Option<PathBuf>,
     /// Cookies of its listeners that were made outside of its cgroup: no kernel program counts their connections.
     #[serde(default)]
-    pub inherited: BTreeSet<u64>,
+    pub inherited: BTreeSet<SocketCookie>,
     /// It listened before its kernel programs were attached, or they were detached for a while: they have not counted all of its
     /// connections.
     #[serde(default)]
@@ -168,15 +172,15 @@ impl Timed for Backend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket {
     /// Index of its backend.
-    pub backend: u32,
+    pub backend: BackendIndex,
     /// Cookie of the namespace that it lives in.
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     /// Address that it is bound to.
     pub ip: IpAddr,
     /// Port that it asked to be bound to.
-    pub port: u16,
+    pub port: Port,
     /// Port that it is really bound to, if that is another: clients that come to it are refused.
-    pub hidden_port: Option<u16>,
+    pub hidden_port: Option<Port>,
     /// It takes IPv6 clients only; not known before it has been looked at.
     pub v6only: Option<bool>,
     /// Index of the device that it is bound to, or zero.
@@ -187,10 +191,10 @@ pub struct Socket {
 
 impl Backend {
     /// A backend of which nothing else is known. Its name is its id until it gets another.
-    pub fn new(id: impl Into<BackendId>, kind: Kind, index: u32, spec: Spec) -> Self {
+    pub fn new(id: impl Into<BackendId>, kind: Kind, index: BackendIndex, spec: Spec) -> Self {
         let id = id.into();
         Self {
-            name: id.clone(),
+            name: id.to_string(),
             id,
             kind,
             index,
@@ -224,6 +228,6 @@ impl Backend {
 
     /// Whether this socket of the backend can serve clients of its service. One for health checks alone cannot.
     pub fn serves_by(&self, socket: &Socket) -> bool {
-        self.spec.ports.iter().any(|map| map.target == socket.port)
+        self.spec.ports.iter().any(|map| map.target_port() == socket.port)
     }
 }

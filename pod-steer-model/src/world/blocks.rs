@@ -3,9 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use pod_steer_ebpf::{ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, PROTO_TCP, RuleKey, bit_of, block_of};
+use pod_steer_ebpf::{ManagedBlock, ManagedPorts, NONE, OwnBlock, OwnPorts, bit_of, block_of};
 
 use super::{claims::Claim, scope::Facts};
+use crate::{
+    ids::BackendIndex,
+    ports::{Port, PortMap, Proto},
+    rule::RuleKey,
+};
 
 /// The purposes of each port of each backend, including backends that have ended while their connections are counted.
 pub(super) fn managed(facts: &Facts<'_>) -> BTreeMap<ManagedBlock, ManagedPorts> {
@@ -13,34 +18,35 @@ pub(super) fn managed(facts: &Facts<'_>) -> BTreeMap<ManagedBlock, ManagedPorts>
     for backend in &facts.backends {
         let (index, ports) = (backend.index, &backend.spec.ports);
         let check = facts.world.configured.check(&backend.spec).and_then(|check| check.port(ports));
-        by_block(ports.iter().map(|map| map.target).chain(check), |block, bits| {
-            blocks.entry(key(index, block)).or_default().listens |= bits;
+        by_block(ports.iter().map(PortMap::target_port).chain(check), |(block, proto), bits| {
+            blocks.entry(key(index, block, proto)).or_default().listens |= bits;
         });
-        by_block(ports.iter().map(|map| map.port), |block, bits| {
-            blocks.entry(key(index, block)).or_default().served |= bits;
+        by_block(ports.iter().map(PortMap::service_port), |(block, proto), bits| {
+            blocks.entry(key(index, block, proto)).or_default().served |= bits;
         });
     }
     for (index, lingering) in &facts.lingering {
-        by_block(lingering.ports.iter().copied(), |block, bits| {
-            blocks.entry(key(**index, block)).or_default().served |= bits
+        by_block(lingering.ports.iter().copied(), |(block, proto), bits| {
+            blocks.entry(key(**index, block, proto)).or_default().served |= bits
         });
     }
     blocks
 }
 
-fn key(backend: u32, block: u16) -> ManagedBlock {
-    ManagedBlock { backend, block, proto: PROTO_TCP, pad: 0 }
+fn key(backend: BackendIndex, block: u16, proto: Proto) -> ManagedBlock {
+    ManagedBlock { backend: backend.0, block, proto: proto.number(), pad: 0 }
 }
 
-/// Calls `take` with each block of these ports and their bits. Consecutive ports of one block, such as those of a
+/// Calls `take` with each block of these ports, its protocol, and their bits. Consecutive ports of one block, such as those of a
 /// range, are passed together.
-fn by_block(ports: impl Iterator<Item = u16>, mut take: impl FnMut(u16, u64)) {
-    let mut current: Option<(u16, u64)> = None;
-    for port in ports {
+fn by_block(ports: impl Iterator<Item = Port>, mut take: impl FnMut((u16, Proto), u64)) {
+    let mut current: Option<((u16, Proto), u64)> = None;
+    for Port { number, proto } in ports {
+        let of = (block_of(number), proto);
         match &mut current {
-            Some((block, bits)) if *block == block_of(port) => *bits |= bit_of(port),
+            Some((block, bits)) if *block == of => *bits |= bit_of(number),
             other => {
-                if let Some((block, bits)) = other.replace((block_of(port), bit_of(port))) {
+                if let Some((block, bits)) = other.replace((of, bit_of(number))) {
                     take(block, bits);
                 }
             }
@@ -57,10 +63,10 @@ pub(super) fn own(claims: &BTreeMap<RuleKey, Claim<'_>>) -> BTreeMap<OwnBlock, (
     let mut blocks: BTreeMap<OwnBlock, (String, OwnPorts)> = BTreeMap::new();
     for (key, claim) in claims {
         for (backend, target) in &claim.parts {
-            let (addr, block, family) = (key.addr, block_of(key.port), key.family);
-            let own = OwnBlock { addr, backend: backend.index, block, family, pad: 0 };
+            let (addr, block, family) = (key.addr, block_of(key.port.number), key.family);
+            let own = OwnBlock { addr, backend: backend.index.0, block, family, pad: 0 };
             let entry = blocks.entry(own).or_insert_with(|| (claim.service.to_owned(), OwnPorts::of(NONE)));
-            entry.1.add(key.port, *target);
+            entry.1.add(key.port.number, target.number);
         }
     }
     blocks
@@ -80,15 +86,16 @@ mod tests {
 
     /// Each port of a backend and its purposes.
     fn purposes(blocks: &BTreeMap<ManagedBlock, ManagedPorts>, backend: u32) -> Vec<(u16, u32)> {
-        let purpose = |port: u16| blocks.get(&key(backend, block_of(port))).map_or(0, |ports| ports.purposes(port));
+        let key = |port| key(BackendIndex(backend), block_of(port), Proto::Tcp);
+        let purpose = |port: u16| blocks.get(&key(port)).map_or(0, |ports| ports.purposes(port));
         (0..=u16::MAX).map(|port| (port, purpose(port))).filter(|(_, purpose)| *purpose != 0).collect()
     }
 
     #[test]
     fn every_port_is_found_in_its_block() {
         let mut world = world([backend(0, "web", "63-64:64-65,80:8080"), backend(1, "api", "65535")], []);
-        let lingering = Lingering { service: "web".to_owned(), ports: BTreeSet::from([0, 65_535]) };
-        world.lingering.insert(2, lingering);
+        let lingering = Lingering { service: "web".to_owned(), ports: BTreeSet::from([0, 65_535].map(Port::tcp)) };
+        world.lingering.insert(BackendIndex(2), lingering);
         let blocks = world.plan().managed_ports;
         let both = PORT_LISTENS | PORT_SERVED;
         let of_web = [(63, PORT_SERVED), (64, both), (65, PORT_LISTENS), (80, PORT_SERVED), (8080, PORT_LISTENS)];

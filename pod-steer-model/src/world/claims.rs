@@ -5,15 +5,22 @@ use std::{
     net::IpAddr,
 };
 
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, PROTO_TCP, RuleKey};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6};
 
 use super::{
-    Backend, BackendId, Network, Plan, Sockets, World,
+    Backend, Network, Plan, Sockets, World,
     foreign::{self, Foreign},
     scope::Facts,
     score::ANY_ADDRESS,
 };
-use crate::{address::address_bytes, listener::Listener, ports::PortMap, settings::Fallback};
+use crate::{
+    address::address_bytes,
+    ids::{BackendId, BackendIndex, NetnsCookie},
+    listener::Listener,
+    ports::{Port, PortMap},
+    rule::RuleKey,
+    settings::Fallback,
+};
 
 /// A rule that has had a socket. Its service keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +39,7 @@ pub(super) struct Claim<'a> {
     /// The backend that claimed it first.
     pub holder: &'a str,
     /// The backends that serve there, and the port on which each listens.
-    pub parts: Vec<(&'a Backend, u16)>,
+    pub parts: Vec<(&'a Backend, Port)>,
     /// Whether one of them listens or has listened. Until then other services may claim the port.
     pub is_firm: bool,
 }
@@ -50,7 +57,7 @@ pub(super) struct Refused<'a> {
     pub key: RuleKey,
     pub backend: &'a Backend,
     /// Where it listens for it.
-    pub port: u16,
+    pub port: Port,
     pub text: String,
 }
 
@@ -62,12 +69,12 @@ pub(super) fn of<'a>(
     sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
     by_age: &[&'a Backend],
-    withheld: &BTreeSet<(u32, RuleKey)>,
+    withheld: &BTreeSet<(BackendIndex, RuleKey)>,
     plan: &mut Plan,
 ) -> Claims<'a> {
     let world = facts.world;
     let held = held(facts.claimed.iter().copied());
-    let pods: BTreeSet<u64> = world
+    let pods: BTreeSet<NetnsCookie> = world
         .backends
         .values()
         .filter(|backend| matches!(backend.network, Network::Joined))
@@ -77,7 +84,7 @@ pub(super) fn of<'a>(
     for backend in by_age {
         let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // A port that may no longer be claimed is not kept either.
-        for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.port)) {
+        for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.service_port())) {
             let own = |key: &RuleKey| {
                 !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
             };
@@ -109,11 +116,11 @@ pub(super) fn of<'a>(
                 }
                 Some(Hindrance::Part(key, text)) => {
                     not_to_have = Some(key);
-                    claims.refused.push(Refused { key, backend, port: map.target, text });
+                    claims.refused.push(Refused { key, backend, port: map.target_port(), text });
                 }
                 None => {}
             }
-            wanted.push((!listens(sockets, backend, netns.cookie, map.target), backend, map, not_to_have));
+            wanted.push((!listens(sockets, backend, netns.cookie, map.target_port()), backend, map, not_to_have));
         }
     }
     // A stable sort: by age among those that listen, then among the others.
@@ -130,7 +137,7 @@ pub(super) fn of<'a>(
     claims
 }
 
-fn listens(sockets: &Sockets<'_>, backend: &Backend, netns_cookie: u64, target: u16) -> bool {
+fn listens(sockets: &Sockets<'_>, backend: &Backend, netns_cookie: NetnsCookie, target: Port) -> bool {
     sockets.of(backend.index).any(|(_, socket)| (socket.netns_cookie, socket.port) == (netns_cookie, target))
 }
 
@@ -146,7 +153,7 @@ fn held<'a>(claimed: impl Iterator<Item = (&'a RuleKey, &'a Claimed)>) -> BTreeM
 }
 
 /// Whether some port of a backend in a namespace is not claimed yet.
-pub(super) fn some_are_free(world: &World, netns_cookie: u64, ports: &[PortMap]) -> bool {
+pub(super) fn some_are_free(world: &World, netns_cookie: NetnsCookie, ports: &[PortMap]) -> bool {
     let held = held(world.claimed.iter());
     ports.iter().any(|map| !keys(netns_cookie, map).any(|key| held.contains_key(&key)))
 }
@@ -166,35 +173,35 @@ fn hindrances(
     foreign: &Foreign<'_>,
     held: &BTreeMap<RuleKey, &str>,
     backend: &Backend,
-    netns_cookie: u64,
+    netns_cookie: NetnsCookie,
     map: &PortMap,
 ) -> Vec<Hindrance> {
     let world = facts.world;
-    if !world.policy.allows(map.port) {
+    if !world.policy.allows(map.service_port()) {
         return vec![Hindrance::Whole(format!(
             "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
-            map.port
+            map.service_port()
         ))];
     }
-    if let Some(fault) = world.configured.port_fault(&backend.spec.service, map.port) {
+    if let Some(fault) = world.configured.port_fault(&backend.spec.service, map.service_port()) {
         return vec![Hindrance::Whole(fault)];
     }
     let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
     let free = || all.iter().filter(|key| !held.contains_key(key));
     // The kernel's own lookup gives the clients of that address to a server that listens on it.
-    let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target).peekable();
+    let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target_port()).peekable();
     let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
     if !is_there && let Some(other) = free().find_map(|key| serves(facts, key, &backend.spec.service)) {
         return vec![Hindrance::Whole(format!(
             "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
-            map.port
+            map.service_port()
         ))];
     }
     if world.options(&backend.spec.service).fallback != Fallback::Refuse {
         return Vec::new();
     }
     let taken: Vec<(RuleKey, String)> =
-        free().filter_map(|key| Some((*key, is_taken(map.port, foreign.has(key)?)))).collect();
+        free().filter_map(|key| Some((*key, is_taken(map.service_port(), foreign.has(key)?)))).collect();
     // A server that is to listen on the port itself cannot listen where another does, and may listen elsewhere. For
     // other servers, the family on which they listen is not known yet.
     let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
@@ -220,7 +227,7 @@ fn serves<'a>(facts: &Facts<'a>, claim: &RuleKey, service: &str) -> Option<&'a s
 }
 
 /// Why a port on which an unmanaged server listens is not claimed.
-pub(super) fn is_taken(port: u16, listener: &Listener) -> String {
+pub(super) fn is_taken(port: Port, listener: &Listener) -> String {
     format!(
         "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
          address, or set the fallback to `pass` to let it answer whenever no backend is left",
@@ -243,7 +250,7 @@ fn claim<'a>(
             claims.entry(key).or_insert_with(|| Claim { service, holder: &backend.name, parts: Vec::new(), is_firm });
         if claim.service == service {
             claim.is_firm |= is_firm;
-            claim.parts.push((backend, map.target));
+            claim.parts.push((backend, map.target_port()));
             continue;
         }
         if !claim.is_firm {
@@ -258,12 +265,12 @@ fn claim<'a>(
 }
 
 /// The claims of one port: both families, unless it has an address.
-pub(super) fn keys(netns_cookie: u64, map: &PortMap) -> impl Iterator<Item = RuleKey> + use<> {
+pub(super) fn keys(netns_cookie: NetnsCookie, map: &PortMap) -> impl Iterator<Item = RuleKey> + use<> {
     let families: &[u8] = match map.ip {
         None => &[FAMILY_V4, FAMILY_V6],
         Some(IpAddr::V4(_)) => &[FAMILY_V4],
         Some(IpAddr::V6(_)) => &[FAMILY_V6],
     };
-    let (port, addr) = (map.port, map.ip.map(address_bytes).unwrap_or(ANY_ADDRESS));
-    families.iter().map(move |&family| RuleKey { netns_cookie, addr, port, proto: PROTO_TCP, family, ifindex: 0 })
+    let (port, addr) = (map.service_port(), map.ip.map(address_bytes).unwrap_or(ANY_ADDRESS));
+    families.iter().map(move |&family| RuleKey { netns_cookie, addr, port, family, ifindex: 0 })
 }

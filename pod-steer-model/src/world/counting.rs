@@ -26,10 +26,9 @@ impl Backend {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{BackendId, tests::backend},
-        *,
-    };
+    use crate::ids::{BackendId, SocketCookie};
+
+    use super::{super::tests::backend, *};
 
     #[test]
     fn counters_are_trusted_unless_they_may_have_missed_connections() {
@@ -38,7 +37,7 @@ mod tests {
         let registered = Backend { kind: Kind::Registered { pid: 1 }, ..ordinary.clone() };
         assert!(registered.has_uncounted_connections());
         let mut inherits = ordinary.clone();
-        inherits.inherited.insert(7);
+        inherits.inherited.insert(SocketCookie(7));
         assert!(inherits.has_uncounted_connections());
         let mut late = Backend { counts_incomplete: true, ..inherits };
         for phase in [Phase::Running, Phase::Paused, Phase::Stopping] {

@@ -8,14 +8,13 @@ use std::{
     net::SocketAddr,
 };
 
-use pod_steer_ebpf::RuleKey;
-
 use super::{
-    Backend, BackendId, Claimed, Plan, Sockets,
+    Backend, Claimed, Plan, Sockets,
     claims::{self, Claim, Refused},
     scope::Facts,
     score::{ANY_ADDRESS, Bound},
 };
+use crate::{ids::BackendId, ports::Port, rule::RuleKey};
 
 /// A rule that a claim may have.
 pub(super) struct Destination<'a> {
@@ -84,7 +83,7 @@ fn listeners<'a>(sockets: &Sockets<'_>, claim_key: &RuleKey, claim: &Claim<'a>) 
         Some(addr) => claim_key.addr == ANY_ADDRESS || addr == claim_key.addr,
         None => false,
     };
-    let of = |(backend, port): &(&'a Backend, u16)| {
+    let of = |(backend, port): &(&'a Backend, Port)| {
         let backend = *backend;
         let ways = sockets.ways(backend.index, claim_key.netns_cookie, *port).iter();
         ways.map(move |(bound, _)| (backend, *bound))
@@ -129,7 +128,8 @@ pub(super) fn hinder_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey,
                 continue;
             }
             let own = sockets.of(backend.index).filter(|(_, socket)| socket.port == *port);
-            let own: BTreeSet<String> = own.map(|(_, socket)| SocketAddr::new(socket.ip, *port).to_string()).collect();
+            let own: BTreeSet<String> =
+                own.map(|(_, socket)| SocketAddr::new(socket.ip, port.number).to_string()).collect();
             if !own.is_empty() {
                 let own = own.into_iter().collect::<Vec<_>>().join(" and ");
                 let addr = crate::address::address_from_bytes(key.family, key.addr);

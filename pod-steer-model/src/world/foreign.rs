@@ -8,26 +8,31 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, RULE_FOREIGN, RULE_HIDDEN, RuleKey};
+use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, RULE_FOREIGN, RULE_HIDDEN};
 
 use super::{
     Plan, PlannedRule, World,
     score::{ANY_ADDRESS, Bound},
 };
-use crate::listener::Listener;
+use crate::{
+    ids::{NetnsCookie, SocketCookie},
+    listener::Listener,
+    ports::Port,
+    rule::RuleKey,
+};
 
 /// Rules that leave clients to an unmanaged listener, with its cookie if that is known.
-pub type Left = BTreeMap<RuleKey, Option<u64>>;
+pub type Left = BTreeMap<RuleKey, Option<SocketCookie>>;
 
 /// The unmanaged listeners, by namespace and port.
 pub(super) struct Foreign<'a> {
     world: &'a World,
-    by_port: BTreeMap<(u64, u16), Vec<&'a Listener>>,
+    by_port: BTreeMap<(NetnsCookie, Port), Vec<&'a Listener>>,
 }
 
 impl<'a> Foreign<'a> {
     pub fn new(world: &'a World) -> Self {
-        let mut by_port: BTreeMap<(u64, u16), Vec<&Listener>> = BTreeMap::new();
+        let mut by_port: BTreeMap<(NetnsCookie, Port), Vec<&Listener>> = BTreeMap::new();
         for (netns_cookie, listeners) in &world.foreign {
             for listener in listeners.iter().filter(|listener| !is_managed(world, *netns_cookie, listener)) {
                 by_port.entry((*netns_cookie, listener.port)).or_default().push(listener);
@@ -66,14 +71,14 @@ impl<'a> Foreign<'a> {
         let mut by_port: BTreeMap<RuleKey, Vec<RuleKey>> = BTreeMap::new();
         let refuse = plan.rules.iter().filter(|(_, rule)| rule.fallback == FALLBACK_REFUSE);
         for (key, _) in refuse {
-            by_port.entry(RuleKey { addr: ANY_ADDRESS, ifindex: 0, ..*key }).or_default().push(*key);
+            by_port.entry(key.of_port()).or_default().push(*key);
         }
         let mut left = Left::new();
         for (port, rules) in by_port {
             // Until a namespace has been surveyed, assume what an earlier daemon knew of it.
             let unknown = !self.world.foreign.contains_key(&port.netns_cookie);
-            let kept = self.world.left.iter().filter(|(key, _)| unknown && of_port(key) == port);
-            let kept: Vec<(RuleKey, Option<u64>)> = kept.map(|(key, cookie)| (*key, *cookie)).collect();
+            let kept = self.world.left.iter().filter(|(key, _)| unknown && key.of_port() == port);
+            let kept: Vec<(RuleKey, Option<SocketCookie>)> = kept.map(|(key, cookie)| (*key, *cookie)).collect();
             let listeners = self.beside(&port).map(|(key, listener)| (key, listener.cookie));
             for (key, cookie) in kept.into_iter().chain(listeners) {
                 let mut taking = rules.iter().filter(|rule| takes_from(rule, &key)).peekable();
@@ -93,10 +98,6 @@ impl<'a> Foreign<'a> {
     }
 }
 
-fn of_port(key: &RuleKey) -> RuleKey {
-    RuleKey { addr: ANY_ADDRESS, ifindex: 0, ..*key }
-}
-
 /// Whether a lookup for a client of this listener might find `rule`, if the listener had no rule of its own.
 fn takes_from(rule: &RuleKey, listener: &RuleKey) -> bool {
     // A lookup tries keys with a lower rank first.
@@ -106,7 +107,7 @@ fn takes_from(rule: &RuleKey, listener: &RuleKey) -> bool {
     same_address && same_device && rank(rule) > rank(listener)
 }
 
-fn is_managed(world: &World, netns_cookie: u64, listener: &Listener) -> bool {
+fn is_managed(world: &World, netns_cookie: NetnsCookie, listener: &Listener) -> bool {
     match listener.cookie {
         Some(cookie) => world.sockets.contains_key(&cookie),
         None => world.sockets.values().any(|socket| {
@@ -118,7 +119,7 @@ fn is_managed(world: &World, netns_cookie: u64, listener: &Listener) -> bool {
 
 /// The place where a listener listens, for messages.
 pub(super) fn place(listener: &Listener) -> String {
-    let mut place = SocketAddr::new(listener.ip, listener.port).to_string();
+    let mut place = SocketAddr::new(listener.ip, listener.port.number).to_string();
     if listener.ifindex != 0 {
         place.push_str(&format!(" on interface {}", listener.ifindex));
     }
@@ -135,9 +136,7 @@ pub fn without_clients(world: &World, plan: &Plan) -> BTreeMap<String, String> {
     for ((netns_cookie, port), listeners) in &foreign.by_port {
         for (listener, family) in listeners.iter().flat_map(|listener| [(listener, FAMILY_V4), (listener, FAMILY_V6)]) {
             let Some(addr) = Bound::from(*listener).address(family) else { continue };
-            let proto = pod_steer_ebpf::PROTO_TCP;
-            let own =
-                RuleKey { netns_cookie: *netns_cookie, addr, port: *port, proto, family, ifindex: listener.ifindex };
+            let own = RuleKey { netns_cookie: *netns_cookie, addr, port: *port, family, ifindex: listener.ifindex };
             let same = [(own.addr, own.ifindex), (own.addr, 0), (ANY_ADDRESS, own.ifindex), (ANY_ADDRESS, 0)];
             let rules = same.map(|(addr, ifindex)| plan.rules.get(&RuleKey { addr, ifindex, ..own }));
             // The first rule that exists. One that only marks that others exist decides nothing.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Phase, World};
-use crate::process::ProcessId;
+use crate::{ids::BackendIndex, ports::Port, process::ProcessId};
 
 /// The init process, of which any other process may become a child.
 const INIT: i32 = 1;
@@ -34,7 +34,7 @@ impl World {
     /// comes before one that was told to stop or is frozen; then one that serves by the listener itself; then one of
     /// the service that the listener belonged to; then the oldest. A backend that does not use the port, or that has
     /// ended, never owns it.
-    pub fn holder<'a>(&'a self, indices: &[u32], port: u16, service: Option<&str>) -> Option<&'a Backend> {
+    pub fn holder<'a>(&'a self, indices: &[BackendIndex], port: Port, service: Option<&str>) -> Option<&'a Backend> {
         let rank = |backend: &'a Backend| {
             let of_another = service.is_some_and(|service| service != backend.spec.service);
             let holds_only = backend.process.is_some_and(|process| process.holds_only);
@@ -59,7 +59,8 @@ mod tests {
             backend.seen = age as u64;
         }
         change(&mut backends);
-        world(backends, []).holder(indices, 8080, service).map(|backend| backend.index)
+        let indices: Vec<BackendIndex> = indices.iter().copied().map(BackendIndex).collect();
+        world(backends, []).holder(&indices, Port::tcp(8080), service).map(|backend| backend.index.0)
     }
 
     #[test]

@@ -35,17 +35,19 @@ use std::{
 };
 
 use crate::{
+    ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     labels::Spec,
     listener::Listener,
+    ports::Port,
     rollout::{Decision, Part},
+    rule::RuleKey,
     settings::{PortPolicy, ServiceOptions, ServiceTables},
 };
 use plan::Planned;
-use pod_steer_ebpf::RuleKey;
 use scope::{Facts, Footprint, Scope};
 
 pub use crate::state::{Coverage, State};
-pub use backend::{Backend, BackendId, Health, Kind, Network, Phase, Socket};
+pub use backend::{Backend, Health, Kind, Network, Phase, Socket};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
@@ -67,13 +69,13 @@ pub struct World {
     /// By id.
     pub backends: BTreeMap<BackendId, Backend>,
     /// By cookie.
-    pub sockets: BTreeMap<u64, Socket>,
+    pub sockets: BTreeMap<SocketCookie, Socket>,
     /// By cookie: when a socket began to listen, in milliseconds since the machine booted, if an event reported it.
-    pub opened_ms: BTreeMap<u64, i64>,
+    pub opened_ms: BTreeMap<SocketCookie, i64>,
     /// Containers with our labels that cannot be backends, by id: what is wrong with each.
     pub misfits: BTreeMap<BackendId, Misfit>,
     /// By index: ports of backends that have ended. Connections that moved away from them are still counted there.
-    pub lingering: BTreeMap<u32, Lingering>,
+    pub lingering: BTreeMap<BackendIndex, Lingering>,
     /// Ports that may be claimed.
     pub policy: PortPolicy,
     /// The configuration of services.
@@ -83,28 +85,28 @@ pub struct World {
     /// as long as it has a backend.
     pub claimed: BTreeMap<RuleKey, Claimed>,
     /// Cookies of the namespaces in which the lookup program is attached.
-    pub steered: BTreeSet<u64>,
+    pub steered: BTreeSet<NetnsCookie>,
     /// Cookies of the namespaces whose link was lost and is being attached again. Until then their backends keep their
     /// states.
-    pub repairing: BTreeSet<u64>,
+    pub repairing: BTreeSet<NetnsCookie>,
     /// The options in effect, by service. They are resolved again whenever the service is planned.
     pub options: BTreeMap<String, ServiceOptions>,
     /// The operators' decisions, by service.
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that discards SYNs, while there is one.
-    pub pause_cookie: Option<u64>,
+    pub pause_cookie: Option<SocketCookie>,
     /// The current time, in milliseconds since the machine booted: weights grow with it.
     pub now_ms: i64,
     /// By service: ids of the backends that served when the service's checks were last trusted.
     pub last_serving: BTreeMap<String, BTreeSet<BackendId>>,
     /// By the cookie of a namespace: its unmanaged listeners when it was last enumerated.
-    pub foreign: BTreeMap<u64, Vec<Listener>>,
+    pub foreign: BTreeMap<NetnsCookie, Vec<Listener>>,
     /// The rules that leave clients to unmanaged listeners.
     pub left: Left,
     /// By index: what is known of where a backend listens that has no serving socket.
-    pub listening: BTreeMap<u32, Listening>,
+    pub listening: BTreeMap<BackendIndex, Listening>,
     /// A cache by index: the id of the backend that was last found there. It may be out of date.
-    found: RefCell<HashMap<u32, BackendId>>,
+    found: RefCell<HashMap<BackendIndex, BackendId>>,
     /// The tables of the last plan.
     tables: tables::Tables,
     /// By service: the footprint of its last plan.
@@ -120,7 +122,7 @@ pub struct Lingering {
     /// Its service.
     pub service: String,
     /// Its ports.
-    pub ports: BTreeSet<u16>,
+    pub ports: BTreeSet<Port>,
 }
 
 /// A container whose labels do not make a backend.
@@ -157,7 +159,7 @@ impl World {
     }
 
     /// The backend with this index in the kernel.
-    pub fn by_index(&self, index: u32) -> Option<&Backend> {
+    pub fn by_index(&self, index: BackendIndex) -> Option<&Backend> {
         let found = self.found.borrow().get(&index).and_then(|id| self.backends.get(id));
         if let Some(backend) = found.filter(|backend| backend.index == index) {
             return Some(backend);
@@ -168,15 +170,15 @@ impl World {
     }
 
     /// The same, mutable.
-    pub fn by_index_mut(&mut self, index: u32) -> Option<&mut Backend> {
+    pub fn by_index_mut(&mut self, index: BackendIndex) -> Option<&mut Backend> {
         let id = self.by_index(index)?.id.clone();
         self.backends.get_mut(&id)
     }
 
     /// The smallest index that no backend has and that is not among `taken`.
-    pub fn free_index(&self, limit: u32, taken: &BTreeSet<u32>) -> Option<u32> {
-        let used: BTreeSet<u32> = self.backends.values().map(|backend| backend.index).collect();
-        (0..limit).find(|index| !used.contains(index) && !taken.contains(index))
+    pub fn free_index(&self, limit: u32, taken: &BTreeSet<BackendIndex>) -> Option<BackendIndex> {
+        let used: BTreeSet<BackendIndex> = self.backends.values().map(|backend| backend.index).collect();
+        (0..limit).map(BackendIndex).find(|index| !used.contains(index) && !taken.contains(index))
     }
 
     /// The [`Backend::seen`] of a backend that is seen for the first time.
@@ -246,12 +248,12 @@ impl World {
     }
 
     /// Whether the listeners of a namespace matter: a backend has a port that no service has claimed yet.
-    pub fn asks_who_listens(&self, netns_cookie: u64, spec: &Spec) -> bool {
+    pub fn asks_who_listens(&self, netns_cookie: NetnsCookie, spec: &Spec) -> bool {
         claims::some_are_free(self, netns_cookie, &spec.ports)
     }
 
     /// Removes a listener that is managed now from the unmanaged ones. Returns whether it was among them.
-    pub fn no_longer_foreign(&mut self, netns_cookie: u64, cookie: u64) -> bool {
+    pub fn no_longer_foreign(&mut self, netns_cookie: NetnsCookie, cookie: SocketCookie) -> bool {
         let Some(listeners) = self.foreign.get_mut(&netns_cookie) else { return false };
         let before = listeners.len();
         listeners.retain(|listener| listener.cookie != Some(cookie));
@@ -259,7 +261,7 @@ impl World {
     }
 
     /// Records the unmanaged listeners of a namespace. Returns whether they have changed.
-    pub fn note_foreign(&mut self, netns_cookie: u64, listeners: Vec<Listener>) -> bool {
+    pub fn note_foreign(&mut self, netns_cookie: NetnsCookie, listeners: Vec<Listener>) -> bool {
         // The number of connections that wait to be accepted does not matter.
         let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, ..*listener };
         let listeners: Vec<Listener> = listeners.iter().map(steady).collect();

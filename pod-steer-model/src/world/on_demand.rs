@@ -12,20 +12,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pod_steer_ebpf::RuleKey;
-
 use super::{Backend, Phase, Sockets, claims::keys};
-use crate::ports::{PortMap, compact};
+use crate::{
+    ids::BackendIndex,
+    ports::{Port, PortMap, compact},
+    rule::RuleKey,
+};
 
 /// The backends that yield to an older one of their service that opens a range on demand.
 #[derive(Default)]
 pub(super) struct Conflicts {
     /// By index: the reason and the remedy.
-    pub reasons: BTreeMap<u32, String>,
+    pub reasons: BTreeMap<BackendIndex, String>,
     /// Indices of the backends that may claim nothing.
-    pub refused: BTreeSet<u32>,
+    pub refused: BTreeSet<BackendIndex>,
     /// Claims that other backends do not get, with the index of the backend.
-    pub withheld: BTreeSet<(u32, RuleKey)>,
+    pub withheld: BTreeSet<(BackendIndex, RuleKey)>,
 }
 
 /// A range that a backend opens on demand.
@@ -56,7 +58,8 @@ pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts
             }
             let clashing: Vec<(&PortMap, Vec<RuleKey>)> = backend.ports_among(keys).collect();
             let listens = |port| sockets.of(backend.index).any(|(_, socket)| socket.port == port);
-            let has_listened = |map: &PortMap| backend.port_history.has(map.target) || listens(map.target);
+            let has_listened =
+                |map: &PortMap| backend.port_history.has(map.target_port()) || listens(map.target_port());
             if clashing.is_empty() || clashing.iter().any(|(map, _)| has_listened(map)) {
                 continue;
             }
@@ -89,8 +92,8 @@ pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts
 
 /// Whether a backend declares some of these ports and keeps a listener open on each of them.
 fn listens_steadily(backend: &Backend, sockets: &Sockets<'_>, claims: &BTreeSet<RuleKey>) -> bool {
-    let open: BTreeSet<u16> = sockets.of(backend.index).map(|(_, socket)| socket.port).collect();
-    let mut ports = backend.ports_among(claims).map(|(map, _)| map.target).peekable();
+    let open: BTreeSet<Port> = sockets.of(backend.index).map(|(_, socket)| socket.port).collect();
+    let mut ports = backend.ports_among(claims).map(|(map, _)| map.target_port()).peekable();
     ports.peek().is_some() && ports.all(|port| open.contains(&port) && backend.port_history.has_kept(port))
 }
 

@@ -7,30 +7,30 @@ use super::{
     claims::{keys, of_rule},
     score::{ANY_ADDRESS, Bound},
 };
-use crate::address::address_from_bytes;
+use crate::{address::address_from_bytes, ports::Port, rule::RuleKey};
 
 /// The clients that a backend on every address does not get, because another service has claimed their address. One
 /// line for each port and service.
 pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<String> {
     let Some(netns) = backend.netns else { return Vec::new() };
-    let mut others: BTreeMap<(u16, &str), Vec<String>> = BTreeMap::new();
+    let mut others: BTreeMap<(Port, &str), Vec<String>> = BTreeMap::new();
     for (rule, claimed) in world.claimed.iter().filter(|(_, claimed)| claimed.service != backend.spec.service) {
         let claim = of_rule(rule, claimed.of_port);
         if claim.addr == ANY_ADDRESS {
             continue;
         }
-        let of_any = super::RuleKey { addr: ANY_ADDRESS, ..claim };
+        let of_any = RuleKey { addr: ANY_ADDRESS, ..claim };
         let mut maps = backend.spec.ports.iter().filter(|map| keys(netns.cookie, map).any(|key| key == of_any));
-        let takes = |target: u16| {
+        let takes = |target: Port| {
             let own = world.sockets.values().filter(|socket| (socket.backend, socket.port) == (backend.index, target));
             own.into_iter().any(|socket| Bound::from(socket).score(&claim).is_some())
         };
-        if maps.any(|map| takes(map.target)) {
+        if maps.any(|map| takes(map.target_port())) {
             let address = address_from_bytes(claim.family, claim.addr).to_string();
             others.entry((claim.port, claimed.service.as_str())).or_default().push(address);
         }
     }
-    let line = |((port, service), addresses): ((u16, &str), Vec<String>)| {
+    let line = |((port, service), addresses): ((Port, &str), Vec<String>)| {
         let more = if addresses.len() > 1 { format!(" and {} more", addresses.len() - 1) } else { String::new() };
         format!("it gets no clients of port {port} at {}{more}, claimed by the service `{service}`", addresses[0])
     };
@@ -40,6 +40,7 @@ pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SocketCookie;
     use crate::world::tests::{backend, socket, world};
 
     #[test]
@@ -56,9 +57,9 @@ mod tests {
         );
         assert!(notes(&world, "id0").is_empty());
         // A backend that does not listen there would not get them anyway.
-        world.sockets.get_mut(&102).unwrap().ip = "127.0.0.9".parse().unwrap();
+        world.sockets.get_mut(&SocketCookie(102)).unwrap().ip = "127.0.0.9".parse().unwrap();
         assert!(notes(&world, "id1").is_empty());
-        world.sockets.get_mut(&102).unwrap().ip = "0.0.0.0".parse().unwrap();
+        world.sockets.get_mut(&SocketCookie(102)).unwrap().ip = "0.0.0.0".parse().unwrap();
         world.backends.remove("id0");
         world.plan();
         assert!(notes(&world, "id1").is_empty(), "the service is gone");

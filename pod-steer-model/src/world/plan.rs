@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use pod_steer_ebpf::{FALLBACK_PASS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND, RuleKey};
+use pod_steer_ebpf::{FALLBACK_PASS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND};
 
 use super::{
-    Backend, BackendId, Claimed, Coverage, Health, Phase, Plan, PlannedRule, State, World, blocks, claims,
+    Backend, Claimed, Coverage, Health, Phase, Plan, PlannedRule, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
     on_demand,
@@ -19,7 +19,12 @@ use super::{
     sockets::WAYS_MAX,
     tables::{Answers, OfRule, Tables},
 };
-use crate::{settings::Fallback, slots::Member};
+use crate::{
+    ids::{BackendId, BackendIndex, NetnsCookie},
+    rule::RuleKey,
+    settings::Fallback,
+    slots::Member,
+};
 
 /// The result of [`plan`].
 pub(super) struct Planned {
@@ -83,7 +88,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
             && let Some(listener) = foreign.is_at(&key)
         {
             let text = claims::is_taken(key.port, listener);
-            let members: BTreeSet<u32> = table.members.iter().map(|member| member.backend).collect();
+            let members: BTreeSet<BackendIndex> = table.members.iter().map(|member| member.backend).collect();
             members.into_iter().for_each(|backend| plan.hinder(backend, text.clone()));
             continue;
         }
@@ -130,7 +135,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
             served.extend(table.members.iter().map(|member| member.backend));
         }
     }
-    let without_users: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
+    let without_users: BTreeSet<BackendIndex> = refused.values().map(|(backend, _)| *backend).collect();
     for backend in &facts.backends {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
@@ -148,16 +153,16 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
 
 /// Marks on the rule for a whole port that rules for single addresses or devices exist: a lookup tries those only then.
 pub(super) fn announce(plan: &mut Plan) {
-    let single = plan.rules.keys().filter(|key| key.addr != ANY_ADDRESS || key.ifindex != 0);
+    let single = plan.rules.keys().filter(|key| !key.is_of_port());
     for key in single.copied().collect::<Vec<_>>() {
-        let flags = &mut plan.rules.entry(RuleKey { addr: ANY_ADDRESS, ifindex: 0, ..key }).or_default().flags;
+        let flags = &mut plan.rules.entry(key.of_port()).or_default().flags;
         *flags |= if key.addr == ANY_ADDRESS { 0 } else { RULE_HAS_ADDRESSES };
         *flags |= if key.ifindex == 0 { 0 } else { RULE_HAS_DEVICES };
     }
 }
 
 /// Whether backends in this namespace can be reached, or will be again in a moment.
-fn is_steered(world: &World, netns_cookie: u64) -> bool {
+fn is_steered(world: &World, netns_cookie: NetnsCookie) -> bool {
     world.steered.contains(&netns_cookie) || world.repairing.contains(&netns_cookie)
 }
 

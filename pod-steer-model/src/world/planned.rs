@@ -6,10 +6,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts, RuleKey};
+use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts};
 
 use super::{Coverage, State, refused::Unmet, scope::Scope};
 use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
+    ports::Port,
+    rule::RuleKey,
     settings::{Fallback, ServiceOptions, options::Affinity},
     slots::Member,
 };
@@ -27,13 +30,13 @@ pub struct Plan {
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
     /// By service: cookies of the namespaces to steer in.
-    pub namespaces: BTreeMap<String, BTreeSet<u64>>,
+    pub namespaces: BTreeMap<String, BTreeSet<NetnsCookie>>,
     /// The state of each backend, by index.
-    pub states: BTreeMap<u32, State>,
+    pub states: BTreeMap<BackendIndex, State>,
     /// What hinders a backend, by index: sentences with the remedy.
-    pub hindrances: BTreeMap<u32, Vec<String>>,
+    pub hindrances: BTreeMap<BackendIndex, Vec<String>>,
     /// Why a running backend does not listen where its ports say, by index, if that is known.
-    pub silences: BTreeMap<u32, String>,
+    pub silences: BTreeMap<BackendIndex, String>,
     /// What somebody should look at now, by service: a sentence each.
     pub alarms: BTreeMap<String, Vec<String>>,
     /// The ports that clients use, by service, and the versions that serve each.
@@ -46,17 +49,17 @@ pub struct Plan {
 
 impl Plan {
     /// Cookies of the namespaces to steer in.
-    pub fn namespaces(&self) -> BTreeSet<u64> {
+    pub fn namespaces(&self) -> BTreeSet<NetnsCookie> {
         self.namespaces.values().flatten().copied().collect()
     }
 
     /// Whether a service is steered in this namespace.
-    pub fn steers_in(&self, netns_cookie: u64) -> bool {
+    pub fn steers_in(&self, netns_cookie: NetnsCookie) -> bool {
         self.namespaces.values().any(|cookies| cookies.contains(&netns_cookie))
     }
 
     /// Steers a service in this namespace.
-    pub(super) fn steer_in(&mut self, service: &str, netns_cookie: u64) {
+    pub(super) fn steer_in(&mut self, service: &str, netns_cookie: NetnsCookie) {
         match self.namespaces.get_mut(service) {
             Some(cookies) => drop(cookies.insert(netns_cookie)),
             None => drop(self.namespaces.insert(service.to_owned(), BTreeSet::from([netns_cookie]))),
@@ -91,10 +94,10 @@ impl Plan {
             }
         }
         let of_service = |service: &String| scope.has_service(service);
-        let of_index = |index: &u32| scope.has_index(*index);
+        let of_index = |index: &BackendIndex| scope.has_index(*index);
         put(&mut self.rules, part.rules, |key| scope.has_rule(key));
-        put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(block.backend));
-        put(&mut self.own_ports, part.own_ports, |block| scope.has_index(block.backend));
+        put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(BackendIndex(block.backend)));
+        put(&mut self.own_ports, part.own_ports, |block| scope.has_index(BackendIndex(block.backend)));
         put(&mut self.decisions, part.decisions, of_service);
         put(&mut self.namespaces, part.namespaces, of_service);
         put(&mut self.states, part.states, of_index);
@@ -106,7 +109,7 @@ impl Plan {
     }
 
     /// Says what hinders a backend, once.
-    pub fn hinder(&mut self, backend: u32, text: String) {
+    pub fn hinder(&mut self, backend: BackendIndex, text: String) {
         let said = self.hindrances.entry(backend).or_default();
         if !said.contains(&text) {
             said.push(text);
@@ -137,7 +140,7 @@ pub struct PlannedRule {
     pub table: Option<Arc<PlannedTable>>,
     /// The index of the only backend that may serve its clients, and the port that it listens on; `None` if there are
     /// several or none. The kernel program finds its newest listener if that is in no table yet.
-    pub only: Option<(u32, u16)>,
+    pub only: Option<(BackendIndex, Port)>,
     /// Tables for clients of some networks, by version.
     pub networks: BTreeMap<String, PlannedNetworks>,
 }
@@ -185,7 +188,7 @@ pub struct PlannedTable {
 
 impl PlannedTable {
     /// Cookies of its members and of its reserve.
-    pub fn cookies(&self) -> BTreeSet<u64> {
+    pub fn cookies(&self) -> BTreeSet<SocketCookie> {
         self.members.iter().chain(&self.reserve).map(|member| member.cookie).collect()
     }
 }

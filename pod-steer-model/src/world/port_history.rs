@@ -14,7 +14,10 @@ use super::{
     Backend, Phase, Plan, Socket, Sockets, World,
     scope::{Facts, Scope},
 };
-use crate::ports::PortMap;
+use crate::{
+    ids::{BackendIndex, SocketCookie},
+    ports::{Port, PortMap},
+};
 
 /// A listener that has been open for this long, in milliseconds, does not serve a single connection only.
 pub(super) const KEPT_MS: i64 = 2_000;
@@ -27,9 +30,9 @@ pub(super) const CLOSED_MIN: u32 = 3;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortHistory {
     /// Ports on which it has kept a listener open.
-    kept: BTreeSet<u16>,
+    kept: BTreeSet<Port>,
     /// By port: how many listeners it has closed that it did not keep open.
-    closed: BTreeMap<u16, u32>,
+    closed: BTreeMap<Port, u32>,
     /// The ranges that it opens on demand, by their place among the ranges of its spec.
     on_demand: BTreeSet<usize>,
     /// Whether it has been able to serve since it became known.
@@ -43,12 +46,12 @@ impl PortHistory {
     }
 
     /// Whether it has closed a listener of this port or kept one open.
-    pub(super) fn has(&self, port: u16) -> bool {
+    pub(super) fn has(&self, port: Port) -> bool {
         self.kept.contains(&port) || self.closed.contains_key(&port)
     }
 
     /// Whether it has kept a listener of this port open.
-    pub(super) fn has_kept(&self, port: u16) -> bool {
+    pub(super) fn has_kept(&self, port: Port) -> bool {
         self.kept.contains(&port)
     }
 }
@@ -68,14 +71,14 @@ impl Backend {
         ranges.map(|(_, range)| range)
     }
 
-    fn has_port_in_range(&self, port: u16) -> bool {
-        self.ranges().flatten().any(|map| map.target == port)
+    fn has_port_in_range(&self, port: Port) -> bool {
+        self.ranges().flatten().any(|map| map.target_port() == port)
     }
 }
 
 impl World {
     /// Removes a socket that has closed, or is no longer steered.
-    pub fn remove_socket(&mut self, cookie: u64, now_ms: i64) -> Option<Socket> {
+    pub fn remove_socket(&mut self, cookie: SocketCookie, now_ms: i64) -> Option<Socket> {
         let socket = self.sockets.remove(&cookie)?;
         let opened_ms = self.opened_ms.remove(&cookie);
         if let Some(backend) = self.by_index_mut(socket.backend).filter(|backend| backend.phase == Phase::Running) {
@@ -101,7 +104,7 @@ impl World {
             let own = sockets.of(backend.index);
             let kept = own.clone().filter(|(cookie, _)| was_kept(opened_ms.get(cookie).copied(), *now_ms));
             backend.port_history.kept.extend(kept.map(|(_, socket)| socket.port));
-            let open: BTreeSet<u16> = own.map(|(_, socket)| socket.port).collect();
+            let open: BTreeSet<Port> = own.map(|(_, socket)| socket.port).collect();
             let on_demand = backend.find_on_demand(&open, *now_ms);
             backend.port_history.on_demand = on_demand;
         }
@@ -110,16 +113,16 @@ impl World {
 
 impl Backend {
     /// The places of the ranges that it opens on demand. A range stays one until the backend keeps a listener open there.
-    fn find_on_demand(&self, open: &BTreeSet<u16>, now_ms: i64) -> BTreeSet<usize> {
+    fn find_on_demand(&self, open: &BTreeSet<Port>, now_ms: i64) -> BTreeSet<usize> {
         let history = &self.port_history;
         let has_settled = self.ready_since_ms.is_some_and(|since_ms| now_ms - since_ms >= SETTLE_MS);
         let is_on_demand = |place: usize, range: &[PortMap]| {
-            let targets: BTreeSet<u16> = range.iter().map(|map| map.target).collect();
+            let targets: BTreeSet<Port> = range.iter().map(PortMap::target_port).collect();
             if targets.is_empty() || targets.iter().any(|port| history.kept.contains(port)) {
                 return false;
             }
             let closed: u32 = targets.iter().filter_map(|port| history.closed.get(port)).sum();
-            let mut others = self.spec.ports.iter().map(|map| map.target).filter(|port| !targets.contains(port));
+            let mut others = self.spec.ports.iter().map(PortMap::target_port).filter(|port| !targets.contains(port));
             let is_shown = has_settled && targets.is_disjoint(open) || closed >= CLOSED_MIN;
             history.on_demand.contains(&place) || is_shown && others.any(|port| open.contains(&port))
         };
@@ -135,7 +138,7 @@ fn was_kept(opened_ms: Option<i64>, now_ms: i64) -> bool {
 /// Schedules a new plan for when more is known of a range: a backend has settled, or has kept a listener open.
 pub(super) fn note_changes(facts: &Facts<'_>, plan: &mut Plan) {
     let later = |at_ms: i64| Some(at_ms).filter(|at_ms| *at_ms > facts.world.now_ms);
-    let mut with_ranges: BTreeMap<u32, &Backend> = BTreeMap::new();
+    let mut with_ranges: BTreeMap<BackendIndex, &Backend> = BTreeMap::new();
     for backend in facts.backends.iter().filter(|backend| !backend.spec.ranges.is_empty()) {
         let settled = backend.ready_since_ms.and_then(|since_ms| later(since_ms + SETTLE_MS));
         plan.changes_at(&backend.spec.service, settled);

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pod_steer_ebpf::RuleKey;
-
 use super::{Plan, State, World, listed};
+use crate::{
+    ids::{BackendIndex, SocketCookie},
+    ports::Port,
+    rule::RuleKey,
+};
 
 /// The changes that the kernel refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +15,7 @@ pub struct Refused {
     /// By rule.
     pub rules: BTreeMap<RuleKey, RefusedRule>,
     /// By the index of a backend: why one of its ports could not be written.
-    pub ports: BTreeMap<u32, String>,
+    pub ports: BTreeMap<BackendIndex, String>,
 }
 
 /// A rule that is not in effect as planned.
@@ -21,7 +24,7 @@ pub struct RefusedRule {
     /// Why.
     pub reason: String,
     /// Cookies of the sockets that get the clients meanwhile; `None` if that is not known.
-    pub serving: Option<BTreeSet<u64>>,
+    pub serving: Option<BTreeSet<SocketCookie>>,
 }
 
 impl Refused {
@@ -35,8 +38,8 @@ impl Refused {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Unmet {
     /// By index: the state of each backend without them.
-    states: BTreeMap<u32, State>,
-    hindrances: BTreeMap<u32, BTreeSet<String>>,
+    states: BTreeMap<BackendIndex, State>,
+    hindrances: BTreeMap<BackendIndex, BTreeSet<String>>,
     alarms: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -58,8 +61,8 @@ impl World {
     /// Corrects a plan by the changes that the kernel refused.
     pub fn refuse(&mut self, plan: &mut Plan, refused: &Refused) {
         // Grouped by reason: there may be thousands of ports.
-        let mut of_backends: BTreeMap<(u32, &str), BTreeSet<u16>> = BTreeMap::new();
-        let mut of_services: BTreeMap<(&str, &str), BTreeSet<u16>> = BTreeMap::new();
+        let mut of_backends: BTreeMap<(BackendIndex, &str), BTreeSet<Port>> = BTreeMap::new();
+        let mut of_services: BTreeMap<(&str, &str), BTreeSet<Port>> = BTreeMap::new();
         for (key, RefusedRule { reason, serving }) in &refused.rules {
             let Some(rule) = plan.rules.get(key) else { continue };
             let members = rule.table.iter().flat_map(|table| &table.members);
@@ -82,7 +85,7 @@ impl World {
             plan.unmet.alarms.entry(service.clone()).or_default().insert(text.clone());
             plan.alarms.entry(service).or_default().push(text);
         }
-        let mut reasons: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        let mut reasons: BTreeMap<BackendIndex, BTreeSet<String>> = BTreeMap::new();
         for ((backend, reason), ports) in &of_backends {
             reasons.entry(*backend).or_default().insert(text(ports, *reason));
         }
@@ -132,15 +135,18 @@ mod tests {
         let sockets = [socket(0, "0.0.0.0", 8080), socket(1, "0.0.0.0", 8080), socket(2, "0.0.0.0", 8081)];
         let mut world = world(backends, sockets);
         let mut plan = world.plan();
-        let serving = Some(BTreeSet::from([100]));
+        let serving = Some(BTreeSet::from([SocketCookie(100)]));
         let rule = RefusedRule { reason: "all 4 are in use".to_owned(), serving };
         let refused = Refused { rules: BTreeMap::from([(key(FAMILY_V4, 80), rule)]), ..Refused::default() };
         world.refuse(&mut plan, &refused);
-        assert_eq!([0, 1, 2].map(|index| plan.states[&index]), [State::Ready, State::NotSteered, State::Ready]);
-        assert!(plan.hindrances[&1][0].contains("all 4 are in use"), "{:?}", plan.hindrances);
+        assert_eq!(
+            [0, 1, 2].map(|index| plan.states[&BackendIndex(index)]),
+            [State::Ready, State::NotSteered, State::Ready]
+        );
+        assert!(plan.hindrances[&BackendIndex(1)][0].contains("all 4 are in use"), "{:?}", plan.hindrances);
         assert_eq!(plan.hindrances.len(), 1);
         assert_eq!(plan.alarms.keys().collect::<Vec<_>>(), ["web"]);
-        assert_eq!(world.by_index(1).unwrap().ready_since_ms, None);
+        assert_eq!(world.by_index(BackendIndex(1)).unwrap().ready_since_ms, None);
     }
 
     #[test]
@@ -148,9 +154,10 @@ mod tests {
         let mut world =
             world([backend(0, "web", "80:8080"), backend(1, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
         let mut plan = world.plan();
-        let refused = Refused { ports: BTreeMap::from([(1, "all 2 are in use".to_owned())]), ..Refused::default() };
+        let refused =
+            Refused { ports: BTreeMap::from([(BackendIndex(1), "all 2 are in use".to_owned())]), ..Refused::default() };
         world.refuse(&mut plan, &refused);
-        assert_eq!([0, 1].map(|index| plan.states[&index]), [State::Ready, State::NotSteered]);
+        assert_eq!([0, 1].map(|index| plan.states[&BackendIndex(index)]), [State::Ready, State::NotSteered]);
     }
 
     #[test]
@@ -164,13 +171,13 @@ mod tests {
         for _ in 0..2 {
             world.refuse(&mut plan, &refused);
             assert_eq!(
-                (plan.states[&0], plan.hindrances[&0].len(), plan.alarms["web"].len()),
+                (plan.states[&BackendIndex(0)], plan.hindrances[&BackendIndex(0)].len(), plan.alarms["web"].len()),
                 (State::NotSteered, 1, 1)
             );
             // Whatever is planned anew.
             world.replan(&Changed::Services(BTreeSet::from(["api".to_owned()])), &mut plan);
             assert_eq!(plan, planned);
-            assert!(world.by_index(0).unwrap().ready_since_ms.is_some());
+            assert!(world.by_index(BackendIndex(0)).unwrap().ready_since_ms.is_some());
         }
     }
 }

@@ -5,7 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Backend, Claimed, Lingering, Socket, Sockets, World};
-use pod_steer_ebpf::RuleKey;
+use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
+    ports::{Port, Proto},
+    rule::RuleKey,
+};
 
 /// What has changed since the last plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +54,8 @@ impl Changed {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Footprint {
     /// In ascending order, each with the cookie of its namespace.
-    ports: Vec<(u64, u16)>,
-    indices: Vec<u32>,
+    ports: Vec<(NetnsCookie, Port)>,
+    indices: Vec<BackendIndex>,
 }
 
 /// The services that are planned together, with the ports and backends that they have now or had at their last plan.
@@ -63,9 +67,9 @@ pub(super) struct Scope {
 #[derive(Default)]
 struct Parts {
     services: BTreeSet<String>,
-    /// By the cookie of the namespace.
-    ports: BTreeMap<u64, PortSet>,
-    indices: BTreeSet<u32>,
+    /// By the cookie of the namespace and the protocol.
+    ports: BTreeMap<(NetnsCookie, Proto), PortSet>,
+    indices: BTreeSet<BackendIndex>,
 }
 
 impl Scope {
@@ -89,18 +93,18 @@ impl Scope {
         self.parts.as_ref().is_none_or(|parts| parts.has(key.netns_cookie, key.port))
     }
 
-    pub fn has_index(&self, backend: u32) -> bool {
+    pub fn has_index(&self, backend: BackendIndex) -> bool {
         self.parts.as_ref().is_none_or(|parts| parts.indices.contains(&backend))
     }
 }
 
 impl Parts {
-    fn has(&self, netns_cookie: u64, port: u16) -> bool {
-        self.ports.get(&netns_cookie).is_some_and(|ports| ports.has(port))
+    fn has(&self, netns_cookie: NetnsCookie, port: Port) -> bool {
+        self.ports.get(&(netns_cookie, port.proto)).is_some_and(|ports| ports.has(port.number))
     }
 
-    fn insert(&mut self, netns_cookie: u64, port: u16) {
-        self.ports.entry(netns_cookie).or_default().insert(port);
+    fn insert(&mut self, netns_cookie: NetnsCookie, port: Port) {
+        self.ports.entry((netns_cookie, port.proto)).or_default().insert(port.number);
     }
 
     fn add(&mut self, world: &World, services: &BTreeSet<String>) {
@@ -135,7 +139,7 @@ impl Parts {
 
     /// The other services that meet these at a port.
     fn neighbours(&self, world: &World) -> BTreeSet<String> {
-        let meets = |(netns_cookie, port): (u64, u16)| self.has(netns_cookie, port);
+        let meets = |(netns_cookie, port): (NetnsCookie, Port)| self.has(netns_cookie, port);
         let declared = world.backends.values().filter(|backend| declared(backend).any(meets));
         let declared = declared.map(|backend| &backend.spec.service);
         let hidden = world.sockets.values();
@@ -151,8 +155,11 @@ impl Parts {
 }
 
 /// The ports that a backend would claim for its service; none before its namespace is known.
-fn declared(backend: &Backend) -> impl Iterator<Item = (u64, u16)> {
-    backend.netns.into_iter().flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.port)))
+fn declared(backend: &Backend) -> impl Iterator<Item = (NetnsCookie, Port)> {
+    backend
+        .netns
+        .into_iter()
+        .flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.service_port())))
 }
 
 /// The part of the world that belongs to a scope.
@@ -161,14 +168,14 @@ pub(super) struct Facts<'a> {
     /// In the order of their ids.
     pub backends: Vec<&'a Backend>,
     /// In the order of their cookies.
-    pub sockets: Vec<(&'a u64, &'a Socket)>,
+    pub sockets: Vec<(&'a SocketCookie, &'a Socket)>,
     /// In the order of their keys.
     pub claimed: Vec<(&'a RuleKey, &'a Claimed)>,
     /// What remains of backends that have ended, by index.
-    pub lingering: Vec<(&'a u32, &'a Lingering)>,
+    pub lingering: Vec<(&'a BackendIndex, &'a Lingering)>,
     /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
     /// reason.
-    pub refused: BTreeMap<u64, (u32, Option<String>)>,
+    pub refused: BTreeMap<SocketCookie, (BackendIndex, Option<String>)>,
 }
 
 impl<'a> Facts<'a> {
@@ -206,7 +213,7 @@ impl World {
         self.footprints.retain(|service, _| !scope.has_service(service));
         let mut now: BTreeMap<String, Footprint> = BTreeMap::new();
         let Facts { backends, sockets, claimed, lingering, .. } = Facts::new(self, scope);
-        let mut names: BTreeMap<u32, &str> = BTreeMap::new();
+        let mut names: BTreeMap<BackendIndex, &str> = BTreeMap::new();
         for backend in backends {
             let own = now.entry(backend.spec.service.clone()).or_default();
             own.ports.extend(declared(backend));
@@ -232,7 +239,7 @@ impl World {
     }
 }
 
-/// A set of ports, one bit each.
+/// A set of port numbers, one bit each.
 #[derive(Default)]
 struct PortSet(Vec<u64>);
 

@@ -8,11 +8,11 @@
 
 use std::net::IpAddr;
 
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, RuleKey};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6};
 
 use super::Socket;
 pub use crate::address::ANY_ADDRESS;
-use crate::{address::address_bytes, listener::Listener};
+use crate::{address::address_bytes, listener::Listener, rule::RuleKey};
 
 /// The kernel looks for an exact address before any address, whatever else it compares.
 const ADDRESS: u8 = 8;

@@ -7,15 +7,18 @@ use std::{
 };
 
 use ipnet::IpNet;
-use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT, RuleKey};
+use pod_steer_ebpf::{FAMILY_V4, NONE, RULE_OF_PORT};
 
 use super::{
-    Backend, BackendId, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets, World,
+    Backend, Phase, Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable, Sockets, World,
     scope::Facts,
     tables::{OfRule, Tables},
 };
 use crate::{
+    ids::{BackendId, BackendIndex, SocketCookie},
+    ports::Port,
     rollout::{Decision, Policy},
+    rule::RuleKey,
     settings::ServiceOptions,
     slots::Member,
 };
@@ -48,15 +51,15 @@ struct Service<'a> {
     /// Shares by version, if they are in force.
     weights: Option<&'a BTreeMap<String, u32>>,
     /// Indices of the backends that may serve.
-    usable: BTreeSet<u32>,
+    usable: BTreeSet<BackendIndex>,
     /// Indices of these, and of backends that may serve as soon as they listen.
-    allowed: BTreeSet<u32>,
+    allowed: BTreeSet<BackendIndex>,
     /// Indices of backends that serve when none of these is left.
-    reserve: BTreeSet<u32>,
+    reserve: BTreeSet<BackendIndex>,
     /// Indices of those that were told to stop and still listen: they serve when no other backend can.
-    stopping: BTreeSet<u32>,
+    stopping: BTreeSet<BackendIndex>,
     /// For the versions of networks: the backends that may serve, and those that were told to stop.
-    by_version: BTreeMap<&'a str, (BTreeSet<u32>, BTreeSet<u32>)>,
+    by_version: BTreeMap<&'a str, (BTreeSet<BackendIndex>, BTreeSet<BackendIndex>)>,
     /// Whether too few pass their checks, so that the last ones that passed serve on: such a set is not remembered.
     is_last_set: bool,
     alarms: Vec<String>,
@@ -78,7 +81,7 @@ impl<'a> Serving<'a> {
         &self,
         key: &RuleKey,
         service: &str,
-        parts: &[(&Backend, u16)],
+        parts: &[(&Backend, Port)],
         tables: &mut Tables,
     ) -> OfRule {
         let Some(chosen) = self.services.get(service) else { return Default::default() };
@@ -98,7 +101,7 @@ impl<'a> Serving<'a> {
         if all.members.is_empty() {
             all.members = reserve;
         } else {
-            let members: BTreeSet<u64> = all.members.iter().map(|member| member.cookie).collect();
+            let members: BTreeSet<SocketCookie> = all.members.iter().map(|member| member.cookie).collect();
             all.reserve = reserve;
             all.reserve.retain(|member| !members.contains(&member.cookie));
             // The reserve has no shares, and a table must not change because a weight in its reserve grows.
@@ -120,7 +123,7 @@ impl<'a> Serving<'a> {
     }
 
     /// The backend that may serve clients of a rule, if it is the only one, and the port that it listens on.
-    pub(super) fn only(&self, service: &str, parts: &[(&Backend, u16)]) -> Option<(u32, u16)> {
+    pub(super) fn only(&self, service: &str, parts: &[(&Backend, Port)]) -> Option<(BackendIndex, Port)> {
         let chosen = self.services.get(service)?;
         // The kernel programs do not know which user owns a listener.
         if self.world.configured.users(service).is_some() {
@@ -139,8 +142,8 @@ impl<'a> Serving<'a> {
     }
 
     /// The versions that listen for a rule's destination.
-    fn versions(&self, key: &RuleKey, parts: &[(&Backend, u16)]) -> Arc<BTreeSet<String>> {
-        let covers = |(backend, port): &&(&Backend, u16)| self.fitting(backend, *port, key).next().is_some();
+    fn versions(&self, key: &RuleKey, parts: &[(&Backend, Port)]) -> Arc<BTreeSet<String>> {
+        let covers = |(backend, port): &&(&Backend, Port)| self.fitting(backend, *port, key).next().is_some();
         let versions: BTreeSet<&str> =
             parts.iter().filter(covers).map(|(backend, _)| backend.spec.version.as_str()).collect();
         Arc::new(versions.into_iter().map(str::to_owned).collect())
@@ -148,13 +151,18 @@ impl<'a> Serving<'a> {
 
     /// The sockets of a backend that listen on `port` and certainly take clients of a rule, each with its rank in the
     /// lookup. An IPv6 socket gets no IPv4 clients until it is known to take them.
-    fn fitting(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = (u8, &[u64])> + Clone {
+    fn fitting(
+        &self,
+        backend: &Backend,
+        port: Port,
+        key: &RuleKey,
+    ) -> impl Iterator<Item = (u8, &[SocketCookie])> + Clone {
         let (key, ways) = (*key, self.sockets.ways(backend.index, key.netns_cookie, port).iter());
         ways.filter_map(move |(bound, cookies)| Some((bound.surely().score(&key)?, cookies.as_slice())))
     }
 
     /// Those of them from which the kernel would choose.
-    fn best(&self, backend: &Backend, port: u16, key: &RuleKey) -> impl Iterator<Item = u64> + Clone {
+    fn best(&self, backend: &Backend, port: Port, key: &RuleKey) -> impl Iterator<Item = SocketCookie> + Clone {
         let fitting = self.fitting(backend, port, key);
         let best = fitting.clone().map(|(score, _)| score).max();
         fitting.filter(move |(score, _)| Some(*score) == best).flat_map(|(_, cookies)| cookies.iter().copied())
@@ -164,8 +172,8 @@ impl<'a> Serving<'a> {
     fn table(
         &self,
         key: &RuleKey,
-        parts: &[(&Backend, u16)],
-        usable: &BTreeSet<u32>,
+        parts: &[(&Backend, Port)],
+        usable: &BTreeSet<BackendIndex>,
         weights: Option<&BTreeMap<String, u32>>,
         slow_start_ms: u64,
     ) -> PlannedTable {
@@ -266,8 +274,8 @@ impl Service<'_> {
 }
 
 /// The table of a paused service: a listener that discards SYNs.
-fn of_pause(cookie: u64) -> PlannedTable {
-    PlannedTable { members: vec![Member { cookie, backend: NONE, weight: 1 }], ..PlannedTable::default() }
+fn of_pause(cookie: SocketCookie) -> PlannedTable {
+    PlannedTable { members: vec![Member { cookie, backend: BackendIndex(NONE), weight: 1 }], ..PlannedTable::default() }
 }
 
 fn passes(backend: &Backend) -> bool {
@@ -288,11 +296,11 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     let running = in_phase(Phase::Running);
     let served = |backend: &Backend| world.last_serving.get(name).is_some_and(|last| last.contains(&backend.id));
     // The backends in `of` that may serve, and whether some of them fail their checks.
-    let trusted = |of: &[&Backend]| -> (BTreeSet<u32>, bool) {
+    let trusted = |of: &[&Backend]| -> (BTreeSet<BackendIndex>, bool) {
         let passing = of.iter().filter(|backend| passes(backend)).count();
         let panic = passing * 100 < usize::from(options.panic_percent) * of.len();
         let usable = of.iter().filter(|backend| passes(backend) || (panic && served(backend)));
-        let usable: BTreeSet<u32> = usable.map(|backend| backend.index).collect();
+        let usable: BTreeSet<BackendIndex> = usable.map(|backend| backend.index).collect();
         let kept = usable.len() > passing;
         (usable, kept)
     };

@@ -6,6 +6,10 @@ use super::{
     Backend, Phase, World,
     scope::{Facts, Scope},
 };
+use crate::{
+    ids::BackendIndex,
+    ports::{Port, PortMap},
+};
 
 /// What is known of where a backend listens, besides its serving sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub struct Listening {
     /// Whether it has had a serving socket since it was started.
     pub has_listened: bool,
     /// Other ports on which its processes listened when they were last inspected.
-    pub elsewhere: BTreeSet<u16>,
+    pub elsewhere: BTreeSet<Port>,
 }
 
 impl World {
@@ -22,7 +26,7 @@ impl World {
     pub(super) fn note_listening(&mut self, scope: &Scope) {
         let facts = Facts::new(self, scope);
         let sockets = facts.sockets();
-        let mut now: BTreeMap<u32, Listening> = BTreeMap::new();
+        let mut now: BTreeMap<BackendIndex, Listening> = BTreeMap::new();
         for backend in facts.backends.iter().filter(|backend| backend.phase != Phase::Created) {
             let known = self.listening.get(&backend.index);
             if sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket)) {
@@ -40,7 +44,7 @@ impl World {
     /// may be about to.
     pub(super) fn silence(&self, backend: &Backend) -> Option<String> {
         let known = self.listening.get(&backend.index)?;
-        let targets: BTreeSet<u16> = backend.spec.ports.iter().map(|map| map.target).collect();
+        let targets: BTreeSet<Port> = backend.spec.ports.iter().map(PortMap::target_port).collect();
         // It listens on one of its ports, so something else is wrong.
         if !known.elsewhere.is_disjoint(&targets) {
             return None;
@@ -66,12 +70,12 @@ impl World {
 /// server may open them on demand.
 pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
     let own = world.sockets.values().filter(|socket| socket.backend == backend.index);
-    let open: BTreeSet<u16> = own.map(|socket| socket.port).collect();
-    let serves = backend.spec.ports.iter().any(|map| open.contains(&map.target));
-    let in_ranges: BTreeSet<u16> = backend.ranges().flatten().map(|map| map.target).collect();
-    let missing =
-        backend.spec.ports.iter().filter(|map| !open.contains(&map.target) && !in_ranges.contains(&map.target));
-    let (targets, ports): (BTreeSet<u16>, BTreeSet<u16>) = missing.map(|map| (map.target, map.port)).unzip();
+    let open: BTreeSet<Port> = own.map(|socket| socket.port).collect();
+    let serves = backend.spec.ports.iter().any(|map| open.contains(&map.target_port()));
+    let in_ranges: BTreeSet<Port> = backend.ranges().flatten().map(PortMap::target_port).collect();
+    let both = backend.spec.ports.iter().map(|map| (map.target_port(), map.service_port()));
+    let missing = both.filter(|(target, _)| !open.contains(target) && !in_ranges.contains(target));
+    let (targets, ports): (BTreeSet<Port>, BTreeSet<Port>) = missing.unzip();
     let is_told = serves && backend.phase == Phase::Running && !targets.is_empty();
     is_told.then(|| {
         let of_clients = listed(&ports, "and");
@@ -83,8 +87,8 @@ pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
 const NAMED_MAX: usize = 4;
 
 /// `8080`, `8080 and 9090`, `1, 2, 3, 4 and 5 more`.
-pub fn listed(ports: &BTreeSet<u16>, word: &str) -> String {
-    let names: Vec<String> = ports.iter().map(u16::to_string).collect();
+pub fn listed(ports: &BTreeSet<Port>, word: &str) -> String {
+    let names: Vec<String> = ports.iter().map(Port::to_string).collect();
     match names.as_slice() {
         [] => String::new(),
         [one] => one.clone(),
@@ -98,6 +102,7 @@ pub fn listed(ports: &BTreeSet<u16>, word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SocketCookie;
     use crate::world::{
         State,
         tests::{backend, socket, world},
@@ -105,7 +110,7 @@ mod tests {
 
     #[test]
     fn ports_are_listed() {
-        let set = |ports: &[u16]| ports.iter().copied().collect::<BTreeSet<u16>>();
+        let set = |ports: &[u16]| ports.iter().copied().map(Port::tcp).collect::<BTreeSet<Port>>();
         assert_eq!(listed(&set(&[8080]), "or"), "8080");
         assert_eq!(listed(&set(&[1, 2, 3]), "or"), "1, 2 or 3");
         assert_eq!(listed(&set(&[1, 2, 3, 4, 5, 6]), "and"), "1, 2, 3, 4 and 2 more");
@@ -116,7 +121,7 @@ mod tests {
         let said = |ports: &str, listens: &[u16]| {
             let sockets: Vec<_> = listens.iter().map(|port| socket(0, "0.0.0.0", *port)).collect();
             let mut world = world([backend(0, "web", ports)], []);
-            world.sockets = (100..).zip(sockets).collect();
+            world.sockets = (100..).map(SocketCookie).zip(sockets).collect();
             missing_ports(&world, &world.backends["id0"])
         };
         let text = "it does not listen on 8814, so it gets no clients of port 82";
@@ -129,22 +134,22 @@ mod tests {
     #[test]
     fn a_backend_that_does_not_listen_says_why() {
         let mut world = world([backend(0, "web", "80:8080")], []);
-        assert_eq!(world.plan().states[&0], State::Starting, "it may be about to listen");
-        world.listening.entry(0).or_default().elsewhere.insert(9999);
+        assert_eq!(world.plan().states[&BackendIndex(0)], State::Starting, "it may be about to listen");
+        world.listening.entry(BackendIndex(0)).or_default().elsewhere.insert(Port::tcp(9999));
         let plan = world.plan();
-        assert_eq!(plan.states[&0], State::NotListening);
-        assert!(plan.silences[&0].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.silences);
-        world.sockets.insert(100, socket(0, "0.0.0.0", 8080));
+        assert_eq!(plan.states[&BackendIndex(0)], State::NotListening);
+        assert!(plan.silences[&BackendIndex(0)].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.silences);
+        world.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 8080));
         let plan = world.plan();
-        assert_eq!((plan.states[&0], plan.silences.len()), (State::Ready, 0));
+        assert_eq!((plan.states[&BackendIndex(0)], plan.silences.len()), (State::Ready, 0));
         world.sockets.clear();
         let plan = world.plan();
-        assert_eq!(plan.states[&0], State::NotListening);
-        assert!(plan.silences[&0].starts_with("it no longer listens on 8080;"), "{:?}", plan.silences);
+        assert_eq!(plan.states[&BackendIndex(0)], State::NotListening);
+        assert!(plan.silences[&BackendIndex(0)].starts_with("it no longer listens on 8080;"), "{:?}", plan.silences);
         // Started again, it may be about to listen.
         world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
         world.plan();
         world.backends.get_mut("id0").unwrap().phase = Phase::Running;
-        assert_eq!(world.plan().states[&0], State::Starting);
+        assert_eq!(world.plan().states[&BackendIndex(0)], State::Starting);
     }
 }

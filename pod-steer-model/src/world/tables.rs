@@ -6,9 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use pod_steer_ebpf::RuleKey;
-
 use super::{PlannedNetworks, PlannedTable};
+use crate::{ids::BackendIndex, ports::Port, rule::RuleKey};
 
 /// Every planned table, each once.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +33,7 @@ impl Tables {
 
 /// The inputs of a rule's tables besides the world: its destination without the port, its service, and the index of
 /// each backend that serves there with the port that it listens on.
-type Question<'a> = (RuleKey, &'a str, Vec<(u32, u16)>);
+type Question<'a> = (RuleKey, &'a str, Vec<(BackendIndex, Port)>);
 
 /// The tables of a rule.
 #[derive(Clone, Default)]
@@ -57,10 +56,10 @@ impl<'a> Answers<'a> {
         &mut self,
         key: &RuleKey,
         service: &'a str,
-        parts: impl Iterator<Item = (u32, u16)>,
+        parts: impl Iterator<Item = (BackendIndex, Port)>,
         make: impl FnOnce() -> OfRule,
     ) -> OfRule {
-        self.0.entry((RuleKey { port: 0, ..*key }, service, parts.collect())).or_insert_with(make).clone()
+        self.0.entry((key.without_port(), service, parts.collect())).or_insert_with(make).clone()
     }
 }
 

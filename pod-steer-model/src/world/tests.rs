@@ -17,8 +17,8 @@ mod foreign;
 mod serving;
 mod stopping;
 
-pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
-const POD: Netns = Netns { dev: 4, inode: 2, cookie: 20 };
+pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: NetnsCookie(10) };
+const POD: Netns = Netns { dev: 4, inode: 2, cookie: NetnsCookie(20) };
 
 pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
     let spec = Spec {
@@ -36,21 +36,21 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         phase: Phase::Running,
         network: Network::Host,
         netns: Some(HOST),
-        ..Backend::new(format!("id{index}"), Kind::Exec, index, spec)
+        ..Backend::new(format!("id{index}"), Kind::Exec, BackendIndex(index), spec)
     }
 }
 
 pub(super) fn socket(backend: u32, ip: &str, port: u16) -> Socket {
-    let (ip, v6only) = (ip.parse().unwrap(), Some(false));
+    let (backend, ip, port, v6only) = (BackendIndex(backend), ip.parse().unwrap(), Port::tcp(port), Some(false));
     Socket { backend, netns_cookie: HOST.cookie, ip, port, hidden_port: None, v6only, ifindex: 0, uid: None }
 }
 
 /// An unmanaged listener.
 pub(super) fn listener(ip: &str, port: u16) -> Listener {
     Listener {
-        cookie: Some(1000 + u64::from(port)),
+        cookie: Some(SocketCookie(1000 + u64::from(port))),
         ip: ip.parse().unwrap(),
-        port,
+        port: Port::tcp(port),
         v6only: Some(false),
         ifindex: 0,
         uid: 0,
@@ -64,14 +64,14 @@ pub(super) fn listener(ip: &str, port: u16) -> Listener {
 pub(super) fn world(backends: impl IntoIterator<Item = Backend>, sockets: impl IntoIterator<Item = Socket>) -> World {
     World {
         backends: backends.into_iter().map(|backend| (backend.id.clone(), backend)).collect(),
-        sockets: (100..).zip(sockets).collect(),
+        sockets: (100..).map(SocketCookie).zip(sockets).collect(),
         steered: BTreeSet::from([HOST.cookie, POD.cookie]),
         ..World::default()
     }
 }
 
 pub(super) fn key(family: u8, port: u16) -> RuleKey {
-    RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port, proto: 6, family, ifindex: 0 }
+    RuleKey { netns_cookie: HOST.cookie, addr: [0; 16], port: Port::tcp(port), family, ifindex: 0 }
 }
 
 /// The same at one address.
@@ -82,7 +82,7 @@ pub(super) fn at(key: RuleKey, ip: &str) -> RuleKey {
 /// Cookies of the members of a rule's table.
 pub(super) fn members(plan: &Plan, key: RuleKey) -> Vec<u64> {
     let table = plan.rules.get(&key).and_then(|rule| rule.table.as_ref());
-    table.map(|table| table.members.iter().map(|member| member.cookie).collect()).unwrap_or_default()
+    table.map(|table| table.members.iter().map(|member| member.cookie.0).collect()).unwrap_or_default()
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_port_leads_to_the_sockets_behind_it() {
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
     assert!(!plan.rules.contains_key(&key(FAMILY_V6, 80)), "no socket takes IPv6");
-    assert_eq!(plan.states[&0], State::Ready);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
 }
 
 #[test]
@@ -115,14 +115,14 @@ fn nothing_is_claimed_for_a_socket_that_may_not_take_it() {
         (members(&plan, key(FAMILY_V4, 80)), members(&plan, key(FAMILY_V6, 80)))
     };
     assert_eq!(claimed(&mut world), (vec![], vec![100]));
-    world.sockets.insert(101, socket(1, "0.0.0.0", 80));
+    world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 80));
     assert_eq!(claimed(&mut world), (vec![101], vec![100]), "it is not given to clients that it may not take");
-    world.sockets.get_mut(&100).unwrap().v6only = Some(true);
+    world.sockets.get_mut(&SocketCookie(100)).unwrap().v6only = Some(true);
     assert_eq!(claimed(&mut world), (vec![101], vec![100]));
-    world.sockets.remove(&101);
+    world.sockets.remove(&SocketCookie(101));
     world.claimed.clear();
     assert!(!world.plan().rules.contains_key(&key(FAMILY_V4, 80)));
-    world.sockets.get_mut(&100).unwrap().v6only = Some(false);
+    world.sockets.get_mut(&SocketCookie(100)).unwrap().v6only = Some(false);
     assert_eq!(claimed(&mut world), (vec![100], vec![100]));
 }
 
@@ -173,13 +173,13 @@ fn a_port_has_one_service() {
     let mut world = world([backend(0, "web", "80"), backend(1, "api", "80:8080")], sockets);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the older one has it");
-    assert!(plan.hindrances[&1][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
-    assert_eq!(plan.states[&1], State::NotSteered);
+    assert!(plan.hindrances[&BackendIndex(1)][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
+    assert_eq!(plan.states[&BackendIndex(1)], State::NotSteered);
 
     // The holder keeps it, also against an older backend that comes later.
     let mut older = backend(2, "api", "80:8080");
     older.created_ms = -1;
-    world.backends.insert("id2".to_owned(), older);
+    world.backends.insert("id2".into(), older);
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100]);
 }
 
@@ -190,8 +190,8 @@ fn holding_one_port_gives_no_right_to_another() {
     let mut world = world([backend(0, "x", "80"), backend(1, "y", "90")], sockets);
     world.plan();
     // x wants y's port too, and waits; then a younger backend replaces y's first one.
-    world.backends.insert("id2".to_owned(), backend(2, "x", "90:91"));
-    world.backends.insert("id3".to_owned(), backend(3, "y", "90:92"));
+    world.backends.insert("id2".into(), backend(2, "x", "90:91"));
+    world.backends.insert("id3".into(), backend(3, "y", "90:92"));
     world.plan();
     world.backends.remove("id1");
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 90)), [103]);
@@ -203,7 +203,11 @@ fn an_unmanaged_listener_keeps_its_port() {
     world.note_foreign(HOST.cookie, vec![listener("0.0.0.0", 22), listener("0.0.0.0", 2222)]);
     let plan = world.plan();
     assert!(plan.rules.is_empty());
-    assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 22"), "{:?}", plan.hindrances);
+    assert!(
+        plan.hindrances[&BackendIndex(0)][0].contains("does not manage already listens on port 22"),
+        "{:?}",
+        plan.hindrances
+    );
     world.backends.get_mut("id0").unwrap().spec.options.fallback = Some(Fallback::Pass);
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
 }
@@ -212,7 +216,7 @@ fn an_unmanaged_listener_keeps_its_port() {
 fn a_service_takes_its_port_when_it_listens() {
     let mut world = world([backend(0, "web", "80")], []);
     assert!(world.plan().rules.is_empty());
-    world.sockets.insert(1, socket(0, "0.0.0.0", 80));
+    world.sockets.insert(SocketCookie(1), socket(0, "0.0.0.0", 80));
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [1]);
     world.sockets.clear();
     assert!(world.plan().rules.contains_key(&key(FAMILY_V4, 80)));
@@ -222,15 +226,15 @@ fn a_service_takes_its_port_when_it_listens() {
 fn no_backend_is_ready_before_its_namespace_is_steered() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.steered.clear();
-    assert_eq!(world.plan().states[&0], State::Starting);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::Starting);
     world.steered.insert(HOST.cookie);
-    assert_eq!(world.plan().states[&0], State::Ready);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::Ready);
     // Its link is lost and is being attached again.
     let since = world.backends.values().next().unwrap().ready_since_ms;
     world.steered.clear();
     world.repairing.insert(HOST.cookie);
     world.now_ms += 500;
-    assert_eq!(world.plan().states[&0], State::Ready);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::Ready);
     assert_eq!(world.backends.values().next().unwrap().ready_since_ms, since);
 }
 
@@ -239,13 +243,13 @@ fn the_policy_limits_the_ports() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.policy = PortPolicy::parse("443, 8000-8999").unwrap();
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--allow-ports"));
+    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("--allow-ports"));
     world.policy = PortPolicy::default();
     let allowed = |list: &str| Allowed { ports: PortPolicy::parse(list), ..Allowed::default() };
     let table = Settings { allowed: allowed("8000-8999"), ..Settings::default() };
     world.configured.named.insert("web".to_owned(), table);
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("[service.web]"));
+    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("[service.web]"));
     world.configured.named.insert("web".to_owned(), Settings { allowed: allowed("80"), ..Settings::default() });
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100]);
     for bad in ["", "0", "9-8", "x", "80,", "70000"] {
@@ -260,8 +264,8 @@ fn a_private_namespace_is_steered_only_if_it_is_a_pod() {
     let in_pod = Socket { netns_cookie: POD.cookie, ..socket(0, "0.0.0.0", 80) };
     let mut world = world([own], [in_pod]);
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&0][0].contains("--network host"));
-    assert_eq!(plan.states[&0], State::NotSteered);
+    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("--network host"));
+    assert_eq!(plan.states[&BackendIndex(0)], State::NotSteered);
 
     let mut joined = backend(1, "web", "80");
     (joined.network, joined.netns) = (Network::Joined, Some(POD));
@@ -299,13 +303,17 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
         // The last one that passed; see `when_all_checks_fail_the_last_set_stays`.
         (Health::Unhealthy, State::Unhealthy, &[100]),
     ] {
-        world.by_index_mut(0).unwrap().probed = probed;
+        world.by_index_mut(BackendIndex(0)).unwrap().probed = probed;
         let plan = world.plan();
-        assert_eq!((plan.states[&0], members(&plan, key(FAMILY_V4, 80)).as_slice()), (state, cookies), "{probed:?}");
+        assert_eq!(
+            (plan.states[&BackendIndex(0)], members(&plan, key(FAMILY_V4, 80)).as_slice()),
+            (state, cookies),
+            "{probed:?}"
+        );
         assert_eq!(plan.managed_ports[&block].purposes(9000), PORT_LISTENS, "the check's port is shared too");
     }
     // Backends are probed only where their service is steered: the hindrance is what matters.
-    let own = world.by_index_mut(0).unwrap();
+    let own = world.by_index_mut(BackendIndex(0)).unwrap();
     (own.probed, own.network, own.netns) = (Health::Starting, Network::Own, Some(POD));
-    assert_eq!(world.plan().states[&0], State::NotSteered);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::NotSteered);
 }

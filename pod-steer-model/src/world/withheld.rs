@@ -7,36 +7,42 @@ use std::{
     sync::Arc,
 };
 
-use pod_steer_ebpf::RuleKey;
-
 use super::{Plan, PlannedTable, scope::Facts, score::Bound, tables::Tables};
-use crate::slots::Member;
+use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
+    ports::Port,
+    rule::RuleKey,
+    slots::Member,
+};
 
 /// The inputs of the withheld sockets: the destination without the port; the table; the backends that do not serve, or
 /// not by all of their sockets, each with the port that it listens on; and the sockets that have this port as their
 /// hidden one.
-type Question = (RuleKey, *const PlannedTable, Vec<(u32, u16)>, BTreeSet<u64>);
+type Question = (RuleKey, *const PlannedTable, Vec<(BackendIndex, Port)>, BTreeSet<SocketCookie>);
 
 /// Adds the withheld sockets to the tables of the plan.
 pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) {
     let (world, sockets) = (facts.world, facts.sockets());
     // By service and port: its backends, and the port on which each listens for it.
-    let mut parts: BTreeMap<(&str, u16), Vec<(u32, u16)>> = BTreeMap::new();
+    let mut parts: BTreeMap<(&str, Port), Vec<(BackendIndex, Port)>> = BTreeMap::new();
     for backend in &facts.backends {
         for map in &backend.spec.ports {
-            parts.entry((&backend.spec.service, map.port)).or_default().push((backend.index, map.target));
+            parts
+                .entry((&backend.spec.service, map.service_port()))
+                .or_default()
+                .push((backend.index, map.target_port()));
         }
     }
     // No client may reach a hidden port, whichever service it belongs to.
-    let hidden: BTreeSet<((u64, u16), u64)> = facts
+    let hidden: BTreeSet<((NetnsCookie, Port), SocketCookie)> = facts
         .sockets
         .iter()
         .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), **cookie)))
         .collect();
-    let mut serving: HashMap<*const PlannedTable, BTreeSet<u32>> = HashMap::new();
+    let mut serving: HashMap<*const PlannedTable, BTreeSet<BackendIndex>> = HashMap::new();
     let mut answers: HashMap<Question, Arc<PlannedTable>> = HashMap::new();
     let refused = &facts.refused;
-    let with_refused: BTreeSet<u32> = refused.values().map(|(backend, _)| *backend).collect();
+    let with_refused: BTreeSet<BackendIndex> = refused.values().map(|(backend, _)| *backend).collect();
     for (key, rule) in &mut plan.rules {
         let Some(table) = &mut rule.table else { continue };
         // If a backend serves by a better socket, its others are not withheld, unless they may not serve at all.
@@ -44,14 +50,15 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
             .entry(Arc::as_ptr(table))
             .or_insert_with(|| table.members.iter().chain(&table.reserve).map(|member| member.backend).collect());
         let own = rule.service.as_deref().and_then(|service| parts.get(&(service, key.port)));
-        let others: Vec<(u32, u16)> = own
+        let others: Vec<(BackendIndex, Port)> = own
             .into_iter()
             .flatten()
             .filter(|(backend, _)| !serves.contains(backend) || with_refused.contains(backend))
             .copied()
             .collect();
         let here = (key.netns_cookie, key.port);
-        let hidden: BTreeSet<u64> = hidden.range((here, 0)..=(here, u64::MAX)).map(|(_, cookie)| *cookie).collect();
+        let hidden: BTreeSet<SocketCookie> =
+            hidden.range((here, SocketCookie(0))..=(here, SocketCookie(u64::MAX))).map(|(_, cookie)| *cookie).collect();
         if others.is_empty() && hidden.is_empty() {
             continue;
         }
@@ -68,7 +75,7 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
             let takes = idle.filter(|(_, socket)| Bound::from(*socket).score(key).is_some());
             takes.map(|(cookie, socket)| Member { cookie, backend: socket.backend, weight: 0 }).collect::<BTreeSet<_>>()
         };
-        let question = (RuleKey { port: 0, ..*key }, Arc::as_ptr(table), others.clone(), hidden.clone());
+        let question = (key.without_port(), Arc::as_ptr(table), others.clone(), hidden.clone());
         *table = Arc::clone(answers.entry(question).or_insert_with(|| {
             let withheld = withheld().into_iter().collect();
             tables.one(PlannedTable { withheld, ..PlannedTable::clone(table) })
@@ -88,7 +95,7 @@ mod tests {
 
     fn withheld(plan: &Plan, port: u16) -> Vec<u64> {
         let table = plan.rules[&key(FAMILY_V4, port)].table.as_ref().unwrap();
-        table.withheld.iter().map(|member| member.cookie).collect()
+        table.withheld.iter().map(|member| member.cookie.0).collect()
     }
 
     #[test]
@@ -97,7 +104,7 @@ mod tests {
         let mut world = world(backends, [socket(0, "0.0.0.0", 8080), socket(1, "0.0.0.0", 8080)]);
         let plan = world.plan();
         assert_eq!((members(&plan, key(FAMILY_V4, 80)), withheld(&plan, 80)), (vec![100, 101], vec![]));
-        let drained = [Part::Backend("id1".to_owned())].into();
+        let drained = [Part::Backend("id1".into())].into();
         world.decisions.insert("web".to_owned(), Decision { drained, ..Decision::default() });
         let plan = world.plan();
         assert_eq!((members(&plan, key(FAMILY_V4, 80)), withheld(&plan, 80)), (vec![100], vec![101]));
@@ -108,7 +115,7 @@ mod tests {
         let backends = [backend(0, "web", "80"), backend(1, "web", "80")];
         let sockets = [socket(0, "127.0.0.2", 80), socket(0, "0.0.0.0", 80), socket(1, "127.0.0.3", 80)];
         let mut world = world(backends, sockets);
-        let drained = [Part::Backend("id1".to_owned())].into();
+        let drained = [Part::Backend("id1".into())].into();
         world.decisions.insert("web".to_owned(), Decision { drained, ..Decision::default() });
         world.plan();
         let plan = world.plan();
@@ -119,7 +126,7 @@ mod tests {
     #[test]
     fn a_socket_behind_a_hidden_port_is_withheld_there_alone() {
         let mut hidden = socket(1, "0.0.0.0", 8080);
-        hidden.hidden_port = Some(45_000);
+        hidden.hidden_port = Some(Port::tcp(45_000));
         let backends = [backend(0, "web", "80:8080"), backend(1, "web", "80:8080")];
         let mut world = world(backends, [socket(0, "0.0.0.0", 8080), hidden]);
         let plan = world.plan();

@@ -66,7 +66,7 @@ fn part_name(service: &ServiceStatus, part: &Part) -> String {
         Part::Service => "the whole service".to_owned(),
         Part::Version(version) => format!("version {version}"),
         Part::Backend(id) => {
-            let backend = service.backends.iter().find(|backend| backend.id == *id);
+            let backend = service.backends.iter().find(|backend| *id == *backend.id);
             // Of a removed backend only the id is known.
             backend.map_or_else(|| id.chars().take(12).collect(), |backend| backend.name.clone())
         }

@@ -9,7 +9,12 @@ use std::{
 use tracing::{debug, warn};
 
 use super::{Event, control::Control};
-use crate::{listening::Listener, process_set::listeners_of_netns, world::Backend};
+use crate::{
+    ids::{NetnsCookie, SocketCookie},
+    listening::Listener,
+    process_set::listeners_of_netns,
+    world::Backend,
+};
 
 /// Namespaces that are looked at in one second: each is a dump of its listeners.
 const NAMESPACES_AT_ONCE: usize = 8;
@@ -24,9 +29,9 @@ const LOOKS: u32 = 2;
 #[derive(Default)]
 pub(super) struct AcceptQueues {
     /// By the cookie of the listener.
-    full: BTreeMap<u64, Full>,
+    full: BTreeMap<SocketCookie, Full>,
     /// The cookie of the namespace that is looked at next, or the first behind it.
-    next: u64,
+    next: NetnsCookie,
     /// A look has not ended: when it began.
     under_way: Option<Instant>,
     /// When the next look may begin.
@@ -34,11 +39,11 @@ pub(super) struct AcceptQueues {
 }
 
 /// A listener whose queue is full: its cookie, how many connections wait, and its backlog.
-pub type FullQueue = (u64, u32, u32);
+pub type FullQueue = (SocketCookie, u32, u32);
 
 /// An accept queue that is full.
 struct Full {
-    netns_cookie: u64,
+    netns_cookie: NetnsCookie,
     waiting: u32,
     backlog: u32,
     looks: u32,
@@ -46,7 +51,7 @@ struct Full {
 
 impl AcceptQueues {
     /// Takes what a look found in a namespace; returns the listeners whose queue is a condition from now on.
-    fn note(&mut self, netns_cookie: u64, found: &[FullQueue]) -> Vec<u64> {
+    fn note(&mut self, netns_cookie: NetnsCookie, found: &[FullQueue]) -> Vec<SocketCookie> {
         let mut before = std::mem::take(&mut self.full);
         self.full = before.extract_if(.., |_, full| full.netns_cookie != netns_cookie).collect();
         let mut new = Vec::new();
@@ -76,9 +81,9 @@ impl Control {
         }
         let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
-        let chosen: Vec<u64> = chosen.take(NAMESPACES_AT_ONCE).collect();
+        let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
-        (self.accept_queues.next, self.accept_queues.under_way) = (last.wrapping_add(1), Some(now));
+        (self.accept_queues.next, self.accept_queues.under_way) = (NetnsCookie(last.0.wrapping_add(1)), Some(now));
         let mut namespaces = self.namespaces();
         namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
         self.effects.run(Event::AcceptQueues(Vec::new()), move || {
@@ -94,7 +99,7 @@ impl Control {
     }
 
     /// Takes what the look found: by namespace, the listeners whose queue is full.
-    pub(super) fn accept_queues_seen(&mut self, found: Vec<(u64, Vec<FullQueue>)>) {
+    pub(super) fn accept_queues_seen(&mut self, found: Vec<(NetnsCookie, Vec<FullQueue>)>) {
         let took = self.accept_queues.under_way.take().map(|began| began.elapsed());
         self.accept_queues.rests_until = took.map(|took| Instant::now() + (took * REST).min(REST_MAX));
         for (netns_cookie, full) in found {
@@ -110,11 +115,13 @@ impl Control {
 
     /// The conditions of a backend.
     pub(super) fn full_queues(&self, backend: &Backend) -> Vec<String> {
-        let own = |cookie: &&u64| self.world.sockets.get(cookie).is_some_and(|socket| socket.backend == backend.index);
+        let own = |cookie: &&SocketCookie| {
+            self.world.sockets.get(cookie).is_some_and(|socket| socket.backend == backend.index)
+        };
         self.accept_queues.full.keys().filter(own).filter_map(|cookie| self.full_queue(*cookie)).collect()
     }
 
-    fn full_queue(&self, cookie: u64) -> Option<String> {
+    fn full_queue(&self, cookie: SocketCookie) -> Option<String> {
         let full = self.accept_queues.full.get(&cookie).filter(|full| full.looks >= LOOKS)?;
         let Full { waiting, backlog, .. } = full;
         let port = self.world.sockets.get(&cookie)?.port;
@@ -140,14 +147,19 @@ mod tests {
     fn a_queue_is_a_condition_at_the_second_look_and_until_it_is_not_full() {
         let mut queues = AcceptQueues::default();
         let shown = |queues: &AcceptQueues| {
-            queues.full.iter().filter(|(_, full)| full.looks >= LOOKS).map(|(cookie, _)| *cookie).collect::<Vec<_>>()
+            queues.full.iter().filter(|(_, full)| full.looks >= LOOKS).map(|(cookie, _)| cookie.0).collect::<Vec<_>>()
         };
-        assert!(queues.note(1, &[(7, 3, 2)]).is_empty() && shown(&queues).is_empty());
-        assert!(queues.note(2, &[(9, 3, 2)]).is_empty(), "another namespace");
-        assert_eq!((queues.note(1, &[(7, 3, 2)]), shown(&queues)), (vec![7], vec![7]));
-        assert_eq!((queues.note(1, &[(7, 3, 2), (8, 5, 4)]), shown(&queues)), (vec![], vec![7]));
-        assert_eq!((queues.note(1, &[(8, 5, 4)]), shown(&queues)), (vec![8], vec![8]));
-        assert_eq!((queues.note(1, &[]), shown(&queues)), (vec![], vec![]));
-        assert_eq!(queues.note(2, &[(9, 3, 2)]), [9]);
+        let note = |queues: &mut AcceptQueues, netns, found: &[(u64, u32, u32)]| {
+            let found: Vec<FullQueue> =
+                found.iter().map(|(cookie, waiting, backlog)| (SocketCookie(*cookie), *waiting, *backlog)).collect();
+            queues.note(NetnsCookie(netns), &found).into_iter().map(|cookie| cookie.0).collect::<Vec<_>>()
+        };
+        assert!(note(&mut queues, 1, &[(7, 3, 2)]).is_empty() && shown(&queues).is_empty());
+        assert!(note(&mut queues, 2, &[(9, 3, 2)]).is_empty(), "another namespace");
+        assert_eq!((note(&mut queues, 1, &[(7, 3, 2)]), shown(&queues)), (vec![7], vec![7]));
+        assert_eq!((note(&mut queues, 1, &[(7, 3, 2), (8, 5, 4)]), shown(&queues)), (vec![], vec![7]));
+        assert_eq!((note(&mut queues, 1, &[(8, 5, 4)]), shown(&queues)), (vec![8], vec![8]));
+        assert_eq!((note(&mut queues, 1, &[]), shown(&queues)), (vec![], vec![]));
+        assert_eq!(note(&mut queues, 2, &[(9, 3, 2)]), [9]);
     }
 }

@@ -7,6 +7,7 @@ use tracing::debug;
 use super::{control::Control, deferred::Deferred};
 use crate::{
     cgroups, engine,
+    ids::{BackendIndex, CgroupId},
     kernel::Cgroup,
     world::{Backend, Kind, Phase},
 };
@@ -74,12 +75,12 @@ impl Control {
 
     /// Finds the cgroups of containers that are where the daemon does not look for new ones, by the ids that are pinned.
     fn find_cgroups(&mut self) {
-        let unknown = |index: &u32| {
+        let unknown = |index: &BackendIndex| {
             let backend = self.world.by_index(*index).filter(|_| self.places.path(*index).is_none())?;
             (matches!(backend.kind, Kind::Container { .. }) && backend.phase != Phase::Exited).then(|| backend.clone())
         };
         let attached = self.kernel.attached_backends();
-        let lost: BTreeMap<u64, Backend> =
+        let lost: BTreeMap<CgroupId, Backend> =
             attached.iter().filter_map(|(cgroup, index)| Some((*cgroup, unknown(index)?))).collect();
         if lost.is_empty() {
             return;

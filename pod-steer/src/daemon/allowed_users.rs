@@ -6,14 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::control::Control;
-use crate::process_set::listeners_of_netns;
+use crate::{
+    ids::{NetnsCookie, SocketCookie},
+    process_set::listeners_of_netns,
+};
 
 impl Control {
     /// Asks the kernel whose the sockets are that get no clients before that is known: those that were there before this daemon, and
     /// those that a look has missed.
     pub(super) fn learn_users(&mut self) {
         let unknown = self.world.sockets_of_unknown_users();
-        let wanted: BTreeSet<u64> = unknown.iter().map(|(_, netns_cookie)| *netns_cookie).collect();
+        let wanted: BTreeSet<NetnsCookie> = unknown.iter().map(|(_, netns_cookie)| *netns_cookie).collect();
         if wanted.is_empty() {
             return;
         }
@@ -34,7 +37,7 @@ impl Control {
     }
 
     /// A socket belongs to this user.
-    pub(super) fn note_user(&mut self, cookie: u64, uid: u32) {
+    pub(super) fn note_user(&mut self, cookie: SocketCookie, uid: u32) {
         let Some(socket) = self.world.sockets.get_mut(&cookie).filter(|socket| socket.uid != Some(uid)) else { return };
         socket.uid = Some(uid);
         let index = socket.backend;

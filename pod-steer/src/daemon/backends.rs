@@ -8,8 +8,10 @@ use super::{control::Control, deferred::Deferred, ended::Ending, image_labels::i
 use crate::{
     clock::boot_ms,
     engine::{self, Change, Container, EngineInput, ImageLabels, ends},
+    ids::{BackendId, BackendIndex},
     kernel::{Cgroup, Kernel, Usage},
     labels,
+    ports::Port,
     settings::Image,
     world::{Backend, Health, Kind, Lingering, Misfit, Network, Phase},
 };
@@ -42,17 +44,18 @@ impl Control {
         let there: BTreeSet<String> = read.chain(unread.iter().map(|(id, _)| id)).cloned().collect();
         let of_engine = |kind: &Kind| matches!(kind, Kind::Container { engine: of } if of == engine);
         let backends = self.world.backends.values().filter(|backend| of_engine(&backend.kind));
-        let gone: Vec<String> = backends.map(|b| b.id.clone()).filter(|id| !there.contains(id)).collect();
+        let gone = backends.map(|backend| backend.id.clone()).filter(|id| !there.contains(id.as_str()));
+        let gone: Vec<BackendId> = gone.collect();
         for id in gone {
             self.ended(&id, Ending::Removed);
         }
-        self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id));
+        self.world.misfits.retain(|id, misfit| misfit.engine != engine || there.contains(id.as_str()));
         self.names_no_longer(engine, |id| there.contains(id));
         for (id, why) in unread {
             if self.is_of_another_engine(&id, engine) {
                 continue;
             }
-            let known = self.world.backends.get(&id).map(|backend| backend.name.clone());
+            let known = self.world.backends.get(id.as_str()).map(|backend| backend.name.clone());
             let name = known.unwrap_or_else(|| id.get(..12).unwrap_or(&id).to_owned());
             let errors = vec![format!("it is not followed: {why}")];
             self.note_misfit(&id, Misfit { name, engine: engine.to_owned(), errors });
@@ -87,7 +90,7 @@ impl Control {
         }
         let version = labels::default_version(&container.image, &container.image_id);
         let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let known = self.world.backends.get(&container.id).cloned();
+        let known = self.world.backends.get(container.id.as_str()).cloned();
         let is_sifted = container.image_labels != ImageLabels::Unknown;
         let spec = match (labels::parse(labels, &version), &known) {
             (Some(Ok(spec)), _) if is_sifted => spec,
@@ -194,12 +197,12 @@ impl Control {
     fn attach(&mut self, container: &Container) {
         let owner = engine::owner(&container.engine);
         let Some(path) = self.cgroups.expect(&container.id, &container.cgroup_parent, owner) else { return };
-        let Some(index) = self.world.backends.get(&container.id).map(|backend| backend.index) else { return };
+        let Some(index) = self.world.backends.get(container.id.as_str()).map(|backend| backend.index) else { return };
         // An engine describes a container several times while it starts.
         let is_attached = Cgroup::open(&path)
             .is_ok_and(|cgroup| self.places.id(index) == Some(cgroup.id) && self.kernel.is_attached(cgroup.id, index));
         if !is_attached {
-            self.deferred.push_back(Deferred::Attach { id: container.id.clone(), path });
+            self.deferred.push_back(Deferred::Attach { id: container.id.as_str().into(), path });
         }
     }
 
@@ -207,7 +210,7 @@ impl Control {
     pub(super) fn locate(&mut self, container: &Container) {
         let runs = |backend: &Backend| matches!(backend.phase, Phase::Running | Phase::Paused);
         if let Some(pid) = container.pid
-            && self.world.backends.get(&container.id).is_some_and(runs)
+            && self.world.backends.get(container.id.as_str()).is_some_and(runs)
         {
             self.started(&container.id, pid);
         }
@@ -225,12 +228,12 @@ impl Control {
                 warn!(container = %misfit.name, %id, "{error}");
             }
             self.tell("", &misfit.name, "problem", &misfit.errors.join("; "));
-            self.world.misfits.insert(id.to_owned(), misfit);
+            self.world.misfits.insert(id.into(), misfit);
         }
     }
 
     /// An index for a new backend of a service, its counters at zero.
-    pub(super) fn new_index(&mut self, service: &str) -> Result<u32, String> {
+    pub(super) fn new_index(&mut self, service: &str) -> Result<BackendIndex, String> {
         let max = self.kernel.backends_max();
         let own = self.world.backends.values().filter(|backend| backend.spec.service == service).count();
         let usage = Usage { own: count(own), used: count(self.world.backends.len()), limit: max };
@@ -247,7 +250,7 @@ impl Control {
             )
         };
         // What an ended backend's programs still count must not be counted for another.
-        let counting = |kernel: &Kernel| -> BTreeSet<u32> {
+        let counting = |kernel: &Kernel| -> BTreeSet<BackendIndex> {
             kernel.attached_backends().into_iter().map(|(_, index)| index).chain(kernel.moved_to()).collect()
         };
         let mut index = self.world.free_index(max, &counting(&self.kernel));
@@ -331,7 +334,7 @@ impl Control {
     pub(super) fn remove(&mut self, id: &str) {
         self.cgroups.forget(id);
         let Some(backend) = self.world.backends.remove(id) else { return };
-        let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]).collect();
+        let ports = backend.spec.ports.iter().flat_map(|map| [map.service_port(), map.target_port()]).collect();
         let service = backend.spec.service.clone();
         self.world.lingering.insert(backend.index, Lingering { service: service.clone(), ports });
         self.indices.free(backend.index);
@@ -352,7 +355,7 @@ impl Control {
     }
 
     /// A backend listened before it was managed, and its port cannot be shared.
-    pub(super) fn note_unshared(&mut self, index: u32, port: u16, error: std::io::Error) {
+    pub(super) fn note_unshared(&mut self, index: BackendIndex, port: Port, error: std::io::Error) {
         let Some(backend) = self.world.by_index_mut(index) else { return };
         let text = format!(
             "its socket on port {port} was bound before pod-steer knew it and cannot be shared ({error}): no other backend \

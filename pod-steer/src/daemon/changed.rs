@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::control::Control;
-use crate::world::Network;
+use crate::{ids::BackendIndex, world::Network};
 
 impl Control {
     /// Something has changed that may concern every service.
@@ -19,7 +19,7 @@ impl Control {
     }
 
     /// Something of the backend with this index has changed.
-    pub(super) fn touch_backend(&mut self, index: u32) {
+    pub(super) fn touch_backend(&mut self, index: BackendIndex) {
         match self.world.by_index(index).map(|backend| backend.spec.service.clone()) {
             Some(service) => self.touch_service(&service),
             None => self.touch(),

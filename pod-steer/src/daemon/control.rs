@@ -39,6 +39,7 @@ use super::{
 use crate::{
     api::{Answer, Ask, types::Registered},
     cgroups::{Cgroups, Seen},
+    ids::ServiceIndex,
     kernel::{Kernel, Lock, Opened, QueueMigration},
     world::{Claimed, Plan, World},
 };
@@ -103,11 +104,11 @@ impl Control {
         let kernel = opened.kernel;
         let kernel_events = KernelEvents::new(opened.events, opened.logs, kernel.counters().events_lost());
         let services = store.services();
-        let by_index: HashMap<u32, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
+        let by_index: HashMap<ServiceIndex, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
         let left = kernel.rules().filter(|(_, rule)| rule.flags & RULE_FOREIGN != 0);
         let left = left.map(|(key, _)| (key, None)).collect();
         let claimed = kernel.rules().filter_map(|(key, rule)| {
-            let service = (*by_index.get(&rule.service)?).clone();
+            let service = (*by_index.get(&ServiceIndex(rule.service))?).clone();
             let is_claim = rule.flags & (RULE_FOREIGN | RULE_HIDDEN | RULE_ON_DEMAND) == 0;
             let of_port = rule.flags & RULE_OF_PORT != 0;
             is_claim.then_some((key, Claimed { service, of_port, listeners: None }))
@@ -125,7 +126,7 @@ impl Control {
             cgroups,
             store,
             reload,
-            pins: Pins { dir: config.bpffs.clone(), lock: Some(lock), checked_last: 0 },
+            pins: Pins { dir: config.bpffs.clone(), lock: Some(lock), checked_last: Default::default() },
             kernel_events: kernel_events.map_err(RunError::io("wait for events of the kernel programs"))?,
             dirty: Dirty::default(),
             services: Services::new(services),
@@ -248,7 +249,7 @@ impl Control {
 
     pub(super) fn cgroup_seen(&mut self, seen: Seen) {
         match seen {
-            Seen::Container { id, path } => self.deferred.push_back(Deferred::Attach { id, path }),
+            Seen::Container { id, path } => self.deferred.push_back(Deferred::Attach { id: id.into(), path }),
             Seen::Empty(path) => self.cgroup_empty(&path),
             Seen::Unannounced { id } => self.effects.describe(id),
         }

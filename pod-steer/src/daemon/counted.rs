@@ -13,10 +13,11 @@ use super::{Event, control::Control, deferred::Deferred, ledger::Change};
 use crate::{
     api::types::Status,
     connections::{self, Question},
+    ids::{BackendId, BackendIndex},
     process_set::ProcessSet,
     procs::FoundSocket,
     rollout,
-    world::{Backend, BackendId},
+    world::Backend,
 };
 
 /// Shortest pause between two counts for an operation.
@@ -77,14 +78,14 @@ impl Control {
 
     /// The listeners of a backend are looked for, since it may have made them before it was attached.
     pub(super) fn begin_search(&mut self, id: &str) {
-        self.counted.sought.insert(id.to_owned());
+        self.counted.sought.insert(id.into());
     }
 
     /// They were found. The kernel programs report every listener that was made while they were attached.
     pub(super) fn end_search(&mut self, id: &str, found: &[FoundSocket]) {
         self.counted.sought.remove(id);
         let Some(index) = self.world.backends.get(id).map(|backend| backend.index) else { return };
-        let reported = |cookie| self.kernel.socket(cookie).is_some_and(|socket| socket.backend == index);
+        let reported = |cookie| self.kernel.socket(cookie).is_some_and(|socket| socket.backend == index.0);
         if found.iter().any(|socket| !reported(socket.cookie)) {
             self.note_incomplete_counts(index);
         }
@@ -99,7 +100,7 @@ impl Control {
     }
 
     /// The kernel programs have not counted all connections of a backend.
-    pub(super) fn note_incomplete_counts(&mut self, index: u32) {
+    pub(super) fn note_incomplete_counts(&mut self, index: BackendIndex) {
         let Some(backend) = self.world.by_index_mut(index).filter(|backend| !backend.counts_incomplete) else { return };
         backend.counts_incomplete = true;
         debug!(service = %backend.spec.service, backend = %backend.name, "had connections before it was attached");
@@ -143,7 +144,7 @@ impl Control {
         let question = |backend: &Backend| {
             let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
             let hidden = own.filter_map(|socket| socket.hidden_port);
-            let ports = backend.spec.ports.iter().flat_map(|map| [map.port, map.target]);
+            let ports = backend.spec.ports.iter().flat_map(|map| [map.service_port(), map.target_port()]);
             let processes = self.processes_of(backend);
             // One that only holds the listener serves none of its connections.
             let processes = if processes.alone { ProcessSet::default() } else { processes };

@@ -9,7 +9,7 @@ use super::{control::Control, processes::AddedExec, register::AddedProcess};
 use crate::{
     api::{Answer, types::Status},
     engine::Container,
-    world::BackendId,
+    ids::BackendId,
 };
 
 /// What is done after the next reconcile, in the order in which it was deferred.

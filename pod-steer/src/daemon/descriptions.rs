@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, PROTO_TCP, SOCKETS_MAX, SocketInfo, V6_ONLY, V6_UNKNOWN};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, SOCKETS_MAX, SocketInfo, V6_ONLY, V6_UNKNOWN};
 
 use super::control::Control;
 use crate::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     kernel::{KernelError, SocketMaps, limits::limit, v6only},
+    ports::{Port, Proto},
     procs::{address_bytes, address_from_bytes},
     world::Socket,
 };
@@ -25,7 +27,7 @@ pub(super) const NO_PLACE: &str = "register";
 
 impl Control {
     /// Writes again what is not known of sockets that listen. Returns the sockets of which nothing can be written now.
-    pub(super) fn describe_sockets(&mut self, maps: &mut SocketMaps) -> BTreeSet<u64> {
+    pub(super) fn describe_sockets(&mut self, maps: &mut SocketMaps) -> BTreeSet<SocketCookie> {
         let mut left = BTreeSet::new();
         let mut failure = None;
         let mut unknown = false;
@@ -94,7 +96,7 @@ impl Control {
     }
 
     /// A socket of a backend listens and has no place in the socket map.
-    pub(super) fn note_no_place(&mut self, index: u32, port: u16, error: &io::Error) {
+    pub(super) fn note_no_place(&mut self, index: BackendIndex, port: Port, error: &io::Error) {
         let why = match error.raw_os_error() {
             Some(libc::E2BIG) => format!(
                 "the socket map is full: all {} places are in use; end backends that are not needed",
@@ -113,7 +115,7 @@ impl Control {
     }
 
     /// It has one.
-    pub(super) fn clear_no_place(&mut self, index: u32) {
+    pub(super) fn clear_no_place(&mut self, index: BackendIndex) {
         if let Some(backend) = self.world.by_index_mut(index)
             && backend.troubles.remove(NO_PLACE).is_some()
         {
@@ -125,18 +127,18 @@ impl Control {
 /// A socket as the kernel programs describe it. Whose queue it is, is written by the next plan.
 pub(crate) fn description(socket: &Socket) -> SocketInfo {
     SocketInfo {
-        netns_cookie: socket.netns_cookie,
+        netns_cookie: socket.netns_cookie.0,
         addr: address_bytes(socket.ip),
-        backend: socket.backend,
+        backend: socket.backend.0,
         table: NONE,
-        port: socket.port,
-        proto: PROTO_TCP,
+        port: socket.port.number,
+        proto: socket.port.proto.number(),
         family: match socket.ip {
             IpAddr::V4(_) => FAMILY_V4,
             IpAddr::V6(_) => FAMILY_V6,
         },
         service: NONE,
-        hidden_port: socket.hidden_port.unwrap_or_default(),
+        hidden_port: socket.hidden_port.map_or(0, |port| port.number),
         v6only: socket.v6only.map_or(V6_UNKNOWN, v6only),
         users: [0; 2],
         ifindex: socket.ifindex,
@@ -147,12 +149,15 @@ pub(crate) fn description(socket: &Socket) -> SocketInfo {
 
 /// The reverse: a socket from the kernel programs' description.
 pub(crate) fn described(info: &SocketInfo) -> Socket {
+    // The programs describe TCP sockets alone.
+    let proto = Proto::from_number(info.proto).unwrap_or_default();
+    let port = |number| Port { number, proto };
     Socket {
-        backend: info.backend,
-        netns_cookie: info.netns_cookie,
+        backend: BackendIndex(info.backend),
+        netns_cookie: NetnsCookie(info.netns_cookie),
         ip: address_from_bytes(info.family, info.addr),
-        port: info.port,
-        hidden_port: (info.hidden_port != 0).then_some(info.hidden_port),
+        port: port(info.port),
+        hidden_port: (info.hidden_port != 0).then(|| port(info.hidden_port)),
         v6only: match (info.family, info.v6only) {
             (FAMILY_V6, V6_UNKNOWN) => None,
             (_, v6only) => Some(v6only == V6_ONLY),

@@ -13,7 +13,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::Event;
-use crate::{api::types::EventRecord, engine};
+use crate::{api::types::EventRecord, engine, ids::BackendId};
 
 /// The ways out of the loop.
 pub(super) struct Effects {
@@ -55,7 +55,7 @@ impl Effects {
     }
 
     /// Has an engine stop a container, which may take `stop_ms`.
-    pub fn stop(&self, engine: String, id: String, name: String, stop_ms: Option<i64>) {
+    pub fn stop(&self, engine: String, id: BackendId, name: String, stop_ms: Option<i64>) {
         tokio::spawn(async move {
             if let Err(error) = engine::stop(&engine, &id, stop_ms).await {
                 warn!(container = %name, %error, "could not be stopped");
@@ -107,15 +107,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::daemon::runtime;
+    use crate::{daemon::runtime, ids::NetnsCookie};
 
     #[test]
     fn the_loop_hears_of_work_that_panics() {
         let runtime = runtime().unwrap();
         let (inputs, mut queue) = mpsc::channel(1);
         let effects = Effects::new(inputs, broadcast::channel(1).0, broadcast::channel(1).0);
-        let event = |netns_cookie| Event::Idle(vec![(netns_cookie, BTreeSet::new())]);
-        let cookie = |event| if let Some(Event::Idle(idle)) = event { idle[0].0 } else { 0 };
+        let event = |cookie| Event::Idle(vec![(NetnsCookie(cookie), BTreeSet::new())]);
+        let cookie = |event| if let Some(Event::Idle(idle)) = event { idle[0].0.0 } else { 0 };
         let _entered = runtime.enter();
         effects.run(event(1), || panic!("as a test wants it"));
         assert_eq!(cookie(queue.blocking_recv()), 1);

@@ -7,7 +7,11 @@ use std::{
 };
 
 use super::{Event, control::Control};
-use crate::world::{BackendId, Phase, State};
+use crate::{
+    ids::{BackendId, BackendIndex},
+    ports::Port,
+    world::{Phase, State},
+};
 
 /// Time from one look to the next; doubled up to the last.
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
@@ -25,7 +29,7 @@ pub(super) struct Elsewhere {
 }
 
 impl Control {
-    fn is_silent(&self, index: u32) -> bool {
+    fn is_silent(&self, index: BackendIndex) -> bool {
         matches!(self.plan.states.get(&index), Some(State::Starting | State::NotListening))
             && self.world.backends.values().any(|b| b.index == index && b.phase == Phase::Running)
     }
@@ -46,7 +50,7 @@ impl Control {
         }
         let now = Instant::now();
         let backends = self.world.backends.values();
-        let silent: Vec<(BackendId, u32)> =
+        let silent: Vec<(BackendId, BackendIndex)> =
             backends.filter(|b| self.is_silent(b.index)).map(|b| (b.id.clone(), b.index)).collect();
         self.elsewhere.next.retain(|id, _| silent.iter().any(|(silent, _)| silent == id));
         for (id, index) in silent {
@@ -65,7 +69,7 @@ impl Control {
             self.effects.run(Event::Elsewhere { id: id.clone(), ports: None }, move || {
                 let mut ports = BTreeSet::new();
                 processes.listeners(|socket| {
-                    ports.insert(socket.bound.port());
+                    ports.insert(socket.port());
                     false
                 });
                 Event::Elsewhere { id, ports: Some(ports) }
@@ -74,7 +78,7 @@ impl Control {
     }
 
     /// A look has found on which ports a backend listens.
-    pub(super) fn found_elsewhere(&mut self, id: &str, ports: Option<BTreeSet<u16>>) {
+    pub(super) fn found_elsewhere(&mut self, id: &str, ports: Option<BTreeSet<Port>>) {
         self.elsewhere.under_way.remove(id);
         let (Some(backend), Some(ports)) = (self.world.backends.get(id), ports) else { return };
         let index = backend.index;

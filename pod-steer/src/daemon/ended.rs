@@ -12,6 +12,8 @@ use super::{
 use crate::{
     cgroups,
     holders::Stranger,
+    ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
+    ports::Port,
     procs::{Process, ProcessId},
     sys,
     world::{Backend, Followed, Kind, Phase, World},
@@ -38,10 +40,10 @@ impl Control {
         // What was closed on the way has been reported before.
         self.read_ring();
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
-        let own: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
+        let own: Vec<SocketCookie> = own.map(|(cookie, _)| *cookie).collect();
         if !own.is_empty() {
             let live = self.kernel.listening_in_turn();
-            let closed: Vec<u64> = own.into_iter().filter(|cookie| !live.contains(cookie)).collect();
+            let closed: Vec<SocketCookie> = own.into_iter().filter(|cookie| !live.contains(cookie)).collect();
             closed.into_iter().for_each(|cookie| self.forget_socket(cookie));
             self.touch_backend(index);
         }
@@ -49,7 +51,7 @@ impl Control {
         // A process that was not started by us may have been replaced by one that has a listener of its own.
         let replaced = matches!(backend_kind(self.world.backends.get(id)), Some(Kind::Registered { .. }));
         let Some(netns) = netns.filter(|_| left || replaced) else { return self.conclude(id, how) };
-        self.holders.ending.insert(id.to_owned(), how);
+        self.holders.ending.insert(id.into(), how);
         self.holders.watching = true;
         self.holders.look_at(netns.cookie);
     }
@@ -89,10 +91,10 @@ impl Control {
 
     /// Concludes what has ended and has no listener left.
     pub(super) fn conclude_ended(&mut self) {
-        let over = |id: &&String| {
+        let over = |id: &&BackendId| {
             !self.world.backends.get(*id).is_some_and(|backend| has_listener(&self.world, &self.holders, backend))
         };
-        let over: Vec<String> = self.holders.ending.keys().filter(over).cloned().collect();
+        let over: Vec<BackendId> = self.holders.ending.keys().filter(over).cloned().collect();
         for id in over {
             if let Some(how) = self.holders.ending.get(&id).copied() {
                 self.conclude(&id, how);
@@ -103,15 +105,16 @@ impl Control {
             backend.process.is_some_and(|process| process.holds_only)
                 && !has_listener(&self.world, &self.holders, backend)
         };
-        let idle: Vec<String> = self.world.backends.values().filter(idle).map(|backend| backend.id.clone()).collect();
+        let idle: Vec<BackendId> =
+            self.world.backends.values().filter(idle).map(|backend| backend.id.clone()).collect();
         for id in idle {
             self.conclude(&id, Ending::Removed);
         }
     }
 
     /// The holders of listeners in a namespace cannot be found: its ended backends are removed.
-    pub(super) fn conclude_unheld(&mut self, netns_cookie: u64) {
-        let ending: Vec<String> = self.holders.ending.keys().cloned().collect();
+    pub(super) fn conclude_unheld(&mut self, netns_cookie: NetnsCookie) {
+        let ending: Vec<BackendId> = self.holders.ending.keys().cloned().collect();
         for id in ending {
             let here = self.world.backends.get(&id).and_then(|b| b.netns).is_none_or(|n| n.cookie == netns_cookie);
             if let Some(how) = self.holders.ending.get(&id).copied().filter(|_| here) {
@@ -122,7 +125,13 @@ impl Control {
 
     /// No backend holds a listener of this one. If no process was found, it may be in transit to another process, in the
     /// queue of a unix socket: it is given clients as before, and looked for again.
-    pub(super) fn held_by_strangers(&mut self, cookie: u64, port: u16, index: u32, mut strangers: Vec<Stranger>) {
+    pub(super) fn held_by_strangers(
+        &mut self,
+        cookie: SocketCookie,
+        port: Port,
+        index: BackendIndex,
+        mut strangers: Vec<Stranger>,
+    ) {
         let Some(backend) = self.world.by_index(index) else { return };
         // The processes of a container whose cgroup is not known have not been looked at, and may be these.
         let runs = !self.holders.ending.contains_key(&backend.id);
@@ -153,7 +162,13 @@ impl Control {
 
     /// A listener that was never registered is on a port of registered processes that have ended, and no backend holds it. If a
     /// process of the same user does, that has replaced them.
-    pub(super) fn replaced_by(&mut self, cookie: u64, netns_cookie: u64, port: u16, strangers: &[Stranger]) {
+    pub(super) fn replaced_by(
+        &mut self,
+        cookie: SocketCookie,
+        netns_cookie: NetnsCookie,
+        port: Port,
+        strangers: &[Stranger],
+    ) {
         let ended = self.holders.ending.keys().filter_map(|id| self.world.backends.get(id));
         let replaced = |backend: &&Backend| {
             let here = backend.netns.is_some_and(|netns| netns.cookie == netns_cookie);
@@ -171,14 +186,14 @@ impl Control {
             );
             Some((backend.index, text))
         };
-        let said: Vec<(u32, String)> = ended.filter(replaced).filter_map(of_same_user).collect();
+        let said: Vec<(BackendIndex, String)> = ended.filter(replaced).filter_map(of_same_user).collect();
         for (index, text) in said {
             self.refuse(cookie, index, text);
         }
     }
 
     /// Whether what a backend was goes on in this process, which holds the very socket that was registered.
-    fn may_follow(&self, backend: &Backend, cookie: u64, stranger: &Stranger) -> bool {
+    fn may_follow(&self, backend: &Backend, cookie: SocketCookie, stranger: &Stranger) -> bool {
         match (&backend.kind, backend.process) {
             (Kind::Registered { .. }, process) => process.is_some(),
             // One that ran in its cgroup has left it; any other was passed the socket.
@@ -190,7 +205,7 @@ impl Control {
         }
     }
 
-    fn follow(&mut self, id: &str, cookie: u64, stranger: Stranger) {
+    fn follow(&mut self, id: &str, cookie: SocketCookie, stranger: Stranger) {
         let Stranger { process, uid, name, socket } = stranger;
         let ended = self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
@@ -219,7 +234,7 @@ impl Control {
     }
 
     /// Takes a listener that only a process of no backend holds out of the socket map.
-    fn refuse(&mut self, cookie: u64, index: u32, text: String) {
+    fn refuse(&mut self, cookie: SocketCookie, index: BackendIndex, text: String) {
         let was_registered = self.world.sockets.contains_key(&cookie)
             || self.holders.refused.get(&cookie).is_some_and(|refused| refused.was_registered);
         self.forget_socket(cookie);
@@ -228,7 +243,7 @@ impl Control {
         let (service, name, netns) = (backend.spec.service.clone(), backend.name.clone(), backend.netns);
         // A container is what its engine says: it does not live on as a process outside.
         if !matches!(backend.kind, Kind::Container { .. }) || !self.holders.ending.contains_key(&backend.id) {
-            let netns_cookie = netns.map_or(0, |netns| netns.cookie);
+            let netns_cookie = netns.map(|netns| netns.cookie).unwrap_or_default();
             self.holders.refused.insert(cookie, Refused { netns_cookie, index, was_registered });
         }
         if backend.troubles.insert(HOLDER, text.clone()).as_ref() != Some(&text) {
@@ -240,11 +255,11 @@ impl Control {
     /// Clears the condition of a backend once no listener of it is held by another process.
     pub(super) fn clear_refusals(&mut self) {
         let said = |backend: &&Backend| backend.troubles.contains_key(HOLDER) && backend.phase == Phase::Running;
-        let said: Vec<u32> = self.world.backends.values().filter(said).map(|backend| backend.index).collect();
+        let said: Vec<BackendIndex> = self.world.backends.values().filter(said).map(|backend| backend.index).collect();
         said.into_iter().for_each(|index| self.clear_refusal(index));
     }
 
-    fn clear_refusal(&mut self, index: u32) {
+    fn clear_refusal(&mut self, index: BackendIndex) {
         if !self.holders.refused.values().any(|refused| refused.index == index)
             && let Some(backend) = self.world.by_index_mut(index)
             && backend.troubles.remove(HOLDER).is_some()
@@ -280,7 +295,7 @@ impl Control {
 
     /// Reports the end of a process.
     pub(super) fn watch_process(&self, id: &str, process: ProcessId) {
-        let id = id.to_owned();
+        let id = BackendId::from(id);
         self.effects.send_later(async move {
             let wait =
                 async || sys::readable(Process::of(process).map(Process::into_pidfd)?)?.readable().await.map(drop);
@@ -303,7 +318,7 @@ fn backend_kind(backend: Option<&Backend>) -> Option<&Kind> {
     Some(&backend?.kind)
 }
 
-fn backend_netns(backend: Option<&Backend>) -> Option<u64> {
+fn backend_netns(backend: Option<&Backend>) -> Option<NetnsCookie> {
     Some(backend?.netns?.cookie)
 }
 

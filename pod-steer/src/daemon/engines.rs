@@ -5,6 +5,7 @@ use tracing::warn;
 use super::{ENGINES_MAX, control::Control, deferred::Deferred};
 use crate::{
     engine::{self, Container},
+    ids::BackendIndex,
     kernel::Cgroup,
 };
 
@@ -39,7 +40,7 @@ impl Control {
     }
 
     /// The index by which an earlier daemon attached to a container's cgroup, if the files that said so are gone.
-    pub(super) fn attached_before(&mut self, container: &Container) -> Option<u32> {
+    pub(super) fn attached_before(&mut self, container: &Container) -> Option<BackendIndex> {
         if !self.engines.is_awaiting() {
             return None;
         }

@@ -7,7 +7,13 @@ use std::{
 
 use pod_steer_ebpf::Event as KernelEvent;
 
-use crate::{api::Ask, cgroups::Seen, engine::EngineInput, world::BackendId};
+use crate::{
+    api::Ask,
+    cgroups::Seen,
+    engine::EngineInput,
+    ids::{BackendId, NetnsCookie, SocketCookie},
+    ports::Port,
+};
 
 /// What has happened, or is asked.
 pub enum Event {
@@ -32,7 +38,7 @@ pub enum Event {
         /// The backend.
         id: BackendId,
         /// What was found, by cookie; nothing of those that were not seen.
-        found: BTreeMap<u64, Option<super::inspections::Inspection>>,
+        found: BTreeMap<SocketCookie, Option<super::inspections::Inspection>>,
         /// How long the look took.
         took: Duration,
     },
@@ -46,15 +52,15 @@ pub enum Event {
     /// The listeners of a namespace were enumerated.
     Listeners {
         /// Cookie of the namespace.
-        netns_cookie: u64,
+        netns_cookie: NetnsCookie,
         /// All of them.
         listeners: Vec<crate::listening::Listener>,
     },
     /// The accept queues of some namespaces were looked at: by the cookie of each, the listeners whose queue
     /// is full.
-    AcceptQueues(Vec<(u64, Vec<super::accept_queues::FullQueue>)>),
+    AcceptQueues(Vec<(NetnsCookie, Vec<super::accept_queues::FullQueue>)>),
     /// The ports that no socket uses, by the cookie of their namespace.
-    Idle(Vec<(u64, BTreeSet<u16>)>),
+    Idle(Vec<(NetnsCookie, BTreeSet<Port>)>),
     /// A process that is to be registered was looked at.
     Registering(Box<super::register::Registration>),
     /// A container that ran before it was managed was looked at.
@@ -64,7 +70,7 @@ pub enum Event {
         /// The backend.
         id: BackendId,
         /// The ports; nothing if the look failed.
-        ports: Option<BTreeSet<u16>>,
+        ports: Option<BTreeSet<Port>>,
     },
     /// What is believed of a backend's health has changed.
     Probed {
@@ -107,7 +113,7 @@ pub enum Event {
     /// A namespace is steered in now, or cannot be.
     Attached {
         /// Its cookie.
-        cookie: u64,
+        cookie: NetnsCookie,
         /// Why not.
         result: Result<(), String>,
     },

@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use super::control::Control;
 use crate::{
     cgroups::{self, below},
+    ids::BackendId,
     kernel::Unloaded,
     process_set::ProcessSet,
     procs::Process,
@@ -25,7 +26,7 @@ pub(super) fn base_cgroup(mount: &Path, bpffs: &Path) -> PathBuf {
 /// A new cgroup for a command.
 pub(super) struct ExecCgroup {
     /// The id of its backend, which no other backend has.
-    pub id: String,
+    pub id: BackendId,
     /// Its directory.
     pub path: PathBuf,
     /// The same below the mount, if it is not in pod-steer's own cgroup.
@@ -40,7 +41,8 @@ impl Control {
         let mut parent = self.delegated_parent(Path::new(caller.trim_start_matches('/')));
         let (mount, base) = (self.cgroups.mount(), base_cgroup(self.cgroups.mount(), &self.pins.dir));
         let instance = self.pins.dir.file_name().unwrap_or_default();
-        let mut ids = (0u32..).map(|n| format!("exec-{pid}-{n}")).filter(|id| !self.world.backends.contains_key(id));
+        let ids = (0..).map(|n| BackendId::from(format!("exec-{pid}-{n}")));
+        let mut ids = ids.filter(|id| !self.world.backends.contains_key(id));
         loop {
             let id = ids.next().ok_or("no id is free")?;
             let (path, below_caller, made) = match &parent {
@@ -50,7 +52,7 @@ impl Control {
                     (mount.join(&below), Some(below), below::make(mount, parent, &name))
                 }
                 None => {
-                    let path = base.join(&id);
+                    let path = base.join(id.as_str());
                     let made = fs::create_dir_all(&base).and_then(|()| fs::create_dir(&path));
                     (path, None, made)
                 }
@@ -86,7 +88,7 @@ impl Control {
     /// The cgroup of a command.
     fn exec_cgroup(&self, backend: &Backend) -> PathBuf {
         let mount = self.cgroups.mount();
-        let own = || base_cgroup(mount, &self.pins.dir).join(&backend.id);
+        let own = || base_cgroup(mount, &self.pins.dir).join(backend.id.as_str());
         backend.exec_cgroup.as_ref().map_or_else(own, |path| mount.join(path))
     }
 

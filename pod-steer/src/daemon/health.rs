@@ -8,10 +8,11 @@ use tracing::{info, warn};
 use super::{Event, control::Control};
 use crate::{
     health::{self, CheckKind, CheckSpec, Job, Subject, Target, Verdict},
+    ids::{BackendId, SocketCookie},
     kernel::Probes,
     netns::Netns,
     process_set::ProcessSet,
-    world::{Backend, BackendId, Health, Kind, Phase, Socket, Sockets},
+    world::{Backend, Health, Kind, Phase, Socket, Sockets},
 };
 
 /// The checkers, and what they met with last.
@@ -28,7 +29,7 @@ struct Checker {
     number: u64,
     job: Job,
     /// The backend's sockets, when they were last looked at.
-    sockets: BTreeSet<u64>,
+    sockets: BTreeSet<SocketCookie>,
     task: AbortHandle,
 }
 
@@ -94,10 +95,10 @@ impl Control {
         }
         let sockets = Sockets::new(&world.sockets);
         let due = concerned.into_iter().map(|backend| {
-            let own: Vec<(u64, &Socket)> = sockets.of(backend.index).collect();
+            let own: Vec<(SocketCookie, &Socket)> = sockets.of(backend.index).collect();
             (backend.id.clone(), self.due(backend, &own), own.iter().map(|(cookie, _)| *cookie).collect())
         });
-        let due: Vec<(BackendId, Due, BTreeSet<u64>)> = due.collect();
+        let due: Vec<(BackendId, Due, BTreeSet<SocketCookie>)> = due.collect();
         for (id, due, sockets) in due {
             let (health, failure) = match due {
                 Due::Later if self.checks.by_id.contains_key(&id) => continue,
@@ -118,7 +119,7 @@ impl Control {
         }
     }
 
-    fn due(&self, backend: &Backend, sockets: &[(u64, &Socket)]) -> Due {
+    fn due(&self, backend: &Backend, sockets: &[(SocketCookie, &Socket)]) -> Due {
         let Some(spec) = self.world.configured.check(&backend.spec).cloned() else { return Due::Nothing };
         match backend.phase {
             Phase::Running => {}
@@ -129,7 +130,7 @@ impl Control {
         if matches!(spec.kind, CheckKind::Exec { .. }) {
             return match &backend.kind {
                 Kind::Container { engine } => {
-                    let subject = Subject::Container { engine: engine.clone(), id: backend.id.clone() };
+                    let subject = Subject::Container { engine: engine.clone(), id: backend.id.to_string() };
                     Due::Check(Job { spec, subject })
                 }
                 _ => Due::Never("a check by exec needs a container; choose another, or none".to_owned()),
@@ -155,7 +156,13 @@ impl Control {
     }
 
     /// The socket that probes are for.
-    fn target(&self, backend: &Backend, spec: &CheckSpec, netns: Netns, sockets: &[(u64, &Socket)]) -> Option<Target> {
+    fn target(
+        &self,
+        backend: &Backend,
+        spec: &CheckSpec,
+        netns: Netns,
+        sockets: &[(SocketCookie, &Socket)],
+    ) -> Option<Target> {
         let port = spec.port(&backend.spec.ports)?;
         let probed = self.checks.by_id.get(&backend.id).and_then(|checker| match &checker.job.subject {
             Subject::Socket { target, .. } => Some(target.cookie),
@@ -168,7 +175,7 @@ impl Control {
         Some(Target { cookie: *cookie, netns_cookie: netns.cookie, ip: socket.ip, port })
     }
 
-    fn check(&mut self, id: &str, job: Job, sockets: BTreeSet<u64>) {
+    fn check(&mut self, id: &str, job: Job, sockets: BTreeSet<SocketCookie>) {
         let checker = self.checks.by_id.get_mut(id);
         // A server with several sockets that closes one is what it was; one that has nothing but new ones is not.
         let is_new = checker.as_ref().is_some_and(|checker| match &job.subject {
@@ -189,7 +196,7 @@ impl Control {
         self.believe(id, Verdict { health: believed, failure: None });
         self.checks.started += 1;
         let number = self.checks.started;
-        let (inputs, id, name) = (self.effects.inputs(), id.to_owned(), id.to_owned());
+        let (inputs, id, name) = (self.effects.inputs(), BackendId::from(id), BackendId::from(id));
         let tell = move |verdict| {
             let (inputs, id) = (inputs.clone(), id.clone());
             async move { drop(inputs.send(Event::Probed { id, number, verdict }).await) }
@@ -208,7 +215,7 @@ impl Control {
     fn believe(&mut self, id: &str, verdict: Verdict) {
         let Verdict { health, failure } = verdict;
         let before = match failure.clone() {
-            Some(failure) => self.checks.failures.insert(id.to_owned(), failure),
+            Some(failure) => self.checks.failures.insert(id.into(), failure),
             None => self.checks.failures.remove(id),
         };
         let Some(backend) = self.world.backends.get_mut(id) else { return };
@@ -228,7 +235,7 @@ impl Control {
 }
 
 /// A server that listens, and not where its check is for, waits for ever: somebody should know.
-fn not_listening(backend: &Backend, spec: &CheckSpec, sockets: &[(u64, &Socket)]) -> Option<String> {
+fn not_listening(backend: &Backend, spec: &CheckSpec, sockets: &[(SocketCookie, &Socket)]) -> Option<String> {
     let port = spec.port(&backend.spec.ports)?;
     (!sockets.is_empty()).then(|| format!("its health check waits for it to listen on port {port}"))
 }

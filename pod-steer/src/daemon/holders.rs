@@ -8,6 +8,7 @@ mod state;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     time::Instant,
 };
@@ -19,7 +20,9 @@ pub(super) use state::{Holders, Refused};
 use super::{Event, control::Control};
 use crate::{
     holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     netns::Netns,
+    ports::Port,
     procs::FoundSocket,
     world::{Backend, Kind, Phase, Sockets},
 };
@@ -35,7 +38,7 @@ const MPTCP: &str = "mptcp";
 const SHARED: &str = "shared";
 
 /// What a look found, by the cookie of each namespace.
-pub type Answers = Vec<(u64, io::Result<Answer>)>;
+pub type Answers = Vec<(NetnsCookie, io::Result<Answer>)>;
 
 impl Control {
     /// Makes the next look one at everything.
@@ -56,11 +59,11 @@ impl Control {
         let refused = self.holders.refused.values().map(|refused| refused.netns_cookie);
         let ending = self.holders.ending.keys().filter_map(|id| Some(self.world.backends.get(id)?.netns?.cookie));
         let left_out = self.holders.left_out.values().map(|left_out| left_out.netns_cookie);
-        let all: BTreeSet<u64> = missing.chain(silent).chain(refused).chain(ending).chain(left_out).collect();
+        let all: BTreeSet<NetnsCookie> = missing.chain(silent).chain(refused).chain(ending).chain(left_out).collect();
         self.holders.watching = !all.is_empty();
         // In turn, if there are many.
         let last = self.holders.last;
-        let turn = all.range(last + 1..).chain(all.range(..=last)).take(AT_ONCE_MAX);
+        let turn = all.range((Excluded(last), Unbounded)).chain(all.range(..=last)).take(AT_ONCE_MAX);
         turn.for_each(|cookie| self.holders.look_at(*cookie));
         for (cookie, thorough) in std::mem::take(&mut self.holders.left) {
             *self.holders.due.entry(cookie).or_default() |= thorough;
@@ -68,7 +71,7 @@ impl Control {
     }
 
     /// The ports that a backend is to listen on and does not, or on which it may have further listeners that are left out.
-    fn missing(&self, backend: &Backend, sockets: &Sockets<'_>) -> BTreeSet<u16> {
+    fn missing(&self, backend: &Backend, sockets: &Sockets<'_>) -> BTreeSet<Port> {
         let mut ports = self.world.configured.listening_ports(&backend.spec);
         if self.holders.left_out.contains_key(&backend.index) {
             return ports;
@@ -80,7 +83,7 @@ impl Control {
     }
 
     /// Ports of registered processes that have ended.
-    fn vacant_ports(&self, netns: Netns) -> BTreeSet<u16> {
+    fn vacant_ports(&self, netns: Netns) -> BTreeSet<Port> {
         let ending = self.holders.ending.keys().filter_map(|id| self.world.backends.get(id));
         let here = ending.filter(|backend| backend.netns == Some(netns));
         // Skip it if the process that listens there has been reported.
@@ -89,7 +92,7 @@ impl Control {
         registered.flat_map(|backend| self.world.configured.listening_ports(&backend.spec)).collect()
     }
 
-    fn netns_by_cookie(&self) -> BTreeMap<u64, Netns> {
+    fn netns_by_cookie(&self) -> BTreeMap<NetnsCookie, Netns> {
         self.world.backends.values().filter_map(|backend| backend.netns).map(|netns| (netns.cookie, netns)).collect()
     }
 
@@ -113,7 +116,7 @@ impl Control {
         };
         let candidates: Arc<Vec<Candidate>> = Arc::new(candidates.filter_map(candidate).collect());
         let by_cookie = self.netns_by_cookie();
-        let question = |(cookie, thorough): (&u64, &bool)| {
+        let question = |(cookie, thorough): (&NetnsCookie, &bool)| {
             let here = self.world.sockets.iter().filter(|(_, socket)| socket.netns_cookie == *cookie);
             let known = here.map(|(cookie, socket)| {
                 let seat = self.holders.seats.get(cookie).copied();
@@ -130,7 +133,7 @@ impl Control {
             Some(Question { netns, known, candidates: Arc::clone(&candidates), vacant, thorough: *thorough })
         };
         let last = self.holders.last;
-        let turn = due.range(last + 1..).chain(due.range(..=last));
+        let turn = due.range((Excluded(last), Unbounded)).chain(due.range(..=last));
         let questions: Vec<Question> = turn.filter_map(question).collect();
         if questions.is_empty() {
             return;
@@ -162,7 +165,7 @@ impl Control {
                     self.clear_left_out(netns_cookie, began);
                 }
                 Err(error) => {
-                    debug!(netns_cookie, %error, "cannot tell which processes hold the listeners of a namespace");
+                    debug!(%netns_cookie, %error, "cannot tell which processes hold the listeners of a namespace");
                     // Once may be for want of a thread, or a descriptor.
                     if !self.holders.failed.insert(netns_cookie) {
                         self.conclude_unheld(netns_cookie);
@@ -185,7 +188,7 @@ impl Control {
         for cookie in self.holders.note_missed(&asked, &listening) {
             self.holders.refused.remove(&cookie);
             if let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) {
-                debug!(cookie, "no longer listens");
+                debug!(%cookie, "no longer listens");
                 self.forget_socket(cookie);
                 self.touch_backend(index);
             }
@@ -193,7 +196,7 @@ impl Control {
         if asked.iter().any(|cookie| self.holders.missed.contains(cookie)) {
             self.holders.look_at(netns_cookie);
         }
-        let mut shared: BTreeMap<u32, (u16, u32)> = BTreeMap::new();
+        let mut shared: BTreeMap<BackendIndex, (Port, BackendIndex)> = BTreeMap::new();
         for (cookie, holding) in held {
             self.held_by(cookie, netns_cookie, holding, &mut shared);
         }
@@ -205,7 +208,13 @@ impl Control {
     }
 
     /// Decides about one listener. `shared` collects backends that hold one of another backend, with its port and owner.
-    fn held_by(&mut self, cookie: u64, netns_cookie: u64, holding: Holding, shared: &mut BTreeMap<u32, (u16, u32)>) {
+    fn held_by(
+        &mut self,
+        cookie: SocketCookie,
+        netns_cookie: NetnsCookie,
+        holding: Holding,
+        shared: &mut BTreeMap<BackendIndex, (Port, BackendIndex)>,
+    ) {
         let Holding { port, asked, mut backends, strangers } = holding;
         backends.retain(|(index, _)| {
             self.world.by_index(*index).is_some_and(|backend| !self.holders.ending.contains_key(&backend.id))
@@ -219,7 +228,7 @@ impl Control {
         let refused = self.holders.refused.get(&cookie).filter(|refused| refused.was_registered);
         let former = owner.or(refused.map(|refused| refused.index));
         let service = former.and_then(|index| self.world.by_index(index)).map(|backend| backend.spec.service.clone());
-        let indices: Vec<u32> = backends.iter().map(|(index, _)| *index).collect();
+        let indices: Vec<BackendIndex> = backends.iter().map(|(index, _)| *index).collect();
         let Some(holder) = self.world.holder(&indices, port, service.as_deref()).map(|backend| backend.index) else {
             match former {
                 Some(former) => self.held_by_strangers(cookie, port, former, strangers),
@@ -237,9 +246,9 @@ impl Control {
     }
 
     /// A listener is this backend's from now on.
-    pub(super) fn hand_over(&mut self, index: u32, socket: FoundSocket) {
+    pub(super) fn hand_over(&mut self, index: BackendIndex, socket: FoundSocket) {
         let Some(backend) = self.world.by_index(index) else { return };
-        let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.bound.port());
+        let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.port());
         if let Some(backend) = self.world.by_index_mut(index) {
             backend.troubles.remove(SHARED);
         }
@@ -255,10 +264,10 @@ impl Control {
         let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
         match former.map(|backend| backend.name.clone()) {
             Some(former) => {
-                info!(%service, backend = %name, port, %former, "holds a listener of another backend, and serves by it");
+                info!(%service, backend = %name, %port, %former, "holds a listener of another backend, and serves by it");
                 self.tell(&service, &name, "inherited", &format!("the listener on port {port} of {former}"));
             }
-            None => info!(%service, backend = %name, port, "holds a listener that it did not make, and serves by it"),
+            None => info!(%service, backend = %name, %port, "holds a listener that it did not make, and serves by it"),
         }
         self.register_inherited(index, socket);
         self.touch_backend(index);
@@ -268,13 +277,13 @@ impl Control {
     /// descriptors: only a complete one ends such a condition.
     fn tell_what_is_not_steered(
         &mut self,
-        netns_cookie: u64,
-        mptcp: &BTreeMap<u32, BTreeSet<u16>>,
-        shared: &BTreeMap<u32, (u16, u32)>,
+        netns_cookie: NetnsCookie,
+        mptcp: &BTreeMap<BackendIndex, BTreeSet<Port>>,
+        shared: &BTreeMap<BackendIndex, (Port, BackendIndex)>,
         is_complete: bool,
     ) {
-        let name = |index: u32| self.world.by_index(index).map(|owner| owner.name.clone()).unwrap_or_default();
-        let shared: BTreeMap<u32, String> = shared
+        let name = |index: BackendIndex| self.world.by_index(index).map(|owner| owner.name.clone()).unwrap_or_default();
+        let shared: BTreeMap<BackendIndex, String> = shared
             .iter()
             .map(|(index, (port, owner))| {
                 let owner = name(*owner);
@@ -312,8 +321,8 @@ impl Control {
 }
 
 /// Why listeners on these ports are not steered to, and what helps.
-pub(super) fn mptcp_text(ports: &BTreeSet<u16>) -> String {
-    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+pub(super) fn mptcp_text(ports: &BTreeSet<Port>) -> String {
+    let ports: Vec<String> = ports.iter().map(Port::to_string).collect();
     format!(
         "it listens on port {} by MPTCP, which no socket map takes: let pod-steer start it, since managed processes get TCP \
          instead; or make it use TCP (GODEBUG=multipathtcp=0 for a Go program, or sysctl net.mptcp.enabled=0), and restart it",

@@ -10,8 +10,8 @@ use tracing::debug;
 
 use super::{Event, control::Control, pace::Taken};
 use crate::{
+    ids::{BackendId, SocketCookie},
     procs::{FoundSocket, Seat},
-    world::BackendId,
 };
 
 /// What a look at a socket found; the kernel programs cannot see it.
@@ -32,7 +32,7 @@ pub struct Inspection {
 #[derive(Default)]
 pub(super) struct Inspections {
     /// By backend, cookies of the sockets that are still to be looked at.
-    due: HashMap<BackendId, BTreeSet<u64>>,
+    due: HashMap<BackendId, BTreeSet<SocketCookie>>,
     /// Backends that are being looked at.
     under_way: BTreeSet<BackendId>,
     /// The time that looks at each backend have taken: one that opens sockets without end keeps no CPU busy.
@@ -40,8 +40,8 @@ pub(super) struct Inspections {
 }
 
 impl Inspections {
-    pub fn add(&mut self, cookie: u64, id: &str) {
-        self.due.entry(id.to_owned()).or_default().insert(cookie);
+    pub fn add(&mut self, cookie: SocketCookie, id: &str) {
+        self.due.entry(id.into()).or_default().insert(cookie);
     }
 
     /// The backends that can be looked at now.
@@ -59,7 +59,7 @@ impl Inspections {
     /// A look that took so long is over.
     fn over(&mut self, id: &str, took: Duration, now: Instant) {
         if let Some(id) = self.under_way.take(id) {
-            self.taken.take(id, took, now);
+            self.taken.take(id.into(), took, now);
         }
     }
 }
@@ -78,11 +78,11 @@ impl Control {
         }
     }
 
-    fn inspect(&mut self, id: BackendId, due: BTreeSet<u64>) {
+    fn inspect(&mut self, id: BackendId, due: BTreeSet<SocketCookie>) {
         let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else { return };
         self.inspections.under_way.insert(id.clone());
         let migration = self.migration.clone();
-        let mut found: BTreeMap<u64, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
+        let mut found: BTreeMap<SocketCookie, Option<Inspection>> = due.iter().map(|cookie| (*cookie, None)).collect();
         let failed = Event::Inspected { id: id.clone(), found: found.clone(), took: Duration::ZERO };
         self.effects.run(failed, move || {
             // It may have waited for a thread.
@@ -103,7 +103,7 @@ impl Control {
         });
     }
 
-    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<u64, Option<Inspection>>, took: Duration) {
+    pub(super) fn inspected(&mut self, id: &str, found: BTreeMap<SocketCookie, Option<Inspection>>, took: Duration) {
         self.inspections.over(id, took, Instant::now());
         for (cookie, found) in found {
             let Some(socket) = self.world.sockets.get_mut(&cookie) else { continue };
@@ -124,7 +124,7 @@ impl Control {
                 None => self.holders.look_closely_at(netns_cookie),
             }
             if !found.is_some_and(|found| found.migrates) {
-                debug!(cookie, "its queue will not be handed on when it closes");
+                debug!(%cookie, "its queue will not be handed on when it closes");
             }
         }
     }
@@ -151,17 +151,17 @@ mod tests {
     fn looks_at_a_backend_that_take_long_wait() {
         let (mut inspections, start) = (Inspections::default(), Instant::now());
         let ms = Duration::from_millis;
-        inspections.add(1, "a");
-        inspections.add(2, "b");
+        inspections.add(SocketCookie(1), "a");
+        inspections.add(SocketCookie(2), "b");
         assert_eq!(inspections.ready(start).len(), 2);
         inspections.due.clear();
-        inspections.under_way.insert("a".to_owned());
-        inspections.add(3, "a");
+        inspections.under_way.insert("a".into());
+        inspections.add(SocketCookie(3), "a");
         assert_eq!((inspections.ready(start), inspections.due(start)), (vec![], None));
         inspections.over("a", ms(110), start);
         assert_eq!((inspections.ready(start), inspections.due(start)), (vec![], Some(start + ms(40))));
-        inspections.add(4, "b");
-        assert_eq!(inspections.ready(start), ["b"]);
+        inspections.add(SocketCookie(4), "b");
+        assert_eq!(inspections.ready(start), [BackendId::from("b")]);
         assert_eq!(inspections.ready(start + ms(41)).len(), 2);
     }
 }

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::{
     clock::Timed,
+    ids::BackendId,
     rollout::{Decision, Operation},
 };
 use disk::{Disk, Fault};
@@ -34,7 +35,7 @@ pub struct PlannedStop {
     /// Their version.
     pub version: String,
     /// Ids of the backends.
-    pub backends: BTreeSet<String>,
+    pub backends: BTreeSet<BackendId>,
     /// When they are stopped, in milliseconds since the machine booted.
     pub at_ms: i64,
 }

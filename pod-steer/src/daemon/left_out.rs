@@ -10,6 +10,7 @@ use pod_steer_ebpf::{LEFT_OUT_FAST, LEFT_OUT_MANY, LISTENS_BURST, LISTENS_PER_S}
 use tracing::warn;
 
 use super::control::Control;
+use crate::ids::{BackendIndex, NetnsCookie};
 
 /// Topic of [`crate::world::Backend::troubles`].
 const LEFT_OUT: &str = "left-out";
@@ -20,7 +21,7 @@ const QUIET: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(in crate::daemon) struct LeftOut {
     /// Cookie of their namespace.
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     /// Why: one of the `LEFT_OUT_` constants.
     reason: u32,
     /// When it was told last.
@@ -31,7 +32,7 @@ pub(in crate::daemon) struct LeftOut {
 
 impl Control {
     /// Some listeners of a backend were left out.
-    pub(super) fn note_left_out(&mut self, index: u32, netns_cookie: u64, reason: u32) {
+    pub(super) fn note_left_out(&mut self, index: BackendIndex, netns_cookie: NetnsCookie, reason: u32) {
         let (usage, count) = (self.kernel.socket_usage(index), self.kernel.left_out(index));
         let Some(backend) = self.world.by_index_mut(index) else { return };
         let text = match reason {
@@ -58,7 +59,7 @@ impl Control {
     }
 
     /// A listener of a backend is not registered, which [`Control::tell_left_out`] tells with others.
-    pub(super) fn leave_out(&mut self, index: u32, netns_cookie: u64, reason: u32) {
+    pub(super) fn leave_out(&mut self, index: BackendIndex, netns_cookie: NetnsCookie, reason: u32) {
         self.holders.left_out_now.insert(index, (netns_cookie, reason));
     }
 
@@ -70,7 +71,7 @@ impl Control {
     }
 
     /// A look has left listeners of a backend to the next ones.
-    pub(super) fn found_beyond(&mut self, index: u32, netns_cookie: u64) {
+    pub(super) fn found_beyond(&mut self, index: BackendIndex, netns_cookie: NetnsCookie) {
         if !self.kernel.socket_usage(index).may_take() {
             self.leave_out(index, netns_cookie, LEFT_OUT_MANY);
         } else if !self.found_left_out(index) {
@@ -79,25 +80,25 @@ impl Control {
     }
 
     /// A look has found a listener that was left out, and it is registered.
-    pub(super) fn found_left_out(&mut self, index: u32) -> bool {
+    pub(super) fn found_left_out(&mut self, index: BackendIndex) -> bool {
         let left_out = self.holders.left_out.get_mut(&index);
         left_out.map(|left_out| left_out.found = true).is_some()
     }
 
     /// An answer about this namespace is about to be read.
-    pub(super) fn expect_left_out(&mut self, netns_cookie: u64) {
+    pub(super) fn expect_left_out(&mut self, netns_cookie: NetnsCookie) {
         let here = self.holders.left_out.values_mut().filter(|left_out| left_out.netns_cookie == netns_cookie);
         here.for_each(|left_out| left_out.found = false);
     }
 
     /// It has been read: where it has found none, and none was left out since long before the look began, the condition ends.
-    pub(super) fn clear_left_out(&mut self, netns_cookie: u64, began: Instant) {
+    pub(super) fn clear_left_out(&mut self, netns_cookie: NetnsCookie, began: Instant) {
         let over = |left_out: &LeftOut| {
             left_out.netns_cookie == netns_cookie
                 && !left_out.found
                 && began.saturating_duration_since(left_out.at) > QUIET
         };
-        let over: Vec<u32> =
+        let over: Vec<BackendIndex> =
             self.holders.left_out.iter().filter(|(_, left_out)| over(left_out)).map(|(index, _)| *index).collect();
         for index in over {
             self.holders.left_out.remove(&index);
@@ -113,7 +114,7 @@ impl Control {
         if self.engines.is_awaiting() {
             return;
         }
-        let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut counts: BTreeMap<BackendIndex, u64> = BTreeMap::new();
         for socket in self.world.sockets.values() {
             *counts.entry(socket.backend).or_default() += 1;
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::control::Control;
 use crate::{
+    ids::{BackendIndex, CgroupId},
     kernel::Cgroup,
     world::{Backend, Phase},
 };
@@ -22,21 +23,21 @@ impl Control {
             return;
         }
         let mut left = 0;
-        let by_index: HashMap<u32, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
+        let by_index: HashMap<BackendIndex, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
         // A container that starts again has its new cgroup before the engine says so.
-        let is_over = |cgroup: u64, index: u32| match (by_index.get(&index), self.places.id(index)) {
+        let is_over = |cgroup: CgroupId, index: BackendIndex| match (by_index.get(&index), self.places.id(index)) {
             (None, _) => true,
             (Some(_), Some(current)) => current != cgroup,
             (Some(backend), None) => backend.phase == Phase::Exited,
         };
         let (over, mut attached): (Vec<_>, Vec<_>) =
             self.kernel.attached_backends().into_iter().partition(|&(cgroup, index)| is_over(cgroup, index));
-        let counts = |index: u32| {
+        let counts = |index: BackendIndex| {
             let counters = self.kernel.counters().backend(index);
             counters.opened != counters.closed
         };
         // One walk through the hierarchy for all of them.
-        let counting: BTreeSet<u64> =
+        let counting: BTreeSet<CgroupId> =
             over.iter().filter(|(_, index)| counts(*index)).map(|(cgroup, _)| *cgroup).collect();
         let there = crate::cgroups::with_ids(self.cgroups.mount(), &counting);
         for (cgroup, index) in over {
@@ -58,7 +59,7 @@ impl Control {
             self.kernel.detach_backend(cgroup, index);
             left += 1;
         }
-        let (attached, counting): (BTreeSet<u64>, BTreeSet<u32>) = attached.into_iter().unzip();
+        let (attached, counting): (BTreeSet<CgroupId>, BTreeSet<BackendIndex>) = attached.into_iter().unzip();
         let over = self.world.lingering.extract_if(.., |index, _| !counting.contains(index));
         let over: Vec<String> = over.map(|(_, lingering)| lingering.service).collect();
         over.iter().for_each(|service| self.touch_service(service));

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     api::{Answer, types::Registered},
+    ids::NetnsCookie,
     sys,
     world::{Phase, Plan},
 };
@@ -34,7 +35,7 @@ impl Control {
     pub(super) fn leave_namespaces(&mut self, plan: &Plan) {
         let planned = plan.namespaces();
         let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
-        let alive: BTreeSet<u64> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        let alive: BTreeSet<NetnsCookie> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
         for cookie in self.kernel.known_namespaces() {
             if !planned.contains(&cookie) && !self.netns.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
@@ -53,7 +54,7 @@ impl Control {
         self.netns.retain(|cookie| alive.contains(&cookie) || planned.contains(&cookie));
     }
 
-    pub(super) fn attached(&mut self, cookie: u64, result: Result<(), String>) {
+    pub(super) fn attached(&mut self, cookie: NetnsCookie, result: Result<(), String>) {
         self.world.repairing.remove(&cookie);
         let failure =
             result.err().or_else(|| self.kernel.hold_namespace(cookie).err().map(|error| crate::chain(&error)));
@@ -77,7 +78,7 @@ impl Control {
 
     /// Answers when the backend that was made is steered to.
     pub(super) fn answer(&mut self, made: Result<Registered, String>, answer: Answer) {
-        let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(&made.id)).and_then(|b| b.netns);
+        let netns = made.as_ref().ok().and_then(|made| self.world.backends.get(made.id.as_str())).and_then(|b| b.netns);
         let unanswered = match (made, netns) {
             (Ok(made), Some(netns)) => {
                 self.netns.wait(netns.cookie, (made, answer)).map(|(made, answer)| (Ok(made), answer))

@@ -16,9 +16,9 @@ use super::{
 use crate::{
     api::OrderError,
     clock::{Now, now},
+    ids::{BackendId, BackendIndex},
     kernel::Settled,
     rollout::{self, Decision, Operation, Order, Outcome, Phase, Policy, Refusal},
-    world::BackendId,
 };
 
 /// An order that has been given and waits for its turn.
@@ -55,7 +55,7 @@ pub(super) struct Orders {
     pub vacancies: Vacancies,
     pub attempts: Attempts,
     /// When each backend became ready, as it is stored.
-    pub ready_stored: HashMap<u32, Option<i64>>,
+    pub ready_stored: HashMap<BackendIndex, Option<i64>>,
 }
 
 impl Orders {

@@ -14,13 +14,13 @@ use std::{
 };
 
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
+    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with},
     thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
 };
 use tracing::{info, warn};
 
 use super::{control::Control, exec_cgroups::base_cgroup};
-use crate::{cgroups, confine, process_set::ProcessSet, sys};
+use crate::{cgroups, confine, ids::SocketCookie, process_set::ProcessSet, sys};
 
 /// Name of the cgroup, beside those of `exec`.
 pub(super) const CGROUP: &str = "paused";
@@ -58,10 +58,10 @@ impl Control {
         Ok(())
     }
 
-    fn hold_pause(&mut self, cgroup: &Path) -> io::Result<u64> {
+    fn hold_pause(&mut self, cgroup: &Path) -> io::Result<SocketCookie> {
         self.end_pause_holder();
         let listener = silent_listener()?;
-        let cookie = sockopt::socket_cookie(&listener)?;
+        let cookie = sys::socket_cookie(&listener)?;
         self.kernel.register_pause(cookie, &listener).map_err(io::Error::other)?;
         fs::create_dir_all(cgroup)?;
         let holder = Command::new("/proc/self/exe")

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::kernel::Lock;
+use crate::{ids::BackendIndex, kernel::Lock};
 
 /// Where the pins are.
 pub(super) struct Pins {
@@ -11,7 +11,7 @@ pub(super) struct Pins {
     /// Of the directory.
     pub lock: Option<Lock>,
     /// Index of the last backend whose links were looked at.
-    pub checked_last: u32,
+    pub checked_last: BackendIndex,
 }
 
 impl Pins {

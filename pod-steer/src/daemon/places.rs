@@ -29,7 +29,7 @@ impl Control {
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         match attached {
             Ok(cgroup) => {
-                debug!(container = %backend.name, cgroup, path = %path.display(), "attached");
+                debug!(container = %backend.name, %cgroup, path = %path.display(), "attached");
                 self.places.set(index, path.to_owned(), Some(cgroup));
                 if backend.troubles.remove(NO_CGROUP).is_some() {
                     self.touch_backend(index);

@@ -7,8 +7,9 @@ use tracing::warn;
 use super::{control::Control, operations::GivenOrder, recorded::Asker};
 use crate::{
     api::OrderError,
+    ids::BackendId,
     rollout::{Decision, DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
-    world::{Backend, BackendId, Coverage, State},
+    world::{Backend, Coverage, State},
 };
 
 /// Times of a deploy that the policy `latest` begins.
@@ -152,8 +153,7 @@ mod tests {
 
     #[test]
     fn a_refused_order_is_repeated_only_when_something_has_changed() {
-        let situation =
-            |state| Situation { states: BTreeMap::from([("v2".to_owned(), state)]), ..Situation::default() };
+        let situation = |state| Situation { states: BTreeMap::from([("v2".into(), state)]), ..Situation::default() };
         let mut attempts = Attempts::default();
         attempts.0.insert("web".to_owned(), situation(State::Standby));
         assert!(!attempts.may_order("web") && attempts.may_order("api"));

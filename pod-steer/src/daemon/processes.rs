@@ -22,13 +22,16 @@ use crate::{
     },
     cgroups::{self, below},
     clock::wall_ms,
+    ids::BackendId,
+    ids::{BackendIndex, SocketCookie},
     kernel::{Cgroup, Unloaded},
     labels::{self, Spec},
     listening, netns,
+    ports::Port,
     process_set::ProcessSet,
     procs::{FoundSocket, Listening, Process, process_id},
     text::Name,
-    world::{Backend, BackendId, Followed, Kind, Network, Phase},
+    world::{Backend, Followed, Kind, Network, Phase},
 };
 
 /// A command that is about to be executed and has become a backend; its process waits for the answer.
@@ -93,12 +96,12 @@ impl Control {
         if cgroups::is_empty(&path) {
             self.cgroup_empty(&path);
         }
-        Ok(Registered { id, sockets })
+        Ok(Registered { id: id.into(), sockets })
     }
 
-    pub(super) fn process_id(&self, kind: &str, pid: i32) -> String {
-        let free = |id: &String| !self.world.backends.contains_key(id);
-        (0..).map(|n| format!("{kind}-{pid}-{n}")).find(free).unwrap_or_default()
+    pub(super) fn process_id(&self, kind: &str, pid: i32) -> BackendId {
+        let free = |id: &BackendId| !self.world.backends.contains_key(id);
+        (0..).map(|n| format!("{kind}-{pid}-{n}").into()).find(free).unwrap_or_default()
     }
 
     pub(super) fn process_backend(
@@ -106,7 +109,7 @@ impl Control {
         id: &str,
         name: Option<String>,
         kind: Kind,
-        index: u32,
+        index: BackendIndex,
         spec: Spec,
         netns: netns::Netns,
     ) -> Backend {
@@ -133,7 +136,7 @@ impl Control {
         self.world.backends.insert(id.clone(), backend);
         // One that belongs to another backend stays with that as long as it lives; a look says so.
         self.holders.look_at(netns.cookie);
-        let own: BTreeSet<u64> = held.sockets.iter().map(|socket| socket.cookie).collect();
+        let own: BTreeSet<SocketCookie> = held.sockets.iter().map(|socket| socket.cookie).collect();
         for socket in held.sockets {
             if !self.world.sockets.contains_key(&socket.cookie) {
                 self.register_inherited(index, socket);
@@ -150,7 +153,7 @@ impl Control {
     }
 
     /// Whether the claims of a new backend hold; else it is removed. Called after a reconcile only.
-    pub(super) fn accepted(&mut self, id: &str) -> Result<u32, String> {
+    pub(super) fn accepted(&mut self, id: &str) -> Result<BackendIndex, String> {
         let index = self.world.backends.get(id).map(|backend| backend.index).ok_or("it has ended")?;
         let Some(refused) = self.plan.hindrances.get(&index) else { return Ok(index) };
         let refused = refused.join("; ");
@@ -199,17 +202,17 @@ pub fn detach_registered<'a>(backends: impl IntoIterator<Item = &'a Backend>) {
 pub(super) struct HeldListeners {
     pub sockets: Vec<FoundSocket>,
     /// Ports on which it listens by MPTCP.
-    pub mptcp: BTreeSet<u16>,
+    pub mptcp: BTreeSet<Port>,
 }
 
 impl HeldListeners {
     /// Looks through its descriptors.
-    pub fn of(process: &Process, ports: &BTreeSet<u16>) -> Result<Self, String> {
-        let sockets = process.listeners(&mut Listening::default(), |socket| ports.contains(&socket.bound.port()));
+    pub fn of(process: &Process, ports: &BTreeSet<Port>) -> Result<Self, String> {
+        let sockets = process.listeners(&mut Listening::default(), |socket| ports.contains(&socket.port()));
         let sockets =
             sockets.map_err(|e| format!("the descriptors of process {} cannot be read: {e}", process.pid()))?;
         let (mptcp, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(|socket| socket.mptcp);
-        Ok(Self { sockets, mptcp: mptcp.iter().map(|socket| socket.bound.port()).collect() })
+        Ok(Self { sockets, mptcp: mptcp.iter().map(|socket| socket.port()).collect() })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::control::Control;
 use crate::{
+    ids::NetnsCookie,
     netns::Netns,
     process_set::ProcessSet,
     procs::process_id,
@@ -25,8 +26,8 @@ impl Control {
     }
 
     /// The namespaces of backends by their cookies, and the processes by which each is opened.
-    pub(super) fn namespaces(&self) -> BTreeMap<u64, (Netns, Vec<ProcessSet>)> {
-        let mut namespaces: BTreeMap<u64, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
+    pub(super) fn namespaces(&self) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
+        let mut namespaces: BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
         for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
             let Some(netns) = backend.netns else { continue };
             namespaces.entry(netns.cookie).or_insert((netns, Vec::new())).1.push(self.processes_of(backend));

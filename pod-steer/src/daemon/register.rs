@@ -14,10 +14,12 @@ use crate::{
         Answer,
         types::{RegisterRequest, Registered},
     },
+    ids::BackendId,
     labels::Spec,
     netns::{self, Netns},
+    ports::{Port, PortMap},
     procs::{Listening, Process, ProcessId, process_id},
-    world::{BackendId, Followed, Kind, listed},
+    world::{Followed, Kind, listed},
 };
 
 /// A process that is to be registered.
@@ -51,7 +53,7 @@ impl Control {
             Ok(spec) => spec,
             Err(error) => return drop(answer.send(Err(error))),
         };
-        let targets: BTreeSet<u16> = spec.ports.iter().map(|map| map.target).collect();
+        let targets: BTreeSet<Port> = spec.ports.iter().map(PortMap::target_port).collect();
         let ports = self.world.configured.listening_ports(&spec);
         let (pid, name) = (request.pid, request.backend.name);
         let look = move || Found::look(pid, &targets, &ports);
@@ -87,13 +89,13 @@ impl Control {
         let AddedProcess { id, process, sockets } = added;
         self.accepted(&id)?;
         self.watch_process(&id, process);
-        Ok(Registered { id, sockets })
+        Ok(Registered { id: id.into(), sockets })
     }
 }
 
 impl Found {
     /// `targets` are the ports of its service, `ports` those and the one of its health check.
-    fn look(pid: i32, targets: &BTreeSet<u16>, ports: &BTreeSet<u16>) -> Result<Self, String> {
+    fn look(pid: i32, targets: &BTreeSet<Port>, ports: &BTreeSet<Port>) -> Result<Self, String> {
         let process = Process::open(pid).map_err(|e| format!("there is no process {pid}: {e}"))?;
         let uid = process.uid().map_err(|e| e.to_string())?;
         let ns =
@@ -101,7 +103,7 @@ impl Found {
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
         let id = process_id(pid).map_err(|e| format!("process {pid} cannot be identified: {e}"))?;
         let held = HeldListeners::of(&process, ports)?;
-        if held.sockets.iter().any(|socket| targets.contains(&socket.bound.port())) {
+        if held.sockets.iter().any(|socket| targets.contains(&socket.port())) {
             return Ok(Self { process: id, uid, ns, netns, held });
         }
         if !held.mptcp.is_empty() {
@@ -112,10 +114,10 @@ impl Found {
 }
 
 /// Says that a process listens on none of these ports, and on which it listens.
-fn listens_elsewhere(process: &Process, wanted: &BTreeSet<u16>) -> String {
+fn listens_elsewhere(process: &Process, wanted: &BTreeSet<Port>) -> String {
     let mut found = BTreeSet::new();
     let _ = process.listeners(&mut Listening::default(), |socket| {
-        found.insert(socket.bound.port());
+        found.insert(socket.port());
         false
     });
     let (pid, wanted) = (process.pid(), listed(wanted, "or"));

@@ -9,7 +9,9 @@ use tracing::{info, warn};
 use super::{Event, control::Control};
 use crate::{
     config::{Changes, RunConfig, args::RunArgs},
+    ids::{BackendIndex, NetnsCookie},
     listening,
+    ports::Port,
     process_set::open_netns,
 };
 
@@ -131,7 +133,7 @@ impl Control {
         let others = self.world.backends.values().filter(|backend| {
             before.listening_ports(&backend.spec) != self.world.configured.listening_ports(&backend.spec)
         });
-        let others: Vec<u32> = others.map(|backend| backend.index).collect();
+        let others: Vec<BackendIndex> = others.map(|backend| backend.index).collect();
         others.into_iter().for_each(|index| self.look_for_sockets(index));
 
         let changed = if in_effect.is_empty() { "nothing has changed".to_owned() } else { in_effect.join(", ") };
@@ -147,14 +149,14 @@ impl Control {
 
     /// Finds out who listens in each namespace where a backend may claim a port that it could not claim before. A namespace that was
     /// left, since nothing was claimed there, is opened by that as well.
-    fn enumerate_where_more_is_allowed(&mut self, could: impl Fn(&str, u16) -> bool) {
+    fn enumerate_where_more_is_allowed(&mut self, could: impl Fn(&str, Port) -> bool) {
         let mut namespaces = self.namespaces();
         let more = self.world.backends.values().filter(|backend| {
             let service = &backend.spec.service;
             let may = |port| self.world.may_claim(service, port) && !could(service, port);
-            backend.spec.ports.iter().any(|map| may(map.port))
+            backend.spec.ports.iter().any(|map| may(map.service_port()))
         });
-        let more: BTreeSet<u64> = more.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        let more: BTreeSet<NetnsCookie> = more.filter_map(|backend| Some(backend.netns?.cookie)).collect();
         namespaces.retain(|cookie, _| more.contains(cookie));
         for (cookie, (netns, sets)) in namespaces {
             let opened = open_netns(netns, &sets).and_then(|ns| Ok((listening::listeners(&ns, cookie)?, ns)));

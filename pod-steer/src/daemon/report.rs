@@ -6,15 +6,16 @@ use tracing::{info, warn};
 
 use super::control::Control;
 use crate::{
+    ids::BackendIndex,
     labels::Spec,
     world::{Plan, State},
 };
 
 /// What has been told of backends, by index.
 pub(super) struct Told {
-    states: BTreeMap<u32, State>,
-    hindrances: BTreeMap<u32, Vec<String>>,
-    silences: BTreeMap<u32, String>,
+    states: BTreeMap<BackendIndex, State>,
+    hindrances: BTreeMap<BackendIndex, Vec<String>>,
+    silences: BTreeMap<BackendIndex, String>,
 }
 
 impl Told {
@@ -45,7 +46,7 @@ impl Control {
         }
     }
 
-    fn report_problem(&self, index: u32, text: &str) {
+    fn report_problem(&self, index: BackendIndex, text: &str) {
         let Some(backend) = self.world.by_index(index) else { return };
         warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
         self.tell(&backend.spec.service, &backend.name, "problem", text);

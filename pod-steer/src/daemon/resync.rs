@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     bpffs,
+    ids::{BackendIndex, NetnsCookie},
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
     process_set::open_netns,
@@ -56,7 +57,7 @@ impl Control {
     fn ask_for_health(&self) {
         let waits = |backend: &&Backend| matches!(backend.health, Health::Starting | Health::Unhealthy);
         for backend in self.world.backends.values().filter(waits) {
-            self.effects.describe(backend.id.clone());
+            self.effects.describe(backend.id.to_string());
         }
     }
 
@@ -160,7 +161,7 @@ impl Control {
     }
 
     /// A namespace that was seen, or in which a backend is.
-    fn netns_of(&self, cookie: u64) -> Option<Netns> {
+    fn netns_of(&self, cookie: NetnsCookie) -> Option<Netns> {
         let of_backend =
             || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
         self.netns.get(cookie).or_else(of_backend)
@@ -257,7 +258,7 @@ impl Control {
     }
 
     /// A namespace is to be attached anew: its file is looked for, and the next plan attaches it.
-    fn find_namespace(&mut self, cookie: u64) {
+    fn find_namespace(&mut self, cookie: NetnsCookie) {
         if self.netns.is_open(cookie) {
             return;
         }
@@ -285,7 +286,7 @@ impl Control {
 
     /// Attaches again the programs of backends' cgroups that are detached or whose pins are gone.
     fn check_cgroups(&mut self, deep: bool) {
-        let mut own: Vec<u32> = self
+        let mut own: Vec<BackendIndex> = self
             .world
             .backends
             .values()
@@ -305,7 +306,7 @@ impl Control {
         }
     }
 
-    fn check_cgroup(&mut self, index: u32, deep: bool) {
+    fn check_cgroup(&mut self, index: BackendIndex, deep: bool) {
         let Some(path) = self.places.path(index).cloned() else { return };
         let Ok(cgroup) = Cgroup::open(&path) else { return };
         // A container that has just been started again has a cgroup that is about to be attached.
@@ -343,7 +344,7 @@ pub(super) fn namespace_subject(netns: Netns) -> String {
 }
 
 /// The same, of one of which only the cookie is known.
-pub(super) fn cookie_subject(cookie: u64) -> String {
+pub(super) fn cookie_subject(cookie: NetnsCookie) -> String {
     format!("network namespace with cookie {cookie}")
 }
 

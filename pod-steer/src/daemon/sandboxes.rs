@@ -52,10 +52,10 @@ impl Control {
         }
         let ns = container.pid.and_then(|pid| Process::open(pid).ok()?.netns().ok());
         let fault = ns.zip(container.sandbox.as_ref()).and_then(|(ns, sandbox)| fault(&ns, sandbox));
-        let id = &container.id;
+        let id = container.id.as_str();
         let changed = match fault {
             Some(text) => {
-                let news = self.world.abandoned.insert(id.clone(), text.clone()).as_ref() != Some(&text);
+                let news = self.world.abandoned.insert(id.into(), text.clone()).as_ref() != Some(&text);
                 if news {
                     warn!(container = %container.name, "{text}");
                 }

@@ -7,15 +7,21 @@ use std::{
 
 use pod_steer_ebpf::{
     EVENT_CLOSED, EVENT_LEFT_OUT, EVENT_LISTENING, EVENT_MPTCP_REFUSED, EVENT_NOT_REGISTERED, EVENT_NOT_SHARED,
-    Event as KernelEvent, FAMILY_V4, FAMILY_V6, LEFT_OUT_MANY, NONE, OwnListener, PROTO_TCP, SocketInfo,
+    Event as KernelEvent, FAMILY_V4, FAMILY_V6, LEFT_OUT_MANY, NONE, OwnListener, SocketInfo,
 };
 use rustix::net::sockopt::set_socket_reuseport;
 use tracing::{debug, warn};
 
-use super::{Event, control::Control, descriptions::described};
+use super::{
+    Event,
+    control::Control,
+    descriptions::{described, description},
+};
 use crate::{
     clock::boot_ms,
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     kernel::{KernelError, v6only},
+    ports::{Port, Proto},
     procs::{FoundSocket, address_bytes},
     world::{Network, Socket},
 };
@@ -26,55 +32,58 @@ const FOREIGN: &str = "foreign";
 impl Control {
     pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
         let info = &event.socket;
+        let (cookie, index, netns_cookie) =
+            (SocketCookie(event.cookie), BackendIndex(info.backend), NetnsCookie(info.netns_cookie));
+        let port = Port { number: info.port, proto: Proto::from_number(info.proto).unwrap_or_default() };
         // The event names the backend whose process made the socket, the world the one that holds it.
-        let holder = self.world.sockets.get(&event.cookie).map(|socket| socket.backend).filter(|_| event.cookie != 0);
-        let Some(backend) = self.world.by_index(holder.unwrap_or(info.backend)) else {
+        let holder = self.world.sockets.get(&cookie).map(|socket| socket.backend).filter(|_| event.cookie != 0);
+        let Some(backend) = self.world.by_index(holder.unwrap_or(index)) else {
             // Made by a backend that has ended. A look finds the one that holds it, if one does. It must
             // not become the next one's that gets the index.
             if event.kind == EVENT_LISTENING {
-                self.kernel.forget_socket(event.cookie);
+                self.kernel.forget_socket(cookie);
             }
-            return self.holders.look_at(info.netns_cookie);
+            return self.holders.look_at(netns_cookie);
         };
         let (id, service, name) = (backend.id.clone(), backend.spec.service.clone(), backend.name.clone());
         match event.kind {
             EVENT_LISTENING => {
                 let v6only = described(info).v6only;
-                debug!(%service, backend = %name, port = info.port, cookie = event.cookie, ?v6only, "listens");
-                self.holders.renewed.insert(event.cookie);
-                self.holders.silent.remove(&event.cookie);
-                self.kernel.listens_anew(event.cookie);
-                if holder.is_some_and(|holder| holder != info.backend) {
+                debug!(%service, backend = %name, %port, %cookie, ?v6only, "listens");
+                self.holders.renewed.insert(cookie);
+                self.holders.silent.remove(&cookie);
+                self.kernel.listens_anew(cookie);
+                if holder.is_some_and(|holder| holder != index) {
                     // It was handed over: a search finds the process that made it listen again.
-                    self.drop_socket(event.cookie);
+                    self.drop_socket(cookie);
                     self.touch_service(&service);
-                    return self.holders.look_at(info.netns_cookie);
+                    return self.holders.look_at(netns_cookie);
                 }
-                self.clear_no_place(info.backend);
-                if !self.world.sockets.contains_key(&event.cookie) {
-                    self.world.opened_ms.insert(event.cookie, boot_ms());
+                self.clear_no_place(index);
+                if !self.world.sockets.contains_key(&cookie) {
+                    self.world.opened_ms.insert(cookie, boot_ms());
                 }
-                self.add_socket(event.cookie, info);
+                self.add_socket(cookie, info);
                 self.sockets_changed(&service);
                 if event.errno != 0 {
                     self.describe_sockets(&mut self.kernel.socket_maps());
                 }
-                self.inspections.add(event.cookie, &id);
+                self.inspections.add(cookie, &id);
             }
             EVENT_CLOSED => {
-                debug!(%service, backend = %name, cookie = event.cookie, "no longer listens");
-                self.drop_socket(event.cookie);
-                self.kernel.closed(event.cookie);
+                debug!(%service, backend = %name, %cookie, "no longer listens");
+                self.drop_socket(cookie);
+                self.kernel.closed(cookie);
                 self.sockets_changed(&service);
             }
             EVENT_NOT_REGISTERED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
-                self.note_no_place(info.backend, info.port, &error);
+                self.note_no_place(index, port, &error);
             }
-            EVENT_LEFT_OUT => self.note_left_out(info.backend, info.netns_cookie, event.errno),
+            EVENT_LEFT_OUT => self.note_left_out(index, netns_cookie, event.errno),
             EVENT_NOT_SHARED => {
                 let error = std::io::Error::from_raw_os_error(event.errno as i32);
-                warn!(%service, backend = %name, port = info.port, %error, "SO_REUSEPORT could not be set on a bind");
+                warn!(%service, backend = %name, %port, %error, "SO_REUSEPORT could not be set on a bind");
             }
             EVENT_MPTCP_REFUSED => {
                 debug!(%service, backend = %name, "asked for MPTCP; it is expected to fall back to TCP");
@@ -84,23 +93,24 @@ impl Control {
         }
     }
 
-    fn add_socket(&mut self, cookie: u64, info: &SocketInfo) {
+    fn add_socket(&mut self, cookie: SocketCookie, info: &SocketInfo) {
         let uid = self.world.sockets.get(&cookie).and_then(|socket| socket.uid);
-        let Some(backend) = self.world.by_index_mut(info.backend) else { return };
+        let socket = Socket { uid, ..described(info) };
+        let index = socket.backend;
+        let Some(backend) = self.world.by_index_mut(index) else { return };
         // The engine's word on the namespace may still be under way; a namespace where others serve is known.
         if backend.netns.is_none() && backend.network != Network::Own {
-            backend.netns = self.netns.get(info.netns_cookie);
+            backend.netns = self.netns.get(socket.netns_cookie);
         }
-        let socket = Socket { uid, ..described(info) };
         let is_foreign = backend.netns.is_some_and(|netns| netns.cookie != socket.netns_cookie);
         self.world.sockets.insert(cookie, socket);
         if is_foreign {
-            self.check_foreign(info.backend);
+            self.check_foreign(index);
         }
     }
 
     /// Says of a backend whether one of its sockets lives in another network namespace.
-    pub(super) fn check_foreign(&mut self, index: u32) {
+    pub(super) fn check_foreign(&mut self, index: BackendIndex) {
         let Some(netns) = self.world.by_index(index).and_then(|backend| backend.netns) else { return };
         let mut own = self.world.sockets.values().filter(|socket| socket.backend == index);
         let text = own.find(|socket| socket.netns_cookie != netns.cookie).map(|socket| {
@@ -122,13 +132,13 @@ impl Control {
     }
 
     /// Looks for sockets that listened before the backend was managed.
-    pub(super) fn look_for_sockets(&mut self, index: u32) {
+    pub(super) fn look_for_sockets(&mut self, index: BackendIndex) {
         let Some(backend) = self.world.by_index(index) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (id, processes) = (backend.id.clone(), self.processes_of(backend));
         self.begin_search(&id);
         self.effects.run(Event::Found { id: id.clone(), sockets: None }, move || {
-            let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.bound.port());
+            let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.port());
             Event::Found { id, sockets: Some(processes.listeners(wanted)) }
         });
     }
@@ -152,7 +162,7 @@ impl Control {
     }
 
     /// Registers a socket of this backend that no kernel program has reported, or that was another backend's.
-    pub(super) fn register_found(&mut self, index: u32, socket: FoundSocket) {
+    pub(super) fn register_found(&mut self, index: BackendIndex, socket: FoundSocket) {
         // One that is registered keeps its place, whichever backend it is of.
         if !self.world.sockets.contains_key(&socket.cookie) && !self.kernel.socket_usage(index).may_take() {
             return self.leave_out(index, socket.netns_cookie, LEFT_OUT_MANY);
@@ -162,14 +172,15 @@ impl Control {
             self.note_port_user(&socket);
         }
         let hidden = hidden.unwrap_or_default();
+        let port = socket.port();
         let family = if socket.bound.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
         let info = SocketInfo {
-            netns_cookie: socket.netns_cookie,
+            netns_cookie: socket.netns_cookie.0,
             addr: address_bytes(socket.bound.ip()),
-            backend: index,
+            backend: index.0,
             table: NONE,
-            port: socket.bound.port(),
-            proto: PROTO_TCP,
+            port: port.number,
+            proto: port.proto.number(),
             family,
             service: NONE,
             hidden_port: hidden.port,
@@ -186,7 +197,7 @@ impl Control {
                     KernelError::Full { .. } => std::io::Error::from_raw_os_error(libc::E2BIG),
                     error => std::io::Error::other(crate::chain(&error)),
                 };
-                return self.note_no_place(index, info.port, &error);
+                return self.note_no_place(index, port, &error);
             }
         };
         self.clear_no_place(index);
@@ -194,14 +205,14 @@ impl Control {
             let _ = self.migration.attach(socket.fd.as_fd());
         } else if let Err(error) = set_socket_reuseport(&socket.fd, true) {
             // Set late it works all the same: the next bind looks at it, and the next listener makes the group.
-            self.note_unshared(index, info.port, error.into());
+            self.note_unshared(index, port, error.into());
         }
         // It may have been another backend's, of another service even.
         if let Some(former) = self.world.sockets.get(&socket.cookie).map(|socket| socket.backend) {
             self.drop_socket(socket.cookie);
             self.touch_backend(former);
         }
-        if self.world.no_longer_foreign(info.netns_cookie, socket.cookie) {
+        if self.world.no_longer_foreign(socket.netns_cookie, socket.cookie) {
             self.touch();
         }
         self.holders.seats.insert(socket.cookie, socket.seat);
@@ -220,10 +231,10 @@ impl Control {
     }
 
     /// Registers a socket that was made outside of this backend's cgroup.
-    pub(super) fn register_inherited(&mut self, index: u32, socket: FoundSocket) {
+    pub(super) fn register_inherited(&mut self, index: BackendIndex, socket: FoundSocket) {
         let cookie = socket.cookie;
         self.register_found(index, socket);
-        let live: BTreeSet<u64> = self.world.sockets.keys().copied().collect();
+        let live: BTreeSet<SocketCookie> = self.world.sockets.keys().copied().collect();
         let Some(backend) = self.world.by_index_mut(index) else { return };
         backend.inherited.retain(|cookie| live.contains(cookie));
         backend.inherited.insert(cookie);
@@ -241,15 +252,16 @@ impl Control {
         self.note_own_listeners(swept);
         let live = self.kernel.live_sockets(maps);
         let before = self.world.sockets.len();
-        let alive: BTreeSet<u64> = live.iter().map(|(cookie, _)| *cookie).chain(left).collect();
-        let gone: Vec<u64> = self.world.sockets.keys().filter(|cookie| !alive.contains(cookie)).copied().collect();
+        let alive: BTreeSet<SocketCookie> = live.iter().map(|(cookie, _)| *cookie).chain(left).collect();
+        let gone: Vec<SocketCookie> =
+            self.world.sockets.keys().filter(|cookie| !alive.contains(cookie)).copied().collect();
         gone.into_iter().for_each(|cookie| self.drop_socket(cookie));
         let mut changed = self.world.sockets.len() != before;
         for (cookie, info) in live {
             if self.world.sockets.contains_key(&cookie) {
                 continue;
             }
-            let Some(backend) = self.world.by_index(info.backend) else {
+            let Some(backend) = self.world.by_index(BackendIndex(info.backend)) else {
                 // Its backend has ended. It must not become the next one's that gets the index.
                 if !self.engines.is_awaiting() {
                     self.kernel.disown_socket(cookie);
@@ -270,22 +282,22 @@ impl Control {
     }
 
     /// Forgets the sockets of a backend that has ended.
-    pub(super) fn forget_sockets(&mut self, index: u32) {
+    pub(super) fn forget_sockets(&mut self, index: BackendIndex) {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == index);
-        let cookies: Vec<u64> = own.map(|(cookie, _)| *cookie).collect();
+        let cookies: Vec<SocketCookie> = own.map(|(cookie, _)| *cookie).collect();
         for cookie in cookies {
             self.forget_socket(cookie);
         }
     }
 
     /// Takes a socket out of steering, whether it listens or not.
-    pub(super) fn forget_socket(&mut self, cookie: u64) {
+    pub(super) fn forget_socket(&mut self, cookie: SocketCookie) {
         self.drop_socket(cookie);
         self.kernel.forget_socket(cookie);
     }
 
     /// A socket listens no more.
-    fn drop_socket(&mut self, cookie: u64) {
+    fn drop_socket(&mut self, cookie: SocketCookie) {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
             self.dirty.note_closed(own_listeners(&socket).map(|key| (key, cookie)));
@@ -318,10 +330,6 @@ impl Control {
 
 /// The keys by which a socket may be the newest listener: with its backend and without.
 fn own_listeners(socket: &Socket) -> impl Iterator<Item = OwnListener> + use<> {
-    let family = if socket.ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
-    let Socket { backend, netns_cookie, port, ifindex, .. } = *socket;
-    let addr = address_bytes(socket.ip);
-    let hidden_port = socket.hidden_port.unwrap_or(0);
-    let info = SocketInfo { netns_cookie, addr, backend, port, family, ifindex, hidden_port, ..SocketInfo::default() };
+    let info = description(socket);
     info.own_listener().into_iter().chain(info.any_listener())
 }

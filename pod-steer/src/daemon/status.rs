@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::control::Control;
 use crate::{
     api::types::{BackendStatus, NamespaceStatus, Problem, ServiceCountersStatus, ServiceStatus, Status},
+    ids::BackendIndex,
     world::{Backend, Kind, State},
 };
 
@@ -31,7 +32,7 @@ impl Control {
             .iter()
             .filter_map(|backend| backend.netns)
             .filter(|netns| self.plan.steers_in(netns.cookie))
-            .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie })
+            .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie.0 })
             .collect();
         namespaces.sort_by_key(|namespace| namespace.cookie);
         namespaces.dedup();
@@ -77,7 +78,7 @@ impl Control {
     }
 
     /// Connections that a backend holds.
-    pub(super) fn live(&self, index: u32) -> u64 {
+    pub(super) fn live(&self, index: BackendIndex) -> u64 {
         let counters = self.kernel.counters().backend(index);
         // Signed: the counters are not read in one instant.
         let moved = counters.moved_in as i64 - counters.moved_in_closed as i64 - counters.moved_out as i64
@@ -98,7 +99,7 @@ impl Control {
     fn backend(&self, backend: &Backend) -> BackendStatus {
         let counters = self.kernel.counters().backend(backend.index);
         BackendStatus {
-            id: backend.id.clone(),
+            id: backend.id.to_string(),
             name: backend.name.clone(),
             kind: match backend.kind {
                 Kind::Container { .. } => "container",

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     clock::{boot_ms, now},
+    ids::BackendId,
     rollout::{self, Phase},
     world::State,
 };
@@ -139,7 +140,7 @@ impl Control {
         // They may be needed again if nobody is left of the version that replaced them.
         let replaced = |stop: &PlannedStop| self.present_and_ready(&stop.service, &stop.version).1 > 0;
         let are_known = self.engines.are_all_known();
-        let exists = |id: &String| !are_known || self.world.backends.contains_key(id);
+        let exists = |id: &BackendId| !are_known || self.world.backends.contains_key(id);
         let (due, kept) = sort_stops(self.orders.stops.clone(), now_ms, exists, replaced);
         if kept == self.orders.stops {
             return;
@@ -148,7 +149,7 @@ impl Control {
         self.orders.stops = kept;
         for stop in due {
             info!(service = %stop.service, "the old backends have been kept as long as {} asked for", stop.version);
-            let serves = |id: &String| self.world.backends.get(id).is_some_and(|b| self.state(b) == State::Ready);
+            let serves = |id: &BackendId| self.world.backends.get(id).is_some_and(|b| self.state(b) == State::Ready);
             let idle = stop.backends.iter().filter(|id| !serves(id)).cloned().collect();
             self.stop_backends(&idle);
         }
@@ -159,7 +160,7 @@ impl Control {
 fn sort_stops(
     stops: Vec<PlannedStop>,
     now_ms: i64,
-    exists: impl Fn(&String) -> bool,
+    exists: impl Fn(&BackendId) -> bool,
     is_replaced: impl Fn(&PlannedStop) -> bool,
 ) -> (Vec<PlannedStop>, Vec<PlannedStop>) {
     let existing = stops.into_iter().filter(|stop| stop.backends.iter().any(&exists));
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     fn stop(at_ms: i64, backends: &[&str]) -> PlannedStop {
-        let backends = backends.iter().map(ToString::to_string).collect();
+        let backends = backends.iter().copied().map(BackendId::from).collect();
         PlannedStop { service: "web".to_owned(), version: "v2".to_owned(), backends, at_ms }
     }
 

@@ -6,10 +6,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::{control::Control, ended::is_outside};
-use crate::{clock::boot_ms, world::Kind};
+use crate::{clock::boot_ms, ids::BackendId, world::Kind};
 
 impl Control {
-    pub(super) fn stop_backends(&mut self, ids: &BTreeSet<String>) {
+    pub(super) fn stop_backends(&mut self, ids: &BTreeSet<BackendId>) {
         for id in ids {
             let Some(backend) = self.world.backends.get_mut(id) else { continue };
             let name = backend.name.clone();
@@ -55,7 +55,7 @@ impl Control {
             let ports = self.world.configured.listening_ports(&backend.spec);
             let id = backend.id.clone();
             self.effects.run_on(move |inputs| {
-                let sockets = processes.listeners(|socket| ports.contains(&socket.bound.port()));
+                let sockets = processes.listeners(|socket| ports.contains(&socket.port()));
                 let drops = |socket: &crate::procs::FoundSocket| crate::sys::drops(&socket.fd).unwrap_or(0);
                 let dropped: u64 = sockets.iter().map(|socket| u64::from(drops(socket))).sum();
                 let _ = inputs.blocking_send(super::Event::Dropped { id, dropped });
@@ -67,7 +67,7 @@ impl Control {
         if !self.world.backends.contains_key(id) {
             return;
         }
-        self.orders.overflows.entry(id.to_owned()).and_modify(|(_, now)| *now = dropped).or_insert((dropped, dropped));
+        self.orders.overflows.entry(id.into()).and_modify(|(_, now)| *now = dropped).or_insert((dropped, dropped));
     }
 }
 

@@ -16,8 +16,9 @@ use tracing::warn;
 
 use crate::{
     clock::Stored,
+    ids::{BackendId, BackendIndex, ServiceIndex},
     kernel::Notes,
-    world::{Backend, BackendId},
+    world::Backend,
 };
 
 /// What can go wrong with the files.
@@ -53,9 +54,9 @@ pub struct Store {
 struct Copies {
     notes: Option<Notes>,
     /// The index of each backend that has a note.
-    backends: BTreeMap<BackendId, u32>,
+    backends: BTreeMap<BackendId, BackendIndex>,
     /// The services that have a note.
-    services: BTreeMap<String, u32>,
+    services: BTreeMap<String, ServiceIndex>,
     /// Why the files are not complete, or the notes are not.
     failure: Option<String>,
 }
@@ -97,7 +98,7 @@ impl Store {
     }
 
     /// Writes everything once more.
-    pub fn put_all<'a>(&self, backends: impl Iterator<Item = &'a Backend>, services: &BTreeMap<String, u32>) {
+    pub fn put_all<'a>(&self, backends: impl Iterator<Item = &'a Backend>, services: &BTreeMap<String, ServiceIndex>) {
         let mut copies = self.copies.borrow_mut();
         copies.failure = None;
         copies.services.clear();
@@ -114,7 +115,7 @@ impl Store {
         let stored = Stored::new(backend.clone());
         let mut copies = self.copies.borrow_mut();
         let text = serde_json::to_vec(&stored).map_err(|e| failed("describe", &path)(e.into()))?;
-        let noted = copies.write(NOTE_BACKEND, backend.index, &text);
+        let noted = copies.write(NOTE_BACKEND, backend.index.0, &text);
         if noted {
             copies.backends.insert(backend.id.clone(), backend.index);
         }
@@ -126,7 +127,7 @@ impl Store {
         let _ = fs::remove_file(self.backend_path(id));
         let mut copies = self.copies.borrow_mut();
         if let (Some(index), Copies { notes: Some(notes), .. }) = (copies.backends.remove(id), &mut *copies) {
-            notes.remove(NOTE_BACKEND, index);
+            notes.remove(NOTE_BACKEND, index.0);
         }
     }
 
@@ -140,7 +141,7 @@ impl Store {
         });
         let noted: BTreeMap<BackendId, Backend> = noted.map(|backend| (backend.id.clone(), backend)).collect();
         copies.backends = noted.iter().map(|(id, backend)| (id.clone(), backend.index)).collect();
-        let taken: BTreeSet<u32> = copies.backends.values().copied().collect();
+        let taken: BTreeSet<BackendIndex> = copies.backends.values().copied().collect();
         let mut backends = self.filed();
         // A file that could not be removed may name an index that is another backend's by now.
         backends.retain(|_, backend| !taken.contains(&backend.index));
@@ -172,31 +173,33 @@ impl Store {
     }
 
     /// Remembers which service has which index of counters.
-    pub fn put_services(&self, services: &BTreeMap<String, u32>) -> Result<(), StoreError> {
+    pub fn put_services(&self, services: &BTreeMap<String, ServiceIndex>) -> Result<(), StoreError> {
         let mut copies = self.copies.borrow_mut();
         let before = copies.services.clone();
         let mut noted = copies.notes.is_some();
         for (name, index) in services.iter().filter(|(name, index)| before.get(*name) != Some(index)) {
-            noted &= copies.write(NOTE_SERVICE, *index, name.as_bytes());
+            noted &= copies.write(NOTE_SERVICE, index.0, name.as_bytes());
         }
-        let kept: BTreeSet<u32> = services.values().copied().collect();
+        let kept: BTreeSet<ServiceIndex> = services.values().copied().collect();
         if let Some(notes) = &mut copies.notes {
-            before.values().filter(|index| !kept.contains(index)).for_each(|index| notes.remove(NOTE_SERVICE, *index));
+            before.values().filter(|index| !kept.contains(index)).for_each(|index| notes.remove(NOTE_SERVICE, index.0));
         }
         copies.services = if noted { services.clone() } else { BTreeMap::new() };
         copies.settle(self.write(&self.dir.join("services.json"), services), noted)
     }
 
     /// Which service has which index of counters.
-    pub fn services(&self) -> BTreeMap<String, u32> {
+    pub fn services(&self) -> BTreeMap<String, ServiceIndex> {
         let read = fs::read(self.dir.join("services.json")).ok();
-        let filed: BTreeMap<String, u32> =
+        let filed: BTreeMap<String, ServiceIndex> =
             read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let mut copies = self.copies.borrow_mut();
         let notes = copies.notes.as_ref().map(|notes| notes.read(NOTE_SERVICE)).unwrap_or_default();
-        let taken: BTreeSet<u32> = notes.keys().copied().collect();
-        copies.services =
-            notes.into_iter().filter_map(|(index, name)| Some((String::from_utf8(name).ok()?, index))).collect();
+        let taken: BTreeSet<ServiceIndex> = notes.keys().copied().map(ServiceIndex).collect();
+        copies.services = notes
+            .into_iter()
+            .filter_map(|(index, name)| Some((String::from_utf8(name).ok()?, ServiceIndex(index))))
+            .collect();
         let mut services = filed;
         services.retain(|_, index| !taken.contains(index));
         services.extend(copies.services.clone());

@@ -6,6 +6,7 @@ use tracing::{debug, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    ids::{BackendId, NetnsCookie},
     listening::{self, Listener},
     netns::Netns,
     process_set::{ProcessSet, listeners_of_netns},
@@ -19,7 +20,7 @@ const NO_CLIENTS: &str = "no-clients";
 /// What was found of a container that ran before it was managed.
 pub struct Survey {
     /// Its id.
-    pub id: String,
+    pub id: BackendId,
     /// Its namespace, held open.
     pub netns: (Netns, File),
     /// The listeners there.
@@ -45,7 +46,7 @@ impl Control {
     }
 
     /// Takes the listeners of a namespace.
-    pub(super) fn surveyed(&mut self, netns_cookie: u64, listeners: Vec<Listener>) {
+    pub(super) fn surveyed(&mut self, netns_cookie: NetnsCookie, listeners: Vec<Listener>) {
         for listener in &listeners {
             let Some(cookie) = listener.cookie else { continue };
             // It may be given to another user at any time.
@@ -76,7 +77,7 @@ impl Control {
     }
 
     /// Remembers which of the listeners of a namespace are not managed.
-    pub(super) fn note_listeners(&mut self, netns_cookie: u64, mut listeners: Vec<Listener>) {
+    pub(super) fn note_listeners(&mut self, netns_cookie: NetnsCookie, mut listeners: Vec<Listener>) {
         // One that the kernel programs have registered in this moment has its event under way.
         let is_ours = |cookie| self.world.sockets.contains_key(&cookie) || self.kernel.socket(cookie).is_some();
         listeners.retain(|listener| !listener.cookie.is_some_and(is_ours));
@@ -94,7 +95,7 @@ impl Control {
         self.begin_search(&id);
         let failed = Event::Found { id: id.clone(), sockets: None };
         self.effects.run(failed, move || {
-            let wanted = |socket: &FoundSocket| ports.contains(&socket.bound.port());
+            let wanted = |socket: &FoundSocket| ports.contains(&socket.port());
             let sockets = ProcessSet::of_cgroup(&path).listeners(wanted);
             let listeners = listening::listeners(&ns, netns.cookie);
             Event::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, sockets }))

@@ -5,19 +5,26 @@ use std::{
     fs::File,
 };
 
-use pod_steer_ebpf::{PROTO_TCP, PortKey};
+use pod_steer_ebpf::PortKey;
 use tracing::{debug, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    ids::NetnsCookie,
     listening, netns,
+    ports::{Port, Proto},
     process_set::open_netns,
     procs::FoundSocket,
     world::{Backend, addresses_of_others, missing_ports},
 };
 
-fn port_key(netns_cookie: u64, port: u16) -> PortKey {
-    PortKey { netns_cookie, port, proto: PROTO_TCP, pad: [0; 5] }
+fn port_key(netns_cookie: NetnsCookie, port: Port) -> PortKey {
+    PortKey { netns_cookie: netns_cookie.0, port: port.number, proto: port.proto.number(), pad: [0; 5] }
+}
+
+/// The port that a key is for; nothing if it is of a protocol that is not steered here.
+fn of_key(key: &PortKey) -> Option<Port> {
+    Some(Port { number: key.port, proto: Proto::from_number(key.proto)? })
 }
 
 /// The walk through the kernel's connections that tells which ports are used: one at a time, whatever has ended meanwhile.
@@ -60,7 +67,7 @@ impl Control {
     /// A socket that was bound before its backend was managed has its port: who comes later and is another user is moved.
     /// That is so whatever the kernel programs noted of a bind that failed for it.
     pub(super) fn note_port_user(&mut self, socket: &FoundSocket) {
-        let port = port_key(socket.netns_cookie, socket.bound.port());
+        let port = port_key(socket.netns_cookie, socket.port());
         if self.shared_ports().contains(&port) {
             return;
         }
@@ -83,9 +90,11 @@ impl Control {
         }
         let unused: BTreeSet<PortKey> = self.kernel.owned_ports().difference(&self.shared_ports()).copied().collect();
         let wanted = |port: &PortKey| {
-            let here = |backend: &Backend| backend.netns.is_none_or(|netns| netns.cookie == port.netns_cookie);
+            let here = |backend: &Backend| backend.netns.is_none_or(|netns| netns.cookie.0 == port.netns_cookie);
             let backends = self.world.backends.values().filter(|backend| here(backend));
-            backends.flat_map(|backend| &backend.spec.ports).any(|map| map.target == port.port)
+            backends
+                .flat_map(|backend| &backend.spec.ports)
+                .any(|map| (map.target, map.proto.number()) == (port.port, port.proto))
         };
         let again = |port: &PortKey| compare && self.port_users.unused.contains(port);
         let (over, unused): (BTreeSet<PortKey>, _) = unused.into_iter().partition(|port| again(port) || !wanted(port));
@@ -103,18 +112,18 @@ impl Control {
         if ports.is_empty() || !self.port_users.begin() {
             return;
         }
-        let mut by_netns: BTreeMap<u64, BTreeSet<u16>> = BTreeMap::new();
+        let mut by_netns: BTreeMap<NetnsCookie, BTreeSet<Port>> = BTreeMap::new();
         for port in ports {
-            by_netns.entry(port.netns_cookie).or_default().insert(port.port);
+            by_netns.entry(NetnsCookie(port.netns_cookie)).or_default().extend(of_key(&port));
         }
         let mut namespaces = self.namespaces();
         self.effects.run(Event::Idle(Vec::new()), move || {
-            let mut opened: BTreeMap<u64, File> = BTreeMap::new();
+            let mut opened: BTreeMap<NetnsCookie, File> = BTreeMap::new();
             for cookie in by_netns.keys() {
                 let ns = namespaces.remove(cookie).and_then(|(netns, sets)| open_netns(netns, &sets).ok());
                 opened.extend(ns.map(|ns| (*cookie, ns)));
             }
-            let others: BTreeSet<u64> =
+            let others: BTreeSet<NetnsCookie> =
                 by_netns.keys().copied().filter(|cookie| !opened.contains_key(cookie)).collect();
             let search = netns::search(&others);
             opened.extend(search.found);
@@ -124,7 +133,7 @@ impl Control {
                     match listening::in_use(ns, netns_cookie, &ports) {
                         Ok(used) => ports.retain(|port| !used.contains(port)),
                         Err(error) => {
-                            debug!(netns_cookie, %error, "cannot enumerate the connections of a network namespace");
+                            debug!(%netns_cookie, %error, "cannot enumerate the connections of a network namespace");
                             continue;
                         }
                     }
@@ -138,7 +147,7 @@ impl Control {
     }
 
     /// A walk has ended: frees ports on which no server has begun to listen meanwhile. By the cookie of each namespace.
-    pub(super) fn free_unless_shared(&mut self, idle: Vec<(u64, BTreeSet<u16>)>) {
+    pub(super) fn free_unless_shared(&mut self, idle: Vec<(NetnsCookie, BTreeSet<Port>)>) {
         self.port_users.under_way = false;
         let shared = self.shared_ports();
         let ports = idle

@@ -6,6 +6,7 @@ use super::control::Control;
 use crate::{
     api::types::OperationStatus,
     clock::{boot_ms, by_wall_clock},
+    ids::BackendId,
     near,
     rollout::{self, Operation, Order, Phase, View},
     world::{Kind, State},
@@ -66,7 +67,7 @@ impl Control {
             Phase::Draining { old, .. } => old.clone(),
             _ => BTreeSet::new(),
         };
-        let live = |id: &String| view.backends.get(id).map_or(0, |backend| backend.live);
+        let live = |id: &BackendId| view.backends.get(id).map_or(0, |backend| backend.live);
         let left: u64 = left_backends.iter().map(live).sum();
         let waiting_for = operation.waiting_for(ready, wanted, left, boot_ms());
         let operation = by_wall_clock(self.orders.ledger.told(operation));

@@ -19,8 +19,10 @@ use tokio::{
 
 use super::{Outcome, StatusRange};
 use crate::{
+    ids::{NetnsCookie, SocketCookie},
     kernel::{ProbeUnderWay, Probes},
     netns,
+    ports::Port,
     procs::address_bytes,
 };
 
@@ -28,13 +30,13 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its cookie.
-    pub cookie: u64,
+    pub cookie: SocketCookie,
     /// Cookie of the namespace that it lives in.
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     /// Address that it is bound to.
     pub ip: IpAddr,
     /// Port that it is bound to.
-    pub port: u16,
+    pub port: Port,
 }
 
 /// The means to send a probe.
@@ -112,7 +114,7 @@ fn routes(target: &Target) -> Vec<(IpAddr, IpAddr)> {
 async fn connect(way: &Way) -> Result<Connection, Outcome> {
     let mut failed = Outcome::Unknown("its socket has no address that a probe can reach".to_owned());
     for (from, to) in routes(&way.target) {
-        let to = SocketAddr::new(to, way.target.port);
+        let to = SocketAddr::new(to, way.target.port.number);
         let (socket, under_way) = match prepare(way, from, to).await {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -141,7 +143,7 @@ async fn prepare(way: &Way, from: IpAddr, to: SocketAddr) -> io::Result<(TcpSock
     };
     socket.bind(SocketAddr::new(from, 0))?;
     let key = ProbeKey {
-        netns_cookie: way.target.netns_cookie,
+        netns_cookie: way.target.netns_cookie.0,
         destination: address_bytes(to.ip()),
         source_port: socket.local_addr()?.port(),
         destination_port: to.port(),
@@ -159,7 +161,12 @@ mod tests {
     #[test]
     fn probes_use_the_address_of_the_socket() {
         let routes = |ip: &str| {
-            let target = Target { cookie: 1, netns_cookie: 2, ip: ip.parse().unwrap(), port: 80 };
+            let target = Target {
+                cookie: SocketCookie(1),
+                netns_cookie: NetnsCookie(2),
+                ip: ip.parse().unwrap(),
+                port: Port::tcp(80),
+            };
             routes(&target).into_iter().map(|(from, to)| format!("{from} {to}")).collect::<Vec<_>>()
         };
         assert_eq!(routes("0.0.0.0"), ["127.83.84.1 127.0.0.1"]);

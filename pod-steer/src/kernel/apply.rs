@@ -7,10 +7,14 @@ use std::{
     time::Instant,
 };
 
-use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_SIDE, table_index};
+use pod_steer_ebpf::{NONE, Rule, SERVICES_MAX, SWITCH_SIDE, table_index};
 
-use super::{Kernel, KernelError, Result, Settled, limits::limit, ports::rule_of};
-use crate::world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule};
+use super::{Kernel, KernelError, NO_SERVICE, Result, Settled, limits::limit, ports::rule_of};
+use crate::{
+    ids::{BackendIndex, ServiceIndex, SocketCookie},
+    rule::RuleKey,
+    world::{Plan, PlannedNetworks, PlannedRule, PlannedTable, Refused, RefusedRule},
+};
 
 /// A rule as it is written, and what the tables that it refers to were built from.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +32,7 @@ pub(super) struct Published {
 
 impl Published {
     /// Whether this is exactly what is planned.
-    fn is(&self, planned: &PlannedRule, service: u32) -> bool {
+    fn is(&self, planned: &PlannedRule, service: ServiceIndex) -> bool {
         self.ours
             && self.rule == rule_of(planned, self.rule.table, service)
             && self.table == planned.table
@@ -45,7 +49,7 @@ impl Published {
 pub(super) struct MigrationTargets {
     pub rule: RuleKey,
     pub table: u32,
-    pub service: u32,
+    pub service: ServiceIndex,
 }
 
 /// The result of applying a plan.
@@ -90,8 +94,8 @@ impl Kernel {
     pub fn apply(
         &mut self,
         plan: &Plan,
-        services: &BTreeMap<String, u32>,
-        owners: impl FnOnce() -> BTreeMap<u32, u32>,
+        services: &BTreeMap<String, ServiceIndex>,
+        owners: impl FnOnce() -> BTreeMap<BackendIndex, ServiceIndex>,
     ) -> Applied {
         // A failed update affects only its own service.
         let mut failed: BTreeMap<&str, KernelError> = BTreeMap::new();
@@ -128,7 +132,7 @@ impl Kernel {
                     failed.insert(name, KernelError::Full { what: "the list of services", limit });
                     continue;
                 }
-                None => NONE,
+                None => NO_SERVICE,
             };
             if self.published.get(key).is_some_and(|published| published.is(planned, service)) {
                 continue;
@@ -163,7 +167,7 @@ impl Kernel {
         self.forgotten.clear();
         for (key, planned) in &plan.rules {
             let name = planned.service.as_deref().unwrap_or_default();
-            let (Some(error), service) = (failed.get(name), services.get(name).copied().unwrap_or(NONE)) else {
+            let (Some(error), service) = (failed.get(name), services.get(name).copied().unwrap_or(NO_SERVICE)) else {
                 continue;
             };
             if !self.published.get(key).is_some_and(|published| published.is(planned, service)) {
@@ -212,20 +216,23 @@ impl Kernel {
         &mut self,
         key: RuleKey,
         planned: &PlannedRule,
-        service: u32,
+        service: ServiceIndex,
         changes: &mut Changes,
     ) -> Result<Prepared> {
         self.rules.take(key, service)?;
         let before = self.published.get(&key).cloned().unwrap_or_default();
         let known = self.published.contains_key(&key);
-        let side = if service == NONE { 0 } else { self.switch(service) & SWITCH_SIDE };
+        let side = if service == NO_SERVICE { 0 } else { self.switch(service) & SWITCH_SIDE };
         let mut table = if known { before.rule.table } else { NONE };
         let mut networks = before.networks;
         let (mut freed, mut sources) = (Vec::new(), Vec::new());
-        if known && before.rule.table != NONE && (before.rule.service != service || planned.table.is_none()) {
+        if known
+            && before.rule.table != NONE
+            && (ServiceIndex(before.rule.service) != service || planned.table.is_none())
+        {
             self.reassign_migration_targets(&[key]);
         }
-        if known && before.rule.service != service {
+        if known && ServiceIndex(before.rule.service) != service {
             // The port belongs to another service now.
             freed.extend(std::mem::take(&mut networks).into_values().map(|(own, _)| own));
             freed.extend((0..=SWITCH_SIDE).flat_map(|side| self.sources.remove(table_index(table, side))));
@@ -243,7 +250,7 @@ impl Kernel {
                 changes.reserved.insert(table);
             }
             // Another service may use the other side, on which the table is missing.
-            if fresh || before.table.as_ref() != Some(wanted) || before.rule.service != service {
+            if fresh || before.table.as_ref() != Some(wanted) || ServiceIndex(before.rule.service) != service {
                 let compare = !fresh && before.table.is_none();
                 changes.indices.insert(table_index(table, side));
                 self.publisher.prepare(table_index(table, side), wanted, compare)?;
@@ -277,13 +284,13 @@ impl Kernel {
         let Prepared { key, rule, changed, networks, sources, freed } = prepared;
         if let Some(table) = &planned.table {
             self.write_migration_targets(
-                MigrationTargets { rule: key, table: rule.table, service: rule.service },
+                MigrationTargets { rule: key, table: rule.table, service: ServiceIndex(rule.service) },
                 table,
             );
         }
         for (scope, own, version) in sources {
             if let Some(wanted) = planned.networks.get(&version)
-                && let Err(error) = self.sources.add(scope, rule.service, &wanted.networks, own)
+                && let Err(error) = self.sources.add(scope, ServiceIndex(rule.service), &wanted.networks, own)
             {
                 // Remove the entries that refer to the new tables before the tables. Networks in force stay in force.
                 self.sources.withdraw(scope, &changes.reserved);
@@ -346,9 +353,9 @@ impl Kernel {
             if written.is_some_and(|written| *written == targets || self.is_target_of(written, member.cookie)) {
                 continue;
             }
-            if let Ok(mut info) = self.sockets.get(&member.cookie, 0) {
-                (info.table, info.service) = (targets.table, targets.service);
-                if self.sockets.insert(member.cookie, info, 0).is_ok() {
+            if let Ok(mut info) = self.sockets.get(&member.cookie.0, 0) {
+                (info.table, info.service) = (targets.table, targets.service.0);
+                if self.sockets.insert(member.cookie.0, info, 0).is_ok() {
                     self.migration_targets.insert(member.cookie, targets);
                 }
             }
@@ -359,25 +366,20 @@ impl Kernel {
     /// get another table that they are in. A socket that is in none keeps its service, so that its queue is not left to
     /// the kernel.
     fn reassign_migration_targets(&mut self, gone: &[RuleKey]) {
-        let written: Vec<u64> = self
-            .migration_targets
-            .iter()
-            .filter(|(_, targets)| gone.contains(&targets.rule))
-            .map(|(cookie, _)| *cookie)
-            .collect();
-        for cookie in written {
+        let written = self.migration_targets.iter().filter(|(_, targets)| gone.contains(&targets.rule));
+        for cookie in written.map(|(cookie, _)| *cookie).collect::<Vec<_>>() {
             self.migration_targets.remove(&cookie);
-            let Ok(mut info) = self.sockets.get(&cookie, 0) else { continue };
+            let Ok(mut info) = self.sockets.get(&cookie.0, 0) else { continue };
             let other = self.published.iter().filter(|(key, _)| !gone.contains(key)).find_map(|(key, published)| {
                 let Rule { table, service, .. } = published.rule;
-                Some(MigrationTargets { rule: *key, table, service })
+                Some(MigrationTargets { rule: *key, table, service: ServiceIndex(service) })
                     .filter(|targets| self.is_target_of(targets, cookie))
             });
             info.table = NONE;
             if let Some(targets) = other {
-                (info.table, info.service) = (targets.table, targets.service);
+                (info.table, info.service) = (targets.table, targets.service.0);
             }
-            if self.sockets.insert(cookie, info, 0).is_ok()
+            if self.sockets.insert(cookie.0, info, 0).is_ok()
                 && let Some(targets) = other
             {
                 self.migration_targets.insert(cookie, targets);
@@ -386,9 +388,9 @@ impl Kernel {
     }
 
     /// Whether a rule is published with this table and service, and its table has this socket.
-    fn is_target_of(&self, targets: &MigrationTargets, cookie: u64) -> bool {
+    fn is_target_of(&self, targets: &MigrationTargets, cookie: SocketCookie) -> bool {
         let Some(Published { rule, table: Some(table), .. }) = self.published.get(&targets.rule) else { return false };
-        (rule.table, rule.service) == (targets.table, targets.service)
+        (rule.table, rule.service) == (targets.table, targets.service.0)
             && table.members.binary_search_by_key(&cookie, |member| member.cookie).is_ok()
     }
 }

@@ -21,7 +21,10 @@ use aya::{
 };
 
 use super::{Kernel, KernelError, Result, bpf, build_id::BuildMap, object, ports};
-use crate::netns::Netns;
+use crate::{
+    ids::{BackendIndex, CgroupId, NetnsCookie},
+    netns::Netns,
+};
 
 /// Programs of a cgroup, the names of their pins, and their `enum bpf_attach_type` if they read their backend from the
 /// cgroup's storage. Programs that matter for a bind come first.
@@ -44,7 +47,7 @@ pub(super) const LOOKUP: &str = "steer";
 pub struct Cgroup {
     dir: File,
     /// Its id in the kernel: the inode of its directory.
-    pub id: u64,
+    pub id: CgroupId,
 }
 
 impl Cgroup {
@@ -52,7 +55,7 @@ impl Cgroup {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
         let dir = File::options().read(true).custom_flags(flags).open(path)?;
-        let id = dir.metadata()?.ino();
+        let id = CgroupId(dir.metadata()?.ino());
         Ok(Self { dir, id })
     }
 }
@@ -117,22 +120,22 @@ pub(super) fn lookup_program(
 
 impl Kernel {
     /// The constants with which a program of this namespace is loaded.
-    pub(super) fn constants(&self, netns_cookie: u64) -> object::Constants {
+    pub(super) fn constants(&self, netns_cookie: NetnsCookie) -> object::Constants {
         let Self { seed, log_level, backends_max, .. } = *self;
         object::Constants { seed, netns_cookie, log_level, backends_max }
     }
 
-    pub(super) fn netns_pin(&self, cookie: u64) -> PathBuf {
+    pub(super) fn netns_pin(&self, cookie: NetnsCookie) -> PathBuf {
         self.dir.join("netns").join(cookie.to_string())
     }
 
     /// Cookies of the namespaces that are attached.
-    pub fn namespaces(&self) -> Vec<u64> {
+    pub fn namespaces(&self) -> Vec<NetnsCookie> {
         self.pins.attached()
     }
 
     /// Cookies of all namespaces with a pin, including those that could not be attached.
-    pub fn known_namespaces(&self) -> BTreeSet<u64> {
+    pub fn known_namespaces(&self) -> BTreeSet<NetnsCookie> {
         let ports = names(&self.dir.join("ports"));
         self.namespaces().into_iter().chain(ports.iter().filter_map(|name| name.parse().ok())).collect()
     }
@@ -152,7 +155,7 @@ impl Kernel {
     }
 
     /// Stops steering in a namespace. Established connections go on.
-    pub fn detach_namespace(&mut self, cookie: u64) {
+    pub fn detach_namespace(&mut self, cookie: NetnsCookie) {
         self.forget_link(cookie);
         self.rules.forget(cookie);
         // If a rule is left over, it has to be written again.
@@ -161,12 +164,12 @@ impl Kernel {
         }
     }
 
-    pub(super) fn cgroup_pins(&self, cgroup: u64, index: u32) -> PathBuf {
+    pub(super) fn cgroup_pins(&self, cgroup: CgroupId, index: BackendIndex) -> PathBuf {
         cgroup_pins(&self.dir, cgroup, index)
     }
 
     /// Attaches the programs to a cgroup. Processes in it and below it then belong to the backend with this index.
-    pub fn attach_backend(&mut self, index: u32, cgroup: &Cgroup) -> Result<()> {
+    pub fn attach_backend(&mut self, index: BackendIndex, cgroup: &Cgroup) -> Result<()> {
         let pins = self.cgroup_pins(cgroup.id, index);
         fs::create_dir_all(&pins).map_err(KernelError::io("create the directory", &pins))?;
         for (name, pin, attach_type) in CGROUP_PROGRAMS {
@@ -176,8 +179,8 @@ impl Kernel {
             }
             let Some(attach_type) = attach_type else { continue };
             // Until this is written, the program reads zero and does nothing.
-            let key = CgroupStorageKey::new(cgroup.id, attach_type);
-            let stored = self.cgroups.insert(key, u64::from(index) + 1, 0);
+            let key = CgroupStorageKey::new(cgroup.id.0, attach_type);
+            let stored = self.cgroups.insert(key, u64::from(index.0) + 1, 0);
             stored.map_err(KernelError::map("write the backend to", "CGROUPS"))?;
         }
         Ok(())
@@ -207,17 +210,17 @@ impl Kernel {
     }
 
     /// Every (cgroup id, backend index) with links.
-    pub fn attached_backends(&self) -> Vec<(u64, u32)> {
+    pub fn attached_backends(&self) -> Vec<(CgroupId, BackendIndex)> {
         attached(&self.dir)
     }
 
     /// Whether a cgroup has links of this backend.
-    pub fn is_attached(&self, cgroup: u64, index: u32) -> bool {
+    pub fn is_attached(&self, cgroup: CgroupId, index: BackendIndex) -> bool {
         self.cgroup_pins(cgroup, index).exists()
     }
 
     /// Detaches the programs from a cgroup.
-    pub fn detach_backend(&mut self, cgroup: u64, index: u32) {
+    pub fn detach_backend(&mut self, cgroup: CgroupId, index: BackendIndex) {
         let pins = self.cgroup_pins(cgroup, index);
         for name in names(&pins) {
             let _ = fs::remove_file(pins.join(name));
@@ -227,12 +230,12 @@ impl Kernel {
 }
 
 /// Where the links of a backend's cgroup are pinned.
-pub(super) fn cgroup_pins(dir: &Path, cgroup: u64, index: u32) -> PathBuf {
+pub(super) fn cgroup_pins(dir: &Path, cgroup: CgroupId, index: BackendIndex) -> PathBuf {
     dir.join("cgroups").join(format!("{cgroup}-{index}"))
 }
 
 /// Every (cgroup id, backend index) with links pinned below `dir`.
-pub(super) fn attached(dir: &Path) -> Vec<(u64, u32)> {
+pub(super) fn attached(dir: &Path) -> Vec<(CgroupId, BackendIndex)> {
     let parse = |name: &String| {
         let (cgroup, index) = name.split_once('-')?;
         Some((cgroup.parse().ok()?, index.parse().ok()?))
@@ -241,7 +244,7 @@ pub(super) fn attached(dir: &Path) -> Vec<(u64, u32)> {
 }
 
 /// Ids of the cgroups with links pinned below `dir`.
-pub fn attached_cgroups(dir: &Path) -> BTreeSet<u64> {
+pub fn attached_cgroups(dir: &Path) -> BTreeSet<CgroupId> {
     attached(dir).into_iter().map(|(cgroup, _)| cgroup).collect()
 }
 

@@ -6,10 +6,13 @@ use aya::{
     Pod,
     maps::{HashMap, MapData},
 };
-use pod_steer_ebpf::{MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, NONE, OWN_PORTS_MAX, OwnBlock, OwnPorts};
+use pod_steer_ebpf::{MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, OWN_PORTS_MAX, OwnBlock, OwnPorts};
 
-use super::{Kernel, KernelError, tally::Tally};
-use crate::world::Plan;
+use super::{Kernel, KernelError, NO_SERVICE, tally::Tally};
+use crate::{
+    ids::{BackendIndex, ServiceIndex},
+    world::Plan,
+};
 
 /// A map that only the daemon writes, and its contents.
 pub(super) struct Blocks<K, V> {
@@ -39,15 +42,15 @@ impl<K: Pod + Ord, V: Pod + PartialEq> Blocks<K, V> {
     fn write_all(
         &mut self,
         wanted: &BTreeMap<K, V>,
-        backend: impl Fn(&K) -> u32,
-        owners: &BTreeMap<u32, u32>,
-        failed: &mut BTreeMap<u32, KernelError>,
+        backend: impl Fn(&K) -> BackendIndex,
+        owners: &BTreeMap<BackendIndex, ServiceIndex>,
+        failed: &mut BTreeMap<BackendIndex, KernelError>,
     ) {
         for block in self.written.keys().filter(|block| !wanted.contains_key(block)) {
             let _ = self.map.remove(block);
         }
         self.written.retain(|block, _| wanted.contains_key(block));
-        let owner = |block: &K| owners.get(&backend(block)).copied().unwrap_or(NONE);
+        let owner = |block: &K| owners.get(&backend(block)).copied().unwrap_or(NO_SERVICE);
         let mut tally = Tally::new(self.name, self.usual, self.what);
         self.written.keys().for_each(|block| tally.add(owner(block), 1));
         for (block, value) in wanted {
@@ -93,11 +96,11 @@ impl Kernel {
     pub(super) fn apply_ports(
         &mut self,
         plan: &Plan,
-        services: &BTreeMap<String, u32>,
-        owners: impl FnOnce() -> BTreeMap<u32, u32>,
-    ) -> BTreeMap<u32, KernelError> {
+        services: &BTreeMap<String, ServiceIndex>,
+        owners: impl FnOnce() -> BTreeMap<BackendIndex, ServiceIndex>,
+    ) -> BTreeMap<BackendIndex, KernelError> {
         let indexed = |(block, (service, ports)): (&OwnBlock, &(String, OwnPorts))| {
-            let service = services.get(service).copied()?;
+            let service = services.get(service)?.0;
             Some((*block, OwnPorts { service, ..*ports }))
         };
         let own = plan.own_ports.iter().filter_map(indexed).collect();
@@ -107,8 +110,8 @@ impl Kernel {
             return failed;
         }
         let owners = owners();
-        managed.write_all(&plan.managed_ports, |block| block.backend, &owners, &mut failed);
-        own_ports.write_all(&own, |block| block.backend, &owners, &mut failed);
+        managed.write_all(&plan.managed_ports, |block| BackendIndex(block.backend), &owners, &mut failed);
+        own_ports.write_all(&own, |block| BackendIndex(block.backend), &owners, &mut failed);
         failed
     }
 }

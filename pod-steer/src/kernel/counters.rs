@@ -10,6 +10,7 @@ use aya::{
 use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCounters};
 
 use super::{Kernel, KernelError, Result, object::map};
+use crate::ids::{BackendIndex, ServiceIndex};
 
 macro_rules! sum {
     ($doc:literal, $name:ident, $counters:ident { $($(#[$attribute:meta])* $field:ident),+ $(,)? }) => {
@@ -100,15 +101,15 @@ impl Counters {
     }
 
     /// Counters of the backend with this index; zero if they cannot be read.
-    pub fn backend(&self, index: u32) -> BackendCounters {
-        let Ok(cpus) = self.backends.get(&index, 0) else { return BackendCounters::default() };
-        sum_backend(cpus.iter().chain(&self.backend_totals.get(&index, 0).ok()))
+    pub fn backend(&self, index: BackendIndex) -> BackendCounters {
+        let Ok(cpus) = self.backends.get(&index.0, 0) else { return BackendCounters::default() };
+        sum_backend(cpus.iter().chain(&self.backend_totals.get(&index.0, 0).ok()))
     }
 
     /// Counters of the service with this index; zero if they cannot be read.
-    pub fn service(&self, index: u32) -> ServiceCounters {
-        let Ok(cpus) = self.services.get(&index, 0) else { return ServiceCounters::default() };
-        sum_service(cpus.iter().chain(&self.service_totals.get(&index, 0).ok()))
+    pub fn service(&self, index: ServiceIndex) -> ServiceCounters {
+        let Ok(cpus) = self.services.get(&index.0, 0) else { return ServiceCounters::default() };
+        sum_service(cpus.iter().chain(&self.service_totals.get(&index.0, 0).ok()))
     }
 
     /// Number of events that were lost because the ring was full.
@@ -138,24 +139,24 @@ impl Kernel {
     }
 
     /// Resets the counters of an index to zero, before a backend gets it.
-    pub fn reset_backend_counters(&mut self, index: u32) -> Result<()> {
+    pub fn reset_backend_counters(&mut self, index: BackendIndex) -> Result<()> {
         let failed = || KernelError::map("reset", "BACKEND_COUNTERS");
-        let cpus = self.counters.backends.get(&index, 0).map_err(failed())?.len();
+        let cpus = self.counters.backends.get(&index.0, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![BackendCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
-        self.counters.backends.set(index, zero, 0).map_err(failed())?;
-        let _ = self.counters.backend_totals.remove(&index);
+        self.counters.backends.set(index.0, zero, 0).map_err(failed())?;
+        let _ = self.counters.backend_totals.remove(&index.0);
         self.socket_counts.reset(index)
     }
 
     /// Resets the counters and the switch of an index to zero, before a service gets it.
-    pub fn reset_service(&mut self, index: u32) -> Result<()> {
+    pub fn reset_service(&mut self, index: ServiceIndex) -> Result<()> {
         self.reset_switch(index)?;
         let failed = || KernelError::map("reset", "SERVICE_COUNTERS");
-        let cpus = self.counters.services.get(&index, 0).map_err(failed())?.len();
+        let cpus = self.counters.services.get(&index.0, 0).map_err(failed())?.len();
         let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus]);
         let zero = zero.map_err(|e| failed()(e.into()))?;
-        let _ = self.counters.service_totals.remove(&index);
-        self.counters.services.set(index, zero, 0).map_err(failed())
+        let _ = self.counters.service_totals.remove(&index.0);
+        self.counters.services.set(index.0, zero, 0).map_err(failed())
     }
 }

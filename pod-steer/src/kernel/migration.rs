@@ -34,7 +34,10 @@ use super::{
     pins,
     upgrade::{Release, Replaced},
 };
-use crate::abort::{self, Point};
+use crate::{
+    abort::{self, Point},
+    ids::NetnsCookie,
+};
 
 const MAPS: &str = "maps";
 const NEW: &str = "maps-new";
@@ -199,7 +202,7 @@ fn finish(dir: &Path, ready: &Meta, log_level: u8) -> Result<(Migrated, LateCoun
 }
 
 fn constants(found: &Meta, log_level: u8) -> Constants {
-    Constants { seed: found.seed, netns_cookie: 0, log_level, backends_max: found.backends_max }
+    Constants { seed: found.seed, netns_cookie: NetnsCookie::default(), log_level, backends_max: found.backends_max }
 }
 
 /// Puts the new maps in the place of the old ones, which no link's program uses any more.

@@ -56,7 +56,12 @@ use aya::{
     Ebpf,
     maps::{CgroupStorage, HashMap, MapData, RingBuf, SkStorage, SockHash},
 };
-use pod_steer_ebpf::{Hidden, Move, PortKey, PortUser, RuleKey, SocketInfo, V6_BOTH, V6_ONLY};
+use pod_steer_ebpf::{Hidden, Move, NONE, PortKey, PortUser, SocketInfo, V6_BOTH, V6_ONLY};
+
+use crate::{
+    ids::{BackendIndex, ServiceIndex, SocketCookie},
+    rule::RuleKey,
+};
 
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
@@ -79,6 +84,9 @@ pub use upgrade::Replaced;
 pub const fn v6only(only: bool) -> u16 {
     if only { V6_ONLY } else { V6_BOTH }
 }
+
+/// In place of the index of a service: none.
+const NO_SERVICE: ServiceIndex = ServiceIndex(NONE);
 
 type Result<T> = std::result::Result<T, KernelError>;
 
@@ -113,15 +121,15 @@ pub struct Kernel {
     /// The published rules, as far as they are known.
     published: BTreeMap<RuleKey, apply::Published>,
     /// By cookie: the migration targets that the migrate program has for a socket's queue.
-    migration_targets: StdHashMap<u64, apply::MigrationTargets>,
+    migration_targets: StdHashMap<SocketCookie, apply::MigrationTargets>,
     /// Services and addresses of the tables whose members got their migration targets in this turn.
-    targets_written: HashSet<(u32, usize)>,
+    targets_written: HashSet<(ServiceIndex, usize)>,
     /// Sockets whose migration targets were forgotten since the last plan.
-    forgotten: BTreeSet<u64>,
+    forgotten: BTreeSet<SocketCookie>,
     /// Sockets that the previous resync found closed.
-    closed: BTreeSet<u64>,
+    closed: BTreeSet<SocketCookie>,
     /// Cookies in the socket map, read once in this turn of the loop.
-    listening: Option<BTreeSet<u64>>,
+    listening: Option<BTreeSet<SocketCookie>>,
     own: own::Own,
 }
 
@@ -151,18 +159,18 @@ impl Kernel {
     }
 
     /// Indices of the backends that received connections by migration which are still open.
-    pub fn moved_to(&self) -> impl Iterator<Item = u32> {
-        self.moved.iter().flatten().map(|(_, moved)| moved.to)
+    pub fn moved_to(&self) -> impl Iterator<Item = BackendIndex> {
+        self.moved.iter().flatten().map(|(_, moved)| BackendIndex(moved.to))
     }
 
     /// Writes off connections that moved away from this backend: its cgroup is gone, so no program sees them end.
     /// Returns the index of the backend that each moved to.
-    pub fn write_off_moved(&mut self, from: u32) -> Vec<u32> {
-        let gone: Vec<(u64, Move)> = self.moved.iter().flatten().filter(|(_, moved)| moved.from == from).collect();
+    pub fn write_off_moved(&mut self, from: BackendIndex) -> Vec<BackendIndex> {
+        let gone: Vec<(u64, Move)> = self.moved.iter().flatten().filter(|(_, moved)| moved.from == from.0).collect();
         for (cookie, _) in &gone {
             let _ = self.moved.remove(cookie);
         }
-        gone.into_iter().map(|(_, moved)| moved.to).collect()
+        gone.into_iter().map(|(_, moved)| BackendIndex(moved.to)).collect()
     }
 
     /// Maximum number of backends: the counters have room for so many.

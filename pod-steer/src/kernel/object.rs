@@ -14,7 +14,7 @@ use aya::{
     maps::{Array, CgroupStorage, Map, MapData, MapError, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, Rule, RuleKey, SOCKETS_MAX};
+use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, SOCKETS_MAX};
 
 use super::{
     Kernel, KernelError, Opened, Result,
@@ -35,6 +35,7 @@ use super::{
     upgrade::Release,
     workers::Outer,
 };
+use crate::ids::NetnsCookie;
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
@@ -91,7 +92,7 @@ const LOG_NOTHING: u8 = 0;
 #[derive(Clone, Copy)]
 pub(super) struct Constants {
     pub seed: u64,
-    pub netns_cookie: u64,
+    pub netns_cookie: NetnsCookie,
     pub log_level: u8,
     pub backends_max: u32,
 }
@@ -107,7 +108,7 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
         // build, and the daemon would notice no container meanwhile.
         .btf(None)
         .override_global("SEED", &constants.seed, true)
-        .override_global("NETNS_COOKIE", &constants.netns_cookie, true)
+        .override_global("NETNS_COOKIE", &constants.netns_cookie.0, true)
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
         .override_global("LISTENERS_MAX", &listeners_max, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
@@ -176,7 +177,8 @@ pub struct ProbedProgram {
 
 /// Loads every program and replaces a slot table once, for `doctor`. Pins nothing, and frees everything.
 pub fn probe() -> Result<Vec<ProbedProgram>> {
-    let constants = Constants { seed: 0, netns_cookie: 0, log_level: LOG_NOTHING, backends_max: 1 };
+    let constants =
+        Constants { seed: 0, netns_cookie: NetnsCookie::default(), log_level: LOG_NOTHING, backends_max: 1 };
     let mut ebpf = instance(None, None, &constants)?;
     let all = PROGRAMS.into_iter().chain(["steer"]);
     let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name, None) }).collect();
@@ -209,7 +211,8 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     for made in [dir].into_iter().map(Path::to_owned).chain(pins::DIRS.map(|sub| dir.join(sub))) {
         fs::create_dir_all(&made).map_err(KernelError::io("create the directory", made))?;
     }
-    let constants = Constants { seed: meta.seed, netns_cookie: 0, log_level, backends_max: meta.backends_max };
+    let constants =
+        Constants { seed: meta.seed, netns_cookie: NetnsCookie::default(), log_level, backends_max: meta.backends_max };
     let build = BuildMap::make(Build::own(log_level))?;
     let mut programs = programs(&maps, &constants, &build)?;
     let release = Release { dir, maps: &maps, programs: &programs, build: &build, constants: &constants };
@@ -218,14 +221,13 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
     meta_map.set(0, meta, 0).map_err(KernelError::map("write", "META"))?;
 
     let rules = Rules::new(map(&mut programs, "RULES")?, map(&mut programs, "TABLE_RULES")?, dir);
-    let written: StdHashMap<RuleKey, Rule> = rules.read().collect();
-    let by_table: BTreeMap<u32, u32> = written.values().map(|rule| (rule.table, rule.service)).collect();
+    let by_table = rules.tables();
     let sources = Sources::new(map(&mut programs, "SOURCES")?, &by_table);
     let used = by_table.into_iter().chain(sources.tables());
     let publisher = Publisher::new(&maps.join("TABLES"), used)?;
     // The contents of the tables are compared when they are next published.
     let known = |(key, rule)| (key, Published { rule, ..Published::default() });
-    let published: BTreeMap<_, _> = written.into_iter().map(known).collect();
+    let published: BTreeMap<_, _> = rules.read().map(known).collect();
     let events = map::<RingBuf<MapData>>(&mut programs, "EVENTS")?;
     let cgroups: CgroupStorage<MapData, u64> = map(&mut programs, "CGROUPS")?;
     let mut listeners: SockHash<MapData, u64> = map(&mut programs, "LISTENERS")?;

@@ -18,7 +18,7 @@ use pod_steer_ebpf::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{KernelError, Result, object::map};
-use crate::sys::Counters;
+use crate::{ids::SocketCookie, sys::Counters};
 
 /// `BPF_NOEXIST`: an entry that the kernel program has written is newer than ours.
 const NO_EXIST: u64 = 1;
@@ -30,18 +30,23 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Swept {
     /// Entries of sockets that no longer listen, or that are another backend's.
-    stale: Vec<(OwnListener, u64)>,
+    stale: Vec<(OwnListener, SocketCookie)>,
     /// Keys without an entry, each with its newest listener.
-    missing: BTreeMap<OwnListener, u64>,
+    missing: BTreeMap<OwnListener, SocketCookie>,
 }
 
 /// Keeps an entry of a socket without a description: the map of descriptions may be full, or the socket is so new that
 /// it has none yet.
-fn swept(written: &[(OwnListener, u64)], listening: &BTreeSet<u64>, described: &BTreeMap<u64, SocketInfo>) -> Swept {
-    let is_anothers = |key: &OwnListener, cookie: &u64| {
+fn swept(
+    written: &[(OwnListener, SocketCookie)],
+    listening: &BTreeSet<SocketCookie>,
+    described: &BTreeMap<SocketCookie, SocketInfo>,
+) -> Swept {
+    let is_anothers = |key: &OwnListener, cookie: &SocketCookie| {
         key.backend != NONE && described.get(cookie).is_some_and(|info| info.backend != key.backend)
     };
-    let is_stale = |(key, cookie): &&(OwnListener, u64)| !listening.contains(cookie) || is_anothers(key, cookie);
+    let is_stale =
+        |(key, cookie): &&(OwnListener, SocketCookie)| !listening.contains(cookie) || is_anothers(key, cookie);
     let stale: Vec<_> = written.iter().filter(is_stale).copied().collect();
     let mut missing = BTreeMap::new();
     // In the order of cookies, which is roughly that of age.
@@ -78,35 +83,35 @@ impl Own {
     }
 
     /// The entries in the map.
-    pub fn read(&self) -> Vec<(OwnListener, u64)> {
-        self.listeners.iter().flatten().collect()
+    pub fn read(&self) -> Vec<(OwnListener, SocketCookie)> {
+        self.listeners.iter().flatten().map(|(key, cookie)| (key, SocketCookie(cookie))).collect()
     }
 
     /// Records a socket that listened before its backend was managed. An entry that a kernel program has written is
     /// newer and stays.
-    pub fn listens(&mut self, key: OwnListener, cookie: u64) -> Result<()> {
-        match self.listeners.insert(key, cookie, NO_EXIST) {
+    pub fn listens(&mut self, key: OwnListener, cookie: SocketCookie) -> Result<()> {
+        match self.listeners.insert(key, cookie.0, NO_EXIST) {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             written => written.map_err(KernelError::add("write a listener to", "OWN_LISTENERS", OWN_LISTENERS_MAX)),
         }
     }
 
     /// Removes the record of a closed listener; `other` still listens for the same address.
-    pub fn closed(&mut self, key: OwnListener, cookie: u64, other: Option<u64>) {
-        if self.listeners.get(&key, 0).is_ok_and(|newest| newest == cookie) {
+    pub fn closed(&mut self, key: OwnListener, cookie: SocketCookie, other: Option<SocketCookie>) {
+        if self.listeners.get(&key, 0).is_ok_and(|newest| newest == cookie.0) {
             let _ = self.listeners.remove(&key);
         }
         if let Some(other) = other {
-            let _ = self.listeners.insert(key, other, NO_EXIST);
+            let _ = self.listeners.insert(key, other.0, NO_EXIST);
         }
     }
 
     /// Corrects `written`, which was read before the two others, to match the sockets that listen.
     pub fn sweep_listeners(
         &mut self,
-        written: &[(OwnListener, u64)],
-        listening: &BTreeSet<u64>,
-        described: &BTreeMap<u64, SocketInfo>,
+        written: &[(OwnListener, SocketCookie)],
+        listening: &BTreeSet<SocketCookie>,
+        described: &BTreeMap<SocketCookie, SocketInfo>,
     ) -> Result<()> {
         let Swept { stale, missing } = swept(written, listening, described);
         for (key, cookie) in stale {
@@ -154,14 +159,15 @@ mod tests {
 
     #[test]
     fn a_sweep_finds_stale_and_missing_own_listeners() {
-        let described =
-            BTreeMap::from([(7, socket(0)), (8, socket(1)), (9, socket(1)), (11, socket(3)), (12, socket(3))]);
-        let listening = BTreeSet::from([0, 7, 9, 10, 11, 12]);
+        let described = [(7, socket(0)), (8, socket(1)), (9, socket(1)), (11, socket(3)), (12, socket(3))];
+        let described = described.map(|(cookie, info)| (SocketCookie(cookie), info)).into();
+        let listening = [0, 7, 9, 10, 11, 12].map(SocketCookie).into();
         // In this order: correct; closed; without a description (twice); now another backend's.
-        let written = [(key(0), 7), (key(1), 8), (key(2), 10), (key(NONE), 10), (key(4), 11)];
+        let of = |(backend, cookie)| (key(backend), SocketCookie(cookie));
+        let written = [(0, 7), (1, 8), (2, 10), (NONE, 10), (4, 11)].map(of);
         let swept = swept(&written, &listening, &described);
-        assert_eq!(swept.stale, [(key(1), 8), (key(4), 11)]);
-        assert_eq!(swept.missing, BTreeMap::from([(key(1), 9), (key(3), 12)]));
+        assert_eq!(swept.stale, [(1, 8), (4, 11)].map(of));
+        assert_eq!(swept.missing, BTreeMap::from([(1, 9), (3, 12)].map(of)));
     }
 
     #[test]
@@ -170,8 +176,8 @@ mod tests {
         hidden.hidden_port = 45_000;
         let mut lost = hidden;
         lost.backend = NONE;
-        let described = BTreeMap::from([(7, hidden), (8, lost)]);
-        let swept = swept(&[], &BTreeSet::from([7, 8]), &described);
-        assert_eq!(swept, Swept { stale: vec![], missing: BTreeMap::from([(key(2), 7)]) });
+        let described = BTreeMap::from([(SocketCookie(7), hidden), (SocketCookie(8), lost)]);
+        let swept = swept(&[], &BTreeSet::from([7, 8].map(SocketCookie)), &described);
+        assert_eq!(swept, Swept { stale: vec![], missing: BTreeMap::from([(key(2), SocketCookie(7))]) });
     }
 }

@@ -13,6 +13,7 @@ use super::{
     attach::{CGROUP_PROGRAMS, Cgroup, names},
     bpf, object, ports,
 };
+use crate::ids::{BackendIndex, CgroupId, NetnsCookie};
 
 /// The directories below the directory of pins.
 pub(super) const DIRS: [&str; 4] = ["maps", "netns", "ports", "cgroups"];
@@ -22,7 +23,7 @@ pub(super) struct Pins {
     /// By name: each shared map and its id.
     maps: BTreeMap<&'static str, (OwnedFd, u32)>,
     /// By cookie: the link of each namespace.
-    links: BTreeMap<u64, OwnedFd>,
+    links: BTreeMap<NetnsCookie, OwnedFd>,
 }
 
 /// The result of a check of the pins.
@@ -65,7 +66,7 @@ impl Pins {
             maps.insert(name, open.map_err(KernelError::io("open the pin", path))?);
         }
         let cookies = names(&dir.join("netns")).into_iter().filter_map(|name| Some((name.parse().ok()?, name)));
-        let links = cookies.filter_map(|(cookie, name): (u64, String)| {
+        let links = cookies.filter_map(|(cookie, name): (NetnsCookie, String)| {
             let link = bpf::open(&dir.join("netns").join(name)).ok()?;
             bpf::link_info(&link).ok().map(|_| (cookie, link))
         });
@@ -73,12 +74,12 @@ impl Pins {
     }
 
     /// Cookies of the namespaces that are attached.
-    pub fn attached(&self) -> Vec<u64> {
+    pub fn attached(&self) -> Vec<NetnsCookie> {
         self.links.keys().copied().collect()
     }
 
     /// The link of a namespace.
-    pub fn link(&self, cookie: u64) -> Option<&OwnedFd> {
+    pub fn link(&self, cookie: NetnsCookie) -> Option<&OwnedFd> {
         self.links.get(&cookie)
     }
 
@@ -172,7 +173,9 @@ impl Kernel {
         let here = |sub: &str| names(&self.dir.join(sub)).into_iter();
         let is_backend = |name: &str| {
             let parts = name.split_once('-');
-            parts.is_some_and(|(cgroup, index)| cgroup.parse::<u64>().is_ok() && index.parse::<u32>().is_ok())
+            parts.is_some_and(|(cgroup, index)| {
+                cgroup.parse::<CgroupId>().is_ok() && index.parse::<BackendIndex>().is_ok()
+            })
         };
         let pin = |name: &String| CGROUP_PROGRAMS.iter().any(|(_, pin, _)| pin == name);
         let mut foreign: Vec<PathBuf> =
@@ -182,10 +185,10 @@ impl Kernel {
         };
         foreign.extend(sub("maps", &|name| object::MAPS.contains(&name)));
         foreign.extend(sub("netns", &|name| {
-            name.parse::<u64>().is_ok()
+            name.parse::<NetnsCookie>().is_ok()
                 && bpf::open(&self.dir.join("netns").join(name)).is_ok_and(|fd| bpf::link_info(fd).is_ok())
         }));
-        foreign.extend(sub("ports", &|name| name.parse::<u64>().is_ok()));
+        foreign.extend(sub("ports", &|name| name.parse::<NetnsCookie>().is_ok()));
         foreign.extend(sub("cgroups", &is_backend));
         for backend in here("cgroups").filter(|name| is_backend(name)) {
             let dir = Path::new("cgroups").join(backend);
@@ -196,7 +199,7 @@ impl Kernel {
     }
 
     /// Holds the link of a namespace that has just been attached, so that it outlives its pin.
-    pub fn hold_namespace(&mut self, cookie: u64) -> Result<()> {
+    pub fn hold_namespace(&mut self, cookie: NetnsCookie) -> Result<()> {
         let pin = self.netns_pin(cookie);
         let link = bpf::open(&pin).map_err(KernelError::io("open the pin", pin))?;
         self.pins.links.insert(cookie, link);
@@ -204,8 +207,8 @@ impl Kernel {
     }
 
     /// The namespaces whose link has a fault. `inodes` are those that are known, by cookie.
-    pub fn check_namespaces(&self, inodes: &BTreeMap<u64, u64>, deep: bool) -> Vec<(u64, LinkFault)> {
-        let fault = |cookie: u64, link: &OwnedFd| {
+    pub fn check_namespaces(&self, inodes: &BTreeMap<NetnsCookie, u64>, deep: bool) -> Vec<(NetnsCookie, LinkFault)> {
+        let fault = |cookie: NetnsCookie, link: &OwnedFd| {
             // A link that cannot be read is left alone.
             let info = bpf::link_info(link).ok()?;
             let inode = inodes.get(&cookie).copied();
@@ -218,14 +221,14 @@ impl Kernel {
     }
 
     /// Whether the program of a namespace's link uses our maps. True if that cannot be read: such a link is left alone.
-    pub(super) fn suits_namespace(&self, cookie: u64, link: &OwnedFd) -> bool {
+    pub(super) fn suits_namespace(&self, cookie: NetnsCookie, link: &OwnedFd) -> bool {
         let pinned = bpf::open(&ports::pin(&self.dir, cookie)).and_then(|fd| bpf::map_info(&fd));
         let ports = pinned.map(|info| info.id).ok();
         bpf::link_info(link).and_then(|info| self.pins.suits(info.program, ports)).unwrap_or(true)
     }
 
     /// Drops the link of a namespace, so that another can be attached.
-    pub fn forget_link(&mut self, cookie: u64) {
+    pub fn forget_link(&mut self, cookie: NetnsCookie) {
         self.pins.links.remove(&cookie);
         let _ = fs::remove_file(self.netns_pin(cookie));
     }
@@ -236,7 +239,12 @@ impl Kernel {
     }
 
     /// Checks the links of a backend's cgroup, and attaches faulty ones again. Returns which were faulty.
-    pub fn check_backend(&mut self, index: u32, cgroup: &Cgroup, deep: bool) -> Result<BTreeSet<&'static str>> {
+    pub fn check_backend(
+        &mut self,
+        index: BackendIndex,
+        cgroup: &Cgroup,
+        deep: bool,
+    ) -> Result<BTreeSet<&'static str>> {
         let pins = self.cgroup_pins(cgroup.id, index);
         let mut wrong = BTreeSet::new();
         for (name, pin, _) in CGROUP_PROGRAMS {
@@ -247,7 +255,7 @@ impl Kernel {
                 }
                 // A link that cannot be read is left alone.
                 Err(_) => None,
-                Ok((_, info)) if info.target != cgroup.id => Some(LinkFault::Detached),
+                Ok((_, info)) if info.target != cgroup.id.0 => Some(LinkFault::Detached),
                 Ok((link, info)) if deep && !self.pins.suits(info.program, None).unwrap_or(true) => {
                     let program = object::program_fd(&self.programs, name)?;
                     bpf::update_link(link.as_fd(), program.as_fd())
@@ -281,7 +289,7 @@ fn ports_of(program: u32) -> io::Result<Option<(OwnedFd, u32)>> {
 }
 
 /// Pins the map of ports of an attached namespace again, if its pin is gone.
-pub(super) fn recover_ports(dir: &Path, cookie: u64) -> io::Result<bool> {
+pub(super) fn recover_ports(dir: &Path, cookie: NetnsCookie) -> io::Result<bool> {
     let link = bpf::open(&dir.join("netns").join(cookie.to_string()))?;
     match ports_of(bpf::link_info(link)?.program)? {
         Some((map, _)) => pin_again(&map, &ports::pin(dir, cookie)),

@@ -9,20 +9,26 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use pod_steer_ebpf::{
-    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, Rule, RuleKey,
-    TABLES_MAX, port_place,
+    ASK_ADDRESSES, ASK_DEVICES, ASK_RULES, NONE, PORT_WORDS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, Rule, TABLES_MAX,
+    port_place,
 };
 
-use super::{KernelError, Result, pins, tally::Tally};
-use crate::{slots::slot_count, world::PlannedRule};
+use super::{KernelError, NO_SERVICE, Result, pins, tally::Tally};
+use crate::{
+    ids::{BackendIndex, NetnsCookie, ServiceIndex},
+    ports::Port,
+    rule::RuleKey,
+    slots::slot_count,
+    world::PlannedRule,
+};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
 /// The maps that lead from a packet to its rule.
 pub(super) struct Rules {
-    rules: HashMap<MapData, RuleKey, Rule>,
+    rules: HashMap<MapData, pod_steer_ebpf::RuleKey, Rule>,
     /// The service of each rule that is written or about to be.
-    owners: BTreeMap<RuleKey, u32>,
+    owners: BTreeMap<RuleKey, ServiceIndex>,
     tally: Tally,
     by_table: Array<MapData, Rule>,
     /// Where the maps of ports are pinned, each under its namespace's cookie.
@@ -30,19 +36,24 @@ pub(super) struct Rules {
 }
 
 /// Where the map of ports of a namespace is pinned.
-pub(super) fn pin(dir: &Path, cookie: u64) -> PathBuf {
+pub(super) fn pin(dir: &Path, cookie: NetnsCookie) -> PathBuf {
     dir.join("ports").join(cookie.to_string())
 }
 
+/// The one backend that may serve a rule's clients and its port, as the kernel holds them.
+pub(super) fn only_of(only: Option<(BackendIndex, Port)>) -> (u32, u16) {
+    only.map_or((NONE, 0), |(backend, port)| (backend.0, port.number))
+}
+
 /// The rule in the form of the contract.
-pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
+pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: ServiceIndex) -> Rule {
     let members = planned.table.as_ref().map_or(0, |table| table.members.len());
-    let (only, target) = planned.only.unwrap_or((NONE, 0));
+    let (only, target) = only_of(planned.only);
     let (client_bits_v4, client_bits_v6) = planned.affinity.client_bits();
     let PlannedRule { fallback, flags, .. } = *planned;
     Rule {
         table,
-        service,
+        service: service.0,
         fallback,
         flags,
         slots: slot_count(members),
@@ -57,17 +68,21 @@ pub(super) fn rule_of(planned: &PlannedRule, table: u32, service: u32) -> Rule {
 
 impl Rules {
     /// `dir` holds the directory of the maps of ports.
-    pub fn new(rules: HashMap<MapData, RuleKey, Rule>, by_table: Array<MapData, Rule>, dir: &Path) -> Self {
+    pub fn new(
+        rules: HashMap<MapData, pod_steer_ebpf::RuleKey, Rule>,
+        by_table: Array<MapData, Rule>,
+        dir: &Path,
+    ) -> Self {
         let tally = Tally::new("RULES", TABLES_MAX, "rules (one for a single address or device counts twice)");
         let mut made = Self { rules, owners: BTreeMap::new(), tally, by_table, dir: dir.to_owned() };
         let written: Vec<(RuleKey, Rule)> = made.read().collect();
-        written.into_iter().for_each(|(key, rule)| made.owns(key, rule.service));
+        written.into_iter().for_each(|(key, rule)| made.owns(key, ServiceIndex(rule.service)));
         made
     }
 
     /// Counts a rule that a service is about to get. A rule that the service has, or that another service had, is not
     /// refused.
-    pub fn take(&mut self, key: RuleKey, service: u32) -> Result<()> {
+    pub fn take(&mut self, key: RuleKey, service: ServiceIndex) -> Result<()> {
         if !self.owners.contains_key(&key) {
             self.tally.admit(service)?;
         }
@@ -82,34 +97,40 @@ impl Rules {
         }
     }
 
-    fn owns(&mut self, key: RuleKey, service: u32) {
+    fn owns(&mut self, key: RuleKey, service: ServiceIndex) {
         if self.owners.get(&key) == Some(&service) {
             return;
         }
         self.release(&key);
         // A rule that only marks that others exist is counted with those.
-        if service != NONE {
+        if service != NO_SERVICE {
             self.owners.insert(key, service);
             self.tally.add(service, weight(&key));
         }
     }
 
-    /// The rules in the map.
+    /// The rules in the map, without those of protocols that this build does not steer.
     pub fn read(&self) -> impl Iterator<Item = (RuleKey, Rule)> {
-        self.rules.iter().flatten()
+        self.rules.iter().flatten().filter_map(|(key, rule)| Some((RuleKey::read(&key)?, rule)))
+    }
+
+    /// The tables that rules of any protocol lead to, and the service of each.
+    pub fn tables(&self) -> BTreeMap<u32, ServiceIndex> {
+        self.rules.iter().flatten().map(|(_, rule)| (rule.table, ServiceIndex(rule.service))).collect()
     }
 
     /// Writes a rule, whose table must exist. Lookups find it when all of it is written.
     pub fn write(&mut self, key: RuleKey, rule: Rule) -> Result<()> {
         let leads_to = leads_to(&rule);
-        let of_port = is_of_port(&key);
+        // Such a rule decides what the port's word says.
+        let of_port = key.is_of_port();
         let by_table = of_port && leads_to != 0 && leads_to < ASK_RULES;
         if of_port && !by_table {
             // A port's word must not refer to a table that no rule names: the next daemon would give that table to
             // another rule.
             self.lead(&key, leads_to)?;
         }
-        self.rules.insert(key, rule, 0).map_err(KernelError::add("write a rule to", "RULES", TABLES_MAX))?;
+        self.rules.insert(key.written(), rule, 0).map_err(KernelError::add("write a rule to", "RULES", TABLES_MAX))?;
         if by_table {
             // This write is not atomic and need not be: the table is always this one, and each slot confirms the hint.
             let written = self.by_table.set(rule.table, rule, 0);
@@ -121,17 +142,17 @@ impl Rules {
 
     /// Removes a rule. Lookups stop finding it before anything else is removed.
     pub fn remove(&mut self, key: &RuleKey) -> Result<()> {
-        if is_of_port(key) && pin(&self.dir, key.netns_cookie).exists() {
+        if key.is_of_port() && pin(&self.dir, key.netns_cookie).exists() {
             self.lead(key, 0)?;
         }
-        let _ = self.rules.remove(key);
+        let _ = self.rules.remove(&key.written());
         self.release(key);
         Ok(())
     }
 
     fn lead(&self, key: &RuleKey, leads_to: u16) -> Result<()> {
         let failed = || KernelError::map("write a port to", "PORTS");
-        let (place, shift) = port_place(key.port, key.family);
+        let (place, shift) = port_place(key.port.number, key.family);
         let pinned = pin(&self.dir, key.netns_cookie);
         if !pinned.exists() {
             // The attached program has the map; no program would read a new one.
@@ -145,7 +166,7 @@ impl Rules {
     }
 
     /// Removes the map of a namespace in which nothing is steered any more.
-    pub fn forget(&self, cookie: u64) {
+    pub fn forget(&self, cookie: NetnsCookie) {
         let _ = fs::remove_file(pin(&self.dir, cookie));
     }
 }
@@ -153,12 +174,7 @@ impl Rules {
 /// Number of entries that a rule may need. One for a single address or device needs a second, which marks that such
 /// rules exist.
 fn weight(key: &RuleKey) -> u32 {
-    if is_of_port(key) { 1 } else { 2 }
-}
-
-/// Whether a rule is for a whole port, and so determines the port's word.
-fn is_of_port(key: &RuleKey) -> bool {
-    key.addr == [0; 16] && key.ifindex == 0
+    if key.is_of_port() { 1 } else { 2 }
 }
 
 /// The value of a port's word for its rule.

@@ -6,6 +6,7 @@ use aya::maps::{HashMap, Map, MapData};
 use pod_steer_ebpf::{PROBES_UNDER_WAY_MAX, ProbeKey};
 
 use super::{Kernel, KernelError, Result};
+use crate::ids::SocketCookie;
 
 /// Records the sockets of probes. It is a handle of its own because probes are made beside the daemon's loop.
 #[derive(Clone)]
@@ -32,9 +33,9 @@ impl Kernel {
 
 impl Probes {
     /// From now on, the kernel gives connections from `key` to the socket with this cookie.
-    pub fn begin(&self, key: ProbeKey, cookie: u64) -> Result<ProbeUnderWay> {
+    pub fn begin(&self, key: ProbeKey, cookie: SocketCookie) -> Result<ProbeUnderWay> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.insert(key, cookie, 0).map_err(KernelError::add(
+        map.insert(key, cookie.0, 0).map_err(KernelError::add(
             "write the socket of a probe to",
             "PROBES",
             PROBES_UNDER_WAY_MAX,

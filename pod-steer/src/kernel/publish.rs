@@ -24,7 +24,7 @@ use super::{
     tally::Tally,
     workers::{Batch, Outcome, Outer, Tables, WORKERS, Workers},
 };
-use crate::{slots, sys, world::PlannedTable};
+use crate::{ids::ServiceIndex, slots, sys, world::PlannedTable};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -56,7 +56,7 @@ pub(super) struct Publisher {
     tables: Tables,
     workers: Workers,
     /// By table: its service.
-    used: BTreeMap<u32, u32>,
+    used: BTreeMap<u32, ServiceIndex>,
     tally: Tally,
     /// Where the search for a free index begins. A freed index is reused as late as possible, because a lookup that has
     /// just read it may still run.
@@ -92,9 +92,9 @@ pub(super) struct Failed {
 
 impl Publisher {
     /// `used` are the tables that published rules refer to, each with its service.
-    pub fn new(pin: &Path, used: impl Iterator<Item = (u32, u32)>) -> Result<Self> {
+    pub fn new(pin: &Path, used: impl Iterator<Item = (u32, ServiceIndex)>) -> Result<Self> {
         let empty = table(&entries(&PlannedTable::default()))?;
-        let used: BTreeMap<u32, u32> = used.filter(|(table, _)| *table != NONE).collect();
+        let used: BTreeMap<u32, ServiceIndex> = used.filter(|(table, _)| *table != NONE).collect();
         let mut tally = Tally::new("SLOT_TABLES", TABLES_MAX, "slot tables");
         used.values().for_each(|service| tally.add(*service, 1));
         Ok(Self {
@@ -111,7 +111,7 @@ impl Publisher {
     }
 
     /// Reserves an unused index for a service. The service's quota does not apply if the table `replaces` another.
-    pub fn reserve(&mut self, service: u32, replaces: bool) -> Result<u32> {
+    pub fn reserve(&mut self, service: ServiceIndex, replaces: bool) -> Result<u32> {
         // A table that is being emptied is waited for only if no other is free.
         let max = limit("SLOT_TABLES", TABLES_MAX);
         let wait = if self.used.len() < max as usize { Duration::ZERO } else { IN_EFFECT_MAX };
@@ -132,7 +132,7 @@ impl Publisher {
     }
 
     /// Assigns a table to another service.
-    pub fn hand_over(&mut self, table: u32, service: u32) {
+    pub fn hand_over(&mut self, table: u32, service: ServiceIndex) {
         if let Some(owner) = self.used.get_mut(&table) {
             self.tally.take_away(std::mem::replace(owner, service), 1);
             self.tally.add(service, 1);
@@ -289,7 +289,7 @@ fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
 fn entries(planned: &PlannedTable) -> Vec<Slot> {
     let table = slots::build(&planned.members);
     let count = table.slots.len() as u32;
-    let entry = |slots: u32, member: &slots::Member| Slot::new(member.cookie, member.backend, slots);
+    let entry = |slots: u32, member: &slots::Member| Slot::new(member.cookie.0, member.backend.0, slots);
     let mut entries = Vec::with_capacity(
         2 + table.slots.len() + table.members.len() + planned.reserve.len() + planned.withheld.len(),
     );

@@ -17,7 +17,7 @@ use pod_steer_ebpf::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Kernel, KernelError, Result, limits::limit, object::map};
-use crate::sys::Counters;
+use crate::{ids::BackendIndex, sys::Counters};
 
 /// How much of a limit one user of it has, and all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,38 +98,41 @@ impl SocketCounts {
         self.counts.get(at).cast_signed().try_into().unwrap_or(0)
     }
 
-    fn usage(&self, backend: u32) -> Usage {
+    fn usage(&self, backend: BackendIndex) -> Usage {
         let limit = limit("LISTENERS", SOCKETS_MAX);
-        Usage { own: self.get(count_of(backend)), used: self.get(COUNT_OF_ALL), limit }
+        Usage { own: self.get(count_of(backend.0)), used: self.get(COUNT_OF_ALL), limit }
     }
 
     /// A socket belongs to backend `to`, and no longer to `from`.
-    pub fn moves(&self, from: Option<u32>, to: Option<u32>) {
+    pub fn moves(&self, from: Option<BackendIndex>, to: Option<BackendIndex>) {
         if from == to {
             return;
         }
         for (backend, by) in from.map(|of| (of, u64::MAX)).into_iter().chain(to.map(|of| (of, 1))) {
             self.counts.add(COUNT_OF_ALL, by);
-            self.counts.add(count_of(backend), by);
+            self.counts.add(count_of(backend.0), by);
         }
     }
 
     /// Resets an index that is about to go to another backend, which has no socket yet.
-    pub fn reset(&mut self, backend: u32) -> Result<()> {
-        let counted = self.counts.get(count_of(backend));
-        if self.counts.replace(count_of(backend), counted, 0) {
+    pub fn reset(&mut self, backend: BackendIndex) -> Result<()> {
+        let counted = self.counts.get(count_of(backend.0));
+        if self.counts.replace(count_of(backend.0), counted, 0) {
             self.counts.add(COUNT_OF_ALL, counted.wrapping_neg());
         }
-        let written = self.rates.set(backend, ListenRate::default(), 0);
+        let written = self.rates.set(backend.0, ListenRate::default(), 0);
         written.map_err(KernelError::map("reset", "LISTEN_RATES"))
     }
 
-    fn correct(&mut self, expected: &BTreeMap<u32, u64>) {
+    fn correct(&mut self, expected: &BTreeMap<BackendIndex, u64>) {
         let before = std::mem::take(&mut self.differing);
         let mut sum = 0u64;
         for backend in 0..self.backends_max {
             let at = count_of(backend);
-            let now = Seen { counted: self.counts.get(at), expected: expected.get(&backend).copied().unwrap_or(0) };
+            let now = Seen {
+                counted: self.counts.get(at),
+                expected: expected.get(&BackendIndex(backend)).copied().unwrap_or(0),
+            };
             sum = sum.wrapping_add(now.counted);
             if now.is_wrong(before.get(&at)) && self.counts.replace(at, now.counted, now.expected) {
                 self.counts.add(COUNT_OF_ALL, now.expected.wrapping_sub(now.counted));
@@ -148,30 +151,30 @@ impl SocketCounts {
 
 impl Kernel {
     /// Numbers of registered sockets: of a backend, and of all.
-    pub fn socket_usage(&self, backend: u32) -> Usage {
+    pub fn socket_usage(&self, backend: BackendIndex) -> Usage {
         self.socket_counts.usage(backend)
     }
 
     /// Counts a listener that is about to be registered for the rate of its backend, or returns why it must not be. A
     /// program may do the same at this moment, and one of the two is then not counted.
-    pub fn take_rate(&mut self, backend: u32) -> std::result::Result<(), u32> {
+    pub fn take_rate(&mut self, backend: BackendIndex) -> std::result::Result<(), u32> {
         let rates = &mut self.socket_counts.rates;
-        let Ok(rate) = rates.get(&backend, 0) else { return Ok(()) };
+        let Ok(rate) = rates.get(&backend.0, 0) else { return Ok(()) };
         let now = clock_gettime(ClockId::Monotonic);
         let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
         let next_ns = next_listen(rate.next_ns, now_ns).ok_or(LEFT_OUT_FAST)?;
-        let _ = rates.set(backend, ListenRate { next_ns, ..rate }, 0);
+        let _ = rates.set(backend.0, ListenRate { next_ns, ..rate }, 0);
         Ok(())
     }
 
     /// Number of listeners of a backend that the kernel program has left out.
-    pub fn left_out(&self, backend: u32) -> u64 {
-        self.socket_counts.rates.get(&backend, 0).map_or(0, |rate| rate.left_out)
+    pub fn left_out(&self, backend: BackendIndex) -> u64 {
+        self.socket_counts.rates.get(&backend.0, 0).map_or(0, |rate| rate.left_out)
     }
 
     /// Corrects the numbers of registered sockets. To be called regularly: a number that differs twice in the same way
     /// is wrong.
-    pub fn correct_socket_counts(&mut self, expected: &BTreeMap<u32, u64>) {
+    pub fn correct_socket_counts(&mut self, expected: &BTreeMap<BackendIndex, u64>) {
         self.socket_counts.correct(expected);
     }
 }

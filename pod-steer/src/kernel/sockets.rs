@@ -8,25 +8,26 @@ use std::{
 use pod_steer_ebpf::{DAEMON_COOKIE, NONE, OwnListener, SOCKETS_MAX, SocketInfo};
 
 use super::{Kernel, KernelError, Result, alive::Alive, v6only};
+use crate::ids::{BackendIndex, SocketCookie};
 
 /// The contents of the maps of sockets, each read once.
 pub struct SocketMaps {
     /// Read first: a kernel program writes a listener here after it has added the socket to the socket map.
-    own_listeners: Vec<(OwnListener, u64)>,
-    listening: BTreeSet<u64>,
-    described: BTreeMap<u64, SocketInfo>,
+    own_listeners: Vec<(OwnListener, SocketCookie)>,
+    listening: BTreeSet<SocketCookie>,
+    described: BTreeMap<SocketCookie, SocketInfo>,
 }
 
 impl SocketMaps {
     /// Cookies of sockets in the socket map without a description: the map of descriptions was full, or lost its entry.
-    pub fn undescribed(&self) -> BTreeSet<u64> {
-        let unknown = |cookie: &&u64| **cookie != DAEMON_COOKIE && !self.described.contains_key(cookie);
+    pub fn undescribed(&self) -> BTreeSet<SocketCookie> {
+        let unknown = |cookie: &&SocketCookie| cookie.0 != DAEMON_COOKIE && !self.described.contains_key(cookie);
         self.listening.iter().filter(unknown).copied().collect()
     }
 
     /// Whether the socket map has the daemon's own socket.
     pub fn has_daemon(&self) -> bool {
-        self.listening.contains(&DAEMON_COOKIE)
+        self.listening.contains(&SocketCookie(DAEMON_COOKIE))
     }
 }
 
@@ -39,23 +40,27 @@ pub struct Registered {
 }
 
 impl Kernel {
+    fn descriptions(&self) -> impl Iterator<Item = (SocketCookie, SocketInfo)> {
+        self.sockets.iter().flatten().map(|(cookie, info)| (SocketCookie(cookie), info))
+    }
+
     /// Reads the maps of sockets.
     pub fn socket_maps(&self) -> SocketMaps {
         // In this order: a socket enters the socket map first and the map of own listeners last.
         let own_listeners = self.own.read();
         let listening = self.listening_cookies();
-        SocketMaps { own_listeners, listening, described: self.sockets.iter().flatten().collect() }
+        SocketMaps { own_listeners, listening, described: self.descriptions().collect() }
     }
 
     /// Every registered socket that still listens. The description of a closed one is removed by the second call that
     /// finds it closed: the migrate program needs it until the socket's queue is empty.
-    pub fn live_sockets(&mut self, maps: SocketMaps) -> Vec<(u64, SocketInfo)> {
+    pub fn live_sockets(&mut self, maps: SocketMaps) -> Vec<(SocketCookie, SocketInfo)> {
         let SocketMaps { listening, described, .. } = maps;
         let (live, closed): (Vec<_>, Vec<_>) =
             described.into_iter().partition(|(cookie, _)| listening.contains(cookie));
-        let closed: BTreeSet<u64> = closed.into_iter().map(|(cookie, _)| cookie).collect();
+        let closed: BTreeSet<SocketCookie> = closed.into_iter().map(|(cookie, _)| cookie).collect();
         for cookie in closed.intersection(&self.closed) {
-            let _ = self.sockets.remove(cookie);
+            let _ = self.sockets.remove(&cookie.0);
         }
         self.migration_targets.retain(|cookie, _| !closed.contains(cookie));
         (self.closed, self.listening) = (closed, None);
@@ -78,19 +83,24 @@ impl Kernel {
     }
 
     /// Registers a socket that listened before its backend was managed.
-    pub fn register_socket(&mut self, cookie: u64, socket: &impl AsRawFd, info: SocketInfo) -> Result<Registered> {
-        let before = self.sockets.get(&cookie, 0).ok();
+    pub fn register_socket(
+        &mut self,
+        cookie: SocketCookie,
+        socket: &impl AsRawFd,
+        info: SocketInfo,
+    ) -> Result<Registered> {
+        let before = self.sockets.get(&cookie.0, 0).ok();
         // Once in the socket map, it may close at any moment, and then the migrate program needs its description.
         let described = self.describe(cookie, info).is_ok();
-        if let Err(error) = self.listeners.insert(cookie, socket.as_raw_fd(), 0) {
+        if let Err(error) = self.listeners.insert(cookie.0, socket.as_raw_fd(), 0) {
             match before {
-                Some(before) => drop(self.sockets.insert(cookie, before, 0)),
-                None => drop(self.sockets.remove(&cookie)),
+                Some(before) => drop(self.sockets.insert(cookie.0, before, 0)),
+                None => drop(self.sockets.remove(&cookie.0)),
             }
             return Err(KernelError::add("add a socket to", "LISTENERS", SOCKETS_MAX)(error));
         }
-        let counted = before.map(|before| before.backend).filter(|backend| *backend != NONE);
-        self.socket_counts.moves(counted, Some(info.backend));
+        let counted = before.map(|before| before.backend).filter(|backend| *backend != NONE).map(BackendIndex);
+        self.socket_counts.moves(counted, Some(BackendIndex(info.backend)));
         self.listening = None;
         self.migration_targets.remove(&cookie);
         let mut keys = info.own_listener().into_iter().chain(info.any_listener());
@@ -100,16 +110,17 @@ impl Kernel {
 
     /// Writes the description of a socket in the socket map. If the map is full, descriptions of closed sockets make
     /// room.
-    pub fn describe(&mut self, cookie: u64, info: SocketInfo) -> Result<()> {
-        if self.sockets.insert(cookie, info, 0).is_ok() {
+    pub fn describe(&mut self, cookie: SocketCookie, info: SocketInfo) -> Result<()> {
+        if self.sockets.insert(cookie.0, info, 0).is_ok() {
             return Ok(());
         }
         let live = self.listening_cookies();
-        let closed: Vec<u64> = self.sockets.keys().flatten().filter(|cookie| !live.contains(cookie)).collect();
+        let described = self.sockets.keys().flatten().map(SocketCookie);
+        let closed: Vec<SocketCookie> = described.filter(|cookie| !live.contains(cookie)).collect();
         for cookie in closed {
-            let _ = self.sockets.remove(&cookie);
+            let _ = self.sockets.remove(&cookie.0);
         }
-        self.sockets.insert(cookie, info, 0).map_err(KernelError::add(
+        self.sockets.insert(cookie.0, info, 0).map_err(KernelError::add(
             "write the description of a socket to",
             "SOCKETS",
             SOCKETS_MAX,
@@ -117,36 +128,36 @@ impl Kernel {
     }
 
     /// The same, and also updates what was read before.
-    pub fn describe_in(&mut self, maps: &mut SocketMaps, cookie: u64, info: SocketInfo) -> Result<()> {
+    pub fn describe_in(&mut self, maps: &mut SocketMaps, cookie: SocketCookie, info: SocketInfo) -> Result<()> {
         self.describe(cookie, info)?;
         maps.described.insert(cookie, info);
         Ok(())
     }
 
     /// Removes the record of a closed listener; `other` still listens for this key.
-    pub fn own_listener_closed(&mut self, key: OwnListener, cookie: u64, other: Option<u64>) {
+    pub fn own_listener_closed(&mut self, key: OwnListener, cookie: SocketCookie, other: Option<SocketCookie>) {
         self.own.closed(key, cookie, other);
     }
 
     /// Records for a later daemon which clients a socket takes.
-    pub fn note_v6only(&mut self, cookie: u64, only: bool) {
+    pub fn note_v6only(&mut self, cookie: SocketCookie, only: bool) {
         // A socket that has closed meanwhile has no description.
-        if let Ok(info) = self.sockets.get(&cookie, 0) {
-            let _ = self.sockets.insert(cookie, SocketInfo { v6only: v6only(only), ..info }, 0);
+        if let Ok(info) = self.sockets.get(&cookie.0, 0) {
+            let _ = self.sockets.insert(cookie.0, SocketInfo { v6only: v6only(only), ..info }, 0);
         }
     }
 
     /// Records for a later daemon which device a socket is bound to.
-    pub fn note_device(&mut self, cookie: u64, ifindex: u32) {
+    pub fn note_device(&mut self, cookie: SocketCookie, ifindex: u32) {
         // A socket that has closed meanwhile has no description.
-        if let Ok(info) = self.sockets.get(&cookie, 0) {
-            let _ = self.sockets.insert(cookie, SocketInfo { ifindex, ..info }, 0);
+        if let Ok(info) = self.sockets.get(&cookie.0, 0) {
+            let _ = self.sockets.insert(cookie.0, SocketInfo { ifindex, ..info }, 0);
         }
     }
 
     /// A socket has begun to listen, maybe again: its description is new, so its migration targets have to be written
     /// again.
-    pub fn listens_anew(&mut self, cookie: u64) {
+    pub fn listens_anew(&mut self, cookie: SocketCookie) {
         self.listening = None;
         if self.migration_targets.remove(&cookie).is_none() && !self.forgotten.contains(&cookie) {
             return;
@@ -160,27 +171,27 @@ impl Kernel {
     }
 
     /// Adds the listener of paused services to the socket map. It belongs to no backend.
-    pub fn register_pause(&mut self, cookie: u64, socket: &impl AsRawFd) -> Result<()> {
+    pub fn register_pause(&mut self, cookie: SocketCookie, socket: &impl AsRawFd) -> Result<()> {
         self.listening = None;
-        let written = self.listeners.insert(cookie, socket.as_raw_fd(), 0);
+        let written = self.listeners.insert(cookie.0, socket.as_raw_fd(), 0);
         written.map_err(KernelError::map("add a socket to", "LISTENERS"))
     }
 
     /// Whether a socket is in the socket map. The kernel removes one that closes.
-    pub fn is_listening(&self, cookie: u64) -> bool {
-        self.listeners.keys().flatten().any(|listening| listening == cookie)
+    pub fn is_listening(&self, cookie: SocketCookie) -> bool {
+        self.listeners.keys().flatten().any(|listening| listening == cookie.0)
     }
 
     /// Cookies of the sockets in the socket map. The kernel removes one that closes.
-    pub fn listening_cookies(&self) -> BTreeSet<u64> {
-        self.listeners.keys().flatten().collect()
+    pub fn listening_cookies(&self) -> BTreeSet<SocketCookie> {
+        self.listeners.keys().flatten().map(SocketCookie).collect()
     }
 
     /// The same, read once in a turn of the loop. It may contain a socket that has closed since, but lacks none that
     /// began to listen since.
-    pub fn listening_in_turn(&mut self) -> &BTreeSet<u64> {
+    pub fn listening_in_turn(&mut self) -> &BTreeSet<SocketCookie> {
         let listeners = &self.listeners;
-        self.listening.get_or_insert_with(|| listeners.keys().flatten().collect())
+        self.listening.get_or_insert_with(|| listeners.keys().flatten().map(SocketCookie).collect())
     }
 
     /// Ends a turn of the loop.
@@ -190,17 +201,17 @@ impl Kernel {
 
     /// A socket was closed, or stopped listening. The kernel has already removed it from the socket map. It may be
     /// there again, if it listens again.
-    pub fn closed(&mut self, cookie: u64) {
+    pub fn closed(&mut self, cookie: SocketCookie) {
         if self.migration_targets.remove(&cookie).is_some() {
             self.forgotten.insert(cookie);
         }
     }
 
     /// Removes a socket from the socket map. The socket itself does not change.
-    pub fn forget_socket(&mut self, cookie: u64) {
+    pub fn forget_socket(&mut self, cookie: SocketCookie) {
         self.closed(cookie);
         // If it has closed, the kernel program has counted its end.
-        let was_there = self.listeners.remove(&cookie).is_ok();
+        let was_there = self.listeners.remove(&cookie.0).is_ok();
         let of = self.disown_socket(cookie);
         if was_there {
             self.socket_counts.moves(of, None);
@@ -209,16 +220,16 @@ impl Kernel {
 
     /// Removes the sockets of an index that is about to go to another backend: all that were registered since the
     /// former backend ended.
-    pub fn disown_index(&mut self, index: u32) {
-        let of_index = |(cookie, info): (u64, SocketInfo)| (info.backend == index).then_some(cookie);
-        let cookies: Vec<u64> = self.sockets.iter().flatten().filter_map(of_index).collect();
+    pub fn disown_index(&mut self, index: BackendIndex) {
+        let of_index = self.descriptions().filter(|(_, info)| info.backend == index.0);
+        let cookies: Vec<SocketCookie> = of_index.map(|(cookie, _)| cookie).collect();
         cookies.into_iter().for_each(|cookie| self.forget_socket(cookie));
     }
 
     /// Separates a socket from its backend, also from one that gets the same index later. Returns the former backend.
-    pub fn disown_socket(&mut self, cookie: u64) -> Option<u32> {
-        let info = self.sockets.get(&cookie, 0).ok()?;
-        let _ = self.sockets.insert(cookie, SocketInfo { backend: NONE, ..info }, 0);
-        (info.backend != NONE).then_some(info.backend)
+    pub fn disown_socket(&mut self, cookie: SocketCookie) -> Option<BackendIndex> {
+        let info = self.sockets.get(&cookie.0, 0).ok()?;
+        let _ = self.sockets.insert(cookie.0, SocketInfo { backend: NONE, ..info }, 0);
+        (info.backend != NONE).then_some(BackendIndex(info.backend))
     }
 }

@@ -7,10 +7,10 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use ipnet::IpNet;
-use pod_steer_ebpf::{NONE, SOURCE_SCOPE_BITS, SOURCES_MAX, SWITCH_SIDE, SourceKey};
+use pod_steer_ebpf::{SOURCE_SCOPE_BITS, SOURCES_MAX, SWITCH_SIDE, SourceKey};
 
-use super::{KernelError, Result, tally::Tally};
-use crate::procs::address_bytes;
+use super::{KernelError, NO_SERVICE, Result, tally::Tally};
+use crate::{ids::ServiceIndex, procs::address_bytes};
 
 /// The map, and its contents.
 pub(super) struct Sources {
@@ -18,15 +18,15 @@ pub(super) struct Sources {
     /// By scope: each entry's length and address, and the table.
     written: BTreeMap<u32, BTreeMap<(u32, [u8; 16]), u32>>,
     /// By scope: the service.
-    owners: BTreeMap<u32, u32>,
+    owners: BTreeMap<u32, ServiceIndex>,
     tally: Tally,
     /// By service and side: how many entries.
-    by_side: BTreeMap<(u32, u32), u32>,
+    by_side: BTreeMap<(ServiceIndex, u32), u32>,
 }
 
 impl Sources {
     /// Takes over the contents of the map. `owners` has the service of each rule's table.
-    pub fn new(map: LpmTrie<MapData, SourceKey, u32>, owners: &BTreeMap<u32, u32>) -> Self {
+    pub fn new(map: LpmTrie<MapData, SourceKey, u32>, owners: &BTreeMap<u32, ServiceIndex>) -> Self {
         let mut written: BTreeMap<u32, BTreeMap<_, u32>> = BTreeMap::new();
         for (key, table) in map.iter().flatten() {
             let data = key.data();
@@ -37,22 +37,22 @@ impl Sources {
         let counts: Vec<(u32, u32)> =
             made.written.iter().map(|(scope, entries)| (*scope, u32::try_from(entries.len()).unwrap_or(0))).collect();
         for (scope, number) in counts {
-            let owner = owners.get(&table_of(scope)).copied().unwrap_or(NONE);
+            let owner = owners.get(&table_of(scope)).copied().unwrap_or(NO_SERVICE);
             made.count(scope, owner, number);
         }
         made
     }
 
     /// The tables that entries refer to, and the service of each.
-    pub fn tables(&self) -> BTreeMap<u32, u32> {
-        let owner = |scope| self.owners.get(&scope).copied().unwrap_or(NONE);
+    pub fn tables(&self) -> BTreeMap<u32, ServiceIndex> {
+        let owner = |scope| self.owners.get(&scope).copied().unwrap_or(NO_SERVICE);
         let tables =
             self.written.iter().flat_map(|(scope, entries)| entries.values().map(|table| (*table, owner(*scope))));
         tables.collect()
     }
 
     /// The number of tables that the networks of a service refer to on one side.
-    pub fn tables_of(&self, service: u32, side: u32) -> usize {
+    pub fn tables_of(&self, service: ServiceIndex, side: u32) -> usize {
         let of_service = |(scope, _): &(&u32, _)| {
             *scope & SWITCH_SIDE == side && self.owners.get(scope).is_some_and(|owner| *owner == service)
         };
@@ -60,7 +60,7 @@ impl Sources {
         scopes.flat_map(|(_, entries)| entries.values()).collect::<BTreeSet<_>>().len()
     }
 
-    fn count(&mut self, scope: u32, owner: u32, number: u32) {
+    fn count(&mut self, scope: u32, owner: ServiceIndex, number: u32) {
         self.owners.insert(scope, owner);
         self.tally.add(owner, number);
         *self.by_side.entry((owner, scope & SWITCH_SIDE)).or_default() += number;
@@ -68,14 +68,14 @@ impl Sources {
 
     /// Checks whether a service may have one more entry. It may always have as many on one side as on the other, which
     /// a switch is about to empty.
-    fn admit(&self, scope: u32, owner: u32) -> Result<()> {
+    fn admit(&self, scope: u32, owner: ServiceIndex) -> Result<()> {
         let on = |side| self.by_side.get(&(owner, side)).copied().unwrap_or(0);
         let side = scope & SWITCH_SIDE;
         if on(side) < on(side ^ SWITCH_SIDE) { Ok(()) } else { self.tally.admit(owner) }
     }
 
     /// Gives clients of these networks to `table`, in lookups of a service that use this scope.
-    pub fn add(&mut self, scope: u32, service: u32, networks: &BTreeSet<IpNet>, table: u32) -> Result<()> {
+    pub fn add(&mut self, scope: u32, service: ServiceIndex, networks: &BTreeSet<IpNet>, table: u32) -> Result<()> {
         for network in networks {
             self.admit(scope, service)?;
             let length = SOURCE_SCOPE_BITS + u32::from(network.prefix_len());

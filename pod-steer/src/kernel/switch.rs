@@ -8,15 +8,18 @@ use std::{
 };
 
 use aya::maps::{Array, MapData};
-use pod_steer_ebpf::{NONE, Rule, RuleKey, SERVICES_MAX, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
+use pod_steer_ebpf::{NONE, Rule, SERVICES_MAX, SWITCH_HAS_SOURCES, SWITCH_SIDE, switch, table_index};
 
 use super::{
     Kernel, KernelError, Result, Settled,
     apply::{MigrationTargets, Published},
-    ports::rule_of,
+    ports::{only_of, rule_of},
 };
 use crate::{
     abort::{self, Point},
+    ids::{BackendIndex, ServiceIndex},
+    ports::Port,
+    rule::RuleKey,
     world::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable},
 };
 
@@ -47,13 +50,13 @@ impl Switches {
         Self { map, words }
     }
 
-    fn word(&self, service: u32) -> u32 {
-        self.words.get(service as usize).copied().unwrap_or(0)
+    fn word(&self, service: ServiceIndex) -> u32 {
+        self.words.get(service.0 as usize).copied().unwrap_or(0)
     }
 
-    fn write(&mut self, service: u32, word: u32) -> Result<()> {
-        self.map.set(service, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
-        if let Some(known) = self.words.get_mut(service as usize) {
+    fn write(&mut self, service: ServiceIndex, word: u32) -> Result<()> {
+        self.map.set(service.0, word, 0).map_err(KernelError::map("write a switch to", "SWITCHES"))?;
+        if let Some(known) = self.words.get_mut(service.0 as usize) {
             *known = word;
         }
         Ok(())
@@ -62,20 +65,20 @@ impl Switches {
 
 impl Kernel {
     /// Resets the switch of an index that was another service's.
-    pub(super) fn reset_switch(&mut self, service: u32) -> Result<()> {
+    pub(super) fn reset_switch(&mut self, service: ServiceIndex) -> Result<()> {
         self.switches.write(service, 0)
     }
 
-    pub(super) fn switch(&self, service: u32) -> u32 {
+    pub(super) fn switch(&self, service: ServiceIndex) -> u32 {
         self.switches.word(service)
     }
 
     /// Whether the kernel already follows this decision. The networks of an earlier daemon's decision are not known: it
     /// is put in force once more.
-    pub fn follows(&self, service: u32, decision: PlannedDecision) -> bool {
+    pub fn follows(&self, service: ServiceIndex, decision: PlannedDecision) -> bool {
         let now = self.switch(service);
         let unknown = || {
-            let mut rules = self.published.values().filter(|published| published.rule.service == service);
+            let mut rules = self.published.values().filter(|published| published.rule.service == service.0);
             rules.any(|published| published.table.is_none() && published.rule.table != NONE)
         };
         now == switch(now & SWITCH_SIDE, decision.has_networks, decision.revision)
@@ -87,7 +90,7 @@ impl Kernel {
         &mut self,
         plan: &Plan,
         name: &str,
-        service: u32,
+        service: ServiceIndex,
         decision: PlannedDecision,
     ) -> Result<Vec<Settled>> {
         let old = self.switch(service) & SWITCH_SIDE;
@@ -176,9 +179,9 @@ impl Kernel {
     /// listener gets clients, and the tables do not, so the switch does not change it. Before the switch no rule may
     /// name a backend that the decision excludes. Until the rule is written again, a client for which no table has a
     /// socket is refused, also if the daemon dies before that.
-    fn withdraw_only(&mut self, key: RuleKey, before: &Published, only: Option<(u32, u16)>) -> Result<()> {
+    fn withdraw_only(&mut self, key: RuleKey, before: &Published, only: Option<(BackendIndex, Port)>) -> Result<()> {
         let rule = before.rule;
-        let is_same = before.ours && (rule.only, rule.target) == only.unwrap_or((NONE, 0));
+        let is_same = before.ours && (rule.only, rule.target) == only_of(only);
         if rule.table == NONE || is_same || before.ours && rule.only == NONE {
             return Ok(());
         }
@@ -196,7 +199,7 @@ impl Kernel {
     fn build(
         &mut self,
         key: RuleKey,
-        service: u32,
+        service: ServiceIndex,
         (rule, table): (&PlannedRule, &Arc<PlannedTable>),
         side: u32,
         new_tables: &mut NewTables,

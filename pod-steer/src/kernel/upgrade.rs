@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     abort::{self, Point},
+    ids::NetnsCookie,
     sys,
 };
 
@@ -151,7 +152,7 @@ impl Release<'_> {
     }
 
     /// The lookup program of a namespace that is attached already.
-    fn load_lookup(&self, cookie: u64) -> Result<OwnedFd> {
+    fn load_lookup(&self, cookie: NetnsCookie) -> Result<OwnedFd> {
         // The attached program has the map; no other program would read a new one.
         let _ = pins::recover_ports(self.dir, cookie);
         let ports = ports::pin(self.dir, cookie);

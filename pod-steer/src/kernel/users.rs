@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, os::fd::AsRawFd};
 use pod_steer_ebpf::{Hidden, PORT_USERS_MAX, PortKey, PortUser, SocketInfo};
 
 use super::{Kernel, KernelError, Result};
+use crate::ids::SocketCookie;
 
 impl Kernel {
     /// Records the user that owns a port.
@@ -33,7 +34,7 @@ impl Kernel {
     }
 
     /// The description of a registered socket.
-    pub fn socket(&self, cookie: u64) -> Option<SocketInfo> {
-        self.sockets.get(&cookie, 0).ok()
+    pub fn socket(&self, cookie: SocketCookie) -> Option<SocketInfo> {
+        self.sockets.get(&cookie.0, 0).ok()
     }
 }

@@ -3,6 +3,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use rustix::net::{bind, ipproto, listen};
 
 use super::*;
+use crate::sys;
 
 #[test]
 fn reads_the_listeners_of_a_table() {
@@ -10,7 +11,7 @@ fn reads_the_listeners_of_a_table() {
                  0: 0100007F:1F90 00000000:0000 0A 00000000:00000003 00:00000000 00000000  1000        0 84123 1 0 100\n   \
                  1: 0100007F:A3D2 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100\n  nonsense\n";
     let [found] = listening(table.as_bytes()).collect::<Vec<_>>()[..] else { panic!("one listens") };
-    assert_eq!((found.ip, found.port), ("127.0.0.1".parse().unwrap(), 8080));
+    assert_eq!((found.ip, found.port), ("127.0.0.1".parse().unwrap(), Port::tcp(8080)));
     assert_eq!((found.uid, found.inode, found.waiting), (1000, 84_123, 3));
     assert_eq!(listening(&b"head\n 0: 0100007F:1F90 00000000:0000 0A 1\n"[..]).count(), 0);
 }
@@ -32,7 +33,7 @@ fn sock_diag_and_the_tables_agree() {
     let own: BTreeSet<SocketAddr> =
         listeners.iter().chain(&six).map(|listener| listener.local_addr().unwrap()).collect();
     // Other tests listen meanwhile; ours are there in any case.
-    let addresses = |found: &[Listener]| found.iter().map(|l| (l.ip, l.port).into()).collect::<BTreeSet<_>>();
+    let addresses = |found: &[Listener]| found.iter().map(|l| (l.ip, l.port.number).into()).collect::<BTreeSet<_>>();
     let asked = ask().expect("sock_diag(7)");
     assert!(addresses(&asked).is_superset(&own));
     let read = read_tables().unwrap();
@@ -43,9 +44,9 @@ fn sock_diag_and_the_tables_agree() {
     }
     // By the cookie the same socket is meant.
     for listener in &listeners {
-        let cookie = sockopt::socket_cookie(listener).unwrap();
+        let cookie = sys::socket_cookie(listener).unwrap();
         let found = asked.iter().find(|l| l.cookie == Some(cookie)).expect("it listens");
-        assert_eq!(SocketAddr::from((found.ip, found.port)), listener.local_addr().unwrap());
+        assert_eq!(SocketAddr::from((found.ip, found.port.number)), listener.local_addr().unwrap());
         assert!(found.backlog > 0 && found.ifindex == 0 && !found.mptcp, "{found:?}");
     }
 }
@@ -57,7 +58,7 @@ fn says_which_clients_an_ipv6_socket_takes() {
         sockopt::set_ipv6_v6only(&socket, only).unwrap();
         bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
         listen(&socket, 1).unwrap();
-        let cookie = sockopt::socket_cookie(&socket).unwrap();
+        let cookie = sys::socket_cookie(&socket).unwrap();
         let asked = ask().unwrap();
         let found = asked.iter().find(|l| l.cookie == Some(cookie)).expect("it listens");
         assert_eq!((found.v6only, found.ip), (Some(only), Ipv6Addr::UNSPECIFIED.into()));
@@ -76,7 +77,10 @@ fn knows_the_socket_below_an_mptcp_listener() {
     listen(&socket, 1).unwrap();
     let port = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap().port();
     let asked = ask().unwrap();
-    let found = asked.iter().find(|l| l.port == port && l.ip == IpAddr::from(Ipv4Addr::LOCALHOST)).expect("it listens");
+    let found = asked
+        .iter()
+        .find(|l| l.port == Port::tcp(port) && l.ip == IpAddr::from(Ipv4Addr::LOCALHOST))
+        .expect("it listens");
     assert!(found.mptcp, "{found:?}");
 }
 
@@ -89,8 +93,8 @@ fn a_connection_keeps_the_port_of_its_listener() {
     let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     let used = |others: &[u16]| {
-        let ports = BTreeSet::from_iter(others.iter().copied().chain([port]));
-        in_use(&ns, cookie, &ports).map(|used| used.contains(&port))
+        let ports = BTreeSet::from_iter(others.iter().copied().chain([port]).map(Port::tcp));
+        in_use(&ns, cookie, &ports).map(|used| used.contains(&Port::tcp(port)))
     };
     // Entering a namespace needs a privilege.
     let Ok(listening) = used(&[]) else { return };
@@ -124,9 +128,9 @@ fn a_malformed_answer_is_an_error() {
 #[test]
 fn a_listener_that_one_dump_skips_is_found_by_the_next() {
     let listener = |cookie| Listener {
-        cookie: Some(cookie),
+        cookie: Some(SocketCookie(cookie)),
         ip: Ipv4Addr::LOCALHOST.into(),
-        port: 80,
+        port: Port::tcp(80),
         v6only: None,
         ifindex: 0,
         uid: 0,
@@ -142,7 +146,7 @@ fn a_listener_that_one_dump_skips_is_found_by_the_next() {
             number += 1;
             Ok(may_miss)
         });
-        (found.unwrap().iter().filter_map(|listener| listener.cookie).collect::<Vec<_>>(), number)
+        (found.unwrap().iter().filter_map(|listener| Some(listener.cookie?.0)).collect::<Vec<_>>(), number)
     };
     // In one part the kernel misses nothing.
     assert_eq!(answered(&[&[1, 2]], false), (vec![1, 2], 1));

@@ -6,13 +6,15 @@ use std::{
 };
 
 use pod_steer::{
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     labels::Spec,
     netns::Netns,
+    ports::{Port, PortMap},
     world::{Backend, Kind, Network, Phase, Plan, Socket, World},
 };
 
 /// The only network namespace.
-pub const HOST: Netns = Netns { dev: 4, inode: 1, cookie: 10 };
+pub const HOST: Netns = Netns { dev: 4, inode: 1, cookie: NetnsCookie(10) };
 /// A time since boot.
 pub const NOW_MS: i64 = 1_000_000;
 
@@ -20,9 +22,9 @@ pub const NOW_MS: i64 = 1_000_000;
 pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
     let mut world = World::default();
     (world.steered, world.now_ms) = (BTreeSet::from([HOST.cookie]), NOW_MS);
-    let mut cookies = 100..;
-    for (index, spec) in (0..).zip(specs) {
-        for port in spec.ports.iter().map(|map| map.target).collect::<BTreeSet<u16>>() {
+    let mut cookies = (100..).map(SocketCookie);
+    for (index, spec) in (0..).map(BackendIndex).zip(specs) {
+        for port in spec.ports.iter().map(PortMap::target_port).collect::<BTreeSet<Port>>() {
             let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
             for ip in any {
                 let v6only = Some(ip.is_ipv6());
@@ -38,10 +40,10 @@ pub fn world(specs: impl IntoIterator<Item = Spec>) -> World {
     world
 }
 
-fn backend(index: u32, spec: Spec) -> Backend {
+fn backend(index: BackendIndex, spec: Spec) -> Backend {
     Backend {
         name: format!("name{index}"),
-        seen: index.into(),
+        seen: index.0.into(),
         phase: Phase::Running,
         network: Network::Host,
         netns: Some(HOST),
@@ -53,7 +55,7 @@ fn backend(index: u32, spec: Spec) -> Backend {
 pub fn check(world: &mut World) -> Plan {
     let plan = world.plan();
     for (key, rule) in &plan.rules {
-        assert!(key.port > 0, "a rule without a port: {key:?}");
+        assert!(key.port.number > 0, "a rule without a port: {key:?}");
         let networks = rule.networks.values().map(|networks| &networks.table);
         for table in rule.table.iter().chain(networks) {
             for member in table.members.iter().chain(&table.reserve).chain(&table.withheld) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pod_steer::{
     duration,
     labels::default_version,
-    ports::{self, PORTS_MAX, PortMap},
+    ports::{self, PORTS_MAX, Port, PortMap},
     settings::PortPolicy,
 };
 
@@ -28,7 +28,7 @@ pub fn run(input: &[u8]) {
         }
     }
     if let Some(policy) = PortPolicy::parse(&text) {
-        assert!(policy.0.iter().all(|range| *range.start() > 0 && policy.allows(*range.end())));
+        assert!(policy.0.iter().all(|range| *range.start() > 0 && policy.allows(Port::tcp(*range.end()))));
     }
     if let Ok(duration) = duration::parse(&text) {
         round_trip(duration);

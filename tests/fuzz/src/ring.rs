@@ -3,6 +3,7 @@
 use arbitrary::{Result, Unstructured};
 use pod_steer::{
     fuzzing,
+    ids::{BackendIndex, SocketCookie},
     labels::{self, Spec},
     settings::GivenOptions,
     world::World,
@@ -84,7 +85,7 @@ fn likely(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let hidden_port: u16 = if input.ratio(1, 8u8)? { input.arbitrary()? } else { 0 };
     let v6only = u16::from(input.int_in_range(0..=3u8)?);
     let ifindex = u32::from(input.int_in_range(0..=2u8)?);
-    let netns = if input.ratio(1, 8u8)? { input.arbitrary()? } else { plan::HOST.cookie };
+    let netns = if input.ratio(1, 8u8)? { input.arbitrary()? } else { plan::HOST.cookie.0 };
     let mut record = Vec::with_capacity(size_of::<Event>());
     // In the order of the fields of `Event` and its `SocketInfo`.
     record.extend(kind.to_ne_bytes());
@@ -113,16 +114,17 @@ fn happened(world: &mut World, event: &Event) {
     assert_eq!(fuzzing::socket(&fuzzing::description(&socket)), socket, "described from {info:?}");
     let (own, any) = (info.own_listener(), info.any_listener());
     assert!(any.is_none() || own.is_some(), "{info:?}");
-    let holder = world.sockets.get(&event.cookie).map_or(info.backend, |socket| socket.backend);
+    let cookie = SocketCookie(event.cookie);
+    let holder = world.sockets.get(&cookie).map_or(BackendIndex(info.backend), |socket| socket.backend);
     if world.by_index(holder).is_none() {
         return;
     }
     match event.kind {
         EVENT_LISTENING => {
-            world.opened_ms.entry(event.cookie).or_insert(world.now_ms);
-            world.sockets.insert(event.cookie, socket);
+            world.opened_ms.entry(cookie).or_insert(world.now_ms);
+            world.sockets.insert(cookie, socket);
         }
-        EVENT_CLOSED => drop(world.remove_socket(event.cookie, world.now_ms)),
+        EVENT_CLOSED => drop(world.remove_socket(cookie, world.now_ms)),
         _ => drop(std::io::Error::from_raw_os_error(event.errno as i32).to_string()),
     }
 }

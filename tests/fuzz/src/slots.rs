@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use arbitrary::{Result, Unstructured};
-use pod_steer::slots::{Member, SlotTable, build, slot_count};
+use pod_steer::{
+    ids::{BackendIndex, SocketCookie},
+    slots::{Member, SlotTable, build, slot_count},
+};
 
 /// Most members: beyond 256 the table is larger, and beyond 2,048 larger again, which takes too long here.
 const MEMBERS_MAX: usize = 300;
@@ -19,7 +22,7 @@ pub fn run(input: &[u8]) {
     check_table(&table);
     members.reverse();
     // Of two members with one cookie either may be the one that counts.
-    let cookies: BTreeMap<u64, &Member> = members.iter().map(|member| (member.cookie, member)).collect();
+    let cookies: BTreeMap<SocketCookie, &Member> = members.iter().map(|member| (member.cookie, member)).collect();
     if cookies.len() == members.len() {
         assert_eq!(build(&members), table, "the order of the members shows");
     }
@@ -29,7 +32,8 @@ fn member(input: &mut Unstructured<'_>) -> Result<Member> {
     // Cookies are small numbers in a row, weights small or large.
     let cookie = if input.arbitrary()? { input.arbitrary::<u8>()?.into() } else { input.arbitrary()? };
     let weight = if input.arbitrary()? { input.arbitrary::<u16>()?.into() } else { input.arbitrary()? };
-    Ok(Member { cookie, backend: input.arbitrary::<u8>()?.into(), weight })
+    let backend = BackendIndex(input.arbitrary::<u8>()?.into());
+    Ok(Member { cookie: SocketCookie(cookie), backend, weight })
 }
 
 /// Fails unless every member owns its share of the slots to less than one slot.

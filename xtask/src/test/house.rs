@@ -3,7 +3,8 @@
 /// Each of its files is a store.
 const STORES: &str = "pod-steer/src/daemon/stores/";
 /// What a store may name of the project: values, and nothing that could act.
-const STORES_MAY_NAME: [&str; 4] = ["crate::world", "crate::netns::Netns", "crate::daemon::pace", "pod_steer_ebpf"];
+const STORES_MAY_NAME: [&str; 5] =
+    ["crate::ids", "crate::world", "crate::netns::Netns", "crate::daemon::pace", "pod_steer_ebpf"];
 /// Calls that are made once in the daemon, and where.
 const ONCE: [(&str, &str); 3] = [
     (".reconcile()", "pod-steer/src/daemon/reconciler.rs"),

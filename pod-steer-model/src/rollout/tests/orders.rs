@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use pod_steer_ebpf::{FAMILY_V4, RuleKey};
+use pod_steer_ebpf::FAMILY_V4;
 
 use super::*;
+use crate::{ports::Port, rule::RuleKey};
 
 #[test]
 fn rollbacks_undo_one_operation_each() {
@@ -79,7 +80,7 @@ fn a_service_has_one_operation_at_a_time() {
 fn a_version_is_ready_only_on_every_port() {
     let mut view = two();
     let coverage = |port: u16, versions: &[&str]| Coverage {
-        key: RuleKey { port, family: FAMILY_V4, ..RuleKey::default() },
+        key: RuleKey { port: Port::tcp(port), family: FAMILY_V4, ..RuleKey::default() },
         versions: Arc::new(versions.iter().map(|version| (*version).to_owned()).collect()),
     };
     view.coverage = vec![coverage(80, &["v1", "v2"]), coverage(443, &["v1"])];

@@ -1,7 +1,8 @@
 use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, RULE_ON_DEMAND};
 
 use crate::{
-    ports,
+    ids::{BackendIndex, SocketCookie},
+    ports::{self, Port},
     world::{
         State, World,
         port_history::KEPT_MS,
@@ -13,13 +14,13 @@ const PORTS: &str = "21:2121,30000-30001:31000-31001";
 
 /// Adds a listener, which opens at the world's present time.
 fn open(world: &mut World, cookie: u64, backend: u32, port: u16) {
-    world.sockets.insert(cookie, socket(backend, "0.0.0.0", port));
-    world.opened_ms.insert(cookie, world.now_ms);
+    world.sockets.insert(SocketCookie(cookie), socket(backend, "0.0.0.0", port));
+    world.opened_ms.insert(SocketCookie(cookie), world.now_ms);
 }
 
 fn close(world: &mut World, cookie: u64) {
     let now_ms = world.now_ms;
-    world.remove_socket(cookie, now_ms).unwrap();
+    world.remove_socket(SocketCookie(cookie), now_ms).unwrap();
 }
 
 /// A world at second 10 with one backend that listens on these ports and is ready. Sockets are numbered from 1000.
@@ -33,7 +34,7 @@ fn one(declared: &str, open_ports: &[u16]) -> World {
 
 /// Adds a backend that listens on these ports.
 fn add(world: &mut World, index: u32, declared: &str, open_ports: &[u16]) {
-    world.backends.insert(format!("id{index}"), backend(index, "web", declared));
+    world.backends.insert(format!("id{index}").into(), backend(index, "web", declared));
     for port in open_ports {
         open(world, u64::from(index) * 10_000 + u64::from(*port), index, *port);
     }
@@ -54,7 +55,8 @@ fn a_younger_server_with_the_same_ports_on_demand_is_refused_at_its_start() {
     add(&mut world, 1, PORTS, &[]);
     let plan = world.plan();
     assert!(
-        plan.hindrances[&1][0].contains("name0 of the same service opens the ports 30000-30001:31000-31001 on demand")
+        plan.hindrances[&BackendIndex(1)][0]
+            .contains("name0 of the same service opens the ports 30000-30001:31000-31001 on demand")
     );
     // A container has started all the same.
     open(&mut world, 200, 1, 2121);
@@ -65,10 +67,10 @@ fn a_younger_server_with_the_same_ports_on_demand_is_refused_at_its_start() {
     );
     // A transfer of the first server changes nothing.
     open(&mut world, 300, 0, 31_000);
-    assert_eq!(world.plan().states[&1], State::NotSteered);
+    assert_eq!(world.plan().states[&BackendIndex(1)], State::NotSteered);
     world.backends.remove("id0");
-    world.sockets.retain(|_, socket| socket.backend == 1);
-    assert_eq!(world.plan().states[&1], State::Ready);
+    world.sockets.retain(|_, socket| socket.backend == BackendIndex(1));
+    assert_eq!(world.plan().states[&BackendIndex(1)], State::Ready);
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn several_short_transfers_show_it_at_once() {
     world.plan();
     open(&mut world, 300, 0, 31_000);
     add(&mut world, 1, PORTS, &[]);
-    assert!(world.plan().hindrances.contains_key(&1));
+    assert!(world.plan().hindrances.contains_key(&BackendIndex(1)));
 }
 
 #[test]
@@ -95,9 +97,9 @@ fn a_server_that_has_served_loses_the_range_alone() {
     assert!(plan.hindrances.is_empty());
     world.now_ms = 11_000;
     let plan = world.plan();
-    assert!(plan.hindrances[&1][0].contains("give each server a range of its own"));
+    assert!(plan.hindrances[&BackendIndex(1)][0].contains("give each server a range of its own"));
     assert_eq!((states(&plan), members(&plan, key(FAMILY_V4, 21)).len()), (vec![State::Ready, State::Ready], 2));
-    assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, Some((0, 31_000)));
+    assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, Some((BackendIndex(0), Port::tcp(31_000))));
 }
 
 #[test]
@@ -106,7 +108,7 @@ fn a_range_of_its_own_and_another_service_are_no_conflict() {
     world.now_ms = 11_000;
     world.plan();
     add(&mut world, 1, "21:2121,30002-30003:31000-31001", &[2121]);
-    world.backends.insert("id2".to_owned(), backend(2, "web", "22"));
+    world.backends.insert("id2".into(), backend(2, "web", "22"));
     assert!(world.plan().hindrances.is_empty());
 }
 
@@ -126,7 +128,7 @@ fn an_older_replica_that_closes_ports_takes_nothing_from_a_younger_one() {
                 let plan = world.plan();
                 assert!(plan.hindrances.is_empty(), "{declared} {lived_ms} {port}: {:?}", plan.hindrances);
                 assert_eq!(members(&plan, key(FAMILY_V4, port)), [10_000 + u64::from(port)], "{declared} {lived_ms}");
-                assert_eq!(plan.states[&1], State::Ready);
+                assert_eq!(plan.states[&BackendIndex(1)], State::Ready);
             }
         }
     }
@@ -160,11 +162,14 @@ fn a_range_that_a_replica_listens_on_steadily_is_an_ordinary_one() {
     world.plan();
     // It declares the range and never listens there; a container that does is steered as soon as it does.
     add(&mut world, 1, DECLARED, &[80]);
-    assert_eq!(world.plan().states[&1], State::NotSteered);
+    assert_eq!(world.plan().states[&BackendIndex(1)], State::NotSteered);
     open(&mut world, 200, 1, 9_000);
     open(&mut world, 201, 1, 9_001);
     let plan = world.plan();
-    assert_eq!((plan.states[&1], plan.next_ms()), (State::Ready, Some(20_000 + crate::world::port_history::SETTLE_MS)));
+    assert_eq!(
+        (plan.states[&BackendIndex(1)], plan.next_ms()),
+        (State::Ready, Some(20_000 + crate::world::port_history::SETTLE_MS))
+    );
     // A third one need not wait for its listeners once those of the second are old.
     world.now_ms += KEPT_MS;
     add(&mut world, 2, DECLARED, &[80]);
@@ -201,25 +206,32 @@ fn a_rule_names_the_only_backend_that_may_serve() {
     let mut world = world([backend(0, "ftp", PORTS)], [socket(0, "0.0.0.0", 2121)]);
     let plan = world.plan();
     let early = &plan.rules[&key(FAMILY_V4, 30_000)];
-    assert_eq!((early.only, early.fallback, early.flags), (Some((0, 31_000)), FALLBACK_PASS, RULE_ON_DEMAND));
+    assert_eq!(
+        (early.only, early.fallback, early.flags),
+        (Some((BackendIndex(0), Port::tcp(31_000))), FALLBACK_PASS, RULE_ON_DEMAND)
+    );
     assert!(!world.claimed.contains_key(&key(FAMILY_V4, 30_000)), "no server has listened there");
-    assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, Some((0, 2121)));
+    assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, Some((BackendIndex(0), Port::tcp(2121))));
 
-    world.sockets.insert(200, socket(0, "0.0.0.0", 31_000));
+    world.sockets.insert(SocketCookie(200), socket(0, "0.0.0.0", 31_000));
     let claimed = &world.plan().rules[&key(FAMILY_V4, 30_000)];
-    assert_eq!((claimed.only, claimed.fallback), (Some((0, 31_000)), FALLBACK_REFUSE));
-    world.sockets.remove(&200);
-    assert_eq!(world.plan().rules[&key(FAMILY_V4, 30_000)].only, Some((0, 31_000)), "between two transfers");
+    assert_eq!((claimed.only, claimed.fallback), (Some((BackendIndex(0), Port::tcp(31_000))), FALLBACK_REFUSE));
+    world.sockets.remove(&SocketCookie(200));
+    assert_eq!(
+        world.plan().rules[&key(FAMILY_V4, 30_000)].only,
+        Some((BackendIndex(0), Port::tcp(31_000))),
+        "between two transfers"
+    );
 
     // With two such backends the listener's owner would be ambiguous; a drained one gets no clients.
-    world.backends.insert("id1".to_owned(), backend(1, "ftp", "21:2121"));
-    world.sockets.insert(101, socket(1, "0.0.0.0", 2121));
+    world.backends.insert("id1".into(), backend(1, "ftp", "21:2121"));
+    world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 2121));
     let plan = world.plan();
     assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, None);
-    assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, Some((0, 31_000)));
-    let drained = [crate::rollout::Part::Backend("id0".to_owned())].into();
+    assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, Some((BackendIndex(0), Port::tcp(31_000))));
+    let drained = [crate::rollout::Part::Backend("id0".into())].into();
     world.decisions.insert("ftp".to_owned(), crate::rollout::Decision { drained, ..Default::default() });
     let plan = world.plan();
-    assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, Some((1, 2121)));
+    assert_eq!(plan.rules[&key(FAMILY_V4, 21)].only, Some((BackendIndex(1), Port::tcp(2121))));
     assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, None);
 }

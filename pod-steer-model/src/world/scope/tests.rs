@@ -42,15 +42,16 @@ fn step() -> impl Strategy<Value = Step> {
 /// Applies the step, and returns what has changed, as the daemon does.
 fn happen(world: &mut World, cookies: &mut u64, step: &Step) -> Changed {
     let mut changed = Changed::default();
-    let service_of = |world: &World, index: u32| world.by_index(index).map(|backend| backend.spec.service.clone());
+    let service_of =
+        |world: &World, index: u32| world.by_index(BackendIndex(index)).map(|backend| backend.spec.service.clone());
     match *step {
         Step::Comes { index, service, ports } => {
             let before = service_of(world, index);
             // An index is given out again when nothing of its former backend is left.
-            world.sockets.retain(|_, socket| socket.backend != index);
-            world.backends.retain(|_, backend| backend.index != index);
+            world.sockets.retain(|_, socket| socket.backend.0 != index);
+            world.backends.retain(|_, backend| backend.index.0 != index);
             let mut new = backend(index, SERVICES[service], PORTS[ports]);
-            (new.id, new.seen) = (format!("{index}-{cookies}"), *cookies);
+            (new.id, new.seen) = (format!("{index}-{cookies}").into(), *cookies);
             *cookies += 1;
             world.backends.insert(new.id.clone(), new);
             before.iter().for_each(|service| changed.add(service));
@@ -58,26 +59,26 @@ fn happen(world: &mut World, cookies: &mut u64, step: &Step) -> Changed {
         }
         Step::Goes(index) => {
             let before = service_of(world, index);
-            world.sockets.retain(|_, socket| socket.backend != index);
-            world.backends.retain(|_, backend| backend.index != index);
+            world.sockets.retain(|_, socket| socket.backend.0 != index);
+            world.backends.retain(|_, backend| backend.index.0 != index);
             before.iter().for_each(|service| changed.add(service));
         }
         Step::Listens { index, ip, port, hidden } => {
             let Some(service) = service_of(world, index) else { return changed };
-            let new = Socket { hidden_port: hidden, ..socket(index, ADDRESSES[ip], port) };
-            world.sockets.insert(*cookies, new);
+            let new = Socket { hidden_port: hidden.map(Port::tcp), ..socket(index, ADDRESSES[ip], port) };
+            world.sockets.insert(SocketCookie(*cookies), new);
             *cookies += 1;
             changed.add(&service);
         }
         Step::Closes(place) => {
             let Some((cookie, socket)) = world.sockets.iter().nth(place) else { return changed };
-            let (cookie, index) = (*cookie, socket.backend);
+            let (cookie, index) = (*cookie, socket.backend.0);
             let service = service_of(world, index);
             world.remove_socket(cookie, world.now_ms);
             service.iter().for_each(|service| changed.add(service));
         }
         Step::Phase(index, phase) => {
-            let Some(backend) = world.by_index_mut(index) else { return changed };
+            let Some(backend) = world.by_index_mut(BackendIndex(index)) else { return changed };
             backend.phase = phase;
             changed.add(&service_of(world, index).unwrap());
         }
@@ -128,8 +129,8 @@ fn services_that_do_not_meet_are_left_as_they_are() {
     let scope = Scope::of(&world, &of("both"));
     assert_eq!(["web", "api", "both"].map(|service| scope.has_service(service)), [false, true, true]);
     // Its change was not reported, so it is not planned.
-    world.sockets.insert(200, socket(0, "0.0.0.0", 80));
-    world.sockets.insert(201, socket(1, "0.0.0.0", 81));
+    world.sockets.insert(SocketCookie(200), socket(0, "0.0.0.0", 80));
+    world.sockets.insert(SocketCookie(201), socket(1, "0.0.0.0", 81));
     world.replan(&of("api"), &mut plan);
     let four = |port| crate::world::tests::key(pod_steer_ebpf::FAMILY_V4, port);
     assert_eq!((members(&plan, four(80)), members(&plan, four(81))), (vec![100], vec![101, 201]));
@@ -139,7 +140,7 @@ fn services_that_do_not_meet_are_left_as_they_are() {
 
 #[test]
 fn services_of_other_namespaces_do_not_meet() {
-    let other = crate::namespace::Netns { cookie: 99, ..HOST };
+    let other = crate::namespace::Netns { cookie: NetnsCookie(99), ..HOST };
     let pod = |index, service| Backend { netns: Some(other), ..backend(index, service, "80") };
     let backends = [backend(0, "web", "80"), pod(1, "pod"), pod(2, "sidecar"), backend(3, "api", "80-90")];
     let world = world(backends, []);
@@ -152,11 +153,12 @@ fn lingering_ports_of_another_service_stay() {
     let mut world = world([backend(0, "web", "80"), backend(3, "api", "90")], []);
     let mut plan = world.plan();
     // The index was the first one's before it was the other's.
-    let lingering = |service: &str, port| Lingering { service: service.to_owned(), ports: BTreeSet::from([port]) };
+    let lingering =
+        |service: &str, port| Lingering { service: service.to_owned(), ports: BTreeSet::from([Port::tcp(port)]) };
     world.backends.remove("id0");
-    world.lingering.insert(0, lingering("web", 80));
+    world.lingering.insert(BackendIndex(0), lingering("web", 80));
     world.replan(&of("web"), &mut plan);
-    world.lingering.insert(0, lingering("api", 500));
+    world.lingering.insert(BackendIndex(0), lingering("api", 500));
     world.replan(&of("api"), &mut plan);
     world.replan(&of("web"), &mut plan);
     assert!(plan.managed_ports.keys().any(|block| (block.backend, block.block) == (0, 500 / 64)));
@@ -167,9 +169,9 @@ fn a_released_port_concerns_the_service_that_waits_for_it() {
     let backends = [backend(0, "web", "80"), backend(1, "api", "80")];
     let mut world = world(backends, [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
     let mut plan = world.plan();
-    assert!(plan.hindrances.contains_key(&1), "the port is the other's");
+    assert!(plan.hindrances.contains_key(&BackendIndex(1)), "the port is the other's");
     world.backends.remove("id0");
-    world.sockets.remove(&100);
+    world.sockets.remove(&SocketCookie(100));
     world.replan(&of("web"), &mut plan);
     let four = crate::world::tests::key(pod_steer_ebpf::FAMILY_V4, 80);
     assert_eq!((members(&plan, four), plan.hindrances.len()), (vec![101], 0));
@@ -181,13 +183,15 @@ fn a_reused_index_belongs_to_its_new_backend() {
     let mut plan = world.plan();
     world.backends.remove("id0");
     world.sockets.clear();
-    world.lingering.insert(0, Lingering { service: "web".to_owned(), ports: BTreeSet::from([80]) });
+    world
+        .lingering
+        .insert(BackendIndex(0), Lingering { service: "web".to_owned(), ports: BTreeSet::from([Port::tcp(80)]) });
     world.replan(&of("web"), &mut plan);
     let blocks = |plan: &Plan| plan.managed_ports.keys().map(|block| (block.backend, block.block)).collect::<Vec<_>>();
     assert_eq!(blocks(&plan), [(0, 1)]);
     world.lingering.clear();
     let new = Backend { network: Network::Host, ..backend(0, "api", "200") };
-    world.backends.insert("new".to_owned(), new);
+    world.backends.insert("new".into(), new);
     world.replan(&of("api"), &mut plan);
     assert_eq!(blocks(&plan), [(0, 3)]);
     world.replan(&of("web"), &mut plan);

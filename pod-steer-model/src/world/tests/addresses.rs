@@ -4,7 +4,7 @@ use super::*;
 
 /// The rules of a port that lead somewhere, with the cookies of their members.
 fn steered(plan: &Plan, port: u16) -> Vec<(RuleKey, Vec<u64>)> {
-    let rules = plan.rules.iter().filter(|(key, rule)| key.port == port && rule.table.is_some());
+    let rules = plan.rules.iter().filter(|(key, rule)| key.port.number == port && rule.table.is_some());
     rules.map(|(key, _)| (*key, members(plan, *key))).collect()
 }
 
@@ -54,14 +54,14 @@ fn each_device_has_a_rule_of_its_own() {
     assert_eq!(plan.rules[&FOUR(80)].flags, RULE_HAS_DEVICES);
 
     // One of any device serves the others, and takes its share beside those of a device.
-    world.backends.insert("id2".to_owned(), backend(2, "web", "80"));
-    world.sockets.insert(102, socket(2, "0.0.0.0", 80));
+    world.backends.insert("id2".into(), backend(2, "web", "80"));
+    world.sockets.insert(SocketCookie(102), socket(2, "0.0.0.0", 80));
     let plan = world.plan();
     let shared = [(FOUR(80), vec![102]), (on(FOUR(80), 5), vec![100, 102]), (on(FOUR(80), 6), vec![101, 102])];
     assert_eq!(steered(&plan, 80), shared);
 
     // An address of one and a device of another: clients that come to both may be either's.
-    world.sockets.insert(102, socket(2, "127.0.0.2", 80));
+    world.sockets.insert(SocketCookie(102), socket(2, "127.0.0.2", 80));
     world.claimed.clear();
     let plan = world.plan();
     let both = at(FOUR(80), "127.0.0.2");
@@ -93,11 +93,11 @@ fn a_claim_of_an_address_is_served_by_sockets_that_take_it() {
     let mut world = world(backends, sockets);
     let plan = world.plan();
     assert_eq!(steered(&plan, 53), [(at(FOUR(53), "10.9.1.1"), vec![100, 101])]);
-    let [hindrance] = &plan.hindrances[&2][..] else { panic!("{:?}", plan.hindrances) };
+    let [hindrance] = &plan.hindrances[&BackendIndex(2)][..] else { panic!("{:?}", plan.hindrances) };
     assert!(hindrance.contains("listens on 127.0.0.1:5353, not at 10.9.1.1"), "{hindrance}");
-    assert_eq!((plan.hindrances.len(), plan.states[&2]), (1, State::NotSteered));
+    assert_eq!((plan.hindrances.len(), plan.states[&BackendIndex(2)]), (1, State::NotSteered));
     // Before it listens it hinders no other backend.
-    world.sockets.remove(&102);
+    world.sockets.remove(&SocketCookie(102));
     assert!(world.plan().hindrances.is_empty());
 }
 
@@ -121,7 +121,7 @@ fn an_address_stays_claimed_while_a_backend_that_listened_on_it_exists() {
     let mut world = world([backend(0, "web", "80"), backend(1, "web", "80")], sockets);
     let two = at(FOUR(80), "127.0.0.2");
     world.plan();
-    world.sockets.remove(&100);
+    world.sockets.remove(&SocketCookie(100));
     let plan = world.plan();
     assert!(plan.rules.contains_key(&two) && members(&plan, two).is_empty(), "its clients are refused by rule");
     // A new daemon knows the rules, but not the backends for which they were made.
@@ -131,7 +131,7 @@ fn an_address_stays_claimed_while_a_backend_that_listened_on_it_exists() {
     assert!(world.plan().rules.contains_key(&two));
     world.backends.remove("id0");
     assert!(world.plan().rules.contains_key(&two), "it may have been the other one");
-    world.claimed.get_mut(&two).unwrap().listeners = Some(BTreeSet::from(["id0".to_owned()]));
+    world.claimed.get_mut(&two).unwrap().listeners = Some(BTreeSet::from(["id0".into()]));
     let plan = world.plan();
     assert!(!plan.rules.contains_key(&two), "{:?}", plan.rules.keys());
     assert!(plan.rules.contains_key(&at(FOUR(80), "127.0.0.3")));
@@ -142,7 +142,7 @@ fn a_paused_service_keeps_the_clients_of_its_addresses() {
     let mut world = world([backend(0, "web", "80")], [bound_to(5, socket(0, "127.0.0.2", 80))]);
     let rule = on(at(FOUR(80), "127.0.0.2"), 5);
     world.plan();
-    world.pause_cookie = Some(7);
+    world.pause_cookie = Some(SocketCookie(7));
     world.decisions.insert("web".to_owned(), Decision { paused: true, ..Decision::default() });
     assert_eq!(members(&world.plan(), rule), [7]);
     world.backends.clear();
@@ -159,10 +159,10 @@ fn one_address_of_a_port_that_another_service_serves_is_not_claimed() {
         let sockets = held.iter().map(|ip| socket(0, ip, 8080));
         let mut world = world([backend(0, "web", "8080")], sockets);
         world.plan();
-        world.backends.insert("id1".to_owned(), backend(1, "other", claim));
-        world.sockets.insert(200, socket(1, "0.0.0.0", 19090));
+        world.backends.insert("id1".into(), backend(1, "other", claim));
+        world.sockets.insert(SocketCookie(200), socket(1, "0.0.0.0", 19090));
         let plan = world.plan();
-        let text = plan.hindrances.get(&1).map(|texts| texts.join(" ")).unwrap_or_default();
+        let text = plan.hindrances.get(&BackendIndex(1)).map(|texts| texts.join(" ")).unwrap_or_default();
         (plan, text)
     };
     for (held, taken) in
@@ -177,15 +177,15 @@ fn one_address_of_a_port_that_another_service_serves_is_not_claimed() {
     assert_eq!(text, "", "it is another port");
     let mut same = world([backend(0, "web", "8080")], [socket(0, "0.0.0.0", 8080)]);
     same.plan();
-    same.backends.insert("id1".to_owned(), backend(1, "other", "127.0.0.1:8080"));
+    same.backends.insert("id1".into(), backend(1, "other", "127.0.0.1:8080"));
     assert!(same.plan().hindrances.is_empty(), "it is not known yet where it will listen");
-    same.sockets.insert(200, socket(1, "127.0.0.1", 8080));
+    same.sockets.insert(SocketCookie(200), socket(1, "127.0.0.1", 8080));
     assert_eq!(members(&same.plan(), at(FOUR(8080), "127.0.0.1")), [200], "the kernel prefers it too");
     same.sockets.clear();
-    same.sockets.insert(100, socket(0, "0.0.0.0", 8080));
-    same.sockets.insert(200, socket(1, "0.0.0.0", 8080));
+    same.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 8080));
+    same.sockets.insert(SocketCookie(200), socket(1, "0.0.0.0", 8080));
     same.claimed.retain(|_, claimed| claimed.service == "web");
-    assert!(same.plan().hindrances.contains_key(&1));
+    assert!(same.plan().hindrances.contains_key(&BackendIndex(1)));
     // Where no socket of that service listens, the address is free.
     let (plan, text) = claim(&["127.0.0.2"], "127.0.0.1:8080:19090");
     assert_eq!((text.as_str(), members(&plan, at(FOUR(8080), "127.0.0.1"))), ("", vec![200]));

@@ -6,7 +6,7 @@ const FOUR: fn(u16) -> RuleKey = |port| key(FAMILY_V4, port);
 
 /// Cookies of the members of each rule of a port that has a table; `None` for each that leaves clients to the kernel.
 fn rules(plan: &Plan, port: u16) -> Vec<(RuleKey, Option<Vec<u64>>)> {
-    let of_port = plan.rules.iter().filter(|(key, rule)| key.port == port && rule.service.is_some());
+    let of_port = plan.rules.iter().filter(|(key, rule)| key.port.number == port && rule.service.is_some());
     of_port.map(|(key, rule)| (*key, rule.table.is_some().then(|| members(plan, *key)))).collect()
 }
 
@@ -21,7 +21,7 @@ fn an_address_beside_another_is_free() {
     let plan = beside(&mut world, &[listener("127.0.0.3", 8080)]);
     assert_eq!(rules(&plan, 8080), [(at(FOUR(8080), "127.0.0.2"), Some(vec![100]))]);
     assert!(plan.hindrances.is_empty() && without_clients(&world, &plan).is_empty());
-    assert_eq!(plan.states[&0], State::Ready);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_claim_of_an_address_yields_only_to_listeners_that_take_its_clients() {
     let claims = |listeners: &[Listener]| {
         let sockets = [socket(0, "10.9.1.1", 5353)];
         let plan = beside(&mut world([backend(0, "dns", "10.9.1.1:53:5353")], sockets), listeners);
-        (!rules(&plan, 53).is_empty(), plan.hindrances.get(&0).cloned().unwrap_or_default())
+        (!rules(&plan, 53).is_empty(), plan.hindrances.get(&BackendIndex(0)).cloned().unwrap_or_default())
     };
     assert_eq!(claims(&[listener("127.0.0.53", 53), listener("::1", 53)]), (true, vec![]));
     assert_eq!(claims(&[Listener { v6only: Some(true), ..listener("::", 53) }]), (true, vec![]));
@@ -43,7 +43,7 @@ fn a_claim_of_an_address_yields_only_to_listeners_that_take_its_clients() {
 fn a_single_address_keeps_its_clients_beside_a_wildcard() {
     let mut world = world([backend(0, "web", "80:8080")], [socket(0, "0.0.0.0", 8080)]);
     let three = at(FOUR(80), "127.0.0.3");
-    let on_device = Listener { ifindex: 7, cookie: Some(5), ..listener("0.0.0.0", 80) };
+    let on_device = Listener { ifindex: 7, cookie: Some(SocketCookie(5)), ..listener("0.0.0.0", 80) };
     let device = RuleKey { ifindex: 7, ..FOUR(80) };
     let both = [listener("127.0.0.3", 80), on_device];
     let left = [(FOUR(80), Some(vec![100])), (device, None), (three, None)];
@@ -60,7 +60,7 @@ fn a_single_address_keeps_its_clients_beside_a_wildcard() {
     assert_eq!(rules(&beside(&mut world, &both), 80), left);
     assert_eq!(rules(&beside(&mut world, &[on_device]), 80), left[..2]);
     // One that comes later, at the same place, gets no clients.
-    let later = Listener { cookie: Some(6), ..listener("127.0.0.3", 80) };
+    let later = Listener { cookie: Some(SocketCookie(6)), ..listener("127.0.0.3", 80) };
     let plan = beside(&mut world, &[later, on_device]);
     assert_eq!(rules(&plan, 80), left[..2]);
     assert_eq!(without_clients(&world, &plan), BTreeMap::from([("127.0.0.3:80".to_owned(), "web".to_owned())]));
@@ -74,13 +74,13 @@ fn the_address_of_an_unmanaged_listener_is_not_claimed() {
     );
     let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
     assert_eq!(rules(&plan, 80), [(at(FOUR(80), "127.0.0.2"), Some(vec![101]))]);
-    assert!(plan.hindrances[&0][0].contains("at 127.0.0.3:80"), "{:?}", plan.hindrances);
-    assert_eq!((plan.states[&0], plan.states[&1]), (State::NotSteered, State::Ready));
+    assert!(plan.hindrances[&BackendIndex(0)][0].contains("at 127.0.0.3:80"), "{:?}", plan.hindrances);
+    assert_eq!((plan.states[&BackendIndex(0)], plan.states[&BackendIndex(1)]), (State::NotSteered, State::Ready));
     // It gets the address when the other listener has closed, and then keeps it.
     let plan = beside(&mut world, &[]);
-    assert_eq!(plan.states[&0], State::Ready);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
     let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
-    assert_eq!((plan.states[&0], without_clients(&world, &plan).len()), (State::Ready, 1));
+    assert_eq!((plan.states[&BackendIndex(0)], without_clients(&world, &plan).len()), (State::Ready, 1));
 }
 
 #[test]
@@ -94,8 +94,8 @@ fn a_family_with_an_unmanaged_listener_is_left_out() {
     let mut dual = world([backend(0, "web", "8080")], [socket(0, "::", 8080)]);
     let plan = beside(&mut dual, &[listener("0.0.0.0", 8080)]);
     assert_eq!(rules(&plan, 8080), [(key(FAMILY_V6, 8080), Some(vec![100]))]);
-    assert!(plan.hindrances[&0][0].contains("at 0.0.0.0:8080"), "{:?}", plan.hindrances);
-    assert_eq!(plan.states[&0], State::Ready);
+    assert!(plan.hindrances[&BackendIndex(0)][0].contains("at 0.0.0.0:8080"), "{:?}", plan.hindrances);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
 }
 
 #[test]
@@ -103,9 +103,13 @@ fn a_second_port_does_not_get_past_the_check() {
     let mut world = world([backend(0, "web", "8443:9000,18443:8443")], [socket(0, "0.0.0.0", 9000)]);
     let plan = beside(&mut world, &[listener("0.0.0.0", 8443)]);
     assert!(rules(&plan, 8443).is_empty());
-    assert!(plan.hindrances[&0][0].contains("does not manage already listens on port 8443"), "{:?}", plan.hindrances);
+    assert!(
+        plan.hindrances[&BackendIndex(0)][0].contains("does not manage already listens on port 8443"),
+        "{:?}",
+        plan.hindrances
+    );
     // Its own listener there does not count as unmanaged once it is known.
-    world.sockets.insert(1000 + 8443, socket(0, "0.0.0.0", 8443));
+    world.sockets.insert(SocketCookie(1000 + 8443), socket(0, "0.0.0.0", 8443));
     assert!(world.plan().hindrances.is_empty());
 }
 
@@ -137,8 +141,8 @@ fn a_claimed_port_is_not_lost_to_a_later_listener() {
     assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);
     assert_eq!(without_clients(&world, &plan).keys().collect::<Vec<_>>(), ["0.0.0.0:80"]);
     // Nor are later backends of the service hindered, though the other family was never claimed.
-    world.backends.insert("id1".to_owned(), backend(1, "web", "80:8080"));
-    world.sockets.insert(101, socket(1, "0.0.0.0", 8080));
+    world.backends.insert("id1".into(), backend(1, "web", "80:8080"));
+    world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 8080));
     let plan = beside(&mut world, &[listener("::", 80)]);
     assert_eq!((members(&plan, FOUR(80)), plan.hindrances.len()), (vec![100, 101], 0));
 }
@@ -151,13 +155,15 @@ fn a_backend_that_does_not_listen_keeps_no_port_from_others() {
     newer.seen = 2;
     let mut world = world([silent, newer], []);
     assert!(world.plan().hindrances.is_empty(), "neither listens");
-    world.sockets.insert(101, socket(1, "0.0.0.0", 8080));
+    world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 8080));
     let plan = world.plan();
-    assert!(!plan.hindrances.contains_key(&1), "{:?}", plan.hindrances);
+    assert!(!plan.hindrances.contains_key(&BackendIndex(1)), "{:?}", plan.hindrances);
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
     // It has the port now, whichever is older.
-    world.sockets.insert(100, socket(0, "0.0.0.0", 9000));
+    world.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 9000));
     let plan = world.plan();
-    assert!(plan.hindrances[&0].iter().any(|text| text.contains("already belongs to the service `beta`")));
+    assert!(
+        plan.hindrances[&BackendIndex(0)].iter().any(|text| text.contains("already belongs to the service `beta`"))
+    );
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
 }

@@ -32,18 +32,18 @@ fn weights<const N: usize>(weights: [(&str, u32); N]) -> Traffic {
 fn shares(plan: &Plan) -> Vec<(u64, f64)> {
     let Some(table) = plan.rules.get(&key(FAMILY_V4, 80)).and_then(|rule| rule.table.as_ref()) else { return vec![] };
     let all: u64 = table.members.iter().map(|member| member.weight).sum();
-    let share = |member: &Member| (member.cookie, (member.weight as f64 / all as f64 * 1e4).round() / 100.0);
+    let share = |member: &Member| (member.cookie.0, (member.weight as f64 / all as f64 * 1e4).round() / 100.0);
     table.members.iter().map(share).collect()
 }
 
 /// Cookies of the reserve of the table.
 fn reserve(plan: &Plan) -> Vec<u64> {
     let table = plan.rules.get(&key(FAMILY_V4, 80)).and_then(|rule| rule.table.as_ref());
-    table.map(|table| table.reserve.iter().map(|member| member.cookie).collect()).unwrap_or_default()
+    table.map(|table| table.reserve.iter().map(|member| member.cookie.0).collect()).unwrap_or_default()
 }
 
 fn health(world: &mut World, index: u32, health: Health) {
-    world.backends.get_mut(&format!("id{index}")).unwrap().probed = health;
+    world.backends.get_mut(format!("id{index}").as_str()).unwrap().probed = health;
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_version_without_a_share_stands_by() {
     decide(&mut world, |decision| decision.traffic = weights([("v1", 1)]));
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 100.0)]);
-    assert_eq!((plan.states[&0], plan.states[&1]), (State::Ready, State::Standby));
+    assert_eq!((plan.states[&BackendIndex(0)], plan.states[&BackendIndex(1)]), (State::Ready, State::Standby));
     assert_eq!(reserve(&plan), [101], "it is in the reserve");
     // It serves rather than that all clients are refused, unless the policy makes versions wait.
     world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
@@ -95,12 +95,12 @@ fn the_reserve_has_the_backends_that_could_serve() {
 
 #[test]
 fn drained_parts_get_nothing() {
-    for part in [Part::Backend("id1".to_owned()), Part::Version("v2".to_owned())] {
+    for part in [Part::Backend("id1".into()), Part::Version("v2".to_owned())] {
         let mut world = versions(["v1", "v2"]);
         decide(&mut world, |decision| _ = decision.drained.insert(part));
         let plan = world.plan();
         assert_eq!(shares(&plan), [(100, 100.0)]);
-        assert_eq!(plan.states[&1], State::Drained);
+        assert_eq!(plan.states[&BackendIndex(1)], State::Drained);
     }
     let mut world = versions(["v1", "v2"]);
     world.plan();
@@ -170,14 +170,14 @@ fn networks_have_their_version() {
     let plan = world.plan();
     let rule = &plan.rules[&key(FAMILY_V4, 80)];
     assert_eq!(rule.networks["v2"].networks, BTreeSet::from(["10.0.0.0/8".parse().unwrap()]));
-    assert_eq!(rule.networks["v2"].table.members[0].cookie, 101);
+    assert_eq!(rule.networks["v2"].table.members[0].cookie.0, 101);
     assert!(plan.decisions[WEB].has_networks);
 }
 
 #[test]
 fn a_paused_service_has_one_member() {
     let mut world = versions(["v1", "v2"]);
-    world.pause_cookie = Some(7);
+    world.pause_cookie = Some(SocketCookie(7));
     decide(&mut world, |decision| {
         decision.paused = true;
         decision.revision = 3;
@@ -185,14 +185,14 @@ fn a_paused_service_has_one_member() {
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [7]);
     assert_eq!(plan.decisions[WEB], PlannedDecision { revision: 3, has_networks: false });
-    assert_eq!(plan.states[&0], State::Standby);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Standby);
 }
 
 #[test]
 fn a_paused_service_keeps_its_clients_without_backends() {
     let mut world = versions(["v1"]);
     world.plan();
-    world.pause_cookie = Some(7);
+    world.pause_cookie = Some(SocketCookie(7));
     decide(&mut world, |decision| decision.paused = true);
     world.backends.clear();
     world.sockets.clear();
@@ -211,7 +211,7 @@ fn ports_that_a_version_lacks_are_served_by_the_others() {
     for backend in world.backends.values_mut() {
         backend.spec.ports = ports::parse("80,443").unwrap();
     }
-    world.sockets.insert(200, socket(0, "0.0.0.0", 443));
+    world.sockets.insert(SocketCookie(200), socket(0, "0.0.0.0", 443));
     decide(&mut world, |decision| decision.traffic = weights([("v2", 1)]));
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);

@@ -19,13 +19,13 @@ fn web<const N: usize>(versions: [&str; N]) -> World {
 }
 
 fn of(world: &mut World, index: u32) -> &mut Backend {
-    world.backends.get_mut(&format!("id{index}")).unwrap()
+    world.backends.get_mut(format!("id{index}").as_str()).unwrap()
 }
 
 /// Cookies of the members and of the reserve.
 fn table(plan: &Plan) -> (Vec<u64>, Vec<u64>) {
     let table = plan.rules[&key(FAMILY_V4, 80)].table.clone().unwrap();
-    let cookies = |of: &[crate::slots::Member]| of.iter().map(|member| member.cookie).collect();
+    let cookies = |of: &[crate::slots::Member]| of.iter().map(|member| member.cookie.0).collect();
     (cookies(&table.members), cookies(&table.reserve))
 }
 
@@ -36,7 +36,7 @@ fn a_stopping_backend_serves_when_no_other_does() {
     of(&mut world, 0).told_to_stop(NOW);
     let plan = world.plan();
     assert_eq!(table(&plan), (vec![101], vec![100]), "it is in the reserve");
-    assert_eq!(plan.states[&0], State::Stopping);
+    assert_eq!(plan.states[&BackendIndex(0)], State::Stopping);
     for phase in [Phase::Created, Phase::Paused, Phase::Exited] {
         of(&mut world, 1).is_now(phase);
         assert_eq!(table(&world.plan()), (vec![100], vec![]), "{phase:?}");
@@ -52,7 +52,7 @@ fn a_stopping_backend_serves_when_no_other_does() {
     assert_eq!(table(&world.plan()), (vec![100, 101], vec![]));
     of(&mut world, 0).health = Health::Unhealthy;
     assert_eq!(table(&world.plan()), (vec![101], vec![]));
-    world.decisions.entry("web".to_owned()).or_default().drained.insert(Part::Backend("id1".to_owned()));
+    world.decisions.entry("web".to_owned()).or_default().drained.insert(Part::Backend("id1".into()));
     assert_eq!(table(&world.plan()), (vec![], vec![]), "the operator has drained it");
 }
 
@@ -82,7 +82,7 @@ fn networks_keep_their_version_while_it_stops() {
     of(&mut world, 1).told_to_stop(NOW);
     let plan = world.plan();
     let own = &plan.rules[&key(FAMILY_V4, 80)].networks["v2"].table;
-    assert_eq!(own.members.iter().map(|member| member.cookie).collect::<Vec<_>>(), [101]);
+    assert_eq!(own.members.iter().map(|member| member.cookie.0).collect::<Vec<_>>(), [101]);
     assert_eq!(table(&plan), (vec![100], vec![101]), "all other clients get the other version");
 }
 
@@ -95,20 +95,20 @@ fn a_backend_that_listens_after_its_stop_timeout_is_running() {
     // A second signal changes nothing.
     of(&mut world, 0).told_to_stop(NOW + 2_000);
     world.now_ms = NOW + 4_999;
-    assert_eq!(world.plan().states[&0], State::Stopping);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::Stopping);
     world.now_ms = NOW + 5_000;
     let plan = world.plan();
-    assert_eq!((plan.states[&0], plan.next_ms()), (State::Ready, None));
+    assert_eq!((plan.states[&BackendIndex(0)], plan.next_ms()), (State::Ready, None));
     assert_eq!(table(&plan), (vec![100, 101], vec![]));
     assert_eq!(world.backends["id0"].stop_by_ms, None);
     // The next signal counts anew.
     of(&mut world, 0).told_to_stop(NOW + 6_000);
-    assert_eq!(world.plan().states[&0], State::Stopping);
+    assert_eq!(world.plan().states[&BackendIndex(0)], State::Stopping);
     // A backend that has closed its listener is stopping, however long that takes.
-    world.sockets.remove(&100);
+    world.sockets.remove(&SocketCookie(100));
     world.now_ms = NOW + 60_000;
     let plan = world.plan();
-    assert_eq!((plan.states[&0], plan.next_ms()), (State::Stopping, None));
+    assert_eq!((plan.states[&BackendIndex(0)], plan.next_ms()), (State::Stopping, None));
 }
 
 #[test]
@@ -155,6 +155,6 @@ fn the_older_claim_is_the_one_that_was_seen_first() {
     let mut world = world([first, second], [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
     let plan = world.plan();
     assert_eq!(plan.rules[&key(FAMILY_V4, 80)].service.as_deref(), Some("web"));
-    assert!(plan.hindrances.contains_key(&1));
+    assert!(plan.hindrances.contains_key(&BackendIndex(1)));
     assert_eq!(world.next_seen(), 3);
 }

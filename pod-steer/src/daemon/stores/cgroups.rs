@@ -1,5 +1,6 @@
 //! In which cgroup each backend is, and the cgroups that backends have left behind.
 
+use crate::ids::{BackendIndex, CgroupId};
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -9,9 +10,9 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Places {
     /// The directory of each backend's cgroup, by its index.
-    paths: HashMap<u32, PathBuf>,
+    paths: HashMap<BackendIndex, PathBuf>,
     /// The id of the cgroup that each backend has now: a container that is restarted gets another.
-    ids: HashMap<u32, u64>,
+    ids: HashMap<BackendIndex, CgroupId>,
     /// Cgroups of `exec` without processes. Each stays until the last connection that moved away from it has ended: the kernel runs
     /// no program for a cgroup that is removed.
     retired: Vec<PathBuf>,
@@ -21,7 +22,7 @@ pub struct Places {
 
 impl Places {
     /// A backend is in this directory; the id of its cgroup is known if it could be opened.
-    pub fn set(&mut self, index: u32, path: PathBuf, cgroup: Option<u64>) {
+    pub fn set(&mut self, index: BackendIndex, path: PathBuf, cgroup: Option<CgroupId>) {
         self.paths.insert(index, path);
         if let Some(cgroup) = cgroup {
             self.ids.insert(index, cgroup);
@@ -29,17 +30,17 @@ impl Places {
     }
 
     /// The directory of a backend's cgroup.
-    pub fn path(&self, index: u32) -> Option<&PathBuf> {
+    pub fn path(&self, index: BackendIndex) -> Option<&PathBuf> {
         self.paths.get(&index)
     }
 
     /// The id of a backend's cgroup.
-    pub fn id(&self, index: u32) -> Option<u64> {
+    pub fn id(&self, index: BackendIndex) -> Option<CgroupId> {
         self.ids.get(&index).copied()
     }
 
     /// The backend in this directory.
-    pub fn backend_at(&self, path: &Path) -> Option<u32> {
+    pub fn backend_at(&self, path: &Path) -> Option<BackendIndex> {
         self.paths.iter().find(|(_, of)| *of == path).map(|(index, _)| *index)
     }
 
@@ -49,12 +50,12 @@ impl Places {
     }
 
     /// A container has died: when it is started again, it gets another cgroup, at the same path.
-    pub fn has_died(&mut self, index: u32) {
+    pub fn has_died(&mut self, index: BackendIndex) {
         self.ids.remove(&index);
     }
 
     /// It is not known in which cgroup a backend is.
-    pub fn forget(&mut self, index: u32) {
+    pub fn forget(&mut self, index: BackendIndex) {
         self.paths.remove(&index);
         self.ids.remove(&index);
     }
@@ -91,16 +92,16 @@ mod tests {
 
     #[test]
     fn a_restarted_container_has_another_cgroup_at_its_path() {
-        let mut places = Places::default();
-        places.set(1, PathBuf::from("/docker/a"), Some(7));
-        assert_eq!((places.id(1), places.backend_at(Path::new("/docker/a"))), (Some(7), Some(1)));
-        places.has_died(1);
-        assert_eq!((places.id(1), places.path(1)), (None, Some(&PathBuf::from("/docker/a"))));
+        let (mut places, index, cgroup) = (Places::default(), BackendIndex(1), CgroupId(7));
+        places.set(index, PathBuf::from("/docker/a"), Some(cgroup));
+        assert_eq!((places.id(index), places.backend_at(Path::new("/docker/a"))), (Some(cgroup), Some(index)));
+        places.has_died(index);
+        assert_eq!((places.id(index), places.path(index)), (None, Some(&PathBuf::from("/docker/a"))));
         // Its new one could not be opened: the path alone is known.
-        places.set(1, PathBuf::from("/docker/b"), None);
-        assert_eq!((places.id(1), places.backend_at(Path::new("/docker/a"))), (None, None));
-        places.forget(1);
-        assert!(places.path(1).is_none() && !places.is_ours(Path::new("/docker/b")));
+        places.set(index, PathBuf::from("/docker/b"), None);
+        assert_eq!((places.id(index), places.backend_at(Path::new("/docker/a"))), (None, None));
+        places.forget(index);
+        assert!(places.path(index).is_none() && !places.is_ours(Path::new("/docker/b")));
     }
 
     #[test]

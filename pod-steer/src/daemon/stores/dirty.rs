@@ -7,7 +7,7 @@ use std::{
 
 use pod_steer_ebpf::OwnListener;
 
-use crate::{daemon::pace::Pace, world::Changed};
+use crate::{daemon::pace::Pace, ids::SocketCookie, world::Changed};
 
 /// Least time until a change that the kernel refused is tried again.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ pub struct Dirty {
     changed: Changed,
     pace: Pace,
     /// Listeners that have closed: what they were known by, and the cookie of each.
-    closed: BTreeSet<(OwnListener, u64)>,
+    closed: BTreeSet<(OwnListener, SocketCookie)>,
     /// When a change that the kernel refused is tried again.
     retry_at: Option<Instant>,
     /// A rule that is in force may not be as planned.
@@ -66,12 +66,12 @@ impl Dirty {
     }
 
     /// A listener has closed.
-    pub fn note_closed(&mut self, listeners: impl IntoIterator<Item = (OwnListener, u64)>) {
+    pub fn note_closed(&mut self, listeners: impl IntoIterator<Item = (OwnListener, SocketCookie)>) {
         self.closed.extend(listeners);
     }
 
     /// Takes the listeners that have closed.
-    pub fn take_closed(&mut self) -> BTreeSet<(OwnListener, u64)> {
+    pub fn take_closed(&mut self) -> BTreeSet<(OwnListener, SocketCookie)> {
         std::mem::take(&mut self.closed)
     }
 

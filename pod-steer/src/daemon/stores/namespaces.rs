@@ -5,13 +5,13 @@ use std::{
     fs::File,
 };
 
-use crate::netns::Netns;
+use crate::{ids::NetnsCookie, netns::Netns};
 
 /// Network namespaces, by their cookie. `W` waits until a namespace is attached.
 #[derive(Debug)]
 pub struct Namespaces<W> {
-    seen: HashMap<u64, Seen>,
-    attaching: HashMap<u64, Vec<W>>,
+    seen: HashMap<NetnsCookie, Seen>,
+    attaching: HashMap<NetnsCookie, Vec<W>>,
 }
 
 /// A namespace that was seen.
@@ -35,53 +35,53 @@ impl<W> Namespaces<W> {
     }
 
     /// A namespace that was seen.
-    pub fn get(&self, cookie: u64) -> Option<Netns> {
+    pub fn get(&self, cookie: NetnsCookie) -> Option<Netns> {
         self.seen.get(&cookie).map(|seen| seen.netns)
     }
 
     /// Whether a file of a namespace is held open, to attach by it.
-    pub fn is_open(&self, cookie: u64) -> bool {
+    pub fn is_open(&self, cookie: NetnsCookie) -> bool {
         self.seen.get(&cookie).is_some_and(|seen| seen.file.is_some())
     }
 
     /// Takes the file by which a namespace is to be attached, if there is one.
-    pub fn take_file(&mut self, cookie: u64) -> Option<(Netns, File)> {
+    pub fn take_file(&mut self, cookie: NetnsCookie) -> Option<(Netns, File)> {
         let seen = self.seen.get_mut(&cookie)?;
         Some((seen.netns, seen.file.take()?))
     }
 
     /// The inode of each namespace that was seen.
-    pub fn inodes(&self) -> BTreeMap<u64, u64> {
+    pub fn inodes(&self) -> BTreeMap<NetnsCookie, u64> {
         self.seen.iter().map(|(cookie, seen)| (*cookie, seen.netns.inode)).collect()
     }
 
     /// Nothing is steered in a namespace any more. Returns it if it was seen.
-    pub fn forget(&mut self, cookie: u64) -> Option<Netns> {
+    pub fn forget(&mut self, cookie: NetnsCookie) -> Option<Netns> {
         self.seen.remove(&cookie).map(|seen| seen.netns)
     }
 
     /// Forgets the namespaces of which this is false.
-    pub fn retain(&mut self, stays: impl Fn(u64) -> bool) {
+    pub fn retain(&mut self, stays: impl Fn(NetnsCookie) -> bool) {
         self.seen.retain(|cookie, _| stays(*cookie));
     }
 
     /// The program is being attached in a namespace.
-    pub fn begin_attach(&mut self, cookie: u64) {
+    pub fn begin_attach(&mut self, cookie: NetnsCookie) {
         self.attaching.entry(cookie).or_default();
     }
 
     /// Whether the program is being attached in a namespace.
-    pub fn is_attaching(&self, cookie: u64) -> bool {
+    pub fn is_attaching(&self, cookie: NetnsCookie) -> bool {
         self.attaching.contains_key(&cookie)
     }
 
     /// The namespaces in which the program is being attached.
-    pub fn attaching(&self) -> impl Iterator<Item = u64> {
+    pub fn attaching(&self) -> impl Iterator<Item = NetnsCookie> {
         self.attaching.keys().copied()
     }
 
     /// Waits until the program is attached. Gives `waiting` back if it is not being attached.
-    pub fn wait(&mut self, cookie: u64, waiting: W) -> Option<W> {
+    pub fn wait(&mut self, cookie: NetnsCookie, waiting: W) -> Option<W> {
         match self.attaching.get_mut(&cookie) {
             Some(all) => {
                 all.push(waiting);
@@ -92,7 +92,7 @@ impl<W> Namespaces<W> {
     }
 
     /// The program is attached, or cannot be. Returns all that have waited.
-    pub fn end_attach(&mut self, cookie: u64) -> Vec<W> {
+    pub fn end_attach(&mut self, cookie: NetnsCookie) -> Vec<W> {
         self.attaching.remove(&cookie).unwrap_or_default()
     }
 }
@@ -101,31 +101,34 @@ impl<W> Namespaces<W> {
 mod tests {
     use super::*;
 
-    fn netns(cookie: u64) -> Netns {
-        Netns { dev: 4, inode: 1000 + cookie, cookie }
+    const ONE: NetnsCookie = NetnsCookie(1);
+    const TWO: NetnsCookie = NetnsCookie(2);
+
+    fn netns(cookie: NetnsCookie) -> Netns {
+        Netns { dev: 4, inode: 1000 + cookie.0, cookie }
     }
 
     #[test]
     fn a_file_is_held_until_it_is_taken() {
         let mut namespaces = Namespaces::<()>::default();
-        namespaces.see(netns(1), File::open("/dev/null").ok());
-        assert!(namespaces.is_open(1) && namespaces.take_file(1).is_some());
-        assert!(!namespaces.is_open(1) && namespaces.take_file(1).is_none());
-        assert_eq!((namespaces.get(1), namespaces.inodes().get(&1)), (Some(netns(1)), Some(&1001)));
-        namespaces.see(netns(2), None);
-        namespaces.retain(|cookie| cookie == 2);
-        assert_eq!((namespaces.forget(1), namespaces.forget(2)), (None, Some(netns(2))));
+        namespaces.see(netns(ONE), File::open("/dev/null").ok());
+        assert!(namespaces.is_open(ONE) && namespaces.take_file(ONE).is_some());
+        assert!(!namespaces.is_open(ONE) && namespaces.take_file(ONE).is_none());
+        assert_eq!((namespaces.get(ONE), namespaces.inodes().get(&ONE)), (Some(netns(ONE)), Some(&1001)));
+        namespaces.see(netns(TWO), None);
+        namespaces.retain(|cookie| cookie == TWO);
+        assert_eq!((namespaces.forget(ONE), namespaces.forget(TWO)), (None, Some(netns(TWO))));
     }
 
     #[test]
     fn those_that_wait_hear_of_the_attachment_once() {
         let mut namespaces = Namespaces::default();
-        assert_eq!(namespaces.wait(1, "early"), Some("early"));
-        namespaces.begin_attach(1);
-        assert_eq!((namespaces.wait(1, "a"), namespaces.wait(1, "b")), (None, None));
+        assert_eq!(namespaces.wait(ONE, "early"), Some("early"));
+        namespaces.begin_attach(ONE);
+        assert_eq!((namespaces.wait(ONE, "a"), namespaces.wait(ONE, "b")), (None, None));
         // A second attempt drops none that waits.
-        namespaces.begin_attach(1);
-        assert!(namespaces.is_attaching(1) && namespaces.attaching().eq([1]));
-        assert_eq!((namespaces.end_attach(1), namespaces.end_attach(1)), (vec!["a", "b"], vec![]));
+        namespaces.begin_attach(ONE);
+        assert!(namespaces.is_attaching(ONE) && namespaces.attaching().eq([ONE]));
+        assert_eq!((namespaces.end_attach(ONE), namespaces.end_attach(ONE)), (vec!["a", "b"], vec![]));
     }
 }

@@ -1,7 +1,5 @@
 //! A service with two versions, and what its orders lead to.
 
-use std::collections::BTreeMap;
-
 use pod_steer::{
     clock::{Now, by_wall_clock},
     labels,
@@ -127,8 +125,7 @@ impl Service {
             };
             (backend.id.clone(), view)
         });
-        let backends: BTreeMap<String, BackendView> = backends.collect();
         let coverage = self.plan.coverage.get(SERVICE).cloned().unwrap_or_default();
-        View { service: SERVICE.to_owned(), backends, coverage }
+        View { service: SERVICE.to_owned(), backends: backends.collect(), coverage }
     }
 }

@@ -3,9 +3,12 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::super::*;
-use crate::world::{
-    Phase, Plan,
-    tests::{backend, socket, world},
+use crate::{
+    ids::{BackendIndex, SocketCookie},
+    world::{
+        Phase, Plan,
+        tests::{backend, socket, world},
+    },
 };
 
 /// Something that happens to one backend.
@@ -36,12 +39,12 @@ fn own() -> impl Strategy<Value = Own> {
 
 /// Lets it happen to a backend. Sockets are numbered by backend, as if their order of age were the same.
 fn happen(world: &mut World, at: usize, number: usize, event: Own) -> Changed {
-    let (index, service) = (at as u32, SERVICES[at % SERVICES.len()].0);
+    let (index, service) = (BackendIndex(at as u32), SERVICES[at % SERVICES.len()].0);
     let mut changed = Changed::default();
     changed.add(service);
     match event {
         Own::Listens { ip, port } if world.by_index(index).is_some_and(|backend| backend.phase != Phase::Exited) => {
-            world.sockets.insert((1000 * at + number) as u64, socket(index, ADDRESSES[ip], port));
+            world.sockets.insert(SocketCookie((1000 * at + number) as u64), socket(index.0, ADDRESSES[ip], port));
         }
         Own::Listens { .. } => {}
         Own::CloseOldest => {
