@@ -25,6 +25,10 @@ use crate::{
     ports::Port,
 };
 
+mod overflows;
+
+pub use overflows::overflows;
+
 pub use pod_steer_model::listener::Listener;
 
 /// Maximum size of one part of an answer (`netlink_dump` in `net/netlink/af_netlink.c`).

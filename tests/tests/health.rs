@@ -271,8 +271,11 @@ fn a_full_accept_queue_is_shown() -> Result<()> {
     let net = stage.host.net().try_clone()?;
     let connect = move || {
         net.enter()?;
-        // The kernel queues one connection more than the backlog.
-        (0..2).map(|_| Ok(TcpStream::connect(("127.0.0.1", 80))?)).collect::<Result<Vec<_>>>()
+        // The kernel queues one connection more than the backlog, and turns the next client away.
+        let clients = (0..2).map(|_| Ok(TcpStream::connect(("127.0.0.1", 80))?)).collect::<Result<Vec<_>>>();
+        let third = TcpStream::connect_timeout(&"127.0.0.1:80".parse()?, Duration::from_millis(200));
+        ensure!(third.is_err(), "a third client came into the queue");
+        clients
     };
     let clients = std::thread::spawn(connect).join().map_err(|_| anyhow!("the clients panicked"))??;
     let full = "its accept queue on port 8080 is full (2 connections wait, its backlog is 1)";

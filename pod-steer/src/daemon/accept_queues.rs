@@ -1,5 +1,6 @@
 //! Looks at the accept queues of the backends: a server that does not accept, since it is frozen say, passes a check that
-//! only connects, as the kernel completes the handshake. When its queue is full, the status says so.
+//! only connects, as the kernel completes the handshake. When its queue is full, the status says so. The listeners of a namespace are
+//! enumerated only after a queue there has turned a client away, which the kernel counts.
 
 use std::{
     collections::BTreeMap,
@@ -11,12 +12,13 @@ use tracing::{debug, warn};
 use super::{Event, control::Control};
 use crate::{
     ids::{NetnsCookie, SocketCookie},
-    listening::Listener,
-    process_set::listeners_of_netns,
+    listening::{self, Listener},
+    netns::Netns,
+    process_set::{ProcessSet, open_netns},
     world::Backend,
 };
 
-/// Namespaces that are looked at in one second: each is a dump of its listeners.
+/// Namespaces that are looked at in one second: each may be a dump of its listeners.
 const NAMESPACES_AT_ONCE: usize = 8;
 /// After a look the next one waits so many times as long as that took: with tens of thousands of listeners it takes a while.
 const REST: u32 = 100;
@@ -30,6 +32,8 @@ const LOOKS: u32 = 2;
 pub(super) struct AcceptQueues {
     /// By the cookie of the listener.
     full: BTreeMap<SocketCookie, Full>,
+    /// By the cookie of a namespace: how many clients full queues had turned away there when it was looked at last.
+    overflows: BTreeMap<NetnsCookie, u64>,
     /// The cookie of the namespace that is looked at next, or the first behind it.
     next: NetnsCookie,
     /// A look has not ended: when it began.
@@ -41,6 +45,36 @@ pub(super) struct AcceptQueues {
 /// A listener whose queue is full: its cookie, how many connections wait, and its backlog.
 pub type FullQueue = (SocketCookie, u32, u32);
 
+/// What a look found in a namespace.
+#[derive(Debug)]
+pub struct Look {
+    /// Its cookie.
+    netns_cookie: NetnsCookie,
+    /// How many clients full queues have turned away there so far.
+    overflows: u64,
+    /// The listeners whose queue is full; nothing if none has turned a client away since the last look.
+    full: Option<Vec<FullQueue>>,
+}
+
+/// What is to be looked at.
+struct Question {
+    netns: Netns,
+    sets: Vec<ProcessSet>,
+    /// The listeners are enumerated if the number of overflows is another.
+    overflows: Option<u64>,
+}
+
+impl Question {
+    fn look(self) -> std::io::Result<Look> {
+        let netns_cookie = self.netns.cookie;
+        let ns = open_netns(self.netns, &self.sets)?;
+        let overflows = listening::overflows(&ns, netns_cookie)?;
+        let is_news = self.overflows != Some(overflows);
+        let listeners = is_news.then(|| listening::listeners(&ns, netns_cookie)).transpose()?;
+        Ok(Look { netns_cookie, overflows, full: listeners.map(|listeners| full(&listeners)) })
+    }
+}
+
 /// An accept queue that is full.
 struct Full {
     netns_cookie: NetnsCookie,
@@ -50,6 +84,12 @@ struct Full {
 }
 
 impl AcceptQueues {
+    /// The number of overflows at which nothing is to be enumerated: none if a queue was full at the last look, or may have been.
+    fn known_overflows(&self, netns_cookie: NetnsCookie) -> Option<u64> {
+        let was_full = self.full.values().any(|full| full.netns_cookie == netns_cookie);
+        self.overflows.get(&netns_cookie).copied().filter(|_| !was_full)
+    }
+
     /// Takes what a look found in a namespace; returns the listeners whose queue is a condition from now on.
     fn note(&mut self, netns_cookie: NetnsCookie, found: &[FullQueue]) -> Vec<SocketCookie> {
         let mut before = std::mem::take(&mut self.full);
@@ -80,29 +120,36 @@ impl Control {
             return;
         }
         let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
+        self.accept_queues.overflows.retain(|netns_cookie, _| steered.contains(netns_cookie));
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
         (self.accept_queues.next, self.accept_queues.under_way) = (NetnsCookie(last.0.wrapping_add(1)), Some(now));
         let mut namespaces = self.namespaces();
         namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
+        let question = |(netns, sets): (Netns, Vec<ProcessSet>)| {
+            let overflows = self.accept_queues.known_overflows(netns.cookie);
+            Question { netns, sets, overflows }
+        };
+        let questions: Vec<Question> = namespaces.into_values().map(question).collect();
         self.effects.run(Event::AcceptQueues(Vec::new()), move || {
-            let mut found = Vec::new();
-            for (netns_cookie, (netns, sets)) in namespaces {
-                match listeners_of_netns(netns, &sets) {
-                    Ok(listeners) => found.push((netns_cookie, full(&listeners))),
-                    Err(error) => debug!(%netns, %error, "cannot enumerate the listeners of a network namespace"),
-                }
-            }
-            Event::AcceptQueues(found)
+            let looks = questions.into_iter().filter_map(|question| {
+                let netns = question.netns;
+                let failed =
+                    |error: &std::io::Error| debug!(%netns, %error, "cannot look at the accept queues of a namespace");
+                question.look().inspect_err(failed).ok()
+            });
+            Event::AcceptQueues(looks.collect())
         });
     }
 
     /// Takes what the look found: by namespace, the listeners whose queue is full.
-    pub(super) fn accept_queues_seen(&mut self, found: Vec<(NetnsCookie, Vec<FullQueue>)>) {
+    pub(super) fn accept_queues_seen(&mut self, looks: Vec<Look>) {
         let took = self.accept_queues.under_way.take().map(|began| began.elapsed());
         self.accept_queues.rests_until = took.map(|took| Instant::now() + (took * REST).min(REST_MAX));
-        for (netns_cookie, full) in found {
+        for Look { netns_cookie, overflows, full } in looks {
+            self.accept_queues.overflows.insert(netns_cookie, overflows);
+            let Some(full) = full else { continue };
             for cookie in self.accept_queues.note(netns_cookie, &full) {
                 let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) else { continue };
                 let Some(backend) = self.world.by_index(index) else { continue };
@@ -161,5 +208,17 @@ mod tests {
         assert_eq!((note(&mut queues, 1, &[(8, 5, 4)]), shown(&queues)), (vec![8], vec![8]));
         assert_eq!((note(&mut queues, 1, &[]), shown(&queues)), (vec![], vec![]));
         assert_eq!(note(&mut queues, 2, &[(9, 3, 2)]), [9]);
+    }
+
+    #[test]
+    fn listeners_are_enumerated_after_an_overflow_and_while_a_queue_is_full() {
+        let mut queues = AcceptQueues::default();
+        assert_eq!(queues.known_overflows(NetnsCookie(1)), None, "nothing is known yet");
+        queues.overflows.insert(NetnsCookie(1), 5);
+        assert_eq!((queues.known_overflows(NetnsCookie(1)), queues.known_overflows(NetnsCookie(2))), (Some(5), None));
+        queues.note(NetnsCookie(1), &[(SocketCookie(7), 3, 2)]);
+        assert_eq!(queues.known_overflows(NetnsCookie(1)), None);
+        queues.note(NetnsCookie(1), &[]);
+        assert_eq!(queues.known_overflows(NetnsCookie(1)), Some(5));
     }
 }

@@ -56,9 +56,8 @@ pub enum Event {
         /// All of them.
         listeners: Vec<crate::listening::Listener>,
     },
-    /// The accept queues of some namespaces were looked at: by the cookie of each, the listeners whose queue
-    /// is full.
-    AcceptQueues(Vec<(NetnsCookie, Vec<super::accept_queues::FullQueue>)>),
+    /// The accept queues of some namespaces were looked at.
+    AcceptQueues(Vec<super::accept_queues::Look>),
     /// The ports that no socket uses, by the cookie of their namespace.
     Idle(Vec<(NetnsCookie, BTreeSet<Port>)>),
     /// A process that is to be registered was looked at.
