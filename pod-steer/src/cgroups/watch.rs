@@ -262,14 +262,25 @@ impl Cgroups {
                 ready.clear_ready();
                 events?
             };
-            let mut seen: Vec<Seen> = Vec::new();
-            for event in events {
-                self.interpret(event, &mut seen);
-            }
+            let seen = self.interpret_all(events);
             if !seen.is_empty() {
                 return Ok(seen);
             }
         }
+    }
+
+    /// The events that are there. Does not wait.
+    pub fn seen_now(&mut self) -> io::Result<Vec<Seen>> {
+        let events = self.inotify.as_ref().map(|inotify| read(inotify.get_ref())).transpose()?;
+        Ok(self.interpret_all(events.unwrap_or_default()))
+    }
+
+    fn interpret_all(&mut self, events: Vec<InotifyEvent>) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for event in events {
+            self.interpret(event, &mut seen);
+        }
+        seen
     }
 
     /// The event for a new directory, if it is the cgroup of a container that was unknown.

@@ -184,10 +184,7 @@ impl Control {
                     }
                 }
                 Some(ask) = asked.recv() => self.apply(Event::Asked(ask)),
-                seen = self.cgroups.seen() => match seen {
-                    Ok(seen) => seen.into_iter().for_each(|seen| self.apply(Event::Cgroup(seen))),
-                    Err(error) => warn!(%error, "cannot read what happens to cgroups"),
-                },
+                seen = self.cgroups.seen() => self.cgroups_seen(seen),
                 // Clean up only when no input is pending.
                 () = yield_now(), if self.places.is_cleanup_due() => self.drop_leftovers(),
                 _ = tick.tick() => self.apply(Event::Resync),
@@ -202,6 +199,9 @@ impl Control {
             while let Ok(ask) = asked.try_recv() {
                 self.apply(Event::Asked(ask));
             }
+            // A container binds some 50 ms after its cgroup appears: that cannot wait for a turn, while other inputs keep coming.
+            let seen = self.cgroups.seen_now();
+            self.cgroups_seen(seen);
             self.turn();
             if self.is_unloaded {
                 return Ok(());
@@ -244,6 +244,13 @@ impl Control {
             Event::Attached { cookie, result } => self.attached(cookie, result),
             Event::Counted { generation, counts } => self.count_is_there(generation, counts),
             Event::Registering(registration) => self.registering(*registration),
+        }
+    }
+
+    fn cgroups_seen(&mut self, seen: std::io::Result<Vec<Seen>>) {
+        match seen {
+            Ok(seen) => seen.into_iter().for_each(|seen| self.apply(Event::Cgroup(seen))),
+            Err(error) => warn!(%error, "cannot read what happens to cgroups"),
         }
     }
 
