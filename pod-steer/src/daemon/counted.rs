@@ -44,6 +44,33 @@ pub(super) struct Counted {
 }
 
 impl Counted {
+    /// A count begins. Those that have asked are answered when it ends. Returns the generation that it is for.
+    fn begin(&mut self, now: Instant) -> u64 {
+        self.under_way = Some(now);
+        self.asked = std::mem::take(&mut self.asking);
+        self.generation
+    }
+
+    /// A count has ended. False if traffic has moved meanwhile: then it says nothing, and those that have asked wait for the next one.
+    fn end(&mut self, generation: u64, counts: Counts, now: Instant) -> bool {
+        let began = self.under_way.take();
+        if generation != self.generation {
+            self.asking.append(&mut self.asked);
+            return false;
+        }
+        let took = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+        self.by_id.extend(counts);
+        self.not_before = Some(now + PAUSE_MIN.max(took * PAUSE_FACTOR));
+        true
+    }
+
+    /// Traffic has moved: what was counted of these backends says nothing any more.
+    fn move_on(&mut self, moved: &BTreeSet<BackendId>) {
+        self.generation += 1;
+        self.by_id.retain(|id, _| !moved.contains(id));
+        self.not_before = None;
+    }
+
     /// A backend is gone.
     pub fn forget(&mut self, id: &str) {
         self.by_id.remove(id);
@@ -122,9 +149,7 @@ impl Control {
         let own = self.uncounted().filter(|backend| backend.spec.service == service);
         let own: BTreeSet<BackendId> = own.map(|backend| backend.id.clone()).collect();
         if !own.is_empty() {
-            self.counted.generation += 1;
-            self.counted.by_id.retain(|id, _| !own.contains(id));
-            self.counted.not_before = None;
+            self.counted.move_on(&own);
         }
     }
 
@@ -158,9 +183,7 @@ impl Control {
         let for_status = !self.counted.asking.is_empty();
         let asked_for = self.uncounted().filter(|backend| for_status || self.has_operation(backend));
         let questions: Vec<Question> = asked_for.filter_map(question).collect();
-        self.counted.under_way = Some(Instant::now());
-        self.counted.asked = std::mem::take(&mut self.counted.asking);
-        let generation = self.counted.generation;
+        let generation = self.counted.begin(Instant::now());
         let unknown = questions.iter().map(|question| (question.id.clone(), Err("the count failed".to_owned())));
         let failed = Event::Counted { generation, counts: unknown.collect() };
         self.effects.run(failed, move || {
@@ -185,17 +208,10 @@ impl Control {
     }
 
     /// A count is there.
-    pub(super) fn count_is_there(&mut self, generation: u64, counts: Counts) {
-        let began = self.counted.under_way.take();
-        if generation == self.counted.generation {
-            let took = began.map_or(Duration::ZERO, |began| began.elapsed());
-            self.counted.by_id.extend(counts.into_iter().filter(|(id, _)| self.world.backends.contains_key(id)));
-            self.counted.not_before = Some(Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR));
+    pub(super) fn count_is_there(&mut self, generation: u64, mut counts: Counts) {
+        counts.retain(|(id, _)| self.world.backends.contains_key(id));
+        if self.counted.end(generation, counts, Instant::now()) {
             self.note_drained_connections();
-        } else {
-            // Traffic has moved meanwhile.
-            let asked = std::mem::take(&mut self.counted.asked);
-            self.counted.asking.extend(asked);
         }
         let asked = std::mem::take(&mut self.counted.asked);
         if !asked.is_empty() {
@@ -204,5 +220,40 @@ impl Control {
         if !self.counted.asking.is_empty() {
             self.count_connections();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_from_before_a_move_says_nothing() {
+        let (mut counted, now) = (Counted::default(), Instant::now());
+        let (sender, _status) = oneshot::channel();
+        counted.asking.push(sender);
+        let generation = counted.begin(now);
+        assert_eq!((counted.asking.len(), counted.asked.len()), (0, 1));
+        counted.move_on(&BTreeSet::from([BackendId::from("a")]));
+        assert!(!counted.end(generation, vec![(BackendId::from("a"), Ok(7))], now));
+        assert!(counted.by_id.is_empty() && counted.asking.len() == 1, "it is asked for again");
+        let generation = counted.begin(now);
+        assert!(counted.end(generation, vec![(BackendId::from("a"), Ok(3)), (BackendId::from("b"), Ok(4))], now));
+        assert_eq!(counted.by_id["a"], Ok(3));
+        counted.move_on(&BTreeSet::from([BackendId::from("a")]));
+        assert_eq!((counted.by_id.get("a"), &counted.by_id["b"]), (None, &Ok(4)));
+    }
+
+    #[test]
+    fn a_long_count_is_followed_by_a_long_pause() {
+        let (mut counted, now) = (Counted::default(), Instant::now());
+        let generation = counted.begin(now);
+        counted.end(generation, Vec::new(), now);
+        assert_eq!(counted.not_before, Some(now + PAUSE_MIN));
+        let (generation, later) = (counted.begin(now), now + Duration::from_secs(1));
+        counted.end(generation, Vec::new(), later);
+        assert_eq!(counted.not_before, Some(later + Duration::from_secs(1) * PAUSE_FACTOR));
+        counted.move_on(&BTreeSet::new());
+        assert_eq!(counted.not_before, None, "after a move it is counted at once");
     }
 }

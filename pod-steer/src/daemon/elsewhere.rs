@@ -28,6 +28,27 @@ pub(super) struct Elsewhere {
     pub is_due: bool,
 }
 
+impl Elsewhere {
+    /// The backends that are looked at now, of those that are silent. Each is looked at ever less often.
+    fn take_due(&mut self, silent: &BTreeSet<BackendId>, now: Instant) -> Vec<BackendId> {
+        self.next.retain(|id, _| silent.contains(id));
+        let mut due = Vec::new();
+        for id in silent {
+            if self.under_way.len() >= LOOKS_MAX {
+                break;
+            }
+            let (at, pause) = *self.next.entry(id.clone()).or_insert((now + PAUSE_FIRST, PAUSE_FIRST));
+            if at > now || !self.under_way.insert(id.clone()) {
+                continue;
+            }
+            let pause = (pause * 2).min(PAUSE_LAST);
+            self.next.insert(id.clone(), (now + pause, pause));
+            due.push(id.clone());
+        }
+        due
+    }
+}
+
 impl Control {
     fn is_silent(&self, index: BackendIndex) -> bool {
         matches!(self.plan.states.get(&index), Some(State::Starting | State::NotListening))
@@ -48,24 +69,12 @@ impl Control {
         if !self.elsewhere.is_due {
             return;
         }
-        let now = Instant::now();
-        let backends = self.world.backends.values();
-        let silent: Vec<(BackendId, BackendIndex)> =
-            backends.filter(|b| self.is_silent(b.index)).map(|b| (b.id.clone(), b.index)).collect();
-        self.elsewhere.next.retain(|id, _| silent.iter().any(|(silent, _)| silent == id));
-        for (id, index) in silent {
-            if self.elsewhere.under_way.len() >= LOOKS_MAX {
-                return;
-            }
-            let Some(processes) = self.world.by_index(index).map(|backend| self.processes_of(backend)) else {
+        let backends = self.world.backends.values().filter(|backend| self.is_silent(backend.index));
+        let silent: BTreeSet<BackendId> = backends.map(|backend| backend.id.clone()).collect();
+        for id in self.elsewhere.take_due(&silent, Instant::now()) {
+            let Some(processes) = self.world.backends.get(&id).map(|backend| self.processes_of(backend)) else {
                 continue;
             };
-            let (at, pause) = *self.elsewhere.next.entry(id.clone()).or_insert((now + PAUSE_FIRST, PAUSE_FIRST));
-            if at > now || !self.elsewhere.under_way.insert(id.clone()) {
-                continue;
-            }
-            let pause = (pause * 2).min(PAUSE_LAST);
-            self.elsewhere.next.insert(id.clone(), (now + pause, pause));
             self.effects.run(Event::Elsewhere { id: id.clone(), ports: None }, move || {
                 let mut ports = BTreeSet::new();
                 processes.listeners(|socket| {
@@ -90,5 +99,42 @@ impl Control {
             known.elsewhere = ports;
             self.touch_backend(index);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(count: usize) -> BTreeSet<BackendId> {
+        (0..count).map(|number| BackendId::from(number.to_string())).collect()
+    }
+
+    #[test]
+    fn a_silent_backend_is_looked_at_ever_less_often() {
+        let (mut elsewhere, begun) = (Elsewhere::default(), Instant::now());
+        let mut looks = Vec::new();
+        for second in 0..100 {
+            if !elsewhere.take_due(&ids(1), begun + Duration::from_secs(second)).is_empty() {
+                looks.push(second);
+                elsewhere.under_way.clear();
+            }
+        }
+        assert_eq!(looks, [2, 6, 14, 30, 60, 90]);
+        // One that listens and is silent again begins anew.
+        let later = begun + Duration::from_secs(100);
+        assert!(elsewhere.take_due(&ids(0), later).is_empty() && elsewhere.take_due(&ids(1), later).is_empty());
+        assert_eq!(elsewhere.take_due(&ids(1), later + PAUSE_FIRST).len(), 1);
+    }
+
+    #[test]
+    fn few_looks_are_under_way() {
+        let (mut elsewhere, begun) = (Elsewhere::default(), Instant::now());
+        assert!(elsewhere.take_due(&ids(10), begun).is_empty());
+        let due = elsewhere.take_due(&ids(10), begun + PAUSE_FIRST);
+        assert_eq!(due.len(), LOOKS_MAX);
+        assert!(elsewhere.take_due(&ids(10), begun + PAUSE_FIRST).is_empty());
+        elsewhere.under_way.remove(&due[0]);
+        assert_eq!(elsewhere.take_due(&ids(10), begun + PAUSE_FIRST), [BackendId::from("4".to_owned())]);
     }
 }

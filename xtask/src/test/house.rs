@@ -1,4 +1,5 @@
-//! The structure of the daemon: stores know nothing but their values, and a plan is made and applied in one place.
+//! The structure of the daemon: stores know nothing but their values, a plan is made and applied in one place, and one module writes
+//! the kernel's maps.
 
 /// Each of its files is a store.
 const STORES: &str = "pod-steer/src/daemon/stores/";
@@ -11,6 +12,9 @@ const ONCE: [(&str, &str); 3] = [
     (".replan(", "pod-steer/src/daemon/reconciler.rs"),
     (".kernel.apply(", "pod-steer/src/daemon/reconciler.rs"),
 ];
+
+/// Where the kernel's programs and maps are used: the one writer of steering state, its system calls, and the ring of events.
+const AYA_IN: [&str; 3] = ["pod-steer/src/kernel/", "pod-steer/src/sys.rs", "pod-steer/src/daemon/ring.rs"];
 
 /// Where the files do not keep to that, a line each. `files` are paths with their text.
 pub fn faults(files: &[(String, String)]) -> Vec<String> {
@@ -27,7 +31,14 @@ pub fn faults(files: &[(String, String)]) -> Vec<String> {
         (!daemon.is_empty() && !is_right)
             .then(|| format!("`{call}` is to be called once, in {place}, and is called in {}", calls.join(", ")))
     });
-    of_stores.chain(of_calls).collect()
+    let of_maps = files.iter().filter(|(path, text)| {
+        path.starts_with("pod-steer/src/")
+            && !AYA_IN.iter().any(|place| path.starts_with(place))
+            && text.contains("aya::")
+    });
+    let of_maps =
+        of_maps.map(|(path, _)| format!("{path}: the kernel's maps are used only below {}", AYA_IN.join(", ")));
+    of_stores.chain(of_calls).chain(of_maps).collect()
 }
 
 /// The imports of a store that may not be.
@@ -69,6 +80,13 @@ mod tests {
         assert_eq!(store("use super::b::Other;\n").len(), 1);
         assert_eq!(store("use crate::{\n    kernel::Kernel,\n    world::Changed,\n};\n").len(), 1);
         assert!(store("use crate::netns::Netns;\n#[cfg(test)]\nmod tests {\n    use super::*;\n}\n").is_empty());
+    }
+
+    #[test]
+    fn the_kernels_maps_have_one_writer() {
+        let writer = ("kernel/rules.rs", "use aya::maps::HashMap;");
+        assert!(faults(&[(format!("pod-steer/src/{}", writer.0), writer.1.to_owned())]).is_empty());
+        assert_eq!(of(&[RECONCILER, ("status.rs", writer.1)]).len(), 1);
     }
 
     #[test]

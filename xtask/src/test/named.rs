@@ -1,6 +1,6 @@
-//! Files that the documents name must exist, or a code map is useless.
+//! Files and tests that the documents name must exist, or a code map is useless.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 /// Ends of names that are files of this repository.
 const ENDS: [&str; 5] = [".rs", ".md", ".toml", ".yaml", ".service"];
@@ -20,6 +20,25 @@ pub fn missing(page: &str, document: &str, files: &[String]) -> Vec<(usize, Stri
         }
     }
     missing
+}
+
+/// Tests that a document names and that do not exist, each with its line. Of all names with five words or more, only those of tests stand
+/// in documents. `functions` are the names of all functions.
+pub fn missing_tests(document: &str, functions: &BTreeSet<String>) -> Vec<(usize, String)> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let is_test = |name: &&str| {
+        name.matches('_').count() >= 4 && name.chars().all(|c| c == '_' || c.is_ascii_digit() || c.is_ascii_lowercase())
+    };
+    let lines = (1..).zip(document.lines());
+    let named =
+        lines.flat_map(|(number, line)| line.split(|c| !is_part(c)).filter(is_test).map(move |name| (number, name)));
+    named.filter(|(_, name)| !functions.contains(*name)).map(|(number, name)| (number, name.to_owned())).collect()
+}
+
+/// The names of the functions of a source file.
+pub fn functions(source: &str) -> impl Iterator<Item = String> {
+    let names = source.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+    names.map(str::to_owned)
 }
 
 /// The texts in back quotes.
@@ -99,6 +118,14 @@ mod tests {
             "`slots.rs` and\n`world/plan.rs`, `lots.rs`, `pod-steer/src/{slots,gone}`\n[here](docs/gone.md)\n";
         let names = [(2, "world/plan.rs"), (2, "lots.rs"), (2, "pod-steer/src/gone"), (3, "docs/gone.md")];
         assert_eq!(found(document), names.map(|(line, name)| (line, name.to_owned())));
+    }
+
+    #[test]
+    fn tests_that_are_gone_are_told() {
+        let known =
+            functions("#[test]\nfn a_claim_is_kept() {}\n    async fn it_waits_for_all_of_them<T>() {}\n").collect();
+        let document = "`a.rs` a_claim_is_kept, it_waits_for_all\n`b.rs` a_claim_was_given_up_early, `POD_STEER_ABORT_AT`, so_mark\n";
+        assert_eq!(missing_tests(document, &known), [(2, "a_claim_was_given_up_early".to_owned())]);
     }
 
     #[test]

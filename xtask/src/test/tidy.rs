@@ -26,7 +26,7 @@ const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), 
 
 /// Checks every file; the error lists what is not in order.
 pub fn tidy() -> Result<()> {
-    let (mut complaints, mut sources) = (Vec::new(), Vec::new());
+    let (mut complaints, mut sources, mut documents) = (Vec::new(), Vec::new(), Vec::new());
     let root = paths::root();
     let names = |file: PathBuf| Ok(file.strip_prefix(&root)?.to_string_lossy().into_owned());
     let files: Vec<String> = files(&root)?.into_iter().map(names).collect::<Result<_>>()?;
@@ -37,10 +37,15 @@ pub fn tidy() -> Result<()> {
         if name.ends_with(".md") {
             let missing = named::missing(name, &text, &files).into_iter();
             complaints.extend(missing.map(|(line, what)| format!("{name}:{line}: there is no {what}")));
-        }
-        if name.ends_with(".rs") {
+            documents.push((name.clone(), text));
+        } else if name.ends_with(".rs") {
             sources.push((name.clone(), text));
         }
+    }
+    let functions = sources.iter().flat_map(|(_, text)| named::functions(text)).collect();
+    for (name, text) in &documents {
+        let missing = named::missing_tests(text, &functions).into_iter();
+        complaints.extend(missing.map(|(line, what)| format!("{name}:{line}: there is no test {what}")));
     }
     complaints.extend(modules::circles(&sources));
     complaints.extend(house::faults(&sources));
