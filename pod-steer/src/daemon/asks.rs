@@ -26,6 +26,8 @@ impl Control {
             Ask::Operation(id, answer) => drop(answer.send(self.operation(id))),
             Ask::History(service, answer) => drop(answer.send(self.history(service.as_deref()))),
             Ask::Unload(answer) => {
+                // Orders of this turn are in force: their clients hear of it before nothing is left.
+                self.answer_begun();
                 let done = self.unload();
                 self.is_unloaded = done.is_ok();
                 let _ = answer.send(done);

@@ -238,7 +238,8 @@ impl Control {
             Event::Ended { id, process } => self.process_ended(&id, process),
             Event::SettingsRead(read) => self.settings_read(read),
             Event::Held(answers) => self.held(answers),
-            Event::EnginesLate => self.start_without_engines(),
+            // An engine whose snapshot came before counts as heard: its containers are being located.
+            Event::EnginesLate => self.deferred.push_back(Deferred::EnginesLate),
             Event::Settled(service) => self.settled(&service),
             Event::Dropped { id, dropped } => self.dropped(&id, dropped),
             Event::Attached { cookie, result } => self.attached(cookie, result),

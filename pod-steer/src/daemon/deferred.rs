@@ -28,6 +28,8 @@ pub(super) enum Deferred {
     Locate(Box<Container>),
     /// An engine has described all its containers, which have been located: steering that no backend has may be removed.
     Described(String),
+    /// The engines have had their time to answer: start without those that have not.
+    EnginesLate,
     /// Every engine has been heard: the API may answer.
     Synced,
     /// Start a command, if the claims of its backend hold.
@@ -48,6 +50,7 @@ impl Control {
             Deferred::Attach { id, path } => self.attach_container(&id, &path),
             Deferred::Locate(container) => self.locate(&container),
             Deferred::Described(engine) => self.described_all(&engine),
+            Deferred::EnginesLate => self.start_without_engines(),
             Deferred::Synced => {
                 if let Some(ready) = self.ready.take() {
                     let _ = ready.send(());

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{control::Control, report::Told};
+use super::{control::Control, deferred::Deferred, report::Told};
 use crate::{clock::boot_ms, kernel::Applied};
 
 /// Topic of a condition: the kernel refused a part of the plan.
@@ -39,7 +39,10 @@ impl Control {
         if let Some(recorded) = self.orders.recorded.take() {
             self.continue_recorded(recorded);
         } else if !self.deferred.is_empty() {
-            std::mem::take(&mut self.deferred).into_iter().for_each(|deferred| self.resume(deferred));
+            let mut deferred = std::mem::take(&mut self.deferred);
+            // A container may bind soon after its cgroup appears, so its programs are attached before any other is located.
+            deferred.make_contiguous().sort_by_key(|deferred| !matches!(deferred, Deferred::Attach { .. }));
+            deferred.into_iter().for_each(|deferred| self.resume(deferred));
         } else if let Some(given) = self.orders.given.pop_front() {
             self.carry_out(given);
         } else if let Some(ask) = self.asks.pop_front() {
