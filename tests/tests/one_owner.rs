@@ -60,7 +60,7 @@ fn unload_takes_nothing_from_a_daemon_that_it_cannot_reach() -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(refused.status.code() == Some(1), "{said}");
     ensure!(said.trim_end().lines().count() == 1, "one line: {said}");
-    ensure!(said.contains(&format!("(pid {})", stage.daemon.pid())) && said.contains("nothing is removed"), "{said}");
+    ensure!(said.contains(&format!("(pid {})", stage.daemon.pid())) && said.contains("nothing was removed"), "{said}");
     serves(&stage)?;
     std::fs::rename(&aside, &socket)?;
     stage.daemon.wait_ready("web", 1)?;
