@@ -1,5 +1,5 @@
 //! Ports that a server opens on demand, such as those of passive FTP. When the daemon hears of such a listener, the
-//! client is already there. So the kernel program finds the listener by itself, if only one backend of the service can
+//! client is already there. So the kernel program finds the listener without the daemon, if only one backend of the service can
 //! have opened it.
 //!
 //! Two servers of one service cannot share such a range, because a client of one could be given the other's connection.

@@ -30,7 +30,7 @@ pub fn open(wanted: &Listen, args: &Args) -> io::Result<TcpListener> {
     let addr = wanted.addr;
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (socket, protocol) = socket(family, args.mptcp)?;
-    // Go, Python, nginx and busybox all set SO_REUSEADDR; none of them sets SO_REUSEPORT by itself.
+    // Go, Python, nginx and busybox all set SO_REUSEADDR; none of them sets SO_REUSEPORT unless told to.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if args.reuseport {
         sockopt::set_socket_reuseport(&socket, true)?;
