@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod check;
+pub mod condition;
 pub mod duration;
 pub mod ids;
 pub mod labels;

@@ -23,7 +23,7 @@ pub enum State {
     Drained,
     /// It runs, but does not listen yet, or its health is not known yet.
     Starting,
-    /// It runs, but listens on other ports than its own, or no longer listens; its problems tell where.
+    /// It runs, but listens on other ports than its own, or no longer listens; its conditions tell where.
     NotListening,
     /// Its health check fails.
     Unhealthy,
@@ -35,7 +35,7 @@ pub enum State {
     Exited,
     /// It exists and has not been started.
     Created,
-    /// It listens, or would, but cannot be steered to; its problems tell why.
+    /// It listens, or would, but cannot be steered to; its conditions tell why.
     NotSteered,
 }
 

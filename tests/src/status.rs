@@ -19,20 +19,31 @@ pub struct Status {
     pub pid: u32,
     /// Services by name.
     pub services: Vec<Service>,
-    /// Conditions.
-    pub problems: Vec<Problem>,
+    /// Every condition.
+    pub conditions: Vec<OfSubject>,
 }
 
 /// A condition.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Problem {
-    /// Its subject.
-    pub subject: String,
-    /// Its message.
+pub struct Condition {
+    /// Its kind.
+    pub reason: String,
+    /// `warning` or `info`.
+    pub severity: String,
+    /// What is the case.
     pub message: String,
-    /// Its remedy, where the message does not contain it.
-    #[serde(default)]
+    /// What to do; may be empty.
     pub remedy: String,
+}
+
+/// A condition, and what it concerns.
+#[derive(Clone, Debug, Deserialize)]
+pub struct OfSubject {
+    /// What it concerns.
+    pub subject: String,
+    /// The condition.
+    #[serde(flatten)]
+    pub condition: Condition,
 }
 
 /// One service.
@@ -50,6 +61,8 @@ pub struct Service {
     pub affinity: String,
     /// The operation that is under way.
     pub operation: Option<Operation>,
+    /// Its conditions, without those of its backends.
+    pub conditions: Vec<Condition>,
     /// Counters of lookups that chose no socket, or not the first one.
     pub counters: BTreeMap<String, u64>,
     /// Its backends.
@@ -101,9 +114,7 @@ pub struct Backend {
     /// Its part of the connections that were opened so far.
     pub served: f64,
     /// Its conditions.
-    pub problems: Vec<String>,
-    /// Its notes.
-    pub notes: Vec<String>,
+    pub conditions: Vec<Condition>,
 }
 
 impl Status {
@@ -119,13 +130,18 @@ impl Status {
         found.unwrap_or_else(|| panic!("no backend {name} of service {service} in {self:#?}"))
     }
 
-    /// All messages about a subject that contains `part`, conditions of backends included.
+    /// Every condition that needs an operator, with its subject, in a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let warnings = self.conditions.iter().filter(|of| of.condition.is_warning());
+        warnings.map(|OfSubject { subject, condition }| format!("{subject}: {condition}")).collect()
+    }
+
+    /// Every such condition of a subject whose description contains `part`; a backend may also be named by its id.
     pub fn said_about(&self, part: &str) -> Vec<String> {
         let backends = self.services.iter().flat_map(|service| &service.backends);
-        let of_backends = backends.filter(|backend| backend.name.contains(part) || backend.id.contains(part));
-        let problems = self.problems.iter().filter(|problem| problem.subject.contains(part));
-        let said = problems.map(|problem| format!("{} {}", problem.message, problem.remedy));
-        said.chain(of_backends.flat_map(|backend| backend.problems.clone())).collect()
+        let of_backends = backends.filter(|backend| backend.id.contains(part)).flat_map(Backend::warnings);
+        let conditions = self.conditions.iter().filter(|of| of.subject.contains(part) && of.condition.is_warning());
+        conditions.map(|of| of.condition.to_string()).chain(of_backends).collect()
     }
 }
 
@@ -140,10 +156,46 @@ impl Display for Status {
                     f,
                     "  {name} {state}: {sockets} sockets, {steered} steered, {opened} opened, {closed} closed, "
                 )?;
-                writeln!(f, "{live} live, {moved_in} moved in, {moved_out} moved out, {:?}", backend.problems)?;
+                writeln!(f, "{live} live, {moved_in} moved in, {moved_out} moved out, {:?}", backend.warnings())?;
             }
         }
-        self.problems.iter().try_for_each(|problem| writeln!(f, "{}: {}", problem.subject, problem.message))
+        self.warnings().iter().try_for_each(|warning| writeln!(f, "{warning}"))
+    }
+}
+
+impl Condition {
+    fn is_warning(&self) -> bool {
+        self.severity == "warning"
+    }
+}
+
+impl Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
+    }
+}
+
+impl Backend {
+    /// Its conditions of one severity.
+    fn texts(&self, severity: &str) -> Vec<String> {
+        let own = self.conditions.iter().filter(|condition| condition.severity == severity);
+        own.map(ToString::to_string).collect()
+    }
+
+    /// Its conditions that need an operator.
+    pub fn warnings(&self) -> Vec<String> {
+        self.texts("warning")
+    }
+
+    /// What it does without.
+    pub fn infos(&self) -> Vec<String> {
+        self.texts("info")
+    }
+
+    /// The reasons of all of its conditions.
+    pub fn reasons(&self) -> Vec<&str> {
+        self.conditions.iter().map(|condition| condition.reason.as_str()).collect()
     }
 }
 

@@ -82,8 +82,8 @@ fn a_bind_that_fails_gives_no_port_to_its_user() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let listens = run(stage.host.command("ss")?.args(["-H", "-l", "-t", "-n", "sport = :80"]))?;
     ensure!(listens.contains("0.0.0.0:80"), "root's server has its port: {listens}");
-    let notes = stage.daemon.status()?.backend("web", "root").notes.clone();
-    ensure!(notes.is_empty(), "{notes:?}");
+    let infos = stage.daemon.status()?.backend("web", "root").infos();
+    ensure!(infos.is_empty(), "{infos:?}");
     all_by(stage.host.net(), 20, "root")?;
     drop(root);
     Ok(())
@@ -355,7 +355,7 @@ fn a_listener_that_only_an_outsider_holds_gets_no_clients() -> Result<()> {
     stage.daemon.wait_ready("alpha", 1)?;
     outsider.listen()?;
     let said = stage.daemon.wait_for("its condition", |status| {
-        let said = status.backend("alpha", "passer").problems.join(" ");
+        let said = status.backend("alpha", "passer").warnings().join(" ");
         said.contains("not managed").then_some(said)
     })?;
     ensure!(said.contains("python3") && said.contains("clients are not given to it"), "{said}");

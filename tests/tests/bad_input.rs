@@ -93,7 +93,7 @@ fn every_field_can_be_wrong() -> Result<()> {
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
     // The error ends with the container.
     drop(containers);
-    stage.daemon.wait_for("nothing to complain of", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("nothing to complain of", |status| status.warnings().is_empty().then_some(()))
 }
 
 #[test]
@@ -189,15 +189,16 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     let status = stage.daemon.wait_for("a condition of each", |status| {
         let said = (0..CONTAINERS).all(|number| {
             let name = format!("nonsense-{number}");
-            status.problems.iter().any(|problem| {
-                problem.subject.split(|c: char| !(c.is_alphanumeric() || c == '-')).any(|word| word == name)
-            })
+            status
+                .conditions
+                .iter()
+                .any(|of| of.subject.split(|c: char| !(c.is_alphanumeric() || c == '-')).any(|word| word == name))
         });
         said.then(|| status.clone())
     })?;
     report::figure(
         "1,000 nonsense containers",
-        format!("created in {created:?}, {} problems in status", status.problems.len()),
+        format!("created in {created:?}, {} conditions in status", status.conditions.len()),
     );
 
     let tally = load.stop()?;

@@ -94,7 +94,7 @@ fn a_listener_keeps_its_port_when_the_claims_beside_it_end() -> Result<()> {
     says(2)?;
     stage.daemon.wait_for("both sockets", |status| (status.backend("late", "late-1").sockets == 2).then_some(()))?;
     expect(stage.host.net(), &[("127.0.0.1:80", Some("stranger@0.0.0.0:80"))])?;
-    let said = stage.daemon.status()?.backend("late", "late-1").problems.join(" ");
+    let said = stage.daemon.status()?.backend("late", "late-1").warnings().join(" ");
     ensure!(said.contains("does not manage already listens on port 80"), "{said}");
     Ok(())
 }

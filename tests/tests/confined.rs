@@ -81,12 +81,10 @@ fn no_other_user_touches_the_pins() -> Result<()> {
     })?;
     wait::until("the log line", || stage.daemon.log().contains("was open to other users").then_some(()))?;
     fs::set_permissions(&pins, Permissions::from_mode(0o777))?;
-    let said = stage.daemon.wait_for("a condition", |status| {
-        status.problems.iter().find(|problem| problem.subject == "pins").map(|problem| problem.message.clone())
-    })?;
+    let said = stage.daemon.wait_for("a condition", |status| status.said_about("pins").into_iter().next())?;
     ensure!(said.contains("is writable by other users (mode 0777)") && said.contains("chmod go-w"), "{said}");
     fs::set_permissions(&pins, Permissions::from_mode(0o755))?;
-    stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("the condition to end", |status| status.warnings().is_empty().then_some(()))
 }
 
 /// The daemon does not pass on a descriptor that it has inherited from its parent.

@@ -32,12 +32,12 @@ fn an_engine_that_is_not_there_yet() -> Result<()> {
     let host = Arc::new(Host::new()?);
     let url = format!("unix://{}", host.dir().join("docker/docker.sock").display());
     let daemon = Daemon::start(&host, &[&url])?;
-    daemon.wait_for("a condition of the engine", |status| (!status.problems.is_empty()).then_some(()))?;
+    daemon.wait_for("a condition of the engine", |status| (!status.warnings().is_empty()).then_some(()))?;
     let engine = Engine::start(&host)?;
     assert_eq!(engine.url(), url);
     let _web = engine.start_container(&server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
     daemon.wait_ready("web", 1)?;
     let tally = Load::to("127.0.0.1:80".parse()?).count(50).run(host.net())?;
     assert_eq!(tally.answered_by("web-1"), 50, "{tally}");
-    daemon.wait_for("nothing to complain of", |status| status.problems.is_empty().then_some(()))
+    daemon.wait_for("nothing to complain of", |status| status.warnings().is_empty().then_some(()))
 }

@@ -85,8 +85,9 @@ fn a_waiting_version_keeps_waiting() -> Result<()> {
         thread::sleep(Duration::from_millis(500));
         refused(&stage)?;
         stage.daemon.wait_state("web", "v2-1", "standby")?;
-        let alarms = stage.daemon.said_of("web")?["alarms"].to_string();
-        ensure!(alarms.contains("deploy one of them"), "the status says what to do: {alarms}");
+        let conditions = stage.daemon.said_of("web")?["conditions"].clone();
+        ensure!(conditions[0]["reason"] == "version-waits", "{conditions}");
+        ensure!(conditions[0]["remedy"].to_string().contains("deploy one of them"), "{conditions}");
         stage.daemon.kill()?;
         stage.daemon.restart()?;
     }

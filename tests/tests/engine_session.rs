@@ -37,7 +37,7 @@ fn an_engine_that_does_not_tell_its_version_is_followed() -> Result<()> {
             })?;
         let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
         daemon.wait_for("its events to be followed", |status| status.service("mark").map(drop))?;
-        ensure!(daemon.status()?.problems.is_empty(), "{refusal}: {}", daemon.status()?);
+        ensure!(daemon.status()?.warnings().is_empty(), "{refusal}: {}", daemon.status()?);
     }
     Ok(())
 }

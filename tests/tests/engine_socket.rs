@@ -27,11 +27,8 @@ fn url(socket: &Path) -> String {
 }
 
 /// The condition of the engine in `status`.
-fn problem(daemon: &Daemon, engine: &str) -> Result<String> {
-    daemon.wait_for("the engine to be reported", |status| {
-        let problem = status.problems.iter().find(|problem| problem.subject.contains(engine))?;
-        Some(problem.message.clone())
-    })
+fn condition(daemon: &Daemon, engine: &str) -> Result<String> {
+    daemon.wait_for("the engine to be reported", |status| status.said_about(engine).into_iter().next())
 }
 
 fn doctor(host: &Host, engine: &str) -> Result<String> {
@@ -56,7 +53,7 @@ fn each_cause_is_reported_with_its_remedy() -> Result<()> {
     for (socket, wanted) in causes {
         let engine = url(&socket);
         let daemon = Daemon::start(&host, &[&engine])?;
-        for said in [problem(&daemon, &engine)?, doctor(&host, &engine)?] {
+        for said in [condition(&daemon, &engine)?, doctor(&host, &engine)?] {
             ensure!(wanted.iter().all(|wanted| said.contains(wanted)), "{engine}: {said}");
             ensure!(said.contains(&socket.display().to_string()), "{engine}: {said}");
         }
@@ -75,7 +72,7 @@ fn an_engine_that_does_not_answer_is_named_at_the_start() -> Result<()> {
     let daemon = Daemon::start(&host, &[&engine])?;
     let wanted = format!("Docker at {} does not answer (timed out after 5 s); starting without it", socket.display());
     ensure!(daemon.log().contains(&wanted), "{}", daemon.log());
-    ensure!(problem(&daemon, &engine)?.contains("timed out after 5 s"));
+    ensure!(condition(&daemon, &engine)?.contains("timed out after 5 s"));
     Ok(())
 }
 
@@ -95,7 +92,7 @@ fn a_user_s_engine_is_followed_once_root_may_connect_to_it() -> Result<()> {
     }
     let engine = podman.url();
     let daemon = Daemon::start(&host, &[&engine])?;
-    for said in [problem(&daemon, &engine)?, doctor(&host, &engine)?] {
+    for said in [condition(&daemon, &engine)?, doctor(&host, &engine)?] {
         for wanted in ["permission denied", "belongs to user 1000", "SocketMode=0666"] {
             ensure!(said.contains(wanted), "{wanted}: {said}");
         }
@@ -118,5 +115,5 @@ fn a_user_s_engine_is_followed_once_root_may_connect_to_it() -> Result<()> {
     chown(own.parent().context("a parent")?, user, group)?;
     run(podman.docker().command().args(["restart", "--time", "1", &server.id]))?;
     daemon.wait_ready("web", 1)?;
-    daemon.wait_for("the problem to have ended", |status| status.problems.is_empty().then_some(()))
+    daemon.wait_for("the condition to end", |status| status.warnings().is_empty().then_some(()))
 }

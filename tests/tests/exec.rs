@@ -167,11 +167,9 @@ fn a_listener_in_another_namespace_is_reported_while_it_is_open() -> Result<()> 
     let mut command = stage.daemon.cli()?;
     command.args(WEB).args(["--name", "web-1", "--"]).arg(python).args(["-c", LISTENS_ELSEWHERE]);
     let server = stage.host.start("web-1", &mut command)?;
-    let problems = |status: &Status| Some(status.service("web")?.backends.first()?.problems.join("\n"));
-    stage.daemon.wait_for("the problem", |status| {
-        problems(status)?.contains("lives in another network namespace").then_some(())
-    })?;
+    let reasons = |status: &Status| Some(status.service("web")?.backends.first()?.reasons().join(" "));
+    stage.daemon.wait_for("the condition", |status| reasons(status)?.contains("listener-elsewhere").then_some(()))?;
     server.signal(Signal::USR1)?;
     stage.daemon.wait_ready("web", 1)?;
-    stage.daemon.wait_for("no problem", |status| problems(status)?.is_empty().then_some(()))
+    stage.daemon.wait_for("no condition", |status| reasons(status)?.is_empty().then_some(()))
 }

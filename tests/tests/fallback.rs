@@ -76,9 +76,9 @@ fn the_newest_backend_decides_before_the_configuration() -> Result<()> {
     assert_eq!(stage.daemon.wait_ready("web", 1)?.fallback, "pass", "the table of the service");
     let _web_2 = Exec::new("web-2", "web", "80:8080", "0.0.0.0:8080").flags(&["--fallback", "refuse"]).start(&stage)?;
     assert_eq!(stage.daemon.wait_ready("web", 2)?.fallback, "refuse", "the newest backend");
-    let alarms = stage.daemon.said_of("web")?["alarms"].to_string();
+    let conditions = stage.daemon.said_of("web")?["conditions"].to_string();
     let said = "pod-steer.fallback: `refuse`, by the newest, web-2, is in effect, and web-1 would have `pass`";
-    assert!(alarms.contains(said), "{alarms}");
+    assert!(conditions.contains("options-disagree") && conditions.contains(said), "{conditions}");
 
     stage.daemon.order_done("drain web")?;
     let refused = Load::to("127.0.0.1:80".parse()?).count(10).run(stage.host.net())?;

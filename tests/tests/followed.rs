@@ -132,7 +132,7 @@ fn a_process_that_replaces_a_registered_one_with_a_listener_of_its_own_is_named(
     old.kill()?;
     let said = stage.daemon.wait_for("the reason", |status| {
         let backend = backend(status, "old")?;
-        (backend.state == "not-steered").then(|| backend.problems.join("\n"))
+        (backend.state == "not-steered").then(|| backend.warnings().join("\n"))
     })?;
     let named = format!("process {} (named-server) listens on port 8080 by a listener of its own", new.pid());
     assert!(said.contains(&named) && said.contains("register it"), "{said}");
@@ -337,7 +337,7 @@ fn a_listener_that_only_a_strange_process_holds_is_not_steered() -> Result<()> {
     server.wait(wait::STUCK)?;
     let said = stage.daemon.wait_for("the reason", |status| {
         let backend = backend(status, "server")?;
-        (backend.state == "not-steered" && backend.sockets == 0).then(|| backend.problems.join("\n"))
+        (backend.state == "not-steered" && backend.sockets == 0).then(|| backend.warnings().join("\n"))
     })?;
     let names = format!("process {} (python3", stranger.pid());
     assert!(said.contains(&names) && said.contains("register that process"), "{said}");

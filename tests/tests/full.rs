@@ -28,7 +28,7 @@ fn answers(stage: &Stage, port: u16, name: &str) -> Result<()> {
 /// Waits until the backend is not steered, and checks the words of its condition.
 fn not_steered(stage: &Stage, service: &str, words: &[&str]) -> Result<()> {
     stage.daemon.wait_state(service, &format!("{service}-1"), "not-steered")?;
-    let said = stage.daemon.status()?.backend(service, &format!("{service}-1")).problems.join("\n");
+    let said = stage.daemon.status()?.backend(service, &format!("{service}-1")).warnings().join("\n");
     ensure!(words.iter().all(|word| said.contains(word)), "{said}");
     Ok(())
 }
@@ -40,7 +40,7 @@ fn recovers(stage: &Stage, words: &[&str], mut a: Backend, full: &Backend) -> Re
     a.process.kill()?;
     stage.daemon.wait_ready("full", 1)?;
     answers(stage, 82, &full.name)?;
-    stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn slot_tables_and_rules() -> Result<()> {
         drop((a, second));
         stage.daemon.wait_ready("full", 1)?;
         answers(&stage, 82, &full.name)?;
-        stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))?;
+        stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))?;
     }
     Ok(())
 }
@@ -149,7 +149,7 @@ fn descriptions_of_sockets() -> Result<()> {
         answers(&stage, 81, "a-1")?;
     }
     drop(a);
-    stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
+    stage.daemon.wait_for("the condition to end", |status| status.warnings().is_empty().then_some(()))?;
     answers(&stage, 82, &full.name)?;
     // The next daemon writes a removed entry again.
     run(stage.host.command("sh")?.args([
@@ -195,7 +195,7 @@ fn the_daemons_own_place_in_the_socket_map() -> Result<()> {
         .wait_for("the condition", |status| Some(status.said_about("map LISTENERS")).filter(|said| !said.is_empty()))?;
     ensure!(said[0].contains("all 2 are in use"), "{said:?}");
     second.kill()?;
-    stage.daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))?;
+    stage.daemon.wait_for("the condition to end", |status| status.warnings().is_empty().then_some(()))?;
     ensure!(has_daemon(&stage)?, "it has entered");
     answers(&stage, 81, "a-1")?;
     // A resync inserts it again. It comes every 30 s, so one wait may be too short.

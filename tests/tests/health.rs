@@ -156,7 +156,7 @@ fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
     stage.daemon.wait_ready("web", 3)?;
     let tally = answered(&stage)?;
     ensure!(tally.answered() == 300 && tally.answered_by("web-2") > 0, "{tally}");
-    ensure!(stage.daemon.status()?.problems.is_empty(), "{:?}", stage.daemon.status()?.problems);
+    ensure!(stage.daemon.status()?.warnings().is_empty(), "{:?}", stage.daemon.status()?.warnings());
 
     // The check of all other services, and a check by exec, which a process cannot have.
     let _other = process(&stage, "other-1", "other", "81:8081", "[::]:8081")?;

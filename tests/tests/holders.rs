@@ -127,7 +127,7 @@ fn inherited_sockets_of_other_kinds_do_no_harm() -> Result<()> {
     for (ports, target) in [("80:8080", "127.0.0.1:80"), ("8080", "127.0.0.1:8080")] {
         let mut server = inherits(&stage, "a", "v1", ports)?;
         let service = stage.daemon.wait_ready("web", 1)?;
-        assert_eq!((service.backends[0].sockets, &service.backends[0].problems), (1, &vec![]));
+        assert_eq!((service.backends[0].sockets, service.backends[0].warnings()), (1, vec![]));
         let tally = Load::to(target.parse()?).count(50).run(stage.host.net())?;
         assert_eq!(tally.answered_by("a"), 50, "{tally}\n{}", stage.daemon.status()?);
         assert_eq!(stage.daemon.status()?.backend("web", "a").steered, 50);
@@ -165,13 +165,13 @@ fn a_listener_that_was_passed_is_the_holders_when_the_first_ends() -> Result<()>
     let mut second = handover::exec(&stage, "second", "v2", Listener::Takes, &path)?;
     // Both hold it: it belongs to the older one, and the other one has a condition that says why it waits.
     stage.daemon.wait_for("the reason", |status| {
-        let said = &status.service("web")?.backends.iter().find(|backend| backend.name == "second")?.problems;
+        let said = status.service("web")?.backends.iter().find(|backend| backend.name == "second")?.warnings();
         said.iter().any(|text| text.contains("port 8080 is also held by first")).then_some(())
     })?;
     assert_eq!(stage.daemon.status()?.backend("web", "first").state, "ready");
     assert_eq!(stage.daemon.status()?.backend("web", "second").state, "not-steered");
     ends_after_handing_over(&stage, &mut first)?;
-    assert!(stage.daemon.status()?.backend("web", "second").problems.is_empty(), "{}", stage.daemon.status()?);
+    assert!(stage.daemon.status()?.backend("web", "second").warnings().is_empty(), "{}", stage.daemon.status()?);
 
     // The next daemon finds the same.
     stage.daemon.kill()?;

@@ -137,11 +137,7 @@ fn endless_answers_are_cut_off_and_reported() -> Result<()> {
         match wanted {
             Some(wanted) => {
                 let said = daemon.wait_for("the engine to be reported", |status| {
-                    status
-                        .problems
-                        .iter()
-                        .map(|problem| problem.message.clone())
-                        .find(|message| message.contains(wanted))
+                    status.warnings().into_iter().find(|said| said.contains(wanted))
                 });
                 said.with_context(|| format!("{fault:?}"))?;
             }
@@ -168,7 +164,7 @@ fn a_long_event_does_not_end_the_stream() -> Result<()> {
     let _engine = start(&socket, Fault::LongEvent)?;
     let daemon = Daemon::start(&host, &[&format!("unix://{}", socket.display())])?;
     wait::until("the event to be left out", || daemon.log().contains("an event that is too long").then_some(()))?;
-    ensure!(daemon.status()?.problems.is_empty(), "{}", daemon.status()?);
+    ensure!(daemon.status()?.warnings().is_empty(), "{}", daemon.status()?);
     ensure!(daemon.log().matches("container engine connected").count() == 1, "{}", daemon.log());
     Ok(())
 }

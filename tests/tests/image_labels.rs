@@ -37,7 +37,7 @@ fn joins_nothing(host: &Host, daemon: &Daemon, docker: &Docker) -> Result<()> {
     ensure!(tally.answered_by("web-1") == 100, "{tally}");
     ensure!(daemon.status()?.service("web").is_some_and(|web| web.backends.len() == 1), "{}", daemon.status()?);
     drop(thief);
-    daemon.wait_for("the condition to end", |status| status.problems.is_empty().then_some(()))
+    daemon.wait_for("the condition to end", |status| status.warnings().is_empty().then_some(()))
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn trusted_images_join_and_leave_again_with_the_trust() -> Result<()> {
     ensure!(said.contains("run --trust-image-labels"), "{said}");
     reload(&stage, "trust-image-labels = true\n")?;
     stage.daemon.wait_ready("web", 1)?;
-    ensure!(answered(&stage)? == 20 && stage.daemon.status()?.problems.is_empty(), "{}", stage.daemon.status()?);
+    ensure!(answered(&stage)? == 20 && stage.daemon.status()?.warnings().is_empty(), "{}", stage.daemon.status()?);
     // The same at a restart.
     stage.daemon.terminate()?;
     std::fs::write(stage.host.dir().join("pod-steer.toml"), "")?;

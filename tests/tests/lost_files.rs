@@ -123,7 +123,7 @@ fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
     stage.engine().signal(Signal::CONT)?;
     outcome?;
     stage.daemon.wait_ready("web", 1)?;
-    stage.daemon.wait_for("no condition", |status| status.problems.is_empty().then_some(()))?;
+    stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))?;
     let (then, status) = (before.backend("web", "docker-1").opened, stage.daemon.status()?);
     ensure!(status.backend("web", "docker-1").opened >= then, "its counters go on: {status}");
     let second = exec(&stage, "exec-2")?;
@@ -209,5 +209,5 @@ fn without_watches_of_inotify() -> Result<()> {
     first.process.kill()?;
     stage.daemon.restart_under(Conditions::default())?;
     stage.daemon.wait_ready("web", 1)?;
-    stage.daemon.wait_for("no condition", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))
 }

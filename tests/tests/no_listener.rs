@@ -117,7 +117,7 @@ fn a_listener_by_mptcp_is_named_with_the_remedy() -> Result<()> {
     let mut server = stage.host.start("a", &mut command)?;
     let said = stage.daemon.wait_for("the reason", |status| {
         let backend = status.service("web")?.backends.iter().find(|backend| backend.name == "a")?;
-        (backend.state == "not-steered").then(|| backend.problems.join("\n"))
+        (backend.state == "not-steered").then(|| backend.warnings().join("\n"))
     })?;
     assert!(said.contains("listens on port 8080 by MPTCP") && said.contains(REMEDY), "{said}");
     server.kill()?;
@@ -151,7 +151,7 @@ fn a_listener_by_mptcp_beside_another_one_stays_a_condition() -> Result<()> {
     // A daemon looks at everything when it starts and every 30 seconds, and at a part in between.
     stage.daemon.kill()?;
     stage.daemon.restart()?;
-    let said = |status: &Status| status.backend("web", "both").problems.iter().any(|problem| problem.contains(REMEDY));
+    let said = |status: &Status| status.backend("web", "both").reasons().contains(&"mptcp");
     stage.daemon.wait_for("the condition", |status| said(status).then_some(()))?;
     let mut others = Vec::new();
     for name in ["other-1", "other-2", "other-3"] {

@@ -155,7 +155,10 @@ fn a_port_on_which_a_ready_backend_does_not_listen_is_named() -> Result<()> {
     let stage = Stage::without_engine()?;
     let _part = Exec::new("part-1", "web", "81:8813,82:8814", "0.0.0.0:8813").start(&stage)?;
     let status = stage.daemon.wait_ready("web", 1)?;
-    ensure!(status.backends[0].notes == ["it does not listen on 8814, so it gets no clients of port 82"], "{status:?}");
+    ensure!(
+        status.backends[0].infos() == ["it does not listen on 8814, so it gets no clients of port 82"],
+        "{status:?}"
+    );
     Ok(())
 }
 

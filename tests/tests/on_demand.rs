@@ -239,7 +239,7 @@ fn a_range_that_is_not_up_yet_is_not_on_demand() -> Result<()> {
     std::thread::sleep(std::time::Duration::from_millis(1_500));
     let _two = exec("two").server(&up).start(&stage)?;
     let service = stage.daemon.wait_ready("web", 2)?;
-    ensure!(service.backends.iter().all(|backend| backend.problems.is_empty()), "{service:?}");
+    ensure!(service.backends.iter().all(|backend| backend.warnings().is_empty()), "{service:?}");
     Ok(())
 }
 
@@ -301,7 +301,7 @@ fn a_replica_closes_its_ports_one_after_the_other() -> Result<()> {
             }
             let backends = stage.daemon.status()?.service("web").context("web")?.backends.clone();
             let younger = backends.iter().find(|backend| backend.name == "younger").context("younger")?;
-            ensure!(younger.state == "ready" && younger.problems.is_empty(), "{ports}: {backends:?}");
+            ensure!(younger.state == "ready" && younger.warnings().is_empty(), "{ports}: {backends:?}");
             let tally = to(1).count(100).run(stage.host.net())?;
             ensure!(tally.answered_by("younger") == 100, "{ports}: {tally}");
         }

@@ -6,7 +6,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use pod_steer_tests::{daemon::Stage, exec::Backend, require, rollouts::web, tools, wait};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::{Backend, Exec},
+    require,
+    rollouts::web,
+    tools, wait,
+};
 use serde_json::{Value, json};
 
 fn two_versions(stage: &Stage) -> Result<[Backend; 2]> {
@@ -75,6 +81,34 @@ fn the_events_of_a_deploy_come_in_order() -> Result<()> {
     let (old, new) = (at("v1 without a share", &is("v1-1", "standby"))?, at("v2 with one", &is("v2-1", "ready"))?);
     ensure!(begun < switched && switched < done && done == events.len() - 1, "{events:?}");
     ensure!(begun < old.min(new) && old.max(new) < done, "{events:?}");
+    Ok(())
+}
+
+#[test]
+fn a_condition_is_told_when_it_appears_and_when_it_ends() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let mut next = follow(&stage)?;
+    let mut next_named = |wanted: &str| loop {
+        let (_, name, data) = next()?;
+        if name == wanted {
+            return anyhow::Ok(data);
+        }
+    };
+    let mut odd = Exec::new("odd-1", "web", "80:8812", "0.0.0.0:9999").start(&stage)?;
+    let is_of_odd =
+        |data: &Value| data["service"] == "web" && data["backend"] == "odd-1" && data["reason"] == "not-listening";
+    let data = next_named("condition")?;
+    ensure!(is_of_odd(&data), "{data}");
+    let status = stage.daemon.status()?;
+    ensure!(status.backend("web", "odd-1").reasons() == ["not-listening"], "{status}");
+    let all: Vec<_> = status.conditions.iter().map(|of| (of.subject.as_str(), of.condition.reason.as_str())).collect();
+    ensure!(all == [("backend odd-1 of web", "not-listening")], "{all:?}");
+    let said = &status.conditions[0].condition;
+    ensure!(data["detail"] == said.to_string() && !said.remedy.is_empty(), "{data} {said}");
+    odd.process.kill()?;
+    let data = next_named("condition-ended")?;
+    ensure!(is_of_odd(&data), "{data}");
     Ok(())
 }
 

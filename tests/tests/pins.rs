@@ -59,7 +59,7 @@ fn takes_a_newcomer(stage: &Stage, name: &str) -> Result<()> {
 }
 
 fn no_conditions(stage: &Stage) -> Result<()> {
-    stage.daemon.wait_for("conditions to end", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("conditions to end", |status| status.warnings().is_empty().then_some(()))
 }
 
 /// Ids of the pinned links in the host's own network namespace.

@@ -56,8 +56,8 @@ fn nearly_all_serve(stage: &Stage, label: &str, started: usize) -> Result<()> {
     })?;
     report::figure(label, format!("{} of {started} managed before they bound", service.ready()));
     ensure!(service.ready() * 4 >= started * 3, "only {} of {started}", service.ready());
-    let problems: Vec<_> = service.backends.iter().flat_map(|backend| &backend.problems).collect();
-    ensure!(problems.is_empty(), "{problems:?}");
+    let warnings: Vec<String> = service.backends.iter().flat_map(|backend| backend.warnings()).collect();
+    ensure!(warnings.is_empty(), "{warnings:?}");
     let count = started as u64 * 200;
     let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(count).run(stage.host.net())?;
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;
@@ -135,11 +135,11 @@ fn a_container_without_a_cgroup_of_its_own_is_not_steered() -> Result<()> {
     let runs = server(&stage.host, "web-1", &flags)?;
     let args: Vec<_> = runs.get_args().map(|arg| if arg == "runc" { "crun".as_ref() } else { arg }).collect();
     run(stage.host.command("podman")?.args(args))?;
-    let problem = stage.daemon.wait_for("the container to be reported", |status| {
+    let said = stage.daemon.wait_for("the container to be reported", |status| {
         let backend = status.service("web")?.backends.first()?.clone();
-        (backend.state == "not-steered").then(|| backend.problems.join("; "))
+        (backend.state == "not-steered").then(|| backend.warnings().join("; "))
     })?;
-    ensure!(problem.contains("no cgroup of its own") && problem.contains("--cgroups=disabled"), "{problem}");
+    ensure!(said.contains("no cgroup of its own") && said.contains("--cgroups=disabled"), "{said}");
     // Neither of them gets clients of the service, also after the unmanaged server listens again and after a restart of the daemon.
     let mut daemon = stage.daemon;
     for round in 0..2 {
@@ -155,7 +155,7 @@ fn a_container_without_a_cgroup_of_its_own_is_not_steered() -> Result<()> {
     daemon
         .wait_for("the container to be reported again", |status| {
             let backend = status.service("web")?.backends.first()?.clone();
-            backend.problems.iter().any(|problem| problem.contains("no cgroup of its own")).then_some(())
+            backend.reasons().contains(&"no-cgroup").then_some(())
         })
         .context("after a restart")
 }

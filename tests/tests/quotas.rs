@@ -70,9 +70,9 @@ while True:
     if n == 4000: print('looping', flush=True)";
 
 /// The conditions of the one backend of a service. None before it exists.
-fn problems(status: &Status, service: &str) -> Vec<String> {
+fn warnings(status: &Status, service: &str) -> Vec<String> {
     let backends = status.service(service).into_iter().flat_map(|service| &service.backends);
-    backends.flat_map(|backend| backend.problems.clone()).collect()
+    backends.flat_map(|backend| backend.warnings()).collect()
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_loop_of_listeners_is_slowed_down_and_reported() -> Result<()> {
     wait::until("it to loop", || looping.stdout().contains("looping").then_some(()))
         .with_context(|| looping.stderr())?;
     let said = stage.daemon.wait_for("the condition of the loop", |status| {
-        problems(status, "loop").into_iter().find(|said| said.contains("faster than 512 a second"))
+        warnings(status, "loop").into_iter().find(|said| said.contains("faster than 512 a second"))
     })?;
     ensure!(said.contains("left out so far"), "{said}");
     for _ in 0..3 {
@@ -124,7 +124,7 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     let sockets = |status: &Status, count: u64| (status.backend("greedy", "greedy-1").sockets == count).then_some(());
     let said = stage.daemon.wait_for("the condition of the greedy service", |status| {
         sockets(status, 48)?;
-        problems(status, "greedy").into_iter().find(|said| said.contains("too many listening sockets"))
+        warnings(status, "greedy").into_iter().find(|said| said.contains("too many listening sockets"))
     })?;
     ensure!(said.contains("48 of 64, of which 75 % are in use"), "{said}");
     has_room(&stage, 80)?;
@@ -137,13 +137,13 @@ fn sockets_above_the_quota_wait_for_room() -> Result<()> {
     wait::until("it to close some", || greedy.stdout().contains("done 40").then_some(()))?;
     stage.daemon.wait_for("the others to be registered", |status| {
         sockets(status, 40)?;
-        problems(status, "greedy").is_empty().then_some(())
+        warnings(status, "greedy").is_empty().then_some(())
     })?;
     // Listeners that the daemon has registered count too.
     writeln!(orders, "20")?;
     stage
         .daemon
-        .wait_for("eight more", |status| sockets(status, 48).filter(|()| !problems(status, "greedy").is_empty()))
+        .wait_for("eight more", |status| sockets(status, 48).filter(|()| !warnings(status, "greedy").is_empty()))
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn many_listeners_above_the_quota_cost_the_daemon_few_descriptors() -> Result<()
             // Three quarters of 512 are 384.
             let full = |status: &Status| {
                 let registered = status.backend("greedy", "greedy-1").sockets;
-                (registered == 384 && !problems(status, "greedy").is_empty()).then_some(())
+                (registered == 384 && !warnings(status, "greedy").is_empty()).then_some(())
             };
             stage.daemon.wait_for("as many as it may have", full)?;
             // Closes the oldest ones, which the daemon has registered.
@@ -212,7 +212,7 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
             .with_context(|| greedy.stderr())?;
         stage.daemon.wait_state("greedy", "greedy-1", "not-steered")?;
         let said = stage.daemon.wait_for("its condition", |status| {
-            problems(status, "greedy").into_iter().find(|said| said.contains(what))
+            warnings(status, "greedy").into_iter().find(|said| said.contains(what))
         })?;
         ensure!(said.contains("48 of 64, of which 75 % are in use") && said.contains("stop services"), "{said}");
         has_room(&stage, 80)?;
@@ -225,13 +225,13 @@ fn rules_and_tables_of_a_greedy_service_leave_room() -> Result<()> {
         drop(second);
         // Another service that asks for many gets the same condition, and gets its tables when there is room again.
         let status = stage.daemon.status()?;
-        ensure!(status.problems.iter().all(|problem| problem.subject.contains("greedy")), "{status}");
+        ensure!(status.conditions.iter().all(|of| of.subject.contains("greedy")), "{status}");
         let late = RANGE.replace("range(20000, 20100)", "range(30000, 30040)");
         let _late = python(&stage, "late", "30000-30039", &late)?;
         stage.daemon.wait_state("late", "late-1", "not-steered")?;
         greedy.kill()?;
         stage.daemon.wait_ready("late", 1)?;
-        stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))?;
+        stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))?;
     }
     Ok(())
 }
@@ -249,7 +249,7 @@ fn networks_of_a_service_outlive_a_daemon_at_the_quota() -> Result<()> {
     stage.daemon.order_done("shift web v1=1 --from 127.0.0.1/32=v2 --from 10.99.0.0/16=v1")?;
     let _greedy = python(&stage, "greedy", "20000-20099", RANGE)?;
     stage.daemon.wait_for("the tables to be in use", |status| {
-        problems(status, "greedy").iter().any(|said| said.contains("48 of 64") || said.contains("75 %")).then_some(())
+        warnings(status, "greedy").iter().any(|said| said.contains("48 of 64") || said.contains("75 %")).then_some(())
     })?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
@@ -338,5 +338,5 @@ fn a_container_that_is_one_too_many_is_managed_when_there_is_room() -> Result<()
     })?;
     drop(first);
     stage.daemon.wait_ready("second", 1)?;
-    stage.daemon.wait_for("no problem", |status| status.problems.is_empty().then_some(()))
+    stage.daemon.wait_for("no condition", |status| status.warnings().is_empty().then_some(()))
 }

@@ -97,8 +97,8 @@ fn a_count_that_needs_a_thread_is_an_error_and_the_next_one_succeeds() -> Result
     let limit = Limit::new(&stage)?;
     limit.set(true)?;
     let status = stage.daemon.status()?;
-    let notes = status.backend("web", "v1-1").notes.join("\n");
-    ensure!(notes.contains("its connections are not counted"), "{notes:?}");
+    let reasons = status.backend("web", "v1-1").reasons();
+    ensure!(reasons.contains(&"connections-not-counted"), "{reasons:?}");
     let tally = clients().count(20).run(stage.host.net())?;
     ensure!(tally.answered_by("v1-1") == 20, "{tally}");
     limit.set(false)?;

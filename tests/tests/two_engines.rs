@@ -16,8 +16,7 @@ use pod_steer_tests::{
 
 /// The condition of this engine.
 fn said_of(status: &Status, engine: &str) -> Option<String> {
-    let problem = status.problems.iter().find(|problem| problem.subject.contains(engine))?;
-    Some(problem.message.clone())
+    status.said_about(engine).into_iter().next()
 }
 
 #[test]
@@ -36,7 +35,7 @@ fn one_engine_with_two_addresses_is_reported() -> Result<()> {
     ensure!(said.contains("web-1") && said.contains("name it once"), "{said}");
     drop(web);
     daemon.wait_for("the condition to end with the container", |status| {
-        (status.problems.is_empty() && status.service("web").is_none_or(|web| web.backends.is_empty())).then_some(())
+        (status.warnings().is_empty() && status.service("web").is_none_or(|web| web.backends.is_empty())).then_some(())
     })
 }
 
@@ -97,7 +96,7 @@ fn an_engine_changes_nothing_of_another_ones_container() -> Result<()> {
     daemon.wait_ready("web", 1)?;
     web.stop()?;
     daemon.wait_for("the end to be seen", |status| (status.service("web")?.ready() == 0).then_some(()))?;
-    let problems = daemon.status()?.problems;
-    ensure!(!problems.iter().any(|problem| problem.subject.contains(&moved)), "{problems:?}");
+    let status = daemon.status()?;
+    ensure!(status.said_about(&moved).is_empty(), "{status}");
     Ok(())
 }

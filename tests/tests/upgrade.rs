@@ -65,7 +65,7 @@ fn a_changed_program_replaces_the_attached_one_under_load() -> Result<()> {
         (before, tags_before) = (now, tags);
     }
     let status = stage.daemon.status()?;
-    ensure!(status.problems.is_empty(), "{status}");
+    ensure!(status.warnings().is_empty(), "{status}");
     ends_well("three upgrades of programs, six restarts, under load", &stage, load)
 }
 

@@ -63,7 +63,7 @@ fn three_upgrades_in_a_row_under_load() -> Result<()> {
         ensure!(migrated == number, "{release}: {migrated} migrations\n{}", stage.daemon.log_tail());
         no_residue(&stage)?;
         let status = stage.daemon.status()?;
-        ensure!(status.problems.is_empty(), "{release}: {status}");
+        ensure!(status.warnings().is_empty(), "{release}: {status}");
         let web_opened = status.service("web").map(|web| web.opened()).unwrap_or_default();
         ensure!(web_opened > opened, "{release}: counters go on: {web_opened} after {opened}");
         opened = web_opened;
@@ -124,7 +124,7 @@ fn killed_at_each_step_of_a_migration() -> Result<()> {
             stage.daemon.wait_ready("web", 4)?;
             goes_on(&load)?;
             let status = stage.daemon.status()?;
-            ensure!(status.problems.is_empty(), "{status}");
+            ensure!(status.warnings().is_empty(), "{status}");
             ends_well(&format!("a migration killed at {point}"), &stage, load)
         };
         killed().map_err(|error| error.context(format!("killed at {point}")))?;

@@ -41,13 +41,13 @@ fn load(net: &NetNs, target: &str, count: u64) -> Result<Tally> {
 fn only_noted(backends: &[Backend], moved: &str) {
     for backend in backends {
         if backend.name == moved {
-            let [note] = &backend.notes[..] else { panic!("one note of {moved}: {:?}", backend.notes) };
+            let [said] = &backend.infos()[..] else { panic!("one condition of {moved}: {:?}", backend.infos()) };
             let (user, owner) = if moved == "of-user" { (USER, ROOT) } else { (ROOT, USER) };
-            assert!(note.contains(&format!("runs as user {user}, and port 8080 was user {owner}'s")), "{note}");
+            assert!(said.contains(&format!("runs as user {user}, and port 8080 was user {owner}'s")), "{said}");
         } else {
-            assert!(backend.notes.is_empty(), "{:?}", backend.notes);
+            assert!(backend.infos().is_empty(), "{:?}", backend.infos());
         }
-        assert!(backend.problems.is_empty(), "{:?}", backend.problems);
+        assert!(backend.warnings().is_empty(), "{:?}", backend.warnings());
     }
 }
 
@@ -72,7 +72,7 @@ fn two_users_share_in_any_order() -> Result<()> {
             check::measured_shares(&label, &stage.daemon, &client.ns, &clients, &[("of-root", 1), ("of-user", 1)])?;
         only_noted(&service.backends, second);
         let wide = run(stage.daemon.cli()?.args(["status", "-o", "wide"]))?;
-        assert!(wide.contains(&format!("web {second}: it runs as user")), "{wide}");
+        assert!(wide.contains(&format!("backend {second} of web: it runs as user")), "{wide}");
 
         let hidden = hidden_port(stage.host.net())?;
         let direct = load(&client.ns, &format!("{}:{hidden}", client.host_ip4), 20)?;

@@ -33,7 +33,7 @@ fn from_root_to_another_user_and_back() -> Result<()> {
     assert!(tally.losses.is_empty() && tally.disguised.is_empty(), "{tally}");
     assert!(tally.answered_by(OLD) > 0 && tally.answered_by(NEW) > 0, "{tally}");
     let backends = stage.daemon.wait_idle("web")?.backends;
-    let notes: Vec<&String> = backends.iter().flat_map(|backend| &backend.notes).collect();
-    assert!(notes.len() == 1 && notes[0].contains("1000"), "{notes:?}");
+    let infos: Vec<String> = backends.iter().flat_map(|backend| backend.infos()).collect();
+    assert!(infos.len() == 1 && infos[0].contains("1000"), "{infos:?}");
     Ok(())
 }

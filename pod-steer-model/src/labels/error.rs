@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::PREFIX;
 use crate::{
+    condition::{Condition, Reason},
     near::distance,
     ports::PortsError,
     settings::{
@@ -61,6 +62,31 @@ pub enum LabelError {
         /// Which item and why.
         source: PortsError,
     },
+}
+
+impl LabelError {
+    /// The condition of a container with such a label.
+    pub fn condition(&self) -> Condition {
+        // A remedy stands behind the last semicolon.
+        let split = |text: &str| match text.rsplit_once("; ") {
+            Some((wrong, remedy)) => (wrong.to_owned(), remedy.to_owned()),
+            None => (text.to_owned(), String::new()),
+        };
+        let (message, remedy) = match self {
+            Self::Unknown { label, remedy } => (format!("label {label} is unknown"), remedy.clone()),
+            Self::UnknownKey { key, remedy } => (format!("{key} is unknown"), remedy.clone()),
+            Self::Missing { field, remedy } => (format!("{field} is missing"), (*remedy).to_owned()),
+            Self::Value { field, value, wrong } => {
+                let (wrong, remedy) = split(wrong);
+                (format!("{field}={value} is refused: {wrong}"), remedy)
+            }
+            Self::Ports { field, value, source } => {
+                let (wrong, remedy) = split(&source.to_string());
+                (format!("{field}={value} is refused: {wrong}"), remedy)
+            }
+        };
+        Condition::new(Reason::LabelsInvalid, message, remedy)
+    }
 }
 
 /// The source of a value.

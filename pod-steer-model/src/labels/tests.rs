@@ -13,13 +13,13 @@ fn read(labels: &[(&str, &str)]) -> Result<Spec, Vec<String>> {
 }
 
 /// The only error of valid labels with this one added or changed.
-fn problem_with(label: &str, value: &str) -> String {
+fn error_with(label: &str, value: &str) -> String {
     let mut labels = BTreeMap::from([("pod-steer.service", "web"), ("pod-steer.ports", "80:8080")]);
     labels.insert(label, value);
     let labels: Vec<_> = labels.into_iter().collect();
-    let problems = read(&labels).expect_err(value);
-    assert_eq!(problems.len(), 1, "{problems:#?}");
-    problems[0].clone()
+    let errors = read(&labels).expect_err(value);
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    errors[0].clone()
 }
 
 #[test]
@@ -71,11 +71,11 @@ fn values_at_the_limits_are_accepted_and_beyond_are_refused() {
     assert!(read(&[("pod-steer.service", &longest), ("pod-steer.ports", "80")]).is_ok());
     let version = "x".repeat(128);
     assert!(spec_from_flags("9", "80", &version, 65_535, GivenOptions::default()).is_ok());
-    let problems =
+    let errors =
         spec_from_flags(&(longest + "x"), "80", &(version + "x"), 65_536, GivenOptions::default()).unwrap_err();
     let shown = format!("\"{}\"…", "x".repeat(60));
     assert_eq!(
-        problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
             format!("--service={shown} is refused: it has 64 characters; the maximum is 63"),
             format!("--version={shown} is refused: it has 129 characters; the maximum is 128"),
@@ -147,7 +147,7 @@ fn each_error_names_the_field_the_fault_and_the_remedy() {
         ),
         ("", "x", r#"label "pod-steer." is unknown; remove it, or use one of"#),
     ] {
-        let said = problem_with(&format!("{PREFIX}{label}"), value);
+        let said = error_with(&format!("{PREFIX}{label}"), value);
         assert!(said.contains(expected), "{label}={value:?}\n said: {said}\n  not: {expected}");
     }
 }
@@ -244,19 +244,15 @@ fn contradictory_health_checks_are_refused() {
             ("pod-steer.health", kind),
             (key.as_str(), value),
         ];
-        let problems = read(&labels).expect_err(&key);
+        let errors = read(&labels).expect_err(&key);
         // A check by exec whose command is refused for its kind lacks none.
-        assert_eq!(
-            problems.iter().filter(|said| said.contains(expected)).count(),
-            1,
-            "{problems:#?}\n not: {expected}"
-        );
+        assert_eq!(errors.iter().filter(|said| said.contains(expected)).count(), 1, "{errors:#?}\n not: {expected}");
     }
 }
 
 #[test]
-fn every_problem_is_listed() {
-    let problems = read(&[
+fn every_error_is_listed() {
+    let errors = read(&[
         ("pod-steer.weight", "heavy"),
         ("pod-steer.ports", "x,80,0"),
         ("pod-steer.version", " "),
@@ -265,11 +261,11 @@ fn every_problem_is_listed() {
         ("pod-steer.x", "y"),
     ])
     .unwrap_err();
-    assert_eq!(problems.len(), 8, "{problems:#?}");
-    assert!(problems.iter().any(|p| p.starts_with("label pod-steer.service is missing; give the service a name")));
-    let problems = read(&[("pod-steer.service", "web")]).unwrap_err();
+    assert_eq!(errors.len(), 8, "{errors:#?}");
+    assert!(errors.iter().any(|p| p.starts_with("label pod-steer.service is missing; give the service a name")));
+    let errors = read(&[("pod-steer.service", "web")]).unwrap_err();
     assert_eq!(
-        problems,
+        errors,
         ["label pod-steer.ports is missing; add the ports of the service, as in pod-steer.ports=80:8080"]
     );
 }
@@ -309,10 +305,10 @@ fn a_spec_from_an_api_client_is_checked() {
     bad.ports[0].port = 0;
     assert_eq!(check_spec(&bad).unwrap_err().len(), 3);
     bad.options = GivenOptions { panic_percent: Some(101), slow_start_ms: Some(u64::MAX), ..bad.options };
-    let problems = check_spec(&bad).unwrap_err();
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    assert!(problems.iter().any(|said| said.starts_with("--panic-threshold=\"101\" is refused")), "{problems:#?}");
-    assert_eq!(problems.len(), 5, "{problems:#?}");
+    let errors = check_spec(&bad).unwrap_err();
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert!(errors.iter().any(|said| said.starts_with("--panic-threshold=\"101\" is refused")), "{errors:#?}");
+    assert_eq!(errors.len(), 5, "{errors:#?}");
     bad.options = GivenOptions::default();
     bad.ports.clear();
     assert_eq!(check_spec(&bad).unwrap_err().len(), 3);

@@ -99,7 +99,7 @@ fn failure(view: &View, watched: &BTreeMap<BackendId, String>, since_ms: i64) ->
             return Some(format!("{name} has stopped listening"));
         }
         if !backend.state.could_serve() {
-            return Some(format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()));
+            return Some(format!("{name} is {}{}", backend.state.word(), backend.condition_in_brackets()));
         }
         if backend.ready_since_ms.is_some_and(|since| since > since_ms) {
             return Some(format!("{name} was not ready for a while"));

@@ -20,6 +20,7 @@ pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 
 use crate::{
+    condition::Condition,
     ids::BackendId,
     state::{Coverage, State},
 };
@@ -60,13 +61,13 @@ pub struct BackendView {
     pub can_stop: bool,
     /// How long it may take to stop, in milliseconds; `None` if it is never killed.
     pub stop_ms: Option<i64>,
-    /// What hinders it, for people.
-    pub problem: Option<String>,
+    /// The condition that keeps it from serving.
+    pub condition: Option<Condition>,
 }
 
 impl BackendView {
-    fn problem_in_brackets(&self) -> String {
-        self.problem.as_ref().map(|problem| format!(" ({problem})")).unwrap_or_default()
+    fn condition_in_brackets(&self) -> String {
+        self.condition.as_ref().map(|condition| format!(" ({condition})")).unwrap_or_default()
     }
 }
 

@@ -224,11 +224,11 @@ fn reasons(view: &View, version: &str) -> String {
     let mut reasons: Vec<String> = of_version
         .map(|backend| {
             let name = &backend.name;
-            match (backend.state, &backend.problem) {
+            match (backend.state, &backend.condition) {
                 (State::Created, _) => format!("{name} has not been started"),
                 (State::Stopping, _) => format!("{name} was told to stop"),
-                (State::NotListening, Some(problem)) => format!("{name}: {problem}"),
-                _ => format!("{name} is {}{}", backend.state.word(), backend.problem_in_brackets()),
+                (State::NotListening, Some(condition)) => format!("{name}: {condition}"),
+                _ => format!("{name} is {}{}", backend.state.word(), backend.condition_in_brackets()),
             }
         })
         .collect();

@@ -5,7 +5,7 @@ mod orders;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{time::Now, world::Coverage};
+use crate::{condition::Reason, time::Now, world::Coverage};
 
 const NOW: i64 = 1_000_000;
 
@@ -28,7 +28,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         weight: 1,
         can_stop: true,
         stop_ms: Some(12_000),
-        problem: None,
+        condition: None,
     };
     let backends = backends.iter().map(|b| (b.0.into(), of(b))).collect();
     View { service: "web".to_owned(), backends, coverage: Vec::new() }
@@ -170,7 +170,7 @@ fn a_drain_waits_until_connections_are_counted() {
 fn a_version_that_is_never_ready_changes_nothing() {
     let mut decision = Decision::default();
     let mut view = view(&[("a", "v1", State::Ready), ("b", "v2", State::Unhealthy)]);
-    view.backends.get_mut("b").unwrap().problem = Some("answers 503".to_owned());
+    view.backends.get_mut("b").unwrap().condition = Some(Condition::without_remedy(Reason::CheckFails, "answers 503"));
     let (mut deploy, _) = start(deploy(|_| {}), &view, &mut decision, NOW);
     go_on(&mut deploy, &view, &mut decision, NOW + 10_000);
     assert_eq!((outcome(&deploy), decision), (Some(Outcome::Failed), Decision::default()));

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use super::names::table_name;
 use super::{Image, ImagePattern, ServiceTables};
+use crate::condition::{Condition, Reason};
 use crate::ports::Port;
 
 /// Which ports services may claim, of any protocol.
@@ -48,13 +49,13 @@ pub struct Allowed {
 
 impl ServiceTables {
     /// Why a table does not allow a service to claim a port, if so.
-    pub fn port_fault(&self, service: &str, port: Port) -> Option<String> {
+    pub fn port_fault(&self, service: &str, port: Port) -> Option<Condition> {
         let (table, ports) = self.allowed(service, |allowed| allowed.ports.as_ref())?;
         (!ports.allows(port)).then(|| {
-            format!(
-                "port {port} is not in `allow-ports` of {}, which applies to the service `{service}`; add it there, or use another port",
-                table_name(table)
-            )
+            let table = table_name(table);
+            let message =
+                format!("port {port} is not in `allow-ports` of {table}, which applies to the service `{service}`");
+            Condition::new(Reason::PortNotAllowed, message, "add it there, or use another port")
         })
     }
 
@@ -64,25 +65,26 @@ impl ServiceTables {
     }
 
     /// Why a table does not allow containers with this image, if so.
-    pub fn image_fault(&self, service: &str, image: &Image) -> Option<String> {
+    pub fn image_fault(&self, service: &str, image: &Image) -> Option<Condition> {
         let (table, images) = self.allowed(service, |allowed| allowed.images.as_ref())?;
         (!images.iter().any(|pattern| pattern.matches(image))).then(|| {
-            format!(
-                "its image {image} is not in `allow-images` of {}, which applies to the service `{service}`; add it there, or use \
-                 another image",
-                table_name(table)
-            )
+            let table = table_name(table);
+            let message = format!(
+                "its image {image} is not in `allow-images` of {table}, which applies to the service `{service}`"
+            );
+            Condition::new(Reason::ImageNotAllowed, message, "add it there, or use another image")
         })
     }
 
     /// Why a table does not allow processes, which have no image, if so.
-    pub fn process_fault(&self, service: &str) -> Option<String> {
+    pub fn process_fault(&self, service: &str) -> Option<Condition> {
         let (table, _) = self.allowed(service, |allowed| allowed.images.as_ref())?;
-        Some(format!(
-            "a process has no image, and `allow-images` of {} limits the service `{service}` to containers of certain images; \
-             start a container, use another service, or remove the key",
+        let message = format!(
+            "a process has no image, and `allow-images` of {} limits the service `{service}` to containers of certain images",
             table_name(table)
-        ))
+        );
+        let remedy = "start a container, choose another service, or remove the key";
+        Some(Condition::new(Reason::ImageNotAllowed, message, remedy))
     }
 
     /// Whether any table restricts users.
@@ -132,9 +134,10 @@ mod tests {
             assert_eq!(tables.may_claim(service, Port::tcp(port)), may, "{service} {port}");
             assert_eq!(tables.port_fault(service, Port::tcp(port)).is_none(), may, "{service} {port}");
         }
-        let fault = tables.port_fault("other", Port::tcp(80)).unwrap();
+        let fault = tables.port_fault("other", Port::tcp(80)).unwrap().message;
         assert!(fault.contains("port 80 is not in `allow-ports` of [service.\"*\"]"), "{fault}");
-        assert!(tables.port_fault("web", Port::tcp(443)).unwrap().contains("`allow-ports` of [service.web]"));
+        let fault = tables.port_fault("web", Port::tcp(443)).unwrap().message;
+        assert!(fault.contains("`allow-ports` of [service.web]"), "{fault}");
         assert!(ServiceTables::default().may_claim("web", Port::tcp(1)));
     }
 
@@ -152,10 +155,10 @@ mod tests {
             [fault("web", "nginx"), fault("web", "web:2"), fault("any", "a/b"), fault("other", "base")],
             [const { None }; 4]
         );
-        let said = fault("web", "base").unwrap();
+        let said = fault("web", "base").unwrap().message;
         assert!(said.contains("its image base is not in `allow-images` of [service.web]"), "{said}");
-        assert!(fault("other", "nginx").unwrap().contains("[service.\"*\"]"));
-        assert!(tables.process_fault("any").is_some_and(|said| said.contains("a process has no image")));
+        assert!(fault("other", "nginx").unwrap().message.contains("[service.\"*\"]"));
+        assert!(tables.process_fault("any").is_some_and(|said| said.message.contains("a process has no image")));
         assert_eq!(ServiceTables::default().process_fault("web"), None);
     }
 }

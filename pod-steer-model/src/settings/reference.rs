@@ -1,8 +1,11 @@
-//! The reference of labels and of keys of the configuration: `docs/reference.md`, as `pod-steer reference` prints it. Pure.
+//! The reference of labels, of keys of the configuration and of conditions: `docs/reference.md`, as `pod-steer reference` prints it. Pure.
 #![forbid(unsafe_code)]
 
 use super::{declare::Declaration, options};
-use crate::text::PREFIX;
+use crate::{
+    condition::{Reason, Severity},
+    text::PREFIX,
+};
 
 /// Labels that say what one container serves.
 pub(crate) static OF_BACKEND: [Declaration; 4] = [
@@ -123,9 +126,10 @@ fn keys(of: &'static [Declaration]) -> impl Iterator<Item = &'static str> {
 }
 
 const HEAD: &str = "\
-# Labels and configuration keys
+# Labels, configuration keys and conditions
 
-`pod-steer reference` prints this page from the declarations in `pod-steer-model/src/settings`; do not edit it by hand.
+`pod-steer reference` prints this page from the declarations in `pod-steer-model/src/settings` and `condition/reason.rs`; do not edit it
+by hand.
 
 A label is a key with the prefix `pod-steer.`. In the file `/etc/pod-steer.toml`, keys are set in the table of a service:
 
@@ -158,7 +162,7 @@ the option:
 4. the default.
 
 `exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another running backend would
-give another value, `status` shows that as an alarm of the service.
+give another value, the service has the condition `options-disagree`.
 ";
 
 const OF_HEALTH: &str = "
@@ -174,6 +178,17 @@ const OF_RESTRICTIONS: &str = "
 Keys only; no label can set them. If the table of a service does not have a key, the one of `[service.\"*\"]` applies.
 ";
 
+const OF_CONDITIONS: &str = "
+## Conditions
+
+A condition says what is wrong with a backend, a service, an engine or the daemon, or what a backend does without. `status` shows its message
+and its remedy. In JSON it has a `reason` and a `severity` as well; programs compare these, which stay what they are when the
+texts change. `warning`: an operator has to act, or clients are affected. `info`: the backend serves, and does without something.
+
+| reason | severity | meaning |
+|---|---|---|
+";
+
 /// The page.
 pub fn page() -> String {
     let label = |key: &str| format!("`{PREFIX}{key}`");
@@ -187,7 +202,14 @@ pub fn page() -> String {
     let parts = parts.map(|(text, title, rows)| {
         format!("{text}\n| {title} | values | default | meaning |\n|---|---|---|---|\n{rows}")
     });
-    parts.concat()
+    let conditions = Reason::ALL.iter().map(|reason| {
+        let severity = match reason.severity() {
+            Severity::Warning => "`warning`",
+            Severity::Info => "`info`",
+        };
+        format!("| `{reason}` | {severity} | {} |\n", reason.meaning())
+    });
+    parts.concat() + OF_CONDITIONS + &conditions.collect::<String>()
 }
 
 fn table(declared: &[Declaration], name: impl Fn(&str) -> String) -> String {
@@ -231,6 +253,14 @@ mod tests {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference.md");
         let committed = fs::read_to_string(file).unwrap_or_default();
         assert!(committed == page(), "`cargo run -p pod-steer -- reference > docs/reference.md` writes it anew");
+    }
+
+    #[test]
+    fn every_reason_is_in_the_reference() {
+        let page = page();
+        for reason in Reason::ALL {
+            assert_eq!(page.matches(&format!("\n| `{reason}` | ")).count(), 1, "{reason}");
+        }
     }
 
     #[test]

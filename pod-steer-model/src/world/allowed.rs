@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Backend, Kind, Socket, World};
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
     settings::names::table_name,
@@ -17,7 +18,7 @@ impl World {
 
     /// Why the service of a backend does not accept its image. The image of a container that an earlier version stored
     /// is not known before its engine has described it.
-    pub fn image_fault(&self, backend: &Backend) -> Option<String> {
+    pub fn image_fault(&self, backend: &Backend) -> Option<Condition> {
         let service = &backend.spec.service;
         match (&backend.kind, &backend.image) {
             (Kind::Container { .. }, None) => None,
@@ -27,8 +28,8 @@ impl World {
     }
 
     /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
-    /// reason; no reason while the user is unknown.
-    pub(super) fn refused_sockets(&self) -> BTreeMap<SocketCookie, (BackendIndex, Option<String>)> {
+    /// condition; none while the user is unknown.
+    pub(super) fn refused_sockets(&self) -> BTreeMap<SocketCookie, (BackendIndex, Option<Condition>)> {
         let restricted = self.restricted_sockets().filter_map(|(cookie, socket, backend)| {
             let service = &backend.spec.service;
             let (table, users) = self.configured.users(service)?;
@@ -36,15 +37,15 @@ impl World {
                 Some(uid) if users.contains(&uid) => return None,
                 uid => uid,
             };
-            let text = uid.map(|uid| {
-                format!(
-                    "its socket on port {} belongs to user {uid}, which is not allowed for the service `{service}` by `allow-users` \
-                     in {}; add the user there, or run the server as another",
-                    socket.port,
-                    table_name(table)
-                )
+            let condition = uid.map(|uid| {
+                let (port, table) = (socket.port, table_name(table));
+                let message = format!(
+                    "its socket on port {port} belongs to user {uid}, which is not allowed for the service `{service}` by \
+                     `allow-users` in {table}"
+                );
+                Condition::new(Reason::UserNotAllowed, message, "add the user there, or run the server as another")
             });
-            Some((cookie, (backend.index, text)))
+            Some((cookie, (backend.index, condition)))
         });
         restricted.collect()
     }
@@ -74,11 +75,12 @@ mod tests {
     use pod_steer_ebpf::FAMILY_V4;
 
     use crate::{
+        condition::Reason,
         ids::{BackendIndex, SocketCookie},
         settings::{Allowed, Image, ImagePattern, Settings},
         world::{
             Backend, Kind, Socket, State, World,
-            tests::{HOST, backend, key, members, socket, world},
+            tests::{HOST, backend, key, members, reasons, socket, world},
         },
     };
 
@@ -103,10 +105,9 @@ mod tests {
         let plan = world.plan();
         let states = [0, 1, 2, 3].map(|index| plan.states[&BackendIndex(index)]);
         assert_eq!(states, [State::Ready, State::NotSteered, State::Ready, State::NotSteered]);
-        assert!(
-            plan.hindrances[&BackendIndex(1)][0].contains("api:1")
-                && plan.hindrances[&BackendIndex(3)][0].contains("no image")
-        );
+        assert_eq!([1, 3].map(|index| reasons(&plan, index)), [const { [Reason::ImageNotAllowed] }; 2]);
+        let said = [1, 3].map(|index| plan.conditions[&BackendIndex(index)][0].message.as_str());
+        assert!(said[0].contains("api:1") && said[1].contains("no image"), "{said:?}");
     }
 
     fn of_user(index: u32, uid: Option<u32>) -> Socket {
@@ -133,9 +134,9 @@ mod tests {
             [0, 1, 2].map(|index| plan.states[&BackendIndex(index)]),
             [State::NotSteered, State::Ready, State::Starting]
         );
-        let said = &plan.hindrances[&BackendIndex(0)][0];
+        let said = &plan.conditions[&BackendIndex(0)][0].message;
         assert!(said.contains("user 0, which is not allowed") && said.contains("in [service.web]"), "{said}");
-        assert!(plan.silences.is_empty() && plan.hindrances.len() == 1);
+        assert_eq!((reasons(&plan, 0), plan.conditions.len()), (vec![Reason::UserNotAllowed], 1));
         assert_eq!(world.sockets_of_unknown_users(), [(SocketCookie(102), HOST.cookie)]);
         // The kernel program would give clients to the only backend's newest listener.
         world.backends.retain(|_, backend| backend.index == BackendIndex(1));
@@ -155,6 +156,6 @@ mod tests {
         let cookies = |members: &[crate::slots::Member]| members.iter().map(|one| one.cookie.0).collect::<Vec<_>>();
         assert_eq!((cookies(&table.members), cookies(&table.withheld)), (vec![100], vec![101]));
         assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
-        assert!(plan.hindrances[&BackendIndex(0)][0].contains("user 1000"));
+        assert!(plan.conditions[&BackendIndex(0)][0].message.contains("user 1000"));
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Followed, PortHistory};
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     labels::Spec,
     namespace::Netns,
@@ -157,9 +158,9 @@ pub struct Backend {
     /// How long it has listened on its ports.
     #[serde(skip)]
     pub port_history: PortHistory,
-    /// What went wrong with it, by topic; each a sentence with the remedy.
+    /// Its conditions, without those that the plan and its health check have; the daemon that finds a condition keeps it in memory.
     #[serde(skip)]
-    pub troubles: BTreeMap<&'static str, String>,
+    pub conditions: BTreeMap<Reason, Condition>,
 }
 
 impl Timed for Backend {
@@ -217,8 +218,18 @@ impl Backend {
             counts_incomplete: false,
             image: None,
             port_history: Default::default(),
-            troubles: Default::default(),
+            conditions: Default::default(),
         }
+    }
+
+    /// From now on it has this condition, instead of another one of the same reason.
+    pub fn set_condition(&mut self, condition: Condition) {
+        self.conditions.insert(condition.reason, condition);
+    }
+
+    /// It no longer has a condition of this reason. True if it had one.
+    pub fn end_condition(&mut self, reason: Reason) -> bool {
+        self.conditions.remove(&reason).is_some()
     }
 
     /// Sort key by age, the oldest first.

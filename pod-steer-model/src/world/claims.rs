@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     address::address_bytes,
+    condition::{Condition, Reason},
     ids::{BackendId, BackendIndex, NetnsCookie},
     listener::Listener,
     ports::{Port, PortMap},
@@ -58,7 +59,7 @@ pub(super) struct Refused<'a> {
     pub backend: &'a Backend,
     /// Where it listens for it.
     pub port: Port,
-    pub text: String,
+    pub condition: Condition,
 }
 
 /// The claims, by the address and port that they name. A service never loses a port that it has to a newcomer. For a
@@ -95,28 +96,28 @@ pub(super) fn of<'a>(
     for backend in by_age {
         let Some(netns) = backend.netns else { continue };
         if let Some(fault) = world.abandoned.get(&backend.id) {
-            plan.hinder(backend.index, fault.clone());
+            plan.add_condition(backend.index, fault.clone());
             continue;
         }
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {
-            plan.hinder(
-                backend.index,
-                "it has a network namespace of its own, where no client of the shared port arrives; run it with \
-                 `--network host`, or with `--network container:ID` to share a pod's"
-                    .to_owned(),
+            let condition = Condition::new(
+                Reason::OwnNetwork,
+                "it has a network namespace of its own, where no client of the shared port arrives",
+                "run it with `--network host`, or with `--network container:ID` to share a pod's",
             );
+            plan.add_condition(backend.index, condition);
             continue;
         }
         for map in &backend.spec.ports {
             let mut not_to_have = None;
-            match hindrances(facts, sockets, foreign, &held, backend, netns.cookie, map).pop() {
-                Some(Hindrance::Whole(text)) => {
-                    plan.hinder(backend.index, text);
+            match obstacle(facts, sockets, foreign, &held, backend, netns.cookie, map) {
+                Some(Obstacle::Whole(condition)) => {
+                    plan.add_condition(backend.index, condition);
                     continue;
                 }
-                Some(Hindrance::Part(key, text)) => {
+                Some(Obstacle::Part(key, condition)) => {
                     not_to_have = Some(key);
-                    claims.refused.push(Refused { key, backend, port: map.target_port(), text });
+                    claims.refused.push(Refused { key, backend, port: map.target_port(), condition });
                 }
                 None => {}
             }
@@ -159,15 +160,15 @@ pub(super) fn some_are_free(world: &World, netns_cookie: NetnsCookie, ports: &[P
 }
 
 /// What keeps a backend from claiming a port.
-enum Hindrance {
+enum Obstacle {
     /// It may claim none of it, for this reason.
-    Whole(String),
+    Whole(Condition),
     /// It may not claim this.
-    Part(RuleKey, String),
+    Part(RuleKey, Condition),
 }
 
 /// What keeps a backend from claiming a port, whichever service has it.
-fn hindrances(
+fn obstacle(
     facts: &Facts<'_>,
     sockets: &Sockets<'_>,
     foreign: &Foreign<'_>,
@@ -175,16 +176,17 @@ fn hindrances(
     backend: &Backend,
     netns_cookie: NetnsCookie,
     map: &PortMap,
-) -> Vec<Hindrance> {
+) -> Option<Obstacle> {
     let world = facts.world;
     if !world.policy.allows(map.service_port()) {
-        return vec![Hindrance::Whole(format!(
-            "port {} is not allowed; allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
-            map.service_port()
-        ))];
+        return Some(Obstacle::Whole(Condition::new(
+            Reason::PortNotAllowed,
+            format!("port {} is not allowed", map.service_port()),
+            "allow it with `run --allow-ports` or `allow-ports` in the configuration, or choose another",
+        )));
     }
     if let Some(fault) = world.configured.port_fault(&backend.spec.service, map.service_port()) {
-        return vec![Hindrance::Whole(fault)];
+        return Some(Obstacle::Whole(fault));
     }
     let all: Vec<RuleKey> = keys(netns_cookie, map).collect();
     let free = || all.iter().filter(|key| !held.contains_key(key));
@@ -192,24 +194,25 @@ fn hindrances(
     let mut own = sockets.of(backend.index).filter(|(_, socket)| socket.port == map.target_port()).peekable();
     let is_there = map.port == map.target && (own.peek().is_none() || own.any(|(_, socket)| Some(socket.ip) == map.ip));
     if !is_there && let Some(other) = free().find_map(|key| serves(facts, key, &backend.spec.service)) {
-        return vec![Hindrance::Whole(format!(
-            "port {} at that address already belongs to the service `{other}`, whose servers listen there; choose another address or port",
-            map.service_port()
-        ))];
+        return Some(Obstacle::Whole(Condition::new(
+            Reason::PortOfOtherService,
+            format!(
+                "port {} at that address already belongs to the service `{other}`, whose servers listen there",
+                map.service_port()
+            ),
+            "choose another address or port",
+        )));
     }
     if world.options(&backend.spec.service).fallback != Fallback::Refuse {
-        return Vec::new();
+        return None;
     }
-    let taken: Vec<(RuleKey, String)> =
+    let taken: Vec<(RuleKey, Condition)> =
         free().filter_map(|key| Some((*key, is_taken(map.service_port(), foreign.has(key)?)))).collect();
     // A server that is to listen on the port itself cannot listen where another does, and may listen elsewhere. For
     // other servers, the family on which they listen is not known yet.
     let none_is_free = taken.len() == all.len() || map.port != map.target && free().count() == all.len();
-    match taken.into_iter().next_back() {
-        Some((_, text)) if none_is_free => vec![Hindrance::Whole(text)],
-        Some((key, text)) => vec![Hindrance::Part(key, text)],
-        None => Vec::new(),
-    }
+    let (key, condition) = taken.into_iter().next_back()?;
+    Some(if none_is_free { Obstacle::Whole(condition) } else { Obstacle::Part(key, condition) })
 }
 
 /// The other service whose clients a claim of one address would take, if there is one: it has claimed the port at every
@@ -227,11 +230,12 @@ fn serves<'a>(facts: &Facts<'a>, claim: &RuleKey, service: &str) -> Option<&'a s
 }
 
 /// Why a port on which an unmanaged server listens is not claimed.
-pub(super) fn is_taken(port: Port, listener: &Listener) -> String {
-    format!(
-        "a process that pod-steer does not manage already listens on port {port}, at {}; stop it, choose another port or \
-         address, or set the fallback to `pass` to let it answer whenever no backend is left",
-        foreign::place(listener)
+pub(super) fn is_taken(port: Port, listener: &Listener) -> Condition {
+    let place = foreign::place(listener);
+    Condition::new(
+        Reason::PortInUse,
+        format!("a process that pod-steer does not manage already listens on port {port}, at {place}"),
+        "stop it, choose another port or address, or set the fallback to `pass` to let it answer whenever no backend is left",
     )
 }
 
@@ -256,11 +260,15 @@ fn claim<'a>(
         if !claim.is_firm {
             continue;
         }
-        let text = format!(
-            "port {map} already belongs to the service `{}` (first claimed by {}); choose another port for one of the two",
-            claim.service, claim.holder
+        let condition = Condition::new(
+            Reason::PortOfOtherService,
+            format!(
+                "port {map} already belongs to the service `{}` (first claimed by {})",
+                claim.service, claim.holder
+            ),
+            "choose another port for one of the two",
         );
-        plan.hinder(backend.index, text);
+        plan.add_condition(backend.index, condition);
     }
 }
 

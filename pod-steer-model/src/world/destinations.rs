@@ -14,7 +14,12 @@ use super::{
     scope::Facts,
     score::{ANY_ADDRESS, Bound},
 };
-use crate::{ids::BackendId, ports::Port, rule::RuleKey};
+use crate::{
+    condition::{Condition, Reason},
+    ids::BackendId,
+    ports::Port,
+    rule::RuleKey,
+};
 
 /// A rule that a claim may have.
 pub(super) struct Destination<'a> {
@@ -110,17 +115,17 @@ fn wanted(
 }
 
 /// Reports each backend that listens where an unmanaged listener keeps the port.
-pub(super) fn hinder_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
-    for Refused { key, backend, port, text } in refused {
+pub(super) fn report_refused(sockets: &Sockets<'_>, refused: &[Refused<'_>], plan: &mut Plan) {
+    for Refused { key, backend, port, condition } in refused {
         let mut own = sockets.ways(backend.index, key.netns_cookie, *port).iter();
         if own.any(|(bound, _)| bound.surely().address(key.family).is_some()) {
-            plan.hinder(backend.index, text.clone());
+            plan.add_condition(backend.index, condition.clone());
         }
     }
 }
 
 /// Reports each backend that listens at another address than the one that its service claims.
-pub(super) fn hinder_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey, Claim<'_>>, plan: &mut Plan) {
+pub(super) fn report_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey, Claim<'_>>, plan: &mut Plan) {
     for (key, claim) in claims.iter().filter(|(key, _)| key.addr != ANY_ADDRESS) {
         let listeners = listeners(sockets, key, claim);
         for (backend, port) in &claim.parts {
@@ -133,13 +138,12 @@ pub(super) fn hinder_elsewhere(sockets: &Sockets<'_>, claims: &BTreeMap<RuleKey,
             if !own.is_empty() {
                 let own = own.into_iter().collect::<Vec<_>>().join(" and ");
                 let addr = crate::address::address_from_bytes(key.family, key.addr);
-                plan.hinder(
-                    backend.index,
-                    format!(
-                        "it listens on {own}, not at {addr}, which its service claims; configure it to listen there or on \
-                         every address, or claim the address that it listens on"
-                    ),
+                let condition = Condition::new(
+                    Reason::OtherAddress,
+                    format!("it listens on {own}, not at {addr}, which its service claims"),
+                    "configure it to listen there or on every address, or claim the address that it listens on",
                 );
+                plan.add_condition(backend.index, condition);
             }
         }
     }

@@ -66,7 +66,7 @@ mod tests {
         world.note_foreign(HOST.cookie, vec![own]);
         let plan = world.plan();
         assert_eq!(members(&plan, key(FAMILY_V4, 45_000)), [101]);
-        assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
+        assert!(plan.conditions.is_empty(), "{:?}", plan.conditions);
     }
 
     #[test]

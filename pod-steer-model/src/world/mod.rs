@@ -35,6 +35,7 @@ use std::{
 };
 
 use crate::{
+    condition::Condition,
     ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     labels::Spec,
     listener::Listener,
@@ -111,9 +112,8 @@ pub struct World {
     tables: tables::Tables,
     /// By service: the footprint of its last plan.
     footprints: BTreeMap<String, Footprint>,
-    /// Backends whose network namespace has lost its sandbox, so that no client arrives there: the reason and the
-    /// remedy.
-    pub abandoned: BTreeMap<BackendId, String>,
+    /// The conditions of backends whose network namespace has lost its sandbox, so that no client arrives there.
+    pub abandoned: BTreeMap<BackendId, Condition>,
 }
 
 /// What remains of a backend that has ended.
@@ -132,8 +132,8 @@ pub struct Misfit {
     pub name: String,
     /// Address of its engine's API.
     pub engine: String,
-    /// What is wrong, one fault per line.
-    pub errors: Vec<String>,
+    /// What is wrong.
+    pub conditions: Vec<Condition>,
 }
 
 impl World {
@@ -210,7 +210,7 @@ impl World {
                 (_, true) => part = self.plan_part(&scope),
             }
         }
-        part.0.alarm(disagreements);
+        part.0.add_service_conditions(disagreements);
         plan.replace(&scope, part.0);
         self.tables.forget_unused();
         self.note_footprints(&scope);

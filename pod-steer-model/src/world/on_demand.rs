@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Backend, Phase, Sockets, claims::keys};
 use crate::{
+    condition::{Condition, Reason},
     ids::BackendIndex,
     ports::{Port, PortMap, compact},
     rule::RuleKey,
@@ -22,8 +23,8 @@ use crate::{
 /// The backends that yield to an older one of their service that opens a range on demand.
 #[derive(Default)]
 pub(super) struct Conflicts {
-    /// By index: the reason and the remedy.
-    pub reasons: BTreeMap<BackendIndex, String>,
+    /// By index.
+    pub conditions: BTreeMap<BackendIndex, Condition>,
     /// Indices of the backends that may claim nothing.
     pub refused: BTreeSet<BackendIndex>,
     /// Claims that other backends do not get, with the index of the backend.
@@ -63,13 +64,14 @@ pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts
             if clashing.is_empty() || clashing.iter().any(|(map, _)| has_listened(map)) {
                 continue;
             }
-            let text = format!(
+            let message = format!(
                 "{} of the same service opens the ports {} on demand, and a client of one server could get the other's \
-                 connection; give each server a range of its own",
+                 connection",
                 holder.name,
                 compact(range)
             );
-            conflicts.reasons.entry(backend.index).or_insert(text);
+            let condition = Condition::new(Reason::OnDemandConflict, message, "give each server a range of its own");
+            conflicts.conditions.entry(backend.index).or_insert(condition);
             if !backend.port_history.has_served {
                 conflicts.refused.insert(backend.index);
             }

@@ -7,11 +7,16 @@ use super::{
     claims::{keys, of_rule},
     score::{ANY_ADDRESS, Bound},
 };
-use crate::{address::address_from_bytes, ports::Port, rule::RuleKey};
+use crate::{
+    address::address_from_bytes,
+    condition::{Condition, Reason},
+    ports::Port,
+    rule::RuleKey,
+};
 
 /// The clients that a backend on every address does not get, because another service has claimed their address. One
-/// line for each port and service.
-pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<String> {
+/// condition for each port and service.
+pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<Condition> {
     let Some(netns) = backend.netns else { return Vec::new() };
     let mut others: BTreeMap<(Port, &str), Vec<String>> = BTreeMap::new();
     for (rule, claimed) in world.claimed.iter().filter(|(_, claimed)| claimed.service != backend.spec.service) {
@@ -30,11 +35,13 @@ pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<String> {
             others.entry((claim.port, claimed.service.as_str())).or_default().push(address);
         }
     }
-    let line = |((port, service), addresses): ((Port, &str), Vec<String>)| {
+    let condition = |((port, service), addresses): ((Port, &str), Vec<String>)| {
         let more = if addresses.len() > 1 { format!(" and {} more", addresses.len() - 1) } else { String::new() };
-        format!("it gets no clients of port {port} at {}{more}, claimed by the service `{service}`", addresses[0])
+        let message =
+            format!("it gets no clients of port {port} at {}{more}, claimed by the service `{service}`", addresses[0]);
+        Condition::without_remedy(Reason::AddressOfOtherService, message)
     };
-    others.into_iter().map(line).collect()
+    others.into_iter().map(condition).collect()
 }
 
 #[cfg(test)]
@@ -49,19 +56,22 @@ mod tests {
         let sockets = [socket(0, "127.0.0.2", 80), socket(0, "127.0.0.3", 80), socket(1, "0.0.0.0", 8080)];
         let mut world = world(backends, sockets);
         let plan = world.plan();
-        assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
-        let notes = |world: &World, id: &str| addresses_of_others(world, &world.backends[id]);
+        assert!(plan.conditions.is_empty(), "{:?}", plan.conditions);
+        let said = |world: &World, id: &str| -> Vec<String> {
+            let conditions = addresses_of_others(world, &world.backends[id]);
+            conditions.iter().map(ToString::to_string).collect()
+        };
         assert_eq!(
-            notes(&world, "id1"),
+            said(&world, "id1"),
             ["it gets no clients of port 80 at 127.0.0.2 and 1 more, claimed by the service `one`"]
         );
-        assert!(notes(&world, "id0").is_empty());
+        assert!(said(&world, "id0").is_empty());
         // A backend that does not listen there would not get them anyway.
         world.sockets.get_mut(&SocketCookie(102)).unwrap().ip = "127.0.0.9".parse().unwrap();
-        assert!(notes(&world, "id1").is_empty());
+        assert!(said(&world, "id1").is_empty());
         world.sockets.get_mut(&SocketCookie(102)).unwrap().ip = "0.0.0.0".parse().unwrap();
         world.backends.remove("id0");
         world.plan();
-        assert!(notes(&world, "id1").is_empty(), "the service is gone");
+        assert!(said(&world, "id1").is_empty(), "the service is gone");
     }
 }

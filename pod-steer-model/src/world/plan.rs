@@ -20,6 +20,7 @@ use super::{
     tables::{Answers, OfRule, Tables},
 };
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendId, BackendIndex, NetnsCookie},
     rule::RuleKey,
     settings::Fallback,
@@ -42,30 +43,30 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
     let mut plan = Plan { managed_ports: blocks::managed(facts), ..Plan::default() };
     let sockets = facts.allowed_sockets();
     for (index, port) in sockets.overflowing() {
-        let text = format!(
-            "it listens on port {port} at more than {WAYS_MAX} addresses and interfaces: clients of the others do not come to it; let it \
-             listen on every address"
+        let message = format!(
+            "it listens on port {port} at more than {WAYS_MAX} addresses and interfaces: clients of the others do not come to it"
         );
-        plan.hinder(index, text);
+        let condition = Condition::new(Reason::TooManyAddresses, message, "let it listen on every address");
+        plan.add_condition(index, condition);
     }
     let mut by_age = facts.backends.clone();
     by_age.sort_by_key(|backend| backend.age());
-    for (backend, text) in refused.values() {
-        text.iter().for_each(|text| plan.hinder(*backend, text.clone()));
+    for (backend, condition) in refused.values() {
+        condition.iter().for_each(|condition| plan.add_condition(*backend, condition.clone()));
     }
     let foreign = Foreign::new(world);
     by_age.retain(|backend| {
         let fault = world.image_fault(backend);
         let is_allowed = fault.is_none();
-        fault.into_iter().for_each(|text| plan.hinder(backend.index, text));
+        fault.into_iter().for_each(|condition| plan.add_condition(backend.index, condition));
         is_allowed
     });
     let conflicts = on_demand::conflicts(&sockets, &by_age);
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
-    conflicts.reasons.into_iter().for_each(|(index, text)| plan.hinder(index, text));
+    conflicts.conditions.into_iter().for_each(|(index, condition)| plan.add_condition(index, condition));
     let claims = claims::of(facts, &sockets, &foreign, &by_age, &conflicts.withheld, &mut plan);
-    destinations::hinder_elsewhere(&sockets, &claims.by_key, &mut plan);
-    destinations::hinder_refused(&sockets, &claims.refused, &mut plan);
+    destinations::report_elsewhere(&sockets, &claims.by_key, &mut plan);
+    destinations::report_refused(&sockets, &claims.refused, &mut plan);
 
     let serving = Serving::of(facts, &sockets);
     plan.own_ports = blocks::own(&claims.by_key);
@@ -87,9 +88,9 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
         if options.fallback == Fallback::Refuse
             && let Some(listener) = foreign.is_at(&key)
         {
-            let text = claims::is_taken(key.port, listener);
+            let condition = claims::is_taken(key.port, listener);
             let members: BTreeSet<BackendIndex> = table.members.iter().map(|member| member.backend).collect();
-            members.into_iter().for_each(|backend| plan.hinder(backend, text.clone()));
+            members.into_iter().for_each(|backend| plan.add_condition(backend, condition.clone()));
             continue;
         }
         if !table.members.is_empty() {
@@ -140,12 +141,12 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
         let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
         let served = here && served.contains(&backend.index);
-        let silence = world.silence(backend).filter(|_| !listens && backend.phase == Phase::Running);
-        let silence = silence.filter(|_| !without_users.contains(&backend.index));
-        let state = state(world, backend, &plan, here && listens, served, silence.is_some());
+        let not_listening = world.not_listening(backend).filter(|_| !listens && backend.phase == Phase::Running);
+        let not_listening = not_listening.filter(|_| !without_users.contains(&backend.index));
+        let state = state(world, backend, &plan, here && listens, served, not_listening.is_some());
         plan.states.insert(backend.index, state);
-        if let Some(silence) = silence {
-            plan.silences.insert(backend.index, silence);
+        if let Some(condition) = not_listening {
+            plan.add_condition(backend.index, condition);
         }
     }
     Planned { plan, serving, claimed, left }
@@ -174,17 +175,17 @@ fn state(world: &World, backend: &Backend, plan: &Plan, listens: bool, served: b
         Phase::Paused => return State::Paused,
         Phase::Running => {}
     }
-    let hindered = plan.hindrances.contains_key(&backend.index) || !backend.troubles.is_empty();
+    let has_condition = plan.conditions.contains_key(&backend.index) || !backend.conditions.is_empty();
     match (backend.health, backend.probed) {
         (Health::Unhealthy, _) | (_, Health::Unhealthy) => return State::Unhealthy,
         // No check can pass there.
-        _ if is_silent && !hindered => return State::NotListening,
+        _ if is_silent && !has_condition => return State::NotListening,
         (Health::Starting, _) => return State::Starting,
         // Backends are probed only where their service is steered.
-        (_, Health::Starting) if !hindered => return State::Starting,
+        (_, Health::Starting) if !has_condition => return State::Starting,
         _ => {}
     }
-    match (served, hindered, listens) {
+    match (served, has_condition, listens) {
         (true, _, _) => State::Ready,
         (false, true, _) => State::NotSteered,
         (false, false, false) => State::Starting,

@@ -10,6 +10,7 @@ use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, ManagedBlock, ManagedPorts,
 
 use super::{Coverage, State, refused::Unmet, scope::Scope};
 use crate::{
+    condition::Condition,
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
     rule::RuleKey,
@@ -33,12 +34,10 @@ pub struct Plan {
     pub namespaces: BTreeMap<String, BTreeSet<NetnsCookie>>,
     /// The state of each backend, by index.
     pub states: BTreeMap<BackendIndex, State>,
-    /// What hinders a backend, by index: sentences with the remedy.
-    pub hindrances: BTreeMap<BackendIndex, Vec<String>>,
-    /// Why a running backend does not listen where its ports say, by index, if that is known.
-    pub silences: BTreeMap<BackendIndex, String>,
-    /// What somebody should look at now, by service: a sentence each.
-    pub alarms: BTreeMap<String, Vec<String>>,
+    /// The conditions of each backend, by index.
+    pub conditions: BTreeMap<BackendIndex, Vec<Condition>>,
+    /// The conditions of each service.
+    pub service_conditions: BTreeMap<String, Vec<Condition>>,
     /// The ports that clients use, by service, and the versions that serve each.
     pub coverage: BTreeMap<String, Vec<Coverage>>,
     /// By service: when its part of the plan next changes with time alone, in milliseconds since the machine booted.
@@ -101,25 +100,24 @@ impl Plan {
         put(&mut self.decisions, part.decisions, of_service);
         put(&mut self.namespaces, part.namespaces, of_service);
         put(&mut self.states, part.states, of_index);
-        put(&mut self.hindrances, part.hindrances, of_index);
-        put(&mut self.silences, part.silences, of_index);
-        put(&mut self.alarms, part.alarms, of_service);
+        put(&mut self.conditions, part.conditions, of_index);
+        put(&mut self.service_conditions, part.service_conditions, of_service);
         put(&mut self.coverage, part.coverage, of_service);
         put(&mut self.next_ms, part.next_ms, of_service);
     }
 
-    /// Says what hinders a backend, once.
-    pub fn hinder(&mut self, backend: BackendIndex, text: String) {
-        let said = self.hindrances.entry(backend).or_default();
-        if !said.contains(&text) {
-            said.push(text);
+    /// Adds a condition of a backend, once.
+    pub fn add_condition(&mut self, backend: BackendIndex, condition: Condition) {
+        let conditions = self.conditions.entry(backend).or_default();
+        if !conditions.contains(&condition) {
+            conditions.push(condition);
         }
     }
 
-    /// Adds alarms, each with its service.
-    pub fn alarm(&mut self, alarms: impl IntoIterator<Item = (String, String)>) {
-        for (service, text) in alarms {
-            self.alarms.entry(service).or_default().push(text);
+    /// Adds conditions of services.
+    pub fn add_service_conditions(&mut self, conditions: impl IntoIterator<Item = (String, Condition)>) {
+        for (service, condition) in conditions {
+            self.service_conditions.entry(service).or_default().push(condition);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Plan, State, World, listed};
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendIndex, SocketCookie},
     ports::Port,
     rule::RuleKey,
@@ -39,14 +40,14 @@ impl Refused {
 pub(super) struct Unmet {
     /// By index: the state of each backend without them.
     states: BTreeMap<BackendIndex, State>,
-    hindrances: BTreeMap<BackendIndex, BTreeSet<String>>,
-    alarms: BTreeMap<String, BTreeSet<String>>,
+    conditions: BTreeMap<BackendIndex, BTreeSet<Condition>>,
+    service_conditions: BTreeMap<String, BTreeSet<Condition>>,
 }
 
 impl World {
     /// Undoes the corrections of a plan.
     pub(super) fn meet(&mut self, plan: &mut Plan) {
-        let Unmet { states, hindrances, alarms } = std::mem::take(&mut plan.unmet);
+        let Unmet { states, conditions, service_conditions } = std::mem::take(&mut plan.unmet);
         for (index, state) in states {
             plan.states.insert(index, state);
             let now_ms = self.now_ms;
@@ -54,8 +55,8 @@ impl World {
                 backend.ready_since_ms.get_or_insert(now_ms);
             }
         }
-        take_out(&mut plan.hindrances, &hindrances);
-        take_out(&mut plan.alarms, &alarms);
+        take_out(&mut plan.conditions, &conditions);
+        take_out(&mut plan.service_conditions, &service_conditions);
     }
 
     /// Corrects a plan by the changes that the kernel refused.
@@ -74,28 +75,28 @@ impl World {
             let service = rule.service.as_deref().unwrap_or_default();
             of_services.entry((service, reason)).or_default().insert(key.port);
         }
-        let text = |ports, reason| {
-            format!("a change of port {} is not in effect, and is tried again: {reason}", listed(ports, "and"))
+        let of_ports = |ports, reason| {
+            let ports = listed(ports, "and");
+            let message = format!("a change of port {ports} is not in effect, and is tried again: {reason}");
+            Condition::without_remedy(Reason::ChangeRefused, message)
         };
-        let alarms: Vec<(String, String)> = of_services
-            .iter()
-            .map(|((service, reason), ports)| ((*service).to_owned(), text(ports, *reason)))
-            .collect();
-        for (service, text) in alarms {
-            plan.unmet.alarms.entry(service.clone()).or_default().insert(text.clone());
-            plan.alarms.entry(service).or_default().push(text);
+        for ((service, reason), ports) in &of_services {
+            let (service, condition) = ((*service).to_owned(), of_ports(ports, *reason));
+            plan.unmet.service_conditions.entry(service.clone()).or_default().insert(condition.clone());
+            plan.service_conditions.entry(service).or_default().push(condition);
         }
-        let mut reasons: BTreeMap<BackendIndex, BTreeSet<String>> = BTreeMap::new();
+        let mut conditions: BTreeMap<BackendIndex, BTreeSet<Condition>> = BTreeMap::new();
         for ((backend, reason), ports) in &of_backends {
-            reasons.entry(*backend).or_default().insert(text(ports, *reason));
+            conditions.entry(*backend).or_default().insert(of_ports(ports, *reason));
         }
         for (index, reason) in &refused.ports {
-            let text = format!("the kernel does not know its ports, which is tried again: {reason}");
-            reasons.entry(*index).or_default().insert(text);
+            let message = format!("the kernel does not know its ports, which is tried again: {reason}");
+            let condition = Condition::without_remedy(Reason::ChangeRefused, message);
+            conditions.entry(*index).or_default().insert(condition);
         }
-        for (index, texts) in reasons {
-            plan.hindrances.entry(index).or_default().extend(texts.iter().cloned());
-            plan.unmet.hindrances.insert(index, texts);
+        for (index, own) in conditions {
+            plan.conditions.entry(index).or_default().extend(own.iter().cloned());
+            plan.unmet.conditions.insert(index, own);
             if let Some(state) =
                 plan.states.get_mut(&index).filter(|state| state.could_serve() || **state == State::Starting)
             {
@@ -108,11 +109,11 @@ impl World {
     }
 }
 
-/// Removes texts from lists.
-fn take_out<K: Ord>(lists: &mut BTreeMap<K, Vec<String>>, texts: &BTreeMap<K, BTreeSet<String>>) {
-    for (key, texts) in texts {
+/// Removes conditions from lists.
+fn take_out<K: Ord>(lists: &mut BTreeMap<K, Vec<Condition>>, conditions: &BTreeMap<K, BTreeSet<Condition>>) {
+    for (key, conditions) in conditions {
         let Some(list) = lists.get_mut(key) else { continue };
-        list.retain(|text| !texts.contains(text));
+        list.retain(|condition| !conditions.contains(condition));
         if list.is_empty() {
             lists.remove(key);
         }
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
     use crate::world::{
         Changed,
-        tests::{backend, key, socket, world},
+        tests::{backend, key, reasons, socket, world},
     };
 
     #[test]
@@ -143,9 +144,10 @@ mod tests {
             [0, 1, 2].map(|index| plan.states[&BackendIndex(index)]),
             [State::Ready, State::NotSteered, State::Ready]
         );
-        assert!(plan.hindrances[&BackendIndex(1)][0].contains("all 4 are in use"), "{:?}", plan.hindrances);
-        assert_eq!(plan.hindrances.len(), 1);
-        assert_eq!(plan.alarms.keys().collect::<Vec<_>>(), ["web"]);
+        assert!(plan.conditions[&BackendIndex(1)][0].message.contains("all 4 are in use"), "{:?}", plan.conditions);
+        assert_eq!(reasons(&plan, 1), [Reason::ChangeRefused]);
+        assert_eq!(plan.conditions.len(), 1);
+        assert_eq!(plan.service_conditions.keys().collect::<Vec<_>>(), ["web"]);
         assert_eq!(world.by_index(BackendIndex(1)).unwrap().ready_since_ms, None);
     }
 
@@ -171,7 +173,11 @@ mod tests {
         for _ in 0..2 {
             world.refuse(&mut plan, &refused);
             assert_eq!(
-                (plan.states[&BackendIndex(0)], plan.hindrances[&BackendIndex(0)].len(), plan.alarms["web"].len()),
+                (
+                    plan.states[&BackendIndex(0)],
+                    plan.conditions[&BackendIndex(0)].len(),
+                    plan.service_conditions["web"].len()
+                ),
                 (State::NotSteered, 1, 1)
             );
             // Whatever is planned anew.

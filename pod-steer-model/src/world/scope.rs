@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Backend, Claimed, Lingering, Socket, Sockets, World};
 use crate::{
+    condition::Condition,
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     ports::{Port, Proto},
     rule::RuleKey,
@@ -174,8 +175,8 @@ pub(super) struct Facts<'a> {
     /// What remains of backends that have ended, by index.
     pub lingering: Vec<(&'a BackendIndex, &'a Lingering)>,
     /// The sockets that get no clients because of the user that owns them, by cookie: the index of the backend, and the
-    /// reason.
-    pub refused: BTreeMap<SocketCookie, (BackendIndex, Option<String>)>,
+    /// condition.
+    pub refused: BTreeMap<SocketCookie, (BackendIndex, Option<Condition>)>,
 }
 
 impl<'a> Facts<'a> {

@@ -15,6 +15,7 @@ use super::{
     tables::{OfRule, Tables},
 };
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendId, BackendIndex, SocketCookie},
     ports::Port,
     rollout::{Decision, Policy},
@@ -62,7 +63,7 @@ struct Service<'a> {
     by_version: BTreeMap<&'a str, (BTreeSet<BackendIndex>, BTreeSet<BackendIndex>)>,
     /// Whether too few pass their checks, so that the last ones that passed serve on: such a set is not remembered.
     is_last_set: bool,
-    alarms: Vec<String>,
+    conditions: Vec<Condition>,
 }
 
 impl<'a> Serving<'a> {
@@ -257,8 +258,8 @@ impl<'a> Serving<'a> {
                 let usable = self.facts.backends.iter().filter(|backend| chosen.usable.contains(&backend.index));
                 serving.insert(name.to_owned(), usable.map(|backend| backend.id.clone()).collect());
             }
-            if !chosen.alarms.is_empty() {
-                plan.alarms.insert(name.to_owned(), chosen.alarms);
+            if !chosen.conditions.is_empty() {
+                plan.service_conditions.insert(name.to_owned(), chosen.conditions);
             }
         }
         serving
@@ -312,9 +313,10 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     if chosen.is_last_set {
         let failing = with_share.iter().filter(|backend| !passes(backend)).count();
         let all = with_share.len();
-        chosen.alarms.push(format!(
-            "{failing} of {all} backends fail their checks; the last ones that passed serve on: look at them, or set \
-             pod-steer.panic-threshold lower"
+        chosen.conditions.push(Condition::new(
+            Reason::TooFewHealthy,
+            format!("{failing} of {all} backends fail their checks; the last ones that passed serve on"),
+            "look at them, or set pod-steer.panic-threshold lower",
         ));
     }
     if options.rollout != Policy::Manual {
@@ -325,11 +327,11 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
         if !others.is_empty() {
             chosen.weights = None;
             chosen.usable = others;
-            chosen.alarms.push(
-                "no version that has a share has a backend left; the others serve: deploy one of them, or start the \
-                 missing one"
-                    .to_owned(),
-            );
+            chosen.conditions.push(Condition::new(
+                Reason::OtherVersionServes,
+                "no version that has a share has a backend left; the others serve",
+                "deploy one of them, or start the missing one",
+            ));
         }
     }
     let may_serve = |backend: &&Backend| {
@@ -338,11 +340,11 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     let allowed = backends.iter().copied().filter(may_serve).map(|backend| backend.index);
     chosen.allowed = chosen.usable.iter().copied().chain(allowed).collect();
     if options.rollout == Policy::Manual && with_share.is_empty() && others.iter().any(|backend| passes(backend)) {
-        chosen.alarms.push(
-            "no version that has a share has a backend left, and by the policy `manual` the others wait: deploy one of \
-             them, or start the missing one"
-                .to_owned(),
-        );
+        chosen.conditions.push(Condition::new(
+            Reason::VersionWaits,
+            "no version that has a share has a backend left, and by the policy `manual` the others wait",
+            "deploy one of them, or start the missing one",
+        ));
     }
     // A server that was told to stop serves on while it listens and no other backend serves, as it would without
     // pod-steer.

@@ -7,6 +7,7 @@ use super::{
     scope::{Facts, Scope},
 };
 use crate::{
+    condition::{Condition, Reason},
     ids::BackendIndex,
     ports::{Port, PortMap},
 };
@@ -42,7 +43,7 @@ impl World {
 
     /// Why a running backend without a serving socket does not listen, if that is known. One that has never listened
     /// may be about to.
-    pub(super) fn silence(&self, backend: &Backend) -> Option<String> {
+    pub(super) fn not_listening(&self, backend: &Backend) -> Option<Condition> {
         let known = self.listening.get(&backend.index)?;
         let targets: BTreeSet<Port> = backend.spec.ports.iter().map(PortMap::target_port).collect();
         // It listens on one of its ports, so something else is wrong.
@@ -50,25 +51,27 @@ impl World {
             return None;
         }
         let (ports, elsewhere) = (listed(&targets, "or"), listed(&known.elsewhere, "and"));
+        let condition = |message: String, remedy: String| Some(Condition::new(Reason::NotListening, message, remedy));
+        let restart = || "see its log, and restart it".to_owned();
         match (known.has_listened, known.elsewhere.is_empty()) {
             (false, true) => None,
-            (false, false) => Some(format!(
-                "it listens on {elsewhere}, not on {ports}; configure the server to listen on {ports}, or declare its port as \
-                 {}:{}",
-                backend.spec.ports.first().map_or(0, |map| map.port),
-                known.elsewhere.first().copied().unwrap_or_default(),
-            )),
-            (true, true) => Some(format!("it no longer listens on {ports}; see its log, and restart it")),
-            (true, false) => {
-                Some(format!("it no longer listens on {ports}, but on {elsewhere}; see its log, and restart it"))
+            (false, false) => {
+                let port = backend.spec.ports.first().map_or(0, |map| map.port);
+                let target = known.elsewhere.first().copied().unwrap_or_default();
+                condition(
+                    format!("it listens on {elsewhere}, not on {ports}"),
+                    format!("configure the server to listen on {ports}, or declare its port as {port}:{target}"),
+                )
             }
+            (true, true) => condition(format!("it no longer listens on {ports}"), restart()),
+            (true, false) => condition(format!("it no longer listens on {ports}, but on {elsewhere}"), restart()),
         }
     }
 }
 
 /// Names the ports on which a backend does not listen, if it listens on others. The ports of a range do not count: a
 /// server may open them on demand.
-pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
+pub fn missing_ports(world: &World, backend: &Backend) -> Option<Condition> {
     let own = world.sockets.values().filter(|socket| socket.backend == backend.index);
     let open: BTreeSet<Port> = own.map(|socket| socket.port).collect();
     let serves = backend.spec.ports.iter().any(|map| open.contains(&map.target_port()));
@@ -78,8 +81,9 @@ pub fn missing_ports(world: &World, backend: &Backend) -> Option<String> {
     let (targets, ports): (BTreeSet<Port>, BTreeSet<Port>) = missing.unzip();
     let is_told = serves && backend.phase == Phase::Running && !targets.is_empty();
     is_told.then(|| {
-        let of_clients = listed(&ports, "and");
-        format!("it does not listen on {}, so it gets no clients of port {of_clients}", listed(&targets, "or"))
+        let (targets, of_clients) = (listed(&targets, "or"), listed(&ports, "and"));
+        let message = format!("it does not listen on {targets}, so it gets no clients of port {of_clients}");
+        Condition::without_remedy(Reason::PortWithoutListener, message)
     })
 }
 
@@ -105,7 +109,7 @@ mod tests {
     use crate::ids::SocketCookie;
     use crate::world::{
         State,
-        tests::{backend, socket, world},
+        tests::{backend, reasons, socket, world},
     };
 
     #[test]
@@ -122,7 +126,7 @@ mod tests {
             let sockets: Vec<_> = listens.iter().map(|port| socket(0, "0.0.0.0", *port)).collect();
             let mut world = world([backend(0, "web", ports)], []);
             world.sockets = (100..).map(SocketCookie).zip(sockets).collect();
-            missing_ports(&world, &world.backends["id0"])
+            missing_ports(&world, &world.backends["id0"]).map(|condition| condition.to_string())
         };
         let text = "it does not listen on 8814, so it gets no clients of port 82";
         assert_eq!(said("81:8813,82:8814", &[8813, 7777]).as_deref(), Some(text));
@@ -138,14 +142,16 @@ mod tests {
         world.listening.entry(BackendIndex(0)).or_default().elsewhere.insert(Port::tcp(9999));
         let plan = world.plan();
         assert_eq!(plan.states[&BackendIndex(0)], State::NotListening);
-        assert!(plan.silences[&BackendIndex(0)].starts_with("it listens on 9999, not on 8080;"), "{:?}", plan.silences);
+        assert_eq!(reasons(&plan, 0), [Reason::NotListening]);
+        assert_eq!(plan.conditions[&BackendIndex(0)][0].message, "it listens on 9999, not on 8080");
         world.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 8080));
         let plan = world.plan();
-        assert_eq!((plan.states[&BackendIndex(0)], plan.silences.len()), (State::Ready, 0));
+        assert_eq!((plan.states[&BackendIndex(0)], plan.conditions.len()), (State::Ready, 0));
         world.sockets.clear();
         let plan = world.plan();
         assert_eq!(plan.states[&BackendIndex(0)], State::NotListening);
-        assert!(plan.silences[&BackendIndex(0)].starts_with("it no longer listens on 8080;"), "{:?}", plan.silences);
+        assert_eq!(reasons(&plan, 0), [Reason::NotListening]);
+        assert_eq!(plan.conditions[&BackendIndex(0)][0].message, "it no longer listens on 8080");
         // Started again, it may be about to listen.
         world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
         world.plan();

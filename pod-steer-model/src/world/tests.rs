@@ -6,6 +6,7 @@ use pod_steer_ebpf::{
 use super::*;
 use crate::{
     check::{CheckKind, CheckSpec},
+    condition::Reason,
     labels::Spec,
     namespace::Netns,
     ports,
@@ -83,6 +84,11 @@ pub(super) fn at(key: RuleKey, ip: &str) -> RuleKey {
 pub(super) fn members(plan: &Plan, key: RuleKey) -> Vec<u64> {
     let table = plan.rules.get(&key).and_then(|rule| rule.table.as_ref());
     table.map(|table| table.members.iter().map(|member| member.cookie.0).collect()).unwrap_or_default()
+}
+
+/// The reasons of a backend's conditions.
+pub(super) fn reasons(plan: &Plan, backend: u32) -> Vec<Reason> {
+    plan.conditions.get(&BackendIndex(backend)).into_iter().flatten().map(|condition| condition.reason).collect()
 }
 
 #[test]
@@ -173,7 +179,11 @@ fn a_port_has_one_service() {
     let mut world = world([backend(0, "web", "80"), backend(1, "api", "80:8080")], sockets);
     let plan = world.plan();
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "the older one has it");
-    assert!(plan.hindrances[&BackendIndex(1)][0].contains("belongs to the service `web`"), "{:?}", plan.hindrances);
+    assert!(
+        plan.conditions[&BackendIndex(1)][0].message.contains("belongs to the service `web`"),
+        "{:?}",
+        plan.conditions
+    );
     assert_eq!(plan.states[&BackendIndex(1)], State::NotSteered);
 
     // The holder keeps it, also against an older backend that comes later.
@@ -204,9 +214,9 @@ fn an_unmanaged_listener_keeps_its_port() {
     let plan = world.plan();
     assert!(plan.rules.is_empty());
     assert!(
-        plan.hindrances[&BackendIndex(0)][0].contains("does not manage already listens on port 22"),
+        plan.conditions[&BackendIndex(0)][0].message.contains("does not manage already listens on port 22"),
         "{:?}",
-        plan.hindrances
+        plan.conditions
     );
     world.backends.get_mut("id0").unwrap().spec.options.fallback = Some(Fallback::Pass);
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 22)), [100], "`pass` shares it knowingly");
@@ -243,13 +253,13 @@ fn the_policy_limits_the_ports() {
     let mut world = world([backend(0, "web", "80")], [socket(0, "0.0.0.0", 80)]);
     world.policy = PortPolicy::parse("443, 8000-8999").unwrap();
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("--allow-ports"));
+    assert!(plan.rules.is_empty() && reasons(&plan, 0) == [Reason::PortNotAllowed]);
     world.policy = PortPolicy::default();
     let allowed = |list: &str| Allowed { ports: PortPolicy::parse(list), ..Allowed::default() };
     let table = Settings { allowed: allowed("8000-8999"), ..Settings::default() };
     world.configured.named.insert("web".to_owned(), table);
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("[service.web]"));
+    assert!(plan.rules.is_empty() && plan.conditions[&BackendIndex(0)][0].message.contains("[service.web]"));
     world.configured.named.insert("web".to_owned(), Settings { allowed: allowed("80"), ..Settings::default() });
     assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100]);
     for bad in ["", "0", "9-8", "x", "80,", "70000"] {
@@ -264,7 +274,7 @@ fn a_private_namespace_is_steered_only_if_it_is_a_pod() {
     let in_pod = Socket { netns_cookie: POD.cookie, ..socket(0, "0.0.0.0", 80) };
     let mut world = world([own], [in_pod]);
     let plan = world.plan();
-    assert!(plan.rules.is_empty() && plan.hindrances[&BackendIndex(0)][0].contains("--network host"));
+    assert!(plan.rules.is_empty() && reasons(&plan, 0) == [Reason::OwnNetwork]);
     assert_eq!(plan.states[&BackendIndex(0)], State::NotSteered);
 
     let mut joined = backend(1, "web", "80");
@@ -312,7 +322,7 @@ fn a_backend_that_is_checked_gets_nothing_before_it_passes() {
         );
         assert_eq!(plan.managed_ports[&block].purposes(9000), PORT_LISTENS, "the check's port is shared too");
     }
-    // Backends are probed only where their service is steered: the hindrance is what matters.
+    // Backends are probed only where their service is steered: the condition is what matters.
     let own = world.by_index_mut(BackendIndex(0)).unwrap();
     (own.probed, own.network, own.netns) = (Health::Starting, Network::Own, Some(POD));
     assert_eq!(world.plan().states[&BackendIndex(0)], State::NotSteered);

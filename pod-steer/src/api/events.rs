@@ -62,6 +62,7 @@ fn follow(receiver: broadcast::Receiver<EventRecord>) -> impl Stream<Item = Even
                     service: String::new(),
                     backend: String::new(),
                     event: "missed".to_owned(),
+                    reason: None,
                     detail: format!("{missed} events missed, because this client reads too slowly"),
                 };
                 Some((record, receiver))

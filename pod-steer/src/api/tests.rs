@@ -156,6 +156,7 @@ fn events_are_json_lines_or_server_sent_events() {
                 service: "web".into(),
                 backend: String::new(),
                 event: "ready".into(),
+                reason: None,
                 detail: "a\nb".into(),
             };
             served.events.send(record.clone()).unwrap();

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    condition::{Condition, Reason},
     rollout::{Decision, Operation},
     settings::{GivenOptions, ServiceOptions},
     world::State,
@@ -84,8 +85,11 @@ pub struct EventRecord {
     pub service: String,
     /// Name of the backend, or empty.
     pub backend: String,
-    /// Name of the event: the new state of a backend, `gone`, `problem`, `check-failed`, `mptcp-refused` and others.
+    /// Name of the event: the new state of a backend, `gone`, `condition`, `condition-ended`, `repaired`, `mptcp-refused` and others.
     pub event: String,
+    /// The reason of the condition that has appeared, ended or been repaired; absent in other events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// Details, or empty.
     pub detail: String,
 }
@@ -99,17 +103,19 @@ pub struct Status {
     pub pid: u32,
     /// By name.
     pub services: Vec<ServiceStatus>,
-    /// What needs an operator's attention.
-    pub problems: Vec<Problem>,
+    /// Every condition: of the daemon, the engines, the services and the backends.
+    #[serde(default)]
+    pub conditions: Vec<SubjectCondition>,
 }
 
-/// Something that needs an operator's attention.
+/// A condition and its subject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Problem {
+pub struct SubjectCondition {
     /// Its subject.
     pub subject: String,
-    /// What is wrong, and what to do.
-    pub message: String,
+    /// The condition.
+    #[serde(flatten)]
+    pub condition: Condition,
 }
 
 /// A service.
@@ -130,9 +136,9 @@ pub struct ServiceStatus {
     /// The operation that is running, if any.
     #[serde(default)]
     pub operation: Option<OperationStatus>,
-    /// What needs an operator's attention now, one line each.
+    /// Its conditions, without those of its backends.
     #[serde(default)]
-    pub alarms: Vec<String>,
+    pub conditions: Vec<Condition>,
     /// Lookups that did not find a socket at once, counted by reason.
     pub counters: ServiceCountersStatus,
     /// Oldest first.
@@ -223,9 +229,7 @@ pub struct BackendStatus {
     /// Its share of all connections that the service's backends have opened so far, 0 to 1.
     #[serde(default)]
     pub served: f64,
-    /// What is wrong with it, and the remedy.
-    pub problems: Vec<String>,
-    /// Its restrictions, one line each.
+    /// Its conditions.
     #[serde(default)]
-    pub notes: Vec<String>,
+    pub conditions: Vec<Condition>,
 }

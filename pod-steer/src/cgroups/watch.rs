@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::is_empty;
 use crate::{
+    condition::{Condition, Reason},
     engine::{cgroup_parents, container_of},
     sys,
 };
@@ -70,7 +71,7 @@ pub struct Cgroups {
     /// The cgroups of containers that exist, by id.
     found: HashMap<String, PathBuf>,
     /// Why some directories are not watched.
-    unwatched: Option<String>,
+    unwatched: Option<Condition>,
     /// Cgroups that cannot be watched. The daemon checks each second whether they are empty.
     polled: BTreeSet<PathBuf>,
 }
@@ -173,9 +174,9 @@ impl Cgroups {
         }
     }
 
-    /// Why some directories are not watched, with the remedy; `None` if all are.
-    pub fn unwatched(&self) -> Option<&str> {
-        self.unwatched.as_deref()
+    /// Why some directories are not watched, and what to do; `None` if all are.
+    pub fn unwatched(&self) -> Option<&Condition> {
+        self.unwatched.as_ref()
     }
 
     /// Tries again to watch all directories, if some are not watched and the limit allows more. Returns the events that were missed.
@@ -226,10 +227,11 @@ impl Cgroups {
     /// Watches one directory, if it exists. An engine's parent is watched even if there are too many others.
     fn watch_directory(&mut self, dir: &Path, is_parent: bool) {
         if self.directories >= DIRECTORIES_MAX && !is_parent {
-            self.unwatched = Some(format!(
+            let message = format!(
                 "there are more than {DIRECTORIES_MAX} cgroups, so some are not watched: a container that starts outside of its \
-                 engine's default cgroup may bind before it is managed; remove unused cgroups"
-            ));
+                 engine's default cgroup may bind before it is managed"
+            );
+            self.unwatched = Some(Condition::new(Reason::CgroupsNotWatched, message, "remove unused cgroups"));
             return;
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
@@ -240,12 +242,13 @@ impl Cgroups {
                 None => self.directories += 1,
             },
             Err(rustix::io::Errno::NOSPC) => {
-                self.unwatched = Some(format!(
-                    "cannot watch all cgroups, because root's inotify watches are used up: a container that starts may bind \
-                     before it is managed; raise the limit: sysctl -w fs.inotify.max_user_watches={} \
-                     (and fs.inotify.max_user_instances)",
-                    watches_wanted()
-                ));
+                let message = "cannot watch all cgroups, because root's inotify watches are used up: a container that starts may \
+                               bind before it is managed";
+                let watches = watches_wanted();
+                let remedy = format!(
+                    "raise the limit: sysctl -w fs.inotify.max_user_watches={watches} (and fs.inotify.max_user_instances)"
+                );
+                self.unwatched = Some(Condition::new(Reason::CgroupsNotWatched, message, remedy));
             }
             // The directory was removed, or does not exist yet.
             Err(_) => {}

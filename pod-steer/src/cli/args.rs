@@ -68,7 +68,7 @@ pub enum Command {
     HoldPause,
     /// Print the OpenAPI 3.1 description of the API
     Openapi,
-    /// Print the reference of labels and configuration keys, in Markdown
+    /// Print the reference of labels, configuration keys and conditions, in Markdown
     Reference,
     /// Print the version
     Version,

@@ -1,4 +1,4 @@
-//! Lines below the table of `status`: the decisions about a service, its running operation and its alarms.
+//! Lines below the table of `status`: the decisions about a service and its running operation.
 
 use super::{
     table, words,
@@ -10,8 +10,8 @@ use crate::{
     settings::ServiceOptions,
 };
 
-/// Each line begins with the service's name and is wrapped at `columns`. Alarms come last, in colour.
-pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colours: bool) -> String {
+/// Each line begins with the service's name and is wrapped at `columns`.
+pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize) -> String {
     let mut lines = Vec::new();
     match service.options.rollout {
         Policy::Balance => {}
@@ -53,12 +53,7 @@ pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize, colour
         // Only continuation lines are indented.
         wrapped.strip_prefix("  ").unwrap_or(&wrapped).to_owned()
     };
-    let mut text: String = lines.iter().map(|line| shown(line)).collect();
-    for alarm in &service.alarms {
-        let alarm = shown(&format!("ALARM: {alarm}"));
-        text.push_str(&if colours { alarm.replace("ALARM", "\x1b[1;31mALARM\x1b[0m") } else { alarm });
-    }
-    text
+    lines.iter().map(|line| shown(line)).collect()
 }
 
 fn part_name(service: &ServiceStatus, part: &Part) -> String {
@@ -95,7 +90,6 @@ mod tests {
                 "before": {}, "phase": { "name": "stepping", "step": 1, "watched": {}, "since_ms": 1, "next_ms": 100_000 }, "steps_done": [],
                 "end": null, "ready": 3, "wanted": 3, "left": 0, "waiting_for": "",
             },
-            "alarms": ["all backends of v1 fail their checks, and the last that were ready get the connections"],
             "counters": crate::api::types::ServiceCountersStatus::default(),
             "backends": [],
         });
@@ -103,7 +97,7 @@ mod tests {
         let backend = json!({
             "id": "x", "name": "web-2", "kind": "exec", "engine": null, "version": "v1", "weight": 1, "state": "ready",
             "sockets": 1, "steered": 0, "opened": 0, "closed": 0, "live": 0, "moved_in": 0, "moved_out": 0,
-            "moved_half_open": 0, "not_moved": 0, "share": 0.0, "problems": [],
+            "moved_half_open": 0, "not_moved": 0, "share": 0.0,
         });
         service.backends.push(serde_json::from_value(backend).unwrap());
         service
@@ -111,7 +105,7 @@ mod tests {
 
     #[test]
     fn all_lines_of_a_service() {
-        let text = lines(&service(), 0, 80, false);
+        let text = lines(&service(), 0, 80);
         assert_eq!(
             text,
             "web: a new version waits for deploy or shift (policy manual)\n\
@@ -121,18 +115,10 @@ mod tests {
              web: drained, no new connections: the whole service, version v1, 0123456789ab,\n  \
              web-2\n\
              web: paused, new connections are held; end this with `pod-steer unpause web`\n\
-             web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n\
-             web: ALARM: all backends of v1 fail their checks, and the last that were ready\n  \
-               get the connections\n"
+             web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n"
         );
-        assert!(lines(&service(), 0, 200, true).contains("\x1b[1;31mALARM\x1b[0m: all"));
-        let quiet = ServiceStatus {
-            options: Default::default(),
-            decision: Default::default(),
-            operation: None,
-            alarms: Vec::new(),
-            ..service()
-        };
-        assert_eq!(lines(&quiet, 0, 80, false), "");
+        let quiet =
+            ServiceStatus { options: Default::default(), decision: Default::default(), operation: None, ..service() };
+        assert_eq!(lines(&quiet, 0, 80), "");
     }
 }

@@ -12,8 +12,9 @@ use super::{
 use crate::{
     api::{
         client,
-        types::{BackendStatus, ServiceStatus, Status},
+        types::{BackendStatus, ServiceStatus, Status, SubjectCondition},
     },
+    condition::Severity,
     near, ports,
     world::State,
 };
@@ -31,7 +32,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     }
 }
 
-/// Removes all other services and their problems.
+/// Removes all other services and their conditions.
 fn only(status: &mut Status, service: &str) -> Result<(), String> {
     let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
     if !names.contains(&service) {
@@ -41,9 +42,12 @@ fn only(status: &mut Status, service: &str) -> Result<(), String> {
         .services
         .iter()
         .filter(|other| other.name != service)
-        .flat_map(|other| other.backends.iter().map(|backend| format!("backend {} of {}", backend.name, other.name)))
+        .flat_map(|other| {
+            let backends = other.backends.iter().map(|backend| format!("backend {} of {}", backend.name, other.name));
+            backends.chain([format!("service {}", other.name)])
+        })
         .collect();
-    status.problems.retain(|problem| !others.contains(&problem.subject));
+    status.conditions.retain(|of| !others.contains(&of.subject));
     status.services.retain(|other| other.name == service);
     Ok(())
 }
@@ -69,7 +73,7 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
     let columns = columns.unwrap_or(usize::MAX);
     let mut below = String::new();
     for service in &status.services {
-        below.push_str(&decisions::lines(service, now_ms, columns, colours));
+        below.push_str(&decisions::lines(service, now_ms, columns));
         for line in reasons(service) {
             let _ = writeln!(below, "{line}");
         }
@@ -77,17 +81,15 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
     if !below.is_empty() {
         let _ = write!(text, "\n{below}");
     }
-    if wide {
-        text.push_str(&notes(status));
-    }
-    if !status.problems.is_empty() {
-        let title = if colours { "\x1b[1;33mproblems\x1b[0m" } else { "problems" };
-        let _ = writeln!(text, "\n{title}");
-        for problem in &status.problems {
-            let lines = table::wrapped("    ", &format!("{}: {}", problem.subject, problem.message), columns);
-            // Only continuation lines are indented further.
-            text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
+    let shown = |of: &&SubjectCondition| wide || of.condition.severity == Severity::Warning;
+    for (number, SubjectCondition { subject, condition }) in status.conditions.iter().filter(shown).enumerate() {
+        if number == 0 {
+            let title = if colours { "\x1b[1;33mconditions\x1b[0m" } else { "conditions" };
+            let _ = writeln!(text, "\n{title}");
         }
+        let lines = table::wrapped("    ", &format!("{subject}: {condition}"), columns);
+        // Only what follows the first line is set in further.
+        text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
     }
     text
 }
@@ -135,20 +137,6 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
     cells
 }
 
-/// Restrictions of backends.
-fn notes(status: &Status) -> String {
-    let mut text = String::new();
-    for service in &status.services {
-        for (backend, note) in service.backends.iter().flat_map(|b| b.notes.iter().map(move |note| (&b.name, note))) {
-            let _ = write!(text, "\n{} {backend}: {note}", service.name);
-        }
-    }
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    text
-}
-
 /// Lookups that did not find a socket at once, by reason.
 fn reasons(service: &ServiceStatus) -> Vec<String> {
     let counters = &service.counters;
@@ -172,4 +160,59 @@ fn reasons(service: &ServiceStatus) -> Vec<String> {
         .filter(|(count, _)| *count > 0)
         .map(|(count, why)| format!("{}: {count} {why}", service.name))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::condition::{Condition, Reason};
+
+    fn status() -> Status {
+        let of = |subject: &str, condition| SubjectCondition { subject: subject.to_owned(), condition };
+        let waits = "no version that has a share has a backend left, and by the policy `manual` the others wait";
+        let conditions = vec![
+            of("service web", Condition::new(Reason::VersionWaits, waits, "deploy one of them")),
+            of("backend a of web", Condition::without_remedy(Reason::PortWithoutListener, "it does not listen on 81")),
+            of("backend b of api", Condition::new(Reason::NoCgroup, "it has no cgroup of its own", "restart it")),
+            of("service api", Condition::without_remedy(Reason::ChangeRefused, "a map is full")),
+            of("engine /run/docker.sock", Condition::without_remedy(Reason::EngineUnreachable, "cannot be reached")),
+        ];
+        Status { version: String::new(), pid: 1, services: Vec::new(), conditions }
+    }
+
+    #[test]
+    fn a_condition_is_a_line_with_its_subject() {
+        let below = |wide, columns| render(&status(), wide, false, columns).split_once("\n\n").unwrap().1.to_owned();
+        let waits = "service web: no version that has a share has a backend left, and by the policy `manual` the others wait; deploy \
+                     one of them";
+        let others = "  backend b of api: it has no cgroup of its own; restart it\n  service api: a map is full\n  \
+                      engine /run/docker.sock: cannot be reached\n";
+        assert_eq!(below(false, Some(200)), format!("conditions\n  {waits}\n{others}"));
+        let narrow = "service web: no version that has a share has a backend left, and by the\n    \
+                      policy `manual` the others wait; deploy one of them";
+        assert_eq!(below(false, Some(80)), format!("conditions\n  {narrow}\n{others}"));
+        let info = "  backend a of web: it does not listen on 81\n";
+        assert_eq!(below(true, None), format!("conditions\n  {waits}\n{info}{others}"));
+    }
+
+    #[test]
+    fn conditions_of_other_services_are_left_out() {
+        let mut status = status();
+        let service = |name: &str, backend: &str| -> ServiceStatus {
+            let json = serde_json::json!({
+                "name": name, "ports": [], "namespaces": [], "counters": crate::api::types::ServiceCountersStatus::default(),
+                "backends": [{
+                    "id": backend, "name": backend, "kind": "exec", "engine": null, "version": "v1", "weight": 1, "state": "ready",
+                    "sockets": 1, "steered": 0, "opened": 0, "closed": 0, "live": 0, "moved_in": 0, "moved_out": 0,
+                    "moved_half_open": 0, "not_moved": 0, "share": 0.0,
+                }],
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        status.services = vec![service("web", "a"), service("api", "b")];
+        only(&mut status, "web").unwrap();
+        let subjects: Vec<&str> = status.conditions.iter().map(|of| of.subject.as_str()).collect();
+        assert_eq!(subjects, ["service web", "backend a of web", "engine /run/docker.sock"]);
+        assert_eq!(status.services.len(), 1);
+    }
 }

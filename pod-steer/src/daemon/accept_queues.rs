@@ -7,10 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     ids::{NetnsCookie, SocketCookie},
     listening::{self, Listener},
     netns::Netns,
@@ -90,19 +91,14 @@ impl AcceptQueues {
         self.overflows.get(&netns_cookie).copied().filter(|_| !was_full)
     }
 
-    /// Takes what a look found in a namespace; returns the listeners whose queue is a condition from now on.
-    fn note(&mut self, netns_cookie: NetnsCookie, found: &[FullQueue]) -> Vec<SocketCookie> {
+    /// Takes what a look found in a namespace.
+    fn note(&mut self, netns_cookie: NetnsCookie, found: &[FullQueue]) {
         let mut before = std::mem::take(&mut self.full);
         self.full = before.extract_if(.., |_, full| full.netns_cookie != netns_cookie).collect();
-        let mut new = Vec::new();
         for (cookie, waiting, backlog) in found.iter().copied() {
             let looks = before.get(&cookie).map_or(0, |full| full.looks).saturating_add(1);
             self.full.insert(cookie, Full { netns_cookie, waiting, backlog, looks });
-            if looks == LOOKS {
-                new.push(cookie);
-            }
         }
-        new
     }
 }
 
@@ -149,34 +145,30 @@ impl Control {
         self.accept_queues.rests_until = took.map(|took| Instant::now() + (took * REST).min(REST_MAX));
         for Look { netns_cookie, overflows, full } in looks {
             self.accept_queues.overflows.insert(netns_cookie, overflows);
-            let Some(full) = full else { continue };
-            for cookie in self.accept_queues.note(netns_cookie, &full) {
-                let Some(index) = self.world.sockets.get(&cookie).map(|socket| socket.backend) else { continue };
-                let Some(backend) = self.world.by_index(index) else { continue };
-                let Some(text) = self.full_queue(cookie) else { continue };
-                warn!(service = %backend.spec.service, backend = %backend.name, "{text}");
-                self.tell(&backend.spec.service, &backend.name, "problem", &text);
+            if let Some(full) = full {
+                self.accept_queues.note(netns_cookie, &full);
             }
         }
     }
 
     /// The conditions of a backend.
-    pub(super) fn full_queues(&self, backend: &Backend) -> Vec<String> {
+    pub(super) fn full_queues(&self, backend: &Backend) -> Vec<Condition> {
         let own = |cookie: &&SocketCookie| {
             self.world.sockets.get(cookie).is_some_and(|socket| socket.backend == backend.index)
         };
         self.accept_queues.full.keys().filter(own).filter_map(|cookie| self.full_queue(*cookie)).collect()
     }
 
-    fn full_queue(&self, cookie: SocketCookie) -> Option<String> {
+    fn full_queue(&self, cookie: SocketCookie) -> Option<Condition> {
         let full = self.accept_queues.full.get(&cookie).filter(|full| full.looks >= LOOKS)?;
         let Full { waiting, backlog, .. } = full;
         let port = self.world.sockets.get(&cookie)?.port;
-        Some(format!(
+        let message = format!(
             "its accept queue on port {port} is full ({waiting} connections wait, its backlog is {backlog}): the server accepts \
-             too slowly or not at all, and further clients wait; look at the server, or raise its backlog and \
-             net.core.somaxconn"
-        ))
+             too slowly or not at all, and further clients wait"
+        );
+        let remedy = "look at the server, or raise its backlog and net.core.somaxconn";
+        Some(Condition::new(Reason::AcceptQueueFull, message, remedy))
     }
 }
 
@@ -193,21 +185,20 @@ mod tests {
     #[test]
     fn a_queue_is_a_condition_at_the_second_look_and_until_it_is_not_full() {
         let mut queues = AcceptQueues::default();
-        let shown = |queues: &AcceptQueues| {
-            queues.full.iter().filter(|(_, full)| full.looks >= LOOKS).map(|(cookie, _)| cookie.0).collect::<Vec<_>>()
-        };
-        let note = |queues: &mut AcceptQueues, netns, found: &[(u64, u32, u32)]| {
+        let mut shown = |netns, found: &[(u64, u32, u32)]| {
             let found: Vec<FullQueue> =
                 found.iter().map(|(cookie, waiting, backlog)| (SocketCookie(*cookie), *waiting, *backlog)).collect();
-            queues.note(NetnsCookie(netns), &found).into_iter().map(|cookie| cookie.0).collect::<Vec<_>>()
+            queues.note(NetnsCookie(netns), &found);
+            let full = queues.full.iter().filter(|(_, full)| full.looks >= LOOKS);
+            full.map(|(cookie, _)| cookie.0).collect::<Vec<_>>()
         };
-        assert!(note(&mut queues, 1, &[(7, 3, 2)]).is_empty() && shown(&queues).is_empty());
-        assert!(note(&mut queues, 2, &[(9, 3, 2)]).is_empty(), "another namespace");
-        assert_eq!((note(&mut queues, 1, &[(7, 3, 2)]), shown(&queues)), (vec![7], vec![7]));
-        assert_eq!((note(&mut queues, 1, &[(7, 3, 2), (8, 5, 4)]), shown(&queues)), (vec![], vec![7]));
-        assert_eq!((note(&mut queues, 1, &[(8, 5, 4)]), shown(&queues)), (vec![8], vec![8]));
-        assert_eq!((note(&mut queues, 1, &[]), shown(&queues)), (vec![], vec![]));
-        assert_eq!(note(&mut queues, 2, &[(9, 3, 2)]), [9]);
+        assert!(shown(1, &[(7, 3, 2)]).is_empty());
+        assert!(shown(2, &[(9, 3, 2)]).is_empty(), "another namespace");
+        assert_eq!(shown(1, &[(7, 3, 2)]), [7]);
+        assert_eq!(shown(1, &[(7, 3, 2), (8, 5, 4)]), [7]);
+        assert_eq!(shown(1, &[(8, 5, 4)]), [8]);
+        assert!(shown(1, &[]).is_empty());
+        assert_eq!(shown(2, &[(9, 3, 2)]), [9]);
     }
 
     #[test]

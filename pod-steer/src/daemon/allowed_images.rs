@@ -1,6 +1,6 @@
 //! Containers whose image their service does not take: they are no backends, which is a condition.
 
-use super::{control::Control, image_labels::image_labels_text};
+use super::{control::Control, image_labels::image_labels_condition};
 use crate::{
     engine::Container,
     settings::Image,
@@ -17,7 +17,7 @@ impl Control {
             return false;
         }
         self.remove(&container.id);
-        self.misfit(container, [fault].into_iter().chain(image_labels_text(container)).collect());
+        self.misfit(container, [fault].into_iter().chain(image_labels_condition(container)).collect());
         false
     }
 
@@ -25,12 +25,12 @@ impl Control {
     pub(super) fn drop_refused_images(&mut self) {
         let refused = self.world.backends.values().filter_map(|backend| {
             let Kind::Container { engine } = &backend.kind else { return None };
-            let errors = vec![self.world.image_fault(backend)?];
-            Some((backend.id.clone(), Misfit { name: backend.name.clone(), engine: engine.clone(), errors }))
+            let conditions = vec![self.world.image_fault(backend)?];
+            Some((backend.id.clone(), Misfit { name: backend.name.clone(), engine: engine.clone(), conditions }))
         });
         for (id, misfit) in refused.collect::<Vec<_>>() {
             self.remove(&id);
-            self.note_misfit(&id, misfit);
+            self.world.misfits.insert(id, misfit);
         }
     }
 }

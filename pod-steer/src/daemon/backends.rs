@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
-use super::{control::Control, deferred::Deferred, ended::Ending, image_labels::image_labels_text};
+use super::{control::Control, deferred::Deferred, ended::Ending, image_labels::image_labels_condition};
 use crate::{
     clock::boot_ms,
+    condition::{Condition, Reason},
     engine::{self, Change, Container, EngineInput, ImageLabels, ends},
     ids::{BackendId, BackendIndex},
     kernel::{Cgroup, Kernel, Usage},
@@ -15,10 +16,6 @@ use crate::{
     settings::Image,
     world::{Backend, Health, Kind, Lingering, Misfit, Network, Phase},
 };
-
-/// Topics of [`Backend::troubles`].
-const LATE: &str = "late";
-pub(super) const ENGINE_CHECK: &str = "engine-check";
 
 impl Control {
     pub(super) fn engine_input(&mut self, input: EngineInput) {
@@ -57,8 +54,9 @@ impl Control {
             }
             let known = self.world.backends.get(id.as_str()).map(|backend| backend.name.clone());
             let name = known.unwrap_or_else(|| id.get(..12).unwrap_or(&id).to_owned());
-            let errors = vec![format!("it is not followed: {why}")];
-            self.note_misfit(&id, Misfit { name, engine: engine.to_owned(), errors });
+            let message = format!("it is not followed: {why}");
+            let conditions = vec![Condition::without_remedy(Reason::ContainerNotRead, message)];
+            self.world.misfits.insert(id.into(), Misfit { name, engine: engine.to_owned(), conditions });
         }
         containers.sort_by_key(|container| container.created_ms);
         let managed: Vec<Container> =
@@ -97,9 +95,8 @@ impl Control {
             // Which labels are its own cannot be found out any more: it serves what it did, and is followed as before.
             (_, Some(known)) if !is_sifted => known.spec.clone(),
             (parsed, _) => {
-                let errors = parsed.into_iter().filter_map(Result::err).flatten().map(|error| error.to_string());
-                let errors = errors.collect();
-                self.ignore(container, errors);
+                let errors = parsed.into_iter().filter_map(Result::err).flatten();
+                self.ignore(container, errors.map(|error| error.condition()).collect());
                 return None;
             }
         };
@@ -114,9 +111,9 @@ impl Control {
             Some(backend) => backend.index,
             None => match self.attached_before(&container).map_or_else(|| self.new_index(&spec.service), Ok) {
                 Ok(index) => index,
-                Err(error) => {
+                Err(condition) => {
                     self.indices.refuse(container.id.clone());
-                    self.misfit(&container, vec![error]);
+                    self.misfit(&container, vec![condition]);
                     return None;
                 }
             },
@@ -147,16 +144,13 @@ impl Control {
         backend.stop_timeout_s = container.stop_timeout_s;
         if container.phase_is_current {
             backend.health = container.health;
-            let failed = match container.health_failure {
-                Some(ref failure) => backend.troubles.insert(ENGINE_CHECK, failure.clone()).as_ref() != Some(failure),
-                None => {
-                    backend.troubles.remove(ENGINE_CHECK);
-                    false
+            match &container.health_failure {
+                Some(failure) => {
+                    backend.set_condition(Condition::without_remedy(Reason::EngineCheckFails, failure));
                 }
-            };
-            if let Some(failure) = backend.troubles.get(ENGINE_CHECK).filter(|_| failed) {
-                warn!(service = %backend.spec.service, backend = %backend.name, %failure, "its health check does not pass");
-                self.tell(&backend.spec.service, &backend.name, "check-failed", failure);
+                None => {
+                    backend.end_condition(Reason::EngineCheckFails);
+                }
             }
             // A container that was told to stop still runs for a while, and an engine says no more than that.
             match (backend.phase, container.phase) {
@@ -174,8 +168,8 @@ impl Control {
             debug!(container = %backend.name, id = %backend.id, service = %backend.spec.service, "managed");
         }
         let id = backend.id.clone();
-        match image_labels_text(&container) {
-            Some(text) if is_sifted => self.misfit(&container, vec![text]),
+        match image_labels_condition(&container) {
+            Some(condition) if is_sifted => self.misfit(&container, vec![condition]),
             Some(_) => {}
             None => drop(self.world.misfits.remove(&id)),
         }
@@ -217,37 +211,26 @@ impl Control {
         self.note_sandbox(container);
     }
 
-    pub(super) fn misfit(&mut self, container: &Container, errors: Vec<String>) {
-        let misfit = Misfit { name: container.name.clone(), engine: container.engine.clone(), errors };
-        self.note_misfit(&container.id, misfit);
-    }
-
-    pub(super) fn note_misfit(&mut self, id: &str, misfit: Misfit) {
-        if self.world.misfits.get(id) != Some(&misfit) {
-            for error in &misfit.errors {
-                warn!(container = %misfit.name, %id, "{error}");
-            }
-            self.tell("", &misfit.name, "problem", &misfit.errors.join("; "));
-            self.world.misfits.insert(id.into(), misfit);
-        }
+    pub(super) fn misfit(&mut self, container: &Container, conditions: Vec<Condition>) {
+        let misfit = Misfit { name: container.name.clone(), engine: container.engine.clone(), conditions };
+        self.world.misfits.insert(container.id.as_str().into(), misfit);
     }
 
     /// An index for a new backend of a service, its counters at zero.
-    pub(super) fn new_index(&mut self, service: &str) -> Result<BackendIndex, String> {
+    pub(super) fn new_index(&mut self, service: &str) -> Result<BackendIndex, Condition> {
         let max = self.kernel.backends_max();
         let own = self.world.backends.values().filter(|backend| backend.spec.service == service).count();
         let usage = Usage { own: count(own), used: count(self.world.backends.len()), limit: max };
         // That all are in use is said below.
         if usage.used < max && !usage.may_take() {
-            return Err(format!(
-                "the service `{service}` may have no more backends: {usage}; end some that it does not need, or raise \
-                 `run --max-backends`, which takes an `unload` first"
-            ));
+            let message = format!("the service `{service}` may have no more backends: {usage}");
+            let remedy = "end some that it does not need, or raise `run --max-backends`, which takes an `unload` first";
+            return Err(Condition::new(Reason::TooManyBackends, message, remedy));
         }
         let full = || {
-            format!(
-                "all {max} backends are in use; `run --max-backends` sets the limit, and a new value takes an `unload` first"
-            )
+            let message = format!("all {max} backends are in use");
+            let remedy = "raise `run --max-backends`, which takes an `unload` first";
+            Condition::new(Reason::TooManyBackends, message, remedy)
         };
         // What an ended backend's programs still count must not be counted for another.
         let counting = |kernel: &Kernel| -> BTreeSet<BackendIndex> {
@@ -262,7 +245,8 @@ impl Control {
         if self.indices.give_out(index) {
             self.kernel.disown_index(index);
         }
-        self.kernel.reset_backend_counters(index).map_err(|e| crate::chain(&e))?;
+        let reset = self.kernel.reset_backend_counters(index);
+        reset.map_err(|error| Condition::without_remedy(Reason::ChangeRefused, crate::chain(&error)))?;
         // Its programs have been detached, so nothing is counted there any more.
         if let Some(former) = self.world.lingering.remove(&index) {
             self.touch_service(&former.service);
@@ -300,7 +284,7 @@ impl Control {
             Change::Started => {
                 backend.counts_anew();
                 backend.is_now(Phase::Running);
-                backend.troubles.clear();
+                backend.conditions.clear();
                 self.holders.left_out.remove(&backend.index);
                 backend.port_history.restart();
                 self.world.listening.remove(&backend.index);
@@ -310,7 +294,7 @@ impl Control {
             Change::Health(health) => {
                 backend.health = *health;
                 if *health != Health::Unhealthy {
-                    backend.troubles.remove(ENGINE_CHECK);
+                    backend.end_condition(Reason::EngineCheckFails);
                 }
             }
             Change::Signalled(_)
@@ -357,15 +341,11 @@ impl Control {
     /// A backend listened before it was managed, and its port cannot be shared.
     pub(super) fn note_unshared(&mut self, index: BackendIndex, port: Port, error: std::io::Error) {
         let Some(backend) = self.world.by_index_mut(index) else { return };
-        let text = format!(
+        let message = format!(
             "its socket on port {port} was bound before pod-steer knew it and cannot be shared ({error}): no other backend \
-             can bind that port, and its queue is lost when it stops; restart it once"
+             can bind that port, and its queue is lost when it stops"
         );
-        if backend.troubles.insert(LATE, text.clone()).as_ref() != Some(&text) {
-            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
-            warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
-        }
+        backend.set_condition(Condition::new(Reason::ListenerNotShared, message, "restart it once"));
     }
 }
 

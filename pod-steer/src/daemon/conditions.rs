@@ -1,12 +1,20 @@
-//! Conditions of the daemon as a whole that need an operator: a map is full, a pin is gone, a file cannot be written.
-//! Conditions of one backend are in `Backend::troubles`, those of one service in the plan.
+//! The conditions that hold now, and what has been told of them. Conditions of the daemon as a whole are kept here: a map is full, a pin
+//! is gone, a file cannot be written. All others are collected from where they are known (`status.rs`): the plan, the backends, their
+//! health checks, the engines, the ledger.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use tokio::sync::broadcast;
 use tracing::{debug, info, warn};
 
-use crate::api::types::{EventRecord, Problem};
+use crate::{
+    api::types::EventRecord,
+    condition::{Condition, Reason, joined},
+    ids::BackendId,
+};
 
 /// Event when a condition appears.
 const APPEARED: &str = "condition";
@@ -15,85 +23,146 @@ const ENDED: &str = "condition-ended";
 /// Event when something was found wrong and is right again.
 const REPAIRED: &str = "repaired";
 
-/// The conditions that hold now. Each has a topic (the kind of condition, a constant of the module that sets it) and a subject
-/// (what it concerns, shown to the operator).
+/// What a condition concerns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    /// What has no name of its own in an event: an engine, a map, the settings.
+    Other(String),
+    /// A service, by its name.
+    Service(String),
+    /// A container that is no backend.
+    Container { name: String, id: BackendId },
+    /// A backend.
+    Backend { service: String, name: String, id: BackendId },
+}
+
+/// As `status` names it.
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(subject) => f.write_str(subject),
+            Self::Service(service) => write!(f, "service {service}"),
+            Self::Container { name, id } => write!(f, "container {name} ({})", id.get(..12).unwrap_or(id)),
+            Self::Backend { service, name, .. } => write!(f, "backend {name} of {service}"),
+        }
+    }
+}
+
+/// See the module. A condition is known by its reason and its subject.
 pub(super) struct Conditions {
-    held: BTreeMap<(&'static str, String), String>,
+    /// Those of the daemon as a whole.
+    held: BTreeMap<(Reason, String), Condition>,
+    /// The others that have been told and have not ended, and the text of each.
+    told: BTreeMap<(Subject, Reason), String>,
     events: broadcast::Sender<EventRecord>,
 }
 
 impl Conditions {
     /// None yet. Followers of `events` are told when one appears or ends.
     pub fn new(events: broadcast::Sender<EventRecord>) -> Self {
-        Self { held: BTreeMap::new(), events }
+        Self { held: BTreeMap::new(), told: BTreeMap::new(), events }
     }
 
-    /// A condition holds. `message` says what is wrong, why, and what to do. One that holds already only gets the new message.
-    pub fn set(&mut self, topic: &'static str, subject: impl Into<String>, message: impl Into<String>) {
-        let (subject, message) = (subject.into(), message.into());
-        let before = self.held.insert((topic, subject.clone()), message.clone());
+    /// A condition holds. One that holds already only gets the new message.
+    pub fn set(&mut self, subject: impl Into<String>, condition: Condition) {
+        let (subject, text) = (subject.into(), condition.to_string());
+        let reason = condition.reason;
+        let before = self.held.insert((reason, subject.clone()), condition);
         match before {
-            None => {
-                warn!(%topic, %subject, "{message}");
-                self.tell(&subject, APPEARED, &message);
-            }
-            Some(before) if before != message => debug!(%topic, %subject, "{message}"),
+            None => self.appeared(&Subject::Other(subject), reason, &text),
+            Some(before) if before.to_string() != text => debug!(%reason, %subject, "{text}"),
             Some(_) => {}
         }
     }
 
     /// A condition does not hold, or no longer.
-    pub fn clear(&mut self, topic: &'static str, subject: &str) {
-        if let Some(message) = self.held.remove(&(topic, subject.to_owned())) {
-            info!(%topic, %subject, "ended: {message}");
-            self.tell(subject, ENDED, &message);
+    pub fn clear(&mut self, reason: Reason, subject: &str) {
+        if let Some(condition) = self.held.remove(&(reason, subject.to_owned())) {
+            self.ended(&Subject::Other(subject.to_owned()), reason, &condition.to_string());
         }
     }
 
-    /// Exactly these (subject, message) hold for a topic; the others of that topic have ended.
-    pub fn replace(&mut self, topic: &'static str, now: impl IntoIterator<Item = (String, String)>) {
-        let now: BTreeMap<String, String> = now.into_iter().collect();
-        self.retain(topic, &now.keys().cloned().collect());
-        for (subject, message) in now {
-            self.set(topic, subject, message);
+    /// Exactly these conditions, each with its subject, hold for a reason; the others of that reason have ended.
+    pub fn replace(&mut self, reason: Reason, now: impl IntoIterator<Item = (String, Condition)>) {
+        let now: BTreeMap<String, Condition> = now.into_iter().collect();
+        self.retain(reason, &now.keys().cloned().collect());
+        for (subject, condition) in now {
+            self.set(subject, condition);
         }
     }
 
-    /// Ends the conditions of a topic whose subject is none of these any more.
-    pub fn retain(&mut self, topic: &'static str, subjects: &BTreeSet<String>) {
-        let ended: Vec<String> = self.of(topic).filter(|subject| !subjects.contains(*subject)).cloned().collect();
+    /// Ends the conditions of a reason whose subject is none of these any more.
+    pub fn retain(&mut self, reason: Reason, subjects: &BTreeSet<String>) {
+        let ended: Vec<String> = self.of(reason).filter(|subject| !subjects.contains(*subject)).cloned().collect();
         for subject in ended {
-            self.clear(topic, &subject);
+            self.clear(reason, &subject);
         }
     }
 
-    /// Whether a condition of this topic holds.
-    pub fn holds(&self, topic: &'static str) -> bool {
-        self.of(topic).next().is_some()
+    /// Whether a condition of this reason holds.
+    pub fn holds(&self, reason: Reason) -> bool {
+        self.of(reason).next().is_some()
     }
 
-    /// Something was found wrong and was repaired at once, so no condition holds.
-    pub fn repaired(&self, subject: &str, message: &str) {
-        warn!(%subject, "repaired: {message}");
-        self.tell(subject, REPAIRED, message);
+    /// Something was found wrong and was repaired at once, so no condition of this reason holds.
+    pub fn repaired(&self, reason: Reason, subject: &str, message: &str) {
+        warn!(%reason, %subject, "repaired: {message}");
+        self.tell(&Subject::Other(subject.to_owned()), REPAIRED, reason, message);
     }
 
-    /// As `status` shows them.
-    pub fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.held.iter().map(|((_, subject), message)| Problem { subject: subject.clone(), message: message.clone() })
+    /// Those of the daemon as a whole, each with its subject.
+    pub fn held(&self) -> impl Iterator<Item = (&str, &Condition)> {
+        self.held.iter().map(|((_, subject), condition)| (subject.as_str(), condition))
     }
 
-    fn of(&self, topic: &'static str) -> impl Iterator<Item = &String> {
-        self.held.keys().filter(move |(of, _)| *of == topic).map(|(_, subject)| subject)
+    /// Tells which of the other conditions have appeared and which have ended, given all that hold now. One whose message alone has
+    /// changed is not told again.
+    pub fn tell_changes(&mut self, now: impl IntoIterator<Item = (Subject, Vec<Condition>)>) {
+        let mut all: BTreeMap<(Subject, Reason), String> = BTreeMap::new();
+        for (subject, conditions) in now {
+            let mut by_reason: BTreeMap<Reason, Vec<&Condition>> = BTreeMap::new();
+            for condition in &conditions {
+                by_reason.entry(condition.reason).or_default().push(condition);
+            }
+            all.extend(by_reason.into_iter().map(|(reason, of)| ((subject.clone(), reason), joined(of))));
+        }
+        let before = std::mem::replace(&mut self.told, all);
+        for ((subject, reason), text) in before.iter().filter(|(key, _)| !self.told.contains_key(key)) {
+            self.ended(subject, *reason, text);
+        }
+        for ((subject, reason), text) in self.told.iter().filter(|(key, _)| !before.contains_key(*key)) {
+            self.appeared(subject, *reason, text);
+        }
     }
 
-    fn tell(&self, subject: &str, event: &str, message: &str) {
+    fn of(&self, reason: Reason) -> impl Iterator<Item = &String> {
+        self.held.keys().filter(move |(of, _)| *of == reason).map(|(_, subject)| subject)
+    }
+
+    fn appeared(&self, subject: &Subject, reason: Reason, text: &str) {
+        warn!(%reason, %subject, "{text}");
+        self.tell(subject, APPEARED, reason, text);
+    }
+
+    fn ended(&self, subject: &Subject, reason: Reason, text: &str) {
+        info!(%reason, %subject, "ended: {text}");
+        self.tell(subject, ENDED, reason, text);
+    }
+
+    fn tell(&self, subject: &Subject, event: &str, reason: Reason, detail: &str) {
+        let (service, backend) = match subject {
+            Subject::Other(subject) => ("", subject.as_str()),
+            Subject::Service(service) => (service.as_str(), ""),
+            Subject::Container { name, .. } => ("", name.as_str()),
+            Subject::Backend { service, name, .. } => (service.as_str(), name.as_str()),
+        };
         let _ = self.events.send(EventRecord {
             time: jiff::Timestamp::now().to_string(),
-            service: String::new(),
-            backend: subject.to_owned(),
+            service: service.to_owned(),
+            backend: backend.to_owned(),
             event: event.to_owned(),
-            detail: message.to_owned(),
+            reason: Some(reason),
+            detail: detail.to_owned(),
         });
     }
 }
@@ -106,37 +175,74 @@ mod tests {
         std::iter::from_fn(|| events.try_recv().ok()).map(|record| (record.backend, record.event)).collect()
     }
 
-    fn pair(subject: &str, what: &str) -> (String, String) {
-        (subject.to_owned(), what.to_owned())
+    fn pair(subject: &str, event: &str) -> (String, String) {
+        (subject.to_owned(), event.to_owned())
+    }
+
+    fn pin(message: &str) -> Condition {
+        Condition::without_remedy(Reason::NotPinned, message)
+    }
+
+    fn of_pin(subject: &str) -> (String, Condition) {
+        (subject.to_owned(), pin("1"))
     }
 
     #[test]
     fn a_condition_is_told_once_when_it_appears_and_once_when_it_ends() {
         let (sender, mut events) = broadcast::channel(16);
         let mut conditions = Conditions::new(sender);
-        conditions.set("pins", "map PORTS", "1 port");
-        conditions.set("pins", "map PORTS", "2 ports");
+        conditions.set("map PORTS", pin("1 port"));
+        conditions.set("map PORTS", pin("2 ports"));
         assert_eq!(told(&mut events), [pair("map PORTS", "condition")]);
-        let message =
-            |conditions: &Conditions| conditions.problems().map(|problem| problem.message).collect::<Vec<_>>();
-        assert_eq!(message(&conditions), ["2 ports"]);
-        conditions.clear("pins", "map PORTS");
-        conditions.clear("pins", "map PORTS");
+        let messages = |conditions: &Conditions| conditions.held().map(|of| of.1.message.clone()).collect::<Vec<_>>();
+        assert_eq!(messages(&conditions), ["2 ports"]);
+        conditions.clear(Reason::NotPinned, "map PORTS");
+        conditions.clear(Reason::NotPinned, "map PORTS");
         assert_eq!(told(&mut events), [pair("map PORTS", "condition-ended")]);
-        assert!(message(&conditions).is_empty());
+        assert!(messages(&conditions).is_empty());
     }
 
     #[test]
-    fn replacing_a_topic_leaves_the_others() {
+    fn replacing_those_of_a_reason_leaves_the_others() {
         let (sender, mut events) = broadcast::channel(16);
         let mut conditions = Conditions::new(sender);
-        conditions.set("other", "x", "stays");
-        conditions.replace("pins", [pair("a", "1"), pair("b", "1")]);
+        conditions.set("x", Condition::without_remedy(Reason::UnknownFile, "stays"));
+        conditions.replace(Reason::NotPinned, [of_pin("a"), of_pin("b")]);
         told(&mut events);
-        conditions.replace("pins", [pair("b", "1"), pair("c", "1")]);
+        conditions.replace(Reason::NotPinned, [of_pin("b"), of_pin("c")]);
         assert_eq!(told(&mut events), [pair("a", "condition-ended"), pair("c", "condition")]);
-        assert_eq!(conditions.problems().map(|p| p.subject).collect::<Vec<_>>(), ["x", "b", "c"]);
-        conditions.retain("pins", &BTreeSet::from(["c".to_owned(), "d".to_owned()]));
-        assert_eq!(conditions.problems().map(|p| p.subject).collect::<Vec<_>>(), ["x", "c"]);
+        let subjects = |conditions: &Conditions| conditions.held().map(|of| of.0.to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(subjects(&conditions), BTreeSet::from(["x", "b", "c"].map(str::to_owned)));
+        conditions.retain(Reason::NotPinned, &BTreeSet::from(["c".to_owned(), "d".to_owned()]));
+        assert_eq!(subjects(&conditions), BTreeSet::from(["x", "c"].map(str::to_owned)));
+        assert!(conditions.holds(Reason::UnknownFile) && !conditions.holds(Reason::ChangeRefused));
+    }
+
+    #[test]
+    fn conditions_of_others_are_told_by_subject_and_reason() {
+        let (sender, mut events) = broadcast::channel(16);
+        let mut conditions = Conditions::new(sender);
+        let backend = |id: &str| Subject::Backend { service: "web".into(), name: "web-1".into(), id: id.into() };
+        let full = |waiting: u32| Condition::without_remedy(Reason::AcceptQueueFull, format!("{waiting} wait"));
+        let taken =
+            |port: u16| Condition::new(Reason::PortOfOtherService, format!("{port} is taken"), "choose another");
+        conditions.tell_changes([(backend("a"), vec![taken(80), full(3), taken(81)])]);
+        let appeared: Vec<EventRecord> = std::iter::from_fn(|| events.try_recv().ok()).collect();
+        let said: Vec<&str> = appeared.iter().map(|event| event.detail.as_str()).collect();
+        assert_eq!(said, ["80 is taken; choose another; 81 is taken; choose another", "3 wait"]);
+        assert!(appeared.iter().all(|event| (event.service.as_str(), event.event.as_str()) == ("web", "condition")));
+        assert_eq!(appeared[1].reason, Some(Reason::AcceptQueueFull));
+
+        conditions.tell_changes([(backend("a"), vec![full(4), taken(81)])]);
+        assert_eq!(told(&mut events), [], "both reasons still hold");
+        conditions.tell_changes([(backend("a"), vec![full(4)]), (Subject::Service("web".into()), vec![taken(80)])]);
+        assert_eq!(told(&mut events), [pair("web-1", "condition-ended"), pair("", "condition")]);
+        // Another backend of the same name.
+        conditions.tell_changes([(backend("b"), vec![full(4)])]);
+        let expected = [pair("", "condition-ended"), pair("web-1", "condition-ended"), pair("web-1", "condition")];
+        assert_eq!(told(&mut events), expected);
+        conditions.tell_changes([]);
+        conditions.tell_changes([]);
+        assert_eq!(told(&mut events), [pair("web-1", "condition-ended")]);
     }
 }

@@ -7,6 +7,7 @@ use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, NONE, SOCKETS_MAX, SocketInfo, V6_ONL
 
 use super::control::Control;
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     kernel::{KernelError, SocketMaps, limits::limit, v6only},
     ports::{Port, Proto},
@@ -14,16 +15,10 @@ use crate::{
     world::Socket,
 };
 
-/// Topic of a condition.
-pub(super) const DESCRIPTIONS: &str = "descriptions";
-const SUBJECT: &str = "map SOCKETS";
-/// Topics and subjects of conditions.
-pub(super) const ANNOUNCED: &str = "announced";
+/// Subjects of conditions.
+const SOCKETS: &str = "map SOCKETS";
 const LISTENERS: &str = "map LISTENERS";
-const OWN: &str = "own-listeners";
 const OWN_LISTENERS: &str = "map OWN_LISTENERS";
-/// Topic of [`crate::world::Backend::troubles`]: a listening socket has no place in the socket map.
-pub(super) const NO_PLACE: &str = "register";
 
 impl Control {
     /// Writes again what is not known of sockets that listen. Returns the sockets of which nothing can be written now.
@@ -51,7 +46,7 @@ impl Control {
             self.compare_holders();
         }
         match failure {
-            None => self.conditions.clear(DESCRIPTIONS, SUBJECT),
+            None => self.conditions.clear(Reason::SocketsNotDescribed, SOCKETS),
             Some(error) => {
                 let message = format!(
                     "{} listening sockets have no description ({error}), {} so far: clients come to them, but what waits in their \
@@ -59,7 +54,7 @@ impl Control {
                     left.len(),
                     self.kernel.counters().descriptions_lost()
                 );
-                self.conditions.set(DESCRIPTIONS, SUBJECT, message);
+                self.conditions.set(SOCKETS, Condition::without_remedy(Reason::SocketsNotDescribed, message));
             }
         }
         left
@@ -68,14 +63,14 @@ impl Control {
     /// The daemon's own socket, by which the kernel programs know that it lives.
     pub(super) fn announce(&mut self, is_there: bool) {
         match self.kernel.announce(is_there) {
-            Ok(()) => self.conditions.clear(ANNOUNCED, LISTENERS),
+            Ok(()) => self.conditions.clear(Reason::DaemonNotAnnounced, LISTENERS),
             Err(error) => {
                 let message = format!(
                     "the daemon's own socket cannot enter it, which is tried again ({}): as if no daemon ran, clients of services \
                      without a backend are left to the kernel's own lookup",
                     crate::chain(&error)
                 );
-                self.conditions.set(ANNOUNCED, LISTENERS, message);
+                self.conditions.set(LISTENERS, Condition::without_remedy(Reason::DaemonNotAnnounced, message));
             }
         }
     }
@@ -83,41 +78,38 @@ impl Control {
     /// Says whether each backend reaches its listeners by connections of its own.
     pub(super) fn note_own_listeners(&mut self, written: Result<(), KernelError>) {
         match written {
-            Ok(()) => self.conditions.clear(OWN, OWN_LISTENERS),
+            Ok(()) => self.conditions.clear(Reason::OwnListenersUnknown, OWN_LISTENERS),
             Err(error) => {
                 let message = format!(
                     "listeners cannot enter it, which is tried again ({}): connections of those backends to their own ports, as \
                      health checks make, may be refused",
                     crate::chain(&error)
                 );
-                self.conditions.set(OWN, OWN_LISTENERS, message);
+                self.conditions.set(OWN_LISTENERS, Condition::without_remedy(Reason::OwnListenersUnknown, message));
             }
         }
     }
 
     /// A socket of a backend listens and has no place in the socket map.
     pub(super) fn note_no_place(&mut self, index: BackendIndex, port: Port, error: &io::Error) {
-        let why = match error.raw_os_error() {
-            Some(libc::E2BIG) => format!(
-                "the socket map is full: all {} places are in use; end backends that are not needed",
-                limit("LISTENERS", SOCKETS_MAX)
-            ),
-            _ => error.to_string(),
+        let (why, remedy) = match error.raw_os_error() {
+            Some(libc::E2BIG) => {
+                let places = limit("LISTENERS", SOCKETS_MAX);
+                let why = format!("the socket map is full: all {places} places are in use");
+                (why, "end backends that are not needed")
+            }
+            _ => (error.to_string(), ""),
         };
-        let text = format!("its socket on port {port} cannot enter the socket map, which is tried again: {why}");
+        let message = format!("its socket on port {port} cannot enter the socket map, which is tried again: {why}");
         let Some(backend) = self.world.by_index_mut(index) else { return };
-        if backend.troubles.insert(NO_PLACE, text.clone()).as_ref() != Some(&text) {
-            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
-            tracing::warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
-        }
+        backend.set_condition(Condition::new(Reason::ListenerNotRegistered, message, remedy));
         self.touch_backend(index);
     }
 
     /// It has one.
     pub(super) fn clear_no_place(&mut self, index: BackendIndex) {
         if let Some(backend) = self.world.by_index_mut(index)
-            && backend.troubles.remove(NO_PLACE).is_some()
+            && backend.end_condition(Reason::ListenerNotRegistered)
         {
             self.touch_backend(index);
         }

@@ -40,6 +40,7 @@ impl Effects {
             service: service.to_owned(),
             backend: backend.to_owned(),
             event: event.to_owned(),
+            reason: None,
             detail: detail.to_owned(),
         });
     }

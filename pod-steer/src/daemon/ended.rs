@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     cgroups,
+    condition::{Condition, Reason},
     holders::Stranger,
     ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
@@ -18,9 +19,6 @@ use crate::{
     sys,
     world::{Backend, Followed, Kind, Phase, World},
 };
-
-/// Topic of [`Backend::troubles`].
-const HOLDER: &str = "holder";
 
 /// How a backend has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +61,7 @@ impl Control {
         match how {
             Ending::Died => {
                 backend.is_now(Phase::Exited);
-                backend.troubles.remove(super::backends::ENGINE_CHECK);
+                backend.end_condition(Reason::EngineCheckFails);
                 self.checks.ended(backend);
                 let index = backend.index;
                 self.places.has_died(index);
@@ -152,12 +150,14 @@ impl Control {
             return self.follow(&backend.id.clone(), cookie, stranger);
         }
         let Some(stranger) = strangers.first() else { return };
-        let text = format!(
-            "process {} ({}), which is not managed, holds its listener on port {port}, and no process of it does: clients are \
-             not given to it; register that process (pod-steer register --pid {} ...), or end it",
-            stranger.process.pid, stranger.name, stranger.process.pid
+        let pid = stranger.process.pid;
+        let message = format!(
+            "process {pid} ({}), which is not managed, holds its listener on port {port}, and no process of it does: clients are \
+             not given to it",
+            stranger.name
         );
-        self.refuse(cookie, index, text);
+        let remedy = format!("register that process (pod-steer register --pid {pid} ...), or end it");
+        self.refuse(cookie, index, Condition::new(Reason::ListenerOfOtherProcess, message, remedy));
     }
 
     /// A listener that was never registered is on a port of registered processes that have ended, and no backend holds it. If a
@@ -179,16 +179,17 @@ impl Control {
             let uid = backend.process.map(|process| process.uid);
             let stranger = strangers.iter().find(|stranger| uid == Some(stranger.uid))?;
             let pid = stranger.process.pid;
-            let text = format!(
+            let message = format!(
                 "the process that was registered has ended, and process {pid} ({}) listens on port {port} by a listener of its \
-                 own, which is not registered: clients are not given to it; register it (pod-steer register --pid {pid} ...)",
+                 own, which is not registered: clients are not given to it",
                 stranger.name
             );
-            Some((backend.index, text))
+            let remedy = format!("register it (pod-steer register --pid {pid} ...)");
+            Some((backend.index, Condition::new(Reason::ListenerOfOtherProcess, message, remedy)))
         };
-        let said: Vec<(BackendIndex, String)> = ended.filter(replaced).filter_map(of_same_user).collect();
-        for (index, text) in said {
-            self.refuse(cookie, index, text);
+        let refused: Vec<(BackendIndex, Condition)> = ended.filter(replaced).filter_map(of_same_user).collect();
+        for (index, condition) in refused {
+            self.refuse(cookie, index, condition);
         }
     }
 
@@ -234,35 +235,34 @@ impl Control {
     }
 
     /// Takes a listener that only a process of no backend holds out of the socket map.
-    fn refuse(&mut self, cookie: SocketCookie, index: BackendIndex, text: String) {
+    fn refuse(&mut self, cookie: SocketCookie, index: BackendIndex, condition: Condition) {
         let was_registered = self.world.sockets.contains_key(&cookie)
             || self.holders.refused.get(&cookie).is_some_and(|refused| refused.was_registered);
         self.forget_socket(cookie);
         self.touch_backend(index);
         let Some(backend) = self.world.by_index_mut(index) else { return };
-        let (service, name, netns) = (backend.spec.service.clone(), backend.name.clone(), backend.netns);
+        let netns = backend.netns;
         // A container is what its engine says: it does not live on as a process outside.
         if !matches!(backend.kind, Kind::Container { .. }) || !self.holders.ending.contains_key(&backend.id) {
             let netns_cookie = netns.map(|netns| netns.cookie).unwrap_or_default();
             self.holders.refused.insert(cookie, Refused { netns_cookie, index, was_registered });
         }
-        if backend.troubles.insert(HOLDER, text.clone()).as_ref() != Some(&text) {
-            warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
-        }
+        backend.set_condition(condition);
     }
 
     /// Clears the condition of a backend once no listener of it is held by another process.
     pub(super) fn clear_refusals(&mut self) {
-        let said = |backend: &&Backend| backend.troubles.contains_key(HOLDER) && backend.phase == Phase::Running;
-        let said: Vec<BackendIndex> = self.world.backends.values().filter(said).map(|backend| backend.index).collect();
-        said.into_iter().for_each(|index| self.clear_refusal(index));
+        let has = |backend: &&Backend| {
+            backend.conditions.contains_key(&Reason::ListenerOfOtherProcess) && backend.phase == Phase::Running
+        };
+        let having: Vec<BackendIndex> = self.world.backends.values().filter(has).map(|backend| backend.index).collect();
+        having.into_iter().for_each(|index| self.clear_refusal(index));
     }
 
     fn clear_refusal(&mut self, index: BackendIndex) {
         if !self.holders.refused.values().any(|refused| refused.index == index)
             && let Some(backend) = self.world.by_index_mut(index)
-            && backend.troubles.remove(HOLDER).is_some()
+            && backend.end_condition(Reason::ListenerOfOtherProcess)
         {
             self.touch_backend(index);
         }

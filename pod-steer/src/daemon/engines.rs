@@ -4,12 +4,13 @@ use tracing::warn;
 
 use super::{ENGINES_MAX, control::Control, deferred::Deferred};
 use crate::{
+    condition::{Condition, Reason},
     engine::{self, Container},
     ids::BackendIndex,
     kernel::Cgroup,
 };
 
-/// Topic and subject of a condition.
+/// Subject of a condition.
 const AWAITED: &str = "steering of an earlier daemon";
 
 impl Control {
@@ -17,7 +18,7 @@ impl Control {
     pub(super) fn await_engines(&mut self) {
         self.engines.await_all();
         if self.engines.is_awaiting() {
-            self.conditions.set(AWAITED, AWAITED, self.awaited_text());
+            self.conditions.set(AWAITED, self.awaited_condition());
         }
     }
 
@@ -29,13 +30,13 @@ impl Control {
         }
         self.engines.await_no_longer(is_over);
         if !self.engines.is_awaiting() {
-            self.conditions.clear(AWAITED, AWAITED);
+            self.conditions.clear(Reason::EngineAwaited, AWAITED);
             // The listeners of those that were described, before any rule is changed.
             self.read_sockets();
             self.detach_unknown();
             self.touch();
         } else {
-            self.conditions.set(AWAITED, AWAITED, self.awaited_text());
+            self.conditions.set(AWAITED, self.awaited_condition());
         }
     }
 
@@ -56,16 +57,18 @@ impl Control {
 
     /// Why no process can become a backend now, if none can: it could not be put in force.
     pub(super) fn refuse_while_waiting(&self) -> Result<(), String> {
-        if self.engines.is_awaiting() { Err(format!("pod-steer waits: {}", self.awaited_text())) } else { Ok(()) }
+        if self.engines.is_awaiting() { Err(format!("pod-steer waits: {}", self.awaited_condition())) } else { Ok(()) }
     }
 
-    fn awaited_text(&self) -> String {
+    fn awaited_condition(&self) -> Condition {
         let names: Vec<String> = self.engines.awaited().iter().map(|engine| engine::name(engine)).collect();
-        format!(
+        let message = format!(
             "the files that say which backends it belongs to are gone, so nothing is changed before {} has described its \
-             containers; start that engine, or restart pod-steer without it (`--engine`)",
+             containers",
             names.join(" and ")
-        )
+        );
+        let remedy = "start that engine, or restart pod-steer without it (`--engine`)";
+        Condition::new(Reason::EngineAwaited, message, remedy)
     }
 
     /// Whether every engine has described its containers or is known to be unreachable.

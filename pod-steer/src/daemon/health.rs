@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     health::{self, CheckKind, CheckSpec, Job, Subject, Target, Verdict},
     ids::{BackendId, SocketCookie},
     kernel::Probes,
@@ -19,8 +20,8 @@ use crate::{
 pub(super) struct Checks {
     probes: Probes,
     by_id: BTreeMap<BackendId, Checker>,
-    /// Why a backend does not pass, by its id.
-    failures: BTreeMap<BackendId, String>,
+    /// The conditions of backends that do not pass, by their ids.
+    conditions: BTreeMap<BackendId, Condition>,
     /// Counts the checkers: what one says that was stopped meanwhile means nothing.
     started: u64,
 }
@@ -41,24 +42,24 @@ impl Drop for Checker {
 
 impl Checks {
     pub fn new(probes: Probes) -> Self {
-        Self { probes, by_id: BTreeMap::new(), failures: BTreeMap::new(), started: 0 }
+        Self { probes, by_id: BTreeMap::new(), conditions: BTreeMap::new(), started: 0 }
     }
 
     /// A backend has ended: what was believed is not true of what may run in its place.
     pub fn ended(&mut self, backend: &mut Backend) {
         self.by_id.remove(&backend.id);
-        self.failures.remove(&backend.id);
+        self.conditions.remove(&backend.id);
         backend.probed = Health::Unchecked;
     }
 
     /// Whether there is something that a change may have to take back.
     fn knows(&self, id: &str) -> bool {
-        self.by_id.contains_key(id) || self.failures.contains_key(id)
+        self.by_id.contains_key(id) || self.conditions.contains_key(id)
     }
 
-    /// Why a backend does not pass.
-    pub fn failure(&self, id: &str) -> Option<&String> {
-        self.failures.get(id)
+    /// The condition of a backend that does not pass.
+    pub fn condition(&self, id: &str) -> Option<&Condition> {
+        self.conditions.get(id)
     }
 }
 
@@ -70,10 +71,10 @@ enum Due {
     Check(Job),
     /// It cannot be checked at the moment, and what is believed stays.
     Later,
-    /// There is nothing to check yet, for this reason if there is one that somebody should know.
-    Wait(Option<String>),
+    /// There is nothing to check yet. That may be a condition.
+    Wait(Option<Condition>),
     /// It never can.
-    Never(String),
+    Never(Condition),
 }
 
 impl Control {
@@ -82,7 +83,7 @@ impl Control {
     pub(super) fn follow_checks(&mut self) {
         let world = &self.world;
         self.checks.by_id.retain(|id, _| world.backends.contains_key(id));
-        self.checks.failures.retain(|id, _| world.backends.contains_key(id));
+        self.checks.conditions.retain(|id, _| world.backends.contains_key(id));
         // Most have no check, and never had.
         let concerned = |backend: &&Backend| {
             world.configured.check(&backend.spec).is_some()
@@ -100,22 +101,22 @@ impl Control {
         });
         let due: Vec<(BackendId, Due, BTreeSet<SocketCookie>)> = due.collect();
         for (id, due, sockets) in due {
-            let (health, failure) = match due {
+            let (health, condition) = match due {
                 Due::Later if self.checks.by_id.contains_key(&id) => continue,
                 Due::Later => match self.world.backends.get(&id).map(|backend| backend.probed) {
                     Some(Health::Healthy) => continue,
                     _ => (Health::Starting, None),
                 },
                 Due::Nothing => (Health::Unchecked, None),
-                Due::Wait(reason) => (Health::Starting, reason),
-                Due::Never(reason) => (Health::Unhealthy, Some(reason)),
+                Due::Wait(condition) => (Health::Starting, condition),
+                Due::Never(condition) => (Health::Unhealthy, Some(condition)),
                 Due::Check(job) => {
                     self.check(&id, job, sockets);
                     continue;
                 }
             };
             self.checks.by_id.remove(&id);
-            self.believe(&id, Verdict { health, failure });
+            self.believe(&id, health, condition);
         }
     }
 
@@ -133,7 +134,10 @@ impl Control {
                     let subject = Subject::Container { engine: engine.clone(), id: backend.id.to_string() };
                     Due::Check(Job { spec, subject })
                 }
-                _ => Due::Never("a check by exec needs a container; choose another, or none".to_owned()),
+                _ => {
+                    let message = "a check by exec needs a container";
+                    Due::Never(Condition::new(Reason::CheckFails, message, "choose another, or none"))
+                }
             };
         }
         let Some(netns) = backend.netns else { return Due::Wait(None) };
@@ -193,7 +197,7 @@ impl Control {
             _ if is_new => Health::Starting,
             believed => believed,
         };
-        self.believe(id, Verdict { health: believed, failure: None });
+        self.believe(id, believed, None);
         self.checks.started += 1;
         let number = self.checks.started;
         let (inputs, id, name) = (self.effects.inputs(), BackendId::from(id), BackendId::from(id));
@@ -208,23 +212,19 @@ impl Control {
     /// A checker has something to tell.
     pub(super) fn probed(&mut self, id: &str, number: u64, verdict: Verdict) {
         if self.checks.by_id.get(id).is_some_and(|checker| checker.number == number) {
-            self.believe(id, verdict);
+            let Verdict { health, failure } = verdict;
+            let condition = failure.map(|failure| Condition::without_remedy(Reason::CheckFails, failure));
+            self.believe(id, health, condition);
         }
     }
 
-    fn believe(&mut self, id: &str, verdict: Verdict) {
-        let Verdict { health, failure } = verdict;
-        let before = match failure.clone() {
-            Some(failure) => self.checks.failures.insert(id.into(), failure),
-            None => self.checks.failures.remove(id),
-        };
-        let Some(backend) = self.world.backends.get_mut(id) else { return };
-        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
-        if let Some(failure) = failure.filter(|failure| Some(failure) != before.as_ref()) {
-            warn!(%service, backend = %name, %failure, "its health check does not pass");
-            self.tell(&service, &name, "check-failed", &failure);
+    fn believe(&mut self, id: &str, health: Health, condition: Option<Condition>) {
+        match condition {
+            Some(condition) => drop(self.checks.conditions.insert(id.into(), condition)),
+            None => drop(self.checks.conditions.remove(id)),
         }
         let Some(backend) = self.world.backends.get_mut(id).filter(|backend| backend.probed != health) else { return };
+        let (service, name) = (backend.spec.service.clone(), backend.name.clone());
         info!(%service, backend = %name, ?health, "checked");
         backend.probed = health;
         if let Err(error) = self.store.put(backend) {
@@ -234,8 +234,11 @@ impl Control {
     }
 }
 
-/// A server that listens, and not where its check is for, waits for ever: somebody should know.
-fn not_listening(backend: &Backend, spec: &CheckSpec, sockets: &[(SocketCookie, &Socket)]) -> Option<String> {
+/// A server that listens, and not where its check is for, waits for ever: an operator should know.
+fn not_listening(backend: &Backend, spec: &CheckSpec, sockets: &[(SocketCookie, &Socket)]) -> Option<Condition> {
     let port = spec.port(&backend.spec.ports)?;
-    (!sockets.is_empty()).then(|| format!("its health check waits for it to listen on port {port}"))
+    (!sockets.is_empty()).then(|| {
+        let message = format!("its health check waits for it to listen on port {port}");
+        Condition::without_remedy(Reason::CheckFails, message)
+    })
 }

@@ -13,12 +13,13 @@ use std::{
     time::Instant,
 };
 
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 pub(super) use state::{Holders, Refused};
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     holders::{self, Answer, Asked, Candidate, Holding, Known, Question},
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     netns::Netns,
@@ -32,10 +33,6 @@ const AT_ONCE_MAX: usize = 16;
 
 /// Listeners of one backend that one look registers: the loop has other things to do.
 const FOUND_MAX: usize = 64;
-
-/// Topics of [`Backend::troubles`].
-const MPTCP: &str = "mptcp";
-const SHARED: &str = "shared";
 
 /// What a look found, by the cookie of each namespace.
 pub type Answers = Vec<(NetnsCookie, io::Result<Answer>)>;
@@ -250,7 +247,7 @@ impl Control {
         let Some(backend) = self.world.by_index(index) else { return };
         let (service, name, port) = (backend.spec.service.clone(), backend.name.clone(), socket.port());
         if let Some(backend) = self.world.by_index_mut(index) {
-            backend.troubles.remove(SHARED);
+            backend.end_condition(Reason::ListenerShared);
         }
         if self.found_left_out(index) && !self.world.sockets.contains_key(&socket.cookie) {
             if let Err(reason) = self.kernel.take_rate(index) {
@@ -283,49 +280,47 @@ impl Control {
         is_complete: bool,
     ) {
         let name = |index: BackendIndex| self.world.by_index(index).map(|owner| owner.name.clone()).unwrap_or_default();
-        let shared: BTreeMap<BackendIndex, String> = shared
+        let shared: BTreeMap<BackendIndex, Condition> = shared
             .iter()
             .map(|(index, (port, owner))| {
                 let owner = name(*owner);
-                let text = format!(
+                let message = format!(
                     "its listener on port {port} is also held by {owner}, which is older: clients that come to it count \
                      as those of {owner} until {owner} closes it or ends"
                 );
-                (*index, text)
+                (*index, Condition::without_remedy(Reason::ListenerShared, message))
             })
             .collect();
         let here = |backend: &&mut Backend| backend.netns.is_some_and(|netns| netns.cookie == netns_cookie);
         let mut changed = Vec::new();
         for backend in self.world.backends.values_mut().filter(here) {
-            let mptcp = mptcp.get(&backend.index).map(mptcp_text);
-            for (topic, text) in [(MPTCP, mptcp), (SHARED, shared.get(&backend.index).cloned())] {
-                let before = backend.troubles.get(topic);
-                if before == text.as_ref() || (text.is_none() && !is_complete) {
+            let mptcp = mptcp.get(&backend.index).map(mptcp_condition);
+            let shared = shared.get(&backend.index).cloned();
+            for (reason, condition) in [(Reason::Mptcp, mptcp), (Reason::ListenerShared, shared)] {
+                let before = backend.conditions.get(&reason);
+                if before == condition.as_ref() || (condition.is_none() && !is_complete) {
                     continue;
                 }
-                match &text {
-                    Some(text) => backend.troubles.insert(topic, text.clone()),
-                    None => backend.troubles.remove(topic),
-                };
-                changed.push((backend.spec.service.clone(), backend.name.clone(), text));
+                match condition {
+                    Some(condition) => backend.set_condition(condition),
+                    None => {
+                        backend.end_condition(reason);
+                    }
+                }
+                changed.push(backend.spec.service.clone());
             }
         }
-        for (service, name, text) in changed {
-            if let Some(text) = text {
-                warn!(%service, backend = %name, "{text}");
-                self.tell(&service, &name, "problem", &text);
-            }
-            self.touch_service(&service);
-        }
+        changed.iter().for_each(|service| self.touch_service(service));
     }
 }
 
-/// Why listeners on these ports are not steered to, and what helps.
-pub(super) fn mptcp_text(ports: &BTreeSet<Port>) -> String {
+/// The condition of a backend that listens on these ports by MPTCP.
+pub(super) fn mptcp_condition(ports: &BTreeSet<Port>) -> Condition {
     let ports: Vec<String> = ports.iter().map(Port::to_string).collect();
-    format!(
-        "it listens on port {} by MPTCP, which no socket map takes: let pod-steer start it, since managed processes get TCP \
-         instead; or make it use TCP (GODEBUG=multipathtcp=0 for a Go program, or sysctl net.mptcp.enabled=0), and restart it",
-        ports.join(" and ")
+    Condition::new(
+        Reason::Mptcp,
+        format!("it listens on port {} by MPTCP, which no socket map takes", ports.join(" and ")),
+        "let pod-steer start it, since managed processes get TCP instead; or make it use TCP (GODEBUG=multipathtcp=0 for a Go \
+         program, or sysctl net.mptcp.enabled=0), and restart it",
     )
 }

@@ -2,44 +2,50 @@
 
 use super::control::Control;
 use crate::{
+    condition::{Condition, Reason},
     engine::{Container, ImageLabels},
     near::listed,
     text::{NAME_CHARS_MAX, shown},
 };
 
-/// What is said of a container's image labels, if there is something to say.
-pub(super) fn image_labels_text(container: &Container) -> Option<String> {
+/// The condition of a container whose image has labels that are ignored.
+pub(super) fn image_labels_condition(container: &Container) -> Option<Condition> {
     let image = shown(&container.image, NAME_CHARS_MAX);
-    let remedy = "start the daemon with `run --trust-image-labels` if its author may decide what is steered";
+    let trust = "start the daemon with `run --trust-image-labels` if its author may decide what is steered";
     match &container.image_labels {
         ImageLabels::Ignored(ignored) if ignored.is_empty() => None,
         ImageLabels::Ignored(ignored) => {
             let labels: Vec<String> = ignored.iter().map(|label| shown(label, NAME_CHARS_MAX)).collect();
             let (labels, are) =
                 (listed(labels.iter().map(String::as_str)), if labels.len() == 1 { "is" } else { "are" });
-            Some(format!(
+            let message = format!(
                 "{labels} {are} ignored: the image {image} has the same (an equal label of the container's own cannot be told \
-                 apart); give the container other values, remove them from the image, or {remedy}"
-            ))
+                 apart)"
+            );
+            let remedy = format!("give the container other values, remove them from the image, or {trust}");
+            Some(Condition::new(Reason::ImageLabelsIgnored, message, remedy))
         }
-        ImageLabels::Unknown => Some(format!(
-            "its labels are ignored: the image {image} is gone, so labels of the image cannot be told from its own; create it \
-             from an image that is there, or {remedy}"
-        )),
+        ImageLabels::Unknown => {
+            let message = format!(
+                "its labels are ignored: the image {image} is gone, so labels of the image cannot be told from its own"
+            );
+            let remedy = format!("create it from an image that is there, or {trust}");
+            Some(Condition::new(Reason::ImageLabelsIgnored, message, remedy))
+        }
     }
 }
 
 impl Control {
     /// The labels of a container do not make it a backend.
-    pub(super) fn ignore(&mut self, container: Container, mut errors: Vec<String>) {
-        let Some(text) = image_labels_text(&container) else {
-            if !errors.is_empty() {
-                self.misfit(&container, errors);
+    pub(super) fn ignore(&mut self, container: Container, mut conditions: Vec<Condition>) {
+        let Some(condition) = image_labels_condition(&container) else {
+            if !conditions.is_empty() {
+                self.misfit(&container, conditions);
             }
             return;
         };
         self.remove(&container.id);
-        errors.push(text);
-        self.misfit(&container, errors);
+        conditions.push(condition);
+        self.misfit(&container, conditions);
     }
 }

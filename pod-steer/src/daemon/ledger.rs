@@ -13,10 +13,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     clock::Timed,
+    condition::{Condition, Reason},
     ids::BackendId,
     rollout::{Decision, Operation},
 };
@@ -59,16 +60,8 @@ pub struct Change<'a> {
 
 /// A change could not be made durable.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "`{}` cannot be written: {cause}; make it writable or free space there: the daemon tries again every 30 s, and until then \
-     a restart of the daemon or the machine loses what was ordered", path.display()
-)]
-pub struct LedgerError {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    pub cause: String,
-}
+#[error("{0}")]
+pub struct LedgerError(pub Condition);
 
 /// All that is remembered.
 #[derive(Debug, Default)]
@@ -93,37 +86,33 @@ pub struct Ledger {
     path: PathBuf,
     contents: Contents,
     place: Place,
-    trouble: Option<String>,
+    condition: Option<Condition>,
     /// Numbers of operations that are in memory and not in the file.
     unstored: BTreeSet<u64>,
 }
 
 impl Ledger {
-    /// Opens the store in this directory, or makes both. What cannot be used is told in the log and by
-    /// [`trouble`](Self::trouble).
+    /// Opens the store in this directory, or makes both. If that fails, the ledger has a [`condition`](Self::condition).
     pub fn open(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let opened = disk::make_dir(dir).and_then(|()| open_or_make(&path));
-        let (place, contents, trouble) = match opened {
-            Ok((disk, contents, trouble)) => (Place::File(disk), contents, trouble),
+        let (place, contents, condition) = match opened {
+            Ok((disk, contents, condition)) => (Place::File(disk), contents, condition),
             Err(fault) => {
-                let trouble = format!(
-                    "`{}` cannot be used: {fault}; decisions and history are lost when this daemon ends: mend that, \
-                     and restart the daemon",
-                    path.display()
-                );
-                (Place::Memory, Contents::default(), Some(trouble))
+                let path = path.display();
+                let message =
+                    format!("`{path}` cannot be used: {fault}; decisions and history are lost when this daemon ends");
+                let remedy = "mend that, and restart the daemon";
+                let condition = Condition::new(Reason::LedgerUnusable, message, remedy);
+                (Place::Memory, Contents::default(), Some(condition))
             }
         };
-        if let Some(trouble) = &trouble {
-            warn!("{trouble}");
-        }
-        Self { path, contents, place, trouble, unstored: BTreeSet::new() }
+        Self { path, contents, place, condition, unstored: BTreeSet::new() }
     }
 
-    /// What is wrong with the store, for people.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    /// What is wrong with the store.
+    pub fn condition(&self) -> Option<&Condition> {
+        self.condition.as_ref()
     }
 
     /// The decisions by service.
@@ -182,17 +171,18 @@ impl Ledger {
 
     /// An operation as it is told, with the reason if it is not in the file.
     pub fn told(&self, operation: Operation) -> Operation {
-        let not_stored = self.trouble.clone().filter(|_| self.unstored.contains(&operation.id));
+        let unstored = self.condition.as_ref().filter(|_| self.unstored.contains(&operation.id));
+        let not_stored = unstored.map(ToString::to_string);
         Operation { not_stored, ..operation }
     }
 
     /// Writes all that is in memory over whatever the file has.
     fn write_all(&mut self) -> Result<(), Fault> {
-        let (disk, _, trouble) = open_or_make(&self.path)?;
+        let (disk, _, condition) = open_or_make(&self.path)?;
         disk.write_all(&self.contents)?;
         info!(file = %self.path.display(), "decisions and history are written again");
         self.place = Place::File(disk);
-        self.trouble = trouble;
+        self.condition = condition;
         Ok(())
     }
 
@@ -201,13 +191,14 @@ impl Ledger {
         if let Place::File(disk) = std::mem::replace(&mut self.place, Place::Failed) {
             disk.close();
         }
-        let error = LedgerError { path: self.path.clone(), cause: fault.to_string() };
-        let trouble = error.to_string();
-        if self.trouble.as_ref() != Some(&trouble) {
-            warn!("{trouble}");
-        }
-        self.trouble = Some(trouble);
-        error
+        let message = format!(
+            "`{}` cannot be written: {fault}; the daemon tries again every 30 s, and until then a restart of the daemon or the \
+             machine loses what was ordered",
+            self.path.display()
+        );
+        let condition = Condition::new(Reason::LedgerNotWritten, message, "make it writable or free space there");
+        self.condition = Some(condition.clone());
+        LedgerError(condition)
     }
 
     /// Removes the store and all that was kept aside, and the directory if nothing else is in it.
@@ -243,8 +234,8 @@ impl Contents {
     }
 }
 
-/// Opens the file, makes it if there is none, and puts one aside that is of no use; then with a word about it.
-fn open_or_make(path: &Path) -> Result<(Disk, Contents, Option<String>), Fault> {
+/// Opens the file, makes it if there is none, and puts one aside that is of no use; then with a condition.
+fn open_or_make(path: &Path) -> Result<(Disk, Contents, Option<Condition>), Fault> {
     let (fault, suffix) = match Disk::open(path) {
         Ok((disk, contents)) => return Ok((disk, contents, None)),
         Err(Fault::Absent) => return Ok((Disk::make(path)?, Contents::default(), None)),
@@ -255,10 +246,10 @@ fn open_or_make(path: &Path) -> Result<(Disk, Contents, Option<String>), Fault> 
     };
     let aside = disk::put_aside(path, &suffix)?;
     let disk = Disk::make(path)?;
-    let trouble = format!(
+    let message = format!(
         "`{}` {fault}; it is kept as `{}`, and decisions and history begin anew",
         path.display(),
         aside.display()
     );
-    Ok((disk, Contents::default(), Some(trouble)))
+    Ok((disk, Contents::default(), Some(Condition::without_remedy(Reason::LedgerReplaced, message))))
 }

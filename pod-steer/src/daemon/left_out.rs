@@ -7,13 +7,13 @@ use std::{
 };
 
 use pod_steer_ebpf::{LEFT_OUT_FAST, LEFT_OUT_MANY, LISTENS_BURST, LISTENS_PER_S};
-use tracing::warn;
 
 use super::control::Control;
-use crate::ids::{BackendIndex, NetnsCookie};
+use crate::{
+    condition::{Condition, Reason},
+    ids::{BackendIndex, NetnsCookie},
+};
 
-/// Topic of [`crate::world::Backend::troubles`].
-const LEFT_OUT: &str = "left-out";
 /// The kernel program tells of listeners that it leaves out once a second. If it has not for so long, it leaves none out.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -35,23 +35,25 @@ impl Control {
     pub(super) fn note_left_out(&mut self, index: BackendIndex, netns_cookie: NetnsCookie, reason: u32) {
         let (usage, count) = (self.kernel.socket_usage(index), self.kernel.left_out(index));
         let Some(backend) = self.world.by_index_mut(index) else { return };
-        let text = match reason {
-            LEFT_OUT_FAST => format!(
-                "it opens listeners faster than {LISTENS_PER_S} a second, after {LISTENS_BURST} at once: {count} were left out so \
-                 far, and clients do not come to those before it slows down and pod-steer finds them; let it keep its listeners open"
-            ),
-            _ => format!(
-                "it has too many listening sockets ({usage}): clients do not come to the further ones before there is room; let it \
-                 close those that it does not need, or end other backends"
-            ),
+        let (message, remedy) = match reason {
+            LEFT_OUT_FAST => {
+                let message = format!(
+                    "it opens listeners faster than {LISTENS_PER_S} a second, after {LISTENS_BURST} at once: {count} were left out \
+                     so far, and clients do not come to those before it slows down and pod-steer finds them"
+                );
+                (message, "let it keep its listeners open")
+            }
+            _ => {
+                let message = format!(
+                    "it has too many listening sockets ({usage}): clients do not come to the further ones before there is room"
+                );
+                (message, "let it close those that it does not need, or end other backends")
+            }
         };
         let now = LeftOut { netns_cookie, reason, at: Instant::now(), found: true };
         let before = self.holders.left_out.insert(index, now);
-        backend.troubles.insert(LEFT_OUT, text.clone());
+        backend.set_condition(Condition::new(Reason::ListenersLeftOut, message, remedy));
         if before.is_none_or(|before| before.reason != reason) {
-            let (service, name) = (backend.spec.service.clone(), backend.name.clone());
-            warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", &text);
             // The state of a backend depends on what is wrong with it.
             self.touch_backend(index);
         }
@@ -103,7 +105,7 @@ impl Control {
         for index in over {
             self.holders.left_out.remove(&index);
             if let Some(backend) = self.world.by_index_mut(index) {
-                backend.troubles.remove(LEFT_OUT);
+                backend.end_condition(Reason::ListenersLeftOut);
             }
             self.touch_backend(index);
         }

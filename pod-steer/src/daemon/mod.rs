@@ -83,6 +83,7 @@ use effects::Effects;
 
 use crate::{
     api, bpffs, caps, cgroups,
+    condition::Reason,
     config::RunConfig,
     confine, doctor, engine,
     kernel::{Kernel, Lock, LockError, Opened},
@@ -194,7 +195,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     for name in &recovered {
         let message =
             format!("the pin of the map `{name}` was gone; the programs had it still, and it is pinned again");
-        control.conditions.repaired("pins", &message);
+        control.conditions.repaired(Reason::NotPinned, "pins", &message);
     }
     control.adopt();
     let (ready, heard) = oneshot::channel();

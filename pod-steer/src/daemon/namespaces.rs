@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::{
     Event,
     control::Control,
-    resync::{NAMESPACE, cookie_subject, namespace_subject},
+    resync::{cookie_subject, namespace_subject},
 };
 use crate::{
     api::{Answer, types::Registered},
+    condition::{Condition, Reason},
     ids::NetnsCookie,
     sys,
     world::{Phase, Plan},
@@ -40,7 +41,7 @@ impl Control {
             if !planned.contains(&cookie) && !self.netns.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
                 if let Some(netns) = self.netns.forget(cookie) {
-                    self.conditions.clear(NAMESPACE, &namespace_subject(netns));
+                    self.conditions.clear(Reason::NamespaceNotSteered, &namespace_subject(netns));
                 }
                 // A backend that lives there must not claim the port of a listener that was forgotten.
                 if !alive.contains(&cookie) {
@@ -63,11 +64,11 @@ impl Control {
         match &failure {
             None => {
                 self.world.steered.insert(cookie);
-                self.conditions.clear(NAMESPACE, &subject);
+                self.conditions.clear(Reason::NamespaceNotSteered, &subject);
             }
             Some(error) => {
                 let message = format!("cannot be steered in, which is tried again: {error}");
-                self.conditions.set(NAMESPACE, subject, message);
+                self.conditions.set(subject, Condition::without_remedy(Reason::NamespaceNotSteered, message));
             }
         }
         for (made, answer) in self.netns.end_attach(cookie) {

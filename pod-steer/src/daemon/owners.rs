@@ -2,10 +2,11 @@
 //! under another path, or lies. What it says of the container is ignored, which is a condition.
 
 use super::control::Control;
-use crate::{engine, world::Kind};
-
-/// Topic of a condition.
-const FOREIGN: &str = "containers of another engine";
+use crate::{
+    condition::{Condition, Reason},
+    engine,
+    world::Kind,
+};
 
 impl Control {
     /// Whether this container is a backend of another engine that is followed. A backend of an engine that is not followed any more, as
@@ -46,14 +47,16 @@ impl Control {
     fn tell_foreign_containers(&mut self, engine: &str) {
         let subject = format!("engine {engine}");
         let first = self.engines.foreign_of(engine).and_then(|(count, id)| Some((count, self.world.backends.get(id)?)));
-        let Some((count, backend)) = first else { return self.conditions.clear(FOREIGN, &subject) };
+        let Some((count, backend)) = first else {
+            return self.conditions.clear(Reason::ContainersOfOtherEngine, &subject);
+        };
         let Kind::Container { engine: owner } = &backend.kind else { return };
         let message = format!(
-            "{count} of its containers, among them {}, already belong to {}, so its reports about them are ignored; if \
-             both are one engine, name it once (`--engine`)",
+            "{count} of its containers, among them {}, already belong to {}, so its reports about them are ignored",
             backend.name,
             engine::name(owner)
         );
-        self.conditions.set(FOREIGN, subject, message);
+        let remedy = "if both are one engine, name it once (`--engine`)";
+        self.conditions.set(subject, Condition::new(Reason::ContainersOfOtherEngine, message, remedy));
     }
 }

@@ -6,16 +6,15 @@ use tracing::{debug, warn};
 
 use super::control::Control;
 use crate::{
-    cgroups, engine,
+    cgroups,
+    condition::{Condition, Reason},
+    engine,
     kernel::Cgroup,
     listening::{self, Listener},
     netns::{self, Netns},
     procs::Process,
     world::Kind,
 };
-
-/// Topic of [`crate::world::Backend::troubles`].
-const NO_CGROUP: &str = "cgroup";
 
 impl Control {
     /// Attaches the programs to the cgroup of a container. They look for the backend's ports, so the kernel has those before: this
@@ -31,15 +30,14 @@ impl Control {
             Ok(cgroup) => {
                 debug!(container = %backend.name, %cgroup, path = %path.display(), "attached");
                 self.places.set(index, path.to_owned(), Some(cgroup));
-                if backend.troubles.remove(NO_CGROUP).is_some() {
+                if backend.end_condition(Reason::NoCgroup) {
                     self.touch_backend(index);
                 }
             }
             Err(error) => {
-                warn!(container = %backend.name, path = %path.display(), %error, "cannot attach to the cgroup");
-                let text =
-                    format!("its cgroup could not be attached to ({error}); restart it, or see `pod-steer doctor`");
-                backend.troubles.insert(NO_CGROUP, text);
+                let message = format!("its cgroup `{}` could not be attached to ({error})", path.display());
+                let remedy = "restart it, or see `pod-steer doctor`";
+                backend.set_condition(Condition::new(Reason::NoCgroup, message, remedy));
                 self.touch_backend(index);
             }
         }
@@ -56,19 +54,18 @@ impl Control {
         let path = self.cgroups.mount().join(cgroup.trim_start_matches('/'));
         // A container may have moved to a cgroup below its own.
         let Some(path) = cgroups::own_cgroup(&path, id).map(Path::to_owned) else {
-            return self.without_cgroup(id, &without_its_own(&cgroup));
+            return self.without_cgroup(id, without_its_own(&cgroup));
         };
         if let Kind::Container { engine } = &backend.kind
             && !cgroups::is_made_by(&path, engine::owner(engine))
         {
             let user = engine::owner(engine);
-            return self.without_cgroup(
-                id,
-                &format!(
-                    "its engine is user {user}'s, and its cgroup `{cgroup}` is in a directory that is not: an engine has its own \
-                     user's containers steered and no others; give its socket to root, or start it as that user"
-                ),
+            let message = format!(
+                "its engine is user {user}'s, and its cgroup `{cgroup}` is in a directory that is not: an engine has its own \
+                 user's containers steered and no others"
             );
+            let remedy = "give its socket to root, or start it as that user";
+            return self.without_cgroup(id, Condition::new(Reason::NoCgroup, message, remedy));
         }
         let cgroup = Cgroup::open(&path).ok().map(|cgroup| cgroup.id);
         let attached = cgroup.filter(|cgroup| self.kernel.is_attached(*cgroup, index));
@@ -100,13 +97,10 @@ impl Control {
     }
 
     /// A container's processes are in a cgroup that is not its own. Attaching to it would make backends of all processes in it.
-    fn without_cgroup(&mut self, id: &str, text: &str) {
+    fn without_cgroup(&mut self, id: &str, condition: Condition) {
         let Some(backend) = self.world.backends.get_mut(id) else { return };
-        let (index, service, name) = (backend.index, backend.spec.service.clone(), backend.name.clone());
-        if backend.troubles.insert(NO_CGROUP, text.to_owned()).as_deref() != Some(text) {
-            warn!(%service, backend = %name, "{text}");
-            self.tell(&service, &name, "problem", text);
-        }
+        let index = backend.index;
+        backend.set_condition(condition);
         // An earlier version may have attached to it.
         for (cgroup, _) in self.kernel.attached_backends().into_iter().filter(|(_, of)| *of == index) {
             self.kernel.detach_backend(cgroup, index);
@@ -143,15 +137,13 @@ impl Control {
 }
 
 /// Why a container in this cgroup is not steered.
-fn without_its_own(cgroup: &str) -> String {
+fn without_its_own(cgroup: &str) -> Condition {
     // Outside of the daemon's cgroup namespace, paths begin with `/..`.
     if cgroup.starts_with("/..") {
-        return "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered; start pod-steer in the host's \
-                cgroup namespace (`--cgroupns=host`)"
-            .to_owned();
+        let message = "its cgroup is outside of the hierarchy that pod-steer sees, so it is not steered";
+        let remedy = "start pod-steer in the host's cgroup namespace (`--cgroupns=host`)";
+        return Condition::new(Reason::NoCgroup, message, remedy);
     }
-    format!(
-        "it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered; start it without \
-         `--cgroups=disabled`"
-    )
+    let message = format!("it has no cgroup of its own (its processes are in `{cgroup}`), so it is not steered");
+    Condition::new(Reason::NoCgroup, message, "start it without `--cgroups=disabled`")
 }

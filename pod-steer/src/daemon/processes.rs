@@ -22,6 +22,7 @@ use crate::{
     },
     cgroups::{self, below},
     clock::wall_ms,
+    condition,
     ids::BackendId,
     ids::{BackendIndex, SocketCookie},
     kernel::{Cgroup, Unloaded},
@@ -60,7 +61,7 @@ impl Control {
         let ns =
             process.netns().map_err(|e| format!("the network namespace of process {pid} cannot be opened: {e}"))?;
         let netns = netns::identify(&ns).map_err(|e| format!("its network namespace cannot be identified: {e}"))?;
-        let index = self.new_index(&spec.service)?;
+        let index = self.new_index(&spec.service).map_err(|condition| condition.to_string())?;
         let inherited = HeldListeners::of(&process, &self.world.configured.listening_ports(&spec))?;
         let sockets = inherited.sockets.len();
         let ExecCgroup { id, path, below_caller } = self.make_exec_cgroup(&process)?;
@@ -155,8 +156,8 @@ impl Control {
     /// Whether the claims of a new backend hold; else it is removed. Called after a reconcile only.
     pub(super) fn accepted(&mut self, id: &str) -> Result<BackendIndex, String> {
         let index = self.world.backends.get(id).map(|backend| backend.index).ok_or("it has ended")?;
-        let Some(refused) = self.plan.hindrances.get(&index) else { return Ok(index) };
-        let refused = refused.join("; ");
+        let Some(conditions) = self.plan.conditions.get(&index) else { return Ok(index) };
+        let refused = condition::joined(conditions);
         self.remove(id);
         Err(refused)
     }

@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
-use super::{control::Control, deferred::Deferred, report::Told};
-use crate::{clock::boot_ms, kernel::Applied};
-
-/// Topic of a condition: the kernel refused a part of the plan.
-const REFUSED: &str = "refused";
+use super::{control::Control, deferred::Deferred};
+use crate::{
+    clock::boot_ms,
+    condition::{Condition, Reason},
+    kernel::Applied,
+};
 
 impl Control {
     /// Reconciles, and does what was waiting for that, until nothing is left to do.
@@ -70,7 +71,7 @@ impl Control {
         self.renew_own_listeners();
         self.follow_checks();
         let mut plan = std::mem::take(&mut self.plan);
-        let told = Told::of(&plan);
+        let states = plan.states.clone();
         self.world.replan(&changed, &mut plan);
         self.name_services(&plan);
         self.attach_namespaces(&plan);
@@ -86,14 +87,15 @@ impl Control {
         match error {
             Some(error) => {
                 let message = format!("it refused a change, which is tried again: {}", crate::chain(&error));
-                self.conditions.set(REFUSED, "the kernel", message);
+                self.conditions.set("the kernel", Condition::without_remedy(Reason::ChangeRefused, message));
             }
-            None => self.conditions.clear(REFUSED, "the kernel"),
+            None => self.conditions.clear(Reason::ChangeRefused, "the kernel"),
         }
         self.leave_namespaces(&plan);
         self.store_ready_times();
-        self.report(&plan, &told);
+        self.report(&plan, &states);
         self.plan = plan;
+        self.tell_conditions();
         self.note_silent();
         self.dirty.applied(&changed, begun, Instant::now(), is_behind, is_stale);
         self.leave_pause();

@@ -75,7 +75,8 @@ impl Control {
 
     fn add_registered(&mut self, name: Option<String>, spec: Spec, found: Found) -> Result<AddedProcess, String> {
         let Found { process, uid, ns, netns, held } = found;
-        let (index, pid) = (self.new_index(&spec.service)?, process.pid);
+        let index = self.new_index(&spec.service).map_err(|condition| condition.to_string())?;
+        let pid = process.pid;
         let id = self.process_id("registered", pid);
         let mut backend = self.process_backend(&id, name, Kind::Registered { pid }, index, spec, netns);
         backend.process = Some(Followed { id: process, uid, holds_only: false });
@@ -107,7 +108,10 @@ impl Found {
             return Ok(Self { process: id, uid, ns, netns, held });
         }
         if !held.mptcp.is_empty() {
-            return Err(format!("process {pid} cannot be steered to: {}", super::holders::mptcp_text(&held.mptcp)));
+            return Err(format!(
+                "process {pid} cannot be steered to: {}",
+                super::holders::mptcp_condition(&held.mptcp)
+            ));
         }
         Err(listens_elsewhere(&process, targets))
     }

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     config::{Changes, RunConfig, args::RunArgs},
     ids::{BackendIndex, NetnsCookie},
     listening,
@@ -15,10 +16,7 @@ use crate::{
     process_set::open_netns,
 };
 
-/// Topics of conditions.
-const WRONG: &str = "settings";
-const AT_RESTART: &str = "settings-at-restart";
-/// Their subject.
+/// Subject of conditions.
 const SUBJECT: &str = "the settings";
 /// Keys of what the state in the kernel was made with: a daemon that adopts it does not change them.
 const AFTER_UNLOAD: [&str; 2] = ["bpffs", "max-backends"];
@@ -59,21 +57,22 @@ impl Reload {
     }
 }
 
-/// Which keys are not in effect, and what applies them.
-fn how_to_apply(keys: &[&str]) -> String {
+/// The conditions of keys that are not in effect, by reason.
+fn not_in_effect(keys: &[&str]) -> [(Reason, Option<Condition>); 2] {
     let (after_unload, at_restart): (Vec<&str>, Vec<&str>) = keys.iter().partition(|key| AFTER_UNLOAD.contains(key));
-    let differ = |keys: &[&str], how: &str| {
+    let differ = |reason: Reason, keys: &[&str], remedy: &str| {
         let verb = if keys.len() == 1 { "differs" } else { "differ" };
-        (!keys.is_empty()).then(|| format!("{} {verb} from what is in effect; {how}", keys.join(", ")))
+        let message = format!("{} {verb} from what is in effect", keys.join(", "));
+        (reason, (!keys.is_empty()).then(|| Condition::new(reason, message, remedy)))
     };
-    let texts = [
-        differ(&at_restart, "restart the daemon to apply, which loses no connection"),
+    [
+        differ(Reason::SettingsAfterRestart, &at_restart, "restart the daemon to apply, which loses no connection"),
         differ(
+            Reason::SettingsAfterUnload,
             &after_unload,
             "run `pod-steer unload` and start the daemon again to apply, which ends steering meanwhile",
         ),
-    ];
-    texts.into_iter().flatten().collect::<Vec<_>>().join(". ")
+    ]
 }
 
 impl Control {
@@ -100,11 +99,12 @@ impl Control {
         match read {
             Ok(new) => self.follow_settings(*new),
             Err(error) => {
-                let message = format!("{error}; nothing was changed: correct it and reload again");
-                if self.conditions.holds(WRONG) {
+                let message = format!("{error}; nothing was changed");
+                if self.conditions.holds(Reason::SettingsInvalid) {
                     warn!("the settings cannot be read again: {message}");
                 }
-                self.conditions.set(WRONG, SUBJECT, message);
+                let condition = Condition::new(Reason::SettingsInvalid, message, "correct it and reload again");
+                self.conditions.set(SUBJECT, condition);
             }
         }
         if again {
@@ -113,7 +113,7 @@ impl Control {
     }
 
     fn follow_settings(&mut self, new: RunConfig) {
-        self.conditions.clear(WRONG, SUBJECT);
+        self.conditions.clear(Reason::SettingsInvalid, SUBJECT);
         let (policy_before, before) = (self.world.policy.clone(), self.world.configured.clone());
         let Changes { in_effect, at_restart, asks_engines } = self.reload.config.follow(new);
         let RunConfig { ports, services, log_level, trust_image_labels, .. } = &self.reload.config;
@@ -139,10 +139,11 @@ impl Control {
         let changed = if in_effect.is_empty() { "nothing has changed".to_owned() } else { in_effect.join(", ") };
         info!(changed = %changed, "the settings were read again");
         self.tell("", SUBJECT, RELOADED, &changed);
-        if at_restart.is_empty() {
-            self.conditions.clear(AT_RESTART, SUBJECT);
-        } else {
-            self.conditions.set(AT_RESTART, SUBJECT, how_to_apply(&at_restart));
+        for (reason, condition) in not_in_effect(&at_restart) {
+            match condition {
+                Some(condition) => self.conditions.set(SUBJECT, condition),
+                None => self.conditions.clear(reason, SUBJECT),
+            }
         }
         self.touch();
     }

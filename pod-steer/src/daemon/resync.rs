@@ -5,12 +5,10 @@ use std::{collections::BTreeSet, io};
 
 use tracing::warn;
 
-use super::{
-    control::Control,
-    descriptions::{ANNOUNCED, DESCRIPTIONS},
-};
+use super::control::Control;
 use crate::{
     bpffs,
+    condition::{Condition, Reason},
     ids::{BackendIndex, NetnsCookie},
     kernel::{Cgroup, LinkFault, Lock, LockError},
     netns::Netns,
@@ -21,15 +19,11 @@ use crate::{
 /// Backends whose links are looked at in one second: each is some 20 system calls.
 const BACKENDS_AT_ONCE: usize = 64;
 
-/// Topics of conditions.
-const DIRECTORY: &str = "directory";
+/// Subjects of conditions.
 const PINS: &str = "pins";
 const INOTIFY: &str = "watches of cgroups";
 const RUNTIME: &str = "runtime directory";
-const FOREIGN: &str = "foreign-file";
-pub(super) const NAMESPACE: &str = "namespace-link";
-const CGROUP: &str = "cgroup-links";
-const WATCHES: &str = "cgroup-watches";
+const CGROUPS: &str = "cgroups";
 
 impl Control {
     /// Compares the kernel's state with the daemon's, and repairs every difference.
@@ -70,14 +64,15 @@ impl Control {
         }
         if self.check_events_lost() {
             self.read_sockets();
-        } else if self.conditions.holds(DESCRIPTIONS) {
+        } else if self.conditions.holds(Reason::SocketsNotDescribed) {
             self.describe_sockets(&mut self.kernel.socket_maps());
         }
-        if self.conditions.holds(ANNOUNCED) {
+        if self.conditions.holds(Reason::DaemonNotAnnounced) {
             self.announce(true);
         }
         self.correct_socket_counts();
         self.look_at_accept_queues();
+        self.tell_conditions();
     }
 
     /// Asks where inotify cannot tell.
@@ -87,10 +82,11 @@ impl Control {
         }
         if self.cgroups.polls() {
             let message = "there is no inotify watch for the cgroups of `exec` backends: their end is noticed within a second instead of \
-                           at once; raise fs.inotify.max_user_watches or fs.inotify.max_user_instances";
-            self.conditions.set(INOTIFY, INOTIFY, message);
+                           at once";
+            let remedy = "raise fs.inotify.max_user_watches or fs.inotify.max_user_instances";
+            self.conditions.set(INOTIFY, Condition::new(Reason::CgroupsPolled, message, remedy));
         } else {
-            self.conditions.clear(INOTIFY, INOTIFY);
+            self.conditions.clear(Reason::CgroupsPolled, INOTIFY);
         }
     }
 
@@ -99,17 +95,20 @@ impl Control {
         if let Some(failure) = self.store.failure() {
             self.store.put_all(self.world.backends.values(), self.services.all());
             match self.store.failure() {
-                None => self.conditions.repaired(RUNTIME, &format!("incomplete ({failure}); it is written again")),
+                None => {
+                    let message = format!("incomplete ({failure}); it is written again");
+                    self.conditions.repaired(Reason::RuntimeDirectoryIncomplete, RUNTIME, &message);
+                }
                 Some(failure) => {
-                    let message = format!(
-                        "not complete ({failure}); the kernel keeps a copy of it as long as it steers: make room, or let \
-                         pod-steer write there"
-                    );
-                    return self.conditions.set(RUNTIME, RUNTIME, message);
+                    let message =
+                        format!("not complete ({failure}); the kernel keeps a copy of it as long as it steers");
+                    let remedy = "make room, or let pod-steer write there";
+                    let condition = Condition::new(Reason::RuntimeDirectoryIncomplete, message, remedy);
+                    return self.conditions.set(RUNTIME, condition);
                 }
             }
         }
-        self.conditions.clear(RUNTIME, RUNTIME);
+        self.conditions.clear(Reason::RuntimeDirectoryIncomplete, RUNTIME);
     }
 
     /// True if events were lost since the last time.
@@ -128,8 +127,8 @@ impl Control {
             self.cgroup_seen(seen);
         }
         match self.cgroups.unwatched() {
-            Some(message) => self.conditions.set(WATCHES, "cgroups", message),
-            None => self.conditions.clear(WATCHES, "cgroups"),
+            Some(condition) => self.conditions.set(CGROUPS, condition.clone()),
+            None => self.conditions.clear(Reason::CgroupsNotWatched, CGROUPS),
         }
     }
 
@@ -154,10 +153,10 @@ impl Control {
             known.into_iter().chain([cookie_subject(cookie)])
         });
         let namespaces: BTreeSet<String> = subjects.collect();
-        self.conditions.retain(NAMESPACE, &namespaces);
+        self.conditions.retain(Reason::NamespaceNotSteered, &namespaces);
         let running = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
         let backends: BTreeSet<String> = running.map(backend_subject).collect();
-        self.conditions.retain(CGROUP, &backends);
+        self.conditions.retain(Reason::CgroupLinksLost, &backends);
     }
 
     /// A namespace that was seen, or in which a backend is.
@@ -179,17 +178,18 @@ impl Control {
         match made.and_then(|_| Lock::take(&self.pins.dir)) {
             Ok(lock) => {
                 self.pins.lock = Some(lock);
-                self.conditions
-                    .repaired("pins", &format!("`{}` was removed; it is made again", self.pins.dir.display()));
+                let message = format!("`{}` was removed; it is made again", self.pins.dir.display());
+                self.conditions.repaired(Reason::PinsNotPrivate, PINS, &message);
                 true
             }
             Err(error) => {
                 let message = format!(
-                    "`{}` was removed or replaced, so nothing outlives this daemon ({}); end one of the two daemons",
+                    "`{}` was removed or replaced, so nothing outlives this daemon ({})",
                     self.pins.dir.display(),
                     crate::chain(&error)
                 );
-                self.conditions.set(DIRECTORY, "pins", message);
+                let remedy = "end one of the two daemons";
+                self.conditions.set(PINS, Condition::new(Reason::PinsNotPrivate, message, remedy));
                 false
             }
         }
@@ -198,35 +198,38 @@ impl Control {
     /// What another user could do with the directory of pins is a condition; what they could only read is closed again.
     fn keep_directory_private(&mut self) {
         match bpffs::make(&self.pins.dir) {
-            Err(error) => return self.conditions.set(DIRECTORY, "pins", error.to_string()),
+            Err(error) => {
+                let condition = Condition::new(Reason::PinsNotPrivate, error.found(), error.remedy());
+                return self.conditions.set(PINS, condition);
+            }
             Ok(true) => {
                 let message =
                     format!("`{}` was open to other users; it is closed to them again", self.pins.dir.display());
-                self.conditions.repaired("pins", &message);
+                self.conditions.repaired(Reason::PinsNotPrivate, PINS, &message);
             }
             Ok(false) => {}
         }
-        self.conditions.clear(DIRECTORY, "pins");
+        self.conditions.clear(Reason::PinsNotPrivate, PINS);
     }
 
     fn check_pins(&mut self, deep: bool) {
         let check = self.kernel.check_pins(deep);
         for path in check.repaired {
-            self.conditions
-                .repaired("pins", &format!("`{}` was gone or another object; it is pinned again", path.display()));
+            let message = format!("`{}` was gone or another object; it is pinned again", path.display());
+            self.conditions.repaired(Reason::NotPinned, PINS, &message);
         }
         let failed = check.failed.into_iter().map(|(path, error)| {
-            let message = format!(
-                "cannot be pinned again ({error}): what it leads to ends with this daemon; remove what is in its place"
-            );
-            (format!("pin {}", path.display()), message)
+            let message = format!("cannot be pinned again ({error}): what it leads to ends with this daemon");
+            let condition = Condition::new(Reason::NotPinned, message, "remove what is in its place");
+            (format!("pin {}", path.display()), condition)
         });
-        self.conditions.replace(PINS, failed);
+        self.conditions.replace(Reason::NotPinned, failed);
         if deep {
             let foreign = self.kernel.foreign_files().into_iter();
-            let message = "pod-steer did not make it, and `unload` cannot remove the directory with it; remove it";
-            self.conditions
-                .replace(FOREIGN, foreign.map(|path| (format!("file {}", path.display()), message.to_owned())));
+            let message = "pod-steer did not make it, and `unload` cannot remove the directory with it";
+            let condition = || Condition::new(Reason::UnknownFile, message, "remove it");
+            let foreign = foreign.map(|path| (format!("file {}", path.display()), condition()));
+            self.conditions.replace(Reason::UnknownFile, foreign);
         }
     }
 
@@ -270,16 +273,17 @@ impl Control {
             Some(file) => {
                 let message =
                     "its sk_lookup link is gone or detached, so nothing is steered there; it is being attached again";
-                self.conditions.set(NAMESPACE, subject, message);
+                self.conditions.set(subject, Condition::without_remedy(Reason::NamespaceNotSteered, message));
                 self.netns.see(netns, Some(file));
                 self.touch();
             }
             None => {
                 self.world.repairing.remove(&cookie);
                 self.touch();
-                let message = "its sk_lookup link is gone, so nothing is steered there, and no process runs in it to find it \
-                               by; restart a backend";
-                self.conditions.set(NAMESPACE, subject, message);
+                let message =
+                    "its sk_lookup link is gone, so nothing is steered there, and no process runs in it to find it by";
+                let condition = Condition::new(Reason::NamespaceNotSteered, message, "restart a backend");
+                self.conditions.set(subject, condition);
             }
         }
     }
@@ -316,23 +320,23 @@ impl Control {
         let Some(backend) = self.world.by_index(index) else { return };
         let subject = backend_subject(backend);
         match self.kernel.check_backend(index, &cgroup, deep) {
-            Ok(wrong) if wrong.is_empty() => self.conditions.clear(CGROUP, &subject),
+            Ok(wrong) if wrong.is_empty() => self.conditions.clear(Reason::CgroupLinksLost, &subject),
             Ok(wrong) => {
                 let names: Vec<&str> = wrong.into_iter().collect();
                 let message = format!("its links {} were gone or detached; they are attached again", names.join(", "));
-                self.conditions.repaired(&subject, &message);
-                self.conditions.clear(CGROUP, &subject);
+                self.conditions.repaired(Reason::CgroupLinksLost, &subject, &message);
+                self.conditions.clear(Reason::CgroupLinksLost, &subject);
                 // No program has seen the listeners and connections that were opened meanwhile.
                 self.note_incomplete_counts(index);
                 self.look_for_sockets(index);
             }
             Err(error) => {
                 let message = format!(
-                    "links of its cgroup are gone and cannot be attached again ({}): its new listeners are not steered to; \
-                     restart it, or see `pod-steer doctor`",
+                    "links of its cgroup are gone and cannot be attached again ({}): its new listeners are not steered to",
                     crate::chain(&error)
                 );
-                self.conditions.set(CGROUP, subject, message);
+                let remedy = "restart it, or see `pod-steer doctor`";
+                self.conditions.set(subject, Condition::new(Reason::CgroupLinksLost, message, remedy));
             }
         }
     }

@@ -3,10 +3,9 @@
 
 use std::{fs::File, os::unix::fs::MetadataExt as _};
 
-use tracing::warn;
-
 use super::control::Control;
 use crate::{
+    condition::{Condition, Reason},
     engine::{Container, Sandbox, SandboxState},
     procs::Process,
 };
@@ -16,8 +15,8 @@ fn identity(ns: &File) -> Option<(u64, u64)> {
     ns.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Why no client arrives in the namespace of a container that joined this sandbox, and the remedy.
-fn fault(own: &File, sandbox: &Sandbox) -> Option<String> {
+/// The condition of a container that joined this sandbox, if no client arrives in its namespace.
+fn fault(own: &File, sandbox: &Sandbox) -> Option<Condition> {
     // The host's own namespace needs no sandbox.
     let of_host = ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().filter_map(|path| File::open(path).ok());
     if of_host.into_iter().any(|host| identity(&host) == identity(own)) {
@@ -27,18 +26,22 @@ fn fault(own: &File, sandbox: &Sandbox) -> Option<String> {
     match sandbox.state {
         SandboxState::Running(pid) => {
             let now = Process::open(pid).ok()?.netns().ok()?;
-            let text = format!(
-                "its network namespace is that of an earlier start of {name}, where no client arrives; restart it"
-            );
-            (identity(&now)? != identity(own)?).then_some(text)
+            let message =
+                format!("its network namespace is that of an earlier start of {name}, where no client arrives");
+            let gone = Condition::new(Reason::SandboxGone, message, "restart it");
+            (identity(&now)? != identity(own)?).then_some(gone)
         }
-        SandboxState::Stopped => Some(format!(
-            "its network namespace is that of {name}, which has stopped, so no client arrives there; start {name}, then \
-             restart it"
+        SandboxState::Stopped => Some(Condition::new(
+            Reason::SandboxGone,
+            format!("its network namespace is that of {name}, which has stopped, so no client arrives there"),
+            format!("start {name}, then restart it"),
         )),
-        SandboxState::Removed => Some(format!(
-            "its network namespace is that of the container {name}, which was removed, so no client arrives there; create \
-             it again in the namespace of a container that runs"
+        SandboxState::Removed => Some(Condition::new(
+            Reason::SandboxGone,
+            format!(
+                "its network namespace is that of the container {name}, which was removed, so no client arrives there"
+            ),
+            "create it again in the namespace of a container that runs",
         )),
     }
 }
@@ -54,12 +57,9 @@ impl Control {
         let fault = ns.zip(container.sandbox.as_ref()).and_then(|(ns, sandbox)| fault(&ns, sandbox));
         let id = container.id.as_str();
         let changed = match fault {
-            Some(text) => {
-                let news = self.world.abandoned.insert(id.into(), text.clone()).as_ref() != Some(&text);
-                if news {
-                    warn!(container = %container.name, "{text}");
-                }
-                news
+            Some(condition) => {
+                let before = self.world.abandoned.insert(id.into(), condition.clone());
+                before.as_ref() != Some(&condition)
             }
             None => self.world.abandoned.remove(id).is_some(),
         };

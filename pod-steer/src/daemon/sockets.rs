@@ -19,15 +19,13 @@ use super::{
 };
 use crate::{
     clock::boot_ms,
+    condition::{Condition, Reason},
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     kernel::{KernelError, v6only},
     ports::{Port, Proto},
     procs::{FoundSocket, address_bytes},
-    world::{Network, Socket},
+    world::{Backend, Network, Socket},
 };
-
-/// Topic of [`crate::world::Backend::troubles`].
-const FOREIGN: &str = "foreign";
 
 impl Control {
     pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
@@ -113,21 +111,20 @@ impl Control {
     pub(super) fn check_foreign(&mut self, index: BackendIndex) {
         let Some(netns) = self.world.by_index(index).and_then(|backend| backend.netns) else { return };
         let mut own = self.world.sockets.values().filter(|socket| socket.backend == index);
-        let text = own.find(|socket| socket.netns_cookie != netns.cookie).map(|socket| {
-            format!(
+        let condition = own.find(|socket| socket.netns_cookie != netns.cookie).map(|socket| {
+            let message = format!(
                 "its socket on port {} lives in another network namespace than the container itself: a connection \
-                 steered there would never complete; let it listen in the container's own",
+                 steered there would never complete",
                 socket.port
-            )
+            );
+            Condition::new(Reason::ListenerElsewhere, message, "let it listen in the container's own")
         });
         let Some(backend) = self.world.by_index_mut(index) else { return };
-        match text {
-            Some(text) if backend.troubles.get(FOREIGN) != Some(&text) => {
-                warn!(backend = %backend.name, "{text}");
-                backend.troubles.insert(FOREIGN, text);
+        match condition {
+            Some(condition) => backend.set_condition(condition),
+            None => {
+                backend.end_condition(Reason::ListenerElsewhere);
             }
-            Some(_) => {}
-            None => drop(backend.troubles.remove(FOREIGN)),
         }
     }
 
@@ -301,7 +298,8 @@ impl Control {
         self.holders.forget(cookie);
         if let Some(socket) = self.world.remove_socket(cookie, boot_ms()) {
             self.dirty.note_closed(own_listeners(&socket).map(|key| (key, cookie)));
-            if self.world.by_index(socket.backend).is_some_and(|backend| backend.troubles.contains_key(FOREIGN)) {
+            let is_told = |backend: &Backend| backend.conditions.contains_key(&Reason::ListenerElsewhere);
+            if self.world.by_index(socket.backend).is_some_and(is_told) {
                 self.check_foreign(socket.backend);
             }
         }

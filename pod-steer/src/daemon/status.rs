@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::control::Control;
+use super::{conditions::Subject, control::Control};
 use crate::{
-    api::types::{BackendStatus, NamespaceStatus, Problem, ServiceCountersStatus, ServiceStatus, Status},
+    api::types::{BackendStatus, NamespaceStatus, ServiceCountersStatus, ServiceStatus, Status, SubjectCondition},
+    condition::{Condition, Reason},
     ids::BackendIndex,
     world::{Backend, Kind, State},
 };
@@ -20,7 +21,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             services,
-            problems: self.problems(),
+            conditions: self.all_conditions(),
         }
     }
 
@@ -53,7 +54,7 @@ impl Control {
             options: self.world.options(name),
             decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
             operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
-            alarms: self.plan.alarms.get(name).cloned().unwrap_or_default(),
+            conditions: self.plan.service_conditions.get(name).cloned().unwrap_or_default(),
             counters: ServiceCountersStatus {
                 stale_slots: counters.stale_slots,
                 refused_no_backend: counters.refused_no_backend,
@@ -125,36 +126,54 @@ impl Control {
             not_moved: counters.not_moved,
             share: 0.0,
             served: 0.0,
-            problems: self.backend_problems(backend),
-            notes: self.notes(backend),
+            conditions: [self.backend_warnings(backend), self.backend_infos(backend)].concat(),
         }
     }
 
-    pub(super) fn backend_problems(&self, backend: &Backend) -> Vec<String> {
-        let planned = self.plan.hindrances.get(&backend.index).into_iter().flatten();
-        let planned = planned.chain(self.plan.silences.get(&backend.index)).chain(backend.troubles.values());
-        let planned = planned.chain(self.checks.failure(&backend.id)).cloned();
-        planned.chain(self.full_queues(backend)).collect()
+    /// The conditions of a backend that an operator has to act on.
+    pub(super) fn backend_warnings(&self, backend: &Backend) -> Vec<Condition> {
+        let planned = self.plan.conditions.get(&backend.index).into_iter().flatten();
+        let own = planned.chain(backend.conditions.values()).chain(self.checks.condition(&backend.id)).cloned();
+        own.chain(self.full_queues(backend)).collect()
     }
 
-    fn problems(&self) -> Vec<Problem> {
-        let engines = self.engines.lost().iter().map(|(engine, error)| Problem {
-            subject: format!("engine {engine}"),
-            message: format!("cannot be reached: {error}; its containers are steered to as last known"),
+    /// Every condition that an operator has to act on, but for those of the daemon as a whole.
+    pub(super) fn warnings(&self) -> BTreeMap<Subject, Vec<Condition>> {
+        let ledger =
+            self.orders.ledger.condition().map(|condition| {
+                (Subject::Other("ledger of decisions and history".to_owned()), vec![condition.clone()])
+            });
+        let engines = self.engines.lost().iter().map(|(engine, error)| {
+            let message = format!("cannot be reached: {error}; its containers are steered to as last known");
+            let condition = Condition::without_remedy(Reason::EngineUnreachable, message);
+            (Subject::Other(format!("engine {engine}")), vec![condition])
         });
-        let misfits = self.world.misfits.iter().flat_map(|(id, misfit)| {
-            let short = id.get(..12).unwrap_or(id);
-            let subject = format!("container {} ({short})", misfit.name);
-            misfit.errors.iter().map(move |error| Problem { subject: subject.clone(), message: error.clone() })
+        let services = self.plan.service_conditions.iter();
+        let services = services.map(|(service, own)| (Subject::Service(service.clone()), own.clone()));
+        let containers = self.world.misfits.iter().map(|(id, misfit)| {
+            (Subject::Container { name: misfit.name.clone(), id: id.clone() }, misfit.conditions.clone())
         });
-        let backends = self.world.backends.values().flat_map(|backend| {
-            let subject = format!("backend {} of {}", backend.name, backend.spec.service);
-            self.backend_problems(backend).into_iter().map(move |message| Problem { subject: subject.clone(), message })
+        let backends = self.world.backends.values().filter_map(|backend| {
+            let own = self.backend_warnings(backend);
+            (!own.is_empty()).then(|| (subject(backend), own))
         });
-        let ledger = self.orders.ledger.trouble().map(|trouble| Problem {
-            subject: "ledger of decisions and history".to_owned(),
-            message: trouble.to_owned(),
-        });
-        ledger.into_iter().chain(self.conditions.problems()).chain(engines).chain(misfits).chain(backends).collect()
+        ledger.into_iter().chain(engines).chain(services).chain(containers).chain(backends).collect()
     }
+
+    fn all_conditions(&self) -> Vec<SubjectCondition> {
+        let held = self.conditions.held();
+        let held = held
+            .map(|(subject, condition)| SubjectCondition { subject: subject.to_owned(), condition: condition.clone() });
+        let infos = self.world.backends.values().map(|backend| (subject(backend), self.backend_infos(backend)));
+        let others = self.warnings().into_iter().chain(infos).flat_map(|(subject, conditions)| {
+            let subject = subject.to_string();
+            conditions.into_iter().map(move |condition| SubjectCondition { subject: subject.clone(), condition })
+        });
+        held.chain(others).collect()
+    }
+}
+
+fn subject(backend: &Backend) -> Subject {
+    let (service, name, id) = (backend.spec.service.clone(), backend.name.clone(), backend.id.clone());
+    Subject::Backend { service, name, id }
 }

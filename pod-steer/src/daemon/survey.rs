@@ -6,6 +6,7 @@ use tracing::{debug, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     ids::{BackendId, NetnsCookie},
     listening::{self, Listener},
     netns::Netns,
@@ -13,9 +14,6 @@ use crate::{
     procs::FoundSocket,
     world,
 };
-
-/// Topic of conditions.
-const NO_CLIENTS: &str = "no-clients";
 
 /// What was found of a container that ran before it was managed.
 pub struct Survey {
@@ -68,12 +66,12 @@ impl Control {
     fn note_without_clients(&mut self) {
         let without = world::without_clients(&self.world, &self.plan).into_iter().map(|(place, service)| {
             let message = format!(
-                "it is not managed and gets no clients, since the service `{service}` claims its port and had it first; end \
-                 it, choose another port, or claim single addresses"
+                "it is not managed and gets no clients, since the service `{service}` claims its port and had it first"
             );
-            (format!("listener {place}"), message)
+            let remedy = "end it, choose another port, or claim single addresses";
+            (format!("listener {place}"), Condition::new(Reason::UnmanagedListener, message, remedy))
         });
-        self.conditions.replace(NO_CLIENTS, without);
+        self.conditions.replace(Reason::UnmanagedListener, without);
     }
 
     /// Remembers which of the listeners of a namespace are not managed.

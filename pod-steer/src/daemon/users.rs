@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::{Event, control::Control};
 use crate::{
+    condition::{Condition, Reason},
     ids::NetnsCookie,
     listening, netns,
     ports::{Port, Proto},
@@ -159,24 +160,29 @@ impl Control {
         }
     }
 
-    /// What a backend does without; one line for each port.
-    pub(super) fn notes(&self, backend: &Backend) -> Vec<String> {
+    /// What a backend does without.
+    pub(super) fn backend_infos(&self, backend: &Backend) -> Vec<Condition> {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == backend.index);
         let moved = own.filter(|(_, socket)| socket.hidden_port.is_some());
-        let notes: BTreeSet<String> = moved
+        // One for each port.
+        let moved: BTreeSet<Condition> = moved
             .filter_map(|(cookie, socket)| {
                 let [uid, owner] = self.kernel.socket(*cookie)?.users;
-                Some(format!(
+                let message = format!(
                     "it runs as user {uid}, and port {} was user {owner}'s already: it is steered to all the same, but \
-                     connections that wait in its queue are lost when it stops, and without pod-steer nobody reaches it",
+                     connections that wait in its queue are lost when it stops, and without pod-steer no client reaches it",
                     socket.port
-                ))
+                );
+                let remedy = format!("run it as user {owner} if that matters");
+                Some(Condition::new(Reason::PortOfOtherUser, message, remedy))
             })
             .collect();
-        let uncounted = self.counted(backend).and_then(Result::err);
-        let uncounted = uncounted.map(|reason| format!("its connections are not counted: {reason}"));
+        let uncounted = self.counted(backend).and_then(Result::err).map(|error| {
+            let message = format!("its connections are not counted: {error}");
+            Condition::without_remedy(Reason::ConnectionsNotCounted, message)
+        });
         let others = addresses_of_others(&self.world, backend);
-        notes.into_iter().chain(missing_ports(&self.world, backend)).chain(others).chain(uncounted).collect()
+        moved.into_iter().chain(missing_ports(&self.world, backend)).chain(others).chain(uncounted).collect()
     }
 }
 

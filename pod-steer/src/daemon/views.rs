@@ -28,7 +28,7 @@ impl Control {
             weight: backend.spec.weight,
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
-            problem: self.backend_problems(backend).into_iter().next(),
+            condition: self.backend_warnings(backend).into_iter().next(),
         };
         View {
             coverage: self.plan.coverage.get(service).cloned().unwrap_or_default(),

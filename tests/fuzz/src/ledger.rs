@@ -17,6 +17,7 @@ use std::{
 
 use pod_steer::{
     clock::by_wall_clock,
+    condition::Reason,
     daemon::{Change, Ledger},
     rollout::{Decision, Operation, Order, Phase},
 };
@@ -91,10 +92,10 @@ fn operation(id: u64) -> Operation {
 
 fn check(directory: &Directory) {
     let mut ledger = Ledger::open(&directory.0);
-    if let Some(trouble) = ledger.trouble() {
-        assert_one_line(trouble);
-        let unusable = trouble.contains("cannot be used");
-        assert!(unusable || directory.has_one_aside(), "neither used nor kept: {trouble}");
+    if let Some(condition) = ledger.condition() {
+        assert_one_line(&condition.to_string());
+        let unusable = condition.reason == Reason::LedgerUnusable;
+        assert!(unusable || directory.has_one_aside(), "neither used nor kept: {condition}");
         assert!(ledger.history(None).is_empty() && ledger.decisions().is_empty());
     }
     let mut service = Service::new();
@@ -111,7 +112,7 @@ fn check(directory: &Directory) {
     assert!(ledger.running().iter().all(|operation| operation.end.is_none()));
     commit(&mut ledger, &history);
     let (id, path) = (ledger.next_operation() - 1, directory.0.clone());
-    let lasts = ledger.trouble().is_none_or(|trouble| !trouble.contains("cannot be"));
+    let lasts = ledger.condition().is_none_or(|condition| condition.reason == Reason::LedgerReplaced);
     drop(ledger);
     assert!(!lasts || Ledger::open(&path).operation(id).is_some(), "what was committed is lost");
 }

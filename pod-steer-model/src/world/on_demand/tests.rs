@@ -1,12 +1,13 @@
 use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, FAMILY_V4, RULE_ON_DEMAND};
 
 use crate::{
+    condition::Reason,
     ids::{BackendIndex, SocketCookie},
     ports::{self, Port},
     world::{
         State, World,
         port_history::KEPT_MS,
-        tests::{backend, key, members, socket, world},
+        tests::{backend, key, members, reasons, socket, world},
     },
 };
 
@@ -48,16 +49,14 @@ fn states(plan: &crate::world::Plan) -> Vec<State> {
 fn a_younger_server_with_the_same_ports_on_demand_is_refused_at_its_start() {
     let mut world = one(PORTS, &[2121]);
     world.now_ms = 10_999;
-    assert!(world.plan().hindrances.is_empty());
+    assert!(world.plan().conditions.is_empty());
     assert_eq!(world.plan().next_ms(), Some(11_000), "then it is known that it opens them on demand");
     world.now_ms = 11_000;
     world.plan();
     add(&mut world, 1, PORTS, &[]);
     let plan = world.plan();
-    assert!(
-        plan.hindrances[&BackendIndex(1)][0]
-            .contains("name0 of the same service opens the ports 30000-30001:31000-31001 on demand")
-    );
+    let said = &plan.conditions[&BackendIndex(1)][0].message;
+    assert!(said.contains("name0 of the same service opens the ports 30000-30001:31000-31001 on demand"), "{said}");
     // A container has started all the same.
     open(&mut world, 200, 1, 2121);
     let plan = world.plan();
@@ -79,14 +78,14 @@ fn several_short_transfers_show_it_at_once() {
     for transfer in 0..3 {
         open(&mut world, 300, 0, 31_000 + transfer % 2);
         add(&mut world, 1, PORTS, &[]);
-        assert!(world.plan().hindrances.is_empty(), "{transfer} transfers");
+        assert!(world.plan().conditions.is_empty(), "{transfer} transfers");
         world.backends.remove("id1");
         close(&mut world, 300);
     }
     world.plan();
     open(&mut world, 300, 0, 31_000);
     add(&mut world, 1, PORTS, &[]);
-    assert!(world.plan().hindrances.contains_key(&BackendIndex(1)));
+    assert!(world.plan().conditions.contains_key(&BackendIndex(1)));
 }
 
 #[test]
@@ -94,10 +93,10 @@ fn a_server_that_has_served_loses_the_range_alone() {
     let mut world = one(PORTS, &[2121]);
     add(&mut world, 1, PORTS, &[2121]);
     let plan = world.plan();
-    assert!(plan.hindrances.is_empty());
+    assert!(plan.conditions.is_empty());
     world.now_ms = 11_000;
     let plan = world.plan();
-    assert!(plan.hindrances[&BackendIndex(1)][0].contains("give each server a range of its own"));
+    assert_eq!(reasons(&plan, 1), [Reason::OnDemandConflict]);
     assert_eq!((states(&plan), members(&plan, key(FAMILY_V4, 21)).len()), (vec![State::Ready, State::Ready], 2));
     assert_eq!(plan.rules[&key(FAMILY_V4, 30_000)].only, Some((BackendIndex(0), Port::tcp(31_000))));
 }
@@ -109,7 +108,7 @@ fn a_range_of_its_own_and_another_service_are_no_conflict() {
     world.plan();
     add(&mut world, 1, "21:2121,30002-30003:31000-31001", &[2121]);
     world.backends.insert("id2".into(), backend(2, "web", "22"));
-    assert!(world.plan().hindrances.is_empty());
+    assert!(world.plan().conditions.is_empty());
 }
 
 /// An ordinary service of two replicas: the older one closes one of two ports, or one after the other, and lives on.
@@ -126,7 +125,8 @@ fn an_older_replica_that_closes_ports_takes_nothing_from_a_younger_one() {
                 world.plan();
                 close(&mut world, u64::from(port));
                 let plan = world.plan();
-                assert!(plan.hindrances.is_empty(), "{declared} {lived_ms} {port}: {:?}", plan.hindrances);
+                assert_eq!(reasons(&plan, 1), [], "{declared} {lived_ms} {port}");
+                assert!(!reasons(&plan, 0).contains(&Reason::OnDemandConflict), "{declared} {lived_ms} {port}");
                 assert_eq!(members(&plan, key(FAMILY_V4, port)), [10_000 + u64::from(port)], "{declared} {lived_ms}");
                 assert_eq!(plan.states[&BackendIndex(1)], State::Ready);
             }
@@ -148,7 +148,7 @@ fn a_new_version_may_replace_one_that_has_closed_a_port() {
             world.now_ms += later_ms;
             world.plan();
             add(&mut world, 1, declared, &[]);
-            assert!(world.plan().hindrances.is_empty(), "{declared} {lived_ms} {later_ms}");
+            assert!(world.plan().conditions.is_empty(), "{declared} {lived_ms} {later_ms}");
             world.backends.remove("id1");
         }
     }
@@ -174,7 +174,7 @@ fn a_range_that_a_replica_listens_on_steadily_is_an_ordinary_one() {
     world.now_ms += KEPT_MS;
     add(&mut world, 2, DECLARED, &[80]);
     let plan = world.plan();
-    assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
+    assert!(plan.conditions.is_empty(), "{:?}", plan.conditions);
     assert_eq!(states(&plan), vec![State::Ready; 3]);
 }
 
@@ -186,7 +186,7 @@ fn hundreds_of_ports_that_are_listened_on_are_not_on_demand() {
     for (index, later_ms) in [(1, 0), (2, 1_500), (3, 60_000)] {
         world.now_ms += later_ms;
         add(&mut world, index, DECLARED, &[]);
-        assert!(world.plan().hindrances.is_empty(), "{index} starts");
+        assert!(world.plan().conditions.is_empty(), "{index} starts");
         add(&mut world, index, DECLARED, &targets);
         assert_eq!(members(&world.plan(), key(FAMILY_V4, 2_299)).len(), index as usize + 1);
     }
@@ -198,7 +198,7 @@ fn a_range_without_another_port_is_not_on_demand() {
     world.now_ms = 60_000;
     world.plan();
     add(&mut world, 1, "30000-30001", &[]);
-    assert!(world.plan().hindrances.is_empty());
+    assert!(world.plan().conditions.is_empty());
 }
 
 #[test]

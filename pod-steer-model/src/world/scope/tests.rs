@@ -169,12 +169,12 @@ fn a_released_port_concerns_the_service_that_waits_for_it() {
     let backends = [backend(0, "web", "80"), backend(1, "api", "80")];
     let mut world = world(backends, [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
     let mut plan = world.plan();
-    assert!(plan.hindrances.contains_key(&BackendIndex(1)), "the port is the other's");
+    assert!(plan.conditions.contains_key(&BackendIndex(1)), "the port is the other's");
     world.backends.remove("id0");
     world.sockets.remove(&SocketCookie(100));
     world.replan(&of("web"), &mut plan);
     let four = crate::world::tests::key(pod_steer_ebpf::FAMILY_V4, 80);
-    assert_eq!((members(&plan, four), plan.hindrances.len()), (vec![101], 0));
+    assert_eq!((members(&plan, four), plan.conditions.len()), (vec![101], 0));
 }
 
 #[test]

@@ -93,12 +93,13 @@ fn a_claim_of_an_address_is_served_by_sockets_that_take_it() {
     let mut world = world(backends, sockets);
     let plan = world.plan();
     assert_eq!(steered(&plan, 53), [(at(FOUR(53), "10.9.1.1"), vec![100, 101])]);
-    let [hindrance] = &plan.hindrances[&BackendIndex(2)][..] else { panic!("{:?}", plan.hindrances) };
-    assert!(hindrance.contains("listens on 127.0.0.1:5353, not at 10.9.1.1"), "{hindrance}");
-    assert_eq!((plan.hindrances.len(), plan.states[&BackendIndex(2)]), (1, State::NotSteered));
-    // Before it listens it hinders no other backend.
+    assert_eq!(reasons(&plan, 2), [Reason::OtherAddress]);
+    let said = &plan.conditions[&BackendIndex(2)][0].message;
+    assert!(said.contains("listens on 127.0.0.1:5353, not at 10.9.1.1"), "{said}");
+    assert_eq!((plan.conditions.len(), plan.states[&BackendIndex(2)]), (1, State::NotSteered));
+    // It has no other address any more.
     world.sockets.remove(&SocketCookie(102));
-    assert!(world.plan().hindrances.is_empty());
+    assert_eq!(reasons(&world.plan(), 2), [Reason::NotListening]);
 }
 
 #[test]
@@ -162,32 +163,32 @@ fn one_address_of_a_port_that_another_service_serves_is_not_claimed() {
         world.backends.insert("id1".into(), backend(1, "other", claim));
         world.sockets.insert(SocketCookie(200), socket(1, "0.0.0.0", 19090));
         let plan = world.plan();
-        let text = plan.hindrances.get(&BackendIndex(1)).map(|texts| texts.join(" ")).unwrap_or_default();
-        (plan, text)
+        let reasons = reasons(&plan, 1);
+        (plan, reasons)
     };
     for (held, taken) in
         [(["0.0.0.0"], "127.0.0.1:8080:19090"), (["127.0.0.1"], "127.0.0.1:8080:19090"), (["::"], "[::1]:8080:19090")]
     {
-        let (plan, text) = claim(&held, taken);
-        assert!(text.contains("already belongs to the service `web`"), "{held:?} {taken}: {text}");
+        let (plan, reasons) = claim(&held, taken);
+        assert_eq!(reasons, [Reason::PortOfOtherService], "{held:?} {taken}");
         assert!(plan.rules.values().all(|rule| rule.service.as_deref() != Some("other")), "{held:?} {taken}");
     }
     // Nor by a server that listens on every address itself.
-    let (_, text) = claim(&["0.0.0.0"], "127.0.0.1:19090");
-    assert_eq!(text, "", "it is another port");
+    let (_, reasons) = claim(&["0.0.0.0"], "127.0.0.1:19090");
+    assert_eq!(reasons, [], "it is another port");
     let mut same = world([backend(0, "web", "8080")], [socket(0, "0.0.0.0", 8080)]);
     same.plan();
     same.backends.insert("id1".into(), backend(1, "other", "127.0.0.1:8080"));
-    assert!(same.plan().hindrances.is_empty(), "it is not known yet where it will listen");
+    assert!(same.plan().conditions.is_empty(), "it is not known yet where it will listen");
     same.sockets.insert(SocketCookie(200), socket(1, "127.0.0.1", 8080));
     assert_eq!(members(&same.plan(), at(FOUR(8080), "127.0.0.1")), [200], "the kernel prefers it too");
     same.sockets.clear();
     same.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 8080));
     same.sockets.insert(SocketCookie(200), socket(1, "0.0.0.0", 8080));
     same.claimed.retain(|_, claimed| claimed.service == "web");
-    assert!(same.plan().hindrances.contains_key(&BackendIndex(1)));
+    assert!(same.plan().conditions.contains_key(&BackendIndex(1)));
     // Where no socket of that service listens, the address is free.
-    let (plan, text) = claim(&["127.0.0.2"], "127.0.0.1:8080:19090");
-    assert_eq!((text.as_str(), members(&plan, at(FOUR(8080), "127.0.0.1"))), ("", vec![200]));
+    let (plan, reasons) = claim(&["127.0.0.2"], "127.0.0.1:8080:19090");
+    assert_eq!((reasons, members(&plan, at(FOUR(8080), "127.0.0.1"))), (vec![], vec![200]));
     assert_eq!(members(&plan, at(FOUR(8080), "127.0.0.2")), [100]);
 }

@@ -20,7 +20,7 @@ fn an_address_beside_another_is_free() {
     let mut world = world([backend(0, "web", "8080")], [socket(0, "127.0.0.2", 8080)]);
     let plan = beside(&mut world, &[listener("127.0.0.3", 8080)]);
     assert_eq!(rules(&plan, 8080), [(at(FOUR(8080), "127.0.0.2"), Some(vec![100]))]);
-    assert!(plan.hindrances.is_empty() && without_clients(&world, &plan).is_empty());
+    assert!(plan.conditions.is_empty() && without_clients(&world, &plan).is_empty());
     assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
 }
 
@@ -29,13 +29,13 @@ fn a_claim_of_an_address_yields_only_to_listeners_that_take_its_clients() {
     let claims = |listeners: &[Listener]| {
         let sockets = [socket(0, "10.9.1.1", 5353)];
         let plan = beside(&mut world([backend(0, "dns", "10.9.1.1:53:5353")], sockets), listeners);
-        (!rules(&plan, 53).is_empty(), plan.hindrances.get(&BackendIndex(0)).cloned().unwrap_or_default())
+        (!rules(&plan, 53).is_empty(), plan.conditions.get(&BackendIndex(0)).cloned().unwrap_or_default())
     };
     assert_eq!(claims(&[listener("127.0.0.53", 53), listener("::1", 53)]), (true, vec![]));
     assert_eq!(claims(&[Listener { v6only: Some(true), ..listener("::", 53) }]), (true, vec![]));
     for own in ["10.9.1.1", "::ffff:10.9.1.1", "0.0.0.0", "::"] {
         let (claimed, said) = claims(&[listener(own, 53)]);
-        assert!(!claimed && said[0].contains("does not manage already listens on port 53"), "{own}: {said:?}");
+        assert!(!claimed && said[0].message.contains("does not manage already listens on port 53"), "{own}: {said:?}");
     }
 }
 
@@ -74,7 +74,7 @@ fn the_address_of_an_unmanaged_listener_is_not_claimed() {
     );
     let plan = beside(&mut world, &[listener("127.0.0.3", 80)]);
     assert_eq!(rules(&plan, 80), [(at(FOUR(80), "127.0.0.2"), Some(vec![101]))]);
-    assert!(plan.hindrances[&BackendIndex(0)][0].contains("at 127.0.0.3:80"), "{:?}", plan.hindrances);
+    assert!(plan.conditions[&BackendIndex(0)][0].message.contains("at 127.0.0.3:80"), "{:?}", plan.conditions);
     assert_eq!((plan.states[&BackendIndex(0)], plan.states[&BackendIndex(1)]), (State::NotSteered, State::Ready));
     // It gets the address when the other listener has closed, and then keeps it.
     let plan = beside(&mut world, &[]);
@@ -90,11 +90,11 @@ fn a_family_with_an_unmanaged_listener_is_left_out() {
     let mut only_six = world([backend(0, "web", "8080")], [six]);
     let plan = beside(&mut only_six, &[listener("0.0.0.0", 8080)]);
     assert_eq!(rules(&plan, 8080), [(key(FAMILY_V6, 8080), Some(vec![100]))]);
-    assert!(plan.hindrances.is_empty(), "{:?}", plan.hindrances);
+    assert!(plan.conditions.is_empty(), "{:?}", plan.conditions);
     let mut dual = world([backend(0, "web", "8080")], [socket(0, "::", 8080)]);
     let plan = beside(&mut dual, &[listener("0.0.0.0", 8080)]);
     assert_eq!(rules(&plan, 8080), [(key(FAMILY_V6, 8080), Some(vec![100]))]);
-    assert!(plan.hindrances[&BackendIndex(0)][0].contains("at 0.0.0.0:8080"), "{:?}", plan.hindrances);
+    assert!(plan.conditions[&BackendIndex(0)][0].message.contains("at 0.0.0.0:8080"), "{:?}", plan.conditions);
     assert_eq!(plan.states[&BackendIndex(0)], State::Ready);
 }
 
@@ -104,13 +104,13 @@ fn a_second_port_does_not_get_past_the_check() {
     let plan = beside(&mut world, &[listener("0.0.0.0", 8443)]);
     assert!(rules(&plan, 8443).is_empty());
     assert!(
-        plan.hindrances[&BackendIndex(0)][0].contains("does not manage already listens on port 8443"),
+        plan.conditions[&BackendIndex(0)][0].message.contains("does not manage already listens on port 8443"),
         "{:?}",
-        plan.hindrances
+        plan.conditions
     );
     // Its own listener there does not count as unmanaged once it is known.
     world.sockets.insert(SocketCookie(1000 + 8443), socket(0, "0.0.0.0", 8443));
-    assert!(world.plan().hindrances.is_empty());
+    assert!(world.plan().conditions.is_empty());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn the_fallback_pass_allows_unmanaged_listeners() {
     let mut world = world([passing], [socket(0, "0.0.0.0", 8080)]);
     let plan = beside(&mut world, &[listener("0.0.0.0", 80), listener("127.0.0.3", 80)]);
     assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);
-    assert!(plan.hindrances.is_empty() && without_clients(&world, &plan).is_empty());
+    assert!(plan.conditions.is_empty() && without_clients(&world, &plan).is_empty());
 }
 
 #[test]
@@ -140,11 +140,11 @@ fn a_claimed_port_is_not_lost_to_a_later_listener() {
     let plan = beside(&mut world, &[listener("0.0.0.0", 80)]);
     assert_eq!(rules(&plan, 80), [(FOUR(80), Some(vec![100]))]);
     assert_eq!(without_clients(&world, &plan).keys().collect::<Vec<_>>(), ["0.0.0.0:80"]);
-    // Nor are later backends of the service hindered, though the other family was never claimed.
+    // Nor do later backends of the service lose it, though the other family was never claimed.
     world.backends.insert("id1".into(), backend(1, "web", "80:8080"));
     world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 8080));
     let plan = beside(&mut world, &[listener("::", 80)]);
-    assert_eq!((members(&plan, FOUR(80)), plan.hindrances.len()), (vec![100, 101], 0));
+    assert_eq!((members(&plan, FOUR(80)), plan.conditions.len()), (vec![100, 101], 0));
 }
 
 #[test]
@@ -154,16 +154,18 @@ fn a_backend_that_does_not_listen_keeps_no_port_from_others() {
     let mut newer = backend(1, "beta", "80:8080");
     newer.seen = 2;
     let mut world = world([silent, newer], []);
-    assert!(world.plan().hindrances.is_empty(), "neither listens");
+    assert!(world.plan().conditions.is_empty(), "neither listens");
     world.sockets.insert(SocketCookie(101), socket(1, "0.0.0.0", 8080));
     let plan = world.plan();
-    assert!(!plan.hindrances.contains_key(&BackendIndex(1)), "{:?}", plan.hindrances);
+    assert!(!plan.conditions.contains_key(&BackendIndex(1)), "{:?}", plan.conditions);
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
     // It has the port now, whichever is older.
     world.sockets.insert(SocketCookie(100), socket(0, "0.0.0.0", 9000));
     let plan = world.plan();
     assert!(
-        plan.hindrances[&BackendIndex(0)].iter().any(|text| text.contains("already belongs to the service `beta`"))
+        plan.conditions[&BackendIndex(0)]
+            .iter()
+            .any(|said| said.message.contains("already belongs to the service `beta`"))
     );
     assert_eq!(members(&plan, key(FAMILY_V4, 80)), [101]);
 }

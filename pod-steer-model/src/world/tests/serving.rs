@@ -58,7 +58,7 @@ fn shares_by_version_whatever_the_number_of_backends() {
     // And goes to the others with the last of them.
     world.backends.get_mut("id3").unwrap().phase = Phase::Exited;
     assert_eq!(shares(&world.plan()), [(101, 50.0), (102, 50.0)]);
-    assert!(world.plan().alarms.is_empty());
+    assert!(world.plan().service_conditions.is_empty());
 }
 
 #[test]
@@ -73,7 +73,11 @@ fn a_version_without_a_share_stands_by() {
     world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
     let plan = world.plan();
     assert_eq!(shares(&plan), [(101, 100.0)]);
-    assert!(plan.alarms[WEB][0].contains("no version that has a share"), "{:?}", plan.alarms);
+    assert!(
+        plan.service_conditions[WEB][0].message.contains("no version that has a share"),
+        "{:?}",
+        plan.service_conditions
+    );
     world.backends.get_mut("id1").unwrap().spec.options.rollout = Some(Policy::Manual);
     assert_eq!(shares(&world.plan()), []);
 }
@@ -119,11 +123,11 @@ fn when_all_checks_fail_the_last_set_stays() {
     health(&mut world, 1, Health::Unhealthy);
     let plan = world.plan();
     assert_eq!(shares(&plan), [(101, 100.0)]);
-    assert!(plan.alarms[WEB][0].contains("3 of 3 backends fail"), "{:?}", plan.alarms);
+    assert!(plan.service_conditions[WEB][0].message.contains("3 of 3 backends fail"), "{:?}", plan.service_conditions);
     health(&mut world, 0, Health::Healthy);
     let plan = world.plan();
     assert_eq!(shares(&plan), [(100, 100.0)]);
-    assert!(plan.alarms.is_empty());
+    assert!(plan.service_conditions.is_empty());
 }
 
 #[test]
@@ -139,7 +143,7 @@ fn below_the_threshold_checks_are_not_trusted() {
     health(&mut world, 2, Health::Unhealthy);
     let plan = world.plan();
     assert_eq!(shares(&plan).len(), 2, "the last set, of which one passes");
-    assert!(plan.alarms[WEB][0].contains("3 of 4"), "{:?}", plan.alarms);
+    assert!(plan.service_conditions[WEB][0].message.contains("3 of 4"), "{:?}", plan.service_conditions);
 }
 
 #[test]

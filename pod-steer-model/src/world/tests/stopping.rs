@@ -155,6 +155,6 @@ fn the_older_claim_is_the_one_that_was_seen_first() {
     let mut world = world([first, second], [socket(0, "0.0.0.0", 80), socket(1, "0.0.0.0", 80)]);
     let plan = world.plan();
     assert_eq!(plan.rules[&key(FAMILY_V4, 80)].service.as_deref(), Some("web"));
-    assert!(plan.hindrances.contains_key(&BackendIndex(1)));
+    assert!(plan.conditions.contains_key(&BackendIndex(1)));
     assert_eq!(world.next_seen(), 3);
 }

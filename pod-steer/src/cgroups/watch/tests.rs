@@ -76,7 +76,8 @@ fn a_cgroup_that_another_user_may_have_made_is_ignored() {
 fn the_hierarchy_is_not_rescanned_while_the_limit_is_reached() {
     within("many", async |dir| {
         let mut cgroups = Cgroups::new(dir.to_owned());
-        (cgroups.directories, cgroups.unwatched) = (DIRECTORIES_MAX, Some("too many".to_owned()));
+        cgroups.directories = DIRECTORIES_MAX;
+        cgroups.unwatched = Some(Condition::without_remedy(Reason::CgroupsNotWatched, "too many"));
         fs::create_dir_all(dir.join(format!("a.slice/docker-{ID}.scope"))).unwrap();
         assert_eq!(cgroups.retry(), []);
         cgroups.directories -= 1;

@@ -105,7 +105,7 @@ fn decision(revision: u32) -> Decision {
 /// A ledger with something of everything in it.
 fn filled(dir: &Dir) -> Ledger {
     let mut ledger = Ledger::open(&dir.0);
-    assert_eq!(ledger.trouble(), None);
+    assert_eq!(ledger.condition(), None);
     let operations: Vec<_> = (1..).zip(orders()).map(|(id, order)| operation(id, order, id != 2)).collect();
     let stop = PlannedStop { service: "web".into(), version: "v1".into(), backends: ["x".into()].into(), at_ms: 9 };
     let change = Change {
@@ -125,7 +125,7 @@ fn what_was_committed_is_there_again() {
     assert_eq!(fs::metadata(&dir.0).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(fs::metadata(dir.file()).unwrap().permissions().mode() & 0o777, 0o600);
     let ledger = Ledger::open(&dir.0);
-    assert_eq!(ledger.trouble(), None);
+    assert_eq!(ledger.condition(), None);
     assert_eq!(ledger.decisions(), [("web".to_owned(), decision(7))].into());
     assert_eq!(ledger.history(None), before.operations.into_values().collect::<Vec<_>>());
     assert_eq!(ledger.history(Some("web")).iter().map(|operation| operation.id).collect::<Vec<_>>(), [2, 4, 6, 8]);
@@ -151,15 +151,17 @@ fn the_oldest_that_have_ended_are_forgotten() {
 /// Something was wrong with the file: it is told and kept aside, and a fresh one is in use.
 fn assert_put_aside(dir: &Dir, suffix: &str, said: &str) {
     let mut ledger = Ledger::open(&dir.0);
-    let trouble = ledger.trouble().unwrap_or_default().to_owned();
+    let condition = ledger.condition().expect("the file is put aside").clone();
     let aside = dir.names().into_iter().find(|name| name.starts_with(&format!("state.redb.{suffix}-")));
-    let aside = aside.unwrap_or_else(|| panic!("{trouble}; {:?}", dir.names()));
-    assert!(trouble.contains(said) && trouble.contains(&aside) && !trouble.contains('\n'), "{trouble}");
+    let aside = aside.unwrap_or_else(|| panic!("{condition}; {:?}", dir.names()));
+    assert_eq!(condition.reason, Reason::LedgerReplaced);
+    let message = condition.message;
+    assert!(message.contains(said) && message.contains(&aside) && !message.contains('\n'), "{message}");
     assert!(ledger.decisions().is_empty());
     ledger.commit(Change { decisions: &[("web", Some(&decision(1)))], ..Change::default() }).unwrap();
     drop(ledger);
     let again = Ledger::open(&dir.0);
-    assert_eq!((again.decisions().len(), again.trouble()), (1, None));
+    assert_eq!((again.decisions().len(), again.condition()), (1, None));
 }
 
 #[test]
@@ -191,7 +193,7 @@ fn no_damaged_byte_is_believed() {
         bytes[at] ^= 1 << (seed >> 20 & 7);
         fs::write(dir.file(), &bytes).unwrap();
         let ledger = Ledger::open(&dir.0);
-        if ledger.trouble().is_some() {
+        if ledger.condition().is_some() {
             noticed += 1;
             assert!(ledger.decisions().is_empty() && ledger.history(None).is_empty());
         } else {
@@ -222,13 +224,16 @@ fn without_a_file_it_works_in_memory() {
     let below_a_file = dir.0.join("file/state");
     fs::write(dir.0.join("file"), "").unwrap();
     let mut ledger = Ledger::open(&below_a_file);
-    assert!(ledger.trouble().is_some_and(|trouble| trouble.contains("file/state/state.redb")));
+    let condition = ledger.condition().expect("it cannot be used");
+    assert_eq!(condition.reason, Reason::LedgerUnusable);
+    assert!(condition.message.contains("file/state/state.redb"), "{condition}");
     ledger.commit(Change { decisions: &[("web", Some(&decision(1)))], ..Change::default() }).unwrap();
     assert_eq!(ledger.decisions().len(), 1);
     // Locked by another: its file is left alone.
     let first = filled(&dir);
     let second = Ledger::open(&dir.0);
-    assert!(second.trouble().is_some_and(|trouble| trouble.contains("another process")), "{:?}", second.trouble());
+    let condition = second.condition().expect("it cannot be used");
+    assert!(condition.message.contains("another process"), "{condition}");
     assert_eq!(dir.names(), ["file", "state.redb"]);
     assert_eq!((first.decisions().len(), second.decisions().len()), (1, 0));
 }
@@ -239,14 +244,14 @@ fn a_write_that_failed_is_made_up_for() {
     let mut ledger = filled(&dir);
     let error = ledger.failed(&Fault::Unusable("No space left on device".into())).to_string();
     assert!(error.contains("state.redb") && error.contains("No space"), "{error}");
-    assert!(ledger.trouble().is_some());
+    assert_eq!(ledger.condition().map(|condition| condition.reason), Some(Reason::LedgerNotWritten));
     let late = operation(50, Order::Pause, true);
     ledger.contents.apply(&Change { operations: &[&late], ..Change::default() });
     ledger.unstored.insert(50);
     assert!(ledger.told(late.clone()).not_stored.is_some_and(|reason| reason.contains("No space")));
     assert_eq!(ledger.told(operation(49, Order::Pause, true)).not_stored, None);
     ledger.commit(Change { decisions: &[("shop", Some(&decision(2)))], ..Change::default() }).unwrap();
-    assert_eq!((ledger.trouble(), ledger.told(late).not_stored), (None, None));
+    assert_eq!((ledger.condition(), ledger.told(late).not_stored), (None, None));
     let before = std::mem::take(&mut ledger.contents);
     drop(ledger);
     let again = Ledger::open(&dir.0);
@@ -269,14 +274,14 @@ fn how_long_a_commit_takes() {
     took.sort();
     let began = Instant::now();
     drop(ledger);
-    assert_eq!(Ledger::open(&dir.0).trouble(), None);
+    assert_eq!(Ledger::open(&dir.0).condition(), None);
     println!("a commit: median {:?}, worst {:?}; to open again {:?}", took[100], took[199], began.elapsed());
 }
 
 /// Commits until it is killed, and says what is durable.
 fn commit_for_ever(dir: &Path) {
     let mut ledger = Ledger::open(dir);
-    assert_eq!(ledger.trouble(), None);
+    assert_eq!(ledger.condition(), None);
     for id in ledger.next_operation().. {
         let change = Change {
             decisions: &[("web", Some(&decision(id as u32)))],
@@ -310,7 +315,7 @@ fn kill_in_the_midst() {
         }
         child.wait().unwrap();
         let ledger = Ledger::open(&dir.0);
-        assert_eq!(ledger.trouble(), None, "round {round}");
+        assert_eq!(ledger.condition(), None, "round {round}");
         let next = ledger.next_operation();
         assert!(next == last + 1 || next == last + 2, "round {round}: {last} was acknowledged, {next} is next");
         // One transaction: decision and operation are of the same.

@@ -121,7 +121,7 @@ impl Service {
                 weight: backend.spec.weight,
                 can_stop: true,
                 stop_ms: Some(12_000),
-                problem: None,
+                condition: None,
             };
             (backend.id.clone(), view)
         });
