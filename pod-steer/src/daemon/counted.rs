@@ -89,6 +89,17 @@ impl Control {
         self.count_connections();
     }
 
+    /// Answers those that asked for the status before a count, or counts once more: since then the reconcile has moved traffic.
+    pub(super) fn answer_statuses(&mut self, generation: u64, asked: Vec<oneshot::Sender<Status>>) {
+        if generation != self.counted.generation {
+            self.counted.asking.extend(asked);
+            return self.count_connections();
+        }
+        for answer in asked {
+            let _ = answer.send(self.status());
+        }
+    }
+
     /// Connections of a backend whose kernel counters do not include all; nothing if they do.
     pub(super) fn counted(&self, backend: &Backend) -> Option<Result<u64, String>> {
         let not_yet = || Err("they have not been counted yet".to_owned());
@@ -215,7 +226,7 @@ impl Control {
         }
         let asked = std::mem::take(&mut self.counted.asked);
         if !asked.is_empty() {
-            self.deferred.push_back(Deferred::Statuses(asked));
+            self.deferred.push_back(Deferred::Statuses { generation, asked });
         }
         if !self.counted.asking.is_empty() {
             self.count_connections();

@@ -37,7 +37,12 @@ pub(super) enum Deferred {
     /// Follow a process that was registered, if the claims of its backend hold.
     Register(AddedProcess, Answer),
     /// Answer with the status: connections have been counted.
-    Statuses(Vec<oneshot::Sender<Status>>),
+    Statuses {
+        /// The traffic that the count is of.
+        generation: u64,
+        /// Those that asked.
+        asked: Vec<oneshot::Sender<Status>>,
+    },
 }
 
 impl Control {
@@ -64,11 +69,7 @@ impl Control {
                 let made = self.follow_registered(added);
                 self.answer(made, answer);
             }
-            Deferred::Statuses(asked) => {
-                for answer in asked {
-                    let _ = answer.send(self.status());
-                }
-            }
+            Deferred::Statuses { generation, asked } => self.answer_statuses(generation, asked),
         }
     }
 }

@@ -63,13 +63,14 @@ impl Control {
     /// Brings the kernel to what follows from the facts: the only place where a plan is made and applied, called in one place.
     fn reconcile(&mut self) {
         let begun = Instant::now();
-        if self.engines.is_awaiting() {
+        if self.engines.is_awaiting() || !self.dirty.is_due(begun) {
             return;
         }
-        let Some(changed) = self.dirty.take(begun) else { return };
         self.world.now_ms = boot_ms();
+        // Both may change facts, which this plan is to have.
         self.renew_own_listeners();
         self.follow_checks();
+        let changed = self.dirty.take();
         let mut plan = std::mem::take(&mut self.plan);
         let states = plan.states.clone();
         self.world.replan(&changed, &mut plan);

@@ -75,10 +75,14 @@ impl Dirty {
         std::mem::take(&mut self.closed)
     }
 
-    /// Takes what has changed, or nothing at all if it is time to try again what was refused; `None` if there is nothing to do.
-    pub fn take(&mut self, now: Instant) -> Option<Changed> {
-        let retries = self.retry_at.is_some_and(|at| at <= now);
-        (retries || !self.changed.is_nothing()).then(|| std::mem::take(&mut self.changed))
+    /// Whether something has changed, or it is time to try again what was refused.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| at <= now) || !self.changed.is_nothing()
+    }
+
+    /// Takes what has changed: nothing at all if only a refused change is tried again.
+    pub fn take(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
     }
 
     /// What was taken has been planned and given to the kernel, between these times.
@@ -102,33 +106,35 @@ mod tests {
     #[test]
     fn a_refused_change_is_tried_again_in_a_while() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
-        assert!(dirty.take(now).is_none() && !dirty.is_stale());
+        assert!(!dirty.is_due(now) && !dirty.is_stale());
         dirty.mark("web");
         assert!(dirty.is_stale());
-        let changed = dirty.take(now).unwrap();
+        assert!(dirty.is_due(now));
+        let changed = dirty.take();
         assert!(changed.has("web") && !changed.has("api"));
         dirty.applied(&changed, now, now, true, true);
-        assert!(dirty.take(now).is_none() && dirty.is_stale());
+        assert!(!dirty.is_due(now) && dirty.is_stale());
         let again = now + RETRY_MIN;
-        assert!(dirty.take(again).is_some_and(|changed| changed.is_nothing()));
+        assert!(dirty.is_due(again) && dirty.take().is_nothing());
         // An attempt that took long is repeated less often.
         dirty.applied(&changed, again, again + RETRY_MIN, true, true);
-        assert!(dirty.take(again + RETRY_MIN * RETRY_SHARE).is_none());
+        assert!(!dirty.is_due(again + RETRY_MIN * RETRY_SHARE));
         let later = again + RETRY_MIN * (RETRY_SHARE + 1);
-        assert!(dirty.take(later).is_some());
+        assert!(dirty.is_due(later));
         dirty.applied(&changed, later, later, false, false);
-        assert!(!dirty.is_stale() && dirty.take(later + RETRY_MIN * 100).is_none());
+        assert!(!dirty.is_stale() && !dirty.is_due(later + RETRY_MIN * 100));
     }
 
     #[test]
     fn a_change_that_waits_for_its_pace_is_stale_until_it_is_planned() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
         dirty.mark_paced("web", now);
-        let changed = dirty.take(now).unwrap();
+        assert!(dirty.is_due(now));
+        let changed = dirty.take();
         dirty.applied(&changed, now, now + Duration::from_secs(5), false, false);
         dirty.mark_paced("web", now + Duration::from_secs(5));
-        assert!(dirty.take(now + Duration::from_secs(5)).is_none() && dirty.is_stale());
+        assert!(!dirty.is_due(now + Duration::from_secs(5)) && dirty.is_stale());
         dirty.hurry("web");
-        assert!(dirty.take(now + Duration::from_secs(5)).is_some());
+        assert!(dirty.is_due(now + Duration::from_secs(5)));
     }
 }
