@@ -138,7 +138,7 @@ pub fn report() -> Report {
             idle,
             section("hot-swap", "A switch under load", &swap_columns, swap_rows),
             traffic("new-connections-pair", "Side by side", ("reuseport", "SO_REUSEPORT"), &ours(0.99)),
-            traffic("keep-alive-pair", "Side by side", direct, &ours(0.95)),
+            traffic("keep-alive-pair", "Side by side", direct, &[("pod-steer-one", "pod-steer, one listener", 0.95)]),
         ],
     }
 }

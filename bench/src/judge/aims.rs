@@ -54,14 +54,14 @@ pub static AIMS: [Aim; 15] = [
     ),
     aim(
         "keep-alive requests/s, pod-steer ÷ direct",
-        ("keep-alive-pair", "pod-steer", "requests_per_s"),
+        ("keep-alive-pair", "pod-steer-one", "requests_per_s"),
         Some("direct"),
         "",
         Bound::AtLeast(0.99),
     ),
     aim(
         "keep-alive p99, pod-steer ÷ direct",
-        ("keep-alive-pair", "pod-steer", "p99_us"),
+        ("keep-alive-pair", "pod-steer-one", "p99_us"),
         Some("direct"),
         "",
         Bound::AtMost(1.02),

@@ -29,7 +29,7 @@ fn of_section(section: &Section, everybody: bool) -> Vec<String> {
 
 fn why(section: &Section, row: &str) -> String {
     let skipped = section.skipped.iter().find(|(name, _)| name == row);
-    skipped.map_or("nobody said why".to_owned(), |(_, why)| numbers::first_sentence(why))
+    skipped.map_or("no reason was given".to_owned(), |(_, why)| numbers::first_sentence(why))
 }
 
 #[cfg(test)]
@@ -46,7 +46,7 @@ mod tests {
         report.sections[1].rows.retain(|row| row.name != "pod-steer");
         let base = "direct of new-connections: it died";
         assert_eq!(missing(&report, false), [base]);
-        assert_eq!(missing(&report, true), [base, "pod-steer of keep-alive: nobody said why"]);
+        assert_eq!(missing(&report, true), [base, "pod-steer of keep-alive: no reason was given"]);
         report.sections[1].skipped.push(("pod-steer".to_owned(), "no BTF".to_owned()));
         assert_eq!(missing(&report, false), [base, "pod-steer of keep-alive: no BTF"]);
         report.sections[2].rows.clear();

@@ -42,7 +42,7 @@ pub const DERIVED: [Derived; 5] = [
         margin: Margin { part: 1.00, why: "one request's time beside the longest of thousands" },
     },
     Derived {
-        kind: "program run, a steered port ÷ a port that nobody claimed",
+        kind: "program run, a steered port ÷ an unclaimed port",
         section: "program",
         of: ("services-1", "run_ns"),
         over: ("services-1", "other_ns"),

@@ -33,7 +33,7 @@ const SIZES: [(&str, u32, u32, &str); 6] = [
 
 const COLUMNS: [(&str, &str); 4] = [
     ("run_ns", "ns/run, repeated"),
-    ("other_ns", "ns/run, a port that nobody claimed"),
+    ("other_ns", "ns/run, an unclaimed port"),
     ("load_ns", "ns/run, under load"),
     ("publish_ms", "ms to publish one change"),
 ];
@@ -41,8 +41,8 @@ const COLUMNS: [(&str, &str); 4] = [
 const ABOUT: &str = "What one run of the kernel program takes, and how long one change of a service's table takes to be in \
     effect. Every service has its port, every backend its listening socket (where the limit on open files is too low for \
     all, some serve two services). \"Repeated\" is BPF_PROG_TEST_RUN: the median of 15 packets of different clients and \
-    services, each looked up 100,000 times. A port that nobody claimed costs so much of every new connection that pod-steer has \
-    nothing to do with; the test itself is in both. \"Under load\" is the mean of the \
+    services, each looked up 100,000 times. An unclaimed port shows the cost for connections that pod-steer does not \
+    steer. Both include the cost of the test itself. \"Under load\" is the mean of the \
     kernel's run-time statistics while 10,000 connections come to services chosen at random: nothing is in the caches, and \
     reading the clock twice is part of it.";
 

@@ -44,8 +44,8 @@ const ABOUT: &str = "How fast the daemon follows, measured from outside: a serve
     other rows are one service with so many backends or sockets; what is added there has half of the weight, so that the \
     client finds it soon. A cold start is a daemon that is started after the last one was killed with SIGKILL: until the \
     command line says that every socket is known. There are no clients meanwhile. Memory is the daemon's PSS. Kernel maps are \
-    those by which all BPF maps of the machine have grown since before the daemon was started: on a quiet machine nobody \
-    else loads any.";
+    those by which all BPF maps of the machine have grown since before the daemon was started: on a quiet machine no other \
+    program loads any.";
 
 /// If no map was freed for so long, the maps of the last daemon are gone.
 const MAPS_SETTLED: Duration = Duration::from_secs(2);

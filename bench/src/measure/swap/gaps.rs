@@ -30,7 +30,7 @@ pub fn longest_at_switch(answers: &[Answer]) -> Option<Duration> {
 /// The new server must have answered every request that began after the end of a swap.
 pub fn swapped(answers: &[Answer], ended: Instant, server: &str) -> Result<()> {
     let mut after = answers.iter().filter(|answer| answer.began > ended).peekable();
-    ensure!(after.peek().is_some(), "nobody was answered after {server} had taken over");
+    ensure!(after.peek().is_some(), "no request was answered after {server} had taken over");
     if let Some(other) = after.find(|answer| answer.name != server) {
         let late = other.began - ended;
         bail!("{} still answered {late:?} after {server} had taken over", other.name);

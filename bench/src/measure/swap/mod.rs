@@ -174,7 +174,7 @@ impl Lane {
         let took = ended - began;
         ensure!(took < SWAP_MAX, "it took {took:?}");
         gaps::swapped(&answers, ended, &new)?;
-        let gap = gaps::longest(&answers, from, to).context("nobody was answered")?;
+        let gap = gaps::longest(&answers, from, to).context("no request was answered")?;
         let gap_at_switch = gaps::longest_at_switch(&answers).context("only one version answered")?;
         let gap_before = calm.and_then(|_| gaps::longest(&answers, start, from));
         Ok(Swap { gap, gap_at_switch, gap_before, took, stretch: to - from, requests, failures })

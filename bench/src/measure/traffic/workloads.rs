@@ -94,7 +94,7 @@ pub const WORKLOADS: [Workload; 6] = [
         title: "Kept connections, side by side with one listener",
         about: "The workload `keep-alive` with two contestants alone, so that their turns follow each other at once.",
         rounds: PAIR,
-        pair: Some(["direct", "pod-steer"]),
+        pair: Some(["direct", "pod-steer-one"]),
         within: 0.01,
         has_p999: false,
         ..KEEP_ALIVE

@@ -113,6 +113,7 @@ pub const WAYS: &[Way] = &[
     host::DIRECT,
     host::REUSEPORT,
     steered::HOST,
+    steered::ONE,
     steered::PORT,
     proxies::HAPROXY,
     proxies::NGINX_STREAM,

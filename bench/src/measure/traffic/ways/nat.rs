@@ -10,7 +10,7 @@ pub const DNAT: Way = Way {
     title: "iptables DNAT, random choice",
     base: Some("direct-pod"),
     note: Some(
-        "What kube-proxy's rules for a service of two amount to, on Docker's bridge; nobody is there who keeps them.",
+        "What kube-proxy's rules for a service of two amount to, on Docker's bridge; no daemon keeps them in step.",
     ),
     start: dnat,
 };

@@ -19,12 +19,31 @@ pub const HOST: Way = Way {
     start: host,
 };
 
+pub const ONE: Way = Way {
+    name: "pod-steer-one",
+    title: "pod-steer, one listener, two workers",
+    base: Some("direct"),
+    note: Some(
+        "One backend with the servers of `direct`: the only difference is that pod-steer chooses the listener. The row `pod-steer` has two \
+         listeners, each with a queue and a worker of its own.",
+    ),
+    start: one,
+};
+
 pub const PORT: Way =
     Way { name: "pod-steer-port", title: "pod-steer, 80 to 8080", base: Some("direct"), note: None, start: port };
 
 fn host(lab: &Lab) -> Result<Running> {
     let listen = Listen { http: 8004, tls: 8404, reuseport: false };
     steered(lab, "steered", "8004,8404", &listen, (8004, 8404))
+}
+
+fn one(lab: &Lab) -> Result<Running> {
+    let (service, listen) = ("alone", Listen { http: 8012, tls: 8412, reuseport: false });
+    let spec = lab.site.nginx("alone-1", 2, &listen)?.service(service, "8012,8412").network("host");
+    let servers = vec![lab.start(&spec, "alone-1")?];
+    lab.wait_ready(service, servers.len())?;
+    Ok(Running::new(lab.addr(listen.http), lab.addr(listen.tls), Servers::Own(servers)).steered(lab, service))
 }
 
 fn port(lab: &Lab) -> Result<Running> {
