@@ -26,8 +26,11 @@ pub fn identify(ns: &File) -> io::Result<Netns> {
     Ok(Netns { dev: meta.dev(), inode: meta.ino(), cookie })
 }
 
-/// Runs `inside` on a thread of its own in another network namespace, if that is still the one with this cookie.
+/// Runs `inside` in a network namespace, if that is still the one with this cookie: on a thread of its own, unless this thread is there.
 pub fn run_in<T: Send>(ns: &File, cookie: NetnsCookie, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    if sys::own_netns_cookie()? == cookie {
+        return inside();
+    }
     enter(ns, || {
         if sys::own_netns_cookie()? != cookie {
             return Err(io::Error::other("it has moved to another network namespace"));

@@ -13,7 +13,10 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::OwnedFd,
-        unix::fs::{MetadataExt as _, PermissionsExt as _},
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, PermissionsExt as _},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -113,9 +116,10 @@ impl Cgroups {
     /// If another program removes a cgroup as soon as it is empty, inotify may report nothing (on 6.18, for a quarter of them): the kernel
     /// reports the change from a work queue, and not for a file that has been removed.
     pub fn poll(&mut self) -> Vec<Seen> {
-        // Only the daemon removes those below its own.
-        let own = self.mount.join(super::OWN);
-        let is_gone = |path: &Path| !path.starts_with(&own) && !path.exists();
+        // Only the daemon removes those below its own. There may be thousands, so bytes are compared, not components.
+        let own = self.mount.join(super::OWN).join("");
+        let is_own = |path: &Path| path.as_os_str().as_bytes().starts_with(own.as_os_str().as_bytes());
+        let is_gone = |path: &Path| !is_own(path) && !path.exists();
         let gone = self.watches.extract_if(|_, watch| matches!(watch, Watch::Events(path) if is_gone(path)));
         let gone: Vec<(i32, Watch)> = gone.collect();
         let mut seen = Vec::new();

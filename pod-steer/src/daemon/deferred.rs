@@ -49,7 +49,9 @@ impl Control {
     pub(super) fn resume(&mut self, deferred: Deferred) {
         match deferred {
             Deferred::Adopted => {
-                self.check_links(true);
+                if self.check_links(true) {
+                    self.check_cgroups(true);
+                }
                 info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
             }
             Deferred::Attach { id, path } => self.attach_container(&id, &path),

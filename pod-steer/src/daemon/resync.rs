@@ -1,7 +1,10 @@
 //! The resync: the kernel's state is compared with the daemon's, and repaired. Cheap comparisons are made each
 //! second, everything every 30 s and at the start.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use tracing::warn;
 
@@ -16,8 +19,10 @@ use crate::{
     world::{Backend, Health, Phase},
 };
 
-/// Backends whose links are looked at in one second: each is some 20 system calls.
-const BACKENDS_AT_ONCE: usize = 64;
+/// Fewest backends whose links are looked at in one second: each is some 30 system calls.
+const BACKENDS_AT_ONCE: usize = 8;
+/// Part of the backends whose links are looked at in one second, if that is more: so each is looked at within 30 s.
+const BACKENDS_PART: usize = 30;
 
 /// Subjects of conditions.
 const PINS: &str = "pins";
@@ -58,7 +63,9 @@ impl Control {
     /// The part of the resync that is cheap enough for each second.
     pub(super) fn quick_check(&mut self) {
         self.poll_cgroups();
-        self.check_links(false);
+        if self.check_links(false) {
+            self.check_cgroups(false);
+        }
         if self.store.failure().is_some() {
             self.check_store();
         }
@@ -132,17 +139,18 @@ impl Control {
         }
     }
 
-    /// Compares pins and links; with `deep`, also which maps the attached programs use.
-    pub(super) fn check_links(&mut self, deep: bool) {
-        if !self.owns_directory() {
-            return;
+    /// Compares pins, and the links of namespaces; with `deep`, also which maps the attached programs use. False if the directory
+    /// of pins is not ours.
+    pub(super) fn check_links(&mut self, deep: bool) -> bool {
+        let owns = self.owns_directory();
+        if owns {
+            self.check_pins(deep);
+            self.check_namespaces(deep);
         }
-        self.check_pins(deep);
-        self.check_namespaces(deep);
-        self.check_cgroups(deep);
-        if deep {
+        if owns && deep {
             self.end_conditions();
         }
+        owns
     }
 
     /// Ends the conditions of namespaces in which nothing is planned any more and of backends that are gone.
@@ -288,8 +296,9 @@ impl Control {
         }
     }
 
-    /// Attaches again the programs of backends' cgroups that are detached or whose pins are gone.
-    fn check_cgroups(&mut self, deep: bool) {
+    /// Attaches again the programs of backends' cgroups that are detached, whose pins are gone, or that use other maps: of all, or of
+    /// the next ones.
+    pub(super) fn check_cgroups(&mut self, all: bool) {
         let mut own: Vec<BackendIndex> = self
             .world
             .backends
@@ -298,19 +307,21 @@ impl Control {
             .map(|backend| backend.index)
             .collect();
         own.sort_unstable();
-        if !deep && own.len() > BACKENDS_AT_ONCE {
+        let share = own.len().div_ceil(BACKENDS_PART).max(BACKENDS_AT_ONCE);
+        if !all && own.len() > share {
             // The next ones after those of the last second, in a ring.
             let first = own.partition_point(|index| *index <= self.pins.checked_last);
             own.rotate_left(first);
-            own.truncate(BACKENDS_AT_ONCE);
+            own.truncate(share);
         }
         self.pins.checked_last = own.last().copied().unwrap_or_default();
+        let mut programs = BTreeMap::new();
         for index in own {
-            self.check_cgroup(index, deep);
+            self.check_cgroup(index, &mut programs);
         }
     }
 
-    fn check_cgroup(&mut self, index: BackendIndex, deep: bool) {
+    fn check_cgroup(&mut self, index: BackendIndex, programs: &mut BTreeMap<u32, bool>) {
         let Some(path) = self.places.path(index).cloned() else { return };
         let Ok(cgroup) = Cgroup::open(&path) else { return };
         // A container that has just been started again has a cgroup that is about to be attached.
@@ -319,7 +330,7 @@ impl Control {
         }
         let Some(backend) = self.world.by_index(index) else { return };
         let subject = backend_subject(backend);
-        match self.kernel.check_backend(index, &cgroup, deep) {
+        match self.kernel.check_backend(index, &cgroup, programs) {
             Ok(wrong) if wrong.is_empty() => self.conditions.clear(Reason::CgroupLinksLost, &subject),
             Ok(wrong) => {
                 let names: Vec<&str> = wrong.into_iter().collect();

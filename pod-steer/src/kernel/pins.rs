@@ -238,12 +238,17 @@ impl Kernel {
         self.pins.links.clear();
     }
 
-    /// Checks the links of a backend's cgroup, and attaches faulty ones again. Returns which were faulty.
+    fn suits_all(&self, program: u32, programs: &mut BTreeMap<u32, bool>) -> bool {
+        *programs.entry(program).or_insert_with(|| self.pins.suits(program, None).unwrap_or(true))
+    }
+
+    /// Checks the links of a backend's cgroup, and attaches faulty ones again. Returns which were faulty. Backends share programs, so
+    /// `programs` remembers for each, by its id, whether it uses the maps that it should.
     pub fn check_backend(
         &mut self,
         index: BackendIndex,
         cgroup: &Cgroup,
-        deep: bool,
+        programs: &mut BTreeMap<u32, bool>,
     ) -> Result<BTreeSet<&'static str>> {
         let pins = self.cgroup_pins(cgroup.id, index);
         let mut wrong = BTreeSet::new();
@@ -256,7 +261,7 @@ impl Kernel {
                 // A link that cannot be read is left alone.
                 Err(_) => None,
                 Ok((_, info)) if info.target != cgroup.id.0 => Some(LinkFault::Detached),
-                Ok((link, info)) if deep && !self.pins.suits(info.program, None).unwrap_or(true) => {
+                Ok((link, info)) if !self.suits_all(info.program, programs) => {
                     let program = object::program_fd(&self.programs, name)?;
                     bpf::update_link(link.as_fd(), program.as_fd())
                         .map_err(KernelError::io("replace the program of the link", &path))?;
