@@ -13,10 +13,7 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::OwnedFd,
-        unix::{
-            ffi::OsStrExt as _,
-            fs::{MetadataExt as _, PermissionsExt as _},
-        },
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -68,6 +65,8 @@ pub struct Cgroups {
     /// `None` if no inotify instance could be created.
     inotify: Option<AsyncFd<OwnedFd>>,
     watches: HashMap<i32, Watch>,
+    /// Those of cgroups that another program may remove.
+    removable: BTreeSet<i32>,
     directories: usize,
     /// Expected containers, and the user besides root that may create their cgroups: the engine's owner.
     expected: HashMap<String, u32>,
@@ -89,6 +88,7 @@ impl Cgroups {
             mount,
             inotify,
             watches: HashMap::new(),
+            removable: BTreeSet::new(),
             directories: 0,
             expected: HashMap::new(),
             found: HashMap::new(),
@@ -116,17 +116,17 @@ impl Cgroups {
     /// If another program removes a cgroup as soon as it is empty, inotify may report nothing (on 6.18, for a quarter of them): the kernel
     /// reports the change from a work queue, and not for a file that has been removed.
     pub fn poll(&mut self) -> Vec<Seen> {
-        // Only the daemon removes those below its own. There may be thousands, so bytes are compared, not components.
-        let own = self.mount.join(super::OWN).join("");
-        let is_own = |path: &Path| path.as_os_str().as_bytes().starts_with(own.as_os_str().as_bytes());
-        let is_gone = |path: &Path| !is_own(path) && !path.exists();
-        let gone = self.watches.extract_if(|_, watch| matches!(watch, Watch::Events(path) if is_gone(path)));
-        let gone: Vec<(i32, Watch)> = gone.collect();
         let mut seen = Vec::new();
-        for (wd, watch) in gone {
-            self.remove_watch(wd);
-            let Watch::Events(path) = watch else { continue };
-            seen.push(Seen::Empty(path));
+        for wd in std::mem::take(&mut self.removable) {
+            match self.watches.get(&wd) {
+                Some(Watch::Events(path)) if path.exists() => drop(self.removable.insert(wd)),
+                Some(Watch::Events(path)) => {
+                    seen.push(Seen::Empty(path.clone()));
+                    self.watches.remove(&wd);
+                    self.remove_watch(wd);
+                }
+                Some(Watch::Directory(_)) | None => {}
+            }
         }
         for path in std::mem::take(&mut self.polled) {
             if is_empty(&path) {
@@ -173,7 +173,13 @@ impl Cgroups {
     /// Reports when the last process has left this cgroup; within a second if it cannot be watched.
     pub fn watch_empty(&mut self, path: &Path) {
         match self.add_watch(&path.join("cgroup.events"), WatchFlags::MODIFY) {
-            Ok(wd) => drop(self.watches.insert(wd, Watch::Events(path.to_owned()))),
+            Ok(wd) => {
+                self.watches.insert(wd, Watch::Events(path.to_owned()));
+                // Only the daemon removes those below its own cgroup.
+                if !path.starts_with(self.mount.join(super::OWN)) {
+                    self.removable.insert(wd);
+                }
+            }
             Err(_) => drop(self.polled.insert(path.to_owned())),
         }
     }

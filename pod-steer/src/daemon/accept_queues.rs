@@ -16,6 +16,7 @@ use crate::{
     listening::{self, Listener},
     netns::Netns,
     process_set::{ProcessSet, open_netns},
+    sys,
     world::Backend,
 };
 
@@ -121,13 +122,17 @@ impl Control {
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
         (self.accept_queues.next, self.accept_queues.under_way) = (NetnsCookie(last.0.wrapping_add(1)), Some(now));
-        let mut namespaces = self.namespaces();
-        namespaces.retain(|netns_cookie, _| chosen.contains(netns_cookie));
-        let question = |(netns, sets): (Netns, Vec<ProcessSet>)| {
-            let overflows = self.accept_queues.known_overflows(netns.cookie);
-            Question { netns, sets, overflows }
+        // Our own is open without any process, so the backends are not gone through for it.
+        let own = sys::own_netns_cookie().ok();
+        let others = if chosen.iter().all(|cookie| Some(*cookie) == own) { BTreeMap::new() } else { self.namespaces() };
+        let question = |cookie: NetnsCookie| {
+            let (netns, sets) = match others.get(&cookie) {
+                Some(found) => found.clone(),
+                None => (self.netns.get(cookie)?, Vec::new()),
+            };
+            Some(Question { netns, sets, overflows: self.accept_queues.known_overflows(cookie) })
         };
-        let questions: Vec<Question> = namespaces.into_values().map(question).collect();
+        let questions: Vec<Question> = chosen.into_iter().filter_map(question).collect();
         self.effects.run(Event::AcceptQueues(Vec::new()), move || {
             let looks = questions.into_iter().filter_map(|question| {
                 let netns = question.netns;

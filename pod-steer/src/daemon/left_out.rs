@@ -112,8 +112,10 @@ impl Control {
     }
 
     /// Compares the numbers of registered sockets that the kernel program goes by with those that are known.
-    pub(super) fn correct_socket_counts(&mut self) {
-        if self.engines.is_awaiting() {
+    ///
+    /// Unless `all` is set, nothing is done while the number of all sockets is right: reading each takes as long as there are sockets.
+    pub(super) fn correct_socket_counts(&mut self, all: bool) {
+        if self.engines.is_awaiting() || !all && self.kernel.is_socket_count_right(self.world.sockets.len()) {
             return;
         }
         let mut counts: BTreeMap<BackendIndex, u64> = BTreeMap::new();

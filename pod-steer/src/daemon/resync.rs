@@ -40,6 +40,7 @@ impl Control {
         self.read_sockets();
         self.renew_migration();
         self.kernel.add_late_counters();
+        self.correct_socket_counts(true);
         self.compare_holders();
         self.free_ports(true);
         self.survey();
@@ -77,7 +78,7 @@ impl Control {
         if self.conditions.holds(Reason::DaemonNotAnnounced) {
             self.announce(true);
         }
-        self.correct_socket_counts();
+        self.correct_socket_counts(false);
         self.look_at_accept_queues();
         self.tell_conditions();
     }
@@ -299,21 +300,8 @@ impl Control {
     /// Attaches again the programs of backends' cgroups that are detached, whose pins are gone, or that use other maps: of all, or of
     /// the next ones.
     pub(super) fn check_cgroups(&mut self, all: bool) {
-        let mut own: Vec<BackendIndex> = self
-            .world
-            .backends
-            .values()
-            .filter(|backend| backend.phase != Phase::Exited && self.places.path(backend.index).is_some())
-            .map(|backend| backend.index)
-            .collect();
-        own.sort_unstable();
-        let share = own.len().div_ceil(BACKENDS_PART).max(BACKENDS_AT_ONCE);
-        if !all && own.len() > share {
-            // The next ones after those of the last second, in a ring.
-            let first = own.partition_point(|index| *index <= self.pins.checked_last);
-            own.rotate_left(first);
-            own.truncate(share);
-        }
+        let share = if all { usize::MAX } else { self.places.len().div_ceil(BACKENDS_PART).max(BACKENDS_AT_ONCE) };
+        let own = self.places.next_after(self.pins.checked_last, share);
         self.pins.checked_last = own.last().copied().unwrap_or_default();
         let mut programs = BTreeMap::new();
         for index in own {
@@ -328,7 +316,7 @@ impl Control {
         if self.places.id(index).is_some_and(|id| id != cgroup.id) {
             return;
         }
-        let Some(backend) = self.world.by_index(index) else { return };
+        let Some(backend) = self.world.by_index(index).filter(|backend| backend.phase != Phase::Exited) else { return };
         let subject = backend_subject(backend);
         match self.kernel.check_backend(index, &cgroup, programs) {
             Ok(wrong) if wrong.is_empty() => self.conditions.clear(Reason::CgroupLinksLost, &subject),

@@ -172,6 +172,12 @@ impl Kernel {
         self.socket_counts.rates.get(&backend.0, 0).map_or(0, |rate| rate.left_out)
     }
 
+    /// Whether the number of all registered sockets is this one, and no number was found to differ.
+    pub fn is_socket_count_right(&self, expected: usize) -> bool {
+        let counts = &self.socket_counts;
+        counts.differing.is_empty() && counts.counts.get(COUNT_OF_ALL) == expected as u64
+    }
+
     /// Corrects the numbers of registered sockets. To be called regularly: a number that differs twice in the same way
     /// is wrong.
     pub fn correct_socket_counts(&mut self, expected: &BTreeMap<BackendIndex, u64>) {

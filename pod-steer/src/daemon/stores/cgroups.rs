@@ -2,7 +2,8 @@
 
 use crate::ids::{BackendIndex, CgroupId};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Places {
     /// The directory of each backend's cgroup, by its index.
-    paths: HashMap<BackendIndex, PathBuf>,
+    paths: BTreeMap<BackendIndex, PathBuf>,
     /// The id of the cgroup that each backend has now: a container that is restarted gets another.
     ids: HashMap<BackendIndex, CgroupId>,
     /// Cgroups of `exec` without processes. Each stays until the last connection that moved away from it has ended: the kernel runs
@@ -32,6 +33,18 @@ impl Places {
     /// The directory of a backend's cgroup.
     pub fn path(&self, index: BackendIndex) -> Option<&PathBuf> {
         self.paths.get(&index)
+    }
+
+    /// How many backends have a cgroup.
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// The next so many backends after this one, in a ring.
+    pub fn next_after(&self, index: BackendIndex, count: usize) -> Vec<BackendIndex> {
+        let (behind, before) = ((Bound::Excluded(index), Bound::Unbounded), ..=index);
+        let ring = self.paths.range(behind).chain(self.paths.range(before));
+        ring.map(|(index, _)| *index).take(count).collect()
     }
 
     /// The id of a backend's cgroup.
@@ -89,6 +102,19 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_come_in_turn() {
+        let mut places = Places::default();
+        assert!(places.next_after(BackendIndex(7), 3).is_empty());
+        for index in [2, 5, 9] {
+            places.set(BackendIndex(index), PathBuf::from("/"), None);
+        }
+        let next =
+            |index, count| places.next_after(BackendIndex(index), count).iter().map(|of| of.0).collect::<Vec<_>>();
+        assert_eq!((next(0, 2), next(5, 2), next(9, 5)), (vec![2, 5], vec![9, 2], vec![2, 5, 9]));
+        assert_eq!(next(6, usize::MAX), [9, 2, 5]);
+    }
 
     #[test]
     fn a_restarted_container_has_another_cgroup_at_its_path() {
