@@ -1,4 +1,4 @@
-//! Conditions: what is wrong now and needs an operator, and what a backend does without. Pure.
+//! Conditions: what is wrong now and needs an operator, and which features a backend lacks. Pure.
 #![forbid(unsafe_code)]
 
 mod reason;
@@ -16,11 +16,11 @@ pub use reason::Reason;
 pub enum Severity {
     /// An operator has to act, or clients are affected.
     Warning,
-    /// The backend serves, and does without something.
+    /// The backend serves, and lacks a feature.
     Info,
 }
 
-/// What is wrong with something, or what it does without.
+/// What is wrong with something, or which feature it lacks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Condition {
     /// The kind of condition, for programs.
@@ -39,7 +39,7 @@ impl Condition {
         Self { reason, severity: reason.severity(), message: message.into(), remedy: remedy.into() }
     }
 
-    /// A condition about which there is nothing to do, or that ends by itself.
+    /// A condition that needs nothing done, or that ends without help.
     pub fn without_remedy(reason: Reason, message: impl Into<String>) -> Self {
         Self::new(reason, message, "")
     }

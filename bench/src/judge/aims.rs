@@ -53,14 +53,14 @@ pub static AIMS: [Aim; 15] = [
         Bound::AtLeast(0.98),
     ),
     aim(
-        "keep-alive requests/s, pod-steer ÷ direct",
+        "keep-alive requests/s, pod-steer with one listener ÷ direct",
         ("keep-alive-pair", "pod-steer-one", "requests_per_s"),
         Some("direct"),
         "",
         Bound::AtLeast(0.99),
     ),
     aim(
-        "keep-alive p99, pod-steer ÷ direct",
+        "keep-alive p99, pod-steer with one listener ÷ direct",
         ("keep-alive-pair", "pod-steer-one", "p99_us"),
         Some("direct"),
         "",

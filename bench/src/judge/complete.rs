@@ -14,7 +14,8 @@ fn of_section(section: &Section, everybody: bool) -> Vec<String> {
     let bases = section.rows.iter().filter_map(|row| row.base.as_deref());
     let skipped = section.skipped.iter().map(|(name, _)| name.as_str());
     let ours = skipped.filter(|name| name.starts_with("pod-steer"));
-    let itself = (everybody && !is_ours_alone(&section.name)).then_some("pod-steer");
+    let has_ours = section.rows.iter().any(|row| row.name.starts_with("pod-steer"));
+    let itself = (everybody && !is_ours_alone(&section.name) && !has_ours).then_some("pod-steer");
     let mut wanted: Vec<&str> = bases.chain(ours).chain(itself).collect();
     wanted.sort_unstable();
     wanted.dedup();

@@ -61,8 +61,8 @@ reasons! {
     OtherAddress: Warning, "The backend listens at another address than the one that its service claims.";
     TooManyAddresses: Warning, "The backend listens on one port at too many addresses, and gets no clients of the last ones.";
     ListenerElsewhere: Warning, "A listening socket of the backend lives in another network namespace than the backend.";
-    ListenerOfOtherProcess: Warning, "A process that is no backend holds the backend's listener, so clients are not given to it.";
-    ListenerShared: Warning, "A listener of the backend is also held by another backend, which its clients are counted for.";
+    ListenerOfOtherProcess: Warning, "A process that is no backend holds the backend's listener, or opened one in its place; clients are not given to it.";
+    ListenerShared: Warning, "A listener of the backend is also held by another backend, and its clients are counted as that backend's.";
     ListenerNotShared: Warning, "The backend bound its port before it was managed, so that no other backend can bind the port.";
     ListenerNotRegistered: Warning, "A listening socket of the backend has no place in the socket map, so it gets no clients.";
     ListenersLeftOut: Warning, "The backend has more listening sockets than it may have, or opens them too fast; the further ones get no clients.";
@@ -90,7 +90,8 @@ reasons! {
     DaemonNotAnnounced: Warning, "The kernel programs do not know that the daemon runs.";
     OwnListenersUnknown: Warning, "Connections of backends to their own ports may be refused.";
     NotPinned: Warning, "A pin is gone, so what it leads to ends with the daemon.";
-    PinsNotPrivate: Warning, "The directory of pins was removed, belongs to another daemon, or is open to other users.";
+    PinsLost: Warning, "The directory of pins was removed, or belongs to another daemon.";
+    PinsNotPrivate: Warning, "The directory of pins is open to other users.";
     UnknownFile: Warning, "A file that pod-steer did not make is among the pins.";
     RuntimeDirectoryIncomplete: Warning, "The files in the runtime directory are not complete.";
     LedgerUnusable: Warning, "Decisions and history cannot be stored, and are lost when the daemon ends.";
@@ -99,7 +100,7 @@ reasons! {
     SettingsInvalid: Warning, "The settings could not be read again, so nothing was changed.";
     SettingsAfterRestart: Warning, "Some settings differ from what is in effect until the daemon is restarted.";
     SettingsAfterUnload: Warning, "Some settings differ from what is in effect until `pod-steer unload` has ended steering.";
-    // What a backend does without.
+    // A feature that a backend lacks.
     PortWithoutListener: Info, "The backend listens on some of its ports and not on this one.";
     AddressOfOtherService: Info, "Another service has claimed single addresses of the backend's port.";
     PortOfOtherUser: Info, "The port is another user's, so the backend's queue is lost when it stops.";

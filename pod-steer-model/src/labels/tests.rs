@@ -9,7 +9,11 @@ use crate::{
 
 fn read(labels: &[(&str, &str)]) -> Result<Spec, Vec<String>> {
     let result = parse(labels.iter().copied(), "v0").expect("there are labels of ours");
-    result.map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    let as_told = |error: &LabelError| {
+        assert_eq!(error.condition().to_string(), error.to_string());
+        error.to_string()
+    };
+    result.map_err(|errors| errors.iter().map(as_told).collect())
 }
 
 /// The only error of valid labels with this one added or changed.

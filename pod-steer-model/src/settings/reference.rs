@@ -181,9 +181,9 @@ Keys only; no label can set them. If the table of a service does not have a key,
 const OF_CONDITIONS: &str = "
 ## Conditions
 
-A condition says what is wrong with a backend, a service, an engine or the daemon, or what a backend does without. `status` shows its message
-and its remedy. In JSON it has a `reason` and a `severity` as well; programs compare these, which stay what they are when the
-texts change. `warning`: an operator has to act, or clients are affected. `info`: the backend serves, and does without something.
+A condition says what is wrong with a backend, a service, an engine or the daemon, or which feature a backend lacks. `status` shows its message
+and its remedy. In JSON it has a `reason` and a `severity` as well; programs compare the reason, which keeps its name when the
+texts change. `warning`: an operator has to act, or clients are affected. `info`: the backend serves, and lacks a feature.
 
 | reason | severity | meaning |
 |---|---|---|

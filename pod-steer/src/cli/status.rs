@@ -42,12 +42,12 @@ fn only(status: &mut Status, service: &str) -> Result<(), String> {
         .services
         .iter()
         .filter(|other| other.name != service)
-        .flat_map(|other| {
-            let backends = other.backends.iter().map(|backend| format!("backend {} of {}", backend.name, other.name));
-            backends.chain([format!("service {}", other.name)])
-        })
+        .flat_map(|other| other.backends.iter().map(|backend| format!("backend {} of {}", backend.name, other.name)))
         .collect();
-    status.conditions.retain(|of| !others.contains(&of.subject));
+    // A service may have a condition and no backend.
+    let own = format!("service {service}");
+    let is_others = |subject: &String| others.contains(subject) || subject.starts_with("service ") && *subject != own;
+    status.conditions.retain(|of| !is_others(&of.subject));
     status.services.retain(|other| other.name == service);
     Ok(())
 }
@@ -88,7 +88,7 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
             let _ = writeln!(text, "\n{title}");
         }
         let lines = table::wrapped("    ", &format!("{subject}: {condition}"), columns);
-        // Only what follows the first line is set in further.
+        // Only continuation lines are indented further.
         text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
     }
     text
@@ -210,6 +210,8 @@ mod tests {
             serde_json::from_value(json).unwrap()
         };
         status.services = vec![service("web", "a"), service("api", "b")];
+        let of_none = Condition::without_remedy(Reason::ChangeRefused, "a map is full");
+        status.conditions.push(SubjectCondition { subject: "service old".to_owned(), condition: of_none });
         only(&mut status, "web").unwrap();
         let subjects: Vec<&str> = status.conditions.iter().map(|of| of.subject.as_str()).collect();
         assert_eq!(subjects, ["service web", "backend a of web", "engine /run/docker.sock"]);

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::{Event, control::Control};
 use crate::{
     condition::{Condition, Reason},
-    ids::{NetnsCookie, SocketCookie},
+    ids::{BackendIndex, NetnsCookie, SocketCookie},
     listening::{self, Listener},
     netns::Netns,
     process_set::{ProcessSet, open_netns},
@@ -34,6 +34,8 @@ const LOOKS: u32 = 2;
 pub(super) struct AcceptQueues {
     /// By the cookie of the listener.
     full: BTreeMap<SocketCookie, Full>,
+    /// The same listeners by their backend: there may be thousands, and conditions are collected in every turn.
+    of_backend: BTreeMap<BackendIndex, Vec<SocketCookie>>,
     /// By the cookie of a namespace: how many clients full queues had turned away there when it was looked at last.
     overflows: BTreeMap<NetnsCookie, u64>,
     /// The cookie of the namespace that is looked at next, or the first behind it.
@@ -118,13 +120,16 @@ impl Control {
         }
         let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
         self.accept_queues.overflows.retain(|netns_cookie, _| steered.contains(netns_cookie));
+        // Nothing looks there any more.
+        self.accept_queues.full.retain(|_, full| steered.contains(&full.netns_cookie));
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
         (self.accept_queues.next, self.accept_queues.under_way) = (NetnsCookie(last.0.wrapping_add(1)), Some(now));
-        // Our own is open without any process, so the backends are not gone through for it.
+        // Our own namespace is opened without a process, so no backend is needed.
         let own = sys::own_netns_cookie().ok();
-        let others = if chosen.iter().all(|cookie| Some(*cookie) == own) { BTreeMap::new() } else { self.namespaces() };
+        let of_others = chosen.iter().copied().filter(|cookie| Some(*cookie) != own).collect();
+        let others = self.namespaces_among(&of_others);
         let question = |cookie: NetnsCookie| {
             let (netns, sets) = match others.get(&cookie) {
                 Some(found) => found.clone(),
@@ -154,6 +159,13 @@ impl Control {
                 self.accept_queues.note(netns_cookie, &full);
             }
         }
+        let mut of_backend: BTreeMap<BackendIndex, Vec<SocketCookie>> = BTreeMap::new();
+        for cookie in self.accept_queues.full.keys() {
+            if let Some(socket) = self.world.sockets.get(cookie) {
+                of_backend.entry(socket.backend).or_default().push(*cookie);
+            }
+        }
+        self.accept_queues.of_backend = of_backend;
     }
 
     /// The conditions of a backend.
@@ -161,7 +173,8 @@ impl Control {
         let own = |cookie: &&SocketCookie| {
             self.world.sockets.get(cookie).is_some_and(|socket| socket.backend == backend.index)
         };
-        self.accept_queues.full.keys().filter(own).filter_map(|cookie| self.full_queue(*cookie)).collect()
+        let full = self.accept_queues.of_backend.get(&backend.index).into_iter().flatten();
+        full.filter(own).filter_map(|cookie| self.full_queue(*cookie)).collect()
     }
 
     fn full_queue(&self, cookie: SocketCookie) -> Option<Condition> {

@@ -8,12 +8,13 @@ use std::{
 };
 
 use tokio::sync::broadcast;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     api::types::EventRecord,
     condition::{Condition, Reason, joined},
     ids::BackendId,
+    world::Backend,
 };
 
 /// Event when a condition appears.
@@ -34,6 +35,14 @@ pub(super) enum Subject {
     Container { name: String, id: BackendId },
     /// A backend.
     Backend { service: String, name: String, id: BackendId },
+}
+
+impl Subject {
+    /// This backend.
+    pub fn of(backend: &Backend) -> Self {
+        let (service, name, id) = (backend.spec.service.clone(), backend.name.clone(), backend.id.clone());
+        Self::Backend { service, name, id }
+    }
 }
 
 /// As `status` names it.
@@ -70,7 +79,7 @@ impl Conditions {
         let before = self.held.insert((reason, subject.clone()), condition);
         match before {
             None => self.appeared(&Subject::Other(subject), reason, &text),
-            Some(before) if before.to_string() != text => debug!(%reason, %subject, "{text}"),
+            Some(before) if before.to_string() != text => info!(%reason, %subject, "{text}"),
             Some(_) => {}
         }
     }
@@ -105,9 +114,9 @@ impl Conditions {
     }
 
     /// Something was found wrong and was repaired at once, so no condition of this reason holds.
-    pub fn repaired(&self, reason: Reason, subject: &str, message: &str) {
+    pub fn repaired(&self, reason: Reason, subject: &Subject, message: &str) {
         warn!(%reason, %subject, "repaired: {message}");
-        self.tell(&Subject::Other(subject.to_owned()), REPAIRED, reason, message);
+        self.tell(subject, REPAIRED, reason, message);
     }
 
     /// Those of the daemon as a whole, each with its subject.
@@ -116,7 +125,7 @@ impl Conditions {
     }
 
     /// Tells which of the other conditions have appeared and which have ended, given all that hold now. One whose message alone has
-    /// changed is not told again.
+    /// changed is logged, and no event.
     pub fn tell_changes(&mut self, now: impl IntoIterator<Item = (Subject, Vec<Condition>)>) {
         let mut all: BTreeMap<(Subject, Reason), String> = BTreeMap::new();
         for (subject, conditions) in now {
@@ -130,8 +139,12 @@ impl Conditions {
         for ((subject, reason), text) in before.iter().filter(|(key, _)| !self.told.contains_key(key)) {
             self.ended(subject, *reason, text);
         }
-        for ((subject, reason), text) in self.told.iter().filter(|(key, _)| !before.contains_key(*key)) {
-            self.appeared(subject, *reason, text);
+        for ((subject, reason), text) in &self.told {
+            match before.get(&(subject.clone(), *reason)) {
+                None => self.appeared(subject, *reason, text),
+                Some(before) if before != text => info!(%reason, %subject, "{text}"),
+                Some(_) => {}
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tokio::sync::oneshot;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{control::Control, processes::AddedExec, register::AddedProcess};
 use crate::{
@@ -54,6 +54,8 @@ impl Control {
                 }
                 info!(backends = self.world.backends.len(), sockets = self.world.sockets.len(), "adopted");
             }
+            // The cgroup of one that has ended meanwhile is gone, and an event that says so is under way.
+            Deferred::Attach { path, .. } if !path.exists() => debug!(path = %path.display(), "this cgroup is gone"),
             Deferred::Attach { id, path } => self.attach_container(&id, &path),
             Deferred::Locate(container) => self.locate(&container),
             Deferred::Described(engine) => self.described_all(&engine),

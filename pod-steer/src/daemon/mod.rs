@@ -195,7 +195,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     for name in &recovered {
         let message =
             format!("the pin of the map `{name}` was gone; the programs had it still, and it is pinned again");
-        control.conditions.repaired(Reason::NotPinned, "pins", &message);
+        control.conditions.repaired(Reason::NotPinned, &conditions::Subject::Other("pins".to_owned()), &message);
     }
     control.adopt();
     let (ready, heard) = oneshot::channel();

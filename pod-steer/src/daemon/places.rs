@@ -1,6 +1,6 @@
 //! Where a container runs: its cgroup, to which the kernel programs are attached, and its network namespace.
 
-use std::{io::ErrorKind, path::Path};
+use std::path::Path;
 
 use tracing::{debug, warn};
 
@@ -20,14 +20,9 @@ impl Control {
     /// Attaches the programs to the cgroup of a container. They look for the backend's ports, so the kernel has those before: this
     /// is called after a reconcile only.
     pub(super) fn attach_container(&mut self, id: &str, path: &Path) {
-        let Some(backend) = self.world.backends.get(id) else { return };
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
         let index = backend.index;
-        let opened = Cgroup::open(path);
-        if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-            // It has ended meanwhile, and an event that says so is under way.
-            return debug!(container = %backend.name, path = %path.display(), "its cgroup is gone");
-        }
-        let attached = opened.map_err(|e| e.to_string()).and_then(|cgroup| {
+        let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
             self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
         });
         let Some(backend) = self.world.backends.get_mut(id) else { return };

@@ -1,6 +1,6 @@
 //! How the processes and the network namespaces of backends are reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::control::Control;
 use crate::{
@@ -27,9 +27,24 @@ impl Control {
 
     /// The namespaces of backends by their cookies, and the processes by which each is opened.
     pub(super) fn namespaces(&self) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
+        self.namespaces_where(|_| true)
+    }
+
+    /// The same, of these alone.
+    pub(super) fn namespaces_among(
+        &self,
+        cookies: &BTreeSet<NetnsCookie>,
+    ) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
+        if cookies.is_empty() { BTreeMap::new() } else { self.namespaces_where(|cookie| cookies.contains(&cookie)) }
+    }
+
+    fn namespaces_where(
+        &self,
+        counts: impl Fn(NetnsCookie) -> bool,
+    ) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
         let mut namespaces: BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
         for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
-            let Some(netns) = backend.netns else { continue };
+            let Some(netns) = backend.netns.filter(|netns| counts(netns.cookie)) else { continue };
             namespaces.entry(netns.cookie).or_insert((netns, Vec::new())).1.push(self.processes_of(backend));
         }
         namespaces

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Control {
-    /// Says what has changed for backends. `before` is what each did, by index.
+    /// Says what has changed for backends. `before` has the earlier states, by index.
     pub(super) fn report(&self, plan: &Plan, before: &BTreeMap<BackendIndex, State>) {
         for (index, state) in plan.states.iter().filter(|(index, state)| before.get(index) != Some(state)) {
             let Some(backend) = self.world.by_index(*index) else { continue };

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use super::control::Control;
+use super::{conditions::Subject, control::Control};
 use crate::{
     bpffs,
     condition::{Condition, Reason},
@@ -105,7 +105,7 @@ impl Control {
             match self.store.failure() {
                 None => {
                     let message = format!("incomplete ({failure}); it is written again");
-                    self.conditions.repaired(Reason::RuntimeDirectoryIncomplete, RUNTIME, &message);
+                    self.conditions.repaired(Reason::RuntimeDirectoryIncomplete, &other(RUNTIME), &message);
                 }
                 Some(failure) => {
                     let message =
@@ -154,7 +154,7 @@ impl Control {
         owns
     }
 
-    /// Ends the conditions of namespaces in which nothing is planned any more and of backends that are gone.
+    /// Ends the conditions of namespaces in which nothing is planned any more.
     fn end_conditions(&mut self) {
         let planned = self.plan.namespaces().into_iter().chain(self.netns.attaching());
         let subjects = planned.flat_map(|cookie| {
@@ -163,9 +163,6 @@ impl Control {
         });
         let namespaces: BTreeSet<String> = subjects.collect();
         self.conditions.retain(Reason::NamespaceNotSteered, &namespaces);
-        let running = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
-        let backends: BTreeSet<String> = running.map(backend_subject).collect();
-        self.conditions.retain(Reason::CgroupLinksLost, &backends);
     }
 
     /// A namespace that was seen, or in which a backend is.
@@ -179,6 +176,7 @@ impl Control {
     /// leave it alone.
     fn owns_directory(&mut self) -> bool {
         if self.pins.are_ours() {
+            self.conditions.clear(Reason::PinsLost, PINS);
             self.keep_directory_private();
             return true;
         }
@@ -188,7 +186,8 @@ impl Control {
             Ok(lock) => {
                 self.pins.lock = Some(lock);
                 let message = format!("`{}` was removed; it is made again", self.pins.dir.display());
-                self.conditions.repaired(Reason::PinsNotPrivate, PINS, &message);
+                self.conditions.repaired(Reason::PinsLost, &other(PINS), &message);
+                self.conditions.clear(Reason::PinsLost, PINS);
                 true
             }
             Err(error) => {
@@ -198,7 +197,7 @@ impl Control {
                     crate::chain(&error)
                 );
                 let remedy = "end one of the two daemons";
-                self.conditions.set(PINS, Condition::new(Reason::PinsNotPrivate, message, remedy));
+                self.conditions.set(PINS, Condition::new(Reason::PinsLost, message, remedy));
                 false
             }
         }
@@ -214,7 +213,7 @@ impl Control {
             Ok(true) => {
                 let message =
                     format!("`{}` was open to other users; it is closed to them again", self.pins.dir.display());
-                self.conditions.repaired(Reason::PinsNotPrivate, PINS, &message);
+                self.conditions.repaired(Reason::PinsNotPrivate, &other(PINS), &message);
             }
             Ok(false) => {}
         }
@@ -225,7 +224,7 @@ impl Control {
         let check = self.kernel.check_pins(deep);
         for path in check.repaired {
             let message = format!("`{}` was gone or another object; it is pinned again", path.display());
-            self.conditions.repaired(Reason::NotPinned, PINS, &message);
+            self.conditions.repaired(Reason::NotPinned, &other(PINS), &message);
         }
         let failed = check.failed.into_iter().map(|(path, error)| {
             let message = format!("cannot be pinned again ({error}): what it leads to ends with this daemon");
@@ -298,33 +297,41 @@ impl Control {
     }
 
     /// Attaches again the programs of backends' cgroups that are detached, whose pins are gone, or that use other maps: of all, or of
-    /// the next ones.
+    /// the next ones, unless one of these had a fault. Other programs seldom remove a single pin.
     pub(super) fn check_cgroups(&mut self, all: bool) {
         let share = if all { usize::MAX } else { self.places.len().div_ceil(BACKENDS_PART).max(BACKENDS_AT_ONCE) };
         let own = self.places.next_after(self.pins.checked_last, share);
         self.pins.checked_last = own.last().copied().unwrap_or_default();
-        let mut programs = BTreeMap::new();
+        let (mut programs, mut faults) = (BTreeMap::new(), false);
         for index in own {
-            self.check_cgroup(index, &mut programs);
+            faults |= self.check_cgroup(index, &mut programs);
+        }
+        if faults && !all {
+            self.check_cgroups(true);
         }
     }
 
-    fn check_cgroup(&mut self, index: BackendIndex, programs: &mut BTreeMap<u32, bool>) {
-        let Some(path) = self.places.path(index).cloned() else { return };
-        let Ok(cgroup) = Cgroup::open(&path) else { return };
+    /// True if a link was gone or detached.
+    fn check_cgroup(&mut self, index: BackendIndex, programs: &mut BTreeMap<u32, bool>) -> bool {
+        let Some(path) = self.places.path(index).cloned() else { return false };
+        let Ok(cgroup) = Cgroup::open(&path) else { return false };
         // A container that has just been started again has a cgroup that is about to be attached.
         if self.places.id(index).is_some_and(|id| id != cgroup.id) {
-            return;
+            return false;
         }
-        let Some(backend) = self.world.by_index(index).filter(|backend| backend.phase != Phase::Exited) else { return };
-        let subject = backend_subject(backend);
+        let Some(backend) = self.world.by_index_mut(index).filter(|backend| backend.phase != Phase::Exited) else {
+            return false;
+        };
         match self.kernel.check_backend(index, &cgroup, programs) {
-            Ok(wrong) if wrong.is_empty() => self.conditions.clear(Reason::CgroupLinksLost, &subject),
+            Ok(wrong) if wrong.is_empty() => {
+                backend.end_condition(Reason::CgroupLinksLost);
+                return false;
+            }
             Ok(wrong) => {
+                backend.end_condition(Reason::CgroupLinksLost);
                 let names: Vec<&str> = wrong.into_iter().collect();
                 let message = format!("its links {} were gone or detached; they are attached again", names.join(", "));
-                self.conditions.repaired(Reason::CgroupLinksLost, &subject, &message);
-                self.conditions.clear(Reason::CgroupLinksLost, &subject);
+                self.conditions.repaired(Reason::CgroupLinksLost, &Subject::of(backend), &message);
                 // No program has seen the listeners and connections that were opened meanwhile.
                 self.note_incomplete_counts(index);
                 self.look_for_sockets(index);
@@ -335,10 +342,15 @@ impl Control {
                     crate::chain(&error)
                 );
                 let remedy = "restart it, or see `pod-steer doctor`";
-                self.conditions.set(subject, Condition::new(Reason::CgroupLinksLost, message, remedy));
+                backend.set_condition(Condition::new(Reason::CgroupLinksLost, message, remedy));
             }
         }
+        true
     }
+}
+
+fn other(subject: &str) -> Subject {
+    Subject::Other(subject.to_owned())
 }
 
 /// How a condition names a network namespace.
@@ -349,9 +361,4 @@ pub(super) fn namespace_subject(netns: Netns) -> String {
 /// The same, of one of which only the cookie is known.
 pub(super) fn cookie_subject(cookie: NetnsCookie) -> String {
     format!("network namespace with cookie {cookie}")
-}
-
-/// How a condition names a backend.
-fn backend_subject(backend: &Backend) -> String {
-    format!("backend {} of {}", backend.name, backend.spec.service)
 }

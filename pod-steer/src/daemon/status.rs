@@ -16,13 +16,10 @@ impl Control {
         for backend in self.world.backends.values() {
             by_service.entry(&backend.spec.service).or_default().push(backend);
         }
-        let services = by_service.into_iter().map(|(name, backends)| self.service(name, backends)).collect();
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            services,
-            conditions: self.all_conditions(),
-        }
+        let services = by_service.into_iter().map(|(name, backends)| self.service(name, backends));
+        let services: Vec<ServiceStatus> = services.collect();
+        let conditions = self.all_conditions(&services);
+        Status { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), services, conditions }
     }
 
     fn service(&self, name: &str, mut backends: Vec<&Backend>) -> ServiceStatus {
@@ -139,6 +136,14 @@ impl Control {
 
     /// Every condition that an operator has to act on, but for those of the daemon as a whole.
     pub(super) fn warnings(&self) -> BTreeMap<Subject, Vec<Condition>> {
+        let backends = self.world.backends.values().filter_map(|backend| {
+            let own = self.backend_warnings(backend);
+            (!own.is_empty()).then(|| (Subject::of(backend), own))
+        });
+        self.warnings_beside_backends().chain(backends).collect()
+    }
+
+    fn warnings_beside_backends(&self) -> impl Iterator<Item = (Subject, Vec<Condition>)> {
         let ledger =
             self.orders.ledger.condition().map(|condition| {
                 (Subject::Other("ledger of decisions and history".to_owned()), vec![condition.clone()])
@@ -153,27 +158,27 @@ impl Control {
         let containers = self.world.misfits.iter().map(|(id, misfit)| {
             (Subject::Container { name: misfit.name.clone(), id: id.clone() }, misfit.conditions.clone())
         });
-        let backends = self.world.backends.values().filter_map(|backend| {
-            let own = self.backend_warnings(backend);
-            (!own.is_empty()).then(|| (subject(backend), own))
-        });
-        ledger.into_iter().chain(engines).chain(services).chain(containers).chain(backends).collect()
+        ledger.into_iter().chain(engines).chain(services).chain(containers)
     }
 
-    fn all_conditions(&self) -> Vec<SubjectCondition> {
-        let held = self.conditions.held();
-        let held = held
-            .map(|(subject, condition)| SubjectCondition { subject: subject.to_owned(), condition: condition.clone() });
-        let infos = self.world.backends.values().map(|backend| (subject(backend), self.backend_infos(backend)));
-        let others = self.warnings().into_iter().chain(infos).flat_map(|(subject, conditions)| {
+    /// Those of the daemon, the engines, the services and the containers, and then those of the backends, which are in their rows.
+    fn all_conditions(&self, services: &[ServiceStatus]) -> Vec<SubjectCondition> {
+        let of = |subject: &str, condition: &Condition| SubjectCondition {
+            subject: subject.to_owned(),
+            condition: condition.clone(),
+        };
+        let mut all: Vec<SubjectCondition> =
+            self.conditions.held().map(|(subject, condition)| of(subject, condition)).collect();
+        for (subject, conditions) in self.warnings_beside_backends() {
             let subject = subject.to_string();
-            conditions.into_iter().map(move |condition| SubjectCondition { subject: subject.clone(), condition })
-        });
-        held.chain(others).collect()
+            all.extend(conditions.iter().map(|condition| of(&subject, condition)));
+        }
+        for service in services {
+            for backend in service.backends.iter().filter(|backend| !backend.conditions.is_empty()) {
+                let subject = format!("backend {} of {}", backend.name, service.name);
+                all.extend(backend.conditions.iter().map(|condition| of(&subject, condition)));
+            }
+        }
+        all
     }
-}
-
-fn subject(backend: &Backend) -> Subject {
-    let (service, name, id) = (backend.spec.service.clone(), backend.name.clone(), backend.id.clone());
-    Subject::Backend { service, name, id }
 }

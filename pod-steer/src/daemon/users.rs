@@ -1,4 +1,4 @@
-//! Backends that run as different users: whose each port is, and what a backend does without whose port is another's.
+//! Backends that run as different users: whose each port is, and which feature a backend lacks whose port is another's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -160,7 +160,7 @@ impl Control {
         }
     }
 
-    /// What a backend does without.
+    /// The features that a backend lacks.
     pub(super) fn backend_infos(&self, backend: &Backend) -> Vec<Condition> {
         let own = self.world.sockets.iter().filter(|(_, socket)| socket.backend == backend.index);
         let moved = own.filter(|(_, socket)| socket.hidden_port.is_some());

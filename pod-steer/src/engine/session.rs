@@ -12,7 +12,7 @@ use tokio::{
     task::JoinSet,
     time::sleep,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     CONTAINERS_MAX, Change, Container, Engine, EngineError, EngineInput, Events as _, Happened, images::Images,
@@ -50,7 +50,8 @@ pub async fn follow<E: Engine>(
         }
         let retry_ms = pause.as_millis() as u64;
         if connected || error != told {
-            warn!(engine = %address, %error, retry_ms, "cannot reach a container engine; traffic goes on as it is");
+            // The condition `engine-unreachable` has the same error as a warning.
+            info!(engine = %address, %error, retry_ms, "cannot reach a container engine; traffic goes on as it is");
             told.clone_from(&error);
         } else {
             debug!(engine = %address, %error, retry_ms, "still cannot reach a container engine");
