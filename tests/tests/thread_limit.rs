@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     cgroup2,
     daemon::Stage,
+    netns::NetNs,
     process::{Process, run},
     require,
     rollouts::{clients, hold},
@@ -72,9 +73,9 @@ fn can_limit() -> Result<(), String> {
     can.then_some(()).ok_or_else(|| "the cgroup controller pids cannot be used".to_owned())
 }
 
-/// A server that runs already and is registered.
-fn register(stage: &Stage) -> Result<Process> {
-    let mut server = stage.host.command(tools::named_server()?)?;
+/// A server that runs already in this network namespace, and is registered.
+fn register(stage: &Stage, net: &NetNs) -> Result<Process> {
+    let mut server = stage.host.command_in(net, tools::named_server()?)?;
     let process = stage.host.start("v1-1", server.args(["--name", "v1-1", "--listen", "0.0.0.0:8080"]))?;
     wait::until("the server to listen", || process.stdout().contains("listening ").then_some(()))?;
     let mut register = stage.daemon.cli()?;
@@ -88,9 +89,11 @@ fn a_count_that_needs_a_thread_is_an_error_and_the_next_one_succeeds() -> Result
     require!(tools::root_and(&["ip"]));
     require!(can_limit());
     let stage = Stage::without_engine()?;
-    let _server = register(&stage)?;
+    // The daemon enters another namespace on a new thread.
+    let other = NetNs::new()?;
+    let _server = register(&stage, &other)?;
     stage.daemon.wait_ready("web", 1)?;
-    let held = hold(stage.host.net())?;
+    let held = hold(&other)?;
     let live = || Ok::<_, anyhow::Error>(stage.daemon.status()?.backend("web", "v1-1").live);
     ensure!(live()? == 1, "one is connected");
 
@@ -99,7 +102,7 @@ fn a_count_that_needs_a_thread_is_an_error_and_the_next_one_succeeds() -> Result
     let status = stage.daemon.status()?;
     let reasons = status.backend("web", "v1-1").reasons();
     ensure!(reasons.contains(&"connections-not-counted"), "{reasons:?}");
-    let tally = clients().count(20).run(stage.host.net())?;
+    let tally = clients().count(20).run(&other)?;
     ensure!(tally.answered_by("v1-1") == 20, "{tally}");
     limit.set(false)?;
     ensure!(live()? == 1, "it is counted again");
