@@ -3,7 +3,7 @@
 //! enumerated only after a queue there has turned a client away, which the kernel counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -103,6 +103,12 @@ impl AcceptQueues {
             self.full.insert(cookie, Full { netns_cookie, waiting, backlog, looks });
         }
     }
+
+    /// Forgets what was found in other namespaces than these: nothing looks there any more.
+    fn keep(&mut self, steered: &BTreeSet<NetnsCookie>) {
+        self.overflows.retain(|netns_cookie, _| steered.contains(netns_cookie));
+        self.full.retain(|_, full| steered.contains(&full.netns_cookie));
+    }
 }
 
 /// As the kernel asks (`sk_acceptq_is_full` in `include/net/sock.h`): one more than the backlog may wait. The listener of
@@ -119,9 +125,7 @@ impl Control {
             return;
         }
         let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
-        self.accept_queues.overflows.retain(|netns_cookie, _| steered.contains(netns_cookie));
-        // Nothing looks there any more.
-        self.accept_queues.full.retain(|_, full| steered.contains(&full.netns_cookie));
+        self.accept_queues.keep(&steered);
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
@@ -229,5 +233,17 @@ mod tests {
         assert_eq!(queues.known_overflows(NetnsCookie(1)), None);
         queues.note(NetnsCookie(1), &[]);
         assert_eq!(queues.known_overflows(NetnsCookie(1)), Some(5));
+    }
+
+    #[test]
+    fn a_queue_is_forgotten_with_the_steering_of_its_namespace() {
+        let mut queues = AcceptQueues::default();
+        for netns_cookie in [1, 2].map(NetnsCookie) {
+            queues.overflows.insert(netns_cookie, 5);
+            queues.note(netns_cookie, &[(SocketCookie(netns_cookie.0), 3, 2)]);
+        }
+        queues.keep(&BTreeSet::from([NetnsCookie(2)]));
+        assert_eq!(queues.full.keys().collect::<Vec<_>>(), [&SocketCookie(2)]);
+        assert_eq!(queues.overflows.keys().collect::<Vec<_>>(), [&NetnsCookie(2)]);
     }
 }

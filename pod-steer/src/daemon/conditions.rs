@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::broadcast;
@@ -23,6 +24,9 @@ const APPEARED: &str = "condition";
 const ENDED: &str = "condition-ended";
 /// Event when something was found wrong and is right again.
 const REPAIRED: &str = "repaired";
+
+/// Of a condition whose message changes all the time, since it has a count, one message in so long is logged.
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// What a condition concerns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,12 +61,40 @@ impl fmt::Display for Subject {
     }
 }
 
+/// The message of a condition that holds.
+#[derive(Clone, Debug)]
+struct Told {
+    /// Now.
+    text: String,
+    /// As it was logged last.
+    logged: String,
+    at: Instant,
+}
+
+impl Told {
+    /// The condition appears, which is logged.
+    fn new(text: String, now: Instant) -> Self {
+        Self { logged: text.clone(), text, at: now }
+    }
+
+    /// The condition still holds, and says this now. Returns whether that is to be logged.
+    fn says(&mut self, text: String, now: Instant) -> bool {
+        self.text = text;
+        let is_due = self.text != self.logged && now.saturating_duration_since(self.at) >= LOGGED_EVERY;
+        if is_due {
+            self.logged.clone_from(&self.text);
+            self.at = now;
+        }
+        is_due
+    }
+}
+
 /// See the module. A condition is known by its reason and its subject.
 pub(super) struct Conditions {
     /// Those of the daemon as a whole.
-    held: BTreeMap<(Reason, String), Condition>,
-    /// The others that have been told and have not ended, and the text of each.
-    told: BTreeMap<(Subject, Reason), String>,
+    held: BTreeMap<(Reason, String), (Condition, Told)>,
+    /// The others that have been told and have not ended.
+    told: BTreeMap<(Subject, Reason), Told>,
     events: broadcast::Sender<EventRecord>,
 }
 
@@ -72,22 +104,28 @@ impl Conditions {
         Self { held: BTreeMap::new(), told: BTreeMap::new(), events }
     }
 
-    /// A condition holds. One that holds already only gets the new message.
+    /// A condition holds. One that holds already only gets the new message, which is logged at most once a minute.
     pub fn set(&mut self, subject: impl Into<String>, condition: Condition) {
         let (subject, text) = (subject.into(), condition.to_string());
-        let reason = condition.reason;
-        let before = self.held.insert((reason, subject.clone()), condition);
-        match before {
-            None => self.appeared(&Subject::Other(subject), reason, &text),
-            Some(before) if before.to_string() != text => info!(%reason, %subject, "{text}"),
-            Some(_) => {}
+        let (reason, now) = (condition.reason, Instant::now());
+        match self.held.get_mut(&(reason, subject.clone())) {
+            None => {
+                self.appeared(&Subject::Other(subject.clone()), reason, &text);
+                self.held.insert((reason, subject), (condition, Told::new(text, now)));
+            }
+            Some((held, told)) => {
+                *held = condition;
+                if told.says(text, now) {
+                    info!(%reason, %subject, "{}", told.text);
+                }
+            }
         }
     }
 
     /// A condition does not hold, or no longer.
     pub fn clear(&mut self, reason: Reason, subject: &str) {
-        if let Some(condition) = self.held.remove(&(reason, subject.to_owned())) {
-            self.ended(&Subject::Other(subject.to_owned()), reason, &condition.to_string());
+        if let Some((_, told)) = self.held.remove(&(reason, subject.to_owned())) {
+            self.ended(&Subject::Other(subject.to_owned()), reason, &told.text);
         }
     }
 
@@ -121,11 +159,11 @@ impl Conditions {
 
     /// Those of the daemon as a whole, each with its subject.
     pub fn held(&self) -> impl Iterator<Item = (&str, &Condition)> {
-        self.held.iter().map(|((_, subject), condition)| (subject.as_str(), condition))
+        self.held.iter().map(|((_, subject), (condition, _))| (subject.as_str(), condition))
     }
 
     /// Tells which of the other conditions have appeared and which have ended, given all that hold now. One whose message alone has
-    /// changed is logged, and no event.
+    /// changed is no event, and logged at most once a minute.
     pub fn tell_changes(&mut self, now: impl IntoIterator<Item = (Subject, Vec<Condition>)>) {
         let mut all: BTreeMap<(Subject, Reason), String> = BTreeMap::new();
         for (subject, conditions) in now {
@@ -135,16 +173,25 @@ impl Conditions {
             }
             all.extend(by_reason.into_iter().map(|(reason, of)| ((subject.clone(), reason), joined(of))));
         }
-        let before = std::mem::replace(&mut self.told, all);
-        for ((subject, reason), text) in before.iter().filter(|(key, _)| !self.told.contains_key(key)) {
-            self.ended(subject, *reason, text);
+        let (time, mut before) = (Instant::now(), std::mem::take(&mut self.told));
+        for ((subject, reason), told) in before.iter().filter(|(key, _)| !all.contains_key(key)) {
+            self.ended(subject, *reason, &told.text);
         }
-        for ((subject, reason), text) in &self.told {
-            match before.get(&(subject.clone(), *reason)) {
-                None => self.appeared(subject, *reason, text),
-                Some(before) if before != text => info!(%reason, %subject, "{text}"),
-                Some(_) => {}
-            }
+        for (key, text) in all {
+            let (subject, reason) = &key;
+            let told = match before.remove(&key) {
+                None => {
+                    self.appeared(subject, *reason, &text);
+                    Told::new(text, time)
+                }
+                Some(mut told) => {
+                    if told.says(text, time) {
+                        info!(%reason, %subject, "{}", told.text);
+                    }
+                    told
+                }
+            };
+            self.told.insert(key, told);
         }
     }
 
@@ -213,6 +260,18 @@ mod tests {
         conditions.clear(Reason::NotPinned, "map PORTS");
         assert_eq!(told(&mut events), [pair("map PORTS", "condition-ended")]);
         assert!(messages(&conditions).is_empty());
+    }
+
+    #[test]
+    fn a_message_that_changes_all_the_time_is_logged_once_a_minute() {
+        let begin = Instant::now();
+        let mut told = Told::new("1 was left out".into(), begin);
+        let mut says = |s: u64, text: &str| told.says(text.into(), begin + Duration::from_secs(s));
+        assert!(!says(1, "2 were left out") && !says(59, "3 were left out"));
+        assert!(says(60, "3 were left out"), "the last message is logged, however old it is");
+        assert!(!says(61, "4 were left out") && !says(200, "3 were left out"));
+        assert!(says(201, "5 were left out"));
+        assert_eq!(told.text, "5 were left out");
     }
 
     #[test]
