@@ -1,6 +1,8 @@
 //! Reads the output of the test runners: tests that passed, failed or skipped themselves. A skipped test prints a line
 //! `SKIPPED: reason` and passes.
 
+use std::collections::BTreeMap;
+
 /// One of the two runners' output, line by line.
 pub trait Lines: Default {
     /// Reads a line. `false` if it need not be shown.
@@ -98,6 +100,23 @@ pub struct Nextest {
     counts: Counts,
     last_passed: bool,
     after_summary: bool,
+    /// The test whose output is being read, if it has failed, and what it said: its error, and the causes of that.
+    failing: String,
+    errors: BTreeMap<String, String>,
+    is_cause: bool,
+}
+
+impl Nextest {
+    /// Reads a line that a failed test has written.
+    fn read_of_failed(&mut self, text: &str) {
+        let said = self.errors.entry(self.failing.clone()).or_default();
+        let is_error = said.is_empty() && (text.starts_with("Error: ") || text.contains(" panicked at "));
+        if is_error || self.is_cause {
+            let separator = if said.is_empty() { "" } else { "; " };
+            said.extend([separator, text]);
+        }
+        self.is_cause = text == "Caused by:";
+    }
 }
 
 impl Lines for Nextest {
@@ -105,7 +124,8 @@ impl Lines for Nextest {
         let text = line.trim();
         if self.after_summary {
             if let Some((_, name)) = text.split_once(") ") {
-                self.counts.failures.push(name.to_owned());
+                let error = self.errors.get(name).filter(|error| !error.is_empty());
+                self.counts.failures.push(error.map_or_else(|| name.to_owned(), |error| format!("{name}: {error}")));
             }
         } else if let Some((_, summary)) = text.strip_prefix("Summary [").and_then(|line| line.split_once(": ")) {
             self.after_summary = true;
@@ -113,6 +133,7 @@ impl Lines for Nextest {
             self.counts.passed = passed.unwrap_or(0);
         } else if text.contains("s] (") && !line.starts_with("    ---") {
             self.last_passed = text.starts_with("PASS") || text.starts_with("LEAK");
+            self.failing = text.split_once(") ").map_or("", |(_, name)| name).to_owned();
         } else if self.last_passed {
             self.counts.skips.extend(skip_reason(line).map(str::to_owned));
             return !(text.is_empty()
@@ -120,6 +141,8 @@ impl Lines for Nextest {
                 || text == "running 1 test"
                 || text.starts_with("test result: ")
                 || text.starts_with("test ") && text.ends_with(" ... ok"));
+        } else {
+            self.read_of_failed(text);
         }
         true
     }
@@ -158,13 +181,19 @@ mod tests {
         FAIL [   0.165s] (3/3) nx bad
   stdout ───
     SKIPPED: in a bad one
+    Error: last status:
+    web
+
+    Caused by:
+        waited 30 s for web
 ────────────
      Summary [   0.166s] 3 tests run: 2 passed, 1 failed, 1 skipped
         FAIL [   0.165s] (3/3) nx bad
 error: test run failed",
         );
         let skips = vec!["no kernel 7".to_owned()];
-        assert_eq!(counts, Counts { passed: 1, failures: vec!["nx bad".to_owned()], skips });
+        let failures = vec!["nx bad: Error: last status:; waited 30 s for web".to_owned()];
+        assert_eq!(counts, Counts { passed: 1, failures, skips });
         assert!(shown.contains(&"    measured 3 ms"));
         assert!(!shown.iter().any(|line| line.contains("test result") || line.contains("running 1")));
     }
