@@ -20,7 +20,7 @@ pub fn setup() -> Result<()> {
 /// Installs what is missing.
 pub fn ensure() -> Result<()> {
     ensure_rust_src()?;
-    ensure_tool("bpf-linker", BPF_LINKER_VERSION, "it links the kernel programs; takes one to two minutes, once")
+    ensure_tool("bpf-linker", BPF_LINKER_VERSION, "it links the kernel programs; takes half a minute to a minute, once")
 }
 
 /// The kernel programs need `core` for the BPF target, which is built from its source.
@@ -34,16 +34,18 @@ fn ensure_rust_src() -> Result<()> {
         .context("the kernel programs need rust-src; without rustup, install it as your distribution has it")
 }
 
-/// A program from crates.io in `target/tools`, at exactly this version.
+/// A program from crates.io in `target/tools`, at exactly this version. Without optimization it is built in a third of the time, and
+/// each runs for seconds at most.
 pub fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
     if installed_version(&paths::tool(name)).as_deref() == Some(version) {
         return Ok(());
     }
     say::note(&format!("installing {name} {version} into target/tools: {why}"));
     run(cargo()
-        .args(["install", "--locked", "--force", "--version", version, "--root"])
+        .args(["install", "--debug", "--locked", "--force", "--version", version, "--root"])
         .arg(paths::tools())
         .arg(name)
+        .env("CARGO_PROFILE_DEV_DEBUG", "false")
         // Otherwise its objects would be mixed with ours.
         .env_remove("CARGO_TARGET_DIR"))
 }

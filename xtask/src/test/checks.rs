@@ -25,7 +25,7 @@ pub const ALL: [Check; 7] = [
     Check { name: "licences, sources and advisories of dependencies", run: dependencies },
 ];
 
-/// It compiles in less than three minutes on two cores, so it is always installed.
+/// It compiles in a minute on two cores, so it is always installed.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
 fn format() -> Result<()> {
@@ -78,7 +78,7 @@ fn linked(package: &str, refused: &[&str]) -> Result<Option<String>> {
 }
 
 fn dependencies() -> Result<()> {
-    setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes about three minutes, once")?;
+    setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes a minute, once")?;
     run(deny().args(["check", "licenses", "sources", "bans"]))?;
     // Not every network reaches the repository of the advisories. They are no property of this tree, so their absence is
     // reported and is no failure.
