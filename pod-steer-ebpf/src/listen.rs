@@ -54,6 +54,10 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     ) {
         return 1;
     }
+    // A connection has some three changes of its state before the one that counts.
+    if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) != TCP_CLOSE {
+        return 1;
+    }
     let Some(backend) = current_backend() else { return 1 };
     if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
         own::connects(&ctx, backend);
@@ -63,7 +67,7 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
         own::established(&ctx);
         return 1;
     }
-    if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) == TCP_CLOSE && own::ended(&ctx) {
+    if op == BPF_SOCK_OPS_STATE_CB && own::ended(&ctx) {
         return 1;
     }
     let port = ctx.local_port() as u16;
@@ -74,7 +78,7 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     if op == BPF_SOCK_OPS_STATE_CB {
-        changed(&ctx, backend, port, cookie);
+        closed(&ctx, backend, port, cookie);
         return 1;
     }
     // A connection's local port is the one that its client came to, which may differ from the one that the backend
@@ -226,13 +230,10 @@ fn register(ctx: &SockOpsContext, socket: SocketInfo, mut cookie: u64) {
     emit(&Event { kind: EVENT_LISTENING, errno, cookie, socket });
 }
 
+/// A listening socket or a connection is closed.
 #[inline(always)]
-fn changed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
-    let (old, new) = (ctx.arg(0), ctx.arg(1));
-    if new != TCP_CLOSE {
-        return;
-    }
-    if old == TCP_LISTEN {
+fn closed(ctx: &SockOpsContext, backend: u32, port: u16, cookie: u64) {
+    if ctx.arg(0) == TCP_LISTEN {
         if managed(backend, port, PROTO_TCP, PORT_LISTENS | PORT_SERVED) || users::of_listener(ctx).is_some() {
             // close() has already removed the socket from the map; shutdown() leaves it there. sock_ops may delete from
             // a sockhash since Linux 4.18.
