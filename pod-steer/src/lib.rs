@@ -27,6 +27,7 @@ pub mod holders;
 pub mod kernel;
 pub mod listening;
 pub mod log_sink;
+pub mod netlink;
 pub mod netns;
 pub mod process_set;
 pub mod procs;

@@ -6,22 +6,19 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _, NlasIterator};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, Nla as _, NlasIterator};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
-};
+use rustix::net::netlink::SOCK_DIAG;
 
 use crate::{
     ids::{NetnsCookie, SocketCookie},
-    netns,
+    netlink, netns,
     ports::Port,
 };
 
@@ -30,11 +27,6 @@ mod overflows;
 pub use overflows::overflows;
 
 pub use pod_steer_model::listener::Listener;
-
-/// Maximum size of one part of an answer (`netlink_dump` in `net/netlink/af_netlink.c`).
-const ANSWER_BYTES: usize = 32 << 10;
-/// Time limit for an answer. The kernel only reads its own tables.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Maximum number of dumps, if sockets open and close in between.
 const DUMPS_MAX: usize = 4;
@@ -171,20 +163,16 @@ fn complete(mut dump: impl FnMut(&mut dyn FnMut(Listener)) -> io::Result<bool>) 
 /// Asks for the sockets of both families in some states, and with this local port unless it is zero. True if an
 /// answer has several parts with sockets.
 fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> io::Result<bool> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_MAX))?;
-    let mut answer = vec![0; ANSWER_BYTES];
+    let mut socket = netlink::Socket::open(Some(SOCK_DIAG))?;
     let mut several = false;
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let socket_id = SocketId { source_port: port, ..socket_id };
-        send(&socket, &request(family, states.clone(), socket_id), SendFlags::empty())?;
-        let (mut ended, mut parts) = (false, 0);
-        while !ended {
-            let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
-            ended = read_answer(answer.get(..length).unwrap_or_default(), each)?;
-            parts += 1;
-        }
+        let parts = socket.ask(&request(family, states.clone(), socket_id), &mut |message| {
+            if let SockDiagMessage::InetResponse(found) = &message {
+                each(found);
+            }
+            Ok(())
+        })?;
         // The last part has the end of the dump alone.
         several |= parts > 2;
     }
@@ -201,27 +189,6 @@ fn request(family: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     bytes
-}
-
-/// Reads the sockets from one part of an answer. True when it is the last one.
-fn read_answer(mut bytes: &[u8], each: &mut dyn FnMut(&InetResponse)) -> io::Result<bool> {
-    while !bytes.is_empty() {
-        let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(io::Error::other)?;
-        match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => each(&found),
-            // Without the module tcp_diag, the error is in the end of the dump.
-            NetlinkPayload::Done(done) if done.code < 0 => {
-                return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
-            }
-            NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
-            _ => {}
-        }
-        // Messages begin at multiples of four bytes; the last one may end before.
-        let length = (message.header.length as usize).next_multiple_of(4);
-        bytes = bytes.get(length..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 /// Reads the tables of the calling thread's namespace.
