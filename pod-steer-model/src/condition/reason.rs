@@ -52,6 +52,13 @@ reasons! {
     TooManyBackends: Warning, "The limit on backends is reached, so the container or process is no backend.";
     NoCgroup: Warning, "The container has no cgroup that pod-steer can attach its programs to, so it is not steered to.";
     OwnNetwork: Warning, "The container has a network namespace of its own, where no client of the shared port arrives.";
+    NoNetwork: Warning, "The container has no network device but its loopback device, so no client can reach it.";
+    MacvlanNetwork: Warning, "The container is on a macvlan network, whose packets pod-steer does not see.";
+    IpvlanNetwork: Warning, "The container is on an ipvlan network, whose packets pod-steer does not see.";
+    UserModeNetwork: Warning, "The container's network device is a tun device, whose packets a process of a rootless engine moves.";
+    BridgeElsewhere: Warning, "The other end of the container's network device is not in pod-steer's own network namespace.";
+    OtherNetworkDevice: Warning, "The container's network device is of a kind that pod-steer does not support.";
+    NoAddress: Warning, "The container's network device has no address, or only addresses that are valid on the link alone.";
     SandboxGone: Warning, "The network namespace of the container's sandbox is no longer in use, so no client arrives there.";
     PortNotAllowed: Warning, "The configuration does not let the service claim this port.";
     PortOfOtherService: Warning, "The port, or this address of it, belongs to another service.";

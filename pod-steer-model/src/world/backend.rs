@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Followed, PortHistory};
+use super::{Bridge, Followed, PortHistory, Unreached};
 use crate::{
     condition::{Condition, Reason},
     ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
@@ -88,7 +88,7 @@ pub enum Network {
     Host,
     /// Another container's: a pod.
     Joined,
-    /// One of its own, behind a bridge: its sockets cannot be reached by steering.
+    /// One of its own, whose sockets take only clients that arrive there; see [`Backend::bridge`].
     Own,
 }
 
@@ -132,6 +132,12 @@ pub struct Backend {
     pub network: Network,
     /// That namespace, once it is known.
     pub netns: Option<Netns>,
+    /// Its connection to an ingress namespace, if it has a namespace of its own and the connection is known.
+    #[serde(default)]
+    pub bridge: Option<Bridge>,
+    /// Why there is no such connection; `None` while that is not known.
+    #[serde(default)]
+    pub unreached: Option<Unreached>,
     /// The signal that asks it to stop, besides the usual ones.
     #[serde(default)]
     pub stop_signal: Option<i32>,
@@ -209,6 +215,8 @@ impl Backend {
             ready_since_ms: None,
             network: Network::Unknown,
             netns: None,
+            bridge: None,
+            unreached: None,
             stop_signal: None,
             stop_timeout_s: None,
             stop_by_ms: None,

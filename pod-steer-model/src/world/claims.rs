@@ -100,12 +100,7 @@ pub(super) fn of<'a>(
             continue;
         }
         if backend.network == Network::Own && !pods.contains(&netns.cookie) {
-            let condition = Condition::new(
-                Reason::OwnNetwork,
-                "it has a network namespace of its own, where no client of the shared port arrives",
-                "run it with `--network host`, or with `--network container:ID` to share a pod's",
-            );
-            plan.add_condition(backend.index, condition);
+            plan.add_condition(backend.index, backend.own_network());
             continue;
         }
         for map in &backend.spec.ports {

@@ -4,6 +4,7 @@
 mod allowed;
 mod backend;
 mod blocks;
+mod bridge;
 mod claims;
 mod counting;
 mod destinations;
@@ -49,6 +50,7 @@ use scope::{Facts, Footprint, Scope};
 
 pub use crate::state::{Coverage, State};
 pub use backend::{Backend, Health, Kind, Network, Phase, Socket};
+pub use bridge::{Bridge, Unreached};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use holders::Followed;
