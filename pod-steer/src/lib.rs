@@ -25,6 +25,7 @@ pub mod fuzzing;
 pub mod health;
 pub mod holders;
 pub mod kernel;
+pub mod links;
 pub mod listening;
 pub mod log_sink;
 pub mod netlink;

@@ -1,0 +1,40 @@
+//! How a container with a network namespace of its own is connected. `dump` asks the kernel by rtnetlink(7), `message` reads its
+//! answers, `nsid` asks for the numbers of namespaces, and `find` concludes, on values. Changing anything does not belong here.
+#![forbid(unsafe_code)]
+
+mod dump;
+mod find;
+mod message;
+mod nsid;
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+};
+
+use crate::{
+    ids::NetnsCookie,
+    netns::{self, Netns},
+    sys,
+    world::{Bridge, Unreached},
+};
+use find::Inside;
+
+/// Finds how the namespace behind an open `ns/net` file is connected to that of the calling thread, which is the ingress namespace. Fails
+/// if it is no longer the one with this cookie, or if it is changed meanwhile.
+pub fn look(ns: &File, cookie: NetnsCookie) -> io::Result<Result<Bridge, Unreached>> {
+    let own = File::open("/proc/thread-self/ns/net")?;
+    let meta = own.metadata()?;
+    let ingress = Netns { dev: meta.dev(), inode: meta.ino(), cookie: sys::own_netns_cookie()? };
+    let inside = netns::run_in(ns, cookie, || {
+        let mut socket = dump::Socket::open()?;
+        let (links, addresses) = (socket.links()?, socket.addresses()?);
+        let routes = socket.default_routes()?;
+        // The dump of a pair's end has given the namespace of the other end a number, if it had none.
+        let ingress = nsid::of(&mut socket, own.as_fd())?;
+        Ok(Inside { links, addresses, routes, ingress })
+    })?;
+    let mut socket = dump::Socket::open()?;
+    find::bridge(&inside, ingress, |index| socket.link(index))
+}
