@@ -91,6 +91,8 @@ pub struct Backend {
     pub engine: Option<String>,
     /// Its version.
     pub version: String,
+    /// The bridge behind which it is.
+    pub bridge: Option<Bridge>,
     /// Its weight.
     pub weight: u64,
     /// Its state.
@@ -115,6 +117,15 @@ pub struct Backend {
     pub served: f64,
     /// Its conditions.
     pub conditions: Vec<Condition>,
+}
+
+/// A bridge that leads to a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// The backend's addresses there.
+    pub addresses: Vec<String>,
 }
 
 impl Status {

@@ -170,6 +170,15 @@ pub struct NamespaceStatus {
     pub cookie: u64,
 }
 
+/// The bridge that connects a backend's own network namespace to pod-steer's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BridgeStatus {
+    /// Its name; that of the device which leads to the backend if no bridge has it.
+    pub name: String,
+    /// The backend's addresses there: at most one of each family.
+    pub addresses: Vec<String>,
+}
+
 /// See [`pod_steer_ebpf::ServiceCounters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[expect(missing_docs, reason = "the fields of the contract, which describes them")]
@@ -201,6 +210,10 @@ pub struct BackendStatus {
     pub engine: Option<String>,
     /// Its version.
     pub version: String,
+    /// The bridge behind which it is, if it has a network namespace of its own. Null if that is unknown, or if no bridge leads there; its
+    /// conditions say why.
+    #[serde(default)]
+    pub bridge: Option<BridgeStatus>,
     /// Its weight.
     pub weight: u32,
     /// Its state.

@@ -60,7 +60,7 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
         let mut head = vec!["SERVICE", "VERSION", "BACKEND", "SHARE", "OPENED", "LIVE", "STATE"];
         if wide {
             head.extend(["SERVED", "WEIGHT", "SOCKETS", "STEERED", "CLOSED", "MOVED-IN", "MOVED-OUT"]);
-            head.extend(["KIND", "ID", "PORTS", "NAMESPACE"]);
+            head.extend(["KIND", "ID", "PORTS", "NAMESPACE", "BRIDGE", "ADDRESS"]);
         }
         let rows: Vec<_> = status
             .services
@@ -132,6 +132,8 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
             Cell::text(backend.id.chars().take(12).collect::<String>()),
             Cell::text(maps.unwrap_or_else(|_| service.ports.join(","))),
             Cell::text(namespaces.join(",")),
+            Cell::text(backend.bridge.as_ref().map_or("", |bridge| bridge.name.as_str())),
+            Cell::text(backend.bridge.as_ref().map(|bridge| bridge.addresses.join(",")).unwrap_or_default()),
         ]);
     }
     cells

@@ -275,6 +275,9 @@ impl Control {
         if *change == Change::Died {
             return self.ended(id, Ending::Died);
         }
+        if *change == Change::NetworkChanged {
+            return self.look_at_network(id);
+        }
         if *change == Change::Started {
             self.runs_again(id);
         }
@@ -301,6 +304,7 @@ impl Control {
             | Change::Created
             | Change::Renamed
             | Change::HealthUnknown
+            | Change::NetworkChanged
             | Change::Removed
             | Change::Died => {
                 return;

@@ -33,7 +33,7 @@ use super::{
     pins::Pins,
     reload::Reload,
     ring::KernelEvents,
-    stores::{Dirty, Engines, Indices, Namespaces, Places, Services},
+    stores::{Dirty, Engines, Indices, Looks, Namespaces, Places, Services},
     users::PortUsers,
 };
 use crate::{
@@ -75,6 +75,7 @@ pub(super) struct Control {
     pub(super) inspections: Inspections,
     pub(super) accept_queues: AcceptQueues,
     pub(super) elsewhere: Elsewhere,
+    pub(super) looks: Looks,
     pub(super) checks: Checks,
     pub(super) holders: Holders,
     pub(super) port_users: PortUsers,
@@ -138,6 +139,7 @@ impl Control {
             inspections: Inspections::default(),
             accept_queues: AcceptQueues::default(),
             elsewhere: Elsewhere::default(),
+            looks: Looks::default(),
             holders: Holders::default(),
             port_users: PortUsers::default(),
             conditions: Conditions::new(effects.followers()),
@@ -234,6 +236,7 @@ impl Control {
             Event::Idle(ports) => self.free_unless_shared(ports),
             Event::Surveyed(survey) => self.container_surveyed(*survey),
             Event::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),
+            Event::Bridged { id, netns_cookie, found } => self.bridged(&id, netns_cookie, found),
             Event::Probed { id, number, verdict } => self.probed(&id, number, verdict),
             Event::Ended { id, process } => self.process_ended(&id, process),
             Event::SettingsRead(read) => self.settings_read(read),

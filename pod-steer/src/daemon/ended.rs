@@ -61,6 +61,7 @@ impl Control {
         match how {
             Ending::Died => {
                 backend.is_now(Phase::Exited);
+                backend.disconnected();
                 backend.end_condition(Reason::EngineCheckFails);
                 self.checks.ended(backend);
                 let index = backend.index;

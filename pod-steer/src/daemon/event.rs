@@ -71,6 +71,15 @@ pub enum Event {
         /// The ports; nothing if the look failed.
         ports: Option<BTreeSet<Port>>,
     },
+    /// How a container with a network namespace of its own is connected.
+    Bridged {
+        /// The container.
+        id: BackendId,
+        /// Cookie of the namespace that was looked at.
+        netns_cookie: NetnsCookie,
+        /// What was found; nothing if the look failed.
+        found: Option<Result<crate::world::Bridge, crate::world::Unreached>>,
+    },
     /// What is believed of a backend's health has changed.
     Probed {
         /// The backend.

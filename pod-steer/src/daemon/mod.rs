@@ -7,6 +7,7 @@ mod allowed_images;
 mod allowed_users;
 mod asks;
 mod backends;
+mod bridges;
 mod changed;
 mod conditions;
 mod control;

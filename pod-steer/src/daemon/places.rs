@@ -114,6 +114,9 @@ impl Control {
     pub(super) fn lives_in(&mut self, id: &str, netns: Netns, ns: std::fs::File, listeners: Option<Vec<Listener>>) {
         self.namespace_seen(netns, ns);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
+        if backend.netns != Some(netns) {
+            backend.disconnected();
+        }
         backend.netns = Some(netns);
         let (index, health, network) = (backend.index, backend.health, backend.network);
         if let Err(error) = self.store.put(backend) {
@@ -126,6 +129,7 @@ impl Control {
         self.check_foreign(index);
         self.touch_backend(index);
         self.touch_pod(network);
+        self.look_at_network(id);
     }
 
     /// Remembers a namespace. Its descriptor is kept until it is attached, and no longer than a backend is there, so that it

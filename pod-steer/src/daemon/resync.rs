@@ -44,6 +44,7 @@ impl Control {
         self.compare_holders();
         self.free_ports(true);
         self.survey();
+        self.look_at_networks();
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();

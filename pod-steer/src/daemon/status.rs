@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{conditions::Subject, control::Control};
 use crate::{
-    api::types::{BackendStatus, NamespaceStatus, ServiceCountersStatus, ServiceStatus, Status, SubjectCondition},
+    api::types::{
+        BackendStatus, BridgeStatus, NamespaceStatus, ServiceCountersStatus, ServiceStatus, Status, SubjectCondition,
+    },
     condition::{Condition, Reason},
     ids::BackendIndex,
     world::{Backend, Kind, State},
@@ -110,6 +112,10 @@ impl Control {
                 _ => None,
             },
             version: backend.spec.version.clone(),
+            bridge: backend.bridge.as_ref().map(|bridge| BridgeStatus {
+                name: bridge.name.clone(),
+                addresses: bridge.addresses().map(|address| address.to_string()).collect(),
+            }),
             weight: backend.spec.weight,
             state: self.state(backend),
             sockets: self.world.sockets.values().filter(|socket| socket.backend == backend.index).count(),

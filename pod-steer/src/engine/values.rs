@@ -89,6 +89,8 @@ pub enum Change {
     Health(Health),
     /// Its health check has a new result, which only the container's details say.
     HealthUnknown,
+    /// It was connected to a network, or disconnected from one.
+    NetworkChanged,
     /// It was renamed.
     Renamed,
     /// It was removed.
@@ -98,7 +100,7 @@ pub enum Change {
 impl Change {
     /// True if it changes the phase or health, so that details asked for before are out of date.
     pub fn is_phase(&self) -> bool {
-        !matches!(self, Self::Created | Self::Renamed)
+        !matches!(self, Self::Created | Self::NetworkChanged | Self::Renamed)
     }
 }
 

@@ -5,6 +5,7 @@ mod cgroups;
 mod dirty;
 mod engines;
 mod indices;
+mod looks;
 mod namespaces;
 mod services;
 
@@ -12,5 +13,6 @@ pub use cgroups::Places;
 pub use dirty::Dirty;
 pub use engines::Engines;
 pub use indices::Indices;
+pub use looks::Looks;
 pub use namespaces::Namespaces;
 pub use services::Services;

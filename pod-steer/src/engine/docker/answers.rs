@@ -78,6 +78,8 @@ pub struct ImageDetails {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Event {
+    #[serde(rename = "Type")]
+    pub kind: Option<String>,
     #[serde(rename = "Action")]
     pub action: Option<String>,
     #[serde(rename = "Actor")]

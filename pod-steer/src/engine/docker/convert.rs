@@ -39,8 +39,11 @@ fn name(given: &str) -> String {
 pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
-    let id = actor.id.filter(|id| is_id(id))?;
     let attributes = actor.attributes.unwrap_or_default();
+    if event.kind.as_deref() == Some("network") {
+        return network_changed(&action, actor.id, attributes);
+    }
+    let id = actor.id.filter(|id| is_id(id))?;
     let change = match action.split(':').next()?.trim() {
         "create" => Change::Created,
         "start" => Change::Started,
@@ -66,6 +69,15 @@ pub fn happened(engine: &str, event: Event) -> Option<Happened> {
         Box::new(announced(engine, &id, attributes, created_ms))
     });
     Some(Happened { id, change, mine })
+}
+
+/// Parses an event of a network. Its subject is the network in Docker's events, and the container in Podman's.
+fn network_changed(action: &str, actor: Option<String>, mut attributes: BTreeMap<String, String>) -> Option<Happened> {
+    if !matches!(action, "connect" | "disconnect") {
+        return None;
+    }
+    let id = attributes.remove("container").or(actor).filter(|id| is_id(id))?;
+    Some(Happened { id, change: Change::NetworkChanged, mine: None })
 }
 
 fn health_of(word: &str) -> Option<Health> {

@@ -58,7 +58,7 @@ impl Engine for Docker {
         // From the engine's clock on, so that nothing between this answer and the next one is missed.
         let since = info.ok().and_then(|info| info.system_time).as_deref().and_then(convert::unix_seconds);
         let since = since.map(|since| format!("&since={since}")).unwrap_or_default();
-        let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container"]}"#));
+        let path = format!("/events?filters={}{since}", encoded(r#"{"type":["container","network"]}"#));
         let lines = Lines::new(self.client.stream(Method::GET, &path, Bytes::new()).await?);
         Ok(DockerEvents { address: self.address.clone(), lines, are_late })
     }

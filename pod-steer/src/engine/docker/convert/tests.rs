@@ -96,6 +96,36 @@ fn podmans_health_events() {
     assert_eq!(change(in_attributes), Some(Change::Health(Health::Healthy)));
 }
 
+/// As Docker 20.10 and Podman 4.3 send them: the subject is the network in the former, the container in the latter.
+#[test]
+fn events_of_networks() {
+    let (network, container) = (id("d0"), id("c0"));
+    let change = |line: &str| {
+        let line = line.replace("\"d0\"", &format!("{network:?}")).replace("\"c0\"", &format!("{container:?}"));
+        happened("e", serde_json::from_str(&line).expect("it is an event"))
+    };
+    for action in ["connect", "disconnect"] {
+        for line in [
+            r#"{"Type":"network","Action":"ACTION","Actor":{"ID":"d0","Attributes":{"container":"c0","name":"bridge",
+                "type":"bridge"}},"scope":"local","time":1764110000,"timeNano":1764110000123456789}"#,
+            r#"{"Type":"network","Action":"ACTION","Actor":{"ID":"c0","Attributes":{"name":"web-1"}}}"#,
+        ] {
+            let seen = change(&line.replace("ACTION", action)).expect("it is understood");
+            assert_eq!((seen.id, seen.change), (container.clone(), Change::NetworkChanged), "{line}");
+            assert!(seen.mine.is_none());
+        }
+    }
+    for other in [
+        r#"{"Type":"network","Action":"create","Actor":{"ID":"d0","Attributes":{"name":"web","type":"bridge"}}}"#,
+        r#"{"Type":"network","Action":"destroy","Actor":{"ID":"d0","Attributes":{"name":"web","type":"bridge"}}}"#,
+        r#"{"Type":"network","Action":"connect","Actor":{"ID":"d0","Attributes":{"container":"web"}}}"#,
+        r#"{"Type":"container","Action":"connect","Actor":{"ID":"c0"}}"#,
+        r#"{"Action":"connect"}"#,
+    ] {
+        assert!(change(other).is_none(), "{other}");
+    }
+}
+
 #[test]
 fn names_can_be_shown_and_ids_are_ids() {
     let attributes = |name: &str| {

@@ -1,0 +1,84 @@
+//! How containers with network namespaces of their own are connected: looked at beside the loop when one starts, when its engine says
+//! that its networks change, and at each resync.
+
+use tracing::{debug, warn};
+
+use super::{Event, control::Control};
+use crate::{
+    ids::{BackendId, NetnsCookie},
+    links,
+    process_set::open_netns,
+    world::{Backend, Bridge, Network, Phase, Unreached},
+};
+
+/// Whether a backend has a network namespace of its own, and a process in it.
+fn is_looked_at(backend: &Backend) -> bool {
+    let runs = matches!(backend.phase, Phase::Running | Phase::Paused | Phase::Stopping);
+    runs && backend.network == Network::Own && backend.netns.is_some()
+}
+
+impl Control {
+    /// The network of a container may have changed.
+    pub(super) fn look_at_network(&mut self, id: &str) {
+        if let Some(backend) = self.world.backends.get(id).filter(|backend| is_looked_at(backend)) {
+            self.looks.add(backend.id.clone());
+            self.begin_looks();
+        }
+    }
+
+    /// Looks at all of them again: not every change is told.
+    pub(super) fn look_at_networks(&mut self) {
+        let own = self.world.backends.values().filter(|backend| is_looked_at(backend));
+        self.looks.renew(own.map(|backend| backend.id.clone()));
+        self.begin_looks();
+    }
+
+    fn begin_looks(&mut self) {
+        while let Some(id) = self.looks.begin() {
+            let backend = self.world.backends.get(&id).filter(|backend| is_looked_at(backend));
+            let Some((netns, backend)) = backend.and_then(|backend| Some((backend.netns?, backend))) else {
+                self.looks.end(&id);
+                continue;
+            };
+            let processes = [self.processes_of(backend)];
+            let failed = Event::Bridged { id: id.clone(), netns_cookie: netns.cookie, found: None };
+            self.effects.run(failed, move || {
+                let found = open_netns(netns, &processes).and_then(|ns| links::look(&ns, netns.cookie));
+                let found = found.inspect_err(|error| {
+                    debug!(container = %id, %netns, %error, "cannot find how its namespace is connected");
+                });
+                Event::Bridged { id, netns_cookie: netns.cookie, found: found.ok() }
+            });
+        }
+    }
+
+    /// A look has found how a container is connected; nothing if it failed.
+    pub(super) fn bridged(
+        &mut self,
+        id: &BackendId,
+        netns_cookie: NetnsCookie,
+        found: Option<Result<Bridge, Unreached>>,
+    ) {
+        self.looks.end(id);
+        self.note_connection(id, netns_cookie, found);
+        self.begin_looks();
+    }
+
+    fn note_connection(&mut self, id: &BackendId, netns_cookie: NetnsCookie, found: Option<Result<Bridge, Unreached>>) {
+        // It may have been started again meanwhile.
+        let is_same = |backend: &&mut Backend| {
+            is_looked_at(backend) && backend.netns.is_some_and(|netns| netns.cookie == netns_cookie)
+        };
+        let Some(backend) = self.world.backends.get_mut(id).filter(is_same) else { return };
+        let Some(found) = found else { return };
+        if !backend.connected(found) {
+            return;
+        }
+        debug!(container = %id, bridge = ?backend.bridge, unreached = ?backend.unreached, "its network was found");
+        if let Err(error) = self.store.put(backend) {
+            warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+        }
+        let index = backend.index;
+        self.touch_backend(index);
+    }
+}
