@@ -13,6 +13,9 @@ use crate::{
     wait,
 };
 
+/// The directory of the CNI plug-ins. A host has one of its own.
+const ADDRESSES: &str = "/var/lib/cni";
+
 /// `podman system service`, with storage and sockets of its own.
 #[derive(Debug)]
 pub struct Podman {
@@ -25,6 +28,9 @@ impl Podman {
     pub fn start(host: &Host) -> Result<Self> {
         let dir = host.dir().join("podman");
         fs::create_dir_all(&dir)?;
+        // The CNI plug-ins keep the addresses that they have given to containers here, whatever Podman's own directories are.
+        fs::create_dir_all(ADDRESSES)?;
+        run(host.command("mount")?.args(["-t", "tmpfs", "none", ADDRESSES]))?;
         let docker = Self::client(dir.join("podman.sock"));
         let mut command = Self::command(host)?;
         command.args(["--log-level", "warn", "system", "service", "--time", "0"]).arg(docker.url());
@@ -52,6 +58,7 @@ impl Podman {
         // In memory, like that of the Docker engine.
         command.args(["--root", "/run/podman-data", "--runroot", "/run/podman-run", "--tmpdir", "/run/podman-tmp"]);
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", runtime()]);
+        command.arg("--network-config-dir").arg(host.dir().join("podman/networks"));
         Ok(command)
     }
 
