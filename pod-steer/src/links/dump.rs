@@ -5,9 +5,10 @@ use std::io;
 use super::message::{self, Address, Link, Message, Route};
 use crate::netlink;
 
-/// Largest number of devices and of addresses that is read: a container with privileges may make as many as it likes.
+/// Maximum number of devices, addresses and routes that are read: a container with privileges may make as many as it likes.
 const DEVICES_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 4096;
+const ROUTES_MAX: usize = 65_536;
 
 /// A socket of rtnetlink(7).
 pub struct Socket(netlink::Socket);
@@ -59,7 +60,7 @@ impl Socket {
 
     /// The default route of each family that the kernel prefers.
     pub fn default_routes(&mut self) -> io::Result<Vec<Route>> {
-        let (mut v4, mut v6) = (None, None);
+        let (mut v4, mut v6, mut count) = (None, None, 0);
         self.0.ask(&message::routes(), &mut |message| {
             if let Message::Route(route) = message {
                 let best = if route.is_v6 { &mut v6 } else { &mut v4 };
@@ -67,7 +68,8 @@ impl Socket {
                     *best = Some(route);
                 }
             }
-            Ok(())
+            count += 1;
+            at_most(count, ROUTES_MAX, "routes")
         })?;
         Ok(v4.into_iter().chain(v6).collect())
     }
