@@ -12,8 +12,9 @@ use crate::{
         convert,
     },
     labels::Spec,
+    links,
     rollout::Order,
-    world::Socket,
+    world::{Bridge, Socket, Unreached},
 };
 
 /// The address of an engine that does not exist.
@@ -50,6 +51,11 @@ pub fn order(body: &[u8]) -> Result<Order, String> {
 /// The backend of a `POST /v1/exec` or `POST /v1/register`.
 pub fn backend(request: &BackendRequest) -> Result<Spec, String> {
     processes::parse(request)
+}
+
+/// How a container is connected, from parts of answers of rtnetlink(7) in its network namespace and in the ingress namespace.
+pub fn connection(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, Unreached>> {
+    links::conclude(inside, outside)
 }
 
 /// A record of the ring that the kernel programs write.

@@ -38,3 +38,31 @@ pub fn look(ns: &File, cookie: NetnsCookie) -> io::Result<Result<Bridge, Unreach
     let mut socket = dump::Socket::open()?;
     find::bridge(&inside, ingress, |index| socket.link(index))
 }
+
+/// The same from parts of answers, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, Unreached>> {
+    use crate::netlink::read_part;
+    use message::Message;
+
+    let mut found = Inside::default();
+    let read = read_part(inside, &mut |message| {
+        match message {
+            Message::Link(link) => found.links.push(link),
+            Message::Address(address) => found.addresses.push(address),
+            Message::Route(route) => found.routes.push(route),
+            Message::Nsid(nsid) => found.ingress = Some(nsid),
+            Message::Other => {}
+        }
+        Ok(())
+    });
+    let mut links = Vec::new();
+    let read_outside = read_part(outside, &mut |message| {
+        links.extend(if let Message::Link(link) = message { Some(link) } else { None });
+        Ok(())
+    });
+    read.and(read_outside).ok()?;
+    let ingress = Netns { dev: 0, inode: 0, cookie: NetnsCookie(1) };
+    let outside = |index| Ok(links.iter().find(|link: &&message::Link| link.index == index).cloned());
+    find::bridge(&found, ingress, outside).ok()
+}

@@ -8,6 +8,7 @@ mod config;
 mod engine;
 mod labels;
 mod ledger;
+mod links;
 mod plan;
 mod ports;
 mod ring;
@@ -23,12 +24,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "api", run: api::run },
     Target { name: "config", run: config::run },
     Target { name: "engine", run: engine::run },
     Target { name: "labels", run: labels::run },
     Target { name: "ledger", run: ledger::run },
+    Target { name: "links", run: links::run },
     Target { name: "ports", run: ports::run },
     Target { name: "ring", run: ring::run },
     Target { name: "slots", run: slots::run },
@@ -86,5 +88,5 @@ mod tests {
         };
     }
 
-    rerun!(api, config, engine, labels, ledger, ports, ring, slots);
+    rerun!(api, config, engine, labels, ledger, links, ports, ring, slots);
 }
