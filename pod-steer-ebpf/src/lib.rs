@@ -13,7 +13,7 @@ pub use contract::*;
 
 /// Version of this contract, stored in [`Meta`]. The daemon migrates the pinned maps of an earlier version to its own
 /// (`kernel/layouts.rs`) and leaves those of a later version unchanged.
-pub const ABI_VERSION: u32 = 6 + IN_LATER as u32 + IN_MORE as u32;
+pub const ABI_VERSION: u32 = 7 + IN_LATER as u32 + IN_MORE as u32;
 
 /// Whether to build the contract of a later release, to which tests upgrade: some types get one more field of 64 bits
 /// at their end.
@@ -109,6 +109,12 @@ const _: () = {
     assert!(size_of::<ProbeKey>() == 32);
     assert!(size_of::<PortUser>() == 16);
     assert!(size_of::<Slot>() == 16 + MORE);
+    assert!(BACKENDS_MAX_DEFAULT < 1 << SLOT_WAY_SHIFT);
+    assert!(size_of::<Tuple>() == 40);
+    assert!(size_of::<Flow>() == 80);
+    assert!(size_of::<Destination>() == 64);
+    assert!(size_of::<CandidateKey>() == 8);
+    assert!(size_of::<Candidate>() == 8);
     assert!(size_of::<SocketInfo>() == 56 + LATER);
     assert!(size_of::<SourceKey>() == 20);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);
@@ -128,7 +134,7 @@ const _: () = {
     assert!(size_of::<Move>() == 8);
     assert!(size_of::<NoteKey>() == 16);
     assert!(size_of::<BackendCounters>() == 72 + LATER);
-    assert!(size_of::<ServiceCounters>() == 96);
+    assert!(size_of::<ServiceCounters>() == 152);
     assert!(size_of::<Event>() == 72 + LATER);
     assert!(size_of::<ListenRate>() == 24);
     assert!(core::mem::offset_of!(Event, socket) == 16);

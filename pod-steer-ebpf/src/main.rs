@@ -1,6 +1,6 @@
 //! The kernel programs, from the top down. `lookup` chooses the socket of a new connection. `migrate` moves the queue
 //! of a closing listener. `bind` and `users` let unmodified servers share a port. `listen` registers their sockets
-//! within the limits of `quota` and counts their connections. `own` steers a backend's connections to itself. `maps`
+//! within the limits of `quota` and counts their connections. `forward` hands packets to backends in other namespaces. `own` steers a backend's connections to itself. `maps`
 //! holds everything that the programs share with the daemon.
 #![no_std]
 #![no_main]
@@ -9,13 +9,17 @@
 #![allow(missing_docs)]
 
 mod bind;
+mod choose;
 mod ends;
+mod forward;
 mod listen;
 mod lookup;
 mod maps;
 mod migrate;
 mod own;
+mod packet;
 mod quota;
+mod rules;
 mod table;
 mod users;
 

@@ -6,16 +6,17 @@ use core::{
 };
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_release},
     macros::btf_map,
 };
 use pod_steer_ebpf::{
-    BACKENDS_MAX_DEFAULT, BackendCounters, EVENTS_BYTES, Event, Hidden, LOST_EVENTS, LOST_MAX, ListenRate,
-    MANAGED_PORTS_MAX, ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX,
-    OWN_LISTENERS_MAX, OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PORT_USERS_MAX,
-    PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX,
-    SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, block_of,
+    BACKENDS_MAX_DEFAULT, BackendCounters, CANDIDATES_MAX, Candidate, CandidateKey, Destination, EVENTS_BYTES, Event,
+    FLOWS_MAX, FORWARDED_WORDS, Flow, Hidden, LOST_EVENTS, LOST_MAX, ListenRate, MANAGED_PORTS_MAX, MISSES_MAX,
+    ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX,
+    OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PENDING_MAX, PORT_USERS_MAX, PORT_WORDS,
+    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
+    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, Tuple, block_of,
 };
 
 use crate::table::Table;
@@ -35,6 +36,10 @@ static SEED: u64 = 0;
 #[unsafe(no_mangle)]
 static LISTENERS_MAX: u64 = 0;
 
+/// Not zero if packets are forwarded to other namespaces from the one that this instance is attached in.
+#[unsafe(no_mangle)]
+static FORWARDS: u64 = 0;
+
 /// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel rejects the BTF name of the
 /// union inside it.)
 macro_rules! constant {
@@ -49,6 +54,7 @@ macro_rules! constant {
 constant!(netns_cookie, NETNS_COOKIE);
 constant!(seed, SEED);
 constant!(listeners_max, LISTENERS_MAX);
+constant!(forwards, FORWARDS);
 
 /// Version, seed and limits of this state, in entry 0. Only the daemon reads it.
 #[btf_map]
@@ -131,6 +137,30 @@ pub static PORT_USERS: HashMap<PortKey, PortUser, { PORT_USERS_MAX as usize }, N
 /// Sockets whose bind was moved to another port. The kernel frees the entry with its socket.
 #[btf_map]
 pub static HIDDEN: SkStorage<Hidden> = SkStorage::new();
+
+/// Where the packets of the backends that are forwarded to go. A destination is replaced as a whole.
+#[btf_map]
+pub static DESTINATIONS: HashMap<u32, Destination, { BACKENDS_MAX_DEFAULT as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The backends that may have a connection whose entries are lost.
+#[btf_map]
+pub static CANDIDATES: HashMap<CandidateKey, Candidate, { CANDIDATES_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The ports that forwarded packets come to and go to ([`pod_steer_ebpf::forwarded_place`]). Packets for other ports pay one lookup.
+#[btf_map]
+pub static FORWARDED: Array<u64, { FORWARDED_WORDS as usize }> = Array::new();
+
+/// Both directions of each forwarded connection of which a live socket was seen. No other packet can evict one.
+#[btf_map]
+pub static FLOWS: HashMap<Tuple, Flow, { FLOWS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Both directions of every other connection that was chosen for, and the connections that a socket here was chosen for.
+#[btf_map]
+pub static PENDING: LruHashMap<Tuple, Flow, { PENDING_MAX as usize }> = LruHashMap::new();
+
+/// Connections that were looked for and not found: packets of theirs pass. The value is the time.
+#[btf_map]
+pub static MISSES: LruHashMap<Tuple, u64, { MISSES_MAX as usize }> = LruHashMap::new();
 
 #[btf_map]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT as usize }> = PerCpuArray::new();

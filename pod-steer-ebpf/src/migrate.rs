@@ -20,9 +20,9 @@ use aya_ebpf::{
 use pod_steer_ebpf::{FAMILY_V6, Move, NONE, PROBE_SOURCE_V4, ProbeKey, Slot, table_index};
 
 use crate::{
-    lookup::LOOPBACK_V6,
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, differ, switch},
     own,
+    packet::LOOPBACK_V6,
     table::{Chooser, Visit, every, visit},
 };
 

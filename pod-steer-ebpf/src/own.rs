@@ -23,11 +23,13 @@ use pod_steer_ebpf::{
 
 use crate::{
     ends::{Ends, bytes, remote_port},
-    lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, EAFNOSUPPORT, ENOENT, Packet, find},
+    lookup::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, EAFNOSUPPORT, ENOENT},
     maps::{
         LISTENERS, OWN_CONNECTIONS, OWN_LISTENERS, OWN_PORTS, OWN_SOURCES, SOCKETS, TABLES, add, is_listening,
         netns_cookie, purposes, switch,
     },
+    packet::Packet,
+    rules::find,
     table::{Chooser, Visit, every},
 };
 
@@ -35,7 +37,7 @@ const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 1 << 2;
 
 /// Whether there may be an own connection from this port: an inlined array lookup, which every SYN pays for.
 #[inline(always)]
-fn may_come_from(port: u16) -> bool {
+pub fn may_come_from(port: u16) -> bool {
     OWN_SOURCES.get(own_source(port)).is_some_and(|count| *count != 0)
 }
 
@@ -59,13 +61,10 @@ pub fn steer(ctx: &SkLookupContext, packet: &Packet) -> Option<u32> {
     }
 }
 
-/// Neither `SK_PASS` nor `SK_DROP`.
-const UNDECIDED: u32 = u32::MAX;
-
-/// Not inlined: it seldom runs, and the caller has to stay small.
-#[inline(never)]
-fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
-    let key = OwnConnection {
+/// The connection that a packet belongs to.
+#[inline(always)]
+pub fn connection(packet: &Packet) -> OwnConnection {
+    OwnConnection {
         netns_cookie: netns_cookie(),
         source: bytes(&packet.remote),
         destination: bytes(&packet.local),
@@ -73,7 +72,16 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         destination_port: packet.local_port as u16,
         family: packet.family as u8,
         pad: [0; 3],
-    };
+    }
+}
+
+/// Neither `SK_PASS` nor `SK_DROP`.
+const UNDECIDED: u32 = u32::MAX;
+
+/// Not inlined: it seldom runs, and the caller has to stay small.
+#[inline(never)]
+fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
+    let key = connection(packet);
     let Some(own) = OWN_CONNECTIONS.get_ptr_mut(key) else { return UNDECIDED };
     // SAFETY: the verifier checked the pointer. No other field of an entry changes: a later connection from the same
     // port gets a new entry.
@@ -81,7 +89,7 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         (*own).seen = 1;
         &*own
     };
-    let rule = find(ctx, packet);
+    let rule = find(packet);
     // An unmanaged listener keeps its clients.
     if rule.is_some_and(|rule| rule.flags & RULE_FOREIGN != 0) {
         return UNDECIDED;

@@ -4,8 +4,8 @@ use aya_ebpf::{btf_maps::Array, cty::c_void, helpers::bpf_loop};
 use pod_steer_ebpf::{FAMILY_V4, PROBES_MAX, Rule, Slot, WALK_MAX};
 
 use crate::{
-    lookup::Packet,
     maps::{is_listening, seed},
+    packet::Packet,
 };
 
 /// A slot table. Each entry holds the bytes of a [`Slot`], but is not declared as one: Linux before 6.2 rejects an
@@ -38,7 +38,7 @@ pub enum Visit {
 
 /// One step of the multiply-and-rotate hash; `finish` makes its low bits usable.
 #[inline(always)]
-fn mix(h: u64, value: u64) -> u64 {
+pub fn mix(h: u64, value: u64) -> u64 {
     (h ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
 }
 
@@ -90,18 +90,55 @@ pub trait Chooser {
     fn offer(&mut self, slot: &Slot) -> Visit;
 }
 
-/// A walk over a table's members, passed to the callback of `bpf_loop`.
+/// A visit of a table's entries, passed to the callback of `bpf_loop`: slots by hash, then one or two ranges of entries.
 struct Walk<'a, C> {
     table: &'a Table,
     chooser: &'a mut C,
-    /// Entry of the first member.
+    /// The number of slots, minus one.
+    slots: u32,
+    /// Slots that are offered by hash.
+    probes: u32,
+    /// Selects the next of them.
+    hash: u64,
+    /// The first of them has been offered.
+    tried: bool,
+    taken: bool,
+    /// Place at which the walk over a range begins, of `mask + 1` places.
+    start: u32,
+    range: Range,
+    last: Range,
+}
+
+/// A range of entries that are all offered, in a scattered order.
+struct Range {
+    /// The first entry.
     first: u32,
+    /// Their number.
     members: u32,
     /// A power of two that is not below the number of members, minus one.
     mask: u32,
-    /// Place at which the walk begins, of `mask + 1` places.
-    start: u32,
-    taken: bool,
+    /// Steps of the walk over them.
+    steps: u32,
+}
+
+impl Range {
+    /// Of more than 2 × [`WALK_MAX`] entries only a part is offered, spread over all of them.
+    #[inline(always)]
+    fn new(first: u32, members: u32) -> Self {
+        let mask = u32::MAX >> (members.wrapping_sub(1) | 1).leading_zeros();
+        // At most half of the places have no member.
+        let steps = if members == 0 { 0 } else { mask.wrapping_add(1).min(2 * WALK_MAX) };
+        Self { first, members, mask, steps }
+    }
+
+    /// The entry of a step. The stride is an odd number near the golden section of a power of two: it reaches every place once, and
+    /// few neighbours one after the other. Neighbours tend to die together.
+    #[inline(always)]
+    fn entry(&self, start: u32, step: u32) -> Option<u32> {
+        let stride = ((u64::from(self.mask) * GOLDEN) >> 32) as u32 | 1;
+        let at = start.wrapping_add(step.wrapping_mul(stride)) & self.mask;
+        if at < self.members { Some(self.first.wrapping_add(at)) } else { None }
+    }
 }
 
 /// Offers the hash's first slot without reading the table's header, if the table has `slots` slots; otherwise returns
@@ -118,7 +155,7 @@ pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) 
 /// A walk visits at least [`WALK_MAX`] of each if there are that many. So one run finds a live socket of a table,
 /// however stale it is, unless very few of very many live. `tried` says that the caller has already offered the
 /// [`first`] slot.
-#[inline(always)]
+#[inline(never)]
 pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
     let slots = header.backend;
@@ -126,24 +163,11 @@ pub fn visit<C: Chooser>(table: &Table, hash: u64, tried: bool, chooser: &mut C)
     if slots == 0 || members == 0 {
         return Visit::TryNext;
     }
-    let mut h = hash;
-    for probe in 0..PROBES_MAX {
-        if !(tried && probe == 0)
-            && let Some(slot) = entry(table, (h as u32 & slots.wrapping_sub(1)).wrapping_add(1))
-            && let Visit::Taken = chooser.offer(slot)
-        {
-            return Visit::Taken;
-        }
-        h = h.rotate_right(16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
     let first = slots.wrapping_add(1);
-    if let Visit::Taken = walk(table, first, members, hash, chooser) {
-        return Visit::Taken;
-    }
-    if reserve == 0 {
-        return Visit::TryNext;
-    }
-    walk(table, first.wrapping_add(members), reserve, hash, chooser)
+    let range = Range::new(first, members);
+    let last = Range::new(first.wrapping_add(members), reserve);
+    let (slots, start) = (slots.wrapping_sub(1), (hash >> 32) as u32);
+    walk(Walk { table, chooser, slots, probes: PROBES_MAX, hash, tried, taken: false, start, range, last })
 }
 
 /// Takes a socket if it listens.
@@ -162,7 +186,7 @@ pub fn withholds(table: &Table) -> bool {
     let Some(header) = entry(table, 0) else { return false };
     let (members, reserve) = header.counts();
     let first = 1u32.wrapping_add(header.backend).wrapping_add(members).wrapping_add(reserve);
-    header.slots != 0 && matches!(walk(table, first, header.slots, 0, &mut Listens), Visit::Taken)
+    header.slots != 0 && matches!(all(table, Range::new(first, header.slots), &mut Listens), Visit::Taken)
 }
 
 /// Offers the table's sockets in one walk: its members, its reserve and its withheld sockets.
@@ -170,37 +194,47 @@ pub fn withholds(table: &Table) -> bool {
 pub fn every<C: Chooser>(table: &Table, chooser: &mut C) -> Visit {
     let Some(header) = entry(table, 0) else { return Visit::TryNext };
     let (members, reserve) = header.counts();
-    let all = members.wrapping_add(reserve).wrapping_add(header.slots);
-    if all == 0 {
+    let count = members.wrapping_add(reserve).wrapping_add(header.slots);
+    if count == 0 {
         return Visit::TryNext;
     }
-    walk(table, header.backend.wrapping_add(1), all, 0, chooser)
+    all(table, Range::new(header.backend.wrapping_add(1), count), chooser)
 }
 
-/// Offers each of `members` entries (at least one) from `first` on once; of more than 2 × [`WALK_MAX`] only a part,
-/// spread over all of them. The stride is an odd number near the golden section of a power of two: it reaches every
-/// place once, and few neighbours one after the other. Neighbours tend to die together.
+/// Offers each entry of a range once.
 #[inline(always)]
-fn walk<C: Chooser>(table: &Table, first: u32, members: u32, hash: u64, chooser: &mut C) -> Visit {
-    let mask = u32::MAX >> (members.wrapping_sub(1) | 1).leading_zeros();
-    let start = (hash >> 32) as u32;
-    let mut walk = Walk { table, chooser, first, members, mask, start, taken: false };
+fn all<C: Chooser>(table: &Table, range: Range, chooser: &mut C) -> Visit {
+    let last = Range { first: 0, members: 0, mask: 0, steps: 0 };
+    walk(Walk { table, chooser, slots: 0, probes: 0, hash: 0, tried: false, taken: false, start: 0, range, last })
+}
+
+#[inline(always)]
+fn walk<C: Chooser>(mut walk: Walk<'_, C>) -> Visit {
+    let steps = walk.probes + walk.range.steps + walk.last.steps;
     let context = (&raw mut walk).cast();
-    // At most half of the places have no member.
-    let steps = mask.wrapping_add(1).min(2 * WALK_MAX);
     // SAFETY: the callback has the signature that the helper calls, and `walk` outlives the call. Needs Linux 5.17.
     unsafe { bpf_loop(steps, step::<C> as *mut c_void, context, 0) };
     if walk.taken { Visit::Taken } else { Visit::TryNext }
 }
 
-/// One step of the walk. A non-zero result ends it.
+/// One step of a visit. A non-zero result ends it.
 extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
     // SAFETY: `context` is the `walk` of the caller, which nothing else uses meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_, C>>() };
-    let stride = ((u64::from(walk.mask) * GOLDEN) >> 32) as u32 | 1;
-    let at = walk.start.wrapping_add(i.wrapping_mul(stride)) & walk.mask;
-    if at < walk.members
-        && let Some(slot) = entry(walk.table, walk.first.wrapping_add(at))
+    let at = if i < walk.probes {
+        let at = (walk.hash as u32 & walk.slots).wrapping_add(1);
+        walk.hash = walk.hash.rotate_right(16).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        if walk.tried && i == 0 { None } else { Some(at) }
+    } else {
+        let i = i - walk.probes;
+        if i < walk.range.steps {
+            walk.range.entry(walk.start, i)
+        } else {
+            walk.last.entry(walk.start, i - walk.range.steps)
+        }
+    };
+    if let Some(at) = at
+        && let Some(slot) = entry(walk.table, at)
         && let Visit::Taken = walk.chooser.offer(slot)
     {
         walk.taken = true;

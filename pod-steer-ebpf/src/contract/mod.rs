@@ -1,11 +1,13 @@
 //! The types of the contract, by topic. Their limits, sizes and version are in `lib.rs`.
 
+mod forward;
 mod own;
 mod quota;
 mod reports;
 mod rules;
 mod sockets;
 
+pub use forward::*;
 pub use own::*;
 pub use quota::*;
 pub use reports::*;

@@ -63,6 +63,20 @@ pub struct ServiceCounters {
     pub by_network: u64,
     /// Lookups in which the table of the client's network had no live socket, so the service's own table was used.
     pub network_no_backend: u64,
+    /// Slots whose socket is in another network namespace, for a packet that came by a device without a forwarding program.
+    pub not_forwarded: u64,
+    /// Slots whose backend has no address of the client's family, or none that is known.
+    pub no_destination: u64,
+    /// Established connections for which the map of flows had no room: the oldest unestablished ones are forgotten first.
+    pub flows_full: u64,
+    /// Packets that could not be rewritten, and were dropped.
+    pub not_rewritten: u64,
+    /// Connections whose entries were lost, and that were found again by the socket of their server.
+    pub adopted: u64,
+    /// SYNs that were dropped, since every source port that their clients could get is in use on the server's side. Clients repeat them.
+    pub ports_exhausted: u64,
+    /// Packets of unknown connections for which no server was looked for, since there were too many at once.
+    pub adopt_limited: u64,
 }
 
 /// Key of one part of a note, which a daemon leaves for the next one in addition to its files. Kernel programs do not

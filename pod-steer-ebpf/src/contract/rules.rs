@@ -1,8 +1,8 @@
 //! From a packet to a slot: rules, maps of ports, switches, networks, probes and slot tables.
 
-use crate::FAMILY_V6;
 #[cfg(doc)]
-use crate::{FAMILY_V4, NONE, PROTO_TCP, PROTO_UDP};
+use crate::{FAMILY_V4, NONE, PROTO_TCP, PROTO_UDP, slot_backend};
+use crate::{FAMILY_V6, SLOT_WAY_SHIFT};
 
 /// Key of a rule. A lookup tries keys in the kernel's own order: address and device, address, device, neither.
 #[repr(C)]
@@ -171,8 +171,8 @@ pub const PROBE_SOURCE_V4: [u8; 4] = [127, 83, 84, 1];
 pub struct Slot {
     /// Cookie of the listening socket. In the header: the numbers of members and reserve.
     pub cookie: u64,
-    /// Index of the backend that owns the socket, or [`NONE`] for the listener of a pause, which discards SYNs. In the
-    /// header: the number of slots.
+    /// Index of the backend that owns the socket and the way to it ([`slot_backend`]), or [`NONE`] for the listener of a pause, which
+    /// discards SYNs. In the header: the number of slots.
     pub backend: u32,
     /// In a slot: the number of slots of the table. In the header: the number of withheld sockets. Zero in every other entry.
     pub slots: u32,
@@ -197,6 +197,16 @@ impl Slot {
     /// only while no member does, and `withheld` sockets that never serve.
     pub const fn header(slots: u32, members: u32, reserve: u32, withheld: u32) -> Self {
         Self::new((reserve as u64) << 32 | members as u64, slots, withheld)
+    }
+
+    /// How the socket is reached: one of the `WAY_` constants, or another number for the listener of a pause.
+    pub const fn way(&self) -> u32 {
+        self.backend >> SLOT_WAY_SHIFT
+    }
+
+    /// Index of the backend, unless it is [`NONE`].
+    pub const fn index(&self) -> u32 {
+        self.backend & ((1 << SLOT_WAY_SHIFT) - 1)
     }
 
     /// The numbers of members and of the reserve, for a header.

@@ -1,0 +1,155 @@
+//! Containers in network namespaces of their own: what their backends' slots look like, where packets go, and which connections do.
+
+/// How a slot's socket is reached, in bits 30 and 31 of [`crate::Slot::backend`]: it is in the ingress namespace.
+pub const WAY_SOCKET: u32 = 0;
+/// Its packets are rewritten and forwarded.
+pub const WAY_FORWARD: u32 = 1;
+
+/// Number of bits of [`crate::Slot::backend`] below the way.
+pub const SLOT_WAY_SHIFT: u32 = 30;
+
+/// The word of a slot for a backend that is reached in this way.
+pub const fn slot_backend(index: u32, way: u32) -> u32 {
+    index | way << SLOT_WAY_SHIFT
+}
+
+/// Maximum number of [`Flow`]s of established connections: two for each.
+pub const FLOWS_MAX: u32 = 262_144;
+/// Maximum number of [`Flow`]s of connections of which no live socket has been seen yet, and of those that have ended. The oldest ones make
+/// room.
+pub const PENDING_MAX: u32 = 65_536;
+/// Number of 64-bit words of the map of forwarded ports: a bit for each port that clients come to, then one for each port that
+/// forwarded packets go to.
+pub const FORWARDED_WORDS: u32 = 2_048;
+/// Maximum number of connections that are known not to be forwarded.
+pub const MISSES_MAX: u32 = 8_192;
+/// The mark of a rewritten packet, by which a firewall knows it (`skb->mark`). Docker, Kubernetes and firewalld use other bits.
+pub const FORWARD_MARK: u32 = 0x4000_0000;
+
+/// Maximum number of [`Candidate`]s, over all services and ports.
+pub const CANDIDATES_MAX: u32 = 65_536;
+/// Connections whose entries are lost that each processor looks for in a second, at most.
+pub const ADOPTIONS_PER_S: u64 = 20_000;
+
+/// Place of a port in the map of forwarded ports: the word, and the bit in it.
+pub const fn forwarded_place(port: u16, is_target: bool) -> (u32, u32) {
+    ((port >> 6) as u32 | (is_target as u32) << 10, (port & 63) as u32)
+}
+
+/// One direction of a connection, as its packets have it. Key of the maps of flows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// In network byte order, IPv4 in the first word.
+    pub source: [u32; 4],
+    /// The same.
+    pub destination: [u32; 4],
+    /// In network byte order.
+    pub source_port: u16,
+    /// In network byte order.
+    pub destination_port: u16,
+    /// [`crate::FAMILY_V4`] or [`crate::FAMILY_V6`].
+    pub family: u8,
+    /// 1 for the direction from the container.
+    pub reply: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+impl Tuple {
+    /// The other direction of packets like these.
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            family: self.family,
+            reply: 1 - self.reply,
+            pad: [0; 2],
+        }
+    }
+}
+
+/// What becomes of the packets of one direction of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// What they become. The entry of the other direction leads back.
+    pub to: Tuple,
+    /// Cookie of the listener that was chosen for the SYN; 0 if the connection was adopted.
+    pub cookie: u64,
+    /// Time of the last packet by the kernel's coarse clock, at most a second late.
+    pub seen_ns: u64,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// The container's network namespace, as the ingress namespace numbers it.
+    pub nsid: i32,
+    /// Some of the `FLOW_` flags.
+    pub flags: u32,
+    /// Index of the device by which its packets are handed over, past the kernel's forwarding; zero if they are forwarded.
+    pub device: u32,
+    /// Sequence number of the SYN, in network byte order.
+    pub sequence: u32,
+}
+
+/// The choice was a socket of the ingress namespace: its packets pass, and `sk_lookup` assigns the cookie.
+pub const FLOW_LOCAL: u32 = 1;
+/// The source is rewritten too.
+pub const FLOW_SOURCE: u32 = 2;
+/// The client has sent FIN.
+pub const FLOW_FIN: u32 = 4;
+/// The server has sent FIN.
+pub const FLOW_FIN_REPLY: u32 = 8;
+/// One of them has sent RST.
+pub const FLOW_RST: u32 = 16;
+/// It was found by the server's socket, after its entries were lost.
+pub const FLOW_ADOPTED: u32 = 32;
+
+/// Where the packets of a backend go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// Cookie of the ingress namespace.
+    pub ingress_cookie: u64,
+    /// Cookie of the container's.
+    pub netns_cookie: u64,
+    /// The container's address, in network byte order; zero if it has none.
+    pub v4: u32,
+    /// The container's network namespace, as the ingress namespace numbers it.
+    pub nsid: i32,
+    /// The same, of IPv6.
+    pub v6: [u32; 4],
+    /// An address of the ingress namespace on the container's link, its next hop; zero if it has none.
+    pub gateway_v4: u32,
+    /// Index of the device that leads to the container: its bridge, or the end of its pair.
+    pub device: u32,
+    /// The same as `gateway_v4`, of IPv6.
+    pub gateway_v6: [u32; 4],
+}
+
+/// Key of a backend that may have a connection. Number 0 is that of the [`Candidate`] which holds their count.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CandidateKey {
+    /// Index of the service.
+    pub service: u32,
+    /// Port that its clients come to.
+    pub front: u16,
+    /// From 1.
+    pub number: u16,
+}
+
+/// A backend that may have a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its index; for the number 0, how many there are.
+    pub backend: u32,
+    /// Port on which it listens.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}

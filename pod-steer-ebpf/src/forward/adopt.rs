@@ -1,0 +1,146 @@
+//! Finds a connection again whose entries are lost: they were evicted, or their map is new. The server's socket still has it.
+
+use aya_ebpf::{btf_maps::PerCpuArray, cty::c_void, helpers::bpf_loop, macros::btf_map, programs::TcContext};
+use pod_steer_ebpf::{
+    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_SOURCE, Flow, NONE, Tuple, WALK_MAX,
+};
+
+use super::{
+    headers::Work,
+    known,
+    local::{self, LOOPBACK, SOURCE_PORTS},
+    now,
+    sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
+    syn,
+};
+use crate::{
+    maps::{CANDIDATES, DESTINATIONS, MISSES, SERVICE_COUNTERS, count, netns_cookie},
+    packet::Packet,
+    rules::find,
+};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// The looks of this processor in a second.
+#[repr(C)]
+struct Looks {
+    second: u64,
+    count: u64,
+}
+
+#[btf_map]
+static LOOKS: PerCpuArray<Looks, 1> = PerCpuArray::new();
+
+/// Sets what a packet of an unknown connection becomes and returns the service; [`NONE`] if it passes.
+#[inline(never)]
+pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
+    let now = now();
+    // SAFETY: only the presence of an entry matters.
+    if unsafe { MISSES.get(&work.tuple) }.is_some() {
+        return NONE;
+    }
+    let service = service_of(&work.tuple, ifindex);
+    let front = u16::from_be(work.tuple.destination_port);
+    let count = if service == NONE { 0 } else { candidate(service, front, 0).map_or(0, |count| count.backend) };
+    if count == 0 || ifindex != LOOPBACK && !syn::is_for_here(ctx, ifindex, &work.tuple) {
+        return NONE;
+    }
+    if !may_look(now) {
+        count!(SERVICE_COUNTERS, service, adopt_limited);
+        return NONE;
+    }
+    work.flow = Flow { to: work.tuple, seen_ns: now, service, backend: NONE, ..Flow::default() };
+    let mut search = Search { ctx, front, ifindex, count, state: NO_SOCKET, tuple: &work.tuple, flow: &mut work.flow };
+    let steps = count.min(2 * WALK_MAX).wrapping_mul(SOURCE_PORTS + 1).min(2 * WALK_MAX);
+    // SAFETY: the callback has the signature that the helper calls, and `search` outlives the call.
+    unsafe { bpf_loop(steps, step as *mut c_void, (&raw mut search).cast(), 0) };
+    let state = search.state;
+    if work.flow.backend == NONE {
+        // It is one of a socket here, or of none. Its next packets need no search.
+        let _ = MISSES.insert(&work.tuple, &now, 0);
+        return NONE;
+    }
+    work.flow.flags |= FLOW_ADOPTED;
+    work.to = work.flow.to;
+    count!(SERVICE_COUNTERS, service, adopted);
+    if !is_alive(state, TCP_NEW_SYN_RECV) || !known::keep(ifindex, work) {
+        known::hold(ifindex, work);
+    }
+    work.device = work.flow.device;
+    service
+}
+
+/// The service of a packet's port, or [`NONE`]. Its rule may have no table.
+#[inline(never)]
+fn service_of(tuple: &Tuple, ifindex: u32) -> u32 {
+    find(&Packet::of_tuple(tuple, ifindex)).map_or(NONE, |rule| rule.service)
+}
+
+/// A flood of packets of no connection must not cost more than a part of a processor.
+#[inline(always)]
+fn may_look(now: u64) -> bool {
+    let Some(looks) = LOOKS.get_ptr_mut(0) else { return false };
+    // SAFETY: the verifier checked the pointer; only this processor uses the entry.
+    let looks = unsafe { &mut *looks };
+    let second = now / SECOND_NS;
+    if looks.second != second {
+        *looks = Looks { second, count: 0 };
+    }
+    looks.count += 1;
+    looks.count <= ADOPTIONS_PER_S
+}
+
+#[inline(always)]
+fn candidate(service: u32, front: u16, number: u16) -> Option<&'static Candidate> {
+    // SAFETY: a candidate is replaced as a whole.
+    unsafe { CANDIDATES.get(CandidateKey { service, front, number }) }
+}
+
+/// Passed to the callback of `bpf_loop`.
+struct Search<'a> {
+    ctx: &'a TcContext,
+    front: u16,
+    ifindex: u32,
+    /// Of candidates.
+    count: u32,
+    /// Of the socket that was found.
+    state: u32,
+    tuple: &'a Tuple,
+    /// Its backend is set if one has the connection.
+    flow: &'a mut Flow,
+}
+
+/// Looks at one candidate: first at each with the client's own port, then with those that it may have got. A non-zero result ends the
+/// search.
+extern "C" fn step(i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `context` is the `search` of the caller, which nothing else uses meanwhile.
+    let search = unsafe { &mut *context.cast::<Search<'_>>() };
+    let flow = &mut *search.flow;
+    // The caller has checked that there are some.
+    let (try_number, number) = (i / search.count.max(1), i % search.count.max(1));
+    let Some(candidate) = candidate(flow.service, search.front, number as u16 + 1) else { return 0 };
+    // SAFETY: a destination is replaced as a whole.
+    let Some(destination) = (unsafe { DESTINATIONS.get(candidate.backend) }) else { return 0 };
+    if destination.ingress_cookie != netns_cookie() {
+        return 0;
+    }
+    (flow.to, flow.flags, flow.device) = (*search.tuple, 0, 0);
+    if !local::hand_over(flow, destination, search.ifindex) {
+        return 0;
+    }
+    if try_number != 0 {
+        flow.flags |= FLOW_SOURCE;
+        flow.to.source_port = local::source_port(search.tuple, try_number - 1);
+    } else if flow.flags & FLOW_SOURCE != 0 {
+        return 0;
+    }
+    let is_v4 = search.tuple.family == FAMILY_V4;
+    flow.to.destination = if is_v4 { [destination.v4, 0, 0, 0] } else { destination.v6 };
+    flow.to.destination_port = candidate.port.to_be();
+    search.state = state(search.ctx, &flow.to, destination.nsid);
+    if !is_alive(search.state, NO_SOCKET) {
+        return 0;
+    }
+    (flow.backend, flow.nsid) = (candidate.backend, destination.nsid);
+    1
+}

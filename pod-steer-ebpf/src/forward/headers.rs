@@ -1,0 +1,163 @@
+//! The headers of a packet at a device. Everything is copied out of it first: a rewrite makes pointers into it invalid.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, PROTO_TCP, Tuple};
+
+/// Of `skb->protocol`, in network byte order.
+const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
+const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+
+const IPV6_LEN: usize = 40;
+const ICMP_LEN: usize = 8;
+/// Protocol numbers of ICMP, and of ICMP for IPv6.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+/// More fragments, and the offset of a fragment.
+const IPV4_FRAGMENT: u32 = 0x3fff;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION_OPTIONS: u8 = 60;
+/// Extension headers that are skipped. A packet with more is left to the kernel.
+const EXTENSIONS_MAX: usize = 4;
+
+pub const FIN: u32 = 1;
+pub const SYN: u32 = 2;
+pub const RST: u32 = 4;
+pub const ACK: u32 = 16;
+
+/// What a program works on for one packet. It is too large for the stack, which is 512 bytes for all functions.
+#[repr(C)]
+pub struct Work {
+    /// Addresses and ports of the packet.
+    pub tuple: Tuple,
+    /// What they become.
+    pub to: Tuple,
+    /// An entry for the maps of flows.
+    pub flow: Flow,
+    /// Where the TCP header begins.
+    pub tcp: u32,
+    /// Flags of the TCP header.
+    pub flags: u32,
+    /// Sequence number of the packet, in network byte order.
+    pub sequence: u32,
+    /// [`Flow::device`] of the packet's flow.
+    pub device: u32,
+    /// Not zero if the time of the flow's last packet was written, which is once a second.
+    pub is_due: u32,
+    /// Not zero if the connection has ended, or was reset.
+    pub is_over: u32,
+    /// Where the header of an error of ICMP begins; zero if the packet is none. Then `tuple` is the packet that it quotes.
+    pub icmp: u32,
+    /// Where the quoted packet begins.
+    pub quoted: u32,
+}
+
+/// One for each processor. Packets are handled with softirqs disabled, so no other packet comes between.
+#[btf_map]
+static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+impl Work {
+    /// Reads the headers of a packet whose IP header begins at `l2`, given `skb->protocol`. `None` if it
+    /// is neither a TCP packet nor an error about one, or a fragment.
+    #[inline(always)]
+    pub fn of(ctx: &TcContext, l2: usize, protocol: u32) -> Option<&'static mut Self> {
+        let work = WORK.get_ptr_mut(0)?;
+        // SAFETY: the verifier checked the pointer, and nothing else uses the entry meanwhile.
+        let work = unsafe { &mut *work };
+        if work.read(ctx, l2, protocol) { Some(work) } else { None }
+    }
+
+    #[inline(never)]
+    fn read(&mut self, ctx: &TcContext, l2: usize, protocol: u32) -> bool {
+        let ip = match protocol {
+            ETH_P_IP => Ip::v4(ctx, l2),
+            ETH_P_IPV6 => Ip::v6(ctx, l2),
+            _ => None,
+        };
+        let Some(ip) = ip else { return false };
+        match ip.protocol {
+            PROTO_TCP => self.tcp(ctx, ip).is_some(),
+            ICMP | ICMPV6 => self.error(ctx, &ip).is_some(),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn tcp(&mut self, ctx: &TcContext, ip: Ip) -> Option<()> {
+        let header: [u16; 7] = ctx.load(ip.end).ok()?;
+        self.tuple = Tuple { source_port: header[0], destination_port: header[1], ..ip.tuple };
+        self.to = self.tuple;
+        (self.tcp, self.icmp) = (ip.end as u32, 0);
+        self.flags = u16::from_be(header[6]).into();
+        self.sequence = u32::from(header[2]) | u32::from(header[3]) << 16;
+        Some(())
+    }
+
+    /// An error of ICMP, which quotes the beginning of a TCP packet.
+    #[inline(always)]
+    fn error(&mut self, ctx: &TcContext, ip: &Ip) -> Option<()> {
+        let kind: [u8; 2] = ctx.load(ip.end).ok()?;
+        let quoted = ip.end + ICMP_LEN;
+        let inner = match (ip.protocol, kind[0]) {
+            (ICMP, 3 | 11 | 12) if ip.tuple.family == FAMILY_V4 => Ip::v4(ctx, quoted),
+            (ICMPV6, 1..=4) if ip.tuple.family == FAMILY_V6 => Ip::v6(ctx, quoted),
+            _ => None,
+        }?;
+        if inner.protocol != PROTO_TCP {
+            return None;
+        }
+        let ports: [u16; 2] = ctx.load(inner.end).ok()?;
+        self.tuple = Tuple { source_port: ports[0], destination_port: ports[1], ..inner.tuple };
+        (self.tcp, self.icmp, self.quoted) = (inner.end as u32, ip.end as u32, quoted as u32);
+        self.flags = 0;
+        Some(())
+    }
+
+    /// A SYN without ACK: it begins a connection.
+    pub fn begins(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+}
+
+/// What an IP header says.
+struct Ip {
+    /// Without ports.
+    tuple: Tuple,
+    protocol: u8,
+    /// Where the header of that protocol begins.
+    end: usize,
+}
+
+impl Ip {
+    /// The header at this place; `None` if it is none, or the packet is a fragment.
+    #[inline(always)]
+    fn v4(ctx: &TcContext, at: usize) -> Option<Self> {
+        let ip: [u32; 5] = ctx.load(at).ok()?;
+        let version = u32::from_be(ip[0]) >> 24;
+        let (words, fragment) = (version & 15, u32::from_be(ip[1]) & IPV4_FRAGMENT);
+        if version >> 4 != 4 || words < 5 || fragment != 0 {
+            return None;
+        }
+        let (source, destination) = ([ip[3], 0, 0, 0], [ip[4], 0, 0, 0]);
+        let tuple = Tuple { source, destination, family: FAMILY_V4, ..Tuple::default() };
+        Some(Self { tuple, protocol: (u32::from_be(ip[2]) >> 16) as u8, end: at + 4 * words as usize })
+    }
+
+    /// The same. Extension headers are skipped.
+    #[inline(always)]
+    fn v6(ctx: &TcContext, at: usize) -> Option<Self> {
+        let ip: [u32; 10] = ctx.load(at).ok()?;
+        let (mut protocol, mut end) = ((u32::from_be(ip[1]) >> 8) as u8, at + IPV6_LEN);
+        for _ in 0..EXTENSIONS_MAX {
+            if !matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+                break;
+            }
+            let extension: [u8; 2] = ctx.load(end).ok()?;
+            protocol = extension[0];
+            end += 8 * (usize::from(extension[1]) + 1);
+        }
+        let (source, destination) = ([ip[2], ip[3], ip[4], ip[5]], [ip[6], ip[7], ip[8], ip[9]]);
+        let tuple = Tuple { source, destination, family: FAMILY_V6, ..Tuple::default() };
+        Some(Self { tuple, protocol, end })
+    }
+}

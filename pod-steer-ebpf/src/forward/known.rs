@@ -1,0 +1,209 @@
+//! Finds the connection that a packet belongs to, and keeps the entries of both its directions.
+
+use aya_ebpf::programs::TcContext;
+use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_LOCAL, FLOW_RST, Flow, NONE, Tuple};
+
+use super::{
+    adopt,
+    headers::{FIN, RST, Work},
+    now,
+    sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
+};
+use crate::maps::{FLOWS, PENDING, SERVICE_COUNTERS, count};
+
+/// The time of a connection's last packet is written so often at most, and its server's socket is looked for so often.
+const SEEN_EVERY_NS: u64 = 1_000_000_000;
+
+/// The service of a flow whose packets are rewritten; `None` if they pass.
+#[inline(always)]
+pub fn towards(flow: &Flow) -> Option<u32> {
+    if flow.flags & FLOW_LOCAL == 0 { Some(flow.service) } else { None }
+}
+
+/// Sets what a packet of a client becomes and returns the service; [`NONE`] if it passes.
+#[inline(never)]
+pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
+    if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
+        // SAFETY: the verifier checked the pointer. This field never changes.
+        let nsid = unsafe { (*flow).nsid };
+        let service = note(flow, work, FLOW_FIN);
+        if work.is_over != 0 {
+            demote(work);
+            return service;
+        }
+        // Another container may have got the address of one that has ended.
+        if work.is_due != 0 && state(ctx, &work.to, nsid) == NO_SOCKET {
+            forget(&work.tuple, &work.to);
+            return NONE;
+        }
+        return service;
+    }
+    let Some(flow) = pending(&work.tuple, &mut work.flow) else { return adopt::adopt(ctx, ifindex, work) };
+    if towards(&work.flow).is_none() {
+        return NONE;
+    }
+    let service = note(flow, work, FLOW_FIN);
+    // A half-open connection may be that of a spoofed packet.
+    if work.is_over == 0 && is_alive(state(ctx, &work.to, work.flow.nsid), TCP_NEW_SYN_RECV) && !keep(ifindex, work) {
+        count!(SERVICE_COUNTERS, service, flows_full);
+    }
+    service
+}
+
+/// The same for a packet of a container.
+#[inline(never)]
+pub fn from_server(work: &mut Work) -> u32 {
+    work.tuple.reply = 1;
+    if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
+        let service = note(flow, work, FLOW_FIN_REPLY);
+        if work.is_over != 0 {
+            demote(work);
+        }
+        return service;
+    }
+    pending(&work.tuple, &mut work.flow).map_or(NONE, |flow| note(flow, work, FLOW_FIN_REPLY))
+}
+
+/// The connection has ended, or somebody says so: its entries may be evicted from now on. If it goes on, they are kept again.
+#[inline(never)]
+fn demote(work: &mut Work) {
+    let other = work.to.reversed();
+    // SAFETY: the entry is copied; another processor may change its time and flags.
+    if let Some(flow) = unsafe { FLOWS.get(&work.tuple) } {
+        work.flow = *flow;
+        let _ = PENDING.insert(&work.tuple, &work.flow, 0);
+        let _ = FLOWS.remove(&work.tuple);
+    }
+    // SAFETY: the same.
+    if let Some(flow) = unsafe { FLOWS.get(&other) } {
+        work.flow = *flow;
+        let _ = PENDING.insert(&other, &work.flow, 0);
+        let _ = FLOWS.remove(&other);
+    }
+}
+
+/// Copies an entry of a connection that is not established. It may be evicted at any time, and another may take its place in memory: so it
+/// is looked up again, and must be where it was.
+#[inline(always)]
+pub fn pending(tuple: &Tuple, copy: &mut Flow) -> Option<*mut Flow> {
+    let found = PENDING.get_ptr_mut(tuple)?;
+    // SAFETY: the verifier checked the pointer.
+    *copy = unsafe { *found };
+    PENDING.get_ptr_mut(tuple).filter(|again| *again == found)
+}
+
+/// Reads an entry, and notes in it how the connection goes on.
+#[inline(always)]
+fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
+    let now = now();
+    // SAFETY: the verifier checked the pointer. Other processors write the same fields of the entry, each at once; a flag that is
+    // lost so only lets the entry live longer.
+    unsafe {
+        work.to = (*flow).to;
+        work.device = (*flow).device;
+        work.is_due = u32::from(now.wrapping_sub((*flow).seen_ns) > SEEN_EVERY_NS);
+        if work.is_due != 0 {
+            (*flow).seen_ns = now;
+        }
+        let before = (*flow).flags;
+        let mut flags = before;
+        if work.flags & FIN != 0 {
+            flags |= fin;
+        }
+        // A reset that the server did not believe has ended nothing.
+        flags = if work.flags & RST != 0 { flags | FLOW_RST } else { flags & !FLOW_RST };
+        if flags != before {
+            (*flow).flags = flags;
+            if let Some(other) = other_of(&work.to.reversed()) {
+                (*other).flags |= flags & ENDS;
+            }
+        }
+        work.is_over = u32::from(flags & FLOW_RST != 0 || flags & ENDS == ENDS);
+        (*flow).service
+    }
+}
+
+/// Both ends have sent FIN.
+const ENDS: u32 = FLOW_FIN | FLOW_FIN_REPLY;
+
+/// The entry of a connection's other direction.
+#[inline(always)]
+fn other_of(key: &Tuple) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(key).or_else(|| PENDING.get_ptr_mut(key))
+}
+
+/// A socket was seen: from now on no other packet can evict the connection's entries. `work.flow` is that of the client's direction. False if
+/// there is no room; then other entries stay as they are.
+#[inline(never)]
+pub fn keep(ifindex: u32, work: &mut Work) -> bool {
+    let back = work.to.reversed();
+    reply(ifindex, work);
+    let written = FLOWS.insert(&back, &work.flow, 0).is_ok();
+    request(work);
+    if !written {
+        return false;
+    }
+    if FLOWS.insert(&work.tuple, &work.flow, 0).is_err() {
+        let _ = FLOWS.remove(&back);
+        return false;
+    }
+    let _ = PENDING.remove(&work.tuple);
+    let _ = PENDING.remove(&back);
+    true
+}
+
+/// The same for a connection of which no socket was seen.
+#[inline(never)]
+pub fn hold(ifindex: u32, work: &mut Work) -> bool {
+    let back = work.to.reversed();
+    reply(ifindex, work);
+    let written = PENDING.insert(&back, &work.flow, 0).is_ok();
+    request(work);
+    written && PENDING.insert(&work.tuple, &work.flow, 0).is_ok()
+}
+
+/// Makes `work.flow` the entry of the server's direction. The replies of a client whose packets are handed over to a device go to the one that
+/// they came by.
+#[inline(always)]
+fn reply(ifindex: u32, work: &mut Work) {
+    work.device = work.flow.device;
+    work.flow.to = work.tuple.reversed();
+    if work.device != 0 {
+        work.flow.device = ifindex;
+    }
+}
+
+/// Makes it that of the client's direction again.
+#[inline(always)]
+fn request(work: &mut Work) {
+    work.flow.to = work.to;
+    work.flow.device = work.device;
+}
+
+/// Removes a connection's entries.
+#[inline(always)]
+pub fn forget(tuple: &Tuple, to: &Tuple) {
+    let _ = FLOWS.remove(tuple);
+    let _ = FLOWS.remove(to.reversed());
+}
+
+/// A client connects to the container itself: what is left of a connection between the same two ports must not catch its replies.
+#[inline(never)]
+pub fn forget_reply(ctx: &TcContext, tuple: &Tuple) {
+    let back = tuple.reversed();
+    // SAFETY: the fields are copied, and never change.
+    if let Some(flow) = unsafe { FLOWS.get(&back) } {
+        let (forward, nsid) = (flow.to.reversed(), flow.nsid);
+        // It goes on, and the server refuses the other one.
+        if is_alive(state(ctx, tuple, nsid), NO_SOCKET) {
+            return;
+        }
+        let _ = FLOWS.remove(forward);
+        let _ = FLOWS.remove(&back);
+    }
+    // SAFETY: the same.
+    if let Some(forward) = unsafe { PENDING.get(&back) }.map(|flow| flow.to.reversed()) {
+        let _ = PENDING.remove(forward);
+        let _ = PENDING.remove(&back);
+    }
+}

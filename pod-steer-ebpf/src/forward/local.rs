@@ -1,0 +1,138 @@
+//! Clients whose packets the kernel's forwarding does not carry: those on this machine, and those on the backend's own link. Their packets
+//! are handed over to the device that leads to the backend, and the replies to the device that they came by: neither passes a FORWARD
+//! chain. Where the server could not answer the client's own address, it sees the address of this machine on its link instead.
+
+use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::generated, programs::TcContext};
+use pod_steer_ebpf::{Destination, FAMILY_V4, FLOW_SOURCE, Flow, OwnConnection, PROBE_SOURCE_V4, ProbeKey, Tuple};
+
+use super::{
+    headers::Work,
+    sockets::{is_connection, state},
+};
+use crate::{
+    maps::{FLOWS, OWN_CONNECTIONS, PENDING, PROBES, netns_cookie, seed},
+    own,
+    packet::{LOOPBACK_V6, Packet},
+    table::{finish, mix},
+};
+
+/// Index of the loopback device: it is the first of every namespace.
+pub const LOOPBACK: u32 = 1;
+/// A reply entry that is younger may be of a connection that is being opened.
+const YOUNG_NS: u64 = 3_000_000_000;
+/// Ports that are tried for a client whose source is rewritten. They follow from its address and port, so that a connection whose entries
+/// are lost can be found again.
+pub const SOURCE_PORTS: u32 = 16;
+/// They are half of all ports.
+const SOURCE_PORT_MIN: u16 = 32_768;
+
+/// Whether a packet from the loopback device is one of a health check, or of a backend's connection to itself: `steer` decides on those.
+#[inline(never)]
+pub fn is_own(tuple: &Tuple) -> bool {
+    let packet = Packet::of_tuple(tuple, LOOPBACK);
+    if tuple.family == FAMILY_V4 {
+        if tuple.source[0] == u32::from_ne_bytes(PROBE_SOURCE_V4) {
+            return true;
+        }
+    } else if is_v6_loopback(&tuple.source) {
+        let key =
+            ProbeKey::seen(netns_cookie(), tuple.family, packet.remote_port, &packet.local, packet.local_port as u16);
+        // SAFETY: only the presence of an entry matters.
+        if unsafe { PROBES.get(key) }.is_some() {
+            return true;
+        }
+    }
+    if !own::may_come_from(u16::from_be(packet.remote_port)) {
+        return false;
+    }
+    let key: OwnConnection = own::connection(&packet);
+    // SAFETY: only the presence of an entry matters.
+    unsafe { OWN_CONNECTIONS.get(key) }.is_some()
+}
+
+#[inline(always)]
+fn is_v6_loopback(address: &[u32; 4]) -> bool {
+    let [a, b, c, d] = LOOPBACK_V6;
+    (address[0] ^ a) | (address[1] ^ b) | (address[2] ^ c) | (address[3] ^ d) == 0
+}
+
+/// Completes a choice for a client that came by this device. False if the backend cannot answer it.
+#[inline(always)]
+pub fn hand_over(flow: &mut Flow, destination: &Destination, ifindex: u32) -> bool {
+    let is_on_link = ifindex == destination.device;
+    if ifindex != LOOPBACK && !is_on_link {
+        return true;
+    }
+    flow.device = destination.device;
+    let is_v4 = flow.to.family == FAMILY_V4;
+    let is_loopback =
+        if is_v4 { u32::from_be(flow.to.source[0]) >> 24 == 127 } else { is_v6_loopback(&flow.to.source) };
+    if !is_on_link && !is_loopback {
+        return true;
+    }
+    let gateway = if is_v4 { [destination.gateway_v4, 0, 0, 0] } else { destination.gateway_v6 };
+    let [a, b, c, d] = gateway;
+    if a | b | c | d == 0 {
+        return false;
+    }
+    flow.to.source = gateway;
+    flow.flags = FLOW_SOURCE;
+    true
+}
+
+/// The port that such a client gets at the try with this number, in network byte order.
+#[inline(always)]
+pub fn source_port(tuple: &Tuple, number: u32) -> u16 {
+    let mut h = mix(seed(), u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16);
+    h = mix(h, u64::from(tuple.source[0]) << 32 | u64::from(tuple.destination[0]));
+    h = mix(h, u64::from(tuple.source[3]) << 32 | u64::from(tuple.destination[3]));
+    (SOURCE_PORT_MIN | finish(h.wrapping_add(number.into())) as u16).to_be()
+}
+
+/// Whether a connection has a source port that the server's side does not know yet; chooses another one if it must. A client may use one
+/// port for two connections, to two ports or addresses of this machine, that lead to one port of a container. And the container rejects a
+/// SYN whose port it has in TIME_WAIT from another of these: timestamps begin anew with each pair of addresses and ports.
+#[inline(never)]
+pub fn has_port(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
+    if work.flow.flags & FLOW_SOURCE == 0 && !is_taken(ctx, now, work) {
+        return true;
+    }
+    for number in 0..SOURCE_PORTS {
+        work.flow.to.source_port = source_port(&work.tuple, number);
+        if !is_taken(ctx, now, work) {
+            work.flow.flags |= FLOW_SOURCE;
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether the server's side of a connection is that of another one, or may be.
+#[inline(never)]
+fn is_taken(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
+    work.to = work.flow.to.reversed();
+    // SAFETY: the fields are copied; another processor may change the time alone.
+    let (ours, is_young) = match unsafe { FLOWS.get(&work.to).or_else(|| PENDING.get(&work.to)) } {
+        Some(other) => (same(&other.to, &work.tuple), now.wrapping_sub(other.seen_ns) < YOUNG_NS),
+        None => (false, false),
+    };
+    !ours && (is_young || is_connection(state(ctx, &work.flow.to, work.flow.nsid)))
+}
+
+/// Whether an entry leads back to this connection.
+#[inline(always)]
+fn same(back: &Tuple, tuple: &Tuple) -> bool {
+    let differs = |a: &[u32; 4], b: &[u32; 4]| (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) != 0;
+    !differs(&back.source, &tuple.destination)
+        && !differs(&back.destination, &tuple.source)
+        && back.source_port == tuple.destination_port
+        && back.destination_port == tuple.source_port
+}
+
+/// Hands a rewritten packet over to a device.
+#[inline(always)]
+pub fn redirect(device: u32) -> i32 {
+    // SAFETY: without parameters the helper looks up the next hop. Since Linux 5.10.
+    let verdict = unsafe { generated::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) };
+    if verdict < 0 { TC_ACT_SHOT } else { verdict as i32 }
+}

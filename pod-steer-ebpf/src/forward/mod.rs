@@ -1,0 +1,234 @@
+//! Forwarding: connections to backends in network namespaces of their own. The programs of a device choose for each SYN by the same
+//! tables as `lookup`, rewrite the destination, and leave the packet to the kernel's forwarding. The replies are rewritten back where
+//! they leave the machine. `syn` chooses, `known` finds connections by their entries and `adopt` those without, `headers` reads a packet and `rewrite` changes it.
+//!
+//! A packet that none of them knows passes unchanged.
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "keys and entries are too large to be copied to the stack"
+)]
+
+mod adopt;
+mod headers;
+mod icmp;
+mod known;
+mod local;
+mod rewrite;
+mod sockets;
+mod syn;
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::classifier,
+    programs::TcContext,
+};
+use pod_steer_ebpf::{FLOW_LOCAL, FORWARD_MARK, NONE, Tuple, forwarded_place};
+
+use self::headers::Work;
+use crate::{
+    maps::{FORWARDED, PENDING, SERVICE_COUNTERS, count, differ},
+    packet::Packet,
+};
+
+/// Length of an Ethernet header. Devices that have none begin with the IP header.
+const ETHERNET: usize = 14;
+/// The packet is for this machine (`skb->pkt_type`).
+const PACKET_HOST: u32 = 0;
+
+/// Packets that come by an Ethernet device.
+#[classifier]
+pub fn from_wire(ctx: TcContext) -> i32 {
+    ingress(ctx.as_ptr().cast(), ETHERNET)
+}
+
+/// Packets that come by a device without Ethernet headers.
+#[classifier]
+pub fn from_tunnel(ctx: TcContext) -> i32 {
+    ingress(ctx.as_ptr().cast(), 0)
+}
+
+/// Packets that leave by an Ethernet device.
+#[classifier]
+pub fn to_wire(ctx: TcContext) -> i32 {
+    egress(ctx.as_ptr().cast(), ETHERNET)
+}
+
+/// Packets that leave by a device without Ethernet headers.
+#[classifier]
+pub fn to_tunnel(ctx: TcContext) -> i32 {
+    egress(ctx.as_ptr().cast(), 0)
+}
+
+/// Later programs and filters of the device run too.
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// The IP header begins at `l2`.
+#[inline(never)]
+fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
+    differ();
+    let ctx = &TcContext::new(skb);
+    let skb = Skb::of(ctx);
+    if skb.pkt_type != PACKET_HOST || skb.vlan_present != 0 {
+        return NEXT;
+    }
+    let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+    if work.icmp != 0 {
+        let is_ours = is_forwarded(work.tuple.source_port, false) && icmp::find(work, true);
+        return error(ctx, l2, work, is_ours, true, skb.mark);
+    }
+    // A reply to a client of this machine, or of the backend's own link.
+    if is_forwarded(work.tuple.source_port, true) {
+        let service = known::from_server(work);
+        if service != NONE && work.device != 0 {
+            return hand_over(ctx, l2, work, service, skb.mark);
+        }
+        if service != NONE {
+            // It is rewritten where it leaves, and its mark lets it get there.
+            ctx.set_mark(skb.mark | FORWARD_MARK);
+            return NEXT;
+        }
+        work.tuple.reply = 0;
+    }
+    if !is_forwarded(work.tuple.destination_port, false) {
+        if work.begins() && skb.mark & FORWARD_MARK == 0 && is_forwarded(work.tuple.destination_port, true) {
+            known::forget_reply(ctx, &work.tuple);
+        }
+        return NEXT;
+    }
+    if skb.ifindex == local::LOOPBACK && local::is_own(&work.tuple) {
+        return NEXT;
+    }
+    let service = if work.begins() {
+        syn::choose_for(ctx, skb.ifindex, work)
+    } else {
+        known::from_client(ctx, skb.ifindex, work)
+    };
+    match service {
+        NONE => return NEXT,
+        syn::REPEAT => return TC_ACT_SHOT,
+        _ => {}
+    }
+    hand_over(ctx, l2, work, service, skb.mark)
+}
+
+/// Rewrites a packet, and leaves it to the kernel or to the device of its flow.
+#[inline(always)]
+fn hand_over(ctx: &TcContext, l2: usize, work: &Work, service: u32, mark: u32) -> i32 {
+    if !rewrite::rewrite(ctx, l2, work) {
+        return dropped(service);
+    }
+    ctx.set_mark(mark | FORWARD_MARK);
+    if work.device == 0 { NEXT } else { local::redirect(work.device) }
+}
+
+/// The IP header begins at `l2`.
+#[inline(never)]
+fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
+    differ();
+    let ctx = &TcContext::new(skb);
+    let skb = Skb::of(ctx);
+    if skb.vlan_present != 0 {
+        return NEXT;
+    }
+    let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+    if work.icmp != 0 {
+        let is_ours = is_forwarded(work.tuple.destination_port, true) && icmp::find(work, false);
+        return error(ctx, l2, work, is_ours, false, skb.mark);
+    }
+    if work.begins() && skb.mark & FORWARD_MARK == 0 && is_forwarded(work.tuple.destination_port, true) {
+        known::forget_reply(ctx, &work.tuple);
+    }
+    if !is_forwarded(work.tuple.source_port, true) {
+        return NEXT;
+    }
+    let service = known::from_server(work);
+    if service == NONE || rewrite::rewrite(ctx, l2, work) { NEXT } else { dropped(service) }
+}
+
+/// An error of ICMP, which is translated if it is about a forwarded connection.
+#[inline(always)]
+fn error(ctx: &TcContext, l2: usize, work: &Work, is_ours: bool, comes_in: bool, mark: u32) -> i32 {
+    if !is_ours {
+        return NEXT;
+    }
+    if !icmp::translate(ctx, l2, work, comes_in) {
+        return TC_ACT_SHOT;
+    }
+    if comes_in {
+        ctx.set_mark(mark | FORWARD_MARK);
+    }
+    NEXT
+}
+
+/// A packet of which some may have been rewritten, and some has not.
+#[inline(always)]
+fn dropped(service: u32) -> i32 {
+    count!(SERVICE_COUNTERS, service, not_rewritten);
+    TC_ACT_SHOT
+}
+
+/// The fields of a packet's context.
+struct Skb {
+    pkt_type: u32,
+    mark: u32,
+    protocol: u32,
+    vlan_present: u32,
+    ifindex: u32,
+}
+
+impl Skb {
+    #[inline(always)]
+    fn of(ctx: &TcContext) -> Self {
+        let skb = ctx.as_ptr().cast::<__sk_buff>();
+        // SAFETY: the context is valid for the whole run; volatile and unconditional, as in `packet`.
+        unsafe {
+            Self {
+                pkt_type: ptr::read_volatile(&raw const (*skb).pkt_type),
+                mark: ptr::read_volatile(&raw const (*skb).mark),
+                protocol: ptr::read_volatile(&raw const (*skb).protocol),
+                vlan_present: ptr::read_volatile(&raw const (*skb).vlan_present),
+                ifindex: ptr::read_volatile(&raw const (*skb).ifindex),
+            }
+        }
+    }
+}
+
+/// Whether clients come to this port (in network byte order) of forwarded backends, or forwarded packets go to it.
+#[inline(always)]
+fn is_forwarded(port: u16, is_target: bool) -> bool {
+    let (word, bit) = forwarded_place(u16::from_be(port), is_target);
+    FORWARDED.get(word).is_some_and(|word| *word >> bit & 1 != 0)
+}
+
+/// The kernel's coarse clock, in nanoseconds.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no requirements. Since Linux 5.11.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The socket of this namespace that a device's program has chosen for a packet, and its backend. Both programs have to make one
+/// choice: each could see another side of a service's tables.
+#[inline(always)]
+pub fn chosen_here(packet: &Packet) -> Option<(u64, u32)> {
+    if !is_forwarded((packet.local_port as u16).to_be(), false) {
+        return None;
+    }
+    let tuple = Tuple {
+        source: packet.remote,
+        destination: packet.local,
+        source_port: packet.remote_port,
+        destination_port: (packet.local_port as u16).to_be(),
+        family: packet.family as u8,
+        reply: 0,
+        pad: [0; 2],
+    };
+    // SAFETY: an entry of this kind is only replaced as a whole.
+    let flow = unsafe { PENDING.get(tuple) }?;
+    // Without a cookie, no socket was chosen: the connection was only not found elsewhere.
+    (flow.flags & FLOW_LOCAL != 0 && flow.cookie != 0).then_some((flow.cookie, flow.backend))
+}

@@ -1,0 +1,99 @@
+//! Sockets of other namespaces, by which the programs know whether a listener or a connection is alive.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_skc_lookup_tcp},
+    programs::TcContext,
+};
+use pod_steer_ebpf::{FAMILY_V4, Tuple};
+
+use crate::maps::LISTENERS;
+
+/// The states of a socket (`include/net/tcp_states.h`), and a number that is none.
+pub const NO_SOCKET: u32 = 0;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+pub const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// A listening socket of any namespace.
+pub struct Listener {
+    /// In host byte order.
+    pub port: u16,
+    /// The address that it is bound to, in network byte order; zero for any.
+    pub v4: u32,
+    /// The same, of IPv6.
+    pub v6: [u32; 4],
+}
+
+/// The listening socket with this cookie, if it still listens.
+#[inline(always)]
+pub fn listener(cookie: u64) -> Option<Listener> {
+    let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
+    // SAFETY: the map and the key are valid. The socket is read while it is held, and released.
+    unsafe {
+        let socket = bpf_map_lookup_elem(map, (&raw const cookie).cast()).cast::<bpf_sock>();
+        if socket.is_null() {
+            return None;
+        }
+        let state = ptr::read_volatile(&raw const (*socket).state);
+        let found = Listener {
+            port: ptr::read_volatile(&raw const (*socket).src_port) as u16,
+            v4: ptr::read_volatile(&raw const (*socket).src_ip4),
+            v6: ptr::read_volatile(&raw const (*socket).src_ip6),
+        };
+        bpf_sk_release(socket.cast());
+        if state == TCP_LISTEN { Some(found) } else { None }
+    }
+}
+
+/// Whether a state is that of a connection which goes on, and is not this one either.
+#[inline(always)]
+pub fn is_alive(state: u32, but: u32) -> bool {
+    !matches!(state, NO_SOCKET | TCP_TIME_WAIT | TCP_LISTEN) && state != but
+}
+
+/// Whether a state is that of a connection, which may have ended.
+#[inline(always)]
+pub fn is_connection(state: u32) -> bool {
+    !matches!(state, NO_SOCKET | TCP_LISTEN)
+}
+
+/// The state of the socket that a namespace has for this connection, or [`NO_SOCKET`]. It may be a listener.
+#[inline(never)]
+pub fn state(ctx: &TcContext, tuple: &Tuple, nsid: i32) -> u32 {
+    // SAFETY: integers.
+    let mut key = bpf_sock_tuple { __bindgen_anon_1: unsafe { core::mem::zeroed() } };
+    let size = if tuple.family == FAMILY_V4 {
+        key.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: tuple.source[0],
+            daddr: tuple.destination[0],
+            sport: tuple.source_port,
+            dport: tuple.destination_port,
+        };
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
+    } else {
+        key.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: tuple.source,
+            daddr: tuple.destination,
+            sport: tuple.source_port,
+            dport: tuple.destination_port,
+        };
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
+    };
+    // SAFETY: the context and the tuple are valid. The socket is read while it is held, and released.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(ctx.as_ptr().cast(), &raw mut key, size as u32, nsid as u64, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let state = ptr::read_volatile(&raw const (*socket).state);
+        bpf_sk_release(socket.cast());
+        state
+    }
+}

@@ -1,0 +1,210 @@
+//! Chooses a backend for a new connection that comes by a device.
+
+use core::mem;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup},
+    helpers::generated,
+    programs::TcContext,
+};
+use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, Flow, NONE, PROTO_TCP, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
+
+use super::{
+    headers::Work,
+    known,
+    local::{self, LOOPBACK},
+    now,
+    sockets::{NO_SOCKET, is_alive, listener, state},
+};
+use crate::{
+    choose::choose,
+    maps::{
+        BACKEND_COUNTERS, DESTINATIONS, FLOWS, MISSES, PENDING, SERVICE_COUNTERS, count, is_listening, netns_cookie,
+        switch,
+    },
+    packet::Packet,
+    rules::rule_for,
+    table::{Chooser, Visit},
+};
+
+/// A choice is kept for retransmissions of its SYN for so long. Linux repeats an unanswered SYN after one second, then after two more.
+const RETRANSMITTED_NS: u64 = 4_000_000_000;
+
+/// Chooses for a SYN. Sets what its packets become and returns the service; [`NONE`] if they pass, [`REPEAT`] if this one is dropped.
+#[inline(always)]
+pub fn choose_for(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
+    // Three calls, one after the other: the stack has no room for all of them at once.
+    let service = again(ctx, work);
+    if service != ANEW {
+        return service;
+    }
+    // The loopback device has packets for this machine only.
+    if ifindex == LOOPBACK || is_for_here(ctx, ifindex, &work.tuple) {
+        choose_anew(ifindex, work);
+    }
+    remember(ctx, ifindex, work)
+}
+
+/// The connection is new.
+const ANEW: u32 = NONE - 1;
+/// The packet is dropped, and its client repeats it.
+pub const REPEAT: u32 = NONE - 2;
+
+/// The choice for a SYN that is repeated, or that meets a connection which lives: returns as [`choose_for`]. [`ANEW`] for any other.
+#[inline(never)]
+fn again(ctx: &TcContext, work: &mut Work) -> u32 {
+    let now = now();
+    if known::pending(&work.tuple, &mut work.flow).is_some()
+        // Another connection from the same port begins with another number.
+        && work.flow.sequence == work.sequence
+        && now.wrapping_sub(work.flow.seen_ns) < RETRANSMITTED_NS
+        && is_listening(work.flow.cookie)
+    {
+        work.to = work.flow.to;
+        work.device = work.flow.device;
+        return known::towards(&work.flow).unwrap_or(NONE);
+    }
+    // SAFETY: the fields are copied, and never change.
+    if let Some(flow) = unsafe { FLOWS.get(&work.tuple) } {
+        let (service, nsid) = (flow.service, flow.nsid);
+        work.to = flow.to;
+        work.device = flow.device;
+        if is_alive(state(ctx, &work.to, nsid), NO_SOCKET) {
+            // The server answers, and the client ends the old connection.
+            return service;
+        }
+        // Its entries tell that what the server has in TIME_WAIT came by this very port and address.
+    }
+    work.flow = Flow { to: work.tuple, seen_ns: now, backend: NONE, sequence: work.sequence, ..Flow::default() };
+    ANEW
+}
+
+/// Writes the entries of a choice. Returns as [`choose_for`].
+#[inline(never)]
+fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
+    if work.flow.backend == NONE {
+        // No backend, or the service is paused: the lookup decides.
+        let _ = PENDING.remove(&work.tuple);
+        return NONE;
+    }
+    let _ = MISSES.remove(&work.tuple);
+    if work.flow.flags & FLOW_LOCAL != 0 {
+        let _ = PENDING.insert(&work.tuple, &work.flow, 0);
+        return NONE;
+    }
+    if !local::has_port(ctx, work.flow.seen_ns, work) {
+        count!(SERVICE_COUNTERS, work.flow.service, ports_exhausted);
+        return REPEAT;
+    }
+    // SAFETY: the field is copied, and never changes.
+    if let Some(back) = unsafe { FLOWS.get(&work.tuple) }.map(|old| old.to.reversed()) {
+        let _ = FLOWS.remove(back);
+        let _ = FLOWS.remove(&work.tuple);
+    }
+    work.to = work.flow.to;
+    let _ = FLOWS.remove(work.to.reversed());
+    if !known::hold(ifindex, work) {
+        return NONE;
+    }
+    count!(BACKEND_COUNTERS, work.flow.backend, steered);
+    work.flow.service
+}
+
+/// Takes a slot for the connection; leaves `work.flow.backend` [`NONE`] if there is none.
+#[inline(never)]
+fn choose_anew(ifindex: u32, work: &mut Work) {
+    let packet = Packet::of_tuple(&work.tuple, ifindex);
+    let Some(rule) = rule_for(&packet) else { return };
+    work.flow.service = rule.service;
+    choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex });
+}
+
+/// Whether the destination is an address of this machine. Packets that are only forwarded through it are left alone.
+#[inline(never)]
+pub fn is_for_here(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> bool {
+    // An address that is valid on one link alone is none that packets are forwarded to, or from.
+    if tuple.family != FAMILY_V4 && (is_link_local(&tuple.destination) || is_link_local(&tuple.source)) {
+        return false;
+    }
+    // SAFETY: integers and arrays of them.
+    let mut fib: bpf_fib_lookup = unsafe { mem::zeroed() };
+    fib.family = tuple.family;
+    fib.l4_protocol = PROTO_TCP;
+    fib.ifindex = ifindex;
+    fib.sport = tuple.source_port;
+    fib.dport = tuple.destination_port;
+    fib.__bindgen_anon_3.ipv6_src = tuple.source;
+    fib.__bindgen_anon_4.ipv6_dst = tuple.destination;
+    // SAFETY: the context and the parameters are valid.
+    let found =
+        unsafe { generated::bpf_fib_lookup(ctx.as_ptr().cast(), &raw mut fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    // Also a destination that is unreachable or multicast; no rule's backend is taken for those, as no socket is.
+    found == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
+}
+
+/// Whether an IPv6 address is in fe80::/10.
+#[inline(always)]
+fn is_link_local(address: &[u32; 4]) -> bool {
+    u32::from_be(address[0]) >> 22 == 0xfe80 >> 6
+}
+
+/// Takes a slot's socket for a packet.
+struct Pick<'a> {
+    /// Set by the choice.
+    flow: &'a mut Flow,
+    /// The device that the packet came by.
+    ifindex: u32,
+}
+
+impl Chooser for Pick<'_> {
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        let way = slot.way();
+        // As an offer that was declined may have left it.
+        (self.flow.flags, self.flow.device) = (0, 0);
+        if way != WAY_FORWARD {
+            // A socket of this namespace, or the listener of a pause: `steer` assigns it.
+            if way == WAY_SOCKET && !is_listening(slot.cookie) {
+                count!(SERVICE_COUNTERS, self.flow.service, stale_slots);
+                return Visit::TryNext;
+            }
+            self.flow.flags = FLOW_LOCAL;
+            self.flow.cookie = slot.cookie;
+            self.flow.backend = slot.backend;
+            return Visit::Taken;
+        }
+        let index = slot.index();
+        let service = self.flow.service;
+        // SAFETY: a destination is replaced as a whole.
+        let Some(destination) = (unsafe { DESTINATIONS.get(index) }) else {
+            count!(SERVICE_COUNTERS, service, no_destination);
+            return Visit::TryNext;
+        };
+        let is_v4 = self.flow.to.family == FAMILY_V4;
+        let address = if is_v4 { [destination.v4, 0, 0, 0] } else { destination.v6 };
+        if destination.ingress_cookie != netns_cookie() || address == [0; 4] {
+            count!(SERVICE_COUNTERS, service, no_destination);
+            return Visit::TryNext;
+        }
+        let Some(listener) = listener(slot.cookie) else {
+            count!(SERVICE_COUNTERS, service, stale_slots);
+            return Visit::TryNext;
+        };
+        // Bound to another address of the container, it takes no packet for this one.
+        let bound = if is_v4 { [listener.v4, 0, 0, 0] } else { listener.v6 };
+        if bound != [0; 4] && bound != address {
+            return Visit::TryNext;
+        }
+        if !local::hand_over(self.flow, destination, self.ifindex) {
+            count!(SERVICE_COUNTERS, service, no_destination);
+            return Visit::TryNext;
+        }
+        self.flow.to.destination = address;
+        self.flow.to.destination_port = listener.port.to_be();
+        self.flow.cookie = slot.cookie;
+        self.flow.backend = index;
+        self.flow.nsid = destination.nsid;
+        Visit::Taken
+    }
+}
