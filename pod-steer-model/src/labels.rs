@@ -15,7 +15,7 @@ pub use settings::from_table;
 
 use crate::{
     ports,
-    settings::{GivenOptions, reference::label_keys},
+    settings::{GivenOptions, Via, reference::label_keys},
     text::Name,
 };
 use error::Origin;
@@ -64,6 +64,7 @@ pub fn parse<'a>(
         ranges: ours.get("ports").map(|list| ports::ranges(list)).unwrap_or_default(),
         version: reader.version(ours.get("version").unwrap_or(&default_version)),
         weight: ours.get("weight").map_or(WEIGHT_DEFAULT, |weight| reader.weight(weight)),
+        via: ours.get("via").map_or(Via::default(), |via| reader.via(via)),
         options: reader.options(&ours),
         check: settings::check(&mut reader, &ours),
     };
@@ -88,6 +89,7 @@ pub fn spec_from_flags(
         ranges: ports::ranges(ports),
         version: reader.version(version),
         weight: reader.weight(&weight.to_string()),
+        via: Via::default(),
         options,
         check: None,
     };

@@ -8,6 +8,7 @@ pub mod names;
 pub mod options;
 pub mod reference;
 mod spec;
+mod via;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ pub use allowed::{Allowed, PortPolicy};
 pub use images::{Image, ImagePattern};
 pub use options::{Fallback, GivenOptions, ServiceOptions};
 pub use spec::Spec;
+pub use via::Via;
 
 use crate::{
     check::{CheckKind, CheckSpec},

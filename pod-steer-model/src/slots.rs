@@ -50,6 +50,8 @@ pub struct Member {
     pub backend: BackendIndex,
     /// Share of new connections relative to the other members'. A socket with 0 is not a member.
     pub weight: u64,
+    /// Its namespace is not the ingress namespace, and packets are forwarded to it.
+    pub is_forwarded: bool,
 }
 
 /// The result of [`build`].

@@ -59,6 +59,10 @@ reasons! {
     BridgeElsewhere: Warning, "The other end of the container's network device is not in pod-steer's own network namespace.";
     OtherNetworkDevice: Warning, "The container's network device is of a kind that pod-steer does not support.";
     NoAddress: Warning, "The container's network device has no address, or only addresses that are valid on the link alone.";
+    NotReachable: Warning, "The container listens only at addresses that no forwarded packet reaches.";
+    DevicesNotAttached: Warning, "The programs that forward packets are not attached to some network devices.";
+    FirewallDrops: Warning, "The host's firewall drops forwarded packets, and pod-steer could not let them pass.";
+    ForwardUnanswered: Warning, "Connections are forwarded to the backend and none opens; the host's firewall may drop them.";
     SandboxGone: Warning, "The network namespace of the container's sandbox is no longer in use, so no client arrives there.";
     PortNotAllowed: Warning, "The configuration does not let the service claim this port.";
     PortOfOtherService: Warning, "The port, or this address of it, belongs to another service.";

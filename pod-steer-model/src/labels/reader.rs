@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     ports::{self, PortMap},
-    settings::GivenOptions,
+    settings::{GivenOptions, Via},
     text::{Name, quoted},
 };
 
@@ -73,6 +73,13 @@ impl Reader {
         let most = format!("the maximum is {WEIGHT_MAX}");
         let wrong = format!("write a number from 0 (no new connections) to {WEIGHT_MAX}");
         self.number("weight", text, 0..=WEIGHT_MAX, &most, &wrong).unwrap_or(WEIGHT_DEFAULT)
+    }
+
+    pub fn via(&mut self, text: &str) -> Via {
+        Via::parse(text).unwrap_or_else(|wrong| {
+            self.refuse("via", text, wrong);
+            Via::default()
+        })
     }
 
     /// Parses a whole number. `most` is the remedy for a number that is too large, `range` for any other error.

@@ -40,6 +40,7 @@ fn defaults_and_everything() {
         service: "web".into(),
         version: "v0".into(),
         weight: 1,
+        via: Default::default(),
         ports: ports.clone(),
         ranges: Vec::new(),
         options: GivenOptions::default(),
@@ -54,6 +55,7 @@ fn defaults_and_everything() {
         service: "Web_2.x-y".into(),
         version: "2024-01-01+build/7".into(),
         weight: 0,
+        via: Default::default(),
         ports,
         options: pass,
         ..least

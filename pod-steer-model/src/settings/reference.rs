@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Labels that say what one container serves.
-pub(crate) static OF_BACKEND: [Declaration; 4] = [
+pub(crate) static OF_BACKEND: [Declaration; 5] = [
     Declaration::new(
         "service",
         "a name",
@@ -32,6 +32,13 @@ pub(crate) static OF_BACKEND: [Declaration; 4] = [
         "`0` to `65535`",
         "`1`",
         "Share of new connections, relative to the other backends; `0` for none.",
+    ),
+    Declaration::new(
+        "via",
+        "`auto`, `socket`, `forward`",
+        "`auto`",
+        "How clients reach the container: by its sockets where they are in the ingress namespace, or by forwarding their packets to its own \
+         network namespace. A container behind a bridge gets clients with `forward` only.",
     ),
 ];
 

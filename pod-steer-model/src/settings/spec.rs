@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::GivenOptions;
+use super::{GivenOptions, Via};
 use crate::{check::CheckSpec, ports::PortMap};
 
 /// The declaration of a backend.
@@ -17,6 +17,9 @@ pub struct Spec {
     pub version: String,
     /// Its share of new connections, relative to the other backends; 0 for none.
     pub weight: u32,
+    /// How its clients reach it.
+    #[serde(default)]
+    pub via: Via,
     /// Ports of the service and where the container listens for them.
     pub ports: Vec<PortMap>,
     /// The ranges among these ports, as positions in the list.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn member(cookie: u64, weight: u64) -> Member {
-    Member { cookie: SocketCookie(cookie), backend: BackendIndex(cookie as u32 ^ 7), weight }
+    Member { cookie: SocketCookie(cookie), backend: BackendIndex(cookie as u32 ^ 7), weight, is_forwarded: false }
 }
 
 /// Members with cookies as the kernel gives them: small numbers that grow, not always by one.

@@ -13,6 +13,8 @@ use crate::{
 
 /// The remedy of every condition here: then its sockets are in a namespace where clients arrive.
 const SHARE: &str = "start it with `--network host`, or let it join a pod with `--network container:ID`";
+/// The same for a container to which packets can be forwarded.
+const FORWARD: &str = "label it `pod-steer.via=forward`, start it with `--network host`, or let it join a pod with `--network container:ID`";
 
 /// A connection to an ingress namespace: a virtual Ethernet pair, of which that namespace has one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +92,11 @@ impl Bridge {
             self.name,
             addresses.join(" and ")
         );
-        Condition::new(Reason::OwnNetwork, message, SHARE)
+        if self.is_internal {
+            let message = format!("{message}; its network is an internal one, without a default route");
+            return Condition::new(Reason::OwnNetwork, message, SHARE);
+        }
+        Condition::new(Reason::OwnNetwork, message, FORWARD)
     }
 }
 

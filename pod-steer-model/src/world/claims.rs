@@ -83,7 +83,7 @@ pub(super) fn of<'a>(
         .collect();
     let mut claims = Claims::default();
     for backend in by_age {
-        let Some(netns) = backend.netns.filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
+        let Some(netns) = backend.ingress().filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // A port that may no longer be claimed is not kept either.
         for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.service_port())) {
             let own = |key: &RuleKey| {
@@ -94,12 +94,12 @@ pub(super) fn of<'a>(
     }
     let mut wanted = Vec::new();
     for backend in by_age {
-        let Some(netns) = backend.netns else { continue };
+        let Some(netns) = backend.ingress() else { continue };
         if let Some(fault) = world.abandoned.get(&backend.id) {
             plan.add_condition(backend.index, fault.clone());
             continue;
         }
-        if backend.network == Network::Own && !pods.contains(&netns.cookie) {
+        if backend.network == Network::Own && backend.forwarded().is_none() && !pods.contains(&netns.cookie) {
             plan.add_condition(backend.index, backend.own_network());
             continue;
         }
@@ -122,7 +122,7 @@ pub(super) fn of<'a>(
     // A stable sort: by age among those that listen, then among the others.
     wanted.sort_by_key(|(is_silent, ..)| *is_silent);
     for (is_silent, backend, map, not_to_have) in wanted {
-        let Some(netns) = backend.netns else { continue };
+        let Some(netns) = backend.ingress() else { continue };
         let free = |key: &RuleKey| {
             Some(*key) != not_to_have
                 && !withheld.contains(&(backend.index, *key))

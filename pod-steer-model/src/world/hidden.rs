@@ -16,7 +16,7 @@ pub(super) fn hide(facts: &Facts<'_>, plan: &mut Plan) {
     for (_, socket) in &facts.sockets {
         let Some(port) = socket.hidden_port else { continue };
         let Some(backend) = facts.world.by_index(socket.backend) else { continue };
-        let (netns_cookie, bound) = (socket.netns_cookie, Bound::from(*socket).surely());
+        let (netns_cookie, bound) = (socket.netns_cookie, Bound::from(&**socket).surely());
         for family in [FAMILY_V4, FAMILY_V6] {
             let Some(addr) = bound.address(family) else { continue };
             let key = RuleKey { netns_cookie, addr, port, family, ifindex: socket.ifindex };

@@ -9,6 +9,7 @@ mod claims;
 mod counting;
 mod destinations;
 mod foreign;
+mod forwarded;
 mod hidden;
 mod holders;
 mod on_demand;
@@ -53,6 +54,7 @@ pub use backend::{Backend, Health, Kind, Network, Phase, Socket};
 pub use bridge::{Bridge, Unreached};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
+pub use forwarded::Destination;
 pub use holders::Followed;
 pub use others::addresses_of_others;
 pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable};
@@ -89,6 +91,8 @@ pub struct World {
     pub claimed: BTreeMap<RuleKey, Claimed>,
     /// Cookies of the namespaces in which the lookup program is attached.
     pub steered: BTreeSet<NetnsCookie>,
+    /// Cookies of the namespaces from which packets are forwarded.
+    pub forwarding: BTreeSet<NetnsCookie>,
     /// Cookies of the namespaces whose link was lost and is being attached again. Until then their backends keep their
     /// states.
     pub repairing: BTreeSet<NetnsCookie>,

@@ -41,7 +41,7 @@ struct Held<'a> {
 impl Backend {
     /// Its ports that belong to these claims.
     fn ports_among<'a>(&'a self, claims: &'a BTreeSet<RuleKey>) -> impl Iterator<Item = (&'a PortMap, Vec<RuleKey>)> {
-        let cookie = self.netns.map(|netns| netns.cookie);
+        let cookie = self.ingress().map(|netns| netns.cookie);
         let of = move |map| Some((map, keys(cookie?, map).filter(|key| claims.contains(key)).collect::<Vec<_>>()));
         self.spec.ports.iter().filter_map(of).filter(|(_, keys)| !keys.is_empty())
     }
@@ -52,7 +52,7 @@ pub(super) fn conflicts(sockets: &Sockets<'_>, by_age: &[&Backend]) -> Conflicts
     let mut held: Vec<Held<'_>> = Vec::new();
     let mut conflicts = Conflicts::default();
     for backend in by_age.iter().filter(|backend| backend.phase != Phase::Exited) {
-        let Some(netns) = backend.netns else { continue };
+        let Some(netns) = backend.ingress() else { continue };
         for Held { holder, range, keys } in &held {
             if holder.spec.service != backend.spec.service {
                 continue;
@@ -104,7 +104,7 @@ fn listens_steadily(backend: &Backend, sockets: &Sockets<'_>, claims: &BTreeSet<
 pub(super) fn claims(backends: &[&Backend]) -> BTreeSet<RuleKey> {
     let mut claims = BTreeSet::new();
     for backend in backends {
-        let Some(netns) = backend.netns else { continue };
+        let Some(netns) = backend.ingress() else { continue };
         let moved = backend.ranges().filter(|range| range.iter().any(|map| map.port != map.target));
         claims.extend(moved.flatten().flat_map(|map| keys(netns.cookie, map)));
     }

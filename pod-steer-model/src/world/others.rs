@@ -17,7 +17,7 @@ use crate::{
 /// The clients that a backend on every address does not get, because another service has claimed their address. One
 /// condition for each port and service.
 pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<Condition> {
-    let Some(netns) = backend.netns else { return Vec::new() };
+    let Some(netns) = backend.ingress() else { return Vec::new() };
     let mut others: BTreeMap<(Port, &str), Vec<String>> = BTreeMap::new();
     for (rule, claimed) in world.claimed.iter().filter(|(_, claimed)| claimed.service != backend.spec.service) {
         let claim = of_rule(rule, claimed.of_port);
@@ -28,7 +28,8 @@ pub fn addresses_of_others(world: &World, backend: &Backend) -> Vec<Condition> {
         let mut maps = backend.spec.ports.iter().filter(|map| keys(netns.cookie, map).any(|key| key == of_any));
         let takes = |target: Port| {
             let own = world.sockets.values().filter(|socket| (socket.backend, socket.port) == (backend.index, target));
-            own.into_iter().any(|socket| Bound::from(socket).score(&claim).is_some())
+            own.filter_map(|socket| backend.seen_from_ingress(socket))
+                .any(|socket| Bound::from(&*socket).score(&claim).is_some())
         };
         if maps.any(|map| takes(map.target_port())) {
             let address = address_from_bytes(claim.family, claim.addr).to_string();

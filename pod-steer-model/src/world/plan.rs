@@ -12,7 +12,7 @@ use super::{
     Backend, Claimed, Coverage, Health, Phase, Plan, PlannedRule, State, World, blocks, claims,
     destinations::{self, Destination},
     foreign::{Foreign, Left},
-    on_demand,
+    forwarded, on_demand,
     scope::Facts,
     score::{ANY_ADDRESS, Bound},
     serving::Serving,
@@ -65,6 +65,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
     by_age.retain(|backend| !conflicts.refused.contains(&backend.index));
     conflicts.conditions.into_iter().for_each(|(index, condition)| plan.add_condition(index, condition));
     let claims = claims::of(facts, &sockets, &foreign, &by_age, &conflicts.withheld, &mut plan);
+    forwarded::destinations(facts, &mut plan);
     destinations::report_elsewhere(&sockets, &claims.by_key, &mut plan);
     destinations::report_refused(&sockets, &claims.refused, &mut plan);
 
@@ -76,7 +77,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
         let parts = claim.parts.iter().map(|(backend, port)| (backend.index, *port));
         let make = || serving.tables(&key, claim.service, &claim.parts, tables);
         let OfRule { table, networks, versions } = answers.of(&key, claim.service, parts, make);
-        let claims = |member: &Member| match world.sockets.get(&member.cookie) {
+        let claims = |member: &Member| match facts.socket(member.cookie) {
             Some(socket) => Bound::from(socket).surely().score(&key).is_some(),
             // The listener of a pause.
             None => true,
@@ -139,7 +140,10 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
     let without_users: BTreeSet<BackendIndex> = refused.values().map(|(backend, _)| *backend).collect();
     for backend in &facts.backends {
         let listens = sockets.of(backend.index).any(|(_, socket)| backend.serves_by(socket));
-        let here = backend.netns.is_some_and(|netns| is_steered(world, netns.cookie));
+        let here = backend.ingress().is_some_and(|netns| {
+            is_steered(world, netns.cookie)
+                && (backend.forwarded().is_none() || world.forwarding.contains(&netns.cookie))
+        });
         let served = here && served.contains(&backend.index);
         let not_listening = world.not_listening(backend).filter(|_| !listens && backend.phase == Phase::Running);
         let not_listening = not_listening.filter(|_| !without_users.contains(&backend.index));

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use pod_steer_ebpf::{FALLBACK_PASS, FALLBACK_REFUSE, ManagedBlock, ManagedPorts, OwnBlock, OwnPorts};
 
-use super::{Coverage, State, refused::Unmet, scope::Scope};
+use super::{Coverage, Destination, State, refused::Unmet, scope::Scope};
 use crate::{
     condition::Condition,
     ids::{BackendIndex, NetnsCookie, SocketCookie},
@@ -30,6 +30,8 @@ pub struct Plan {
     pub own_ports: BTreeMap<OwnBlock, (String, OwnPorts)>,
     /// The decisions that the rules follow: by service, the revision and whether networks are told apart.
     pub decisions: BTreeMap<String, PlannedDecision>,
+    /// Where packets are forwarded to, by the index of the backend.
+    pub destinations: BTreeMap<BackendIndex, Destination>,
     /// By service: cookies of the namespaces to steer in.
     pub namespaces: BTreeMap<String, BTreeSet<NetnsCookie>>,
     /// The state of each backend, by index.
@@ -50,6 +52,11 @@ impl Plan {
     /// Cookies of the namespaces to steer in.
     pub fn namespaces(&self) -> BTreeSet<NetnsCookie> {
         self.namespaces.values().flatten().copied().collect()
+    }
+
+    /// Cookies of the namespaces from which packets are forwarded.
+    pub fn forwarding(&self) -> BTreeSet<NetnsCookie> {
+        self.destinations.values().map(|destination| destination.ingress).collect()
     }
 
     /// Whether a service is steered in this namespace.
@@ -98,6 +105,7 @@ impl Plan {
         put(&mut self.managed_ports, part.managed_ports, |block| scope.has_index(BackendIndex(block.backend)));
         put(&mut self.own_ports, part.own_ports, |block| scope.has_index(BackendIndex(block.backend)));
         put(&mut self.decisions, part.decisions, of_service);
+        put(&mut self.destinations, part.destinations, of_index);
         put(&mut self.namespaces, part.namespaces, of_service);
         put(&mut self.states, part.states, of_index);
         put(&mut self.conditions, part.conditions, of_index);

@@ -2,7 +2,10 @@
 //! by a claim, a rule, or a hidden port of a socket. So after a change, only services that meet the changed one are
 //! planned again: directly or through others, now or at their last plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{Backend, Claimed, Lingering, Socket, Sockets, World};
 use crate::{
@@ -158,7 +161,7 @@ impl Parts {
 /// The ports that a backend would claim for its service; none before its namespace is known.
 fn declared(backend: &Backend) -> impl Iterator<Item = (NetnsCookie, Port)> {
     backend
-        .netns
+        .ingress()
         .into_iter()
         .flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.service_port())))
 }
@@ -168,8 +171,8 @@ pub(super) struct Facts<'a> {
     pub world: &'a World,
     /// In the order of their ids.
     pub backends: Vec<&'a Backend>,
-    /// In the order of their cookies.
-    pub sockets: Vec<(&'a SocketCookie, &'a Socket)>,
+    /// As their clients see them, in the order of their cookies. Those that no client can reach are left out.
+    pub sockets: Vec<(SocketCookie, Cow<'a, Socket>)>,
     /// In the order of their keys.
     pub claimed: Vec<(&'a RuleKey, &'a Claimed)>,
     /// What remains of backends that have ended, by index.
@@ -183,6 +186,12 @@ impl<'a> Facts<'a> {
     pub fn new(world: &'a World, scope: &Scope) -> Self {
         let backends = world.backends.values().filter(|backend| scope.has_service(&backend.spec.service));
         let sockets = world.sockets.iter().filter(|(_, socket)| scope.has_index(socket.backend));
+        let forwarded: BTreeMap<BackendIndex, &Backend> =
+            world.backends.values().filter(|own| own.forwarded().is_some()).map(|own| (own.index, own)).collect();
+        let sockets = sockets.filter_map(|(cookie, socket)| match forwarded.get(&socket.backend) {
+            Some(backend) => Some((*cookie, backend.seen_from_ingress(socket)?)),
+            None => Some((*cookie, Cow::Borrowed(socket))),
+        });
         let claimed = world.claimed.iter().filter(|(key, _)| scope.has_rule(key));
         let lingering = world.lingering.iter().filter(|(_, lingering)| scope.has_service(&lingering.service));
         let mut refused = world.refused_sockets();
@@ -198,13 +207,20 @@ impl<'a> Facts<'a> {
     }
 
     /// All sockets.
-    pub fn sockets(&self) -> Sockets<'a> {
-        Sockets::new(self.sockets.iter().copied())
+    pub fn sockets(&self) -> Sockets<'_> {
+        Sockets::new(self.sockets.iter().map(|(cookie, socket)| (cookie, &**socket)))
+    }
+
+    /// The socket with this cookie.
+    pub fn socket(&self, cookie: SocketCookie) -> Option<&Socket> {
+        let place = self.sockets.binary_search_by_key(&cookie, |(cookie, _)| *cookie).ok()?;
+        Some(&self.sockets[place].1)
     }
 
     /// The sockets that may get clients.
-    pub fn allowed_sockets(&self) -> Sockets<'a> {
-        Sockets::new(self.sockets.iter().copied().filter(|(cookie, _)| !self.refused.contains_key(*cookie)))
+    pub fn allowed_sockets(&self) -> Sockets<'_> {
+        let allowed = self.sockets.iter().filter(|(cookie, _)| !self.refused.contains_key(cookie));
+        Sockets::new(allowed.map(|(cookie, socket)| (cookie, &**socket)))
     }
 }
 

@@ -136,7 +136,9 @@ impl<'a> Serving<'a> {
         for set in [&chosen.allowed, &chosen.reserve] {
             let mut own = parts.iter().filter(|(backend, _)| set.contains(&backend.index) && backend.spec.weight > 0);
             if let Some((backend, port)) = own.next() {
-                return own.next().is_none().then_some((backend.index, *port));
+                // No socket of another namespace can be assigned.
+                let is_here = backend.forwarded().is_none();
+                return (is_here && own.next().is_none()).then_some((backend.index, *port));
             }
         }
         None
@@ -201,7 +203,8 @@ impl<'a> Serving<'a> {
                 }
             };
             let weight = u64::try_from(weight / sockets as u128).unwrap_or(u64::MAX);
-            let own = own.map(|cookie| Member { cookie, backend: backend.index, weight });
+            let is_forwarded = backend.forwarded().is_some();
+            let own = own.map(|cookie| Member { cookie, backend: backend.index, weight, is_forwarded });
             members.extend(own.filter(|member| member.weight > 0));
         }
         members.sort_unstable();
@@ -276,7 +279,10 @@ impl Service<'_> {
 
 /// The table of a paused service: a listener that discards SYNs.
 fn of_pause(cookie: SocketCookie) -> PlannedTable {
-    PlannedTable { members: vec![Member { cookie, backend: BackendIndex(NONE), weight: 1 }], ..PlannedTable::default() }
+    PlannedTable {
+        members: vec![Member { cookie, backend: BackendIndex(NONE), weight: 1, is_forwarded: false }],
+        ..PlannedTable::default()
+    }
 }
 
 fn passes(backend: &Backend) -> bool {

@@ -53,7 +53,7 @@ mod tests {
             let key = RuleKey { port: Port::tcp(*port), family: *family, ..RuleKey::default() };
             let member = |(cookie, &(backend, weight)): (u64, &(u32, u64))| {
                 let (cookie, backend) = (SocketCookie(cookie), BackendIndex(backend));
-                Member { cookie, backend, weight }
+                Member { cookie, backend, weight, is_forwarded: false }
             };
             let members = (0..).zip(*members).map(member);
             let table = Some(Arc::new(PlannedTable { members: members.collect(), ..PlannedTable::default() }));

@@ -36,7 +36,8 @@ impl World {
                 now.insert(backend.index, known.clone());
             }
         }
-        drop((sockets, facts));
+        drop(sockets);
+        drop(facts);
         self.listening.retain(|index, _| !scope.has_index(*index));
         self.listening.append(&mut now);
     }

@@ -26,6 +26,7 @@ pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
         service: service.to_owned(),
         version: "v1".to_owned(),
         weight: 1,
+        via: Default::default(),
         ports: ports::parse(ports).unwrap(),
         ranges: ports::ranges(ports),
         options: GivenOptions::default(),

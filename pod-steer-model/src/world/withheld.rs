@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Plan, PlannedTable, scope::Facts, score::Bound, tables::Tables};
+use super::{Plan, PlannedTable, Socket, scope::Facts, score::Bound, tables::Tables};
 use crate::{
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
@@ -22,10 +22,11 @@ type Question = (RuleKey, *const PlannedTable, Vec<(BackendIndex, Port)>, BTreeS
 
 /// Adds the withheld sockets to the tables of the plan.
 pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) {
-    let (world, sockets) = (facts.world, facts.sockets());
+    let sockets = facts.sockets();
     // By service and port: its backends, and the port on which each listens for it.
     let mut parts: BTreeMap<(&str, Port), Vec<(BackendIndex, Port)>> = BTreeMap::new();
-    for backend in &facts.backends {
+    // No lookup of the ingress namespace finds a socket of another one.
+    for backend in facts.backends.iter().filter(|backend| backend.forwarded().is_none()) {
         for map in &backend.spec.ports {
             parts
                 .entry((&backend.spec.service, map.service_port()))
@@ -37,7 +38,7 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
     let hidden: BTreeSet<((NetnsCookie, Port), SocketCookie)> = facts
         .sockets
         .iter()
-        .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), **cookie)))
+        .filter_map(|(cookie, socket)| Some(((socket.netns_cookie, socket.hidden_port?), *cookie)))
         .collect();
     let mut serving: HashMap<*const PlannedTable, BTreeSet<BackendIndex>> = HashMap::new();
     let mut answers: HashMap<Question, Arc<PlannedTable>> = HashMap::new();
@@ -68,12 +69,18 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
                     .of(*backend)
                     .filter(|(_, socket)| (socket.netns_cookie, socket.port) == (key.netns_cookie, *port))
             });
-            let hidden = hidden.iter().filter_map(|cookie| Some((*cookie, world.sockets.get(cookie)?)));
+            let hidden = hidden.iter().filter_map(|cookie| Some((*cookie, facts.socket(*cookie)?)));
             let idle = theirs
                 .chain(hidden)
                 .filter(|(cookie, socket)| !serves.contains(&socket.backend) || refused.contains_key(cookie));
             let takes = idle.filter(|(_, socket)| Bound::from(*socket).score(key).is_some());
-            takes.map(|(cookie, socket)| Member { cookie, backend: socket.backend, weight: 0 }).collect::<BTreeSet<_>>()
+            let member = |(cookie, socket): (_, &Socket)| Member {
+                cookie,
+                backend: socket.backend,
+                weight: 0,
+                is_forwarded: false,
+            };
+            takes.map(member).collect::<BTreeSet<_>>()
         };
         let question = (key.without_port(), Arc::as_ptr(table), others.clone(), hidden.clone());
         *table = Arc::clone(answers.entry(question).or_insert_with(|| {

@@ -33,7 +33,7 @@ fn member(input: &mut Unstructured<'_>) -> Result<Member> {
     let cookie = if input.arbitrary()? { input.arbitrary::<u8>()?.into() } else { input.arbitrary()? };
     let weight = if input.arbitrary()? { input.arbitrary::<u16>()?.into() } else { input.arbitrary()? };
     let backend = BackendIndex(input.arbitrary::<u8>()?.into());
-    Ok(Member { cookie: SocketCookie(cookie), backend, weight })
+    Ok(Member { cookie: SocketCookie(cookie), backend, weight, is_forwarded: false })
 }
 
 /// Fails unless every member owns its share of the slots to less than one slot.

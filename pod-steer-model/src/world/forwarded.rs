@@ -1,0 +1,269 @@
+//! Backends to which packets are forwarded: their sockets are in network namespaces of their own, and their clients come to the ingress
+//! namespace that they are connected to. There, such a socket is planned for as if it were one of that namespace.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use super::{Backend, Bridge, Phase, Plan, Socket, scope::Facts};
+use crate::{
+    condition::{Condition, Reason},
+    ids::NetnsCookie,
+    namespace::Netns,
+    settings::Via,
+};
+
+/// Where the packets of a backend go, and which of them are its.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The ingress namespace.
+    pub ingress: NetnsCookie,
+    /// The namespace of the backend.
+    pub netns: NetnsCookie,
+    /// [`Bridge::nsid`].
+    pub nsid: i32,
+    /// [`Bridge::v4`].
+    pub v4: Option<Ipv4Addr>,
+    /// [`Bridge::v6`].
+    pub v6: Option<Ipv6Addr>,
+    /// [`Bridge::device`].
+    pub device: u32,
+    /// [`Bridge::gateway_v4`].
+    pub gateway_v4: Option<Ipv4Addr>,
+    /// [`Bridge::gateway_v6`].
+    pub gateway_v6: Option<Ipv6Addr>,
+    /// The service.
+    pub service: String,
+    /// By port that its clients come to: the ports on which it may listen for them.
+    pub ports: BTreeMap<u16, BTreeSet<u16>>,
+}
+
+impl Destination {
+    /// Adds the ports of what it was before, on which connections may go on.
+    pub fn keep_ports_of(&mut self, before: &Self) {
+        for (front, targets) in &before.ports {
+            self.ports.entry(*front).or_default().extend(targets);
+        }
+    }
+}
+
+/// How a socket of a forwarded backend looks to clients of the ingress namespace.
+enum Seen {
+    /// As if it were there, bound like this.
+    As(IpAddr, Option<bool>),
+    /// No packet that is forwarded can reach it.
+    Never,
+}
+
+impl Bridge {
+    /// A packet goes to the backend's address, so a socket that takes that one takes all clients of its family.
+    fn sees(&self, socket: &Socket) -> Seen {
+        let any = |is_v4: bool| match is_v4 {
+            true => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            false => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let own = |ip: IpAddr| self.addresses().any(|own| own == ip);
+        match socket.ip {
+            IpAddr::V6(ip) if ip.is_unspecified() => match (self.v4, self.v6) {
+                (Some(_), Some(_)) => Seen::As(socket.ip, socket.v6only),
+                (None, Some(_)) => Seen::As(socket.ip, Some(true)),
+                (Some(_), None) if socket.v6only == Some(false) => Seen::As(any(true), None),
+                _ => Seen::Never,
+            },
+            IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+                Some(mapped) if own(mapped.into()) => Seen::As(any(true), None),
+                None if own(ip.into()) => Seen::As(any(false), Some(true)),
+                _ => Seen::Never,
+            },
+            IpAddr::V4(ip) if own(ip.into()) || ip.is_unspecified() && self.v4.is_some() => Seen::As(any(true), None),
+            IpAddr::V4(_) => Seen::Never,
+        }
+    }
+}
+
+impl Backend {
+    /// How it is connected, if packets are forwarded to it.
+    pub fn forwarded(&self) -> Option<&Bridge> {
+        // A container without a default route cannot answer, and its network is closed on purpose.
+        self.bridge.as_ref().filter(|bridge| self.spec.via == Via::Forward && !bridge.is_internal)
+    }
+
+    /// The namespace to which its clients come, once it is known.
+    pub fn ingress(&self) -> Option<Netns> {
+        self.forwarded().map(|bridge| bridge.ingress).or(self.netns)
+    }
+
+    /// One of its sockets as clients see it where they come to; `None` if they cannot reach it.
+    pub(super) fn seen_from_ingress<'a>(&self, socket: &'a Socket) -> Option<Cow<'a, Socket>> {
+        let here = |netns: Netns| netns.cookie == socket.netns_cookie;
+        let Some(bridge) = self.forwarded().filter(|_| self.netns.is_some_and(here)) else {
+            return Some(Cow::Borrowed(socket));
+        };
+        let Seen::As(ip, v6only) = bridge.sees(socket) else { return None };
+        let netns_cookie = bridge.ingress.cookie;
+        // No client comes to a hidden port there, and the device is one of the other namespace.
+        Some(Cow::Owned(Socket { netns_cookie, ip, v6only, hidden_port: None, ifindex: 0, ..socket.clone() }))
+    }
+}
+
+/// Adds the destination of each forwarded backend, and the conditions of those whose sockets no client can reach.
+pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
+    for backend in facts.backends.iter().filter(|backend| backend.phase != Phase::Exited) {
+        let Some((bridge, netns)) = backend.forwarded().zip(backend.netns) else { continue };
+        let own = facts.world.sockets.values().filter(|socket| socket.backend == backend.index);
+        let own: Vec<&Socket> = own.filter(|socket| backend.serves_by(socket)).collect();
+        let mut ports: BTreeMap<u16, BTreeSet<u16>> = BTreeMap::new();
+        for map in &backend.spec.ports {
+            let hidden = own.iter().filter(|socket| socket.port == map.target_port());
+            let hidden = hidden.filter_map(|socket| Some(socket.hidden_port?.number));
+            ports.entry(map.port).or_default().extend(hidden.chain([map.target]));
+        }
+        let destination = Destination {
+            ingress: bridge.ingress.cookie,
+            netns: netns.cookie,
+            nsid: bridge.nsid,
+            v4: bridge.v4,
+            v6: bridge.v6,
+            device: bridge.device,
+            gateway_v4: bridge.gateway_v4,
+            gateway_v6: bridge.gateway_v6,
+            service: backend.spec.service.clone(),
+            ports,
+        };
+        plan.destinations.insert(backend.index, destination);
+        let unseen: BTreeSet<String> = own
+            .iter()
+            .filter(|socket| backend.seen_from_ingress(socket).is_none())
+            .map(|socket| std::net::SocketAddr::new(socket.ip, socket.port.number).to_string())
+            .collect();
+        if !unseen.is_empty() && unseen.len() == own.len() {
+            let unseen = unseen.into_iter().collect::<Vec<_>>().join(" and ");
+            let addresses: Vec<String> = bridge.addresses().map(|address| address.to_string()).collect();
+            let message = format!("it listens on {unseen}, and its clients come to {}", addresses.join(" and "));
+            let condition = Condition::new(Reason::NotReachable, message, "let it listen on every address");
+            plan.add_condition(backend.index, condition);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6};
+
+    use super::*;
+    use crate::{
+        ids::{BackendIndex, SocketCookie},
+        world::{
+            Network, State, World,
+            tests::{HOST, backend, key, members, socket, world},
+        },
+    };
+
+    const INSIDE: Netns = Netns { dev: 4, inode: 77, cookie: NetnsCookie(77) };
+
+    fn bridge() -> Bridge {
+        Bridge {
+            ingress: HOST,
+            nsid: 3,
+            device: 5,
+            name: "docker0".to_owned(),
+            v4: Some(Ipv4Addr::new(172, 17, 0, 2)),
+            v6: None,
+            gateway_v4: None,
+            gateway_v6: None,
+            is_internal: false,
+        }
+    }
+
+    fn inside(index: u32, ip: &str, port: u16) -> Socket {
+        Socket { netns_cookie: INSIDE.cookie, ..socket(index, ip, port) }
+    }
+
+    /// A backend on the host and one behind a bridge, with these sockets of the latter.
+    fn mixed(sockets: impl IntoIterator<Item = Socket>) -> World {
+        let mut own = backend(1, "web", "80:8080");
+        (own.network, own.netns, own.bridge) = (Network::Own, Some(INSIDE), Some(bridge()));
+        own.spec.via = Via::Forward;
+        let mut world = world([backend(0, "web", "80"), own], [socket(0, "0.0.0.0", 80)]);
+        world.sockets.extend((200..).map(SocketCookie).zip(sockets));
+        world.forwarding.insert(HOST.cookie);
+        world
+    }
+
+    #[test]
+    fn a_forwarded_backend_shares_a_port_with_one_on_the_host() {
+        let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100, 200]);
+        let table = plan.rules[&key(FAMILY_V4, 80)].table.clone().unwrap();
+        assert_eq!(table.members.iter().map(|member| member.is_forwarded).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(plan.states[&BackendIndex(1)], State::Ready, "{:?}", plan.conditions);
+        let destination = &plan.destinations[&BackendIndex(1)];
+        assert_eq!((destination.ingress, destination.netns, destination.nsid), (HOST.cookie, INSIDE.cookie, 3));
+        assert_eq!(destination.ports, BTreeMap::from([(80, BTreeSet::from([8080]))]));
+        assert_eq!(plan.namespaces(), BTreeSet::from([HOST.cookie]), "its own namespace needs no program");
+    }
+
+    #[test]
+    fn it_is_ready_only_where_packets_are_forwarded() {
+        let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+        world.forwarding.clear();
+        let plan = world.plan();
+        assert_eq!(plan.states[&BackendIndex(1)], State::Starting);
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100, 200], "the kernel program passes over it");
+    }
+
+    #[test]
+    fn only_a_backend_that_asks_for_it_is_forwarded_to() {
+        for via in [Via::Auto, Via::Socket] {
+            let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+            world.backends.get_mut("id1").unwrap().spec.via = via;
+            let plan = world.plan();
+            assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
+            assert!(plan.destinations.is_empty());
+            assert_eq!(plan.conditions[&BackendIndex(1)][0].reason, Reason::OwnNetwork);
+        }
+    }
+
+    #[test]
+    fn a_container_on_an_internal_network_is_not_forwarded_to() {
+        let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+        world.backends.get_mut("id1").unwrap().bridge.as_mut().unwrap().is_internal = true;
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
+        let said = &plan.conditions[&BackendIndex(1)][0];
+        assert!(said.message.contains("internal") && !said.remedy.contains("via=forward"), "{said}");
+    }
+
+    #[test]
+    fn a_socket_serves_the_families_of_the_container_s_addresses() {
+        let of = |family, socket: Socket| {
+            let mut world = mixed([socket]);
+            let plan = world.plan();
+            plan.rules.get(&key(family, 80)).is_some_and(|_| members(&plan, key(family, 80)).contains(&200))
+        };
+        let dual = |v6only| Socket { v6only: Some(v6only), ..inside(1, "::", 8080) };
+        assert!(of(FAMILY_V4, dual(false)) && !of(FAMILY_V6, dual(false)), "it has no IPv6 address");
+        assert!(!of(FAMILY_V4, dual(true)) && !of(FAMILY_V6, dual(true)));
+        assert!(of(FAMILY_V4, inside(1, "172.17.0.2", 8080)));
+        assert!(of(FAMILY_V4, inside(1, "::ffff:172.17.0.2", 8080)));
+        for ip in ["127.0.0.1", "::1", "172.18.0.2", "::ffff:127.0.0.1"] {
+            let mut world = mixed([inside(1, ip, 8080)]);
+            let plan = world.plan();
+            assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "{ip}");
+            let reasons: Vec<Reason> = plan.conditions[&BackendIndex(1)].iter().map(|own| own.reason).collect();
+            assert_eq!(reasons, [Reason::NotReachable], "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_hidden_port_inside_is_a_target_and_no_rule() {
+        let hidden = Socket { hidden_port: Some(crate::ports::Port::tcp(45_000)), ..inside(1, "0.0.0.0", 8080) };
+        let mut world = mixed([hidden]);
+        let plan = world.plan();
+        assert!(plan.rules.keys().all(|key| key.port.number != 45_000));
+        assert_eq!(plan.destinations[&BackendIndex(1)].ports[&80], BTreeSet::from([8080, 45_000]));
+    }
+}
