@@ -96,7 +96,7 @@ impl Steered {
                 ..SocketInfo::default()
             };
             kernel.register_socket(cookie, &listener, info)?;
-            members.push(Member { cookie, backend: BackendIndex(backend), weight: 1 });
+            members.push(Member { cookie, backend: BackendIndex(backend), weight: 1, is_forwarded: false });
             listeners.push(listener);
         }
         let (mut plan, mut indices) = (Plan::default(), BTreeMap::new());
@@ -113,7 +113,7 @@ impl Steered {
         if let Some(error) = kernel.apply(&plan, &indices, BTreeMap::new).error {
             return Err(error.into());
         }
-        if let Some(attachment) = kernel.namespace_attachment(netns, ns) {
+        if let Some(attachment) = kernel.namespace_attachment(netns, ns, false) {
             attachment.run()?;
         }
         // bpftool reads the packet from a file; these go with the directory of whoever has started us.

@@ -107,6 +107,7 @@ impl Kernel {
             first_error = first_error.or(Some(error).filter(|error| !error.is_quota()));
         }
         first_error = self.drop_rules(plan).or(first_error);
+        first_error = self.destinations.add(&plan.destinations, services).err().or(first_error);
         let mut settled = Vec::new();
         for (service, decision) in &plan.decisions {
             if let Some(index) = services.get(service)
@@ -164,6 +165,7 @@ impl Kernel {
                 failed.insert(name, error);
             }
         }
+        first_error = self.destinations.remove(&plan.destinations, services).err().or(first_error);
         self.forgotten.clear();
         for (key, planned) in &plan.rules {
             let name = planned.service.as_deref().unwrap_or_default();

@@ -20,7 +20,7 @@ use aya::{
     },
 };
 
-use super::{Kernel, KernelError, Result, bpf, build_id::BuildMap, object, ports};
+use super::{Kernel, KernelError, Result, bpf, build_id::BuildMap, destinations::FORWARD, object, ports};
 use crate::{
     ids::{BackendIndex, CgroupId, NetnsCookie},
     netns::Netns,
@@ -64,6 +64,8 @@ impl Cgroup {
 pub struct NamespaceAttachment {
     maps: PathBuf,
     ports: PathBuf,
+    /// Where the maps of forwarding are pinned, if packets are forwarded from there.
+    forward: Option<PathBuf>,
     pin: PathBuf,
     constants: object::Constants,
     build: BuildMap,
@@ -76,8 +78,8 @@ pub struct NamespaceAttachment {
 impl NamespaceAttachment {
     /// Loads the program, attaches it and pins the link.
     pub fn run(self) -> Result<()> {
-        let Self { maps, ports, pin, constants, build, netns, ns, link } = self;
-        let mut programs = lookup_instance(&maps, &ports, &constants, &build)?;
+        let Self { maps, ports, forward, pin, constants, build, netns, ns, link } = self;
+        let mut programs = lookup_instance(&maps, &ports, forward.as_deref(), &constants, &build)?;
         let target = || format!("the network namespace {netns}");
         let failed = |source| KernelError::Attach { name: LOOKUP, target: target(), source: Box::new(source) };
         let Some(Program::SkLookup(program)) = programs.program_mut(LOOKUP) else {
@@ -97,9 +99,19 @@ impl NamespaceAttachment {
 }
 
 /// Loads the lookup program of a namespace, with its map of ports.
-fn lookup_instance(maps: &Path, ports: &Path, constants: &object::Constants, build: &BuildMap) -> Result<Ebpf> {
+fn lookup_instance(
+    maps: &Path,
+    ports: &Path,
+    forward: Option<&Path>,
+    constants: &object::Constants,
+    build: &BuildMap,
+) -> Result<Ebpf> {
     ports::make(ports)?;
-    let mut programs = object::instance(Some(maps), Some(ports), constants)?;
+    if let Some(forward) = forward {
+        fs::create_dir_all(forward).map_err(KernelError::io("create the directory", forward))?;
+    }
+    let pins = object::MapPins { shared: Some(maps), ports: Some(ports), forward };
+    let mut programs = object::instance(pins, constants)?;
     object::load(&mut programs, LOOKUP, Some(build))?;
     Ok(programs)
 }
@@ -108,10 +120,11 @@ fn lookup_instance(maps: &Path, ports: &Path, constants: &object::Constants, bui
 pub(super) fn lookup_program(
     maps: &Path,
     ports: &Path,
+    forward: Option<&Path>,
     constants: &object::Constants,
     build: &BuildMap,
 ) -> Result<OwnedFd> {
-    let programs = lookup_instance(maps, ports, constants, build)?;
+    let programs = lookup_instance(maps, ports, forward, constants, build)?;
     let failed = |source| KernelError::Program { name: LOOKUP, source: Box::new(source) };
     let program = programs.program(LOOKUP).ok_or_else(|| failed(ProgramError::UnexpectedProgramType))?;
     let program = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
@@ -140,18 +153,23 @@ impl Kernel {
         self.namespaces().into_iter().chain(ports.iter().filter_map(|name| name.parse().ok())).collect()
     }
 
-    /// The work that is left to steer in a namespace; `None` if it is already steered.
-    pub fn namespace_attachment(&self, netns: Netns, ns: File) -> Option<NamespaceAttachment> {
+    /// The work that is left to steer in a namespace, and perhaps to forward from it; `None` if nothing is.
+    pub fn namespace_attachment(&self, netns: Netns, ns: File, forwards: bool) -> Option<NamespaceAttachment> {
         let pin = self.netns_pin(netns.cookie);
         let (constants, build) = (self.constants(netns.cookie), self.build.clone());
         let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
         let link = match self.pins.link(netns.cookie) {
             None => None,
-            Some(link) if self.suits_namespace(netns.cookie, link) => return None,
+            Some(link) if self.suits_namespace(netns.cookie, link) && (!forwards || self.forwards_by(link)) => {
+                return None;
+            }
             // The daemon no longer writes to the maps that the link's program uses.
             Some(link) => Some(link.try_clone().ok()?),
         };
-        Some(NamespaceAttachment { maps, ports, pin, constants, build, netns, ns, link })
+        // A program that forwards goes on with the same maps.
+        let forwards = forwards || self.pins.link(netns.cookie).is_some_and(|link| self.forwards_by(link));
+        let forward = forwards.then(|| self.dir.join(FORWARD));
+        Some(NamespaceAttachment { maps, ports, forward, pin, constants, build, netns, ns, link })
     }
 
     /// Stops steering in a namespace. Established connections go on.
@@ -248,7 +266,7 @@ pub fn attached_cgroups(dir: &Path) -> BTreeSet<CgroupId> {
     attached(dir).into_iter().map(|(cgroup, _)| cgroup).collect()
 }
 
-fn pin_link(link: std::result::Result<FdLink, LinkError>, path: PathBuf) -> Result<()> {
+pub(super) fn pin_link(link: std::result::Result<FdLink, LinkError>, path: PathBuf) -> Result<()> {
     let link = link.map_err(|source| KernelError::Link { path: path.clone(), source })?;
     let pinned: std::result::Result<PinnedLink, _> = link.pin(&path);
     pinned.map(drop).map_err(|source| KernelError::Pin { path, source: Box::new(source) })

@@ -159,13 +159,15 @@ struct RawLink {
     id: u32,
     program: u32,
     pad: u32,
-    /// For a namespace: its inode, and in the upper half the attach type. For a cgroup: its id.
+    /// For a namespace its inode, for a network device its index, each with the attach type in the upper half. For a cgroup: its id.
     target: u64,
     attach_type: u64,
 }
 
 /// `BPF_LINK_TYPE_NETNS`.
 const NETNS: u32 = 5;
+/// `BPF_LINK_TYPE_TCX`.
+const TCX: u32 = 11;
 
 /// Reads the program and the target of a link.
 pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
@@ -175,8 +177,8 @@ pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     let mut raw = RawLink::default();
     info(link.as_fd(), &mut raw)?;
     let bytes = raw.target.to_ne_bytes();
-    let inode = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    let target = if raw.kind == NETNS { inode.into() } else { raw.target };
+    let lower = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let target = if matches!(raw.kind, NETNS | TCX) { lower.into() } else { raw.target };
     Ok(LinkInfo { id: raw.id, program: raw.program, target })
 }
 
@@ -195,6 +197,21 @@ struct RawProgram {
     created_by: u32,
     maps: u32,
     map_ids: u64,
+    name: [u8; NAME_BYTES],
+}
+
+/// `BPF_OBJ_NAME_LEN`.
+const NAME_BYTES: usize = 16;
+
+fn text(name: [u8; NAME_BYTES]) -> String {
+    name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect()
+}
+
+/// The name of a program: at most 15 bytes.
+pub fn program_name(program: impl AsFd) -> io::Result<String> {
+    let mut raw = RawProgram::default();
+    info(program.as_fd(), &mut raw)?;
+    Ok(text(raw.name))
 }
 
 /// Ids of the maps that a program uses.
@@ -218,7 +235,7 @@ struct RawMap {
     value: u32,
     entries: u32,
     flags: u32,
-    name: [u8; 16],
+    name: [u8; NAME_BYTES],
 }
 
 /// Reads the properties of a map.
@@ -228,7 +245,7 @@ pub fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
     }
     let mut raw = RawMap::default();
     info(map.as_fd(), &mut raw)?;
-    let name = raw.name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
+    let name = text(raw.name);
     Ok(MapInfo { id: raw.id, name, kind: raw.kind, flags: raw.flags, sizes: [raw.key, raw.value, raw.entries] })
 }
 

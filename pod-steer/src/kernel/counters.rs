@@ -56,6 +56,13 @@ sum!(
         paused,
         by_network,
         network_no_backend,
+        not_forwarded,
+        no_destination,
+        flows_full,
+        not_rewritten,
+        adopted,
+        ports_exhausted,
+        adopt_limited,
     }
 );
 

@@ -94,7 +94,7 @@ fn wanted(backends_max: u32) -> Result<BTreeMap<&'static str, Wanted>> {
     let of = |name: &'static str| {
         let map = object.maps.get(name)?;
         let entries = match name {
-            "BACKEND_COUNTERS" | "BACKEND_TOTALS" | "LISTEN_RATES" => backends_max,
+            "BACKEND_COUNTERS" | "BACKEND_TOTALS" | "LISTEN_RATES" | "DESTINATIONS" => backends_max,
             "SOCKET_COUNTS" => backends_max + 1,
             _ => map.max_entries(),
         };

@@ -21,9 +21,12 @@ mod backend_ports;
 mod bpf;
 mod build_id;
 mod counters;
+mod destinations;
+mod devices;
 mod elements;
 mod error;
 mod filling;
+mod flows;
 mod layouts;
 pub mod limits;
 mod lock;
@@ -66,7 +69,9 @@ use crate::{
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use counters::{Counters, sum_backend, sum_service};
+pub use devices::{Device, DeviceAttachment};
 pub use error::KernelError;
+pub use flows::{FlowSweep, Swept};
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
 pub use migration::Migrated;
@@ -131,6 +136,7 @@ pub struct Kernel {
     /// Cookies in the socket map, read once in this turn of the loop.
     listening: Option<BTreeSet<SocketCookie>>,
     own: own::Own,
+    destinations: destinations::Destinations,
 }
 
 /// The result of [`Kernel::open`].

@@ -14,15 +14,17 @@ use aya::{
     maps::{Array, CgroupStorage, Map, MapData, MapError, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Hidden, Meta, SOCKETS_MAX};
+use pod_steer_ebpf::{ABI_VERSION, Flow, Hidden, Meta, SOCKETS_MAX, Tuple};
 
 use super::{
     Kernel, KernelError, Opened, Result,
     alive::Alive,
     apply::Published,
     backend_ports::BackendPorts,
+    bpf,
     build_id::{Build, BuildMap},
     counters::Counters,
+    destinations::Destinations,
     limits,
     migration::{self, PreparedState},
     own::Own,
@@ -40,7 +42,7 @@ use crate::ids::NetnsCookie;
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod-steer.bpf.o"));
 
 /// Every map of the object except `PORTS`, of which each namespace has its own. All are pinned under their own names.
-pub(super) const MAPS: [&str; 28] = [
+pub(super) const MAPS: [&str; 30] = [
     "META",
     "RULES",
     "TABLE_RULES",
@@ -59,6 +61,8 @@ pub(super) const MAPS: [&str; 28] = [
     "OWN_SOURCES",
     "PORT_USERS",
     "HIDDEN",
+    "DESTINATIONS",
+    "CANDIDATES",
     "BACKEND_COUNTERS",
     "SERVICE_COUNTERS",
     "BACKEND_TOTALS",
@@ -84,6 +88,13 @@ const PROGRAMS: [&str; 9] = [
     "migrate",
 ];
 
+/// The programs of a device in a namespace from which packets are forwarded: by the direction, for devices with Ethernet headers and
+/// for those without.
+pub(super) const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel"];
+
+/// The maps that only programs of such a namespace use.
+pub(super) const FORWARD_MAPS: [&str; 4] = ["FORWARDED", "FLOWS", "PENDING", "MISSES"];
+
 /// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
 const LOG_DECISIONS: u8 = 4;
 const LOG_NOTHING: u8 = 0;
@@ -97,10 +108,21 @@ pub(super) struct Constants {
     pub backends_max: u32,
 }
 
-/// Loads an instance of the object. Its maps are those pinned in `pins`, or unpinned ones of its own.
-///
-/// `ports` is where the map of its namespace's ports is pinned; an instance without one does not use that map.
-pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Constants) -> Result<Ebpf> {
+/// Where the maps of an instance are pinned. It has maps of its own in place of those that are not.
+#[derive(Clone, Copy, Default)]
+pub(super) struct MapPins<'a> {
+    /// The directory of the shared ones.
+    pub shared: Option<&'a Path>,
+    /// The map of the ports of its namespace.
+    pub ports: Option<&'a Path>,
+    /// The directory of those that only an instance uses from whose namespace packets are forwarded.
+    pub forward: Option<&'a Path>,
+}
+
+/// Loads an instance of the object.
+pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf> {
+    let forwards = u64::from(pins.forward.is_some());
+    pins.forward.into_iter().for_each(drop_other_layouts);
     let listeners_max = u64::from(limits::limit("LISTENERS", SOCKETS_MAX));
     let mut loader = EbpfLoader::new();
     loader
@@ -111,23 +133,48 @@ pub(super) fn instance(pins: Option<&Path>, ports: Option<&Path>, constants: &Co
         .override_global("NETNS_COOKIE", &constants.netns_cookie.0, true)
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
         .override_global("LISTENERS_MAX", &listeners_max, true)
+        .override_global("FORWARDS", &forwards, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
         .map_max_entries("BACKEND_TOTALS", constants.backends_max)
+        .map_max_entries("DESTINATIONS", constants.backends_max)
         .map_max_entries("LISTEN_RATES", constants.backends_max)
         .map_max_entries("SOCKET_COUNTS", constants.backends_max + 1);
-    for (map, entries) in limits::chosen().iter().filter(|(map, _)| MAPS.contains(&map.as_str())) {
+    let has_limit = |map: &str| MAPS.contains(&map) || FORWARD_MAPS.contains(&map);
+    for (map, entries) in limits::chosen().iter().filter(|(map, _)| has_limit(map)) {
         loader.map_max_entries(map, *entries);
     }
-    if let Some(pins) = pins {
+    if let Some(shared) = pins.shared {
         for map in MAPS {
-            loader.map_pin_path(map, pins.join(map));
+            loader.map_pin_path(map, shared.join(map));
         }
     }
-    match ports {
+    match pins.ports {
         Some(ports) => loader.map_pin_path("PORTS", ports),
         None => loader.map_max_entries("PORTS", 1),
     };
+    for map in FORWARD_MAPS {
+        match pins.forward {
+            Some(forward) => loader.map_pin_path(map, forward.join(map)),
+            None => loader.map_max_entries(map, 1),
+        };
+    }
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
+}
+
+/// Unpins the maps of forwarding that an earlier release has made with other elements. Their contents are found again.
+fn drop_other_layouts(forward: &Path) {
+    let sizes = |map| match map {
+        "FORWARDED" => [4, 8],
+        "MISSES" => [size_of::<Tuple>(), 8],
+        _ => [size_of::<Tuple>(), size_of::<Flow>()],
+    };
+    for map in FORWARD_MAPS {
+        let pin = forward.join(map);
+        let info = bpf::open(&pin).and_then(bpf::map_info);
+        if info.is_ok_and(|info| [info.sizes[0] as usize, info.sizes[1] as usize] != sizes(map)) {
+            let _ = fs::remove_file(pin);
+        }
+    }
 }
 
 /// Loads one program of an instance. With `build`, other processes can read which build it is of.
@@ -137,6 +184,7 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>
         Some(Program::SkLookup(program)) => program.load(),
         Some(Program::SkReuseport(program)) => program.load(),
         Some(Program::SockOps(program)) => program.load(),
+        Some(Program::SchedClassifier(program)) => program.load(),
         Some(Program::CgroupSock(program)) => program.load(),
         Some(Program::CgroupSockAddr(program)) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
@@ -150,7 +198,7 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>
 
 /// An instance with every program for cgroups and sockets loaded.
 pub(super) fn programs(maps: &Path, constants: &Constants, build: &BuildMap) -> Result<Ebpf> {
-    let mut programs = instance(Some(maps), None, constants)?;
+    let mut programs = instance(MapPins { shared: Some(maps), ..MapPins::default() }, constants)?;
     for name in PROGRAMS {
         load(&mut programs, name, Some(build))?;
     }
@@ -179,8 +227,8 @@ pub struct ProbedProgram {
 pub fn probe() -> Result<Vec<ProbedProgram>> {
     let constants =
         Constants { seed: 0, netns_cookie: NetnsCookie::default(), log_level: LOG_NOTHING, backends_max: 1 };
-    let mut ebpf = instance(None, None, &constants)?;
-    let all = PROGRAMS.into_iter().chain(["steer"]);
+    let mut ebpf = instance(MapPins::default(), &constants)?;
+    let all = PROGRAMS.into_iter().chain(["steer"]).chain(FORWARDERS);
     let mut probed: Vec<_> = all.map(|name| ProbedProgram { name, result: load(&mut ebpf, name, None) }).collect();
     let published = map::<Outer>(&mut ebpf, "TABLES").and_then(|mut tables| publish::try_once(&mut tables));
     probed.push(ProbedProgram { name: TABLES, result: published });
@@ -264,6 +312,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         closed: Default::default(),
         listening: None,
         own: Own::open(&mut programs)?,
+        destinations: Destinations::new(map(&mut programs, "DESTINATIONS")?, map(&mut programs, "CANDIDATES")?, dir),
         programs,
     };
     let mut opened = Opened { kernel, events, logs: None, adopted, recovered, replaced, migrated };

@@ -11,12 +11,14 @@ use std::{
 use super::{
     Kernel, KernelError, Result,
     attach::{CGROUP_PROGRAMS, Cgroup, names},
-    bpf, object, ports,
+    bpf,
+    destinations::FORWARD,
+    devices, object, ports,
 };
 use crate::ids::{BackendIndex, CgroupId, NetnsCookie};
 
 /// The directories below the directory of pins.
-pub(super) const DIRS: [&str; 4] = ["maps", "netns", "ports", "cgroups"];
+pub(super) const DIRS: [&str; 5] = ["maps", "netns", "ports", "cgroups", FORWARD];
 
 /// Pins of maps, and the links of namespaces, held open: a link without a pin lives as long as a descriptor of it is open.
 pub(super) struct Pins {
@@ -190,6 +192,7 @@ impl Kernel {
         }));
         foreign.extend(sub("ports", &|name| name.parse::<NetnsCookie>().is_ok()));
         foreign.extend(sub("cgroups", &is_backend));
+        foreign.extend(sub(FORWARD, &|name| object::FORWARD_MAPS.contains(&name) || devices::of_pin(name).is_some()));
         for backend in here("cgroups").filter(|name| is_backend(name)) {
             let dir = Path::new("cgroups").join(backend);
             let below = names(&self.dir.join(&dir));

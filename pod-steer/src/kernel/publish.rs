@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError};
-use pod_steer_ebpf::{NONE, SWITCH_SIDE, Slot, TABLES_MAX, table_index};
+use pod_steer_ebpf::{NONE, SWITCH_SIDE, Slot, TABLES_MAX, WAY_FORWARD, WAY_SOCKET, slot_backend, table_index};
 use tokio::sync::oneshot;
 
 use super::{
@@ -289,7 +289,12 @@ fn map_id(inner: &MapData) -> std::result::Result<u32, MapError> {
 fn entries(planned: &PlannedTable) -> Vec<Slot> {
     let table = slots::build(&planned.members);
     let count = table.slots.len() as u32;
-    let entry = |slots: u32, member: &slots::Member| Slot::new(member.cookie.0, member.backend.0, slots);
+    let entry = |slots: u32, member: &slots::Member| {
+        let way = if member.is_forwarded { WAY_FORWARD } else { WAY_SOCKET };
+        // The listener of a pause has no backend, and no way.
+        let backend = if member.backend.0 == NONE { NONE } else { slot_backend(member.backend.0, way) };
+        Slot::new(member.cookie.0, backend, slots)
+    };
     let mut entries = Vec::with_capacity(
         2 + table.slots.len() + table.members.len() + planned.reserve.len() + planned.withheld.len(),
     );

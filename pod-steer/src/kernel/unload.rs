@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{attach::names, migration};
+use super::{attach::names, destinations::FORWARD, devices, migration};
 
 /// Numbers of the objects that [`unload`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Unloaded {
     pub namespaces: usize,
     /// Cgroups of backends that were detached.
     pub cgroups: usize,
+    /// Programs of network devices that were detached.
+    pub devices: usize,
     /// Maps that were unpinned.
     pub maps: usize,
 }
@@ -32,13 +34,20 @@ pub fn unload(dir: &Path) -> io::Result<Unloaded> {
         fs::remove_dir(pins)?;
         done.cgroups += 1;
     }
+    for name in names(&dir.join(FORWARD)) {
+        fs::remove_file(dir.join(FORWARD).join(&name))?;
+        match devices::of_pin(&name) {
+            Some(_) => done.devices += 1,
+            None => done.maps += 1,
+        }
+    }
     for sub in ["ports", "maps"].into_iter().chain(migration::BESIDE) {
         for name in names(&dir.join(sub)) {
             fs::remove_file(dir.join(sub).join(name))?;
             done.maps += 1;
         }
     }
-    for sub in ["netns", "ports", "cgroups", "maps"].into_iter().chain(migration::BESIDE) {
+    for sub in ["netns", "ports", "cgroups", FORWARD, "maps"].into_iter().chain(migration::BESIDE) {
         remove_dir(&dir.join(sub))?;
     }
     remove_dir(dir)?;

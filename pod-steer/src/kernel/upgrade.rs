@@ -20,6 +20,8 @@ use super::{
     attach::{self, CGROUP_PROGRAMS, LOOKUP, attached, cgroup_pins, names},
     bpf,
     build_id::{Build, BuildMap},
+    destinations::{self, FORWARD},
+    devices,
     object::{self, Constants},
     pins, ports,
 };
@@ -148,7 +150,41 @@ impl Release<'_> {
                 finder.due.push(Due { name, pin, old, new });
             }
         }
+        self.outdated_of_devices(&mut finder)?;
         Ok(Outdated { dir: self.dir.to_owned(), due: finder.due, from: finder.from, to: own.to_string() })
+    }
+
+    /// Those of network devices. All are in one namespace.
+    fn outdated_of_devices(&self, finder: &mut Finder) -> Result<()> {
+        let cookies = names(&self.dir.join("netns")).into_iter().filter_map(|name| name.parse().ok());
+        let Some(cookie) = cookies.into_iter().find(|cookie| destinations::forwards(self.dir, *cookie)) else {
+            return Ok(());
+        };
+        let mut programs: Option<Ebpf> = None;
+        let mut loaded: HashMap<&'static str, Rc<OwnedFd>> = HashMap::new();
+        for pin in devices::links(self.dir) {
+            let Some(old) = finder.outdated(&pin, self.build.build).map_err(unread(&pin))? else { continue };
+            // A program that this version does not have is replaced when the devices are looked at.
+            let Some(name) = devices::program_of_link(&pin).map_err(unread(&pin))? else { continue };
+            let new = match loaded.get(name) {
+                Some(new) => Rc::clone(new),
+                None => {
+                    let programs = match &mut programs {
+                        Some(programs) => programs,
+                        none => {
+                            let constants = Constants { netns_cookie: cookie, ..*self.constants };
+                            none.insert(devices::instance(self.dir, self.maps, &constants)?)
+                        }
+                    };
+                    object::load(programs, name, Some(self.build))?;
+                    let new = object::program_fd(programs, name)?.try_clone_to_owned();
+                    Rc::new(new.map_err(KernelError::io("duplicate the descriptor of the program", name))?)
+                }
+            };
+            loaded.insert(name, Rc::clone(&new));
+            finder.due.push(Due { name, pin, old, new });
+        }
+        Ok(())
     }
 
     /// The lookup program of a namespace that is attached already.
@@ -157,7 +193,9 @@ impl Release<'_> {
         let _ = pins::recover_ports(self.dir, cookie);
         let ports = ports::pin(self.dir, cookie);
         let constants = Constants { netns_cookie: cookie, ..*self.constants };
-        attach::lookup_program(self.maps, &ports, &constants, self.build)
+        // A program that forwards goes on with the same maps.
+        let forward = Some(self.dir.join(FORWARD)).filter(|_| destinations::forwards(self.dir, cookie));
+        attach::lookup_program(self.maps, &ports, forward.as_deref(), &constants, self.build)
     }
 }
 

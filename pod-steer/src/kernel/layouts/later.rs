@@ -13,10 +13,10 @@ fn emptied(_: Bytes, _: Bytes) -> Option<(Bytes, Bytes)> {
 }
 
 pub(super) const STEPS: &[Step] = &[
-    Step { to: 7, map: "RULES", convert: longer },
-    Step { to: 7, map: "TABLE_RULES", convert: longer },
-    Step { to: 7, map: "SOCKETS", convert: longer },
-    Step { to: 7, map: "EVENTS", convert: emptied },
+    Step { to: 8, map: "RULES", convert: longer },
+    Step { to: 8, map: "TABLE_RULES", convert: longer },
+    Step { to: 8, map: "SOCKETS", convert: longer },
+    Step { to: 8, map: "EVENTS", convert: emptied },
     #[cfg(feature = "test-layout-more")]
-    Step { to: 8, map: "TABLES", convert: longer },
+    Step { to: 9, map: "TABLES", convert: longer },
 ];

@@ -1,0 +1,257 @@
+//! Where packets of forwarded backends go, and the ports of these packets. A port's bits are set before a table names a socket behind
+//! it, and removed after the destination: programs of devices look at no packet whose port has no bit.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use pod_steer_ebpf::{self as contract, Candidate, CandidateKey, FORWARDED_WORDS, forwarded_place};
+
+use super::{Kernel, KernelError, Result, bpf, object};
+use crate::{
+    ids::{BackendIndex, NetnsCookie, ServiceIndex},
+    world::Destination,
+};
+
+/// The directory of what only forwarding needs: its maps, and the links of devices.
+pub(super) const FORWARD: &str = "forward";
+
+/// Writes the destinations and the ports.
+pub(super) struct Destinations {
+    map: HashMap<MapData, u32, contract::Destination>,
+    /// Those that this daemon has written.
+    written: BTreeMap<BackendIndex, Destination>,
+    candidates: HashMap<MapData, CandidateKey, Candidate>,
+    /// Those in the map.
+    known: BTreeMap<CandidateKey, Candidate>,
+    /// The bits of ports that are set, if that map is open.
+    ports: Option<(Array<MapData, u64>, Vec<u64>)>,
+    dir: PathBuf,
+}
+
+impl Destinations {
+    /// `dir` is the directory of pins.
+    pub fn new(
+        map: HashMap<MapData, u32, contract::Destination>,
+        candidates: HashMap<MapData, CandidateKey, Candidate>,
+        dir: &Path,
+    ) -> Self {
+        let known = candidates.iter().flatten().collect();
+        let mut new = Self { map, written: BTreeMap::new(), candidates, known, ports: None, dir: dir.to_owned() };
+        // Without the map, no packet is forwarded yet.
+        let _ = new.open_ports();
+        new
+    }
+
+    /// Opens the map of ports, which is there once a program of a namespace forwards.
+    fn open_ports(&mut self) -> Result<()> {
+        let pin = self.dir.join(FORWARD).join("FORWARDED");
+        let failed = KernelError::map("open", "FORWARDED");
+        let map = match MapData::from_pin(pin).map(Map::Array).and_then(Array::try_from) {
+            Ok(map) => map,
+            Err(error) => return Err(failed(error)),
+        };
+        let bits = map.iter().map(|word| word.unwrap_or(u64::MAX)).collect();
+        self.ports = Some((map, bits));
+        Ok(())
+    }
+
+    /// Writes what is new of a plan, before the tables that refer to it.
+    pub fn add(
+        &mut self,
+        planned: &BTreeMap<BackendIndex, Destination>,
+        services: &BTreeMap<String, ServiceIndex>,
+    ) -> Result<()> {
+        // One that fails keeps the others from nothing.
+        let mut failed = Ok(());
+        for (index, destination) in planned {
+            let mut destination = destination.clone();
+            if let Some(written) = self.written.get(index).filter(|written| written.netns == destination.netns) {
+                // A listener may have closed, and its connections go on.
+                destination.keep_ports_of(written);
+                if *written == destination {
+                    continue;
+                }
+            }
+            let result = self.map.insert(index.0, in_contract(&destination), 0);
+            match result.map_err(KernelError::map("write a destination to", "DESTINATIONS")) {
+                Ok(()) => drop(self.written.insert(*index, destination)),
+                Err(error) => failed = Err(error),
+            }
+        }
+        // A count comes after the candidates that it counts.
+        let (counts, own): (Vec<_>, Vec<_>) =
+            candidates(&self.written, services).into_iter().partition(|(key, _)| key.number == 0);
+        for (key, candidate) in own.into_iter().chain(counts) {
+            if self.known.get(&key) != Some(&candidate) {
+                let written = self.candidates.insert(key, candidate, 0);
+                match written.map_err(KernelError::map("write a candidate to", "CANDIDATES")) {
+                    Ok(()) => drop(self.known.insert(key, candidate)),
+                    Err(error) => failed = Err(error),
+                }
+            }
+        }
+        failed.and(self.set_ports(|before, now| before | now))
+    }
+
+    /// Removes what is not in a plan any more, after the tables that referred to it.
+    pub fn remove(
+        &mut self,
+        planned: &BTreeMap<BackendIndex, Destination>,
+        services: &BTreeMap<String, ServiceIndex>,
+    ) -> Result<()> {
+        let former: Vec<BackendIndex> =
+            self.map.keys().flatten().map(BackendIndex).filter(|index| !planned.contains_key(index)).collect();
+        for index in former {
+            let _ = self.map.remove(&index.0);
+            self.written.remove(&index);
+        }
+        let wanted = candidates(&self.written, services);
+        let former: Vec<CandidateKey> = self.known.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in former {
+            let _ = self.candidates.remove(&key);
+            self.known.remove(&key);
+        }
+        self.set_ports(|_, now| now)
+    }
+
+    fn set_ports(&mut self, becomes: impl Fn(u64, u64) -> u64) -> Result<()> {
+        let Some((map, bits)) = &mut self.ports else { return Ok(()) };
+        let mut wanted = vec![0u64; FORWARDED_WORDS as usize];
+        for destination in self.written.values() {
+            let fronts = destination.ports.keys().map(|port| (*port, false));
+            for (port, is_target) in fronts.chain(destination.ports.values().flatten().map(|port| (*port, true))) {
+                let (word, bit) = forwarded_place(port, is_target);
+                wanted[word as usize] |= 1 << bit;
+            }
+        }
+        for ((number, bits), wanted) in (0..).zip(bits).zip(wanted) {
+            let word = becomes(*bits, wanted);
+            if word != *bits {
+                map.set(number, word, 0).map_err(KernelError::map("write a port to", "FORWARDED"))?;
+                *bits = word;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For each service and port that clients come to: the backends that may have their connections, and how many there are.
+fn candidates(
+    planned: &BTreeMap<BackendIndex, Destination>,
+    services: &BTreeMap<String, ServiceIndex>,
+) -> BTreeMap<CandidateKey, Candidate> {
+    let mut all = BTreeMap::new();
+    for (index, destination) in planned {
+        let Some(service) = services.get(&destination.service) else { continue };
+        for (front, targets) in &destination.ports {
+            let key = |number| CandidateKey { service: service.0, front: *front, number };
+            for port in targets {
+                let count: &mut Candidate = all.entry(key(0)).or_default();
+                let Ok(number) = u16::try_from(count.backend + 1) else { continue };
+                count.backend += 1;
+                all.insert(key(number), Candidate { backend: index.0, port: *port, pad: 0 });
+            }
+        }
+    }
+    all
+}
+
+fn in_contract(destination: &Destination) -> contract::Destination {
+    let Destination { ingress, netns, nsid, v4, v6, device, gateway_v4, gateway_v6, .. } = destination;
+    let v4_word = |address: &Option<Ipv4Addr>| address.map_or(0, |address| u32::from_ne_bytes(address.octets()));
+    let v6_words = |address: &Option<Ipv6Addr>| {
+        let mut words = [0; 4];
+        let octets = address.map_or([0; 16], |address| address.octets());
+        for (word, bytes) in words.iter_mut().zip(octets.as_chunks::<4>().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        words
+    };
+    contract::Destination {
+        ingress_cookie: ingress.0,
+        netns_cookie: netns.0,
+        v4: v4_word(v4),
+        nsid: *nsid,
+        v6: v6_words(v6),
+        gateway_v4: v4_word(gateway_v4),
+        device: *device,
+        gateway_v6: v6_words(gateway_v6),
+    }
+}
+
+/// Whether the program of a namespace forwards, by its pinned link.
+pub(super) fn forwards(dir: &Path, cookie: NetnsCookie) -> bool {
+    let link = bpf::open(&dir.join("netns").join(cookie.to_string()));
+    link.and_then(|link| uses_pinned(dir, &link)).unwrap_or(false)
+}
+
+/// Whether the program of a link uses the pinned maps of forwarding.
+fn uses_pinned(dir: &Path, link: &OwnedFd) -> io::Result<bool> {
+    let used = bpf::maps_of(bpf::program(bpf::link_info(link)?.program)?)?;
+    // Every program that forwards uses this one.
+    let pinned = bpf::map_info(bpf::open(&dir.join(FORWARD).join(object::FORWARD_MAPS[0]))?)?;
+    Ok(used.contains(&pinned.id))
+}
+
+impl Kernel {
+    /// Whether the program of a link forwards, by the maps that are pinned.
+    pub(super) fn forwards_by(&self, link: &OwnedFd) -> bool {
+        uses_pinned(&self.dir, link).unwrap_or(false)
+    }
+
+    /// Whether packets are forwarded from a namespace as far as its own program goes.
+    pub fn forwards_from(&self, cookie: NetnsCookie) -> bool {
+        self.pins.link(cookie).is_some_and(|link| self.forwards_by(link))
+    }
+
+    /// The program of a namespace forwards: from now on the ports are written. Every plan after this writes them.
+    pub fn begin_forwarding(&mut self) -> Result<()> {
+        self.destinations.open_ports()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_candidates_of_a_port_are_numbered_behind_their_count() {
+        let of = |service: &str, ports: &[(u16, &[u16])]| Destination {
+            ingress: NetnsCookie(1),
+            netns: NetnsCookie(2),
+            nsid: 0,
+            v4: None,
+            v6: None,
+            device: 0,
+            gateway_v4: None,
+            gateway_v6: None,
+            service: service.to_owned(),
+            ports: ports
+                .iter()
+                .map(|(front, targets)| (*front, targets.iter().copied().collect::<BTreeSet<_>>()))
+                .collect(),
+        };
+        let planned =
+            [of("web", &[(80, &[8080])]), of("web", &[(80, &[8080, 45_000]), (81, &[9000])]), of("new", &[(80, &[1])])];
+        let planned = (0..).map(BackendIndex).zip(planned).collect();
+        let services = BTreeMap::from([("web".to_owned(), ServiceIndex(7))]);
+        let all: Vec<(u16, u16, u32, u16)> = candidates(&planned, &services)
+            .into_iter()
+            .map(|(key, of)| {
+                assert_eq!(key.service, 7, "a service without an index has no counters either");
+                (key.front, key.number, of.backend, of.port)
+            })
+            .collect();
+        let web =
+            [(80, 0, 3, 0), (80, 1, 0, 8080), (80, 2, 1, 8080), (80, 3, 1, 45_000), (81, 0, 1, 0), (81, 1, 1, 9000)];
+        assert_eq!(all, web);
+    }
+}

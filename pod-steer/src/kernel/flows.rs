@@ -1,0 +1,112 @@
+//! Removes the entries of forwarded connections that have ended. The kernel programs find a connection without an entry again by its
+//! server's socket, so an entry may go too early, but for a server that speaks first.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_RST, Flow, Tuple};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{Kernel, KernelError, Result, destinations::FORWARD};
+
+/// A connection whose both ends have sent FIN, or one of which was reset, is kept for so long: as long as the kernel waits for segments
+/// that were delayed (`TCP_TIMEWAIT_LEN`), twice.
+const ENDED_KEPT: Duration = Duration::from_secs(120);
+/// One of whose ends one has sent FIN: the other may be gone.
+const HALF_CLOSED_KEPT: Duration = Duration::from_secs(3_600);
+/// Any other connection without a packet is kept for so long, as `nf_conntrack_tcp_timeout_established` has it.
+const SILENT_KEPT: Duration = Duration::from_secs(5 * 24 * 60 * 60);
+
+/// The work that removes entries. It reads all of them, which takes too long for the daemon's loop.
+pub struct FlowSweep(PathBuf);
+
+/// Entries of forwarded connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// That are left.
+    pub left: usize,
+    /// That were removed.
+    pub removed: usize,
+}
+
+impl FlowSweep {
+    /// Removes the entries of connections that have ended.
+    pub fn run(self) -> Result<Swept> {
+        let mut flows = open(&self.0)?;
+        let now = clock_gettime(ClockId::MonotonicCoarse);
+        let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+        let mut swept = Swept::default();
+        // An entry that is written meanwhile may be seen twice, or not: the next sweep sees it.
+        let keys: Vec<Tuple> = flows.keys().flatten().collect();
+        for key in keys {
+            let Ok(flow) = flows.get(&key, 0) else { continue };
+            let back = flow.to.reversed();
+            // The other entry may be of another connection.
+            let other = flows.get(&back, 0).ok().filter(|other| other.to.reversed() == key);
+            match (key.reply, other) {
+                // It is looked at with the client's.
+                (1, Some(_)) => swept.left += 1,
+                (_, other) if is_over(&flow, other.as_ref(), now_ns) => {
+                    let _ = flows.remove(&key);
+                    swept.removed += 1;
+                    if other.is_some() {
+                        let _ = flows.remove(&back);
+                    }
+                }
+                _ => swept.left += 1,
+            }
+        }
+        Ok(swept)
+    }
+}
+
+fn open(dir: &Path) -> Result<HashMap<MapData, Tuple, Flow>> {
+    let map = MapData::from_pin(dir.join(FORWARD).join("FLOWS")).map(Map::HashMap);
+    map.and_then(HashMap::try_from).map_err(KernelError::map("open", "FLOWS"))
+}
+
+/// Whether the connection of two entries has ended.
+fn is_over(flow: &Flow, reply: Option<&Flow>, now_ns: u64) -> bool {
+    let flags = flow.flags | reply.map_or(0, |reply| reply.flags);
+    let seen_ns = reply.map_or(flow.seen_ns, |reply| reply.seen_ns.max(flow.seen_ns));
+    let silent = Duration::from_nanos(now_ns.saturating_sub(seen_ns));
+    let has_ended = flags & FLOW_RST != 0 || flags & (FLOW_FIN | FLOW_FIN_REPLY) == FLOW_FIN | FLOW_FIN_REPLY;
+    // The kernel programs never leave the server's entry alone.
+    let is_alone = flow.to.reply == 1 && reply.is_none();
+    silent
+        >= match flags & (FLOW_FIN | FLOW_FIN_REPLY) {
+            _ if has_ended || is_alone => ENDED_KEPT,
+            0 => SILENT_KEPT,
+            _ => HALF_CLOSED_KEPT,
+        }
+}
+
+impl Kernel {
+    /// The work that removes the entries of connections that have ended.
+    pub fn flow_sweep(&self) -> FlowSweep {
+        FlowSweep(self.dir.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_kept_while_it_may_go_on() {
+        let flow = |flags, seen_s: u64| Flow { flags, seen_ns: seen_s * 1_000_000_000, ..Flow::default() };
+        let at = |s: u64| s * 1_000_000_000;
+        let day = 24 * 60 * 60;
+        assert!(!is_over(&flow(0, 10), Some(&flow(0, 10)), at(10 + day)));
+        assert!(is_over(&flow(0, 10), Some(&flow(0, 10)), at(10 + 5 * day)));
+        let half_closed = |s: u64| is_over(&flow(FLOW_FIN, 10), Some(&flow(0, 10)), at(10 + s));
+        assert!(!half_closed(3_599) && half_closed(3_600));
+        let (client, server) = (flow(FLOW_FIN, 10), flow(FLOW_FIN_REPLY, 20));
+        assert!(!is_over(&client, Some(&server), at(139)) && is_over(&client, Some(&server), at(140)));
+        assert!(!is_over(&flow(FLOW_RST, 10), None, at(129)) && is_over(&flow(FLOW_RST, 10), None, at(130)));
+        assert!(!is_over(&flow(0, 10), None, at(5)), "the clocks of two processors may differ");
+    }
+}
