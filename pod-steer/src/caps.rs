@@ -10,7 +10,11 @@ use rustix::thread::{
 /// The capabilities that are kept, and what each is for.
 pub const NEEDED: [(CapabilitySet, &str, &str); 7] = [
     (CapabilitySet::BPF, "CAP_BPF", "make maps and load programs"),
-    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN", "attach programs to namespaces, cgroups and sockets"),
+    (
+        CapabilitySet::NET_ADMIN,
+        "CAP_NET_ADMIN",
+        "attach programs to namespaces, cgroups, sockets and devices, set rules of the firewall",
+    ),
     (CapabilitySet::PERFMON, "CAP_PERFMON", "let the verifier track pointers in the programs"),
     (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN", "enter a container's network namespace, open tables by their id"),
     (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "copy a listening socket of a container (pidfd_getfd)"),

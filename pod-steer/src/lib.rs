@@ -20,6 +20,7 @@ pub mod connections;
 pub mod daemon;
 pub mod doctor;
 pub mod engine;
+pub mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod health;

@@ -230,5 +230,5 @@ async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRe
 )]
 async fn unload(State(shared): App) -> Response {
     let done = ask(&shared, Ask::Unload).await;
-    answer(done.map(|done| done.map(|d| UnloadedBody { namespaces: d.namespaces, cgroups: d.cgroups, maps: d.maps })))
+    answer(done.map(|done| done.map(UnloadedBody::from)))
 }

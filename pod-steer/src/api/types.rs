@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     condition::{Condition, Reason},
+    kernel::Unloaded,
     rollout::{Decision, Operation},
     settings::{GivenOptions, ServiceOptions},
     world::State,
@@ -72,8 +73,17 @@ pub struct UnloadedBody {
     pub namespaces: usize,
     /// Number of cgroups detached from.
     pub cgroups: usize,
+    /// Number of programs of network devices detached.
+    pub devices: usize,
     /// Number of maps unpinned.
     pub maps: usize,
+}
+
+impl From<Unloaded> for UnloadedBody {
+    fn from(done: Unloaded) -> Self {
+        let Unloaded { namespaces, cgroups, devices, maps } = done;
+        Self { namespaces, cgroups, devices, maps }
+    }
 }
 
 /// `GET /v1/events`: one JSON object a line.
@@ -195,6 +205,13 @@ pub struct ServiceCountersStatus {
     pub paused: u64,
     pub by_network: u64,
     pub network_no_backend: u64,
+    pub not_forwarded: u64,
+    pub no_destination: u64,
+    pub flows_full: u64,
+    pub not_rewritten: u64,
+    pub adopted: u64,
+    pub ports_exhausted: u64,
+    pub adopt_limited: u64,
 }
 
 /// A backend.

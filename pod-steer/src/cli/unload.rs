@@ -14,6 +14,7 @@ use crate::{
     bpffs, cgroups,
     config::{GivenPaths, Paths},
     daemon::{self, Ledger, Store},
+    firewall,
     kernel::{Lock, LockError},
 };
 
@@ -30,6 +31,8 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     if paths.bpffs.exists() {
         bpffs::check(&paths.bpffs).map_err(|e| Failure::Input(e.to_string()))?;
     }
+    // The programs of devices may be detached already, and rules of the firewall be there still.
+    let forwards = paths.bpffs.join("forward").read_dir().is_ok_and(|mut pins| pins.next().is_some());
     let asked = block_on(async { Ok(client::post::<UnloadedBody>(socket, "/v1/unload", &()).await) })?;
     let asked = match asked {
         Ok(done) => Some(done),
@@ -64,11 +67,20 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
         store.remove_all();
     }
     Ledger::remove_all(&paths.state_dir);
-    let rest = UnloadedBody { namespaces: rest.namespaces, cgroups: rest.cgroups, maps: rest.maps };
+    let rest = UnloadedBody::from(rest);
     let done = asked.unwrap_or(rest);
+    let UnloadedBody { namespaces, cgroups, devices, maps } = done;
+    if forwards {
+        firewall::remove();
+    }
+    // Nothing rewrites the packets of a forwarded connection any more.
+    let (also, but) = match devices {
+        0 => (String::new(), ""),
+        _ => (format!(", {devices} programs of network devices"), ", but for those that were forwarded"),
+    };
     note(&format!(
-        "unloaded: detached from {} namespaces and {} cgroups, removed {} maps; established connections continue",
-        done.namespaces, done.cgroups, done.maps
+        "unloaded: detached from {namespaces} namespaces and {cgroups} cgroups{also}, removed {maps} maps; established connections \
+         continue{but}"
     ));
     Ok(())
 }

@@ -124,7 +124,8 @@ impl Control {
         if self.accept_queues.under_way.is_some() || self.accept_queues.rests_until.is_some_and(|at| now < at) {
             return;
         }
-        let (steered, next) = (self.plan.namespaces(), self.accept_queues.next);
+        let (mut steered, next) = (self.plan.namespaces(), self.accept_queues.next);
+        steered.extend(self.plan.destinations.values().map(|destination| destination.netns));
         self.accept_queues.keep(&steered);
         let chosen = steered.range(next..).chain(steered.range(..next)).copied();
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();

@@ -7,7 +7,10 @@ use super::{Event, control::Control};
 use crate::{
     ids::{BackendId, NetnsCookie},
     links,
-    process_set::open_netns,
+    listening::Listener,
+    netns::Netns,
+    process_set::{ProcessSet, listeners_of_netns, open_netns},
+    settings::Via,
     world::{Backend, Bridge, Network, Phase, Unreached},
 };
 
@@ -41,10 +44,11 @@ impl Control {
                 continue;
             };
             let processes = [self.processes_of(backend)];
+            // Its service must not take a port from a server that listens where its clients come to.
+            let asks = backend.bridge.is_none() && backend.spec.via == Via::Forward;
             let failed = Event::Bridged { id: id.clone(), netns_cookie: netns.cookie, found: None };
             self.effects.run(failed, move || {
-                let found = open_netns(netns, &processes).and_then(|ns| links::look(&ns, netns.cookie));
-                let found = found.inspect_err(|error| {
+                let found = look(netns, &processes, asks).inspect_err(|error| {
                     debug!(container = %id, %netns, %error, "cannot find how its namespace is connected");
                 });
                 Event::Bridged { id, netns_cookie: netns.cookie, found: found.ok() }
@@ -53,32 +57,44 @@ impl Control {
     }
 
     /// A look has found how a container is connected; nothing if it failed.
-    pub(super) fn bridged(
-        &mut self,
-        id: &BackendId,
-        netns_cookie: NetnsCookie,
-        found: Option<Result<Bridge, Unreached>>,
-    ) {
+    pub(super) fn bridged(&mut self, id: &BackendId, netns_cookie: NetnsCookie, found: Option<Found>) {
         self.looks.end(id);
         self.note_connection(id, netns_cookie, found);
         self.begin_looks();
     }
 
-    fn note_connection(&mut self, id: &BackendId, netns_cookie: NetnsCookie, found: Option<Result<Bridge, Unreached>>) {
+    fn note_connection(&mut self, id: &BackendId, netns_cookie: NetnsCookie, found: Option<Found>) {
         // It may have been started again meanwhile.
         let is_same = |backend: &&mut Backend| {
             is_looked_at(backend) && backend.netns.is_some_and(|netns| netns.cookie == netns_cookie)
         };
         let Some(backend) = self.world.backends.get_mut(id).filter(is_same) else { return };
-        let Some(found) = found else { return };
-        if !backend.connected(found) {
+        let Some(Found { connection, listeners }) = found else { return };
+        if !backend.connected(connection) {
             return;
         }
         debug!(container = %id, bridge = ?backend.bridge, unreached = ?backend.unreached, "its network was found");
         if let Err(error) = self.store.put(backend) {
             warn!(error = %crate::chain(&error), "a restart will have to find this container again");
         }
-        let index = backend.index;
+        let (index, ingress) = (backend.index, backend.ingress());
+        if let Some((ingress, listeners)) = ingress.zip(listeners) {
+            self.note_listeners(ingress.cookie, listeners);
+        }
         self.touch_backend(index);
     }
+}
+
+/// What a look has found.
+pub struct Found {
+    connection: Result<Bridge, Unreached>,
+    /// The listeners of the ingress namespace, if they were asked for.
+    listeners: Option<Vec<Listener>>,
+}
+
+fn look(netns: Netns, processes: &[ProcessSet], asks: bool) -> std::io::Result<Found> {
+    let connection = links::look(&open_netns(netns, processes)?, netns.cookie)?;
+    let ingress = connection.as_ref().ok().map(|bridge| bridge.ingress).filter(|_| asks);
+    let listeners = ingress.map(|ingress| listeners_of_netns(ingress, &[])).transpose()?;
+    Ok(Found { connection, listeners })
 }

@@ -22,9 +22,11 @@ use super::{
     conditions::Conditions,
     counted::Counted,
     deferred::Deferred,
+    devices::Devices,
     effects::Effects,
     elsewhere::Elsewhere,
     empty::Vacancies,
+    firewall::Firewall,
     health::Checks,
     holders::Holders,
     inspections::Inspections,
@@ -34,6 +36,7 @@ use super::{
     reload::Reload,
     ring::KernelEvents,
     stores::{Dirty, Engines, Indices, Looks, Namespaces, Places, Services},
+    unanswered::Unanswered,
     users::PortUsers,
 };
 use crate::{
@@ -76,6 +79,9 @@ pub(super) struct Control {
     pub(super) accept_queues: AcceptQueues,
     pub(super) elsewhere: Elsewhere,
     pub(super) looks: Looks,
+    pub(super) devices: Devices,
+    pub(super) firewall: Firewall,
+    pub(super) unanswered: Unanswered,
     pub(super) checks: Checks,
     pub(super) holders: Holders,
     pub(super) port_users: PortUsers,
@@ -118,6 +124,7 @@ impl Control {
         let mut world = World::new(config.ports.clone(), config.services.clone());
         (world.claimed, world.left) = (claimed, left);
         world.steered = kernel.namespaces().into_iter().collect();
+        world.forwarding = kernel.forwarding().into_iter().collect();
         Ok(Self {
             world,
             plan: Plan::default(),
@@ -140,6 +147,9 @@ impl Control {
             accept_queues: AcceptQueues::default(),
             elsewhere: Elsewhere::default(),
             looks: Looks::default(),
+            devices: Devices::default(),
+            firewall: Firewall::default(),
+            unanswered: Unanswered::default(),
             holders: Holders::default(),
             port_users: PortUsers::default(),
             conditions: Conditions::new(effects.followers()),
@@ -246,6 +256,11 @@ impl Control {
             Event::Settled(service) => self.settled(&service),
             Event::Dropped { id, dropped } => self.dropped(&id, dropped),
             Event::Attached { cookie, result } => self.attached(cookie, result),
+            Event::Firewall(rules) => self.firewall_compared(&rules),
+            Event::Swept(result) => self.swept(result),
+            Event::DevicesChanged => self.look_at_devices(false),
+            Event::Devices(found) => self.devices_found(found),
+            Event::DevicesAttached { cookie, result } => self.devices_attached(cookie, result),
             Event::Counted { generation, counts } => self.count_is_there(generation, counts),
             Event::Registering(registration) => self.registering(*registration),
         }

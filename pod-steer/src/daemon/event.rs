@@ -78,7 +78,7 @@ pub enum Event {
         /// Cookie of the namespace that was looked at.
         netns_cookie: NetnsCookie,
         /// What was found; nothing if the look failed.
-        found: Option<Result<crate::world::Bridge, crate::world::Unreached>>,
+        found: Option<super::bridges::Found>,
     },
     /// What is believed of a backend's health has changed.
     Probed {
@@ -117,6 +117,21 @@ pub enum Event {
         generation: u64,
         /// By backend.
         counts: super::counted::Counts,
+    },
+    /// The rules of the firewall were compared.
+    Firewall(super::firewall::Rules),
+    /// The entries of forwarded connections were gone through; or why not.
+    Swept(Result<crate::kernel::Swept, String>),
+    /// Network devices have come, gone or changed.
+    DevicesChanged,
+    /// The network devices by which clients may come; or why they are not known.
+    Devices(Result<Vec<crate::kernel::Device>, String>),
+    /// Programs were attached to network devices.
+    DevicesAttached {
+        /// Cookie of their namespace.
+        cookie: NetnsCookie,
+        /// Those that failed; or why none was attached to.
+        result: super::devices::Attached,
     },
     /// A namespace is steered in now, or cannot be.
     Attached {

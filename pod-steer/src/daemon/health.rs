@@ -140,13 +140,13 @@ impl Control {
                 }
             };
         }
-        let Some(netns) = backend.netns else { return Due::Wait(None) };
+        let Some((netns, ingress)) = backend.netns.zip(backend.ingress()) else { return Due::Wait(None) };
         // A short loss of steering says nothing about its health.
-        if self.world.repairing.contains(&netns.cookie) {
+        if self.world.repairing.contains(&ingress.cookie) {
             return Due::Later;
         }
-        // Elsewhere a probe would come to whomever the kernel chooses.
-        if !self.world.steered.contains(&netns.cookie) {
+        // Elsewhere the kernel would choose the socket that a probe comes to.
+        if !self.world.steered.contains(&ingress.cookie) {
             return Due::Wait(None);
         }
         let Some(target) = self.target(backend, &spec, netns, sockets) else {

@@ -14,6 +14,7 @@ mod control;
 mod counted;
 mod deferred;
 pub(crate) mod descriptions;
+mod devices;
 mod effects;
 mod elsewhere;
 mod empty;
@@ -21,6 +22,7 @@ mod ended;
 mod engines;
 mod event;
 mod exec_cgroups;
+mod firewall;
 mod health;
 mod holders;
 mod image_labels;
@@ -56,6 +58,7 @@ mod stopping;
 mod store;
 mod stores;
 mod survey;
+mod unanswered;
 mod users;
 mod views;
 
@@ -199,6 +202,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
         control.conditions.repaired(Reason::NotPinned, &conditions::Subject::Other("pins".to_owned()), &message);
     }
     control.adopt();
+    control.watch_devices();
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
 

@@ -18,9 +18,12 @@ use crate::{
 impl Control {
     /// Starts to steer where it is planned; a program is loaded beside the loop, and [`Event::Attached`] says when.
     pub(super) fn attach_namespaces(&mut self, plan: &Plan) {
+        self.open_ingress();
+        let forwarding = plan.forwarding();
         for cookie in plan.namespaces() {
             let Some((netns, ns)) = self.netns.take_file(cookie) else { continue };
-            let Some(attachment) = self.kernel.namespace_attachment(netns, ns) else { continue };
+            let forwards = forwarding.contains(&cookie);
+            let Some(attachment) = self.kernel.namespace_attachment(netns, ns, forwards) else { continue };
             self.netns.begin_attach(cookie);
             let failed = Err("the load of the program panicked; the reason is on standard error".to_owned());
             self.effects.run(Event::Attached { cookie, result: failed }, move || {
@@ -36,7 +39,7 @@ impl Control {
     pub(super) fn leave_namespaces(&mut self, plan: &Plan) {
         let planned = plan.namespaces();
         let alive = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
-        let alive: BTreeSet<NetnsCookie> = alive.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        let alive: BTreeSet<NetnsCookie> = alive.filter_map(|backend| Some(backend.ingress()?.cookie)).collect();
         for cookie in self.kernel.known_namespaces() {
             if !planned.contains(&cookie) && !self.netns.is_attaching(cookie) {
                 self.kernel.detach_namespace(cookie);
@@ -65,6 +68,7 @@ impl Control {
             None => {
                 self.world.steered.insert(cookie);
                 self.conditions.clear(Reason::NamespaceNotSteered, &subject);
+                self.forward_from(cookie);
             }
             Some(error) => {
                 let message = format!("cannot be steered in, which is tried again: {error}");

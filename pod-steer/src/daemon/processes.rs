@@ -181,6 +181,9 @@ impl Control {
         detach_registered(self.world.backends.values());
         // A link that is held open would go on steering after its pin is gone.
         self.kernel.release();
+        if !self.world.forwarding.is_empty() {
+            crate::firewall::remove();
+        }
         let done = undo(&self.pins.dir, self.cgroups.mount()).map_err(|e| e.to_string())?;
         self.store.remove_all();
         info!(?done, "unloaded");

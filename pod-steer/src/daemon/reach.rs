@@ -44,6 +44,10 @@ impl Control {
     ) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
         let mut namespaces: BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
         for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
+            // The ingress namespace of a forwarded backend is our own, for which no process is needed.
+            if let Some(ingress) = backend.ingress().filter(|ingress| counts(ingress.cookie)) {
+                namespaces.entry(ingress.cookie).or_insert((ingress, Vec::new()));
+            }
             let Some(netns) = backend.netns.filter(|netns| counts(netns.cookie)) else { continue };
             namespaces.entry(netns.cookie).or_insert((netns, Vec::new())).1.push(self.processes_of(backend));
         }

@@ -96,6 +96,7 @@ impl Control {
         self.store_ready_times();
         self.report(&plan, &states);
         self.plan = plan;
+        self.begin_forwarding();
         self.tell_conditions();
         self.note_silent();
         self.dirty.applied(&changed, begun, Instant::now(), is_behind, is_stale);

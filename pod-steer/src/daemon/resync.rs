@@ -45,6 +45,9 @@ impl Control {
         self.free_ports(true);
         self.survey();
         self.look_at_networks();
+        self.look_at_devices(true);
+        self.sweep_flows();
+        self.compare_firewall();
         self.drop_leftovers();
         self.orders.ledger.retry();
         self.ask_for_health();
@@ -81,6 +84,8 @@ impl Control {
         }
         self.correct_socket_counts(false);
         self.look_at_accept_queues();
+        self.compare_forwarded();
+        self.stop_forwarding();
         self.tell_conditions();
     }
 

@@ -30,7 +30,7 @@ impl Control {
         let counters = index.map(|index| self.kernel.counters().service(index)).unwrap_or_default();
         let mut namespaces: Vec<NamespaceStatus> = backends
             .iter()
-            .filter_map(|backend| backend.netns)
+            .filter_map(|backend| backend.ingress())
             .filter(|netns| self.plan.steers_in(netns.cookie))
             .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie.0 })
             .collect();
@@ -67,6 +67,13 @@ impl Control {
                 paused: counters.paused,
                 by_network: counters.by_network,
                 network_no_backend: counters.network_no_backend,
+                not_forwarded: counters.not_forwarded,
+                no_destination: counters.no_destination,
+                flows_full: counters.flows_full,
+                not_rewritten: counters.not_rewritten,
+                adopted: counters.adopted,
+                ports_exhausted: counters.ports_exhausted,
+                adopt_limited: counters.adopt_limited,
             },
             backends: rows,
         }

@@ -23,7 +23,7 @@ impl Control {
             ready_since_ms: backend.ready_since_ms,
             live: self.live_of(backend),
             uncounted: self.not_counted(backend),
-            steered: backend.netns.is_none_or(|netns| self.world.steered.contains(&netns.cookie)),
+            steered: backend.ingress().is_none_or(|netns| self.world.steered.contains(&netns.cookie)),
             overflows: self.orders.overflows.get(&backend.id).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),

@@ -61,6 +61,8 @@ pub struct Link {
     pub name: String,
     /// The kernel's name of its kind (`veth`, `bridge`), as it can be shown; nothing for hardware and `lo`.
     pub kind: String,
+    /// The kind of its link layer, one of `ARPHRD_` in `include/uapi/linux/if_arp.h`.
+    pub layer: u16,
     /// It is up.
     pub is_up: bool,
     /// It is a loopback device.
@@ -185,6 +187,7 @@ fn read_link(payload: &[u8]) -> Option<Message> {
     let flags = number(payload.get(8..)?)?;
     let mut link = Link {
         index: number(payload.get(4..)?)?,
+        layer: u16::from_ne_bytes([*payload.get(2)?, *payload.get(3)?]),
         is_up: flags & IFF_UP != 0,
         is_loopback: flags & IFF_LOOPBACK != 0,
         ..Link::default()

@@ -6,6 +6,7 @@ mod dump;
 mod find;
 mod message;
 mod nsid;
+mod watch;
 
 use std::{
     fs::File,
@@ -15,11 +16,13 @@ use std::{
 
 use crate::{
     ids::NetnsCookie,
+    kernel::Device,
     netns::{self, Netns},
     sys,
     world::{Bridge, Unreached},
 };
 use find::Inside;
+pub use watch::Watch;
 
 /// Finds how the namespace behind an open `ns/net` file is connected to that of the calling thread, which is the ingress namespace. Fails
 /// if it is no longer the one with this cookie, or if it is changed meanwhile.
@@ -65,4 +68,23 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
     let ingress = Netns { dev: 0, inode: 0, cookie: NetnsCookie(1) };
     let outside = |index| Ok(links.iter().find(|link: &&message::Link| link.index == index).cloned());
     find::bridge(&found, ingress, outside).ok()
+}
+
+/// Link layers whose packets begin with an Ethernet header: `ARPHRD_ETHER`, `ARPHRD_LOOPBACK` (`include/uapi/linux/if_arp.h`).
+const ETHERNET: [u16; 2] = [1, 772];
+/// Tunnels whose packets begin with the IP header.
+const WITHOUT_HEADER: [u16; 6] = [768, 769, 776, 778, 823, 0xfffe];
+
+/// The devices of the namespace of the calling thread by which clients may come: all that no bridge or bond has.
+pub fn devices() -> io::Result<Vec<Device>> {
+    let links = dump::Socket::open()?.links()?;
+    // The devices of a VRF have their packets themselves; those of a bridge or bond give them to it.
+    let vrfs: Vec<u32> = links.iter().filter(|link| link.kind == "vrf").map(|link| link.index).collect();
+    let links = links.into_iter().filter(|link| link.master.is_none_or(|master| vrfs.contains(&master)));
+    let device = |link: message::Link| {
+        let is_ethernet = ETHERNET.contains(&link.layer);
+        let is_known = is_ethernet || WITHOUT_HEADER.contains(&link.layer);
+        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet })
+    };
+    Ok(links.filter_map(device).collect())
 }

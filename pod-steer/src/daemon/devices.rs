@@ -1,0 +1,219 @@
+//! Forwarding from the own network namespace: the program of the namespace gets the maps of forwarding first, then its devices get
+//! their programs. Devices that come later get theirs when the kernel tells of them.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, info, warn};
+
+use super::{Event, control::Control};
+use crate::{
+    condition::{Condition, Reason},
+    ids::NetnsCookie,
+    kernel::{Device, Swept},
+    links,
+    netns::Netns,
+};
+
+/// In events and conditions.
+const DEVICES: &str = "network devices";
+/// The programs stay attached for so long without a backend to forward to.
+const IDLE_KEPT: Duration = Duration::from_secs(10);
+
+/// What is under way for the devices.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    is_looking: bool,
+    /// Something has changed since the look that is under way began.
+    is_stale: bool,
+    /// The next look also compares the maps of the programs.
+    is_deep: bool,
+    is_sweeping: bool,
+    /// Indices of the devices that failed, which are tried again at each resync.
+    failed: BTreeSet<u32>,
+    /// Since when nothing is forwarded.
+    idle_since: Option<Instant>,
+}
+
+/// What attaching to some devices came to: those that failed, or why none could be attached to.
+pub(super) type Attached = Result<Vec<(Device, String)>, String>;
+
+impl Control {
+    /// The namespaces from which packets are to be forwarded are held open until their program forwards.
+    pub(super) fn open_ingress(&mut self) {
+        let ingress = self.world.backends.values().filter_map(|backend| Some(backend.forwarded()?.ingress));
+        let is_steered = |netns: &Netns| self.world.steered.contains(&netns.cookie);
+        let is_done = |netns: &Netns| is_steered(netns) && self.world.forwarding.contains(&netns.cookie);
+        let ingress: Vec<Netns> = ingress.filter(|netns| !is_done(netns)).collect();
+        for netns in ingress {
+            let is_due = !self.netns.is_attaching(netns.cookie) && !self.netns.is_open(netns.cookie);
+            let is_attached = self.kernel.namespaces().contains(&netns.cookie);
+            if is_due && !(is_attached && self.kernel.forwards_from(netns.cookie)) {
+                // Only the own namespace is one.
+                self.netns.see(netns, File::open("/proc/self/ns/net").ok());
+            }
+        }
+    }
+
+    /// The program of a namespace is attached. If it forwards, the devices are next.
+    pub(super) fn forward_from(&mut self, cookie: NetnsCookie) {
+        if !self.kernel.forwards_from(cookie) {
+            return;
+        }
+        match self.kernel.begin_forwarding() {
+            Ok(()) => self.look_at_devices(false),
+            Err(error) => self.not_attached(&crate::chain(&error)),
+        }
+    }
+
+    /// Attaches to the devices where that is not done yet, after a plan.
+    pub(super) fn begin_forwarding(&mut self) {
+        if !self.devices.is_looking && !self.plan.forwarding().is_subset(&self.world.forwarding) {
+            self.look_at_devices(false);
+        }
+    }
+
+    /// The devices may have changed.
+    pub(super) fn look_at_devices(&mut self, deep: bool) {
+        self.devices.is_deep |= deep;
+        let forwarding = self.plan.forwarding();
+        // Programs of devices without that of their namespace would choose what it does not follow.
+        if !forwarding.iter().any(|cookie| self.kernel.forwards_from(*cookie)) {
+            // If it did, its maps are no longer the pinned ones. The next plan attaches it again.
+            if !forwarding.is_disjoint(&self.world.forwarding) {
+                self.world.forwarding.clear();
+                self.touch();
+            }
+            return;
+        }
+        if self.devices.is_looking {
+            self.devices.is_stale = true;
+            return;
+        }
+        (self.devices.is_looking, self.devices.is_stale) = (true, false);
+        let failed = Event::Devices(Err("the look at them panicked".to_owned()));
+        self.effects.run(failed, || Event::Devices(links::devices().map_err(|error| error.to_string())));
+    }
+
+    /// Attaches to the devices that have no program yet.
+    pub(super) fn devices_found(&mut self, found: Result<Vec<Device>, String>) {
+        // One namespace: the own one.
+        let cookie = self.plan.forwarding().first().copied();
+        let (Some(cookie), Ok(devices)) = (cookie, &found) else {
+            self.devices.is_looking = false;
+            return found.err().into_iter().for_each(|error| self.not_attached(&error));
+        };
+        let deep = std::mem::take(&mut self.devices.is_deep);
+        if deep {
+            self.devices.failed.clear();
+        }
+        let mut devices = devices.clone();
+        devices.retain(|device| !self.devices.failed.contains(&device.index));
+        match self.kernel.device_attachment(cookie, devices, deep) {
+            None => self.devices_attached(cookie, Ok(Vec::new())),
+            Some(attachment) => {
+                let panicked = Err("the load of the programs panicked".to_owned());
+                let failed = Event::DevicesAttached { cookie, result: panicked };
+                self.effects.run(failed, move || {
+                    let result = attachment.run().map_err(|error| crate::chain(&error));
+                    let said = |(device, error)| (device, crate::chain(&error));
+                    let result = result.map(|failed| failed.into_iter().map(said).collect());
+                    crate::sys::shrink_memory();
+                    Event::DevicesAttached { cookie, result }
+                });
+            }
+        }
+    }
+
+    pub(super) fn devices_attached(&mut self, cookie: NetnsCookie, result: Attached) {
+        self.devices.is_looking = false;
+        match result {
+            Ok(failed) => {
+                self.devices.failed.extend(failed.iter().map(|(device, _)| device.index));
+                if self.kernel.forwarding() != Some(cookie) {
+                    let error = failed.first().map_or("there is no device", |(_, error)| error.as_str());
+                    let error = format!("no device takes the programs: {error}");
+                    if self.world.forwarding.remove(&cookie) {
+                        self.touch();
+                    }
+                    return self.not_attached(&error);
+                }
+                self.conditions.clear(Reason::DevicesNotAttached, DEVICES);
+                let failed = failed.into_iter().map(|(device, error)| {
+                    let message = format!("its packets are not forwarded ({error})");
+                    let condition = Condition::without_remedy(Reason::DevicesNotAttached, message);
+                    (format!("network device {}", device.name), condition)
+                });
+                self.conditions.replace(Reason::DevicesNotAttached, failed);
+                if self.world.forwarding.insert(cookie) {
+                    info!("packets are forwarded to containers with network namespaces of their own");
+                    self.compare_firewall();
+                    self.touch();
+                }
+            }
+            Err(error) => self.not_attached(&error),
+        }
+        if self.devices.is_stale {
+            self.look_at_devices(false);
+        }
+    }
+
+    fn not_attached(&mut self, error: &str) {
+        let message = format!("no packet is forwarded, which is tried again ({error})");
+        self.conditions.set(DEVICES, Condition::without_remedy(Reason::DevicesNotAttached, message));
+    }
+
+    /// Removes the entries of forwarded connections that have ended.
+    pub(super) fn sweep_flows(&mut self) {
+        if self.world.forwarding.is_empty() || self.devices.is_sweeping {
+            return;
+        }
+        self.devices.is_sweeping = true;
+        let sweep = self.kernel.flow_sweep();
+        let failed = Event::Swept(Err("the sweep panicked".to_owned()));
+        self.effects.run(failed, move || Event::Swept(sweep.run().map_err(|error| crate::chain(&error))));
+    }
+
+    pub(super) fn swept(&mut self, result: Result<Swept, String>) {
+        self.devices.is_sweeping = false;
+        match result {
+            Ok(Swept { left, removed }) => debug!(left, removed, "entries of forwarded connections"),
+            Err(error) => warn!(%error, "entries of forwarded connections that have ended are not removed"),
+        }
+    }
+
+    /// Detaches from all devices when nothing is forwarded any more. A container that is restarted comes back in a moment.
+    pub(super) fn stop_forwarding(&mut self) {
+        if self.world.forwarding.is_empty() || !self.plan.forwarding().is_empty() {
+            self.devices.idle_since = None;
+            return;
+        }
+        let since = *self.devices.idle_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= IDLE_KEPT {
+            self.kernel.detach_devices();
+            self.world.forwarding.clear();
+            self.devices.idle_since = None;
+            self.conditions.replace(Reason::DevicesNotAttached, []);
+            self.compare_firewall();
+        }
+    }
+
+    /// Follows the changes of devices, and sends an event for each.
+    pub(super) fn watch_devices(&self) {
+        let inputs = self.effects.inputs();
+        let watch = links::Watch::open().inspect_err(|error| {
+            warn!(%error, "cannot follow changes of network devices; they are looked at every 30 s");
+        });
+        let Ok(mut watch) = watch else { return };
+        tokio::spawn(async move {
+            while watch.changed().await.is_ok() {
+                if inputs.send(Event::DevicesChanged).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}

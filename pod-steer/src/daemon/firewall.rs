@@ -1,0 +1,87 @@
+//! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, at each resync, and when
+//! connections that are forwarded do not open. One thread at a time asks or changes them.
+
+use tracing::info;
+
+use super::{Event, control::Control};
+use crate::{
+    condition::{Condition, Reason},
+    firewall::{self, Fault},
+};
+
+/// In events and conditions.
+const FIREWALL: &str = "firewall";
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Firewall {
+    is_busy: bool,
+    /// It is to be compared again when that is done.
+    is_stale: bool,
+    /// Rules may be set.
+    is_open: bool,
+}
+
+/// What became of the rules.
+#[derive(Debug)]
+pub enum Rules {
+    /// So many were changed, and this could not be done.
+    Set(usize, Vec<Fault>),
+    /// They are removed.
+    Removed,
+}
+
+impl Control {
+    /// Sets the rules that are missing, or removes all of ours if nothing is forwarded.
+    pub(super) fn compare_firewall(&mut self) {
+        if self.firewall.is_busy {
+            self.firewall.is_stale = true;
+            return;
+        }
+        if self.world.forwarding.is_empty() {
+            if self.firewall.is_open {
+                (self.firewall.is_busy, self.firewall.is_stale) = (true, false);
+                self.effects.run(Event::Firewall(Rules::Removed), || {
+                    firewall::remove();
+                    Event::Firewall(Rules::Removed)
+                });
+            }
+            return;
+        }
+        (self.firewall.is_busy, self.firewall.is_stale, self.firewall.is_open) = (true, false, true);
+        let destinations = self.plan.destinations.values();
+        let (v4, v6) = destinations.fold((false, false), |(v4, v6), of| (v4 | of.v4.is_some(), v6 | of.v6.is_some()));
+        self.effects.run(Event::Firewall(Rules::Set(0, Vec::new())), move || {
+            let (changed, faults) = firewall::allow(v4, v6);
+            Event::Firewall(Rules::Set(changed, faults))
+        });
+    }
+
+    pub(super) fn firewall_compared(&mut self, rules: &Rules) {
+        self.firewall.is_busy = false;
+        match rules {
+            Rules::Set(changed, faults) => {
+                if *changed > 0 {
+                    info!(changed, "rules of the firewall let forwarded packets pass");
+                }
+                self.note_faults(faults);
+            }
+            Rules::Removed => {
+                self.firewall.is_open = false;
+                self.note_faults(&[]);
+            }
+        }
+        if self.firewall.is_stale || self.world.forwarding.is_empty() == self.firewall.is_open {
+            self.compare_firewall();
+        }
+    }
+
+    fn note_faults(&mut self, faults: &[Fault]) {
+        if faults.is_empty() {
+            return self.conditions.clear(Reason::FirewallDrops, FIREWALL);
+        }
+        let message = faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ");
+        let remedy = "let packets with the mark 0x40000000 pass, as docs/forwarding.md says";
+        self.conditions.set(FIREWALL, Condition::new(Reason::FirewallDrops, message, remedy));
+    }
+}

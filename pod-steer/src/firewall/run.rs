@@ -1,0 +1,67 @@
+//! Runs iptables(8).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::rules::Step;
+
+/// Where the program is: a directory that only root writes to.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+/// Seconds for which it waits for another one.
+const WAIT_S: &str = "5";
+/// Characters of its error that are shown.
+const LINE_MAX: usize = 200;
+
+/// One of the programs that manage rules.
+pub struct Tool {
+    name: &'static str,
+    path: PathBuf,
+}
+
+impl Tool {
+    /// The program of this name, if it is installed. One of the legacy kind only where its tables are in use: it would make them.
+    pub fn find(name: &'static str) -> Option<Self> {
+        let tables = if name.starts_with("ip6") { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
+        if name.ends_with("-legacy") && fs::read_to_string(tables).map_or(true, |names| names.is_empty()) {
+            return None;
+        }
+        let paths = DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
+        paths.into_iter().find(|path| path.exists()).map(|path| Self { name, path })
+    }
+
+    /// The rules of a chain of a table; `None` is the filter table.
+    pub fn list(&self, table: Option<&str>, chain: &str) -> Result<String, String> {
+        self.run(table, ["-S", chain])
+    }
+
+    /// Changes a chain of a table.
+    pub fn take(&self, table: Option<&str>, step: &Step) -> Result<(), String> {
+        self.run(table, step.arguments()).map(drop)
+    }
+
+    /// The command line of a change.
+    pub fn command(&self, table: Option<&str>, step: &Step) -> String {
+        let table = table.map(|table| format!("-t {table} ")).unwrap_or_default();
+        format!("{} {table}{}", self.name, step.arguments().join(" "))
+    }
+
+    fn run<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        table: Option<&str>,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String, String> {
+        let mut command = Command::new(&self.path);
+        command.env_clear().args(["-w", WAIT_S]);
+        command.args(table.into_iter().flat_map(|table| ["-t", table])).args(arguments).stdin(Stdio::null());
+        let output = command.output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        Err(crate::text::shown(line, LINE_MAX))
+    }
+}
