@@ -1,0 +1,125 @@
+//! Forwarded packets and the host's firewall: they pass where Docker drops what is not published, and an operator's drops hold.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+use pod_steer_tests::{
+    container::Spec,
+    daemon::Stage,
+    engine::Engine,
+    host::{Client, Host},
+    load::Load,
+    process::run,
+    require, server, tools, wait,
+};
+
+fn bridged(name: &str) -> Spec {
+    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge").label("pod-steer.via", "forward")
+}
+
+/// A host whose engine sets its own rules, as out of the box.
+fn publishing() -> Result<(Stage, Client)> {
+    let host = Arc::new(Host::new()?);
+    let engine = Engine::start_publishing(&host)?;
+    let stage = Stage::with(host, Some(engine))?;
+    let client = stage.host.new_client()?;
+    Ok((stage, client))
+}
+
+fn iptables(stage: &Stage, args: &str) -> Result<String> {
+    run(stage.host.command("iptables")?.args(["-w", "5"]).args(args.split(' ')))
+}
+
+fn ours(stage: &Stage, args: &str) -> Result<usize> {
+    Ok(iptables(stage, args)?.lines().filter(|line| line.contains("pod-steer")).count())
+}
+
+/// Whether a client is answered at once.
+fn passes(client: &Client) -> Result<bool> {
+    let target: SocketAddr = (client.host_ip4, 80).into();
+    let tally = Load::to(target).count(3).threads(3).timeout(Duration::from_millis(800)).run(&client.ns)?;
+    ensure!(tally.answered() == 0 || tally.answered() == 3, "{tally}");
+    Ok(tally.answered() == 3)
+}
+
+#[test]
+fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["iptables"]));
+    let (stage, client) = publishing()?;
+    ensure!(iptables(&stage, "-S FORWARD")?.contains("-P FORWARD DROP"), "the engine drops what it does not know");
+    let server = stage.engine().start_container(&bridged("web-1"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    wait::until_ok("our rule", || Ok((ours(&stage, "-S DOCKER-USER")? == 1).then_some(())))?;
+    ensure!(passes(&client)?, "{}", iptables(&stage, "-S")?);
+    ensure!(ours(&stage, "-t raw -S PREROUTING")? == 0, "this engine drops nothing there");
+
+    // An operator's drop by source, and by the port of the container.
+    for drop in [format!("-s {} -j DROP", client.ip4), "-p tcp --dport 8080 -j DROP".to_owned()] {
+        iptables(&stage, &format!("-I DOCKER-USER {drop}"))?;
+        ensure!(!passes(&client)?, "{drop}");
+        iptables(&stage, &format!("-D DOCKER-USER {drop}"))?;
+        ensure!(passes(&client)?, "after {drop}");
+    }
+
+    // Flushed by another program: the daemon sees that no connection opens.
+    iptables(&stage, "-F DOCKER-USER")?;
+    wait::until_ok("the rule to be set again", || {
+        // Some of its clients may come just before the rule.
+        let _ = passes(&client);
+        Ok((ours(&stage, "-S DOCKER-USER")? == 1).then_some(()))
+    })?;
+    ensure!(passes(&client)?);
+    stage.daemon.wait_for("the condition to end", |status| {
+        (!status.backend("web", "web-1").reasons().contains(&"forward-unanswered")).then_some(())
+    })?;
+
+    // The last forwarded backend takes the rule along.
+    stage.engine().docker().run(&["rm", "--force", &server.id])?;
+    wait::until_ok("the rule to be removed", || Ok((ours(&stage, "-S DOCKER-USER")? == 0).then_some(())))
+}
+
+#[test]
+fn packets_pass_drops_in_the_raw_table_and_unload_removes_the_rules() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["iptables"]));
+    let (stage, client) = publishing()?;
+    // As Docker 28 does for each container.
+    iptables(&stage, "-t raw -A PREROUTING -d 172.17.0.0/16 ! -i docker0 -j DROP")?;
+    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    wait::until_ok("both rules", || {
+        Ok((ours(&stage, "-S DOCKER-USER")? + ours(&stage, "-t raw -S PREROUTING")? == 2).then_some(()))
+    })?;
+    ensure!(passes(&client)?, "{}", iptables(&stage, "-t raw -S")?);
+    stage.daemon.unload()?;
+    ensure!(ours(&stage, "-S DOCKER-USER")? + ours(&stage, "-t raw -S PREROUTING")? == 0, "unload removes our rules");
+    ensure!(iptables(&stage, "-t raw -S PREROUTING")?.contains("-d 172.17.0.0/16"), "and no others");
+    Ok(())
+}
+
+#[test]
+fn a_closed_chain_without_docker_stays_closed() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["iptables"]));
+    let stage = Stage::with_docker()?;
+    let client = stage.host.new_client()?;
+    iptables(&stage, "-P FORWARD DROP")?;
+    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    let said = stage.daemon.wait_for("the condition of the firewall", |status| {
+        status.conditions.iter().map(|of| &of.condition).find(|condition| condition.reason == "firewall-drops").cloned()
+    })?;
+    ensure!(said.message.contains("IPv4") && said.remedy.contains("docs/forwarding.md"), "{said:?}");
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(!passes(&client)?, "what the host drops stays dropped");
+    iptables(&stage, "-A FORWARD -m mark --mark 0x40000000/0x40000000 -j ACCEPT")?;
+    iptables(&stage, "-A FORWARD -i docker0 -j ACCEPT")?;
+    ensure!(passes(&client)?, "as docs/forwarding.md says");
+    // The next comparison finds the rule: at the latest with the next daemon.
+    let mut stage = stage;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_for("the condition to end", |status| {
+        status.conditions.iter().all(|of| of.condition.reason != "firewall-drops").then_some(())
+    })
+}
