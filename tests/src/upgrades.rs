@@ -92,6 +92,6 @@ pub fn no_residue(stage: &Stage) -> Result<()> {
     let listed = run(stage.host.command("ls")?.arg(BPFFS))?;
     let mut names: Vec<&str> = listed.split_whitespace().collect();
     names.sort_unstable();
-    ensure!(names == ["cgroups", "maps", "netns", "ports"], "{names:?}\n{}", stage.daemon.log_tail());
+    ensure!(names == ["cgroups", "forward", "maps", "netns", "ports"], "{names:?}\n{}", stage.daemon.log_tail());
     Ok(())
 }

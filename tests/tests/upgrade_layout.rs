@@ -216,7 +216,7 @@ fn a_downgrade_is_refused_and_changes_nothing() -> Result<()> {
     let log = stage.daemon.log();
     let said: Vec<&str> = log.lines().filter(|line| line.contains("newer pod-steer")).collect();
     ensure!(said.len() == 1, "one line says it: {said:?}\n{log}");
-    for part in ["kernel state 7", "states 6 to 6", "Start the newer release again", "pod-steer unload"] {
+    for part in ["kernel state 8", "states 6 to 7", "Start the newer release again", "pod-steer unload"] {
         ensure!(said[0].contains(part), "{part}: {}", said[0]);
     }
     ensure!(links(&stage)? == before);
