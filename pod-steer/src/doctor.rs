@@ -140,11 +140,16 @@ fn programs() -> Vec<Finding> {
             .into_iter()
             .map(|program| match (what(program.name), program.result) {
                 (what, Ok(())) => Finding::good(&what, needs(program.name)),
-                (what, Err(error)) => Finding::bad(
-                    &what,
-                    crate::chain(&error).chars().take(300).collect::<String>(),
-                    format!("it needs {}", needs(program.name)),
-                ),
+                (what, Err(error)) => {
+                    let found: String = crate::chain(&error).chars().take(300).collect();
+                    let remedy = format!("it needs {}", needs(program.name));
+                    // Only containers that ask for forwarding need these.
+                    if kernel::FORWARDERS.contains(&program.name) {
+                        Finding::advice(&what, found, remedy)
+                    } else {
+                        Finding::bad(&what, found, remedy)
+                    }
+                }
             })
             .collect(),
         Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "fix the cause shown here")],

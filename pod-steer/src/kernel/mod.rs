@@ -76,7 +76,7 @@ pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
 pub use migration::Migrated;
 pub use notes::Notes;
-pub use object::{ProbedProgram, TABLES, probe};
+pub use object::{FORWARDERS, ProbedProgram, TABLES, probe};
 pub use pins::{LinkFault, PinsCheck};
 pub use probes::{ProbeUnderWay, Probes};
 pub use publish::Settled;

@@ -90,7 +90,7 @@ const PROGRAMS: [&str; 9] = [
 
 /// The programs of a device in a namespace from which packets are forwarded: by the direction, for devices with Ethernet headers and
 /// for those without.
-pub(super) const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel"];
+pub const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel"];
 
 /// The maps that only programs of such a namespace use.
 pub(super) const FORWARD_MAPS: [&str; 4] = ["FORWARDED", "FLOWS", "PENDING", "MISSES"];
