@@ -26,7 +26,7 @@ use args::{LogFormat, RunArgs};
 use crate::{
     api::Access,
     settings::{PortPolicy, ServiceTables},
-    text::quoted,
+    text::{quoted, visible},
 };
 
 /// The default configuration file. It may be absent.
@@ -205,11 +205,14 @@ fn read(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count());
+        // It repeats what the file has, which may be anything.
+        let said = e.message().replace('\n', " ");
+        let said = visible(&said);
         ConfigError::Syntax {
             path: path.to_owned(),
             message: match text.lines().nth(line - 1).map(str::trim).filter(|text| !text.is_empty()) {
-                Some(text) => format!("line {line}, {}: {}", quoted(text), e.message().replace('\n', " ")),
-                None => format!("line {line}: {}", e.message().replace('\n', " ")),
+                Some(text) => format!("line {line}, {}: {said}", quoted(text)),
+                None => format!("line {line}: {said}"),
             },
         }
     })
