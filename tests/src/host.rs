@@ -37,9 +37,16 @@ pub struct Host {
 impl Host {
     /// A new host with `lo` up.
     pub fn new() -> Result<Self> {
-        let name = format!("pod-steer-test-{}-{}", std::process::id(), HOSTS.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(&name);
-        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let (name, dir) = loop {
+            let name = format!("pod-steer-test-{}-{}", std::process::id(), HOSTS.fetch_add(1, Ordering::Relaxed));
+            let dir = std::env::temp_dir().join(&name);
+            match fs::create_dir(&dir) {
+                Ok(()) => break (name, dir),
+                // A test that was killed has left it, and its pid is in use again.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| format!("making {}", dir.display())),
+            }
+        };
         let mut keeper = Command::new(tools::host_keeper()?);
         // Its own process group: the terminal's Ctrl-C must not end it before it has cleaned up.
         keeper.arg(&name).arg(&dir).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
