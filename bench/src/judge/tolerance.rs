@@ -60,7 +60,7 @@ pub const TOLERANCES: [Tolerance; 8] = [
         keys: &["publish_ms"],
         margin: Margin {
             part: 1.50,
-            why: "one short change in each round: 11 to 28 times the base in runs of one build",
+            why: "one short change in each round: 8 to 20 times the base in runs of one build",
         },
     },
 ];
