@@ -8,6 +8,13 @@ const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
 
 const IPV6_LEN: usize = 40;
+/// Places in the IPv4 header.
+pub const IPV4_CHECKSUM: usize = 10;
+pub const IPV4_SOURCE: usize = 12;
+pub const IPV4_DESTINATION: usize = 16;
+/// Places in the IPv6 header.
+pub const IPV6_SOURCE: usize = 8;
+pub const IPV6_DESTINATION: usize = 24;
 const ICMP_LEN: usize = 8;
 /// Protocol numbers of ICMP, and of ICMP for IPv6.
 const ICMP: u8 = 1;

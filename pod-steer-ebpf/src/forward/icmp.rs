@@ -10,18 +10,11 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{FAMILY_V4, Tuple};
 
-use super::headers::Work;
+use super::headers::{IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work};
 use crate::maps::{FLOWS, PENDING};
 
 /// Of the ICMP header.
 const CHECKSUM: usize = 2;
-/// Of the IPv4 header.
-const IPV4_CHECKSUM: usize = 10;
-const IPV4_SOURCE: usize = 12;
-const IPV4_DESTINATION: usize = 16;
-/// Of the IPv6 header.
-const IPV6_SOURCE: usize = 8;
-const IPV6_DESTINATION: usize = 24;
 
 /// Finds what the quoted packet was before it was rewritten. An error that comes in is about a packet of the server, one that leaves is about
 /// a packet of the client. `work.tuple` is the quoted packet. False if it is none of a forwarded connection.

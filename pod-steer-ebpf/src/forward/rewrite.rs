@@ -9,19 +9,12 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::FAMILY_V4;
 
-use super::headers::Work;
+use super::headers::{IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work};
 
 /// Of the TCP header.
 const SOURCE_PORT: usize = 0;
 const DESTINATION_PORT: usize = 2;
 const TCP_CHECKSUM: usize = 16;
-/// Of the IPv4 header.
-const IPV4_CHECKSUM: usize = 10;
-const IPV4_SOURCE: usize = 12;
-const IPV4_DESTINATION: usize = 16;
-/// Of the IPv6 header.
-const IPV6_SOURCE: usize = 8;
-const IPV6_DESTINATION: usize = 24;
 
 /// Makes a packet whose IP header begins at `l2` one of `work.to`. What is equal in both is not touched. False if it fails midway.
 #[inline(never)]
