@@ -146,6 +146,10 @@ pub static DESTINATIONS: HashMap<u32, Destination, { BACKENDS_MAX_DEFAULT as usi
 #[btf_map]
 pub static CANDIDATES: HashMap<CandidateKey, Candidate, { CANDIDATES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
+/// The backends whose packets are handed over to the other end of their pair, with the index of the end in the ingress namespace.
+#[btf_map]
+pub static PEERS: HashMap<u32, u32, { BACKENDS_MAX_DEFAULT as usize }, NO_PREALLOC> = HashMap::new();
+
 /// The ports that forwarded packets come to and go to ([`pod_steer_ebpf::forwarded_place`]). Packets for other ports pay one lookup.
 #[btf_map]
 pub static FORWARDED: Array<u64, { FORWARDED_WORDS as usize }> = Array::new();

@@ -55,6 +55,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
     let mut findings = required(&config.bpffs);
     if findings.iter().all(|finding| finding.ok) {
         findings.extend(programs());
+        findings.push(peer());
     }
     findings.extend(settings());
     findings.extend(engines(&config.engines));
@@ -143,7 +144,7 @@ fn programs() -> Vec<Finding> {
                 (what, Err(error)) => {
                     let found: String = crate::chain(&error).chars().take(300).collect();
                     let remedy = format!("it needs {}", needs(program.name));
-                    // Only containers that ask for forwarding need these.
+                    // Only containers behind a bridge need these.
                     if kernel::FORWARDERS.contains(&program.name) {
                         Finding::advice(&what, found, remedy)
                     } else {
@@ -153,6 +154,15 @@ fn programs() -> Vec<Finding> {
             })
             .collect(),
         Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "fix the cause shown here")],
+    }
+}
+
+/// Only containers that ask for it need this.
+fn peer() -> Finding {
+    const WHAT: &str = "pod-steer.via=peer";
+    match kernel::peer_refused() {
+        None => Finding::good(WHAT, "the kernel has the fix of CVE-2025-37959"),
+        Some(why) => Finding::advice(WHAT, why, "boot a kernel with the fix; until then packets are forwarded"),
     }
 }
 

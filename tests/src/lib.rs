@@ -36,6 +36,7 @@ pub mod handover;
 pub mod host;
 pub mod image;
 pub mod journal;
+pub mod kept;
 pub mod listeners;
 pub mod load;
 pub mod neighbour;

@@ -136,6 +136,7 @@ fn a_container_with_a_namespace_of_its_own() -> Result<()> {
     let stage = Stage::with_docker()?;
     let _good = good(&stage)?;
     let bridged = server::named("bridged-1", "0.0.0.0:8080").service("web", "8080:8080").network("bridge");
+    let bridged = bridged.label("pod-steer.via", "socket");
     let _bridged = stage.engine().start_container(&bridged)?;
     stage.daemon.wait_state("web", "bridged-1", "not-steered")?;
     let said = said_about(&stage, "bridged-1")?;

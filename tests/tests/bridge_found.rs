@@ -23,9 +23,9 @@ use pod_steer_tests::{
 /// Far below the 30 s between two resyncs, which find a change that was not told.
 const TOLD_MAX: Duration = Duration::from_secs(10);
 
-/// A server on this network.
+/// A server on this network that wants no forwarding, so its condition says how it is connected.
 fn web(name: &str, network: &str) -> Spec {
-    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network(network)
+    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network(network).label("pod-steer.via", "socket")
 }
 
 /// The address that an engine has given a container on a network.

@@ -13,7 +13,8 @@ use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
     host::{Client, Host},
-    load::{self, Load},
+    kept::Kept,
+    load::Load,
     netns::NetNs,
     process::{output, run},
     require, server, tools, wait,
@@ -23,38 +24,7 @@ const PINS: &str = "/sys/fs/bpf/pod-steer";
 
 /// A server behind the engine's default bridge.
 fn bridged(name: &str) -> Spec {
-    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge").label("pod-steer.via", "forward")
-}
-
-/// A connection that stays open. Each request names the server that answers.
-struct Kept {
-    stream: TcpStream,
-    target: SocketAddr,
-    server: String,
-}
-
-impl Kept {
-    fn open(client: &Client, target: SocketAddr) -> Result<Self> {
-        let stream = client.ns.run(|| TcpStream::connect(target))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let mut kept = Self { stream, target, server: String::new() };
-        kept.server = kept.ask()?;
-        Ok(kept)
-    }
-
-    fn ask(&mut self) -> Result<String> {
-        let before = !self.server.is_empty();
-        load::ask(&mut self.stream, self.target, before)
-            .map(|(name, _)| name)
-            .map_err(|loss| anyhow::anyhow!("{loss:?}"))
-    }
-
-    /// The same server answers.
-    fn goes_on(&mut self) -> Result<()> {
-        let now = self.ask().with_context(|| format!("a connection of {}", self.server))?;
-        ensure!(now == self.server, "{} was answered by {now}", self.server);
-        Ok(())
-    }
+    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge")
 }
 
 /// Some connections to each of these servers.
@@ -99,7 +69,7 @@ fn clients_come_over_ipv6_too() -> Result<()> {
     docker.run(&["network", "create", "--ipv6", "--subnet", "10.88.0.0/24", "--subnet", "fd88::/64", "shop"])?;
     let servers = ["web-1", "web-2"].map(|name| {
         let spec = server::named(name, "[::]:8080").service("web", "80:8080").network("shop");
-        stage.engine().start_container(&spec.label("pod-steer.via", "forward"))
+        stage.engine().start_container(&spec)
     });
     let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
     stage.daemon.wait_ready("web", 2)?;
@@ -239,7 +209,7 @@ fn two_fronts_on_one_port_of_a_container_keep_their_connections_apart() -> Resul
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     let spec = server::named("web-1", "0.0.0.0:8080").service("web", "80:8080,81:8080").network("bridge");
-    let _server = stage.engine().start_container(&spec.label("pod-steer.via", "forward"))?;
+    let _server = stage.engine().start_container(&spec)?;
     stage.daemon.wait_ready("web", 1)?;
     let fronts: [SocketAddr; 2] = [(client.host_ip4, 80).into(), (client.host_ip4, 81).into()];
     // The same few client ports for both, so that each meets the other's in every state.
@@ -318,7 +288,7 @@ fn half_closed_connections_carry_all_their_bytes() -> Result<()> {
         \x20       if not d: break\n\
         \x20   c.sendall((str(n) + ' ' + a[0] + '\\n').encode() + b'x' * n); c.close()";
     let spec = server::python_program("echo-1", program).service("echo", "81:8080").network("bridge");
-    let _server = stage.engine().start_container(&spec.label("pod-steer.via", "forward"))?;
+    let _server = stage.engine().start_container(&spec)?;
     stage.daemon.wait_ready("echo", 1)?;
     const BYTES: usize = 20 << 20;
     let mut stream = client.ns.run(|| TcpStream::connect((client.host_ip4, 81)))?;

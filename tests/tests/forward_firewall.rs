@@ -14,7 +14,7 @@ use pod_steer_tests::{
 };
 
 fn bridged(name: &str) -> Spec {
-    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge").label("pod-steer.via", "forward")
+    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge")
 }
 
 /// A host whose engine sets its own rules, as out of the box.

@@ -13,7 +13,7 @@ use pod_steer_tests::{
 };
 
 fn on(spec: Spec, network: &str) -> Spec {
-    spec.service("web", "80:8080").network(network).label("pod-steer.via", "forward")
+    spec.service("web", "80:8080").network(network)
 }
 
 fn ask(from: &NetNs, target: SocketAddr, count: u64) -> Result<Tally> {

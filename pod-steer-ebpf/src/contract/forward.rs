@@ -107,6 +107,8 @@ pub const FLOW_FIN_REPLY: u32 = 8;
 pub const FLOW_RST: u32 = 16;
 /// It was found by the server's socket, after its entries were lost.
 pub const FLOW_ADOPTED: u32 = 32;
+/// The client's packets are handed over into the container's namespace, past the kernel's forwarding.
+pub const FLOW_PEER: u32 = 64;
 
 /// Where the packets of a backend go.
 #[repr(C)]

@@ -2,7 +2,8 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, cty::c_void, helpers::bpf_loop, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{
-    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_SOURCE, Flow, NONE, Tuple, WALK_MAX,
+    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_PEER, FLOW_SOURCE, Flow, NONE, Tuple,
+    WALK_MAX,
 };
 
 use super::{
@@ -61,12 +62,16 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         return NONE;
     }
     work.flow.flags |= FLOW_ADOPTED;
+    if work.l2 == 0 {
+        work.flow.flags &= !FLOW_PEER;
+    }
     work.to = work.flow.to;
     count!(SERVICE_COUNTERS, service, adopted);
     if !is_alive(state, TCP_NEW_SYN_RECV) || !known::keep(ifindex, work) {
         known::hold(ifindex, work);
     }
-    work.device = work.flow.device;
+    let Flow { device, flags, backend, .. } = work.flow;
+    known::go(work, device, flags, backend);
     service
 }
 
@@ -125,7 +130,7 @@ extern "C" fn step(i: u32, context: *mut c_void) -> i64 {
         return 0;
     }
     (flow.to, flow.flags, flow.device) = (*search.tuple, 0, 0);
-    if !local::hand_over(flow, destination, search.ifindex) {
+    if !local::hand_over(flow, candidate.backend, destination, search.ifindex) {
         return 0;
     }
     if try_number != 0 {

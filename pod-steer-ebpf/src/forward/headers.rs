@@ -1,13 +1,13 @@
 //! The headers of a packet at a device. Everything is copied out of it first: a rewrite makes pointers into it invalid.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
-use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, PROTO_TCP, Tuple};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, NONE, PROTO_TCP, Tuple};
 
 /// Of `skb->protocol`, in network byte order.
-const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
-const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+pub const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
+pub const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
 
-const IPV6_LEN: usize = 40;
+pub const IPV6_LEN: usize = 40;
 /// Places in the IPv4 header.
 pub const IPV4_CHECKSUM: usize = 10;
 pub const IPV4_SOURCE: usize = 12;
@@ -21,6 +21,12 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 /// More fragments, and the offset of a fragment.
 const IPV4_FRAGMENT: u32 = 0x3fff;
+/// The offset alone.
+const IPV4_OFFSET: u32 = 0x1fff;
+/// In [`Work::fragment`]: the identifier of the packet, that this is a fragment, and that it is not the first.
+pub const FRAGMENT_ID: u32 = 0xffff;
+const IS_FRAGMENT: u32 = 1 << 16;
+const IS_LATER: u32 = 1 << 17;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -49,6 +55,10 @@ pub struct Work {
     pub sequence: u32,
     /// [`Flow::device`] of the packet's flow.
     pub device: u32,
+    /// The backend into or out of whose namespace the packet is handed over, or [`NONE`].
+    pub peer: u32,
+    /// Where the IP header begins.
+    pub l2: u32,
     /// Not zero if the time of the flow's last packet was written, which is once a second.
     pub is_due: u32,
     /// Not zero if the connection has ended, or was reset.
@@ -57,6 +67,8 @@ pub struct Work {
     pub icmp: u32,
     /// Where the quoted packet begins.
     pub quoted: u32,
+    /// Not zero for a fragment of an IPv4 packet. All but the first have no TCP header.
+    pub fragment: u32,
 }
 
 /// One for each processor. Packets are handled with softirqs disabled, so no other packet comes between.
@@ -65,7 +77,7 @@ static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
 impl Work {
     /// Reads the headers of a packet whose IP header begins at `l2`, given `skb->protocol`. `None` if it
-    /// is neither a TCP packet nor an error about one, or a fragment.
+    /// is neither a TCP packet nor an error about one, or a fragment of an IPv6 packet.
     #[inline(always)]
     pub fn of(ctx: &TcContext, l2: usize, protocol: u32) -> Option<&'static mut Self> {
         let work = WORK.get_ptr_mut(0)?;
@@ -82,11 +94,21 @@ impl Work {
             _ => None,
         };
         let Some(ip) = ip else { return false };
+        (self.fragment, self.device, self.peer, self.l2) = (ip.fragment, 0, NONE, l2 as u32);
         match ip.protocol {
+            PROTO_TCP if self.is_later() => {
+                (self.tuple, self.flags, self.icmp) = (ip.tuple, 0, 0);
+                true
+            }
             PROTO_TCP => self.tcp(ctx, ip).is_some(),
-            ICMP | ICMPV6 => self.error(ctx, &ip).is_some(),
+            ICMP | ICMPV6 if ip.fragment == 0 => self.error(ctx, &ip).is_some(),
             _ => false,
         }
+    }
+
+    /// A fragment without the ports.
+    pub fn is_later(&self) -> bool {
+        self.fragment & IS_LATER != 0
     }
 
     #[inline(always)]
@@ -110,7 +132,7 @@ impl Work {
             (ICMPV6, 1..=4) if ip.tuple.family == FAMILY_V6 => Ip::v6(ctx, quoted),
             _ => None,
         }?;
-        if inner.protocol != PROTO_TCP {
+        if inner.protocol != PROTO_TCP || inner.fragment & IS_LATER != 0 {
             return None;
         }
         let ports: [u16; 2] = ctx.load(inner.end).ok()?;
@@ -131,23 +153,28 @@ struct Ip {
     /// Without ports.
     tuple: Tuple,
     protocol: u8,
+    /// [`Work::fragment`].
+    fragment: u32,
     /// Where the header of that protocol begins.
     end: usize,
 }
 
 impl Ip {
-    /// The header at this place; `None` if it is none, or the packet is a fragment.
+    /// The header at this place; `None` if it is none.
     #[inline(always)]
     fn v4(ctx: &TcContext, at: usize) -> Option<Self> {
         let ip: [u32; 5] = ctx.load(at).ok()?;
         let version = u32::from_be(ip[0]) >> 24;
-        let (words, fragment) = (version & 15, u32::from_be(ip[1]) & IPV4_FRAGMENT);
-        if version >> 4 != 4 || words < 5 || fragment != 0 {
+        let (words, second) = (version & 15, u32::from_be(ip[1]));
+        if version >> 4 != 4 || words < 5 {
             return None;
         }
+        let later = if second & IPV4_OFFSET == 0 { 0 } else { IS_LATER };
+        let fragment = if second & IPV4_FRAGMENT == 0 { 0 } else { second >> 16 | IS_FRAGMENT | later };
         let (source, destination) = ([ip[3], 0, 0, 0], [ip[4], 0, 0, 0]);
         let tuple = Tuple { source, destination, family: FAMILY_V4, ..Tuple::default() };
-        Some(Self { tuple, protocol: (u32::from_be(ip[2]) >> 16) as u8, end: at + 4 * words as usize })
+        let protocol = (u32::from_be(ip[2]) >> 16) as u8;
+        Some(Self { tuple, protocol, fragment, end: at + 4 * words as usize })
     }
 
     /// The same. Extension headers are skipped.
@@ -165,6 +192,6 @@ impl Ip {
         }
         let (source, destination) = ([ip[2], ip[3], ip[4], ip[5]], [ip[6], ip[7], ip[8], ip[9]]);
         let tuple = Tuple { source, destination, family: FAMILY_V6, ..Tuple::default() };
-        Some(Self { tuple, protocol, end })
+        Some(Self { tuple, protocol, fragment: 0, end })
     }
 }

@@ -8,9 +8,12 @@ use aya_ebpf::{
     helpers::generated::bpf_csum_diff,
     programs::TcContext,
 };
-use pod_steer_ebpf::{FAMILY_V4, Tuple};
+use pod_steer_ebpf::{FAMILY_V4, FLOW_PEER, NONE, Tuple};
 
-use super::headers::{IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work};
+use super::{
+    headers::{IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work},
+    rewrite::ipv4_header_address,
+};
 use crate::maps::{FLOWS, PENDING};
 
 /// Of the ICMP header.
@@ -24,8 +27,10 @@ pub fn find(work: &mut Work, comes_in: bool) -> bool {
     key.reply = u8::from(!comes_in);
     // SAFETY: the tuple is copied, and never changes.
     let found = unsafe { FLOWS.get(&key) }.or_else(|| unsafe { PENDING.get(&key) });
-    let Some(flow) = found.filter(|flow| flow.device == 0) else { return false };
+    let Some(flow) = found.filter(|flow| flow.device == 0 || flow.flags & FLOW_PEER != 0) else { return false };
     work.to = flow.to.reversed();
+    // An error about a packet of the server goes where the client's packets go.
+    work.peer = if comes_in && flow.flags & FLOW_PEER != 0 { flow.backend } else { NONE };
     true
 }
 
@@ -41,16 +46,9 @@ pub fn translate(ctx: &TcContext, l2: usize, work: &Work, comes_in: bool) -> boo
 #[inline(always)]
 fn ipv4(ctx: &TcContext, l2: usize, work: &Work, comes_in: bool) -> Result<(), c_long> {
     let (from, to, quoted) = (&work.tuple, &work.to, work.quoted as usize);
-    let address = |header: usize, at: usize, old: u32, new: u32| {
-        if old == new {
-            return Ok(());
-        }
-        ctx.l3_csum_replace(header + IPV4_CHECKSUM, old.into(), new.into(), 4)?;
-        ctx.store(header + at, &new, 0)
-    };
-    address(quoted, IPV4_SOURCE, from.source[0], to.source[0])?;
-    address(quoted, IPV4_DESTINATION, from.destination[0], to.destination[0])?;
-    if comes_in { address(l2, IPV4_DESTINATION, from.source[0], to.source[0]) } else { Ok(()) }
+    ipv4_header_address(ctx, quoted, IPV4_SOURCE, from.source[0], to.source[0])?;
+    ipv4_header_address(ctx, quoted, IPV4_DESTINATION, from.destination[0], to.destination[0])?;
+    if comes_in { ipv4_header_address(ctx, l2, IPV4_DESTINATION, from.source[0], to.source[0]) } else { Ok(()) }
 }
 
 /// The checksum of ICMPv6 covers the addresses of its own packet too.

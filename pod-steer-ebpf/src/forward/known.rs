@@ -1,7 +1,7 @@
 //! Finds the connection that a packet belongs to, and keeps the entries of both its directions.
 
 use aya_ebpf::programs::TcContext;
-use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_LOCAL, FLOW_RST, Flow, NONE, Tuple};
+use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Tuple};
 
 use super::{
     adopt,
@@ -100,7 +100,7 @@ fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
     // lost so only lets the entry live longer.
     unsafe {
         work.to = (*flow).to;
-        work.device = (*flow).device;
+        go(work, (*flow).device, (*flow).flags, (*flow).backend);
         work.is_due = u32::from(now.wrapping_sub((*flow).seen_ns) > SEEN_EVERY_NS);
         if work.is_due != 0 {
             (*flow).seen_ns = now;
@@ -121,6 +121,13 @@ fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
         work.is_over = u32::from(flags & FLOW_RST != 0 || flags & ENDS == ENDS);
         (*flow).service
     }
+}
+
+/// Sets where the packets of a flow are handed over to.
+#[inline(always)]
+pub fn go(work: &mut Work, device: u32, flags: u32, backend: u32) {
+    work.device = device;
+    work.peer = if flags & FLOW_PEER != 0 { backend } else { NONE };
 }
 
 /// Both ends have sent FIN.
@@ -168,7 +175,7 @@ pub fn hold(ifindex: u32, work: &mut Work) -> bool {
 fn reply(ifindex: u32, work: &mut Work) {
     work.device = work.flow.device;
     work.flow.to = work.tuple.reversed();
-    if work.device != 0 {
+    if work.device != 0 || work.flow.flags & FLOW_PEER != 0 {
         work.flow.device = ifindex;
     }
 }

@@ -1,21 +1,32 @@
-//! Clients whose packets the kernel's forwarding does not carry: those on this machine, and those on the backend's own link. Their packets
-//! are handed over to the device that leads to the backend, and the replies to the device that they came by: neither passes a FORWARD
-//! chain. Where the server could not answer the client's own address, it sees the address of this machine on its link instead.
+//! Clients whose packets the kernel's forwarding does not carry: those on this machine, those on the backend's own link,
+//! and all of a backend that asks for it. Their packets are handed over to the device that leads to the backend, or into
+//! its namespace, and the replies to the device that they came by: neither passes a FORWARD chain. Where the server could
+//! not answer the client's own address, it sees the address of this machine on its link instead.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::generated, programs::TcContext};
-use pod_steer_ebpf::{Destination, FAMILY_V4, FLOW_SOURCE, Flow, OwnConnection, PROBE_SOURCE_V4, ProbeKey, Tuple};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT},
+    helpers::generated,
+    programs::TcContext,
+};
+use pod_steer_ebpf::{
+    Destination, FAMILY_V4, FLOW_PEER, FLOW_SOURCE, Flow, NONE, OwnConnection, PROBE_SOURCE_V4, ProbeKey, Tuple,
+};
 
 use super::{
     headers::Work,
+    routes::{Route, route},
     sockets::{is_connection, state},
 };
 use crate::{
-    maps::{FLOWS, OWN_CONNECTIONS, PENDING, PROBES, netns_cookie, seed},
+    maps::{FLOWS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, netns_cookie, seed},
     own,
     packet::{LOOPBACK_V6, Packet},
     table::{finish, mix},
 };
 
+/// Of `bpf_check_mtu`: each packet that a large one will be cut into counts (`BPF_MTU_CHK_SEGS` in `include/uapi/linux/bpf.h`).
+const MTU_OF_SEGMENTS: u64 = 1;
 /// Index of the loopback device: it is the first of every namespace.
 pub const LOOPBACK: u32 = 1;
 /// A reply entry that is younger may be of a connection that is being opened.
@@ -56,11 +67,14 @@ fn is_v6_loopback(address: &[u32; 4]) -> bool {
     (address[0] ^ a) | (address[1] ^ b) | (address[2] ^ c) | (address[3] ^ d) == 0
 }
 
-/// Completes a choice for a client that came by this device. False if the backend cannot answer it.
+/// Completes a choice of this backend for a client that came by this device. False if the backend cannot answer it.
 #[inline(always)]
-pub fn hand_over(flow: &mut Flow, destination: &Destination, ifindex: u32) -> bool {
+pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifindex: u32) -> bool {
     let is_on_link = ifindex == destination.device;
     if ifindex != LOOPBACK && !is_on_link {
+        if end(backend) != 0 {
+            flow.flags = FLOW_PEER;
+        }
         return true;
     }
     flow.device = destination.device;
@@ -129,10 +143,48 @@ fn same(back: &Tuple, tuple: &Tuple) -> bool {
         && back.destination_port == tuple.source_port
 }
 
+/// The end of a backend's pair in this namespace, if its packets are handed over to the other end; else zero.
+#[inline(always)]
+pub fn end(backend: u32) -> u32 {
+    if backend == NONE {
+        return 0;
+    }
+    // SAFETY: the value is copied.
+    unsafe { PEERS.get(backend) }.copied().unwrap_or(0)
+}
+
+/// Index of the device by which the reply of a server behind this device leaves; zero if there is no route.
+#[inline(never)]
+pub fn leaves_by(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> u32 {
+    let Route { verdict, device } = route(ctx, ifindex, tuple);
+    let routed = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH].map(i64::from);
+    if verdict == routed[0] || verdict == routed[1] { device } else { 0 }
+}
+
+/// Hands a rewritten packet over to the other end of a pair.
+#[inline(always)]
+pub fn into(end: u32) -> i32 {
+    // SAFETY: the helper has no requirements. Since Linux 5.10.
+    verdict(unsafe { generated::bpf_redirect_peer(end, 0) })
+}
+
+#[inline(always)]
+fn verdict(code: i64) -> i32 {
+    if code < 0 { TC_ACT_SHOT } else { code as i32 }
+}
+
+/// Whether a packet can leave by a device as it is. Otherwise it is left to the kernel's forwarding, which cuts it or tells its sender.
+#[inline(always)]
+pub fn fits(ctx: &TcContext, device: u32) -> bool {
+    let mut mtu = 0u32;
+    // SAFETY: the context and the pointer are valid. Since Linux 5.12.
+    device == LOOPBACK
+        || unsafe { generated::bpf_check_mtu(ctx.as_ptr().cast(), device, &raw mut mtu, 0, MTU_OF_SEGMENTS) } == 0
+}
+
 /// Hands a rewritten packet over to a device.
 #[inline(always)]
 pub fn redirect(device: u32) -> i32 {
     // SAFETY: without parameters the helper looks up the next hop. Since Linux 5.10.
-    let verdict = unsafe { generated::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) };
-    if verdict < 0 { TC_ACT_SHOT } else { verdict as i32 }
+    verdict(unsafe { generated::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) })
 }

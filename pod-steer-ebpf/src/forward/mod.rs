@@ -1,6 +1,7 @@
 //! Forwarding: connections to backends in network namespaces of their own. The programs of a device choose for each SYN by the same
 //! tables as `lookup`, rewrite the destination, and leave the packet to the kernel's forwarding. The replies are rewritten back where
-//! they leave the machine. `syn` chooses, `known` finds connections by their entries and `adopt` those without, `headers` reads a packet and `rewrite` changes it.
+//! they leave the machine. `syn` chooses, `known` finds connections by their entries and `adopt` those without, `ports` and
+//! `headers` read a packet and `rewrite` changes it.
 //!
 //! A packet that none of them knows passes unchanged.
 #![allow(
@@ -9,11 +10,14 @@
 )]
 
 mod adopt;
+mod fragments;
 mod headers;
 mod icmp;
 mod known;
 mod local;
+mod ports;
 mod rewrite;
+mod routes;
 mod sockets;
 mod syn;
 
@@ -28,7 +32,10 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{FLOW_LOCAL, FORWARD_MARK, NONE, Tuple, forwarded_place};
 
-use self::headers::Work;
+use self::{
+    headers::Work,
+    ports::{Look, look},
+};
 use crate::{
     maps::{FORWARDED, PENDING, SERVICE_COUNTERS, count, differ},
     packet::Packet,
@@ -75,19 +82,36 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     if skb.pkt_type != PACKET_HOST || skb.vlan_present != 0 {
         return NEXT;
     }
+    match look(ctx, l2, skb.protocol) {
+        Look::Tcp(source, destination)
+            if is_forwarded(source, true) || is_forwarded(destination, false) || is_forwarded(destination, true) => {}
+        Look::Closer => {}
+        _ => return NEXT,
+    }
     let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
     if work.icmp != 0 {
         let is_ours = is_forwarded(work.tuple.source_port, false) && icmp::find(work, true);
         return error(ctx, l2, work, is_ours, true, skb.mark);
     }
+    if work.is_later() {
+        return fragments::follow(ctx, l2, work, false, skb.mark);
+    }
+    fragments::begin(work, false);
     // A reply to a client of this machine, or of the backend's own link.
     if is_forwarded(work.tuple.source_port, true) {
         let service = known::from_server(work);
-        if service != NONE && work.device != 0 {
+        if service != NONE && work.peer != NONE {
+            // Past the kernel's forwarding, and by where its routes say.
+            work.device = local::leaves_by(ctx, skb.ifindex, &work.tuple);
+            work.peer = NONE;
+        }
+        if service != NONE && work.device != 0 && local::fits(ctx, work.device) {
             return hand_over(ctx, l2, work, service, skb.mark);
         }
         if service != NONE {
             // It is rewritten where it leaves, and its mark lets it get there.
+            (work.to, work.device) = (work.tuple, 0);
+            fragments::note(work, false);
             ctx.set_mark(skb.mark | FORWARD_MARK);
             return NEXT;
         }
@@ -115,14 +139,24 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     hand_over(ctx, l2, work, service, skb.mark)
 }
 
-/// Rewrites a packet, and leaves it to the kernel or to the device of its flow.
+/// Rewrites a packet, and leaves it to the kernel, or hands it over.
 #[inline(always)]
 fn hand_over(ctx: &TcContext, l2: usize, work: &Work, service: u32, mark: u32) -> i32 {
     if !rewrite::rewrite(ctx, l2, work) {
         return dropped(service);
     }
+    fragments::note(work, false);
+    leave(ctx, work.device, local::end(work.peer), mark)
+}
+
+/// Hands a packet over to the other end of this pair, or to a device; without either, the kernel forwards it.
+#[inline(always)]
+fn leave(ctx: &TcContext, device: u32, end: u32, mark: u32) -> i32 {
+    if end != 0 {
+        return local::into(end);
+    }
     ctx.set_mark(mark | FORWARD_MARK);
-    if work.device == 0 { NEXT } else { local::redirect(work.device) }
+    if device == 0 { NEXT } else { local::redirect(device) }
 }
 
 /// The IP header begins at `l2`.
@@ -134,11 +168,20 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
     if skb.vlan_present != 0 {
         return NEXT;
     }
+    match look(ctx, l2, skb.protocol) {
+        Look::Tcp(source, destination) if is_forwarded(source, true) || is_forwarded(destination, true) => {}
+        Look::Closer => {}
+        _ => return NEXT,
+    }
     let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
     if work.icmp != 0 {
         let is_ours = is_forwarded(work.tuple.destination_port, true) && icmp::find(work, false);
         return error(ctx, l2, work, is_ours, false, skb.mark);
     }
+    if work.is_later() {
+        return fragments::follow(ctx, l2, work, true, skb.mark);
+    }
+    fragments::begin(work, true);
     if work.begins() && skb.mark & FORWARD_MARK == 0 && is_forwarded(work.tuple.destination_port, true) {
         known::forget_reply(ctx, &work.tuple);
     }
@@ -146,7 +189,14 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
         return NEXT;
     }
     let service = known::from_server(work);
-    if service == NONE || rewrite::rewrite(ctx, l2, work) { NEXT } else { dropped(service) }
+    if service == NONE {
+        return NEXT;
+    }
+    if !rewrite::rewrite(ctx, l2, work) {
+        return dropped(service);
+    }
+    fragments::note(work, true);
+    NEXT
 }
 
 /// An error of ICMP, which is translated if it is about a forwarded connection.
@@ -158,10 +208,7 @@ fn error(ctx: &TcContext, l2: usize, work: &Work, is_ours: bool, comes_in: bool,
     if !icmp::translate(ctx, l2, work, comes_in) {
         return TC_ACT_SHOT;
     }
-    if comes_in {
-        ctx.set_mark(mark | FORWARD_MARK);
-    }
-    NEXT
+    if comes_in { leave(ctx, 0, local::end(work.peer), mark) } else { NEXT }
 }
 
 /// A packet of which some may have been rewritten, and some has not.

@@ -26,8 +26,8 @@ pub fn rewrite(ctx: &TcContext, l2: usize, work: &Work) -> bool {
 fn addresses(ctx: &TcContext, l2: usize, work: &Work) -> Result<(), c_long> {
     let (from, to, checksum) = (&work.tuple, &work.to, work.tcp as usize + TCP_CHECKSUM);
     if from.family == FAMILY_V4 {
-        ipv4_address(ctx, checksum, l2, l2 + IPV4_SOURCE, from.source[0], to.source[0])?;
-        ipv4_address(ctx, checksum, l2, l2 + IPV4_DESTINATION, from.destination[0], to.destination[0])
+        ipv4_address(ctx, checksum, l2, IPV4_SOURCE, from.source[0], to.source[0])?;
+        ipv4_address(ctx, checksum, l2, IPV4_DESTINATION, from.destination[0], to.destination[0])
     } else {
         ipv6_address(ctx, checksum, l2 + IPV6_SOURCE, &from.source, &to.source)?;
         ipv6_address(ctx, checksum, l2 + IPV6_DESTINATION, &from.destination, &to.destination)
@@ -47,8 +47,17 @@ fn ipv4_address(ctx: &TcContext, checksum: usize, l2: usize, at: usize, old: u32
         return Ok(());
     }
     ctx.l4_csum_replace(checksum, old.into(), new.into(), u64::from(BPF_F_PSEUDO_HDR) | 4)?;
+    ipv4_header_address(ctx, l2, at, old, new)
+}
+
+/// Replaces an address at this place of an IPv4 header that begins at `l2`, and nothing beyond the header.
+#[inline(always)]
+pub fn ipv4_header_address(ctx: &TcContext, l2: usize, at: usize, old: u32, new: u32) -> Result<(), c_long> {
+    if old == new {
+        return Ok(());
+    }
     ctx.l3_csum_replace(l2 + IPV4_CHECKSUM, old.into(), new.into(), 4)?;
-    ctx.store(at, &new, 0)
+    ctx.store(l2 + at, &new, 0)
 }
 
 /// IPv6 has no checksum of its own, so the difference is not cancelled in that of the whole packet: the helper adds it.

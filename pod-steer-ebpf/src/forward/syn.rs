@@ -1,20 +1,14 @@
 //! Chooses a backend for a new connection that comes by a device.
 
-use core::mem;
-
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup},
-    helpers::generated,
-    programs::TcContext,
-};
-use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, Flow, NONE, PROTO_TCP, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
+use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
+use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
 
 use super::{
     headers::Work,
     known,
     local::{self, LOOPBACK},
     now,
+    routes::{Route, route},
     sockets::{NO_SOCKET, is_alive, listener, state},
 };
 use crate::{
@@ -62,14 +56,15 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
         && is_listening(work.flow.cookie)
     {
         work.to = work.flow.to;
-        work.device = work.flow.device;
+        let Flow { device, flags, backend, .. } = work.flow;
+        known::go(work, device, flags, backend);
         return known::towards(&work.flow).unwrap_or(NONE);
     }
     // SAFETY: the fields are copied, and never change.
     if let Some(flow) = unsafe { FLOWS.get(&work.tuple) } {
         let (service, nsid) = (flow.service, flow.nsid);
         work.to = flow.to;
-        work.device = flow.device;
+        known::go(work, flow.device, flow.flags, flow.backend);
         if is_alive(state(ctx, &work.to, nsid), NO_SOCKET) {
             // The server answers, and the client ends the old connection.
             return service;
@@ -93,6 +88,10 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         let _ = PENDING.insert(&work.tuple, &work.flow, 0);
         return NONE;
     }
+    // The other end of a pair expects Ethernet headers.
+    if work.l2 == 0 {
+        work.flow.flags &= !FLOW_PEER;
+    }
     if !local::has_port(ctx, work.flow.seen_ns, work) {
         count!(SERVICE_COUNTERS, work.flow.service, ports_exhausted);
         return REPEAT;
@@ -107,6 +106,8 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     if !known::hold(ifindex, work) {
         return NONE;
     }
+    let Flow { device, flags, backend, .. } = work.flow;
+    known::go(work, device, flags, backend);
     count!(BACKEND_COUNTERS, work.flow.backend, steered);
     work.flow.service
 }
@@ -127,20 +128,9 @@ pub fn is_for_here(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> bool {
     if tuple.family != FAMILY_V4 && (is_link_local(&tuple.destination) || is_link_local(&tuple.source)) {
         return false;
     }
-    // SAFETY: integers and arrays of them.
-    let mut fib: bpf_fib_lookup = unsafe { mem::zeroed() };
-    fib.family = tuple.family;
-    fib.l4_protocol = PROTO_TCP;
-    fib.ifindex = ifindex;
-    fib.sport = tuple.source_port;
-    fib.dport = tuple.destination_port;
-    fib.__bindgen_anon_3.ipv6_src = tuple.source;
-    fib.__bindgen_anon_4.ipv6_dst = tuple.destination;
-    // SAFETY: the context and the parameters are valid.
-    let found =
-        unsafe { generated::bpf_fib_lookup(ctx.as_ptr().cast(), &raw mut fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let Route { verdict, .. } = route(ctx, ifindex, tuple);
     // Also a destination that is unreachable or multicast; no rule's backend is taken for those, as no socket is.
-    found == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
+    verdict == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
 }
 
 /// Whether an IPv6 address is in fe80::/10.
@@ -196,7 +186,7 @@ impl Chooser for Pick<'_> {
         if bound != [0; 4] && bound != address {
             return Visit::TryNext;
         }
-        if !local::hand_over(self.flow, destination, self.ifindex) {
+        if !local::hand_over(self.flow, index, destination, self.ifindex) {
             count!(SERVICE_COUNTERS, service, no_destination);
             return Visit::TryNext;
         }

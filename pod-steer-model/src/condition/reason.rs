@@ -62,6 +62,7 @@ reasons! {
     NotReachable: Warning, "The container listens only at addresses that no forwarded packet reaches.";
     DevicesNotAttached: Warning, "The programs that forward packets are not attached to some network devices.";
     FirewallDrops: Warning, "The host's firewall drops forwarded packets, and pod-steer could not let them pass.";
+    PeerRefused: Warning, "The kernel may lack the fix of CVE-2025-37959, so the backend's packets are forwarded instead of handed over.";
     ForwardUnanswered: Warning, "Connections are forwarded to the backend and none opens; the host's firewall may drop them.";
     SandboxGone: Warning, "The network namespace of the container's sandbox is no longer in use, so no client arrives there.";
     PortNotAllowed: Warning, "The configuration does not let the service claim this port.";
@@ -115,6 +116,7 @@ reasons! {
     PortWithoutListener: Info, "The backend listens on some of its ports and not on this one.";
     AddressOfOtherService: Info, "Another service has claimed single addresses of the backend's port.";
     PortOfOtherUser: Info, "The port is another user's, so the backend's queue is lost when it stops.";
+    PastFirewall: Info, "Clients' packets are handed over to the container past the host's firewall, as its label asks.";
     ConnectionsNotCounted: Info, "The number of the backend's connections is not known.";
 }
 

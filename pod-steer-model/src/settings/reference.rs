@@ -35,10 +35,11 @@ pub(crate) static OF_BACKEND: [Declaration; 5] = [
     ),
     Declaration::new(
         "via",
-        "`auto`, `socket`, `forward`",
+        "`auto`, `socket`, `forward`, `peer`",
         "`auto`",
-        "How clients reach the container: by its sockets where they are in the ingress namespace, or by forwarding their packets to its own \
-         network namespace. A container behind a bridge gets clients with `forward` only.",
+        "How clients reach the container: `socket` by its sockets, which must be where clients arrive (the host's network, or a pod), \
+         `forward` by forwarding their packets to its own network namespace behind a bridge, `peer` by handing them over past the host's firewall. `auto` is `socket` on the host's network and in \
+         pods, else `forward`.",
     ),
 ];
 

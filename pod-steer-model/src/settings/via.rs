@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
-    /// By its socket where that is in the ingress namespace.
+    /// By its socket where that is in the ingress namespace, else by forwarding their packets to its own network namespace. In a pod, the
+    /// ingress namespace is the pod's.
     #[default]
     Auto,
-    /// The same. A backend in a network namespace of its own gets no clients.
+    /// By its socket. A backend in a network namespace of its own gets no clients, unless that is a pod.
     Socket,
-    /// By forwarding their packets to its network namespace, if it has one of its own.
+    /// By forwarding their packets to its network namespace, if it has one of its own, even if that is a pod.
     Forward,
+    /// The same, but by handing the packets over into the namespace, past the host's firewall and routing.
+    Peer,
 }
 
 impl Via {
@@ -27,7 +30,8 @@ impl Via {
             "auto" => Ok(Self::Auto),
             "socket" => Ok(Self::Socket),
             "forward" => Ok(Self::Forward),
-            _ => Err("it is unknown; use auto, socket or forward".to_owned()),
+            "peer" => Ok(Self::Peer),
+            _ => Err("it is unknown; use auto, socket, forward or peer".to_owned()),
         }
     }
 
@@ -37,6 +41,7 @@ impl Via {
             Self::Auto => "auto",
             Self::Socket => "socket",
             Self::Forward => "forward",
+            Self::Peer => "peer",
         }
     }
 }
@@ -47,12 +52,12 @@ mod tests {
 
     #[test]
     fn every_way_is_read_as_it_is_written() {
-        for via in [Via::Auto, Via::Socket, Via::Forward] {
+        for via in [Via::Auto, Via::Socket, Via::Forward, Via::Peer] {
             assert_eq!(Via::parse(via.word()), Ok(via));
             assert_eq!(serde_json::to_value(via).unwrap(), via.word());
         }
         for wrong in ["", "Forward", "nat", "peer "] {
-            assert!(Via::parse(wrong).unwrap_err().contains("auto, socket or forward"), "{wrong}");
+            assert!(Via::parse(wrong).unwrap_err().contains("auto, socket, forward or peer"), "{wrong}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 /// The remedy of every condition here: then its sockets are in a namespace where clients arrive.
 const SHARE: &str = "start it with `--network host`, or let it join a pod with `--network container:ID`";
 /// The same for a container to which packets can be forwarded.
-const FORWARD: &str = "label it `pod-steer.via=forward`, start it with `--network host`, or let it join a pod with `--network container:ID`";
+const FORWARD: &str = "remove its label `pod-steer.via=socket`, start it with `--network host`, or let it join a pod with `--network container:ID`";
 
 /// A connection to an ingress namespace: a virtual Ethernet pair, of which that namespace has one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Bridge {
     pub ingress: Netns,
     /// The number by which the ingress namespace knows the container's. The kernel gives it to another namespace when that one has ended.
     pub nsid: i32,
+    /// Index of the end of the pair in the ingress namespace; zero if an earlier version has stored this.
+    #[serde(default)]
+    pub end: u32,
     /// Index of the bridge in the ingress namespace, or of the end of the pair there if no bridge has it.
     pub device: u32,
     /// The name of that device.
@@ -189,6 +192,7 @@ mod tests {
         Bridge {
             ingress: Netns { dev: 4, inode: 4_026_531_840, cookie: NetnsCookie(1) },
             nsid: 0,
+            end: 9,
             device: 3,
             name: "docker0".to_owned(),
             v4: Some(Ipv4Addr::new(172, 17, 0, 2)),

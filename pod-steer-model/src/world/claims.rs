@@ -75,12 +75,7 @@ pub(super) fn of<'a>(
 ) -> Claims<'a> {
     let world = facts.world;
     let held = held(facts.claimed.iter().copied());
-    let pods: BTreeSet<NetnsCookie> = world
-        .backends
-        .values()
-        .filter(|backend| matches!(backend.network, Network::Joined))
-        .filter_map(|backend| backend.netns.map(|netns| netns.cookie))
-        .collect();
+    let pods = world.pods();
     let mut claims = Claims::default();
     for backend in by_age {
         let Some(netns) = backend.ingress().filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
@@ -99,7 +94,10 @@ pub(super) fn of<'a>(
             plan.add_condition(backend.index, fault.clone());
             continue;
         }
-        if backend.network == Network::Own && backend.forwarded().is_none() && !pods.contains(&netns.cookie) {
+        if backend.network == Network::Own
+            && backend.forwarded().is_none()
+            && !(pods.has(backend) || pods.has_unreached(backend))
+        {
             plan.add_condition(backend.index, backend.own_network());
             continue;
         }
@@ -230,7 +228,8 @@ pub(super) fn is_taken(port: Port, listener: &Listener) -> Condition {
     Condition::new(
         Reason::PortInUse,
         format!("a process that pod-steer does not manage already listens on port {port}, at {place}"),
-        "stop it, choose another port or address, or set the fallback to `pass` to let it answer whenever no backend is left",
+        "stop it (if it is docker-proxy, start the container without `-p`), choose another port or address, or set the fallback to `pass` \
+         to let it answer whenever no backend is left",
     )
 }
 

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Backend, Bridge, Phase, Plan, Socket, scope::Facts};
+use super::{Backend, Bridge, Phase, Plan, Socket, World, scope::Facts};
 use crate::{
     condition::{Condition, Reason},
     ids::NetnsCookie,
@@ -34,6 +34,8 @@ pub struct Destination {
     pub gateway_v4: Option<Ipv4Addr>,
     /// [`Bridge::gateway_v6`].
     pub gateway_v6: Option<Ipv6Addr>,
+    /// [`Bridge::end`], if its packets are handed over to the other end.
+    pub peer: Option<u32>,
     /// The service.
     pub service: String,
     /// By port that its clients come to: the ports on which it may listen for them.
@@ -87,7 +89,7 @@ impl Backend {
     /// How it is connected, if packets are forwarded to it.
     pub fn forwarded(&self) -> Option<&Bridge> {
         // A container without a default route cannot answer, and its network is closed on purpose.
-        self.bridge.as_ref().filter(|bridge| self.spec.via == Via::Forward && !bridge.is_internal)
+        self.bridge.as_ref().filter(|bridge| self.spec.via != Via::Socket && !bridge.is_internal)
     }
 
     /// The namespace to which its clients come, once it is known.
@@ -108,12 +110,28 @@ impl Backend {
     }
 }
 
+/// What a backend whose packets are to be handed over past the host's firewall has to know.
+pub fn handed_over(world: &World, backend: &Backend) -> Option<Condition> {
+    backend.forwarded().filter(|_| backend.spec.via == Via::Peer)?;
+    Some(match &world.peer_refused {
+        Some(why) => {
+            let message = format!("its packets are forwarded instead of handed over: {why}");
+            Condition::new(Reason::PeerRefused, message, "boot a kernel with the fix of CVE-2025-37959")
+        }
+        None => {
+            let message = "its packets pass no rule of the host's firewall, and none of DOCKER-USER: it has the label `pod-steer.via=peer`";
+            Condition::without_remedy(Reason::PastFirewall, message)
+        }
+    })
+}
+
 /// Adds the destination of each forwarded backend, and the conditions of those whose sockets no client can reach.
 pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
     for backend in facts.backends.iter().filter(|backend| backend.phase != Phase::Exited) {
         let Some((bridge, netns)) = backend.forwarded().zip(backend.netns) else { continue };
         let own = facts.world.sockets.values().filter(|socket| socket.backend == backend.index);
         let own: Vec<&Socket> = own.filter(|socket| backend.serves_by(socket)).collect();
+        let wants_peer = backend.spec.via == Via::Peer;
         let mut ports: BTreeMap<u16, BTreeSet<u16>> = BTreeMap::new();
         for map in &backend.spec.ports {
             let hidden = own.iter().filter(|socket| socket.port == map.target_port());
@@ -129,6 +147,7 @@ pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
             device: bridge.device,
             gateway_v4: bridge.gateway_v4,
             gateway_v6: bridge.gateway_v6,
+            peer: (wants_peer && facts.world.peer_refused.is_none() && bridge.end != 0).then_some(bridge.end),
             service: backend.spec.service.clone(),
             ports,
         };
@@ -156,7 +175,7 @@ mod tests {
     use crate::{
         ids::{BackendIndex, SocketCookie},
         world::{
-            Network, State, World,
+            Network, State,
             tests::{HOST, backend, key, members, socket, world},
         },
     };
@@ -167,6 +186,7 @@ mod tests {
         Bridge {
             ingress: HOST,
             nsid: 3,
+            end: 9,
             device: 5,
             name: "docker0".to_owned(),
             v4: Some(Ipv4Addr::new(172, 17, 0, 2)),
@@ -185,7 +205,6 @@ mod tests {
     fn mixed(sockets: impl IntoIterator<Item = Socket>) -> World {
         let mut own = backend(1, "web", "80:8080");
         (own.network, own.netns, own.bridge) = (Network::Own, Some(INSIDE), Some(bridge()));
-        own.spec.via = Via::Forward;
         let mut world = world([backend(0, "web", "80"), own], [socket(0, "0.0.0.0", 80)]);
         world.sockets.extend((200..).map(SocketCookie).zip(sockets));
         world.forwarding.insert(HOST.cookie);
@@ -216,15 +235,31 @@ mod tests {
     }
 
     #[test]
-    fn only_a_backend_that_asks_for_it_is_forwarded_to() {
-        for via in [Via::Auto, Via::Socket] {
-            let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
-            world.backends.get_mut("id1").unwrap().spec.via = via;
+    fn a_backend_that_wants_clients_by_its_sockets_alone_is_not_forwarded_to() {
+        let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+        world.backends.get_mut("id1").unwrap().spec.via = Via::Socket;
+        let plan = world.plan();
+        assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
+        assert!(plan.destinations.is_empty());
+        assert_eq!(plan.conditions[&BackendIndex(1)][0].reason, Reason::OwnNetwork);
+        world.backends.get_mut("id1").unwrap().spec.via = Via::Forward;
+        assert_eq!(members(&world.plan(), key(FAMILY_V4, 80)), [100, 200]);
+    }
+
+    #[test]
+    fn packets_are_handed_over_to_the_other_end_only_if_a_backend_asks_for_it_and_the_kernel_is_safe() {
+        let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+        let peer = |world: &mut World| {
             let plan = world.plan();
-            assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
-            assert!(plan.destinations.is_empty());
-            assert_eq!(plan.conditions[&BackendIndex(1)][0].reason, Reason::OwnNetwork);
-        }
+            let said = handed_over(world, &world.backends["id1"]).map(|condition| condition.reason);
+            assert!(plan.conditions.is_empty() && plan.states[&BackendIndex(1)] == State::Ready);
+            (plan.destinations[&BackendIndex(1)].peer, said)
+        };
+        assert_eq!(peer(&mut world), (None, None));
+        world.backends.get_mut("id1").unwrap().spec.via = Via::Peer;
+        assert_eq!(peer(&mut world), (Some(9), Some(Reason::PastFirewall)));
+        world.peer_refused = Some("it is old".to_owned());
+        assert_eq!(peer(&mut world), (None, Some(Reason::PeerRefused)));
     }
 
     #[test]
@@ -234,7 +269,7 @@ mod tests {
         let plan = world.plan();
         assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100]);
         let said = &plan.conditions[&BackendIndex(1)][0];
-        assert!(said.message.contains("internal") && !said.remedy.contains("via=forward"), "{said}");
+        assert!(said.message.contains("internal") && !said.remedy.contains("pod-steer.via"), "{said}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod options;
 mod others;
 mod plan;
 mod planned;
+mod pods;
 mod port_history;
 mod refused;
 mod scope;
@@ -54,10 +55,11 @@ pub use backend::{Backend, Health, Kind, Network, Phase, Socket};
 pub use bridge::{Bridge, Unreached};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
-pub use forwarded::Destination;
+pub use forwarded::{Destination, handed_over};
 pub use holders::Followed;
 pub use others::addresses_of_others;
 pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable};
+pub use pods::Pods;
 pub use port_history::PortHistory;
 pub use refused::{Refused, RefusedRule};
 pub use scope::Changed;
@@ -93,6 +95,8 @@ pub struct World {
     pub steered: BTreeSet<NetnsCookie>,
     /// Cookies of the namespaces from which packets are forwarded.
     pub forwarding: BTreeSet<NetnsCookie>,
+    /// Why no packet is handed over to the other end of a pair, if the kernel is not fit for it.
+    pub peer_refused: Option<String>,
     /// Cookies of the namespaces whose link was lost and is being attached again. Until then their backends keep their
     /// states.
     pub repairing: BTreeSet<NetnsCookie>,

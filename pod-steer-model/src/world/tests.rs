@@ -19,7 +19,7 @@ mod serving;
 mod stopping;
 
 pub(super) const HOST: Netns = Netns { dev: 4, inode: 1, cookie: NetnsCookie(10) };
-const POD: Netns = Netns { dev: 4, inode: 2, cookie: NetnsCookie(20) };
+pub const POD: Netns = Netns { dev: 4, inode: 2, cookie: NetnsCookie(20) };
 
 pub(super) fn backend(index: u32, service: &str, ports: &str) -> Backend {
     let spec = Spec {

@@ -157,6 +157,16 @@ fn reasons(service: &ServiceStatus) -> Vec<String> {
         (counters.paused, "held (the client retries): the service was paused"),
         (counters.network_no_backend, "chosen by weight instead of by network: the network's version had no backend"),
         (counters.assign_other, "slots skipped for another reason"),
+        (counters.not_forwarded, "slots skipped: the packet came by a device from which nothing is forwarded"),
+        (counters.no_destination, "slots skipped: the backend has no address of the client's family"),
+        (counters.flows_full, "connections that other packets may evict: the map of flows was full"),
+        (counters.not_rewritten, "packets dropped: the kernel had no memory to rewrite them"),
+        (counters.ports_exhausted, "SYNs dropped: every source port that the client could get was in use"),
+        (counters.adopted, "connections found again by their server's socket"),
+        (
+            counters.adopt_limited,
+            "packets of unknown connections for which no server was looked for: there were too many",
+        ),
     ];
     all.into_iter()
         .filter(|(count, _)| *count > 0)

@@ -340,6 +340,7 @@ impl Control {
         self.tell(&backend.spec.service, &backend.name, "gone", "");
         self.touch_service(&service);
         self.touch_pod(backend.network);
+        self.left(backend.network);
     }
 
     /// A backend listened before it was managed, and its port cannot be shared.

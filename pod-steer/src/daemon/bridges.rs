@@ -11,19 +11,20 @@ use crate::{
     netns::Netns,
     process_set::{ProcessSet, listeners_of_netns, open_netns},
     settings::Via,
-    world::{Backend, Bridge, Network, Phase, Unreached},
+    world::{Backend, Bridge, Network, Phase, Pods, Unreached},
 };
 
-/// Whether a backend has a network namespace of its own, and a process in it.
-fn is_looked_at(backend: &Backend) -> bool {
+/// Whether a backend has a network namespace of its own that is no pod, and a process in it.
+fn is_looked_at(backend: &Backend, pods: &Pods<'_>) -> bool {
     let runs = matches!(backend.phase, Phase::Running | Phase::Paused | Phase::Stopping);
-    runs && backend.network == Network::Own && backend.netns.is_some()
+    runs && backend.network == Network::Own && backend.netns.is_some() && !pods.has(backend)
 }
 
 impl Control {
     /// The network of a container may have changed.
     pub(super) fn look_at_network(&mut self, id: &str) {
-        if let Some(backend) = self.world.backends.get(id).filter(|backend| is_looked_at(backend)) {
+        let pods = self.world.pods();
+        if let Some(backend) = self.world.backends.get(id).filter(|backend| is_looked_at(backend, &pods)) {
             self.looks.add(backend.id.clone());
             self.begin_looks();
         }
@@ -31,21 +32,49 @@ impl Control {
 
     /// Looks at all of them again: not every change is told.
     pub(super) fn look_at_networks(&mut self) {
-        let own = self.world.backends.values().filter(|backend| is_looked_at(backend));
+        let pods = self.world.pods();
+        let own = self.world.backends.values().filter(|backend| is_looked_at(backend, &pods));
         self.looks.renew(own.map(|backend| backend.id.clone()));
         self.begin_looks();
     }
 
+    /// A backend has joined this namespace, which may have become a pod.
+    pub(super) fn joined(&mut self, netns: Netns) {
+        let pods = self.world.pods();
+        let is_owner =
+            |backend: &&Backend| backend.network == Network::Own && backend.netns == Some(netns) && pods.has(backend);
+        let owners: Vec<BackendId> =
+            self.world.backends.values().filter(is_owner).map(|backend| backend.id.clone()).collect();
+        for id in owners {
+            let Some(backend) = self.world.backends.get_mut(&id).filter(|backend| backend.bridge.is_some()) else {
+                continue;
+            };
+            backend.disconnected();
+            debug!(container = %id, %netns, "shares its namespace with another backend of its service: clients arrive there");
+            if let Err(error) = self.store.put(backend) {
+                warn!(error = %crate::chain(&error), "a restart will have to find this container again");
+            }
+        }
+    }
+
+    /// A backend of such a network is gone: what it had joined may be no pod any more.
+    pub(super) fn left(&mut self, network: Network) {
+        if network == Network::Joined {
+            self.look_at_networks();
+        }
+    }
+
     fn begin_looks(&mut self) {
+        let pods = self.world.pods();
         while let Some(id) = self.looks.begin() {
-            let backend = self.world.backends.get(&id).filter(|backend| is_looked_at(backend));
+            let backend = self.world.backends.get(&id).filter(|backend| is_looked_at(backend, &pods));
             let Some((netns, backend)) = backend.and_then(|backend| Some((backend.netns?, backend))) else {
                 self.looks.end(&id);
                 continue;
             };
             let processes = [self.processes_of(backend)];
             // Its service must not take a port from a server that listens where its clients come to.
-            let asks = backend.bridge.is_none() && backend.spec.via == Via::Forward;
+            let asks = backend.bridge.is_none() && backend.spec.via != Via::Socket;
             let failed = Event::Bridged { id: id.clone(), netns_cookie: netns.cookie, found: None };
             self.effects.run(failed, move || {
                 let found = look(netns, &processes, asks).inspect_err(|error| {
@@ -64,11 +93,15 @@ impl Control {
     }
 
     fn note_connection(&mut self, id: &BackendId, netns_cookie: NetnsCookie, found: Option<Found>) {
+        let pods = self.world.pods();
         // It may have been started again meanwhile.
-        let is_same = |backend: &&mut Backend| {
-            is_looked_at(backend) && backend.netns.is_some_and(|netns| netns.cookie == netns_cookie)
+        let is_same = |backend: &Backend| {
+            is_looked_at(backend, &pods) && backend.netns.is_some_and(|netns| netns.cookie == netns_cookie)
         };
-        let Some(backend) = self.world.backends.get_mut(id).filter(is_same) else { return };
+        if !self.world.backends.get(id).is_some_and(is_same) {
+            return;
+        }
+        let Some(backend) = self.world.backends.get_mut(id) else { return };
         let Some(Found { connection, listeners }) = found else { return };
         if !backend.connected(connection) {
             return;

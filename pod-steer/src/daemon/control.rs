@@ -124,6 +124,7 @@ impl Control {
         let mut world = World::new(config.ports.clone(), config.services.clone());
         (world.claimed, world.left) = (claimed, left);
         world.steered = kernel.namespaces().into_iter().collect();
+        world.peer_refused = crate::kernel::peer_refused();
         world.forwarding = kernel.forwarding().into_iter().collect();
         Ok(Self {
             world,

@@ -64,7 +64,13 @@ impl Control {
             return;
         }
         match self.kernel.begin_forwarding() {
-            Ok(()) => self.look_at_devices(false),
+            Ok(()) => {
+                // Programs of devices that are attached still may use the maps of the program before this one.
+                if self.world.forwarding.remove(&cookie) {
+                    self.touch();
+                }
+                self.look_at_devices(true);
+            }
             Err(error) => self.not_attached(&crate::chain(&error)),
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     listening::{self, Listener},
     netns::{self, Netns},
     procs::Process,
-    world::Kind,
+    world::{Kind, Network},
 };
 
 impl Control {
@@ -129,6 +129,9 @@ impl Control {
         self.check_foreign(index);
         self.touch_backend(index);
         self.touch_pod(network);
+        if network == Network::Joined {
+            self.joined(netns);
+        }
         self.look_at_network(id);
     }
 

@@ -7,9 +7,9 @@ use crate::{
     api::types::{
         BackendStatus, BridgeStatus, NamespaceStatus, ServiceCountersStatus, ServiceStatus, Status, SubjectCondition,
     },
-    condition::{Condition, Reason},
+    condition::{Condition, Reason, Severity},
     ids::BackendIndex,
-    world::{Backend, Kind, State},
+    world::{Backend, Kind, State, handed_over},
 };
 
 impl Control {
@@ -144,7 +144,8 @@ impl Control {
     pub(super) fn backend_warnings(&self, backend: &Backend) -> Vec<Condition> {
         let planned = self.plan.conditions.get(&backend.index).into_iter().flatten();
         let own = planned.chain(backend.conditions.values()).chain(self.checks.condition(&backend.id)).cloned();
-        own.chain(self.full_queues(backend)).collect()
+        let refused = handed_over(&self.world, backend).filter(|own| own.severity == Severity::Warning);
+        own.chain(self.full_queues(backend)).chain(refused).collect()
     }
 
     /// Every condition that an operator has to act on, but for those of the daemon as a whole.

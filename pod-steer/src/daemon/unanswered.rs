@@ -18,6 +18,16 @@ const AFTER: Duration = Duration::from_secs(10);
 /// Connections that come so far apart have nothing to do with each other.
 const APART: Duration = Duration::from_secs(60);
 
+/// What may be wrong and what to do, if the host's firewall sees the packets and if it does not.
+const FORWARDED: (&str, &str) = (
+    "connections are forwarded to it, and none opens: the host's firewall may drop them",
+    "let packets with the mark 0x40000000 pass, as docs/forwarding.md says",
+);
+const HANDED_OVER: (&str, &str) = (
+    "connections are handed over to it, and none opens: the container's own firewall or rp_filter may drop them",
+    "look at both, or label it `pod-steer.via=forward`",
+);
+
 /// The forwarded backends, by index.
 #[derive(Debug, Default)]
 pub(super) struct Unanswered(BTreeMap<BackendIndex, Seen>);
@@ -71,8 +81,8 @@ impl Control {
             let Some(backend) = self.world.by_index_mut(*index) else { continue };
             if is_unanswered {
                 is_news |= !backend.conditions.contains_key(&Reason::ForwardUnanswered);
-                let message = "connections are forwarded to it, and none opens: the host's firewall may drop them";
-                let remedy = "let packets with the mark 0x40000000 pass, as docs/forwarding.md says";
+                let is_handed_over = self.plan.destinations.get(index).is_some_and(|of| of.peer.is_some());
+                let (message, remedy) = if is_handed_over { HANDED_OVER } else { FORWARDED };
                 backend.set_condition(Condition::new(Reason::ForwardUnanswered, message, remedy));
             } else {
                 backend.end_condition(Reason::ForwardUnanswered);

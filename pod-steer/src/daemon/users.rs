@@ -10,13 +10,13 @@ use tracing::{debug, warn};
 
 use super::{Event, control::Control};
 use crate::{
-    condition::{Condition, Reason},
+    condition::{Condition, Reason, Severity},
     ids::NetnsCookie,
     listening, netns,
     ports::{Port, Proto},
     process_set::open_netns,
     procs::FoundSocket,
-    world::{Backend, addresses_of_others, missing_ports},
+    world::{Backend, addresses_of_others, handed_over, missing_ports},
 };
 
 fn port_key(netns_cookie: NetnsCookie, port: Port) -> PortKey {
@@ -182,7 +182,14 @@ impl Control {
             Condition::without_remedy(Reason::ConnectionsNotCounted, message)
         });
         let others = addresses_of_others(&self.world, backend);
-        moved.into_iter().chain(missing_ports(&self.world, backend)).chain(others).chain(uncounted).collect()
+        let past = handed_over(&self.world, backend).filter(|own| own.severity == Severity::Info);
+        moved
+            .into_iter()
+            .chain(missing_ports(&self.world, backend))
+            .chain(others)
+            .chain(uncounted)
+            .chain(past)
+            .collect()
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -18,6 +19,9 @@ use crate::{
     world::Destination,
 };
 
+/// The ports of a destination that was removed stay marked for so long.
+const PORTS_KEPT: Duration = Duration::from_secs(60);
+
 /// The directory of what only forwarding needs: its maps, and the links of devices.
 pub(super) const FORWARD: &str = "forward";
 
@@ -26,11 +30,15 @@ pub(super) struct Destinations {
     map: HashMap<MapData, u32, contract::Destination>,
     /// Those that this daemon has written.
     written: BTreeMap<BackendIndex, Destination>,
+    /// Those that it has removed, and when. Their connections may go on: a container that changes its network has none for a moment.
+    former: BTreeMap<BackendIndex, (Destination, Instant)>,
     candidates: HashMap<MapData, CandidateKey, Candidate>,
     /// Those in the map.
     known: BTreeMap<CandidateKey, Candidate>,
     /// The bits of ports that are set, if that map is open.
     ports: Option<(Array<MapData, u64>, Vec<u64>)>,
+    /// The backends whose packets are handed over to the other end of their pair, if that map is open.
+    peers: Option<(HashMap<MapData, u32, u32>, BTreeMap<u32, u32>)>,
     dir: PathBuf,
 }
 
@@ -42,22 +50,32 @@ impl Destinations {
         dir: &Path,
     ) -> Self {
         let known = candidates.iter().flatten().collect();
-        let mut new = Self { map, written: BTreeMap::new(), candidates, known, ports: None, dir: dir.to_owned() };
+        let mut new = Self {
+            map,
+            written: BTreeMap::new(),
+            former: BTreeMap::new(),
+            candidates,
+            known,
+            ports: None,
+            peers: None,
+            dir: dir.to_owned(),
+        };
         // Without the map, no packet is forwarded yet.
         let _ = new.open_ports();
         new
     }
 
-    /// Opens the map of ports, which is there once a program of a namespace forwards.
+    /// Opens the maps that are there once a program of a namespace forwards.
     fn open_ports(&mut self) -> Result<()> {
-        let pin = self.dir.join(FORWARD).join("FORWARDED");
-        let failed = KernelError::map("open", "FORWARDED");
-        let map = match MapData::from_pin(pin).map(Map::Array).and_then(Array::try_from) {
-            Ok(map) => map,
-            Err(error) => return Err(failed(error)),
-        };
+        let pin = |map| MapData::from_pin(self.dir.join(FORWARD).join(map));
+        let map = pin("FORWARDED").map(Map::Array).and_then(Array::try_from);
+        let map = map.map_err(KernelError::map("open", "FORWARDED"))?;
         let bits = map.iter().map(|word| word.unwrap_or(u64::MAX)).collect();
+        let peers = pin("PEERS").map(Map::HashMap).and_then(HashMap::<_, u32, u32>::try_from);
         self.ports = Some((map, bits));
+        let peers = peers.map_err(KernelError::map("open", "PEERS"))?;
+        let known = peers.iter().flatten().collect();
+        self.peers = Some((peers, known));
         Ok(())
     }
 
@@ -96,7 +114,7 @@ impl Destinations {
                 }
             }
         }
-        failed.and(self.set_ports(|before, now| before | now))
+        failed.and(self.set_peers()).and(self.set_ports(|before, now| before | now))
     }
 
     /// Removes what is not in a plan any more, after the tables that referred to it.
@@ -109,7 +127,9 @@ impl Destinations {
             self.map.keys().flatten().map(BackendIndex).filter(|index| !planned.contains_key(index)).collect();
         for index in former {
             let _ = self.map.remove(&index.0);
-            self.written.remove(&index);
+            if let Some(former) = self.written.remove(&index) {
+                self.former.insert(index, (former, Instant::now()));
+            }
         }
         let wanted = candidates(&self.written, services);
         let former: Vec<CandidateKey> = self.known.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
@@ -117,13 +137,31 @@ impl Destinations {
             let _ = self.candidates.remove(&key);
             self.known.remove(&key);
         }
-        self.set_ports(|_, now| now)
+        self.set_peers().and(self.set_ports(|_, now| now))
+    }
+
+    fn set_peers(&mut self) -> Result<()> {
+        let Some((map, known)) = &mut self.peers else { return Ok(()) };
+        let own = self.written.iter().filter_map(|(index, destination)| Some((index.0, destination.peer?)));
+        let wanted: BTreeMap<u32, u32> = own.collect();
+        known.retain(|backend, _| wanted.contains_key(backend) || map.remove(backend).is_err());
+        let mut failed = Ok(());
+        for (backend, device) in wanted {
+            if known.get(&backend) != Some(&device) {
+                match map.insert(backend, device, 0).map_err(KernelError::map("write a backend to", "PEERS")) {
+                    Ok(()) => drop(known.insert(backend, device)),
+                    Err(error) => failed = Err(error),
+                }
+            }
+        }
+        failed
     }
 
     fn set_ports(&mut self, becomes: impl Fn(u64, u64) -> u64) -> Result<()> {
         let Some((map, bits)) = &mut self.ports else { return Ok(()) };
         let mut wanted = vec![0u64; FORWARDED_WORDS as usize];
-        for destination in self.written.values() {
+        self.former.retain(|_, (_, removed)| removed.elapsed() < PORTS_KEPT);
+        for destination in self.written.values().chain(self.former.values().map(|(former, _)| former)) {
             let fronts = destination.ports.keys().map(|port| (*port, false));
             for (port, is_target) in fronts.chain(destination.ports.values().flatten().map(|port| (*port, true))) {
                 let (word, bit) = forwarded_place(port, is_target);
@@ -233,6 +271,7 @@ mod tests {
             device: 0,
             gateway_v4: None,
             gateway_v6: None,
+            peer: None,
             service: service.to_owned(),
             ports: ports
                 .iter()

@@ -93,7 +93,7 @@ const PROGRAMS: [&str; 9] = [
 pub const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel"];
 
 /// The maps that only programs of such a namespace use.
-pub(super) const FORWARD_MAPS: [&str; 4] = ["FORWARDED", "FLOWS", "PENDING", "MISSES"];
+pub(super) const FORWARD_MAPS: [&str; 5] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS"];
 
 /// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
 const LOG_DECISIONS: u8 = 4;
@@ -158,6 +158,9 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
             None => loader.map_max_entries(map, 1),
         };
     }
+    if pins.forward.is_some() {
+        loader.map_max_entries("PEERS", constants.backends_max);
+    }
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
@@ -165,6 +168,7 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
 fn drop_other_layouts(forward: &Path) {
     let sizes = |map| match map {
         "FORWARDED" => [4, 8],
+        "PEERS" => [4, 4],
         "MISSES" => [size_of::<Tuple>(), 8],
         _ => [size_of::<Tuple>(), size_of::<Flow>()],
     };

@@ -43,6 +43,7 @@ pub fn bridge(
     let changed = || io::Error::other("its network devices have changed meanwhile");
     // The message of one end names the namespace of the other by its number.
     let end = outside(end)?.filter(|end| end.link == Some(own.index)).ok_or_else(changed)?;
+    let end_index = end.index;
     let nsid = end.link_nsid.ok_or_else(changed)?;
     let master = end.master.map(&mut outside).transpose()?.flatten();
     let device = master.filter(|master| master.kind == "bridge").unwrap_or(end);
@@ -55,6 +56,7 @@ pub fn bridge(
     Ok(Ok(Bridge {
         ingress,
         nsid,
+        end: end_index,
         device: device.index,
         name: device.name,
         v4,
