@@ -44,7 +44,7 @@ const fn aim(
 }
 
 /// The aims, for a machine with [`CORES`] cores.
-pub static AIMS: [Aim; 15] = [
+pub static AIMS: [Aim; 17] = [
     aim(
         "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT",
         ("new-connections-pair", "pod-steer", "requests_per_s"),
@@ -79,6 +79,20 @@ pub static AIMS: [Aim; 15] = [
         Some("haproxy"),
         "",
         Bound::AtLeast(1.6),
+    ),
+    aim(
+        "new connections/s, pod-steer to containers behind a bridge ÷ iptables DNAT",
+        ("new-connections-bridge-pair", "pod-steer-bridge", "requests_per_s"),
+        Some("dnat"),
+        "",
+        Bound::AtLeast(1.05),
+    ),
+    aim(
+        "new connections/s, the same with `via=peer` ÷ iptables DNAT",
+        ("new-connections-peer-pair", "pod-steer-bridge-peer", "requests_per_s"),
+        Some("dnat"),
+        "",
+        Bound::AtLeast(1.15),
     ),
     aim(
         "memory per idle connection beyond the server's own",

@@ -22,8 +22,17 @@ use anyhow::Result;
 use crate::options::Options;
 
 /// What is measured here.
-pub const SECTIONS: &[&str] =
-    &["new-connections-pair", "keep-alive-pair", "new-connections", "keep-alive", "tls", "large", "idle"];
+pub const SECTIONS: &[&str] = &[
+    "new-connections-pair",
+    "keep-alive-pair",
+    "new-connections-bridge-pair",
+    "new-connections-peer-pair",
+    "new-connections",
+    "keep-alive",
+    "tls",
+    "large",
+    "idle",
+];
 
 /// The ways to the servers.
 pub const CONTESTANTS: &[&str] = ways::NAMES;

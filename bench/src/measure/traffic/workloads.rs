@@ -79,7 +79,7 @@ const KEEP_ALIVE: Workload = Workload {
 const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 400 };
 
 /// Everything with load, in the order of the report.
-pub const WORKLOADS: [Workload; 6] = [
+pub const WORKLOADS: [Workload; 8] = [
     Workload {
         name: "new-connections-pair",
         title: "New connections, side by side with SO_REUSEPORT",
@@ -98,6 +98,24 @@ pub const WORKLOADS: [Workload; 6] = [
         within: 0.01,
         has_p999: false,
         ..KEEP_ALIVE
+    },
+    Workload {
+        name: "new-connections-bridge-pair",
+        title: "New connections to containers behind a bridge, side by side with iptables DNAT",
+        about: "The workload `new-connections` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["dnat", "pod-steer-bridge"]),
+        within: 0.01,
+        ..NEW_CONNECTIONS
+    },
+    Workload {
+        name: "new-connections-peer-pair",
+        title: "New connections to containers behind a bridge with `via=peer`, side by side with iptables DNAT",
+        about: "The workload `new-connections` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["dnat", "pod-steer-bridge-peer"]),
+        within: 0.01,
+        ..NEW_CONNECTIONS
     },
     NEW_CONNECTIONS,
     KEEP_ALIVE,
@@ -183,7 +201,7 @@ impl Workload {
 
 const SURROUNDINGS: &str = "All are on one host with Docker's firewall rules and connection tracking. New connections of all \
     of them, `direct`, `reuseport` and the proxies too, pass pod-steer's program, which finds nothing to do for those that \
-    are not steered. Two listeners can beat the one queue that `direct`'s workers share, as `reuseport` shows: compare \
+    are not steered. While containers behind a bridge are forwarded to, each packet of all of them passes a program at its device too. Two listeners can beat the one queue that `direct`'s workers share, as `reuseport` shows: compare \
     pod-steer with that row too. The kernel program counted what it steered in each round: at least as many connections as \
     there must have been. Clients do not see a lost SYN, so the kernel's counters of them have a column. Own processes are \
     those beyond client and servers; pod-steer's work is done in the kernel, so it is in the whole machine's column.";

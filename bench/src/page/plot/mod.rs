@@ -21,7 +21,7 @@ const BETWEEN: f64 = 32.0;
 /// A line holds about 150 letters of this size.
 const HOW: [&str; 2] = [
     "Bar: median of the rounds. Line on a bar: the lowest and the highest round.",
-    "The base of pod-steer-pod, dnat and docker-p is direct-pod; that of docker-proxy is a direct listener with its client on the host.",
+    "The base of pod-steer-pod, pod-steer-bridge, pod-steer-bridge-peer, dnat and docker-p is direct-pod; that of docker-proxy is a direct listener with its client on the host.",
 ];
 
 /// The whole picture.

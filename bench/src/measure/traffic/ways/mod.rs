@@ -1,6 +1,7 @@
 //! The contestants: every way from a client to two workers of nginx. Each has a function that starts it and returns its clients' address
 //! and its processes beyond the servers.
 
+mod bridge;
 mod docker;
 mod host;
 mod nat;
@@ -120,6 +121,8 @@ pub const WAYS: &[Way] = &[
     proxies::NGINX_HTTP,
     pod::DIRECT,
     pod::STEERED,
+    bridge::FORWARDED,
+    bridge::PEER,
     nat::DNAT,
     nat::IPVS,
     docker::PUBLISHED,
