@@ -14,11 +14,7 @@ use super::{
     sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
     syn,
 };
-use crate::{
-    maps::{CANDIDATES, DESTINATIONS, MISSES, SERVICE_COUNTERS, count, netns_cookie},
-    packet::Packet,
-    rules::find,
-};
+use crate::maps::{CANDIDATES, DESTINATIONS, MISSES, SERVICE_COUNTERS, count, netns_cookie};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -40,7 +36,7 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     if unsafe { MISSES.get(&work.tuple) }.is_some() {
         return NONE;
     }
-    let service = service_of(&work.tuple, ifindex);
+    let service = syn::rule_of(&work.tuple, ifindex).map_or(NONE, |rule| rule.service);
     let front = u16::from_be(work.tuple.destination_port);
     let count = if service == NONE { 0 } else { candidate(service, front, 0).map_or(0, |count| count.backend) };
     if count == 0 || ifindex != LOOPBACK && !syn::is_for_here(ctx, ifindex, &work.tuple) {
@@ -73,12 +69,6 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     let Flow { device, flags, backend, .. } = work.flow;
     known::go(work, device, flags, backend);
     service
-}
-
-/// The service of a packet's port, or [`NONE`]. Its rule may have no table.
-#[inline(never)]
-fn service_of(tuple: &Tuple, ifindex: u32) -> u32 {
-    find(&Packet::of_tuple(tuple, ifindex)).map_or(NONE, |rule| rule.service)
 }
 
 /// A flood of packets of no connection must not cost more than a part of a processor.

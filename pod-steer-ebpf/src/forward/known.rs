@@ -89,7 +89,8 @@ pub fn pending(tuple: &Tuple, copy: &mut Flow) -> Option<*mut Flow> {
     let found = PENDING.get_ptr_mut(tuple)?;
     // SAFETY: the verifier checked the pointer.
     *copy = unsafe { *found };
-    PENDING.get_ptr_mut(tuple).filter(|again| *again == found)
+    // Linux before 6.2 does not conclude from the comparison that the second pointer is not null either.
+    PENDING.get_ptr_mut(tuple).is_some_and(|again| again == found).then_some(found)
 }
 
 /// Reads an entry, and notes in it how the connection goes on.

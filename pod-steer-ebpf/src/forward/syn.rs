@@ -1,7 +1,7 @@
 //! Chooses a backend for a new connection that comes by a device.
 
 use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
-use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
+use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
 
 use super::{
     headers::Work,
@@ -18,7 +18,7 @@ use crate::{
         switch,
     },
     packet::Packet,
-    rules::rule_for,
+    rules::find,
     table::{Chooser, Visit},
 };
 
@@ -112,11 +112,18 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     work.flow.service
 }
 
+/// The rule for a packet's destination, which may have no table. A call of its own: its keys must not take stack while a table is walked
+/// through. All frames together have 512 bytes, and Linux before 6.8 rounds each up to a multiple of 32.
+#[inline(never)]
+pub fn rule_of(tuple: &Tuple, ifindex: u32) -> Option<&'static Rule> {
+    find(&Packet::of_tuple(tuple, ifindex))
+}
+
 /// Takes a slot for the connection; leaves `work.flow.backend` [`NONE`] if there is none.
 #[inline(never)]
 fn choose_anew(ifindex: u32, work: &mut Work) {
+    let Some(rule) = rule_of(&work.tuple, ifindex).filter(|rule| rule.table != NONE) else { return };
     let packet = Packet::of_tuple(&work.tuple, ifindex);
-    let Some(rule) = rule_for(&packet) else { return };
     work.flow.service = rule.service;
     choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex });
 }
