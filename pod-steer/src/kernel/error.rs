@@ -18,7 +18,18 @@ pub enum KernelError {
     /// The object could not be loaded.
     #[error("cannot load the kernel programs and maps; `pod-steer doctor` shows what is missing")]
     Load(#[source] Box<EbpfError>),
-    /// A program was refused.
+    /// The verifier refused a program.
+    #[error("the kernel refuses the program `{name}` (the verifier's log ends with: {log})")]
+    Refused {
+        /// Its name.
+        name: &'static str,
+        /// The end of the verifier's log.
+        log: String,
+        /// The error of bpf(2).
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be loaded.
     #[error("cannot load the kernel program `{name}`; `pod-steer doctor` shows what is missing")]
     Program {
         /// Its name.
@@ -145,6 +156,16 @@ impl KernelError {
         matches!(self, Self::NewerVersion { .. } | Self::OlderVersion { .. } | Self::Unreadable { .. })
     }
 
+    /// For `map_err` on loading a program.
+    pub(super) fn load(name: &'static str) -> impl FnOnce(ProgramError) -> Self {
+        move |source| match source {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                Self::Refused { name, log: end_of(&verifier_log.to_string()), source: io_error }
+            }
+            source => Self::Program { name, source: Box::new(source) },
+        }
+    }
+
     /// For `map_err` on an operation on a map.
     pub(super) fn map(what: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Map { what, map, source: Box::new(source) }
@@ -166,5 +187,38 @@ impl KernelError {
     pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { what, path, source }
+    }
+}
+
+/// Maximum number of lines and of bytes that are kept of the verifier's log. All of it may be megabytes.
+const LOG_LINES_MAX: usize = 12;
+const LOG_BYTES_MAX: usize = 1_200;
+
+/// The last lines of the verifier's log, as one line. The reason stands at the end.
+fn end_of(log: &str) -> String {
+    let mut lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let mut bytes = 0;
+    let kept = lines.iter().rev().take(LOG_LINES_MAX).take_while(|line| {
+        bytes += line.len();
+        bytes <= LOG_BYTES_MAX
+    });
+    let kept = kept.count();
+    lines.drain(..lines.len() - kept);
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_verifier_s_log_is_kept() {
+        let log = (0..10_000).map(|n| format!("{n}: (bf) r6 = r1\n")).collect::<String>();
+        let log = log + "combined stack size of 5 calls is 544. Too large\nprocessed 1000 insns\n\n";
+        let end = end_of(&log);
+        assert!(end.ends_with("9999: (bf) r6 = r1; combined stack size of 5 calls is 544. Too large; processed 1000 insns"), "{end}");
+        assert_eq!(end.split("; ").count(), LOG_LINES_MAX);
+        assert!(end_of(&"x".repeat(5_000)).is_empty() && end_of("").is_empty());
+        assert!(end_of(&format!("{}\nreason", "x".repeat(5_000))) == "reason");
     }
 }

@@ -183,7 +183,6 @@ fn drop_other_layouts(forward: &Path) {
 
 /// Loads one program of an instance. With `build`, other processes can read which build it is of.
 pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>) -> Result<()> {
-    let failed = |source| KernelError::Program { name, source: Box::new(source) };
     match ebpf.program_mut(name) {
         Some(Program::SkLookup(program)) => program.load(),
         Some(Program::SkReuseport(program)) => program.load(),
@@ -193,9 +192,9 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str, build: Option<&BuildMap>
         Some(Program::CgroupSockAddr(program)) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
-    .map_err(failed)?;
+    .map_err(KernelError::load(name))?;
     match (build, ebpf.program(name)) {
-        (Some(build), Some(program)) => build.bind(program.fd().map_err(failed)?),
+        (Some(build), Some(program)) => build.bind(program.fd().map_err(KernelError::load(name))?),
         _ => Ok(()),
     }
 }
