@@ -56,6 +56,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
     if findings.iter().all(|finding| finding.ok) {
         findings.extend(programs());
         findings.push(peer());
+        findings.push(hook());
     }
     findings.extend(settings());
     findings.extend(engines(&config.engines));
@@ -142,7 +143,7 @@ fn programs() -> Vec<Finding> {
             .map(|program| match (what(program.name), program.result) {
                 (what, Ok(())) => Finding::good(&what, needs(program.name)),
                 (what, Err(error)) => {
-                    let found: String = crate::chain(&error).chars().take(300).collect();
+                    let found = crate::chain(&error);
                     let remedy = format!("it needs {}", needs(program.name));
                     // Only containers behind a bridge need these.
                     if kernel::FORWARDERS.contains(&program.name) {
@@ -177,6 +178,16 @@ fn settings() -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// How programs are attached to network devices, for containers that ask for forwarding.
+fn hook() -> Finding {
+    let hook = kernel::Hook::of_kernel();
+    let found = match hook {
+        kernel::Hook::Tcx => format!("{hook} (Linux 6.6)"),
+        kernel::Hook::Clsact => format!("{hook}, with filters at priority {} (TCX needs Linux 6.6)", kernel::PRIORITY),
+    };
+    Finding::good("device hook", found)
 }
 
 /// Whether the engines' sockets can be connected to, with the capabilities that the daemon keeps.

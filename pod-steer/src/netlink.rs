@@ -3,7 +3,7 @@
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
-use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt,
 };
@@ -12,6 +12,17 @@ use rustix::net::{
 const ANSWER_BYTES: usize = 32 << 10;
 /// Time limit for a part of an answer. The kernel only reads its own tables.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// A request: the header, then the body. One request at a time needs neither a sequence number nor a port.
+pub fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let length = size_of::<[u32; 4]>() + body.len();
+    let mut bytes = (length as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(body);
+    bytes
+}
 
 /// A netlink socket, which asks about the namespace that its thread was in when it was opened.
 #[derive(Debug)]

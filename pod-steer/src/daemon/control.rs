@@ -262,6 +262,7 @@ impl Control {
             Event::DevicesChanged => self.look_at_devices(false),
             Event::Devices(found) => self.devices_found(found),
             Event::DevicesAttached { cookie, result } => self.devices_attached(cookie, result),
+            Event::DevicesDetached(result) => self.devices_detached(result),
             Event::Counted { generation, counts } => self.count_is_there(generation, counts),
             Event::Registering(registration) => self.registering(*registration),
         }

@@ -13,7 +13,7 @@ use super::{Event, control::Control};
 use crate::{
     condition::{Condition, Reason},
     ids::NetnsCookie,
-    kernel::{Device, Swept},
+    kernel::{self, Device, Hook, Swept},
     links,
     netns::Netns,
 };
@@ -26,8 +26,9 @@ const IDLE_KEPT: Duration = Duration::from_secs(10);
 /// What is under way for the devices.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
-    is_looking: bool,
-    /// Something has changed since the look that is under way began.
+    /// A look, attaching to what it has found, or detaching is under way.
+    is_busy: bool,
+    /// Something has changed since that began.
     is_stale: bool,
     /// The next look also compares the maps of the programs.
     is_deep: bool,
@@ -77,7 +78,7 @@ impl Control {
 
     /// Attaches to the devices where that is not done yet, after a plan.
     pub(super) fn begin_forwarding(&mut self) {
-        if !self.devices.is_looking && !self.plan.forwarding().is_subset(&self.world.forwarding) {
+        if !self.devices.is_busy && !self.plan.forwarding().is_subset(&self.world.forwarding) {
             self.look_at_devices(false);
         }
     }
@@ -95,13 +96,13 @@ impl Control {
             }
             return;
         }
-        if self.devices.is_looking {
+        if self.devices.is_busy {
             self.devices.is_stale = true;
             return;
         }
-        (self.devices.is_looking, self.devices.is_stale) = (true, false);
+        (self.devices.is_busy, self.devices.is_stale) = (true, false);
         let failed = Event::Devices(Err("the look at them panicked".to_owned()));
-        self.effects.run(failed, || Event::Devices(links::devices().map_err(|error| error.to_string())));
+        self.effects.run(failed, || Event::Devices(find().map_err(|error| error.to_string())));
     }
 
     /// Attaches to the devices that have no program yet.
@@ -109,7 +110,7 @@ impl Control {
         // One namespace: the own one.
         let cookie = self.plan.forwarding().first().copied();
         let (Some(cookie), Ok(devices)) = (cookie, &found) else {
-            self.devices.is_looking = false;
+            self.devices.is_busy = false;
             return found.err().into_iter().for_each(|error| self.not_attached(&error));
         };
         let deep = std::mem::take(&mut self.devices.is_deep);
@@ -135,7 +136,7 @@ impl Control {
     }
 
     pub(super) fn devices_attached(&mut self, cookie: NetnsCookie, result: Attached) {
-        self.devices.is_looking = false;
+        self.devices.is_busy = false;
         match result {
             Ok(failed) => {
                 self.devices.failed.extend(failed.iter().map(|(device, _)| device.index));
@@ -155,7 +156,8 @@ impl Control {
                 });
                 self.conditions.replace(Reason::DevicesNotAttached, failed);
                 if self.world.forwarding.insert(cookie) {
-                    info!("packets are forwarded to containers with network namespaces of their own");
+                    let hook = Hook::of_kernel();
+                    info!(%hook, "packets are forwarded to containers with network namespaces of their own");
                     self.compare_firewall();
                     self.touch();
                 }
@@ -198,12 +200,28 @@ impl Control {
             return;
         }
         let since = *self.devices.idle_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= IDLE_KEPT {
-            self.kernel.detach_devices();
+        if since.elapsed() >= IDLE_KEPT && !self.devices.is_busy {
+            (self.devices.is_busy, self.devices.is_stale) = (true, false);
+            let detachment = self.kernel.device_detachment();
+            let failed = Event::DevicesDetached(Err("detaching from them panicked".to_owned()));
+            self.effects
+                .run(failed, move || Event::DevicesDetached(detachment.run().map_err(|error| error.to_string())));
             self.world.forwarding.clear();
             self.devices.idle_since = None;
             self.conditions.replace(Reason::DevicesNotAttached, []);
             self.compare_firewall();
+        }
+    }
+
+    pub(super) fn devices_detached(&mut self, result: Result<(), String>) {
+        self.devices.is_busy = false;
+        if let Err(error) = result {
+            warn!(%error, "programs of network devices are not detached; `pod-steer unload` detaches them");
+        }
+        // A backend may have come meanwhile.
+        match self.devices.is_stale {
+            true => self.look_at_devices(false),
+            false => self.begin_forwarding(),
         }
     }
 
@@ -222,4 +240,13 @@ impl Control {
             }
         });
     }
+}
+
+/// The devices by which clients may come, with what is attached to them by filters.
+fn find() -> std::io::Result<Vec<Device>> {
+    let mut devices = links::devices()?;
+    if Hook::of_kernel() == Hook::Clsact {
+        kernel::read_filters(&mut devices)?;
+    }
+    Ok(devices)
 }

@@ -133,6 +133,8 @@ pub enum Event {
         /// Those that failed; or why none was attached to.
         result: super::devices::Attached,
     },
+    /// Programs were detached from all network devices; or why not.
+    DevicesDetached(Result<(), String>),
     /// A namespace is steered in now, or cannot be.
     Attached {
         /// Its cookie.

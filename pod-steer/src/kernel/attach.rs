@@ -160,9 +160,7 @@ impl Kernel {
         let (maps, ports) = (self.dir.join("maps"), ports::pin(&self.dir, netns.cookie));
         let link = match self.pins.link(netns.cookie) {
             None => None,
-            Some(link) if self.suits_namespace(netns.cookie, link) && (!forwards || self.forwards_by(link)) => {
-                return None;
-            }
+            Some(link) if self.suits(netns.cookie, link) && (!forwards || self.forwards_by(link)) => return None,
             // The daemon no longer writes to the maps that the link's program uses.
             Some(link) => Some(link.try_clone().ok()?),
         };
@@ -170,6 +168,11 @@ impl Kernel {
         let forwards = forwards || self.pins.link(netns.cookie).is_some_and(|link| self.forwards_by(link));
         let forward = forwards.then(|| self.dir.join(FORWARD));
         Some(NamespaceAttachment { maps, ports, forward, pin, constants, build, netns, ns, link })
+    }
+
+    /// Whether the program of a namespace's link uses our maps. True if that cannot be read: such a link is left alone.
+    fn suits(&self, cookie: NetnsCookie, link: &OwnedFd) -> bool {
+        bpf::link_info(link).map_or(true, |info| self.suits_namespace(cookie, info.program))
     }
 
     /// Stops steering in a namespace. Established connections go on.

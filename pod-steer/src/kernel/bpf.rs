@@ -16,6 +16,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_PROG_BIND_MAP: libc::c_long = 35;
 
@@ -260,6 +261,29 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     }
     let (link, program) = (link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned());
     call(BPF_LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }).map(drop)
+}
+
+/// Whether programs can be attached to network devices by links (Linux 6.6): asks how many the loopback device has.
+pub fn has_tcx() -> bool {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Query {
+        device: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    const LOOPBACK: u32 = 1;
+    const BPF_TCX_INGRESS: u32 = 46;
+    let query = Query { device: LOOPBACK, attach_type: BPF_TCX_INGRESS, ..Query::default() };
+    call(BPF_PROG_QUERY, &mut { query }).is_ok()
 }
 
 /// Keeps a map alive as long as a program. The program need not use it.

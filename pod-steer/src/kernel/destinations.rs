@@ -226,12 +226,12 @@ fn in_contract(destination: &Destination) -> contract::Destination {
 /// Whether the program of a namespace forwards, by its pinned link.
 pub(super) fn forwards(dir: &Path, cookie: NetnsCookie) -> bool {
     let link = bpf::open(&dir.join("netns").join(cookie.to_string()));
-    link.and_then(|link| uses_pinned(dir, &link)).unwrap_or(false)
+    link.and_then(bpf::link_info).and_then(|info| uses_pinned(dir, info.program)).unwrap_or(false)
 }
 
-/// Whether the program of a link uses the pinned maps of forwarding.
-fn uses_pinned(dir: &Path, link: &OwnedFd) -> io::Result<bool> {
-    let used = bpf::maps_of(bpf::program(bpf::link_info(link)?.program)?)?;
+/// Whether a program uses the pinned maps of forwarding.
+pub(super) fn uses_pinned(dir: &Path, program: u32) -> io::Result<bool> {
+    let used = bpf::maps_of(bpf::program(program)?)?;
     // Every program that forwards uses this one.
     let pinned = bpf::map_info(bpf::open(&dir.join(FORWARD).join(object::FORWARD_MAPS[0]))?)?;
     Ok(used.contains(&pinned.id))
@@ -240,7 +240,7 @@ fn uses_pinned(dir: &Path, link: &OwnedFd) -> io::Result<bool> {
 impl Kernel {
     /// Whether the program of a link forwards, by the maps that are pinned.
     pub(super) fn forwards_by(&self, link: &OwnedFd) -> bool {
-        uses_pinned(&self.dir, link).unwrap_or(false)
+        bpf::link_info(link).and_then(|info| uses_pinned(&self.dir, info.program)).unwrap_or(false)
     }
 
     /// Whether packets are forwarded from a namespace as far as its own program goes.

@@ -1,9 +1,9 @@
-//! Attaches the programs that forward to network devices, and detaches them. The links are pinned below `forward`, each under the index
-//! of its device.
+//! Attaches the programs that forward to network devices, and detaches them. With TCX, the links are pinned below `forward`, each under the
+//! index of its device. Without it, `clsact` attaches them.
 
 use std::{
     fs, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,9 @@ use super::{
     attach::{names, pin_link},
     bpf,
     build_id::BuildMap,
-    destinations::FORWARD,
+    clsact::{self, Clsact, Filter},
+    destinations::{self, FORWARD},
+    hook::Hook,
     object, ports,
 };
 use crate::ids::NetnsCookie;
@@ -31,6 +33,8 @@ pub struct Device {
     pub name: String,
     /// Its packets begin with an Ethernet header.
     pub is_ethernet: bool,
+    /// Its filters that could be ours, once [`read_filters`](super::read_filters) has read them.
+    pub filters: Vec<Filter>,
 }
 
 /// The end of the name of a pin.
@@ -59,46 +63,66 @@ pub struct DeviceAttachment {
     constants: object::Constants,
     build: BuildMap,
     devices: Vec<Device>,
+    /// Marked devices that are not to have programs any more.
+    former: Vec<u32>,
 }
 
 impl DeviceAttachment {
-    /// Loads the programs, attaches them in the namespace of the calling thread, and pins the links. Returns the devices that have
-    /// failed, each with the reason.
+    /// Loads the programs, and attaches them in the namespace of the calling thread. Returns the devices that have failed, each with the
+    /// reason.
     pub fn run(self) -> Result<Vec<(Device, KernelError)>> {
-        let Self { dir, constants, build, devices } = self;
-        let forward = dir.join(FORWARD);
-        let mut programs = instance(&dir, &dir.join("maps"), &constants)?;
-        let mut failed = Vec::new();
+        let Self { dir, constants, build, devices, former } = self;
+        let programs = if devices.is_empty() { None } else { Some(instance(&dir, &dir.join("maps"), &constants)?) };
+        let filters = KernelError::io("read or remove the filters of", "network devices");
+        let clsact = match Hook::of_kernel() {
+            Hook::Tcx => Ok(None),
+            Hook::Clsact => Clsact::open(&dir).and_then(|mut clsact| {
+                former.into_iter().try_for_each(|index| clsact.detach(index).map(drop))?;
+                Ok(Some(clsact))
+            }),
+        };
+        let (mut clsact, mut failed) = (clsact.map_err(filters)?, Vec::new());
+        let Some(mut programs) = programs else { return Ok(failed) };
         for device in devices {
+            let mut attached = Ok(());
             for (end, direction) in DIRECTIONS {
                 let name = program_of(&device, direction);
                 if !matches!(programs.program(name), Some(program) if program.fd().is_ok()) {
                     object::load(&mut programs, name, Some(&build))?;
                 }
                 let Some(Program::SchedClassifier(program)) = programs.program_mut(name) else {
-                    let source = Box::new(ProgramError::UnexpectedProgramType);
-                    return Err(KernelError::Program { name, source });
+                    return Err(KernelError::load(name)(ProgramError::UnexpectedProgramType));
                 };
-                let pin = forward.join(format!("{}-{end}", device.index));
-                if let Ok(link) = bpf::open(&pin)
-                    && bpf::link_info(&link).is_ok_and(|info| info.target == u64::from(device.index))
-                {
-                    // Its program may use other maps. The device is never without one.
-                    let program =
-                        program.fd().map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
-                    bpf::update_link(link.as_fd(), program.as_fd())
-                        .map_err(KernelError::io("replace the program of the link", pin))?;
-                    continue;
-                }
-                // What is pinned there is the link of an earlier device.
-                let _ = fs::remove_file(&pin);
-                if let Err(error) = attach(program, name, &device, direction, pin) {
-                    failed.push((device, error));
+                attached = match &mut clsact {
+                    Some(clsact) => attach_filter(clsact, program, name, &device, direction),
+                    None => attach_link(program, name, &device, direction, dir.join(FORWARD).join(pin(&device, end))),
+                };
+                if attached.is_err() {
                     break;
                 }
             }
+            if let Some(clsact) = &clsact {
+                let marking = KernelError::io("mark the network device", &device.name);
+                attached = attached.and_then(|()| clsact.renew_mark(device.index).map_err(marking));
+            }
+            failed.extend(attached.err().map(|error| (device, error)));
         }
         Ok(failed)
+    }
+}
+
+/// The work that detaches the programs from all devices. The kernel may take a moment for that.
+pub struct DeviceDetachment {
+    dir: PathBuf,
+}
+
+impl DeviceDetachment {
+    /// Detaches them.
+    pub fn run(self) -> io::Result<()> {
+        for pin in links(&self.dir) {
+            let _ = fs::remove_file(pin);
+        }
+        clsact::detach_all(&self.dir).map(drop)
     }
 }
 
@@ -117,19 +141,51 @@ pub(super) fn links(dir: &Path) -> impl Iterator<Item = PathBuf> {
     names(&forward).into_iter().filter(|name| of_pin(name).is_some()).map(move |name| forward.join(name))
 }
 
-/// The name of the program of a device's link.
-pub(super) fn program_of_link(pin: &Path) -> io::Result<Option<&'static str>> {
-    let name = bpf::program_name(bpf::program(bpf::link_info(bpf::open(pin)?)?.program)?)?;
+/// The name of a program of devices, by its id; `None` if this version has none of that name.
+pub(super) fn name_of(program: u32) -> io::Result<Option<&'static str>> {
+    let name = bpf::program_name(bpf::program(program)?)?;
     Ok(object::FORWARDERS.into_iter().find(|known| *known == name))
 }
 
-fn attach(
+fn pin(device: &Device, end: &str) -> String {
+    format!("{}-{end}", device.index)
+}
+
+/// The link pinned there, if it is one of this device.
+fn link_of(pin: &Path, device: &Device) -> Option<OwnedFd> {
+    let link = bpf::open(pin).ok()?;
+    bpf::link_info(&link).is_ok_and(|info| info.target == u64::from(device.index)).then_some(link)
+}
+
+fn attach_filter(
+    clsact: &mut Clsact,
+    program: &SchedClassifier,
+    name: &'static str,
+    device: &Device,
+    direction: TcAttachType,
+) -> Result<()> {
+    let program = program.fd().map_err(KernelError::load(name))?;
+    let attached = clsact.attach(device, direction, name, program.as_fd());
+    // Programs of one direction alone are of no use, and a mark tells that a device has both.
+    let attached = attached.inspect_err(|_| drop(clsact.detach_unless_whole(device.index)));
+    attached.map_err(KernelError::io("attach a filter to the network device", &device.name))
+}
+
+fn attach_link(
     program: &mut SchedClassifier,
     name: &'static str,
     device: &Device,
     direction: TcAttachType,
     pin: PathBuf,
 ) -> Result<()> {
+    if let Some(link) = link_of(&pin, device) {
+        // Its program may use other maps. The device is never without one.
+        let program = program.fd().map_err(KernelError::load(name))?;
+        return bpf::update_link(link.as_fd(), program.as_fd())
+            .map_err(KernelError::io("replace the program of the link", pin));
+    }
+    // What is pinned there is the link of an earlier device.
+    let _ = fs::remove_file(&pin);
     let target = || format!("the network device {}", device.name);
     let failed = |source| KernelError::Attach { name, target: target(), source: Box::new(source) };
     let options = TcAttachOptions::TcxOrder(Default::default());
@@ -147,38 +203,48 @@ fn attach(
 
 impl Kernel {
     /// The work that is left to forward packets of these devices, which are all that there are; `None` if nothing is. Drops the links of
-    /// devices that are gone. With `deep`, also compares which maps the programs use.
+    /// other devices. With `deep`, also compares which maps the programs use.
     pub fn device_attachment(&self, netns: NetnsCookie, devices: Vec<Device>, deep: bool) -> Option<DeviceAttachment> {
-        let forward = self.dir.join(FORWARD);
-        let gone = |name: &String| of_pin(name).is_some_and(|index| devices.iter().all(|device| device.index != index));
-        for pin in names(&forward).into_iter().filter(gone) {
-            let _ = fs::remove_file(forward.join(pin));
+        let is_former = |index: &u32| devices.iter().all(|device| device.index != *index);
+        for pin in links(&self.dir) {
+            let index = pin.file_name().and_then(|name| of_pin(name.to_str()?));
+            if index.is_some_and(|index| is_former(&index)) {
+                let _ = fs::remove_file(pin);
+            }
         }
-        let is_attached = |device: &Device, end: &str| {
-            let link = bpf::open(&forward.join(format!("{}-{end}", device.index)));
-            let info = link.and_then(|link| bpf::link_info(&link).map(|info| (link, info)));
-            info.is_ok_and(|(link, info)| {
-                info.target == u64::from(device.index)
-                    && (!deep || self.forwards_by(&link) && self.suits_namespace(netns, &link))
-            })
+        let marked = clsact::marked(&self.dir).remove(&netns).unwrap_or_default();
+        let former: Vec<u32> = marked.into_iter().filter(is_former).collect();
+        let uses_our_maps = |program: u32| {
+            destinations::uses_pinned(&self.dir, program).unwrap_or(false)
+                && (!deep || self.suits_namespace(netns, program))
         };
-        let mut devices = devices;
-        devices.retain(|device| !DIRECTIONS.iter().all(|(end, _)| is_attached(device, end)));
+        let is_attached = |device: &Device| match Hook::of_kernel() {
+            Hook::Tcx => DIRECTIONS.iter().all(|(end, _)| {
+                let link = link_of(&self.dir.join(FORWARD).join(pin(device, end)), device);
+                let info = link.and_then(|link| bpf::link_info(link).ok());
+                info.is_some_and(|info| !deep || uses_our_maps(info.program))
+            }),
+            Hook::Clsact => {
+                let of = |direction| device.filters.iter().filter(move |filter| filter.direction == direction);
+                clsact::is_marked(&self.dir, netns, device.index)
+                    && DIRECTIONS.iter().all(|(_, end)| of(*end).any(|filter| uses_our_maps(filter.program)))
+            }
+        };
+        let devices: Vec<Device> = devices.into_iter().filter(|device| !is_attached(device)).collect();
         let (dir, constants, build) = (self.dir.clone(), self.constants(netns), self.build.clone());
-        (!devices.is_empty()).then_some(DeviceAttachment { dir, constants, build, devices })
+        let is_due = !devices.is_empty() || !former.is_empty();
+        is_due.then_some(DeviceAttachment { dir, constants, build, devices, former })
     }
 
     /// The namespace whose devices have programs, if an earlier daemon has attached some.
     pub fn forwarding(&self) -> Option<NetnsCookie> {
-        links(&self.dir).next()?;
-        self.namespaces().into_iter().find(|cookie| self.forwards_from(*cookie))
+        let is_attached = links(&self.dir).next().is_some() || !clsact::marked(&self.dir).is_empty();
+        self.namespaces().into_iter().find(|cookie| is_attached && self.forwards_from(*cookie))
     }
 
-    /// Detaches the programs from all devices.
-    pub fn detach_devices(&self) {
-        for pin in links(&self.dir) {
-            let _ = fs::remove_file(pin);
-        }
+    /// The work that detaches the programs from all devices.
+    pub fn device_detachment(&self) -> DeviceDetachment {
+        DeviceDetachment { dir: self.dir.clone() }
     }
 }
 

@@ -216,7 +216,10 @@ mod tests {
         let log = (0..10_000).map(|n| format!("{n}: (bf) r6 = r1\n")).collect::<String>();
         let log = log + "combined stack size of 5 calls is 544. Too large\nprocessed 1000 insns\n\n";
         let end = end_of(&log);
-        assert!(end.ends_with("9999: (bf) r6 = r1; combined stack size of 5 calls is 544. Too large; processed 1000 insns"), "{end}");
+        assert!(
+            end.ends_with("9999: (bf) r6 = r1; combined stack size of 5 calls is 544. Too large; processed 1000 insns"),
+            "{end}"
+        );
         assert_eq!(end.split("; ").count(), LOG_LINES_MAX);
         assert!(end_of(&"x".repeat(5_000)).is_empty() && end_of("").is_empty());
         assert!(end_of(&format!("{}\nreason", "x".repeat(5_000))) == "reason");

@@ -8,6 +8,7 @@
 //! DIR/netns/COOKIE           the sk_lookup link of an ingress namespace
 //! DIR/ports/COOKIE           the map of its ports
 //! DIR/cgroups/CGROUP-INDEX/  the links of a backend's cgroup: bind4 bind6 post_bind4 post_bind6 getsockname4 getsockname6 sock_create sockops
+//! DIR/forward/               the maps of forwarding, and the links of network devices, or marks of those that have filters
 //! ```
 #![expect(
     deprecated,
@@ -20,6 +21,7 @@ mod attach;
 mod backend_ports;
 mod bpf;
 mod build_id;
+mod clsact;
 mod counters;
 mod destinations;
 mod devices;
@@ -27,6 +29,7 @@ mod elements;
 mod error;
 mod filling;
 mod flows;
+mod hook;
 mod layouts;
 pub mod limits;
 mod lock;
@@ -69,10 +72,12 @@ use crate::{
 
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
+pub use clsact::{Filter, PRIORITY, read_filters};
 pub use counters::{Counters, sum_backend, sum_service};
-pub use devices::{Device, DeviceAttachment};
+pub use devices::{Device, DeviceAttachment, DeviceDetachment};
 pub use error::KernelError;
 pub use flows::{FlowSweep, Swept};
+pub use hook::Hook;
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
 pub use migration::Migrated;

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Kernel, KernelError, Result,
     attach::{CGROUP_PROGRAMS, Cgroup, names},
-    bpf,
+    bpf, clsact,
     destinations::FORWARD,
     devices, object, ports,
 };
@@ -192,7 +192,10 @@ impl Kernel {
         }));
         foreign.extend(sub("ports", &|name| name.parse::<NetnsCookie>().is_ok()));
         foreign.extend(sub("cgroups", &is_backend));
-        foreign.extend(sub(FORWARD, &|name| object::FORWARD_MAPS.contains(&name) || devices::of_pin(name).is_some()));
+        foreign.extend(sub(FORWARD, &|name| {
+            let is_of_device = devices::of_pin(name).is_some() || clsact::of_mark(name).is_some();
+            object::FORWARD_MAPS.contains(&name) || is_of_device
+        }));
         for backend in here("cgroups").filter(|name| is_backend(name)) {
             let dir = Path::new("cgroups").join(backend);
             let below = names(&self.dir.join(&dir));
@@ -218,16 +221,16 @@ impl Kernel {
             if info.target == 0 || inode.is_some_and(|inode| inode != info.target) {
                 return Some(LinkFault::Detached);
             }
-            (deep && !self.suits_namespace(cookie, link)).then_some(LinkFault::OtherMaps)
+            (deep && !self.suits_namespace(cookie, info.program)).then_some(LinkFault::OtherMaps)
         };
         self.pins.links.iter().filter_map(|(cookie, link)| Some((*cookie, fault(*cookie, link)?))).collect()
     }
 
-    /// Whether the program of a namespace's link uses our maps. True if that cannot be read: such a link is left alone.
-    pub(super) fn suits_namespace(&self, cookie: NetnsCookie, link: &OwnedFd) -> bool {
+    /// Whether a program of a namespace uses our maps. True if that cannot be read: such a program is left alone.
+    pub(super) fn suits_namespace(&self, cookie: NetnsCookie, program: u32) -> bool {
         let pinned = bpf::open(&ports::pin(&self.dir, cookie)).and_then(|fd| bpf::map_info(&fd));
         let ports = pinned.map(|info| info.id).ok();
-        bpf::link_info(link).and_then(|info| self.pins.suits(info.program, ports)).unwrap_or(true)
+        self.pins.suits(program, ports).unwrap_or(true)
     }
 
     /// Drops the link of a namespace, so that another can be attached.

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{attach::names, destinations::FORWARD, devices, migration};
+use super::{attach::names, clsact, destinations::FORWARD, devices, migration};
 
 /// Numbers of the objects that [`unload`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub fn unload(dir: &Path) -> io::Result<Unloaded> {
         fs::remove_dir(pins)?;
         done.cgroups += 1;
     }
+    done.devices += clsact::detach_all(dir)?;
     for name in names(&dir.join(FORWARD)) {
         fs::remove_file(dir.join(FORWARD).join(&name))?;
         match devices::of_pin(&name) {

@@ -1,5 +1,5 @@
-//! A starting daemon replaces every attached program of another build than its own. A link update is atomic: the
-//! namespace or cgroup is never without a program. Programs of one layout use the same maps, so links may change in any
+//! A starting daemon replaces every attached program of another build than its own. A link update is atomic, and so is the
+//! replacement of a filter: the namespace, cgroup or device is never without a program. Programs of one layout use the same maps, so links may change in any
 //! order. If the daemon dies halfway, links of both builds remain, and the next daemon finishes.
 //!
 //! The migrate program is attached to sockets, not by links: the first resync attaches it to every group again.
@@ -20,6 +20,7 @@ use super::{
     attach::{self, CGROUP_PROGRAMS, LOOKUP, attached, cgroup_pins, names},
     bpf,
     build_id::{Build, BuildMap},
+    clsact::{self, Clsact, Filter},
     destinations::{self, FORWARD},
     devices,
     object::{self, Constants},
@@ -34,7 +35,7 @@ use crate::{
 /// The result of replacing programs.
 #[derive(Clone, Debug, Default)]
 pub struct Replaced {
-    /// Links whose program was replaced, by the name of the program.
+    /// Links and filters whose program was replaced, by the name of the program.
     pub links: BTreeMap<&'static str, usize>,
     /// Builds of the former programs.
     pub from: BTreeSet<String>,
@@ -44,7 +45,7 @@ pub struct Replaced {
     pub took: Duration,
 }
 
-/// As a field of a log line: the number of links of each program.
+/// As a field of a log line: the number of links and filters of each program.
 impl fmt::Display for Replaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let links: Vec<_> = self.links.iter().map(|(name, links)| format!("{links} {name}")).collect();
@@ -52,21 +53,36 @@ impl fmt::Display for Replaced {
     }
 }
 
-/// A link that needs another program.
+/// What holds a program.
+enum Holder {
+    /// The link that is pinned here.
+    Link(PathBuf),
+    /// A filter of a network device.
+    Filter(Filter),
+}
+
+/// A link or a filter that needs another program.
 struct Due {
     name: &'static str,
-    pin: PathBuf,
+    holder: Holder,
     old: Rc<OwnedFd>,
     new: Rc<OwnedFd>,
 }
 
 impl Due {
-    fn update(&self, program: BorrowedFd<'_>) -> Result<()> {
-        let updated = bpf::open(&self.pin).and_then(|link| bpf::update_link(link.as_fd(), program));
-        match updated {
+    fn update(&self, dir: &Path, program: BorrowedFd<'_>) -> Result<()> {
+        let pin = match &self.holder {
+            Holder::Link(pin) => pin,
+            Holder::Filter(filter) => {
+                let replaced = Clsact::open(dir).and_then(|mut own| own.replace(filter, program, self.name));
+                let device = filter.device.to_string();
+                return replaced.map_err(KernelError::io("replace the filter of the device with index", device));
+            }
+        };
+        match bpf::open(pin).and_then(|link| bpf::update_link(link.as_fd(), program)) {
             // Its namespace or cgroup has ended in the meantime.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
-            updated => updated.map_err(KernelError::io("replace the program of the link", &self.pin)),
+            updated => updated.map_err(KernelError::io("replace the program of the link", pin)),
         }
     }
 }
@@ -91,21 +107,23 @@ impl Finder {
             info => info?,
         };
         // A detached link has no program.
-        if info.target == 0 {
-            return Ok(None);
-        }
-        if let Some(known) = self.old.get(&info.program) {
+        if info.target == 0 { Ok(None) } else { self.outdated_program(info.program, own) }
+    }
+
+    /// Returns an attached program, if it is of another build.
+    fn outdated_program(&mut self, id: u32, own: Build) -> io::Result<Option<Rc<OwnedFd>>> {
+        if let Some(known) = self.old.get(&id) {
             return Ok(known.clone());
         }
-        let build = Build::of_program(info.program)?;
+        let build = Build::of_program(id)?;
         let old = match build {
             Some(build) if build.is_same(own) => None,
             build => {
                 self.from.insert(build.map_or_else(|| "an unknown build".to_owned(), |build| build.to_string()));
-                Some(Rc::new(bpf::program(info.program)?))
+                Some(Rc::new(bpf::program(id)?))
             }
         };
-        self.old.insert(info.program, old.clone());
+        self.old.insert(id, old.clone());
         Ok(old)
     }
 }
@@ -130,7 +148,7 @@ impl Release<'_> {
             let pin = self.dir.join("netns").join(name);
             if let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? {
                 let new = Rc::new(self.load_lookup(cookie)?);
-                finder.due.push(Due { name: LOOKUP, pin, old, new });
+                finder.due.push(Due { name: LOOKUP, holder: Holder::Link(pin), old, new });
             }
         }
         sys::shrink_memory();
@@ -147,7 +165,7 @@ impl Release<'_> {
                     }
                 };
                 loaded.insert(name, Rc::clone(&new));
-                finder.due.push(Due { name, pin, old, new });
+                finder.due.push(Due { name, holder: Holder::Link(pin), old, new });
             }
         }
         self.outdated_of_devices(&mut finder)?;
@@ -160,29 +178,40 @@ impl Release<'_> {
         let Some(cookie) = cookies.into_iter().find(|cookie| destinations::forwards(self.dir, *cookie)) else {
             return Ok(());
         };
-        let mut programs: Option<Ebpf> = None;
-        let mut loaded: HashMap<&'static str, Rc<OwnedFd>> = HashMap::new();
+        let own = self.build.build;
+        let mut found = Vec::new();
         for pin in devices::links(self.dir) {
-            let Some(old) = finder.outdated(&pin, self.build.build).map_err(unread(&pin))? else { continue };
+            if let Some(old) = finder.outdated(&pin, own).map_err(unread(&pin))? {
+                let program = bpf::open(&pin).and_then(bpf::link_info).map_err(unread(&pin))?.program;
+                found.push((Holder::Link(pin), program, old));
+            }
+        }
+        let unread_filters = || KernelError::io("read the filters of", "network devices");
+        for filter in clsact::own(self.dir).map_err(unread_filters())? {
+            if let Some(old) = finder.outdated_program(filter.program, own).map_err(unread_filters())? {
+                found.push((Holder::Filter(filter), filter.program, old));
+            }
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let constants = Constants { netns_cookie: cookie, ..*self.constants };
+        let mut programs = devices::instance(self.dir, self.maps, &constants)?;
+        let mut loaded: HashMap<&'static str, Rc<OwnedFd>> = HashMap::new();
+        for (holder, program, old) in found {
             // A program that this version does not have is replaced when the devices are looked at.
-            let Some(name) = devices::program_of_link(&pin).map_err(unread(&pin))? else { continue };
+            let name = devices::name_of(program).map_err(KernelError::io("read the program of", "network devices"))?;
+            let Some(name) = name else { continue };
             let new = match loaded.get(name) {
                 Some(new) => Rc::clone(new),
                 None => {
-                    let programs = match &mut programs {
-                        Some(programs) => programs,
-                        none => {
-                            let constants = Constants { netns_cookie: cookie, ..*self.constants };
-                            none.insert(devices::instance(self.dir, self.maps, &constants)?)
-                        }
-                    };
-                    object::load(programs, name, Some(self.build))?;
-                    let new = object::program_fd(programs, name)?.try_clone_to_owned();
+                    object::load(&mut programs, name, Some(self.build))?;
+                    let new = object::program_fd(&programs, name)?.try_clone_to_owned();
                     Rc::new(new.map_err(KernelError::io("duplicate the descriptor of the program", name))?)
                 }
             };
             loaded.insert(name, Rc::clone(&new));
-            finder.due.push(Due { name, pin, old, new });
+            finder.due.push(Due { name, holder, old, new });
         }
         Ok(())
     }
@@ -211,7 +240,7 @@ impl Outdated {
     /// Replaces the programs of all links, then runs `then`. If either fails, the former programs are attached again.
     pub fn replace(self, then: impl FnOnce() -> Result<()>) -> Result<Replaced> {
         let begun = Instant::now();
-        let links = replace_all(&self.due, then)?;
+        let links = replace_all(&self.dir, &self.due, then)?;
         let took = begun.elapsed();
         detach_unknown_programs(&self.dir);
         Ok(Replaced { links, from: self.from, to: self.to, took })
@@ -235,20 +264,20 @@ fn unread(pin: &Path) -> impl FnOnce(io::Error) -> KernelError {
 }
 
 /// Replaces all programs or none.
-fn replace_all(all: &[Due], then: impl FnOnce() -> Result<()>) -> Result<BTreeMap<&'static str, usize>> {
+fn replace_all(dir: &Path, all: &[Due], then: impl FnOnce() -> Result<()>) -> Result<BTreeMap<&'static str, usize>> {
     let mut links = BTreeMap::new();
     let Some(last) = all.len().checked_sub(1) else { return then().map(|()| links) };
     let step = |point| abort::or_fail(point).map_err(KernelError::io("replace the programs of links in", "the kernel"));
     step(Point::ProgramsLoaded)?;
     let replaced = all.iter().enumerate().try_for_each(|(number, due)| {
-        due.update(due.new.as_fd())?;
+        due.update(dir, due.new.as_fd())?;
         *links.entry(due.name).or_default() += 1;
         if number == last / 2 { step(Point::HalfReplaced) } else { Ok(()) }
     });
     let replaced = replaced.and_then(|()| step(Point::Replaced)).and_then(|()| then());
     if replaced.is_err() {
         // A link that was not replaced yet still has its former program.
-        all.iter().rev().for_each(|due| drop(due.update(due.old.as_fd())));
+        all.iter().rev().for_each(|due| drop(due.update(dir, due.old.as_fd())));
     }
     replaced.map(|()| links)
 }

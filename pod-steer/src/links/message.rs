@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NlasIterator,
-};
+use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NlasIterator};
 
-use crate::text::{NAME_CHARS_MAX, shown};
+use crate::{
+    netlink,
+    text::{NAME_CHARS_MAX, shown},
+};
 
 /// Kinds of messages (`include/uapi/linux/rtnetlink.h`).
 const RTM_NEWLINK: u16 = 16;
@@ -148,14 +149,7 @@ fn request(kind: u16, flags: u16, header: &[u8], attributes: &[(u16, u32)]) -> V
         .iter()
         .flat_map(|(kind, value)| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value.to_ne_bytes()].concat());
     let body: Vec<u8> = header.iter().copied().chain(attributes).collect();
-    let length = size_of::<[u32; 4]>() + body.len();
-    let mut bytes = (length as u32).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-    // Sequence number and port: one request at a time.
-    bytes.extend([0; 8]);
-    bytes.extend(body);
-    bytes
+    netlink::request(kind, flags, &body)
 }
 
 impl NetlinkDeserializable for Message {

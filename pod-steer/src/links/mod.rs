@@ -84,7 +84,7 @@ pub fn devices() -> io::Result<Vec<Device>> {
     let device = |link: message::Link| {
         let is_ethernet = ETHERNET.contains(&link.layer);
         let is_known = is_ethernet || WITHOUT_HEADER.contains(&link.layer);
-        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet })
+        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet, filters: Vec::new() })
     };
     Ok(links.filter_map(device).collect())
 }
