@@ -37,6 +37,8 @@ pub struct Stage {
     pod_steer: PathBuf,
     named_server: PathBuf,
     docker: Option<Docker>,
+    /// The address of another engine that the daemon follows.
+    engine: Option<String>,
     /// The clients' port, and the port that each server listens on.
     ports: (u16, SocketAddr),
     daemon: Option<Child>,
@@ -51,6 +53,7 @@ impl Stage {
             pod_steer: inside.pod_steer.clone(),
             named_server: inside.named_server.clone(),
             docker,
+            engine: None,
             ports: (PORT, (Ipv4Addr::UNSPECIFIED, PORT).into()),
             daemon: None,
             servers: Vec::new(),
@@ -62,6 +65,11 @@ impl Stage {
         Self { ports: (asked, listen), ..self }
     }
 
+    /// A daemon that follows the engine at this address; servers are started without it.
+    pub fn with_engine(self, url: String) -> Self {
+        Self { engine: Some(url), ..self }
+    }
+
     /// `pod-steer` as the demo's user would run it.
     pub fn pod_steer(&self, args: &[&str]) -> Command {
         let mut pod_steer = command(&self.pod_steer);
@@ -71,7 +79,8 @@ impl Stage {
     }
 
     pub fn start_daemon(&mut self) -> Result<()> {
-        let engine = self.docker.as_ref().map_or_else(|| "none".to_owned(), Docker::url);
+        let engine = self.docker.as_ref().map(Docker::url).or_else(|| self.engine.clone());
+        let engine = engine.unwrap_or_else(|| "none".to_owned());
         let daemon = self
             .pod_steer(&["run", "--engine", &engine, "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"])
             .arg(self.dir.join("run"))

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::MODULES;
 use super::version::Version;
 use crate::cmd::{command, output, run};
 use crate::paths::which;
@@ -15,6 +16,15 @@ use crate::say;
 
 /// Releases whose cloud kernels are tried, with the newest one's updates.
 const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "trixie-backports"];
+/// Where a kernel's package has the [`MODULES`].
+const MODULE_FILES: [&str; MODULES.len()] = [
+    "net/llc/llc",
+    "net/802/stp",
+    "net/bridge/bridge",
+    "drivers/net/veth",
+    "net/sched/sch_ingress",
+    "net/sched/cls_bpf",
+];
 /// The archive's keys, where a machine has them as a package.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -64,27 +74,57 @@ impl Archive {
         Ok(names.lines().filter_map(Version::of_package).collect())
     }
 
-    /// The kernel image. Versions vanish from the archive, so a fetched one is kept.
-    pub fn fetch(&self, kernel: &Version) -> Result<PathBuf> {
+    /// The kernel with its modules. Versions vanish from the archive, so a fetched one is kept.
+    pub fn fetch(&self, kernel: &Version) -> Result<Fetched> {
         let file = self.dir.join(format!("vmlinuz-{}", kernel.text));
-        if file.is_file() {
-            return Ok(file);
+        let modules = self.dir.join(format!("modules-{}", kernel.text));
+        if !file.is_file() || !modules.is_dir() {
+            self.fetch_into(kernel, &file, &modules)?;
         }
-        // The file is in a package of its own since 7.3.
-        let binary = format!("linux-binary-{}", kernel.text);
-        let split = output(self.apt("apt-cache").args(["show", &binary])).is_ok();
-        let package = if split { binary } else { format!("linux-image-{}", kernel.text) };
-        say::note(&format!("fetching {package}"));
+        let found = MODULES.map(|name| (modules.join(format!("{name}.ko")), format!("modules/{name}.ko")));
+        Ok(Fetched { kernel: file, modules: found.into_iter().filter(|(file, _)| file.is_file()).collect() })
+    }
+
+    fn fetch_into(&self, kernel: &Version, file: &Path, modules: &Path) -> Result<()> {
+        // The kernel and its modules are in packages of their own since 7.3.
+        let split = ["binary", "modules"].map(|part| format!("linux-{part}-{}", kernel.text));
+        let is_there = |package: &String| output(self.apt("apt-cache").args(["show", package])).is_ok();
+        let split: Vec<String> = split.into_iter().filter(is_there).collect();
+        let packages = if split.is_empty() { vec![format!("linux-image-{}", kernel.text)] } else { split };
         let unpacked = self.dir.join("unpacked");
         fs::create_dir_all(&unpacked)?;
-        run(self.apt("apt-get").args(["download", "-qq", &package]).current_dir(&unpacked))?;
+        for package in packages {
+            say::note(&format!("fetching {package}"));
+            run(self.apt("apt-get").args(["download", "-qq", &package]).current_dir(&unpacked))?;
+        }
         unpack_all(&unpacked, &unpacked)?;
-        let inside = [format!("boot/vmlinuz-{}", kernel.text), format!("usr/lib/modules/{}/vmlinuz", kernel.text)];
-        let found = inside.iter().map(|name| unpacked.join(name)).find(|file| file.is_file());
-        fs::rename(found.with_context(|| format!("{package} has no vmlinuz"))?, &file)?;
+        let of = |path: &str| {
+            let places = ["lib", "usr/lib"].map(|lib| format!("{lib}/modules/{}/{path}", kernel.text));
+            places.map(|place| unpacked.join(place)).into_iter().find(|file| file.is_file())
+        };
+        let vmlinuz = Some(unpacked.join(format!("boot/vmlinuz-{}", kernel.text))).filter(|file| file.is_file());
+        let vmlinuz = vmlinuz.or_else(|| of("vmlinuz")).with_context(|| format!("no vmlinuz of {}", kernel.text))?;
+        fs::create_dir_all(modules)?;
+        for (path, name) in MODULE_FILES.iter().zip(MODULES) {
+            let (plain, packed) = (of(&format!("kernel/{path}.ko")), of(&format!("kernel/{path}.ko.xz")));
+            if let Some(packed) = &packed {
+                run(command("xz").arg("--decompress").arg(packed))?;
+            }
+            if let Some(module) = plain.or_else(|| packed.map(|packed| packed.with_extension(""))) {
+                fs::rename(module, modules.join(format!("{name}.ko")))?;
+            }
+        }
+        fs::rename(vmlinuz, file)?;
         fs::remove_dir_all(&unpacked)?;
-        Ok(file)
+        Ok(())
     }
+}
+
+/// A kernel in files.
+pub struct Fetched {
+    pub kernel: PathBuf,
+    /// Modules that are not built in, each with its path in the guest, in the order in which they are loaded.
+    pub modules: Vec<(PathBuf, String)>,
 }
 
 /// The address of the machine's Debian archive.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, greedy, users};
+use super::engine::Engine;
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, greedy, users};
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
@@ -19,7 +20,7 @@ use crate::say;
 
 /// The clients' port, and the servers' port.
 const ASKED: u16 = 80;
-const LISTENS: u16 = 8080;
+pub const LISTENS: u16 = 8080;
 /// The servers' address, and the clients' target. A dual-stack server serves both families.
 const FAMILIES: [(IpAddr, IpAddr); 3] = [
     (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -27,7 +28,7 @@ const FAMILIES: [(IpAddr, IpAddr); 3] = [
     (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)),
 ];
 /// How long each scene is played. In emulation, a second allows a few hundred requests.
-const SCENE: Duration = Duration::from_secs(3);
+pub const SCENE: Duration = Duration::from_secs(3);
 /// The directories of the pins and of the backends' cgroups.
 const PINS: &str = "/sys/fs/bpf/pod-steer";
 const CGROUPS: &str = "/sys/fs/cgroup/pod-steer";
@@ -98,15 +99,7 @@ fn play() -> Result<()> {
     for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
         let (listen, asked) = (SocketAddr::new(listen, LISTENS), SocketAddr::new(asked, ASKED));
         say::heading(&format!("servers on {listen}, clients of {asked}"));
-        let dir = Path::new("/tmp").join(number.to_string());
-        fs::create_dir(&dir)?;
-        let inside = Inside {
-            dir,
-            pod_steer: format!("/{POD_STEER}").into(),
-            named_server: format!("/{NAMED_SERVER}").into(),
-            docker: false,
-        };
-        let mut stage = Stage::new(&inside)?.with_ports(ASKED, listen);
+        let mut stage = Stage::new(&inside(&number.to_string())?)?.with_ports(ASKED, listen);
         let played = share(&mut stage, asked);
         if played.is_err() {
             stage.show_status();
@@ -114,7 +107,24 @@ fn play() -> Result<()> {
         }
         played?;
     }
-    Ok(())
+    say::heading("a server behind a bridge, and one on the host");
+    bridged::prepare()?;
+    let inside = inside("bridged")?;
+    let engine = Engine::start(&inside.dir)?;
+    let listen = (Ipv4Addr::UNSPECIFIED, LISTENS).into();
+    let mut stage = Stage::new(&inside)?.with_ports(ASKED, listen).with_engine(engine.url());
+    bridged::play(&mut stage, &engine).inspect_err(|_| {
+        stage.show_status();
+        stage.show_logs();
+    })
+}
+
+/// What a stage needs, with a directory of this name.
+fn inside(name: &str) -> Result<Inside> {
+    let dir = Path::new("/tmp").join(name);
+    fs::create_dir(&dir)?;
+    let (pod_steer, named_server) = (format!("/{POD_STEER}").into(), format!("/{NAMED_SERVER}").into());
+    Ok(Inside { dir, pod_steer, named_server, docker: false })
 }
 
 fn doctor() -> Command {

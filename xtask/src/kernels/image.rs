@@ -12,16 +12,16 @@ const DEVICE: u32 = 0o020_600;
 const CONSOLE: (u32, u32) = (5, 1);
 
 /// Directories of the guest, parents first. The init program runs commands at the top of the repository: next to `xtask`.
-const DIRECTORIES: [&str; 7] = ["bin", "dev", "proc", "run", "sys", "tmp", "xtask"];
+const DIRECTORIES: [&str; 8] = ["bin", "dev", "modules", "proc", "run", "sys", "tmp", "xtask"];
 
-/// Writes an image with these programs, each a file here and its path there.
-pub fn write(image: &Path, programs: &[(&Path, &str)]) -> Result<()> {
+/// Writes an image with these programs and other files, each a file here and its path there.
+pub fn write(image: &Path, files: &[(&Path, &str)]) -> Result<()> {
     let mut archive = Vec::new();
     for name in DIRECTORIES {
         append(&mut archive, name, DIRECTORY, (0, 0), &[]);
     }
     append(&mut archive, "dev/console", DEVICE, CONSOLE, &[]);
-    for (file, name) in programs {
+    for (file, name) in files {
         let contents = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         append(&mut archive, name, PROGRAM, (0, 0), &contents);
     }

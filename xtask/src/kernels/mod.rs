@@ -4,6 +4,8 @@
 //! archive, and minutes.
 
 mod archive;
+mod bridged;
+mod engine;
 mod greedy;
 mod guest;
 mod image;
@@ -11,14 +13,14 @@ mod users;
 mod version;
 mod vm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{build, debian, paths, say};
-use archive::Archive;
+use archive::{Archive, Fetched};
 pub use guest::{Guest, guest};
 use version::Version;
 use vm::Qemu;
@@ -27,6 +29,8 @@ use vm::Qemu;
 const BUSYBOX: &str = "bin/busybox";
 const NAMED_SERVER: &str = "bin/named-server";
 const POD_STEER: &str = "bin/pod-steer";
+/// The modules that the guest loads, in this order, unless they are built in.
+const MODULES: [&str; 6] = ["llc", "stp", "bridge", "veth", "sch_ingress", "cls_bpf"];
 /// The start of the guest's last line.
 const VERDICT: &str = "verdict of the guest: ";
 
@@ -62,7 +66,7 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
     debian::ensure(&["busybox"])?;
     let image = dir.join("guest.cpio");
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    write_image(&image)?;
+    let programs = Programs::build()?;
     say::heading("fetching QEMU and lists of kernels");
     let got = Archive::open(dir.join("archive")).and_then(|archive| Ok((Qemu::get(&dir.join("qemu"))?, archive)));
     let (qemu, archive) = match got {
@@ -78,7 +82,10 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
         };
         say::heading(&kernel.text);
         let outcome = match archive.fetch(kernel) {
-            Ok(file) => boot(&qemu, &file, &image, wanted.refused),
+            Ok(fetched) => {
+                programs.write_image(&image, &fetched)?;
+                boot(&qemu, &fetched.kernel, &image, wanted.refused)
+            }
             Err(error) => Outcome::Skipped(format!("not available: {error:#}")),
         };
         outcomes.push((kernel.text.clone(), outcome));
@@ -86,12 +93,28 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
     Ok(close(&outcomes))
 }
 
-fn write_image(image: &Path) -> Result<()> {
-    let programs = [("pod-steer", "pod-steer"), ("pod-steer-tests", "named-server"), ("xtask", "xtask")];
-    let built = build::static_programs(&programs)?;
-    let busybox = paths::which("busybox").context("the guest needs busybox: install Debian's busybox-static")?;
-    let (init, pod_steer, server) = (built.join("xtask"), built.join("pod-steer"), built.join("named-server"));
-    image::write(image, &[(&init, "init"), (&pod_steer, POD_STEER), (&server, NAMED_SERVER), (&busybox, BUSYBOX)])
+/// The guest's programs.
+struct Programs {
+    built: PathBuf,
+    busybox: PathBuf,
+}
+
+impl Programs {
+    fn build() -> Result<Self> {
+        let programs = [("pod-steer", "pod-steer"), ("pod-steer-tests", "named-server"), ("xtask", "xtask")];
+        let built = build::static_programs(&programs)?;
+        let busybox = paths::which("busybox").context("the guest needs busybox: install Debian's busybox-static")?;
+        Ok(Self { built, busybox })
+    }
+
+    /// Writes the guest's file system, with the modules of a kernel.
+    fn write_image(&self, image: &Path, kernel: &Fetched) -> Result<()> {
+        let [init, pod_steer, server] = ["xtask", "pod-steer", "named-server"].map(|name| self.built.join(name));
+        let mut files: Vec<(&Path, &str)> =
+            vec![(&init, "init"), (&pod_steer, POD_STEER), (&server, NAMED_SERVER), (&self.busybox, BUSYBOX)];
+        files.extend(kernel.modules.iter().map(|(file, name)| (file.as_path(), name.as_str())));
+        image::write(image, &files)
+    }
 }
 
 fn boot(qemu: &Qemu, kernel: &Path, image: &Path, refused: bool) -> Outcome {
