@@ -57,11 +57,11 @@ impl Place {
     fn new(device: &str, inner: Ipv4Addr, next_hop: Ipv4Addr) -> Result<Self> {
         let ns = NetNs::new()?;
         let keeper = ns.command(&format!("/{BUSYBOX}"))?.args(["sleep", "3600"]).spawn()?;
-        let peer = format!("{device}-in");
-        ip(&format!("link add {device} type veth peer name {peer}"))?;
-        ip(&format!("link set {peer} netns {}", keeper.id()))?;
-        ns.ip(&format!("addr add {inner}/24 dev {peer}"))?;
-        ns.ip(&format!("link set {peer} up"))?;
+        // busybox cannot name the other end. The kernel gives it the first free name, and it leaves at once.
+        ip(&format!("link add {device} type veth"))?;
+        ip(&format!("link set veth0 netns {}", keeper.id()))?;
+        ns.ip(&format!("addr add {inner}/24 dev veth0"))?;
+        ns.ip("link set veth0 up")?;
         ns.ip(&format!("route add default via {next_hop}"))?;
         ip(&format!("link set {device} up"))?;
         Ok(Self { ns, keeper })
