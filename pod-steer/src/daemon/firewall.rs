@@ -1,12 +1,16 @@
 //! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, at each resync, and when
 //! connections that are forwarded do not open. One thread at a time asks or changes them.
 
+use std::collections::BTreeSet;
+
 use tracing::info;
 
 use super::{Event, control::Control};
 use crate::{
     condition::{Condition, Reason},
-    firewall::{self, Fault},
+    firewall::{self, Fault, Target},
+    ids::BackendIndex,
+    world::Destination,
 };
 
 /// In events and conditions.
@@ -49,10 +53,13 @@ impl Control {
             return;
         }
         (self.firewall.is_busy, self.firewall.is_stale, self.firewall.is_open) = (true, false, true);
-        let destinations = self.plan.destinations.values();
-        let (v4, v6) = destinations.fold((false, false), |(v4, v6), of| (v4 | of.v4.is_some(), v6 | of.v6.is_some()));
+        let target = |(index, of): (&BackendIndex, &Destination)| {
+            let bridge = self.world.by_index(*index).and_then(|backend| backend.bridge.as_ref());
+            Target { bridge: bridge.map(|bridge| bridge.name.clone()).unwrap_or_default(), v4: of.v4, v6: of.v6 }
+        };
+        let targets: Vec<Target> = self.plan.destinations.iter().map(target).collect();
         self.effects.run(Event::Firewall(Rules::Set(0, Vec::new())), move || {
-            let (changed, faults) = firewall::allow(v4, v6);
+            let (changed, faults) = firewall::allow(&targets);
             Event::Firewall(Rules::Set(changed, faults))
         });
     }
@@ -81,7 +88,9 @@ impl Control {
             return self.conditions.clear(Reason::FirewallDrops, FIREWALL);
         }
         let message = faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ");
-        let remedy = "let packets with the mark 0x40000000 pass, as docs/forwarding.md says";
+        // Both families often need the same.
+        let remedies: BTreeSet<String> = faults.iter().map(Fault::remedy).collect();
+        let remedy = remedies.into_iter().collect::<Vec<_>>().join("; ");
         self.conditions.set(FIREWALL, Condition::new(Reason::FirewallDrops, message, remedy));
     }
 }

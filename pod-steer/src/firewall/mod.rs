@@ -1,12 +1,18 @@
 //! The host's firewall, as far as forwarded packets need it: the fewest rules that let packets with our mark pass where Docker drops those
 //! that it does not know. `rules` decides, on the listings of iptables(8), and `run` asks and changes. What an operator drops stays dropped:
-//! our rule is the last one in the chain that Docker has for operators, and a host without that chain gets no rule.
+//! our rule is the last one in the chain that Docker has for operators, and a host without that chain gets no rule. Docker's own nftables
+//! rules are only read (`nftables`): Docker replaces its tables as a whole, and has options for what pod-steer needs.
 #![forbid(unsafe_code)]
 
+mod nftables;
 mod rules;
 mod run;
 
-use std::{fmt, fs};
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use run::Tool;
 
@@ -15,17 +21,39 @@ struct Family {
     name: &'static str,
     /// The programs that may manage its rules, in the order in which they are tried.
     programs: [&'static str; 3],
+    /// Its name in nftables.
+    nft: &'static str,
     /// The setting without which Linux forwards none of its packets.
     setting: &'static str,
+    /// The address of a target.
+    address: fn(&Target) -> Option<IpAddr>,
 }
 
-const V4: Family =
-    Family { name: "IPv4", programs: ["iptables", "iptables-nft", "iptables-legacy"], setting: "net/ipv4/ip_forward" };
+const V4: Family = Family {
+    name: "IPv4",
+    nft: "ip",
+    programs: ["iptables", "iptables-nft", "iptables-legacy"],
+    setting: "net/ipv4/ip_forward",
+    address: |target| target.v4.map(IpAddr::V4),
+};
 const V6: Family = Family {
     name: "IPv6",
+    nft: "ip6",
     programs: ["ip6tables", "ip6tables-nft", "ip6tables-legacy"],
     setting: "net/ipv6/conf/all/forwarding",
+    address: |target| target.v6.map(IpAddr::V6),
 };
+
+/// Where packets are forwarded to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The bridge.
+    pub bridge: String,
+    /// The container's address there.
+    pub v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
 
 /// Why forwarded packets of a family may not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +67,18 @@ pub enum Fault {
     Closed {
         /// The family.
         family: &'static str,
+    },
+    /// The FORWARD chain does the same, and no longer leads to the chain that has our rule.
+    Unreached {
+        /// The family.
+        family: &'static str,
+    },
+    /// Docker's nftables rules drop them.
+    Docker {
+        /// The table.
+        table: String,
+        /// The options of `dockerd` with which it does not.
+        options: Vec<&'static str>,
     },
     /// A rule could not be set.
     NotSet {
@@ -60,6 +100,11 @@ impl fmt::Display for Fault {
                     "the host's FORWARD chain drops {family} packets that no rule accepts, and forwarded ones are among them"
                 )
             }
+            Self::Unreached { family } => {
+                write!(f, "the host's FORWARD chain drops {family} packets and does not lead to {}", rules::USERS)?;
+                f.write_str(", where the rule for forwarded packets is")
+            }
+            Self::Docker { table, .. } => write!(f, "Docker's nftables table `{table}` drops forwarded packets"),
             Self::NotSet { command, error } => {
                 write!(f, "`{command}` failed ({error}), so Docker drops forwarded packets")
             }
@@ -67,35 +112,79 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Lets forwarded packets of these families pass, in the network namespace of the calling thread. Returns the number of rules that were
-/// changed, and what keeps packets from passing.
-pub fn allow(v4: bool, v6: bool) -> (usize, Vec<Fault>) {
-    let (mut changed, mut faults) = (0, Vec::new());
-    for family in [v4.then_some(V4), v6.then_some(V6)].into_iter().flatten() {
-        if fs::read_to_string(format!("/proc/sys/{}", family.setting)).is_ok_and(|value| value.trim() == "0") {
-            faults.push(Fault::Off { setting: family.setting.replace('/', ".") });
-        }
-        let tools = || family.programs.into_iter().filter_map(Tool::find);
-        let Some(tool) = tools().find(|tool| tool.list(None, rules::USERS).is_ok()) else {
-            if tools().filter_map(|tool| tool.list(None, "FORWARD").ok()).any(|listing| rules::drops_marked(&listing)) {
-                faults.push(Fault::Closed { family: family.name });
+impl Fault {
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Off { setting } => format!("set it: sysctl -w {setting}=1"),
+            Self::Closed { .. } | Self::NotSet { .. } => {
+                "let packets with the mark 0x40000000 pass, as docs/forwarding.md says".to_owned()
             }
-            continue;
+            Self::Unreached { .. } => "restart Docker, which sets its own rules again".to_owned(),
+            Self::Docker { options, .. } => format!("start dockerd with {}", options.join(" ")),
+        }
+    }
+}
+
+/// Lets packets to these targets pass, in the network namespace of the calling thread. Returns the number of rules that were changed, and
+/// what keeps packets from passing.
+pub fn allow(targets: &[Target]) -> (usize, Vec<Fault>) {
+    let (mut changed, mut faults) = (0, Vec::new());
+    for family in [V4, V6] {
+        let of_family = targets.iter().filter_map(|target| Some((target.bridge.as_str(), (family.address)(target)?)));
+        let targets: BTreeSet<(&str, IpAddr)> = of_family.collect();
+        if !targets.is_empty() {
+            changed += family.allow(&targets, &mut faults);
+        }
+    }
+    (changed, faults)
+}
+
+impl Family {
+    /// The same for these addresses of one family, each with its bridge.
+    fn allow(&self, targets: &BTreeSet<(&str, IpAddr)>, faults: &mut Vec<Fault>) -> usize {
+        if fs::read_to_string(format!("/proc/sys/{}", self.setting)).is_ok_and(|value| value.trim() == "0") {
+            faults.push(Fault::Off { setting: self.setting.replace('/', ".") });
+        }
+        let tools = || self.programs.into_iter().filter_map(Tool::find);
+        let changed = match tools().find(|tool| tool.list(None, rules::USERS).is_ok()) {
+            Some(tool) => {
+                let changed = set_rules(&tool, faults);
+                if tool.list(None, rules::FORWARD).is_ok_and(|listing| rules::drops_before_users(&listing)) {
+                    faults.push(Fault::Unreached { family: self.name });
+                }
+                changed
+            }
+            None => {
+                let mut listings = tools().filter_map(|tool| tool.list(None, rules::FORWARD).ok());
+                if listings.any(|listing| rules::drops_marked(&listing)) {
+                    faults.push(Fault::Closed { family: self.name });
+                }
+                0
+            }
         };
-        let users = tool.list(None, rules::USERS).map(|listing| rules::in_chain_of_users(&listing));
-        let raw = tool.list(Some("raw"), rules::RAW).map(|listing| rules::in_raw(&listing));
-        let steps = [(None, users), (Some("raw"), raw)];
-        for (table, step) in steps
-            .into_iter()
-            .flat_map(|(table, steps)| steps.unwrap_or_default().into_iter().map(move |step| (table, step)))
-        {
+        let options = run::nft_table(self.nft, nftables::TABLE).map(|listing| nftables::lacks(&listing, targets));
+        if let Some(options) = options.filter(|options| !options.is_empty()) {
+            faults.push(Fault::Docker { table: format!("{} {}", self.nft, nftables::TABLE), options });
+        }
+        changed
+    }
+}
+
+/// Sets the rules that are missing beside Docker's.
+fn set_rules(tool: &Tool, faults: &mut Vec<Fault>) -> usize {
+    let users = tool.list(None, rules::USERS).map(|listing| rules::in_chain_of_users(&listing));
+    let raw = tool.list(Some("raw"), rules::RAW).map(|listing| rules::in_raw(&listing));
+    let mut changed = 0;
+    for (table, steps) in [(None, users), (Some("raw"), raw)] {
+        for step in steps.unwrap_or_default() {
             match tool.take(table, &step) {
                 Ok(()) => changed += 1,
                 Err(error) => faults.push(Fault::NotSet { command: tool.command(table, &step), error }),
             }
         }
     }
-    (changed, faults)
+    changed
 }
 
 /// Removes every rule of ours, in the network namespace of the calling thread.

@@ -2,6 +2,8 @@
 
 /// The chain in which Docker never changes a rule: what operators add there comes before its own.
 pub const USERS: &str = "DOCKER-USER";
+/// The chain of the filter table that every forwarded packet passes.
+pub const FORWARD: &str = "FORWARD";
 /// The chain of the raw table that every packet passes.
 pub const RAW: &str = "PREROUTING";
 
@@ -94,6 +96,12 @@ pub fn drops_marked(listing: &str) -> bool {
     listing.lines().any(|line| line == "-P FORWARD DROP") && !listing.contains(MARK)
 }
 
+/// Whether that chain does so although there is [`USERS`]: it does not lead there, as after `iptables -F`.
+pub fn drops_before_users(listing: &str) -> bool {
+    let leads = |rule: &str| rule.split_whitespace().skip_while(|word| *word != "-j").nth(1) == Some(USERS);
+    drops_marked(listing) && !rules(listing).any(leads)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +174,12 @@ mod tests {
         assert_eq!(MARK, format!("{0:#x}/{0:#x}", pod_steer_ebpf::FORWARD_MARK));
         assert!(drops_marked("-P FORWARD DROP\n-A FORWARD -j OTHER") && !drops_marked("-P FORWARD ACCEPT"));
         assert!(!drops_marked("-P FORWARD DROP\n-A FORWARD -m mark --mark 0x40000000/0x40000000 -j ACCEPT"));
+    }
+
+    #[test]
+    fn a_flushed_forward_chain_does_not_lead_to_our_rule() {
+        assert!(drops_before_users("-P FORWARD DROP") && drops_before_users("-P FORWARD DROP\n-A FORWARD -j OTHER"));
+        assert!(!drops_before_users("-P FORWARD ACCEPT"));
+        assert!(!drops_before_users("-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD"));
     }
 }

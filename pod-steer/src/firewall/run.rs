@@ -1,4 +1,4 @@
-//! Runs iptables(8).
+//! Runs iptables(8) and nft(8).
 
 use std::{
     fs,
@@ -28,8 +28,7 @@ impl Tool {
         if name.ends_with("-legacy") && fs::read_to_string(tables).map_or(true, |names| names.is_empty()) {
             return None;
         }
-        let paths = DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
-        paths.into_iter().find(|path| path.exists()).map(|path| Self { name, path })
+        installed(name).map(|path| Self { name, path })
     }
 
     /// The rules of a chain of a table; `None` is the filter table.
@@ -56,12 +55,28 @@ impl Tool {
         let mut command = Command::new(&self.path);
         command.env_clear().args(["-w", WAIT_S]);
         command.args(table.into_iter().flat_map(|table| ["-t", table])).args(arguments).stdin(Stdio::null());
-        let output = command.output().map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        Err(crate::text::shown(line, LINE_MAX))
+        printed(&mut command)
     }
+}
+
+/// The rules of a table, if nft(8) is installed and there is such a table.
+pub fn nft_table(family: &str, table: &str) -> Option<String> {
+    let mut command = Command::new(installed("nft")?);
+    command.env_clear().args(["list", "table", family, table]).stdin(Stdio::null());
+    printed(&mut command).ok()
+}
+
+fn installed(name: &str) -> Option<PathBuf> {
+    DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.exists())
+}
+
+/// What a command prints, or its error.
+fn printed(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(crate::text::shown(line, LINE_MAX))
 }
