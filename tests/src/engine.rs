@@ -1,6 +1,12 @@
 //! A real Docker engine in a test's own host.
 
-use std::{collections::BTreeSet, fs, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
@@ -41,34 +47,82 @@ pub fn ended_containers(host: &Host) -> String {
     text
 }
 
+/// How an engine is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether it publishes ports, by iptables and docker-proxy, as an engine out of the box does.
+    publishes: bool,
+    /// More arguments of `dockerd`.
+    arguments: Vec<String>,
+    /// The root directory of another release; `None` for that of the machine.
+    root: Option<PathBuf>,
+}
+
+impl Options {
+    /// An engine as it comes out of the box: it sets rules of the firewall, and containers can publish ports (`-p`).
+    pub fn publishing() -> Self {
+        Self { publishes: true, ..Self::default() }
+    }
+
+    /// More arguments of `dockerd`.
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The engine of another root directory, with its libraries, its containerd and its iptables.
+    pub fn root(self, root: PathBuf) -> Self {
+        Self { root: Some(root), ..self }
+    }
+}
+
+/// Makes another root directory the root of a mount namespace, with the host's devices, processes, `/sys`, `/run` and test directory, and
+/// runs `dockerd` there. A plain chroot is not enough, because runc changes the root of a container's mount namespace itself.
+const IN_ROOT: &str = r#"
+set -e
+root=$1; dir=$2; shift 2
+mount --bind "$root" "$root"
+cd "$root"
+mkdir -p dev proc sys run tmp mnt var etc/docker
+for at in dev proc sys run; do mount --rbind /$at $at; done
+for at in tmp etc/docker; do mount -t tmpfs -o mode=755 none $at; done
+[ -e var/run ] || ln -s /run var/run
+mkdir -p "$root$dir"
+mount --rbind "$dir" "$root$dir"
+pivot_root . mnt
+cd /
+exec /usr/sbin/dockerd "$@"
+"#;
+
 /// `dockerd`, with data, sockets and configuration of its own.
 #[derive(Debug)]
 pub struct Engine {
     process: Process,
     docker: Docker,
-    /// Whether it publishes ports, by iptables and docker-proxy, as an engine out of the box does.
-    publishes: bool,
+    /// Those of its next start.
+    options: Mutex<Options>,
     imported: Mutex<BTreeSet<Image>>,
 }
 
 impl Engine {
     /// Starts an engine in a host and waits until it answers.
     pub fn start(host: &Host) -> Result<Self> {
-        Self::start_as(host, false)
+        Self::start_with(host, Options::default())
     }
 
     /// The same. Containers on its bridge reach other networks and can publish ports (`-p`).
     pub fn start_publishing(host: &Host) -> Result<Self> {
-        Self::start_as(host, true)
+        Self::start_with(host, Options::publishing())
     }
 
-    fn start_as(host: &Host, publishes: bool) -> Result<Self> {
+    /// The same, with these options.
+    pub fn start_with(host: &Host, options: Options) -> Result<Self> {
         let dir = host.dir().join("docker");
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("daemon.json"), "{}")?;
         let docker = Docker::new(dir.join("docker.sock"), &[]);
-        let process = Self::launch(host, &docker, publishes)?;
-        let engine = Self { process, docker, publishes, imported: Mutex::default() };
+        let process = Self::launch(host, &docker, &options)?;
+        let engine = Self { process, docker, options: Mutex::new(options), imported: Mutex::default() };
         engine.wait_until_ready()?;
         Ok(engine)
     }
@@ -77,8 +131,15 @@ impl Engine {
     pub fn restart(&mut self, host: &Host) -> Result<()> {
         self.process.signal(Signal::TERM)?;
         self.process.wait(wait::STUCK)?;
-        self.process = Self::launch(host, &self.docker, self.publishes)?;
+        let options = self.options.lock().expect("no thread panics with them").clone();
+        self.process = Self::launch(host, &self.docker, &options)?;
         self.wait_until_ready()
+    }
+
+    /// Sets the further arguments of its next start.
+    pub fn set_arguments(&self, arguments: &[&str]) {
+        let mut options = self.options.lock().expect("no thread panics with them");
+        options.arguments = arguments.iter().map(ToString::to_string).collect();
     }
 
     /// Sends the engine a signal: SIGSTOP makes it hang, SIGKILL ends it. Its containers keep running.
@@ -94,18 +155,44 @@ impl Engine {
         .with_context(|| self.process.stderr())
     }
 
-    fn launch(host: &Host, docker: &Docker, publishes: bool) -> Result<Process> {
+    fn launch(host: &Host, docker: &Docker, options: &Options) -> Result<Process> {
         let dir = host.dir().join("docker");
-        let mut command = host.command("dockerd")?;
+        let mut command = match &options.root {
+            None => host.command("dockerd")?,
+            Some(root) => Self::in_root(host, root)?,
+        };
         command.arg("--config-file").arg(dir.join("daemon.json"));
         command.args(["--data-root", DATA, "--exec-root"]).arg(dir.join("exec"));
         command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(docker.url());
-        if !publishes {
+        if !options.publishes {
             // The host's only networks are its own; nothing is published or translated.
             command.arg("--iptables=false");
         }
-        command.args(["--ip6tables=false", "--live-restore", "--log-level", "warn"]);
+        if options.root.is_none() {
+            command.arg("--ip6tables=false");
+        }
+        command.args(["--live-restore", "--log-level", "warn"]).args(&options.arguments);
         host.start("dockerd", &mut command)
+    }
+
+    /// `dockerd` in its own root directory. A restarted one needs the mounts of the one before, such as those of its containers' network
+    /// namespaces.
+    fn in_root(host: &Host, root: &Path) -> Result<Command> {
+        let mounts = host.dir().join("docker/mounts");
+        let mut command = if mounts.exists() {
+            let mut command = host.command("nsenter")?;
+            command.arg(format!("--mount={}", mounts.display())).arg("/usr/sbin/dockerd");
+            command
+        } else {
+            fs::write(&mounts, "")?;
+            let mut command = host.command("unshare")?;
+            command.arg(format!("--mount={}", mounts.display())).args(["sh", "-c", IN_ROOT, "sh"]);
+            command.arg(root).arg(host.dir());
+            command
+        };
+        // Clients of the machine may be older than the engine.
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DOCKER_MIN_API_VERSION", "1.24");
+        Ok(command)
     }
 
     /// The engine's own pid, of which its docker-proxies are children.

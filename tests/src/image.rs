@@ -31,6 +31,10 @@ pub enum Image {
     Python,
     /// Debian's nginx.
     Nginx,
+    /// Node.js.
+    Node,
+    /// Debian's Caddy, a server in Go.
+    Caddy,
 }
 
 impl Image {
@@ -43,6 +47,8 @@ impl Image {
             Self::Busybox => "busybox",
             Self::Python => "python",
             Self::Nginx => "nginx",
+            Self::Node => "node",
+            Self::Caddy => "caddy",
         }
     }
 
@@ -88,6 +94,8 @@ impl Image {
             Self::Busybox => vec![busybox()?],
             Self::Python => vec![(installed("python3")?.canonicalize()?, "usr/bin/python3"), busybox()?],
             Self::Nginx => vec![(installed("nginx")?, "usr/sbin/nginx"), busybox()?],
+            Self::Node => vec![(installed("node")?.canonicalize()?, "usr/bin/node"), busybox()?],
+            Self::Caddy => vec![(installed("caddy")?, "usr/bin/caddy"), busybox()?],
         })
     }
 
@@ -107,8 +115,10 @@ impl Image {
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
         fs::write(root.join("etc/group"), "root:x:0:\n")?;
-        if self == Self::Python {
-            python_library(&programs[0].0, &root)?;
+        match self {
+            Self::Python => python_library(&programs[0].0, &root)?,
+            Self::Node => node_modules(&root)?,
+            _ => {}
         }
         let unfinished = staging.join("image.tar");
         run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&unfinished).arg("."))?;
@@ -133,6 +143,19 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     // `libc.so.6 => /lib/libc.so.6 (0x...)` and `/lib64/ld-linux-x86-64.so.2 (0x...)`
     let paths = listing.lines().flat_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(PathBuf::from).collect())
+}
+
+/// Modules that are part of Node.js's own program, and that Debian has as files of other packages.
+fn node_modules(root: &Path) -> Result<()> {
+    for module in ["acorn", "acorn-walk", "cjs-module-lexer", "undici"] {
+        let source = Path::new("/usr/share/nodejs").join(module);
+        if source.exists() {
+            let target = root.join(source.strip_prefix("/")?);
+            fs::create_dir_all(&target)?;
+            run(Command::new("cp").arg("-aL").arg(source.join(".")).arg(&target))?;
+        }
+    }
+    Ok(())
 }
 
 /// The standard library without modules that no server imports.

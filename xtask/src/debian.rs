@@ -15,9 +15,10 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 22] = [
+const NEEDS: [Need; 25] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
+    ("caddy", "caddy"),
     ("conmon", "conmon"),
     ("crun", "crun"),
     ("curl", "curl"),
@@ -30,7 +31,9 @@ const NEEDS: [Need; 22] = [
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("mount", "mount"),
+    ("nft", "nftables"),
     ("nginx", "nginx"),
+    ("node", "nodejs"),
     ("nsenter", "util-linux"),
     ("podman", "podman"),
     ("python3", "python3"),
