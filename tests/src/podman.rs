@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    container::Docker,
+    container::{Container, Docker, Spec},
+    daemon::Daemon,
     host::Host,
     image::Image,
     process::{Process, output, run},
@@ -77,6 +78,17 @@ impl Podman {
     /// The engine's address: `unix:///...`.
     pub fn url(&self) -> String {
         self.docker.url()
+    }
+
+    /// Creates a container, and starts it when the daemon knows it. Podman announces a container about 100 ms after its creation; one
+    /// that is started at once may bind before.
+    pub fn start_announced(&self, daemon: &Daemon, spec: &Spec) -> Result<Container> {
+        let container = self.docker.create(spec)?;
+        daemon.wait_for("the container to be announced", |status| {
+            status.services.iter().flat_map(|service| &service.backends).find(|b| b.id == container.id).map(drop)
+        })?;
+        container.start()?;
+        Ok(container)
     }
 
     /// Makes an image known.

@@ -2,31 +2,12 @@
 
 use anyhow::Result;
 use pod_steer_tests::{
-    check,
-    container::{Container, Spec},
-    daemon::Daemon,
-    engine::Engine,
-    host::Host,
-    image::Image,
-    load::Load,
-    podman::Podman,
-    require, server, tools,
+    check, daemon::Daemon, engine::Engine, host::Host, image::Image, load::Load, podman::Podman, require, server, tools,
 };
 use std::sync::Arc;
 
 fn podman() -> Result<(), String> {
     tools::root_and(&["podman", "conmon", "docker", "busybox", "ip", "tar"])
-}
-
-/// Podman announces a container about 100 ms after its creation. A container that is started at once may bind before the daemon knows
-/// it, so this waits in between.
-fn start_announced(podman: &Podman, daemon: &Daemon, spec: &Spec) -> Result<Container> {
-    let container = podman.docker().create(spec)?;
-    daemon.wait_for("the container to be announced", |status| {
-        status.services.iter().flat_map(|service| &service.backends).find(|b| b.id == container.id).map(drop)
-    })?;
-    container.start()?;
-    Ok(container)
 }
 
 #[test]
@@ -44,7 +25,7 @@ fn containers_of_podman_share_a_port() -> Result<()> {
     ];
     let mut containers = specs
         .into_iter()
-        .map(|spec| start_announced(&podman, &daemon, &spec.service("web", "80:8080")))
+        .map(|spec| podman.start_announced(&daemon, &spec.service("web", "80:8080")))
         .collect::<Result<Vec<_>>>()?;
     daemon.wait_ready("web", 3)?;
     let target = "127.0.0.1:80".parse()?;
@@ -79,7 +60,7 @@ fn two_engines_serve_one_service() -> Result<()> {
     let daemon = Daemon::start(&host, &[&docker.url(), &podman.url()])?;
     let spec = |name: &str| server::named(name, "0.0.0.0:8080").service("web", "80:8080");
     let _docker = docker.start_container(&spec("docker-1"))?;
-    let _podman = start_announced(&podman, &daemon, &spec("podman-1"))?;
+    let _podman = podman.start_announced(&daemon, &spec("podman-1"))?;
     let service = daemon.wait_ready("web", 2)?;
     for (name, url) in [("docker-1", docker.url()), ("podman-1", podman.url())] {
         let backend = service.backends.iter().find(|backend| backend.name == name).expect("it is ready");
