@@ -1,6 +1,8 @@
-//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench` and `kernels`. Each does its own set-up.
+//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench`, `kernels` and
+//! `newer-docker`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod bench;
 mod build;
 mod cmd;
@@ -8,6 +10,7 @@ mod debian;
 mod demo;
 mod fuzz;
 mod kernels;
+mod newer_docker;
 mod paths;
 mod privilege;
 mod schemathesis;
@@ -68,6 +71,8 @@ enum Task {
         /// Only these: 5.10, 6.1, 6.12, newest
         kernels: Vec<String>,
     },
+    /// Test forwarding with the newest Docker of Debian, which is fetched with apt-get and not installed (needs root)
+    NewerDocker,
     /// The part of `demo` inside its namespaces
     #[command(hide = true)]
     DemoInside(demo::Inside),
@@ -88,6 +93,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench { options } => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),
+        Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),
     };

@@ -1,11 +1,11 @@
 //! `cargo xtask kernels`: boots the oldest supported kernel, newer ones, and one that must be refused in QEMU. The outer half fetches
-//! (`archive`, `version`), makes the guest's file system (`image`) and boots (`vm`); the guest's half (`guest`) plays the demo there.
+//! (`fetch`, `version`), makes the guest's file system (`image`) and boots (`vm`); the guest's half (`guest`) plays the demo there.
 //! Nothing is installed, and all fetched files are below `target/kernels`. Not part of `cargo xtask test`, since it needs Debian's
 //! archive, and minutes.
 
-mod archive;
 mod bridged;
 mod engine;
+mod fetch;
 mod greedy;
 mod guest;
 mod image;
@@ -19,8 +19,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::Archive;
 use crate::{build, debian, paths, say};
-use archive::{Archive, Fetched};
+use fetch::Fetched;
 pub use guest::{Guest, guest};
 use version::Version;
 use vm::Qemu;
@@ -68,12 +69,13 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let programs = Programs::build()?;
     say::heading("fetching QEMU and lists of kernels");
-    let got = Archive::open(dir.join("archive")).and_then(|archive| Ok((Qemu::get(&dir.join("qemu"))?, archive)));
+    let archive = Archive::open(dir.join("archive"), &fetch::SUITES);
+    let got = archive.and_then(|archive| Ok((Qemu::get(&dir.join("qemu"))?, archive)));
     let (qemu, archive) = match got {
         Ok(got) => got,
         Err(error) => return Ok(close(&[("all".to_owned(), Outcome::Skipped(format!("{error:#}")))])),
     };
-    let all = archive.kernels()?;
+    let all = fetch::kernels(&archive)?;
     let mut outcomes = Vec::new();
     for wanted in WANTED.into_iter().filter(|wanted| only.is_empty() || only.iter().any(|name| name == wanted.name)) {
         let Some(kernel) = Version::newest(&all, wanted.series) else {
@@ -81,7 +83,7 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
             continue;
         };
         say::heading(&kernel.text);
-        let outcome = match archive.fetch(kernel) {
+        let outcome = match fetch::fetch(&archive, kernel) {
             Ok(fetched) => {
                 programs.write_image(&image, &fetched)?;
                 boot(&qemu, &fetched.kernel, &image, wanted.refused)

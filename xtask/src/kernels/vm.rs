@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::archive::unpack_all;
+use crate::archive::unpack_all;
 use crate::cmd::{command, run};
 use crate::paths::which;
 use crate::say;
