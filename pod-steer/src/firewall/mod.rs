@@ -72,6 +72,8 @@ pub enum Fault {
     Unreached {
         /// The family.
         family: &'static str,
+        /// The program that sets rules of the family.
+        program: &'static str,
     },
     /// Docker's nftables rules drop them.
     Docker {
@@ -100,7 +102,7 @@ impl fmt::Display for Fault {
                     "the host's FORWARD chain drops {family} packets that no rule accepts, and forwarded ones are among them"
                 )
             }
-            Self::Unreached { family } => {
+            Self::Unreached { family, .. } => {
                 write!(f, "the host's FORWARD chain drops {family} packets and does not lead to {}", rules::USERS)?;
                 f.write_str(", where the rule for forwarded packets is")
             }
@@ -120,7 +122,10 @@ impl Fault {
             Self::Closed { .. } | Self::NotSet { .. } => {
                 "let packets with the mark 0x40000000 pass, as docs/forwarding.md says".to_owned()
             }
-            Self::Unreached { .. } => "restart Docker, which sets its own rules again".to_owned(),
+            Self::Unreached { program, .. } => format!(
+                "restart Docker, which sets its own rules again; if FORWARD still does not lead there, `{program} -I FORWARD -j {}`",
+                rules::USERS
+            ),
             Self::Docker { options, .. } => format!("start dockerd with {}", options.join(" ")),
         }
     }
@@ -151,7 +156,7 @@ impl Family {
             Some(tool) => {
                 let changed = set_rules(&tool, faults);
                 if tool.list(None, rules::FORWARD).is_ok_and(|listing| rules::drops_before_users(&listing)) {
-                    faults.push(Fault::Unreached { family: self.name });
+                    faults.push(Fault::Unreached { family: self.name, program: self.programs[0] });
                 }
                 changed
             }
