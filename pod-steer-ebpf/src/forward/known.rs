@@ -4,12 +4,12 @@ use aya_ebpf::programs::TcContext;
 use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Tuple};
 
 use super::{
-    adopt,
-    headers::{FIN, RST, Work},
+    REPEAT, adopt,
+    headers::{ACK, FIN, RST, Work},
     now,
     sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
 };
-use crate::maps::{FLOWS, PENDING, SERVICE_COUNTERS, count};
+use crate::maps::{FLOWS, PENDING, SERVICE_COUNTERS, count, is_listening};
 
 /// The time of a connection's last packet is written so often at most, and its server's socket is looked for so often.
 const SEEN_EVERY_NS: u64 = 1_000_000_000;
@@ -50,7 +50,7 @@ pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     service
 }
 
-/// The same for a packet of a container.
+/// The same for a packet of a container; [`REPEAT`] if its client must not see it.
 #[inline(never)]
 pub fn from_server(work: &mut Work) -> u32 {
     work.tuple.reply = 1;
@@ -61,7 +61,19 @@ pub fn from_server(work: &mut Work) -> u32 {
         }
         return service;
     }
-    pending(&work.tuple, &mut work.flow).map_or(NONE, |flow| note(flow, work, FLOW_FIN_REPLY))
+    let Some(flow) = pending(&work.tuple, &mut work.flow) else { return NONE };
+    if refuses_syn(work) && !is_listening(work.flow.cookie) {
+        // The listener has closed since it was chosen. The SYN that the client sends again goes to another one.
+        count!(SERVICE_COUNTERS, work.flow.service, stale_slots);
+        return REPEAT;
+    }
+    note(flow, work, FLOW_FIN_REPLY)
+}
+
+/// Whether a packet is the reset that answers a SYN: only that one has the sequence number zero (RFC 9293, 3.5.2).
+#[inline(always)]
+fn refuses_syn(work: &Work) -> bool {
+    work.flags & (RST | ACK) == RST | ACK && work.sequence == 0
 }
 
 /// The connection has ended, or somebody says so: its entries may be evicted from now on. If it goes on, they are kept again.

@@ -70,6 +70,9 @@ pub fn to_tunnel(ctx: TcContext) -> i32 {
     egress(ctx.as_ptr().cast(), 0)
 }
 
+/// In place of a service: the packet is dropped, and its client sends the SYN again.
+const REPEAT: u32 = NONE - 2;
+
 /// Later programs and filters of the device run too.
 const NEXT: i32 = TC_ACT_UNSPEC;
 
@@ -100,6 +103,9 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     // A reply to a client of this machine, or of the backend's own link.
     if is_forwarded(work.tuple.source_port, true) {
         let service = known::from_server(work);
+        if service == REPEAT {
+            return TC_ACT_SHOT;
+        }
         if service != NONE && work.peer != NONE {
             // Past the kernel's forwarding, and by where its routes say.
             work.device = local::leaves_by(ctx, skb.ifindex, &work.tuple);
@@ -133,7 +139,7 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     };
     match service {
         NONE => return NEXT,
-        syn::REPEAT => return TC_ACT_SHOT,
+        REPEAT => return TC_ACT_SHOT,
         _ => {}
     }
     hand_over(ctx, l2, work, service, skb.mark)
@@ -189,8 +195,10 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
         return NEXT;
     }
     let service = known::from_server(work);
-    if service == NONE {
-        return NEXT;
+    match service {
+        NONE => return NEXT,
+        REPEAT => return TC_ACT_SHOT,
+        _ => {}
     }
     if !rewrite::rewrite(ctx, l2, work) {
         return dropped(service);

@@ -1,9 +1,12 @@
 //! Chooses a backend for a new connection that comes by a device.
 
 use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
-use pod_steer_ebpf::{FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET};
+use pod_steer_ebpf::{
+    Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET,
+};
 
 use super::{
+    REPEAT,
     headers::Work,
     known,
     local::{self, LOOPBACK},
@@ -42,8 +45,6 @@ pub fn choose_for(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
 
 /// The connection is new.
 const ANEW: u32 = NONE - 1;
-/// The packet is dropped, and its client repeats it.
-pub const REPEAT: u32 = NONE - 2;
 
 /// The choice for a SYN that is repeated, or that meets a connection which lives: returns as [`choose_for`]. [`ANEW`] for any other.
 #[inline(never)]
@@ -54,6 +55,7 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
         && work.flow.sequence == work.sequence
         && now.wrapping_sub(work.flow.seen_ns) < RETRANSMITTED_NS
         && is_listening(work.flow.cookie)
+        && is_current(&work.flow)
     {
         work.to = work.flow.to;
         let Flow { device, flags, backend, .. } = work.flow;
@@ -73,6 +75,25 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
     }
     work.flow = Flow { to: work.tuple, seen_ns: now, backend: NONE, sequence: work.sequence, ..Flow::default() };
     ANEW
+}
+
+/// Whether the packets of a choice would still go to its backend: a container that is connected to another network gets another address.
+#[inline(always)]
+fn is_current(flow: &Flow) -> bool {
+    if flow.flags & FLOW_LOCAL != 0 {
+        return true;
+    }
+    // SAFETY: a destination is replaced as a whole.
+    let Some(destination) = (unsafe { DESTINATIONS.get(flow.backend) }) else { return false };
+    let [a, b, c, d] = address_of(destination, flow.to.family);
+    let to = &flow.to.destination;
+    (a ^ to[0]) | (b ^ to[1]) | (c ^ to[2]) | (d ^ to[3]) == 0
+}
+
+/// The address of a backend; zero if it has none of this family.
+#[inline(always)]
+fn address_of(destination: &Destination, family: u8) -> [u32; 4] {
+    if family == FAMILY_V4 { [destination.v4, 0, 0, 0] } else { destination.v6 }
 }
 
 /// Writes the entries of a choice. Returns as [`choose_for`].
@@ -179,7 +200,7 @@ impl Chooser for Pick<'_> {
             return Visit::TryNext;
         };
         let is_v4 = self.flow.to.family == FAMILY_V4;
-        let address = if is_v4 { [destination.v4, 0, 0, 0] } else { destination.v6 };
+        let address = address_of(destination, self.flow.to.family);
         if destination.ingress_cookie != netns_cookie() || address == [0; 4] {
             count!(SERVICE_COUNTERS, service, no_destination);
             return Visit::TryNext;
