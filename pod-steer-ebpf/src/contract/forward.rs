@@ -71,7 +71,7 @@ impl Tuple {
     }
 }
 
-/// What becomes of the packets of one direction of a connection.
+/// What becomes of the packets of one direction of a connection. Its layout never changes: see `kernel/layouts.rs`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {

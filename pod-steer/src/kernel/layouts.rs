@@ -179,6 +179,20 @@ mod tests {
         );
     }
 
+    /// While one release takes over from another, programs of both use these maps, and a reply without an entry reaches no client. So a
+    /// release that needs more of a connection adds another map.
+    #[test]
+    fn the_maps_of_flows_never_change() {
+        let object = aya_obj::Object::parse(object::OBJECT).unwrap();
+        let layouts = object::FORWARD_MAPS.map(|name| {
+            let map = &object.maps[name];
+            (name, map.map_type(), map.key_size(), map.value_size(), map.map_flags())
+        });
+        let known =
+            [("FORWARDED", 2, 4, 8, 0), ("FLOWS", 1, 40, 80, 1), ("PENDING", 9, 40, 80, 0), ("MISSES", 9, 40, 8, 0)];
+        assert_eq!(layouts, known);
+    }
+
     #[test]
     fn maps_that_cannot_be_filled_keep_their_layout() {
         let wanted = |entries| Wanted { kind: 1, flags: 0, sizes: [8, 16, entries] };

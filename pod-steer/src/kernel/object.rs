@@ -164,7 +164,8 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
-/// Unpins the maps of forwarding that an earlier release has made with other elements. Their contents are found again.
+/// Unpins the maps of forwarding that have other elements than those of this release, which no release makes: connections go on only if
+/// their client sends the next packet.
 fn drop_other_layouts(forward: &Path) {
     let sizes = |map| match map {
         "FORWARDED" => [4, 8],
