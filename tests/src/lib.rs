@@ -12,6 +12,7 @@
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
+//! - [`bridged`]: backends behind a bridge; [`fixed_ports`], [`flood`]: clients with few ports, and senders that never answer
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
@@ -20,10 +21,12 @@
 //! - [`roles`]: unprivileged users of the API
 //! - [`upgrades`]: releases that take over from each other
 //! - [`refusals`]: system calls that fail for one process
+//! - [`scale`]: how much long tests do
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
 
 pub mod asked;
 pub mod bpf;
+pub mod bridged;
 pub mod cgroup2;
 pub mod check;
 pub mod clients;
@@ -32,6 +35,8 @@ pub mod daemon;
 pub mod engine;
 pub mod exec;
 pub mod fake_engine;
+pub mod fixed_ports;
+pub mod flood;
 pub mod handover;
 pub mod host;
 pub mod image;
@@ -50,6 +55,7 @@ pub mod report;
 pub mod roles;
 pub mod rollouts;
 pub mod say;
+pub mod scale;
 pub mod segments;
 pub mod server;
 pub mod settings;

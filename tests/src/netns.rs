@@ -120,6 +120,16 @@ impl NetNs {
         self.run(|| fs::write(&path, value)).with_context(|| format!("writing {value} to {path}"))
     }
 
+    /// One of the namespace's counters of TCP, by its name in `/proc/net/netstat`.
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        let text = self.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        let (names, values) = lines.next().zip(lines.next()).context("no counters of TCP")?;
+        let found = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
+        let (_, value) = found.with_context(|| format!("there is no counter {name}"))?;
+        value.parse().with_context(|| format!("{name} is {value}"))
+    }
+
     /// (device, inode): what identifies the namespace.
     pub fn id(&self) -> Result<(u64, u64)> {
         let stat = rustix::fs::fstat(&self.0)?;

@@ -230,7 +230,8 @@ fn ip(segment: &[u8]) -> Vec<u8> {
     [&header, segment].concat()
 }
 
-fn checksum(bytes: &[u8]) -> u16 {
+/// The checksum of RFC 1071.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let sum: u32 = words.sum();
     let sum = (sum & 0xffff) + (sum >> 16);

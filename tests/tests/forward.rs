@@ -8,12 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    bridged::{self, Kept, kept},
     check,
-    container::Spec,
     daemon::Stage,
     exec::Exec,
-    host::{Client, Host},
-    kept::Kept,
+    host::Host,
     load::Load,
     netns::NetNs,
     process::{output, run},
@@ -21,19 +20,6 @@ use pod_steer_tests::{
 };
 
 const PINS: &str = "/sys/fs/bpf/pod-steer";
-
-/// A server behind the engine's default bridge.
-fn bridged(name: &str) -> Spec {
-    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge")
-}
-
-/// Some connections to each of these servers.
-fn kept(client: &Client, target: SocketAddr, servers: usize) -> Result<Vec<Kept>> {
-    let all = (0..8 * servers).map(|_| Kept::open(client, target)).collect::<Result<Vec<_>>>()?;
-    let names: std::collections::BTreeSet<&str> = all.iter().map(|kept| kept.server.as_str()).collect();
-    ensure!(names.len() == servers, "{names:?}");
-    Ok(all)
-}
 
 /// Programs of network devices, as `bpftool` shows them in the host.
 fn device_programs(host: &Host) -> Result<String> {
@@ -46,7 +32,7 @@ fn bridged_servers_share_the_host_s_port_and_see_their_clients() -> Result<()> {
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     let weights = [("web-1", 1), ("web-2", 3)];
-    let servers = weights.map(|(name, weight)| stage.engine().start_container(&bridged(name).weight(weight)));
+    let servers = weights.map(|(name, weight)| stage.engine().start_container(&bridged::web(name).weight(weight)));
     let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
     stage.daemon.wait_ready("web", 2)?;
     let load = Load::to((client.host_ip4, 80).into()).threads(4);
@@ -86,7 +72,7 @@ fn a_server_on_the_host_shares_a_port_with_one_behind_a_bridge() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
-    let _inside = stage.engine().start_container(&bridged("web-in").version("v2"))?;
+    let _inside = stage.engine().start_container(&bridged::web("web-in").version("v2"))?;
     let _outside = Exec::new("web-out", "web", "80:8080", "0.0.0.0:8080").flags(&["--version=v1"]).start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     let target: SocketAddr = (client.host_ip4, 80).into();
@@ -114,7 +100,7 @@ fn a_listener_that_is_gone_is_passed_over_without_a_daemon() -> Result<()> {
     require!(tools::docker());
     let mut stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
-    let servers = ["web-1", "web-2"].map(|name| stage.engine().start_container(&bridged(name)));
+    let servers = ["web-1", "web-2"].map(|name| stage.engine().start_container(&bridged::web(name)));
     let [first, second] = servers;
     let (first, _second) = (first?, second?);
     stage.daemon.wait_ready("web", 2)?;
@@ -149,7 +135,7 @@ fn connections_outlive_the_loss_of_their_entries() -> Result<()> {
     require!(tools::root_and(&["bpftool"]));
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
-    let servers = ["web-1", "web-2", "web-3"].map(|name| stage.engine().start_container(&bridged(name)));
+    let servers = ["web-1", "web-2", "web-3"].map(|name| stage.engine().start_container(&bridged::web(name)));
     let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
     stage.daemon.wait_ready("web", 3)?;
     let target: SocketAddr = (client.host_ip4, 80).into();
@@ -183,8 +169,8 @@ fn a_container_on_a_taken_address_gets_none_of_the_other_s_clients() -> Result<(
     require!(tools::docker());
     let mut stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
-    let first = stage.engine().start_container(&bridged("web-1"))?;
-    let _second = stage.engine().start_container(&bridged("web-2"))?;
+    let first = stage.engine().start_container(&bridged::web("web-1"))?;
+    let _second = stage.engine().start_container(&bridged::web("web-2"))?;
     stage.daemon.wait_ready("web", 2)?;
     let address = first.ip()?;
     let mut held = kept(&client, (client.host_ip4, 80).into(), 2)?;
@@ -204,40 +190,10 @@ fn a_container_on_a_taken_address_gets_none_of_the_other_s_clients() -> Result<(
 }
 
 #[test]
-fn two_fronts_on_one_port_of_a_container_keep_their_connections_apart() -> Result<()> {
-    require!(tools::docker());
-    let stage = Stage::with_docker()?;
-    let client = stage.host.new_client()?;
-    let spec = server::named("web-1", "0.0.0.0:8080").service("web", "80:8080,81:8080").network("bridge");
-    let _server = stage.engine().start_container(&spec)?;
-    stage.daemon.wait_ready("web", 1)?;
-    let fronts: [SocketAddr; 2] = [(client.host_ip4, 80).into(), (client.host_ip4, 81).into()];
-    // The same few client ports for both, so that each meets the other's in every state.
-    client.ns.sysctl("net.ipv4.ip_local_port_range", "40000 40699")?;
-    client.ns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
-    let mut held = fronts.map(|front| Kept::open(&client, front));
-    let mut slow = 0;
-    for round in 0..300 {
-        for front in fronts {
-            let begun = std::time::Instant::now();
-            let tally = Load::to(front).count(1).run(&client.ns)?;
-            ensure!(tally.losses.is_empty() && tally.answered_by("web-1") == 1, "round {round}: {tally}");
-            slow += usize::from(begun.elapsed() > Duration::from_millis(900));
-        }
-        if round % 50 == 0 {
-            held.iter_mut()
-                .try_for_each(|kept| kept.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?.goes_on())?;
-        }
-    }
-    ensure!(slow == 0, "{slow} of 600 connections waited for a retransmission");
-    Ok(())
-}
-
-#[test]
 fn a_container_without_a_default_route_is_left_alone() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
-    let server = stage.engine().start_container(&bridged("web-1"))?;
+    let server = stage.engine().start_container(&bridged::web("web-1"))?;
     stage.daemon.wait_ready("web", 1)?;
     NetNs::of_pid(server.pid()?)?.ip("route del default")?;
     // The engine describes it again, and the daemon looks.
@@ -253,7 +209,7 @@ fn devices_that_come_later_are_attached_and_unload_leaves_nothing() -> Result<()
     require!(tools::docker());
     require!(tools::root_and(&["bpftool"]));
     let stage = Stage::with_docker()?;
-    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    let _server = stage.engine().start_container(&bridged::web("web-1"))?;
     stage.daemon.wait_ready("web", 1)?;
     // An uplink that appears later.
     let client = stage.host.new_client()?;

@@ -4,18 +4,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    container::Spec,
+    bridged,
     daemon::Stage,
     engine::Engine,
     host::{Client, Host},
     load::Load,
     process::run,
-    require, server, tools, wait,
+    require, tools, wait,
 };
-
-fn bridged(name: &str) -> Spec {
-    server::named(name, "0.0.0.0:8080").service("web", "80:8080").network("bridge")
-}
 
 /// A host whose engine sets its own rules, as out of the box.
 fn publishing() -> Result<(Stage, Client)> {
@@ -48,7 +44,7 @@ fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
     require!(tools::root_and(&["iptables"]));
     let (stage, client) = publishing()?;
     ensure!(iptables(&stage, "-S FORWARD")?.contains("-P FORWARD DROP"), "the engine drops what it does not know");
-    let server = stage.engine().start_container(&bridged("web-1"))?;
+    let server = stage.engine().start_container(&bridged::web("web-1"))?;
     stage.daemon.wait_ready("web", 1)?;
     wait::until_ok("our rule", || Ok((ours(&stage, "-S DOCKER-USER")? == 1).then_some(())))?;
     ensure!(passes(&client)?, "{}", iptables(&stage, "-S")?);
@@ -86,7 +82,7 @@ fn packets_pass_drops_in_the_raw_table_and_unload_removes_the_rules() -> Result<
     let (stage, client) = publishing()?;
     // As Docker 28 does for each container.
     iptables(&stage, "-t raw -A PREROUTING -d 172.17.0.0/16 ! -i docker0 -j DROP")?;
-    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    let _server = stage.engine().start_container(&bridged::web("web-1"))?;
     stage.daemon.wait_ready("web", 1)?;
     wait::until_ok("both rules", || {
         Ok((ours(&stage, "-S DOCKER-USER")? + ours(&stage, "-t raw -S PREROUTING")? == 2).then_some(()))
@@ -105,7 +101,7 @@ fn a_closed_chain_without_docker_stays_closed() -> Result<()> {
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     iptables(&stage, "-P FORWARD DROP")?;
-    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    let _server = stage.engine().start_container(&bridged::web("web-1"))?;
     let said = stage.daemon.wait_for("the condition of the firewall", |status| {
         status.conditions.iter().map(|of| &of.condition).find(|condition| condition.reason == "firewall-drops").cloned()
     })?;

@@ -23,7 +23,7 @@ pub use tally::{Logged, Tally};
 use crate::netns::NetNs;
 
 /// A load without a number of connections ends after this time if it is not stopped.
-const RUN_MAX: Duration = Duration::from_secs(300);
+const RUN_MAX: Duration = Duration::from_secs(600);
 
 /// The behaviour of clients. Made by [`Load::to`].
 #[derive(Clone, Debug)]
