@@ -41,7 +41,6 @@ pub mod handover;
 pub mod host;
 pub mod image;
 pub mod journal;
-pub mod kept;
 pub mod listeners;
 pub mod load;
 pub mod neighbour;

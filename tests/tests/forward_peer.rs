@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    check, container::Spec, daemon::Stage, engine::Engine, host::Host, kept::Kept, load::Load, process::run, require,
+    bridged::Kept, check, container::Spec, daemon::Stage, engine::Engine, host::Host, load::Load, process::run, require,
     server, tools, wait,
 };
 
@@ -45,7 +45,7 @@ fn a_container_that_leaves_and_joins_its_network_keeps_its_connections() -> Resu
     let web = stage.engine().start_container(&web)?;
     stage.daemon.wait_ready("web", 1)?;
     let target = (client.host_ip4, 80).into();
-    let mut kept = Kept::open(&client, target)?;
+    let mut kept = Kept::open(&client.ns, target)?;
     for _ in 0..3 {
         kept.goes_on()?;
         docker.run(&["network", "disconnect", "shop", &web.id])?;

@@ -1,4 +1,4 @@
-//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `fuzz`, `bench`, `kernels` and
+//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `soak`, `fuzz`, `bench`, `kernels` and
 //! `newer-docker`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
@@ -57,6 +57,11 @@ enum Task {
         /// Only tests whose name contains one of these; the checks of `lint` are then left out
         filters: Vec<String>,
     },
+    /// Run the long tests at their full size, one after the other: some minutes (needs root)
+    Soak {
+        /// Only tests whose name contains one of these
+        filters: Vec<String>,
+    },
     /// Run the fuzz targets: arbitrary labels, configurations, requests, files, answers of engines, kernel events
     Fuzz(fuzz::Options),
     /// Compare with the alternatives: tables, aims, and docs/benchmarks.md (needs root)
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Task::Test { beside_others, filters } => {
             privilege::root_or_remedy().unwrap_or_else(|| test::test(&filters, beside_others))
         }
+        Task::Soak { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::soak(&filters)),
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench { options } => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),

@@ -37,13 +37,32 @@ pub fn test(filters: &[String], beside_others: bool) -> Result<ExitCode> {
     Ok(tally.close())
 }
 
-fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -> Result<()> {
+/// The `soak` task.
+pub fn soak(filters: &[String]) -> Result<ExitCode> {
+    let mut tally = Tally::from_environment();
+    set_up()?;
+    let programs = build_programs()?;
+    timed("long tests", || runner::long_tests(&programs, filters, &mut tally))?;
+    Ok(tally.close())
+}
+
+fn set_up() -> Result<()> {
     timed("what the build and the tests need", || {
         setup::ensure()?;
         debian::ensure_for_tests()?;
         schemathesis::ensure();
         Ok(())
-    })?;
+    })
+}
+
+fn build_programs() -> Result<runner::Programs> {
+    let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
+    let named_server = timed("static build of the named test server", build::named_server)?;
+    Ok(runner::Programs { pod_steer, named_server, later: None })
+}
+
+fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -> Result<()> {
+    set_up()?;
     if filters.is_empty() {
         run_checks(tally);
     }
@@ -51,10 +70,8 @@ fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -
         println!("{} {error:#}", say::red("failed:"));
         tally.fail("unit tests");
     }
-    let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
-    let named_server = timed("static build of the named test server", build::named_server)?;
-    let later = timed("later releases of pod-steer, to upgrade to", build::later_releases)?;
-    let programs = runner::Programs { pod_steer, named_server, later };
+    let mut programs = build_programs()?;
+    programs.later = Some(timed("later releases of pod-steer, to upgrade to", build::later_releases)?);
     let others = beside_others.then(start_others).transpose()?;
     timed("integration tests", || runner::integration_tests(&programs, filters, tally))?;
     if let Some(others) = others {

@@ -24,18 +24,41 @@ pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
 pub struct Programs {
     pub pod_steer: PathBuf,
     pub named_server: PathBuf,
-    /// The directory of later releases.
-    pub later: PathBuf,
+    /// The directory of later releases, if any test needs them.
+    pub later: Option<PathBuf>,
 }
 
 /// The tests of the `tests` crate, against the programs built before.
 pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Tally) -> Result<()> {
+    start(programs, &["*"], false, filters, tally)
+}
+
+/// The files of the tests that have a larger size (`tests/src/scale.rs`).
+const LONG: [&str; 5] = ["forward_deploys", "forward_flood", "forward_fronts", "forward_kills", "forward_networks"];
+
+/// Those tests at that size. Each keeps the processors busy, so one runs at a time.
+pub fn long_tests(programs: &Programs, filters: &[String], tally: &mut Tally) -> Result<()> {
+    start(programs, &LONG, true, filters, tally)
+}
+
+fn start(programs: &Programs, files: &[&str], soak: bool, filters: &[String], tally: &mut Tally) -> Result<()> {
     let mut tests = cargo();
     tests.env("POD_STEER_BIN", &programs.pod_steer).env("POD_STEER_NAMED_SERVER", &programs.named_server);
-    tests.env("POD_STEER_LATER_RELEASES", &programs.later);
-    let package = ["--package", "pod-steer-tests", "--test", "*", "--no-fail-fast", "--color", "never"];
+    tests.envs(programs.later.iter().map(|later| ("POD_STEER_LATER_RELEASES", later)));
+    if soak {
+        tests.env("POD_STEER_TESTS_SOAK", "1");
+    }
+    let files = files.iter().flat_map(|file| ["--test", file]);
+    let package: Vec<&str> = ["--package", "pod-steer-tests"]
+        .into_iter()
+        .chain(files)
+        .chain(["--no-fail-fast", "--color", "never"])
+        .collect();
     if output(cargo().args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run"]).args(package);
+        if soak {
+            tests.args(["--test-threads", "1"]);
+        }
         tests.args(["--success-output", "immediate", "--no-tests", "pass"]).args(filters);
         run::<Nextest>(&mut tests, tally)
     } else {
