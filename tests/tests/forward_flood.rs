@@ -11,13 +11,19 @@ use pod_steer_tests::{
     bridged::{self, Kept, kept},
     daemon::Stage,
     flood::Flood,
-    load::Load,
-    report, require,
-    rollouts::none_lost,
-    scale, tools, wait,
+    load::{Load, Tally},
+    report, require, scale, tools, wait,
 };
 
 const SERVERS: [&str; 2] = ["web-1", "web-2"];
+
+/// No client was lost. A server may see another port of a client: if that one returns while the server has it in TIME_WAIT, its entries may
+/// have made room for others.
+fn none_lost(tally: &Tally) -> Result<()> {
+    let has_its_address = tally.disguised.iter().all(|(own, seen)| own.ip() == seen.ip());
+    ensure!(tally.losses.is_empty() && has_its_address, "{tally}");
+    Ok(())
+}
 
 #[test]
 fn a_flood_of_spoofed_syns_ends_no_connection() -> Result<()> {
@@ -59,7 +65,8 @@ fn a_flood_of_spoofed_syns_ends_no_connection() -> Result<()> {
     let service = stage.daemon.status()?.service("web").context("no service")?.clone();
     let steered: u64 = service.by_name(|backend| backend.steered).values().sum();
     let spoofed = steered - tally.connections() - held.len() as u64;
-    ensure!(spoofed == count, "{spoofed} of {count} SYNs: {service:#?}");
+    // A queue of the kernel may drop a few.
+    ensure!(spoofed <= count && spoofed + count / 1_000 >= count, "{spoofed} of {count} SYNs: {service:#?}");
     // Only connections that are open have entries which nothing evicts.
     wait::until_ok("the entries of connections that have ended to be gone", || {
         Ok((bridged::entries(&stage.host, "FLOWS")? == 2 * held.len()).then_some(()))
