@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    bridged::Kept, check, container::Spec, daemon::Stage, engine::Engine, host::Host, load::Load, process::run, require,
-    server, tools, wait,
+    bridged::Kept, check, container::Spec, daemon::Stage, engine::Engine, host::Host, load::Load, process::run,
+    require, server, tools, wait,
 };
 
 fn bridged(name: &str, via: &str) -> Spec {

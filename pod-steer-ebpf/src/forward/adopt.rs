@@ -2,16 +2,19 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, cty::c_void, helpers::bpf_loop, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{
-    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_PEER, FLOW_SOURCE, Flow, NONE, Tuple,
-    WALK_MAX,
+    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_FIN, FLOW_FIN_REPLY, FLOW_PEER, FLOW_RST,
+    FLOW_SOURCE, Flow, NONE, Tuple, WALK_MAX,
 };
 
 use super::{
-    headers::Work,
-    known,
+    headers::{FIN, RST, Work},
+    known::{self, ENDS},
     local::{self, LOOPBACK, SOURCE_PORTS},
     now,
-    sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
+    sockets::{
+        NO_SOCKET, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_NEW_SYN_RECV, is_alive,
+        state,
+    },
     syn,
 };
 use crate::maps::{CANDIDATES, DESTINATIONS, MISSES, SERVICE_COUNTERS, count, netns_cookie};
@@ -57,18 +60,34 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         let _ = MISSES.insert(&work.tuple, &now, 0);
         return NONE;
     }
-    work.flow.flags |= FLOW_ADOPTED;
+    let ends = ended(state, work.flags);
+    work.flow.flags |= FLOW_ADOPTED | ends;
     if work.l2 == 0 {
         work.flow.flags &= !FLOW_PEER;
     }
     work.to = work.flow.to;
     count!(SERVICE_COUNTERS, service, adopted);
-    if !is_alive(state, TCP_NEW_SYN_RECV) || !known::keep(ifindex, work) {
+    let is_over = ends & FLOW_RST != 0 || ends & ENDS == ENDS;
+    if is_over || !is_alive(state, TCP_NEW_SYN_RECV) || !known::keep(ifindex, work) {
         known::hold(ifindex, work);
     }
     let Flow { device, flags, backend, .. } = work.flow;
     known::go(work, device, flags, backend);
     service
+}
+
+/// How far a connection has ended, by the state of its server's socket and the flags of its client's packet. Both may be behind: what neither
+/// says is noted when a packet says it.
+#[inline(always)]
+fn ended(state: u32, flags: u32) -> u32 {
+    let mut ends = 0;
+    if flags & FIN != 0 || matches!(state, TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING) {
+        ends |= FLOW_FIN;
+    }
+    if matches!(state, TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING) {
+        ends |= FLOW_FIN_REPLY;
+    }
+    if flags & RST != 0 { ends | FLOW_RST } else { ends }
 }
 
 /// A flood of packets of no connection must not cost more than a part of a processor.

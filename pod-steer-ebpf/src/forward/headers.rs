@@ -61,6 +61,8 @@ pub struct Work {
     pub l2: u32,
     /// Not zero if the time of the flow's last packet was written, which is once a second.
     pub is_due: u32,
+    /// [`Flow::flags`] with this packet.
+    pub noted: u32,
     /// Not zero if the connection has ended, or was reset.
     pub is_over: u32,
     /// Where the header of an error of ICMP begins; zero if the packet is none. Then `tuple` is the packet that it quotes.

@@ -43,6 +43,8 @@ pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         return NONE;
     }
     let service = note(flow, work, FLOW_FIN);
+    // The copy is from before.
+    work.flow.flags = work.noted;
     // A half-open connection may be that of a spoofed packet.
     if work.is_over == 0 && is_alive(state(ctx, &work.to, work.flow.nsid), TCP_NEW_SYN_RECV) && !keep(ifindex, work) {
         count!(SERVICE_COUNTERS, service, flows_full);
@@ -131,6 +133,7 @@ fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
                 (*other).flags |= flags & ENDS;
             }
         }
+        work.noted = flags;
         work.is_over = u32::from(flags & FLOW_RST != 0 || flags & ENDS == ENDS);
         (*flow).service
     }
@@ -144,7 +147,7 @@ pub fn go(work: &mut Work, device: u32, flags: u32, backend: u32) {
 }
 
 /// Both ends have sent FIN.
-const ENDS: u32 = FLOW_FIN | FLOW_FIN_REPLY;
+pub const ENDS: u32 = FLOW_FIN | FLOW_FIN_REPLY;
 
 /// The entry of a connection's other direction.
 #[inline(always)]

@@ -17,8 +17,13 @@ use crate::maps::LISTENERS;
 
 /// The states of a socket (`include/net/tcp_states.h`), and a number that is none.
 pub const NO_SOCKET: u32 = 0;
+pub const TCP_FIN_WAIT1: u32 = 4;
+pub const TCP_FIN_WAIT2: u32 = 5;
 const TCP_TIME_WAIT: u32 = 6;
+pub const TCP_CLOSE_WAIT: u32 = 8;
+pub const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
+pub const TCP_CLOSING: u32 = 11;
 pub const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// A listening socket of any namespace.

@@ -188,8 +188,13 @@ mod tests {
             let map = &object.maps[name];
             (name, map.map_type(), map.key_size(), map.value_size(), map.map_flags())
         });
-        let known =
-            [("FORWARDED", 2, 4, 8, 0), ("FLOWS", 1, 40, 80, 1), ("PENDING", 9, 40, 80, 0), ("MISSES", 9, 40, 8, 0)];
+        let known = [
+            ("FORWARDED", 2, 4, 8, 0),
+            ("FLOWS", 1, 40, 80, 1),
+            ("PENDING", 9, 40, 80, 0),
+            ("MISSES", 9, 40, 8, 0),
+            ("PEERS", 1, 4, 4, 1),
+        ];
         assert_eq!(layouts, known);
     }
 
