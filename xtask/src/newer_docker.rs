@@ -37,8 +37,7 @@ pub fn newer_docker() -> Result<ExitCode> {
     let (pod_steer, named_server) = (build::pod_steer(true)?, build::named_server()?);
     build::test_programs()?;
     let mut tests = cargo();
-    tests.args(["test", "--package", "pod-steer-tests", "--test", "forward_newer_docker"]);
-    tests.args(["--", "--ignored", "--test-threads", "1", "--show-output"]);
+    tests.args(["run", "--package", "pod-steer-tests", "--example", "newer-docker"]);
     tests.env("POD_STEER_BIN", pod_steer).env("POD_STEER_NAMED_SERVER", named_server);
     run(tests.env("POD_STEER_DOCKER_ROOT", &root))?;
     Ok(ExitCode::SUCCESS)

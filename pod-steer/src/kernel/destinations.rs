@@ -38,9 +38,12 @@ pub(super) struct Destinations {
     /// The bits of ports that are set, if that map is open.
     ports: Option<(Array<MapData, u64>, Vec<u64>)>,
     /// The backends whose packets are handed over to the other end of their pair, if that map is open.
-    peers: Option<(HashMap<MapData, u32, u32>, BTreeMap<u32, u32>)>,
+    peers: Option<Peers>,
     dir: PathBuf,
 }
+
+/// The map of backends whose packets are handed over, and what is in it.
+type Peers = (HashMap<MapData, u32, u32>, BTreeMap<u32, u32>);
 
 impl Destinations {
     /// `dir` is the directory of pins.

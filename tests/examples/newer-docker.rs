@@ -116,8 +116,11 @@ fn web(name: &str, network: &str) -> Spec {
     server::named(name, "[::]:8080").service("web", "80:8080").network(network).label("pod-steer.via", "forward")
 }
 
-#[test]
-#[ignore = "cargo xtask newer-docker runs it"]
+fn main() -> Result<()> {
+    packets_pass_the_rules_of_iptables().context("the rules of iptables")?;
+    packets_pass_the_rules_of_nftables_with_the_options_of_the_condition().context("the rules of nftables")
+}
+
 fn packets_pass_the_rules_of_iptables() -> Result<()> {
     let mut scene = Scene::new(&[])?;
     let raw = scene.iptables("-t raw -S PREROUTING")?;
@@ -161,8 +164,6 @@ fn packets_pass_the_rules_of_iptables() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "cargo xtask newer-docker runs it"]
 fn packets_pass_the_rules_of_nftables_with_the_options_of_the_condition() -> Result<()> {
     let started = Scene::new(&["--firewall-backend=nftables"]);
     if let Err(error) = &started
