@@ -4,7 +4,7 @@
 use pod_steer::{
     fuzzing,
     labels::{self, Spec},
-    settings::GivenOptions,
+    settings::{GivenOptions, Via},
     world::Network,
 };
 
@@ -37,5 +37,7 @@ pub fn run(input: &[u8]) {
 }
 
 fn spec() -> Spec {
-    labels::spec_from_flags("web", "80:8080", "v1", 1, GivenOptions::default()).expect("it is written here")
+    let spec = labels::spec_from_flags("web", "80:8080", "v1", 1, GivenOptions::default()).expect("it is written here");
+    // Its condition says how it is connected.
+    Spec { via: Via::Socket, ..spec }
 }
