@@ -66,13 +66,13 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         work.flow.flags &= !FLOW_PEER;
     }
     work.to = work.flow.to;
+    let Flow { device, flags, backend, .. } = work.flow;
+    known::go(work, device, flags, backend);
     count!(SERVICE_COUNTERS, service, adopted);
     let is_over = ends & FLOW_RST != 0 || ends & ENDS == ENDS;
     if is_over || !is_alive(state, TCP_NEW_SYN_RECV) || !known::keep(ifindex, work) {
         known::hold(ifindex, work);
     }
-    let Flow { device, flags, backend, .. } = work.flow;
-    known::go(work, device, flags, backend);
     service
 }
 

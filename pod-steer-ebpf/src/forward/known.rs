@@ -20,29 +20,25 @@ pub fn towards(flow: &Flow) -> Option<u32> {
     if flow.flags & FLOW_LOCAL == 0 { Some(flow.service) } else { None }
 }
 
+/// Neither map has the connection.
+const UNKNOWN: u32 = NONE - 2;
+
 /// Sets what a packet of a client becomes and returns the service; [`NONE`] if it passes.
 #[inline(never)]
 pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
-    if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
-        // SAFETY: the verifier checked the pointer. This field never changes.
-        let nsid = unsafe { (*flow).nsid };
-        let service = note(flow, work, FLOW_FIN);
-        if work.is_over != 0 {
-            demote(work);
-            return service;
-        }
-        // Another container may have got the address of one that has ended.
-        if work.is_due != 0 && state(ctx, &work.to, nsid) == NO_SOCKET {
-            forget(&work.tuple, &work.to);
-            return NONE;
-        }
+    let service = of_kept_client(ctx, work);
+    if service != UNKNOWN {
         return service;
     }
-    let Some(flow) = pending(&work.tuple, &mut work.flow) else { return adopt::adopt(ctx, ifindex, work) };
+    let Some(flow) = pending(&work.tuple, &mut work.flow) else {
+        // Another processor may have kept it meanwhile.
+        let service = of_kept_client(ctx, work);
+        return if service == UNKNOWN { adopt::adopt(ctx, ifindex, work) } else { service };
+    };
     if towards(&work.flow).is_none() {
         return NONE;
     }
-    let service = note(flow, work, FLOW_FIN);
+    let service = note_pending(flow, work, FLOW_FIN);
     // The copy is from before.
     work.flow.flags = work.noted;
     // A half-open connection may be that of a spoofed packet.
@@ -52,24 +48,65 @@ pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     service
 }
 
+#[inline(never)]
+fn of_kept_client(ctx: &TcContext, work: &mut Work) -> u32 {
+    let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) else { return UNKNOWN };
+    // SAFETY: the verifier checked the pointer. This field never changes.
+    let nsid = unsafe { (*flow).nsid };
+    let service = note(flow, flow, work, FLOW_FIN);
+    if work.is_over != 0 {
+        demote(work);
+        return service;
+    }
+    // Another container may have got the address of one that has ended.
+    if work.is_due != 0 && state(ctx, &work.to, nsid) == NO_SOCKET {
+        forget(&work.tuple, &work.to);
+        return NONE;
+    }
+    service
+}
+
 /// The same for a packet of a container; [`REPEAT`] if its client must not see it.
 #[inline(never)]
 pub fn from_server(work: &mut Work) -> u32 {
     work.tuple.reply = 1;
-    if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
-        let service = note(flow, work, FLOW_FIN_REPLY);
-        if work.is_over != 0 {
-            demote(work);
-        }
+    let service = note_kept(work, FLOW_FIN_REPLY);
+    if service != UNKNOWN {
         return service;
     }
-    let Some(flow) = pending(&work.tuple, &mut work.flow) else { return NONE };
+    let Some(flow) = pending(&work.tuple, &mut work.flow) else {
+        // Another processor may have kept it meanwhile.
+        let service = note_kept(work, FLOW_FIN_REPLY);
+        return if service == UNKNOWN { NONE } else { service };
+    };
     if refuses_syn(work) && !is_listening(work.flow.cookie) {
         // The listener has closed since it was chosen. The SYN that the client sends again goes to another one.
         count!(SERVICE_COUNTERS, work.flow.service, stale_slots);
         return REPEAT;
     }
-    note(flow, work, FLOW_FIN_REPLY)
+    note_pending(flow, work, FLOW_FIN_REPLY)
+}
+
+/// [`note`] in an entry of [`PENDING`], of which `work.flow` is a copy. Another processor may just be keeping the connection, for a packet
+/// before this one: then an end that this packet tells is noted in the kept entries too.
+#[inline(always)]
+fn note_pending(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
+    let copy = &raw const work.flow;
+    let service = note(copy, flow, work, fin);
+    if work.flags & (FIN | RST) != 0 {
+        note_kept(work, fin);
+    }
+    service
+}
+
+#[inline(never)]
+fn note_kept(work: &mut Work, fin: u32) -> u32 {
+    let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) else { return UNKNOWN };
+    let service = note(flow, flow, work, fin);
+    if work.is_over != 0 {
+        demote(work);
+    }
+    service
 }
 
 /// Whether a packet is the reset that answers a SYN: only that one has the sequence number zero (RFC 9293, 3.5.2).
@@ -107,15 +144,16 @@ pub fn pending(tuple: &Tuple, copy: &mut Flow) -> Option<*mut Flow> {
     PENDING.get_ptr_mut(tuple).is_some_and(|again| again == found).then_some(found)
 }
 
-/// Reads an entry, and notes in it how the connection goes on.
+/// Reads an entry, and notes in it how the connection goes on. Where its packets go is read from `entry`: the same one, or a copy of it if
+/// it may be evicted, because then its place in memory may become another's.
 #[inline(always)]
-fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
+fn note(entry: *const Flow, flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
     let now = now();
-    // SAFETY: the verifier checked the pointer. Other processors write the same fields of the entry, each at once; a flag that is
-    // lost so only lets the entry live longer.
+    // SAFETY: the verifier checked the pointer. Another processor may write the same fields for a packet of this direction, each at once. The
+    // ends of the other direction are written by its own packets, in its own entry, and only read here: so none is lost.
     unsafe {
-        work.to = (*flow).to;
-        go(work, (*flow).device, (*flow).flags, (*flow).backend);
+        work.to = (*entry).to;
+        go(work, (*entry).device, (*entry).flags, (*entry).backend);
         work.is_due = u32::from(now.wrapping_sub((*flow).seen_ns) > SEEN_EVERY_NS);
         if work.is_due != 0 {
             (*flow).seen_ns = now;
@@ -129,13 +167,13 @@ fn note(flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
         flags = if work.flags & RST != 0 { flags | FLOW_RST } else { flags & !FLOW_RST };
         if flags != before {
             (*flow).flags = flags;
-            if let Some(other) = other_of(&work.to.reversed()) {
-                (*other).flags |= flags & ENDS;
-            }
+        }
+        if flags & ENDS != 0 {
+            flags |= ends_of(&work.to.reversed());
         }
         work.noted = flags;
         work.is_over = u32::from(flags & FLOW_RST != 0 || flags & ENDS == ENDS);
-        (*flow).service
+        (*entry).service
     }
 }
 
@@ -149,10 +187,11 @@ pub fn go(work: &mut Work, device: u32, flags: u32, backend: u32) {
 /// Both ends have sent FIN.
 pub const ENDS: u32 = FLOW_FIN | FLOW_FIN_REPLY;
 
-/// The entry of a connection's other direction.
+/// How far a connection has ended by the entry of one direction.
 #[inline(always)]
-fn other_of(key: &Tuple) -> Option<*mut Flow> {
-    FLOWS.get_ptr_mut(key).or_else(|| PENDING.get_ptr_mut(key))
+fn ends_of(key: &Tuple) -> u32 {
+    // SAFETY: the field is copied.
+    unsafe { FLOWS.get(key).or_else(|| PENDING.get(key)) }.map_or(0, |flow| flow.flags & ENDS)
 }
 
 /// A socket was seen: from now on no other packet can evict the connection's entries. `work.flow` is that of the client's direction. False if
@@ -170,9 +209,35 @@ pub fn keep(ifindex: u32, work: &mut Work) -> bool {
         let _ = FLOWS.remove(&back);
         return false;
     }
+    let noted = pending_flags(&work.tuple) | pending_flags(&back);
     let _ = PENDING.remove(&work.tuple);
     let _ = PENDING.remove(&back);
+    // Another processor has noted an end since the entry was read.
+    if noted & !work.flow.flags != 0 {
+        amend(work, noted);
+    }
     true
+}
+
+#[inline(always)]
+fn pending_flags(key: &Tuple) -> u32 {
+    // SAFETY: the field is copied.
+    unsafe { PENDING.get(key) }.map_or(0, |flow| flow.flags & (ENDS | FLOW_RST))
+}
+
+/// Adds flags to the entries of a connection that has just been kept.
+#[inline(never)]
+fn amend(work: &mut Work, noted: u32) {
+    for key in [work.tuple, work.to.reversed()] {
+        if let Some(flow) = FLOWS.get_ptr_mut(&key) {
+            // SAFETY: the verifier checked the pointer.
+            unsafe { (*flow).flags |= noted };
+        }
+    }
+    let flags = work.flow.flags | noted;
+    if flags & FLOW_RST != 0 || flags & ENDS == ENDS {
+        demote(work);
+    }
 }
 
 /// The same for a connection of which no socket was seen.
