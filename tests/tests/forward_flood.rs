@@ -1,5 +1,5 @@
 //! A flood of spoofed SYNs, ten for each entry of the table of half-open connections: open connections go on, new clients are served
-//! meanwhile, and no spoofed SYN has an entry in the table of established connections.
+//! meanwhile, and only open connections have entries in the table of established ones.
 
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4},
@@ -65,12 +65,14 @@ fn a_flood_of_spoofed_syns_ends_no_connection() -> Result<()> {
     let service = stage.daemon.status()?.service("web").context("no service")?.clone();
     let steered: u64 = service.by_name(|backend| backend.steered).values().sum();
     let spoofed = steered - tally.connections() - held.len() as u64;
-    // A queue of the kernel may drop a few.
-    ensure!(spoofed <= count && spoofed + count / 1_000 >= count, "{spoofed} of {count} SYNs: {service:#?}");
-    // No spoofed SYN has entries which nothing evicts: at most the clients have.
+    // A queue of the kernel may drop a few, and a client that lost its entries may repeat its SYN.
+    ensure!(spoofed.abs_diff(count) <= count / 1_000, "{spoofed} of {count} SYNs: {service:#?}");
+    // Nothing but the open connections has entries which nothing evicts. A client whose entry in one direction was evicted before the other
+    // direction told the end of the connection may have left some.
     let kept = bridged::entries(&stage.host, "FLOWS")?;
     let clients = tally.connections() as usize + held.len();
-    ensure!(kept >= 2 * held.len() && kept <= 2 * clients, "{kept} entries of {clients} clients");
+    let left = kept.checked_sub(2 * held.len()).with_context(|| format!("only {kept} entries"))?;
+    ensure!(left <= 2 * clients.div_ceil(100), "{left} entries of {clients} clients that have ended");
     let half_open = bridged::entries(&stage.host, "PENDING")?;
     report::figure(
         "a flood of spoofed SYNs",
