@@ -15,17 +15,19 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 25] = [
+const NEEDS: [Need; 27] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("caddy", "caddy"),
     ("conmon", "conmon"),
     ("crun", "crun"),
     ("curl", "curl"),
+    ("dbus-daemon", "dbus"),
     ("docker", DOCKER_CLIENT),
     ("docker-compose", "docker-compose"),
     ("dockerd", "docker.io"),
     ("faketime", "faketime"),
+    ("firewalld", "firewalld"),
     ("g++", "g++"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),

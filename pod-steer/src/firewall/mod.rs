@@ -1,9 +1,11 @@
 //! The host's firewall, as far as forwarded packets need it: the fewest rules that let packets with our mark pass where Docker drops those
 //! that it does not know. `rules` decides, on the listings of iptables(8), and `run` asks and changes. What an operator drops stays dropped:
 //! our rule is the last one in the chain that Docker has for operators, and a host without that chain gets no rule. Docker's own nftables
-//! rules are only read (`nftables`): Docker replaces its tables as a whole, and has options for what pod-steer needs.
+//! rules are only read (`nftables`): Docker replaces its tables as a whole, and has options for what pod-steer needs. So are those of
+//! firewalld (`firewalld`), which has policies for it.
 #![forbid(unsafe_code)]
 
+mod firewalld;
 mod nftables;
 mod rules;
 mod run;
@@ -82,6 +84,13 @@ pub enum Fault {
         /// The options of `dockerd` with which it does not.
         options: Vec<&'static str>,
     },
+    /// firewalld's rules reject them.
+    Firewalld {
+        /// The device by which they come.
+        from: String,
+        /// The bridge.
+        bridge: String,
+    },
     /// A rule could not be set.
     NotSet {
         /// The command that would set it.
@@ -107,6 +116,9 @@ impl fmt::Display for Fault {
                 f.write_str(", where the rule for forwarded packets is")
             }
             Self::Docker { table, .. } => write!(f, "Docker's nftables table `{table}` drops forwarded packets"),
+            Self::Firewalld { from, bridge } => {
+                write!(f, "firewalld rejects forwarded packets from {} to `{bridge}`", device(from))
+            }
             Self::NotSet { command, error } => {
                 write!(f, "`{command}` failed ({error}), so Docker drops forwarded packets")
             }
@@ -127,8 +139,15 @@ impl Fault {
                 rules::USERS
             ),
             Self::Docker { options, .. } => format!("start dockerd with {}", options.join(" ")),
+            Self::Firewalld { bridge, .. } => {
+                format!("let them pass by a policy to the zone of `{bridge}`, as docs/forwarding.md says")
+            }
         }
     }
+}
+
+fn device(name: &str) -> String {
+    if name.is_empty() { "any device".to_owned() } else { format!("`{name}`") }
 }
 
 /// Lets packets to these targets pass, in the network namespace of the calling thread. Returns the number of rules that were changed, and
@@ -172,8 +191,25 @@ impl Family {
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             faults.push(Fault::Docker { table: format!("{} {}", self.nft, nftables::TABLE), options });
         }
+        let bridges = targets.iter().map(|(bridge, _)| *bridge).collect();
+        let found = run::nft_table("inet", firewalld::TABLE).and_then(|listing| refused_pair(&listing, &bridges));
+        if let Some(fault) = found.filter(|fault| !faults.contains(fault)) {
+            faults.push(fault);
+        }
         changed
     }
+}
+
+/// The first device by which other machines' packets come, and bridge, between which firewalld forwards none.
+fn refused_pair(listing: &str, bridges: &BTreeSet<&str>) -> Option<Fault> {
+    let mut uplinks = run::uplinks();
+    if uplinks.is_empty() {
+        // Any that is in no zone.
+        uplinks.insert(String::new());
+    }
+    let mut pairs = uplinks.iter().flat_map(|from| bridges.iter().map(move |bridge| (from, *bridge)));
+    let (from, bridge) = pairs.find(|(from, bridge)| firewalld::refuses(listing, from, bridge))?;
+    Some(Fault::Firewalld { from: from.clone(), bridge: bridge.to_owned() })
 }
 
 /// Sets the rules that are missing beside Docker's.

@@ -1,6 +1,7 @@
 //! Runs iptables(8) and nft(8).
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -64,6 +65,17 @@ pub fn nft_table(family: &str, table: &str) -> Option<String> {
     let mut command = Command::new(installed("nft")?);
     command.env_clear().args(["list", "table", family, table]).stdin(Stdio::null());
     printed(&mut command).ok()
+}
+
+/// The devices of default routes in the network namespace of the calling thread.
+pub fn uplinks() -> BTreeSet<String> {
+    // proc(5) and `net/ipv6/route.c`: a destination of zeros, and for IPv6 a length of zero.
+    let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+    let (v4, v6) = (read("route"), read("ipv6_route"));
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let v4 = v4.lines().map(fields).filter(|of| of.len() > 7 && of[1] == "00000000" && of[7] == "00000000");
+    let v6 = v6.lines().map(fields).filter(|of| of.len() > 9 && of[1] == "00" && of[9] != "lo");
+    v4.map(|of| of[0].clone()).chain(v6.map(|of| of[9].clone())).collect()
 }
 
 fn installed(name: &str) -> Option<PathBuf> {
