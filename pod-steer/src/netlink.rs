@@ -1,12 +1,16 @@
 //! Requests to the kernel by netlink(7), and their answers, which come in parts. What a message says is read by the module that asks.
 #![forbid(unsafe_code)]
 
+mod watch;
+
 use std::{io, os::fd::OwnedFd, time::Duration};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt,
 };
+
+pub use watch::{Changes, Watch};
 
 /// Maximum size of one part of an answer (`netlink_dump` in `net/netlink/af_netlink.c`).
 const ANSWER_BYTES: usize = 32 << 10;

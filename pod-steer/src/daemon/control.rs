@@ -257,6 +257,7 @@ impl Control {
             Event::Settled(service) => self.settled(&service),
             Event::Dropped { id, dropped } => self.dropped(&id, dropped),
             Event::Attached { cookie, result } => self.attached(cookie, result),
+            Event::FirewallChanged => self.firewall_changed(),
             Event::Firewall(rules) => self.firewall_compared(&rules),
             Event::Swept(result) => self.swept(result),
             Event::DevicesChanged => self.look_at_devices(false),

@@ -15,6 +15,7 @@ use crate::{
     ids::NetnsCookie,
     kernel::{self, Device, Hook, Swept},
     links,
+    netlink::{Changes, Watch},
     netns::Netns,
 };
 
@@ -228,7 +229,7 @@ impl Control {
     /// Follows the changes of devices, and sends an event for each.
     pub(super) fn watch_devices(&self) {
         let inputs = self.effects.inputs();
-        let watch = links::Watch::open().inspect_err(|error| {
+        let watch = Watch::open(Changes::Links).inspect_err(|error| {
             warn!(%error, "cannot follow changes of network devices; they are looked at every 30 s");
         });
         let Ok(mut watch) = watch else { return };

@@ -122,6 +122,8 @@ pub enum Event {
     Firewall(super::firewall::Rules),
     /// The entries of forwarded connections were gone through; or why not.
     Swept(Result<crate::kernel::Swept, String>),
+    /// Rules of the firewall of the ingress namespace have changed.
+    FirewallChanged,
     /// Network devices have come, gone or changed.
     DevicesChanged,
     /// The network devices by which clients may come; or why they are not known.

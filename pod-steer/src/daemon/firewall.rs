@@ -1,17 +1,24 @@
-//! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, at each resync, and when
-//! connections that are forwarded do not open. One thread at a time asks or changes them.
+//! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, when rules have changed, at
+//! each resync, and when connections that are forwarded do not open. One thread at a time asks or changes them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use tracing::info;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
 use super::{Event, control::Control};
 use crate::{
     condition::{Condition, Reason},
     firewall::{self, Fault, Target},
     ids::BackendIndex,
+    netlink::{Changes, Watch},
     world::Destination,
 };
+
+/// Changes of rules that come together are one.
+const SETTLES: Duration = Duration::from_millis(100);
+/// A host whose rules change all the time is compared so often.
+const COMPARED_EVERY: Duration = Duration::from_secs(2);
 
 /// In events and conditions.
 const FIREWALL: &str = "firewall";
@@ -62,6 +69,30 @@ impl Control {
             let (changed, faults) = firewall::allow(&targets);
             Event::Firewall(Rules::Set(changed, faults))
         });
+    }
+
+    /// Follows the changes of rules, and sends an event for each.
+    pub(super) fn watch_firewall(&self) {
+        let inputs = self.effects.inputs();
+        let watch = Watch::open(Changes::Rules).inspect_err(|error| {
+            warn!(%error, "cannot follow changes of the firewall; its rules are compared every 30 s");
+        });
+        let Ok(mut watch) = watch else { return };
+        tokio::spawn(async move {
+            while watch.changed().await.is_ok() {
+                sleep(SETTLES).await;
+                if inputs.send(Event::FirewallChanged).await.is_err() {
+                    return;
+                }
+                sleep(COMPARED_EVERY).await;
+            }
+        });
+    }
+
+    pub(super) fn firewall_changed(&mut self) {
+        if !self.world.forwarding.is_empty() {
+            self.compare_firewall();
+        }
     }
 
     pub(super) fn firewall_compared(&mut self, rules: &Rules) {

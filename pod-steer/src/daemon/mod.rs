@@ -203,6 +203,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     }
     control.adopt();
     control.watch_devices();
+    control.watch_firewall();
     let (ready, heard) = oneshot::channel();
     control.ready = Some(ready);
 

@@ -6,7 +6,6 @@ mod dump;
 mod find;
 mod message;
 mod nsid;
-mod watch;
 
 use std::{
     fs::File,
@@ -22,7 +21,6 @@ use crate::{
     world::{Bridge, Unreached},
 };
 use find::Inside;
-pub use watch::Watch;
 
 /// Finds how the namespace behind an open `ns/net` file is connected to that of the calling thread, which is the ingress namespace. Fails
 /// if it is no longer the one with this cookie, or if it is changed meanwhile.
