@@ -146,7 +146,7 @@ impl Daemon {
     pub fn start_under(host: &Arc<Host>, engines: &[&str], conditions: Conditions) -> Result<Self> {
         let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
         let process = launch(host, &engines, None, &conditions)?;
-        let daemon = Self { process, host: Arc::clone(host), engines, conditions };
+        let mut daemon = Self { process, host: Arc::clone(host), engines, conditions };
         daemon.wait_until_ready()?;
         Ok(daemon)
     }
@@ -211,12 +211,10 @@ impl Daemon {
         self.wait_until_ready()
     }
 
-    fn wait_until_ready(&self) -> Result<()> {
+    fn wait_until_ready(&mut self) -> Result<()> {
         wait::until_ok("the daemon to be ready", || {
             let answer = output(self.cli()?.arg("status"))?;
-            // A process that has ended and has not been waited for has an empty command line.
-            let cmdline = fs::read(format!("/proc/{}/cmdline", self.process.pid()));
-            if !answer.status.success() && !cmdline.is_ok_and(|cmdline| !cmdline.is_empty()) {
+            if !answer.status.success() && self.process.has_ended()? {
                 bail!("the daemon has ended");
             }
             Ok(answer.status.success().then_some(()))
