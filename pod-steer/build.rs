@@ -35,7 +35,10 @@ fn main() {
     let big = env::var("CARGO_CFG_TARGET_ENDIAN").is_ok_and(|endian| endian == "big");
     let target = if big { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
-    let target_dir = out_dir.join("kernel");
+    // OUT_DIR is `target/PROFILE/build/PACKAGE-HASH/out`, and has another hash for each set of features. What the kernel programs
+    // are built from is compiled once for all of them. Cargo locks `target/PROFILE` while this runs, so no other build takes the place of
+    // the object.
+    let target_dir = out_dir.ancestors().nth(3).expect("OUT_DIR is four levels deep").join("kernel");
     let later = LATER.iter().filter(|(variable, _)| env::var_os(variable).is_some()).map(|(_, feature)| *feature);
     let features: Vec<&str> = ["kernel"].into_iter().chain(later).collect();
     let status = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
