@@ -1,14 +1,4 @@
-//! Reads the output of the test runners: tests that passed, failed or skipped themselves. A skipped test prints a line
-//! `SKIPPED: reason` and passes.
-
-use std::collections::BTreeMap;
-
-/// One of the two runners' output, line by line.
-pub trait Lines: Default {
-    /// Reads a line. `false` if it need not be shown.
-    fn read(&mut self, line: &str) -> bool;
-    fn counts(self) -> Counts;
-}
+//! Reads the output of tests: which passed, failed or skipped themselves. A skipped test prints a line `SKIPPED: reason` and passes.
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -46,8 +36,9 @@ enum Part {
     Failures,
 }
 
-impl Lines for Libtest {
-    fn read(&mut self, line: &str) -> bool {
+impl Libtest {
+    /// Reads a line. `false` if it need not be shown.
+    pub fn read(&mut self, line: &str) -> bool {
         match line {
             "successes:" => self.part = Part::Successes,
             "failures:" => self.part = Part::Failures,
@@ -83,7 +74,7 @@ impl Lines for Libtest {
         }
     }
 
-    fn counts(self) -> Counts {
+    pub fn counts(self) -> Counts {
         let mut counts = self.counts;
         // Under CI a test that skips itself fails, and counts as failed.
         let failed = |reason: &str| counts.failures.iter().any(|name| reason.starts_with(&format!("{name}: ")));
@@ -94,114 +85,59 @@ impl Lines for Libtest {
     }
 }
 
-/// `cargo nextest run --success-output immediate`. Each test is a process of its own; the lines of its own harness are left out.
-#[derive(Default)]
-pub struct Nextest {
-    counts: Counts,
-    last_passed: bool,
-    after_summary: bool,
-    /// The test whose output is being read, if it has failed, and what it said: its error, and the causes of that.
-    failing: String,
-    errors: BTreeMap<String, String>,
-    is_cause: bool,
+/// The reasons for which a test that passed has skipped itself, by the output of its own process.
+pub fn skips(output: &str) -> impl Iterator<Item = String> {
+    output.lines().filter_map(skip_reason).map(str::to_owned)
 }
 
-impl Nextest {
-    /// Reads a line that a failed test has written.
-    fn read_of_failed(&mut self, text: &str) {
-        let said = self.errors.entry(self.failing.clone()).or_default();
-        let is_error = said.is_empty() && (text.starts_with("Error: ") || text.contains(" panicked at "));
-        if is_error || self.is_cause {
-            let separator = if said.is_empty() { "" } else { "; " };
-            said.extend([separator, text]);
-        }
-        self.is_cause = text == "Caused by:";
-    }
+/// The same output without the lines of its harness.
+pub fn without_harness(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter(|line| {
+        !(line.is_empty()
+            || *line == "running 1 test"
+            || line.starts_with("test result: ")
+            || line.starts_with("test ") && line.ends_with(" ... ok"))
+    })
 }
 
-impl Lines for Nextest {
-    fn read(&mut self, line: &str) -> bool {
-        let text = line.trim();
-        if self.after_summary {
-            if let Some((_, name)) = text.split_once(") ") {
-                let error = self.errors.get(name).filter(|error| !error.is_empty());
-                self.counts.failures.push(error.map_or_else(|| name.to_owned(), |error| format!("{name}: {error}")));
-            }
-        } else if let Some((_, summary)) = text.strip_prefix("Summary [").and_then(|line| line.split_once(": ")) {
-            self.after_summary = true;
-            let passed = summary.split(' ').next().and_then(|number| number.parse().ok());
-            self.counts.passed = passed.unwrap_or(0);
-        } else if text.contains("s] (") && !line.starts_with("    ---") {
-            self.last_passed = text.starts_with("PASS") || text.starts_with("LEAK");
-            self.failing = text.split_once(") ").map_or("", |(_, name)| name).to_owned();
-        } else if self.last_passed {
-            self.counts.skips.extend(skip_reason(line).map(str::to_owned));
-            return !(text.is_empty()
-                || text.starts_with("stdout ──")
-                || text == "running 1 test"
-                || text.starts_with("test result: ")
-                || text.starts_with("test ") && text.ends_with(" ... ok"));
-        } else {
-            self.read_of_failed(text);
-        }
-        true
+/// What a failed test says: its error, and the causes of that.
+pub fn error(output: &str) -> Option<String> {
+    let mut lines = output.lines().map(str::trim);
+    let first = lines.find(|line| line.starts_with("Error: ") || line.contains(" panicked at "))?;
+    let mut said = first.to_owned();
+    while lines.any(|line| line == "Caused by:") {
+        said.extend(lines.next().into_iter().flat_map(|cause| ["; ", cause]));
     }
-
-    fn counts(self) -> Counts {
-        self.counts.close()
-    }
+    Some(said)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read<L: Lines>(text: &str) -> (Counts, Vec<&str>) {
-        let mut lines = L::default();
-        let shown = text.lines().filter(|line| lines.read(line)).collect();
-        (lines.counts(), shown)
-    }
-
     #[test]
-    fn nextest_is_understood() {
-        let (counts, shown) = read::<Nextest>(
-            "    Starting 3 tests across 1 binary (1 test skipped)
-        PASS [   0.007s] (1/3) nx ok_one
-  stdout ───
+    fn the_output_of_one_test_is_understood() {
+        let passed = "
+running 1 test
+measured 3 ms
+SKIPPED: no kernel 7
+test ok_one ... ok
 
-    running 1 test
-    measured 3 ms
-    SKIPPED: no kernel 7
-    test ok_one ... ok
-
-    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.00s
-
-
-        PASS [   0.007s] (2/3) nx plain
-        FAIL [   0.165s] (3/3) nx bad
-  stdout ───
-    SKIPPED: in a bad one
-    Error: last status:
-    web
-
-    Caused by:
-        waited 30 s for web
-────────────
-     Summary [   0.166s] 3 tests run: 2 passed, 1 failed, 1 skipped
-        FAIL [   0.165s] (3/3) nx bad
-error: test run failed",
-        );
-        let skips = vec!["no kernel 7".to_owned()];
-        let failures = vec!["nx bad: Error: last status:; waited 30 s for web".to_owned()];
-        assert_eq!(counts, Counts { passed: 1, failures, skips });
-        assert!(shown.contains(&"    measured 3 ms"));
-        assert!(!shown.iter().any(|line| line.contains("test result") || line.contains("running 1")));
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.00s
+";
+        assert_eq!(without_harness(passed).collect::<Vec<_>>(), ["measured 3 ms", "SKIPPED: no kernel 7"]);
+        assert_eq!(skips(passed).collect::<Vec<_>>(), ["no kernel 7"]);
+        assert_eq!(error(passed), None);
+        let failed = "Error: last status:\nweb\n\nCaused by:\n    waited 30 s for web\n\nStack backtrace:\n   0: main";
+        assert_eq!(error(failed).as_deref(), Some("Error: last status:; waited 30 s for web"));
+        let panicked = "thread 'a' panicked at src/lib.rs:1:1:\nnote: run with";
+        assert_eq!(error(panicked).as_deref(), Some("thread 'a' panicked at src/lib.rs:1:1:"));
     }
 
     #[test]
     fn libtest_is_understood() {
-        let (counts, shown) = read::<Libtest>(
-            "running 5 tests
+        let mut lines = Libtest::default();
+        let text = "running 5 tests
 test ign ... ignored
 test ok_one ... ok
 test ok_two ... SKIPPED: ok_two: no nginx
@@ -228,8 +164,9 @@ thread 'bad' panicked at src/lib.rs:1:1:
 failures:
     bad
 
-test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.09s",
-        );
+test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.09s";
+        let shown: Vec<&str> = text.lines().filter(|line| lines.read(line)).collect();
+        let counts = lines.counts();
         let skips = ["ok_two: no nginx", "no kernel 7", "ign: ignored"].map(str::to_owned).to_vec();
         assert_eq!(counts, Counts { passed: 1, failures: vec!["bad".to_owned()], skips });
         assert!(!shown.contains(&"    plain") && !shown.contains(&"ok"));

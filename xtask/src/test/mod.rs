@@ -6,6 +6,7 @@ mod house;
 mod lines;
 mod modules;
 mod named;
+mod pool;
 mod runner;
 mod tally;
 mod tidy;

@@ -8,16 +8,17 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use super::lines::{Libtest, Lines, Nextest};
+use super::lines::Libtest;
+use super::pool;
 use super::tally::Tally;
-use crate::cmd::{cargo, output, shown};
+use crate::cmd::{cargo, shown};
 
 /// The tests inside the crates, which need neither root nor a kernel.
 pub fn unit_tests(filters: &[String], tally: &mut Tally) -> Result<()> {
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast", "--color", "never"]);
     tests.args(["--", "--show-output"]).args(filters);
-    run::<Libtest>(&mut tests, tally)
+    run(&mut tests, tally)
 }
 
 /// The programs that the integration tests start.
@@ -34,7 +35,8 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 5] = ["forward_deploys", "forward_flood", "forward_fronts", "forward_kills", "forward_networks"];
+const LONG: [&str; 6] =
+    ["forward_deploys", "forward_flood", "forward_fronts", "forward_kills", "forward_mtu", "forward_networks"];
 
 /// Those tests at that size. Each keeps the processors busy, so one runs at a time.
 pub fn long_tests(programs: &Programs, filters: &[String], tally: &mut Tally) -> Result<()> {
@@ -42,33 +44,19 @@ pub fn long_tests(programs: &Programs, filters: &[String], tally: &mut Tally) ->
 }
 
 fn start(programs: &Programs, files: &[&str], soak: bool, filters: &[String], tally: &mut Tally) -> Result<()> {
-    let mut tests = cargo();
-    tests.env("POD_STEER_BIN", &programs.pod_steer).env("POD_STEER_NAMED_SERVER", &programs.named_server);
-    tests.envs(programs.later.iter().map(|later| ("POD_STEER_LATER_RELEASES", later)));
+    let mut variables = vec![
+        ("POD_STEER_BIN", programs.pod_steer.clone().into_os_string()),
+        ("POD_STEER_NAMED_SERVER", programs.named_server.clone().into_os_string()),
+    ];
+    variables.extend(programs.later.iter().map(|later| ("POD_STEER_LATER_RELEASES", later.clone().into_os_string())));
     if soak {
-        tests.env("POD_STEER_TESTS_SOAK", "1");
+        variables.push(("POD_STEER_TESTS_SOAK", "1".into()));
     }
-    let files = files.iter().flat_map(|file| ["--test", file]);
-    let package: Vec<&str> = ["--package", "pod-steer-tests"]
-        .into_iter()
-        .chain(files)
-        .chain(["--no-fail-fast", "--color", "never"])
-        .collect();
-    if output(cargo().args(["nextest", "--version"])).is_ok() {
-        tests.args(["nextest", "run"]).args(package);
-        if soak {
-            tests.args(["--test-threads", "1"]);
-        }
-        tests.args(["--success-output", "immediate", "--no-tests", "pass"]).args(filters);
-        run::<Nextest>(&mut tests, tally)
-    } else {
-        // Each test has namespaces of its own, but they share the processors: one at a time keeps their figures comparable.
-        tests.arg("test").args(package).args(["--", "--show-output", "--test-threads", "1"]).args(filters);
-        run::<Libtest>(&mut tests, tally)
-    }
+    let tests = pool::list(files, filters)?;
+    pool::run(tests, &variables, if soak { 1 } else { pool::usual_count() }, tally)
 }
 
-fn run<L: Lines>(tests: &mut Command, tally: &mut Tally) -> Result<()> {
+fn run(tests: &mut Command, tally: &mut Tally) -> Result<()> {
     let mut runner = tests
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -78,7 +66,7 @@ fn run<L: Lines>(tests: &mut Command, tally: &mut Tally) -> Result<()> {
     let (sender, receiver) = channel();
     forward(runner.stdout.take().context("stdout is piped")?, sender.clone());
     forward(runner.stderr.take().context("stderr is piped")?, sender);
-    let mut lines = L::default();
+    let mut lines = Libtest::default();
     for line in receiver {
         if lines.read(&line) {
             println!("{line}");
