@@ -2,14 +2,17 @@
 //! their programs. Devices that come later get theirs when the kernel tells of them.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     time::{Duration, Instant},
 };
 
 use tracing::{debug, info, warn};
 
-use super::{Event, control::Control};
+use super::{
+    Event,
+    control::Control,
+    stores::{FailedDevice, FailedDevices},
+};
 use crate::{
     condition::{Condition, Reason},
     ids::NetnsCookie,
@@ -34,8 +37,8 @@ pub(super) struct Devices {
     /// The next look also compares the maps of the programs.
     is_deep: bool,
     is_sweeping: bool,
-    /// Indices of the devices that failed, which are tried again at each resync.
-    failed: BTreeSet<u32>,
+    /// They are tried again at each resync.
+    failed: FailedDevices,
     /// Since when nothing is forwarded.
     idle_since: Option<Instant>,
 }
@@ -110,17 +113,17 @@ impl Control {
     pub(super) fn devices_found(&mut self, found: Result<Vec<Device>, String>) {
         // One namespace: the own one.
         let cookie = self.plan.forwarding().first().copied();
-        let (Some(cookie), Ok(devices)) = (cookie, &found) else {
-            self.devices.is_busy = false;
-            return found.err().into_iter().for_each(|error| self.not_attached(&error));
+        let (cookie, devices) = match (cookie, found) {
+            (Some(cookie), Ok(devices)) => (cookie, devices),
+            (_, found) => {
+                self.devices.is_busy = false;
+                return found.err().into_iter().for_each(|error| self.not_attached(&error));
+            }
         };
         let deep = std::mem::take(&mut self.devices.is_deep);
-        if deep {
-            self.devices.failed.clear();
-        }
-        let mut devices = devices.clone();
-        devices.retain(|device| !self.devices.failed.contains(&device.index));
-        match self.kernel.device_attachment(cookie, devices, deep) {
+        let all = devices.iter().map(|device| device.index).collect();
+        let left_out = self.devices.failed.leave_out(&all, deep);
+        match self.kernel.device_attachment(cookie, devices, &left_out, deep) {
             None => self.devices_attached(cookie, Ok(Vec::new())),
             Some(attachment) => {
                 let panicked = Err("the load of the programs panicked".to_owned());
@@ -140,9 +143,14 @@ impl Control {
         self.devices.is_busy = false;
         match result {
             Ok(failed) => {
-                self.devices.failed.extend(failed.iter().map(|(device, _)| device.index));
+                let failed = failed.into_iter().map(|(device, error)| {
+                    let Device { index, name, .. } = device;
+                    (index, FailedDevice { name, error })
+                });
+                self.devices.failed.tried(failed);
                 if self.kernel.forwarding() != Some(cookie) {
-                    let error = failed.first().map_or("there is no device", |(_, error)| error.as_str());
+                    let failed = self.devices.failed.all().next();
+                    let error = failed.map_or("there is no device", |device| device.error.as_str());
                     let error = format!("no device takes the programs: {error}");
                     if self.world.forwarding.remove(&cookie) {
                         self.touch();
@@ -150,12 +158,12 @@ impl Control {
                     return self.not_attached(&error);
                 }
                 self.conditions.clear(Reason::DevicesNotAttached, DEVICES);
-                let failed = failed.into_iter().map(|(device, error)| {
+                let conditions = self.devices.failed.all().map(|FailedDevice { name, error }| {
                     let message = format!("its packets are not forwarded ({error})");
                     let condition = Condition::without_remedy(Reason::DevicesNotAttached, message);
-                    (format!("network device {}", device.name), condition)
+                    (format!("network device {name}"), condition)
                 });
-                self.conditions.replace(Reason::DevicesNotAttached, failed);
+                self.conditions.replace(Reason::DevicesNotAttached, conditions);
                 if self.world.forwarding.insert(cookie) {
                     let hook = Hook::of_kernel();
                     info!(%hook, "packets are forwarded to containers with network namespaces of their own");
@@ -209,6 +217,7 @@ impl Control {
                 .run(failed, move || Event::DevicesDetached(detachment.run().map_err(|error| error.to_string())));
             self.world.forwarding.clear();
             self.devices.idle_since = None;
+            self.devices.failed.clear();
             self.conditions.replace(Reason::DevicesNotAttached, []);
             self.compare_firewall();
         }

@@ -2,6 +2,7 @@
 //! index of its device. Without it, `clsact` attaches them.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -147,6 +148,11 @@ pub(super) fn name_of(program: u32) -> io::Result<Option<&'static str>> {
     Ok(object::FORWARDERS.into_iter().find(|known| *known == name))
 }
 
+/// Whether this is the index of none of these devices, which are all that there are.
+fn is_gone(index: u32, devices: &[Device]) -> bool {
+    devices.iter().all(|device| device.index != index)
+}
+
 fn pin(device: &Device, end: &str) -> String {
     format!("{}-{end}", device.index)
 }
@@ -202,18 +208,23 @@ fn attach_link(
 }
 
 impl Kernel {
-    /// The work that is left to forward packets of these devices, which are all that there are; `None` if nothing is. Drops the links of
-    /// other devices. With `deep`, also compares which maps the programs use.
-    pub fn device_attachment(&self, netns: NetnsCookie, devices: Vec<Device>, deep: bool) -> Option<DeviceAttachment> {
-        let is_former = |index: &u32| devices.iter().all(|device| device.index != *index);
+    /// The work that is left to forward packets of these devices, which are all that there are; `None` if nothing is. Those that are left
+    /// out keep what they have. Drops the links of other devices. With `deep`, also compares which maps the programs use.
+    pub fn device_attachment(
+        &self,
+        netns: NetnsCookie,
+        devices: Vec<Device>,
+        left_out: &BTreeSet<u32>,
+        deep: bool,
+    ) -> Option<DeviceAttachment> {
         for pin in links(&self.dir) {
             let index = pin.file_name().and_then(|name| of_pin(name.to_str()?));
-            if index.is_some_and(|index| is_former(&index)) {
+            if index.is_some_and(|index| is_gone(index, &devices)) {
                 let _ = fs::remove_file(pin);
             }
         }
         let marked = clsact::marked(&self.dir).remove(&netns).unwrap_or_default();
-        let former: Vec<u32> = marked.into_iter().filter(is_former).collect();
+        let former: Vec<u32> = marked.into_iter().filter(|index| is_gone(*index, &devices)).collect();
         let uses_our_maps = |program: u32| {
             destinations::uses_pinned(&self.dir, program).unwrap_or(false)
                 && (!deep || self.suits_namespace(netns, program))
@@ -230,7 +241,8 @@ impl Kernel {
                     && DIRECTIONS.iter().all(|(_, end)| of(*end).any(|filter| uses_our_maps(filter.program)))
             }
         };
-        let devices: Vec<Device> = devices.into_iter().filter(|device| !is_attached(device)).collect();
+        let is_wanted = |device: &Device| !left_out.contains(&device.index) && !is_attached(device);
+        let devices: Vec<Device> = devices.into_iter().filter(is_wanted).collect();
         let (dir, constants, build) = (self.dir.clone(), self.constants(netns), self.build.clone());
         let is_due = !devices.is_empty() || !former.is_empty();
         is_due.then_some(DeviceAttachment { dir, constants, build, devices, former })

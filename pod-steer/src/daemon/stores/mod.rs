@@ -4,6 +4,7 @@
 mod cgroups;
 mod dirty;
 mod engines;
+mod failed_devices;
 mod indices;
 mod looks;
 mod namespaces;
@@ -12,6 +13,7 @@ mod services;
 pub use cgroups::Places;
 pub use dirty::Dirty;
 pub use engines::Engines;
+pub use failed_devices::{FailedDevice, FailedDevices};
 pub use indices::Indices;
 pub use looks::Looks;
 pub use namespaces::Namespaces;
