@@ -116,8 +116,8 @@ impl Control {
         let (cookie, devices) = match (cookie, found) {
             (Some(cookie), Ok(devices)) => (cookie, devices),
             (_, found) => {
-                self.devices.is_busy = false;
-                return found.err().into_iter().for_each(|error| self.not_attached(&error));
+                found.err().into_iter().for_each(|error| self.not_attached(&error));
+                return self.looked_at_devices();
             }
         };
         let deep = std::mem::take(&mut self.devices.is_deep);
@@ -140,7 +140,20 @@ impl Control {
     }
 
     pub(super) fn devices_attached(&mut self, cookie: NetnsCookie, result: Attached) {
+        self.note_attached(cookie, result);
+        self.looked_at_devices();
+    }
+
+    /// A look at the devices is over, with what followed from it. Whatever came of it, another one follows if something has changed
+    /// meanwhile.
+    fn looked_at_devices(&mut self) {
         self.devices.is_busy = false;
+        if self.devices.is_stale {
+            self.look_at_devices(false);
+        }
+    }
+
+    fn note_attached(&mut self, cookie: NetnsCookie, result: Attached) {
         match result {
             Ok(failed) => {
                 let failed = failed.into_iter().map(|(device, error)| {
@@ -172,9 +185,6 @@ impl Control {
                 }
             }
             Err(error) => self.not_attached(&error),
-        }
-        if self.devices.is_stale {
-            self.look_at_devices(false);
         }
     }
 
