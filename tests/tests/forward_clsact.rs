@@ -8,7 +8,9 @@ use pod_steer_tests::{
     host::Host,
     load::Load,
     process::{output, run},
-    require, server, tools,
+    require, server,
+    status::Status,
+    tools,
     upgrades::{PROGRAM, take_over},
     wait,
 };
@@ -159,4 +161,31 @@ fn an_upgrade_replaces_the_programs_of_filters_in_place() -> Result<()> {
     let all = running.stop()?;
     ensure!(all.losses.is_empty() && all.disguised.is_empty() && all.connections() > 100, "{all}");
     Ok(())
+}
+
+#[test]
+fn a_device_without_room_is_named_until_it_has_room_and_keeps_the_others_from_nothing() -> Result<()> {
+    require!(tools::docker());
+    require!(tools::root_and(&["tc"]));
+    let stage = stage()?;
+    let net = stage.host.net();
+    net.ip("link add full type veth peer name full-peer")?;
+    tc(&stage.host, "qdisc add dev full ingress")?;
+    let _server = stage.engine().start_container(&bridged("web-1"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let named = |status: &Status| status.conditions.iter().any(|of| of.subject == "network device full");
+    stage.daemon.wait_for("the condition of the device", |status| named(status).then_some(()))?;
+    ensure_attached(&stage.host, BRIDGE)?;
+    // With each device that comes, the daemon looks at all of them.
+    for device in ["later1", "later2"] {
+        net.ip(&format!("link add {device} type veth peer name {device}-peer"))?;
+        let is_attached = || Ok(filters(&stage.host, device)?.contains("from_wire").then_some(()));
+        wait::until_ok("a later device to be attached to", is_attached)?;
+    }
+    ensure!(named(&stage.daemon.status()?), "the device is still not attached to: {:?}", stage.daemon.status()?);
+    ensure!(!stage.daemon.log().contains("ended: its packets are not forwarded"), "{}", stage.daemon.log_tail());
+    // A resync tries it again.
+    tc(&stage.host, "qdisc del dev full ingress")?;
+    stage.daemon.wait_for("the condition to end", |status| (!named(status)).then_some(()))?;
+    ensure_attached(&stage.host, "full")
 }

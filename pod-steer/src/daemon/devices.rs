@@ -16,7 +16,7 @@ use super::{
 use crate::{
     condition::{Condition, Reason},
     ids::NetnsCookie,
-    kernel::{self, Device, Hook, Swept},
+    kernel::{self, AttachedDevices, Device, Hook, Swept},
     links,
     netlink::{Changes, Watch},
     netns::Netns,
@@ -43,8 +43,8 @@ pub(super) struct Devices {
     idle_since: Option<Instant>,
 }
 
-/// What attaching to some devices came to: those that failed, or why none could be attached to.
-pub(super) type Attached = Result<Vec<(Device, String)>, String>;
+/// What attaching to some devices came to, or why none could be attached to.
+pub(super) type Attached = Result<AttachedDevices, String>;
 
 impl Control {
     /// The namespaces from which packets are to be forwarded are held open until their program forwards.
@@ -124,14 +124,12 @@ impl Control {
         let all = devices.iter().map(|device| device.index).collect();
         let left_out = self.devices.failed.leave_out(&all, deep);
         match self.kernel.device_attachment(cookie, devices, &left_out, deep) {
-            None => self.devices_attached(cookie, Ok(Vec::new())),
+            None => self.devices_attached(cookie, Ok(AttachedDevices::default())),
             Some(attachment) => {
                 let panicked = Err("the load of the programs panicked".to_owned());
                 let failed = Event::DevicesAttached { cookie, result: panicked };
                 self.effects.run(failed, move || {
                     let result = attachment.run().map_err(|error| crate::chain(&error));
-                    let said = |(device, error)| (device, crate::chain(&error));
-                    let result = result.map(|failed| failed.into_iter().map(said).collect());
                     crate::sys::shrink_memory();
                     Event::DevicesAttached { cookie, result }
                 });
@@ -155,10 +153,13 @@ impl Control {
 
     fn note_attached(&mut self, cookie: NetnsCookie, result: Attached) {
         match result {
-            Ok(failed) => {
+            Ok(AttachedDevices { failed, not_detached }) => {
+                for (device, error) in not_detached {
+                    warn!(device, %error, "programs of a network device are not detached, which is tried again");
+                }
                 let failed = failed.into_iter().map(|(device, error)| {
                     let Device { index, name, .. } = device;
-                    (index, FailedDevice { name, error })
+                    (index, FailedDevice { name, error: crate::chain(&error) })
                 });
                 self.devices.failed.tried(failed);
                 if self.kernel.forwarding() != Some(cookie) {

@@ -2,7 +2,7 @@
 //! index of its device. Without it, `clsact` attaches them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -68,47 +68,78 @@ pub struct DeviceAttachment {
     former: Vec<u32>,
 }
 
+/// What came of that work.
+#[derive(Debug, Default)]
+pub struct AttachedDevices {
+    /// Devices that could not be attached to, each with the reason.
+    pub failed: Vec<(Device, KernelError)>,
+    /// Indices of devices that still have filters which they are not to have, each with the reason.
+    pub not_detached: Vec<(u32, io::Error)>,
+}
+
 impl DeviceAttachment {
-    /// Loads the programs, and attaches them in the namespace of the calling thread. Returns the devices that have failed, each with the
-    /// reason.
-    pub fn run(self) -> Result<Vec<(Device, KernelError)>> {
+    /// Loads the programs, and attaches them in the namespace of the calling thread. A device that fails keeps the others from nothing.
+    pub fn run(self) -> Result<AttachedDevices> {
         let Self { dir, constants, build, devices, former } = self;
-        let programs = if devices.is_empty() { None } else { Some(instance(&dir, &dir.join("maps"), &constants)?) };
-        let filters = KernelError::io("read or remove the filters of", "network devices");
+        let mut done = AttachedDevices::default();
         let clsact = match Hook::of_kernel() {
-            Hook::Tcx => Ok(None),
-            Hook::Clsact => Clsact::open(&dir).and_then(|mut clsact| {
-                former.into_iter().try_for_each(|index| clsact.detach(index).map(drop))?;
-                Ok(Some(clsact))
-            }),
+            Hook::Tcx => None,
+            Hook::Clsact => {
+                let unread = KernelError::io("read the qdiscs of", "network devices");
+                let mut clsact = Clsact::open(&dir).map_err(unread)?;
+                let detached = former.into_iter().map(|index| (index, clsact.detach(index)));
+                done.not_detached = detached.filter_map(|(index, result)| Some((index, result.err()?))).collect();
+                Some(clsact)
+            }
         };
-        let (mut clsact, mut failed) = (clsact.map_err(filters)?, Vec::new());
-        let Some(mut programs) = programs else { return Ok(failed) };
-        for device in devices {
-            let mut attached = Ok(());
-            for (end, direction) in DIRECTIONS {
-                let name = program_of(&device, direction);
-                if !matches!(programs.program(name), Some(program) if program.fd().is_ok()) {
-                    object::load(&mut programs, name, Some(&build))?;
-                }
-                let Some(Program::SchedClassifier(program)) = programs.program_mut(name) else {
-                    return Err(KernelError::load(name)(ProgramError::UnexpectedProgramType));
-                };
-                attached = match &mut clsact {
-                    Some(clsact) => attach_filter(clsact, program, name, &device, direction),
-                    None => attach_link(program, name, &device, direction, dir.join(FORWARD).join(pin(&device, end))),
-                };
-                if attached.is_err() {
-                    break;
-                }
-            }
-            if let Some(clsact) = &clsact {
-                let marking = KernelError::io("mark the network device", &device.name);
-                attached = attached.and_then(|()| clsact.renew_mark(device.index).map_err(marking));
-            }
-            failed.extend(attached.err().map(|error| (device, error)));
+        if devices.is_empty() {
+            return Ok(done);
         }
-        Ok(failed)
+        let programs = instance(&dir, &dir.join("maps"), &constants)?;
+        let mut attacher = Attacher { dir, build, programs, refused: BTreeMap::new(), clsact };
+        let attached = devices.into_iter().map(|device| (attacher.attach(&device), device));
+        done.failed = attached.filter_map(|(result, device)| Some((device, result.err()?))).collect();
+        Ok(done)
+    }
+}
+
+/// Attaches to one device after the other.
+struct Attacher {
+    dir: PathBuf,
+    build: BuildMap,
+    programs: Ebpf,
+    /// Programs that cannot be loaded. Another kind of device needs other ones.
+    refused: BTreeMap<&'static str, String>,
+    clsact: Option<Clsact>,
+}
+
+impl Attacher {
+    fn attach(&mut self, device: &Device) -> Result<()> {
+        for (end, direction) in DIRECTIONS {
+            let name = program_of(device, direction);
+            self.load(name)?;
+            let Some(Program::SchedClassifier(program)) = self.programs.program_mut(name) else {
+                return Err(KernelError::load(name)(ProgramError::UnexpectedProgramType));
+            };
+            match &mut self.clsact {
+                Some(clsact) => attach_filter(clsact, program, name, device, direction),
+                None => attach_link(program, name, device, direction, self.dir.join(FORWARD).join(pin(device, end))),
+            }?;
+        }
+        let Some(clsact) = &self.clsact else { return Ok(()) };
+        clsact.renew_mark(device.index).map_err(KernelError::io("mark the network device", &device.name))
+    }
+
+    /// Loads a program, once.
+    fn load(&mut self, name: &'static str) -> Result<()> {
+        if let Some(error) = self.refused.get(name) {
+            return Err(KernelError::io("use the kernel program", name)(io::Error::other(error.clone())));
+        }
+        if matches!(self.programs.program(name), Some(program) if program.fd().is_ok()) {
+            return Ok(());
+        }
+        let loaded = object::load(&mut self.programs, name, Some(&self.build));
+        loaded.inspect_err(|error| drop(self.refused.insert(name, crate::chain(error))))
     }
 }
 

@@ -74,7 +74,7 @@ pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use clsact::{Filter, PRIORITY, read_filters};
 pub use counters::{Counters, sum_backend, sum_service};
-pub use devices::{Device, DeviceAttachment, DeviceDetachment};
+pub use devices::{AttachedDevices, Device, DeviceAttachment, DeviceDetachment};
 pub use error::KernelError;
 pub use flows::{FlowSweep, Swept};
 pub use hook::Hook;

@@ -62,14 +62,13 @@ fn mark(dir: &Path, kind: &str, netns: NetnsCookie, index: u32) -> PathBuf {
     dir.join(FORWARD).join(format!("{kind}-{netns}-{index}"))
 }
 
-/// Reads which filters could be ours, for each of these devices of the calling thread's namespace.
+/// Reads which filters could be ours, for each of these devices of the calling thread's namespace. One whose filters cannot be read has none:
+/// the attempt to attach to it reads them again, and fails for it alone.
 pub fn read_filters(devices: &mut [Device]) -> io::Result<()> {
     let mut requests = Requests::open()?;
     for device in devices {
-        device.filters.clear();
-        for direction in DIRECTIONS {
-            device.filters.extend(requests.filters(device.index, direction)?.candidates);
-        }
+        let read = DIRECTIONS.map(|direction| requests.filters(device.index, direction).unwrap_or_default().candidates);
+        device.filters = read.concat();
     }
     Ok(())
 }

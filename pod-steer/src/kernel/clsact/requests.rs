@@ -32,7 +32,7 @@ impl Requests {
     /// The kinds of the qdiscs that have filters, by the index of their device.
     pub fn qdiscs(&mut self) -> io::Result<BTreeMap<u32, String>> {
         let (mut found, mut count) = (BTreeMap::new(), 0);
-        self.0.ask(&message::qdiscs(), &mut |message| {
+        self.ask(&message::qdiscs(), &mut |message| {
             if let Message::Qdisc { device, kind } = message {
                 found.insert(device, kind);
             }
@@ -45,7 +45,7 @@ impl Requests {
     /// All filters of one direction; none if there is no such qdisc, or no such device.
     pub fn filters(&mut self, device: u32, direction: TcAttachType) -> io::Result<Filters> {
         let (mut found, mut count) = (Filters::default(), 0);
-        self.0.ask(&message::filters(device, direction), &mut |message| {
+        self.ask(&message::filters(device, direction), &mut |message| {
             match message {
                 Message::Candidate(filter) => found.candidates.push(filter),
                 Message::OtherFilter => found.has_others = true,
@@ -83,7 +83,16 @@ impl Requests {
     }
 
     fn change(&mut self, request: &[u8]) -> io::Result<()> {
-        self.0.ask(request, &mut |_: Message| Ok(())).map(drop)
+        self.ask(request, &mut |_| Ok(()))
+    }
+
+    fn ask(&mut self, request: &[u8], each: &mut dyn FnMut(Message) -> io::Result<()>) -> io::Result<()> {
+        let asked = self.0.ask(request, each);
+        if asked.is_err() {
+            // The rest of this answer must not be taken for that to the next request.
+            self.0 = netlink::Socket::open(None)?;
+        }
+        asked.map(drop)
     }
 }
 
@@ -93,13 +102,29 @@ fn at_most(count: usize, max: usize, what: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::NLM_F_DUMP;
+
     use super::*;
+
+    /// `include/uapi/linux/rtnetlink.h`.
+    const RTM_GETLINK: u16 = 18;
 
     #[test]
     fn the_own_namespace_is_read() {
         let mut requests = Requests::open().unwrap();
         requests.qdiscs().unwrap();
         // The same socket answers again, also for a device that does not exist.
+        let none = requests.filters(i32::MAX.cast_unsigned(), TcAttachType::Ingress).unwrap();
+        assert!(none.candidates.is_empty() && !none.has_others);
+    }
+
+    #[test]
+    fn a_request_that_fails_keeps_the_next_one_from_nothing() {
+        let mut requests = Requests::open().unwrap();
+        let mut refused = |_| Err(io::Error::other("as a test wants it"));
+        // Of links there is always one.
+        requests.ask(&netlink::request(RTM_GETLINK, NLM_F_DUMP, &[0; 16]), &mut refused).unwrap_err();
+        requests.qdiscs().unwrap();
         let none = requests.filters(i32::MAX.cast_unsigned(), TcAttachType::Ingress).unwrap();
         assert!(none.candidates.is_empty() && !none.has_others);
     }
