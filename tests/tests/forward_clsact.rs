@@ -167,7 +167,7 @@ fn an_upgrade_replaces_the_programs_of_filters_in_place() -> Result<()> {
 fn a_device_without_room_is_named_until_it_has_room_and_keeps_the_others_from_nothing() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["tc"]));
-    let stage = stage()?;
+    let mut stage = stage()?;
     let net = stage.host.net();
     net.ip("link add full type veth peer name full-peer")?;
     tc(&stage.host, "qdisc add dev full ingress")?;
@@ -184,8 +184,10 @@ fn a_device_without_room_is_named_until_it_has_room_and_keeps_the_others_from_no
     }
     ensure!(named(&stage.daemon.status()?), "the device is still not attached to: {:?}", stage.daemon.status()?);
     ensure!(!stage.daemon.log().contains("ended: its packets are not forwarded"), "{}", stage.daemon.log_tail());
-    // A resync tries it again.
+    // A resync tries it again: at the latest that of the next daemon.
     tc(&stage.host, "qdisc del dev full ingress")?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
     stage.daemon.wait_for("the condition to end", |status| (!named(status)).then_some(()))?;
-    ensure_attached(&stage.host, "full")
+    wait::until_ok("the device to be attached to", || Ok(ensure_attached(&stage.host, "full").ok()))
 }

@@ -62,7 +62,12 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     if let Some(store) = &store {
         daemon::detach_registered(store.backends().values());
     }
-    let rest = daemon::undo(&paths.bpffs, &mount)?;
+    let rest = daemon::undo(&paths.bpffs, &mount);
+    if forwards {
+        firewall::remove();
+    }
+    let rest = rest
+        .map_err(|error| anyhow::anyhow!("not everything could be removed; run `pod-steer unload` again ({error})"))?;
     if let Some(store) = store {
         store.remove_all();
     }
@@ -70,9 +75,6 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     let rest = UnloadedBody::from(rest);
     let done = asked.unwrap_or(rest);
     let UnloadedBody { namespaces, cgroups, devices, maps } = done;
-    if forwards {
-        firewall::remove();
-    }
     // Nothing rewrites the packets of a forwarded connection any more.
     let (also, but) = match devices {
         0 => (String::new(), ""),

@@ -126,6 +126,7 @@ impl Control {
         world.steered = kernel.namespaces().into_iter().collect();
         world.peer_refused = crate::kernel::peer_refused();
         world.forwarding = kernel.forwarding().into_iter().collect();
+        let devices = Devices::new(world.forwarding.is_empty() && kernel.has_device_programs());
         Ok(Self {
             world,
             plan: Plan::default(),
@@ -148,7 +149,7 @@ impl Control {
             accept_queues: AcceptQueues::default(),
             elsewhere: Elsewhere::default(),
             looks: Looks::default(),
-            devices: Devices::default(),
+            devices,
             firewall: Firewall::default(),
             unanswered: Unanswered::default(),
             holders: Holders::default(),

@@ -41,6 +41,15 @@ pub(super) struct Devices {
     failed: FailedDevices,
     /// Since when nothing is forwarded.
     idle_since: Option<Instant>,
+    /// Nothing is forwarded, and devices still have programs: why, if that is known.
+    not_detached: Option<String>,
+}
+
+impl Devices {
+    /// `has_leftovers` if devices have programs of an earlier daemon that forward nothing.
+    pub fn new(has_leftovers: bool) -> Self {
+        Self { not_detached: has_leftovers.then(String::new), ..Self::default() }
+    }
 }
 
 /// What attaching to some devices came to, or why none could be attached to.
@@ -178,6 +187,7 @@ impl Control {
                     (format!("network device {name}"), condition)
                 });
                 self.conditions.replace(Reason::DevicesNotAttached, conditions);
+                self.devices.not_detached = None;
                 if self.world.forwarding.insert(cookie) {
                     let hook = Hook::of_kernel();
                     info!(%hook, "packets are forwarded to containers with network namespaces of their own");
@@ -215,8 +225,12 @@ impl Control {
 
     /// Detaches from all devices when nothing is forwarded any more. A container that is restarted comes back in a moment.
     pub(super) fn stop_forwarding(&mut self) {
-        if self.world.forwarding.is_empty() || !self.plan.forwarding().is_empty() {
+        let is_due = !self.world.forwarding.is_empty() || self.devices.not_detached.is_some();
+        if !is_due || !self.plan.forwarding().is_empty() {
             self.devices.idle_since = None;
+            if self.plan.forwarding().is_empty() {
+                self.conditions.clear(Reason::DevicesNotAttached, DEVICES);
+            }
             return;
         }
         let since = *self.devices.idle_since.get_or_insert_with(Instant::now);
@@ -224,8 +238,11 @@ impl Control {
             (self.devices.is_busy, self.devices.is_stale) = (true, false);
             let detachment = self.kernel.device_detachment();
             let failed = Event::DevicesDetached(Err("detaching from them panicked".to_owned()));
-            self.effects
-                .run(failed, move || Event::DevicesDetached(detachment.run().map_err(|error| error.to_string())));
+            self.effects.run(failed, move || {
+                let failed = detachment.run().into_iter().map(|(what, error)| format!("{what}: {error}"));
+                let failed = failed.collect::<Vec<_>>().join("; ");
+                Event::DevicesDetached(if failed.is_empty() { Ok(()) } else { Err(failed) })
+            });
             self.world.forwarding.clear();
             self.devices.idle_since = None;
             self.devices.failed.clear();
@@ -236,9 +253,11 @@ impl Control {
 
     pub(super) fn devices_detached(&mut self, result: Result<(), String>) {
         self.devices.is_busy = false;
-        if let Err(error) = result {
-            warn!(%error, "programs of network devices are not detached; `pod-steer unload` detaches them");
+        let (before, now) = (self.devices.not_detached.take(), result.err());
+        if let Some(error) = now.as_ref().filter(|now| before.as_ref() != Some(*now)) {
+            warn!(%error, "programs of network devices are not detached, which is tried again");
         }
+        self.devices.not_detached = now;
         // A backend may have come meanwhile.
         match self.devices.is_stale {
             true => self.look_at_devices(false),

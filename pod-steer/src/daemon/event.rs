@@ -135,7 +135,7 @@ pub enum Event {
         /// Those that failed; or why none was attached to.
         result: super::devices::Attached,
     },
-    /// Programs were detached from all network devices; or why not.
+    /// Programs were detached from network devices; or which still have them, and why.
     DevicesDetached(Result<(), String>),
     /// A namespace is steered in now, or cannot be.
     Attached {

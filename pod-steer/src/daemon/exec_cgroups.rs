@@ -151,7 +151,8 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
             }
         }
     }
-    let done = crate::kernel::unload(bpffs)?;
+    // What it could not remove keeps the cgroups from nothing.
+    let done = crate::kernel::unload(bpffs);
     let ours = base_cgroup(cgroup_mount, bpffs);
     let entries = fs::read_dir(&ours).into_iter().flatten().flatten();
     // Beside the cgroups are the kernel's own files, which go with the directory.
@@ -170,5 +171,5 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     }
     let _ = fs::remove_dir(&ours);
     let _ = fs::remove_dir(cgroup_mount.join(cgroups::OWN));
-    Ok(done)
+    done
 }

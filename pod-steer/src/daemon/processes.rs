@@ -184,7 +184,8 @@ impl Control {
         if !self.world.forwarding.is_empty() {
             crate::firewall::remove();
         }
-        let done = undo(&self.pins.dir, self.cgroups.mount()).map_err(|e| e.to_string())?;
+        let done = undo(&self.pins.dir, self.cgroups.mount());
+        let done = done.map_err(|error| format!("not everything could be removed ({error})"))?;
         self.store.remove_all();
         info!(?done, "unloaded");
         Ok(done)

@@ -149,12 +149,12 @@ pub struct DeviceDetachment {
 }
 
 impl DeviceDetachment {
-    /// Detaches them.
-    pub fn run(self) -> io::Result<()> {
-        for pin in links(&self.dir) {
-            let _ = fs::remove_file(pin);
-        }
-        clsact::detach_all(&self.dir).map(drop)
+    /// Detaches them. Returns what still has programs, each with the reason.
+    pub fn run(self) -> Vec<(String, io::Error)> {
+        let unpinned = links(&self.dir).map(|pin| (pin.display().to_string(), fs::remove_file(pin)));
+        let mut failed: Vec<_> = unpinned.filter_map(|(pin, result)| Some((pin, result.err()?))).collect();
+        failed.extend(clsact::detach_all(&self.dir).failed);
+        failed
     }
 }
 
@@ -281,8 +281,13 @@ impl Kernel {
 
     /// The namespace whose devices have programs, if an earlier daemon has attached some.
     pub fn forwarding(&self) -> Option<NetnsCookie> {
-        let is_attached = links(&self.dir).next().is_some() || !clsact::marked(&self.dir).is_empty();
+        let is_attached = self.has_device_programs();
         self.namespaces().into_iter().find(|cookie| is_attached && self.forwards_from(*cookie))
+    }
+
+    /// Whether devices have programs, or may have.
+    pub fn has_device_programs(&self) -> bool {
+        links(&self.dir).next().is_some() || !clsact::marked(&self.dir).is_empty()
     }
 
     /// The work that detaches the programs from all devices.

@@ -2,7 +2,12 @@
 
 use std::{fs, io, path::Path};
 
-use super::{attach::names, clsact, destinations::FORWARD, devices, migration};
+use super::{
+    attach::names,
+    clsact::{self, Detached},
+    destinations::FORWARD,
+    devices, migration,
+};
 
 /// Numbers of the objects that [`unload`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,44 +25,103 @@ pub struct Unloaded {
 /// Removes every pin below `dir`, and `dir` itself. Namespaces come first, so that steering ends at once everywhere;
 /// established connections go on. The migrate program is detached from reuseport groups through their sockets; see
 /// [`QueueMigration::detach`](super::QueueMigration::detach).
+///
+/// All that can be removed is. The error names everything else, and what a second call needs for that stays.
 pub fn unload(dir: &Path) -> io::Result<Unloaded> {
-    let mut done = Unloaded::default();
+    let (mut done, mut left) = (Unloaded::default(), Left::default());
     for name in names(&dir.join("netns")) {
-        fs::remove_file(dir.join("netns").join(name))?;
-        done.namespaces += 1;
+        done.namespaces += usize::from(left.file(&dir.join("netns").join(name)));
     }
     for name in names(&dir.join("cgroups")) {
         let pins = dir.join("cgroups").join(name);
-        for link in names(&pins) {
-            fs::remove_file(pins.join(link))?;
+        let removed = names(&pins).into_iter().map(|link| left.file(&pins.join(link))).filter(|removed| !removed);
+        if removed.count() == 0 {
+            done.cgroups += usize::from(left.directory(&pins));
         }
-        fs::remove_dir(pins)?;
-        done.cgroups += 1;
     }
-    done.devices += clsact::detach_all(dir)?;
-    for name in names(&dir.join(FORWARD)) {
-        fs::remove_file(dir.join(FORWARD).join(&name))?;
+    let Detached { filters, failed } = clsact::detach_all(dir);
+    done.devices += filters;
+    left.0.extend(failed.into_iter().map(|(what, error)| format!("{what}: {error}")));
+    // The marks that are left are those of devices which still have filters: without its mark, no filter is found again.
+    for name in names(&dir.join(FORWARD)).into_iter().filter(|name| clsact::of_mark(name).is_none()) {
+        let removed = usize::from(left.file(&dir.join(FORWARD).join(&name)));
         match devices::of_pin(&name) {
-            Some(_) => done.devices += 1,
-            None => done.maps += 1,
+            Some(_) => done.devices += removed,
+            None => done.maps += removed,
         }
     }
     for sub in ["ports", "maps"].into_iter().chain(migration::BESIDE) {
         for name in names(&dir.join(sub)) {
-            fs::remove_file(dir.join(sub).join(name))?;
-            done.maps += 1;
+            done.maps += usize::from(left.file(&dir.join(sub).join(name)));
         }
     }
-    for sub in ["netns", "ports", "cgroups", FORWARD, "maps"].into_iter().chain(migration::BESIDE) {
-        remove_dir(&dir.join(sub))?;
+    if left.0.is_empty() {
+        for sub in ["netns", "ports", "cgroups", FORWARD, "maps"].into_iter().chain(migration::BESIDE) {
+            left.directory(&dir.join(sub));
+        }
+        left.directory(dir);
     }
-    remove_dir(dir)?;
-    Ok(done)
+    if left.0.is_empty() { Ok(done) } else { Err(io::Error::other(left.0.join("; "))) }
 }
 
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+/// What could not be removed, each with the reason.
+#[derive(Default)]
+struct Left(Vec<String>);
+
+impl Left {
+    /// Removes a file. True if it was there and is gone.
+    fn file(&mut self, path: &Path) -> bool {
+        self.note(path, fs::remove_file(path))
+    }
+
+    /// The same for an empty directory.
+    fn directory(&mut self, path: &Path) -> bool {
+        self.note(path, fs::remove_dir(path))
+    }
+
+    fn note(&mut self, path: &Path, removed: io::Result<()>) -> bool {
+        match removed {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.0.push(format!("{}: {error}", path.display()));
+                }
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_removed_is_and_the_rest_is_named() {
+        // Any file system will do: pins are files.
+        let dir = std::env::temp_dir().join(format!("pod-steer-unload-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        // Two pins that are directories, which no file of that name can be.
+        for sub in ["netns/1/x", "cgroups/7-1/migrate/x", "cgroups/8-2", "maps", "forward/3-in/x"] {
+            fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        for pin in ["netns/2", "cgroups/7-1/bind4", "cgroups/8-2/bind4", "maps/RULES", "forward/FLOWS", "forward/4-in"]
+        {
+            fs::write(dir.join(pin), "").unwrap();
+        }
+        let error = unload(&dir).unwrap_err().to_string();
+        for named in ["netns/1: ", "cgroups/7-1/migrate: ", "forward/3-in: "] {
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        assert_eq!(error.split("; ").count(), 3, "{error}");
+        let left: Vec<String> =
+            ["netns", "cgroups", "maps", "forward"].iter().flat_map(|sub| names(&dir.join(sub))).collect();
+        assert_eq!(left, ["1", "7-1", "3-in"]);
+        assert_eq!(names(&dir.join("cgroups/7-1")), ["migrate"]);
+        for pin in ["netns/1", "cgroups/7-1/migrate", "forward/3-in"] {
+            fs::remove_dir_all(dir.join(pin)).unwrap();
+        }
+        let Unloaded { cgroups, namespaces, .. } = unload(&dir).unwrap();
+        assert_eq!((namespaces, cgroups, dir.exists()), (0, 1, false));
     }
 }

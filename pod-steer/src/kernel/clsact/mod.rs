@@ -234,32 +234,49 @@ pub(super) fn own(dir: &Path) -> io::Result<Vec<Filter>> {
     marked.get(&clsact.netns).map_or_else(|| Ok(Vec::new()), |devices| clsact.own(devices))
 }
 
-/// Removes our filters and qdiscs from all devices that are marked, each in its namespace. A namespace that is gone has none. Returns the
-/// number of filters.
-pub(super) fn detach_all(dir: &Path) -> io::Result<usize> {
-    let marked = marked(dir);
+/// What [`detach_all`] came to.
+#[derive(Debug, Default)]
+pub(super) struct Detached {
+    /// Number of filters that were removed.
+    pub filters: usize,
+    /// Devices and namespaces that still have some, each with the reason. Their marks stay.
+    pub failed: Vec<(String, io::Error)>,
+}
+
+/// Removes our filters and qdiscs from all devices that are marked, each in its namespace. A namespace that is gone has none. One that fails
+/// keeps the others from nothing.
+pub(super) fn detach_all(dir: &Path) -> Detached {
+    let (marked, mut done) = (marked(dir), Detached::default());
     if marked.is_empty() {
-        return Ok(0);
+        return done;
     }
     let search = netns::search(&marked.keys().copied().collect());
-    let mut filters = 0;
     for (cookie, devices) in marked {
+        let place = format!("the network devices of the namespace with cookie {cookie}");
         match search.found.get(&cookie) {
-            Some(ns) => {
-                filters += netns::run_in(ns, cookie, || {
-                    let mut clsact = Clsact::open(dir)?;
-                    devices.iter().map(|device| clsact.detach(*device)).sum::<io::Result<usize>>()
-                })?;
-            }
-            None if search.incomplete => {
-                return Err(io::Error::other(format!(
-                    "the network namespace with cookie {cookie}, whose devices have programs, cannot be found"
-                )));
-            }
+            Some(ns) => match netns::run_in(ns, cookie, || Ok(detach_each(&mut Clsact::open(dir)?, &devices))) {
+                Ok(Detached { filters, failed }) => {
+                    done.filters += filters;
+                    done.failed.extend(failed);
+                }
+                Err(error) => done.failed.push((place, error)),
+            },
+            None if search.incomplete => done.failed.push((place, io::Error::other("the namespace cannot be found"))),
             None => devices.into_iter().for_each(|device| unmark(dir, cookie, device)),
         }
     }
-    Ok(filters)
+    done
+}
+
+fn detach_each(clsact: &mut Clsact, devices: &BTreeSet<u32>) -> Detached {
+    let mut done = Detached::default();
+    for device in devices {
+        match clsact.detach(*device) {
+            Ok(filters) => done.filters += filters,
+            Err(error) => done.failed.push((format!("the network device with index {device}"), error)),
+        }
+    }
+    done
 }
 
 #[cfg(test)]
