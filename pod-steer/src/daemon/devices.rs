@@ -218,7 +218,10 @@ impl Control {
     pub(super) fn swept(&mut self, result: Result<Swept, String>) {
         self.devices.is_sweeping = false;
         match result {
-            Ok(Swept { left, removed }) => debug!(left, removed, "entries of forwarded connections"),
+            Ok(Swept { left, removed, ports }) => {
+                debug!(left, removed, "entries of forwarded connections");
+                self.kernel.ports_in_use(&ports);
+            }
             Err(error) => warn!(%error, "entries of forwarded connections that have ended are not removed"),
         }
     }

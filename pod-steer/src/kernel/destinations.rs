@@ -2,7 +2,7 @@
 //! it, and removed after the destination: programs of devices look at no packet whose port has no bit.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
@@ -19,7 +19,7 @@ use crate::{
     world::Destination,
 };
 
-/// The ports of a destination that was removed stay marked for so long.
+/// The ports of a destination that was removed stay marked for so long, and those that an earlier daemon has marked for at least so long.
 const PORTS_KEPT: Duration = Duration::from_secs(60);
 
 /// The directory of what only forwarding needs: its maps, and the links of devices.
@@ -37,6 +37,8 @@ pub(super) struct Destinations {
     known: BTreeMap<CandidateKey, Candidate>,
     /// The bits of ports that are set, if that map is open.
     ports: Option<(Array<MapData, u64>, Vec<u64>)>,
+    /// Those that an earlier daemon has set, while connections may use them.
+    earlier: Option<EarlierPorts>,
     /// The backends whose packets are handed over to the other end of their pair, if that map is open.
     peers: Option<Peers>,
     dir: PathBuf,
@@ -60,11 +62,13 @@ impl Destinations {
             candidates,
             known,
             ports: None,
+            earlier: None,
             peers: None,
             dir: dir.to_owned(),
         };
         // Without the map, no packet is forwarded yet.
         let _ = new.open_ports();
+        new.earlier = new.ports.as_ref().map(|(_, bits)| EarlierPorts { bits: bits.clone(), found: Instant::now() });
         new
     }
 
@@ -162,14 +166,14 @@ impl Destinations {
 
     fn set_ports(&mut self, becomes: impl Fn(u64, u64) -> u64) -> Result<()> {
         let Some((map, bits)) = &mut self.ports else { return Ok(()) };
-        let mut wanted = vec![0u64; FORWARDED_WORDS as usize];
         self.former.retain(|_, (_, removed)| removed.elapsed() < PORTS_KEPT);
-        for destination in self.written.values().chain(self.former.values().map(|(former, _)| former)) {
+        let all = self.written.values().chain(self.former.values().map(|(former, _)| former));
+        let mut wanted = bits_of(all.flat_map(|destination| {
             let fronts = destination.ports.keys().map(|port| (*port, false));
-            for (port, is_target) in fronts.chain(destination.ports.values().flatten().map(|port| (*port, true))) {
-                let (word, bit) = forwarded_place(port, is_target);
-                wanted[word as usize] |= 1 << bit;
-            }
+            fronts.chain(destination.ports.values().flatten().map(|port| (*port, true)))
+        }));
+        for (wanted, earlier) in wanted.iter_mut().zip(self.earlier.iter().flat_map(|earlier| &earlier.bits)) {
+            *wanted |= earlier;
         }
         for ((number, bits), wanted) in (0..).zip(bits).zip(wanted) {
             let word = becomes(*bits, wanted);
@@ -179,6 +183,36 @@ impl Destinations {
             }
         }
         Ok(())
+    }
+}
+
+/// The bits of ports: those that clients come to, and, with `true`, those that forwarded packets go to.
+fn bits_of(ports: impl IntoIterator<Item = (u16, bool)>) -> Vec<u64> {
+    let mut bits = vec![0; FORWARDED_WORDS as usize];
+    for (port, is_target) in ports {
+        let (word, bit) = forwarded_place(port, is_target);
+        bits[word as usize] |= 1 << bit;
+    }
+    bits
+}
+
+/// The ports that were marked when this daemon began. It does not know which connections are behind those of a listener that has closed, or
+/// of a destination that is gone.
+struct EarlierPorts {
+    bits: Vec<u64>,
+    found: Instant,
+}
+
+impl EarlierPorts {
+    /// Of all ports, connections use these ones now. False when no other port is left that only an earlier daemon has marked.
+    fn use_only(&mut self, in_use: &BTreeSet<(u16, bool)>, now: Instant) -> bool {
+        if now.saturating_duration_since(self.found) < PORTS_KEPT {
+            return true;
+        }
+        for (bits, in_use) in self.bits.iter_mut().zip(bits_of(in_use.iter().copied())) {
+            *bits &= in_use;
+        }
+        self.bits.iter().any(|bits| *bits != 0)
     }
 }
 
@@ -255,13 +289,30 @@ impl Kernel {
     pub fn begin_forwarding(&mut self) -> Result<()> {
         self.destinations.open_ports()
     }
+
+    /// The ports of all connections that are forwarded. The next plan leaves those unmarked that only an earlier daemon has marked, and that
+    /// no connection uses.
+    pub fn ports_in_use(&mut self, ports: &BTreeSet<(u16, bool)>) {
+        self.destinations.earlier.take_if(|earlier| !earlier.use_only(ports, Instant::now()));
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
+
+    #[test]
+    fn ports_of_an_earlier_daemon_stay_marked_while_connections_use_them() {
+        let found = Instant::now();
+        let mut earlier = EarlierPorts { bits: bits_of([(80, false), (8080, true), (45_000, true)]), found };
+        let after = |s| found + Duration::from_secs(s);
+        assert!(earlier.use_only(&BTreeSet::new(), after(59)));
+        assert_eq!(earlier.bits, bits_of([(80, false), (8080, true), (45_000, true)]), "a container may be on its way");
+        assert!(earlier.use_only(&BTreeSet::from([(80, false), (45_000, true), (9000, true)]), after(60)));
+        assert_eq!(earlier.bits, bits_of([(80, false), (45_000, true)]), "port 9000 is not one of its");
+        assert!(!earlier.use_only(&BTreeSet::from([(80, true), (9000, true)]), after(90)));
+        assert_eq!(earlier.bits, bits_of([]));
+    }
 
     #[test]
     fn the_candidates_of_a_port_are_numbered_behind_their_count() {

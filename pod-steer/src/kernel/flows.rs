@@ -2,6 +2,7 @@
 //! server's socket, so an entry may go too early, but for a server that speaks first.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,12 +25,21 @@ const SILENT_KEPT: Duration = Duration::from_secs(5 * 24 * 60 * 60);
 pub struct FlowSweep(PathBuf);
 
 /// Entries of forwarded connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// That are left.
     pub left: usize,
     /// That were removed.
     pub removed: usize,
+    /// The ports of those that are left: one that clients come to, or, with `true`, one that forwarded packets go to.
+    pub ports: BTreeSet<(u16, bool)>,
+}
+
+impl Swept {
+    fn keep(&mut self, key: &Tuple, flow: &Flow) {
+        self.left += 1;
+        self.ports.extend(ports(key, flow));
+    }
 }
 
 impl FlowSweep {
@@ -48,7 +58,7 @@ impl FlowSweep {
             let other = flows.get(&back, 0).ok().filter(|other| other.to.reversed() == key);
             match (key.reply, other) {
                 // It is looked at with the client's.
-                (1, Some(_)) => swept.left += 1,
+                (1, Some(_)) => swept.keep(&key, &flow),
                 (_, other) if is_over(&flow, other.as_ref(), now_ns) => {
                     let _ = flows.remove(&key);
                     swept.removed += 1;
@@ -56,7 +66,7 @@ impl FlowSweep {
                         let _ = flows.remove(&back);
                     }
                 }
-                _ => swept.left += 1,
+                _ => swept.keep(&key, &flow),
             }
         }
         Ok(swept)
@@ -66,6 +76,15 @@ impl FlowSweep {
 fn open(dir: &Path) -> Result<HashMap<MapData, Tuple, Flow>> {
     let map = MapData::from_pin(dir.join(FORWARD).join("FLOWS")).map(Map::HashMap);
     map.and_then(HashMap::try_from).map_err(KernelError::map("open", "FLOWS"))
+}
+
+/// The ports of an entry's connection, as [`Swept::ports`] has them.
+fn ports(key: &Tuple, flow: &Flow) -> [(u16, bool); 2] {
+    let (front, target) = match key.reply {
+        0 => (key.destination_port, flow.to.destination_port),
+        _ => (flow.to.source_port, key.source_port),
+    };
+    [(u16::from_be(front), false), (u16::from_be(target), true)]
 }
 
 /// Whether the connection of two entries has ended.
@@ -94,6 +113,21 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_entries_of_a_connection_have_its_ports() {
+        let tuple = |source_port: u16, destination_port: u16, reply| Tuple {
+            source_port: source_port.to_be(),
+            destination_port: destination_port.to_be(),
+            reply,
+            ..Tuple::default()
+        };
+        let flow = |to| Flow { to, ..Flow::default() };
+        let (request, reply) = (tuple(40_000, 80, 0), tuple(8080, 40_001, 1));
+        let expected = [(80, false), (8080, true)];
+        assert_eq!(ports(&request, &flow(reply.reversed())), expected);
+        assert_eq!(ports(&reply, &flow(request.reversed())), expected);
+    }
 
     #[test]
     fn a_connection_is_kept_while_it_may_go_on() {
