@@ -62,7 +62,8 @@ impl Control {
         (self.firewall.is_busy, self.firewall.is_stale, self.firewall.is_open) = (true, false, true);
         let target = |(index, of): (&BackendIndex, &Destination)| {
             let bridge = self.world.by_index(*index).and_then(|backend| backend.bridge.as_ref());
-            Target { bridge: bridge.map(|bridge| bridge.name.clone()).unwrap_or_default(), v4: of.v4, v6: of.v6 }
+            let bridge = bridge.map(|bridge| bridge.name.clone()).unwrap_or_default();
+            Target { bridge, v4: of.v4, v6: of.v6, is_handed_over: of.peer.is_some() }
         };
         let targets: Vec<Target> = self.plan.destinations.iter().map(target).collect();
         self.effects.run(Event::Firewall(Rules::Set(0, Vec::new())), move || {

@@ -55,6 +55,8 @@ pub struct Target {
     pub v4: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub v6: Option<Ipv6Addr>,
+    /// Its packets are handed over past the FORWARD chain, but for those that cannot be.
+    pub is_handed_over: bool,
 }
 
 /// Why forwarded packets of a family may not pass.
@@ -74,7 +76,7 @@ pub enum Fault {
     Unreached {
         /// The family.
         family: &'static str,
-        /// The program that sets rules of the family.
+        /// The program that manages the rules of the chain.
         program: &'static str,
     },
     /// Docker's nftables rules drop them.
@@ -155,41 +157,50 @@ fn device(name: &str) -> String {
 pub fn allow(targets: &[Target]) -> (usize, Vec<Fault>) {
     let (mut changed, mut faults) = (0, Vec::new());
     for family in [V4, V6] {
-        let of_family = targets.iter().filter_map(|target| Some((target.bridge.as_str(), (family.address)(target)?)));
-        let targets: BTreeSet<(&str, IpAddr)> = of_family.collect();
-        if !targets.is_empty() {
-            changed += family.allow(&targets, &mut faults);
+        if targets.iter().any(|target| (family.address)(target).is_some()) {
+            changed += family.allow(&family.forwarded(targets), &mut faults);
         }
     }
     (changed, faults)
 }
 
 impl Family {
-    /// The same for these addresses of one family, each with its bridge.
-    fn allow(&self, targets: &BTreeSet<(&str, IpAddr)>, faults: &mut Vec<Fault>) -> usize {
+    /// The addresses of this family, each with its bridge, to which all packets go by the FORWARD chain.
+    fn forwarded<'a>(&self, targets: &'a [Target]) -> BTreeSet<(&'a str, IpAddr)> {
+        let forwarded = targets.iter().filter(|target| !target.is_handed_over);
+        forwarded.filter_map(|target| Some((target.bridge.as_str(), (self.address)(target)?))).collect()
+    }
+
+    /// Lets packets of one family pass. Drops are faults only if there are such addresses.
+    fn allow(&self, forwarded: &BTreeSet<(&str, IpAddr)>, faults: &mut Vec<Fault>) -> usize {
+        // Packets that are handed over need the setting too: the kernel has no routes for their replies without it.
         if fs::read_to_string(format!("/proc/sys/{}", self.setting)).is_ok_and(|value| value.trim() == "0") {
             faults.push(Fault::Off { setting: self.setting.replace('/', ".") });
         }
         let tools = || self.programs.into_iter().filter_map(Tool::find);
+        let mut drops = Vec::new();
         let changed = match tools().find(|tool| tool.list(None, rules::USERS).is_ok()) {
             Some(tool) => {
-                let changed = set_rules(&tool, faults);
+                let changed = set_rules(&tool, &mut drops);
                 if tool.list(None, rules::FORWARD).is_ok_and(|listing| rules::drops_before_users(&listing)) {
-                    faults.push(Fault::Unreached { family: self.name, program: self.programs[0] });
+                    drops.push(Fault::Unreached { family: self.name, program: tool.name() });
                 }
                 changed
             }
             None => {
                 let mut listings = tools().filter_map(|tool| tool.list(None, rules::FORWARD).ok());
                 if listings.any(|listing| rules::drops_marked(&listing)) {
-                    faults.push(Fault::Closed { family: self.name });
+                    drops.push(Fault::Closed { family: self.name });
                 }
                 0
             }
         };
-        let options = run::nft_table(self.nft, nftables::TABLE).map(|listing| nftables::lacks(&listing, targets));
+        let options = run::nft_table(self.nft, nftables::TABLE).map(|listing| nftables::lacks(&listing, forwarded));
         if let Some(options) = options.filter(|options| !options.is_empty()) {
-            faults.push(Fault::Docker { table: format!("{} {}", self.nft, nftables::TABLE), options });
+            drops.push(Fault::Docker { table: format!("{} {}", self.nft, nftables::TABLE), options });
+        }
+        if !forwarded.is_empty() {
+            faults.extend(drops);
         }
         let bridges = targets.iter().map(|(bridge, _)| *bridge).collect();
         let found = run::nft_table("inet", firewalld::TABLE).and_then(|listing| refused_pair(&listing, &bridges));
@@ -237,5 +248,26 @@ pub fn remove() {
                 let _ = tool.take(table, &step);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_targets_whose_packets_pass_the_forward_chain_are_kept_from_clients_by_it() {
+        let v4 = Ipv4Addr::new(172, 17, 0, 2);
+        let target = |v4, is_handed_over| Target { bridge: "docker0".to_owned(), v4, v6: None, is_handed_over };
+        let of = |targets: &[Target]| [V4.forwarded(targets).len(), V6.forwarded(targets).len()];
+        assert_eq!(of(&[target(Some(v4), true)]), [0, 0]);
+        assert_eq!(of(&[target(Some(v4), true), target(Some(v4), false)]), [1, 0]);
+        assert_eq!(of(&[target(None, false)]), [0, 0]);
+    }
+
+    #[test]
+    fn the_remedy_names_the_program_that_manages_the_chain() {
+        let fault = Fault::Unreached { family: "IPv4", program: "iptables-legacy" };
+        assert!(fault.remedy().contains("`iptables-legacy -I FORWARD -j DOCKER-USER`"), "{}", fault.remedy());
     }
 }

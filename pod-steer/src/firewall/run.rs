@@ -32,6 +32,11 @@ impl Tool {
         installed(name).map(|path| Self { name, path })
     }
 
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The rules of a chain of a table; `None` is the filter table.
     pub fn list(&self, table: Option<&str>, chain: &str) -> Result<String, String> {
         self.run(table, ["-S", chain])
