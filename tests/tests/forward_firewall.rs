@@ -44,7 +44,7 @@ fn passes(client: &Client) -> Result<bool> {
 fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["iptables"]));
-    let (stage, client) = publishing()?;
+    let (mut stage, client) = publishing()?;
     ensure!(iptables(&stage, "-S FORWARD")?.contains("-P FORWARD DROP"), "the engine drops what it does not know");
     let server = stage.engine().start_container(&bridged::web("web-1"))?;
     stage.daemon.wait_ready("web", 1)?;
@@ -74,7 +74,14 @@ fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
 
     // The last forwarded backend takes the rule along.
     stage.engine().docker().run(&["rm", "--force", &server.id])?;
-    wait::until_ok("the rule to be removed", || Ok((ours(&stage, "-S DOCKER-USER")? == 0).then_some(())))
+    let removed = |stage: &Stage| Ok((ours(stage, "-S DOCKER-USER")? == 0).then_some(()));
+    wait::until_ok("the rule to be removed", || removed(&stage))?;
+
+    // As a daemon leaves it that is killed after it has detached and before it has removed the rule.
+    stage.daemon.kill()?;
+    iptables(&stage, "-A DOCKER-USER -m mark --mark 0x40000000/0x40000000 -m comment --comment pod-steer -j ACCEPT")?;
+    stage.daemon.restart()?;
+    wait::until_ok("the rule to be removed by the next daemon", || removed(&stage))
 }
 
 #[test]

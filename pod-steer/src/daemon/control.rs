@@ -126,6 +126,7 @@ impl Control {
         world.steered = kernel.namespaces().into_iter().collect();
         world.peer_refused = crate::kernel::peer_refused();
         world.forwarding = kernel.forwarding().into_iter().collect();
+        let firewall = Firewall::new(kernel.has_forwarded());
         let devices = Devices::new(world.forwarding.is_empty() && kernel.has_device_programs());
         Ok(Self {
             world,
@@ -150,7 +151,7 @@ impl Control {
             elsewhere: Elsewhere::default(),
             looks: Looks::default(),
             devices,
-            firewall: Firewall::default(),
+            firewall,
             unanswered: Unanswered::default(),
             holders: Holders::default(),
             port_users: PortUsers::default(),

@@ -33,6 +33,18 @@ pub(super) struct Firewall {
     is_open: bool,
 }
 
+impl Firewall {
+    /// `is_open` if an earlier daemon may have left rules.
+    pub fn new(is_open: bool) -> Self {
+        Self { is_open, ..Self::default() }
+    }
+
+    /// Whether rules may be set.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+}
+
 /// What became of the rules.
 #[derive(Debug)]
 pub enum Rules {
@@ -50,7 +62,8 @@ impl Control {
             return;
         }
         if self.world.forwarding.is_empty() {
-            if self.firewall.is_open {
+            // What was attached may be repaired, and connections go on by the rules until then.
+            if self.firewall.is_open && self.plan.forwarding().is_empty() {
                 (self.firewall.is_busy, self.firewall.is_stale) = (true, false);
                 self.effects.run(Event::Firewall(Rules::Removed), || {
                     firewall::remove();

@@ -181,7 +181,7 @@ impl Control {
         detach_registered(self.world.backends.values());
         // A link that is held open would go on steering after its pin is gone.
         self.kernel.release();
-        if !self.world.forwarding.is_empty() {
+        if self.firewall.is_open() {
             crate::firewall::remove();
         }
         let done = undo(&self.pins.dir, self.cgroups.mount());

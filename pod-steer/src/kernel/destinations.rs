@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use pod_steer_ebpf::{self as contract, Candidate, CandidateKey, FORWARDED_WORDS, forwarded_place};
 
-use super::{Kernel, KernelError, Result, bpf, object};
+use super::{Kernel, KernelError, Result, attach::names, bpf, object};
 use crate::{
     ids::{BackendIndex, NetnsCookie, ServiceIndex},
     world::Destination,
@@ -283,6 +283,11 @@ impl Kernel {
     /// Whether packets are forwarded from a namespace as far as its own program goes.
     pub fn forwards_from(&self, cookie: NetnsCookie) -> bool {
         self.pins.link(cookie).is_some_and(|link| self.forwards_by(link))
+    }
+
+    /// Whether packets are forwarded, or ever were since the directory of pins was made.
+    pub fn has_forwarded(&self) -> bool {
+        !names(&self.dir.join(FORWARD)).is_empty()
     }
 
     /// The program of a namespace forwards: from now on the ports are written. Every plan after this writes them.
