@@ -135,7 +135,7 @@ fn is_taken(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
 
 /// Whether an entry leads back to this connection.
 #[inline(always)]
-fn same(back: &Tuple, tuple: &Tuple) -> bool {
+pub fn same(back: &Tuple, tuple: &Tuple) -> bool {
     let differs = |a: &[u32; 4], b: &[u32; 4]| (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) != 0;
     !differs(&back.source, &tuple.destination)
         && !differs(&back.destination, &tuple.source)

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
 use pod_steer_ebpf::{
-    Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET,
+    Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET,
 };
 
 use super::{
@@ -101,11 +101,13 @@ fn address_of(destination: &Destination, family: u8) -> [u32; 4] {
 fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     if work.flow.backend == NONE {
         // No backend, or the service is paused: the lookup decides.
+        forget_former(work);
         let _ = PENDING.remove(&work.tuple);
         return NONE;
     }
     let _ = MISSES.remove(&work.tuple);
     if work.flow.flags & FLOW_LOCAL != 0 {
+        forget_former(work);
         let _ = PENDING.insert(&work.tuple, &work.flow, 0);
         return NONE;
     }
@@ -117,11 +119,7 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         count!(SERVICE_COUNTERS, work.flow.service, ports_exhausted);
         return REPEAT;
     }
-    // SAFETY: the field is copied, and never changes.
-    if let Some(back) = unsafe { FLOWS.get(&work.tuple) }.map(|old| old.to.reversed()) {
-        let _ = FLOWS.remove(back);
-        let _ = FLOWS.remove(&work.tuple);
-    }
+    forget_former(work);
     work.to = work.flow.to;
     let _ = FLOWS.remove(work.to.reversed());
     if !known::hold(ifindex, work) {
@@ -131,6 +129,27 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     known::go(work, device, flags, backend);
     count!(BACKEND_COUNTERS, work.flow.backend, steered);
     work.flow.service
+}
+
+/// Removes what is left of a former choice for the same addresses and ports, which went elsewhere. Its server may answer late, and its answer
+/// must not reach the client in place of the new one's. The reply entry of a connection that has ended stays: it tells the next one from the
+/// same port whose TIME_WAIT its server has.
+#[inline(never)]
+fn forget_former(work: &mut Work) {
+    // SAFETY: the field is copied, and never changes.
+    if let Some(former) = unsafe { FLOWS.get(&work.tuple) } {
+        work.to = former.to.reversed();
+        let _ = FLOWS.remove(&work.to);
+        let _ = FLOWS.remove(&work.tuple);
+    }
+    // SAFETY: the field is copied. The entry may be evicted and another take its place meanwhile: so the reply entry must lead back here.
+    let Some(former) = (unsafe { PENDING.get(&work.tuple) }) else { return };
+    work.to = former.to.reversed();
+    // SAFETY: as above.
+    let Some(back) = (unsafe { PENDING.get(&work.to) }) else { return };
+    if back.flags & (FLOW_RST | known::ENDS) == 0 && local::same(&back.to, &work.tuple) {
+        let _ = PENDING.remove(&work.to);
+    }
 }
 
 /// The rule for a packet's destination, which may have no table. A call of its own: its keys must not take stack while a table is walked
