@@ -8,10 +8,11 @@ use aya_ebpf::{
     helpers::generated::bpf_csum_diff,
     programs::TcContext,
 };
-use pod_steer_ebpf::{FAMILY_V4, FLOW_PEER, NONE, Tuple};
+use pod_steer_ebpf::{FAMILY_V4, FLOW_PEER, Flow, Tuple};
 
 use super::{
     headers::{IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work},
+    known,
     rewrite::ipv4_header_address,
 };
 use crate::maps::{FLOWS, PENDING};
@@ -27,11 +28,19 @@ pub fn find(work: &mut Work, comes_in: bool) -> bool {
     key.reply = u8::from(!comes_in);
     // SAFETY: the tuple is copied, and never changes.
     let found = unsafe { FLOWS.get(&key) }.or_else(|| unsafe { PENDING.get(&key) });
-    let Some(flow) = found.filter(|flow| flow.device == 0 || flow.flags & FLOW_PEER != 0) else { return false };
+    let Some(flow) = found.filter(|flow| is_forwarded(flow)) else { return false };
     work.to = flow.to.reversed();
-    // An error about a packet of the server goes where the client's packets go.
-    work.peer = if comes_in && flow.flags & FLOW_PEER != 0 { flow.backend } else { NONE };
+    if comes_in {
+        // An error about a packet of the server goes where the client's packets go.
+        known::go(work, 0, flow.flags, flow.backend);
+    }
     true
+}
+
+/// Whether the packets of a flow leave by the host's routes. Errors about others, and about packets of a socket here, need no translation.
+#[inline(always)]
+fn is_forwarded(flow: &Flow) -> bool {
+    known::towards(flow).is_some() && (flow.device == 0 || flow.flags & FLOW_PEER != 0)
 }
 
 /// Translates an error whose IP header begins at `l2`. One that comes in gets the server's address too. False if it fails midway.

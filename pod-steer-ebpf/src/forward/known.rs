@@ -180,8 +180,11 @@ fn note(entry: *const Flow, flow: *mut Flow, work: &mut Work, fin: u32) -> u32 {
 /// Sets where the packets of a flow are handed over to.
 #[inline(always)]
 pub fn go(work: &mut Work, device: u32, flags: u32, backend: u32) {
-    work.device = device;
-    work.peer = if flags & FLOW_PEER != 0 { backend } else { NONE };
+    (work.device, work.peer) = (device, NONE);
+    if flags & FLOW_PEER != 0 {
+        // The other end of a pair expects an Ethernet header. A packet may come by another device than its connection's SYN.
+        (work.device, work.peer) = if work.l2 == 0 { (0, NONE) } else { (device, backend) };
+    }
 }
 
 /// Both ends have sent FIN.
