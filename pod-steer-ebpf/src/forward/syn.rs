@@ -64,11 +64,11 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
     }
     // SAFETY: the fields are copied, and never change.
     if let Some(flow) = unsafe { FLOWS.get(&work.tuple) } {
-        let (service, nsid) = (flow.service, flow.nsid);
+        let (service, nsid, is_current) = (flow.service, flow.nsid, is_current(flow));
         work.to = flow.to;
         known::go(work, flow.device, flow.flags, flow.backend);
-        if is_alive(state(ctx, &work.to, nsid), NO_SOCKET) {
-            // The server answers, and the client ends the old connection.
+        // The server answers, and the client ends the old connection. At an address that its container has lost, it never does.
+        if is_current && is_alive(state(ctx, &work.to, nsid), NO_SOCKET) {
             return service;
         }
         // Its entries tell that what the server has in TIME_WAIT came by this very port and address.
