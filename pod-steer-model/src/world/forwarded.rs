@@ -85,6 +85,18 @@ impl Bridge {
     }
 }
 
+impl Bridge {
+    /// The families of the clients that a socket takes of those that are forwarded: whether it is IPv4, for each.
+    fn families(&self, socket: &Socket) -> &'static [bool] {
+        match self.sees(socket) {
+            Seen::As(IpAddr::V4(_), _) => &[true],
+            Seen::As(IpAddr::V6(_), Some(true)) => &[false],
+            Seen::As(IpAddr::V6(_), _) => &[true, false],
+            Seen::Never => &[],
+        }
+    }
+}
+
 impl Backend {
     /// How it is connected, if packets are forwarded to it.
     pub fn forwarded(&self) -> Option<&Bridge> {
@@ -164,7 +176,35 @@ pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
             let condition = Condition::new(Reason::NotReachable, message, "let it listen on every address");
             plan.add_condition(backend.index, condition);
         }
+        if let Some((port, other)) = shared(facts, backend, bridge, &own) {
+            let message = format!(
+                "{} listens on port {port} of its network namespace too, and the kernel gives it some of the clients that are forwarded",
+                other.name
+            );
+            let remedy = "let one of them listen on another port, or remove the label `pod-steer.via`";
+            plan.add_condition(backend.index, Condition::new(Reason::ForwardedPortShared, message, remedy));
+        }
     }
+}
+
+/// A backend of the same service in the namespace of a forwarded one that listens where packets for that one go, and the port. Packets have
+/// an address and a port, and tell no listener.
+fn shared<'a>(facts: &Facts<'a>, backend: &Backend, bridge: &Bridge, own: &[&Socket]) -> Option<(u16, &'a Backend)> {
+    let port = |socket: &Socket| socket.hidden_port.unwrap_or(socket.port).number;
+    let mut all = facts.world.sockets.values();
+    all.find_map(|socket| {
+        let here = |netns: Netns| netns.cookie == socket.netns_cookie;
+        let is_other = socket.backend != backend.index && backend.netns.is_some_and(here);
+        let meets = |own: &&Socket| {
+            port(own) == port(socket)
+                && bridge.families(own).iter().any(|family| bridge.families(socket).contains(family))
+        };
+        if !is_other || !own.iter().any(meets) {
+            return None;
+        }
+        let other = facts.world.by_index(socket.backend)?;
+        (other.spec.service == backend.spec.service && other.phase != Phase::Exited).then_some((port(socket), other))
+    })
 }
 
 #[cfg(test)]
@@ -291,6 +331,24 @@ mod tests {
             let reasons: Vec<Reason> = plan.conditions[&BackendIndex(1)].iter().map(|own| own.reason).collect();
             assert_eq!(reasons, [Reason::NotReachable], "{ip}");
         }
+    }
+
+    #[test]
+    fn two_backends_at_one_port_of_a_namespace_are_told() {
+        let of = |service: &str, ip: &str, port: u16| {
+            let mut world = mixed([inside(1, "0.0.0.0", 8080), inside(2, ip, port)]);
+            world.backends.get_mut("id1").unwrap().spec.via = Via::Forward;
+            let mut joined = backend(2, service, "80:8080");
+            (joined.network, joined.netns) = (Network::Joined, Some(INSIDE));
+            world.backends.insert(joined.id.clone(), joined);
+            let plan = world.plan();
+            let own = plan.conditions.get(&BackendIndex(1)).into_iter().flatten();
+            own.map(|own| own.reason).collect::<Vec<_>>()
+        };
+        assert_eq!(of("web", "0.0.0.0", 8080), [Reason::ForwardedPortShared]);
+        assert_eq!(of("web", "172.17.0.2", 8080), [Reason::ForwardedPortShared]);
+        assert!(of("web", "0.0.0.0", 8081).is_empty() && of("web", "127.0.0.1", 8080).is_empty());
+        assert!(of("metrics", "0.0.0.0", 8081).is_empty());
     }
 
     #[test]
