@@ -12,7 +12,8 @@
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
-//! - [`bridged`]: backends behind a bridge; [`fixed_ports`], [`flood`]: clients with few ports, and senders that never answer
+//! - [`bridged`]: backends behind a bridge; [`fixed_ports`], [`flood`]: clients with few ports, and senders that never answer; [`tunnel`]:
+//!   devices without Ethernet headers
 //! - [`listeners`]: servers that tell by which of their listeners they answer
 //! - [`asked`]: connections of backends
 //! - [`check`], [`rollouts`]: what many tests assert, and what those of rollouts share
@@ -63,6 +64,7 @@ pub mod stats;
 pub mod status;
 pub mod systemd;
 pub mod tools;
+pub mod tunnel;
 pub mod unit;
 pub mod upgrades;
 pub mod wait;

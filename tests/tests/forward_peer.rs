@@ -1,11 +1,11 @@
 //! `pod-steer.via=peer`: packets are handed over into the container's namespace, past the host's firewall and routing.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
     bridged::Kept, check, container::Spec, daemon::Stage, engine::Engine, host::Host, load::Load, process::run,
-    require, server, tools, wait,
+    require, server, tools, tunnel::Tunnel, wait,
 };
 
 fn bridged(name: &str, via: &str) -> Spec {
@@ -87,4 +87,29 @@ fn a_deploy_from_forwarded_to_handed_over_and_back_loses_nothing() -> Result<()>
         ensure!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "{tally}");
     }
     Ok(())
+}
+
+#[test]
+fn a_connection_goes_on_when_its_packets_come_by_a_tunnel() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let client = stage.host.new_client()?;
+    let _web = stage.engine().start_container(&bridged("web-1", "peer"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    // An address of the host to which two ways lead.
+    let address = Ipv4Addr::new(10, 99, 0, 1);
+    stage.host.net().ip(&format!("address add {address}/32 dev lo"))?;
+    client.ns.ip(&format!("route add {address} via {}", client.host_ip4))?;
+    let _tunnel = Tunnel::new(stage.host.net(), &client.ns, "tun0")?;
+    let target = (address, 80).into();
+    let mut kept = Kept::open(&client.ns, target)?;
+    kept.goes_on()?;
+    client.ns.ip(&format!("route replace {address} dev tun0 src {}", client.ip4))?;
+    wait::until_ok("new connections by the tunnel", || {
+        let tally = Load::to(target).count(1).timeout(Duration::from_millis(500)).run(&client.ns)?;
+        Ok((tally.answered_by("web-1") == 1).then_some(()))
+    })?;
+    kept.goes_on()?;
+    client.ns.ip(&format!("route replace {address} via {}", client.host_ip4))?;
+    kept.goes_on()
 }
