@@ -1,9 +1,10 @@
 //! The daemon's files are lost or cannot be written, and the engine does not answer: known listeners are still steered.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
+    bridged::{self, Kept},
     daemon::{BPFFS, Conditions, Stage},
     exec::{Backend, Exec},
     load::{Load, Running},
@@ -151,6 +152,36 @@ fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
     stage.engine().signal(Signal::CONT)?;
     drop(container);
     outcome
+}
+
+#[test]
+fn lost_files_and_notes_of_a_forwarded_backend_and_an_engine_that_answers_late() -> Result<()> {
+    /// Longer than the programs of devices stay attached without a backend to forward to.
+    const LATE: Duration = Duration::from_secs(13);
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let client = stage.host.new_client()?;
+    let _container = stage.engine().start_container(&bridged::web("docker-1"))?;
+    stage.daemon.wait_ready("web", 1)?;
+    let target = (client.host_ip4, 80).into();
+    let mut kept = Kept::open(&client.ns, target)?;
+    stage.engine().signal(Signal::STOP)?;
+    let outcome = (|| {
+        stage.daemon.kill()?;
+        lose_files(&stage)?;
+        lose_notes(&stage)?;
+        stage.daemon.restart()?;
+        std::thread::sleep(LATE);
+        kept.goes_on()?;
+        let tally = Load::to(target).count(20).run(&client.ns)?;
+        ensure!(tally.answered_by("docker-1") == 20, "{tally}");
+        anyhow::Ok(())
+    })();
+    // An engine that hangs would keep its container from being removed.
+    stage.engine().signal(Signal::CONT)?;
+    outcome?;
+    stage.daemon.wait_ready("web", 1)?;
+    kept.goes_on()
 }
 
 #[test]

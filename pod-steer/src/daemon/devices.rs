@@ -229,7 +229,8 @@ impl Control {
     /// Detaches from all devices when nothing is forwarded any more. A container that is restarted comes back in a moment.
     pub(super) fn stop_forwarding(&mut self) {
         let is_due = !self.world.forwarding.is_empty() || self.devices.not_detached.is_some();
-        if !is_due || !self.plan.forwarding().is_empty() {
+        // Nothing is planned before the engines have described their containers.
+        if !is_due || !self.plan.forwarding().is_empty() || self.engines.is_awaiting() {
             self.devices.idle_since = None;
             if self.plan.forwarding().is_empty() {
                 self.conditions.clear(Reason::DevicesNotAttached, DEVICES);

@@ -62,8 +62,10 @@ impl Control {
             return;
         }
         if self.world.forwarding.is_empty() {
-            // What was attached may be repaired, and connections go on by the rules until then.
-            if self.firewall.is_open && self.plan.forwarding().is_empty() {
+            // What was attached may be repaired, and connections go on by the rules until then. Nothing is planned before the engines have
+            // described their containers.
+            let is_over = self.plan.forwarding().is_empty() && !self.engines.is_awaiting();
+            if self.firewall.is_open && is_over {
                 (self.firewall.is_busy, self.firewall.is_stale) = (true, false);
                 self.effects.run(Event::Firewall(Rules::Removed), || {
                     firewall::remove();
