@@ -99,17 +99,21 @@ fn a_connection_goes_on_when_its_packets_come_by_a_tunnel() -> Result<()> {
     // An address of the host to which two ways lead.
     let address = Ipv4Addr::new(10, 99, 0, 1);
     stage.host.net().ip(&format!("address add {address}/32 dev lo"))?;
-    client.ns.ip(&format!("route add {address} via {}", client.host_ip4))?;
     let _tunnel = Tunnel::new(stage.host.net(), &client.ns, "tun0")?;
+    let by_tunnel = || client.ns.ip(&format!("route replace {address} dev tun0 src {}", client.ip4));
+    let by_ethernet = || client.ns.ip(&format!("route replace {address} via {}", client.host_ip4));
     let target = (address, 80).into();
-    let mut kept = Kept::open(&client.ns, target)?;
-    kept.goes_on()?;
-    client.ns.ip(&format!("route replace {address} dev tun0 src {}", client.ip4))?;
+    // The tunnel has its programs when connections are opened by it.
+    by_tunnel()?;
     wait::until_ok("new connections by the tunnel", || {
         let tally = Load::to(target).count(1).timeout(Duration::from_millis(500)).run(&client.ns)?;
         Ok((tally.answered_by("web-1") == 1).then_some(()))
     })?;
+    by_ethernet()?;
+    let mut kept = Kept::open(&client.ns, target)?;
     kept.goes_on()?;
-    client.ns.ip(&format!("route replace {address} via {}", client.host_ip4))?;
+    by_tunnel()?;
+    kept.goes_on()?;
+    by_ethernet()?;
     kept.goes_on()
 }
