@@ -199,13 +199,12 @@ impl Family {
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             drops.push(Fault::Docker { table: format!("{} {}", self.nft, nftables::TABLE), options });
         }
+        let bridges = forwarded.iter().map(|(bridge, _)| *bridge).collect();
+        drops.extend(run::nft_table("inet", firewalld::TABLE).and_then(|listing| refused_pair(&listing, &bridges)));
         if !forwarded.is_empty() {
+            // firewalld has one table for both families.
+            drops.retain(|fault| !faults.contains(fault));
             faults.extend(drops);
-        }
-        let bridges = targets.iter().map(|(bridge, _)| *bridge).collect();
-        let found = run::nft_table("inet", firewalld::TABLE).and_then(|listing| refused_pair(&listing, &bridges));
-        if let Some(fault) = found.filter(|fault| !faults.contains(fault)) {
-            faults.push(fault);
         }
         changed
     }
