@@ -28,4 +28,7 @@ pub struct Listener {
     pub waiting: u32,
     /// Its backlog, the limit of that number; zero if it was read from `/proc/net`.
     pub backlog: u32,
+    /// Packets that it has dropped since it was made, mostly because its accept queue or its queue of SYNs was full; zero if it was read
+    /// from `/proc/net`.
+    pub drops: u32,
 }

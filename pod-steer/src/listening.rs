@@ -24,7 +24,7 @@ use crate::{
 
 mod overflows;
 
-pub use overflows::overflows;
+pub use overflows::{TurnedAway, overflows, turned_away};
 
 pub use pod_steer_model::listener::Listener;
 
@@ -55,7 +55,13 @@ fn listener(response: &InetResponse) -> Listener {
         mptcp: response.nlas.iter().any(is_mptcp),
         waiting: header.recv_queue,
         backlog: header.send_queue,
+        drops: response.nlas.iter().find_map(drops).unwrap_or(0),
     }
+}
+
+fn drops(nla: &Nla) -> Option<u32> {
+    let Nla::MemInfo(memory) = nla else { return None };
+    Some(memory.drops)
 }
 
 fn is_mptcp(nla: &Nla) -> bool {
@@ -181,7 +187,11 @@ fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> 
 
 fn request(family: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     // The kernel reports the upper-layer protocol of a socket only with `tcp_info` (`inet_sk_diag_fill`).
-    let extensions = if states == StateFlags::LISTEN { ExtensionFlags::INFO } else { ExtensionFlags::empty() };
+    let extensions = if states == StateFlags::LISTEN {
+        ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO
+    } else {
+        ExtensionFlags::empty()
+    };
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -221,6 +231,7 @@ fn listening(table: impl BufRead) -> impl Iterator<Item = Listener> {
             mptcp: false,
             waiting: u32::from_str_radix(waiting, 16).ok()?,
             backlog: 0,
+            drops: 0,
         })
     })
 }

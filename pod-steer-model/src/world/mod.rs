@@ -273,7 +273,7 @@ impl World {
     /// Records the unmanaged listeners of a namespace. Returns whether they have changed.
     pub fn note_foreign(&mut self, netns_cookie: NetnsCookie, listeners: Vec<Listener>) -> bool {
         // The number of connections that wait to be accepted does not matter.
-        let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, ..*listener };
+        let steady = |listener: &Listener| Listener { waiting: 0, backlog: 0, drops: 0, ..*listener };
         let listeners: Vec<Listener> = listeners.iter().map(steady).collect();
         let before = self.foreign.insert(netns_cookie, listeners);
         before.as_ref() != self.foreign.get(&netns_cookie)

@@ -60,6 +60,7 @@ pub(super) fn listener(ip: &str, port: u16) -> Listener {
         mptcp: false,
         waiting: 0,
         backlog: 128,
+        drops: 0,
     }
 }
 

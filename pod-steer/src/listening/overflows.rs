@@ -7,6 +7,25 @@ use crate::{ids::NetnsCookie, netns};
 /// The counter's name in the kernel (`LINUX_MIB_LISTENOVERFLOWS`).
 const NAME: &str = "ListenOverflows";
 
+/// How many clients the listeners of a network namespace have turned away since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnedAway {
+    /// SYNs and completed handshakes for which an accept queue had no room (`LINUX_MIB_LISTENOVERFLOWS`).
+    pub overflows: u64,
+    /// The same, with those that were dropped for other reasons, such as lack of memory (`LINUX_MIB_LISTENDROPS`).
+    pub drops: u64,
+    /// SYNs for which a queue of half-open connections had no room (`LINUX_MIB_TCPREQQFULLDROP`).
+    pub syn_drops: u64,
+}
+
+/// The counters of a namespace.
+pub fn turned_away(ns: &File, cookie: NetnsCookie) -> io::Result<TurnedAway> {
+    let text = netns::run_in(ns, cookie, || fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let count =
+        |name: &str| value_of(&text, name).ok_or_else(|| io::Error::other(format!("/proc/net/netstat has no {name}")));
+    Ok(TurnedAway { overflows: count(NAME)?, drops: count("ListenDrops")?, syn_drops: count("TCPReqQFullDrop")? })
+}
+
 /// The number since the namespace was made, of all its listeners. The kernel counts a SYN and a completed handshake for which the accept
 /// queue had no room.
 pub fn overflows(ns: &File, cookie: NetnsCookie) -> io::Result<u64> {

@@ -127,6 +127,7 @@ fn a_listener_that_one_dump_skips_is_found_by_the_next() {
         mptcp: false,
         waiting: 0,
         backlog: 1,
+        drops: 0,
     };
     let answered = |dumps: &[&[u64]], may_miss: bool| {
         let mut number = 0;
