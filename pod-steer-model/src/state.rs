@@ -40,6 +40,21 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Ready,
+        Self::Standby,
+        Self::Drained,
+        Self::Starting,
+        Self::NotListening,
+        Self::Unhealthy,
+        Self::Paused,
+        Self::Stopping,
+        Self::Exited,
+        Self::Created,
+        Self::NotSteered,
+    ];
+
     /// Its written form.
     pub fn word(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ mod services;
 use std::{
     collections::BTreeMap,
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -70,6 +71,11 @@ pub enum ConfigError {
     /// A group.
     #[error("there is no group {0}; give a name from /etc/group or a number")]
     Group(String),
+    /// The address for metrics.
+    #[error(
+        "metrics=`{0}` is not an address and a port; write it as in 127.0.0.1:9464 or [::1]:9464, or only the port"
+    )]
+    Metrics(String),
     /// One group for both roles.
     #[error(
         "`group` and `viewers` both name {0}; operators may read as well, so leave out `viewers` or name another group"
@@ -108,6 +114,7 @@ struct File {
     state_dir: Option<PathBuf>,
     bpffs: Option<PathBuf>,
     socket: Option<PathBuf>,
+    metrics: Option<String>,
     group: Option<String>,
     viewers: Option<String>,
     max_backends: Option<u32>,
@@ -136,6 +143,8 @@ pub struct RunConfig {
     pub bpffs: PathBuf,
     /// The API's socket.
     pub socket: PathBuf,
+    /// Where metrics are served, besides the API's socket.
+    pub metrics: Option<SocketAddr>,
     /// The groups that may use the API.
     pub access: Access,
     /// Maximum number of backends when the kernel state is created.
@@ -188,6 +197,7 @@ impl RunConfig {
             engines_named: named.is_some(),
             engines: engines(named)?,
             socket,
+            metrics: args.metrics.or(file.metrics).map(metrics).transpose()?,
             runtime_dir,
             state_dir,
             bpffs,
@@ -231,6 +241,13 @@ fn log_level(given: Option<String>) -> Result<String, ConfigError> {
         Some(wrong) => Err(ConfigError::LogLevel { level: quoted(wrong.trim()) }),
         None => Ok(given.split(',').map(str::trim).collect::<Vec<_>>().join(",")),
     }
+}
+
+/// A port alone is one of the loopback address.
+fn metrics(given: String) -> Result<SocketAddr, ConfigError> {
+    let port = given.parse::<u16>().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let address = port.or_else(|_| given.parse()).ok().filter(|address| address.port() != 0);
+    address.ok_or_else(|| ConfigError::Metrics(visible(&given).into_owned()))
 }
 
 fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
@@ -299,6 +316,19 @@ mod tests {
             assert!(engines(Some(vec![bad.into()])).is_err(), "{bad}");
         }
         assert!(engines(Some(vec!["none".into(), "unix:///a".into()])).is_err());
+    }
+
+    #[test]
+    fn metrics_are_served_on_this_machine_if_no_address_is_given() {
+        for (given, meant) in [("9464", "127.0.0.1:9464"), ("0.0.0.0:80", "0.0.0.0:80"), ("[::1]:9464", "[::1]:9464")] {
+            assert_eq!(metrics(given.to_owned()).unwrap().to_string(), meant);
+        }
+        for wrong in
+            ["", "0", "x", ":9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", "65536", "localhost:9464", "9464\n"]
+        {
+            let error = metrics(wrong.to_owned()).expect_err(wrong).to_string();
+            assert!(error.contains("9464") && error.lines().count() == 1, "{error}");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub struct ServiceCounters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NoteKey {
-    /// [`NOTE_BACKEND`] or [`NOTE_SERVICE`].
+    /// One of the `NOTE_` constants for kinds of notes.
     pub kind: u32,
     /// Index of the backend or service.
     pub index: u32,
@@ -98,6 +98,12 @@ pub struct NoteKey {
 pub const NOTE_BACKEND: u32 = 1;
 /// A note of a service: its name.
 pub const NOTE_SERVICE: u32 = 2;
+/// The note, of index 0, of what the daemon has counted as a whole.
+pub const NOTE_TOTALS: u32 = 3;
+/// A note of what the daemon has counted for a service.
+pub const NOTE_SERVICE_TOTALS: u32 = 4;
+/// A note of what the daemon has counted for a backend.
+pub const NOTE_BACKEND_TOTALS: u32 = 5;
 
 /// A connection that changed its backend before it was accepted.
 #[repr(C)]

@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 
 use super::{
     caller::Peer,
+    metrics::measured::Measured,
     types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
 };
 use crate::{
@@ -18,6 +19,8 @@ pub type Answer = oneshot::Sender<Result<Registered, String>>;
 pub enum Ask {
     /// Get the status.
     Status(oneshot::Sender<Status>),
+    /// Get what metrics have beside the status.
+    Measured(oneshot::Sender<Measured>),
     /// Make the calling process a backend.
     Exec(ExecRequest, Peer, Answer),
     /// Make a backend of a process that already listens.

@@ -134,6 +134,15 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Cl
     ask(socket, Method::GET, path, Vec::new()).await
 }
 
+/// Sends a GET request whose answer is a text.
+pub async fn text(socket: &Path, path: &str) -> Result<String, ClientError> {
+    watched(socket, async {
+        let response = send(socket, Method::GET, path, Vec::new()).await?;
+        Ok(String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned())
+    })
+    .await
+}
+
 /// Sends a POST request.
 pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
     ask(socket, Method::POST, path, serde_json::to_vec(body)?).await

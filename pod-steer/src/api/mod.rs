@@ -7,6 +7,7 @@ mod caller;
 pub mod client;
 mod events;
 mod gate;
+pub mod metrics;
 pub mod openapi;
 pub(crate) mod orders;
 mod peer;
@@ -25,7 +26,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::{
-    net::UnixListener,
+    net::{TcpListener, UnixListener},
     sync::{Semaphore, broadcast, mpsc, oneshot},
     time::timeout,
 };
@@ -70,10 +71,11 @@ impl Shared {
     }
 }
 
-/// Serves until `ended` resolves, and then completes the requests under way.
-pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Receiver<()>) {
+/// Serves until `ended` resolves, and then completes the requests under way. Metrics are served on a TCP port too, if one is given.
+pub async fn serve(listener: UnixListener, metrics: Option<TcpListener>, shared: Shared, ended: oneshot::Receiver<()>) {
     let gate = Gate::new(listener, shared.access);
     let shared = Arc::new(shared);
+    let scrapes = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&shared))));
     let (routes, _) = router().split_for_parts();
     let app = routes
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such endpoint; see GET /v1/openapi.json") })
@@ -83,12 +85,16 @@ pub async fn serve(listener: UnixListener, shared: Shared, ended: oneshot::Recei
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), allowed))
         .with_state(shared);
     gate.serve(app, ended).await;
+    if let Some(scrapes) = scrapes {
+        scrapes.abort();
+    }
 }
 
 /// Every endpoint, with its description.
 fn router() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(status))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(events::events))
         .routes(routes!(orders::order))
         .routes(routes!(orders::operation))

@@ -47,7 +47,7 @@ impl Served {
                 }
             };
             tokio::select! {
-                () = serve(UnixListener::from_std(listener).unwrap(), shared, asked_to_end) => {}
+                () = serve(UnixListener::from_std(listener).unwrap(), None, shared, asked_to_end) => {}
                 () = work => {}
                 _ = ended => {}
             }
@@ -188,6 +188,7 @@ fn the_document_and_the_router_agree() {
         .collect();
     let expected = [
         ("get", "/v1/status"),
+        ("get", "/v1/metrics"),
         ("get", "/v1/events"),
         ("post", "/v1/services/{service}/orders"),
         ("get", "/v1/operations/{id}"),

@@ -214,6 +214,32 @@ pub struct ServiceCountersStatus {
     pub adopt_limited: u64,
 }
 
+impl From<pod_steer_ebpf::ServiceCounters> for ServiceCountersStatus {
+    fn from(counters: pod_steer_ebpf::ServiceCounters) -> Self {
+        Self {
+            stale_slots: counters.stale_slots,
+            refused_no_backend: counters.refused_no_backend,
+            passed_no_backend: counters.passed_no_backend,
+            passed_no_daemon: counters.passed_no_daemon,
+            assign_eafnosupport: counters.assign_eafnosupport,
+            assign_esocktnosupport: counters.assign_esocktnosupport,
+            assign_eprototype: counters.assign_eprototype,
+            assign_eexist: counters.assign_eexist,
+            assign_other: counters.assign_other,
+            paused: counters.paused,
+            by_network: counters.by_network,
+            network_no_backend: counters.network_no_backend,
+            not_forwarded: counters.not_forwarded,
+            no_destination: counters.no_destination,
+            flows_full: counters.flows_full,
+            not_rewritten: counters.not_rewritten,
+            adopted: counters.adopted,
+            ports_exhausted: counters.ports_exhausted,
+            adopt_limited: counters.adopt_limited,
+        }
+    }
+}
+
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {

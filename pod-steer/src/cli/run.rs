@@ -40,6 +40,7 @@ pub(super) fn run(args: RunArgs) -> Outcome {
     let runtime = daemon::runtime()?;
     match runtime.block_on(daemon::run(Reload::new(config, args, set_log_level))) {
         Err(RunError::Kernel(error)) if error.is_refusal() => Err(Failure::Input(crate::chain(&error))),
+        Err(error @ RunError::Metrics { .. }) => Err(Failure::Input(crate::chain(&error))),
         ended => Ok(ended?),
     }
 }

@@ -27,6 +27,10 @@ pub struct RunArgs {
     /// Path of the API socket [default: api.sock in the runtime directory]
     #[arg(long, env = "POD_STEER_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Also serve metrics for Prometheus at `/metrics` on this TCP port, to everyone who can reach it; a port alone is one of 127.0.0.1
+    /// [default: only on the API socket]
+    #[arg(long, env = "POD_STEER_METRICS", value_name = "[ADDR:]PORT")]
+    pub metrics: Option<String>,
     /// Group of the operators. Its members may do everything through the API that root may, so trust them like members of the docker
     /// group [default: root only]
     #[arg(long, env = "POD_STEER_GROUP", value_name = "GROUP")]

@@ -16,7 +16,6 @@ use crate::{
     listening::{self, Listener},
     netns::Netns,
     process_set::{ProcessSet, open_netns},
-    sys,
     world::Backend,
 };
 
@@ -131,18 +130,10 @@ impl Control {
         let chosen: Vec<NetnsCookie> = chosen.take(NAMESPACES_AT_ONCE).collect();
         let Some(last) = chosen.last() else { return };
         (self.accept_queues.next, self.accept_queues.under_way) = (NetnsCookie(last.0.wrapping_add(1)), Some(now));
-        // Our own namespace is opened without a process, so no backend is needed.
-        let own = sys::own_netns_cookie().ok();
-        let of_others = chosen.iter().copied().filter(|cookie| Some(*cookie) != own).collect();
-        let others = self.namespaces_among(&of_others);
-        let question = |cookie: NetnsCookie| {
-            let (netns, sets) = match others.get(&cookie) {
-                Some(found) => found.clone(),
-                None => (self.netns.get(cookie)?, Vec::new()),
-            };
-            Some(Question { netns, sets, overflows: self.accept_queues.known_overflows(cookie) })
-        };
-        let questions: Vec<Question> = chosen.into_iter().filter_map(question).collect();
+        let places = self.places_of(chosen.into_iter()).into_iter();
+        let questions: Vec<Question> = places
+            .map(|(netns, sets)| Question { netns, sets, overflows: self.accept_queues.known_overflows(netns.cookie) })
+            .collect();
         self.effects.run(Event::AcceptQueues(Vec::new()), move || {
             let looks = questions.into_iter().filter_map(|question| {
                 let netns = question.netns;

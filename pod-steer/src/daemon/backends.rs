@@ -335,6 +335,7 @@ impl Control {
         self.places.ask_for_cleanup();
         self.ask_for_those_without_index();
         self.store.remove(id);
+        self.totals.forget_backend(id);
         self.belongs_to_no_engine(id);
         info!(service = %backend.spec.service, backend = %backend.name, "gone");
         self.tell(&backend.spec.service, &backend.name, "gone", "");

@@ -31,11 +31,13 @@ use super::{
     holders::Holders,
     inspections::Inspections,
     ledger::Ledger,
+    measure::Measures,
     operations::Orders,
     pins::Pins,
     reload::Reload,
     ring::KernelEvents,
     stores::{Dirty, Engines, Indices, Looks, Namespaces, Places, Services},
+    totals::Kept,
     unanswered::Unanswered,
     users::PortUsers,
 };
@@ -77,6 +79,8 @@ pub(super) struct Control {
     pub(super) migration: Arc<QueueMigration>,
     pub(super) inspections: Inspections,
     pub(super) accept_queues: AcceptQueues,
+    pub(super) measures: Measures,
+    pub(super) totals: Kept,
     pub(super) elsewhere: Elsewhere,
     pub(super) looks: Looks,
     pub(super) devices: Devices,
@@ -111,6 +115,8 @@ impl Control {
         let kernel = opened.kernel;
         let kernel_events = KernelEvents::new(opened.events, opened.logs, kernel.counters().events_lost());
         let services = store.services();
+        let mut totals = Kept::read(&store, opened.adopted);
+        totals.retain_services(|name| services.contains_key(name));
         let by_index: HashMap<ServiceIndex, &String> = services.iter().map(|(name, index)| (*index, name)).collect();
         let left = kernel.rules().filter(|(_, rule)| rule.flags & RULE_FOREIGN != 0);
         let left = left.map(|(key, _)| (key, None)).collect();
@@ -148,6 +154,8 @@ impl Control {
             ready: None,
             inspections: Inspections::default(),
             accept_queues: AcceptQueues::default(),
+            measures: Measures::default(),
+            totals,
             elsewhere: Elsewhere::default(),
             looks: Looks::default(),
             devices,
@@ -246,6 +254,8 @@ impl Control {
             Event::Found { id, sockets } => self.found(&id, sockets),
             Event::AcceptQueues(found) => self.accept_queues_seen(found),
             Event::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
+            Event::Measured(seen) => self.queues_measured(seen),
+            Event::MeasuresDue => self.answer_measures(),
             Event::Idle(ports) => self.free_unless_shared(ports),
             Event::Surveyed(survey) => self.container_surveyed(*survey),
             Event::Elsewhere { id, ports } => self.found_elsewhere(&id, ports),

@@ -58,6 +58,10 @@ pub enum Event {
     },
     /// The accept queues of some namespaces were looked at.
     AcceptQueues(Vec<super::accept_queues::Look>),
+    /// The accept queues of all namespaces were measured.
+    Measured(Vec<super::measure::Seen>),
+    /// Clients have waited long enough for that.
+    MeasuresDue,
     /// The ports that no socket uses, by the cookie of their namespace.
     Idle(Vec<(NetnsCookie, BTreeSet<Port>)>),
     /// A process that is to be registered was looked at.

@@ -30,6 +30,7 @@ mod inspections;
 mod ledger;
 mod left_out;
 mod leftovers;
+mod measure;
 mod namespaces;
 mod operations;
 mod owners;
@@ -58,15 +59,16 @@ mod stopping;
 mod store;
 mod stores;
 mod survey;
+mod totals;
 mod unanswered;
 mod users;
 mod views;
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::UnixListener,
+    net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
@@ -127,6 +129,17 @@ pub enum RunError {
     /// The filter of system calls.
     #[error(transparent)]
     Confine(#[from] confine::ConfineError),
+    /// The port for metrics.
+    #[error(
+        "metrics cannot be served on {address}; choose another port by `--metrics`, or find out which program has this one: ss -ltnp"
+    )]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A part of the system.
     #[error("{what}")]
     Io {
@@ -153,6 +166,8 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     if let Some(unfit) = doctor::required(&config.bpffs).into_iter().find(|finding| !finding.ok) {
         return Err(RunError::Unfit(unfit.to_string()));
     }
+    // Before anything is changed, and before the capability for a port below 1024 is dropped.
+    let metrics = config.metrics.map(bind_metrics).transpose()?;
     let store = Store::open(&config.runtime_dir)?;
     let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
     // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
@@ -234,7 +249,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
             let _ = heard.await;
         }
         tell_ready();
-        api::serve(listener, shared, ended).await;
+        api::serve(listener, metrics, shared, ended).await;
     });
     info!(
         socket = %socket.display(), bpffs = %config.bpffs.display(), engines = config.engines.len(), adopted,
@@ -246,6 +261,15 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let _ = end_api.send(());
     let _ = timeout(ANSWERS_MAX, api).await;
     result
+}
+
+/// Opens the port for metrics.
+fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    });
+    bound.map_err(|source| RunError::Metrics { address, source })
 }
 
 /// Logs what an earlier release has left and was replaced.

@@ -8,6 +8,7 @@ use crate::{
     netns::Netns,
     process_set::ProcessSet,
     procs::process_id,
+    sys,
     world::{Backend, Kind, Phase},
 };
 
@@ -36,6 +37,17 @@ impl Control {
         cookies: &BTreeSet<NetnsCookie>,
     ) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
         if cookies.is_empty() { BTreeMap::new() } else { self.namespaces_where(|cookie| cookies.contains(&cookie)) }
+    }
+
+    /// These namespaces, and the processes by which each is opened. One that is not known is left out.
+    pub(super) fn places_of(&self, cookies: impl Iterator<Item = NetnsCookie>) -> Vec<(Netns, Vec<ProcessSet>)> {
+        // Our own namespace is opened without a process, so no backend is needed.
+        let own = sys::own_netns_cookie().ok();
+        let cookies: Vec<NetnsCookie> = cookies.collect();
+        let of_others = cookies.iter().copied().filter(|cookie| Some(*cookie) != own).collect();
+        let mut others = self.namespaces_among(&of_others);
+        let place = |cookie| others.remove(&cookie).or_else(|| Some((self.netns.get(cookie)?, Vec::new())));
+        cookies.into_iter().filter_map(place).collect()
     }
 
     fn namespaces_where(

@@ -32,6 +32,7 @@ impl Control {
         self.inspect_due();
         self.look_for_holders();
         self.free_due_ports();
+        self.keep_totals();
         self.kernel.end_turn();
     }
 
@@ -82,6 +83,11 @@ impl Control {
         };
         let Applied { settled, error, is_behind, is_stale, refused } =
             self.kernel.apply(&plan, self.services.all(), owners);
+        let published = self.kernel.take_published();
+        if published > 0 {
+            // That of a decision is measured from the decision on.
+            self.totals.count_tables(published, Some(begun.elapsed()).filter(|_| !self.kernel.has_switched()));
+        }
         self.world.refuse(&mut plan, &refused);
         // The tables are in effect already; only operations wait for the grace periods.
         self.orders.settled = settled;

@@ -83,9 +83,10 @@ impl Control {
         let settled = decided.map(|_| std::mem::take(&mut self.orders.settled)).unwrap_or_default();
         if let Some(decided) = decided {
             self.count_anew(&service);
-            self.note_switch(decided, operations.last_mut());
+            self.note_switch(&service, decided, operations.last_mut());
         }
         for operation in &operations {
+            self.totals.count_operation(operation, decided);
             self.tell_operation(operation);
         }
         let id = operations.last().map_or(0, |operation| operation.id);
@@ -116,10 +117,13 @@ impl Control {
     }
 
     /// Notes how long the kernel took to follow a decision.
-    fn note_switch(&mut self, decided: Instant, operation: Option<&mut Operation>) {
-        let Some(switched) = self.kernel.take_switched() else { return };
+    fn note_switch(&mut self, service: &str, decided: Instant, operation: Option<&mut Operation>) {
+        let switched = self.kernel.take_switched();
+        let took = switched.map(|switched| switched.saturating_duration_since(decided));
+        self.totals.count_decision(service, took);
+        let Some(took) = took else { return };
         let Some(operation) = operation.filter(|operation| operation.moves_traffic()) else { return };
-        let took_us = switched.saturating_duration_since(decided).as_micros() as u64;
+        let took_us = took.as_micros() as u64;
         operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });
         let operation = operation.clone();
         self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });

@@ -15,6 +15,7 @@ impl Control {
         named.extend(plan.rules.values().filter_map(|rule| rule.service.as_ref()));
         named.extend(self.world.backends.values().map(|backend| &backend.spec.service));
         let Some(new) = self.services.follow(&named, limit("SERVICES", SERVICES_MAX)) else { return };
+        self.totals.retain_services(|service| self.services.index(service).is_some());
         for (service, index) in new {
             if let Err(error) = self.kernel.reset_service(index) {
                 warn!(error = %crate::chain(&error), %service, "its counters do not start from zero");

@@ -44,6 +44,7 @@ impl Control {
             return self.holders.look_at(netns_cookie);
         };
         let (id, service, name) = (backend.id.clone(), backend.spec.service.clone(), backend.name.clone());
+        self.totals.count_listener(&service, event.kind);
         match event.kind {
             EVENT_LISTENING => {
                 let v6only = described(info).v6only;

@@ -1,12 +1,10 @@
 //! What `status` answers: the world and the plan, with the kernel's counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{conditions::Subject, control::Control};
 use crate::{
-    api::types::{
-        BackendStatus, BridgeStatus, NamespaceStatus, ServiceCountersStatus, ServiceStatus, Status, SubjectCondition,
-    },
+    api::types::{BackendStatus, BridgeStatus, NamespaceStatus, ServiceStatus, Status, SubjectCondition},
     condition::{Condition, Reason, Severity},
     ids::BackendIndex,
     world::{Backend, Kind, State, handed_over},
@@ -18,13 +16,22 @@ impl Control {
         for backend in self.world.backends.values() {
             by_service.entry(&backend.spec.service).or_default().push(backend);
         }
-        let services = by_service.into_iter().map(|(name, backends)| self.service(name, backends));
+        let mut sockets: HashMap<BackendIndex, usize> = HashMap::new();
+        for socket in self.world.sockets.values() {
+            *sockets.entry(socket.backend).or_default() += 1;
+        }
+        let services = by_service.into_iter().map(|(name, backends)| self.service(name, backends, &sockets));
         let services: Vec<ServiceStatus> = services.collect();
         let conditions = self.all_conditions(&services);
         Status { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), services, conditions }
     }
 
-    fn service(&self, name: &str, mut backends: Vec<&Backend>) -> ServiceStatus {
+    fn service(
+        &self,
+        name: &str,
+        mut backends: Vec<&Backend>,
+        sockets: &HashMap<BackendIndex, usize>,
+    ) -> ServiceStatus {
         backends.sort_by_key(|backend| backend.age());
         let index = self.services.index(name);
         let counters = index.map(|index| self.kernel.counters().service(index)).unwrap_or_default();
@@ -39,7 +46,9 @@ impl Control {
         let mut maps: Vec<_> = backends.iter().flat_map(|backend| backend.spec.ports.clone()).collect();
         maps.sort();
         maps.dedup();
-        let mut rows: Vec<BackendStatus> = backends.iter().map(|backend| self.backend(backend)).collect();
+        let sockets = |backend: &Backend| sockets.get(&backend.index).copied().unwrap_or(0);
+        let mut rows: Vec<BackendStatus> =
+            backends.iter().map(|backend| self.backend(backend, sockets(backend))).collect();
         let opened: u64 = rows.iter().map(|row| row.opened).sum();
         let shares = self.plan.shares(name);
         for (row, backend) in rows.iter_mut().zip(&backends) {
@@ -54,27 +63,7 @@ impl Control {
             decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
             operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
             conditions: self.plan.service_conditions.get(name).cloned().unwrap_or_default(),
-            counters: ServiceCountersStatus {
-                stale_slots: counters.stale_slots,
-                refused_no_backend: counters.refused_no_backend,
-                passed_no_backend: counters.passed_no_backend,
-                passed_no_daemon: counters.passed_no_daemon,
-                assign_eafnosupport: counters.assign_eafnosupport,
-                assign_esocktnosupport: counters.assign_esocktnosupport,
-                assign_eprototype: counters.assign_eprototype,
-                assign_eexist: counters.assign_eexist,
-                assign_other: counters.assign_other,
-                paused: counters.paused,
-                by_network: counters.by_network,
-                network_no_backend: counters.network_no_backend,
-                not_forwarded: counters.not_forwarded,
-                no_destination: counters.no_destination,
-                flows_full: counters.flows_full,
-                not_rewritten: counters.not_rewritten,
-                adopted: counters.adopted,
-                ports_exhausted: counters.ports_exhausted,
-                adopt_limited: counters.adopt_limited,
-            },
+            counters: counters.into(),
             backends: rows,
         }
     }
@@ -103,7 +92,7 @@ impl Control {
         }
     }
 
-    fn backend(&self, backend: &Backend) -> BackendStatus {
+    fn backend(&self, backend: &Backend, sockets: usize) -> BackendStatus {
         let counters = self.kernel.counters().backend(backend.index);
         BackendStatus {
             id: backend.id.to_string(),
@@ -125,7 +114,7 @@ impl Control {
             }),
             weight: backend.spec.weight,
             state: self.state(backend),
-            sockets: self.world.sockets.values().filter(|socket| socket.backend == backend.index).count(),
+            sockets,
             steered: counters.steered,
             opened: counters.opened,
             closed: counters.closed,

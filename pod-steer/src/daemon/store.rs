@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pod_steer_ebpf::{NOTE_BACKEND, NOTE_SERVICE};
+use pod_steer_ebpf::{NOTE_BACKEND, NOTE_BACKEND_TOTALS, NOTE_SERVICE, NOTE_SERVICE_TOTALS};
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
@@ -128,6 +128,7 @@ impl Store {
         let mut copies = self.copies.borrow_mut();
         if let (Some(index), Copies { notes: Some(notes), .. }) = (copies.backends.remove(id), &mut *copies) {
             notes.remove(NOTE_BACKEND, index.0);
+            notes.remove(NOTE_BACKEND_TOTALS, index.0);
         }
     }
 
@@ -182,7 +183,10 @@ impl Store {
         }
         let kept: BTreeSet<ServiceIndex> = services.values().copied().collect();
         if let Some(notes) = &mut copies.notes {
-            before.values().filter(|index| !kept.contains(index)).for_each(|index| notes.remove(NOTE_SERVICE, index.0));
+            for index in before.values().filter(|index| !kept.contains(index)) {
+                notes.remove(NOTE_SERVICE, index.0);
+                notes.remove(NOTE_SERVICE_TOTALS, index.0);
+            }
         }
         copies.services = if noted { services.clone() } else { BTreeMap::new() };
         copies.settle(self.write(&self.dir.join("services.json"), services), noted)
@@ -204,6 +208,17 @@ impl Store {
         services.retain(|_, index| !taken.contains(index));
         services.extend(copies.services.clone());
         services
+    }
+
+    /// Keeps what was counted for the daemon, a service or a backend, in a note alone. False if that is not possible.
+    pub fn put_totals(&self, kind: u32, index: u32, text: &[u8]) -> bool {
+        let notes = &mut self.copies.borrow_mut().notes;
+        notes.as_mut().is_some_and(|notes| notes.write(kind, index, text).is_ok())
+    }
+
+    /// What was counted, by index.
+    pub fn totals(&self, kind: u32) -> BTreeMap<u32, Vec<u8>> {
+        self.copies.borrow().notes.as_ref().map(|notes| notes.read(kind)).unwrap_or_default()
     }
 
     /// A reader sees the old file or the new one, whole.

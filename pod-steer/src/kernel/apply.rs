@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
 };
 
 use pod_steer_ebpf::{NONE, Rule, SERVICES_MAX, SWITCH_SIDE, table_index};
@@ -200,11 +199,6 @@ impl Kernel {
             Some(published) => (published.ours, published.table) = (false, None),
             None => self.rules.release(key),
         }
-    }
-
-    /// Returns when the latest decision took effect since the last call. Cleaning up after it takes longer.
-    pub fn take_switched(&mut self) -> Option<Instant> {
-        self.switched.take()
     }
 
     /// The rules in force.

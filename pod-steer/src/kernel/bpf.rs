@@ -20,6 +20,8 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_PROG_BIND_MAP: libc::c_long = 35;
 
+const BPF_F_RDONLY: u32 = 1 << 3;
+
 /// The type of an object of bpf(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -98,6 +100,12 @@ fn c_path(path: &Path) -> io::Result<CString> {
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     call_for_fd(BPF_OBJ_GET, &mut Pin { path: path.as_ptr() as u64, fd: 0, flags: 0 })
+}
+
+/// Opens the map that is pinned at `path`. The kernel refuses every write by this descriptor.
+pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    call_for_fd(BPF_OBJ_GET, &mut Pin { path: path.as_ptr() as u64, fd: 0, flags: BPF_F_RDONLY })
 }
 
 /// Pins an object at `path`, which must not exist.

@@ -1,16 +1,16 @@
 //! Reads the counters. They are kept per CPU, and only grow while a backend or service has its index. Reading them needs
 //! neither the loop nor a daemon.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
-use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCounters};
+use pod_steer_ebpf::{BackendCounters, LOST_DESCRIPTIONS, LOST_EVENTS, ServiceCounters, SocketInfo};
 
-use super::{Kernel, KernelError, Result, object::map};
-use crate::ids::{BackendIndex, ServiceIndex};
+use super::{Kernel, KernelError, Result, bpf, object::map};
+use crate::ids::{BackendIndex, ServiceIndex, SocketCookie};
 
 macro_rules! sum {
     ($doc:literal, $name:ident, $counters:ident { $($(#[$attribute:meta])* $field:ident),+ $(,)? }) => {
@@ -77,22 +77,14 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Opens the counters that are pinned below `dir`, whether a daemon runs or not.
+    /// Opens the counters that are pinned below `dir`, for reading only, whether a daemon runs or not.
     pub fn open(dir: &Path) -> Result<Self> {
-        fn pinned<T: TryFrom<Map, Error = MapError>>(
-            dir: &Path,
-            name: &'static str,
-            kind: fn(MapData) -> Map,
-        ) -> Result<T> {
-            let map = MapData::from_pin(dir.join("maps").join(name)).map(kind);
-            map.and_then(T::try_from).map_err(KernelError::map("open", name))
-        }
         Ok(Self {
-            backends: pinned(dir, "BACKEND_COUNTERS", Map::PerCpuArray)?,
-            services: pinned(dir, "SERVICE_COUNTERS", Map::PerCpuArray)?,
-            backend_totals: pinned(dir, "BACKEND_TOTALS", Map::HashMap)?,
-            service_totals: pinned(dir, "SERVICE_TOTALS", Map::HashMap)?,
-            lost: pinned(dir, "EVENTS_LOST", Map::PerCpuArray)?,
+            backends: read_only(dir, "BACKEND_COUNTERS", Map::PerCpuArray)?,
+            services: read_only(dir, "SERVICE_COUNTERS", Map::PerCpuArray)?,
+            backend_totals: read_only(dir, "BACKEND_TOTALS", Map::HashMap)?,
+            service_totals: read_only(dir, "SERVICE_TOTALS", Map::HashMap)?,
+            lost: read_only(dir, "EVENTS_LOST", Map::PerCpuArray)?,
         })
     }
 
@@ -132,6 +124,24 @@ impl Counters {
     fn lost(&self, what: u32) -> u64 {
         self.lost.get(&what, 0).map(|cpus| cpus.iter().sum()).unwrap_or_default()
     }
+}
+
+/// The registered sockets that are pinned below `dir`, and the backend of each, whether a daemon runs or not.
+pub fn registered(dir: &Path) -> Result<BTreeMap<SocketCookie, BackendIndex>> {
+    let sockets: HashMap<MapData, u64, SocketInfo> = read_only(dir, "SOCKETS", Map::HashMap)?;
+    let found = sockets.iter().flatten();
+    Ok(found.map(|(cookie, socket)| (SocketCookie(cookie), BackendIndex(socket.backend))).collect())
+}
+
+/// Opens a pinned map. The kernel refuses every write by this descriptor.
+pub(super) fn read_only<T: TryFrom<Map, Error = MapError>>(
+    dir: &Path,
+    name: &'static str,
+    kind: fn(MapData) -> Map,
+) -> Result<T> {
+    let pin = dir.join("maps").join(name);
+    let fd = bpf::open_read_only(&pin).map_err(KernelError::io("open", &pin))?;
+    MapData::from_fd(fd).map(kind).and_then(T::try_from).map_err(KernelError::map("open", name))
 }
 
 impl Kernel {

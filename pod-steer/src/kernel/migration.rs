@@ -87,6 +87,12 @@ fn readable(dir: &Path, abi: u32) -> Result<()> {
     }
 }
 
+/// Whether a state is pinned below `dir`. An error if this release cannot read it.
+pub fn check_readable(dir: &Path) -> Result<bool> {
+    let found = meta(&dir.join("maps"))?;
+    found.map_or(Ok(false), |found| readable(dir, found.abi).map(|()| true))
+}
+
 /// The result of [`prepare`].
 pub(super) struct PreparedState {
     pub migrated: Option<Migrated>,

@@ -73,14 +73,14 @@ use crate::{
 pub use apply::Applied;
 pub use attach::{Cgroup, NamespaceAttachment, attached_cgroups};
 pub use clsact::{Filter, PRIORITY, read_filters};
-pub use counters::{Counters, sum_backend, sum_service};
+pub use counters::{Counters, registered, sum_backend, sum_service};
 pub use devices::{AttachedDevices, Device, DeviceAttachment, DeviceDetachment};
 pub use error::KernelError;
 pub use flows::{FlowSweep, Swept};
 pub use hook::Hook;
 pub use lock::{Lock, LockError};
 pub use migrate::QueueMigration;
-pub use migration::Migrated;
+pub use migration::{Migrated, check_readable};
 pub use notes::Notes;
 pub use object::{FORWARDERS, ProbedProgram, TABLES, probe};
 pub use peer::peer_refused;

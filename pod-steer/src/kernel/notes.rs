@@ -1,12 +1,15 @@
-//! Notes for the next daemon, in a map that only daemons read. The kernel keeps them as long as the steering that they
+//! Notes for the next daemon, and for `pod-steer metrics` without one. The kernel keeps them as long as the steering that they
 //! describe, so they cannot be lost alone, and they need no room on a file system.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use aya::maps::{HashMap, Map, MapData};
 use pod_steer_ebpf::{NOTE_BYTES, NoteKey};
 
-use super::{Kernel, KernelError, Result};
+use super::{Kernel, KernelError, Result, counters::read_only};
 
 /// Size of the length at the beginning of the first part.
 const LENGTH_BYTES: usize = size_of::<u32>();
@@ -29,6 +32,11 @@ impl Kernel {
 }
 
 impl Notes {
+    /// Opens the notes that are pinned below `dir`, for reading only, whether a daemon runs or not.
+    pub fn open(dir: &Path) -> Result<Self> {
+        read_only(dir, "NOTES", Map::HashMap).map(Self)
+    }
+
     /// Writes a note, replacing the one before it. The first part, with the length, is written last: a note that was
     /// cut off fails to parse.
     pub fn write(&mut self, kind: u32, index: u32, text: &[u8]) -> Result<()> {

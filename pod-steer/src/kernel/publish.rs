@@ -67,6 +67,8 @@ pub(super) struct Publisher {
     made: HashMap<*const PlannedTable, Made>,
     /// For the tables that were put in use since the last [`Publisher::flush`].
     settled: Vec<Settled>,
+    /// How many tables were put in use since they were counted last.
+    published: u64,
     /// The tables among them that the kernel did not accept, and why.
     failed: Option<Failed>,
 }
@@ -106,6 +108,7 @@ impl Publisher {
             prepared: Vec::new(),
             made: HashMap::new(),
             settled: Vec::new(),
+            published: 0,
             failed: None,
         })
     }
@@ -166,6 +169,11 @@ impl Publisher {
         self.made.clear();
     }
 
+    /// How many tables were put in use since the last call.
+    pub fn take_published(&mut self) -> u64 {
+        std::mem::take(&mut self.published)
+    }
+
     /// Puts the built tables in use. When this returns, each is in effect or among those that failed.
     pub fn flush(&mut self) -> (Vec<Settled>, Option<Failed>) {
         self.put_in_use();
@@ -187,7 +195,10 @@ impl Publisher {
         // it.
         for (indices, last, outcome) in waits {
             match self.wait_in_effect(last, outcome, begun) {
-                Ok(settled) => self.settled.push(settled),
+                Ok(settled) => {
+                    self.published += indices.len() as u64;
+                    self.settled.push(settled);
+                }
                 Err(error) => match &mut self.failed {
                     Some(failed) => failed.indices.extend(indices),
                     failed => *failed = Some(Failed { indices, error }),

@@ -85,6 +85,21 @@ impl Kernel {
             && (now & SWITCH_HAS_SOURCES == 0 || !unknown())
     }
 
+    /// Returns when the latest decision took effect since the last call. Cleaning up after it takes longer.
+    pub fn take_switched(&mut self) -> Option<Instant> {
+        self.switched.take()
+    }
+
+    /// Whether a decision has taken effect since that was last asked for.
+    pub fn has_switched(&self) -> bool {
+        self.switched.is_some()
+    }
+
+    /// How many tables were published since the last call.
+    pub fn take_published(&mut self) -> u64 {
+        self.publisher.take_published()
+    }
+
     /// Puts a decision in force: builds all tables of the service anew on the other side, and then writes the switch.
     pub(super) fn switch_service(
         &mut self,

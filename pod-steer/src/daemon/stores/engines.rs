@@ -39,6 +39,12 @@ impl Engines {
         &self.unheard
     }
 
+    /// Every engine, and whether it can be reached.
+    pub fn reachable(&self) -> impl Iterator<Item = (&str, bool)> {
+        let is_up = |engine: &String| !self.lost.contains_key(engine) && !self.unheard.contains(engine);
+        self.followed.iter().map(move |engine| (engine.as_str(), is_up(engine)))
+    }
+
     /// An engine cannot be reached.
     pub fn lose(&mut self, engine: String, why: String) {
         self.lost.insert(engine, why);
@@ -129,6 +135,8 @@ mod tests {
         assert!(engines.are_all_known());
         engines.lose("a".to_owned(), "refused".to_owned());
         assert!(!engines.are_all_known() && engines.lost()["a"] == "refused");
+        engines.hear("b");
+        assert_eq!(engines.reachable().collect::<Vec<_>>(), [("a", false), ("b", true)]);
         engines.find("a");
         engines.await_all();
         assert!(engines.is_awaiting() && !engines.are_all_known());
