@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::config::{
-    DEFAULT_SOCKET,
+    DEFAULT_BPFFS, DEFAULT_SOCKET,
     args::{LogFormat, RunArgs},
 };
 use options::OptionArgs;
@@ -59,6 +59,8 @@ pub enum Command {
     History(HistoryArgs),
     /// Print events as they happen, until interrupted
     Events(EventsArgs),
+    /// Print metrics for Prometheus; without a daemon, those that the kernel keeps
+    Metrics(MetricsArgs),
     /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
     /// End all steering and remove everything that pod-steer created
@@ -167,6 +169,17 @@ pub struct EventsArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: LogFormat,
+}
+
+/// `pod-steer metrics`
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Directory of pinned programs and maps, which is read if no daemon runs
+    #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
 }
 
 /// `pod-steer doctor`: the settings of `run` that it checks

@@ -7,7 +7,9 @@ mod exec;
 mod follow;
 mod given;
 mod history;
+mod metrics;
 mod orders;
+mod pinned;
 mod run;
 mod status;
 mod table;
@@ -141,6 +143,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Unpause(args) => orders::plain(&args, &Order::Unpause),
         Command::History(args) => history::history(&args),
         Command::Events(args) => block_on(events(args)),
+        Command::Metrics(args) => metrics::metrics(&args),
         Command::Doctor(args) => examine(args),
         Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),
