@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 27] = [
+const NEEDS: [Need; 28] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("caddy", "caddy"),
@@ -38,6 +38,7 @@ const NEEDS: [Need; 27] = [
     ("node", "nodejs"),
     ("nsenter", "util-linux"),
     ("podman", "podman"),
+    ("prometheus", "prometheus"),
     ("python3", "python3"),
     ("python3", "python3-venv"),
     ("systemctl", "systemd"),
