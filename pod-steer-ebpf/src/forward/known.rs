@@ -215,9 +215,10 @@ pub fn keep(ifindex: u32, work: &mut Work) -> bool {
     let noted = pending_flags(&work.tuple) | pending_flags(&back);
     let _ = PENDING.remove(&work.tuple);
     let _ = PENDING.remove(&back);
-    // Another processor has noted an end since the entry was read.
     if noted & !work.flow.flags != 0 {
-        amend(work, noted);
+        // Another processor has noted an end since the entry was read.
+        work.flow.flags |= noted;
+        let _ = FLOWS.insert(&work.tuple, &work.flow, 0);
     }
     true
 }
@@ -226,21 +227,6 @@ pub fn keep(ifindex: u32, work: &mut Work) -> bool {
 fn pending_flags(key: &Tuple) -> u32 {
     // SAFETY: the field is copied.
     unsafe { PENDING.get(key) }.map_or(0, |flow| flow.flags & (ENDS | FLOW_RST))
-}
-
-/// Adds flags to the entries of a connection that has just been kept.
-#[inline(never)]
-fn amend(work: &mut Work, noted: u32) {
-    for key in [work.tuple, work.to.reversed()] {
-        if let Some(flow) = FLOWS.get_ptr_mut(&key) {
-            // SAFETY: the verifier checked the pointer.
-            unsafe { (*flow).flags |= noted };
-        }
-    }
-    let flags = work.flow.flags | noted;
-    if flags & FLOW_RST != 0 || flags & ENDS == ENDS {
-        demote(work);
-    }
 }
 
 /// The same for a connection of which no socket was seen.

@@ -35,8 +35,15 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 7] =
-    ["forward_deploys", "forward_flood", "forward_fronts", "forward_kills", "forward_mtu", "forward_networks", "metrics"];
+const LONG: [&str; 7] = [
+    "forward_deploys",
+    "forward_flood",
+    "forward_fronts",
+    "forward_kills",
+    "forward_mtu",
+    "forward_networks",
+    "metrics",
+];
 
 /// Those tests at that size. Each keeps the processors busy, so one runs at a time.
 pub fn long_tests(programs: &Programs, filters: &[String], tally: &mut Tally) -> Result<()> {
