@@ -109,7 +109,7 @@ fn every_byte_arrives_whichever_link_takes_the_smaller_packets() -> Result<()> {
     for (via, size) in ["auto", "peer"].into_iter().flat_map(|via| SIZES.map(|size| (via, size))) {
         let (name, port) = (format!("{via}-{size}"), 81 + services.len() as u16);
         let spec = server::python_program(&name, ECHO).service(&name, &format!("{port}:8080"));
-        let spec = spec.network(&format!("net-{size}")).label("pod-steer.via", via);
+        let spec = spec.network(format!("net-{size}")).label("pod-steer.via", via);
         servers.push(stage.engine().start_container(&spec)?);
         stage.daemon.wait_ready(&name, 1)?;
         services.push((via, size, port));

@@ -87,11 +87,13 @@ fn has<'a>(words: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>, name:
         let word = word.trim_matches([',', '"']);
         word.strip_suffix('*').map_or(word == name, |begin| name.starts_with(begin))
     };
-    let found = if words.next_if_eq(&"{").is_some() {
-        words.by_ref().take_while(|word| *word != "}").fold(false, |found, word| found || is(word))
+    let mut found = false;
+    if words.next_if_eq(&"{").is_some() {
+        // All are taken, whichever it is.
+        words.by_ref().take_while(|word| *word != "}").for_each(|word| found |= is(word));
     } else {
-        words.next().is_some_and(is)
-    };
+        found = words.next().is_some_and(is);
+    }
     found != is_unlike
 }
 

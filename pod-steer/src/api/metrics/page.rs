@@ -58,14 +58,16 @@ impl EncodeLabelValue for Escaped<'_> {
     }
 }
 
+/// The sum of what was measured, and how many values were up to each limit and above the one before.
+pub type Buckets = (f64, Vec<(f64, u64)>);
+
 /// The values of a metric.
 #[derive(Debug)]
 enum Samples {
     Counters(Vec<(Labels, u64)>),
     Seconds(f64),
     Gauges(Vec<(Labels, f64)>),
-    /// Each with its sum and its buckets.
-    Histograms(Vec<(Labels, (f64, Vec<(f64, u64)>))>),
+    Histograms(Vec<(Labels, Buckets)>),
 }
 
 #[derive(Debug)]
@@ -105,13 +107,8 @@ impl Page {
         self.gauges(name, help, vec![(Labels::default(), value)]);
     }
 
-    /// Adds a histogram: for each series the sum of the values, and how many were up to each limit.
-    pub fn histograms(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        samples: Vec<(Labels, (f64, Vec<(f64, u64)>))>,
-    ) {
+    /// Adds a histogram. Each series is given once.
+    pub fn histograms(&mut self, name: &'static str, help: &'static str, samples: Vec<(Labels, Buckets)>) {
         self.add(name, help, Samples::Histograms(samples));
     }
 
