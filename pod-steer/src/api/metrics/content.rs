@@ -73,7 +73,7 @@ pub fn of_daemon(status: &Status, measured: &Measured, usage: Option<Usage>) -> 
 /// What the kernel tells of a backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
-    /// In the order of [`COUNTERS`].
+    /// In the order of `COUNTERS`.
     pub counts: [u64; COUNTERS.len()],
     /// Connections that it holds, if that is known.
     pub connections: Option<u64>,
