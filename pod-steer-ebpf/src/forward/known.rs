@@ -21,7 +21,7 @@ pub fn towards(flow: &Flow) -> Option<u32> {
 }
 
 /// Neither map has the connection.
-const UNKNOWN: u32 = NONE - 2;
+const UNKNOWN: u32 = NONE - 3;
 
 /// Sets what a packet of a client becomes and returns the service; [`NONE`] if it passes.
 #[inline(never)]
@@ -39,8 +39,8 @@ pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         return NONE;
     }
     let service = note_pending(flow, work, FLOW_FIN);
-    // The copy is from before.
-    work.flow.flags = work.noted;
+    // The copy is from before. Its other flags stay: the entry may have become another connection's meanwhile.
+    work.flow.flags = work.flow.flags & !FLOW_RST | work.noted & (ENDS | FLOW_RST);
     // A half-open connection may be that of a spoofed packet.
     if work.is_over == 0 && is_alive(state(ctx, &work.to, work.flow.nsid), TCP_NEW_SYN_RECV) && !keep(ifindex, work) {
         count!(SERVICE_COUNTERS, service, flows_full);
@@ -201,6 +201,11 @@ fn ends_of(key: &Tuple) -> u32 {
 /// there is no room; then other entries stay as they are.
 #[inline(never)]
 pub fn keep(ifindex: u32, work: &mut Work) -> bool {
+    // SAFETY: only the presence of an entry matters.
+    if unsafe { FLOWS.get(&work.tuple) }.is_some() {
+        // Another processor has kept it meanwhile, and may have noted an end in its entries.
+        return true;
+    }
     let back = work.to.reversed();
     reply(ifindex, work);
     let written = FLOWS.insert(&back, &work.flow, 0).is_ok();
@@ -217,8 +222,10 @@ pub fn keep(ifindex: u32, work: &mut Work) -> bool {
     let _ = PENDING.remove(&back);
     if noted & !work.flow.flags != 0 {
         // Another processor has noted an end since the entry was read.
-        work.flow.flags |= noted;
-        let _ = FLOWS.insert(&work.tuple, &work.flow, 0);
+        if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
+            // SAFETY: the verifier checked the pointer.
+            unsafe { (*flow).flags |= noted };
+        }
     }
     true
 }

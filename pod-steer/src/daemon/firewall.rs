@@ -95,7 +95,11 @@ impl Control {
         });
         let Ok(mut watch) = watch else { return };
         tokio::spawn(async move {
-            while watch.changed().await.is_ok() {
+            loop {
+                if let Err(error) = watch.changed().await {
+                    warn!(%error, "cannot follow changes of the firewall any more; its rules are compared every 30 s");
+                    return;
+                }
                 sleep(SETTLES).await;
                 if inputs.send(Event::FirewallChanged).await.is_err() {
                     return;

@@ -67,7 +67,14 @@ fn matches(conditions: &str, from: &str, to: &str) -> bool {
             "iifname" => has(&mut words, from),
             "oifname" => has(&mut words, to),
             "ct" if words.next() == Some("state") => has(&mut words, "new"),
-            "meta" | "mark" => conditions.contains(MARK) && words.by_ref().any(|word| word == MARK),
+            "meta" | "mark" => {
+                let is_part = |word: &&str| matches!(*word, "mark" | "&" | "==") || word.starts_with("0x");
+                let mut of_mark = false;
+                while let Some(part) = words.next_if(is_part) {
+                    of_mark |= part == MARK;
+                }
+                of_mark
+            }
             // What is counted, and what is written to the log, is not asked.
             "counter" | "packets" | "bytes" => true,
             number if number.bytes().all(|byte| byte.is_ascii_digit()) => true,

@@ -210,16 +210,17 @@ impl Family {
     }
 }
 
-/// The first device by which other machines' packets come, and bridge, between which firewalld forwards none.
+/// The first device by which other machines' packets come, and bridge, between which firewalld forwards none. `None` if one such device is
+/// let through: an operator may close others on purpose.
 fn refused_pair(listing: &str, bridges: &BTreeSet<&str>) -> Option<Fault> {
     let mut uplinks = run::uplinks();
     if uplinks.is_empty() {
         // Any that is in no zone.
         uplinks.insert(String::new());
     }
-    let mut pairs = uplinks.iter().flat_map(|from| bridges.iter().map(move |bridge| (from, *bridge)));
-    let (from, bridge) = pairs.find(|(from, bridge)| firewalld::refuses(listing, from, bridge))?;
-    Some(Fault::Firewalld { from: from.clone(), bridge: bridge.to_owned() })
+    let is_closed = |bridge: &&&str| uplinks.iter().all(|from| firewalld::refuses(listing, from, bridge));
+    let (from, bridge) = uplinks.first().zip(bridges.iter().find(is_closed))?;
+    Some(Fault::Firewalld { from: from.clone(), bridge: (*bridge).to_owned() })
 }
 
 /// Sets the rules that are missing beside Docker's.

@@ -1,4 +1,4 @@
-//! Hears of changes of a network namespace: of its devices, or of its firewall.
+//! Watches for changes of a network namespace: of its devices, or of its firewall.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -19,7 +19,7 @@ use crate::sys;
 pub enum Changes {
     /// Devices that come, go or change (`RTMGRP_LINK`).
     Links,
-    /// Rules of nftables, those of iptables-nft among them (`NFNLGRP_NFTABLES`). Those of iptables-legacy are not told.
+    /// Rules of nftables, those of iptables-nft among them (`NFNLGRP_NFTABLES`). Changes by iptables-legacy are not reported.
     Rules,
 }
 

@@ -85,6 +85,11 @@ impl Libtest {
     }
 }
 
+/// Whether the harness says that the one test has passed, or the test that it has skipped itself.
+pub fn has_passed(output: &str) -> bool {
+    output.lines().any(|line| line.starts_with("test result: ok. 1 passed; 0 failed")) || skips(output).next().is_some()
+}
+
 /// The reasons for which a test that passed has skipped itself, by the output of its own process.
 pub fn skips(output: &str) -> impl Iterator<Item = String> {
     output.lines().filter_map(skip_reason).map(str::to_owned)
@@ -127,6 +132,8 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; fini
 ";
         assert_eq!(without_harness(passed).collect::<Vec<_>>(), ["measured 3 ms", "SKIPPED: no kernel 7"]);
         assert_eq!(skips(passed).collect::<Vec<_>>(), ["no kernel 7"]);
+        assert!(has_passed(passed) && has_passed("SKIPPED: no kernel 7"));
+        assert!(!has_passed("running 1 test\ntest a ... ignored\n\ntest result: ok. 0 passed; 0 failed; 1 ignored"));
         assert_eq!(error(passed), None);
         let failed = "Error: last status:\nweb\n\nCaused by:\n    waited 30 s for web\n\nStack backtrace:\n   0: main";
         assert_eq!(error(failed).as_deref(), Some("Error: last status:; waited 30 s for web"));

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::lines;
@@ -37,6 +37,13 @@ struct Ended {
     output: String,
 }
 
+/// A test that runs longer is shown, and one that runs as long as `LIMIT` (in a long test, `LONG_LIMIT`) is ended and has failed.
+const SLOW: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(900);
+const LONG_LIMIT: Duration = Duration::from_secs(7_200);
+/// Between two looks at a test that runs.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// How many run at a time: most of them wait for an engine most of the time.
 pub fn usual_count() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get) + 1
@@ -57,6 +64,7 @@ pub fn list(files: &[&str], filters: &[String]) -> Result<Vec<Test>> {
             }
         }
     }
+    ensure!(!tests.is_empty(), "no test has {} in its file and name", filters.join(" or "));
     Ok(tests)
 }
 
@@ -102,19 +110,43 @@ pub fn run(tests: Vec<Test>, variables: &[(&str, OsString)], count: usize, tally
     Ok(())
 }
 
-/// Its output goes to a file, which no process that a test may leave behind keeps from being read.
+/// Its output goes to a file of its own, which no process that a test may leave behind keeps from being read.
 fn one(test: Test, variables: &[(&str, OsString)], file: &Path) -> Result<Ended> {
     let shown = format!("{} {}", test.file, test.name);
-    let out = File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
+    let _ = fs::remove_file(file);
+    let out = File::create_new(file).with_context(|| format!("cannot make {}", file.display()))?;
     let mut process = command(&test.program);
     process.current_dir(paths::root().join("tests")).envs(variables.iter().cloned());
     // With a second thread, the harness says the name of a test only at its end.
     process.args(["--exact", &test.name, "--nocapture", "--color", "never", "--test-threads", "2"]);
     process.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     let start = Instant::now();
-    let status = process.status().with_context(|| format!("cannot start {shown}"))?;
-    let output = String::from_utf8_lossy(&fs::read(file)?).into_owned();
-    Ok(Ended { test, passed: status.success(), took: start.elapsed(), output })
+    let mut process = process.spawn().with_context(|| format!("cannot start {shown}"))?;
+    let is_long = variables.iter().any(|(name, _)| *name == "POD_STEER_TESTS_SOAK");
+    let limit = if is_long { LONG_LIMIT } else { LIMIT };
+    let mut is_told = false;
+    let status = loop {
+        if let Some(status) = process.try_wait()? {
+            break Some(status);
+        }
+        if start.elapsed() > SLOW && !is_told {
+            say::note(&format!("{shown} runs for {} so far", say::elapsed(SLOW)));
+            is_told = true;
+        }
+        if start.elapsed() > limit {
+            process.kill()?;
+            process.wait()?;
+            break None;
+        }
+        thread::sleep(LOOK);
+    };
+    let mut output = String::from_utf8_lossy(&fs::read(file)?).into_owned();
+    if status.is_none() {
+        output = format!("Error: it was ended after {}\n{output}", say::elapsed(limit));
+    }
+    // An exit code alone may be that of a test which was not run.
+    let passed = status.is_some_and(|status| status.success()) && lines::has_passed(&output);
+    Ok(Ended { test, passed, took: start.elapsed(), output })
 }
 
 fn tell(ended: &Ended, number: &str, tally: &mut Tally) {
