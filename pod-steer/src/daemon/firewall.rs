@@ -1,9 +1,10 @@
 //! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, when rules have changed, at
 //! each resync, and when connections that are forwarded do not open. One thread at a time asks or changes them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
-use tokio::time::sleep;
+use rustix::io::Errno;
+use tokio::{sync::mpsc::Sender, time::sleep};
 use tracing::{info, warn};
 
 use super::{Event, control::Control};
@@ -19,6 +20,9 @@ use crate::{
 const SETTLES: Duration = Duration::from_millis(100);
 /// A host whose rules change all the time is compared so often.
 const COMPARED_EVERY: Duration = Duration::from_secs(2);
+
+/// The socket that tells of changes is opened again after so long if that failed.
+const OPENED_EVERY: Duration = Duration::from_secs(30);
 
 /// In events and conditions.
 const FIREWALL: &str = "firewall";
@@ -52,6 +56,19 @@ pub enum Rules {
     Set(usize, Vec<Fault>),
     /// They are removed.
     Removed,
+}
+
+/// Sends an event for each change of rules, until the daemon ends.
+async fn follow(inputs: &Sender<Event>) -> io::Result<()> {
+    let mut watch = Watch::open(Changes::Rules)?;
+    loop {
+        watch.changed().await?;
+        sleep(SETTLES).await;
+        if inputs.send(Event::FirewallChanged).await.is_err() {
+            return Ok(());
+        }
+        sleep(COMPARED_EVERY).await;
+    }
 }
 
 impl Control {
@@ -90,21 +107,20 @@ impl Control {
     /// Follows the changes of rules, and sends an event for each.
     pub(super) fn watch_firewall(&self) {
         let inputs = self.effects.inputs();
-        let watch = Watch::open(Changes::Rules).inspect_err(|error| {
-            warn!(%error, "cannot follow changes of the firewall; its rules are compared every 30 s");
-        });
-        let Ok(mut watch) = watch else { return };
         tokio::spawn(async move {
+            let mut is_told = false;
             loop {
-                if let Err(error) = watch.changed().await {
-                    warn!(%error, "cannot follow changes of the firewall any more; its rules are compared every 30 s");
-                    return;
+                match follow(&inputs).await {
+                    Ok(()) => return,
+                    // Nobody has loaded nftables yet.
+                    Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {}
+                    Err(error) if !is_told => {
+                        warn!(%error, "cannot follow changes of the firewall; its rules are compared every 30 s");
+                        is_told = true;
+                    }
+                    Err(_) => {}
                 }
-                sleep(SETTLES).await;
-                if inputs.send(Event::FirewallChanged).await.is_err() {
-                    return;
-                }
-                sleep(COMPARED_EVERY).await;
+                sleep(OPENED_EVERY).await;
             }
         });
     }

@@ -128,6 +128,9 @@ fn start(stage: &Stage, engine: &Engine, ns: &NetNs) -> Result<(String, Child)> 
     );
     let mut shell = ns.command(&format!("/{BUSYBOX}"))?;
     let server = shell.args(["sh", "-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    // An engine starts the process in its cgroup.
+    let own = format!("/proc/{}/cgroup", server.id());
+    wait_until("the server is in its cgroup", || Ok(fs::read_to_string(&own)?.contains(&id).then_some(())))?;
     engine.started(&id, server.id());
     wait_until(&format!("{name} is ready"), || Ok(stage.status()?.backend(name).filter(|it| it.is_ready()).map(drop)))?;
     Ok((id, server))
