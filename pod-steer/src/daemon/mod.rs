@@ -168,11 +168,11 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     }
     let store = Store::open(&config.runtime_dir)?;
     let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
+    // Before anything is changed, and before the capability for a port below 1024 is dropped.
+    let metrics = config.metrics.map(bind_metrics).transpose()?;
     // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
     bpffs::make(&config.bpffs).map_err(|e| RunError::Unfit(e.to_string()))?;
     let lock = Lock::take(&config.bpffs)?;
-    // Before anything is changed, and before the capability for a port below 1024 is dropped.
-    let metrics = config.metrics.map(bind_metrics).transpose()?;
 
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(RunError::io("read /proc/self/mountinfo"))?;
     let mount = cgroups::mount_point(&mountinfo)
