@@ -164,7 +164,7 @@ fn an_upgrade_replaces_the_programs_of_filters_in_place() -> Result<()> {
 }
 
 #[test]
-fn a_device_without_room_is_named_until_it_has_room_and_keeps_the_others_from_nothing() -> Result<()> {
+fn a_device_without_room_is_named_until_it_has_room_and_the_others_are_attached() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["tc"]));
     let mut stage = stage()?;

@@ -151,7 +151,7 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
             }
         }
     }
-    // What it could not remove keeps the cgroups from nothing.
+    // The cgroups are removed even if some steering could not be.
     let done = crate::kernel::unload(bpffs);
     let ours = base_cgroup(cgroup_mount, bpffs);
     let entries = fs::read_dir(&ours).into_iter().flatten().flatten();

@@ -157,7 +157,7 @@ impl Kept {
         self.services_changed.retain(|service| stays(service));
     }
 
-    /// Writes what has changed. What cannot be written is tried again.
+    /// Writes what has changed. Failed writes are retried.
     pub fn keep(
         &mut self,
         store: &Store,

@@ -92,7 +92,7 @@ impl Destinations {
         planned: &BTreeMap<BackendIndex, Destination>,
         services: &BTreeMap<String, ServiceIndex>,
     ) -> Result<()> {
-        // One that fails keeps the others from nothing.
+        // A failure affects only that destination.
         let mut failed = Ok(());
         for (index, destination) in planned {
             let mut destination = destination.clone();

@@ -68,7 +68,7 @@ pub struct DeviceAttachment {
     former: Vec<u32>,
 }
 
-/// What came of that work.
+/// The result of that work.
 #[derive(Debug, Default)]
 pub struct AttachedDevices {
     /// Devices that could not be attached to, each with the reason.
@@ -78,7 +78,7 @@ pub struct AttachedDevices {
 }
 
 impl DeviceAttachment {
-    /// Loads the programs, and attaches them in the namespace of the calling thread. A device that fails keeps the others from nothing.
+    /// Loads the programs, and attaches them in the namespace of the calling thread. A failure affects only its own device.
     pub fn run(self) -> Result<AttachedDevices> {
         let Self { dir, constants, build, devices, former } = self;
         let mut done = AttachedDevices::default();

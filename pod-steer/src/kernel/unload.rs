@@ -26,7 +26,7 @@ pub struct Unloaded {
 /// established connections go on. The migrate program is detached from reuseport groups through their sockets; see
 /// [`QueueMigration::detach`](super::QueueMigration::detach).
 ///
-/// All that can be removed is. The error names everything else, and what a second call needs for that stays.
+/// All that can be removed is. The error names everything else; the pins that a second call needs to remove it stay.
 pub fn unload(dir: &Path) -> io::Result<Unloaded> {
     let (mut done, mut left) = (Unloaded::default(), Left::default());
     for name in names(&dir.join("netns")) {

@@ -234,7 +234,7 @@ pub(super) fn own(dir: &Path) -> io::Result<Vec<Filter>> {
     marked.get(&clsact.netns).map_or_else(|| Ok(Vec::new()), |devices| clsact.own(devices))
 }
 
-/// What [`detach_all`] came to.
+/// The result of [`detach_all`].
 #[derive(Debug, Default)]
 pub(super) struct Detached {
     /// Number of filters that were removed.
@@ -243,8 +243,8 @@ pub(super) struct Detached {
     pub failed: Vec<(String, io::Error)>,
 }
 
-/// Removes our filters and qdiscs from all devices that are marked, each in its namespace. A namespace that is gone has none. One that fails
-/// keeps the others from nothing.
+/// Removes our filters and qdiscs from all devices that are marked, each in its namespace. A namespace that is gone has none. A
+/// failure affects only its own device or namespace.
 pub(super) fn detach_all(dir: &Path) -> Detached {
     let (marked, mut done) = (marked(dir), Detached::default());
     if marked.is_empty() {

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_fails_keeps_the_next_one_from_nothing() {
+    fn after_a_request_that_fails_the_next_one_is_made() {
         let mut requests = Requests::open().unwrap();
         let mut refused = |_| Err(io::Error::other("as a test wants it"));
         // Of links there is always one.
