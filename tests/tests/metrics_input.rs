@@ -16,7 +16,7 @@ use pod_steer_tests::{
     process::{output, run},
     require,
     rollouts::web,
-    tools,
+    tools, wait,
 };
 use serde_json::Value;
 
@@ -102,6 +102,31 @@ fn a_bad_address_for_metrics_is_one_line_and_changes_nothing() -> Result<()> {
         ensure!(!made.exists(), "{} was made", made.display());
     }
     Ok(())
+}
+
+#[test]
+fn a_port_that_was_taken_meanwhile_does_not_keep_a_daemon_from_adopting() -> Result<()> {
+    require!(tools::root_and(&["curl"]));
+    let mut stage = Stage::configured(&format!("metrics = \"{METRICS}\"\n"))?;
+    let _server = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.kill()?;
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, METRICS));
+    let taken = stage.host.net().run(|| wait::until_ok("the port to be free", || Ok(bind().ok())))?;
+    stage.daemon.restart()?;
+    stage.daemon.wait_ready("web", 1)?;
+    ensure!(
+        stage.daemon.log().contains("metrics are not served before this address is free"),
+        "{}",
+        stage.daemon.log()
+    );
+    drop(taken);
+    let answered = || -> Result<Option<()>> {
+        let mut curl = stage.host.command("curl")?;
+        let said = output(curl.args(["-sf", "-o", "/dev/null", &format!("http://127.0.0.1:{METRICS}/metrics")]))?;
+        Ok(said.status.success().then_some(()))
+    };
+    wait::until_ok("the port to be served", answered)
 }
 
 /// The keys of a map, as `bpftool` prints them.

@@ -8,7 +8,7 @@ pub mod page;
 mod process;
 pub mod totals;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -43,8 +43,43 @@ const HEAD_MAX: Duration = Duration::from_secs(5);
 const CONNECTION_MAX: Duration = Duration::from_secs(15);
 /// Maximum size of a head, and of the buffer of one client.
 const BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// Between two attempts to open the port.
+const OPEN_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, for example for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The TCP port.
+#[derive(Debug)]
+pub struct Port {
+    address: SocketAddr,
+    /// `None` until the address is free.
+    listener: Option<TcpListener>,
+}
+
+impl Port {
+    /// Opens the port.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { address, listener: Some(TcpListener::from_std(listener)?) })
+    }
+
+    /// A port that is opened when it is served and its address is free.
+    pub fn later(address: SocketAddr) -> Self {
+        Self { address, listener: None }
+    }
+
+    async fn listener(self) -> TcpListener {
+        let mut found = self.listener;
+        loop {
+            if let Some(listener) = found {
+                return listener;
+            }
+            sleep(OPEN_PAUSE).await;
+            found = Self::open(self.address).ok().and_then(|port| port.listener);
+        }
+    }
+}
 
 /// Metrics for Prometheus
 #[utoipa::path(
@@ -84,7 +119,8 @@ async fn scraped(State(shared): App, headers: HeaderMap) -> Response {
 }
 
 /// Serves the TCP port until the future is dropped.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(port: Port, shared: Arc<Shared>) {
+    let listener = port.listener().await;
     let app = Router::new()
         .route("/metrics", routing::get(scraped))
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "this port serves only /metrics") })

@@ -26,7 +26,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     sync::{Semaphore, broadcast, mpsc, oneshot},
     time::timeout,
 };
@@ -72,10 +72,15 @@ impl Shared {
 }
 
 /// Serves until `ended` resolves, and then completes the requests under way. Metrics are served on a TCP port too, if one is given.
-pub async fn serve(listener: UnixListener, metrics: Option<TcpListener>, shared: Shared, ended: oneshot::Receiver<()>) {
+pub async fn serve(
+    listener: UnixListener,
+    metrics: Option<metrics::Port>,
+    shared: Shared,
+    ended: oneshot::Receiver<()>,
+) {
     let gate = Gate::new(listener, shared.access);
     let shared = Arc::new(shared);
-    let scrapes = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&shared))));
+    let scrapes = metrics.map(|port| tokio::spawn(metrics::serve(port, Arc::clone(&shared))));
     let (routes, _) = router().split_for_parts();
     let app = routes
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such endpoint; see GET /v1/openapi.json") })

@@ -64,11 +64,16 @@ mod unanswered;
 mod users;
 mod views;
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
@@ -88,7 +93,8 @@ pub use store::Store;
 use effects::Effects;
 
 use crate::{
-    api, bpffs, caps, cgroups,
+    api::{self, metrics::Port},
+    bpffs, caps, cgroups,
     condition::Reason,
     config::RunConfig,
     confine, doctor, engine,
@@ -169,7 +175,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     let store = Store::open(&config.runtime_dir)?;
     let Some(_lock) = store.lock()? else { return Err(RunError::Running(config.runtime_dir.clone())) };
     // Before anything is changed, and before the capability for a port below 1024 is dropped.
-    let metrics = config.metrics.map(bind_metrics).transpose()?;
+    let metrics = config.metrics.map(|address| open_metrics(address, &config.bpffs)).transpose()?;
     // Before anything is touched: the socket, the cgroups and the state may be another daemon's.
     bpffs::make(&config.bpffs).map_err(|e| RunError::Unfit(e.to_string()))?;
     let lock = Lock::take(&config.bpffs)?;
@@ -263,13 +269,15 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     result
 }
 
-/// Opens the port for metrics.
-fn bind_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
-    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    });
-    bound.map_err(|source| RunError::Metrics { address, source })
+/// Opens the port for metrics. A user who took it while the daemon was restarted must not keep steering without one: then it is opened later.
+fn open_metrics(address: SocketAddr, bpffs: &Path) -> Result<Port, RunError> {
+    match Port::open(address) {
+        Err(error) if bpffs.join("maps").exists() => {
+            warn!(%address, %error, "metrics are not served before this address is free; find out who has it: ss -ltnp");
+            Ok(Port::later(address))
+        }
+        opened => opened.map_err(|source| RunError::Metrics { address, source }),
+    }
 }
 
 /// Logs what an earlier release has left and was replaced.
