@@ -44,6 +44,14 @@ fn lose_files(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// The next daemon finds neither.
+fn lose_both_and_restart(stage: &mut Stage) -> Result<()> {
+    stage.daemon.kill()?;
+    lose_files(stage)?;
+    lose_notes(stage)?;
+    stage.daemon.restart()
+}
+
 /// Removes the kernel's copy of the same data.
 fn lose_notes(stage: &Stage) -> Result<()> {
     run(stage.host.command("rm")?.arg(format!("{BPFFS}/maps/NOTES"))).map(drop)
@@ -108,10 +116,7 @@ fn lost_files_and_notes_and_an_engine_that_answers_late() -> Result<()> {
     let load = load(&stage)?;
     stage.engine().signal(Signal::STOP)?;
     let outcome = (|| {
-        stage.daemon.kill()?;
-        lose_files(&stage)?;
-        lose_notes(&stage)?;
-        stage.daemon.restart()?;
+        lose_both_and_restart(&mut stage)?;
         let awaited = |status: &Status| Some(status.said_about(AWAITED)).filter(|said| !said.is_empty());
         let said = stage.daemon.wait_for("the condition", awaited)?;
         ensure!(said[0].contains("Docker at") && said[0].contains("start that engine"), "{said:?}");
@@ -167,10 +172,7 @@ fn lost_files_and_notes_of_a_forwarded_backend_and_an_engine_that_answers_late()
     let mut kept = Kept::open(&client.ns, target)?;
     stage.engine().signal(Signal::STOP)?;
     let outcome = (|| {
-        stage.daemon.kill()?;
-        lose_files(&stage)?;
-        lose_notes(&stage)?;
-        stage.daemon.restart()?;
+        lose_both_and_restart(&mut stage)?;
         std::thread::sleep(LATE);
         kept.goes_on()?;
         let tally = Load::to(target).count(20).run(&client.ns)?;

@@ -112,7 +112,7 @@ impl Control {
             loop {
                 match follow(&inputs).await {
                     Ok(()) => return,
-                    // Nobody has loaded nftables yet.
+                    // nftables is not loaded yet.
                     Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {}
                     Err(error) if !is_told => {
                         warn!(%error, "cannot follow changes of the firewall; its rules are compared every 30 s");
