@@ -20,7 +20,7 @@ pub const PORT: u16 = 8080;
 /// The service's name.
 pub const SERVICE: &str = "web";
 /// Longest time for the daemon, or a server, to become ready.
-const READY_WITHIN: Duration = Duration::from_secs(15);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How much of a log is shown when something fails.
 const LOG_LINES: usize = 25;
 
