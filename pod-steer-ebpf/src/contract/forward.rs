@@ -110,6 +110,24 @@ pub const FLOW_ADOPTED: u32 = 32;
 /// The client's packets are handed over into the container's namespace, past the kernel's forwarding.
 pub const FLOW_PEER: u32 = 64;
 
+/// What a reply becomes where it leaves, as the program found that saw it come in. Its layout never changes, as that of [`Flow`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The reply as it came.
+    pub tuple: Tuple,
+    /// What it becomes.
+    pub to: Tuple,
+    /// Its sequence number, in network byte order.
+    pub sequence: u32,
+    /// Flags of its TCP header.
+    pub flags: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// Where its TCP header begins; zero if no reply was left yet.
+    pub tcp: u32,
+}
+
 /// Where the packets of a backend go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,11 @@ use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, NONE, PROTO_TCP, Tuple};
 pub const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 pub const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
 
+/// Length of an IPv4 header without options, and of an IPv6 header.
+pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
+/// How much of a TCP header is read in place: all up to the flags.
+pub const TCP_READ: usize = 14;
 /// Places in the IPv4 header.
 pub const IPV4_CHECKSUM: usize = 10;
 pub const IPV4_SOURCE: usize = 12;

@@ -14,6 +14,7 @@ mod fragments;
 mod headers;
 mod icmp;
 mod known;
+mod left;
 mod local;
 mod ports;
 mod rewrite;
@@ -86,8 +87,10 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         return NEXT;
     }
     match look(ctx, l2, skb.protocol) {
-        Look::Tcp(source, destination)
-            if is_forwarded(source, true) || is_forwarded(destination, false) || is_forwarded(destination, true) => {}
+        Look::Tcp(ports)
+            if is_forwarded(ports.source, true)
+                || is_forwarded(ports.destination, false)
+                || ports.begins && is_forwarded(ports.destination, true) => {}
         Look::Closer => {}
         _ => return NEXT,
     }
@@ -116,8 +119,12 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         }
         if service != NONE {
             // It is rewritten where it leaves, and its mark lets it get there.
-            (work.to, work.device) = (work.tuple, 0);
-            fragments::note(work, false);
+            if work.fragment == 0 {
+                left::leave(work, service);
+            } else {
+                (work.to, work.device) = (work.tuple, 0);
+                fragments::note(work, false);
+            }
             ctx.set_mark(skb.mark | FORWARD_MARK);
             return NEXT;
         }
@@ -148,7 +155,7 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
 /// Rewrites a packet, and leaves it to the kernel, or hands it over.
 #[inline(always)]
 fn hand_over(ctx: &TcContext, l2: usize, work: &Work, service: u32, mark: u32) -> i32 {
-    if !rewrite::rewrite(ctx, l2, work) {
+    if !rewrite::rewrite(ctx, l2, &work.tuple, &work.to, work.tcp) {
         return dropped(service);
     }
     fragments::note(work, false);
@@ -175,7 +182,13 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
         return NEXT;
     }
     match look(ctx, l2, skb.protocol) {
-        Look::Tcp(source, destination) if is_forwarded(source, true) || is_forwarded(destination, true) => {}
+        Look::Tcp(ports) if is_forwarded(ports.source, true) => {
+            if let Some(left) = left::take(ctx, l2, skb.protocol) {
+                let done = rewrite::rewrite(ctx, l2, &left.tuple, &left.to, left.tcp);
+                return if done { NEXT } else { dropped(left.service) };
+            }
+        }
+        Look::Tcp(ports) if ports.begins && skb.mark & FORWARD_MARK == 0 && is_forwarded(ports.destination, true) => {}
         Look::Closer => {}
         _ => return NEXT,
     }
@@ -200,7 +213,7 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
         REPEAT => return TC_ACT_SHOT,
         _ => {}
     }
-    if !rewrite::rewrite(ctx, l2, work) {
+    if !rewrite::rewrite(ctx, l2, &work.tuple, &work.to, work.tcp) {
         return dropped(service);
     }
     fragments::note(work, true);

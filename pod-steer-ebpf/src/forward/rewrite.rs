@@ -7,24 +7,25 @@ use aya_ebpf::{
     helpers::generated::bpf_csum_diff,
     programs::TcContext,
 };
-use pod_steer_ebpf::FAMILY_V4;
+use pod_steer_ebpf::{FAMILY_V4, Tuple};
 
-use super::headers::{IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, Work};
+use super::headers::{IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE};
 
 /// Of the TCP header.
 const SOURCE_PORT: usize = 0;
 const DESTINATION_PORT: usize = 2;
 const TCP_CHECKSUM: usize = 16;
 
-/// Makes a packet whose IP header begins at `l2` one of `work.to`. What is equal in both is not touched. False if it fails midway.
+/// Makes a packet of `to` out of one of `from`, whose IP header begins at `l2` and whose TCP header at `tcp`. What is equal in both is not
+/// touched. False if it fails midway.
 #[inline(never)]
-pub fn rewrite(ctx: &TcContext, l2: usize, work: &Work) -> bool {
-    addresses(ctx, l2, work).and_then(|()| ports(ctx, work)).is_ok()
+pub fn rewrite(ctx: &TcContext, l2: usize, from: &Tuple, to: &Tuple, tcp: u32) -> bool {
+    addresses(ctx, l2, from, to, tcp as usize).and_then(|()| ports(ctx, from, to, tcp as usize)).is_ok()
 }
 
 #[inline(always)]
-fn addresses(ctx: &TcContext, l2: usize, work: &Work) -> Result<(), c_long> {
-    let (from, to, checksum) = (&work.tuple, &work.to, work.tcp as usize + TCP_CHECKSUM);
+fn addresses(ctx: &TcContext, l2: usize, from: &Tuple, to: &Tuple, tcp: usize) -> Result<(), c_long> {
+    let checksum = tcp + TCP_CHECKSUM;
     if from.family == FAMILY_V4 {
         ipv4_address(ctx, checksum, l2, IPV4_SOURCE, from.source[0], to.source[0])?;
         ipv4_address(ctx, checksum, l2, IPV4_DESTINATION, from.destination[0], to.destination[0])
@@ -35,8 +36,7 @@ fn addresses(ctx: &TcContext, l2: usize, work: &Work) -> Result<(), c_long> {
 }
 
 #[inline(always)]
-fn ports(ctx: &TcContext, work: &Work) -> Result<(), c_long> {
-    let (from, to, tcp) = (&work.tuple, &work.to, work.tcp as usize);
+fn ports(ctx: &TcContext, from: &Tuple, to: &Tuple, tcp: usize) -> Result<(), c_long> {
     port(ctx, tcp + TCP_CHECKSUM, tcp + SOURCE_PORT, from.source_port, to.source_port)?;
     port(ctx, tcp + TCP_CHECKSUM, tcp + DESTINATION_PORT, from.destination_port, to.destination_port)
 }
