@@ -12,7 +12,11 @@ use crate::{build, debian, privilege, say, setup};
 
 /// The `bench` task.
 pub fn bench(options: &[OsString]) -> Result<ExitCode> {
-    let (program, dir) = (build::bench()?, env::current_dir()?);
+    run(options, true)
+}
+
+fn run(options: &[OsString], release: bool) -> Result<ExitCode> {
+    let (program, dir) = (build::bench(release)?, env::current_dir()?);
     // Relative paths in the options are relative to the caller's directory.
     let with_options = || {
         let mut bench = command(&program);
@@ -30,7 +34,7 @@ pub fn bench(options: &[OsString]) -> Result<ExitCode> {
             if let Some(remedy) = privilege::root_or_remedy() {
                 return remedy;
             }
-            set_up(&mut bench, needed)?;
+            set_up(&mut bench, needed, release)?;
         }
         help => {
             println!("{help}");
@@ -41,14 +45,14 @@ pub fn bench(options: &[OsString]) -> Result<ExitCode> {
 }
 
 /// The part of a quick run without further requirements than the tests, so that `test` notices if measuring fails. The figures are not
-/// judged.
+/// judged, so development builds do.
 pub fn try_out() -> Result<()> {
-    let done = bench(&["--quick", "--only", "program"].map(OsString::from))?;
+    let done = run(&["--quick", "--only", "program"].map(OsString::from), false)?;
     ensure!(done == ExitCode::SUCCESS, "it failed (see above)");
     Ok(())
 }
 
-fn set_up(bench: &mut Command, needed: &str) -> Result<()> {
+fn set_up(bench: &mut Command, needed: &str, release: bool) -> Result<()> {
     say::heading("setting up and building");
     setup::ensure()?;
     match needed {
@@ -56,8 +60,10 @@ fn set_up(bench: &mut Command, needed: &str) -> Result<()> {
         "everything" => debian::ensure_for_bench()?,
         other => bail!("bench needs `{other}`, which xtask does not know"),
     }
-    bench.env("POD_STEER_BIN", build::pod_steer(true)?).env("POD_STEER_TESTS_LOG_LEVEL", "info");
-    bench.env("POD_STEER_NAMED_SERVER", build::named_server()?).env("POD_STEER_PROGRAM_BENCH", build::program_bench()?);
+    bench.env("POD_STEER_BIN", build::pod_steer(release)?).env("POD_STEER_TESTS_LOG_LEVEL", "info");
+    bench
+        .env("POD_STEER_NAMED_SERVER", build::named_server()?)
+        .env("POD_STEER_PROGRAM_BENCH", build::program_bench(release)?);
     Ok(())
 }
 

@@ -70,16 +70,24 @@ pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
 }
 
 /// Builds the program `bench`, and beside it the programs of the tests that it starts.
-pub fn bench() -> Result<PathBuf> {
-    run(cargo().args(["build", "--release", "--package", "bench", "--package", "pod-steer-tests", "--bins"]))?;
-    Ok(paths::target().join("release/bench"))
+pub fn bench(release: bool) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--package", "bench", "--package", "pod-steer-tests", "--bins"]);
+    if release {
+        build.arg("--release");
+    }
+    run(&mut build)?;
+    Ok(paths::target().join(if release { "release" } else { "debug" }).join("bench"))
 }
 
 /// Builds the program that measures the kernel programs alone. Only cargo's messages have its path.
-pub fn program_bench() -> Result<PathBuf> {
+pub fn program_bench(release: bool) -> Result<PathBuf> {
     setup::ensure()?;
     let mut build = cargo();
     build.args(["bench", "--package", "pod-steer", "--bench", "program", "--no-run"]);
+    if !release {
+        build.args(["--profile", "dev"]);
+    }
     // Progress and compiler errors go to the terminal.
     build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let messages = output(&mut build)?;

@@ -42,7 +42,7 @@ pub fn test(filters: &[String], beside_others: bool) -> Result<ExitCode> {
 pub fn soak(filters: &[String]) -> Result<ExitCode> {
     let mut tally = Tally::from_environment();
     set_up()?;
-    let programs = build_programs()?;
+    let programs = build_programs(true)?;
     timed("long tests", || runner::long_tests(&programs, filters, &mut tally))?;
     Ok(tally.close())
 }
@@ -56,8 +56,9 @@ fn set_up() -> Result<()> {
     })
 }
 
-fn build_programs() -> Result<runner::Programs> {
-    let pod_steer = timed("release build of pod-steer", || build::pod_steer(true))?;
+fn build_programs(release: bool) -> Result<runner::Programs> {
+    let kind = if release { "release" } else { "development" };
+    let pod_steer = timed(&format!("{kind} build of pod-steer"), || build::pod_steer(release))?;
     let named_server = timed("static build of the named test server", build::named_server)?;
     Ok(runner::Programs { pod_steer, named_server, later: None })
 }
@@ -71,7 +72,8 @@ fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -
         println!("{} {error:#}", say::red("failed:"));
         tally.fail("unit tests");
     }
-    let mut programs = build_programs()?;
+    // It checks more than a release does, as assertions and overflows, and the unit tests have built what it needs.
+    let mut programs = build_programs(false)?;
     programs.later = Some(timed("later releases of pod-steer, to upgrade to", build::later_releases)?);
     let others = beside_others.then(start_others).transpose()?;
     timed("integration tests", || runner::integration_tests(&programs, filters, tally))?;
