@@ -81,6 +81,8 @@ const DAEMON: &[c_long] = &[
     libc::SYS_sysinfo,
     libc::SYS_tgkill,
     libc::SYS_times,
+    // musl's abort(3).
+    libc::SYS_tkill,
     libc::SYS_umask,
     libc::SYS_uname,
     // Events.
@@ -191,6 +193,7 @@ const LEGACY: &[c_long] = &[
     libc::SYS_chmod,
     libc::SYS_dup2,
     libc::SYS_epoll_wait,
+    libc::SYS_fork,
     libc::SYS_getdents,
     libc::SYS_link,
     libc::SYS_lstat,

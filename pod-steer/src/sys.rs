@@ -47,7 +47,8 @@ pub fn shrink_memory() {
 /// Closes all descriptors from `first` on. No value in this process may own one of them. Since Linux 5.9.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. That the descriptors have no owner is the caller's promise.
-    let done = unsafe { libc::close_range(first, u32::MAX, 0) };
+    // By its number, since the libc crate declares no such function for musl.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
