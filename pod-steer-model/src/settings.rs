@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod allowed;
+pub mod commented;
 mod declare;
 mod images;
 pub mod names;

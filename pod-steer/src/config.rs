@@ -3,19 +3,18 @@
 
 pub mod args;
 mod changes;
+pub mod commented;
+mod file;
 mod paths;
 mod services;
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
-use serde::Deserialize;
-
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
@@ -55,13 +54,13 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file cannot be parsed.
-    #[error("the configuration `{}` is invalid in {message}", path.display())]
-    Syntax {
+    /// The file is wrong.
+    #[error("the configuration `{}` is invalid in {}", path.display(), faults.join("; in "))]
+    Invalid {
         /// The file.
         path: PathBuf,
-        /// The place and the error.
-        message: String,
+        /// Everything that was found: the line, what is wrong, and the remedy.
+        faults: Vec<String>,
     },
     /// An address of an engine.
     #[error(
@@ -84,14 +83,6 @@ pub enum ConfigError {
     /// A list of ports.
     #[error("allow-ports=`{0}` is not a list of ports; write it as in 80,443,8000-8999")]
     Ports(String),
-    /// The table of a service.
-    #[error("the configuration `{}` is invalid: {message}", path.display())]
-    Service {
-        /// The file.
-        path: PathBuf,
-        /// Everything that is wrong.
-        message: String,
-    },
     /// A log level.
     #[error(
         "unknown log level {level}; use off, error, warn, info, debug, trace, or a list such as info,pod_steer::engine=debug"
@@ -103,27 +94,6 @@ pub enum ConfigError {
     /// A number.
     #[error("max-backends={0} is refused; write a number from 1 to 1048576")]
     BackendsMax(u32),
-}
-
-/// The file: the same names as the flags.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct File {
-    engine: Option<Vec<String>>,
-    runtime_dir: Option<PathBuf>,
-    state_dir: Option<PathBuf>,
-    bpffs: Option<PathBuf>,
-    socket: Option<PathBuf>,
-    metrics: Option<String>,
-    group: Option<String>,
-    viewers: Option<String>,
-    max_backends: Option<u32>,
-    log_decisions: Option<bool>,
-    log_level: Option<String>,
-    log_format: Option<LogFormat>,
-    allow_ports: Option<String>,
-    trust_image_labels: Option<bool>,
-    service: BTreeMap<String, toml::Table>,
 }
 
 /// Settings of `pod-steer run`, complete.
@@ -167,11 +137,8 @@ impl RunConfig {
     /// Merges flags, environment (which clap has read into the flags) and file.
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let path = paths::file(args.config.as_deref());
-        let file = path.as_deref().map(read).transpose()?.unwrap_or_default();
-        let services = services::read(&file.service, &user_id).map_err(|errors| ConfigError::Service {
-            path: path.clone().unwrap_or_default(),
-            message: errors.join("; "),
-        })?;
+        let (file, source) = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        let services = services::read(&file.service, &user_id).map_err(|faults| source.locate_all(&faults))?;
         let given = GivenPaths {
             runtime_dir: args.runtime_dir,
             state_dir: args.state_dir,
@@ -179,31 +146,29 @@ impl RunConfig {
             socket: args.socket,
         };
         let Paths { runtime_dir, state_dir, bpffs, socket } = Paths::complete(given, &file);
-        let access = access(args.group.or(file.group), args.viewers.or(file.viewers))?;
-        let backends_max = args.max_backends.or(file.max_backends).unwrap_or(BACKENDS_MAX_DEFAULT);
-        if !(1..=1 << 20).contains(&backends_max) {
-            return Err(ConfigError::BackendsMax(backends_max));
-        }
-        let named = if args.engine.is_empty() { file.engine } else { Some(args.engine) };
-        let allowed = args.allow_ports.or(file.allow_ports);
-        let ports = match allowed {
-            Some(list) => PortPolicy::parse(&list).ok_or(ConfigError::Ports(list))?,
-            None => PortPolicy::default(),
-        };
+        let operators = source.choose("group", args.group, file.group, |group| group_id(&group))?;
+        let viewers = source.choose("viewers", args.viewers, file.viewers, |group| viewers(&group, operators))?;
+        let named = Some(args.engine).filter(|engines| !engines.is_empty());
+        let engines = source.choose("engine", named, file.engine, engines)?;
+        let backends_max = source.choose("max-backends", args.max_backends, file.max_backends, backends_max)?;
+        let ports = source.choose("allow-ports", args.allow_ports, file.allow_ports, |list| {
+            PortPolicy::parse(&list).ok_or_else(|| ConfigError::Ports(visible(&list).into_owned()))
+        })?;
+        let level = source.choose("log-level", args.log_level, file.log_level, |level| log_level(&level))?;
         Ok(Self {
-            ports,
+            ports: ports.unwrap_or_default(),
             services,
             file: path,
-            engines_named: named.is_some(),
-            engines: engines(named)?,
+            engines_named: engines.is_some(),
+            engines: engines.unwrap_or_else(default_engines),
             socket,
-            metrics: args.metrics.or(file.metrics).map(metrics).transpose()?,
+            metrics: source.choose("metrics", args.metrics, file.metrics, metrics)?,
             runtime_dir,
             state_dir,
             bpffs,
-            access,
-            backends_max,
-            log_level: log_level(args.log_level.or(file.log_level))?,
+            access: Access { operators, viewers },
+            backends_max: backends_max.unwrap_or(BACKENDS_MAX_DEFAULT),
+            log_level: level.unwrap_or_else(|| "info".to_owned()),
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             trust_image_labels: args.trust_image_labels || file.trust_image_labels.unwrap_or(false),
             log_decisions: args.log_decisions || file.log_decisions.unwrap_or(false),
@@ -211,27 +176,9 @@ impl RunConfig {
     }
 }
 
-fn read(path: &Path) -> Result<File, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count());
-        // It repeats what the file has, which may be anything.
-        let said = e.message().replace('\n', " ");
-        let said = visible(&said);
-        ConfigError::Syntax {
-            path: path.to_owned(),
-            message: match text.lines().nth(line - 1).map(str::trim).filter(|text| !text.is_empty()) {
-                Some(text) => format!("line {line}, {}: {said}", quoted(text)),
-                None => format!("line {line}: {said}"),
-            },
-        }
-    })
-}
-
 /// Checks a level, or directives that each have one. `tracing` takes any other word for the name of a module, and would then log nothing
 /// else.
-fn log_level(given: Option<String>) -> Result<String, ConfigError> {
-    let Some(given) = given else { return Ok("info".to_owned()) };
+fn log_level(given: &str) -> Result<String, ConfigError> {
     let is_good = |directive: &str| match directive.rsplit_once('=') {
         // `LevelFilter` also parses numbers and the empty string.
         None => directive.starts_with(|c: char| c.is_ascii_alphabetic()) && directive.parse::<LevelFilter>().is_ok(),
@@ -250,11 +197,16 @@ fn metrics(given: String) -> Result<SocketAddr, ConfigError> {
     address.ok_or_else(|| ConfigError::Metrics(visible(&given).into_owned()))
 }
 
-fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
-    let Some(named) = named else {
-        let there = DEFAULT_ENGINE.strip_prefix("unix://").is_some_and(|path| Path::new(path).exists());
-        return Ok(if there { vec![DEFAULT_ENGINE.to_owned()] } else { Vec::new() });
-    };
+fn backends_max(number: u32) -> Result<u32, ConfigError> {
+    if (1..=1 << 20).contains(&number) { Ok(number) } else { Err(ConfigError::BackendsMax(number)) }
+}
+
+fn default_engines() -> Vec<String> {
+    let there = DEFAULT_ENGINE.strip_prefix("unix://").is_some_and(|path| Path::new(path).exists());
+    if there { vec![DEFAULT_ENGINE.to_owned()] } else { Vec::new() }
+}
+
+fn engines(named: Vec<String>) -> Result<Vec<String>, ConfigError> {
     if named.iter().any(|engine| engine == "none") {
         return if named.len() == 1 { Ok(Vec::new()) } else { Err(ConfigError::Engine("none".to_owned())) };
     }
@@ -270,15 +222,10 @@ fn engines(named: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
     Ok(engines)
 }
 
-fn access(operators: Option<String>, viewers: Option<String>) -> Result<Access, ConfigError> {
-    let access = Access {
-        operators: operators.as_deref().map(group_id).transpose()?,
-        viewers: viewers.as_deref().map(group_id).transpose()?,
-    };
-    match viewers {
-        Some(group) if access.operators == access.viewers => Err(ConfigError::SameGroup(quoted(&group))),
-        _ => Ok(access),
-    }
+/// The number of the viewers' group, which must not be that of the operators.
+fn viewers(group: &str, operators: Option<u32>) -> Result<u32, ConfigError> {
+    let id = group_id(group)?;
+    if operators == Some(id) { Err(ConfigError::SameGroup(quoted(group))) } else { Ok(id) }
 }
 
 /// The number of a group, by name or number.
@@ -309,13 +256,13 @@ mod tests {
 
     #[test]
     fn engines_are_sockets() {
-        assert_eq!(engines(Some(vec!["none".into()])).unwrap(), Vec::<String>::new());
+        assert_eq!(engines(vec!["none".into()]).unwrap(), Vec::<String>::new());
         let twice = vec!["unix:///a".to_owned(), "unix:///a".to_owned()];
-        assert_eq!(engines(Some(twice)).unwrap(), ["unix:///a"]);
+        assert_eq!(engines(twice).unwrap(), ["unix:///a"]);
         for bad in ["tcp://host", "unix://relative", ""] {
-            assert!(engines(Some(vec![bad.into()])).is_err(), "{bad}");
+            assert!(engines(vec![bad.into()]).is_err(), "{bad}");
         }
-        assert!(engines(Some(vec!["none".into(), "unix:///a".into()])).is_err());
+        assert!(engines(vec!["none".into(), "unix:///a".into()]).is_err());
     }
 
     #[test]
@@ -333,13 +280,10 @@ mod tests {
 
     #[test]
     fn a_group_has_one_role() {
-        let access = |operators: Option<&str>, viewers: Option<&str>| {
-            access(operators.map(str::to_owned), viewers.map(str::to_owned)).map_err(|error| error.to_string())
-        };
-        assert_eq!(access(Some("7"), Some("8")), Ok(Access { operators: Some(7), viewers: Some(8) }));
-        assert_eq!(access(None, None), Ok(Access::default()));
-        assert!(access(Some("0"), Some("root")).is_err_and(|error| error.contains("both name")));
-        assert!(access(None, Some("no\x1bgroup")).is_err_and(|error| !error.contains('\x1b')));
+        assert_eq!(viewers("8", Some(7)).ok(), Some(8));
+        assert_eq!(viewers("8", None).ok(), Some(8));
+        assert!(viewers("root", Some(0)).is_err_and(|error| error.to_string().contains("both name")));
+        assert!(viewers("no\x1bgroup", None).is_err_and(|error| !error.to_string().contains('\x1b')));
     }
 
     #[test]
@@ -351,11 +295,10 @@ mod tests {
             ("info, pod_steer::engine=debug", "info,pod_steer::engine=debug"),
             ("pod_steer[session{id=1}]=trace", "pod_steer[session{id=1}]=trace"),
         ] {
-            assert_eq!(log_level(Some(given.to_owned())).unwrap(), meant);
+            assert_eq!(log_level(given).unwrap(), meant);
         }
-        assert_eq!(log_level(None).unwrap(), "info");
         for wrong in ["nonsense", "", "5", "info,nonsense", "pod_steer=nonsense", "info,", "verbose"] {
-            let error = log_level(Some(wrong.to_owned())).expect_err(wrong).to_string();
+            let error = log_level(wrong).expect_err(wrong).to_string();
             assert!(error.contains("use off, error") && error.lines().count() == 1, "{error}");
         }
     }

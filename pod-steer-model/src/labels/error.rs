@@ -65,6 +65,14 @@ pub enum LabelError {
 }
 
 impl LabelError {
+    /// The label, flag or key, as the message names it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Unknown { label: name, .. } | Self::UnknownKey { key: name, .. } => name.clone(),
+            Self::Missing { field, .. } | Self::Value { field, .. } | Self::Ports { field, .. } => field.to_string(),
+        }
+    }
+
     /// The condition of a container with such a label.
     pub fn condition(&self) -> Condition {
         // A remedy stands behind the last semicolon.

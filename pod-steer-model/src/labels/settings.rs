@@ -10,18 +10,9 @@ use crate::{
     duration,
     settings::{
         Settings,
-        reference::{HEALTH, table_keys},
+        reference::{HEALTH, kinds, table_keys},
     },
 };
-
-/// Keys of a check that are valid only for some kinds. All others are valid for every kind.
-const OF_KIND: [(&str, &[&str]); 5] = [
-    ("health.port", &["tcp", "http"]),
-    ("health.path", &["http"]),
-    ("health.status", &["http"]),
-    ("health.host", &["http"]),
-    ("health.command", &["exec"]),
-];
 
 /// Longest time of a check.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -80,7 +71,7 @@ pub(super) fn check(reader: &mut Reader, values: &BTreeMap<&str, &str>) -> Optio
         return None;
     }
     for key in details {
-        let kinds = OF_KIND.into_iter().find(|(of, _)| *of == key).map_or(&["tcp", "http", "exec"][..], |(_, k)| k);
+        let kinds = kinds(key);
         if !kinds.contains(&kind) {
             let wrong = format!(
                 "a check of kind {kind} does not use it; remove it, or write {}={}",

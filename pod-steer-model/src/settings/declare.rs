@@ -14,12 +14,30 @@ pub struct Declaration {
     pub default: Cow<'static, str>,
     /// Its effect, in Markdown.
     pub doc: &'static str,
+    /// A value for the commented configuration file, in TOML, if the default is none.
+    pub sample: Option<&'static str>,
 }
 
 impl Declaration {
     /// One that is not made by [`service_options`](super::options).
     pub(super) const fn new(key: &'static str, values: &'static str, default: &'static str, doc: &'static str) -> Self {
-        Self { key, values, default: Cow::Borrowed(default), doc }
+        Self { key, values, default: Cow::Borrowed(default), doc, sample: None }
+    }
+
+    /// The same with a value for the commented configuration file.
+    pub(super) const fn sample(mut self, toml: &'static str) -> Self {
+        self.sample = Some(toml);
+        self
+    }
+
+    /// A value in TOML: the sample, else the default.
+    pub fn toml(&self) -> String {
+        let default = self.default.trim_matches('`');
+        match self.sample {
+            Some(sample) => sample.to_owned(),
+            None if default.parse::<u32>().is_ok() => default.to_owned(),
+            None => format!("\"{default}\""),
+        }
     }
 }
 
@@ -73,7 +91,7 @@ macro_rules! service_options {
             let write = ServiceOptions::default().written().into_iter();
             let described = [$(($values, $doc)),*];
             let declare = |((key, default), (values, doc))| {
-                Declaration { key, values, default: format!("`{default}`").into(), doc }
+                Declaration { key, values, default: format!("`{default}`").into(), doc, sample: None }
             };
             write.zip(described).map(declare).collect()
         }

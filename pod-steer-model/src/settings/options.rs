@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn every_option_is_described() {
-        for Declaration { key, values, default, doc } in declarations() {
+        for Declaration { key, values, default, doc, .. } in declarations() {
             assert!(!values.is_empty() && default.len() > 2 && doc.ends_with('.'), "{key}");
         }
     }

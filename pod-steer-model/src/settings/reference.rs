@@ -50,13 +50,15 @@ pub(crate) static HEALTH: [Declaration; 10] = [
         "`tcp`, `http`, `exec`, `none`",
         "`none`",
         "The kind of check: `tcp` connects, `http` sends a request, `exec` runs a command in the container. In a table, `health.kind`.",
-    ),
+    )
+    .sample("\"http\""),
     Declaration::new(
         "health.port",
         "a port",
         "the container's first one",
         "The port to connect to; for `tcp` and `http`.",
-    ),
+    )
+    .sample("8080"),
     Declaration::new("health.path", "a path", "`/`", "The path to request; for `http`."),
     Declaration::new(
         "health.status",
@@ -69,13 +71,15 @@ pub(crate) static HEALTH: [Declaration; 10] = [
         "a host, with or without a port",
         "the address of the socket",
         "The `Host` of the request; for `http`.",
-    ),
+    )
+    .sample("\"example.org\""),
     Declaration::new(
         "health.command",
         "a command",
         "required",
         "The command: a line for the container's shell, or a list as in `[\"/check\", \"--fast\"]`; for `exec`.",
-    ),
+    )
+    .sample("[\"/check\", \"--fast\"]"),
     Declaration::new("health.interval", "a time, `10ms` to `24h`", "`5s`", "Interval between checks."),
     Declaration::new(
         "health.timeout",
@@ -97,6 +101,20 @@ pub(crate) static HEALTH: [Declaration; 10] = [
     ),
 ];
 
+/// Keys of a check that are valid only for some kinds. All others are valid for every kind.
+const OF_KIND: [(&str, &[&str]); 5] = [
+    ("health.port", &["tcp", "http"]),
+    ("health.path", &["http"]),
+    ("health.status", &["http"]),
+    ("health.host", &["http"]),
+    ("health.command", &["exec"]),
+];
+
+/// The kinds of check that use a key.
+pub(crate) fn kinds(key: &str) -> &'static [&'static str] {
+    OF_KIND.into_iter().find(|(of, _)| *of == key).map_or(&["tcp", "http", "exec"], |(_, kinds)| kinds)
+}
+
 /// Keys of a service's table that no label sets.
 pub(crate) static RESTRICTIONS: [Declaration; 3] = [
     Declaration::new(
@@ -104,19 +122,22 @@ pub(crate) static RESTRICTIONS: [Declaration; 3] = [
         "ports and ranges, as in `\"80,443,8000-8999\"`",
         "all",
         "The ports that the service may claim. The daemon-wide `allow-ports`, outside of the tables, must allow them too.",
-    ),
+    )
+    .sample("\"80,443,8000-8999\""),
     Declaration::new(
         "allow-images",
         "a list, as in `[\"nginx:*\", \"registry.example/team/**\", \"sha256:…\"]`",
         "all",
         "The images that its containers may have. Processes (`exec`, `register`) have no image and are refused.",
-    ),
+    )
+    .sample("[\"nginx:*\", \"registry.example/team/**\"]"),
     Declaration::new(
         "allow-users",
         "a list, as in `[\"www-data\", 1000]`",
         "all",
         "The users that its listening sockets may belong to.",
-    ),
+    )
+    .sample("[\"www-data\", 1000]"),
 ];
 
 /// Every key that a label may have, in the order of the reference.
@@ -222,7 +243,7 @@ pub fn page() -> String {
 
 fn table(declared: &[Declaration], name: impl Fn(&str) -> String) -> String {
     let row = |declared: &Declaration| {
-        let Declaration { key, values, default, doc } = declared;
+        let Declaration { key, values, default, doc, sample: _ } = declared;
         format!("| {} | {values} | {default} | {doc} |\n", name(key))
     };
     declared.iter().map(row).collect()

@@ -63,6 +63,9 @@ pub enum Command {
     Metrics(MetricsArgs),
     /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
+    /// Check a configuration file, or print a commented one
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// End all steering and remove everything that pod-steer created
     Unload(UnloadArgs),
     /// Hold the listener of paused services; started by the daemon
@@ -194,6 +197,18 @@ pub struct DoctorArgs {
     /// Directory, on a BPF file system, for pinned programs and maps [default: /sys/fs/bpf/pod-steer]
     #[arg(long, env = "POD_STEER_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
+}
+
+/// `pod-steer config`
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a configuration file: prints one line for each error and exits with 2, or prints `ok`
+    Check {
+        /// The file [default: /etc/pod-steer.toml]
+        file: Option<PathBuf>,
+    },
+    /// Print a configuration file with every key, explained and commented out
+    Example,
 }
 
 /// `pod-steer unload`

@@ -2,6 +2,7 @@
 //! and nothing was changed, 3 traffic has moved and connections were left at the deadline.
 
 pub mod args;
+mod config;
 mod decisions;
 mod exec;
 mod follow;
@@ -145,6 +146,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Events(args) => block_on(events(args)),
         Command::Metrics(args) => metrics::metrics(&args),
         Command::Doctor(args) => examine(args),
+        Command::Config(command) => config::config(command),
         Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),
         Command::Openapi => print(&format!("{}\n", openapi::document())),

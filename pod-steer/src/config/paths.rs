@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, DEFAULT_BPFFS, DEFAULT_FILE, DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, File, read};
+use super::{
+    ConfigError, DEFAULT_BPFFS, DEFAULT_FILE, DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR,
+    file::{self, File},
+};
 
 /// All paths, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub struct GivenPaths {
 impl Paths {
     /// Merges flags and file. Other settings in the file may be invalid.
     pub fn resolve(config: Option<&Path>, given: GivenPaths) -> Result<Self, ConfigError> {
-        let file = file(config).as_deref().map(read).transpose()?.unwrap_or_default();
+        let (file, _) = file(config).as_deref().map(file::read).transpose()?.unwrap_or_default();
         Ok(Self::complete(given, &file))
     }
 

@@ -5,19 +5,28 @@ use std::collections::BTreeMap;
 use toml::Value;
 
 use crate::{
-    labels,
-    settings::{ServiceTables, Settings},
+    labels::{self, LabelError},
+    settings::{ServiceTables, Settings, names::bare_or_quoted},
     text::Name,
 };
 
 /// The name of the table for every service.
 const EVERY: &str = "*";
 
-/// Reads the tables, or returns every error. Each error names the key. `user_id` looks up a user by name.
+/// An error in a table.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// The key, a part for each table that it is in.
+    pub key: Vec<String>,
+    /// What is wrong, and the remedy; it names the key.
+    pub message: String,
+}
+
+/// Reads the tables, or returns every error. `user_id` looks up a user by name.
 pub(super) fn read(
     tables: &BTreeMap<String, toml::Table>,
     user_id: &dyn Fn(&str) -> Option<u32>,
-) -> Result<ServiceTables, Vec<String>> {
+) -> Result<ServiceTables, Vec<Fault>> {
     let mut services = ServiceTables::default();
     let mut errors = Vec::new();
     for (name, table) in tables {
@@ -30,11 +39,12 @@ pub(super) fn read(
     if errors.is_empty() { Ok(services) } else { Err(errors) }
 }
 
-fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -> Result<Settings, Vec<String>> {
+fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -> Result<Settings, Vec<Fault>> {
+    let table_key = ["service".to_owned(), name.to_owned()];
     if name != EVERY
         && let Some(error) = Name::Service.fault(name)
     {
-        return Err(vec![format!("service.{name:?} is refused: {error}")]);
+        return Err(vec![Fault { key: table_key.into(), message: format!("service.{name:?} is refused: {error}") }]);
     }
     let mut values = BTreeMap::new();
     for (key, value) in table {
@@ -50,7 +60,17 @@ fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -
             value => drop(values.insert(key.clone(), text(value))),
         }
     }
-    labels::from_table(name, &values, user_id).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    let prefix = format!("service.{}.", bare_or_quoted(name));
+    let fault = |error: &LabelError| {
+        let key = error.name();
+        let key = key.strip_prefix(&prefix).unwrap_or_default();
+        let parts = match key.strip_prefix("health.") {
+            Some(key) => vec!["health".to_owned(), key.to_owned()],
+            None => vec![key.to_owned()],
+        };
+        Fault { key: table_key.iter().cloned().chain(parts).collect(), message: error.to_string() }
+    };
+    labels::from_table(name, &values, user_id).map_err(|errors| errors.iter().map(fault).collect())
 }
 
 /// A value as the text of a label: a number as it is, a list (a command) as JSON.
@@ -70,7 +90,7 @@ mod tests {
         settings::{Fallback, GivenOptions, PortPolicy},
     };
 
-    fn parse(text: &str) -> Result<ServiceTables, Vec<String>> {
+    fn parse(text: &str) -> Result<ServiceTables, Vec<Fault>> {
         let user_id = |name: &str| (name == "root").then_some(0);
         read(&toml::from_str::<BTreeMap<String, toml::Table>>(text).expect("it is TOML"), &user_id)
     }
@@ -165,7 +185,10 @@ mod tests {
         ] {
             let errors = parse(text).expect_err(text);
             assert_eq!(errors.len(), 1, "{errors:?}");
-            assert!(errors[0].contains(expected), "{text}\n said: {}\n  not: {expected}", errors[0]);
+            let Fault { key, message } = &errors[0];
+            assert!(message.contains(expected), "{text}\n said: {message}\n  not: {expected}");
+            assert!(key[0] == "service" && ["web", "*", "a b"].contains(&key[1].as_str()), "{key:?}");
+            assert!(key.get(2).is_none_or(|key| text.contains(key)), "{key:?}");
         }
     }
 }
