@@ -21,6 +21,9 @@ const NAME: &str = "pod-steer.service";
 /// The capabilities that the daemon keeps: KILL, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF.
 const KEPT: u64 = 1 << 5 | 1 << 2 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39;
 
+/// The highest exposure that `systemd-analyze security` may report.
+const EXPOSURE_MAX: f32 = 4.0;
+
 fn wait_ready(systemd: &Systemd, service: &str, backends: usize) -> Result<()> {
     wait::until_ok("backends to be ready", || {
         let answered = output(systemd.command("pod-steer")?.args(["status", "-o", "json"]))?;
@@ -50,10 +53,14 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     require!(needed());
     let host = Host::new()?;
     let systemd = Systemd::start(&host, &[(NAME, UNIT)])?;
-    let verified =
-        output(systemd.command("systemd-analyze")?.args(["verify", "/etc/systemd/system/pod-steer.service"]))?;
+    let unit = "/etc/systemd/system/pod-steer.service";
+    let verified = output(systemd.command("systemd-analyze")?.args(["verify", "--man=no", unit]))?;
     let warnings = String::from_utf8_lossy(&verified.stderr);
     ensure!(verified.status.success() && !warnings.contains("pod-steer"), "systemd-analyze verify: {warnings}");
+    let exposure = run(systemd.command("systemd-analyze")?.args(["security", NAME]))?;
+    let exposure = exposure.lines().last().unwrap_or_default();
+    let level = exposure.split_whitespace().find_map(|word| word.parse::<f32>().ok());
+    ensure!(level.is_some_and(|level| level <= EXPOSURE_MAX), "systemd-analyze security: {exposure}");
     systemd.ctl(&["start", NAME])?;
     systemd.ctl(&["is-active", NAME])?;
     let pid = systemd.main_pid(NAME)?.context("it has a main process")?;
