@@ -7,6 +7,11 @@ use std::{
     process::Command,
 };
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+
 /// Features of a later release as tests have it, which change the kernel programs: as cargo says that they are on, and their name.
 const LATER: [(&str, &str); 3] = [
     ("CARGO_FEATURE_TEST_PROGRAM", "test-program"),
@@ -60,7 +65,28 @@ fn main() {
         panic!("the kernel programs did not build ({status}); is rust-src there? `cargo xtask setup` installs it");
     }
     let object = target_dir.join(target).join("kernel/pod-steer-ebpf");
-    fs::copy(&object, out_dir.join("pod-steer.bpf.o")).expect("cargo has just built the object");
+    let built = fs::read(&object).expect("cargo has just built the object");
+    let object = without_debug_information(&built).expect("the linker has written an ELF file");
+    fs::write(out_dir.join("pod-steer.bpf.o"), object).expect("OUT_DIR can be written");
+}
+
+/// Drops the DWARF, which is four fifths of the object: the linker has made BTF of it, and nothing else reads it.
+fn without_debug_information(object: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut elf = Builder::read(object)?;
+    for section in elf.sections.iter_mut() {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    elf.delete_orphans();
+    // The linker has put the names of sections among those of symbols; the writer wants them apart.
+    let names = elf.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut left = Vec::new();
+    elf.write(&mut left)?;
+    Ok(left)
 }
 
 /// Sets `POD_STEER_COMMIT`, unless this is no repository or there is no git.

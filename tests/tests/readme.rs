@@ -44,8 +44,9 @@ fn blocks() -> Result<Vec<Vec<String>>> {
 
 /// Commands that run this test or that it does not need: the stage has already started the daemon, with paths of its own.
 fn runs_elsewhere(line: &str) -> bool {
-    let here = ["cargo xtask demo", "cargo xtask test", "cargo xtask bench", "cargo xtask build --release"];
-    here.contains(&line) || line == "sudo target/release/pod-steer run"
+    let here = ["cargo xtask demo", "cargo xtask test", "cargo xtask bench", "cargo xtask package deb"];
+    // `cargo xtask package deb --try` installs the package.
+    here.contains(&line) || line.starts_with("sudo apt install ./target/package/deb/")
 }
 
 /// The images that the README names, made of the test server.
@@ -65,7 +66,7 @@ fn name_images(docker: &Docker) -> Result<()> {
 /// A line as a shell command of the stage's host, with the variables that lines before it have set.
 fn shell(stage: &Stage, variables: &[String], line: &str) -> Result<Command> {
     let steer = tools::pod_steer()?.display().to_string();
-    let line = line.replace("sudo target/release/pod-steer", &steer);
+    let line = line.replace("sudo pod-steer", &steer);
     let line = line.strip_prefix("pod-steer ").map(|rest| format!("{steer} {rest}")).unwrap_or(line);
     let line = line.replace("docker compose ", "docker-compose ");
     // A process that enters another mount namespace starts at its root.
@@ -108,7 +109,7 @@ fn recipe(block: &[String]) -> Result<()> {
             wanted.insert(line.clone(), 1);
             serving(&stage, wanted.values().sum())?;
         } else {
-            ensure!(line.starts_with("sudo target/release/pod-steer "), "no test knows how to run {line}");
+            ensure!(line.starts_with("sudo pod-steer "), "no test knows how to run {line}");
             ensure!(!printed.is_empty(), "{line} prints nothing");
         }
         if clients.is_none() {
@@ -217,7 +218,7 @@ fn every_command_works() -> Result<()> {
                     .any(|start| line.starts_with(start))
                 {
                     exec_or_register(line)?;
-                } else if line == "sudo target/release/pod-steer doctor" {
+                } else if line == "sudo pod-steer doctor" {
                     let printed = run(&mut shell(&Stage::without_engine()?, &[], line)?)?;
                     ensure!(!printed.is_empty(), "{line} prints nothing");
                 } else {

@@ -74,7 +74,7 @@ impl Archive {
 }
 
 /// The address of the machine's Debian archive.
-fn address() -> Result<String> {
+pub fn address() -> Result<String> {
     let format = "$(ORIGIN) $(CODENAME) $(REPO_URI)";
     let known = output(command("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
     let address = main_archive(&known).context("apt has no list of a Debian release: run `apt-get update` as root")?;

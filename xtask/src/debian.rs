@@ -59,6 +59,14 @@ const BENCH_SHARES: [&str; 12] = [
 const BENCH_NEEDS: [Need; 4] =
     [("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("nginx", "libnginx-mod-stream"), ("openssl", "openssl")];
 
+/// Programs that only `package` needs.
+const PACKAGE_NEEDS: [Need; 2] = [("debootstrap", "debootstrap"), ("lintian", "lintian")];
+
+/// Installs what checks and tries packages.
+pub fn ensure_for_packages() -> Result<()> {
+    install(&PACKAGE_NEEDS)
+}
+
 /// Installs the requirements of the tests.
 pub fn ensure_for_tests() -> Result<()> {
     ensure(&NEEDS.map(|(program, _)| program))

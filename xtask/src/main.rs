@@ -1,5 +1,5 @@
-//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `soak`, `fuzz`, `bench`, `kernels` and
-//! `newer-docker`. Each does its own set-up.
+//! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `soak`, `fuzz`, `bench`, `kernels`,
+//! `newer-docker` and `package`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -11,6 +11,7 @@ mod demo;
 mod fuzz;
 mod kernels;
 mod newer_docker;
+mod package;
 mod paths;
 mod privilege;
 mod schemathesis;
@@ -78,6 +79,9 @@ enum Task {
     },
     /// Test forwarding with the newest Docker of Debian, which is fetched with apt-get and not installed (needs root)
     NewerDocker,
+    /// Make what is installed, below target/package
+    #[command(subcommand)]
+    Package(package::Package),
     /// The part of `demo` inside its namespaces
     #[command(hide = true)]
     DemoInside(demo::Inside),
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
         Task::Bench { options } => bench::bench(&options),
         Task::Kernels { kernels } => kernels::kernels(&kernels),
         Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
+        Task::Package(package) => package::package(&package),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),
     };

@@ -1,6 +1,7 @@
 //! The requirements of a build beyond the toolchain of `rust-toolchain.toml`. Prints nothing and is fast if all are met.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -34,10 +35,23 @@ fn ensure_rust_src() -> Result<()> {
         .context("the kernel programs need rust-src; without rustup, install it as your distribution has it")
 }
 
+/// Rust's standard library for another target than the machine's own.
+pub fn ensure_target(target: &str) -> Result<()> {
+    let libraries = output(command("rustc").args(["--print", "target-libdir", "--target", target]))?;
+    if Path::new(libraries.trim()).is_dir() {
+        return Ok(());
+    }
+    say::note(&format!("adding the target {target} to the toolchain"));
+    run(command("rustup").args(["target", "add", target])).with_context(|| {
+        format!("without rustup, install Rust's standard library for {target} as your distribution has it")
+    })
+}
+
 /// A program from crates.io in `target/tools`, at exactly this version. Without optimization it is built in a third of the time, and
 /// each runs for seconds at most.
 pub fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
-    if installed_version(&paths::tool(name)).as_deref() == Some(version) {
+    let installed = fs::read_to_string(paths::tools().join(".crates.toml")).unwrap_or_default();
+    if paths::tool(name).is_file() && is_recorded(&installed, name, version) {
         return Ok(());
     }
     say::note(&format!("installing {name} {version} into target/tools: {why}"));
@@ -50,8 +64,21 @@ pub fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
         .env_remove("CARGO_TARGET_DIR"))
 }
 
-/// The last word of the first line of `--version`.
-fn installed_version(program: &PathBuf) -> Option<String> {
-    let said = program.is_file().then(|| output(command(program).arg("--version")))?.ok()?;
-    Some(said.lines().next()?.split_whitespace().last()?.to_owned())
+/// Whether cargo's record of what it has installed has this version. Not every tool tells its version.
+fn is_recorded(record: &str, name: &str, version: &str) -> bool {
+    let entry = format!("\"{name} {version} (");
+    record.lines().any(|line| line.starts_with(&entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_is_installed_in_one_version() {
+        let record = "[v1]\n\"bpf-linker 0.9.15 (registry+index)\" = [\"bpf-linker\"]\n";
+        assert!(is_recorded(record, "bpf-linker", "0.9.15"));
+        assert!(!is_recorded(record, "bpf-linker", "0.9.1") && !is_recorded(record, "linker", "0.9.15"));
+        assert!(!is_recorded("", "bpf-linker", "0.9.15"));
+    }
 }
