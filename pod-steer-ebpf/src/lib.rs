@@ -5,10 +5,12 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod choice;
 mod contract;
 #[cfg(feature = "user")]
 mod user;
 
+pub use choice::*;
 pub use contract::*;
 
 /// Version of this contract, stored in [`Meta`]. The daemon migrates the pinned maps of an earlier version to its own

@@ -21,7 +21,7 @@ use crate::{
         netns_cookie, switch,
     },
     own,
-    packet::{LOOPBACK_V6, Packet},
+    packet::{self, LOOPBACK_V6, Packet},
     rules::rule_for,
     table::{Chooser, Visit, withholds},
 };
@@ -40,7 +40,7 @@ pub const EAFNOSUPPORT: i32 = -97;
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     differ();
-    let packet = Packet::of(&ctx);
+    let packet = packet::of(&ctx);
     // Linux runs this program for UDP sockets too, but every rule and every probe is for TCP.
     if packet.protocol != u32::from(PROTO_TCP) {
         return SK_PASS;

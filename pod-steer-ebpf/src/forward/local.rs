@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     Destination, FAMILY_V4, FLOW_PEER, FLOW_SOURCE, Flow, NONE, OwnConnection, PROBE_SOURCE_V4, ProbeKey, Tuple,
+    finish, mix,
 };
 
 use super::{
@@ -22,7 +23,6 @@ use crate::{
     maps::{FLOWS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, netns_cookie, seed},
     own,
     packet::{LOOPBACK_V6, Packet},
-    table::{finish, mix},
 };
 
 /// Of `bpf_check_mtu`: each packet that a large one will be cut into counts (`BPF_MTU_CHK_SEGS` in `include/uapi/linux/bpf.h`).
