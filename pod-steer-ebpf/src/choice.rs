@@ -1,5 +1,5 @@
 //! The choice of a slot, as far as it is arithmetic: the hash of a packet, and the order in which the entries of a table are tried. The
-//! kernel programs walk tables by it.
+//! kernel programs walk tables by it, and `pod-steer explain` checks them with it.
 
 use crate::{FAMILY_V4, PROBES_MAX, PROTO_TCP, Rule, Slot, Tuple, WALK_MAX};
 

@@ -8,6 +8,7 @@ pub mod address;
 pub mod check;
 pub mod condition;
 pub mod duration;
+pub mod explain;
 pub mod ids;
 pub mod labels;
 pub mod listener;
