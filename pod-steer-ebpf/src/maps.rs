@@ -40,6 +40,11 @@ static LISTENERS_MAX: u64 = 0;
 #[unsafe(no_mangle)]
 static FORWARDS: u64 = 0;
 
+/// Index of the device by which the packets of a dry run come; else zero. The context of a lookup's dry run cannot tell it: Linux refuses one
+/// in which `ingress_ifindex` is set.
+#[unsafe(no_mangle)]
+static DRY_IFINDEX: u64 = 0;
+
 /// Reads a constant that the loader has set. (`aya_ebpf::Global` would do, but the kernel rejects the BTF name of the
 /// union inside it.)
 macro_rules! constant {
@@ -55,6 +60,7 @@ constant!(netns_cookie, NETNS_COOKIE);
 constant!(seed, SEED);
 constant!(listeners_max, LISTENERS_MAX);
 constant!(forwards, FORWARDS);
+constant!(dry_ifindex, DRY_IFINDEX);
 
 /// Version, seed and limits of this state, in entry 0. Only the daemon reads it.
 #[btf_map]

@@ -6,7 +6,7 @@ use pod_steer_ebpf::{
 };
 
 use crate::{
-    maps::{PORTS, RULES, SOURCES, TABLE_RULES, netns_cookie},
+    maps::{PORTS, RULES, SOURCES, TABLE_RULES, dry_ifindex, netns_cookie},
     packet::Packet,
 };
 
@@ -40,13 +40,14 @@ fn rule_by_destination(packet: &Packet, asks: u16) -> Option<&'static Rule> {
         family: packet.family as u8,
         ifindex: 0,
     };
-    let devices = asks & ASK_DEVICES != 0 && packet.ifindex != 0;
+    let ifindex = if packet.ifindex == 0 { dry_ifindex() as u32 } else { packet.ifindex };
+    let devices = asks & ASK_DEVICES != 0 && ifindex != 0;
     if asks & ASK_ADDRESSES != 0 {
         for (bytes, word) in key.addr.chunks_exact_mut(4).zip(packet.local) {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
         if devices {
-            key.ifindex = packet.ifindex;
+            key.ifindex = ifindex;
             if let Some(rule) = rule(&key) {
                 return Some(rule);
             }
@@ -58,7 +59,7 @@ fn rule_by_destination(packet: &Packet, asks: u16) -> Option<&'static Rule> {
         key.addr = [0; 16];
     }
     if devices {
-        key.ifindex = packet.ifindex;
+        key.ifindex = ifindex;
         if let Some(rule) = rule(&key) {
             return Some(rule);
         }

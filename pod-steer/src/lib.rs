@@ -36,7 +36,9 @@ pub mod procs;
 pub mod sys;
 pub mod version;
 
-pub use pod_steer_model::{condition, duration, ids, labels, near, ports, rollout, rule, settings, slots, text, world};
+pub use pod_steer_model::{
+    condition, duration, explain, ids, labels, near, ports, rollout, rule, settings, slots, text, world,
+};
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

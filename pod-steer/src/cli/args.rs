@@ -1,5 +1,6 @@
 //! The arguments of the command line. No I/O and no decisions here.
 
+pub mod explain;
 pub mod options;
 pub mod rollout;
 
@@ -11,6 +12,7 @@ use crate::config::{
     DEFAULT_BPFFS, DEFAULT_SOCKET,
     args::{LogFormat, RunArgs},
 };
+use explain::ExplainArgs;
 use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
@@ -61,6 +63,11 @@ pub enum Command {
     Events(EventsArgs),
     /// Print metrics for Prometheus; without a daemon, those that the kernel keeps
     Metrics(MetricsArgs),
+    /// Show which socket the kernel programs choose for a client's packet, and why: pod-steer explain tcp SOURCE DESTINATION
+    ///
+    /// The programs that are attached are run on the packet of a new connection, with the tables that they use. That counts nothing and
+    /// reaches no server. Neither needs a daemon.
+    Explain(ExplainArgs),
     /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
     /// Check a configuration file, or print a commented one

@@ -5,6 +5,7 @@ pub mod args;
 mod config;
 mod decisions;
 mod exec;
+mod explain;
 mod follow;
 mod given;
 mod history;
@@ -145,6 +146,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::History(args) => history::history(&args),
         Command::Events(args) => block_on(events(args)),
         Command::Metrics(args) => metrics::metrics(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Doctor(args) => examine(args),
         Command::Config(command) => config::config(command),
         Command::Unload(args) => unload::unload(args),

@@ -26,19 +26,19 @@ use crate::{
 
 /// The part of a backend's note that is needed here.
 #[derive(Deserialize)]
-struct Noted {
-    id: String,
-    name: String,
-    spec: NotedSpec,
+pub(super) struct Noted {
+    pub id: String,
+    pub name: String,
+    pub spec: NotedSpec,
     /// Its counters do not include all of its connections.
     #[serde(default)]
     counts_incomplete: bool,
 }
 
 #[derive(Deserialize)]
-struct NotedSpec {
-    service: String,
-    version: String,
+pub(super) struct NotedSpec {
+    pub service: String,
+    pub version: String,
 }
 
 /// The page of the state that is pinned below this directory, in OpenMetrics; `None` if there is none.
@@ -125,7 +125,7 @@ fn held(own: &BackendCounters) -> u64 {
 }
 
 /// The notes of a kind that can be parsed.
-fn parsed<T: DeserializeOwned>(notes: &Notes, kind: u32) -> BTreeMap<u32, T> {
+pub(super) fn parsed<T: DeserializeOwned>(notes: &Notes, kind: u32) -> BTreeMap<u32, T> {
     let notes = notes.read(kind).into_iter();
     notes.filter_map(|(index, text)| Some((index, serde_json::from_slice(&text).ok()?))).collect()
 }

@@ -110,7 +110,7 @@ fn lookup_instance(
     if let Some(forward) = forward {
         fs::create_dir_all(forward).map_err(KernelError::io("create the directory", forward))?;
     }
-    let pins = object::MapPins { shared: Some(maps), ports: Some(ports), forward };
+    let pins = object::MapPins { shared: Some(maps), ports: Some(ports), forward, dry: None };
     let mut programs = object::instance(pins, constants)?;
     object::load(&mut programs, LOOKUP, Some(build))?;
     Ok(programs)

@@ -13,6 +13,7 @@ use std::{
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -271,27 +272,42 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     call(BPF_LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }).map(drop)
 }
 
+/// The part of `union bpf_attr` for queries of attached programs.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    pad: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
 /// Whether programs can be attached to network devices by links (Linux 6.6): asks how many the loopback device has.
 pub fn has_tcx() -> bool {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Query {
-        device: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        programs: u64,
-        count: u32,
-        pad: u32,
-        program_flags: u64,
-        links: u64,
-        link_flags: u64,
-        revision: u64,
-    }
     const LOOPBACK: u32 = 1;
     const BPF_TCX_INGRESS: u32 = 46;
-    let query = Query { device: LOOPBACK, attach_type: BPF_TCX_INGRESS, ..Query::default() };
-    call(BPF_PROG_QUERY, &mut { query }).is_ok()
+    call(BPF_PROG_QUERY, &mut Query { target: LOOPBACK, attach_type: BPF_TCX_INGRESS, ..Query::default() }).is_ok()
+}
+
+/// Ids of the `sk_lookup` programs of a network namespace, in the order in which they run.
+pub fn lookup_programs(netns: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    const BPF_SK_LOOKUP: u32 = 36;
+    /// A namespace has at most 64 (`netns_bpf_max_progs` in `kernel/bpf/net_namespace.c`).
+    const PROGRAMS_MAX: u32 = 64;
+    let mut ids = vec![0u32; PROGRAMS_MAX as usize];
+    let target = netns.as_raw_fd().cast_unsigned();
+    let programs = ids.as_mut_ptr() as u64;
+    let mut query = Query { target, attach_type: BPF_SK_LOOKUP, programs, count: PROGRAMS_MAX, ..Query::default() };
+    call(BPF_PROG_QUERY, &mut query)?;
+    ids.truncate(query.count as usize);
+    Ok(ids)
 }
 
 /// Keeps a map alive as long as a program. The program need not use it.
@@ -304,4 +320,44 @@ pub fn bind_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> 
     }
     let (program, map) = (program.as_raw_fd().cast_unsigned(), map.as_raw_fd().cast_unsigned());
     call(BPF_PROG_BIND_MAP, &mut Bind { program, map, flags: 0 }).map(drop)
+}
+
+/// Runs a program once on a packet and a context of its type, and returns its result (`BPF_PROG_TEST_RUN`; of `sk_lookup` programs since
+/// Linux 5.12). It runs in the network namespace of the calling thread. Its own changes of packet and context are in `packet` and `context`
+/// afterwards. Neither may be empty if the type has it.
+pub fn test_run(program: BorrowedFd<'_>, packet: &mut [u8], context: &mut [u8]) -> io::Result<u32> {
+    #[repr(C)]
+    struct TestRun {
+        program: u32,
+        result: u32,
+        packet_in_bytes: u32,
+        packet_out_bytes: u32,
+        packet_in: u64,
+        packet_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_in_bytes: u32,
+        context_out_bytes: u32,
+        context_in: u64,
+        context_out: u64,
+    }
+    // The kernel takes no pointer to a packet of a type that has none.
+    let at = |bytes: &mut [u8]| if bytes.is_empty() { 0 } else { bytes.as_mut_ptr() as u64 };
+    let (packet_at, context_at) = (at(packet), at(context));
+    let mut attributes = TestRun {
+        program: program.as_raw_fd().cast_unsigned(),
+        result: 0,
+        packet_in_bytes: packet.len() as u32,
+        packet_out_bytes: packet.len() as u32,
+        packet_in: packet_at,
+        packet_out: packet_at,
+        repeat: 1,
+        duration: 0,
+        context_in_bytes: context.len() as u32,
+        context_out_bytes: context.len() as u32,
+        context_in: context_at,
+        context_out: context_at,
+    };
+    call(BPF_PROG_TEST_RUN, &mut attributes)?;
+    Ok(attributes.result)
 }

@@ -163,7 +163,7 @@ impl DeviceDetachment {
 /// `maps` is the directory of the shared maps: another one than usual while they are migrated.
 pub(super) fn instance(dir: &Path, maps: &Path, constants: &object::Constants) -> Result<Ebpf> {
     let (ports, forward) = (ports::pin(dir, constants.netns_cookie), dir.join(FORWARD));
-    let pins = object::MapPins { shared: Some(maps), ports: Some(&ports), forward: Some(&forward) };
+    let pins = object::MapPins { shared: Some(maps), ports: Some(&ports), forward: Some(&forward), dry: None };
     object::instance(pins, constants)
 }
 

@@ -113,6 +113,15 @@ pub enum KernelError {
         /// The version of the layout found there.
         found: u32,
     },
+    /// The attached programs are of another build than this process.
+    #[error(
+        "the attached programs are of another build ({}); use the pod-steer that attached them, or start the daemon of this one",
+        attached.as_deref().unwrap_or("unknown")
+    )]
+    OtherBuild {
+        /// Their build, if it is known.
+        attached: Option<String>,
+    },
     /// A map does not match any release.
     #[error(
         "the map `{}` does not match any release with kernel state {found}. End all steering with `pod-steer unload`, then start pod-steer again",

@@ -25,6 +25,7 @@ mod clsact;
 mod counters;
 mod destinations;
 mod devices;
+pub mod dry_run;
 mod elements;
 mod error;
 mod filling;

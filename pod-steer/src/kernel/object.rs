@@ -6,7 +6,7 @@ use std::{
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -96,8 +96,8 @@ pub const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tu
 pub(super) const FORWARD_MAPS: [&str; 6] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "LEFT"];
 
 /// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
-const LOG_DECISIONS: u8 = 4;
-const LOG_NOTHING: u8 = 0;
+pub(super) const LOG_DECISIONS: u8 = 4;
+pub(super) const LOG_NOTHING: u8 = 0;
 
 /// Constants and limits with which an instance is loaded.
 #[derive(Clone, Copy)]
@@ -108,9 +108,30 @@ pub(super) struct Constants {
     pub backends_max: u32,
 }
 
+/// The maps that the programs which choose only read: a dry run uses the pinned ones, and has all others for itself.
+const READ_BY_CHOICES: [&str; 11] = [
+    "RULES",
+    "TABLE_RULES",
+    "TABLES",
+    "SWITCHES",
+    "SOURCES",
+    "PROBES",
+    "LISTENERS",
+    "OWN_LISTENERS",
+    "OWN_SOURCES",
+    "DESTINATIONS",
+    "CANDIDATES",
+];
+/// The same of the maps of forwarding.
+const READ_BY_FORWARDERS: [&str; 2] = ["FORWARDED", "PEERS"];
+/// Entries of the maps that a dry run has for itself and writes to.
+const DRY_ENTRIES: u32 = 1_024;
+
 /// Where the maps of an instance are pinned. It has maps of its own in place of those that are not.
 #[derive(Clone, Copy, Default)]
 pub(super) struct MapPins<'a> {
+    /// For dry runs of packets that come by the device with this index: only the maps that are read are those that are pinned.
+    pub dry: Option<u32>,
     /// The directory of the shared ones.
     pub shared: Option<&'a Path>,
     /// The map of the ports of its namespace.
@@ -122,7 +143,10 @@ pub(super) struct MapPins<'a> {
 /// Loads an instance of the object.
 pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf> {
     let forwards = u64::from(pins.forward.is_some());
-    pins.forward.into_iter().for_each(drop_other_layouts);
+    if pins.dry.is_none() {
+        pins.forward.into_iter().for_each(drop_other_layouts);
+    }
+    let dry_ifindex = u64::from(pins.dry.unwrap_or(0));
     let listeners_max = u64::from(limits::limit("LISTENERS", SOCKETS_MAX));
     let mut loader = EbpfLoader::new();
     loader
@@ -134,6 +158,7 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
         .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
         .override_global("LISTENERS_MAX", &listeners_max, true)
         .override_global("FORWARDS", &forwards, true)
+        .override_global("DRY_IFINDEX", &dry_ifindex, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
         .map_max_entries("BACKEND_TOTALS", constants.backends_max)
         .map_max_entries("DESTINATIONS", constants.backends_max)
@@ -143,8 +168,10 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
     for (map, entries) in limits::chosen().iter().filter(|(map, _)| has_limit(map)) {
         loader.map_max_entries(map, *entries);
     }
+    let is_shared =
+        |map: &str| pins.dry.is_none() || READ_BY_CHOICES.contains(&map) || READ_BY_FORWARDERS.contains(&map);
     if let Some(shared) = pins.shared {
-        for map in MAPS {
+        for map in MAPS.into_iter().filter(|map| is_shared(map)) {
             loader.map_pin_path(map, shared.join(map));
         }
     }
@@ -154,7 +181,8 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
     };
     for map in FORWARD_MAPS {
         match pins.forward {
-            Some(forward) => loader.map_pin_path(map, forward.join(map)),
+            Some(forward) if is_shared(map) => loader.map_pin_path(map, forward.join(map)),
+            Some(_) => loader.map_max_entries(map, DRY_ENTRIES),
             None => loader.map_max_entries(map, 1),
         };
     }
@@ -162,6 +190,19 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
         loader.map_max_entries("PEERS", constants.backends_max);
     }
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
+}
+
+/// An instance for dry runs of the programs of a namespace. Every map that they could write to is one of its own, so a run changes nothing.
+pub(super) fn dry_instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf> {
+    let pinned = |dir: Option<&Path>, maps: &[&str]| -> Vec<PathBuf> {
+        dir.into_iter().flat_map(|dir| maps.iter().map(|map| dir.join(map)).collect::<Vec<_>>()).collect()
+    };
+    let needed = [pinned(pins.shared, &READ_BY_CHOICES), pinned(pins.forward, &READ_BY_FORWARDERS)].concat();
+    for pin in needed.into_iter().chain(pins.ports.map(Path::to_owned)) {
+        // The loader would create a map that is missing.
+        fs::metadata(&pin).map_err(KernelError::io("open", &pin))?;
+    }
+    instance(pins, constants)
 }
 
 /// Unpins the maps of forwarding that have other elements than those of this release, which no release makes: connections go on only if

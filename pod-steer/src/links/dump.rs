@@ -1,6 +1,6 @@
 //! Asks rtnetlink(7) for the devices, addresses and default routes of the namespace that the calling thread is in.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use super::message::{self, Address, Link, Message, Route};
 use crate::netlink;
@@ -74,6 +74,21 @@ impl Socket {
         Ok(v4.into_iter().chain(v6).collect())
     }
 
+    /// Index of the device by which packets to an address leave; that of the loopback device for an address of this machine. An error if
+    /// there is no route.
+    pub fn leaves_by(&mut self, ip: IpAddr) -> io::Result<Option<u32>> {
+        let mut found = None;
+        self.0.ask(&message::route_to(ip), &mut |message| {
+            match message {
+                Message::Hop(index) => found = Some(index),
+                Message::Route(route) => found = Some(route.index),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     /// The answer to a request for the number of a namespace.
     pub fn nsid(&mut self, request: &[u8]) -> io::Result<Option<i32>> {
         let mut found = None;
@@ -106,6 +121,9 @@ mod tests {
         assert_eq!(socket.link(i32::MAX.cast_unsigned()).unwrap(), None);
         let addresses = socket.addresses().unwrap();
         assert!(addresses.iter().all(|address| links.iter().any(|link| link.index == address.index)));
+        for loopback in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 83, 84, 1])] {
+            assert_eq!(socket.leaves_by(loopback).unwrap(), Some(lo.index), "{loopback}");
+        }
         let routes = socket.default_routes().unwrap();
         assert!(routes.len() <= 2 && routes.iter().all(|route| links.iter().any(|link| link.index == route.index)));
     }

@@ -27,6 +27,7 @@ const NSID_BYTES: usize = 4;
 const HOP_BYTES: usize = 8;
 
 /// Attributes of links, addresses, routes and namespace numbers.
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
@@ -37,6 +38,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
@@ -60,6 +62,8 @@ pub struct Link {
     pub index: u32,
     /// Its name, as it can be shown.
     pub name: String,
+    /// The first bytes of its address on its link layer, which for Ethernet are all.
+    pub layer_address: [u8; 6],
     /// The kernel's name of its kind (`veth`, `bridge`), as it can be shown; nothing for hardware and `lo`.
     pub kind: String,
     /// The kind of its link layer, one of `ARPHRD_` in `include/uapi/linux/if_arp.h`.
@@ -111,9 +115,11 @@ pub enum Message {
     Address(Address),
     /// A default route.
     Route(Route),
+    /// Any other route: the index of its device.
+    Hop(u32),
     /// The number of a namespace; negative if it has none.
     Nsid(i32),
-    /// Anything else, such as other routes.
+    /// Anything else.
     Other,
 }
 
@@ -137,6 +143,20 @@ pub fn addresses() -> Vec<u8> {
 /// The request for all routes.
 pub fn routes() -> Vec<u8> {
     request(RTM_GETROUTE, NLM_F_DUMP, &[0; ROUTE_BYTES], &[])
+}
+
+/// The request for the route to an address.
+pub fn route_to(ip: IpAddr) -> Vec<u8> {
+    let (family, octets) = match ip {
+        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+    };
+    let mut body = vec![0; ROUTE_BYTES];
+    body[..2].copy_from_slice(&[family as u8, 8 * octets.len() as u8]);
+    body.extend((4 + octets.len() as u16).to_ne_bytes());
+    body.extend(RTA_DST.to_ne_bytes());
+    body.extend(octets);
+    netlink::request(RTM_GETROUTE, NLM_F_ACK, &body)
 }
 
 /// The request for the number of the namespace behind a descriptor.
@@ -189,6 +209,7 @@ fn read_link(payload: &[u8]) -> Option<Message> {
     for (kind, value) in attributes(payload, LINK_BYTES) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_ADDRESS => link.layer_address.iter_mut().zip(value).for_each(|(own, byte)| *own = *byte),
             IFLA_LINK => link.link = number(value),
             IFLA_MASTER => link.master = number(value),
             IFLA_LINK_NETNSID => link.link_nsid = number(value).map(u32::cast_signed),
@@ -239,7 +260,10 @@ fn read_route(payload: &[u8]) -> Option<Message> {
         }
     }
     let is_default = (destination_bits, source_bits, kind) == (0, 0, RTN_UNICAST) && table == RT_TABLE_MAIN;
-    let Some(index) = index.filter(|_| is_default) else { return Some(Message::Other) };
+    let Some(index) = index else { return Some(Message::Other) };
+    if !is_default {
+        return Some(Message::Hop(index));
+    }
     Some(Message::Route(Route { is_v6: i32::from(family) == libc::AF_INET6, index, gateway, metric }))
 }
 

@@ -10,12 +10,13 @@ mod nsid;
 use std::{
     fs::File,
     io,
+    net::IpAddr,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
 };
 
 use crate::{
     ids::NetnsCookie,
-    kernel::Device,
+    kernel::{Device, dry_run::Arrival},
     netns::{self, Netns},
     sys,
     world::{Bridge, Unreached},
@@ -53,7 +54,7 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
             Message::Address(address) => found.addresses.push(address),
             Message::Route(route) => found.routes.push(route),
             Message::Nsid(nsid) => found.ingress = Some(nsid),
-            Message::Other => {}
+            Message::Hop(_) | Message::Other => {}
         }
         Ok(())
     });
@@ -66,6 +67,34 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
     let ingress = Netns { dev: 0, inode: 0, cookie: NetnsCookie(1) };
     let outside = |index| Ok(links.iter().find(|link: &&message::Link| link.index == index).cloned());
     find::bridge(&found, ingress, outside).ok()
+}
+
+/// The device of this name in the namespace of the calling thread, or that by which packets to the client leave. `None` if there is none.
+pub fn arrival(device: Option<&str>, client: IpAddr, destination: IpAddr) -> io::Result<Option<Arrival>> {
+    let mut socket = dump::Socket::open()?;
+    let links = socket.links()?;
+    let found = match device {
+        Some(name) => links.iter().find(|link| link.name == name),
+        None => match socket.leaves_by(client) {
+            Ok(index) => links.iter().find(|link| Some(link.index) == index),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL)) =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    let Some(link) = found else { return Ok(None) };
+    let master = links.iter().find(|other| Some(other.index) == link.master && other.kind == "vrf");
+    let mut lookup_index = master.map_or(link.index, |vrf| vrf.index);
+    if link.is_loopback {
+        // For a packet of this machine to itself, Linux takes the device that has the address (`inet_iif`, `ip6_rcv_core`).
+        let owner = socket.addresses()?.into_iter().find(|address| address.ip == destination);
+        lookup_index = owner.map_or(lookup_index, |address| address.index);
+    }
+    let message::Link { index, layer_address, .. } = *link;
+    Ok(Some(Arrival { index, name: link.name.clone(), layer_address, lookup_index }))
 }
 
 /// Link layers whose packets begin with an Ethernet header: `ARPHRD_ETHER`, `ARPHRD_LOOPBACK` (`include/uapi/linux/if_arp.h`).

@@ -72,6 +72,15 @@ pub fn attempt(target: SocketAddr, requests: u32, timeout: Duration) -> End {
 
 /// As [`attempt`], from a given address of the client.
 pub fn attempt_from(source: Option<IpAddr>, target: SocketAddr, requests: u32, timeout: Duration) -> End {
+    end_of(source.map(|source| SocketAddr::new(source, 0)), target, requests, timeout)
+}
+
+/// As [`attempt`] with one request, from a given address and port of the client.
+pub fn attempt_by(source: SocketAddr, target: SocketAddr, timeout: Duration) -> End {
+    end_of(Some(source), target, 1, timeout)
+}
+
+fn end_of(source: Option<SocketAddr>, target: SocketAddr, requests: u32, timeout: Duration) -> End {
     let mut answer = None;
     match try_attempt(source, target, requests, timeout, &mut answer) {
         Ok(()) => answer.map_or_else(|| End::Lost(Loss::Failed("a load of no requests".into()), None), End::Answered),
@@ -80,7 +89,7 @@ pub fn attempt_from(source: Option<IpAddr>, target: SocketAddr, requests: u32, t
 }
 
 fn try_attempt(
-    source: Option<IpAddr>,
+    source: Option<SocketAddr>,
     target: SocketAddr,
     requests: u32,
     timeout: Duration,
@@ -123,10 +132,10 @@ pub fn ask(stream: &mut TcpStream, target: SocketAddr, answered_before: bool) ->
     Ok((name, body.last))
 }
 
-fn connect_from(source: IpAddr, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+fn connect_from(source: SocketAddr, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    bind(&socket, &SocketAddr::new(source, 0))?;
+    bind(&socket, &source)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     match connect(&socket, &target) {
         Ok(()) => Ok(TcpStream::from(socket)),

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-pub use connection::{Answer, End, Loss, ask, attempt, attempt_from};
+pub use connection::{Answer, End, Loss, ask, attempt, attempt_by, attempt_from};
 pub use tally::{Logged, Tally};
 
 use crate::netns::NetNs;

@@ -35,7 +35,8 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 7] = [
+const LONG: [&str; 8] = [
+    "explain",
     "forward_deploys",
     "forward_flood",
     "forward_fronts",

@@ -92,7 +92,7 @@ fn default_routes_of_the_main_table() {
         Message::Route(Route { is_v6, index, gateway, metric }) => {
             Some((is_v6, index, gateway.map(|gateway| gateway.to_string()), metric))
         }
-        Message::Other => None,
+        Message::Hop(_) | Message::Other => None,
         other => panic!("{other:?}"),
     };
     let gateway = |ip: &str| Some(ip.to_owned());

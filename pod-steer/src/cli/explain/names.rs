@@ -1,0 +1,82 @@
+//! The names of services and backends, from the notes in the kernel; and the states of backends, if a daemon answers.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use pod_steer_ebpf::{NOTE_BACKEND, NOTE_SERVICE};
+use serde::Serialize;
+
+use super::super::{
+    block_on,
+    pinned::{Noted, parsed},
+};
+use crate::{
+    api::{client, types::Status},
+    kernel::{KernelError, Notes},
+    world::State,
+};
+
+/// The states are waited for so long: a daemon that hangs must not keep the answer back.
+const STATES_MAX: Duration = Duration::from_secs(1);
+
+/// A backend, by the names that operators use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its service.
+    #[serde(skip)]
+    pub service: String,
+    /// Its state, if a daemon has told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+}
+
+/// The names, by the indices of the kernel's tables.
+#[derive(Default)]
+pub struct Names {
+    /// The backends.
+    pub backends: BTreeMap<u32, Backend>,
+    /// The services.
+    pub services: BTreeMap<u32, String>,
+}
+
+impl Names {
+    /// Reads the notes that are pinned below `dir`, and asks the daemon at `socket`.
+    pub fn read(dir: &Path, socket: &Path) -> Result<Self, KernelError> {
+        let notes = Notes::open(dir)?;
+        let states = states(socket);
+        let noted = parsed::<Noted>(&notes, NOTE_BACKEND).into_iter();
+        let backends = noted.map(|(index, Noted { id, name, spec, .. })| {
+            let state = states.get(&id).copied();
+            (index, Backend { name, version: spec.version, service: spec.service, state })
+        });
+        let services = notes.read(NOTE_SERVICE).into_iter();
+        let services = services.filter_map(|(index, name)| Some((index, String::from_utf8(name).ok()?)));
+        Ok(Self { backends: backends.collect(), services: services.collect() })
+    }
+
+    /// The backend with this index, or a name for one that is not noted.
+    pub fn backend(&self, index: u32) -> Backend {
+        self.backends.get(&index).cloned().unwrap_or_else(|| Backend {
+            name: format!("backend {index}"),
+            version: "unknown".to_owned(),
+            service: String::new(),
+            state: None,
+        })
+    }
+
+    /// The name of a service.
+    pub fn service(&self, index: u32) -> String {
+        self.services.get(&index).cloned().unwrap_or_else(|| format!("service {index}"))
+    }
+}
+
+/// The state of each backend by its id; nothing without a daemon, or if it does not tell this user.
+fn states(socket: &Path) -> BTreeMap<String, State> {
+    let asked = async { Ok(tokio::time::timeout(STATES_MAX, client::get::<Status>(socket, "/v1/status")).await) };
+    let Ok(Ok(Ok(status))) = block_on(asked) else { return BTreeMap::new() };
+    let backends = status.services.into_iter().flat_map(|service| service.backends);
+    backends.map(|backend| (backend.id, backend.state)).collect()
+}
