@@ -66,7 +66,7 @@ pub enum Command {
     /// Show which socket the kernel programs choose for a client's packet, and why: pod-steer explain tcp SOURCE DESTINATION
     ///
     /// The programs that are attached are run on the packet of a new connection, with the tables that they use. That counts nothing and
-    /// reaches no server. Neither needs a daemon.
+    /// reaches no server. No daemon is needed.
     Explain(ExplainArgs),
     /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
@@ -209,7 +209,7 @@ pub struct DoctorArgs {
 /// `pod-steer config`
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a configuration file: prints one line for each error and exits with 2, or prints `ok`
+    /// Check a configuration file: prints the error with its line and exits with 2, or prints `ok`
     Check {
         /// The file [default: /etc/pod-steer.toml]
         file: Option<PathBuf>,

@@ -85,7 +85,9 @@ pub fn run(first: &Path, next: &Path) -> Result<()> {
     say::note("the daemon has started at boot, and the operator's decision is in force");
 
     say::heading("it is removed, and purged");
-    machine.run("apt-get remove -y -qq pod-steer 2>&1 | grep -i 'unload\\|error'")?;
+    machine.run(
+        "apt-get remove -y -qq pod-steer >/tmp/removed 2>&1 && cat /tmp/removed && grep -q unloaded: /tmp/removed",
+    )?;
     purged::steers_nothing(&machine)?;
     ensure!(machine.succeeds("test -e /etc/pod-steer.toml")?, "removing keeps the settings");
     machine.run("apt-get purge -y -qq pod-steer >/dev/null 2>&1")?;

@@ -18,7 +18,7 @@ getent group | sed 's/^/group /'
 ls -A /sys/fs/bpf | grep -v '\\.debug$' | sed 's/^/pin /'
 ls -d /sys/fs/cgroup/*/ | grep pod-steer | sed 's/^/cgroup /'
 { iptables-save; ip6tables-save; } | grep -i '0x40000000' | sed 's/^/rule /'
-tc filter show dev lo ingress | sed 's/^/filter /'
+for device in /sys/class/net/*; do tc filter show dev ${device##*/} ingress; done 2>/dev/null | sed 's/^/filter /'
 true";
 
 /// What there is.
