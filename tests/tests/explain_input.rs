@@ -132,6 +132,7 @@ fn bad_input_is_one_line_and_changes_nothing() -> Result<()> {
         (&["tcp", from, "127.0.0.1:65536"], "use ADDRESS:PORT"),
         (&["tcp", from, "0.0.0.0:80"], "no connection has the address 0.0.0.0"),
         (&["tcp", from, "[::1]:80"], "are of two families"),
+        (&["tcp", from, "198.51.100.1:80"], "198.51.100.1 is no address of this network namespace"),
         (&["tcp", from, to, "--device", "eth\u{1b}[31m9"], "there is no network device `eth"),
         (&["tcp", "203.0.113.5:4711", to], "no route to the client 203.0.113.5; name the device with --device"),
         (&["tcp", from, to, "--namespace", missing], "cannot enter the network namespace `/nonexistent`"),

@@ -162,7 +162,9 @@ pub enum Verdict {
 
 /// Computes the choice for a packet. `device` is the device by which it comes, if a program there forwards packets.
 pub fn path(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path {
-    if let Some(device) = device.filter(|_| tables.is_forwarded(packet.local_port as u16)) {
+    let is_forwarded =
+        |device: &u32| tables.is_forwarded(packet.local_port as u16) && (*device == LOOPBACK || !is_on_link(packet));
+    if let Some(device) = device.filter(is_forwarded) {
         // A program of a device looks at a packet's own device, not at its VRF.
         let packet = Packet { ifindex: device, ..*packet };
         let at_device = choice(tables, &packet, Some(device));
@@ -171,6 +173,12 @@ pub fn path(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path 
         }
     }
     choice(tables, packet, None)
+}
+
+/// Whether one of its addresses is valid on a single link: such a packet is not forwarded.
+fn is_on_link(packet: &Packet) -> bool {
+    let is_link_local = |address: &[u32; 4]| u32::from_be(address[0]) >> 22 == 0xfe80 >> 6;
+    packet.family != u32::from(FAMILY_V4) && (is_link_local(&packet.remote) || is_link_local(&packet.local))
 }
 
 fn choice(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path {

@@ -69,6 +69,17 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
     find::bridge(&found, ingress, outside).ok()
 }
 
+/// Whether packets to an address are for the namespace of the calling thread, and are not forwarded.
+pub fn is_local(ip: IpAddr) -> io::Result<bool> {
+    let mut socket = dump::Socket::open()?;
+    // An address of a VRF has no route outside of it.
+    if socket.addresses()?.iter().any(|address| address.ip == ip) {
+        return Ok(true);
+    }
+    let loopback = socket.links()?.into_iter().find(|link| link.is_loopback).map(|link| link.index);
+    Ok(socket.leaves_by(ip).is_ok_and(|index| index.is_some() && index == loopback))
+}
+
 /// The device of this name in the namespace of the calling thread, or that by which packets to the client leave. `None` if there is none.
 pub fn arrival(device: Option<&str>, client: IpAddr, destination: IpAddr) -> io::Result<Option<Arrival>> {
     let mut socket = dump::Socket::open()?;
@@ -78,7 +89,10 @@ pub fn arrival(device: Option<&str>, client: IpAddr, destination: IpAddr) -> io:
         None => match socket.leaves_by(client) {
             Ok(index) => links.iter().find(|link| Some(link.index) == index),
             Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL)) =>
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES)
+                ) =>
             {
                 None
             }

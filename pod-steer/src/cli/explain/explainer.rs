@@ -34,8 +34,8 @@ use crate::{
 const PORT_FIRST: u16 = 32_768;
 const PORT_STEP: u16 = 28;
 const PORTS: u16 = 1_000;
-/// So often a packet is tried again, with the tables read anew, if the tables lead to another choice than the programs'. A daemon may have
-/// changed them in between.
+/// How many more times a packet is tried, with the tables read anew, if the tables lead to another choice than the programs'. A daemon may
+/// have changed them in between.
 const TRIES: usize = 3;
 
 /// Explains packets that come to one network namespace, which is that of the calling thread.
@@ -79,7 +79,8 @@ impl<'a> Explainer<'a> {
         for number in 0..if source.port.is_none() { PORTS } else { 0 } {
             syn.source.set_port(PORT_FIRST + number * PORT_STEP);
             let of_port = self.find(&syn, device_forwards)?;
-            difference = difference.or_else(|| self.difference(&of_port));
+            difference =
+                difference.or_else(|| Some(format!("{} for port {}", self.difference(&of_port)?, syn.source.port())));
             let choice = self.chosen(&of_port);
             match ports.iter_mut().find(|ports| ports.choice == choice) {
                 Some(ports) => ports.count += 1,
@@ -108,8 +109,14 @@ impl<'a> Explainer<'a> {
 
     fn arrival(&self, source: Source, destination: SocketAddr) -> Result<Arrival, Failure> {
         let device = self.args.device.as_deref();
-        let found = links::arrival(device, source.ip, destination.ip())
-            .map_err(|error| Failure::Input(format!("cannot read the network devices: {error}")))?;
+        let unread = |error| Failure::Input(format!("cannot read the network devices and routes: {error}"));
+        if !links::is_local(destination.ip()).map_err(unread)? {
+            let ip = destination.ip();
+            return Err(Failure::Input(format!(
+                "{ip} is no address of this network namespace; name one that packets have when they arrive here"
+            )));
+        }
+        let found = links::arrival(device, source.ip, destination.ip()).map_err(unread)?;
         found.ok_or_else(|| {
             Failure::Input(match device {
                 Some(device) => format!("there is no network device `{device}` in this network namespace"),
