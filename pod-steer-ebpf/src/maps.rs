@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, CANDIDATES_MAX, Candidate, CandidateKey, Destination, EVENTS_BYTES, Event,
-    FLOWS_MAX, FORWARDED_WORDS, Flow, Hidden, LOST_EVENTS, LOST_MAX, Left, ListenRate, MANAGED_PORTS_MAX, MISSES_MAX,
+    FLOWS_MAX, FORWARDED_WORDS, Flow, Hidden, LOST_EVENTS, LOST_MAX, ListenRate, MANAGED_PORTS_MAX, MISSES_MAX,
     ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX,
     OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PENDING_MAX, PORT_USERS_MAX, PORT_WORDS,
-    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
+    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Reply, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
     ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, Tuple, block_of,
 };
 
@@ -172,9 +172,9 @@ pub static PENDING: LruHashMap<Tuple, Flow, { PENDING_MAX as usize }> = LruHashM
 #[btf_map]
 pub static MISSES: LruHashMap<Tuple, u64, { MISSES_MAX as usize }> = LruHashMap::new();
 
-/// The last reply that each processor has left to the kernel's forwarding.
+/// The last reply of each processor that the kernel forwards.
 #[btf_map]
-pub static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();
+pub static REPLY: PerCpuArray<Reply, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { BACKENDS_MAX_DEFAULT as usize }> = PerCpuArray::new();

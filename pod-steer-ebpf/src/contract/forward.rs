@@ -110,10 +110,10 @@ pub const FLOW_ADOPTED: u32 = 32;
 /// The client's packets are handed over into the container's namespace, past the kernel's forwarding.
 pub const FLOW_PEER: u32 = 64;
 
-/// What a reply becomes where it leaves, as the program found that saw it come in. Its layout never changes, as that of [`Flow`].
+/// The rewrite of a reply, computed at ingress and applied at egress. Its layout never changes, as that of [`Flow`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct Reply {
     /// The reply as it came.
     pub tuple: Tuple,
     /// What it becomes.
@@ -124,7 +124,7 @@ pub struct Left {
     pub flags: u32,
     /// Index of the service.
     pub service: u32,
-    /// Where its TCP header begins; zero if no reply was left yet.
+    /// Where its TCP header begins; zero if there was no reply yet.
     pub tcp: u32,
 }
 

@@ -14,9 +14,9 @@ mod fragments;
 mod headers;
 mod icmp;
 mod known;
-mod left;
 mod local;
 mod ports;
+mod replies;
 mod rewrite;
 mod routes;
 mod sockets;
@@ -120,7 +120,7 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         if service != NONE {
             // It is rewritten where it leaves, and its mark lets it get there.
             if work.fragment == 0 {
-                left::leave(work, service);
+                replies::store(work, service);
             } else {
                 (work.to, work.device) = (work.tuple, 0);
                 fragments::note(work, false);
@@ -183,9 +183,12 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
     }
     match look(ctx, l2, skb.protocol) {
         Look::Tcp(ports) if is_forwarded(ports.source, true) => {
-            if let Some(left) = left::take(ctx, l2, skb.protocol) {
-                let done = rewrite::rewrite(ctx, l2, &left.tuple, &left.to, left.tcp);
-                return if done { NEXT } else { dropped(left.service) };
+            // The mark tells that the program which saw it come in knew it.
+            if skb.mark & FORWARD_MARK != 0
+                && let Some(reply) = replies::stored(ctx, l2, skb.protocol)
+            {
+                let done = rewrite::rewrite(ctx, l2, &reply.tuple, &reply.to, reply.tcp);
+                return if done { NEXT } else { dropped(reply.service) };
             }
         }
         Look::Tcp(ports) if ports.begins && skb.mark & FORWARD_MARK == 0 && is_forwarded(ports.destination, true) => {}

@@ -14,7 +14,7 @@ use aya::{
     maps::{Array, CgroupStorage, Map, MapData, MapError, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Flow, Hidden, Left, Meta, SOCKETS_MAX, Tuple};
+use pod_steer_ebpf::{ABI_VERSION, Flow, Hidden, Meta, Reply, SOCKETS_MAX, Tuple};
 
 use super::{
     Kernel, KernelError, Opened, Result,
@@ -93,7 +93,7 @@ const PROGRAMS: [&str; 9] = [
 pub const FORWARDERS: [&str; 4] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel"];
 
 /// The maps that only programs of such a namespace use.
-pub(super) const FORWARD_MAPS: [&str; 6] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "LEFT"];
+pub(super) const FORWARD_MAPS: [&str; 6] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "REPLY"];
 
 /// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
 pub(super) const LOG_DECISIONS: u8 = 4;
@@ -212,7 +212,7 @@ fn drop_other_layouts(forward: &Path) {
         "FORWARDED" => [4, 8],
         "PEERS" => [4, 4],
         "MISSES" => [size_of::<Tuple>(), 8],
-        "LEFT" => [4, size_of::<Left>()],
+        "REPLY" => [4, size_of::<Reply>()],
         _ => [size_of::<Tuple>(), size_of::<Flow>()],
     };
     for map in FORWARD_MAPS {
