@@ -142,14 +142,14 @@ impl Scene {
         Ok(answers)
     }
 
-    /// Who answers a real client; `refused`, or `nobody` within the patience.
+    /// Who answers a real client; `refused`, or `no answer` within the patience.
     fn connect(&self, (from, to): (SocketAddr, SocketAddr)) -> Result<String> {
         let is_local = LOCAL.contains(&from.ip().to_string().as_str());
         let ns = if is_local { self.stage.host.net() } else { &self.client.ns };
         match ns.run(|| attempt_by(from, to, PATIENCE)) {
             End::Answered(answer) => Ok(answer.name),
             End::Lost(Loss::Refused, _) => Ok("refused".to_owned()),
-            End::Lost(Loss::ConnectTimedOut, _) => Ok("nobody".to_owned()),
+            End::Lost(Loss::ConnectTimedOut, _) => Ok("no answer".to_owned()),
             End::Lost(loss, _) => anyhow::bail!("{from} to {to}: {loss:?}"),
         }
     }
@@ -163,13 +163,13 @@ impl Scene {
             let expected = match kind {
                 "socket" | "forwarded" => choice["backend"]["name"].as_str().unwrap_or_default(),
                 "refused" => "refused",
-                "paused" => "nobody",
+                "paused" => "no answer",
                 // Nothing listens there, or only for clients of another device: whether Linux refuses them is its own matter.
                 "passed" if [FREE, OF_DEVICE].contains(&packet.1.port()) => "no server",
                 _ => "another kind",
             };
             let answered = match self.connect(*packet)? {
-                none if expected == "no server" && ["refused", "nobody"].contains(&&*none) => expected.to_owned(),
+                none if expected == "no server" && ["refused", "no answer"].contains(&&*none) => expected.to_owned(),
                 answered => answered,
             };
             ensure!(answered == expected, "{name}: {answered} answered {packet:?}, and explain said\n{answer:#}");
