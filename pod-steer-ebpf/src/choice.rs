@@ -8,6 +8,17 @@ const GOLDEN: u64 = 0x9E37_79B9;
 /// 2^64 divided by the golden ratio.
 const GOLDEN_64: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// Whether one of a packet's addresses is valid on a single link (`fe80::/10`): such a packet is not forwarded.
+#[inline(always)]
+pub const fn is_on_link(family: u32, source: &[u32; 4], destination: &[u32; 4]) -> bool {
+    family != FAMILY_V4 as u32 && (is_link_local(source) || is_link_local(destination))
+}
+
+#[inline(always)]
+const fn is_link_local(address: &[u32; 4]) -> bool {
+    u32::from_be(address[0]) >> 22 == 0xfe80 >> 6
+}
+
 /// The fields of a packet that a choice depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {

@@ -8,6 +8,7 @@ use super::{
     headers::{FRAGMENT_ID, IPV4_DESTINATION, IPV4_SOURCE, Work},
     leave, local, now,
     rewrite::ipv4_header_address,
+    routes::Hop,
 };
 
 /// Packets of which fragments may be under way. Devices that come later have a map of their own: the fragments of a
@@ -93,5 +94,5 @@ pub fn follow(ctx: &TcContext, l2: usize, work: &Work, leaves: bool, mark: u32) 
     if leaves {
         return NEXT;
     }
-    leave(ctx, became.device, local::end(became.peer), mark)
+    leave(ctx, became.device, &Hop::UNKNOWN, local::end(became.peer), mark)
 }

@@ -3,6 +3,8 @@
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, NONE, PROTO_TCP, Tuple};
 
+use super::routes::Hop;
+
 /// Of `skb->protocol`, in network byte order.
 pub const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 pub const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
@@ -59,6 +61,8 @@ pub struct Work {
     pub sequence: u32,
     /// [`Flow::device`] of the packet's flow.
     pub device: u32,
+    /// The next hop behind `device`.
+    pub hop: Hop,
     /// The backend into or out of whose namespace the packet is handed over, or [`NONE`].
     pub peer: u32,
     /// Where the IP header begins.
@@ -73,9 +77,17 @@ pub struct Work {
     pub icmp: u32,
     /// Where the quoted packet begins.
     pub quoted: u32,
+    /// Of a SYN: [`FORMER_KEPT`] and others, the entries that were found under its keys.
+    pub former: u32,
     /// Not zero for a fragment of an IPv4 packet. All but the first have no TCP header.
     pub fragment: u32,
 }
+
+/// In [`Work::former`]: an entry of the client's direction that nothing evicts, one that may be evicted, and one of the reply's direction that
+/// nothing evicts.
+pub const FORMER_KEPT: u32 = 1;
+pub const FORMER_PENDING: u32 = 2;
+pub const FORMER_REPLY: u32 = 4;
 
 /// One for each processor. Packets are handled with softirqs disabled, so no other packet comes between.
 #[btf_map]
@@ -101,6 +113,7 @@ impl Work {
         };
         let Some(ip) = ip else { return false };
         (self.fragment, self.device, self.peer, self.l2) = (ip.fragment, 0, NONE, l2 as u32);
+        self.hop = Hop::UNKNOWN;
         match ip.protocol {
             PROTO_TCP if self.is_later() => {
                 (self.tuple, self.flags, self.icmp) = (ip.tuple, 0, 0);

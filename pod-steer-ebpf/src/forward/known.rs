@@ -1,12 +1,12 @@
 //! Finds the connection that a packet belongs to, and keeps the entries of both its directions.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
 use pod_steer_ebpf::{FLOW_FIN, FLOW_FIN_REPLY, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Tuple};
 
 use super::{
     REPEAT, adopt,
-    headers::{ACK, FIN, RST, Work},
-    now,
+    headers::{ACK, FIN, RST, SYN, Work},
+    local, now,
     sockets::{NO_SOCKET, TCP_NEW_SYN_RECV, is_alive, state},
 };
 use crate::maps::{FLOWS, PENDING, SERVICE_COUNTERS, count, is_listening};
@@ -19,6 +19,9 @@ const SEEN_EVERY_NS: u64 = 1_000_000_000;
 pub fn towards(flow: &Flow) -> Option<u32> {
     if flow.flags & FLOW_LOCAL == 0 { Some(flow.service) } else { None }
 }
+
+/// The error of an entry that is there already (`include/uapi/asm-generic/errno-base.h`).
+const EEXIST: i32 = 17;
 
 /// Neither map has the connection.
 const UNKNOWN: u32 = NONE - 3;
@@ -60,7 +63,7 @@ fn of_kept_client(ctx: &TcContext, work: &mut Work) -> u32 {
     }
     // Another container may have got the address of one that has ended.
     if work.is_due != 0 && state(ctx, &work.to, nsid) == NO_SOCKET {
-        forget(&work.tuple, &work.to);
+        forget(&work.tuple, &work.to.reversed());
         return NONE;
     }
     service
@@ -70,7 +73,8 @@ fn of_kept_client(ctx: &TcContext, work: &mut Work) -> u32 {
 #[inline(never)]
 pub fn from_server(work: &mut Work) -> u32 {
     work.tuple.reply = 1;
-    let service = note_kept(work, FLOW_FIN_REPLY);
+    // The connection of a SYN's answer is rarely kept already.
+    let service = if work.flags & SYN != 0 { UNKNOWN } else { note_kept(work, FLOW_FIN_REPLY) };
     if service != UNKNOWN {
         return service;
     }
@@ -115,22 +119,32 @@ fn refuses_syn(work: &Work) -> bool {
     work.flags & (RST | ACK) == RST | ACK && work.sequence == 0
 }
 
-/// The connection has ended, or somebody says so: its entries may be evicted from now on. If it goes on, they are kept again.
+/// The connection has ended, or a packet says so: its entries may be evicted from now on. If it goes on, they are kept again.
 #[inline(never)]
 fn demote(work: &mut Work) {
-    let other = work.to.reversed();
-    // SAFETY: the entry is copied; another processor may change its time and flags.
-    if let Some(flow) = unsafe { FLOWS.get(&work.tuple) } {
-        work.flow = *flow;
-        let _ = PENDING.insert(&work.tuple, &work.flow, 0);
-        let _ = FLOWS.remove(&work.tuple);
+    let (other, noted) = (work.to.reversed(), work.noted & (ENDS | FLOW_RST));
+    release(&work.tuple, &other, noted, &mut work.flow);
+    release(&other, &work.tuple, noted & ENDS, &mut work.flow);
+}
+
+/// Removes an entry that nothing evicts, and notes the ends of its connection in the one that it was made from. If that was evicted, or is
+/// of another connection, it is written anew by way of `copy`.
+#[inline(always)]
+fn release(key: &Tuple, origin: &Tuple, ends: u32, copy: &mut Flow) {
+    match PENDING.get_ptr_mut(key) {
+        // SAFETY: the verifier checked the pointer. At worst another connection takes its place just now; then that one is kept anew.
+        Some(flow) if local::same(unsafe { &(*flow).to }, origin) => unsafe {
+            (*flow).flags = (*flow).flags & !(ENDS | FLOW_RST) | ends;
+            (*flow).seen_ns = now();
+        },
+        _ => {
+            // SAFETY: the entry is copied; another processor may change its time and flags.
+            let Some(flow) = (unsafe { FLOWS.get(key) }) else { return };
+            *copy = *flow;
+            let _ = PENDING.insert(key, copy, 0);
+        }
     }
-    // SAFETY: the same.
-    if let Some(flow) = unsafe { FLOWS.get(&other) } {
-        work.flow = *flow;
-        let _ = PENDING.insert(&other, &work.flow, 0);
-        let _ = FLOWS.remove(&other);
-    }
+    let _ = FLOWS.remove(key);
 }
 
 /// Copies an entry of a connection that is not established. It may be evicted at any time, and another may take its place in memory: so it
@@ -201,25 +215,20 @@ fn ends_of(key: &Tuple) -> u32 {
 /// there is no room; then other entries stay as they are.
 #[inline(never)]
 pub fn keep(ifindex: u32, work: &mut Work) -> bool {
-    // SAFETY: only the presence of an entry matters.
-    if unsafe { FLOWS.get(&work.tuple) }.is_some() {
-        // Another processor has kept it meanwhile, and may have noted an end in its entries.
-        return true;
+    if let Err(error) = FLOWS.insert(&work.tuple, &work.flow, BPF_NOEXIST.into()) {
+        // Another processor may have kept it meanwhile, and may have noted an end in its entries.
+        return error == -EEXIST;
     }
     let back = work.to.reversed();
     reply(ifindex, work);
     let written = FLOWS.insert(&back, &work.flow, 0).is_ok();
     request(work);
     if !written {
+        let _ = FLOWS.remove(&work.tuple);
         return false;
     }
-    if FLOWS.insert(&work.tuple, &work.flow, 0).is_err() {
-        let _ = FLOWS.remove(&back);
-        return false;
-    }
+    // The entries that may be evicted stay, and are read no more while these are there.
     let noted = pending_flags(&work.tuple) | pending_flags(&back);
-    let _ = PENDING.remove(&work.tuple);
-    let _ = PENDING.remove(&back);
     if noted & !work.flow.flags != 0 {
         // Another processor has noted an end since the entry was read.
         if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
@@ -266,9 +275,11 @@ fn request(work: &mut Work) {
 
 /// Removes a connection's entries.
 #[inline(always)]
-pub fn forget(tuple: &Tuple, to: &Tuple) {
-    let _ = FLOWS.remove(tuple);
-    let _ = FLOWS.remove(to.reversed());
+fn forget(tuple: &Tuple, back: &Tuple) {
+    for key in [tuple, back] {
+        let _ = FLOWS.remove(key);
+        let _ = PENDING.remove(key);
+    }
 }
 
 /// A client connects to the container itself: what is left of a connection between the same two ports must not catch its replies.

@@ -3,6 +3,8 @@
 //! its namespace, and the replies to the device that they came by: neither passes a FORWARD chain. Where the server could
 //! not answer the client's own address, it sees the address of this machine on its link instead.
 
+use core::ptr;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT},
@@ -15,8 +17,8 @@ use pod_steer_ebpf::{
 };
 
 use super::{
-    headers::Work,
-    routes::{Route, route},
+    headers::{FORMER_REPLY, Work},
+    routes::{Hop, Route, route},
     sockets::{is_connection, state},
 };
 use crate::{
@@ -126,7 +128,10 @@ pub fn has_port(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
 fn is_taken(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
     work.to = work.flow.to.reversed();
     // SAFETY: the fields are copied; another processor may change the time alone.
-    let (ours, is_young) = match unsafe { FLOWS.get(&work.to).or_else(|| PENDING.get(&work.to)) } {
+    let kept = unsafe { FLOWS.get(&work.to) };
+    work.former = work.former & !FORMER_REPLY | if kept.is_some() { FORMER_REPLY } else { 0 };
+    // SAFETY: the same.
+    let (ours, is_young) = match kept.or_else(|| unsafe { PENDING.get(&work.to) }) {
         Some(other) => (same(&other.to, &work.tuple), now.wrapping_sub(other.seen_ns) < YOUNG_NS),
         None => (false, false),
     };
@@ -153,12 +158,13 @@ pub fn end(backend: u32) -> u32 {
     unsafe { PEERS.get(backend) }.copied().unwrap_or(0)
 }
 
-/// Index of the device by which the reply of a server behind this device leaves; zero if there is no route.
+/// Sets the device by which the reply of a server behind this device leaves, and its next hop. No device if there is no route.
 #[inline(never)]
-pub fn leaves_by(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> u32 {
-    let Route { verdict, device } = route(ctx, ifindex, tuple);
+pub fn route_reply(ctx: &TcContext, ifindex: u32, work: &mut Work) {
+    let Route { verdict, device, hop } = route(ctx, ifindex, &work.tuple);
     let routed = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH].map(i64::from);
-    if verdict == routed[0] || verdict == routed[1] { device } else { 0 }
+    work.device = if verdict == routed[0] || verdict == routed[1] { device } else { 0 };
+    work.hop = hop;
 }
 
 /// Hands a rewritten packet over to the other end of a pair.
@@ -182,9 +188,16 @@ pub fn fits(ctx: &TcContext, device: u32) -> bool {
         || unsafe { generated::bpf_check_mtu(ctx.as_ptr().cast(), device, &raw mut mtu, 0, MTU_OF_SEGMENTS) } == 0
 }
 
-/// Hands a rewritten packet over to a device.
+/// Hands a rewritten packet over to a device, for this next hop.
 #[inline(always)]
-pub fn redirect(device: u32) -> i32 {
+pub fn redirect(device: u32, hop: &Hop) -> i32 {
     // SAFETY: without parameters the helper looks up the next hop. Since Linux 5.10.
-    verdict(unsafe { generated::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) })
+    verdict(unsafe {
+        if hop.family == 0 {
+            generated::bpf_redirect_neigh(device, ptr::null_mut(), 0, 0)
+        } else {
+            let params = ptr::from_ref(hop).cast_mut().cast();
+            generated::bpf_redirect_neigh(device, params, size_of::<Hop>() as i32, 0)
+        }
+    })
 }

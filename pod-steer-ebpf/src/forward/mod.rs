@@ -36,6 +36,7 @@ use pod_steer_ebpf::{FLOW_LOCAL, FORWARD_MARK, NONE, Tuple, forwarded_place};
 use self::{
     headers::Work,
     ports::{Look, look},
+    routes::Hop,
 };
 use crate::{
     maps::{FORWARDED, PENDING, SERVICE_COUNTERS, count, differ},
@@ -111,7 +112,7 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         }
         if service != NONE && work.peer != NONE {
             // Past the kernel's forwarding, and by where its routes say.
-            work.device = local::leaves_by(ctx, skb.ifindex, &work.tuple);
+            local::route_reply(ctx, skb.ifindex, work);
             work.peer = NONE;
         }
         if service != NONE && work.device != 0 && local::fits(ctx, work.device) {
@@ -159,17 +160,17 @@ fn hand_over(ctx: &TcContext, l2: usize, work: &Work, service: u32, mark: u32) -
         return dropped(service);
     }
     fragments::note(work, false);
-    leave(ctx, work.device, local::end(work.peer), mark)
+    leave(ctx, work.device, &work.hop, local::end(work.peer), mark)
 }
 
 /// Hands a packet over to the other end of this pair, or to a device; without either, the kernel forwards it.
 #[inline(always)]
-fn leave(ctx: &TcContext, device: u32, end: u32, mark: u32) -> i32 {
+fn leave(ctx: &TcContext, device: u32, hop: &Hop, end: u32, mark: u32) -> i32 {
     if end != 0 {
         return local::into(end);
     }
     ctx.set_mark(mark | FORWARD_MARK);
-    if device == 0 { NEXT } else { local::redirect(device) }
+    if device == 0 { NEXT } else { local::redirect(device, hop) }
 }
 
 /// The IP header begins at `l2`.
@@ -232,7 +233,7 @@ fn error(ctx: &TcContext, l2: usize, work: &Work, is_ours: bool, comes_in: bool,
     if !icmp::translate(ctx, l2, work, comes_in) {
         return TC_ACT_SHOT;
     }
-    if comes_in { leave(ctx, 0, local::end(work.peer), mark) } else { NEXT }
+    if comes_in { leave(ctx, 0, &Hop::UNKNOWN, local::end(work.peer), mark) } else { NEXT }
 }
 
 /// A packet of which some may have been rewritten, and some has not.

@@ -11,6 +11,23 @@ pub struct Route {
     pub verdict: i64,
     /// Index of the device by which it leaves.
     pub device: u32,
+    /// Its next hop on the link of that device.
+    pub hop: Hop,
+}
+
+/// The parameters of `bpf_redirect_neigh`, as `bpf_redir_neigh` in `include/uapi/linux/bpf.h` has them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Hop {
+    /// `AF_INET` or `AF_INET6`; zero if it is not known.
+    pub family: u32,
+    /// In network byte order, IPv4 in the first word.
+    pub address: [u32; 4],
+}
+
+impl Hop {
+    /// The helper finds it by the packet's destination.
+    pub const UNKNOWN: Self = Self { family: 0, address: [0; 4] };
 }
 
 /// The route of a packet with these addresses and ports that comes by a device.
@@ -28,5 +45,8 @@ pub fn route(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> Route {
     // SAFETY: the context and the parameters are valid.
     let verdict =
         unsafe { generated::bpf_fib_lookup(ctx.as_ptr().cast(), &raw mut fib, size_of::<bpf_fib_lookup>() as i32, 0) };
-    Route { verdict, device: fib.ifindex }
+    // The kernel has replaced the destination by the gateway, if there is one. That of an IPv4 route may be one of IPv6.
+    // SAFETY: all variants are plain bytes.
+    let hop = Hop { family: fib.family.into(), address: unsafe { fib.__bindgen_anon_4.ipv6_dst } };
+    Route { verdict, device: fib.ifindex, hop }
 }

@@ -3,11 +3,12 @@
 use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
 use pod_steer_ebpf::{
     Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET,
+    is_on_link,
 };
 
 use super::{
     REPEAT,
-    headers::Work,
+    headers::{FORMER_KEPT, FORMER_PENDING, FORMER_REPLY, Work},
     known,
     local::{self, LOOPBACK},
     now,
@@ -50,7 +51,9 @@ const ANEW: u32 = NONE - 1;
 #[inline(never)]
 fn again(ctx: &TcContext, work: &mut Work) -> u32 {
     let now = now();
-    if known::pending(&work.tuple, &mut work.flow).is_some()
+    let is_pending = known::pending(&work.tuple, &mut work.flow).is_some();
+    work.former = if is_pending { FORMER_PENDING } else { 0 };
+    if is_pending
         // Another connection from the same port begins with another number.
         && work.flow.sequence == work.sequence
         && now.wrapping_sub(work.flow.seen_ns) < RETRANSMITTED_NS
@@ -71,6 +74,7 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
         if is_current && is_alive(state(ctx, &work.to, nsid), NO_SOCKET) {
             return service;
         }
+        work.former |= FORMER_KEPT;
         // Its entries tell that what the server has in TIME_WAIT came by this very port and address.
     }
     work.flow = Flow { to: work.tuple, seen_ns: now, backend: NONE, sequence: work.sequence, ..Flow::default() };
@@ -105,7 +109,11 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         let _ = PENDING.remove(&work.tuple);
         return NONE;
     }
-    let _ = MISSES.remove(&work.tuple);
+    // Most SYNs have none, and a removal takes a lock.
+    // SAFETY: only the presence of an entry matters.
+    if unsafe { MISSES.get(&work.tuple) }.is_some() {
+        let _ = MISSES.remove(&work.tuple);
+    }
     if work.flow.flags & FLOW_LOCAL != 0 {
         forget_former(work);
         let _ = PENDING.insert(&work.tuple, &work.flow, 0);
@@ -121,7 +129,9 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     }
     forget_former(work);
     work.to = work.flow.to;
-    let _ = FLOWS.remove(work.to.reversed());
+    if work.former & FORMER_REPLY != 0 {
+        let _ = FLOWS.remove(work.to.reversed());
+    }
     if !known::hold(ifindex, work) {
         return NONE;
     }
@@ -136,11 +146,16 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
 /// same port whose TIME_WAIT its server has.
 #[inline(never)]
 fn forget_former(work: &mut Work) {
-    // SAFETY: the field is copied, and never changes.
-    if let Some(former) = unsafe { FLOWS.get(&work.tuple) } {
+    if work.former & FORMER_KEPT != 0
+        // SAFETY: the field is copied, and never changes.
+        && let Some(former) = unsafe { FLOWS.get(&work.tuple) }
+    {
         work.to = former.to.reversed();
         let _ = FLOWS.remove(&work.to);
         let _ = FLOWS.remove(&work.tuple);
+    }
+    if work.former & FORMER_PENDING == 0 {
+        return;
     }
     // SAFETY: the field is copied. The entry may be evicted and another take its place meanwhile: so the reply entry must lead back here.
     let Some(former) = (unsafe { PENDING.get(&work.tuple) }) else { return };
@@ -171,19 +186,12 @@ fn choose_anew(ifindex: u32, work: &mut Work) {
 /// Whether the destination is an address of this machine. Packets that are only forwarded through it are left alone.
 #[inline(never)]
 pub fn is_for_here(ctx: &TcContext, ifindex: u32, tuple: &Tuple) -> bool {
-    // An address that is valid on one link alone is none that packets are forwarded to, or from.
-    if tuple.family != FAMILY_V4 && (is_link_local(&tuple.destination) || is_link_local(&tuple.source)) {
+    if is_on_link(tuple.family.into(), &tuple.source, &tuple.destination) {
         return false;
     }
     let Route { verdict, .. } = route(ctx, ifindex, tuple);
     // Also a destination that is unreachable or multicast; no rule's backend is taken for those, as no socket is.
     verdict == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED)
-}
-
-/// Whether an IPv6 address is in fe80::/10.
-#[inline(always)]
-fn is_link_local(address: &[u32; 4]) -> bool {
-    u32::from_be(address[0]) >> 22 == 0xfe80 >> 6
 }
 
 /// Takes a slot's socket for a packet.

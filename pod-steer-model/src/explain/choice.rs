@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use pod_steer_ebpf::{
     DAEMON_COOKIE, Destination, FALLBACK_PASS, FAMILY_V4, FAMILY_V6, NONE, Order, OwnListener, Packet, Rule, RuleKey,
-    SWITCH_HAS_SOURCES, Slot, SocketInfo, V6_ONLY, WAY_FORWARD, first_entry, hash, table_index,
+    SWITCH_HAS_SOURCES, Slot, SocketInfo, V6_ONLY, WAY_FORWARD, first_entry, hash, is_on_link, table_index,
 };
 use serde::Serialize;
 
@@ -162,8 +162,10 @@ pub enum Verdict {
 
 /// Computes the choice for a packet. `device` is the device by which it comes, if a program there forwards packets.
 pub fn path(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path {
-    let is_forwarded =
-        |device: &u32| tables.is_forwarded(packet.local_port as u16) && (*device == LOOPBACK || !is_on_link(packet));
+    let is_forwarded = |device: &u32| {
+        tables.is_forwarded(packet.local_port as u16)
+            && (*device == LOOPBACK || !is_on_link(packet.family, &packet.remote, &packet.local))
+    };
     if let Some(device) = device.filter(is_forwarded) {
         // A program of a device looks at a packet's own device, not at its VRF.
         let packet = Packet { ifindex: device, ..*packet };
@@ -173,12 +175,6 @@ pub fn path(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path 
         }
     }
     choice(tables, packet, None)
-}
-
-/// Whether one of its addresses is valid on a single link: such a packet is not forwarded.
-fn is_on_link(packet: &Packet) -> bool {
-    let is_link_local = |address: &[u32; 4]| u32::from_be(address[0]) >> 22 == 0xfe80 >> 6;
-    packet.family != u32::from(FAMILY_V4) && (is_link_local(&packet.remote) || is_link_local(&packet.local))
 }
 
 fn choice(tables: &impl Tables, packet: &Packet, device: Option<u32>) -> Path {
