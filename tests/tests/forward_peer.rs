@@ -2,10 +2,19 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    bridged::Kept, check, container::Spec, daemon::Stage, engine::Engine, host::Host, load::Load, process::run,
-    require, server, tools, tunnel::Tunnel, wait,
+    bridged::Kept,
+    check,
+    container::Spec,
+    daemon::Stage,
+    engine::Engine,
+    host::{Client, Host},
+    load::Load,
+    process::run,
+    require, server, tools,
+    tunnel::Tunnel,
+    wait,
 };
 
 fn bridged(name: &str, via: &str) -> Spec {
@@ -28,10 +37,27 @@ fn two_servers_share_a_port_and_see_their_clients_past_a_closed_firewall() -> Re
     stage.daemon.wait_ready("web", 2)?;
     let load = Load::to((client.host_ip4, 80).into()).threads(4);
     check::measured_shares("peer, port 80 to 8080", &stage.daemon, &client.ns, &load, &weights)?;
+    replies_pass_no_bridge(&stage, &client)?;
     // Neither way of such a connection passes there.
     let dropped = run(stage.host.command("iptables")?.args(["-nvxL", "FORWARD", "1"]))?;
     ensure!(dropped.split_whitespace().next() == Some("0"), "FORWARD has seen packets: {dropped}");
     Ok(())
+}
+
+/// Clients are answered, and the engine's bridge gets fewer packets than there are clients: each would be four replies or more.
+fn replies_pass_no_bridge(stage: &Stage, client: &Client) -> Result<()> {
+    let received = || -> Result<u64> {
+        let shown = run(stage.host.command("ip")?.args(["-s", "-j", "link", "show", "docker0"]))?;
+        let links: serde_json::Value = serde_json::from_str(&shown)?;
+        links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| shown.clone())
+    };
+    let target = (client.host_ip4, 80).into();
+    wait::until_ok("the programs of the containers' ports", || {
+        let before = received()?;
+        let tally = Load::to(target).count(100).run(&client.ns)?;
+        ensure!(tally.losses.is_empty() && tally.requests() == 100, "{tally}");
+        Ok((received()? - before < 100).then_some(()))
+    })
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod headers;
 mod icmp;
 mod known;
 mod local;
+mod pair;
 mod ports;
 mod replies;
 mod rewrite;
@@ -58,6 +59,12 @@ pub fn from_wire(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
     ingress(ctx.as_ptr().cast(), 0)
+}
+
+/// Packets that come out of a pair of devices whose other end a container with `via=peer` has.
+#[classifier]
+pub fn from_pair(ctx: TcContext) -> i32 {
+    pair::ingress(ctx.as_ptr().cast(), ETHERNET)
 }
 
 /// Packets that leave by an Ethernet device.

@@ -59,6 +59,11 @@ impl Plan {
         self.destinations.values().map(|destination| destination.ingress).collect()
     }
 
+    /// The devices of the ingress namespaces to whose other ends packets are handed over.
+    pub fn peers(&self) -> BTreeSet<u32> {
+        self.destinations.values().filter_map(|destination| destination.peer).collect()
+    }
+
     /// Whether a service is steered in this namespace.
     pub fn steers_in(&self, netns_cookie: NetnsCookie) -> bool {
         self.namespaces.values().any(|cookies| cookies.contains(&netns_cookie))

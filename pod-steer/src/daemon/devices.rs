@@ -2,6 +2,7 @@
 //! their programs. Devices that come later get theirs when the kernel tells of them.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     time::{Duration, Instant},
 };
@@ -37,6 +38,8 @@ pub(super) struct Devices {
     /// The next look also compares the maps of the programs.
     is_deep: bool,
     is_sweeping: bool,
+    /// The ends of pairs for which the last look was.
+    peers: BTreeSet<u32>,
     /// They are tried again at each resync.
     failed: FailedDevices,
     /// Since when nothing is forwarded.
@@ -91,8 +94,17 @@ impl Control {
 
     /// Attaches to the devices where that is not done yet, after a plan.
     pub(super) fn begin_forwarding(&mut self) {
-        if !self.devices.is_busy && !self.plan.forwarding().is_subset(&self.world.forwarding) {
+        let are_due = self.peers() != self.devices.peers;
+        if are_due || !self.devices.is_busy && !self.plan.forwarding().is_subset(&self.world.forwarding) {
             self.look_at_devices(false);
+        }
+    }
+
+    /// The ends of pairs that get a program of their own, which filters do not attach.
+    fn peers(&self) -> BTreeSet<u32> {
+        match Hook::of_kernel() {
+            Hook::Tcx => self.plan.peers(),
+            Hook::Clsact => BTreeSet::new(),
         }
     }
 
@@ -122,13 +134,15 @@ impl Control {
     pub(super) fn devices_found(&mut self, found: Result<Vec<Device>, String>) {
         // One namespace: the own one.
         let cookie = self.plan.forwarding().first().copied();
-        let (cookie, devices) = match (cookie, found) {
+        self.devices.peers = self.peers();
+        let (cookie, mut devices) = match (cookie, found) {
             (Some(cookie), Ok(devices)) => (cookie, devices),
             (_, found) => {
                 found.err().into_iter().for_each(|error| self.not_attached(&error));
                 return self.looked_at_devices();
             }
         };
+        devices.retain(|device| !device.is_port || self.devices.peers.contains(&device.index));
         let deep = std::mem::take(&mut self.devices.is_deep);
         let all = devices.iter().map(|device| device.index).collect();
         let left_out = self.devices.failed.leave_out(&all, deep);
@@ -167,8 +181,8 @@ impl Control {
                     warn!(device, %error, "programs of a network device are not detached, which is tried again");
                 }
                 let failed = failed.into_iter().map(|(device, error)| {
-                    let Device { index, name, .. } = device;
-                    (index, FailedDevice { name, error: crate::chain(&error) })
+                    let Device { index, name, is_port, .. } = device;
+                    (index, FailedDevice { name, error: crate::chain(&error), is_port })
                 });
                 self.devices.failed.tried(failed);
                 if self.kernel.forwarding() != Some(cookie) {
@@ -181,8 +195,13 @@ impl Control {
                     return self.not_attached(&error);
                 }
                 self.conditions.clear(Reason::DevicesNotAttached, DEVICES);
-                let conditions = self.devices.failed.all().map(|FailedDevice { name, error }| {
-                    let message = format!("its packets are not forwarded ({error})");
+                let conditions = self.devices.failed.all().map(|FailedDevice { name, error, is_port }| {
+                    let message = match is_port {
+                        true => {
+                            format!("replies of the container behind it pass the bridge, which takes longer ({error})")
+                        }
+                        false => format!("its packets are not forwarded ({error})"),
+                    };
                     let condition = Condition::without_remedy(Reason::DevicesNotAttached, message);
                     (format!("network device {name}"), condition)
                 });
@@ -286,10 +305,12 @@ impl Control {
     }
 }
 
-/// The devices by which clients may come, with what is attached to them by filters.
+/// All devices, with what is attached to them by filters.
 fn find() -> std::io::Result<Vec<Device>> {
     let mut devices = links::devices()?;
     if Hook::of_kernel() == Hook::Clsact {
+        // The programs of ports are attached by links only.
+        devices.retain(|device| !device.is_port);
         kernel::read_filters(&mut devices)?;
     }
     Ok(devices)

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -34,28 +35,32 @@ pub struct Device {
     pub name: String,
     /// Its packets begin with an Ethernet header.
     pub is_ethernet: bool,
+    /// A bridge or bond has it: its packets come by that one.
+    pub is_port: bool,
     /// Its filters that could be ours, once [`read_filters`](super::read_filters) has read them.
     pub filters: Vec<Filter>,
 }
 
-/// The end of the name of a pin.
-///
-/// Replies can be rewritten before anything is forwarded.
-const DIRECTIONS: [(&str, TcAttachType); 2] = [("out", TcAttachType::Egress), ("in", TcAttachType::Ingress)];
+/// A program of a device: its name, its direction, and the end of the name of its pin.
+type Part = (&'static str, TcAttachType, &'static str);
 
-fn program_of(device: &Device, direction: TcAttachType) -> &'static str {
-    match (direction, device.is_ethernet) {
-        (TcAttachType::Ingress, true) => "from_wire",
-        (TcAttachType::Ingress, false) => "from_tunnel",
-        (_, true) => "to_wire",
-        (_, false) => "to_tunnel",
+// Replies can be rewritten before anything is forwarded.
+const OF_WIRE: [Part; 2] = [("to_wire", TcAttachType::Egress, "out"), ("from_wire", TcAttachType::Ingress, "in")];
+const OF_TUNNEL: [Part; 2] = [("to_tunnel", TcAttachType::Egress, "out"), ("from_tunnel", TcAttachType::Ingress, "in")];
+const OF_PORT: [Part; 1] = [("from_pair", TcAttachType::Ingress, "pair")];
+
+fn parts(device: &Device) -> &'static [Part] {
+    match device {
+        Device { is_port: true, .. } => &OF_PORT,
+        Device { is_ethernet: true, .. } => &OF_WIRE,
+        _ => &OF_TUNNEL,
     }
 }
 
 /// The index of the device in the name of a pin; `None` if it is another name.
 pub(super) fn of_pin(name: &str) -> Option<u32> {
-    let (index, direction) = name.split_once('-')?;
-    DIRECTIONS.iter().any(|(end, _)| *end == direction).then(|| index.parse().ok())?
+    let (index, end) = name.split_once('-')?;
+    OF_WIRE.iter().chain(&OF_PORT).any(|(.., known)| *known == end).then(|| index.parse().ok())?
 }
 
 /// The work that attaches programs to devices. It loads them, which takes too long for the daemon's loop.
@@ -115,8 +120,7 @@ struct Attacher {
 
 impl Attacher {
     fn attach(&mut self, device: &Device) -> Result<()> {
-        for (end, direction) in DIRECTIONS {
-            let name = program_of(device, direction);
+        for &(name, direction, end) in parts(device) {
             self.load(name)?;
             let Some(Program::SchedClassifier(program)) = self.programs.program_mut(name) else {
                 return Err(KernelError::load(name)(ProgramError::UnexpectedProgramType));
@@ -188,6 +192,10 @@ fn pin(device: &Device, end: &str) -> String {
     format!("{}-{end}", device.index)
 }
 
+fn pins(device: &Device) -> impl Iterator<Item = String> {
+    parts(device).iter().map(|(.., end)| pin(device, end))
+}
+
 /// The link pinned there, if it is one of this device.
 fn link_of(pin: &Path, device: &Device) -> Option<OwnedFd> {
     let link = bpf::open(pin).ok()?;
@@ -249,8 +257,9 @@ impl Kernel {
         deep: bool,
     ) -> Option<DeviceAttachment> {
         for pin in links(&self.dir) {
-            let index = pin.file_name().and_then(|name| of_pin(name.to_str()?));
-            if index.is_some_and(|index| is_gone(index, &devices)) {
+            // One that has joined a bridge, or has left it, has other programs.
+            let is_wanted = |name: &OsStr| devices.iter().any(|device| pins(device).any(|pin| name == &*pin));
+            if pin.file_name().is_some_and(|name| !is_wanted(name)) {
                 let _ = fs::remove_file(pin);
             }
         }
@@ -261,15 +270,15 @@ impl Kernel {
                 && (!deep || self.suits_namespace(netns, program))
         };
         let is_attached = |device: &Device| match Hook::of_kernel() {
-            Hook::Tcx => DIRECTIONS.iter().all(|(end, _)| {
-                let link = link_of(&self.dir.join(FORWARD).join(pin(device, end)), device);
+            Hook::Tcx => pins(device).all(|pin| {
+                let link = link_of(&self.dir.join(FORWARD).join(pin), device);
                 let info = link.and_then(|link| bpf::link_info(link).ok());
                 info.is_some_and(|info| !deep || uses_our_maps(info.program))
             }),
             Hook::Clsact => {
                 let of = |direction| device.filters.iter().filter(move |filter| filter.direction == direction);
                 clsact::is_marked(&self.dir, netns, device.index)
-                    && DIRECTIONS.iter().all(|(_, end)| of(*end).any(|filter| uses_our_maps(filter.program)))
+                    && parts(device).iter().all(|(_, end, _)| of(*end).any(|filter| uses_our_maps(filter.program)))
             }
         };
         let is_wanted = |device: &Device| !left_out.contains(&device.index) && !is_attached(device);
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_pin_names_its_device() {
-        assert_eq!([of_pin("12-in"), of_pin("3-out")], [Some(12), Some(3)]);
+        assert_eq!(["12-in", "3-out", "4-pair"].map(of_pin), [Some(12), Some(3), Some(4)]);
         for other in ["12", "in", "x-in", "12-", "12-in-new", "FLOWS", "-in"] {
             assert_eq!(of_pin(other), None, "{other}");
         }

@@ -116,16 +116,16 @@ const ETHERNET: [u16; 2] = [1, 772];
 /// Tunnels whose packets begin with the IP header.
 const WITHOUT_HEADER: [u16; 6] = [768, 769, 776, 778, 823, 0xfffe];
 
-/// The devices of the namespace of the calling thread by which clients may come: all that no bridge or bond has.
+/// The devices of the namespace of the calling thread, with whether a bridge or bond has them.
 pub fn devices() -> io::Result<Vec<Device>> {
     let links = dump::Socket::open()?.links()?;
     // The devices of a VRF have their packets themselves; those of a bridge or bond give them to it.
     let vrfs: Vec<u32> = links.iter().filter(|link| link.kind == "vrf").map(|link| link.index).collect();
-    let links = links.into_iter().filter(|link| link.master.is_none_or(|master| vrfs.contains(&master)));
     let device = |link: message::Link| {
         let is_ethernet = ETHERNET.contains(&link.layer);
         let is_known = is_ethernet || WITHOUT_HEADER.contains(&link.layer);
-        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet, filters: Vec::new() })
+        let is_port = link.master.is_some_and(|master| !vrfs.contains(&master));
+        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet, is_port, filters: Vec::new() })
     };
-    Ok(links.filter_map(device).collect())
+    Ok(links.into_iter().filter_map(device).collect())
 }

@@ -17,6 +17,8 @@ pub struct FailedDevice {
     pub name: String,
     /// Why.
     pub error: String,
+    /// A bridge has it.
+    pub is_port: bool,
 }
 
 impl FailedDevices {
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     fn failed(index: u32) -> (u32, FailedDevice) {
-        (index, FailedDevice { name: format!("eth{index}"), error: "it is full".to_owned() })
+        (index, FailedDevice { name: format!("eth{index}"), error: "it is full".to_owned(), is_port: false })
     }
 
     fn names(devices: &FailedDevices) -> Vec<&str> {
