@@ -253,7 +253,7 @@ pub fn add_services(page: &mut Page, services: &[ServiceTotals]) {
 pub fn add_namespaces(page: &mut Page, namespaces: &BTreeMap<String, TurnedAway>) {
     let mut counter = |name, help, of: fn(&TurnedAway) -> u64| {
         let all = namespaces.iter();
-        page.counters(name, help, all.map(|(id, own)| (Labels::new([("namespace", id.as_str())]), of(own))).collect());
+        page.counters(name, help, all.map(|(id, own)| (Labels::new([("netns", id.as_str())]), of(own))).collect());
     };
     counter(
         "pod_steer_namespace_listen_overflows",

@@ -81,7 +81,7 @@ fn a_page_has_each_value_once() {
         r#"pod_steer_service_listener_events_total{service="web",event="listening"} 1"#.to_owned(),
         r#"pod_steer_service_listener_events_total{service="web",event="left_out"} 0"#.to_owned(),
         r#"pod_steer_service_decisions_total{service="web"} 6"#.to_owned(),
-        r#"pod_steer_namespace_syn_drops_total{namespace="4:5"} 3"#.to_owned(),
+        r#"pod_steer_namespace_syn_drops_total{netns="4:5"} 3"#.to_owned(),
         r#"pod_steer_engine_up{engine="unix:///docker.sock"} 0.0"#.to_owned(),
         r#"pod_steer_time_to_effect_seconds_bucket{le="0.002",change="decision"} 1"#.to_owned(),
         r#"pod_steer_conditions{reason="change-refused",severity="warning"} 2.0"#.to_owned(),
