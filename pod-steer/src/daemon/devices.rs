@@ -4,9 +4,11 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    io,
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -291,22 +293,27 @@ impl Control {
     /// Follows the changes of devices, and sends an event for each.
     pub(super) fn watch_devices(&self) {
         let inputs = self.effects.inputs();
-        let watch = Watch::open(Changes::Links).inspect_err(|error| {
-            warn!(%error, "cannot follow changes of network devices; they are looked at every 30 s");
-        });
-        let Ok(mut watch) = watch else { return };
         tokio::spawn(async move {
-            while watch.changed().await.is_ok() {
-                if inputs.send(Event::DevicesChanged).await.is_err() {
-                    return;
-                }
+            if let Err(error) = follow(&inputs).await {
+                warn!(%error, "cannot follow changes of network devices; they are looked at every 30 s");
             }
         });
     }
 }
 
+/// Sends an event for each change of devices, until the daemon ends.
+async fn follow(inputs: &Sender<Event>) -> io::Result<()> {
+    let mut watch = Watch::open(Changes::Links)?;
+    loop {
+        watch.changed().await?;
+        if inputs.send(Event::DevicesChanged).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
 /// All devices, with what is attached to them by filters.
-fn find() -> std::io::Result<Vec<Device>> {
+fn find() -> io::Result<Vec<Device>> {
     let mut devices = links::devices()?;
     if Hook::of_kernel() == Hook::Clsact {
         // The programs of ports are attached by links only.
