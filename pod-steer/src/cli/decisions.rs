@@ -1,4 +1,4 @@
-//! Lines below the table of `status`: the decisions about a service and its running operation.
+//! Lines of `status`: the running operation of a service, above the table, and the decisions about it, below.
 
 use super::{
     table, words,
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Each line begins with the service's name and is wrapped at `columns`.
-pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize) -> String {
+pub(super) fn lines(service: &ServiceStatus, columns: usize) -> String {
     let mut lines = Vec::new();
     match service.options.rollout {
         Policy::Balance => {}
@@ -40,20 +40,24 @@ pub(super) fn lines(service: &ServiceStatus, now_ms: i64, columns: usize) -> Str
     if decision.paused {
         lines.push(format!("paused, new connections are held; end this with `pod-steer unpause {}`", service.name));
     }
-    if let Some(status) = &service.operation {
-        let operation = &status.operation;
-        let what = match &operation.order {
-            crate::rollout::Order::Canary(canary) => format!("canary {}", canary.version),
-            order => words::order(order),
-        };
-        lines.push(format!("{what}: {}; by {}", progress(status, now_ms), name(&operation.who)));
-    }
-    let shown = |text: &str| {
-        let wrapped = table::wrapped("  ", &format!("{}: {text}", service.name), columns);
-        // Only continuation lines are indented.
-        wrapped.strip_prefix("  ").unwrap_or(&wrapped).to_owned()
+    lines.iter().map(|line| shown(service, line, columns)).collect()
+}
+
+/// The operation that is under way, or nothing.
+pub(super) fn operation(service: &ServiceStatus, now_ms: i64, columns: usize) -> String {
+    let Some(status) = &service.operation else { return String::new() };
+    let operation = &status.operation;
+    let what = match &operation.order {
+        crate::rollout::Order::Canary(canary) => format!("canary {}", canary.version),
+        order => words::order(order),
     };
-    lines.iter().map(|line| shown(line)).collect()
+    shown(service, &format!("{what}: {}; by {}", progress(status, now_ms), name(&operation.who)), columns)
+}
+
+fn shown(service: &ServiceStatus, text: &str, columns: usize) -> String {
+    let wrapped = table::wrapped("  ", &format!("{}: {text}", service.name), columns);
+    // Only continuation lines are indented.
+    wrapped.strip_prefix("  ").unwrap_or(&wrapped).to_owned()
 }
 
 fn part_name(service: &ServiceStatus, part: &Part) -> String {
@@ -105,7 +109,7 @@ mod tests {
 
     #[test]
     fn all_lines_of_a_service() {
-        let text = lines(&service(), 0, 80);
+        let text = lines(&service(), 80);
         assert_eq!(
             text,
             "web: a new version waits for deploy or shift (policy manual)\n\
@@ -114,11 +118,11 @@ mod tests {
              web: clients of 10.0.0.0/8 go to v2\n\
              web: drained, no new connections: the whole service, version v1, 0123456789ab,\n  \
              web-2\n\
-             web: paused, new connections are held; end this with `pod-steer unpause web`\n\
-             web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n"
+             web: paused, new connections are held; end this with `pod-steer unpause web`\n"
         );
+        assert_eq!(operation(&service(), 0, 80), "web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n");
         let quiet =
             ServiceStatus { options: Default::default(), decision: Default::default(), operation: None, ..service() };
-        assert_eq!(lines(&quiet, 0, 80), "");
+        assert_eq!(lines(&quiet, 80) + &operation(&quiet, 0, 80), "");
     }
 }

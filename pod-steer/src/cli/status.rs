@@ -53,7 +53,11 @@ fn only(status: &mut Status, service: &str) -> Result<(), String> {
 }
 
 fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) -> String {
-    let mut text = String::new();
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let width = columns.unwrap_or(usize::MAX);
+    let mut text = first(status, colours, width);
+    text.push_str(&under_way(status, now_ms, width));
+    text.push('\n');
     if status.services.is_empty() {
         text.push_str("no services; label a container with pod-steer.service, or try `pod-steer exec`\n");
     } else {
@@ -69,11 +73,9 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
             .collect();
         text.push_str(&table::render(&head, &rows, colours, columns));
     }
-    let now_ms = jiff::Timestamp::now().as_millisecond();
-    let columns = columns.unwrap_or(usize::MAX);
     let mut below = String::new();
     for service in &status.services {
-        below.push_str(&decisions::lines(service, now_ms, columns));
+        below.push_str(&decisions::lines(service, width));
         for line in reasons(service) {
             let _ = writeln!(below, "{line}");
         }
@@ -81,17 +83,44 @@ fn render(status: &Status, wide: bool, colours: bool, columns: Option<usize>) ->
     if !below.is_empty() {
         let _ = write!(text, "\n{below}");
     }
-    let shown = |of: &&SubjectCondition| wide || of.condition.severity == Severity::Warning;
-    for (number, SubjectCondition { subject, condition }) in status.conditions.iter().filter(shown).enumerate() {
-        if number == 0 {
-            let title = if colours { "\x1b[1;33mconditions\x1b[0m" } else { "conditions" };
-            let _ = writeln!(text, "\n{title}");
+    if wide {
+        for (number, of) in conditions(status, Severity::Info).enumerate() {
+            if number == 0 {
+                text.push_str("\nfeatures that backends lack\n");
+            }
+            text.push_str(&condition(of, width));
         }
-        let lines = table::wrapped("    ", &format!("{subject}: {condition}"), columns);
-        // Only continuation lines are indented further.
-        text.push_str(lines.strip_prefix("  ").unwrap_or(&lines));
     }
     text
+}
+
+fn conditions(status: &Status, severity: Severity) -> impl Iterator<Item = &SubjectCondition> {
+    status.conditions.iter().filter(move |of| of.condition.severity == severity)
+}
+
+/// What is wrong and what to do about it, or that nothing is.
+fn first(status: &Status, colours: bool, columns: usize) -> String {
+    let count = conditions(status, Severity::Warning).count();
+    if count == 0 {
+        let backends = status.services.iter().flat_map(|service| &service.backends);
+        let ready = backends.clone().filter(|backend| backend.state.could_serve()).count();
+        return format!("no conditions; {ready} of {} backends can serve\n", backends.count());
+    }
+    let title = if count == 1 { "1 condition".to_owned() } else { format!("{count} conditions") };
+    let mut text = if colours { format!("\x1b[1;33m{title}\x1b[0m\n") } else { format!("{title}\n") };
+    conditions(status, Severity::Warning).for_each(|of| text.push_str(&condition(of, columns)));
+    text
+}
+
+fn condition(SubjectCondition { subject, condition }: &SubjectCondition, columns: usize) -> String {
+    let lines = table::wrapped("    ", &format!("{subject}: {condition}"), columns);
+    // Only continuation lines are indented further.
+    lines.strip_prefix("  ").unwrap_or(&lines).to_owned()
+}
+
+/// The operations that are under way.
+fn under_way(status: &Status, now_ms: i64, columns: usize) -> String {
+    status.services.iter().map(|service| decisions::operation(service, now_ms, columns)).collect()
 }
 
 /// Formats a fraction as percent.
@@ -140,7 +169,7 @@ fn row(service: &ServiceStatus, backend: &BackendStatus, wide: bool) -> Vec<Cell
 }
 
 /// Lookups that did not find a socket at once, by reason.
-fn reasons(service: &ServiceStatus) -> Vec<String> {
+pub(super) fn reasons(service: &ServiceStatus) -> Vec<String> {
     let counters = &service.counters;
     let all = [
         (counters.refused_no_backend, "refused: no backend could serve"),
@@ -194,17 +223,24 @@ mod tests {
 
     #[test]
     fn a_condition_is_a_line_with_its_subject() {
-        let below = |wide, columns| render(&status(), wide, false, columns).split_once("\n\n").unwrap().1.to_owned();
+        let parts = |wide, columns| {
+            let text = render(&status(), wide, false, columns);
+            text.split("\n\n").map(str::to_owned).collect::<Vec<String>>()
+        };
         let waits = "service web: no version that has a share has a backend left, and by the policy `manual` the others wait; deploy \
                      one of them";
         let others = "  backend b of api: it has no cgroup of its own; restart it\n  service api: a map is full\n  \
                       engine /run/docker.sock: cannot be reached\n";
-        assert_eq!(below(false, Some(200)), format!("conditions\n  {waits}\n{others}"));
+        let before = |lines: &str| format!("4 conditions\n  {lines}\n{others}").trim_end().to_owned();
+        assert_eq!(parts(false, Some(200))[0], before(waits));
         let narrow = "service web: no version that has a share has a backend left, and by the\n    \
                       policy `manual` the others wait; deploy one of them";
-        assert_eq!(below(false, Some(80)), format!("conditions\n  {narrow}\n{others}"));
-        let info = "  backend a of web: it does not listen on 81\n";
-        assert_eq!(below(true, None), format!("conditions\n  {waits}\n{info}{others}"));
+        assert_eq!(parts(false, Some(80))[0], before(narrow));
+        assert_eq!(parts(true, None)[0], before(waits));
+        let info = "features that backends lack\n  backend a of web: it does not listen on 81\n";
+        assert_eq!((parts(true, None).last().unwrap().as_str(), parts(false, None).len()), (info, 2));
+        let healthy = Status { conditions: Vec::new(), ..status() };
+        assert!(render(&healthy, false, false, None).starts_with("no conditions; 0 of 0 backends can serve\n\n"));
     }
 
     #[test]
