@@ -28,6 +28,8 @@ const ASK_FIRST: Duration = Duration::from_millis(10);
 const ASK_LAST: Duration = Duration::from_millis(250);
 /// Time to wait for a daemon that has exited.
 const AWAY_MAX: Duration = Duration::from_secs(30);
+/// Width of the bar.
+const BAR_COLUMNS: usize = 16;
 /// The exit code of shells for an interrupted command.
 const INTERRUPTED: u8 = 130;
 
@@ -68,7 +70,7 @@ impl<'a> Follower<'a> {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(ASK_LAST);
             if let Some(status) = self.ask().await? {
-                self.show_live(&words::progress(&status, jiff::Timestamp::now().as_millisecond()));
+                self.show_live(&progress(&status, jiff::Timestamp::now().as_millisecond()));
                 self.operation = status.operation;
                 self.tell_steps()?;
             }
@@ -135,6 +137,16 @@ impl<'a> Follower<'a> {
             let mut stderr = std::io::stderr();
             let _ = write!(stderr, "\r\x1b[2K{clipped}").and_then(|()| stderr.flush());
         }
+    }
+}
+
+/// The last line: a bar, if it can be told how much is done, and the words. `indicatif` would bring a second library of terminals for this
+/// one line, which is rewritten here anyway.
+fn progress(status: &OperationStatus, now_ms: i64) -> String {
+    let text = words::progress(status, now_ms);
+    match words::part_done(status, now_ms) {
+        Some(part) => format!("{} {text}", terminal::bar(part, BAR_COLUMNS)),
+        None => text,
     }
 }
 

@@ -63,9 +63,27 @@ pub(super) fn warn(text: &str) {
     said("warning:", "1;33", text);
 }
 
+/// A bar of so many columns, of which this part (0 to 1) is done.
+pub(super) fn bar(part: f64, columns: usize) -> String {
+    // Half a column more would show an end that is not there yet.
+    let done = (part.clamp(0.0, 1.0) * columns as f64).floor() as usize;
+    format!("{}{}", "█".repeat(done), "░".repeat(columns - done))
+}
+
 fn said(label: &str, code: &str, text: &str) {
     let label = if colours(&io::stderr()) { format!("\x1b[{code}m{label}\x1b[0m") } else { label.to_owned() };
     for line in text.lines() {
         note(&format!("{label} {}", visible(line)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_full_at_the_end_only() {
+        let bars = [0.0, 0.5, 0.99, 1.0, 7.0, f64::NAN].map(|part| bar(part, 4));
+        assert_eq!(bars, ["░░░░", "██░░", "███░", "████", "████", "░░░░"]);
     }
 }

@@ -52,12 +52,8 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
     match &operation.phase {
         Phase::Waiting { deadline_ms, .. } => {
-            let waits = if status.waiting_for.is_empty() {
-                format!("{} of {} backends are ready", status.ready, status.wanted)
-            } else {
-                format!("waiting for {}", status.waiting_for)
-            };
-            format!("{waits} (time limit in {})", left(*deadline_ms))
+            let limit = left(*deadline_ms);
+            format!("{} of {} backends are ready (time limit in {limit})", status.ready, status.wanted)
         }
         Phase::Draining { deadline_ms, .. } => {
             let s = if status.left == 1 { "" } else { "s" };
@@ -73,6 +69,26 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
         }
         Phase::Stopping { old, .. } => format!("stopping {} old backends", old.len()),
         Phase::Ended => "ended".to_owned(),
+    }
+}
+
+/// How much of its present phase an operation has done, 0 to 1: backends that are ready, connections that have ended, or the steps of a
+/// canary with the time of the present one. Nothing if that cannot be told.
+pub(super) fn part_done(status: &OperationStatus, now_ms: i64) -> Option<f64> {
+    let part = |done: f64, all: f64| (all > 0.0).then(|| (done / all).clamp(0.0, 1.0));
+    match (&status.operation.phase, &status.operation.order) {
+        (Phase::Waiting { .. }, _) => part(status.ready.into(), status.wanted.into()),
+        (Phase::Draining { connections, .. }, _) => {
+            // It grows while connections that had been opened before are counted.
+            let all = (*connections).max(status.left) as f64;
+            part(all - status.left as f64, all)
+        }
+        (Phase::Stepping { step, since_ms, next_ms, .. }, Order::Canary(canary)) => {
+            let within = part((now_ms - since_ms) as f64, (next_ms - since_ms) as f64).unwrap_or(0.0);
+            // At the last step nothing is left to wait for.
+            part(*step as f64 + within, canary.steps.len().saturating_sub(1).max(1) as f64)
+        }
+        (Phase::Stepping { .. } | Phase::Stopping { .. } | Phase::Ended, _) => None,
     }
 }
 
@@ -128,5 +144,32 @@ mod tests {
             assert_eq!(countdown(left_ms), text, "{left_ms}");
         }
         assert!(!countdown(i64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_bar_is_of_the_present_phase() {
+        let status = |phase: serde_json::Value, order: serde_json::Value, left: u64| -> OperationStatus {
+            let mut json = serde_json::json!({
+                "id": 1, "service": "web", "who": "root", "begun_ms": 0, "before": {}, "phase": phase, "steps_done": [], "end": null,
+                "ready": 1, "wanted": 4, "left": left, "waiting_for": "",
+            });
+            json.as_object_mut().unwrap().extend(order.as_object().unwrap().clone());
+            serde_json::from_value(json).unwrap()
+        };
+        let deploy = serde_json::json!({ "order": "deploy", "version": "v2", "timeout_ms": 1, "drain_timeout_ms": 1 });
+        let steps = [100, 500, 10_000];
+        let canary =
+            serde_json::json!({ "order": "canary", "version": "v2", "steps": steps, "every_ms": 1, "timeout_ms": 1 });
+        let waiting = serde_json::json!({ "name": "waiting", "deadline_ms": 9 });
+        assert_eq!(part_done(&status(waiting, deploy.clone(), 0), 0), Some(0.25));
+        let draining =
+            serde_json::json!({ "name": "draining", "since_ms": 0, "deadline_ms": 9, "old": [], "connections": 10 });
+        assert_eq!(part_done(&status(draining.clone(), deploy.clone(), 4), 0), Some(0.6));
+        assert_eq!(part_done(&status(draining, deploy.clone(), 20), 0), Some(0.0), "more than were seen before");
+        let stepping = |step: usize| serde_json::json!({ "name": "stepping", "step": step, "watched": {}, "since_ms": 100, "next_ms": 200 });
+        assert_eq!(part_done(&status(stepping(0), canary.clone(), 0), 150), Some(0.25));
+        assert_eq!(part_done(&status(stepping(2), canary, 0), 900), Some(1.0));
+        let stopping = serde_json::json!({ "name": "stopping", "old": [], "deadline_ms": 9 });
+        assert_eq!(part_done(&status(stopping, deploy, 0), 0), None);
     }
 }
