@@ -21,6 +21,7 @@
 //!   like ours; [`neighbour`]: another user of BPF on the machine; [`mod@unit`]: a cgroup with a limit
 //! - [`roles`]: unprivileged users of the API
 //! - [`upgrades`]: releases that take over from each other
+//! - [`mod@pty`], [`screenshot`]: programs on a terminal of their own, and pictures of it
 //! - [`refusals`]: system calls that fail for one process
 //! - [`scale`]: how much long tests do
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
@@ -50,12 +51,14 @@ pub mod orders;
 pub mod podman;
 pub mod process;
 pub mod programs;
+pub mod pty;
 pub mod refusals;
 pub mod report;
 pub mod roles;
 pub mod rollouts;
 pub mod say;
 pub mod scale;
+pub mod screenshot;
 pub mod segments;
 pub mod server;
 pub mod settings;

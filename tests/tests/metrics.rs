@@ -7,7 +7,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -317,5 +317,16 @@ fn a_scrape_has_every_backend() -> Result<()> {
     took.sort_unstable();
     report::figure(&format!("a scrape with {count} backends, median of 20"), format!("{:?}", took[took.len() / 2]));
     report::figure("the slowest", format!("{:?}", took[took.len() - 1]));
+    // What `top` asks for.
+    let mut took = Vec::new();
+    for _ in 0..20 {
+        let began = Instant::now();
+        let (status, live) = stage.daemon.api("/v1/live", None)?;
+        took.push(began.elapsed());
+        let queues = live["queues"].as_object().map_or(0, serde_json::Map::len);
+        ensure!(status == 200 && queues == count, "{status}, {queues} queues");
+    }
+    took.sort_unstable();
+    report::figure(&format!("an answer for top with {count} backends, median of 20"), format!("{:?}", took[10]));
     Ok(())
 }

@@ -107,7 +107,8 @@ pub(super) async fn metrics(State(shared): App, headers: HeaderMap) -> Response 
     }
 }
 
-async fn read(shared: &Shared) -> Result<(super::Status, Measured), Response> {
+/// What metrics are made of.
+pub(super) async fn read(shared: &Shared) -> Result<(super::Status, Measured), Response> {
     let measured = ask(shared, Ask::Measured).await?;
     Ok((ask(shared, Ask::Status).await?, measured))
 }

@@ -7,6 +7,7 @@ mod caller;
 pub mod client;
 mod events;
 mod gate;
+pub mod live;
 pub mod metrics;
 pub mod openapi;
 pub(crate) mod orders;
@@ -99,6 +100,7 @@ pub async fn serve(
 fn router() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(status))
+        .routes(routes!(live::live))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::events))
         .routes(routes!(orders::order))

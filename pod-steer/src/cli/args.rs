@@ -41,6 +41,8 @@ pub enum Command {
     Register(RegisterArgs),
     /// Show services and their backends, with their shares and states
     Status(StatusArgs),
+    /// Watch services, versions and backends live: connections a second, shares, accept queues, conditions, operations
+    Top(TopArgs),
     /// Move all new connections to a version once it is ready, and wait for the old connections to end
     Deploy(DeployArgs),
     /// Move to a version step by step; rolls back automatically if it fails
@@ -157,6 +159,23 @@ pub struct StatusArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: StatusFormat,
+}
+
+/// `pod-steer top`
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Begin with the versions and backends of this service
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub service: Option<String>,
+    /// Time between two requests to the daemon
+    #[arg(long, value_name = "TIME", default_value = "1s", allow_hyphen_values = true)]
+    pub interval: String,
+    /// Print everything once, after one interval, and exit; needs no terminal
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// How `status` prints.

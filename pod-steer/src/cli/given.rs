@@ -66,6 +66,20 @@ pub(super) fn shift(args: &ShiftArgs) -> Result<ShiftOrder, String> {
     Ok(order)
 }
 
+/// Shortest interval of `top`: the daemon is not to be slowed.
+const INTERVAL_MIN_MS: u64 = 200;
+
+/// `top`'s interval, in milliseconds.
+pub(super) fn interval(text: &str) -> Result<u64, String> {
+    match time("--interval", text)? {
+        ms @ 0..INTERVAL_MIN_MS => {
+            let least = duration::show_ms(INTERVAL_MIN_MS);
+            Err(format!("--interval {} is refused: it is too short; write at least {least}", duration::show_ms(ms)))
+        }
+        ms => Ok(ms),
+    }
+}
+
 fn version(text: &str) -> Result<String, String> {
     match text.chars().find(|c| !c.is_ascii_graphic()) {
         None if !text.is_empty() => Ok(text.to_owned()),

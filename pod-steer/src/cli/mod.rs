@@ -16,6 +16,7 @@ mod run;
 mod status;
 mod table;
 mod terminal;
+mod top;
 mod unload;
 mod words;
 
@@ -135,6 +136,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Exec(args) => exec::exec(args),
         Command::Register(args) => exec::register(args),
         Command::Status(args) => status::status(&args),
+        Command::Top(args) => top::top(&args),
         Command::Deploy(args) => orders::deploy(&args),
         Command::Canary(args) => orders::canary(&args),
         Command::Shift(args) => orders::shift(&args),
