@@ -8,7 +8,7 @@ use std::{
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6};
 
 use super::{
-    Backend, Network, Plan, Sockets, World,
+    Backend, Network, Phase, Plan, Sockets, World,
     foreign::{self, Foreign},
     scope::Facts,
     score::ANY_ADDRESS,
@@ -98,7 +98,10 @@ pub(super) fn of<'a>(
             && backend.forwarded().is_none()
             && !(pods.has(backend) || pods.has_unreached(backend))
         {
-            plan.add_condition(backend.index, backend.own_network());
+            // The network of a container ends with it.
+            if backend.phase != Phase::Exited {
+                plan.add_condition(backend.index, backend.own_network());
+            }
             continue;
         }
         for map in &backend.spec.ports {

@@ -278,6 +278,9 @@ fn a_private_namespace_is_steered_only_if_it_is_a_pod() {
     let plan = world.plan();
     assert!(plan.rules.is_empty() && reasons(&plan, 0) == [Reason::OwnNetwork]);
     assert_eq!(plan.states[&BackendIndex(0)], State::NotSteered);
+    world.backends.get_mut("id0").unwrap().phase = Phase::Exited;
+    assert!(world.plan().conditions.is_empty(), "its network has ended with it");
+    world.backends.get_mut("id0").unwrap().phase = Phase::Running;
 
     let mut joined = backend(1, "web", "80");
     (joined.network, joined.netns) = (Network::Joined, Some(POD));
