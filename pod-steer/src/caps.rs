@@ -99,4 +99,19 @@ mod tests {
         assert_eq!(names(bare - IMPLIED), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN"]);
         assert_eq!(names(kept() - CapabilitySet::KILL), ["CAP_KILL"]);
     }
+
+    #[test]
+    fn a_container_gets_those_that_are_needed_and_no_others() {
+        let text = include_str!("../../examples/daemon.compose.yaml");
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("cap_add: [")).unwrap();
+        let mut given: Vec<&str> = line.trim_end_matches(']').split(", ").collect();
+        // The last two are used before all others are dropped.
+        assert_eq!(given.split_off(given.len() - 2), ["DAC_OVERRIDE", "SYS_NICE"]);
+        let needed = NEEDED.into_iter().filter(|(capability, _, _)| !IMPLIED.contains(*capability));
+        let mut needed: Vec<&str> = needed.map(|(_, name, _)| name.trim_start_matches("CAP_")).collect();
+        given.sort_unstable();
+        needed.sort_unstable();
+        assert_eq!(given, needed);
+        assert!(text.contains("cap_drop: [ALL]"));
+    }
 }

@@ -3,6 +3,7 @@
 
 mod deb;
 mod files;
+mod image;
 mod program;
 mod trial;
 
@@ -26,6 +27,12 @@ pub enum Package {
         #[arg(long = "try")]
         try_it: bool,
     },
+    /// A container image with the program alone, which `docker load` takes
+    Image {
+        /// Also start it in a Docker engine and let it steer other containers, under load: a minute (needs root)
+        #[arg(long = "try")]
+        try_it: bool,
+    },
 }
 
 /// The `package` task.
@@ -36,6 +43,11 @@ pub fn package(package: &Package) -> Result<ExitCode> {
         Package::Deb { try_it: true } => match privilege::root_or_remedy() {
             Some(ended) => return ended,
             None => trial::run(&deb::build()?, &deb::next()?)?,
+        },
+        Package::Image { try_it: false } => image::build().map(drop)?,
+        Package::Image { try_it: true } => match privilege::root_or_remedy() {
+            Some(ended) => return ended,
+            None => image::try_it(&image::build()?)?,
         },
     }
     Ok(ExitCode::SUCCESS)
