@@ -60,7 +60,7 @@ const BENCH_NEEDS: [Need; 4] =
     [("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("nginx", "libnginx-mod-stream"), ("openssl", "openssl")];
 
 /// Programs that only `package` needs.
-const PACKAGE_NEEDS: [Need; 2] = [("debootstrap", "debootstrap"), ("lintian", "lintian")];
+const PACKAGE_NEEDS: [Need; 3] = [("debootstrap", "debootstrap"), ("lintian", "lintian"), ("rpm", "rpm")];
 
 /// Installs what checks and tries packages.
 pub fn ensure_for_packages() -> Result<()> {

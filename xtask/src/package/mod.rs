@@ -5,6 +5,7 @@ mod deb;
 mod files;
 mod image;
 mod program;
+mod rpm;
 mod trial;
 
 use std::fs;
@@ -27,6 +28,12 @@ pub enum Package {
         #[arg(long = "try")]
         try_it: bool,
     },
+    /// A package for Fedora and its relatives
+    Rpm {
+        /// Also install, upgrade and remove it by rpm in a clean Debian, under load: some minutes (needs root)
+        #[arg(long = "try")]
+        try_it: bool,
+    },
     /// A container image with the program alone, which `docker load` takes
     Image {
         /// Also start it in a Docker engine and let it steer other containers, under load: a minute (needs root)
@@ -42,7 +49,12 @@ pub fn package(package: &Package) -> Result<ExitCode> {
         Package::Deb { try_it: false } => deb::build().map(drop)?,
         Package::Deb { try_it: true } => match privilege::root_or_remedy() {
             Some(ended) => return ended,
-            None => trial::run(&deb::build()?, &deb::next()?)?,
+            None => trial::run(&trial::DEB, &deb::build()?, &deb::next()?)?,
+        },
+        Package::Rpm { try_it: false } => rpm::build().map(drop)?,
+        Package::Rpm { try_it: true } => match privilege::root_or_remedy() {
+            Some(ended) => return ended,
+            None => trial::run(&trial::RPM, &rpm::build()?, &rpm::next()?)?,
         },
         Package::Image { try_it: false } => image::build().map(drop)?,
         Package::Image { try_it: true } => match privilege::root_or_remedy() {

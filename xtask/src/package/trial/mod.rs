@@ -1,9 +1,10 @@
-//! `cargo xtask package deb --try`: installs, upgrades and purges the package in a clean Debian (`root`) that a real systemd runs
-//! (`machine`), with a Docker engine whose containers serve meanwhile. Not part of `cargo xtask test`: it needs Debian's archive, and
-//! minutes. What is left afterwards is the Debian, for the next time.
+//! `cargo xtask package deb --try` and `rpm --try`: install, upgrade and remove the package (`packager`) in a clean Debian (`root`) that a
+//! real systemd runs (`machine`), with a Docker engine whose containers serve meanwhile. Not part of `cargo xtask test`: it needs Debian's
+//! archive, and minutes. What is left afterwards is the Debian, for the next time.
 
 mod installed;
 mod machine;
+mod packager;
 mod purged;
 mod root;
 
@@ -18,33 +19,37 @@ use pod_steer_tests::{
 
 use crate::{build, debian, say};
 use machine::Machine;
+use packager::Packager;
+pub use packager::{DEB, RPM};
 
-/// The two versions of the package, as files of the machine.
-const FIRST: &str = "/packages/first.deb";
-const NEXT: &str = "/packages/next.deb";
 /// Connections that are answered before, during and after each step.
 const CONNECTIONS: u64 = 300;
 
 /// Tries two packages of one program, of which the second has the higher version.
-pub fn run(first: &Path, next: &Path) -> Result<()> {
+pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
     debian::ensure(&["unshare", "nsenter", "mount", "ip"])?;
     let clean = root::get()?;
     build::test_programs()?;
     let server = build::named_server()?;
     let host = Host::new()?;
-    let files: [(PathBuf, &str); 3] =
-        [(first.to_owned(), FIRST), (next.to_owned(), NEXT), (server, "/packages/named-server")];
+    let named = |name: &str| format!("/packages/{name}.{}", packager.extension);
+    let files: [(PathBuf, String); 3] = [
+        (first.to_owned(), named("first")),
+        (next.to_owned(), named("next")),
+        (server, "/packages/named-server".to_owned()),
+    ];
     root::lay_out(&host, &files)?;
 
     say::heading("a clean Debian boots");
     let machine = Machine::boot(&host, &clean)?;
+    machine.read(packager.prepare)?;
     let before = purged::snapshot(&machine)?;
     machine.run("tar -C /packages -cf - named-server | docker import - server >/dev/null")?;
 
     say::heading("the package is installed");
     let start = Instant::now();
-    machine.run(&format!("apt-get install -y -qq {FIRST} >/dev/null"))?;
-    installed::check(&machine)?;
+    machine.run(&format!("{} >/dev/null", packager.install))?;
+    installed::check(&machine, packager)?;
     serve(&machine, "web-1", "v1")?;
     answered(&host, "web-1")?;
     say::note(&format!(
@@ -55,19 +60,14 @@ pub fn run(first: &Path, next: &Path) -> Result<()> {
     say::heading("it is upgraded, installed again and restarted under load");
     let load = Load::to(TARGET.parse()?).threads(2).start(host.net())?;
     flowing(&load)?;
-    for (what, step) in [
-        ("upgrade", format!("apt-get install -y -qq {NEXT}")),
-        ("installation of the same version", format!("apt-get install -y -qq --reinstall {NEXT}")),
-        ("second run of the script", "/var/lib/dpkg/info/pod-steer.postinst configure 0.1.0-2".to_owned()),
-        ("restart", "systemctl restart pod-steer".to_owned()),
-    ] {
+    for (what, step) in packager.steps {
         let pid = machine.main_pid()?;
         machine.run(&format!("{step} >/dev/null 2>&1"))?;
         flowing(&load).with_context(|| format!("after the {what}"))?;
         let restarted = machine.main_pid()? != pid;
         say::note(&format!("{what}: the daemon {}", if restarted { "was restarted" } else { "goes on" }));
     }
-    installed::check(&machine)?;
+    installed::check(&machine, packager)?;
     serve(&machine, "web-2", "v2")?;
     machine.run("pod-steer deploy web v2")?;
     flowing(&load)?;
@@ -80,17 +80,18 @@ pub fn run(first: &Path, next: &Path) -> Result<()> {
     drop(machine);
     let machine = Machine::boot(&host, &clean)?;
     machine.wait_until("docker is-active", "docker info")?;
-    installed::check(&machine)?;
+    installed::check(&machine, packager)?;
     answered(&host, "web-2")?;
     say::note("the daemon has started at boot, and the operator's decision is in force");
 
-    say::heading("it is removed, and purged");
-    machine.run(
-        "apt-get remove -y -qq pod-steer >/tmp/removed 2>&1 && cat /tmp/removed && grep -q unloaded: /tmp/removed",
-    )?;
+    say::heading("it is removed, with all that belongs to it");
+    let remove = packager.remove;
+    machine.run(&format!("{remove} >/tmp/removed 2>&1 && cat /tmp/removed && grep -q unloaded: /tmp/removed"))?;
     purged::steers_nothing(&machine)?;
-    ensure!(machine.succeeds("test -e /etc/pod-steer.toml")?, "removing keeps the settings");
-    machine.run("apt-get purge -y -qq pod-steer >/dev/null 2>&1")?;
+    if let Some(purge) = packager.purge {
+        ensure!(machine.succeeds("test -e /etc/pod-steer.toml")?, "removing keeps the settings");
+        machine.run(&format!("{purge} >/dev/null 2>&1"))?;
+    }
     purged::check(&machine, &before)
 }
 

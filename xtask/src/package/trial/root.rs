@@ -13,15 +13,16 @@ use crate::{debian, say};
 
 const RELEASE: &str = "bookworm";
 /// Beside what every Debian has.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,iptables,docker.io,ca-certificates";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,iptables,docker.io,ca-certificates,rpm";
 
 /// The directory of the clean Debian.
 pub fn get() -> Result<PathBuf> {
     let dir = dir()?.join("trial");
-    let (root, made) = (dir.join("root"), dir.join("made"));
-    if root.is_dir() {
+    let (root, made, packages) = (dir.join("root"), dir.join("made"), dir.join("packages"));
+    if root.is_dir() && fs::read_to_string(&packages).is_ok_and(|made_of| made_of == PACKAGES) {
         return Ok(root);
     }
+    let _ = fs::remove_dir_all(&root);
     debian::ensure_for_packages()?;
     say::heading(&format!("making a Debian {RELEASE}"));
     let _ = fs::remove_dir_all(&made);
@@ -33,11 +34,12 @@ pub fn get() -> Result<PathBuf> {
         .stdout(std::process::Stdio::null()))?;
     // Only a complete one has this name.
     fs::rename(&made, &root)?;
+    fs::write(packages, PACKAGES)?;
     Ok(root)
 }
 
 /// Puts files into the layer above the clean Debian, which the host's machine writes.
-pub fn lay_out(host: &Host, files: &[(PathBuf, &str)]) -> Result<()> {
+pub fn lay_out(host: &Host, files: &[(PathBuf, String)]) -> Result<()> {
     for (from, to) in files {
         let to = layer(host).join(to.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap_or(Path::new("/")))?;
