@@ -164,7 +164,8 @@ pub static FORWARDED: Array<u64, { FORWARDED_WORDS as usize }> = Array::new();
 #[btf_map]
 pub static FLOWS: HashMap<Tuple, Flow, { FLOWS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Both directions of every other connection that was chosen for, and the connections that a socket here was chosen for.
+/// Both directions of every connection that was chosen for, and the connections that a socket here was chosen for. What [`FLOWS`] has is
+/// read there; when such a connection ends, that is noted here.
 #[btf_map]
 pub static PENDING: LruHashMap<Tuple, Flow, { PENDING_MAX as usize }> = LruHashMap::new();
 

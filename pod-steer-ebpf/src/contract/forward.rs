@@ -15,8 +15,8 @@ pub const fn slot_backend(index: u32, way: u32) -> u32 {
 
 /// Maximum number of [`Flow`]s of established connections: two for each.
 pub const FLOWS_MAX: u32 = 262_144;
-/// Maximum number of [`Flow`]s of connections of which no live socket has been seen yet, and of those that have ended. The oldest ones make
-/// room.
+/// Maximum number of [`Flow`]s that may be evicted: of connections of which no live socket has been seen yet, of those that have ended, and
+/// of those that were kept. The oldest ones make room.
 pub const PENDING_MAX: u32 = 65_536;
 /// Number of 64-bit words of the map of forwarded ports: a bit for each port that clients come to, then one for each port that
 /// forwarded packets go to.

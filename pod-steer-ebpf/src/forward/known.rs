@@ -44,9 +44,22 @@ pub fn from_client(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     let service = note_pending(flow, work, FLOW_FIN);
     // The copy is from before. Its other flags stay: the entry may have become another connection's meanwhile.
     work.flow.flags = work.flow.flags & !FLOW_RST | work.noted & (ENDS | FLOW_RST);
+    if work.is_over != 0 && work.is_due == 0 {
+        return service;
+    }
+    let state = state(ctx, &work.to, work.flow.nsid);
+    // Another container may have got the address of one that has ended.
+    if work.is_due != 0 && state == NO_SOCKET {
+        forget(work);
+        return NONE;
+    }
     // A half-open connection may be that of a spoofed packet.
-    if work.is_over == 0 && is_alive(state(ctx, &work.to, work.flow.nsid), TCP_NEW_SYN_RECV) && !keep(ifindex, work) {
-        count!(SERVICE_COUNTERS, service, flows_full);
+    if work.is_over == 0 && is_alive(state, TCP_NEW_SYN_RECV) {
+        // The copy may be of long ago.
+        work.flow.seen_ns = now();
+        if !keep(ifindex, work) {
+            count!(SERVICE_COUNTERS, service, flows_full);
+        }
     }
     service
 }
@@ -63,7 +76,7 @@ fn of_kept_client(ctx: &TcContext, work: &mut Work) -> u32 {
     }
     // Another container may have got the address of one that has ended.
     if work.is_due != 0 && state(ctx, &work.to, nsid) == NO_SOCKET {
-        forget(&work.tuple, &work.to.reversed());
+        forget(work);
         return NONE;
     }
     service
@@ -122,7 +135,9 @@ fn refuses_syn(work: &Work) -> bool {
 /// The connection has ended, or a packet says so: its entries may be evicted from now on. If it goes on, they are kept again.
 #[inline(never)]
 fn demote(work: &mut Work) {
-    let (other, noted) = (work.to.reversed(), work.noted & (ENDS | FLOW_RST));
+    let other = work.to.reversed();
+    // Of a connection that was reset, the other direction may have told its end before.
+    let noted = (work.noted | ends_of(&other)) & (ENDS | FLOW_RST);
     release(&work.tuple, &other, noted, &mut work.flow);
     release(&other, &work.tuple, noted & ENDS, &mut work.flow);
 }
@@ -132,7 +147,8 @@ fn demote(work: &mut Work) {
 #[inline(always)]
 fn release(key: &Tuple, origin: &Tuple, ends: u32, copy: &mut Flow) {
     match PENDING.get_ptr_mut(key) {
-        // SAFETY: the verifier checked the pointer. At worst another connection takes its place just now; then that one is kept anew.
+        // SAFETY: the verifier checked the pointer. At worst another connection takes its place just now. It is taken for one that has
+        // ended, and goes on by the entry that may be evicted.
         Some(flow) if local::same(unsafe { &(*flow).to }, origin) => unsafe {
             (*flow).flags = (*flow).flags & !(ENDS | FLOW_RST) | ends;
             (*flow).seen_ns = now();
@@ -229,12 +245,15 @@ pub fn keep(ifindex: u32, work: &mut Work) -> bool {
     }
     // The entries that may be evicted stay, and are read no more while these are there.
     let noted = pending_flags(&work.tuple) | pending_flags(&back);
+    let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) else {
+        // Another processor has seen its end meanwhile.
+        let _ = FLOWS.remove(&back);
+        return true;
+    };
     if noted & !work.flow.flags != 0 {
         // Another processor has noted an end since the entry was read.
-        if let Some(flow) = FLOWS.get_ptr_mut(&work.tuple) {
-            // SAFETY: the verifier checked the pointer.
-            unsafe { (*flow).flags |= noted };
-        }
+        // SAFETY: the verifier checked the pointer.
+        unsafe { (*flow).flags |= noted };
     }
     true
 }
@@ -273,13 +292,20 @@ fn request(work: &mut Work) {
     work.flow.device = work.device;
 }
 
-/// Removes a connection's entries.
-#[inline(always)]
-fn forget(tuple: &Tuple, back: &Tuple) {
-    for key in [tuple, back] {
-        let _ = FLOWS.remove(key);
-        let _ = PENDING.remove(key);
+/// Removes a connection's entries. That of the reply's direction may be another connection's.
+#[inline(never)]
+fn forget(work: &Work) {
+    let back = work.to.reversed();
+    // SAFETY: the field is copied, and never changes.
+    if unsafe { FLOWS.get(&back) }.is_some_and(|flow| local::same(&flow.to, &work.tuple)) {
+        let _ = FLOWS.remove(&back);
     }
+    // SAFETY: the same.
+    if unsafe { PENDING.get(&back) }.is_some_and(|flow| local::same(&flow.to, &work.tuple)) {
+        let _ = PENDING.remove(&back);
+    }
+    let _ = FLOWS.remove(&work.tuple);
+    let _ = PENDING.remove(&work.tuple);
 }
 
 /// A client connects to the container itself: what is left of a connection between the same two ports must not catch its replies.

@@ -158,10 +158,11 @@ pub fn end(backend: u32) -> u32 {
     unsafe { PEERS.get(backend) }.copied().unwrap_or(0)
 }
 
-/// Sets the device by which the reply of a server behind this device leaves, and its next hop. No device if there is no route.
+/// Sets the device by which the reply of a server behind this device leaves, and its next hop: by the routes for the address that its client
+/// knows. No device if there is no route.
 #[inline(never)]
 pub fn route_reply(ctx: &TcContext, ifindex: u32, work: &mut Work) {
-    let Route { verdict, device, hop } = route(ctx, ifindex, &work.tuple);
+    let Route { verdict, device, hop } = route(ctx, ifindex, &work.to);
     let routed = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH].map(i64::from);
     work.device = if verdict == routed[0] || verdict == routed[1] { device } else { 0 };
     work.hop = hop;

@@ -8,10 +8,11 @@ use aya_ebpf::{
 use pod_steer_ebpf::NONE;
 
 use super::{
-    NEXT, REPEAT, Skb, hand_over,
+    NEXT, REPEAT, Skb, dropped,
     headers::Work,
-    is_forwarded, known, local,
+    is_forwarded, known, leave, local,
     ports::{Look, look},
+    rewrite,
 };
 use crate::maps::{DESTINATIONS, differ};
 
@@ -34,7 +35,10 @@ pub fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
             if work.device == 0 || !local::fits(ctx, work.device) {
                 return NEXT;
             }
-            hand_over(ctx, l2, work, service, skb.mark)
+            if !rewrite::rewrite(ctx, l2, &work.tuple, &work.to, work.tcp) {
+                return dropped(service);
+            }
+            leave(ctx, work.device, &work.hop, 0, skb.mark)
         }
     }
 }

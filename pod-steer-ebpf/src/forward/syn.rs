@@ -151,8 +151,12 @@ fn forget_former(work: &mut Work) {
         && let Some(former) = unsafe { FLOWS.get(&work.tuple) }
     {
         work.to = former.to.reversed();
-        let _ = FLOWS.remove(&work.to);
+        // SAFETY: the same.
+        if unsafe { FLOWS.get(&work.to) }.is_some_and(|back| local::same(&back.to, &work.tuple)) {
+            let _ = FLOWS.remove(&work.to);
+        }
         let _ = FLOWS.remove(&work.tuple);
+        forget_pending_reply(work);
     }
     if work.former & FORMER_PENDING == 0 {
         return;
@@ -160,7 +164,13 @@ fn forget_former(work: &mut Work) {
     // SAFETY: the field is copied. The entry may be evicted and another take its place meanwhile: so the reply entry must lead back here.
     let Some(former) = (unsafe { PENDING.get(&work.tuple) }) else { return };
     work.to = former.to.reversed();
-    // SAFETY: as above.
+    forget_pending_reply(work);
+}
+
+/// Removes the reply entry `work.to` if it leads back to this connection, and does not tell of one that has ended.
+#[inline(always)]
+fn forget_pending_reply(work: &Work) {
+    // SAFETY: the fields are copied.
     let Some(back) = (unsafe { PENDING.get(&work.to) }) else { return };
     if back.flags & (FLOW_RST | known::ENDS) == 0 && local::same(&back.to, &work.tuple) {
         let _ = PENDING.remove(&work.to);

@@ -146,7 +146,7 @@ impl Control {
         };
         devices.retain(|device| !device.is_port || self.devices.peers.contains(&device.index));
         let deep = std::mem::take(&mut self.devices.is_deep);
-        let all = devices.iter().map(|device| device.index).collect();
+        let all = devices.iter().map(|device| (device.index, device.is_port)).collect();
         let left_out = self.devices.failed.leave_out(&all, deep);
         match self.kernel.device_attachment(cookie, devices, &left_out, deep) {
             None => self.devices_attached(cookie, Ok(AttachedDevices::default())),
@@ -221,7 +221,11 @@ impl Control {
     }
 
     fn not_attached(&mut self, error: &str) {
-        let message = format!("no packet is forwarded, which is tried again ({error})");
+        let what = match self.world.forwarding.is_empty() {
+            true => "no packet is forwarded",
+            false => "new devices have no programs",
+        };
+        let message = format!("{what}, which is tried again ({error})");
         self.conditions.set(DEVICES, Condition::without_remedy(Reason::DevicesNotAttached, message));
     }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -47,7 +46,7 @@ type Part = (&'static str, TcAttachType, &'static str);
 // Replies can be rewritten before anything is forwarded.
 const OF_WIRE: [Part; 2] = [("to_wire", TcAttachType::Egress, "out"), ("from_wire", TcAttachType::Ingress, "in")];
 const OF_TUNNEL: [Part; 2] = [("to_tunnel", TcAttachType::Egress, "out"), ("from_tunnel", TcAttachType::Ingress, "in")];
-const OF_PORT: [Part; 1] = [("from_pair", TcAttachType::Ingress, "pair")];
+const OF_PORT: [Part; 1] = [("from_pair", TcAttachType::Ingress, "in")];
 
 fn parts(device: &Device) -> &'static [Part] {
     match device {
@@ -60,7 +59,7 @@ fn parts(device: &Device) -> &'static [Part] {
 /// The index of the device in the name of a pin; `None` if it is another name.
 pub(super) fn of_pin(name: &str) -> Option<u32> {
     let (index, end) = name.split_once('-')?;
-    OF_WIRE.iter().chain(&OF_PORT).any(|(.., known)| *known == end).then(|| index.parse().ok())?
+    OF_WIRE.iter().any(|(.., known)| *known == end).then(|| index.parse().ok())?
 }
 
 /// The work that attaches programs to devices. It loads them, which takes too long for the daemon's loop.
@@ -256,10 +255,11 @@ impl Kernel {
         left_out: &BTreeSet<u32>,
         deep: bool,
     ) -> Option<DeviceAttachment> {
+        let wanted: BTreeSet<String> = devices.iter().flat_map(pins).collect();
         for pin in links(&self.dir) {
-            // One that has joined a bridge, or has left it, has other programs.
-            let is_wanted = |name: &OsStr| devices.iter().any(|device| pins(device).any(|pin| name == &*pin));
-            if pin.file_name().is_some_and(|name| !is_wanted(name)) {
+            // One that has joined a bridge has fewer programs.
+            let name = pin.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| !wanted.contains(name)) {
                 let _ = fs::remove_file(pin);
             }
         }
@@ -270,10 +270,12 @@ impl Kernel {
                 && (!deep || self.suits_namespace(netns, program))
         };
         let is_attached = |device: &Device| match Hook::of_kernel() {
-            Hook::Tcx => pins(device).all(|pin| {
-                let link = link_of(&self.dir.join(FORWARD).join(pin), device);
-                let info = link.and_then(|link| bpf::link_info(link).ok());
-                info.is_some_and(|info| !deep || uses_our_maps(info.program))
+            Hook::Tcx => parts(device).iter().all(|(name, _, end)| {
+                let link = link_of(&self.dir.join(FORWARD).join(pin(device, end)), device);
+                let program = link.and_then(|link| bpf::link_info(link).ok()).map(|info| info.program);
+                program.is_some_and(|program| {
+                    matches!(name_of(program), Ok(Some(own)) if own == *name) && (!deep || uses_our_maps(program))
+                })
             }),
             Hook::Clsact => {
                 let of = |direction| device.filters.iter().filter(move |filter| filter.direction == direction);
@@ -311,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_pin_names_its_device() {
-        assert_eq!(["12-in", "3-out", "4-pair"].map(of_pin), [Some(12), Some(3), Some(4)]);
+        assert_eq!(["12-in", "3-out"].map(of_pin), [Some(12), Some(3)]);
         for other in ["12", "in", "x-in", "12-", "12-in-new", "FLOWS", "-in"] {
             assert_eq!(of_pin(other), None, "{other}");
         }

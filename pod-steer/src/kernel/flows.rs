@@ -45,7 +45,7 @@ impl Swept {
 impl FlowSweep {
     /// Removes the entries of connections that have ended.
     pub fn run(self) -> Result<Swept> {
-        let mut flows = open(&self.0)?;
+        let (mut flows, mut pending) = (open(&self.0, "FLOWS")?, open(&self.0, "PENDING")?);
         let now = clock_gettime(ClockId::MonotonicCoarse);
         let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
         let mut swept = Swept::default();
@@ -61,9 +61,11 @@ impl FlowSweep {
                 (1, Some(_)) => swept.keep(&key, &flow),
                 (_, other) if is_over(&flow, other.as_ref(), now_ns) => {
                     let _ = flows.remove(&key);
+                    forget(&mut pending, &key, &flow);
                     swept.removed += 1;
-                    if other.is_some() {
+                    if let Some(other) = other {
                         let _ = flows.remove(&back);
+                        forget(&mut pending, &back, &other);
                     }
                 }
                 _ => swept.keep(&key, &flow),
@@ -73,9 +75,16 @@ impl FlowSweep {
     }
 }
 
-fn open(dir: &Path) -> Result<HashMap<MapData, Tuple, Flow>> {
-    let map = MapData::from_pin(dir.join(FORWARD).join("FLOWS")).map(Map::HashMap);
-    map.and_then(HashMap::try_from).map_err(KernelError::map("open", "FLOWS"))
+fn open(dir: &Path, name: &'static str) -> Result<HashMap<MapData, Tuple, Flow>> {
+    let map = MapData::from_pin(dir.join(FORWARD).join(name)).and_then(Map::from_map_data);
+    map.and_then(HashMap::try_from).map_err(KernelError::map("open", name))
+}
+
+/// Removes what an entry was made from. Its packets would go to that container's address, whose it may not be any more.
+fn forget(pending: &mut HashMap<MapData, Tuple, Flow>, key: &Tuple, flow: &Flow) {
+    if pending.get(key, 0).is_ok_and(|former| former.to == flow.to) {
+        let _ = pending.remove(key);
+    }
 }
 
 /// The ports of an entry's connection, as [`Swept::ports`] has them.

@@ -22,10 +22,10 @@ pub struct FailedDevice {
 }
 
 impl FailedDevices {
-    /// These are all devices that there are, by index. Returns those that the next attempt is to leave out: all that have failed, unless
-    /// they are to be tried again.
-    pub fn leave_out(&mut self, all: &BTreeSet<u32>, again: bool) -> BTreeSet<u32> {
-        self.failed.retain(|index, _| all.contains(index));
+    /// These are all devices that there are, by index, with whether a bridge has them. Returns those that the next attempt is to leave out:
+    /// all that have failed, unless they are to be tried again.
+    pub fn leave_out(&mut self, all: &BTreeMap<u32, bool>, again: bool) -> BTreeSet<u32> {
+        self.failed.retain(|index, failed| all.get(index) == Some(&failed.is_port));
         self.left_out = if again { BTreeSet::new() } else { self.failed.keys().copied().collect() };
         self.left_out.clone()
     }
@@ -62,11 +62,12 @@ mod tests {
     #[test]
     fn a_device_stays_failed_until_it_is_attached_to_or_gone() {
         let mut devices = FailedDevices::default();
-        let all = BTreeSet::from([1, 2, 3, 4]);
+        let wires = |indices: &[u32]| indices.iter().map(|index| (*index, false)).collect::<BTreeMap<_, _>>();
+        let all = wires(&[1, 2, 3, 4]);
         assert!(devices.leave_out(&all, true).is_empty());
         devices.tried([failed(2), failed(3)]);
         // A device has come: the others are not tried again, and have not been attached to either.
-        assert_eq!(devices.leave_out(&BTreeSet::from([1, 2, 3, 4, 5]), false), BTreeSet::from([2, 3]));
+        assert_eq!(devices.leave_out(&wires(&[1, 2, 3, 4, 5]), false), BTreeSet::from([2, 3]));
         devices.tried([failed(5)]);
         assert_eq!(names(&devices), ["eth2", "eth3", "eth5"]);
         // An attempt that failed as a whole says nothing of a device.
@@ -75,6 +76,10 @@ mod tests {
         assert!(devices.leave_out(&all, true).is_empty());
         devices.tried([failed(3)]);
         assert_eq!(names(&devices), ["eth3"], "one is attached to");
+        // It has joined a bridge, and gets another program.
+        let joined = BTreeMap::from([(3, true)]);
+        assert!(devices.leave_out(&joined, false).is_empty() && names(&devices).is_empty());
+        devices.tried([failed(3)]);
         devices.clear();
         assert!(names(&devices).is_empty());
     }

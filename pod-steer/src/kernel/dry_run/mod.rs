@@ -26,7 +26,7 @@ use super::{
     clsact,
     counters::sum_service,
     destinations::{self, FORWARD},
-    migration,
+    devices, migration,
     object::{self, Constants, LOG_DECISIONS, LOG_NOTHING, MapPins, map},
     ports,
 };
@@ -190,7 +190,11 @@ impl DryRun {
 /// Whether a program forwards packets that come to this namespace by this device.
 pub fn has_device_program(dir: &Path, netns: NetnsCookie, index: u32) -> bool {
     let link = bpf::open(&dir.join(FORWARD).join(format!("{index}-in"))).and_then(bpf::link_info);
-    let is_attached = link.is_ok_and(|link| link.target == u64::from(index)) || clsact::is_marked(dir, netns, index);
+    // The port of a bridge has another program.
+    let is_ours =
+        |link: &bpf::LinkInfo| matches!(devices::name_of(link.program), Ok(Some("from_wire" | "from_tunnel")));
+    let is_attached = link.is_ok_and(|link| link.target == u64::from(index) && is_ours(&link))
+        || clsact::is_marked(dir, netns, index);
     is_attached && destinations::forwards(dir, netns)
 }
 
