@@ -9,8 +9,11 @@ if [ "$1" -eq 0 ]; then
         rmdir --ignore-fail-on-non-empty "$dir" || :
     done
 fi
-# Another pod-steer, installed by hand, may use the same state.
-if [ "$1" -eq 0 ] && ! command -v pod-steer >/dev/null; then
+# Another pod-steer, installed by hand, may use the same state. The path of scripts does not lead to it.
+has_other() {
+    [ -e /usr/local/bin/pod-steer ] || [ -e /usr/local/sbin/pod-steer ] || [ -e /etc/systemd/system/pod-steer.service ]
+}
+if [ "$1" -eq 0 ] && ! has_other; then
     if [ -e /var/lib/pod-steer/created-group ]; then
         groupdel pod-steer || echo "pod-steer: the group pod-steer is still in use; remove it with groupdel" >&2
     fi
