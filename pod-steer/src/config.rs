@@ -16,7 +16,7 @@ use std::{
 
 use pod_steer_ebpf::BACKENDS_MAX_DEFAULT;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 pub use changes::Changes;
 pub use paths::{GivenPaths, Paths};
@@ -182,7 +182,7 @@ fn log_level(given: &str) -> Result<String, ConfigError> {
     let is_good = |directive: &str| match directive.rsplit_once('=') {
         // `LevelFilter` also parses numbers and the empty string.
         None => directive.starts_with(|c: char| c.is_ascii_alphabetic()) && directive.parse::<LevelFilter>().is_ok(),
-        Some(_) => EnvFilter::try_new(directive).is_ok(),
+        Some(_) => directive.parse::<Targets>().is_ok(),
     };
     match given.split(',').find(|directive| !is_good(directive.trim())) {
         Some(wrong) => Err(ConfigError::LogLevel { level: quoted(wrong.trim()) }),
