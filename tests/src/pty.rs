@@ -114,6 +114,13 @@ impl Pty {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
+    /// Waits until a signal has stopped the program.
+    pub fn wait_stopped(&self) -> Result<()> {
+        let stat = format!("/proc/{}/status", self.child.id());
+        let is_stopped = || Ok(std::fs::read_to_string(&stat)?.contains("State:\tT").then_some(()));
+        wait::until_ok("the program on the terminal to stop", is_stopped)
+    }
+
     /// Waits until the program has ended.
     pub fn ended(&mut self) -> Result<ExitStatus> {
         let found = wait::until_ok("the program on the terminal to end", || Ok(self.child.try_wait()?));

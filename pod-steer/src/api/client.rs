@@ -118,6 +118,9 @@ pub(super) async fn send(
         StatusCode::FORBIDDEN => ClientError::Forbidden(said),
         StatusCode::SERVICE_UNAVAILABLE => ClientError::Ending(said),
         StatusCode::CONFLICT => ClientError::Failed(said),
+        StatusCode::NOT_FOUND if said.starts_with("there is no such endpoint") => {
+            ClientError::Failed("the daemon that runs is of another release than this command".to_owned())
+        }
         status if status.is_server_error() => ClientError::Failed(said),
         _ => ClientError::Refused(said),
     })

@@ -1,4 +1,4 @@
-//! What `pod-steer top` asks for once a second: the status, and the accept queues, which the status does not have.
+//! The answer for `pod-steer top`, which asks once a second: the status, and the accept queues, which the status does not have.
 
 use std::collections::BTreeMap;
 

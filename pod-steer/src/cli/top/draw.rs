@@ -133,7 +133,7 @@ fn header(screen: Screen<'_>, columns: usize) -> String {
     joined(&parts, columns)
 }
 
-/// Why the figures are not those of now, or not all.
+/// Why the figures are stale, or incomplete.
 fn notice(screen: Screen<'_>, view: &View) -> Option<(String, Style)> {
     if let Some(Away { since_ms, reason }) = screen.away {
         let since = clock(*since_ms);

@@ -113,9 +113,7 @@ async fn once(args: &TopArgs, interval: Duration) -> Outcome {
     let rows = view.rows(board).len() + board.services.len() + 3 * board.conditions.len() + 12;
     let columns = terminal::columns().unwrap_or(PIPE_COLUMNS);
     let size = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-    // A buffer has at most 65,535 cells.
-    let height = rows.min(usize::from(u16::MAX) / columns.max(1));
-    let mut buffer = Buffer::empty(Rect::new(0, 0, size(columns), size(height)));
+    let mut buffer = Buffer::empty(Rect::new(0, 0, size(columns), size(rows)));
     let palette = Palette { colours: false };
     draw::draw(Screen { board, away: None, palette }, &mut view, &mut buffer);
     let text = draw::plain(&buffer);
@@ -134,7 +132,7 @@ enum End {
 }
 
 async fn watch(args: &TopArgs, interval: Duration) -> Outcome {
-    // The terminal is taken only when there is something to show.
+    // Errors of the first answer are lines of an ordinary terminal.
     let answers = Answers::first(args).await?;
     let caught = Caught::new()?;
     let mut watching = Watching {
@@ -181,12 +179,11 @@ impl Tty {
         self.terminal.resize(Rect::new(0, 0, size.width, size.height))
     }
 
-    /// Gives the terminal back and stops, until the shell continues this process.
+    /// Gives the terminal back and stops, until the shell continues this process. SIGCONT, which is caught, takes it again.
     fn suspend(&mut self) -> io::Result<()> {
         self.guard = None;
         // The stop is not caught, unlike SIGTSTP, which has a handler here.
-        kill_process(getpid(), Signal::STOP)?;
-        self.retake()
+        Ok(kill_process(getpid(), Signal::STOP)?)
     }
 }
 
@@ -237,7 +234,6 @@ impl Watching {
                     None => return Ok(End::Quit),
                 },
                 _ = caught.suspending.recv() => self.tty.suspend()?,
-                // A stop that could not be caught has ended.
                 _ = caught.continued.recv() => self.tty.retake()?,
                 answer = answer_of(&mut asking) => {
                     asking = None;
@@ -253,6 +249,10 @@ impl Watching {
     }
 
     fn draw(&mut self) -> io::Result<()> {
+        // Continued, but the signal has not arrived yet.
+        if self.tty.guard.is_none() {
+            return Ok(());
+        }
         let screen = Screen { board: &self.answers.board, away: self.away.as_ref(), palette: self.palette };
         self.tty.terminal.draw(|frame| draw::draw(screen, &mut self.view, frame.buffer_mut()))?;
         Ok(())
