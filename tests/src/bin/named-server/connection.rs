@@ -26,7 +26,7 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, name: &str, args: &Args, s
     stream.set_read_timeout(Some(IDLE_CHECK))?;
     let mut received = Vec::new();
     let mut served = 0;
-    while let Some(head) = next_head(&mut stream, &mut received, stop)? {
+    while let Some(head) = next_head(&mut stream, &mut received, stop, served > 0)? {
         thread::sleep(args.answer_delay);
         if let Some(protocol) = upgrade(&head) {
             return echo(stream, &received, protocol);
@@ -57,8 +57,14 @@ fn status(args: &Args, head: &str) -> String {
     status.map_or_else(|| "200 OK".into(), |status| status.trim().to_owned())
 }
 
-/// The next request's head; `None` when the client has finished, or the server stops and no request is under way.
-fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io::Result<Option<String>> {
+/// The next request's head; `None` when the client has finished, or the server stops and no request is under way. The first request of a
+/// connection counts as under way from the start: a client that was delayed between its handshake and its request is not idle.
+fn next_head(
+    stream: &mut TcpStream,
+    received: &mut Vec<u8>,
+    stop: &Stop,
+    may_be_idle: bool,
+) -> io::Result<Option<String>> {
     let mut buffer = [0; 1024];
     loop {
         if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -73,7 +79,7 @@ fn next_head(stream: &mut TcpStream, received: &mut Vec<u8>, stop: &Stop) -> io:
             Ok(0) => return Ok(None),
             Ok(n) => received.extend_from_slice(&buffer[..n]),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                if stop.told() && received.is_empty() {
+                if stop.told() && received.is_empty() && may_be_idle {
                     return Ok(None);
                 }
             }
