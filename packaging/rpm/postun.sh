@@ -5,7 +5,8 @@ if [ -d /run/systemd/system ]; then
 fi
 if [ "$1" -eq 0 ]; then
     # RPM removes only directories that are listed, and cargo-generate-rpm lists files.
-    for dir in /usr/share/doc/pod-steer/examples /usr/share/doc/pod-steer /usr/share/licenses/pod-steer; do
+    for dir in /usr/share/doc/pod-steer/examples /usr/share/doc/pod-steer /usr/share/licenses/pod-steer \
+        /usr/share/pod-steer/apparmor /usr/share/pod-steer/selinux /usr/share/pod-steer; do
         rmdir --ignore-fail-on-non-empty "$dir" || :
     done
 fi

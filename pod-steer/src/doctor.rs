@@ -1,6 +1,8 @@
 //! Checks of this machine's requirements. Each missing feature is reported with its minimum kernel version and the remedy. `pod-steer
 //! doctor` prints all checks; `pod-steer run` makes the same ones and fails with the same messages.
 
+mod denials;
+
 use std::{fmt, fs, path::Path};
 
 use crate::{bpffs, caps, cgroups, config::RunConfig, engine, kernel};
@@ -59,6 +61,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
         findings.push(hook());
     }
     findings.extend(settings());
+    findings.push(denials::finding());
     findings.extend(engines(&config.engines));
     findings
 }

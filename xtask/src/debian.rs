@@ -15,10 +15,12 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 28] = [
+const NEEDS: [Need; 31] = [
+    ("apparmor_parser", "apparmor"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("caddy", "caddy"),
+    ("checkmodule", "checkpolicy"),
     ("conmon", "conmon"),
     ("crun", "crun"),
     ("curl", "curl"),
@@ -41,6 +43,7 @@ const NEEDS: [Need; 28] = [
     ("prometheus", "prometheus"),
     ("python3", "python3"),
     ("python3", "python3-venv"),
+    ("semodule_package", "semodule-utils"),
     ("systemctl", "systemd"),
     ("unshare", "util-linux"),
     ("wrk", "wrk"),

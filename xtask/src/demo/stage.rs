@@ -41,6 +41,8 @@ pub struct Stage {
     engine: Option<String>,
     /// The clients' port, and the port that each server listens on.
     ports: (u16, SocketAddr),
+    /// The daemon runs under its AppArmor profile.
+    confined: bool,
     daemon: Option<Child>,
     servers: Vec<Server>,
 }
@@ -55,6 +57,7 @@ impl Stage {
             docker,
             engine: None,
             ports: (PORT, (Ipv4Addr::UNSPECIFIED, PORT).into()),
+            confined: false,
             daemon: None,
             servers: Vec::new(),
         })
@@ -70,19 +73,38 @@ impl Stage {
         Self { engine: Some(url), ..self }
     }
 
+    /// Whether the daemon runs under its AppArmor profile, which has been loaded.
+    pub fn confined(self, confined: bool) -> Self {
+        Self { confined, ..self }
+    }
+
     /// `pod-steer` as the demo's user would run it.
     pub fn pod_steer(&self, args: &[&str]) -> Command {
-        let mut pod_steer = command(&self.pod_steer);
+        self.with_places(command(&self.pod_steer), args)
+    }
+
+    fn with_places(&self, mut pod_steer: Command, args: &[&str]) -> Command {
         pod_steer.args(args).env("POD_STEER_SOCKET", self.dir.join("run/api.sock"));
         pod_steer.env("POD_STEER_STATE_DIR", self.dir.join("state"));
         pod_steer
+    }
+
+    /// `pod-steer` as the daemon.
+    fn daemon(&self, args: &[&str]) -> Command {
+        if !self.confined {
+            return self.pod_steer(args);
+        }
+        let mut shell = command("/bin/busybox");
+        let into = "echo exec pod-steer > /proc/self/attr/apparmor/exec && exec \"$0\" \"$@\"";
+        shell.args(["sh", "-c", into]).arg(&self.pod_steer);
+        self.with_places(shell, args)
     }
 
     pub fn start_daemon(&mut self) -> Result<()> {
         let engine = self.docker.as_ref().map(Docker::url).or_else(|| self.engine.clone());
         let engine = engine.unwrap_or_else(|| "none".to_owned());
         let daemon = self
-            .pod_steer(&["run", "--engine", &engine, "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"])
+            .daemon(&["run", "--engine", &engine, "--bpffs", "/sys/fs/bpf/pod-steer", "--runtime-dir"])
             .arg(self.dir.join("run"))
             .arg("--config")
             .arg(self.settings()?)
@@ -97,7 +119,13 @@ impl Stage {
                 bail!("the daemon ended: {status}");
             }
             Ok(self.status().ok().map(drop))
-        })
+        })?;
+        let pid = self.daemon.as_ref().map(Child::id).unwrap_or_default();
+        let profile = fs::read_to_string(format!("/proc/{pid}/attr/current")).unwrap_or_default();
+        if self.confined && !profile.starts_with("pod-steer (enforce)") {
+            bail!("the daemon is not under its AppArmor profile, but under {profile:?}");
+        }
+        Ok(())
     }
 
     /// Settings that are labels for containers, and that `exec` has no flag for.

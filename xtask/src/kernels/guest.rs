@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::engine::Engine;
-use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, greedy, users};
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, confined, greedy, users};
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
@@ -94,12 +94,13 @@ fn refusal() -> Result<()> {
 }
 
 fn play() -> Result<()> {
+    let is_confined = confined::load()?;
     say::heading("pod-steer doctor");
     print!("{}", output(&mut doctor())?);
     for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
         let (listen, asked) = (SocketAddr::new(listen, LISTENS), SocketAddr::new(asked, ASKED));
         say::heading(&format!("servers on {listen}, clients of {asked}"));
-        let mut stage = Stage::new(&inside(&number.to_string())?)?.with_ports(ASKED, listen);
+        let mut stage = Stage::new(&inside(&number.to_string())?)?.with_ports(ASKED, listen).confined(is_confined);
         let played = share(&mut stage, asked);
         if played.is_err() {
             stage.show_status();
@@ -113,10 +114,12 @@ fn play() -> Result<()> {
     let engine = Engine::start(&inside.dir)?;
     let listen = (Ipv4Addr::UNSPECIFIED, LISTENS).into();
     let mut stage = Stage::new(&inside)?.with_ports(ASKED, listen).with_engine(engine.url());
+    stage = stage.confined(is_confined);
     bridged::play(&mut stage, &engine).inspect_err(|_| {
         stage.show_status();
         stage.show_logs();
-    })
+    })?;
+    if is_confined { confined::check() } else { Ok(()) }
 }
 
 /// What a stage needs, with a directory of this name.
