@@ -31,7 +31,12 @@ fn main() {
     tell_commit(&workspace);
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
         // A static program relocates its own addresses when it starts. Packed, their list is a fiftieth of its size: some 200 kB less.
-        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        let is_own = env::var("HOST")
+            .is_ok_and(|host| host.split('-').next() == env::var("CARGO_CFG_TARGET_ARCH").ok().as_deref());
+        // A compiler passes this on to its linker. For another architecture the linker is called itself.
+        let arguments: &[&str] =
+            if is_own { &["-Wl,-z,pack-relative-relocs"] } else { &["-z", "pack-relative-relocs"] };
+        arguments.iter().for_each(|argument| println!("cargo:rustc-link-arg-bins={argument}"));
     }
 
     let tools = workspace.join("target/tools/bin");
@@ -68,10 +73,12 @@ fn main() {
     if !status.success() {
         panic!("the kernel programs did not build ({status}); is rust-src there? `cargo xtask setup` installs it");
     }
-    let object = target_dir.join(target).join("kernel/pod-steer-ebpf");
-    let built = fs::read(&object).expect("cargo has just built the object");
-    let object = without_debug_information(&built).expect("the linker has written an ELF file");
-    fs::write(out_dir.join("pod-steer.bpf.o"), object).expect("OUT_DIR can be written");
+    for (program, object) in [("pod-steer-ebpf", "pod-steer.bpf.o"), ("pod-steer-idle", "idle.bpf.o")] {
+        let built = target_dir.join(target).join("kernel").join(program);
+        let built = fs::read(&built).expect("cargo has just built the object");
+        let stripped = without_debug_information(&built).expect("the linker has written an ELF file");
+        fs::write(out_dir.join(object), stripped).expect("OUT_DIR can be written");
+    }
 }
 
 /// Drops the DWARF, which is four fifths of the object: the linker has made BTF of it, and nothing else reads it.

@@ -1,13 +1,13 @@
 //! Debian's archive, read with an apt configuration of our own: nothing is installed, and the machine's sources are not changed. The
 //! address is that of the machine's own configuration.
 
-use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::cmd::{command, output, run};
 use crate::paths::which;
 use crate::say;
@@ -20,10 +20,15 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Reads what these releases have. The archive's files are kept in a directory of its own.
+    /// Reads what these releases have for the machine. The archive's files are kept in a directory of its own.
     pub fn open(dir: PathBuf, suites: &[&str]) -> Result<Self> {
-        if which("apt-get").is_none() || ARCH != "x86_64" {
-            bail!("packages come from Debian's archive by apt-get, and for x86-64");
+        Self::open_for(Arch::own().unwrap_or(Arch::X86_64), dir, suites)
+    }
+
+    /// The same for another architecture.
+    pub fn open_for(arch: Arch, dir: PathBuf, suites: &[&str]) -> Result<Self> {
+        if which("apt-get").is_none() {
+            bail!("packages come from Debian's archive, by apt-get");
         }
         let archive = Self { dir };
         // An earlier xtask may have left other sources there.
@@ -32,7 +37,7 @@ impl Archive {
             fs::create_dir_all(archive.dir.join(made))
                 .with_context(|| format!("cannot make {}", archive.dir.display()))?;
         }
-        fs::write(archive.dir.join("apt.conf"), archive.settings())?;
+        fs::write(archive.dir.join("apt.conf"), archive.settings(arch))?;
         fs::write(archive.dir.join("sources/suites.sources"), sources(&address()?, suites))?;
         // No package counts as installed.
         fs::write(archive.dir.join("status"), "")?;
@@ -43,10 +48,11 @@ impl Archive {
         Ok(archive)
     }
 
-    fn settings(&self) -> String {
-        let dir = self.dir.display();
+    fn settings(&self, arch: Arch) -> String {
+        let (dir, arch) = (self.dir.display(), arch.debian());
         format!(
-            "Dir::Etc::SourceList \"/dev/null\";\nDir::Etc::SourceParts \"{dir}/sources\";\n\
+            "APT::Architecture \"{arch}\";\nAPT::Architectures {{ \"{arch}\"; }};\n\
+             Dir::Etc::SourceList \"/dev/null\";\nDir::Etc::SourceParts \"{dir}/sources\";\n\
              Dir::State::Lists \"{dir}/lists\";\nDir::State::status \"{dir}/status\";\nDir::Cache \"{dir}\";\nDebug::NoLocking \"1\";\n\
              APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n\
              Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n"

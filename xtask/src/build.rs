@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::cmd::{cargo, command, output, run};
 use crate::{paths, setup};
 
@@ -51,6 +52,24 @@ pub fn named_server() -> Result<PathBuf> {
 /// Builds the programs of the tests beside this one, where their fixtures look for them.
 pub fn test_programs() -> Result<()> {
     run(cargo().args(["build", "--package", "pod-steer-tests", "--bins"]))
+}
+
+/// The same for another architecture, linked with musl.
+pub fn static_programs_for(arch: Arch, programs: &[(&str, &str)]) -> Result<PathBuf> {
+    if Arch::own() == Some(arch) {
+        return static_programs(programs);
+    }
+    setup::ensure()?;
+    let (musl, target) = (arch.musl(), paths::target().join("static"));
+    setup::ensure_target(&musl)?;
+    let chosen = programs.iter().flat_map(|(package, program)| ["--package", package, "--bin", program]);
+    run(cargo()
+        .args(["build", "--release", "--target", &musl])
+        .args(chosen)
+        .arg("--target-dir")
+        .arg(&target)
+        .envs(arch.build_env()))?;
+    Ok(target.join(musl).join("release"))
 }
 
 /// Builds programs, each named with its package, as static files; returns their directory.

@@ -2,6 +2,7 @@
 //! `newer-docker` and `package`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
+mod arch;
 mod archive;
 mod bench;
 mod build;
@@ -74,6 +75,9 @@ enum Task {
     },
     /// Run the demo on other Linux kernels, each in a virtual machine; fetches them and QEMU with apt-get
     Kernels {
+        /// Kernels and programs of this architecture
+        #[arg(long, value_enum, default_value = "x86_64")]
+        arch: arch::Arch,
         /// Only these: 5.10, 6.1, 6.12, newest
         kernels: Vec<String>,
     },
@@ -102,7 +106,7 @@ fn main() -> ExitCode {
         Task::Soak { filters } => privilege::root_or_remedy().unwrap_or_else(|| test::soak(&filters)),
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench { options } => bench::bench(&options),
-        Task::Kernels { kernels } => kernels::kernels(&kernels),
+        Task::Kernels { arch, kernels } => kernels::kernels(arch, &kernels),
         Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
         Task::Package(package) => package::package(&package),
         Task::DemoInside(inside) => demo::inside(&inside),

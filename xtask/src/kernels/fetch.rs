@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::MODULES;
 use super::version::Version;
+use crate::arch::Arch;
 use crate::archive::{Archive, unpack_all};
 use crate::cmd::{command, output, run};
 use crate::say;
@@ -31,9 +32,9 @@ pub struct Fetched {
 }
 
 /// Every cloud kernel there is.
-pub fn kernels(archive: &Archive) -> Result<Vec<Version>> {
+pub fn kernels(archive: &Archive, arch: Arch) -> Result<Vec<Version>> {
     let names = output(archive.apt("apt-cache").args(["pkgnames", "linux-image-"]))?;
-    Ok(names.lines().filter_map(Version::of_package).collect())
+    Ok(names.lines().filter_map(|name| Version::of_package(name, arch)).collect())
 }
 
 /// The kernel with its modules. Versions vanish from the archive, so a fetched one is kept.
@@ -45,6 +46,19 @@ pub fn fetch(archive: &Archive, kernel: &Version) -> Result<Fetched> {
     }
     let found = MODULES.map(|name| (modules.join(format!("{name}.ko")), format!("modules/{name}.ko")));
     Ok(Fetched { kernel: file, modules: found.into_iter().filter(|(file, _)| file.is_file()).collect() })
+}
+
+/// The program of a package, unpacked beside the kernels. Later releases have all programs below `usr`.
+pub fn program(archive: &Archive, package: &str, path: &str) -> Result<PathBuf> {
+    let unpacked = archive.dir().join(package);
+    let found = || [unpacked.join(path), unpacked.join("usr").join(path)].into_iter().find(|file| file.is_file());
+    if found().is_none() {
+        say::note(&format!("fetching {package}"));
+        fs::create_dir_all(&unpacked)?;
+        run(archive.apt("apt-get").args(["download", "-qq", package]).current_dir(&unpacked))?;
+        unpack_all(&unpacked, &unpacked)?;
+    }
+    found().with_context(|| format!("{package} has no {path}"))
 }
 
 fn fetch_into(archive: &Archive, kernel: &Version, file: &Path, modules: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 //! archive, and minutes.
 
 mod bridged;
+mod confined;
 mod engine;
 mod fetch;
 mod greedy;
@@ -17,10 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::archive::Archive;
-use crate::{build, debian, paths, say};
+use crate::{build, paths, say};
 use fetch::Fetched;
 pub use guest::{Guest, guest};
 use version::Version;
@@ -58,24 +60,29 @@ enum Outcome {
 }
 
 /// The `kernels` task.
-pub fn kernels(only: &[String]) -> Result<ExitCode> {
+pub fn kernels(arch: Arch, only: &[String]) -> Result<ExitCode> {
     if let Some(other) = only.iter().find(|name| WANTED.iter().all(|wanted| wanted.name != name.as_str())) {
         bail!("no kernel `{other}`: there are {}", WANTED.map(|wanted| wanted.name).join(", "));
     }
-    let dir = paths::target().join("kernels");
+    let is_own = Arch::own() == Some(arch);
+    let dir = paths::target().join(if is_own { "kernels".to_owned() } else { format!("kernels-{}", arch.name()) });
     say::heading("building static programs");
-    debian::ensure(&["busybox"])?;
     let image = dir.join("guest.cpio");
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let programs = Programs::build()?;
+    let programs = [("pod-steer", "pod-steer"), ("pod-steer-tests", "named-server"), ("xtask", "xtask")];
+    let built = build::static_programs_for(arch, &programs)?;
+    let profile = confined::compile(&dir)?;
     say::heading("fetching QEMU and lists of kernels");
-    let archive = Archive::open(dir.join("archive"), &fetch::SUITES);
-    let got = archive.and_then(|archive| Ok((Qemu::get(&dir.join("qemu"))?, archive)));
-    let (qemu, archive) = match got {
+    let archive = Archive::open_for(arch, dir.join("archive"), &fetch::SUITES);
+    let got = archive.and_then(|archive| {
+        let busybox = fetch::program(&archive, "busybox-static", BUSYBOX)?;
+        Ok((Qemu::get(arch, &dir.join("qemu"))?, Programs { built, busybox, profile }, archive))
+    });
+    let (qemu, programs, archive) = match got {
         Ok(got) => got,
         Err(error) => return Ok(close(&[("all".to_owned(), Outcome::Skipped(format!("{error:#}")))])),
     };
-    let all = fetch::kernels(&archive)?;
+    let all = fetch::kernels(&archive, arch)?;
     let mut outcomes = Vec::new();
     for wanted in WANTED.into_iter().filter(|wanted| only.is_empty() || only.iter().any(|name| name == wanted.name)) {
         let Some(kernel) = Version::newest(&all, wanted.series) else {
@@ -99,21 +106,17 @@ pub fn kernels(only: &[String]) -> Result<ExitCode> {
 struct Programs {
     built: PathBuf,
     busybox: PathBuf,
+    /// The daemon's AppArmor profile.
+    profile: PathBuf,
 }
 
 impl Programs {
-    fn build() -> Result<Self> {
-        let programs = [("pod-steer", "pod-steer"), ("pod-steer-tests", "named-server"), ("xtask", "xtask")];
-        let built = build::static_programs(&programs)?;
-        let busybox = paths::which("busybox").context("the guest needs busybox: install Debian's busybox-static")?;
-        Ok(Self { built, busybox })
-    }
-
     /// Writes the guest's file system, with the modules of a kernel.
     fn write_image(&self, image: &Path, kernel: &Fetched) -> Result<()> {
         let [init, pod_steer, server] = ["xtask", "pod-steer", "named-server"].map(|name| self.built.join(name));
         let mut files: Vec<(&Path, &str)> =
             vec![(&init, "init"), (&pod_steer, POD_STEER), (&server, NAMED_SERVER), (&self.busybox, BUSYBOX)];
+        files.push((&self.profile, confined::PROFILE));
         files.extend(kernel.modules.iter().map(|(file, name)| (file.as_path(), name.as_str())));
         image::write(image, &files)
     }

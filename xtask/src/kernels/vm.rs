@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::archive::unpack_all;
 use crate::cmd::{command, run};
 use crate::paths::which;
 use crate::say;
 
-const QEMU: &str = "qemu-system-x86_64";
-const PACKAGE: &str = "qemu-system-x86";
-/// A boot takes 3 s on an idle machine, and the scenes a minute.
-const RUN_MAX: Duration = Duration::from_secs(300);
+/// A boot takes 3 s on an idle machine, and the scenes a minute; another architecture takes twice as long.
+const RUN_MAX: Duration = Duration::from_secs(600);
 /// The kernel passes this to the init program, which is xtask and needs the repository's directory.
 const ENVIRONMENT: &str = "CARGO_MANIFEST_DIR=/xtask";
 
 pub struct Qemu {
+    arch: Arch,
     program: PathBuf,
     /// The directory of its libraries, if it is unpacked and not installed.
     libraries: Vec<PathBuf>,
@@ -30,25 +30,31 @@ pub struct Qemu {
 
 impl Qemu {
     /// The machine's own QEMU, or Debian's unpacked into `dir`, since installing it may conflict with the machine's packages.
-    pub fn get(dir: &Path) -> Result<Self> {
-        if let Some(program) = which(QEMU) {
-            return Ok(Self { program, libraries: Vec::new() });
+    pub fn get(arch: Arch, dir: &Path) -> Result<Self> {
+        let name = format!("qemu-system-{}", arch.name());
+        if let Some(program) = which(&name) {
+            return Ok(Self { arch, program, libraries: Vec::new() });
         }
-        let program = dir.join("usr/bin").join(QEMU);
+        let package = match arch {
+            Arch::X86_64 => "qemu-system-x86",
+            Arch::Aarch64 => "qemu-system-arm",
+        };
+        let program = dir.join("usr/bin").join(name);
         if !program.is_file() {
-            say::note(&format!("fetching {PACKAGE}"));
+            say::note(&format!("fetching {package}"));
             let packages = dir.join("packages");
             fs::create_dir_all(packages.join("partial"))?;
             let mut archives = std::ffi::OsString::from("Dir::Cache::archives=");
             archives.push(&packages);
             run(command("apt-get")
-                .args(["install", "-qq", "-y", "--download-only", "--no-install-recommends", PACKAGE])
+                .args(["install", "-qq", "-y", "--download-only", "--no-install-recommends", package])
                 .args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root", "-o"])
                 .arg(archives))?;
             unpack_all(&packages, dir)?;
         }
-        let libraries = ["usr/lib", "lib"].map(|lib| dir.join(lib).join("x86_64-linux-gnu")).to_vec();
-        Ok(Self { program, libraries })
+        let libraries = format!("{}-linux-gnu", std::env::consts::ARCH);
+        let libraries = ["usr/lib", "lib"].map(|lib| dir.join(lib).join(&libraries)).to_vec();
+        Ok(Self { arch, program, libraries })
     }
 
     /// Boots, passes on each line of the guest's console, and returns when the guest is off.
@@ -56,13 +62,18 @@ impl Qemu {
         // The guest's console always counts as a terminal.
         let colours = if say::in_colours() { "" } else { "NO_COLOR=1" };
         let mut qemu = command(&self.program);
-        qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024"])
+        let (machine, cpu, console) = match self.arch {
+            Arch::X86_64 => ("q35", "max", "ttyS0"),
+            // The newest one that is emulated without pointer authentication, which takes most of the time.
+            Arch::Aarch64 => ("virt", "neoverse-n1", "ttyAMA0"),
+        };
+        qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "1024"])
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
             .arg(image)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 {ENVIRONMENT} {colours} -- {init}")]);
+            .args(["-append", &format!("console={console} quiet panic=-1 {ENVIRONMENT} {colours} -- {init}")]);
         if !self.libraries.is_empty() {
             qemu.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries)?);
         }
@@ -77,7 +88,7 @@ impl Qemu {
         }
         let status = running.process.wait()?;
         if !status.success() {
-            bail!("{QEMU} failed: {status}");
+            bail!("{} failed: {status}", self.program.display());
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::cmd::{command, output};
 use crate::{paths, privilege};
 
@@ -21,7 +22,11 @@ use crate::{paths, privilege};
 #[derive(clap::Subcommand)]
 pub enum Package {
     /// The program as one static file
-    Static,
+    Static {
+        /// For this architecture [default: that of the machine]
+        #[arg(long, value_enum)]
+        arch: Option<Arch>,
+    },
     /// A package for Debian and its derivatives
     Deb {
         /// Also install, upgrade and purge it in a clean Debian, under load: some minutes (needs root)
@@ -45,7 +50,8 @@ pub enum Package {
 /// The `package` task.
 pub fn package(package: &Package) -> Result<ExitCode> {
     match package {
-        Package::Static => program::build().map(drop)?,
+        Package::Static { arch: None } => program::build().map(drop)?,
+        Package::Static { arch: Some(arch) } => program::build_for(*arch).map(drop)?,
         Package::Deb { try_it: false } => deb::build().map(drop)?,
         Package::Deb { try_it: true } => match privilege::root_or_remedy() {
             Some(ended) => return ended,

@@ -1,7 +1,6 @@
 //! The program as one static file: linked with musl, optimized as a whole, and with the list of its dependencies inside
 //! (`cargo auditable`), which scanners read.
 
-use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use object::{Endianness, pod};
 
 use super::dir;
+use crate::arch::Arch;
 use crate::cmd::{cargo, run};
 use crate::{paths, say, setup};
 
@@ -22,10 +22,15 @@ const AUDITABLE_VERSION: &str = "0.7.7";
 /// The section in which `cargo auditable` puts its list.
 const DEPENDENCIES: &str = ".dep-v0";
 
-/// Builds the program, checks it, prints its size, and returns its path.
+/// Builds the program for the machine, checks it, prints its size, and returns its path.
 pub fn build() -> Result<PathBuf> {
+    build_for(Arch::own().context("pod-steer is packaged on x86-64 and aarch64")?)
+}
+
+/// The same for another architecture.
+pub fn build_for(arch: Arch) -> Result<PathBuf> {
     setup::ensure()?;
-    let target = format!("{ARCH}-unknown-linux-musl");
+    let target = arch.musl();
     setup::ensure_target(&target)?;
     setup::ensure_tool(
         "cargo-auditable",
@@ -33,11 +38,12 @@ pub fn build() -> Result<PathBuf> {
         "it puts the list of dependencies into the program; takes half a minute, once",
     )?;
     let build = ["auditable", "build", "--locked", "--package", "pod-steer", "--profile", PROFILE, "--target", &target];
-    run(cargo().args(build))?;
+    run(cargo().args(build).envs(arch.build_env()))?;
     let built = paths::target().join(&target).join(PROFILE).join("pod-steer");
     let contents = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let bytes = check(&contents).with_context(|| format!("{} is not to be shipped", built.display()))?;
-    let program = dir()?.join("pod-steer");
+    let name = if Arch::own() == Some(arch) { "pod-steer".to_owned() } else { format!("pod-steer-{}", arch.name()) };
+    let program = dir()?.join(name);
     fs::copy(&built, &program).with_context(|| format!("cannot write {}", program.display()))?;
     say::note(&format!(
         "{}: {} bytes of {} allowed, static, with the list of its dependencies",
