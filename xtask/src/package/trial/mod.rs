@@ -9,7 +9,7 @@ mod purged;
 mod root;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pod_steer_tests::{
@@ -24,6 +24,8 @@ pub use packager::{DEB, RPM};
 
 /// Connections that are answered before, during and after each step.
 const CONNECTIONS: u64 = 300;
+/// README's three commands take less, without the download.
+const ZERO_TO_STEERED: Duration = Duration::from_secs(60);
 
 /// Tries two packages of one program, of which the second has the higher version.
 pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
@@ -49,13 +51,16 @@ pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
     say::heading("the package is installed");
     let start = Instant::now();
     machine.run(&format!("{} >/dev/null", packager.install))?;
-    installed::check(&machine, packager)?;
-    serve(&machine, "web-1", "v1")?;
+    serve(&machine, "web-1", &[])?;
     answered(&host, "web-1")?;
-    say::note(&format!(
-        "from the package's installation to an answer of a container: {}",
-        say::elapsed(start.elapsed())
-    ));
+    say::note(&format!("from nothing to an answer of a container with two labels: {}", say::elapsed(start.elapsed())));
+    serve(&machine, "web-2", &["version=v2", "rollout=latest"])?;
+    answered(&host, "web-2")?;
+    let took = start.elapsed();
+    say::note(&format!("to the first answer of its next version: {}", say::elapsed(took)));
+    ensure!(took < ZERO_TO_STEERED, "the three commands take longer than {}", say::elapsed(ZERO_TO_STEERED));
+    installed::check(&machine, packager)?;
+    machine.wait_until("the new version has everything", "pod-steer history web | grep -q 'deploy v2.*done'")?;
 
     say::heading("it is upgraded, installed again and restarted under load");
     let load = Load::to(TARGET.parse()?).threads(2).start(host.net())?;
@@ -68,20 +73,21 @@ pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
         say::note(&format!("{what}: the daemon {}", if restarted { "was restarted" } else { "goes on" }));
     }
     installed::check(&machine, packager)?;
-    serve(&machine, "web-2", "v2")?;
-    machine.run("pod-steer deploy web v2")?;
+    serve(&machine, "web-3", &["version=v3", "rollout=manual"])?;
+    machine.run("pod-steer deploy web v3")?;
     flowing(&load)?;
     let tally = load.stop()?;
     say::note(&format!("clients meanwhile: {tally}"));
     ensure!(tally.losses.is_empty(), "connections were lost");
-    ensure!(tally.answered_by("web-1") > 0 && tally.answered_by("web-2") > 0, "not both versions answered");
+    ensure!(tally.answered_by("web-2") > 0 && tally.answered_by("web-3") > 0, "not both versions answered");
+    ensure!(tally.answered_by("web-1") == 0, "the version that was replaced has got connections");
 
     say::heading("the machine boots again");
     drop(machine);
     let machine = Machine::boot(&host, &clean)?;
     machine.wait_until("docker is-active", "docker info")?;
     installed::check(&machine, packager)?;
-    answered(&host, "web-2")?;
+    answered(&host, "web-3")?;
     say::note("the daemon has started at boot, and the operator's decision is in force");
 
     say::heading("it is removed, with all that belongs to it");
@@ -98,14 +104,12 @@ pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
 /// The clients' target: the port of the machine that the containers share.
 const TARGET: &str = "127.0.0.1:80";
 
-/// Starts a container with two labels, as README does.
-fn serve(machine: &Machine, name: &str, version: &str) -> Result<()> {
-    let labels =
-        format!("--label pod-steer.service=web --label pod-steer.ports=80:8080 --label pod-steer.version={version}");
+/// Starts a container with the two labels that it needs, and others, as README does.
+fn serve(machine: &Machine, name: &str, others: &[&str]) -> Result<()> {
+    let labels = ["service=web", "ports=80:8080"].iter().chain(others);
+    let labels: String = labels.map(|label| format!("--label pod-steer.{label} ")).collect();
     let server = format!("server /named-server --name {name} --listen 0.0.0.0:8080");
-    machine.run(&format!(
-        "docker run -d --restart always --name {name} {labels} --label pod-steer.rollout=manual {server} >/dev/null"
-    ))
+    machine.run(&format!("docker run -d --restart always --name {name} {labels} {server} >/dev/null"))
 }
 
 /// Waits until clients get this container's answers.
