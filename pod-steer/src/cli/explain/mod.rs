@@ -54,11 +54,13 @@ pub(super) fn explain(args: &ExplainArgs) -> Outcome {
 
 fn explain_in(args: &ExplainArgs, netns: Netns, packets: &[Asked]) -> Outcome {
     let mut explainer = Explainer::open(args, netns)?;
+    let mut differ = false;
     for (source, destination) in packets {
         let answer = explainer.explain(*source, *destination)?;
+        differ |= answer.difference.is_some();
         print(&if args.json { format!("{}\n", serde_json::to_string(&answer)?) } else { text::of(&answer) })?;
     }
-    Ok(())
+    if differ { Err(Failure::Said(1)) } else { Ok(()) }
 }
 
 /// The packets, of which each has addresses of one family.
