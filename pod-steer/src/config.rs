@@ -22,6 +22,7 @@ pub use changes::Changes;
 pub use paths::{GivenPaths, Paths};
 
 use args::{LogFormat, RunArgs};
+use file::Faults;
 
 use crate::{
     api::Access,
@@ -138,7 +139,11 @@ impl RunConfig {
     pub fn resolve(args: RunArgs) -> Result<Self, ConfigError> {
         let path = paths::file(args.config.as_deref());
         let (file, source) = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
-        let services = services::read(&file.service, &user_id).map_err(|faults| source.locate_all(&faults))?;
+        let mut wrong = Faults::default();
+        let services = services::read(&file.service, &user_id).unwrap_or_else(|faults| {
+            source.locate_all(&mut wrong, faults);
+            ServiceTables::default()
+        });
         let given = GivenPaths {
             runtime_dir: args.runtime_dir,
             state_dir: args.state_dir,
@@ -146,15 +151,19 @@ impl RunConfig {
             socket: args.socket,
         };
         let Paths { runtime_dir, state_dir, bpffs, socket } = Paths::complete(given, &file);
-        let operators = source.choose("group", args.group, file.group, |group| group_id(&group))?;
-        let viewers = source.choose("viewers", args.viewers, file.viewers, |group| viewers(&group, operators))?;
+        let operators = source.choose(&mut wrong, "group", args.group, file.group, |group| group_id(&group));
+        let viewers =
+            source.choose(&mut wrong, "viewers", args.viewers, file.viewers, |group| viewers(&group, operators));
         let named = Some(args.engine).filter(|engines| !engines.is_empty());
-        let engines = source.choose("engine", named, file.engine, engines)?;
-        let backends_max = source.choose("max-backends", args.max_backends, file.max_backends, backends_max)?;
-        let ports = source.choose("allow-ports", args.allow_ports, file.allow_ports, |list| {
+        let engines = source.choose(&mut wrong, "engine", named, file.engine, engines);
+        let backends_max =
+            source.choose(&mut wrong, "max-backends", args.max_backends, file.max_backends, backends_max);
+        let ports = source.choose(&mut wrong, "allow-ports", args.allow_ports, file.allow_ports, |list| {
             PortPolicy::parse(&list).ok_or_else(|| ConfigError::Ports(visible(&list).into_owned()))
-        })?;
-        let level = source.choose("log-level", args.log_level, file.log_level, |level| log_level(&level))?;
+        });
+        let level = source.choose(&mut wrong, "log-level", args.log_level, file.log_level, |level| log_level(&level));
+        let metrics = source.choose(&mut wrong, "metrics", args.metrics, file.metrics, metrics);
+        wrong.check(&source)?;
         Ok(Self {
             ports: ports.unwrap_or_default(),
             services,
@@ -162,7 +171,7 @@ impl RunConfig {
             engines_named: engines.is_some(),
             engines: engines.unwrap_or_else(default_engines),
             socket,
-            metrics: source.choose("metrics", args.metrics, file.metrics, metrics)?,
+            metrics,
             runtime_dir,
             state_dir,
             bpffs,
@@ -314,9 +323,27 @@ mod tests {
         let config = RunConfig::resolve(args).unwrap();
         assert_eq!((config.backends_max, config.socket), (9, PathBuf::from("/run/x/api.sock")));
         fs::write(&path, "engine = []\nmax-backend = 7\n").unwrap();
-        let args = RunArgs { config: Some(path), ..RunArgs::default() };
+        let args = RunArgs { config: Some(path.clone()), ..RunArgs::default() };
         let error = RunConfig::resolve(args).unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("max-backend"), "{error}");
+        // Everything that is wrong is named at once: keys, types, and then values.
+        for (text, lines) in [
+            (
+                "engine = []\nmax-backend = 7\nlog-level = 5\n",
+                ["line 2, \"max-backend = 7\"", "line 3, \"log-level = 5\""],
+            ),
+            (
+                "engine = ['x']\nlog-level = 'no'\n[service.web]\nfallback = 'drop'\n",
+                ["line 1: `x`", "line 2: unknown log level"],
+            ),
+            ("max-backends = 0\n[service.web]\nfallback = 'drop'\n", ["line 1: max-backends", "line 3: "]),
+        ] {
+            fs::write(&path, text).unwrap();
+            let args = RunArgs { config: Some(path.clone()), ..RunArgs::default() };
+            let Err(ConfigError::Invalid { faults, .. }) = RunConfig::resolve(args) else { panic!("{text}") };
+            assert!(faults.len() >= lines.len(), "{faults:?}");
+            assert!(lines.iter().zip(&faults).all(|(line, fault)| fault.starts_with(line)), "{faults:?}");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -48,47 +48,87 @@ pub(super) fn read(path: &Path) -> Result<(File, Source), ConfigError> {
     let source = Source { path: path.to_owned(), text };
     match toml::from_str(&source.text) {
         Ok(file) => Ok((file, source)),
-        Err(error) => Err(source.syntax_error(&error)),
+        Err(error) => Err(source.wrong_keys().unwrap_or_else(|| source.syntax_error(&error))),
+    }
+}
+
+/// What is wrong with settings.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    /// The first wrong flag.
+    of_flag: Option<ConfigError>,
+    /// All that is wrong in the file, with its lines.
+    of_file: Vec<(usize, String)>,
+}
+
+impl Faults {
+    /// The error, if anything is wrong. A flag comes first: it may be what keeps the file from being read.
+    pub(super) fn check(self, source: &Source) -> Result<(), ConfigError> {
+        match self.of_flag {
+            Some(error) => Err(error),
+            None if self.of_file.is_empty() => Ok(()),
+            None => Err(source.invalid(self.of_file)),
+        }
     }
 }
 
 impl Source {
     fn syntax_error(&self, error: &toml::de::Error) -> ConfigError {
         let line = error.span().map_or(1, |span| self.line_at(span.start));
+        let fault = self.fault(line, error);
+        ConfigError::Invalid { path: self.path.clone(), faults: vec![fault] }
+    }
+
+    /// The error about all unknown keys and values of a wrong type, if the file is TOML.
+    fn wrong_keys(&self) -> Option<ConfigError> {
+        let table: toml::Table = toml::from_str(&self.text).ok()?;
+        let wrong = |(key, value): (String, toml::Value)| {
+            let line = self.line(&[&key]);
+            let error = File::deserialize(toml::Table::from_iter([(key, value)])).err()?;
+            Some((line, self.fault(line, &error)))
+        };
+        let mut faults: Vec<(usize, String)> = table.into_iter().filter_map(wrong).collect();
+        faults.sort_unstable();
+        let faults: Vec<String> = faults.into_iter().map(|(_, fault)| fault).collect();
+        (!faults.is_empty()).then(|| ConfigError::Invalid { path: self.path.clone(), faults })
+    }
+
+    fn fault(&self, line: usize, error: &toml::de::Error) -> String {
         // It repeats what the file has, which may be anything.
         let said = error.message().replace('\n', " ");
         let said = visible(&said);
-        let said = match self.text.lines().nth(line - 1).map(str::trim).filter(|text| !text.is_empty()) {
+        match self.text.lines().nth(line - 1).map(str::trim).filter(|text| !text.is_empty()) {
             Some(text) => format!("line {line}, {}: {said}", quoted(text)),
             None => format!("line {line}: {said}"),
-        };
-        ConfigError::Invalid { path: self.path.clone(), faults: vec![said] }
+        }
     }
 
-    /// Reads the value of a flag, else that of the file. An error about the latter names the file and the line.
+    /// Reads the value of a flag, else that of the file. What is wrong with it is added to the faults.
     pub(super) fn choose<T, V>(
         &self,
+        faults: &mut Faults,
         key: &str,
         flag: Option<T>,
         file: Option<T>,
         read: impl FnOnce(T) -> Result<V, ConfigError>,
-    ) -> Result<Option<V>, ConfigError> {
+    ) -> Option<V> {
         let is_of_file = flag.is_none();
-        flag.or(file).map(read).transpose().map_err(|error| if is_of_file { self.locate(key, &error) } else { error })
+        match flag.or(file).map(read)? {
+            Ok(value) => return Some(value),
+            Err(error) if is_of_file => faults.of_file.push((self.line(&[key]), crate::chain(&error))),
+            Err(error) => drop(faults.of_flag.get_or_insert(error)),
+        }
+        None
     }
 
-    /// The error about a key, with the file and the line.
-    fn locate(&self, key: &str, error: &ConfigError) -> ConfigError {
-        let said = format!("line {}: {}", self.line(&[key]), crate::chain(error));
-        ConfigError::Invalid { path: self.path.clone(), faults: vec![said] }
+    /// Adds what is wrong with tables of services.
+    pub(super) fn locate_all(&self, faults: &mut Faults, wrong: Vec<Fault>) {
+        faults.of_file.extend(wrong.into_iter().map(|Fault { key, message }| (self.line(&key), message)));
     }
 
-    /// The error about tables of services.
-    pub(super) fn locate_all(&self, faults: &[Fault]) -> ConfigError {
-        let mut lines: Vec<(usize, &str)> =
-            faults.iter().map(|Fault { key, message }| (self.line(key), message.as_str())).collect();
-        lines.sort_unstable();
-        let faults = lines.into_iter().map(|(line, message)| format!("line {line}: {message}")).collect();
+    fn invalid(&self, mut faults: Vec<(usize, String)>) -> ConfigError {
+        faults.sort_unstable();
+        let faults = faults.into_iter().map(|(line, message)| format!("line {line}: {message}")).collect();
         ConfigError::Invalid { path: self.path.clone(), faults }
     }
 
