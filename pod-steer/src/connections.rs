@@ -53,6 +53,25 @@ pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
     counts
 }
 
+/// Resets the connections that the processes of these backends hold. Returns how many, and the first failure.
+pub fn reset(questions: Vec<Question>) -> (u64, Option<String>) {
+    let (mut number, mut failure) = (0, None);
+    for question in questions {
+        match reset_one(&question) {
+            Ok(own) => number += own,
+            Err(error) => drop(failure.get_or_insert_with(|| format!("{}: {error}", question.id))),
+        }
+    }
+    (number, failure)
+}
+
+fn reset_one(question: &Question) -> io::Result<u64> {
+    // Without a process there is no connection either.
+    let Ok(held) = held(&question.processes) else { return Ok(0) };
+    let ns = open_netns(question.netns, std::slice::from_ref(&question.processes))?;
+    listening::reset(&ns, question.netns.cookie, &question.ports, |one| held.contains(&one.inode))
+}
+
 /// The sockets of one namespace.
 struct Table {
     /// Port and inode of each listener, and how many connections wait there.
@@ -139,6 +158,32 @@ mod tests {
         drop(accepted);
         drop(listener.accept().unwrap());
         assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn connections_are_reset_and_listeners_stay() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // One of each family, on one listener.
+        let clients = ["127.0.0.1", "::1"].map(|address| TcpStream::connect((address, port)).unwrap());
+        let mut accepted = [listener.accept().unwrap().0, listener.accept().unwrap().0];
+        let others = question("b", own(), port + 1);
+        assert_eq!(reset(vec![others]), (0, None));
+        let (number, failure) = reset(vec![question("a", own(), port)]);
+        if failure.is_some() {
+            // It takes a privilege, which a unit test need not have.
+            assert!(!rustix::process::geteuid().is_root(), "{failure:?}");
+            return;
+        }
+        assert_eq!(number, 2);
+        for mut client in clients {
+            assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+        for server in &mut accepted {
+            assert_eq!(server.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        }
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(reset(vec![question("c", ProcessSet::default(), port)]), (0, None));
     }
 
     #[test]

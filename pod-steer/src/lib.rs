@@ -25,6 +25,7 @@ pub mod firewall;
 pub mod fuzzing;
 pub mod health;
 pub mod holders;
+pub mod idle;
 pub mod kernel;
 pub mod links;
 pub mod listening;

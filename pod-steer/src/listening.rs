@@ -12,7 +12,7 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, Nla as _, N
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+    inet::{ExtensionFlags, InetRequest, InetResponse, InetResponseHeader, SocketId, StateFlags, nlas::Nla},
 };
 use rustix::net::netlink::SOCK_DIAG;
 
@@ -23,8 +23,12 @@ use crate::{
 };
 
 mod overflows;
+mod reset;
+mod talks;
 
 pub use overflows::{TurnedAway, overflows, turned_away};
+pub use reset::reset;
+pub use talks::{Said, Talk, talks};
 
 pub use pod_steer_model::listener::Listener;
 
@@ -35,17 +39,20 @@ const DUMPS_MAX: usize = 4;
 const ULP_INFO: u16 = 19;
 const ULP_NAME: u16 = 1;
 
+fn cookie(header: &InetResponseHeader) -> SocketCookie {
+    let [low, high] = header.socket_id.cookie.as_chunks::<4>().0 else { unreachable!("eight bytes are two words") };
+    SocketCookie(u64::from(u32::from_ne_bytes(*high)) << 32 | u64::from(u32::from_ne_bytes(*low)))
+}
+
 /// As a part of an answer says.
 fn listener(response: &InetResponse) -> Listener {
     let header = &response.header;
-    let [low, high] = header.socket_id.cookie.as_chunks::<4>().0 else { unreachable!("eight bytes are two words") };
-    let cookie = u64::from(u32::from_ne_bytes(*high)) << 32 | u64::from(u32::from_ne_bytes(*low));
     let v6only = response.nlas.iter().find_map(|nla| match nla {
         Nla::SkV6Only(only) => Some(*only),
         _ => None,
     });
     Listener {
-        cookie: Some(SocketCookie(cookie)),
+        cookie: Some(cookie(header)),
         ip: header.socket_id.source_address,
         port: Port::tcp(header.socket_id.source_port),
         v6only,
@@ -101,25 +108,30 @@ pub struct Connection {
 /// The TCP connections by these local ports in the namespace behind an open `ns/net` file, if that is still the one with this
 /// cookie. The kernel goes through its whole table of connections for it.
 pub fn connections(ns: &File, cookie: NetnsCookie, ports: &BTreeSet<Port>) -> io::Result<Vec<Connection>> {
-    let states = StateFlags::ESTABLISHED
-        | StateFlags::SYN_RECV
-        | StateFlags::CLOSE_WAIT
-        | StateFlags::FIN_WAIT1
-        | StateFlags::FIN_WAIT2
-        | StateFlags::CLOSING
-        | StateFlags::LAST_ACK;
-    let of = |response: &InetResponse| Connection {
-        port: Port::tcp(response.header.socket_id.source_port),
-        from: response.header.socket_id.destination_address,
-        inode: response.header.inode.into(),
-    };
     netns::run_in(ns, cookie, || {
         let mut found = Vec::new();
-        dump(&states, only(ports), &mut |response| {
-            found.extend(Some(of(response)).filter(|connection| ports.contains(&connection.port)));
+        dump(&OPEN, ExtensionFlags::empty(), only(ports), &mut |response| {
+            found.extend(Some(connection(response)).filter(|connection| ports.contains(&connection.port)));
         })?;
         Ok(found)
     })
+}
+
+/// The states of a connection that has not ended.
+const OPEN: StateFlags = StateFlags::ESTABLISHED
+    .union(StateFlags::SYN_RECV)
+    .union(StateFlags::CLOSE_WAIT)
+    .union(StateFlags::FIN_WAIT1)
+    .union(StateFlags::FIN_WAIT2)
+    .union(StateFlags::CLOSING)
+    .union(StateFlags::LAST_ACK);
+
+fn connection(response: &InetResponse) -> Connection {
+    Connection {
+        port: Port::tcp(response.header.socket_id.source_port),
+        from: response.header.socket_id.destination_address,
+        inode: response.header.inode.into(),
+    }
 }
 
 /// The port filter of a dump: one port, or zero for all.
@@ -133,7 +145,7 @@ pub fn in_use(ns: &File, cookie: NetnsCookie, ports: &BTreeSet<Port>) -> io::Res
     netns::run_in(ns, cookie, || {
         let mut used = BTreeSet::new();
         let states = StateFlags::all() - StateFlags::TIME_WAIT;
-        dump(&states, only(ports), &mut |found| {
+        dump(&states, ExtensionFlags::empty(), only(ports), &mut |found| {
             used.insert(Port::tcp(found.header.socket_id.source_port));
         })?;
         used.retain(|port| ports.contains(port));
@@ -144,7 +156,9 @@ pub fn in_use(ns: &File, cookie: NetnsCookie, ports: &BTreeSet<Port>) -> io::Res
 /// Dumps only sockets in state `TCP_LISTEN`. So the kernel does not walk its table of connections, which takes a millisecond or more even
 /// if it is empty.
 fn ask() -> io::Result<Vec<Listener>> {
-    complete(|each| dump(&StateFlags::LISTEN, 0, &mut |response| each(listener(response))))
+    // The kernel reports the upper-layer protocol of a socket only with `tcp_info` (`inet_sk_diag_fill`).
+    let extensions = ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO;
+    complete(|each| dump(&StateFlags::LISTEN, extensions.clone(), 0, &mut |response| each(listener(response))))
 }
 
 /// The union of several dumps, each of which reports whether it may be incomplete. A dump whose answer has several parts may be: between
@@ -168,12 +182,17 @@ fn complete(mut dump: impl FnMut(&mut dyn FnMut(Listener)) -> io::Result<bool>) 
 
 /// Asks for the sockets of both families in some states, and with this local port unless it is zero. True if an
 /// answer has several parts with sockets.
-fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> io::Result<bool> {
+fn dump(
+    states: &StateFlags,
+    extensions: ExtensionFlags,
+    port: u16,
+    each: &mut dyn FnMut(&InetResponse),
+) -> io::Result<bool> {
     let mut socket = netlink::Socket::open(Some(SOCK_DIAG))?;
     let mut several = false;
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let socket_id = SocketId { source_port: port, ..socket_id };
-        let parts = socket.ask(&request(family, states.clone(), socket_id), &mut |message| {
+        let parts = socket.ask(&request(family, states.clone(), extensions.clone(), socket_id), &mut |message| {
             if let SockDiagMessage::InetResponse(found) = &message {
                 each(found);
             }
@@ -185,13 +204,7 @@ fn dump(states: &StateFlags, port: u16, each: &mut dyn FnMut(&InetResponse)) -> 
     Ok(several)
 }
 
-fn request(family: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
-    // The kernel reports the upper-layer protocol of a socket only with `tcp_info` (`inet_sk_diag_fill`).
-    let extensions = if states == StateFlags::LISTEN {
-        ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO
-    } else {
-        ExtensionFlags::empty()
-    };
+fn request(family: u8, states: StateFlags, extensions: ExtensionFlags, socket_id: SocketId) -> Vec<u8> {
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;

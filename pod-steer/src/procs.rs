@@ -222,11 +222,15 @@ impl Process {
         }))
     }
 
+    /// A copy of a descriptor of this process.
+    pub fn copy(&self, seat: Seat) -> io::Result<OwnedFd> {
+        // It is copied through the pidfd, not the path, so it is of this process.
+        Ok(pidfd_getfd(&self.pidfd, seat.number, PidfdGetfdFlags::empty())?)
+    }
+
     /// The listening TCP or MPTCP socket behind a descriptor of this process, if it is one.
     pub fn listener(&self, seat: Seat) -> Option<FoundSocket> {
-        // The descriptor is copied through the pidfd, not the path, so it is of this process.
-        let fd = pidfd_getfd(&self.pidfd, seat.number, PidfdGetfdFlags::empty()).ok()?;
-        inspect(fd, seat).ok().flatten()
+        inspect(self.copy(seat).ok()?, seat).ok().flatten()
     }
 
     /// Its listening TCP and MPTCP sockets for which `wanted` holds.

@@ -33,6 +33,19 @@ fn get_option<T: Plain>(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The beginning of `struct tcp_info` as this program reads it. A kernel with a shorter one leaves the rest zero.
+pub type TcpInfo = [u8; 144];
+
+/// The kernel's description of a TCP connection (`TCP_INFO`).
+pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
+    let mut info = [0; size_of::<TcpInfo>()];
+    let mut len = info.len() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointers are to live locals of the stated length, and any bytes are valid there.
+    let done = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut len) };
+    if done == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Returns memory that glibc keeps after loading programs, which takes 20 MiB for a moment. Also limits the number of arenas: by default
 /// each helper thread gets one, which keeps the memory of its largest task.
 pub fn shrink_memory() {

@@ -143,3 +143,15 @@ pub const EVENT_MPTCP_REFUSED: u32 = 5;
 /// A managed socket listens, but is not registered: its backend has reached its quota or its rate. One event may stand
 /// for many sockets.
 pub const EVENT_LEFT_OUT: u32 = 6;
+
+/// What the iterator of idle connections tells of each TCP socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The sequence number after the last byte that the client has sent.
+    pub rcv_nxt: u32,
+    /// That of the client's last segment that acknowledged something new.
+    pub snd_wl1: u32,
+}

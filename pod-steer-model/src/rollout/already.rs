@@ -20,8 +20,10 @@ pub fn already(
         Order::Unpause => {
             (!decision.paused).then(|| format!("{service} is not paused; its new connections are served"))
         }
-        Order::Drain(part) => {
-            let part = check_part(view, part).ok().filter(|part| decision.drained.contains(part))?;
+        // Its connections may have to end still.
+        Order::Drain(order) if order.drain_timeout_ms.is_some() => None,
+        Order::Drain(order) => {
+            let part = check_part(view, &order.part()).ok().filter(|part| decision.drained.contains(part))?;
             Some(format!("{} is already drained", view.title(&part)))
         }
         Order::Resume(part) => {
@@ -51,7 +53,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::{
-        super::{PartOrder, tests::two},
+        super::{DrainOrder, PartOrder, tests::two},
         *,
     };
 
@@ -61,14 +63,16 @@ mod tests {
         let drained = BTreeSet::from([Part::Version("v1".to_owned())]);
         let done = Decision { paused: true, drained, revision: 3, ..Decision::default() };
         let v1 = || PartOrder { version: Some("v1".to_owned()), backend: None };
+        let drain =
+            |PartOrder { version, backend }| Order::Drain(DrainOrder { version, backend, ..DrainOrder::default() });
         let said = |order: Order, decision: &Decision| already(&order, &two(), decision, None, &[]);
         assert_eq!(said(Order::Pause, &done).unwrap(), "web is already paused");
         assert_eq!(said(Order::Pause, &calm), None);
         assert!(said(Order::Unpause, &calm).unwrap().contains("is not paused"));
         assert_eq!(said(Order::Unpause, &done), None);
-        assert_eq!(said(Order::Drain(v1()), &done).unwrap(), "version v1 of web is already drained");
+        assert_eq!(said(drain(v1()), &done).unwrap(), "version v1 of web is already drained");
         // Another part is another order.
-        assert_eq!(said(Order::Drain(PartOrder::default()), &done), None);
+        assert_eq!(said(drain(PartOrder::default()), &done), None);
         assert!(said(Order::Resume(PartOrder::default()), &done).unwrap().ends_with("version v1 of web"));
         assert!(said(Order::Resume(v1()), &calm).unwrap().contains("is not drained"));
         assert_eq!(said(Order::Resume(v1()), &done), None);

@@ -26,7 +26,7 @@ pub(super) fn step(
         }
         Phase::Stepping { step, watched, since_ms, next_ms } => {
             if let Some(reason) = failure(view, &watched, since_ms) {
-                return roll_back(operation, decision, now, reason);
+                return roll_back(operation, view, decision, now, reason);
             }
             if now.ms < next_ms {
                 return Progress::default();

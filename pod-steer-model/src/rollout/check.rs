@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
+use super::{AtDeadline, CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
 use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
 
 /// 100 %, in hundredths of a percent.
@@ -40,6 +40,7 @@ pub fn check(
     }
     if let Some(held) = running
         && !matches!(order, Order::Rollback)
+        && !(matches!(order, Order::Resume(_)) && matches!(held.order, Order::Drain(_)))
     {
         return Err(Refusal::Held(format!(
             "{} is held by {}: {} has been running since {}; wait for it, or end it: pod-steer rollback {}",
@@ -74,6 +75,7 @@ pub fn check(
             if deploy.timeout_ms == 0 {
                 return refuse("the time-out is zero; give a longer one, as in 60s");
             }
+            check_closing(deploy.close_idle_ms, deploy.close_rate)?;
             if deploy.backends == Some(0) {
                 return refuse("the number of backends to wait for is zero; give at least one");
             }
@@ -89,11 +91,29 @@ pub fn check(
             }
             Some(last) => check_served(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
         },
-        Order::Drain(part) => drop(check_part(view, part)?),
+        Order::Drain(drain) => {
+            check_part(view, &drain.part())?;
+            if drain.at_deadline == AtDeadline::Reset && drain.drain_timeout_ms.is_none() {
+                return refuse("connections can be reset only at a deadline; give one, as in --drain-timeout 30s");
+            }
+            check_closing(drain.close_idle_ms, drain.close_rate)?;
+            if drain.close_idle_ms.is_some() && drain.drain_timeout_ms.is_none() {
+                return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
+            }
+        }
         Order::Resume(part) => drop(check_part(view, part)?),
         Order::Pause | Order::Unpause | Order::Forget => {}
     }
     Ok(())
+}
+
+/// Refuses a pace at which nothing would be closed.
+fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal> {
+    match (after_ms, rate) {
+        (None, Some(_)) => refuse("a rate is that of closing idle connections; give --close-idle too"),
+        (_, Some(0)) => refuse("the rate is zero; give at least one a second, as in --rate 200/s"),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses shares with which no backend would serve.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
-    step::{Effect, Progress, can_serve, decide, done, end, is_ready, live, roll_back},
+    drain::{self, Remaining},
+    step::{Effect, Progress, can_serve, decide, done, end, is_ready, roll_back},
     words,
 };
 use crate::{ids::BackendId, state::State, time::Now};
@@ -28,27 +29,15 @@ pub(super) fn step(
             }
             Progress::default()
         }
-        Phase::Draining { since_ms, deadline_ms, old, .. } => {
+        Phase::Draining { old, .. } => {
             if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
-                return roll_back(operation, decision, now, reason);
+                return roll_back(operation, view, decision, now, reason);
             }
-            let (left, uncounted) = (live(view, &old), uncounted(view, &old));
-            let connections = note_connections(operation, view);
-            if (left > 0 || uncounted.is_some()) && now.ms < deadline_ms {
-                return Progress::default();
-            }
-            let mut detail = words::count(connections - left, "connection");
-            if left > 0 {
-                detail.push_str(&format!(", {left} left"));
-            }
-            if let Some(name) = &uncounted {
-                detail.push_str(&format!(", those of {name} not counted"));
-            }
-            done(operation, "drained", now.ms - since_ms, detail);
+            let Some(remaining) = drain::wait(operation, view, now) else { return Progress::default() };
             let can_stop = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.can_stop);
             let old = old.into_iter().filter(can_stop).collect();
-            drained(operation, order, view, old, &Remaining { left, uncounted }, now)
+            drained(operation, order, view, old, &remaining, now)
         }
         Phase::Stopping { old, deadline_ms } => {
             let running = |id: &&BackendId| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
@@ -66,20 +55,10 @@ pub(super) fn step(
     }
 }
 
-/// Records the current number of old connections, and returns the largest number during this drain. Some backends are
-/// counted only after the switch, and a count is valid for a moment only.
-pub fn note_connections(operation: &mut Operation, view: &View) -> u64 {
-    let Phase::Draining { old, connections, .. } = &mut operation.phase else { return 0 };
-    *connections = live(view, old).max(*connections);
-    *connections
-}
-
 fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
     let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
     let old: BTreeSet<BackendId> = others.map(|(id, _)| id.clone()).collect();
-    let connections = live(view, &old);
-    let deadline_ms = now.ms.saturating_add(i64::try_from(order.drain_timeout_ms).unwrap_or(i64::MAX));
-    operation.phase = Phase::Draining { since_ms: now.ms, deadline_ms, old, connections };
+    operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
     // A deploy of a version ends its drains: the version is meant to serve.
     let is_meant = |part: &&Part| match part {
         Part::Service => false,
@@ -125,34 +104,14 @@ fn stop_max_ms(view: &View, old: &BTreeSet<BackendId>) -> i64 {
 
 fn conclude(operation: &mut Operation, order: &DeployOrder, remaining: &Remaining, now: Now) {
     let (service, version) = (operation.service.clone(), &order.version);
-    if remaining.is_nothing() {
-        return end(operation, Outcome::Done, now, format!("{version} has all connections of {service}"));
-    }
-    let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
-    let left = match (&remaining.uncounted, remaining.left) {
-        (Some(name), 0) => format!("the connections of {name} could not be counted"),
-        (_, left) => format!("{} remained at the deadline", words::count(left, "old connection")),
+    let Some(left) = remaining.title("old ") else {
+        let reset = match remaining.reset {
+            0 => String::new(),
+            reset => format!("; {} reset", words::count(reset, "old connection")),
+        };
+        return end(operation, Outcome::Done, now, format!("{version} has all connections of {service}{reset}"));
     };
+    let stopped = if order.stop_old { ", so nothing was stopped" } else { "" };
     let message = format!("{version} has all new connections of {service}; {left}{stopped}");
     end(operation, Outcome::Left, now, message);
-}
-
-/// Old connections at the end of a drain.
-#[derive(Debug, Default)]
-struct Remaining {
-    left: u64,
-    /// A backend whose connections are not known.
-    uncounted: Option<String>,
-}
-
-impl Remaining {
-    fn is_nothing(&self) -> bool {
-        self.left == 0 && self.uncounted.is_none()
-    }
-}
-
-/// A backend whose connections are not known.
-fn uncounted(view: &View, ids: &BTreeSet<BackendId>) -> Option<String> {
-    let mut backends = ids.iter().filter_map(|id| view.backends.get(id));
-    backends.find(|backend| backend.uncounted.is_some()).map(|backend| backend.name.clone())
 }

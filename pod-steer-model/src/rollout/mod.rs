@@ -5,6 +5,7 @@ mod already;
 mod canary;
 mod check;
 mod deploy;
+mod drain;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 
 pub use already::already;
 pub use check::{Refusal, check};
-pub use deploy::note_connections;
+pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 

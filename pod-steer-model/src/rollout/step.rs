@@ -6,7 +6,7 @@ use crate::{ids::BackendId, state::State, time::Now};
 
 use super::{
     CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
-    check, deploy, words,
+    check, deploy, drain, words,
 };
 
 /// A backend counts as ready when it has been ready for this long, so one that comes and goes does not.
@@ -94,7 +94,7 @@ pub fn begin(
             // A running operation can always be ended, even if there is nothing to restore.
             if let Some(last) = last.filter(|last| check::check_served(view, last.before.weights.as_ref(), "").is_ok())
             {
-                progress.decision = decide(decision, |next| restore(next, last));
+                progress.decision = decide(decision, |next| restore(next, last, view));
                 let now = words_of(progress.decision.as_ref().unwrap_or(decision));
                 message = format!("{} is as it was before {title}: {now}", operation.service);
             } else {
@@ -102,10 +102,15 @@ pub fn begin(
                     format!("{title} is ended; no backend that served before is ready, so traffic stays as it is");
             }
         }
-        Order::Drain(part) => {
-            if let Ok(part) = check::check_part(view, &part) {
+        Order::Drain(order) => {
+            if let Ok(part) = check::check_part(view, &order.part()) {
                 message = format!("{} gets no new connections", view.title(&part));
+                let members = drain::members(view, &part);
                 progress.decision = decide(decision, |next| _ = next.drained.insert(part));
+                if let Some(timeout_ms) = order.drain_timeout_ms {
+                    operation.phase = drain::draining(members, timeout_ms, view, now);
+                    return progress;
+                }
             }
         }
         Order::Resume(part) => {
@@ -136,9 +141,14 @@ pub fn begin(
 }
 
 /// Restores the traffic and the drains from before an operation.
-fn restore(decision: &mut Decision, operation: &Operation) {
+fn restore(decision: &mut Decision, operation: &Operation, view: &View) {
     decision.traffic = operation.before.clone();
     decision.drained.extend(operation.undrained.iter().cloned());
+    if let Order::Drain(order) = &operation.order
+        && let Ok(part) = check::check_part(view, &order.part())
+    {
+        decision.drained.remove(&part);
+    }
 }
 
 fn shifted(traffic: &mut Traffic, shift: &ShiftOrder) {
@@ -172,6 +182,7 @@ pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: No
     match operation.order.clone() {
         Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
         Order::Canary(order) => canary::step(operation, &order, view, decision, now),
+        Order::Drain(order) => drain::step(operation, &order, view, now),
         _ => Progress::default(),
     }
 }
@@ -239,8 +250,14 @@ fn reasons(view: &View, version: &str) -> String {
     reasons.join(", ")
 }
 
-pub(super) fn roll_back(operation: &mut Operation, decision: &Decision, now: Now, reason: String) -> Progress {
-    let decision = decide(decision, |next| restore(next, operation));
+pub(super) fn roll_back(
+    operation: &mut Operation,
+    view: &View,
+    decision: &Decision,
+    now: Now,
+    reason: String,
+) -> Progress {
+    let decision = decide(decision, |next| restore(next, operation, view));
     let message = format!("{reason}; {} is as it was before", operation.service);
     end(operation, Outcome::WentBack, now, message);
     Progress { decision, effects: vec![Effect::KeepAll] }

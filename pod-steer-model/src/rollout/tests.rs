@@ -1,5 +1,6 @@
 //! Orders and their steps, on values.
 
+mod drains;
 mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +61,9 @@ fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
         backends: None,
         timeout_ms: 10_000,
         drain_timeout_ms: 5_000,
+        at_deadline: AtDeadline::Leave,
+        close_idle_ms: None,
+        close_rate: None,
         stop_old: false,
         keep_old_ms: None,
     };

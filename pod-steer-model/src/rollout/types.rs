@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::words;
+use super::{AtDeadline, DrainOrder, words};
 use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// The decisions of a service's operator. The kernel keeps `revision`, so a starting daemon knows whether the last
@@ -87,7 +87,7 @@ pub enum Order {
     /// Return to what was before the last deploy, shift or canary. Ends one that is running.
     Rollback,
     /// Drain a part: it gets no new connections.
-    Drain(PartOrder),
+    Drain(DrainOrder),
     /// End a drain.
     Resume(PartOrder),
     /// Pause: new connections wait.
@@ -110,9 +110,9 @@ impl Order {
             Self::Shift(shift) => {
                 names.extend(shift.weights.keys().chain(shift.from.values()).map(|version| (Name::Version, version)));
             }
-            Self::Drain(part) | Self::Resume(part) => {
-                names.extend(part.version.iter().map(|version| (Name::Version, version)));
-                names.extend(part.backend.iter().map(|backend| (Name::Backend, backend)));
+            Self::Drain(DrainOrder { version, backend, .. }) | Self::Resume(PartOrder { version, backend }) => {
+                names.extend(version.iter().map(|version| (Name::Version, version)));
+                names.extend(backend.iter().map(|backend| (Name::Backend, backend)));
             }
             Self::Rollback | Self::Pause | Self::Unpause | Self::Forget => {}
         }
@@ -132,6 +132,15 @@ pub struct DeployOrder {
     pub timeout_ms: u64,
     /// How long old connections may take to end, in milliseconds.
     pub drain_timeout_ms: u64,
+    /// What happens to old connections that are open then.
+    #[serde(default)]
+    pub at_deadline: AtDeadline,
+    /// Close old connections that have been idle for so long, in milliseconds. Without it, none is closed.
+    #[serde(default)]
+    pub close_idle_ms: Option<u64>,
+    /// Close at most so many a second. Without it, they are closed evenly until the deadline.
+    #[serde(default)]
+    pub close_rate: Option<u32>,
     /// Stop the old containers at the end.
     #[serde(default)]
     pub stop_old: bool,
@@ -169,7 +178,7 @@ pub struct ShiftOrder {
     pub not_from: BTreeSet<IpNet>,
 }
 
-/// See [`Order::Drain`].
+/// See [`Order::Resume`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct PartOrder {
@@ -233,6 +242,15 @@ pub enum Phase {
         old: BTreeSet<BackendId>,
         /// The largest number of connections that they had during the drain.
         connections: u64,
+        /// How many were closed because they were idle.
+        #[serde(default)]
+        closed: u64,
+        /// The deadline has passed once, and the connections that were open then are being reset.
+        #[serde(default)]
+        resetting: bool,
+        /// How many were reset.
+        #[serde(default)]
+        reset: u64,
     },
     /// A share of new connections goes to the new version.
     Stepping {

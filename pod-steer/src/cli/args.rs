@@ -14,7 +14,7 @@ use crate::config::{
 };
 use explain::ExplainArgs;
 use options::OptionArgs;
-use rollout::{CanaryArgs, DeployArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
+use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 
 /// Many containers, one port: a kernel program chooses the listening socket for each new connection.
 #[derive(Debug, Parser)]
@@ -52,7 +52,7 @@ pub enum Command {
     /// Undo the last deploy, canary or shift; aborts one that is still running
     Rollback(ServiceArgs),
     /// Stop new connections to a service, a version or one backend
-    Drain(PartArgs),
+    Drain(DrainArgs),
     /// End a drain
     Resume(PartArgs),
     /// Hold new connections to a service instead of refusing them

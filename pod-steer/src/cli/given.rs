@@ -8,11 +8,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::args::rollout::{CanaryArgs, DeployArgs, ShiftArgs};
+use super::args::rollout::{self as args, CanaryArgs, DeployArgs, DrainArgs, EndingArgs, ShiftArgs};
 use crate::{
     duration,
     labels::WEIGHT_MAX,
-    rollout::{CanaryOrder, DeployOrder, ShiftOrder},
+    rollout::{AtDeadline, CanaryOrder, DeployOrder, DrainOrder, ShiftOrder},
     text::quoted,
 };
 
@@ -27,9 +27,58 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
         timeout_ms: time("--timeout", &args.timeout)?,
         // Zero is valid: do not wait for old connections.
         drain_timeout_ms: any_time("--drain-timeout", &args.drain_timeout)?,
+        at_deadline: at_deadline(args.ending.at_deadline),
+        close_idle_ms: close_idle(&args.ending)?,
+        close_rate: rate(&args.ending)?,
         stop_old: args.stop_old || args.keep_old.is_some(),
         keep_old_ms: args.keep_old.as_deref().map(|text| time("--keep-old", text)).transpose()?,
     })
+}
+
+/// `drain`'s order.
+pub(super) fn drain(args: &DrainArgs) -> Result<DrainOrder, String> {
+    let timeout = args.drain_timeout.as_deref().map(|text| any_time("--drain-timeout", text)).transpose()?;
+    let ending = &args.ending;
+    for (flag, is_given) in [
+        ("--at-deadline", ending.at_deadline == args::AtDeadline::Reset),
+        ("--close-idle", ending.close_idle.is_some()),
+    ] {
+        if is_given && timeout.is_none() {
+            return Err(format!("{flag} is refused: there is no deadline; give one, as in --drain-timeout 30s"));
+        }
+    }
+    Ok(DrainOrder {
+        version: args.part.version.clone(),
+        backend: args.part.backend.clone(),
+        drain_timeout_ms: timeout,
+        at_deadline: at_deadline(ending.at_deadline),
+        close_idle_ms: close_idle(ending)?,
+        close_rate: rate(ending)?,
+    })
+}
+
+fn close_idle(given: &EndingArgs) -> Result<Option<u64>, String> {
+    given.close_idle.as_deref().map(|text| any_time("--close-idle", text)).transpose()
+}
+
+/// `200/s`, or the number alone.
+fn rate(given: &EndingArgs) -> Result<Option<u32>, String> {
+    let Some(text) = given.rate.as_deref() else { return Ok(None) };
+    if given.close_idle.is_none() {
+        return Err("--rate is refused: it is that of --close-idle; give that too".to_owned());
+    }
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    match number.parse() {
+        Ok(rate @ 1..) if number.starts_with(|c: char| c.is_ascii_digit()) => Ok(Some(rate)),
+        _ => Err(format!("--rate {} is refused: it is no number a second; write it as in 200/s", quoted(text))),
+    }
+}
+
+fn at_deadline(given: args::AtDeadline) -> AtDeadline {
+    match given {
+        args::AtDeadline::Leave => AtDeadline::Leave,
+        args::AtDeadline::Reset => AtDeadline::Reset,
+    }
 }
 
 /// `canary`'s order.

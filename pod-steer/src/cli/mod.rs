@@ -141,7 +141,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Canary(args) => orders::canary(&args),
         Command::Shift(args) => orders::shift(&args),
         Command::Rollback(args) => orders::plain(&args, &Order::Rollback),
-        Command::Drain(args) => orders::drain(args),
+        Command::Drain(args) => orders::drain(&args),
         Command::Resume(args) => orders::resume(args),
         Command::Pause(args) => orders::plain(&args, &Order::Pause),
         Command::Unpause(args) => orders::plain(&args, &Order::Unpause),

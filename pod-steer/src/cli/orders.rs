@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Failure, Outcome as Ended,
-    args::rollout::{CanaryArgs, DeployArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
+    args::rollout::{CanaryArgs, DeployArgs, DrainArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
     block_on,
     follow::{Follower, announce},
     given,
@@ -30,8 +30,9 @@ pub(super) fn shift(args: &ShiftArgs) -> Ended {
     plain(&args.service, &Order::Shift(given::shift(args).map_err(Failure::Input)?))
 }
 
-pub(super) fn drain(args: PartArgs) -> Ended {
-    plain(&args.service, &Order::Drain(PartOrder { version: args.version, backend: args.backend }))
+pub(super) fn drain(args: &DrainArgs) -> Ended {
+    let order = Order::Drain(given::drain(args).map_err(Failure::Input)?);
+    carry_out(&args.part.service, &order, args.output, false)
 }
 
 pub(super) fn resume(args: PartArgs) -> Ended {

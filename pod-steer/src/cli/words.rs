@@ -20,7 +20,7 @@ pub(super) fn order(order: &Order) -> String {
         }
         Order::Shift(shift) => format!("shift {}", shifted(shift)),
         Order::Rollback => "rollback".to_owned(),
-        Order::Drain(part) => format!("drain{}", part_of(part)),
+        Order::Drain(drain) => format!("drain{}", part_of(&drain.part())),
         Order::Resume(part) => format!("resume{}", part_of(part)),
         Order::Pause => "pause".to_owned(),
         Order::Unpause => "unpause".to_owned(),

@@ -172,28 +172,30 @@ impl Control {
         self.orders.operations.contains_key(&backend.spec.service)
     }
 
+    /// What to ask about the connections of a backend; nothing if its namespace is not known.
+    pub(super) fn question(&self, backend: &Backend) -> Option<Question> {
+        let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
+        let hidden = own.filter_map(|socket| socket.hidden_port);
+        let ports = backend.spec.ports.iter().flat_map(|map| [map.service_port(), map.target_port()]);
+        let processes = self.processes_of(backend);
+        // One that only holds the listener serves none of its connections.
+        let processes = if processes.alone { ProcessSet::default() } else { processes };
+        Some(Question {
+            id: backend.id.clone(),
+            netns: backend.netns?,
+            processes,
+            ports: ports.chain(hidden).collect(),
+        })
+    }
+
     /// Counts what is asked for: of all backends if `status` asks, and else of the services that have an operation.
     fn count_connections(&mut self) {
         if self.counted.under_way.is_some() {
             return;
         }
-        let question = |backend: &Backend| {
-            let own = self.world.sockets.values().filter(|socket| socket.backend == backend.index);
-            let hidden = own.filter_map(|socket| socket.hidden_port);
-            let ports = backend.spec.ports.iter().flat_map(|map| [map.service_port(), map.target_port()]);
-            let processes = self.processes_of(backend);
-            // One that only holds the listener serves none of its connections.
-            let processes = if processes.alone { ProcessSet::default() } else { processes };
-            Some(Question {
-                id: backend.id.clone(),
-                netns: backend.netns?,
-                processes,
-                ports: ports.chain(hidden).collect(),
-            })
-        };
         let for_status = !self.counted.asking.is_empty();
         let asked_for = self.uncounted().filter(|backend| for_status || self.has_operation(backend));
-        let questions: Vec<Question> = asked_for.filter_map(question).collect();
+        let questions: Vec<Question> = asked_for.filter_map(|backend| self.question(backend)).collect();
         let generation = self.counted.begin(Instant::now());
         let unknown = questions.iter().map(|question| (question.id.clone(), Err("the count failed".to_owned())));
         let failed = Event::Counted { generation, counts: unknown.collect() };

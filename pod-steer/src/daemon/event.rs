@@ -122,6 +122,24 @@ pub enum Event {
         /// By backend.
         counts: super::counted::Counts,
     },
+    /// Idle connections of a drain were closed.
+    Closed {
+        /// The service.
+        service: String,
+        /// The number of the operation.
+        operation: u64,
+        /// How many.
+        closed: crate::idle::Closed,
+    },
+    /// Connections that were open at the deadline of an operation were reset.
+    Reset {
+        /// The service.
+        service: String,
+        /// The number of the operation.
+        operation: u64,
+        /// How many.
+        reset: super::resets::Reset,
+    },
     /// The rules of the firewall were compared.
     Firewall(super::firewall::Rules),
     /// The entries of forwarded connections were gone through; or why not.

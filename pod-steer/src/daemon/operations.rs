@@ -6,12 +6,14 @@ use pod_steer_ebpf::SOURCES_MAX;
 use tracing::info;
 
 use super::{
+    closings::Closings,
     control::Control,
     empty::Vacancies,
     ledger::{Ledger, PlannedStop},
     pause::Holder,
     policies::Attempts,
     recorded::{Asker, Begun, Recorded},
+    resets::Resets,
 };
 use crate::{
     api::OrderError,
@@ -53,6 +55,8 @@ pub(super) struct Orders {
     pub overflows: HashMap<BackendId, (u64, u64)>,
     pub pause_holder: Option<Holder>,
     pub vacancies: Vacancies,
+    pub resets: Resets,
+    pub closings: Closings,
     pub attempts: Attempts,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<BackendIndex, Option<i64>>,
@@ -73,6 +77,8 @@ impl Orders {
             overflows: HashMap::new(),
             pause_holder: None,
             vacancies,
+            resets: Resets::default(),
+            closings: Closings::default(),
             attempts: Attempts::default(),
             ready_stored: HashMap::new(),
         }
@@ -154,7 +160,8 @@ impl Control {
         let now = now();
         let mut ended = Vec::new();
         if let Some(mut running) = running {
-            rollout::end(&mut running, Outcome::Aborted, now, format!("ended by a rollback of {who}"));
+            let order = if order == Order::Rollback { "rollback" } else { "resume" };
+            rollout::end(&mut running, Outcome::Aborted, now, format!("ended by a {order} of {who}"));
             ended.push(running);
         }
         let id = self.orders.ledger.next_operation();

@@ -8,7 +8,7 @@ use super::{control::Control, operations::GivenOrder, recorded::Asker};
 use crate::{
     api::OrderError,
     ids::BackendId,
-    rollout::{Decision, DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
+    rollout::{AtDeadline, Decision, DeployOrder, Operation, Order, Outcome, Policy, ShiftOrder},
     world::{Backend, Coverage, State},
 };
 
@@ -118,6 +118,9 @@ impl Control {
             backends: None,
             timeout_ms: TIMEOUT_MS,
             drain_timeout_ms: DRAIN_TIMEOUT_MS,
+            at_deadline: AtDeadline::Leave,
+            close_idle_ms: None,
+            close_rate: None,
             stop_old: false,
             keep_old_ms: None,
         }))

@@ -28,6 +28,8 @@ impl Control {
     pub(super) fn begin_steps(&mut self) {
         if self.has_heard_all() {
             self.count_for_operations();
+            self.close_idle_connections();
+            self.reset_old_connections();
             self.orders.to_step = self.orders.operations.keys().cloned().collect();
         }
     }

@@ -58,7 +58,11 @@ fn invalid_orders_are_refused_with_a_hint() {
         (&two(), canary(&[500, 300, 10_000]), "steps of a canary must increase"),
         (&two(), canary(&[20_000]), "give at most 100 %"),
         (&two(), Order::Rollback, "nothing to roll back"),
-        (&two(), Order::Drain(PartOrder { backend: Some("x".to_owned()), version: None }), "its backends: a, b"),
+        (
+            &two(),
+            Order::Drain(DrainOrder { backend: Some("x".to_owned()), ..DrainOrder::default() }),
+            "its backends: a, b",
+        ),
     ];
     for (view, order, hint) in cases {
         let refused = check(&order, view, &["api", "web"], &Decision::default(), None, None).unwrap_err();

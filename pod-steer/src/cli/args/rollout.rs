@@ -25,6 +25,30 @@ pub enum OutputFormat {
     Json,
 }
 
+/// What happens to connections that are open at the deadline of a drain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AtDeadline {
+    /// They stay open, and the command exits with 3
+    #[default]
+    Leave,
+    /// They are reset: requests in flight are lost
+    Reset,
+}
+
+/// How the old connections of a drain are brought to an end.
+#[derive(Clone, Debug, Args)]
+pub struct EndingArgs {
+    /// Close connections that have been idle for this long (1s if no TIME is given), by their own server: it sees the end of its client's data
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s", allow_hyphen_values = true)]
+    pub close_idle: Option<String>,
+    /// Close at most so many a second [default: evenly until the deadline]
+    #[arg(long, value_name = "NUMBER/s", allow_hyphen_values = true)]
+    pub rate: Option<String>,
+    /// What happens to connections that are open at the deadline
+    #[arg(long, value_name = "WHAT", default_value = "leave")]
+    pub at_deadline: AtDeadline,
+}
+
 /// `pod-steer deploy`
 #[derive(Clone, Debug, Args)]
 pub struct DeployArgs {
@@ -42,6 +66,9 @@ pub struct DeployArgs {
     /// Time limit for the connections of the old version to end
     #[arg(long, value_name = "TIME", default_value = "30s", allow_hyphen_values = true)]
     pub drain_timeout: String,
+    /// How they end.
+    #[command(flatten)]
+    pub ending: EndingArgs,
     /// Stop the old version's containers once all of its connections have ended
     #[arg(long)]
     pub stop_old: bool,
@@ -98,7 +125,24 @@ pub struct ShiftArgs {
     pub balance: bool,
 }
 
-/// `pod-steer drain` and `resume`
+/// `pod-steer drain`
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// What is drained.
+    #[command(flatten)]
+    pub part: PartArgs,
+    /// Wait until its connections have ended, at most this long [default: do not wait]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub drain_timeout: Option<String>,
+    /// How they end.
+    #[command(flatten)]
+    pub ending: EndingArgs,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputFormat,
+}
+
+/// `pod-steer resume`
 #[derive(Clone, Debug, Args)]
 pub struct PartArgs {
     /// The service.

@@ -9,7 +9,8 @@ use std::{
 
 use super::*;
 use crate::rollout::{
-    CanaryOrder, DeployOrder, End, Order, Outcome, Part, PartOrder, Phase, ShiftOrder, Step, Traffic,
+    AtDeadline, CanaryOrder, DeployOrder, DrainOrder, End, Order, Outcome, Part, PartOrder, Phase, ShiftOrder, Step,
+    Traffic,
 };
 
 /// Where the child of [`kill_in_the_midst`] writes.
@@ -53,7 +54,15 @@ fn operation(id: u64, order: Order, ended: bool) -> Operation {
         order,
         before: Traffic { weights: None, from: [("fd00::/8".parse().unwrap(), "v1".into())].into() },
         undrained: Default::default(),
-        phase: Phase::Draining { since_ms: 1, deadline_ms: 3, old: ["a".into()].into(), connections: 4 },
+        phase: Phase::Draining {
+            since_ms: 1,
+            deadline_ms: 3,
+            old: ["a".into()].into(),
+            connections: 4,
+            closed: 3,
+            resetting: true,
+            reset: 2,
+        },
         steps: vec![Step { name: "ready".into(), took_us: 5, detail: String::new() }],
         end: ended.then_some(end),
         not_stored: None,
@@ -66,6 +75,9 @@ fn orders() -> Vec<Order> {
         backends: Some(3),
         timeout_ms: 1,
         drain_timeout_ms: 2,
+        at_deadline: AtDeadline::Reset,
+        close_idle_ms: Some(4),
+        close_rate: Some(5),
         stop_old: true,
         keep_old_ms: Some(3),
     };
@@ -77,12 +89,20 @@ fn orders() -> Vec<Order> {
         not_from: ["192.0.2.0/24".parse().unwrap()].into(),
     };
     let part = PartOrder { version: Some("v1".into()), backend: None };
+    let drain = DrainOrder {
+        drain_timeout_ms: Some(3),
+        at_deadline: AtDeadline::Reset,
+        close_idle_ms: Some(4),
+        close_rate: Some(5),
+        version: None,
+        backend: Some("b".into()),
+    };
     vec![
         Order::Deploy(deploy),
         Order::Canary(canary),
         Order::Shift(shift),
         Order::Rollback,
-        Order::Drain(part.clone()),
+        Order::Drain(drain),
         Order::Resume(part),
         Order::Pause,
         Order::Unpause,

@@ -1,0 +1,151 @@
+//! Drains that close idle connections: beside the loop, a pass after the other, at the pace that was ordered.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, warn};
+
+use super::{Event, control::Control, ledger::Change};
+use crate::{
+    clock::boot_ms,
+    connections::Question,
+    idle::{self, Closed, Memory, Pace, Pass},
+    rollout::{self, Closing},
+};
+
+/// The time of a pass, over which its connections are spread.
+const WITHIN: Duration = Duration::from_millis(250);
+/// Without a rate, all that are idle are closed in this part of the time that is left, in tenths: some become idle later.
+const TENTHS: u32 = 8;
+
+/// The drains of services that close idle connections.
+#[derive(Default)]
+pub(super) struct Closings {
+    by_service: BTreeMap<String, Drain>,
+}
+
+/// One of them.
+struct Drain {
+    operation: u64,
+    since: Instant,
+    closed: u64,
+    under_way: bool,
+    not_before: Instant,
+    /// What was told of a failure.
+    told: Option<String>,
+    /// What passes keep; only one is under way.
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Drain {
+    fn new(operation: u64, now: Instant) -> Self {
+        Self { operation, since: now, closed: 0, under_way: false, not_before: now, told: None, memory: Arc::default() }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        !self.under_way && self.not_before <= now
+    }
+
+    /// How many may be closed in a pass that begins now.
+    fn pace(&self, closing: &Closing, now: Instant, now_ms: i64) -> Pace {
+        match closing.rate {
+            Some(rate) => {
+                let elapsed = now.saturating_duration_since(self.since) + WITHIN;
+                let all = (elapsed.as_secs_f64() * f64::from(rate)) as u64;
+                Pace::Number(all.saturating_sub(self.closed))
+            }
+            None => {
+                let left_ms = u64::try_from(closing.deadline_ms - now_ms).unwrap_or(0);
+                Pace::Until(Duration::from_millis(left_ms) * TENTHS / 10)
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Begins the passes that are due.
+    pub(super) fn close_idle_connections(&mut self) {
+        let (now, now_ms) = (Instant::now(), boot_ms());
+        let operations = self.orders.operations.values();
+        let closing: Vec<(String, u64, Closing)> = operations
+            .filter_map(|operation| Some((operation.service.clone(), operation.id, rollout::closing(operation)?)))
+            .collect();
+        let is_drained = |service: &String, drain: &Drain| {
+            closing.iter().any(|(name, id, _)| name == service && *id == drain.operation)
+        };
+        self.orders.closings.by_service.retain(|service, drain| is_drained(service, drain));
+        for (service, operation, closing) in closing {
+            let drains = &mut self.orders.closings.by_service;
+            let drain = drains.entry(service.clone()).or_insert_with(|| Drain::new(operation, now));
+            if !drain.is_due(now) {
+                continue;
+            }
+            let (pace, memory) = (drain.pace(&closing, now, now_ms), Arc::clone(&drain.memory));
+            drain.under_way = true;
+            let backends = closing.old.iter().filter_map(|id| self.world.backends.get(id));
+            let backends: Vec<Question> = backends.filter_map(|backend| self.question(backend)).collect();
+            let pass = Pass { backends, after: closing.after, pace, within: WITHIN };
+            let event = move |closed| Event::Closed { service, operation, closed };
+            self.effects.run_then(
+                move || idle::close(pass, &mut memory.lock().unwrap_or_else(PoisonError::into_inner)),
+                move |done| {
+                    let failed = || Closed { failure: Some("the pass failed".to_owned()), ..Closed::default() };
+                    event(done.unwrap_or_else(failed))
+                },
+            );
+        }
+    }
+
+    /// A pass has ended.
+    pub(super) fn were_closed(&mut self, service: &str, id: u64, closed: Closed) {
+        let Some(drain) = self.orders.closings.by_service.get_mut(service).filter(|drain| drain.operation == id) else {
+            return;
+        };
+        drain.under_way = false;
+        drain.closed += closed.closed;
+        drain.not_before = drain.not_before.max(Instant::now());
+        if closed.failure != drain.told {
+            if let Some(error) = &closed.failure {
+                warn!(%service, %error, "not all idle connections could be closed");
+            }
+            drain.told.clone_from(&closed.failure);
+        }
+        debug!(%service, ?closed, "idle connections");
+        if closed.closed == 0 {
+            // Nothing was spread over the time of the pass.
+            drain.not_before += WITHIN;
+            return;
+        }
+        let Some(operation) = self.orders.operations.get_mut(service).filter(|operation| operation.id == id) else {
+            return;
+        };
+        rollout::note_closed(operation, closed.closed);
+        let noted = operation.clone();
+        self.store_orders(Change { decisions: &[], operations: &[&noted], stops: None });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_rate_holds_over_the_whole_drain() {
+        let begun = Instant::now();
+        let mut drain = Drain::new(1, begun);
+        let mut closing = Closing { old: BTreeSet::new(), after: Duration::ZERO, rate: Some(200), deadline_ms: 10_000 };
+        assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(50));
+        drain.closed = 50;
+        assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(0));
+        // A pass that began late makes up for it.
+        assert_eq!(drain.pace(&closing, begun + Duration::from_millis(750), 0), Pace::Number(150));
+        closing.rate = None;
+        assert_eq!(drain.pace(&closing, begun, 0), Pace::Until(Duration::from_secs(8)));
+        assert_eq!(drain.pace(&closing, begun, 12_000), Pace::Until(Duration::ZERO));
+    }
+}

@@ -1,0 +1,250 @@
+//! Closes idle connections by their own servers: the receiving side of a copy of the socket is shut down, upon which the server sees the end
+//! of its client's data and closes in its ordinary way. What the client has sent by then is read first.
+//!
+//! A connection is idle if nothing was said on it for a while, nothing is queued or unacknowledged, and its client does not wait for an answer.
+//! The last is told by times (the server has sent something since the client did), or, if both are of one tick of the kernel, by
+//! [`HeardIterator`].
+#![forbid(unsafe_code)]
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::RandomState},
+    hash::BuildHasher as _,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use pod_steer_ebpf::PROBE_SOURCE_V4;
+use rustix::net::Shutdown;
+
+use crate::{
+    connections::Question,
+    ids::SocketCookie,
+    kernel::HeardIterator,
+    listening::{self, Said, Talk},
+    ports::Port,
+    process_set::open_netns,
+    procs::{Process, Seat},
+    sys,
+};
+
+/// A client acknowledges an answer at most so long after it: `TCP_DELACK_MAX`, a time on the way, and a busy machine. What it acknowledges later is
+/// a probe of the server whether it lives (`SO_KEEPALIVE`), which says nothing about answers.
+const ACKNOWLEDGED_MS: u32 = 5_000;
+/// If it is not known whether a client waits, its connection counts as idle after this time.
+const UNKNOWN_IDLE_MS: u32 = 60_000;
+
+/// What is to be closed.
+#[derive(Debug)]
+pub struct Pass {
+    /// The backends.
+    pub backends: Vec<Question>,
+    /// How long nothing was said.
+    pub after: Duration,
+    /// At most so many.
+    pub pace: Pace,
+    /// The time for it. They are spread over it.
+    pub within: Duration,
+}
+
+/// How many connections are closed in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// So many.
+    Number(u64),
+    /// All that are idle, evenly until then.
+    Until(Duration),
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Connections that were closed.
+    pub closed: u64,
+    /// Those that are idle still.
+    pub idle: u64,
+    /// Those that are not.
+    pub active: u64,
+    /// The first failure.
+    pub failure: Option<String>,
+}
+
+/// What is kept from one pass to the next.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Loaded when it is needed first.
+    heard: Option<HeardIterator>,
+    /// Connections whose clients do not wait, and how many bytes those had sent then: until they send more, they do not wait. A later probe
+    /// of the server would hide it.
+    answered: HashMap<SocketCookie, u64>,
+}
+
+/// Closes idle connections.
+pub fn close(pass: Pass, memory: &mut Memory) -> Closed {
+    let begun = Instant::now();
+    let mut done = Closed::default();
+    let mut idle = Vec::new();
+    let mut by_netns: BTreeMap<_, Vec<Question>> = BTreeMap::new();
+    for question in pass.backends {
+        by_netns.entry(question.netns.cookie).or_default().push(question);
+    }
+    for questions in by_netns.into_values() {
+        match look(&questions, pass.after, memory, &mut done) {
+            Ok(found) => idle.extend(found),
+            Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),
+        }
+    }
+    shuffle(&mut idle);
+    let number = match pass.pace {
+        Pace::Number(number) => number,
+        Pace::Until(left) => share(idle.len() as u64, pass.within, left),
+    };
+    let all = idle.len();
+    let chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(number).unwrap_or(usize::MAX)).collect();
+    done.idle = (all - chosen.len()) as u64;
+    let gap = pass.within.saturating_sub(begun.elapsed()) / (chosen.len().max(1) as u32);
+    for one in chosen {
+        match one.shut_down(pass.after) {
+            Ok(true) => done.closed += 1,
+            Ok(false) => done.active += 1,
+            Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),
+        }
+        if begun.elapsed() < pass.within {
+            thread::sleep(gap);
+        }
+    }
+    done
+}
+
+/// The part of these that is closed within a time, if all are to be closed evenly until then.
+fn share(all: u64, within: Duration, left: Duration) -> u64 {
+    let part = within.as_secs_f64() / left.max(within).as_secs_f64();
+    (all as f64 * part).ceil() as u64
+}
+
+/// Clients that come back do so in no order.
+fn shuffle(idle: &mut [Idle]) {
+    let order = RandomState::new();
+    idle.sort_by_cached_key(|one| order.hash_one(one.talk.cookie.0));
+}
+
+/// An idle connection, and where its socket was found.
+struct Idle {
+    talk: Talk,
+    process: Arc<Process>,
+    seat: Seat,
+}
+
+impl Idle {
+    /// Shuts down its receiving side. False if it is not idle any more, or is gone.
+    fn shut_down(&self, after: Duration) -> io::Result<bool> {
+        // The descriptor may have been closed meanwhile, and its number may be another file's.
+        let Ok(copy) = self.process.copy(self.seat) else { return Ok(false) };
+        if sys::socket_cookie(&copy).ok() != Some(self.talk.cookie) {
+            return Ok(false);
+        }
+        let said = Said::read(&sys::tcp_info(&copy)?).unwrap_or_default();
+        if !is_quiet(&said, after) {
+            return Ok(false);
+        }
+        match rustix::net::shutdown(&copy, Shutdown::Read) {
+            Ok(()) => Ok(true),
+            // The client has closed it.
+            Err(rustix::io::Errno::NOTCONN) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// The idle connections of backends of one namespace.
+fn look(backends: &[Question], after: Duration, memory: &mut Memory, done: &mut Closed) -> io::Result<Vec<Idle>> {
+    let Some(netns) = backends.first().map(|question| question.netns) else { return Ok(Vec::new()) };
+    let ports: BTreeSet<Port> = backends.iter().flat_map(|question| question.ports.iter().copied()).collect();
+    let sets: Vec<_> = backends.iter().map(|question| question.processes.clone()).collect();
+    let ns = open_netns(netns, &sets)?;
+    // The iterator is of the namespace of the thread that reads it. It comes after the times: what is said in between makes a
+    // connection active.
+    let (talks, heard_by) = listening::talks(&ns, netns.cookie, &ports, || read(&mut memory.heard))?;
+    let heard_by = heard_by.unwrap_or_else(|error| {
+        done.failure.get_or_insert_with(|| format!("it is not known which clients wait for answers: {error}"));
+        HashMap::new()
+    });
+    let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
+    let is_ours = |talk: &Talk| talk.inode != 0 && talk.from != probes && !talk.is_shut;
+    let mut by_inode: HashMap<u64, Talk> = talks.into_iter().filter(is_ours).map(|talk| (talk.inode, talk)).collect();
+    memory.note(by_inode.values(), &heard_by);
+    let mut idle = Vec::new();
+    for question in backends {
+        for process in question.processes.processes() {
+            let process = Arc::new(process);
+            for seat in process.seats().into_iter().flatten() {
+                let is_its = by_inode.get(&seat.inode).is_some_and(|talk| question.ports.contains(&talk.port));
+                let Some(talk) = is_its.then(|| by_inode.remove(&seat.inode)).flatten() else { continue };
+                if is_idle(&talk, after, memory.is_answered(&talk)) {
+                    idle.push(Idle { talk, process: Arc::clone(&process), seat });
+                } else {
+                    done.active += 1;
+                }
+            }
+        }
+    }
+    Ok(idle)
+}
+
+fn read(heard: &mut Option<HeardIterator>) -> io::Result<HashMap<SocketCookie, bool>> {
+    let loaded = match heard.take() {
+        Some(loaded) => loaded,
+        None => HeardIterator::load()?,
+    };
+    heard.insert(loaded).read()
+}
+
+/// Nothing was said for so long, and everything was acknowledged.
+fn is_quiet(said: &Said, after: Duration) -> bool {
+    let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
+    said.unacked == 0 && said.sent_ms.min(said.received_ms) >= after_ms
+}
+
+impl Memory {
+    /// Takes what the iterator has told of connections: whether their client has acknowledged something after all that it has sent.
+    fn note<'a>(&mut self, talks: impl Iterator<Item = &'a Talk>, heard: &HashMap<SocketCookie, bool>) {
+        for Talk { cookie, said, .. } in talks {
+            // What is acknowledged late may be a probe.
+            let is_timely = said.received_ms.saturating_sub(said.acked_ms) <= ACKNOWLEDGED_MS;
+            match heard.get(cookie) {
+                Some(true) if is_timely => drop(self.answered.insert(*cookie, said.received)),
+                Some(true) | None => {}
+                Some(false) => drop(self.answered.remove(cookie)),
+            }
+        }
+    }
+
+    /// Whether a client has got an answer to all that it has sent, as far as that is known.
+    fn is_answered(&self, talk: &Talk) -> bool {
+        self.answered.get(&talk.cookie) == Some(&talk.said.received)
+    }
+}
+
+/// Whether a connection is idle. `answered` counts only if the times do not tell.
+fn is_idle(talk: &Talk, after: Duration, answered: bool) -> bool {
+    let said = &talk.said;
+    if talk.queued || !is_quiet(said, after) {
+        return false;
+    }
+    if said.received == 0 {
+        // It has asked for nothing.
+        return true;
+    }
+    match said.sent_ms.cmp(&said.received_ms) {
+        // The server has sent something since the client did.
+        Ordering::Less => true,
+        Ordering::Greater => false,
+        Ordering::Equal => answered || said.received_ms >= UNKNOWN_IDLE_MS,
+    }
+}
+
+#[cfg(test)]
+mod tests;
