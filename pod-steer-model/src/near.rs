@@ -37,6 +37,35 @@ pub fn no_service(name: &str, services: &[&str]) -> String {
     )
 }
 
+/// The places of the backends that a text names, in a list of ids and names: all of this name, or else the one whose id begins so.
+///
+/// # Errors
+///
+/// There is none, or the beginning is that of several ids.
+pub fn backends_named(named: &str, backends: &[(&str, &str)]) -> Result<Vec<usize>, String> {
+    let places = |is: &dyn Fn(&(&str, &str)) -> bool| -> Vec<usize> {
+        backends.iter().enumerate().filter(|(_, backend)| is(backend)).map(|(place, _)| place).collect()
+    };
+    for exact in [places(&|(_, name)| *name == named), places(&|(id, _)| *id == named)] {
+        if !exact.is_empty() {
+            return Ok(exact);
+        }
+    }
+    let by_beginning = places(&|(id, _)| !named.is_empty() && id.starts_with(named));
+    match by_beginning.len() {
+        0 => {
+            let mut names: Vec<&str> = backends.iter().map(|(_, name)| *name).collect();
+            names.sort_unstable();
+            names.dedup();
+            let meant = nearest(named, names.iter().copied()).map(|meant| format!("; did you mean {meant}?"));
+            let known = listed(names.iter().copied());
+            Err(format!("there is no backend {}{}; known: {known}", quoted(named), meant.unwrap_or_default()))
+        }
+        1 => Ok(by_beginning),
+        _ => Err(format!("{} is the beginning of several ids; give the full id", quoted(named))),
+    }
+}
+
 /// The edit distance of two texts: characters inserted, deleted, replaced, or two neighbours exchanged.
 pub fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
@@ -83,6 +112,13 @@ mod tests {
         let names: Vec<String> = (0..13).map(|n| n.to_string()).collect();
         assert_eq!(listed(names.iter().map(String::as_str)), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more");
         assert_eq!(no_service("wbe", &["web"]), "there is no service \"wbe\"; did you mean web?; known: web");
+        let backends = [("abc1", "a"), ("abd2", "b"), ("x3", "b")];
+        assert_eq!(backends_named("a", &backends), Ok(vec![0]), "a name before an id");
+        assert_eq!(backends_named("b", &backends), Ok(vec![1, 2]), "backends of several services may have one name");
+        assert_eq!(backends_named("abd", &backends), Ok(vec![1]));
+        assert!(backends_named("ab", &backends).unwrap_err().contains("several ids"));
+        assert!(backends_named("", &backends).unwrap_err().ends_with("known: a, b"));
+        assert_eq!(backends_named("x", &[("x", "c"), ("x1", "d")]), Ok(vec![0]), "a full id before a beginning");
         assert_eq!(no_service("x", &[]), "there is no service \"x\"; known: none");
     }
 }

@@ -34,6 +34,7 @@ pub mod netlink;
 pub mod netns;
 pub mod process_set;
 pub mod procs;
+pub mod sockets;
 pub mod sys;
 pub mod version;
 

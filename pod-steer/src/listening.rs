@@ -22,10 +22,12 @@ use crate::{
     ports::Port,
 };
 
+mod established;
 mod overflows;
 mod reset;
 mod talks;
 
+pub use established::{Established, cgroups_of_listeners, each_established};
 pub use overflows::{TurnedAway, overflows, turned_away};
 pub use reset::reset;
 pub use talks::{Said, Talk, talks};
@@ -188,15 +190,25 @@ fn dump(
     port: u16,
     each: &mut dyn FnMut(&InetResponse),
 ) -> io::Result<bool> {
+    dump_while(states, extensions, port, &mut |found| {
+        each(found);
+        Ok(())
+    })
+}
+
+/// The same, until `each` fails.
+fn dump_while(
+    states: &StateFlags,
+    extensions: ExtensionFlags,
+    port: u16,
+    each: &mut dyn FnMut(&InetResponse) -> io::Result<()>,
+) -> io::Result<bool> {
     let mut socket = netlink::Socket::open(Some(SOCK_DIAG))?;
     let mut several = false;
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let socket_id = SocketId { source_port: port, ..socket_id };
         let parts = socket.ask(&request(family, states.clone(), extensions.clone(), socket_id), &mut |message| {
-            if let SockDiagMessage::InetResponse(found) = &message {
-                each(found);
-            }
-            Ok(())
+            if let SockDiagMessage::InetResponse(found) = &message { each(found) } else { Ok(()) }
         })?;
         // The last part has the end of the dump alone.
         several |= parts > 2;

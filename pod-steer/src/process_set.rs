@@ -12,7 +12,10 @@ use std::{
 use crate::{
     listening::{self, Listener},
     netns::Netns,
-    procs::{FoundSocket, Listening, Process, ProcessId, processes_in_cgroup},
+    procs::{
+        Check, FoundSocket, Listening, Process, ProcessId, ids_in_cgroup, ids_of_tree, pids_in_cgroup,
+        processes_in_cgroup,
+    },
 };
 
 /// The processes of a backend, which come and go.
@@ -42,6 +45,16 @@ impl ProcessSet {
         }
     }
 
+    /// The same, by their ids: it opens one process at a time. `check` is called for each step, and its error ends the walk.
+    pub fn ids(&self, check: Check<'_>) -> io::Result<Vec<ProcessId>> {
+        let inside = self.cgroup.as_deref().map(|dir| ids_in_cgroup(dir, check)).transpose()?.unwrap_or_default();
+        match self.process {
+            Some(process) if inside.is_empty() && self.alone => Ok(vec![process]),
+            Some(process) if inside.is_empty() => ids_of_tree(process, check),
+            _ => Ok(inside),
+        }
+    }
+
     /// Their listening TCP and MPTCP sockets for which `wanted` holds, each once.
     pub fn listeners(&self, mut wanted: impl FnMut(&FoundSocket) -> bool) -> Vec<FoundSocket> {
         let (mut found, mut seen, mut listening) = (Vec::new(), HashSet::new(), Listening::default());
@@ -52,9 +65,11 @@ impl ProcessSet {
         found
     }
 
-    /// Opens this network namespace by one of the processes.
+    /// Opens this network namespace by one of the processes. The namespace is compared, so no process has to be held meanwhile.
     fn open_netns(&self, netns: Netns) -> Option<File> {
-        self.processes().iter().filter_map(|process| process.netns().ok()).find(|file| is(file, netns))
+        let inside = self.cgroup.as_deref().map(pids_in_cgroup).unwrap_or_default();
+        let pids = inside.into_iter().chain(self.process.map(|process| process.pid));
+        pids.filter_map(|pid| File::open(format!("/proc/{pid}/ns/net")).ok()).find(|file| is(file, netns))
     }
 }
 

@@ -27,10 +27,13 @@ use crate::{
     text::visible,
 };
 
+mod walk;
+
 pub use pod_steer_model::{
     address::{address_bytes, address_from_bytes},
     process::ProcessId,
 };
+pub use walk::{Check, ids_in_cgroup, ids_of_tree, pids, unless_gone};
 
 /// The identity of a process: its pid and start time.
 #[derive(Debug)]
@@ -172,11 +175,16 @@ impl Process {
         Ok(pidfd_send_signal(&self.pidfd, Signal::TERM)?)
     }
 
-    fn still(&self) -> io::Result<()> {
+    /// Whether it has not ended. Then everything that was read before of its directory in /proc is this process's.
+    pub fn is_alive(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
-            0 => Ok(()),
-            _ => Err(io::Error::other(format!("process {} has ended", self.pid()))),
+        Ok(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0)
+    }
+
+    fn still(&self) -> io::Result<()> {
+        match self.is_alive()? {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("process {} has ended", self.pid()))),
         }
     }
 
@@ -290,13 +298,17 @@ fn inspect(fd: OwnedFd, seat: Seat) -> io::Result<Option<FoundSocket>> {
 
 /// The processes in a cgroup and below it.
 pub fn processes_in_cgroup(dir: &Path) -> Vec<Process> {
+    pids_in_cgroup(dir).into_iter().filter_map(|pid| Process::open(pid).ok()).collect()
+}
+
+/// Their pids.
+pub fn pids_in_cgroup(dir: &Path) -> Vec<i32> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
         // A cgroup may be removed during the walk; then no process is in it.
         let Ok(pids) = fs::read_to_string(dir.join("cgroup.procs")) else { continue };
-        let pids = pids.lines().filter_map(|line| line.parse().ok());
-        found.extend(pids.filter_map(|pid| Process::open(pid).ok()));
+        found.extend(pids.lines().filter_map(|line| line.parse::<i32>().ok()));
         let below = fs::read_dir(&dir).into_iter().flatten().flatten();
         dirs.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
     }

@@ -55,6 +55,11 @@ impl Kept {
         Ok(kept)
     }
 
+    /// The client's own address and port.
+    pub fn client(&self) -> Result<SocketAddr> {
+        Ok(self.stream.local_addr()?)
+    }
+
     /// Sends a request, and returns the name of the server that answers.
     pub fn ask(&mut self) -> Result<String> {
         let answered_before = !self.server.is_empty();

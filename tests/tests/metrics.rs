@@ -328,5 +328,33 @@ fn a_scrape_has_every_backend() -> Result<()> {
     }
     took.sort_unstable();
     report::figure(&format!("an answer for top with {count} backends, median of 20"), format!("{:?}", took[10]));
+    sockets_of_all(&stage, count)
+}
+
+/// What `sockets` asks for: every listener with its process.
+fn sockets_of_all(stage: &Stage, count: usize) -> Result<()> {
+    let memory_kib = |field: &str| -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", stage.daemon.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("the daemon has memory")?;
+        line.trim().trim_end_matches(" kB").parse().context("a number")
+    };
+    let before = memory_kib("VmRSS:")?;
+    // Its peak is counted from here (proc_pid_clear_refs(5)).
+    fs::write(format!("/proc/{}/clear_refs", stage.daemon.pid()), "5")?;
+    let mut took = Vec::new();
+    for path in ["/v1/sockets", "/v1/sockets?live=true"].repeat(5) {
+        let began = Instant::now();
+        let (status, found) = stage.daemon.api(path, None)?;
+        took.push((path, began.elapsed()));
+        ensure!(status == 200 && found["unseen"] == serde_json::json!([]), "{status}: {}", found["unseen"]);
+        let held = found["sockets"].as_array().into_iter().flatten().filter(|socket| socket["holders"] == 1).count();
+        ensure!(held == count, "{held} sockets have one process");
+    }
+    took.sort_unstable();
+    for (label, at) in [("an answer with every socket", 2), ("the same with connections", 7)] {
+        report::figure(&format!("{label} of {count} backends, median of 5"), format!("{:?}", took[at].1));
+    }
+    let peak = memory_kib("VmHWM:")?;
+    report::figure("memory of the daemon before, and at most during these, in KiB", format!("{before}, {peak}"));
     Ok(())
 }

@@ -17,7 +17,7 @@ use pod_steer_tests::{
     rollouts::web,
     tools, wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn stage() -> Result<(Stage, [Backend; 2])> {
     let stage = Stage::configured(&format!("group = '{OPERATORS}'\nviewers = '{VIEWERS}'\n"))?;
@@ -37,7 +37,7 @@ fn refused(ordered: Ordered, said: &[&str]) -> Result<()> {
 #[test]
 fn an_operator_may_order_what_root_may() -> Result<()> {
     require!(tools::root_and(&["ip", "setpriv", "curl"]));
-    let (stage, _servers) = stage()?;
+    let (stage, servers) = stage()?;
     let operator = User::with_groups(&[OPERATORS]);
     let order = |args: &str| operator.run(&stage, args)?.expect(0).map(drop);
     // Backends of root, on port 80.
@@ -48,6 +48,9 @@ fn an_operator_may_order_what_root_may() -> Result<()> {
     ensure!(who.starts_with(&format!("uid {} (pid ", operator.uid())), "{who}");
     order("drain web --backend v1-1")?;
     order("resume web --backend v1-1")?;
+    let pid = format!("named-server[{}]", servers[0].process.pid());
+    let sockets = operator.run(&stage, "sockets --live")?.expect(0)?.stdout;
+    ensure!(sockets.contains(&pid) && sockets.contains("0 connections"), "{sockets}");
     // A process of root on a privileged port.
     let mut server = stage.host.command(tools::named_server()?)?;
     let server: Process = stage.host.start("root-1", server.args(["--name", "root-1", "--listen", "0.0.0.0:9090"]))?;
@@ -71,6 +74,14 @@ fn a_viewer_may_read_and_nothing_else() -> Result<()> {
     ensure!(viewer.run(&stage, "status")?.expect(0)?.stdout.contains("v1-1"));
     stage.daemon.order_done("shift web v2=1")?;
     ensure!(viewer.run(&stage, "history web")?.expect(0)?.stdout.contains("shift"));
+    let sockets: Value = serde_json::from_str(&viewer.run(&stage, "sockets --json")?.expect(0)?.stdout)?;
+    let list = sockets["sockets"].as_array().context("sockets")?;
+    let is_hidden = |socket: &Value| socket["uid"].is_null() && socket["holders"].is_null();
+    ensure!(list.len() == 2 && list.iter().all(|socket| is_hidden(socket) && socket["backlog"] != 0), "{sockets}");
+    ensure!(list.iter().all(|socket| socket["processes"] == json!([])), "{sockets}");
+    for live in ["sockets --live", "sockets --live --json --service web"] {
+        refused(viewer.run(&stage, live)?, &["may not list connections", "as root", "run --group"])?;
+    }
     let before = (stage.daemon.decision("web")?, stage.daemon.status()?.services.len());
     let pid = stage.daemon.pid();
     for order in [

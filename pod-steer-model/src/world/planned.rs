@@ -198,6 +198,11 @@ pub struct PlannedTable {
 }
 
 impl PlannedTable {
+    /// Those of its members and of its reserve that packets are forwarded to.
+    pub fn forwarded(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().chain(&self.reserve).filter(|member| member.is_forwarded)
+    }
+
     /// Cookies of its members and of its reserve.
     pub fn cookies(&self) -> BTreeSet<SocketCookie> {
         self.members.iter().chain(&self.reserve).map(|member| member.cookie).collect()

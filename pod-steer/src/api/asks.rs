@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::{
     caller::Peer,
     metrics::measured::Measured,
+    sockets::SocketsAsk,
     types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
 };
 use crate::{
@@ -19,6 +20,8 @@ pub type Answer = oneshot::Sender<Result<Registered, String>>;
 pub enum Ask {
     /// Get the status.
     Status(oneshot::Sender<Status>),
+    /// Get the listening sockets of backends.
+    Sockets(SocketsAsk),
     /// Get what metrics have beside the status.
     Measured(oneshot::Sender<Measured>),
     /// Make the calling process a backend.

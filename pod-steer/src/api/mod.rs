@@ -13,6 +13,7 @@ pub mod openapi;
 pub(crate) mod orders;
 mod peer;
 mod slots;
+pub mod sockets;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod types;
@@ -63,12 +64,14 @@ pub struct Shared {
     pub access: Access,
     /// Held while the loop answers a request of a viewer.
     viewing: Semaphore,
+    /// Held by looks at sockets.
+    looks: sockets::Looks,
 }
 
 impl Shared {
     /// An API that sends requests to `asks` and reads events from `events`.
     pub fn new(asks: mpsc::Sender<Ask>, events: broadcast::Sender<EventRecord>, access: Access) -> Self {
-        Self { asks, events, access, viewing: Semaphore::new(1) }
+        Self { asks, events, access, viewing: Semaphore::new(1), looks: sockets::Looks::default() }
     }
 }
 
@@ -101,6 +104,7 @@ fn router() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(status))
         .routes(routes!(live::live))
+        .routes(routes!(sockets::sockets))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::events))
         .routes(routes!(orders::order))

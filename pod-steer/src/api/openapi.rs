@@ -11,7 +11,7 @@ use utoipa::OpenApi;
         title = "pod-steer",
         description = "HTTP/JSON on the daemon's unix socket, by default /run/pod-steer/api.sock. Root, the daemon's \
             user and the members of the group that `run --group` names may use all of it; the members of the group that \
-            `run --viewers` names may send GET requests.",
+            `run --viewers` names may send GET requests, and may not list connections.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "http://pod-steer", description = "The host name is ignored; connect to the unix socket")),

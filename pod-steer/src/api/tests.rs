@@ -189,6 +189,7 @@ fn the_document_and_the_router_agree() {
     let expected = [
         ("get", "/v1/status"),
         ("get", "/v1/live"),
+        ("get", "/v1/sockets"),
         ("get", "/v1/metrics"),
         ("get", "/v1/events"),
         ("post", "/v1/services/{service}/orders"),

@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod options;
 pub mod rollout;
+pub mod sockets;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ use crate::config::{
 use explain::ExplainArgs;
 use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
+use sockets::SocketsArgs;
 
 /// Many containers, one port: a kernel program chooses the listening socket for each new connection.
 #[derive(Debug, Parser)]
@@ -65,6 +67,11 @@ pub enum Command {
     Events(EventsArgs),
     /// Print metrics for Prometheus; without a daemon, those that the kernel keeps
     Metrics(MetricsArgs),
+    /// Show the listening sockets of backends: their tables, accept queues and processes; with --live their connections
+    ///
+    /// Without a daemon, the pinned sockets are shown. The states of backends are then unknown, and only the network namespace of this
+    /// command is looked at.
+    Sockets(SocketsArgs),
     /// Show which socket the kernel programs choose for a client's packet, and why: pod-steer explain tcp SOURCE DESTINATION
     ///
     /// The programs that are attached are run on the packet of a new connection, with the tables that they use. That counts nothing and

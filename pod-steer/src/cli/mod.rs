@@ -13,6 +13,7 @@ mod metrics;
 mod orders;
 mod pinned;
 mod run;
+mod sockets;
 mod status;
 mod table;
 mod terminal;
@@ -148,6 +149,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::History(args) => history::history(&args),
         Command::Events(args) => block_on(events(args)),
         Command::Metrics(args) => metrics::metrics(&args),
+        Command::Sockets(args) => sockets::sockets(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Doctor(args) => examine(args),
         Command::Config(command) => config::config(command),

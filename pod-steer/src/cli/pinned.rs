@@ -22,6 +22,7 @@ use crate::{
     kernel::{Counters, KernelError, Notes, check_readable, registered},
     listening::{self, Listener, TurnedAway},
     netns,
+    ports::PortMap,
 };
 
 /// The part of a backend's note that is needed here.
@@ -39,6 +40,8 @@ pub(super) struct Noted {
 pub(super) struct NotedSpec {
     pub service: String,
     pub version: String,
+    #[serde(default)]
+    pub ports: Vec<PortMap>,
 }
 
 /// The page of the state that is pinned below this directory, in OpenMetrics; `None` if there is none.

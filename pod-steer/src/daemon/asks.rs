@@ -17,6 +17,7 @@ impl Control {
     pub(super) fn answer_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Status(answer) => self.answer_status(answer),
+            Ask::Sockets(ask) => self.answer_sockets(ask),
             Ask::Measured(answer) => self.answer_measured(answer),
             Ask::Exec(request, peer, answer) => self.exec(request, peer, answer),
             Ask::Register(request, answer) => self.register(request, answer),

@@ -54,6 +54,7 @@ mod runtime;
 mod sandboxes;
 mod services;
 mod socket_file;
+mod socket_looks;
 mod sockets;
 mod status;
 mod steps;
