@@ -134,7 +134,7 @@ fn programs() -> Vec<Finding> {
         "post_bind6" => "cgroup/post_bind6 (Linux 4.17)",
         "getsockname6" => "cgroup/getsockname6 (Linux 5.8)",
         "refuse_mptcp" => "cgroup/sock_create (Linux 4.10)",
-        "from_wire" | "from_tunnel" | "to_wire" | "to_tunnel" | "from_pair" => {
+        "from_wire" | "from_bridge" | "from_tunnel" | "to_wire" | "to_tunnel" | "from_pair" => {
             "sched_cls with bpf_skc_lookup_tcp and bpf_loop (Linux 5.17)"
         }
         _ => "sockops with bpf_get_netns_cookie (Linux 5.15)",

@@ -61,7 +61,7 @@ impl Scene {
                 Object::Program { name, .. } => name,
                 other => format!("{other:?}"),
             });
-            let known = ["from_wire", "to_wire", "from_tunnel", "to_tunnel", "from_pair"];
+            let known = ["from_wire", "from_bridge", "to_wire", "from_tunnel", "to_tunnel", "from_pair"];
             ensure!(name.as_deref().is_some_and(|name| known.contains(&name)), "{name:?} is no program of a device");
         }
         Ok(programs)

@@ -7,7 +7,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT},
+    bindings::{BPF_F_INGRESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT},
     helpers::generated,
     programs::TcContext,
 };
@@ -173,6 +173,13 @@ pub fn route_reply(ctx: &TcContext, ifindex: u32, work: &mut Work) {
 pub fn into(end: u32) -> i32 {
     // SAFETY: the helper has no requirements. Since Linux 5.10.
     verdict(unsafe { generated::bpf_redirect_peer(end, 0) })
+}
+
+/// Receives a packet once more, by this device.
+#[inline(always)]
+pub fn receive(device: u32) -> i32 {
+    // SAFETY: the helper has no requirements.
+    verdict(unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) })
 }
 
 #[inline(always)]

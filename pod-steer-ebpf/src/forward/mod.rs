@@ -46,25 +46,41 @@ use crate::{
 
 /// Length of an Ethernet header. Devices that have none begin with the IP header.
 const ETHERNET: usize = 14;
+/// `VLAN_VID_MASK`
+const VLAN_ID: u32 = 0x0fff;
 /// The packet is for this machine (`skb->pkt_type`).
 const PACKET_HOST: u32 = 0;
 
 /// Packets that come by an Ethernet device.
 #[classifier]
 pub fn from_wire(ctx: TcContext) -> i32 {
-    ingress(ctx.as_ptr().cast(), ETHERNET)
+    go_on(ingress(ctx.as_ptr().cast(), ETHERNET))
+}
+
+/// Packets that come by a bridge. br_netfilter has given them an entry of conntrack by then, which is that of the packet before it was
+/// rewritten: Docker's rules would translate what follows. Received once more, a packet gets its own.
+#[classifier]
+pub fn from_bridge(ctx: TcContext) -> i32 {
+    let skb = Skb::of(&ctx);
+    if skb.mark & FORWARD_MARK != 0 {
+        return NEXT;
+    }
+    match ingress(ctx.as_ptr().cast(), ETHERNET) {
+        LEFT => local::receive(skb.ifindex),
+        verdict => verdict,
+    }
 }
 
 /// Packets that come by a device without Ethernet headers.
 #[classifier]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
-    ingress(ctx.as_ptr().cast(), 0)
+    go_on(ingress(ctx.as_ptr().cast(), 0))
 }
 
 /// Packets that come out of a pair of devices whose other end a container with `via=peer` has.
 #[classifier]
 pub fn from_pair(ctx: TcContext) -> i32 {
-    pair::ingress(ctx.as_ptr().cast(), ETHERNET)
+    go_on(pair::ingress(ctx.as_ptr().cast(), ETHERNET))
 }
 
 /// Packets that leave by an Ethernet device.
@@ -85,13 +101,21 @@ const REPEAT: u32 = NONE - 2;
 /// Later programs and filters of the device run too.
 const NEXT: i32 = TC_ACT_UNSPEC;
 
-/// The IP header begins at `l2`.
+/// A packet was rewritten, and the kernel forwards it.
+const LEFT: i32 = 0x7fff;
+
+#[inline(always)]
+fn go_on(verdict: i32) -> i32 {
+    if verdict == LEFT { NEXT } else { verdict }
+}
+
+/// The IP header begins at `l2`. Returns the program's verdict, or [`LEFT`].
 #[inline(never)]
 fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     differ();
     let ctx = &TcContext::new(skb);
     let skb = Skb::of(ctx);
-    if skb.pkt_type != PACKET_HOST || skb.vlan_present != 0 {
+    if skb.pkt_type != PACKET_HOST || skb.vlan_id != 0 {
         return NEXT;
     }
     match look(ctx, l2, skb.protocol) {
@@ -177,7 +201,7 @@ fn leave(ctx: &TcContext, device: u32, hop: &Hop, end: u32, mark: u32) -> i32 {
         return local::into(end);
     }
     ctx.set_mark(mark | FORWARD_MARK);
-    if device == 0 { NEXT } else { local::redirect(device, hop) }
+    if device == 0 { LEFT } else { local::redirect(device, hop) }
 }
 
 /// The IP header begins at `l2`.
@@ -186,7 +210,7 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
     differ();
     let ctx = &TcContext::new(skb);
     let skb = Skb::of(ctx);
-    if skb.vlan_present != 0 {
+    if skb.vlan_id != 0 {
         return NEXT;
     }
     match look(ctx, l2, skb.protocol) {
@@ -255,7 +279,8 @@ struct Skb {
     pkt_type: u32,
     mark: u32,
     protocol: u32,
-    vlan_present: u32,
+    /// Of the tag that the device has taken off; zero without one, or if the tag has a priority only.
+    vlan_id: u32,
     ifindex: u32,
 }
 
@@ -269,7 +294,7 @@ impl Skb {
                 pkt_type: ptr::read_volatile(&raw const (*skb).pkt_type),
                 mark: ptr::read_volatile(&raw const (*skb).mark),
                 protocol: ptr::read_volatile(&raw const (*skb).protocol),
-                vlan_present: ptr::read_volatile(&raw const (*skb).vlan_present),
+                vlan_id: ptr::read_volatile(&raw const (*skb).vlan_tci) & VLAN_ID,
                 ifindex: ptr::read_volatile(&raw const (*skb).ifindex),
             }
         }

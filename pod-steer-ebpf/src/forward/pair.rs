@@ -23,7 +23,7 @@ pub fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
     let ctx = &TcContext::new(skb.cast());
     let skb = Skb::of(ctx);
     match look(ctx, l2, skb.protocol) {
-        Look::Tcp(ports) if skb.vlan_present == 0 && is_forwarded(ports.source, true) => {}
+        Look::Tcp(ports) if skb.vlan_id == 0 && is_forwarded(ports.source, true) => {}
         _ => return NEXT,
     }
     let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };

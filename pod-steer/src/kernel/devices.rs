@@ -34,6 +34,8 @@ pub struct Device {
     pub name: String,
     /// Its packets begin with an Ethernet header.
     pub is_ethernet: bool,
+    /// It is a bridge.
+    pub is_bridge: bool,
     /// A bridge or bond has it: its packets come by that one.
     pub is_port: bool,
     /// Its filters that could be ours, once [`read_filters`](super::read_filters) has read them.
@@ -45,12 +47,14 @@ type Part = (&'static str, TcAttachType, &'static str);
 
 // Replies can be rewritten before anything is forwarded.
 const OF_WIRE: [Part; 2] = [("to_wire", TcAttachType::Egress, "out"), ("from_wire", TcAttachType::Ingress, "in")];
+const OF_BRIDGE: [Part; 2] = [("to_wire", TcAttachType::Egress, "out"), ("from_bridge", TcAttachType::Ingress, "in")];
 const OF_TUNNEL: [Part; 2] = [("to_tunnel", TcAttachType::Egress, "out"), ("from_tunnel", TcAttachType::Ingress, "in")];
 const OF_PORT: [Part; 1] = [("from_pair", TcAttachType::Ingress, "in")];
 
 fn parts(device: &Device) -> &'static [Part] {
     match device {
         Device { is_port: true, .. } => &OF_PORT,
+        Device { is_bridge: true, .. } => &OF_BRIDGE,
         Device { is_ethernet: true, .. } => &OF_WIRE,
         _ => &OF_TUNNEL,
     }

@@ -90,7 +90,7 @@ const PROGRAMS: [&str; 9] = [
 
 /// The programs of a device in a namespace from which packets are forwarded: by the direction, for devices with Ethernet headers and
 /// for those without. The last one is for the ports of a bridge.
-pub const FORWARDERS: [&str; 5] = ["from_wire", "from_tunnel", "to_wire", "to_tunnel", "from_pair"];
+pub const FORWARDERS: [&str; 6] = ["from_wire", "from_bridge", "from_tunnel", "to_wire", "to_tunnel", "from_pair"];
 
 /// The maps that only programs of such a namespace use.
 pub(super) const FORWARD_MAPS: [&str; 6] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "REPLY"];

@@ -113,8 +113,8 @@ pub fn arrival(device: Option<&str>, client: IpAddr, destination: IpAddr) -> io:
 
 /// Link layers whose packets begin with an Ethernet header: `ARPHRD_ETHER`, `ARPHRD_LOOPBACK` (`include/uapi/linux/if_arp.h`).
 const ETHERNET: [u16; 2] = [1, 772];
-/// Tunnels whose packets begin with the IP header.
-const WITHOUT_HEADER: [u16; 6] = [768, 769, 776, 778, 823, 0xfffe];
+/// Tunnels and modems whose packets begin with the IP header: `ARPHRD_PPP` and `ARPHRD_RAWIP` among them.
+const WITHOUT_HEADER: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xfffe];
 
 /// The devices of the namespace of the calling thread, with whether a bridge or bond has them.
 pub fn devices() -> io::Result<Vec<Device>> {
@@ -125,7 +125,15 @@ pub fn devices() -> io::Result<Vec<Device>> {
         let is_ethernet = ETHERNET.contains(&link.layer);
         let is_known = is_ethernet || WITHOUT_HEADER.contains(&link.layer);
         let is_port = link.master.is_some_and(|master| !vrfs.contains(&master));
-        is_known.then_some(Device { index: link.index, name: link.name, is_ethernet, is_port, filters: Vec::new() })
+        let is_bridge = is_ethernet && link.kind == "bridge";
+        is_known.then_some(Device {
+            index: link.index,
+            name: link.name,
+            is_ethernet,
+            is_bridge,
+            is_port,
+            filters: Vec::new(),
+        })
     };
     Ok(links.into_iter().filter_map(device).collect())
 }
