@@ -38,6 +38,9 @@ pub struct Bridge {
     pub gateway_v4: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub gateway_v6: Option<Ipv6Addr>,
+    /// Index of the container's own end of the pair; zero if an earlier version has stored this.
+    #[serde(default)]
+    pub inner: u32,
     /// The container has no default route: it answers only clients of its own network.
     pub is_internal: bool,
 }
@@ -199,6 +202,7 @@ mod tests {
             v6: None,
             gateway_v4: Some(Ipv4Addr::new(172, 17, 0, 1)),
             gateway_v6: None,
+            inner: 2,
             is_internal: false,
         }
     }

@@ -67,6 +67,10 @@ impl Bridge {
             false => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let own = |ip: IpAddr| self.addresses().any(|own| own == ip);
+        // It takes only what comes by the device that it is bound to.
+        if ![0, self.inner].contains(&socket.ifindex) && self.inner != 0 {
+            return Seen::Never;
+        }
         match socket.ip {
             IpAddr::V6(ip) if ip.is_unspecified() => match (self.v4, self.v6) {
                 (Some(_), Some(_)) => Seen::As(socket.ip, socket.v6only),
@@ -167,7 +171,14 @@ pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
         let unseen: BTreeSet<String> = own
             .iter()
             .filter(|socket| backend.seen_from_ingress(socket).is_none())
-            .map(|socket| std::net::SocketAddr::new(socket.ip, socket.port.number).to_string())
+            .map(|socket| {
+                let address = std::net::SocketAddr::new(socket.ip, socket.port.number);
+                if socket.ifindex == 0 {
+                    address.to_string()
+                } else {
+                    format!("{address} by its device {}", socket.ifindex)
+                }
+            })
             .collect();
         if !unseen.is_empty() && unseen.len() == own.len() {
             let unseen = unseen.into_iter().collect::<Vec<_>>().join(" and ");
@@ -233,6 +244,7 @@ mod tests {
             v6: None,
             gateway_v4: None,
             gateway_v6: None,
+            inner: 2,
             is_internal: false,
         }
     }
@@ -330,6 +342,18 @@ mod tests {
             assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "{ip}");
             let reasons: Vec<Reason> = plan.conditions[&BackendIndex(1)].iter().map(|own| own.reason).collect();
             assert_eq!(reasons, [Reason::NotReachable], "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_bound_to_another_device_gets_no_client() {
+        for (device, serves) in [(0, true), (2, true), (1, false), (7, false)] {
+            let mut world = mixed([Socket { ifindex: device, ..inside(1, "0.0.0.0", 8080) }]);
+            let plan = world.plan();
+            assert_eq!(members(&plan, key(FAMILY_V4, 80)).contains(&200), serves, "{device}");
+            let told = plan.conditions.get(&BackendIndex(1)).and_then(|all| all.first());
+            assert_eq!(told.is_none(), serves, "{told:?}");
+            assert!(told.is_none_or(|told| told.message.contains(&format!("by its device {device}"))), "{told:?}");
         }
     }
 

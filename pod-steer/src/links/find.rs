@@ -63,6 +63,7 @@ pub fn bridge(
         v6,
         gateway_v4: gateway(false).and_then(v4_of),
         gateway_v6: gateway(true).and_then(v6_of),
+        inner: own.index,
         is_internal: routes.next().is_none(),
     }))
 }
