@@ -12,7 +12,10 @@ use std::{
     hash::BuildHasher as _,
     io,
     net::{IpAddr, Ipv4Addr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -82,8 +85,8 @@ pub struct Memory {
     answered: HashMap<SocketCookie, u64>,
 }
 
-/// Closes idle connections.
-pub fn close(pass: Pass, memory: &mut Memory) -> Closed {
+/// Closes idle connections, and adds each to `number` before its server can see that.
+pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicU64) -> Closed {
     let begun = Instant::now();
     let mut done = Closed::default();
     let mut idle = Vec::new();
@@ -98,16 +101,21 @@ pub fn close(pass: Pass, memory: &mut Memory) -> Closed {
         }
     }
     shuffle(&mut idle);
-    let number = match pass.pace {
+    let wanted = match pass.pace {
         Pace::Number(number) => number,
         Pace::Until(left) => share(idle.len() as u64, pass.within, left),
     };
     let all = idle.len();
-    let chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(number).unwrap_or(usize::MAX)).collect();
+    let chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect();
     done.idle = (all - chosen.len()) as u64;
     let gap = pass.within.saturating_sub(begun.elapsed()) / (chosen.len().max(1) as u32);
     for one in chosen {
-        match one.shut_down(pass.after) {
+        number.fetch_add(1, Relaxed);
+        let shut = one.shut_down(pass.after);
+        if !matches!(shut, Ok(true)) {
+            number.fetch_sub(1, Relaxed);
+        }
+        match shut {
             Ok(true) => done.closed += 1,
             Ok(false) => done.active += 1,
             Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),

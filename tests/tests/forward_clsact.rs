@@ -49,7 +49,7 @@ fn filters(host: &Host, device: &str) -> Result<String> {
 fn ensure_attached(host: &Host, device: &str) -> Result<()> {
     let shown = filters(host, device)?;
     let count = |program: &str| shown.lines().filter(|line| line.contains(program)).count();
-    ensure!((count("from_wire"), count("to_wire")) == (1, 1), "{device}:\n{shown}");
+    ensure!((count("from_wire") + count("from_bridge"), count("to_wire")) == (1, 1), "{device}:\n{shown}");
     Ok(())
 }
 
@@ -127,7 +127,7 @@ fn devices_that_come_and_go_are_followed() -> Result<()> {
     ensure_attached(&stage.host, UPLINK)?;
     // A device of a bridge gives its packets to that one, which has programs of its own.
     stage.host.net().ip("link add later type veth peer name later-peer")?;
-    let is_attached = |device: &str| Ok::<_, anyhow::Error>(filters(&stage.host, device)?.contains("from_wire"));
+    let is_attached = |device: &str| Ok::<_, anyhow::Error>(filters(&stage.host, device)?.contains(" name from_"));
     wait::until_ok("a later device to be attached to", || Ok(is_attached("later")?.then_some(())))?;
     stage.host.net().ip(&format!("link set later master {BRIDGE}"))?;
     wait::until_ok("the port of a bridge to be left", || Ok((!is_attached("later")?).then_some(())))?;
@@ -179,7 +179,7 @@ fn a_device_without_room_is_named_until_it_has_room_and_the_others_are_attached(
     // With each device that comes, the daemon looks at all of them.
     for device in ["later1", "later2"] {
         net.ip(&format!("link add {device} type veth peer name {device}-peer"))?;
-        let is_attached = || Ok(filters(&stage.host, device)?.contains("from_wire").then_some(()));
+        let is_attached = || Ok(filters(&stage.host, device)?.contains(" name from_").then_some(()));
         wait::until_ok("a later device to be attached to", is_attached)?;
     }
     ensure!(named(&stage.daemon.status()?), "the device is still not attached to: {:?}", stage.daemon.status()?);

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -38,11 +41,22 @@ struct Drain {
     told: Option<String>,
     /// What passes keep; only one is under way.
     memory: Arc<Mutex<Memory>>,
+    /// Closed connections that are not recorded yet. Each is added before it ends: a drain that has no connection left has counted all.
+    unrecorded: Arc<AtomicU64>,
 }
 
 impl Drain {
     fn new(operation: u64, now: Instant) -> Self {
-        Self { operation, since: now, closed: 0, under_way: false, not_before: now, told: None, memory: Arc::default() }
+        Self {
+            operation,
+            since: now,
+            closed: 0,
+            under_way: false,
+            not_before: now,
+            told: None,
+            memory: Arc::default(),
+            unrecorded: Arc::default(),
+        }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -77,20 +91,22 @@ impl Control {
             closing.iter().any(|(name, id, _)| name == service && *id == drain.operation)
         };
         self.orders.closings.by_service.retain(|service, drain| is_drained(service, drain));
+        self.record_closed();
         for (service, operation, closing) in closing {
             let drains = &mut self.orders.closings.by_service;
             let drain = drains.entry(service.clone()).or_insert_with(|| Drain::new(operation, now));
             if !drain.is_due(now) {
                 continue;
             }
-            let (pace, memory) = (drain.pace(&closing, now, now_ms), Arc::clone(&drain.memory));
+            let pace = drain.pace(&closing, now, now_ms);
+            let (memory, unrecorded) = (Arc::clone(&drain.memory), Arc::clone(&drain.unrecorded));
             drain.under_way = true;
             let backends = closing.old.iter().filter_map(|id| self.world.backends.get(id));
             let backends: Vec<Question> = backends.filter_map(|backend| self.question(backend)).collect();
             let pass = Pass { backends, after: closing.after, pace, within: WITHIN };
             let event = move |closed| Event::Closed { service, operation, closed };
             self.effects.run_then(
-                move || idle::close(pass, &mut memory.lock().unwrap_or_else(PoisonError::into_inner)),
+                move || idle::close(pass, &mut memory.lock().unwrap_or_else(PoisonError::into_inner), &unrecorded),
                 move |done| {
                     let failed = || Closed { failure: Some("the pass failed".to_owned()), ..Closed::default() };
                     event(done.unwrap_or_else(failed))
@@ -117,14 +133,21 @@ impl Control {
         if closed.closed == 0 {
             // Nothing was spread over the time of the pass.
             drain.not_before += WITHIN;
-            return;
         }
-        let Some(operation) = self.orders.operations.get_mut(service).filter(|operation| operation.id == id) else {
-            return;
-        };
-        rollout::note_closed(operation, closed.closed);
-        let noted = operation.clone();
-        self.store_orders(Change { decisions: &[], operations: &[&noted], stops: None });
+    }
+
+    fn record_closed(&mut self) {
+        let mut noted = Vec::new();
+        for (service, drain) in &self.orders.closings.by_service {
+            let number = drain.unrecorded.swap(0, Relaxed);
+            if let Some(operation) = self.orders.operations.get_mut(service).filter(|_| number > 0) {
+                rollout::note_closed(operation, number);
+                noted.push(operation.clone());
+            }
+        }
+        for operation in noted {
+            self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });
+        }
     }
 }
 

@@ -92,12 +92,12 @@ fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
     }
     let own = ProcessSet { process: process_id(std::process::id().cast_signed()).ok(), ..ProcessSet::default() };
     let netns = netns::identify(&File::open("/proc/self/ns/net").unwrap()).unwrap();
-    let mut memory = Memory::default();
+    let (mut memory, counted) = (Memory::default(), AtomicU64::new(0));
     let mut close = |number: u64| {
         let backends =
             vec![Question { id: "a".into(), netns, processes: own.clone(), ports: BTreeSet::from([Port::tcp(port)]) }];
         let pace = Pace::Number(number);
-        close(Pass { backends, after: Duration::from_millis(300), pace, within: Duration::ZERO }, &mut memory)
+        close(Pass { backends, after: Duration::from_millis(300), pace, within: Duration::ZERO }, &mut memory, &counted)
     };
     assert_eq!(close(9), Closed { active: 4, ..Closed::default() }, "nothing is idle yet");
     thread::sleep(Duration::from_millis(600));
@@ -107,6 +107,7 @@ fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
         Closed { closed: 1, idle: 0, active: 2, failure: None },
         "an end that was seen is not told again"
     );
+    assert_eq!(counted.load(Relaxed), 2);
     for (at, (client, server)) in pairs.iter_mut().enumerate() {
         server.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let read = server.read(&mut buffer);
