@@ -37,10 +37,12 @@ pub struct Meta {
     seq: *mut c_void,
 }
 
+/// # Safety
+/// Only the kernel calls it, with its own context.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
-pub extern "C" fn heard(context: *const Context) -> i32 {
-    // SAFETY: the kernel passes such a context; the pointers in it are valid for the whole run, or null at the end of the iteration.
+pub unsafe extern "C" fn heard(context: *const Context) -> i32 {
+    // SAFETY: guaranteed by the kernel; the pointers in it are valid for the whole run, or null at the end of the iteration.
     let (meta, sk) = unsafe { ((*context).meta, (*context).sk) };
     if sk.is_null() {
         return 0;
