@@ -16,6 +16,8 @@ pub const PROFILE: &str = "profile.bin";
 const FEATURES: &str = "/etc/apparmor.d/abi/3.0";
 /// What the stage has outside of the places of an installed daemon.
 const LOCAL: &str = "/tmp/** rwk,\n/dev/ttyS0 rw,\n/dev/console rw,\n/bin/busybox mrix,\n";
+/// Maximum number of denials that are shown.
+const SHOWN: usize = 20;
 const FILES: &str = "/sys/kernel/security/apparmor";
 
 /// Compiles the profile into `dir`.
@@ -46,12 +48,13 @@ pub fn load() -> Result<bool> {
     Ok(true)
 }
 
-/// Fails if the profile has denied anything, or no daemon was in it.
+/// Fails if the profile has denied anything, and shows what.
 pub fn check() -> Result<()> {
     let log = output(command(format!("/{BUSYBOX}")).arg("dmesg"))?;
     let denied: Vec<&str> = log.lines().filter(|line| line.contains("apparmor=\"DENIED\"")).collect();
-    if let Some(first) = denied.first() {
-        bail!("{} denials by the AppArmor profile, the first one: {first}", denied.len());
+    denied.iter().take(SHOWN).for_each(|line| println!("{line}"));
+    if !denied.is_empty() {
+        bail!("{} denials by the AppArmor profile", denied.len());
     }
     say::note("the AppArmor profile of the daemon denied nothing");
     Ok(())

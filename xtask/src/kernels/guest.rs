@@ -93,8 +93,15 @@ fn refusal() -> Result<()> {
     Ok(())
 }
 
+/// Plays the scenes with a daemon that its AppArmor profile confines, if the kernel has AppArmor.
 fn play() -> Result<()> {
     let is_confined = confined::load()?;
+    let played = scenes(is_confined);
+    let checked = if is_confined { confined::check() } else { Ok(()) };
+    played.and(checked)
+}
+
+fn scenes(is_confined: bool) -> Result<()> {
     say::heading("pod-steer doctor");
     print!("{}", output(&mut doctor())?);
     for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
@@ -118,8 +125,7 @@ fn play() -> Result<()> {
     bridged::play(&mut stage, &engine).inspect_err(|_| {
         stage.show_status();
         stage.show_logs();
-    })?;
-    if is_confined { confined::check() } else { Ok(()) }
+    })
 }
 
 /// What a stage needs, with a directory of this name.
