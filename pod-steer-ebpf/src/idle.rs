@@ -1,5 +1,5 @@
 //! An object of its own, which is loaded only while idle connections are looked for: an iterator over the TCP sockets of a network
-//! namespace (`iter/tcp`, Linux 5.9), which tells of each connection whether its client waits for an answer.
+//! namespace (`iter/tcp` with `bpf_get_socket_cookie`, Linux 5.12), which tells of each connection whether its client waits for an answer.
 //!
 //! The times of `tcp_info` do not tell: they count in the kernel's ticks of up to 10 ms, so a client that sends its next request
 //! in the tick of the answer before looks like one that was answered. The order is in two sequence numbers. `snd_wl1` is that of the

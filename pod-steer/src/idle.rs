@@ -14,7 +14,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
@@ -80,13 +80,13 @@ pub struct Closed {
 pub struct Memory {
     /// Loaded when it is needed first.
     heard: Option<HeardIterator>,
-    /// Connections whose clients do not wait, and how many bytes those had sent then: until they send more, they do not wait. A later probe
-    /// of the server would hide it.
-    answered: HashMap<SocketCookie, u64>,
+    /// Whether the clients of connections were answered, and how many bytes they had sent then: until they send more, nothing changes but
+    /// by an answer. A later probe of the server would hide it.
+    answered: HashMap<SocketCookie, (u64, bool)>,
 }
 
 /// Closes idle connections, and adds each to `number` before its server can see that.
-pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicU64) -> Closed {
+pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
     let begun = Instant::now();
     let mut done = Closed::default();
     let mut idle = Vec::new();
@@ -155,7 +155,8 @@ impl Idle {
             return Ok(false);
         }
         let said = Said::read(&sys::tcp_info(&copy)?).unwrap_or_default();
-        if !is_quiet(&said, after) {
+        // What came since it was looked at may be a request that the server has read.
+        if said.received != self.talk.said.received || !is_quiet(&said, after) {
             return Ok(false);
         }
         match rustix::net::shutdown(&copy, Shutdown::Read) {
@@ -223,21 +224,22 @@ impl Memory {
             // What is acknowledged late may be a probe.
             let is_timely = said.received_ms.saturating_sub(said.acked_ms) <= ACKNOWLEDGED_MS;
             match heard.get(cookie) {
-                Some(true) if is_timely => drop(self.answered.insert(*cookie, said.received)),
+                Some(true) if is_timely => drop(self.answered.insert(*cookie, (said.received, true))),
                 Some(true) | None => {}
-                Some(false) => drop(self.answered.remove(cookie)),
+                Some(false) => drop(self.answered.insert(*cookie, (said.received, false))),
             }
         }
     }
 
-    /// Whether a client has got an answer to all that it has sent, as far as that is known.
-    fn is_answered(&self, talk: &Talk) -> bool {
-        self.answered.get(&talk.cookie) == Some(&talk.said.received)
+    /// Whether a client has got an answer to all that it has sent; `None` if that is not known.
+    fn is_answered(&self, talk: &Talk) -> Option<bool> {
+        let (received, answered) = self.answered.get(&talk.cookie)?;
+        (*received == talk.said.received).then_some(*answered)
     }
 }
 
 /// Whether a connection is idle. `answered` counts only if the times do not tell.
-fn is_idle(talk: &Talk, after: Duration, answered: bool) -> bool {
+fn is_idle(talk: &Talk, after: Duration, answered: Option<bool>) -> bool {
     let said = &talk.said;
     if talk.queued || !is_quiet(said, after) {
         return false;
@@ -250,7 +252,7 @@ fn is_idle(talk: &Talk, after: Duration, answered: bool) -> bool {
         // The server has sent something since the client did.
         Ordering::Less => true,
         Ordering::Greater => false,
-        Ordering::Equal => answered || said.received_ms >= UNKNOWN_IDLE_MS,
+        Ordering::Equal => answered.unwrap_or(said.received_ms >= UNKNOWN_IDLE_MS),
     }
 }
 

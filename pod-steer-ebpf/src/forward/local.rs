@@ -17,6 +17,7 @@ use pod_steer_ebpf::{
 };
 
 use super::{
+    PACKET_HOST,
     headers::{FORMER_REPLY, Work},
     routes::{Hop, Route, route},
     sockets::{is_connection, state},
@@ -173,6 +174,13 @@ pub fn route_reply(ctx: &TcContext, ifindex: u32, work: &mut Work) {
 pub fn into(end: u32) -> i32 {
     // SAFETY: the helper has no requirements. Since Linux 5.10.
     verdict(unsafe { generated::bpf_redirect_peer(end, 0) })
+}
+
+/// A packet is for this machine, whatever the address of its frame.
+#[inline(always)]
+pub fn keep(ctx: &TcContext) {
+    // SAFETY: the context is this program's own.
+    unsafe { generated::bpf_skb_change_type(ctx.as_ptr().cast(), PACKET_HOST) };
 }
 
 /// Receives a packet once more, by this device.

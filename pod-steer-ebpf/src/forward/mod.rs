@@ -63,6 +63,10 @@ pub fn from_wire(ctx: TcContext) -> i32 {
 pub fn from_bridge(ctx: TcContext) -> i32 {
     let skb = Skb::of(&ctx);
     if skb.mark & FORWARD_MARK != 0 {
+        if skb.pkt_type != PACKET_HOST {
+            // Its frame was for another address of this machine than the bridge's.
+            local::keep(&ctx);
+        }
         return NEXT;
     }
     match ingress(ctx.as_ptr().cast(), ETHERNET) {

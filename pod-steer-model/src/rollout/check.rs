@@ -40,7 +40,7 @@ pub fn check(
     }
     if let Some(held) = running
         && !matches!(order, Order::Rollback)
-        && !(matches!(order, Order::Resume(_)) && matches!(held.order, Order::Drain(_)))
+        && !resumes(order, held, view)
     {
         return Err(Refusal::Held(format!(
             "{} is held by {}: {} has been running since {}; wait for it, or end it: pod-steer rollback {}",
@@ -107,10 +107,17 @@ pub fn check(
     Ok(())
 }
 
+/// Whether an order ends the drain that an operation waits for.
+fn resumes(order: &Order, held: &Operation, view: &View) -> bool {
+    let (Order::Resume(part), Order::Drain(drain)) = (order, &held.order) else { return false };
+    matches!((check_part(view, part), check_part(view, &drain.part())), (Ok(part), Ok(drained)) if part == drained)
+}
+
 /// Refuses a pace at which nothing would be closed.
 fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal> {
     match (after_ms, rate) {
         (None, Some(_)) => refuse("a rate is that of closing idle connections; give --close-idle too"),
+        (Some(0), _) => refuse("connections are idle after no time at all; give a longer one, as in --close-idle=1s"),
         (_, Some(0)) => refuse("the rate is zero; give at least one a second, as in --rate 200/s"),
         _ => Ok(()),
     }

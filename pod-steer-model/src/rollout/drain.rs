@@ -92,10 +92,10 @@ pub fn closing(operation: &Operation) -> Option<Closing> {
     }
 }
 
-/// Records that so many idle connections were closed.
-pub fn note_closed(operation: &mut Operation, number: u64) {
+/// Records that so many idle connections were closed, or that so many were not after all.
+pub fn note_closed(operation: &mut Operation, number: i64) {
     if let Phase::Draining { closed, .. } = &mut operation.phase {
-        *closed = closed.saturating_add(number);
+        *closed = closed.saturating_add_signed(number);
     }
 }
 
@@ -128,7 +128,16 @@ impl Remaining {
 pub(super) fn draining(old: BTreeSet<BackendId>, timeout_ms: u64, view: &View, now: Now) -> Phase {
     let connections = live(view, &old);
     let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
-    Phase::Draining { since_ms: now.ms, deadline_ms, old, connections, closed: 0, resetting: false, reset: 0 }
+    Phase::Draining {
+        since_ms: now.ms,
+        deadline_ms,
+        old,
+        connections,
+        has_drained: false,
+        closed: 0,
+        resetting: false,
+        reset: 0,
+    }
 }
 
 /// Waits until the connections of a drain have ended, and at its deadline has them reset if that was ordered. Returns what remains when

@@ -109,6 +109,9 @@ pub fn begin(
                 progress.decision = decide(decision, |next| _ = next.drained.insert(part));
                 if let Some(timeout_ms) = order.drain_timeout_ms {
                     operation.phase = drain::draining(members, timeout_ms, view, now);
+                    if let Phase::Draining { has_drained, .. } = &mut operation.phase {
+                        *has_drained = progress.decision.is_some();
+                    }
                     return progress;
                 }
             }
@@ -144,7 +147,7 @@ pub fn begin(
 fn restore(decision: &mut Decision, operation: &Operation, view: &View) {
     decision.traffic = operation.before.clone();
     decision.drained.extend(operation.undrained.iter().cloned());
-    if let Order::Drain(order) = &operation.order
+    if let (Order::Drain(order), Phase::Draining { has_drained: true, .. }) = (&operation.order, &operation.phase)
         && let Ok(part) = check::check_part(view, &order.part())
     {
         decision.drained.remove(&part);

@@ -242,6 +242,9 @@ pub enum Phase {
         old: BTreeSet<BackendId>,
         /// The largest number of connections that they had during the drain.
         connections: u64,
+        /// The operation has drained its part, which was not drained before.
+        #[serde(default)]
+        has_drained: bool,
         /// How many were closed because they were idle.
         #[serde(default)]
         closed: u64,

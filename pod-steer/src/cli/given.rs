@@ -58,7 +58,7 @@ pub(super) fn drain(args: &DrainArgs) -> Result<DrainOrder, String> {
 }
 
 fn close_idle(given: &EndingArgs) -> Result<Option<u64>, String> {
-    given.close_idle.as_deref().map(|text| any_time("--close-idle", text)).transpose()
+    given.close_idle.as_deref().map(|text| time("--close-idle", text)).transpose()
 }
 
 /// `200/s`, or the number alone.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -42,7 +42,7 @@ struct Drain {
     /// What passes keep; only one is under way.
     memory: Arc<Mutex<Memory>>,
     /// Closed connections that are not recorded yet. Each is added before it ends: a drain that has no connection left has counted all.
-    unrecorded: Arc<AtomicU64>,
+    unrecorded: Arc<AtomicI64>,
 }
 
 impl Drain {
@@ -68,8 +68,9 @@ impl Drain {
         match closing.rate {
             Some(rate) => {
                 let elapsed = now.saturating_duration_since(self.since) + WITHIN;
-                let all = (elapsed.as_secs_f64() * f64::from(rate)) as u64;
-                Pace::Number(all.saturating_sub(self.closed))
+                let of = |time: Duration| (time.as_secs_f64() * f64::from(rate)).ceil() as u64;
+                // A pass that began late makes up for it; a time in which nothing was idle does not count.
+                Pace::Number(of(elapsed).saturating_sub(self.closed).min(of(2 * WITHIN)))
             }
             None => {
                 let left_ms = u64::try_from(closing.deadline_ms - now_ms).unwrap_or(0);
@@ -90,8 +91,8 @@ impl Control {
         let is_drained = |service: &String, drain: &Drain| {
             closing.iter().any(|(name, id, _)| name == service && *id == drain.operation)
         };
-        self.orders.closings.by_service.retain(|service, drain| is_drained(service, drain));
         self.record_closed();
+        self.orders.closings.by_service.retain(|service, drain| is_drained(service, drain));
         for (service, operation, closing) in closing {
             let drains = &mut self.orders.closings.by_service;
             let drain = drains.entry(service.clone()).or_insert_with(|| Drain::new(operation, now));
@@ -133,20 +134,23 @@ impl Control {
         if closed.closed == 0 {
             // Nothing was spread over the time of the pass.
             drain.not_before += WITHIN;
+            return;
         }
+        self.record_closed();
+        let Some(noted) = self.orders.operations.get(service).filter(|operation| operation.id == id).cloned() else {
+            return;
+        };
+        self.store_orders(Change { decisions: &[], operations: &[&noted], stops: None });
     }
 
+    /// Notes in operations what was closed. It is stored with their next step, or at the end of a pass.
     fn record_closed(&mut self) {
-        let mut noted = Vec::new();
         for (service, drain) in &self.orders.closings.by_service {
             let number = drain.unrecorded.swap(0, Relaxed);
-            if let Some(operation) = self.orders.operations.get_mut(service).filter(|_| number > 0) {
+            let operation = self.orders.operations.get_mut(service);
+            if let Some(operation) = operation.filter(|operation| operation.id == drain.operation) {
                 rollout::note_closed(operation, number);
-                noted.push(operation.clone());
             }
-        }
-        for operation in noted {
-            self.store_orders(Change { decisions: &[], operations: &[&operation], stops: None });
         }
     }
 }
@@ -165,8 +169,11 @@ mod tests {
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(50));
         drain.closed = 50;
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(0));
-        // A pass that began late makes up for it.
-        assert_eq!(drain.pace(&closing, begun + Duration::from_millis(750), 0), Pace::Number(150));
+        assert_eq!(drain.pace(&closing, begun + Duration::from_millis(250), 0), Pace::Number(50));
+        // A pass that began late makes up for it, and not for hours in which nothing was idle.
+        for late in [Duration::from_millis(750), Duration::from_secs(3_600)] {
+            assert_eq!(drain.pace(&closing, begun + late, 0), Pace::Number(100));
+        }
         closing.rate = None;
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Until(Duration::from_secs(8)));
         assert_eq!(drain.pace(&closing, begun, 12_000), Pace::Until(Duration::ZERO));

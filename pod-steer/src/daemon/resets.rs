@@ -17,9 +17,9 @@ use crate::{
 /// Pause between two attempts: a server may accept another connection from its queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The resets of services: when the next one may begin; nothing while one is under way.
+/// The resets of services and their operations: when the next one may begin; nothing while one is under way.
 #[derive(Default)]
-pub(super) struct Resets(BTreeMap<String, Option<Instant>>);
+pub(super) struct Resets(BTreeMap<(String, u64), Option<Instant>>);
 
 /// The number of connections that were reset, and the first failure.
 pub type Reset = (u64, Option<String>);
@@ -34,14 +34,18 @@ impl Control {
                 Some((operation.service.clone(), operation.id, rollout::resetting(operation)?.clone()))
             })
             .collect();
-        self.orders.resets.0.retain(|service, _| resetting.iter().any(|(name, _, _)| name == service));
+        self.orders
+            .resets
+            .0
+            .retain(|(service, id), _| resetting.iter().any(|(name, other, _)| name == service && other == id));
         for (service, operation, old) in resetting {
-            if self.orders.resets.0.get(&service).is_some_and(|at| at.is_none_or(|at| at > now)) {
+            let key = (service.clone(), operation);
+            if self.orders.resets.0.get(&key).is_some_and(|at| at.is_none_or(|at| at > now)) {
                 continue;
             }
             let backends = old.iter().filter_map(|id| self.world.backends.get(id));
             let questions: Vec<Question> = backends.filter_map(|backend| self.question(backend)).collect();
-            self.orders.resets.0.insert(service.clone(), None);
+            self.orders.resets.0.insert(key, None);
             let ended = move |reset: Reset| Event::Reset { service, operation, reset };
             self.effects.run_then(
                 move || connections::reset(questions),
@@ -64,6 +68,6 @@ impl Control {
             let noted = operation.clone();
             self.store_orders(Change { decisions: &[], operations: &[&noted], stops: None });
         }
-        self.orders.resets.0.insert(service, Some(Instant::now() + PAUSE));
+        self.orders.resets.0.insert((service, id), Some(Instant::now() + PAUSE));
     }
 }

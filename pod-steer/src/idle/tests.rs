@@ -37,10 +37,11 @@ fn a_client_that_waits_for_an_answer_is_not_idle() {
     assert!(idle(said(9_000, 9_000, 4_500), Some(true)), "acknowledged late");
     assert!(!idle(said(9_000, 9_000, 1_000), Some(true)), "a probe of the server hides the order");
     assert!(!idle(said(5_000, 5_000, 5_000), None) && idle(said(60_000, 60_000, 60_000), None), "it is not known");
+    assert!(!idle(said(90_000, 90_000, 90_000), Some(false)), "it waits, for however long");
     assert!(!idle(said(999, 1_003, 999), None), "not for long enough");
     let unasked = Said { received: 0, sent_ms: 5_000, received_ms: 5_000, ..Said::default() };
     assert!(idle(unasked, None), "it has asked for nothing");
-    assert!(!is_idle(&Talk { queued: true, ..talk(unasked) }, AFTER, true));
+    assert!(!is_idle(&Talk { queued: true, ..talk(unasked) }, AFTER, Some(true)));
     assert!(!idle(Said { unacked: 1, ..said(5_000, 5_004, 5_000) }, None));
 
     // What an earlier pass has seen counts until the client sends more.
@@ -92,7 +93,7 @@ fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
     }
     let own = ProcessSet { process: process_id(std::process::id().cast_signed()).ok(), ..ProcessSet::default() };
     let netns = netns::identify(&File::open("/proc/self/ns/net").unwrap()).unwrap();
-    let (mut memory, counted) = (Memory::default(), AtomicU64::new(0));
+    let (mut memory, counted) = (Memory::default(), AtomicI64::new(0));
     let mut close = |number: u64| {
         let backends =
             vec![Question { id: "a".into(), netns, processes: own.clone(), ports: BTreeSet::from([Port::tcp(port)]) }];

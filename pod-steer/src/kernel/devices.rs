@@ -284,7 +284,10 @@ impl Kernel {
             Hook::Clsact => {
                 let of = |direction| device.filters.iter().filter(move |filter| filter.direction == direction);
                 clsact::is_marked(&self.dir, netns, device.index)
-                    && parts(device).iter().all(|(_, end, _)| of(*end).any(|filter| uses_our_maps(filter.program)))
+                    && parts(device).iter().all(|(name, end, _)| {
+                        let is_it = |program| matches!(name_of(program), Ok(Some(own)) if own == *name);
+                        of(*end).any(|filter| is_it(filter.program) && uses_our_maps(filter.program))
+                    })
             }
         };
         let is_wanted = |device: &Device| !left_out.contains(&device.index) && !is_attached(device);

@@ -25,7 +25,7 @@ pub struct HeardIterator {
 }
 
 impl HeardIterator {
-    /// Loads it. Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.9.
+    /// Loads it. Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.12.
     pub fn load() -> io::Result<Self> {
         let bytes = fs::read(BTF)?;
         let offset = |member: &str| {

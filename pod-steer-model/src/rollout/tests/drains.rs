@@ -103,6 +103,12 @@ fn a_drain_that_waits_can_be_ended() {
     let mut rollback = operation(Order::Rollback, Traffic::default());
     let progress = begin(&mut rollback, &view, &decision, Some(&waiting), at(NOW));
     assert!(progress.decision.unwrap().drained.is_empty(), "{rollback:?}");
+    // What was drained before stays drained.
+    let (again, _) = start(drain(|_| {}), &view, &mut decision.clone(), NOW);
+    let mut rollback = operation(Order::Rollback, Traffic::default());
+    assert_eq!(begin(&mut rollback, &view, &decision, Some(&again), at(NOW)).decision, None);
+    let other = PartOrder { version: Some("v2".to_owned()), backend: None };
+    assert!(matches!(checked(&Order::Resume(other)), Err(Refusal::Held(_))));
     let reset = drain(|order| (order.drain_timeout_ms, order.at_deadline) = (None, AtDeadline::Reset));
     assert!(matches!(check(&reset, &view, &["web"], &decision, None, None), Err(Refusal::Input(_))));
 }

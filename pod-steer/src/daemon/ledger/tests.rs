@@ -59,6 +59,7 @@ fn operation(id: u64, order: Order, ended: bool) -> Operation {
             deadline_ms: 3,
             old: ["a".into()].into(),
             connections: 4,
+            has_drained: true,
             closed: 3,
             resetting: true,
             reset: 2,

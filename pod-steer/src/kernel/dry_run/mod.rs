@@ -191,8 +191,9 @@ impl DryRun {
 pub fn has_device_program(dir: &Path, netns: NetnsCookie, index: u32) -> bool {
     let link = bpf::open(&dir.join(FORWARD).join(format!("{index}-in"))).and_then(bpf::link_info);
     // The port of a bridge has another program.
-    let is_ours =
-        |link: &bpf::LinkInfo| matches!(devices::name_of(link.program), Ok(Some("from_wire" | "from_tunnel")));
+    let is_ours = |link: &bpf::LinkInfo| {
+        matches!(devices::name_of(link.program), Ok(Some("from_wire" | "from_bridge" | "from_tunnel")))
+    };
     let is_attached = link.is_ok_and(|link| link.target == u64::from(index) && is_ours(&link))
         || clsact::is_marked(dir, netns, index);
     is_attached && destinations::forwards(dir, netns)
