@@ -116,7 +116,17 @@ fn recipe(block: &[String]) -> Result<()> {
             clients = Some(Load::to(port).threads(2).start(clients_ns)?);
         }
     }
-    let tally = clients.context("a recipe without commands")?.stop()?;
+    let clients = clients.context("a recipe without commands")?;
+    if block.last().is_some_and(|line| line.starts_with("docker run ")) {
+        // No command moves the traffic: the policy of the next version does.
+        wait::until_ok("the next version to take over", || {
+            let all = Load::to(port).count(20).run(clients_ns)?;
+            Ok((all.answered_by("mainline") == 20).then_some(()))
+        })?;
+        let answered = clients.answered();
+        wait::until("its connections", || (clients.answered() > answered + AFTERWARDS).then_some(()))?;
+    }
+    let tally = clients.stop()?;
     nothing_lost(&block[block.len() - 1], &tally)?;
     ensure!(["stable", "mainline"].iter().all(|name| tally.answered_by(name) > 0), "not both served: {tally}");
     let after = Load::to(port).count(AFTERWARDS).run(clients_ns)?;
