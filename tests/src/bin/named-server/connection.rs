@@ -78,6 +78,8 @@ fn next_head(
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(None),
             Ok(n) => received.extend_from_slice(&buffer[..n]),
+            // A read with a time-out is not continued after its container was paused (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 if stop.told() && received.is_empty() && may_be_idle {
                     return Ok(None);
