@@ -27,7 +27,8 @@ use crate::{
     connections::Question,
     ids::SocketCookie,
     kernel::HeardIterator,
-    listening::{self, Said, Talk},
+    listening::{self, Established, Said},
+    netns,
     ports::Port,
     process_set::open_netns,
     procs::{Process, Seat},
@@ -136,12 +137,12 @@ fn share(all: u64, within: Duration, left: Duration) -> u64 {
 /// Clients that come back do so in no order.
 fn shuffle(idle: &mut [Idle]) {
     let order = RandomState::new();
-    idle.sort_by_cached_key(|one| order.hash_one(one.talk.cookie.0));
+    idle.sort_by_cached_key(|one| order.hash_one(one.connection.cookie.0));
 }
 
 /// An idle connection, and where its socket was found.
 struct Idle {
-    talk: Talk,
+    connection: Established,
     process: Arc<Process>,
     seat: Seat,
 }
@@ -151,12 +152,12 @@ impl Idle {
     fn shut_down(&self, after: Duration) -> io::Result<bool> {
         // The descriptor may have been closed meanwhile, and its number may be another file's.
         let Ok(copy) = self.process.copy(self.seat) else { return Ok(false) };
-        if sys::socket_cookie(&copy).ok() != Some(self.talk.cookie) {
+        if sys::socket_cookie(&copy).ok() != Some(self.connection.cookie) {
             return Ok(false);
         }
         let said = Said::read(&sys::tcp_info(&copy)?).unwrap_or_default();
         // What came since it was looked at may be a request that the server has read.
-        if said.received != self.talk.said.received || !is_quiet(&said, after) {
+        if self.connection.said.is_none_or(|seen| seen.received != said.received) || !is_quiet(&said, after) {
             return Ok(false);
         }
         match rustix::net::shutdown(&copy, Shutdown::Read) {
@@ -174,26 +175,32 @@ fn look(backends: &[Question], after: Duration, memory: &mut Memory, done: &mut 
     let ports: BTreeSet<Port> = backends.iter().flat_map(|question| question.ports.iter().copied()).collect();
     let sets: Vec<_> = backends.iter().map(|question| question.processes.clone()).collect();
     let ns = open_netns(netns, &sets)?;
+    let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
+    let mut by_inode: HashMap<u64, Established> = HashMap::new();
+    listening::each_established(&ns, netns.cookie, &ports, |one| {
+        // Those whose client, or whose own server, has ended it already are left alone.
+        if one.inode != 0 && one.client.ip() != probes && !one.half_closed && !one.is_shut {
+            by_inode.insert(one.inode, one);
+        }
+        Ok(())
+    })?;
     // The iterator is of the namespace of the thread that reads it. It comes after the times: what is said in between makes a
     // connection active.
-    let (talks, heard_by) = listening::talks(&ns, netns.cookie, &ports, || read(&mut memory.heard))?;
-    let heard_by = heard_by.unwrap_or_else(|error| {
+    let heard_by = netns::run_in(&ns, netns.cookie, || read(&mut memory.heard)).unwrap_or_else(|error| {
         done.failure.get_or_insert_with(|| format!("it is not known which clients wait for answers: {error}"));
         HashMap::new()
     });
-    let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
-    let is_ours = |talk: &Talk| talk.inode != 0 && talk.from != probes && !talk.is_shut;
-    let mut by_inode: HashMap<u64, Talk> = talks.into_iter().filter(is_ours).map(|talk| (talk.inode, talk)).collect();
     memory.note(by_inode.values(), &heard_by);
     let mut idle = Vec::new();
     for question in backends {
         for process in question.processes.processes() {
             let process = Arc::new(process);
             for seat in process.seats().into_iter().flatten() {
-                let is_its = by_inode.get(&seat.inode).is_some_and(|talk| question.ports.contains(&talk.port));
-                let Some(talk) = is_its.then(|| by_inode.remove(&seat.inode)).flatten() else { continue };
-                if is_idle(&talk, after, memory.is_answered(&talk)) {
-                    idle.push(Idle { talk, process: Arc::clone(&process), seat });
+                let is_its = |one: &Established| question.ports.contains(&Port::tcp(one.local.port()));
+                let is_held = by_inode.get(&seat.inode).is_some_and(is_its);
+                let Some(connection) = is_held.then(|| by_inode.remove(&seat.inode)).flatten() else { continue };
+                if is_idle(&connection, after, memory.is_answered(&connection)) {
+                    idle.push(Idle { connection, process: Arc::clone(&process), seat });
                 } else {
                     done.active += 1;
                 }
@@ -214,13 +221,14 @@ fn read(heard: &mut Option<HeardIterator>) -> io::Result<HashMap<SocketCookie, b
 /// Nothing was said for so long, and everything was acknowledged.
 fn is_quiet(said: &Said, after: Duration) -> bool {
     let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
-    said.unacked == 0 && said.sent_ms.min(said.received_ms) >= after_ms
+    said.unacked == 0 && said.idle_ms() >= after_ms
 }
 
 impl Memory {
     /// Takes what the iterator has told of connections: whether their client has acknowledged something after all that it has sent.
-    fn note<'a>(&mut self, talks: impl Iterator<Item = &'a Talk>, heard: &HashMap<SocketCookie, bool>) {
-        for Talk { cookie, said, .. } in talks {
+    fn note<'a>(&mut self, all: impl Iterator<Item = &'a Established>, heard: &HashMap<SocketCookie, bool>) {
+        for Established { cookie, said, .. } in all {
+            let Some(said) = said else { continue };
             // What is acknowledged late may be a probe.
             let is_timely = said.received_ms.saturating_sub(said.acked_ms) <= ACKNOWLEDGED_MS;
             match heard.get(cookie) {
@@ -232,16 +240,16 @@ impl Memory {
     }
 
     /// Whether a client has got an answer to all that it has sent; `None` if that is not known.
-    fn is_answered(&self, talk: &Talk) -> Option<bool> {
-        let (received, answered) = self.answered.get(&talk.cookie)?;
-        (*received == talk.said.received).then_some(*answered)
+    fn is_answered(&self, connection: &Established) -> Option<bool> {
+        let (received, answered) = self.answered.get(&connection.cookie)?;
+        (*received == connection.said?.received).then_some(*answered)
     }
 }
 
 /// Whether a connection is idle. `answered` counts only if the times do not tell.
-fn is_idle(talk: &Talk, after: Duration, answered: Option<bool>) -> bool {
-    let said = &talk.said;
-    if talk.queued || !is_quiet(said, after) {
+fn is_idle(connection: &Established, after: Duration, answered: Option<bool>) -> bool {
+    let Some(said) = &connection.said else { return false };
+    if connection.queued || !is_quiet(said, after) {
         return false;
     }
     if said.received == 0 {

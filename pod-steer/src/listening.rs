@@ -25,12 +25,12 @@ use crate::{
 mod established;
 mod overflows;
 mod reset;
-mod talks;
+mod said;
 
 pub use established::{Established, cgroups_of_listeners, each_established};
 pub use overflows::{TurnedAway, overflows, turned_away};
 pub use reset::reset;
-pub use talks::{Said, Talk, talks};
+pub use said::Said;
 
 pub use pod_steer_model::listener::Listener;
 

@@ -9,16 +9,18 @@ use crate::{netns, process_set::ProcessSet, procs::process_id};
 
 const AFTER: Duration = Duration::from_secs(1);
 
-fn talk(said: Said) -> Talk {
-    let cookie = SocketCookie(1);
-    Talk {
-        port: Port::tcp(1),
-        from: IpAddr::from([127, 0, 0, 1]),
+fn talk(said: Said) -> Established {
+    let address = ([127, 0, 0, 1], 1).into();
+    Established {
+        local: address,
+        client: address,
         inode: 1,
-        cookie,
-        queued: false,
+        cookie: SocketCookie(1),
+        cgroup: None,
+        half_closed: false,
         is_shut: false,
-        said,
+        queued: false,
+        said: Some(said),
     }
 }
 
@@ -41,7 +43,7 @@ fn a_client_that_waits_for_an_answer_is_not_idle() {
     assert!(!idle(said(999, 1_003, 999), None), "not for long enough");
     let unasked = Said { received: 0, sent_ms: 5_000, received_ms: 5_000, ..Said::default() };
     assert!(idle(unasked, None), "it has asked for nothing");
-    assert!(!is_idle(&Talk { queued: true, ..talk(unasked) }, AFTER, Some(true)));
+    assert!(!is_idle(&Established { queued: true, ..talk(unasked) }, AFTER, Some(true)));
     assert!(!idle(Said { unacked: 1, ..said(5_000, 5_004, 5_000) }, None));
 
     // What an earlier pass has seen counts until the client sends more.
@@ -51,7 +53,7 @@ fn a_client_that_waits_for_an_answer_is_not_idle() {
     let probed = talk(said(20_000, 20_000, 5_000));
     memory.note([probed].iter(), &HashMap::from([(probed.cookie, true)]));
     assert!(is_idle(&probed, AFTER, memory.is_answered(&probed)));
-    let asked = talk(Said { received: 160, ..probed.said });
+    let asked = talk(Said { received: 160, ..probed.said.unwrap() });
     assert!(!is_idle(&asked, AFTER, memory.is_answered(&asked)));
 }
 

@@ -10,7 +10,7 @@ use std::{
 use netlink_packet_core::Nla as _;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetResponse, StateFlags, nlas::Nla};
 
-use super::{dump, dump_while, listener};
+use super::{Said, dump, dump_while, listener};
 use crate::{
     ids::{NetnsCookie, SocketCookie},
     netns,
@@ -24,9 +24,8 @@ const CLOSE_WAIT: u8 = 8;
 /// Up to this number, the kernel is asked for each port alone. Each time it walks its whole table of connections, which takes some
 /// milliseconds; more ports are selected from the answer for all.
 const DUMPS_MAX: usize = 8;
-/// Offsets in `struct tcp_info` of the milliseconds since data was last sent and received.
-const LAST_DATA_SENT: usize = 44;
-const LAST_DATA_RECEIVED: usize = 52;
+/// `RCV_SHUTDOWN`
+const RECEIVING: u8 = 1;
 
 /// An established connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +36,18 @@ pub struct Established {
     pub client: SocketAddr,
     /// Its inode; zero if no process has it open: it has not been accepted.
     pub inode: u64,
+    /// Its cookie.
+    pub cookie: SocketCookie,
     /// Id of its cgroup, which is that of the listener that it came by.
     pub cgroup: Option<u64>,
     /// The client has closed its side.
     pub half_closed: bool,
+    /// Its receiving side was shut down: the server sees the end of the client's data.
+    pub is_shut: bool,
     /// Data is queued: the server has not read it, or the client has not acknowledged it.
     pub queued: bool,
-    /// Milliseconds since data last moved; `None` if the kernel does not tell.
-    pub idle_ms: Option<u64>,
+    /// What was said on it; `None` if the kernel does not tell.
+    pub said: Option<Said>,
 }
 
 fn established(response: &InetResponse) -> Established {
@@ -54,10 +57,12 @@ fn established(response: &InetResponse) -> Established {
         local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
         client: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
         inode: header.inode.into(),
+        cookie: super::cookie(header),
         cgroup: cgroup(response),
         half_closed: header.state == CLOSE_WAIT,
+        is_shut: response.nlas.iter().any(|nla| matches!(nla, Nla::Shutdown(shut) if shut & RECEIVING != 0)),
         queued: header.recv_queue > 0 || header.send_queue > 0,
-        idle_ms: idle_ms(response),
+        said: response.nlas.iter().find_map(said),
     }
 }
 
@@ -74,13 +79,9 @@ fn cgroup(response: &InetResponse) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes))
 }
 
-fn idle_ms(response: &InetResponse) -> Option<u64> {
-    let info = response.nlas.iter().find_map(|nla| match nla {
-        Nla::TcpInfo(info) => Some(info),
-        _ => None,
-    })?;
-    let word = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
-    Some(word(LAST_DATA_SENT)?.min(word(LAST_DATA_RECEIVED)?).into())
+fn said(nla: &Nla) -> Option<Said> {
+    let Nla::TcpInfo(info) = nla else { return None };
+    Said::read(info)
 }
 
 /// The established connections by these local ports in the namespace behind an open `ns/net` file, if that is still the one with this
@@ -170,7 +171,7 @@ mod tests {
         client.write_all(b"x").unwrap();
         seen(port, |one| one.queued);
         accepted.read_exact(&mut [0]).unwrap();
-        let idle = seen(port, |one| !one.queued && one.idle_ms.is_some_and(|idle_ms| idle_ms >= 100));
+        let idle = seen(port, |one| !one.queued && one.said.is_some_and(|said| said.idle_ms() >= 100));
         let cookie = sys::socket_cookie(&listener).unwrap();
         let ns = File::open("/proc/self/ns/net").unwrap();
         let cgroups = cgroups_of_listeners(&ns, sys::own_netns_cookie().unwrap()).unwrap();

@@ -149,12 +149,13 @@ impl<'a> Connections<'a> {
 }
 
 fn status(one: &Established) -> ConnectionStatus {
+    let idle_ms = one.said.map(|said| u64::from(said.idle_ms()));
     ConnectionStatus {
         client: one.client.to_string(),
         local: one.local.to_string(),
         state: if one.half_closed { "close-wait" } else { "established" }.to_owned(),
-        active: one.queued || one.idle_ms.is_some_and(|idle_ms| idle_ms < IDLE_MS),
-        idle_ms: one.idle_ms,
+        active: one.queued || idle_ms.is_some_and(|idle_ms| idle_ms < IDLE_MS),
+        idle_ms,
         waiting: one.inode == 0,
     }
 }
@@ -162,15 +163,28 @@ fn status(one: &Established) -> ConnectionStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sockets::{
-        processes::Holding,
-        tests::{NETNS, backend},
+    use crate::{
+        ids::SocketCookie,
+        listening::Said,
+        sockets::{
+            processes::Holding,
+            tests::{NETNS, backend},
+        },
     };
 
-    fn one(idle_ms: u64, cgroup: Option<u64>) -> Established {
+    fn one(idle_ms: u32, cgroup: Option<u64>) -> Established {
         let address = "10.0.0.1:80".parse().unwrap();
-        let idle_ms = Some(idle_ms);
-        Established { local: address, client: address, inode: 7, cgroup, half_closed: false, queued: false, idle_ms }
+        Established {
+            local: address,
+            client: address,
+            inode: 7,
+            cookie: SocketCookie(7),
+            cgroup,
+            half_closed: false,
+            is_shut: false,
+            queued: false,
+            said: Some(Said { sent_ms: idle_ms, received_ms: 60_000, ..Said::default() }),
+        }
     }
 
     #[test]
@@ -215,7 +229,7 @@ mod tests {
     fn a_connection_is_active_while_data_moves_or_waits() {
         let active = |one: Established| status(&one).active;
         let queued = Established { queued: true, ..one(5_000, None) };
-        let unknown = Established { idle_ms: None, ..one(0, None) };
+        let unknown = Established { said: None, ..one(0, None) };
         assert_eq!([one(999, None), one(1_000, None), queued, unknown].map(active), [true, false, true, false]);
     }
 }
