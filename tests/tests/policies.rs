@@ -71,6 +71,20 @@ fn latest_takes_over_by_itself() -> Result<()> {
     Ok(())
 }
 
+/// Two labels start a service; its next version may be the first container that says what is to happen.
+#[test]
+fn the_next_version_may_bring_the_policy() -> Result<()> {
+    require!(tools::docker());
+    let stage = Stage::with_docker()?;
+    let spec = server::named("v1-1", "0.0.0.0:8080").service("web", "80:8080");
+    let _first = stage.engine().start_container(&spec)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let load = clients().threads(2).start(stage.host.net())?;
+    let _second = container(&stage, "v2", "latest")?;
+    until_all_by(&stage, "v2")?;
+    none_lost(&load.stop()?)
+}
+
 #[test]
 fn manual_waits_for_a_command() -> Result<()> {
     require!(tools::root_and(&["ip"]));

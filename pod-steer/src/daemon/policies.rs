@@ -16,6 +16,10 @@ use crate::{
 const TIMEOUT_MS: u64 = 60_000;
 const DRAIN_TIMEOUT_MS: u64 = 30_000;
 
+/// Who gives the order by which the first version gets everything, and the one by which the newest takes over.
+const FIRST_VERSION: &str = "policy first version";
+const LATEST: &str = "policy latest";
+
 /// Everything that decides whether an order of a policy is accepted and succeeds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Situation {
@@ -57,7 +61,7 @@ impl Control {
             .filter_map(|(service, options)| Some((service.clone(), self.due_by_policy(service, options.rollout)?)))
             .collect();
         for (service, order) in due {
-            let who = format!("policy {}", if matches!(order, Order::Deploy(_)) { "latest" } else { "first version" });
+            let who = if matches!(order, Order::Deploy(_)) { LATEST } else { FIRST_VERSION }.to_owned();
             let asker = Asker::Policy(Box::new(self.situation(&service)));
             self.orders.given.push_back(GivenOrder { service, order, who, asker });
         }
@@ -104,11 +108,12 @@ impl Control {
         }
         let (present, ready) = self.present_and_ready(service, newest);
         let all_ready = present > 0 && ready == present;
-        // Whatever was decided since it appeared was decided knowing it: a rollback is not undone.
+        // Whatever was decided since it appeared was decided knowing it: a rollback is not undone. The first version got everything for
+        // being the first, perhaps when the newest one brought the policy.
         let decided = |operation: &Operation| {
             let moved = operation.moves_traffic() || operation.order == Order::Rollback;
             let failed = operation.end.as_ref().is_some_and(|end| end.outcome == Outcome::Failed);
-            moved && !failed && is_after(operation, first_of_newest)
+            moved && !failed && operation.who != FIRST_VERSION && is_after(operation, first_of_newest)
         };
         if !all_ready || self.orders.ledger.history(Some(service)).iter().any(decided) {
             return None;

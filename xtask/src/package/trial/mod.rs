@@ -51,7 +51,7 @@ pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
     say::heading("the package is installed");
     let start = Instant::now();
     machine.run(&format!("{} >/dev/null", packager.install))?;
-    serve(&machine, "web-1", &["rollout=latest"])?;
+    serve(&machine, "web-1", &[])?;
     answered(&host, "web-1")?;
     say::note(&format!("from nothing to an answer of a container: {}", say::elapsed(start.elapsed())));
     serve(&machine, "web-2", &["version=v2", "rollout=latest"])?;
