@@ -29,6 +29,8 @@ const NAME: &str = "idle";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long kernel, servers and proxies take to release earlier connections.
 const REST: Duration = Duration::from_millis(300);
+/// Threads that open connections. They are in the namespace of the thread that starts them.
+const OPENERS: u64 = 8;
 /// Descriptors that a process needs besides those of connections.
 const OTHER_FILES: u64 = 1000;
 
@@ -97,13 +99,20 @@ fn users_b(running: &Running) -> Result<u64> {
     costs::own_memory_b(&[running.own.as_slice(), &running.servers.pids()].concat())
 }
 
-/// Opens connections one after the other, with one answered request each.
+/// Opens connections with one answered request each. One after the other, they would take minutes on a busy machine.
 fn open(addr: SocketAddr, connections: u64) -> Result<Vec<TcpStream>> {
-    let mut held = Vec::new();
-    for number in 0..connections {
-        held.push(open_one(addr).with_context(|| format!("connection {number} to {addr}"))?);
-    }
-    Ok(held)
+    let open_part = |first: u64| -> Result<Vec<TcpStream>> {
+        let numbers = (first..connections).step_by(OPENERS as usize);
+        numbers.map(|number| open_one(addr).with_context(|| format!("connection {number} to {addr}"))).collect()
+    };
+    thread::scope(|scope| {
+        let openers: Vec<_> = (0..OPENERS).map(|first| scope.spawn(move || open_part(first))).collect();
+        let mut held = Vec::new();
+        for opener in openers {
+            held.extend(opener.join().map_err(|_| anyhow::anyhow!("a thread that opens connections panicked"))??);
+        }
+        Ok(held)
+    })
 }
 
 fn open_one(addr: SocketAddr) -> Result<TcpStream> {
