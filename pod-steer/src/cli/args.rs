@@ -4,6 +4,7 @@ pub mod explain;
 pub mod options;
 pub mod rollout;
 pub mod sockets;
+pub mod up;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use explain::ExplainArgs;
 use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
 use sockets::SocketsArgs;
+use up::UpArgs;
 
 /// Many containers, one port: a kernel program chooses the listening socket for each new connection.
 #[derive(Debug, Parser)]
@@ -77,6 +79,11 @@ pub enum Command {
     /// The programs that are attached are run on the packet of a new connection, with the tables that they use. That counts nothing and
     /// reaches no server. No daemon is needed.
     Explain(ExplainArgs),
+    /// Replace the containers of a Compose service by new ones: start them beside the old ones, deploy, remove the old ones
+    ///
+    /// If that fails, or is interrupted, the new containers are removed and the old ones serve as before. Uses `docker compose` or
+    /// `docker-compose`, and `docker`.
+    Up(Box<UpArgs>),
     /// Check whether this machine meets pod-steer's requirements
     Doctor(DoctorArgs),
     /// Check a configuration file, or print a commented one

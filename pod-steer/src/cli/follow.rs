@@ -50,17 +50,28 @@ impl<'a> Follower<'a> {
         Self { socket, operation, output, told: 0, live, away_since: None }
     }
 
-    /// Follows until the operation has ended.
-    pub(super) async fn follow(mut self) -> Result<Operation, Failure> {
+    /// Follows until the operation has ended. If it is interrupted, the operation goes on.
+    pub(super) async fn follow(self) -> Result<Operation, Failure> {
+        let operation = self.operation.clone();
+        self.follow_unless(tokio::signal::ctrl_c()).await?.map_err(|_| {
+            announce(&operation);
+            Failure::Said(INTERRUPTED)
+        })
+    }
+
+    /// Follows until the operation has ended, or something else has come, which is returned as the inner error.
+    pub(super) async fn follow_unless<E>(
+        mut self,
+        other: impl Future<Output = E>,
+    ) -> Result<Result<Operation, E>, Failure> {
         tokio::select! {
             ended = self.until_ended() => ended?,
-            _ = tokio::signal::ctrl_c() => {
+            other = other => {
                 self.show_live("");
-                announce(&self.operation);
-                return Err(Failure::Said(INTERRUPTED));
+                return Ok(Err(other));
             }
         }
-        Ok(self.operation)
+        Ok(Ok(self.operation))
     }
 
     async fn until_ended(&mut self) -> Result<(), Failure> {

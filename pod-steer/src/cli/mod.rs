@@ -19,6 +19,7 @@ mod table;
 mod terminal;
 mod top;
 mod unload;
+mod up;
 mod words;
 
 use std::{io, process::ExitCode};
@@ -152,6 +153,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Sockets(args) => sockets::sockets(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Doctor(args) => examine(args),
+        Command::Up(args) => up::up(&args),
         Command::Config(command) => config::config(command),
         Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),

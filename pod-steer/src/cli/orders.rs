@@ -64,7 +64,7 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
 }
 
 /// Sends the order. If the daemon dies or hangs meanwhile, the order may or may not take effect.
-async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, Failure> {
+pub(super) async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, Failure> {
     let path = format!("/v1/services/{}/orders", client::encoded(service));
     client::post(socket, &path, order).await.map_err(|error| match error {
         ClientError::Http(_) => Failure::Failed(anyhow::anyhow!(
@@ -78,7 +78,7 @@ async fn give(socket: &Path, service: &str, order: &Order) -> Result<Operation, 
 }
 
 /// Prints the end and turns it into an exit code.
-fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
+pub(super) fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
     if output == OutputFormat::Json {
         print_if_read(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
     }

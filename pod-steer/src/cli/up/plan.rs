@@ -1,0 +1,192 @@
+//! Decides what `up` has to do for one service. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{compose::CONFIG_HASH, containers::Container};
+
+/// The label with the hash of the configuration that Compose made a container of.
+const COMPOSE_HASH: &str = "com.docker.compose.config-hash";
+
+/// What there is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found {
+    /// The service's containers.
+    pub containers: Vec<Container>,
+    /// The share of new connections that each has, by its id; containers that the daemon does not know are missing.
+    pub shares: BTreeMap<String, f64>,
+    /// The hash of the configuration that the files give.
+    pub hash: String,
+    /// The id of each image by its name, as it is now.
+    pub images: BTreeMap<String, String>,
+    /// The number of containers that is asked for.
+    pub scale: Option<usize>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Nothing.
+    UpToDate,
+    /// So many new containers serve instead of the old ones.
+    Replace {
+        /// Why.
+        why: &'static str,
+        /// Those that serve, or that are to: they are replaced.
+        old: Vec<Container>,
+        /// Those that run and get no traffic while others do, as an interrupted `up` leaves them.
+        unused: Vec<Container>,
+        /// Those that do not run.
+        stopped: Vec<Container>,
+        /// Number of new containers.
+        count: usize,
+    },
+}
+
+/// Makes the plan.
+pub(super) fn plan(found: Found) -> Plan {
+    let Found { containers, shares, hash, images, scale } = found;
+    let has_share = |one: &Container| shares.get(&one.id).is_some_and(|share| *share > 0.0);
+    let (created, containers): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_new);
+    let (up, stopped): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_up);
+    let (mut old, mut unused): (Vec<_>, Vec<_>) = up.into_iter().partition(has_share);
+    if old.is_empty() {
+        // None serves: the new ones may be the remedy. They are removed when those do.
+        std::mem::swap(&mut old, &mut unused);
+    }
+    unused.extend(created);
+    let is_of = |one: &Container| one.labels.get(CONFIG_HASH).or_else(|| one.labels.get(COMPOSE_HASH)) == Some(&hash);
+    let is_from = |one: &Container| images.get(&one.image).is_none_or(|id| *id == one.image_id);
+    let count = scale.unwrap_or(old.len().max(1));
+    let why = if old.is_empty() {
+        "none runs"
+    } else if !old.iter().all(is_of) {
+        "the configuration has changed"
+    } else if !old.iter().all(is_from) {
+        "the image has changed"
+    } else if old.len() != count {
+        "the number has changed"
+    } else if !unused.is_empty() {
+        "an earlier change was interrupted"
+    } else {
+        return Plan::UpToDate;
+    };
+    Plan::Replace { why, old, unused, stopped, count }
+}
+
+impl Plan {
+    /// For people: one line for each part.
+    pub fn lines(&self, service: &str) -> Vec<String> {
+        let Self::Replace { why, old, unused, stopped, count } = self else {
+            return vec![format!("{service} is up to date")];
+        };
+        let names = |some: &[Container]| some.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+        let s = if *count == 1 { "" } else { "s" };
+        let mut lines = Vec::new();
+        if !stopped.is_empty() {
+            lines.push(format!("{service}: remove {}, which does not run", names(stopped)));
+        }
+        if !unused.is_empty() {
+            lines.push(format!("{service}: remove {}, which gets no traffic", names(unused)));
+        }
+        lines.push(match old.is_empty() {
+            true => format!("{service}: {why}: start {count} container{s}"),
+            false => {
+                format!("{service}: {why}: start {count} new container{s} beside {0}, then remove {0}", names(old))
+            }
+        });
+        lines
+    }
+}
+
+/// The name of a version whose own name is in use: it ends as the image does, or, if that is the same, as the configuration.
+pub(super) fn distinct(version: &str, new: &Container, old: &[Container], hash: &str) -> String {
+    let is_same_image = old.iter().any(|one| one.image_id == new.image_id);
+    let of = if is_same_image { hash } else { new.image_id.trim_start_matches("sha256:") };
+    format!("{version}-{}", of.chars().take(8).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(name: &str, hash: &str, is_up: bool) -> Container {
+        Container {
+            id: name.to_owned(),
+            name: name.to_owned(),
+            is_up,
+            is_new: false,
+            image_id: "sha256:1234567890".to_owned(),
+            image: "app:1".to_owned(),
+            labels: BTreeMap::from([(COMPOSE_HASH.to_owned(), hash.to_owned())]),
+            publishes: Vec::new(),
+        }
+    }
+
+    fn found(containers: &[Container], serving: &[&str]) -> Found {
+        Found {
+            containers: containers.to_vec(),
+            shares: serving.iter().map(|id| ((*id).to_owned(), 0.5)).collect(),
+            hash: "new".to_owned(),
+            images: BTreeMap::from([("app:1".to_owned(), "sha256:1234567890".to_owned())]),
+            scale: None,
+        }
+    }
+
+    fn counts(plan: &Plan) -> (&'static str, usize, usize, usize, usize) {
+        match plan {
+            Plan::UpToDate => ("", 0, 0, 0, 0),
+            Plan::Replace { why, old, unused, stopped, count } => (why, old.len(), unused.len(), stopped.len(), *count),
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_if_nothing_has_changed() {
+        let same = found(&[one("a", "new", true), one("gone", "old", false)], &["a"]);
+        assert_eq!(plan(same.clone()), Plan::UpToDate);
+        let mut amended = same.clone();
+        amended.containers[0].labels.insert(CONFIG_HASH.to_owned(), "new".to_owned());
+        amended.containers[0].labels.insert(COMPOSE_HASH.to_owned(), "amended".to_owned());
+        assert_eq!(plan(amended), Plan::UpToDate);
+        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), ("the number has changed", 1, 0, 1, 3));
+    }
+
+    #[test]
+    fn what_serves_is_replaced_and_what_does_not_is_removed_first() {
+        let of = |containers: &[Container], serving: &[&str]| counts(&plan(found(containers, serving)));
+        assert_eq!(of(&[], &[]), ("none runs", 0, 0, 0, 1));
+        assert_eq!(of(&[one("a", "old", false)], &[]), ("none runs", 0, 0, 1, 1));
+        let two = [one("a", "old", true), one("b", "old", true)];
+        assert_eq!(of(&two, &["a", "b"]), ("the configuration has changed", 2, 0, 0, 2));
+        let interrupted = [one("a", "new", true), one("b", "new", true)];
+        assert_eq!(of(&interrupted, &["a"]), ("an earlier change was interrupted", 1, 1, 0, 1));
+        assert_eq!(of(&two, &[]), ("the configuration has changed", 2, 0, 0, 2), "none serves: both may be broken");
+        let mut created = found(&[one("a", "new", true), one("b", "new", false)], &["a"]);
+        created.containers[1].is_new = true;
+        assert_eq!(counts(&plan(created)), ("an earlier change was interrupted", 1, 1, 0, 1), "it was never started");
+        let mut rebuilt = found(&[one("a", "new", true)], &["a"]);
+        rebuilt.images.insert("app:1".to_owned(), "sha256:2".to_owned());
+        assert_eq!(counts(&plan(rebuilt)), ("the image has changed", 1, 0, 0, 1));
+    }
+
+    #[test]
+    fn a_version_is_told_apart_by_its_image_or_its_configuration() {
+        let (old, mut new) = ([one("a", "old", true)], one("b", "new", false));
+        assert_eq!(distinct("1", &new, &old, "abcdef0123"), "1-abcdef01");
+        new.image_id = "sha256:fedcba9876".to_owned();
+        assert_eq!(distinct("1", &new, &old, "abcdef0123"), "1-fedcba98");
+    }
+
+    #[test]
+    fn a_plan_is_told_in_lines() {
+        let lines =
+            plan(found(&[one("p_web_1", "old", true), one("p_web_3", "old", false)], &["p_web_1"])).lines("web");
+        assert_eq!(
+            lines,
+            [
+                "web: remove p_web_3, which does not run",
+                "web: the configuration has changed: start 1 new container beside p_web_1, then remove p_web_1"
+            ]
+        );
+        assert_eq!(Plan::UpToDate.lines("web"), ["web is up to date"]);
+    }
+}
