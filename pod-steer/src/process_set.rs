@@ -27,6 +27,8 @@ pub struct ProcessSet {
     pub process: Option<ProcessId>,
     /// True if its descendants are not part of the backend.
     pub alone: bool,
+    /// Descendants that are backends of their own: neither they nor their descendants are part of this one.
+    pub without: Vec<ProcessId>,
 }
 
 impl ProcessSet {
@@ -40,7 +42,9 @@ impl ProcessSet {
         let inside = self.cgroup.as_deref().map(processes_in_cgroup).unwrap_or_default();
         match self.process {
             Some(process) if inside.is_empty() && self.alone => Process::of(process).into_iter().collect(),
-            Some(process) if inside.is_empty() => Process::of(process).map(Process::tree).unwrap_or_default(),
+            Some(process) if inside.is_empty() => {
+                Process::of(process).map(|process| process.tree(&self.without)).unwrap_or_default()
+            }
             _ => inside,
         }
     }
@@ -50,7 +54,7 @@ impl ProcessSet {
         let inside = self.cgroup.as_deref().map(|dir| ids_in_cgroup(dir, check)).transpose()?.unwrap_or_default();
         match self.process {
             Some(process) if inside.is_empty() && self.alone => Ok(vec![process]),
-            Some(process) if inside.is_empty() => ids_of_tree(process, check),
+            Some(process) if inside.is_empty() => ids_of_tree(process, &self.without, check),
             _ => Ok(inside),
         }
     }

@@ -263,8 +263,8 @@ impl Process {
         Ok(seats)
     }
 
-    /// It and its descendants. A process whose parent has ended is no longer a descendant.
-    pub fn tree(self) -> Vec<Self> {
+    /// It and its descendants, but for some and their descendants. A process whose parent has ended is no longer a descendant.
+    pub fn tree(self, without: &[ProcessId]) -> Vec<Self> {
         let mut tree = vec![self];
         let mut at = 0;
         while let Some(process) = tree.get(at) {
@@ -272,7 +272,8 @@ impl Process {
             let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
             let children: Vec<i32> =
                 lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
-            tree.extend(children.into_iter().filter_map(|pid| Self::open(pid).ok()));
+            let is_part = |pid: &i32| without.is_empty() || process_id(*pid).is_ok_and(|id| !without.contains(&id));
+            tree.extend(children.into_iter().filter(is_part).filter_map(|pid| Self::open(pid).ok()));
             at += 1;
         }
         tree

@@ -1,6 +1,9 @@
 //! Orders that are already in force: repeating one succeeds, changes nothing and is not recorded.
 
-use super::{Decision, Operation, Order, Outcome, Part, View, behind, check::check_part};
+use super::{
+    Decision, Operation, Order, Outcome, Part, View, behind,
+    check::{check_part, drained_part},
+};
 
 /// The answer to an order that has nothing to change; `None` if it has something to change, or is invalid. `history` is
 /// the service's, oldest first.
@@ -27,7 +30,7 @@ pub fn already(
             Some(format!("{} is already drained", view.title(&part)))
         }
         Order::Resume(part) => {
-            let part = check_part(view, part).ok().filter(|part| !decision.drained.contains(part))?;
+            let part = drained_part(view, decision, part).ok().filter(|part| !decision.drained.contains(part))?;
             let drained: Vec<String> = decision.drained.iter().map(|part| view.title(part)).collect();
             let others = match (&part, drained.as_slice()) {
                 (_, []) => "it gets new connections".to_owned(),

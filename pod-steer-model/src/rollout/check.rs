@@ -101,7 +101,7 @@ pub fn check(
                 return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
             }
         }
-        Order::Resume(part) => drop(check_part(view, part)?),
+        Order::Resume(part) => drop(drained_part(view, decision, part)?),
         Order::Pause | Order::Unpause | Order::Forget => {}
     }
     Ok(())
@@ -127,7 +127,7 @@ fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal
 pub(super) fn check_served(view: &View, weights: Option<&BTreeMap<String, u32>>, whose: &str) -> Result<(), Refusal> {
     let Some(weights) = weights else { return Ok(()) };
     let named: Vec<&str> = weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v.as_str()).collect();
-    if named.iter().any(|version| view.ready(version).next().is_some()) {
+    if named.iter().any(|version| view.would_serve(version)) {
         return match view.uncovered(&named) {
             None => Ok(()),
             Some(title) => {
@@ -156,12 +156,20 @@ pub(super) fn check_served(view: &View, weights: Option<&BTreeMap<String, u32>>,
 fn version(view: &View, version: &str) -> Result<(), Refusal> {
     let of_version = || view.backends.values().filter(|backend| backend.version == version);
     // A stopping backend becomes ready again if it still runs after its stop time-out: operations wait for that.
-    if of_version().any(|backend| backend.state != State::Exited) {
-        return Ok(());
+    let (mut there, service) =
+        (of_version().filter(|backend| backend.state != State::Exited).peekable(), &view.service);
+    if there.peek().is_some() {
+        return match there.any(|backend| backend.weight > 0) {
+            true => Ok(()),
+            false => refuse(format!(
+                "every backend of version {version} of {service} has the weight 0, so none would get connections; start one with another \
+                 weight (pod-steer.weight)"
+            )),
+        };
     }
     let ended: Vec<&str> = of_version().map(|backend| backend.name.as_str()).collect();
     if !ended.is_empty() {
-        let (service, ended) = (&view.service, ended.join(", "));
+        let ended = ended.join(", ");
         return refuse(format!("every backend of version {version} of {service} has ended ({ended}); start one"));
     }
     let known = view.versions().join(", ");
@@ -231,6 +239,19 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
         return refuse("nothing to shift; give weights, as in v1=90 v2=10, or a network, as in --from 10.0.0.0/8=v2");
     }
     Ok(())
+}
+
+/// The part whose drain an order ends: also a backend that is gone, by its id.
+pub(super) fn drained_part(view: &View, decision: &Decision, part: &PartOrder) -> Result<Part, Refusal> {
+    let known = check_part(view, part);
+    let (Err(_), Some(named)) = (&known, part.backend.as_ref().filter(|named| !named.is_empty())) else { return known };
+    let is_it = |drained: &&Part| matches!(drained, Part::Backend(id) if id.starts_with(named.as_str()));
+    let mut gone = decision.drained.iter().filter(is_it);
+    match (gone.next(), gone.next()) {
+        (Some(part), None) => Ok(part.clone()),
+        (Some(_), Some(_)) => refuse(format!("{} matches several backends; give the full id", quoted(named))),
+        (None, _) => known,
+    }
 }
 
 /// The part that an order names.

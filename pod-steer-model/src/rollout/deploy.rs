@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
+    BackendView, Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
     drain::{self, Remaining},
     step::{Effect, Progress, can_serve, decide, done, end, is_ready, roll_back},
     words,
@@ -12,6 +12,8 @@ use crate::{ids::BackendId, state::State, time::Now};
 
 /// Minimum time that old backends may take to stop. For one that is never killed, this is all of it.
 const STOP_MIN_MS: i64 = 60_000;
+/// Time that an engine takes at most to start a container again that it restarts.
+pub(super) const AGAIN_MS: i64 = 1_000;
 /// Time that an engine may take to answer, in addition.
 const STOP_MARGIN_MS: i64 = 10_000;
 
@@ -39,7 +41,17 @@ pub(super) fn step(
             let old = old.into_iter().filter(can_stop).collect();
             drained(operation, order, view, old, &remaining, now)
         }
-        Phase::Stopping { old, deadline_ms } => {
+        Phase::Stopping { old, deadline_ms, again_ms: Some(again_ms) } => {
+            if now.ms < again_ms {
+                return Progress::default();
+            }
+            let is_up = |id: &&BackendId| view.backends.get(*id).is_some_and(|backend| backend.state.is_present());
+            let up: BTreeSet<BackendId> = old.iter().filter(is_up).cloned().collect();
+            operation.phase = Phase::Stopping { old, deadline_ms, again_ms: None };
+            let effects = if up.is_empty() { Vec::new() } else { vec![Effect::Stop(up)] };
+            Progress { effects, ..Progress::default() }
+        }
+        Phase::Stopping { old, deadline_ms, again_ms: None } => {
             let running = |id: &&BackendId| view.backends.get(*id).is_some_and(|b| b.state != State::Exited);
             let running = old.iter().filter(running).count() as u64;
             if running == 0 {
@@ -56,8 +68,12 @@ pub(super) fn step(
 }
 
 fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
-    let others = view.backends.iter().filter(|(_, backend)| backend.version != order.version);
-    let old: BTreeSet<BackendId> = others.map(|(id, _)| id.clone()).collect();
+    // One that waits, and has never got a connection, is no old one: another version that is deployed next, perhaps.
+    let is_old = |backend: &BackendView| {
+        backend.version != order.version && (backend.has_served || decision.traffic.has_share(&backend.version))
+    };
+    let old: BTreeSet<BackendId> =
+        view.backends.iter().filter(|(_, backend)| is_old(backend)).map(|(id, _)| id.clone()).collect();
     operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
     // A deploy of a version ends its drains: the version is meant to serve.
     let is_meant = |part: &&Part| match part {
@@ -87,8 +103,10 @@ fn drained(
         progress.effects.push(Effect::StopLater { version: order.version.clone(), old, at_ms });
         conclude(operation, order, remaining, now);
     } else if order.stop_old && remaining.is_nothing() {
-        operation.phase =
-            Phase::Stopping { old: old.clone(), deadline_ms: now.ms.saturating_add(stop_max_ms(view, &old)) };
+        let has_exited = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.state == State::Exited);
+        let again_ms = old.iter().any(has_exited).then(|| now.ms.saturating_add(AGAIN_MS));
+        let deadline_ms = now.ms.saturating_add(stop_max_ms(view, &old));
+        operation.phase = Phase::Stopping { old: old.clone(), deadline_ms, again_ms };
         progress.effects.push(Effect::Stop(old));
     } else {
         conclude(operation, order, remaining, now);

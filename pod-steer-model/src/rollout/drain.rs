@@ -159,8 +159,11 @@ pub(super) fn wait(operation: &mut Operation, view: &View, now: Now) -> Option<R
             return None;
         }
     }
-    let (took_ms, closed, reset) = (now.ms - *since_ms, *closed, *reset);
-    let mut detail = words::count(connections.saturating_sub(left), "connection");
+    // A server may not have reacted, or another process may hold the connection: what is left has not ended.
+    let ended = connections.saturating_sub(left);
+    let (took_ms, closed) = (now.ms - *since_ms, (*closed).min(ended));
+    let reset = (*reset).min(ended - closed);
+    let mut detail = words::count(ended, "connection");
     if closed > 0 {
         detail.push_str(&format!(", {closed} of them closed when idle"));
     }

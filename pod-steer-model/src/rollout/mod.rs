@@ -56,8 +56,10 @@ pub struct BackendView {
     pub steered: bool,
     /// Number of clients that its full accept queue has turned away since the queue was first inspected.
     pub overflows: u64,
-    /// Its weight.
+    /// Its weight; with zero it gets no new connections.
     pub weight: u32,
+    /// Whether it has ever got a connection.
+    pub has_served: bool,
     /// Whether it can be told to stop; false for a process that was only adopted.
     pub can_stop: bool,
     /// How long it may take to stop, in milliseconds; `None` if it is never killed.
@@ -86,6 +88,11 @@ impl View {
     /// Backends of a version that could get new connections.
     pub fn ready<'a>(&'a self, version: &'a str) -> impl Iterator<Item = (&'a BackendId, &'a BackendView)> {
         self.able(version).filter(|(_, backend)| backend.state.is_ready())
+    }
+
+    /// Whether a version has a backend that new connections would go to. One of the weight 0 gets none.
+    pub fn would_serve(&self, version: &str) -> bool {
+        self.ready(version).any(|(_, backend)| backend.weight > 0)
     }
 
     /// A port on which clients are served and none of these versions listens.
@@ -125,7 +132,7 @@ pub fn behind(history: &[Operation]) -> Option<&Operation> {
             (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
             // The traffic before it belongs to backends that are gone.
             (Order::Forget, _) => return None,
-            (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.moves_traffic() => {
+            (_, Some(Outcome::Done | Outcome::Left | Outcome::Aborted)) if operation.can_be_undone() => {
                 if rolled_back == 0 {
                     return Some(operation);
                 }

@@ -117,7 +117,7 @@ pub fn begin(
             }
         }
         Order::Resume(part) => {
-            if let Ok(part) = check::check_part(view, &part) {
+            if let Ok(part) = check::drained_part(view, decision, &part) {
                 message = format!("{} gets new connections again", view.title(&part));
                 progress.decision = decide(decision, |next| _ = next.drained.remove(&part));
             }

@@ -39,6 +39,23 @@ pub struct Traffic {
     pub from: BTreeMap<IpNet, String>,
 }
 
+impl Traffic {
+    /// Whether a version gets new connections by it.
+    pub fn has_share(&self, version: &str) -> bool {
+        let by_weight =
+            self.weights.as_ref().is_none_or(|weights| weights.get(version).is_some_and(|weight| *weight > 0));
+        by_weight || self.from.values().any(|of_network| of_network == version)
+    }
+
+    /// Whether a version, and no other one, gets all new connections by it.
+    pub fn is_all_of(&self, version: &str) -> bool {
+        let has_all =
+            |weights: &BTreeMap<String, u32>| weights.iter().all(|(of, weight)| (of == version) == (*weight > 0));
+        self.from.is_empty()
+            && self.weights.as_ref().is_some_and(|weights| weights.contains_key(version) && has_all(weights))
+    }
+}
+
 /// A part of a service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "part", content = "name", rename_all = "kebab-case")]
@@ -273,6 +290,9 @@ pub enum Phase {
         old: BTreeSet<BackendId>,
         /// Until when they may take to stop, in milliseconds since 1970.
         deadline_ms: i64,
+        /// When those are looked at again that did not run when they were told to stop: their engine may have been restarting them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        again_ms: Option<i64>,
     },
     /// It has ended.
     Ended,
@@ -286,7 +306,7 @@ impl Timed for Operation {
                 (Some(since_ms), Some(deadline_ms))
             }
             Phase::Stepping { since_ms, next_ms, .. } => (Some(since_ms), Some(next_ms)),
-            Phase::Stopping { deadline_ms, .. } => (Some(deadline_ms), None),
+            Phase::Stopping { deadline_ms, again_ms, .. } => (Some(deadline_ms), again_ms.as_mut()),
             Phase::Ended => (None, None),
         };
         first.into_iter().chain(second)
@@ -383,5 +403,16 @@ impl Operation {
     /// Whether a rollback can undo it.
     pub fn moves_traffic(&self) -> bool {
         matches!(self.order, Order::Deploy(_) | Order::Canary(_) | Order::Shift(_))
+    }
+
+    /// Whether there is something that a rollback of it would restore. A deploy of the version that has everything already moves nothing.
+    pub fn can_be_undone(&self) -> bool {
+        match &self.order {
+            Order::Deploy(DeployOrder { version, .. }) | Order::Canary(CanaryOrder { version, .. }) => {
+                !self.before.is_all_of(version) || !self.undrained.is_empty()
+            }
+            Order::Shift(_) => true,
+            _ => false,
+        }
     }
 }

@@ -312,8 +312,15 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
         (usable, kept)
     };
 
-    let has_share =
-        |backend: &&Backend| weights.is_none_or(|weights| weights.get(&backend.spec.version).is_some_and(|w| *w > 0));
+    // Until its policy has given the first version everything, the oldest one that listens serves, and all others wait.
+    let first = match weights {
+        None if options.rollout != Policy::Balance => running.iter().filter(|b| passes(b)).min_by_key(|b| b.age()),
+        _ => None,
+    };
+    let has_share = |backend: &&Backend| match weights {
+        Some(weights) => weights.get(&backend.spec.version).is_some_and(|weight| *weight > 0),
+        None => first.is_none_or(|first| first.spec.version == backend.spec.version),
+    };
     let (with_share, others): (Vec<&Backend>, Vec<&Backend>) = running.iter().copied().partition(has_share);
     (chosen.usable, chosen.is_last_set) = trusted(&with_share);
     if chosen.is_last_set {
@@ -328,7 +335,9 @@ fn choose<'a>(world: &'a World, sockets: &Sockets<'_>, name: &str, backends: &[&
     if options.rollout != Policy::Manual {
         chosen.reserve = others.iter().filter(|backend| passes(backend)).map(|backend| backend.index).collect();
     }
-    if with_share.is_empty() {
+    // Backends of the weight 0 get nothing, whatever the share of their version.
+    let none_serves = weights.is_some() && with_share.iter().all(|backend| backend.spec.weight == 0);
+    if with_share.is_empty() || none_serves {
         let others = std::mem::take(&mut chosen.reserve);
         if !others.is_empty() {
             chosen.weights = None;

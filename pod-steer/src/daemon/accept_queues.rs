@@ -110,10 +110,10 @@ impl AcceptQueues {
     }
 }
 
-/// As the kernel asks (`sk_acceptq_is_full` in `include/net/sock.h`): one more than the backlog may wait. The listener of
-/// `/proc/net` has no backlog to compare with.
+/// As the kernel asks (`sk_acceptq_is_full` in `include/net/sock.h`): one more than the backlog may wait, also with a backlog of zero. A
+/// listener of `/proc/net`, which has no cookie, has no backlog to compare with.
 fn is_full(listener: &Listener) -> bool {
-    listener.backlog > 0 && listener.waiting > listener.backlog
+    listener.cookie.is_some() && listener.waiting > listener.backlog
 }
 
 impl Control {

@@ -23,7 +23,17 @@ impl Control {
         };
         let cgroup = self.places.path(backend.index).cloned();
         let alone = backend.process.is_some_and(|process| process.holds_only);
-        ProcessSet { cgroup, process: followed.or_else(registered), alone }
+        let process = followed.or_else(registered);
+        // A registered process may have started the next version, which is registered too.
+        let others = |other: &Backend| {
+            let is_other = other.index != backend.index && matches!(other.kind, Kind::Registered { .. });
+            other.process.map(|process| process.id).filter(|_| is_other)
+        };
+        let without = match backend.kind {
+            Kind::Registered { .. } => self.world.backends.values().filter_map(others).collect(),
+            _ => Vec::new(),
+        };
+        ProcessSet { cgroup, process, alone, without }
     }
 
     /// The namespaces of backends by their cookies, and the processes by which each is opened.

@@ -26,6 +26,7 @@ impl Control {
             steered: backend.ingress().is_none_or(|netns| self.world.steered.contains(&netns.cookie)),
             overflows: self.orders.overflows.get(&backend.id).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
+            has_served: self.kernel.counters().backend(backend.index).opened > 0 || self.live_of(backend) > 0,
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
             condition: self.backend_warnings(backend).into_iter().next(),

@@ -66,7 +66,8 @@ pub struct Migrated {
 /// state.
 pub(super) fn meta(maps: &Path) -> Result<Option<Meta>> {
     let pin = maps.join("META");
-    if !pin.exists() {
+    // Without the right to look, it is not known whether there is one.
+    if !pin.try_exists().map_err(KernelError::io("look for the map", &pin))? {
         return Ok(None);
     }
     let read = Elements::open(&pin).and_then(|map| map.get(&0u32.to_ne_bytes()));

@@ -55,7 +55,7 @@ pub fn ids_in_cgroup(dir: &Path, check: Check<'_>) -> io::Result<Vec<ProcessId>>
 }
 
 /// The ids of a process and its descendants. A process whose parent has ended is no longer a descendant.
-pub fn ids_of_tree(root: ProcessId, check: Check<'_>) -> io::Result<Vec<ProcessId>> {
+pub fn ids_of_tree(root: ProcessId, without: &[ProcessId], check: Check<'_>) -> io::Result<Vec<ProcessId>> {
     let mut found = Vec::new();
     let mut left = vec![root];
     while let Some(id) = left.pop() {
@@ -68,7 +68,7 @@ pub fn ids_of_tree(root: ProcessId, check: Check<'_>) -> io::Result<Vec<ProcessI
             add_ids(list.split(' '), &mut children, check)?;
         }
         if process.is_alive()? {
-            left.extend(children);
+            left.extend(children.into_iter().filter(|child| !without.contains(child)));
         }
         found.push(id);
     }
@@ -124,8 +124,9 @@ mod tests {
     fn a_process_is_found_among_descendants_until_it_ends() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let id = process_id(child.id().cast_signed()).unwrap();
-        let ids = || ids_of_tree(own(), &|| Ok(())).unwrap();
+        let ids = || ids_of_tree(own(), &[], &|| Ok(())).unwrap();
         assert!(ids().contains(&own()) && ids().contains(&id));
+        assert!(!ids_of_tree(own(), &[id], &|| Ok(())).unwrap().contains(&id), "it is another backend's");
         assert!(Process::unless_ended(id).unwrap().is_some() && pids().unwrap().contains(&id.pid));
         let other = ProcessId { start: id.start + 1, ..id };
         assert!(Process::unless_ended(other).unwrap().is_none(), "a later process of the same pid is another");
@@ -151,7 +152,7 @@ mod tests {
         };
         assert_eq!(process.open_sockets(|_| true, &third).unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(steps.get(), 3);
-        assert!(ids_of_tree(own(), &|| Err(io::ErrorKind::TimedOut.into())).is_err());
+        assert!(ids_of_tree(own(), &[], &|| Err(io::ErrorKind::TimedOut.into())).is_err());
         assert!(ids_in_cgroup(Path::new("/nowhere"), &|| Ok(())).unwrap().is_empty(), "it was removed");
     }
 }

@@ -180,7 +180,7 @@ impl Look<'_> {
             clients: ports.into_iter().collect(),
             forwarded: backend.forwarded,
             waiting: listener.map(|one| one.waiting),
-            backlog: listener.map(|one| one.backlog),
+            backlog: listener.filter(|one| one.cookie.is_some()).map(|one| one.backlog),
             drops: listener.map(|one| one.drops),
             holders: holding.as_ref().map(|holding| holding.count),
             processes: holding.map(|holding| holding.processes).unwrap_or_default(),

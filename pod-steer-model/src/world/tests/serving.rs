@@ -98,6 +98,31 @@ fn the_reserve_has_the_backends_that_could_serve() {
 }
 
 #[test]
+fn a_version_of_the_weight_zero_does_not_serve_alone() {
+    let mut world = versions(["v1", "v2"]);
+    world.backends.get_mut("id1").unwrap().spec.weight = 0;
+    decide(&mut world, |decision| decision.traffic = weights([("v2", 1)]));
+    let plan = world.plan();
+    assert_eq!(shares(&plan), [(100, 100.0)], "v1 serves on");
+    assert!(plan.service_conditions[WEB][0].message.contains("no version that has a share"));
+}
+
+/// Its policy gives the first version everything once that is ready. A moment earlier, both listen.
+#[test]
+fn until_its_policy_decides_the_oldest_version_serves() {
+    for policy in [Policy::Manual, Policy::Latest] {
+        let mut world = versions(["v1", "v2"]);
+        for (id, created_ms) in [("id0", 20), ("id1", 10)] {
+            let backend = world.backends.get_mut(id).unwrap();
+            (backend.spec.options.rollout, backend.created_ms) = (Some(policy), created_ms);
+        }
+        assert_eq!(shares(&world.plan()), [(101, 100.0)], "{policy:?}");
+        health(&mut world, 1, Health::Unhealthy);
+        assert_eq!(shares(&world.plan()), [(100, 100.0)], "the oldest one that passes its checks");
+    }
+}
+
+#[test]
 fn drained_parts_get_nothing() {
     for part in [Part::Backend("id1".into()), Part::Version("v2".to_owned())] {
         let mut world = versions(["v1", "v2"]);

@@ -23,7 +23,10 @@ pub(super) fn sockets(args: &SocketsArgs) -> Outcome {
             let found = pinned::sockets(args)?;
             let nothing = format!("{error} There are no sockets to read below `{}` either.", args.bpffs.display());
             let found = found.ok_or(Failure::Input(nothing))?;
-            terminal::warn("no daemon runs: these are the pinned sockets; states of backends are not known");
+            let socket = args.socket.socket.display();
+            terminal::warn(&format!(
+                "no daemon answers at `{socket}`: these are the pinned sockets; states of backends are not known"
+            ));
             found
         }
         Err(error) => return Err(error.into()),

@@ -210,12 +210,11 @@ fn colour(role: SocketRole) -> &'static str {
 
 /// Whether no further connection fits in the accept queue (`sk_acceptq_is_full` in `include/net/sock.h`).
 fn is_full(socket: &SocketStatus) -> bool {
-    matches!((socket.waiting, socket.backlog), (Some(waiting), Some(backlog)) if backlog > 0 && waiting > backlog)
+    matches!((socket.waiting, socket.backlog), (Some(waiting), Some(backlog)) if waiting > backlog)
 }
 
 fn queue(waiting: Option<u32>, backlog: Option<u32>) -> String {
     match (waiting, backlog) {
-        (Some(waiting), Some(0)) => format!("{waiting}/?"),
         (Some(waiting), Some(backlog)) => format!("{waiting}/{backlog}"),
         _ => "?".to_owned(),
     }
