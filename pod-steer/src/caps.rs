@@ -22,6 +22,9 @@ pub const NEEDED: [(CapabilitySet, &str, &str); 7] = [
     (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "read the descriptors of containers of other users"),
 ];
 
+/// Kept if it is there: without it, clients of ports below `ip_unprivileged_port_start` are not held during a pause.
+const WELCOME: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
+
 /// Those for which the kernel accepts CAP_SYS_ADMIN too (`bpf_capable`, `perfmon_capable`). Docker 20.10 of Debian 12 cannot grant them.
 const IMPLIED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
 
@@ -63,7 +66,7 @@ pub fn drop_for_this_thread() -> io::Result<()> {
 }
 
 fn kept() -> CapabilitySet {
-    NEEDED.into_iter().fold(CapabilitySet::empty(), |all, (capability, _, _)| all | capability)
+    NEEDED.into_iter().fold(WELCOME, |all, (capability, _, _)| all | capability)
 }
 
 fn cut_bounding_set(keep: CapabilitySet) -> io::Result<()> {
@@ -105,8 +108,8 @@ mod tests {
         let text = include_str!("../../examples/daemon.compose.yaml");
         let line = text.lines().find_map(|line| line.trim().strip_prefix("cap_add: [")).unwrap();
         let mut given: Vec<&str> = line.trim_end_matches(']').split(", ").collect();
-        // The last two are used before all others are dropped.
-        assert_eq!(given.split_off(given.len() - 2), ["DAC_OVERRIDE", "SYS_NICE"]);
+        // The first of these is optional; the others are used before all others are dropped.
+        assert_eq!(given.split_off(given.len() - 3), ["NET_BIND_SERVICE", "DAC_OVERRIDE", "SYS_NICE"]);
         let needed = NEEDED.into_iter().filter(|(capability, _, _)| !IMPLIED.contains(*capability));
         let mut needed: Vec<&str> = needed.map(|(_, name, _)| name.trim_start_matches("CAP_")).collect();
         given.sort_unstable();
