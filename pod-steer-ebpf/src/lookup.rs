@@ -10,7 +10,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use pod_steer_ebpf::{
-    DAEMON_COOKIE, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, Slot, WAY_FORWARD, table_index,
+    DAEMON_COOKIE, FALLBACK_PASS, FAMILY_V4, NONE, PROBE_SOURCE_V4, PROTO_TCP, ProbeKey, SLOT_WAY_SHIFT, Slot,
+    WAY_FORWARD, WAY_HOLD, table_index,
 };
 
 use crate::{
@@ -134,10 +135,10 @@ fn is_chosen(ctx: &SkLookupContext) -> bool {
     !unsafe { ptr::read_volatile(&raw const (*ctx.lookup).__bindgen_anon_1.__bindgen_anon_1.sk) }.is_null()
 }
 
-/// Counts a choice: of a backend, or of the listener of a pause.
+/// Counts a choice: of a backend, or of a listener of a pause. `backend` is that of the slot.
 #[inline(always)]
 fn taken(service: u32, backend: u32) {
-    if backend == NONE {
+    if backend >> SLOT_WAY_SHIFT >= WAY_HOLD {
         count!(SERVICE_COUNTERS, service, paused);
     } else {
         count!(BACKEND_COUNTERS, backend, steered);

@@ -57,7 +57,7 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
-    let mut target = Target { ctx: &ctx, closing, backend: from_backend, no_backend_offered: true };
+    let mut target = Target { ctx: &ctx, closing, backend: from_backend, no_backend_offered: true, hold: None };
     let mut taken = Visit::TryNext;
     if let Some(table) = table {
         taken = visit(table, hash, false, &mut target);
@@ -75,6 +75,12 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     {
         // The service is paused or drained: connections that it has already accepted into a queue stay with it.
         taken = every(table, &mut target);
+    }
+    if let Visit::TryNext = taken
+        && let Some(hold) = target.hold.take()
+    {
+        // No server is left. The clients wait with those that have come since the pause began.
+        taken = target.select(hold.0, hold.1);
     }
     let to_backend = target.backend;
     let Visit::Taken = taken else {
@@ -126,26 +132,42 @@ struct Target<'a> {
     ctx: &'a SkReuseportContext,
     closing: u64,
     backend: u32,
-    /// No backend's socket was offered: a paused service has only the pause's listener in its table, and a drained one
+    /// No backend's socket was offered: a paused service has only listeners of the pause in its table, and a drained one
     /// has none.
     no_backend_offered: bool,
+    /// The last listener that holds clients among those that were offered: its cookie and its index.
+    hold: Option<(u64, u32)>,
 }
 
-impl Chooser for Target<'_> {
+impl Target<'_> {
+    /// Moves the connection to a socket, if that is in the group.
     #[inline(always)]
-    fn offer(&mut self, slot: &Slot) -> Visit {
-        let mut cookie = slot.cookie;
-        self.no_backend_offered &= slot.backend == NONE;
-        if cookie == self.closing {
-            return Visit::TryNext;
-        }
+    fn select(&mut self, mut cookie: u64, backend: u32) -> Visit {
         let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
         // SAFETY: the map and the key are valid; the helper checks that the socket is of this group.
         let chosen = unsafe { bpf_sk_select_reuseport(self.ctx.as_ptr().cast(), map, (&raw mut cookie).cast(), 0) };
         if chosen != 0 {
             return Visit::TryNext;
         }
-        self.backend = slot.backend;
+        self.backend = backend;
         Visit::Taken
+    }
+}
+
+impl Chooser for Target<'_> {
+    #[inline(always)]
+    fn offer(&mut self, slot: &Slot) -> Visit {
+        self.no_backend_offered &= slot.waits();
+        if slot.cookie == self.closing {
+            return Visit::TryNext;
+        }
+        if slot.waits() {
+            // Servers come first: a pause keeps out new clients only.
+            if slot.backend != NONE {
+                self.hold = Some((slot.cookie, slot.index()));
+            }
+            return Visit::TryNext;
+        }
+        self.select(slot.cookie, slot.index())
     }
 }

@@ -40,6 +40,7 @@ pub mod fake_engine;
 pub mod fixed_ports;
 pub mod flood;
 pub mod handover;
+pub mod held;
 pub mod host;
 pub mod image;
 pub mod journal;

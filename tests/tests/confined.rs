@@ -53,6 +53,37 @@ fn the_daemon_and_its_child_are_under_a_filter_of_system_calls() -> Result<()> {
     none_lost(&pod_steer_tests::rollouts::connect(stage.host.net(), 20)?)
 }
 
+#[test]
+fn the_processes_that_hold_clients_can_do_nothing_else() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _server = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("pause web")?;
+    let mut entries =
+        fs::read_dir(stage.host.cgroup().join("pod-steer/pod-steer"))?.flatten().map(|entry| entry.path());
+    let held = entries.find(|path| path.display().to_string().contains("/held-")).context("nothing is held")?;
+    let pids = fs::read_to_string(held.join("cgroup.procs"))?;
+    let pids: Vec<u32> = pids.lines().map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(pids.len() == 2, "{pids:?}");
+    for pid in pids {
+        let own = || -> Result<u32> { Ok(field(pid, "Seccomp_filters")?.parse()?) };
+        let daemon: u32 = field(stage.daemon.pid(), "Seccomp_filters")?.parse()?;
+        wait::until_ok("a process that holds clients to be confined", || Ok((own()? == daemon + 1).then_some(())))?;
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(field(pid, set)?, "0000000000000000", "{set}");
+        }
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/environ"))?, "", "no variable is handed down");
+        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().map(|entry| fs::read_link(entry.path()));
+        let open: Vec<String> = open.map(|target| Ok(target?.display().to_string())).collect::<Result<_>>()?;
+        let allowed = |target: &&String| ["socket:", "pipe:", "/dev/null"].iter().any(|kind| target.starts_with(kind));
+        let others: Vec<_> = open.iter().filter(|target| !allowed(target)).collect();
+        let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
+        ensure!(others.is_empty() && sockets == 1, "{open:?}");
+    }
+    stage.daemon.order_done("unpause web").map(drop)
+}
+
 /// An unprivileged user tries everything that mode 1777 of the parent directory allows.
 #[test]
 fn no_other_user_touches_the_pins() -> Result<()> {

@@ -150,6 +150,7 @@ impl Scene {
             End::Answered(answer) => Ok(answer.name),
             End::Lost(Loss::Refused, _) => Ok("refused".to_owned()),
             End::Lost(Loss::ConnectTimedOut, _) => Ok("no answer".to_owned()),
+            End::Lost(Loss::AnswerTimedOut(_), _) => Ok("held".to_owned()),
             End::Lost(loss, _) => anyhow::bail!("{from} to {to}: {loss:?}"),
         }
     }
@@ -164,6 +165,7 @@ impl Scene {
                 "socket" | "forwarded" => choice["backend"]["name"].as_str().unwrap_or_default(),
                 "refused" => "refused",
                 "paused" => "no answer",
+                "held" => "held",
                 // Nothing listens there, or only for clients of another device: whether Linux refuses them is its own matter.
                 "passed" if [FREE, OF_DEVICE].contains(&packet.1.port()) => "no server",
                 _ => "another kind",
@@ -263,8 +265,7 @@ fn explain_agrees_with_real_connections() -> Result<()> {
         sent += state.count;
     }
     report::figure("packets that explain agrees on with real clients", format!("{sent} of {all}: {kinds:?}"));
-    for kind in
-        ["socket", "forwarded", "refused", "passed", "paused", "by device", "by network", "stale", "IPv4", "IPv6"]
+    for kind in ["socket", "forwarded", "refused", "passed", "held", "by device", "by network", "stale", "IPv4", "IPv6"]
     {
         ensure!(kinds.contains_key(kind), "no packet was {kind}: {kinds:?}");
     }

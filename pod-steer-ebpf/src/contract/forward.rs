@@ -4,6 +4,8 @@
 pub const WAY_SOCKET: u32 = 0;
 /// Its packets are rewritten and forwarded.
 pub const WAY_FORWARD: u32 = 1;
+/// It holds the clients of a paused service, in the ingress namespace. Higher values stand for the listener of a pause.
+pub const WAY_HOLD: u32 = 2;
 
 /// Number of bits of [`crate::Slot::backend`] below the way.
 pub const SLOT_WAY_SHIFT: u32 = 30;

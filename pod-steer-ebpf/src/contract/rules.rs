@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::{FAMILY_V4, NONE, PROTO_TCP, PROTO_UDP, slot_backend};
-use crate::{FAMILY_V6, SLOT_WAY_SHIFT};
+use crate::{FAMILY_V6, SLOT_WAY_SHIFT, WAY_HOLD};
 
 /// Key of a rule. A lookup tries keys in the kernel's own order: address and device, address, device, neither.
 #[repr(C)]
@@ -202,6 +202,11 @@ impl Slot {
     /// How the socket is reached: one of the `WAY_` constants, or another number for the listener of a pause.
     pub const fn way(&self) -> u32 {
         self.backend >> SLOT_WAY_SHIFT
+    }
+
+    /// Whether clients wait there because the service is paused.
+    pub const fn waits(&self) -> bool {
+        self.way() >= WAY_HOLD
     }
 
     /// Index of the backend, unless it is [`NONE`].

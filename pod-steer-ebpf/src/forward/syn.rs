@@ -2,8 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_FIB_LKUP_RET_NOT_FWDED, programs::TcContext};
 use pod_steer_ebpf::{
-    Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, WAY_SOCKET,
-    is_on_link,
+    Destination, FAMILY_V4, FLOW_LOCAL, FLOW_PEER, FLOW_RST, Flow, NONE, Rule, Slot, Tuple, WAY_FORWARD, is_on_link,
 };
 
 use super::{
@@ -220,7 +219,7 @@ impl Chooser for Pick<'_> {
         (self.flow.flags, self.flow.device) = (0, 0);
         if way != WAY_FORWARD {
             // A socket of this namespace, or the listener of a pause: `steer` assigns it.
-            if way == WAY_SOCKET && !is_listening(slot.cookie) {
+            if slot.backend != NONE && !is_listening(slot.cookie) {
                 count!(SERVICE_COUNTERS, self.flow.service, stale_slots);
                 return Visit::TryNext;
             }

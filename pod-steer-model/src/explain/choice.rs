@@ -351,7 +351,7 @@ impl<T: Tables> Walk<'_, T> {
 /// A socket of this namespace, or the listener of a pause.
 fn local(slot: &Slot) -> Verdict {
     let Slot { cookie, backend, .. } = *slot;
-    if backend == NONE { Verdict::Paused { cookie } } else { Verdict::Socket { cookie, backend } }
+    if slot.waits() { Verdict::Paused { cookie } } else { Verdict::Socket { cookie, backend } }
 }
 
 /// Whether a socket takes packets for this address of its container, by the addresses that the kernel has of it in both families. An IPv6

@@ -57,7 +57,7 @@ pub fn standing(tables: &impl Tables, path: &Path, sockets: &BTreeMap<u32, BTree
     let all = sockets.keys().filter(|backend| **backend != chosen);
     let stands = all.map(|backend| {
         let declined = path.visited.iter().flat_map(|visited| &visited.tries);
-        let mut declined = declined.filter(|tried| tried.slot.backend != NONE && tried.slot.index() == *backend);
+        let mut declined = declined.filter(|tried| !tried.slot.waits() && tried.slot.index() == *backend);
         let stands = match decided.and_then(|parts| parts.get(backend)) {
             _ if is_paused => Standing::Paused,
             _ if let Some(reason) = declined.find_map(|tried| tried.declined) => Standing::Declined { reason },
@@ -92,7 +92,7 @@ fn parts(tables: &impl Tables, path: &Path, table: u32) -> BTreeMap<u32, Part> {
     let header = entries.first().copied().unwrap_or_default();
     let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
     for (at, slot) in (0..).zip(entries.iter()) {
-        let Some(role) = Role::of(&header, at).filter(|_| slot.backend != NONE) else { continue };
+        let Some(role) = Role::of(&header, at).filter(|_| !slot.waits()) else { continue };
         let is_hidden = |slot: &Slot| tables.socket(slot.cookie).is_some_and(|socket| socket.hidden_port != 0);
         let part = parts.entry(slot.index()).or_insert(Part { role, slots: 0, of: header.backend, hidden: false });
         part.role = part.role.min(role);

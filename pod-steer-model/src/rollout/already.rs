@@ -1,7 +1,7 @@
 //! Orders that are already in force: repeating one succeeds, changes nothing and is not recorded.
 
 use super::{
-    Decision, Operation, Order, Outcome, Part, View, behind,
+    Decision, Operation, Order, Outcome, Part, PauseOrder, View, behind,
     check::{check_part, drained_part},
 };
 
@@ -19,7 +19,11 @@ pub fn already(
         return None;
     }
     match order {
-        Order::Pause => decision.paused.then(|| format!("{service} is already paused")),
+        // Another limit on its time is a change.
+        Order::Pause(PauseOrder { max_ms: None }) => {
+            (decision.paused && decision.pause_until_ms.is_none()).then(|| format!("{service} is already paused"))
+        }
+        Order::Pause(_) => None,
         Order::Unpause => {
             (!decision.paused).then(|| format!("{service} is not paused; its new connections are served"))
         }
@@ -69,8 +73,8 @@ mod tests {
         let drain =
             |PartOrder { version, backend }| Order::Drain(DrainOrder { version, backend, ..DrainOrder::default() });
         let said = |order: Order, decision: &Decision| already(&order, &two(), decision, None, &[]);
-        assert_eq!(said(Order::Pause, &done).unwrap(), "web is already paused");
-        assert_eq!(said(Order::Pause, &calm), None);
+        assert_eq!(said(Order::Pause(PauseOrder::default()), &done).unwrap(), "web is already paused");
+        assert_eq!(said(Order::Pause(PauseOrder::default()), &calm), None);
         assert!(said(Order::Unpause, &calm).unwrap().contains("is not paused"));
         assert_eq!(said(Order::Unpause, &done), None);
         assert_eq!(said(drain(v1()), &done).unwrap(), "version v1 of web is already drained");

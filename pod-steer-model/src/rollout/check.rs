@@ -102,7 +102,7 @@ pub fn check(
             }
         }
         Order::Resume(part) => drop(drained_part(view, decision, part)?),
-        Order::Pause | Order::Unpause | Order::Forget => {}
+        Order::Pause(_) | Order::Unpause | Order::Forget => {}
     }
     Ok(())
 }

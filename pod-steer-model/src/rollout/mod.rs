@@ -6,6 +6,7 @@ mod canary;
 mod check;
 mod deploy;
 mod drain;
+mod pause;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 pub use already::already;
 pub use check::{Refusal, check};
 pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
+pub use pause::PauseOrder;
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 

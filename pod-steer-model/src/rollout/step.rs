@@ -122,12 +122,13 @@ pub fn begin(
                 progress.decision = decide(decision, |next| _ = next.drained.remove(&part));
             }
         }
-        Order::Pause => {
-            progress.decision = decide(decision, |next| next.paused = true);
+        Order::Pause(order) => {
+            let until_ms = order.max_ms.map(|max_ms| now.ms.saturating_add(i64::try_from(max_ms).unwrap_or(i64::MAX)));
+            progress.decision = decide(decision, |next| (next.paused, next.pause_until_ms) = (true, until_ms));
             message = format!("new connections to {} wait", operation.service);
         }
         Order::Unpause => {
-            progress.decision = decide(decision, |next| next.paused = false);
+            progress.decision = decide(decision, |next| (next.paused, next.pause_until_ms) = (false, None));
             message = format!("new connections to {} are served again", operation.service);
         }
         Order::Forget => {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AtDeadline, DrainOrder, words};
+use super::{AtDeadline, DrainOrder, PauseOrder, words};
 use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// The decisions of a service's operator. The kernel keeps `revision`, so a starting daemon knows whether the last
@@ -25,6 +25,9 @@ pub struct Decision {
     pub drained: BTreeSet<Part>,
     /// Whether new connections wait.
     pub paused: bool,
+    /// When they are refused instead, in milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_until_ms: Option<i64>,
 }
 
 /// The share of each version.
@@ -108,7 +111,7 @@ pub enum Order {
     /// End a drain.
     Resume(PartOrder),
     /// Pause: new connections wait.
-    Pause,
+    Pause(PauseOrder),
     /// End a pause.
     Unpause,
     /// End the service's shares, networks and drains, because it has had no backend for a while. Only the daemon gives
@@ -131,7 +134,7 @@ impl Order {
                 names.extend(version.iter().map(|version| (Name::Version, version)));
                 names.extend(backend.iter().map(|backend| (Name::Backend, backend)));
             }
-            Self::Rollback | Self::Pause | Self::Unpause | Self::Forget => {}
+            Self::Rollback | Self::Pause(_) | Self::Unpause | Self::Forget => {}
         }
         names.into_iter().map(|(kind, name)| (kind, name.as_str()))
     }
@@ -374,7 +377,7 @@ impl Operation {
             Order::Rollback => "the rollback".to_owned(),
             Order::Drain(_) => "the drain".to_owned(),
             Order::Resume(_) => "the resume".to_owned(),
-            Order::Pause => "the pause".to_owned(),
+            Order::Pause(_) => "the pause".to_owned(),
             Order::Unpause => "the unpause".to_owned(),
             Order::Forget => "the end of its decisions".to_owned(),
         }

@@ -11,6 +11,7 @@ mod destinations;
 mod foreign;
 mod forwarded;
 mod hidden;
+mod hold;
 mod holders;
 mod on_demand;
 mod options;
@@ -56,6 +57,7 @@ pub use bridge::{Bridge, Unreached};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use forwarded::{Destination, handed_over};
+pub use hold::{Form, Group, Hold};
 pub use holders::Followed;
 pub use others::addresses_of_others;
 pub use planned::{Plan, PlannedDecision, PlannedNetworks, PlannedRule, PlannedTable};
@@ -106,6 +108,8 @@ pub struct World {
     pub decisions: BTreeMap<String, Decision>,
     /// Cookie of the socket that discards SYNs, while there is one.
     pub pause_cookie: Option<SocketCookie>,
+    /// The listeners that hold the clients of paused services, by the index of their process in the kernel.
+    pub holds: BTreeMap<BackendIndex, Hold>,
     /// The current time, in milliseconds since the machine booted: weights grow with it.
     pub now_ms: i64,
     /// By service: ids of the backends that served when the service's checks were last trusted.

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use pod_steer_ebpf::{FALLBACK_PASS, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND};
+use pod_steer_ebpf::{
+    FALLBACK_PASS, FALLBACK_REFUSE, RULE_HAS_ADDRESSES, RULE_HAS_DEVICES, RULE_OF_PORT, RULE_ON_DEMAND,
+};
 
 use super::{
     Backend, Claimed, Coverage, Health, Phase, Plan, PlannedRule, State, World, blocks, claims,
@@ -73,6 +75,8 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
     plan.own_ports = blocks::own(&claims.by_key);
     claims.by_key.iter().for_each(|(key, claim)| plan.steer_in(claim.service, key.netns_cookie));
     let (mut claimed, mut answers) = (BTreeMap::new(), Answers::default());
+    let is_pause_over =
+        |service: &str| world.decisions.get(service).is_some_and(|decision| decision.is_pause_over(world.now_ms));
     for Destination { key, claim, claimed: own } in destinations::of(facts, &sockets, &claims.by_key) {
         let parts = claim.parts.iter().map(|(backend, port)| (backend.index, *port));
         let make = || serving.tables(&key, claim.service, &claim.parts, tables);
@@ -107,6 +111,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
             only: serving.only(claim.service, &claim.parts),
             ..PlannedRule::of_options(&options)
         };
+        let rule = if is_pause_over(claim.service) { PlannedRule { fallback: FALLBACK_REFUSE, ..rule } } else { rule };
         plan.rules.insert(key, rule);
         claimed.insert(key, own);
     }

@@ -86,11 +86,9 @@ impl<'a> Serving<'a> {
         tables: &mut Tables,
     ) -> OfRule {
         let Some(chosen) = self.services.get(service) else { return Default::default() };
-        if chosen.decision.is_some_and(|decision| decision.paused)
-            && let Some(cookie) = self.world.pause_cookie
-        {
+        if let Some(paused) = self.paused(service, key) {
             let versions = self.versions(key, parts);
-            return OfRule { table: tables.one(of_pause(cookie)), networks: BTreeMap::new(), versions };
+            return OfRule { table: tables.one(paused), networks: BTreeMap::new(), versions };
         }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.options.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
@@ -220,20 +218,38 @@ impl<'a> Serving<'a> {
         if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
     }
 
+    /// The table of a rule whose service is paused; nothing if it is not.
+    fn paused(&self, service: &str, key: &RuleKey) -> Option<PlannedTable> {
+        let decision = self.world.decisions.get(service).filter(|decision| decision.paused)?;
+        if decision.is_pause_over(self.world.now_ms) {
+            return Some(PlannedTable::default());
+        }
+        let silent =
+            Member { cookie: self.world.pause_cookie?, backend: BackendIndex(NONE), weight: 1, is_forwarded: false };
+        let holding = self.world.holding(service, key);
+        Some(if holding.is_empty() {
+            PlannedTable { members: vec![silent], ..PlannedTable::default() }
+        } else {
+            // Should the process that holds clients die, the SYNs of others are discarded until there is another.
+            let reserve = vec![Member { weight: 0, ..silent }];
+            PlannedTable { members: holding, reserve, ..PlannedTable::default() }
+        })
+    }
+
     /// A paused service keeps its clients waiting even if it has no backend: adds the rules of such services. Returns
     /// their keys.
     pub(super) fn keep_paused(&self, plan: &mut Plan, tables: &mut Tables) -> Vec<RuleKey> {
-        let Some(cookie) = self.world.pause_cookie else { return Vec::new() };
         let is_paused = |service: &str| self.world.decisions.get(service).is_some_and(|decision| decision.paused);
         let mut added = Vec::new();
         for (key, claimed) in self.facts.claimed.iter().copied().filter(|(_, claimed)| is_paused(&claimed.service)) {
             if plan.rules.contains_key(key) || !self.world.may_claim(&claimed.service, key.port) {
                 continue;
             }
+            let Some(paused) = self.paused(&claimed.service, key) else { continue };
             let rule = PlannedRule {
                 service: Some(claimed.service.clone()),
                 flags: if claimed.of_port { RULE_OF_PORT } else { 0 },
-                table: Some(tables.one(of_pause(cookie))),
+                table: Some(tables.one(paused)),
                 ..PlannedRule::default()
             };
             plan.rules.insert(*key, rule);
@@ -255,6 +271,7 @@ impl<'a> Serving<'a> {
         let mut serving = BTreeMap::new();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
+            plan.changes_at(name, decision.pause_until_ms.filter(|_| !decision.is_pause_over(self.world.now_ms)));
             let has_networks = !decision.paused && !decision.traffic.from.is_empty();
             plan.decisions.insert(name.to_owned(), PlannedDecision { revision: decision.revision, has_networks });
             if !chosen.is_last_set && !chosen.usable.is_empty() {
@@ -274,14 +291,6 @@ impl Service<'_> {
     fn slow_ms(&self, backend: &Backend) -> Option<u64> {
         let slow_ms = self.options.slow_start_ms;
         (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
-    }
-}
-
-/// The table of a paused service: a listener that discards SYNs.
-fn of_pause(cookie: SocketCookie) -> PlannedTable {
-    PlannedTable {
-        members: vec![Member { cookie, backend: BackendIndex(NONE), weight: 1, is_forwarded: false }],
-        ..PlannedTable::default()
     }
 }
 

@@ -93,7 +93,11 @@ fn by_service(ask: Ask) {
         })),
         Ask::Operation(_, answer) => drop(answer.send(None)),
         Ask::History(service, answer) => {
-            drop(answer.send(Ok(vec![operation(service.as_deref().unwrap_or("all"), "", Order::Pause)])));
+            drop(answer.send(Ok(vec![operation(
+                service.as_deref().unwrap_or("all"),
+                "",
+                Order::Pause(Default::default()),
+            )])));
         }
         // A dropped reply channel means that the daemon exits.
         _ => {}

@@ -143,6 +143,9 @@ pub struct ServiceStatus {
     /// The decisions about it.
     #[serde(default)]
     pub decision: Decision,
+    /// How its clients wait, if it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseStatus>,
     /// The operation that is running, if any.
     #[serde(default)]
     pub operation: Option<OperationStatus>,
@@ -153,6 +156,32 @@ pub struct ServiceStatus {
     pub counters: ServiceCountersStatus,
     /// Oldest first.
     pub backends: Vec<BackendStatus>,
+}
+
+/// How the clients of a paused service wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PauseStatus {
+    /// Connections that a listener of pod-steer's has accepted for the service's servers, and that wait.
+    pub held: u64,
+    /// How many may wait at one such listener; null if an earlier daemon has opened them.
+    #[serde(default)]
+    pub backlog: Option<u32>,
+    /// The pause has lasted as long as its order allowed: clients are refused.
+    pub over: bool,
+    /// Each port that clients come to.
+    pub ports: Vec<PausedPort>,
+}
+
+/// A port of a paused service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PausedPort {
+    /// The port.
+    pub port: String,
+    /// Clients are held. Otherwise their SYNs are discarded, and they repeat them.
+    pub held: bool,
+    /// Why not, or why not all.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// `GET /v1/operations/ID`, and part of the status.

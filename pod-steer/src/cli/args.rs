@@ -16,7 +16,7 @@ use crate::config::{
 };
 use explain::ExplainArgs;
 use options::OptionArgs;
-use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, ServiceArgs, ShiftArgs};
+use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, PauseArgs, ServiceArgs, ShiftArgs};
 use sockets::SocketsArgs;
 use up::UpArgs;
 
@@ -60,7 +60,10 @@ pub enum Command {
     /// End a drain
     Resume(PartArgs),
     /// Hold new connections to a service instead of refusing them
-    Pause(ServiceArgs),
+    ///
+    /// A listener of pod-steer accepts the clients where it can share the servers' port; their connections go to the servers when the
+    /// pause ends. Elsewhere SYNs are discarded, and clients retransmit them. The command says which it is for each port.
+    Pause(PauseArgs),
     /// End a pause
     Unpause(ServiceArgs),
     /// Show past orders: operator, order, time and outcome
@@ -94,6 +97,13 @@ pub enum Command {
     /// Hold the listener of paused services; started by the daemon
     #[command(hide = true)]
     HoldPause,
+    /// Hold the clients of a paused service; started by the daemon
+    #[command(hide = true)]
+    HoldClients {
+        /// Keep the listeners of the process that started this one
+        #[arg(long)]
+        keep: bool,
+    },
     /// Print the OpenAPI 3.1 description of the API
     Openapi,
     /// Print the reference of labels, configuration keys and conditions, in Markdown

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     api::types::ServiceStatus,
+    daemon::hold_words,
     rollout::{Part, Policy},
     settings::ServiceOptions,
 };
@@ -38,9 +39,21 @@ pub(super) fn lines(service: &ServiceStatus, columns: usize) -> String {
         lines.push(format!("drained, no new connections: {}", parts.join(", ")));
     }
     if decision.paused {
-        lines.push(format!("paused, new connections are held; end this with `pod-steer unpause {}`", service.name));
+        lines.extend(paused(service));
     }
     lines.iter().map(|line| shown(service, line, columns)).collect()
+}
+
+/// How clients of a paused service wait.
+fn paused(service: &ServiceStatus) -> Vec<String> {
+    let end = format!("end this with `pod-steer unpause {}`", service.name);
+    let Some(pause) = &service.pause else { return vec![format!("paused, new connections wait; {end}")] };
+    if pause.over {
+        return vec![format!("paused for longer than its order allowed, new connections are refused; {end}")];
+    }
+    let words = hold_words(&pause.ports, pause.backlog);
+    let held = format!("paused, {} clients are held now; {end}", pause.held);
+    [held].into_iter().chain((!words.is_empty()).then_some(words)).collect()
 }
 
 /// The operation that is under way, or nothing.
@@ -88,6 +101,7 @@ mod tests {
                     { "part": "backend", "name": "0123456789abcdef" }, { "part": "backend", "name": "x" }],
                 "paused": true,
             },
+            "pause": { "held": 12, "over": false, "ports": [{ "port": "80", "held": true }] },
             "operation": {
                 "id": 4, "service": "web", "who": "root (uid 0, pid 7)", "begun_ms": 0, "order": "canary",
                 "version": "v2", "steps": [100, 500, 2500, 10000], "every_ms": 120_000, "timeout_ms": 60_000,
@@ -118,7 +132,8 @@ mod tests {
              web: clients of 10.0.0.0/8 go to v2\n\
              web: drained, no new connections: the whole service, version v1, 0123456789ab,\n  \
              web-2\n\
-             web: paused, new connections are held; end this with `pod-steer unpause web`\n"
+             web: paused, 12 clients are held now; end this with `pod-steer unpause web`\n\
+             web: clients of 80 are held\n"
         );
         assert_eq!(operation(&service(), 0, 80), "web: canary v2: step 2 of 4, 5%, next in 1m 40s; by root\n");
         let quiet =

@@ -8,11 +8,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::args::rollout::{self as args, CanaryArgs, DeployArgs, DrainArgs, EndingArgs, ShiftArgs};
+use super::args::rollout::{self as args, CanaryArgs, DeployArgs, DrainArgs, EndingArgs, PauseArgs, ShiftArgs};
 use crate::{
     duration,
     labels::WEIGHT_MAX,
-    rollout::{AtDeadline, CanaryOrder, DeployOrder, DrainOrder, ShiftOrder},
+    rollout::{AtDeadline, CanaryOrder, DeployOrder, DrainOrder, PauseOrder, ShiftOrder},
     text::quoted,
 };
 
@@ -55,6 +55,11 @@ pub(super) fn drain(args: &DrainArgs) -> Result<DrainOrder, String> {
         close_idle_ms: close_idle(ending)?,
         close_rate: rate(ending)?,
     })
+}
+
+/// `pause`'s order.
+pub(super) fn pause(args: &PauseArgs) -> Result<PauseOrder, String> {
+    Ok(PauseOrder { max_ms: args.max.as_deref().map(|text| time("--max", text)).transpose()? })
 }
 
 fn close_idle(given: &EndingArgs) -> Result<Option<u64>, String> {

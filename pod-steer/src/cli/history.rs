@@ -108,7 +108,7 @@ mod tests {
             end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),
             not_stored: None,
         };
-        let running = Operation { id: 18, end: None, order: Order::Pause, ..operation.clone() };
+        let running = Operation { id: 18, end: None, order: Order::Pause(Default::default()), ..operation.clone() };
         let both = [operation, running];
         for of_one in [true, false] {
             let text = render(&both, of_one, false, Some(80));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Failure, Outcome as Ended,
-    args::rollout::{CanaryArgs, DeployArgs, DrainArgs, OutputFormat, PartArgs, ServiceArgs, ShiftArgs},
+    args::rollout::{CanaryArgs, DeployArgs, DrainArgs, OutputFormat, PartArgs, PauseArgs, ServiceArgs, ShiftArgs},
     block_on,
     follow::{Follower, announce},
     given,
@@ -37,6 +37,10 @@ pub(super) fn drain(args: &DrainArgs) -> Ended {
 
 pub(super) fn resume(args: PartArgs) -> Ended {
     plain(&args.service, &Order::Resume(PartOrder { version: args.version, backend: args.backend }))
+}
+
+pub(super) fn pause(args: &PauseArgs) -> Ended {
+    plain(&args.service, &Order::Pause(given::pause(args).map_err(Failure::Input)?))
 }
 
 /// An order without flags of its own.

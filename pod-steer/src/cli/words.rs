@@ -22,7 +22,10 @@ pub(super) fn order(order: &Order) -> String {
         Order::Rollback => "rollback".to_owned(),
         Order::Drain(drain) => format!("drain{}", part_of(&drain.part())),
         Order::Resume(part) => format!("resume{}", part_of(part)),
-        Order::Pause => "pause".to_owned(),
+        Order::Pause(pause) => match pause.max_ms {
+            Some(max_ms) => format!("pause --max {}", Written(Duration::from_millis(max_ms))),
+            None => "pause".to_owned(),
+        },
         Order::Unpause => "unpause".to_owned(),
         Order::Forget => "forget".to_owned(),
     }

@@ -21,6 +21,7 @@ impl Control {
         if unknown && self.kernel.rules().next().is_some() {
             self.await_engines();
         }
+        self.adopt_holds();
         // Before ended backends are found: another backend may hold the listener of one that has ended.
         self.read_sockets();
         self.drop_refused_images();
@@ -60,7 +61,7 @@ impl Control {
     pub(super) fn detach_unknown(&mut self) {
         for (cgroup, index) in self.kernel.attached_backends() {
             // No backend has this index any more, so its counts belong to none.
-            if self.world.by_index(index).is_none() {
+            if self.world.by_index(index).is_none() && !self.world.is_hold(index) {
                 self.kernel.write_off_moved(index);
                 self.kernel.detach_backend(cgroup, index);
             }

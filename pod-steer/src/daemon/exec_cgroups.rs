@@ -97,6 +97,7 @@ impl Control {
         if self.is_pause_cgroup(path) {
             return self.keep_pause();
         }
+        self.hold_emptied(path);
         let index = self.places.backend_at(path);
         let backend = index.and_then(|index| self.world.by_index(index)).filter(|backend| backend.kind == Kind::Exec);
         self.places.ask_for_cleanup();
@@ -157,7 +158,8 @@ pub fn undo(bpffs: &Path, cgroup_mount: &Path) -> io::Result<Unloaded> {
     let entries = fs::read_dir(&ours).into_iter().flatten().flatten();
     // Beside the cgroups are the kernel's own files, which go with the directory.
     for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if entry.file_name() == super::pause::CGROUP {
+        let is_hold = entry.file_name().to_str().is_some_and(|name| name.starts_with(super::holds::PREFIX));
+        if is_hold || entry.file_name() == super::pause::CGROUP {
             super::pause::end_holder(&entry.path());
             continue;
         }

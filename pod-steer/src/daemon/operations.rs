@@ -9,6 +9,7 @@ use super::{
     closings::Closings,
     control::Control,
     empty::Vacancies,
+    holds::Holds,
     ledger::{Ledger, PlannedStop},
     pause::Holder,
     policies::Attempts,
@@ -54,6 +55,7 @@ pub(super) struct Orders {
     /// By backend, packets that the listeners of a watched backend had dropped at first, and now.
     pub overflows: HashMap<BackendId, (u64, u64)>,
     pub pause_holder: Option<Holder>,
+    pub holds: Holds,
     pub vacancies: Vacancies,
     pub resets: Resets,
     pub closings: Closings,
@@ -76,6 +78,7 @@ impl Orders {
             stops: Vec::new(),
             overflows: HashMap::new(),
             pause_holder: None,
+            holds: Holds::default(),
             vacancies,
             resets: Resets::default(),
             closings: Closings::default(),
@@ -154,9 +157,11 @@ impl Control {
                 Refusal::Held(text) => OrderError::Held(text),
             }
         })?;
-        if order == Order::Pause {
+        if let Order::Pause(_) = order {
             self.ensure_pause().map_err(OrderError::Failed)?;
+            self.begin_holds(service);
         }
+        let clients = self.told_of_clients(service, &order, self.held_clients(service));
         let now = now();
         let mut ended = Vec::new();
         if let Some(mut running) = running {
@@ -167,6 +172,9 @@ impl Control {
         let id = self.orders.ledger.next_operation();
         let mut operation = new_operation(id, service, order, who, &decision, now);
         let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now);
+        if let Some((end, clients)) = operation.end.as_mut().zip(clients) {
+            end.message.push_str(&format!("; {clients}"));
+        }
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
         ended.push(operation);
         let wanted = self.networks_wanted(service, progress.decision.as_ref());

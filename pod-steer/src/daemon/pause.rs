@@ -83,6 +83,7 @@ impl Control {
 
     /// Another listener, if the one of a paused service is gone.
     pub(super) fn keep_pause(&mut self) {
+        self.keep_holds();
         let listens = |cookie| self.kernel.is_listening(cookie);
         if self.is_pausing()
             && !self.world.pause_cookie.is_some_and(listens)
@@ -94,6 +95,7 @@ impl Control {
 
     /// Ends the holder of the listener when no service is paused any more.
     pub(super) fn leave_pause(&mut self) {
+        self.leave_holds();
         // Not while a table may still lead to the listener: the kernel would refuse the clients of a socket that is closed.
         if self.world.pause_cookie.is_none() || self.is_pausing() || self.dirty.is_stale() {
             return;
@@ -152,6 +154,14 @@ pub fn hold() -> ! {
     let _ = rustix::process::setsid();
     // What the daemon inherited from its own parent, perhaps.
     let _ = sys::close_from(3);
+    give_up();
+    loop {
+        thread::park();
+    }
+}
+
+/// Gives up everything that a process does not need that only waits to be ended.
+pub(super) fn give_up() {
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -160,7 +170,4 @@ pub fn hold() -> ! {
     let _ = set_capabilities(None, none);
     let _ = set_no_new_privs(true);
     let _ = confine::restrict_idle();
-    loop {
-        thread::park();
-    }
 }

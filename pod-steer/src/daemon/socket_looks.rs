@@ -36,7 +36,9 @@ impl Control {
         if !with_processes {
             unseen.push("processes and users are shown to operators only".to_owned());
         }
-        let registered: Vec<SocketCookie> = self.world.sockets.keys().copied().chain(self.world.pause_cookie).collect();
+        let holds = self.world.holds.values().flat_map(|hold| hold.sockets.keys());
+        let registered: Vec<SocketCookie> =
+            self.world.sockets.keys().chain(holds).copied().chain(self.world.pause_cookie).collect();
         let tables = sockets::tables_of(&self.plan);
         let holders = if with_processes { Holders::OfBackends } else { Holders::Nowhere };
         self.effects.run_on(move |_| {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{conditions::Subject, control::Control};
 use crate::{
     api::types::{BackendStatus, BridgeStatus, NamespaceStatus, ServiceStatus, Status, SubjectCondition},
+    clock::by_wall_clock,
     condition::{Condition, Reason, Severity},
     ids::BackendIndex,
     world::{Backend, Kind, State, handed_over},
@@ -15,6 +16,10 @@ impl Control {
         let mut by_service: BTreeMap<&str, Vec<&Backend>> = BTreeMap::new();
         for backend in self.world.backends.values() {
             by_service.entry(&backend.spec.service).or_default().push(backend);
+        }
+        // The last backend may have ended while its clients are held.
+        for (_, hold) in self.world.holds.iter().filter(|(index, _)| self.live(**index) > 0) {
+            by_service.entry(&hold.service).or_default();
         }
         let mut sockets: HashMap<BackendIndex, usize> = HashMap::new();
         for socket in self.world.sockets.values() {
@@ -60,7 +65,8 @@ impl Control {
             ports: maps.iter().map(ToString::to_string).collect(),
             namespaces,
             options: self.world.options(name),
-            decision: self.world.decisions.get(name).cloned().unwrap_or_default(),
+            decision: by_wall_clock(self.world.decisions.get(name).cloned().unwrap_or_default()),
+            pause: self.pause_status(name),
             operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
             conditions: self.plan.service_conditions.get(name).cloned().unwrap_or_default(),
             counters: counters.into(),

@@ -140,6 +140,8 @@ pub struct Kernel {
     published: BTreeMap<RuleKey, apply::Published>,
     /// By cookie: the migration targets that the migrate program has for a socket's queue.
     migration_targets: StdHashMap<SocketCookie, apply::MigrationTargets>,
+    /// The listeners that hold clients of paused services.
+    holds: BTreeSet<SocketCookie>,
     /// Services and addresses of the tables whose members got their migration targets in this turn.
     targets_written: HashSet<(ServiceIndex, usize)>,
     /// Sockets whose migration targets were forgotten since the last plan.

@@ -353,6 +353,7 @@ pub(super) fn open(dir: &Path, backends_max: u32, log_decisions: bool) -> Result
         sources,
         published,
         migration_targets: StdHashMap::new(),
+        holds: Default::default(),
         targets_written: HashSet::new(),
         forgotten: Default::default(),
         closed: Default::default(),

@@ -63,9 +63,9 @@ fn table(tables: &ArrayOfMaps<MapData, MapData>, index: u32) -> Option<PlannedTa
     let header = slots.get(&0, 0).ok()?;
     let (members, reserve) = header.counts();
     let mut at = 1u32.saturating_add(header.backend);
-    // The listener of a pause belongs to no backend.
+    // The listeners of a pause belong to no backend.
     let member = |slot: Slot| {
-        (slot.backend != NONE).then(|| Member {
+        (!slot.waits()).then(|| Member {
             cookie: SocketCookie(slot.cookie),
             backend: BackendIndex(slot.index()),
             weight: 0,

@@ -71,7 +71,9 @@ impl Kernel {
     /// program reported.
     pub fn sweep_own(&mut self, maps: &SocketMaps) -> Result<()> {
         self.own.sweep_connections();
-        self.own.sweep_listeners(&maps.own_listeners, &maps.listening, &maps.described)
+        let of_backends = maps.described.iter().filter(|(cookie, _)| !self.holds.contains(cookie));
+        let of_backends = of_backends.map(|(cookie, info)| (*cookie, *info)).collect();
+        self.own.sweep_listeners(&maps.own_listeners, &maps.listening, &of_backends)
     }
 
     /// Adds the daemon's own socket to the socket map, where the kernel programs look for it, unless it `is_there`.
@@ -175,6 +177,33 @@ impl Kernel {
         self.listening = None;
         let written = self.listeners.insert(cookie.0, socket.as_raw_fd(), 0);
         written.map_err(KernelError::map("add a socket to", "LISTENERS"))
+    }
+
+    /// Adds a listener that holds clients of a paused service, with its description. It is no backend's newest listener.
+    pub fn register_hold(&mut self, cookie: SocketCookie, socket: &impl AsRawFd, info: SocketInfo) -> Result<()> {
+        self.listening = None;
+        self.describe(cookie, info)?;
+        self.adopt_hold(cookie);
+        let written = self.listeners.insert(cookie.0, socket.as_raw_fd(), 0);
+        written.map_err(KernelError::add("add a socket to", "LISTENERS", SOCKETS_MAX))
+    }
+
+    /// An earlier daemon has registered this listener, which holds clients.
+    pub fn adopt_hold(&mut self, cookie: SocketCookie) {
+        self.holds.insert(cookie);
+    }
+
+    /// This listener holds no clients any more.
+    pub fn forget_hold(&mut self, cookie: SocketCookie) {
+        self.holds.remove(&cookie);
+    }
+
+    /// Takes the migration targets from a socket: what waits in its queue is reset when it closes.
+    pub fn strand(&mut self, cookie: SocketCookie) {
+        self.closed(cookie);
+        if let Ok(info) = self.sockets.get(&cookie.0, 0) {
+            let _ = self.sockets.insert(cookie.0, SocketInfo { table: NONE, ..info }, 0);
+        }
     }
 
     /// Whether a socket is in the socket map. The kernel removes one that closes.

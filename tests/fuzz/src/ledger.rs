@@ -80,7 +80,7 @@ fn operation(id: u64) -> Operation {
         service: "web".to_owned(),
         who: "root".to_owned(),
         begun_ms: 1,
-        order: Order::Pause,
+        order: Order::Pause(Default::default()),
         before: Default::default(),
         undrained: Default::default(),
         phase: Phase::Ended,

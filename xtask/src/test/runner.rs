@@ -35,7 +35,7 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 8] = [
+const LONG: [&str; 9] = [
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -43,6 +43,7 @@ const LONG: [&str; 8] = [
     "forward_kills",
     "forward_mtu",
     "forward_networks",
+    "hold",
     "metrics",
 ];
 

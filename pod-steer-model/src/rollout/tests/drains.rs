@@ -99,7 +99,7 @@ fn a_drain_that_waits_can_be_ended() {
     let checked = |order: &Order| check(order, &view, &["web"], &decision, Some(&waiting), Some(&waiting));
     assert_eq!(checked(&Order::Resume(v1)), Ok(()));
     assert_eq!(checked(&Order::Rollback), Ok(()));
-    assert!(matches!(checked(&Order::Pause), Err(Refusal::Held(_))));
+    assert!(matches!(checked(&Order::Pause(Default::default())), Err(Refusal::Held(_))));
     let mut rollback = operation(Order::Rollback, Traffic::default());
     let progress = begin(&mut rollback, &view, &decision, Some(&waiting), at(NOW));
     assert!(progress.decision.unwrap().drained.is_empty(), "{rollback:?}");

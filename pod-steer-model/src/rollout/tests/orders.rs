@@ -19,7 +19,7 @@ fn rollbacks_undo_one_operation_each() {
     let behind_of = |history: &[Operation]| behind(history).map(|operation| operation.id);
     let mut history = vec![ended(1, shift(), Outcome::Done), ended(2, deploy(|_| {}), Outcome::Left)];
     history.push(ended(3, deploy(|_| {}), Outcome::Failed));
-    history.push(ended(4, Order::Pause, Outcome::Done));
+    history.push(ended(4, Order::Pause(Default::default()), Outcome::Done));
     assert_eq!(behind_of(&history), Some(2));
     history.push(ended(5, Order::Rollback, Outcome::Done));
     assert_eq!(behind_of(&history), Some(1));
@@ -47,7 +47,7 @@ fn invalid_orders_are_refused_with_a_hint() {
     let cases: [(&View, Order, &str); 10] = [
         (
             &View { service: "wbe".to_owned(), ..View::default() },
-            Order::Pause,
+            Order::Pause(Default::default()),
             "no service \"wbe\"; did you mean web?; known: api, web",
         ),
         (&two(), deploy(|order| order.version = "v9".to_owned()), "its versions: v1, v2"),
@@ -74,7 +74,8 @@ fn invalid_orders_are_refused_with_a_hint() {
 #[test]
 fn a_service_has_one_operation_at_a_time() {
     let held = operation(canary(&[10_000]), Traffic::default());
-    let refused = check(&Order::Pause, &two(), &["web"], &Decision::default(), Some(&held), None).unwrap_err();
+    let refused = check(&Order::Pause(Default::default()), &two(), &["web"], &Decision::default(), Some(&held), None)
+        .unwrap_err();
     let Refusal::Held(text) = refused else { panic!("{refused}") };
     assert!(text.contains("web is held by root: the canary of v2"), "{text}");
     assert_eq!(check(&Order::Rollback, &two(), &["web"], &Decision::default(), Some(&held), None), Ok(()));

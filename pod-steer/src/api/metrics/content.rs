@@ -56,6 +56,15 @@ pub fn of_daemon(status: &Status, measured: &Measured, usage: Option<Usage>) -> 
     let paused = status.services.iter().map(|service| {
         (Labels::new([("service", service.name.as_str())]), f64::from(u8::from(service.decision.paused)))
     });
+    let held = status.services.iter().map(|service| {
+        let held = service.pause.as_ref().map_or(0, |pause| pause.held);
+        (Labels::new([("service", service.name.as_str())]), held as f64)
+    });
+    page.gauges(
+        "pod_steer_service_held",
+        "Connections of clients that are held during a pause, until the service's servers get them.",
+        held.collect(),
+    );
     page.gauges("pod_steer_service_paused", "Whether new connections of a service wait.", paused.collect());
     add_namespaces(&mut page, &measured.namespaces);
     let engines = measured

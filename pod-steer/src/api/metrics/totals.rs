@@ -157,7 +157,7 @@ pub fn order_name(order: &Order) -> &'static str {
         Order::Rollback => "rollback",
         Order::Drain(_) => "drain",
         Order::Resume(_) => "resume",
-        Order::Pause => "pause",
+        Order::Pause(_) => "pause",
         Order::Unpause => "unpause",
         Order::Forget => "forget",
     }

@@ -4,7 +4,18 @@ use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
 use super::SocketArgs;
 
-/// `pod-steer rollback`, `pause` and `unpause`
+/// `pod-steer pause`
+#[derive(Clone, Debug, Args)]
+pub struct PauseArgs {
+    /// The service.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// Refuse clients after this time, also those that are held [default: no limit]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub max: Option<String>,
+}
+
+/// `pod-steer rollback` and `unpause`
 #[derive(Clone, Debug, Args)]
 pub struct ServiceArgs {
     /// The daemon.

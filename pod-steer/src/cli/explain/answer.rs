@@ -60,6 +60,8 @@ pub enum Chosen {
         /// Where its packets go.
         to: SocketAddr,
     },
+    /// The service is paused: a listener of pod-steer's holds the client until a server gets it.
+    Held,
     /// The service is paused: the packet is discarded, and the client repeats it.
     Paused,
     /// The client is refused.
@@ -125,7 +127,7 @@ pub struct Tried {
     pub entry: u32,
     /// Its part of the table.
     pub role: Role,
-    /// The backend; `None` for the listener of a pause.
+    /// The backend; `None` for a listener of a pause.
     pub backend: Option<Backend>,
     /// The socket's cookie.
     pub socket: u64,

@@ -156,7 +156,14 @@ impl<'a> Explainer<'a> {
     fn chosen(&self, found: &Found) -> Chosen {
         let verdict = found.path.verdict;
         match found.choice {
-            Choice::Socket(cookie) if verdict == (Verdict::Paused { cookie }) => Chosen::Paused,
+            Choice::Socket(cookie) if verdict == (Verdict::Paused { cookie }) => {
+                if self.owner(cookie) == NONE {
+                    // The listener that discards SYNs has no description.
+                    Chosen::Paused
+                } else {
+                    Chosen::Held
+                }
+            }
             Choice::Socket(socket) => Chosen::Socket { backend: self.names.backend(self.owner(socket)), socket },
             Choice::Forwarded(socket, to) => {
                 Chosen::Forwarded { backend: self.names.backend(self.owner(socket)), socket, to }
@@ -202,8 +209,8 @@ impl<'a> Explainer<'a> {
             Some(IpNet::new(syn.source.ip(), bits).ok()?.trunc().to_string())
         });
         let tries = visited.tries.iter().map(|tried| {
-            let Slot { cookie, backend, .. } = tried.slot;
-            let backend = (backend != NONE).then(|| self.names.backend(tried.slot.index()));
+            let Slot { cookie, .. } = tried.slot;
+            let backend = (!tried.slot.waits()).then(|| self.names.backend(tried.slot.index()));
             Tried { entry: tried.entry, role: tried.role, backend, socket: cookie, declined: tried.declined }
         });
         Table {

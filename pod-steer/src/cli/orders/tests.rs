@@ -79,15 +79,15 @@ fn an_end_is_an_exit_code() {
 #[test]
 fn refusals_have_different_exit_codes() {
     let served = Served::start("refusals", stepping(Order::Rollback, Outcome::Done));
-    let held = plain(&service("held", &served.socket), &Order::Pause);
+    let held = plain(&service("held", &served.socket), &Order::Pause(Default::default()));
     assert!(code(&held) == 1 && text(&held).contains("by root"), "{held:?}");
-    let unknown = plain(&service("nope", &served.socket), &Order::Pause);
+    let unknown = plain(&service("nope", &served.socket), &Order::Pause(Default::default()));
     assert!(code(&unknown) == 2 && text(&unknown).contains("`nope`; there are web"), "{unknown:?}");
-    let no_name = plain(&service("two words/..", &served.socket), &Order::Pause);
+    let no_name = plain(&service("two words/..", &served.socket), &Order::Pause(Default::default()));
     assert!(code(&no_name) == 2 && text(&no_name).contains("\"two words/..\" is refused"), "{no_name:?}");
     let detached = carry_out(&service("web", &served.socket), &Order::Rollback, OutputFormat::Text, true);
     assert_eq!(code(&detached), 0);
-    let nobody = plain(&service("web", &PathBuf::from("/none/api.sock")), &Order::Pause);
+    let nobody = plain(&service("web", &PathBuf::from("/none/api.sock")), &Order::Pause(Default::default()));
     assert!(code(&nobody) == 1 && text(&nobody).contains("/none/api.sock"), "{nobody:?}");
 }
 
@@ -95,18 +95,20 @@ fn refusals_have_different_exit_codes() {
 fn the_daemon_may_restart_meanwhile() {
     let silent = |ask: Ask| match ask {
         Ask::Order(ask) => drop(ask.answer.send(Ok(operation("web", &ask.who, ask.order)))),
-        Ask::Operation(_, answer) => drop(answer.send(Some(status(operation("web", "", Order::Pause))))),
+        Ask::Operation(_, answer) => {
+            drop(answer.send(Some(status(operation("web", "", Order::Pause(Default::default()))))))
+        }
         _ => {}
     };
     let first = Served::start("restart", silent);
     let socket = first.socket.clone();
     let args = service("web", &socket);
-    let following = std::thread::spawn(move || plain(&args, &Order::Pause));
+    let following = std::thread::spawn(move || plain(&args, &Order::Pause(Default::default())));
     std::thread::sleep(Duration::from_millis(300));
     drop(first);
     std::thread::sleep(Duration::from_millis(600));
     assert!(!following.is_finished(), "the client waits for the daemon");
-    let _second = Served::start_at(&socket, stepping(Order::Pause, Outcome::Left));
+    let _second = Served::start_at(&socket, stepping(Order::Pause(Default::default()), Outcome::Left));
     assert_eq!(code(&following.join().unwrap()), 3);
 }
 
@@ -118,6 +120,6 @@ fn an_operation_that_the_daemon_does_not_know() {
         _ => {}
     };
     let served = Served::start("forgetful", forgetful);
-    let ended = plain(&service("web", &served.socket), &Order::Pause);
+    let ended = plain(&service("web", &served.socket), &Order::Pause(Default::default()));
     assert!(code(&ended) == 1 && text(&ended).contains("pod-steer status"), "{ended:?}");
 }

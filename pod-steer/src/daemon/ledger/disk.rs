@@ -133,7 +133,8 @@ impl Disk {
             let mut contents = Contents::default();
             for row in read.open_table(DECISIONS)?.iter()? {
                 let (service, decision) = row?;
-                contents.decisions.insert(service.value().to_owned(), parse(decision.value())?);
+                let decision = parse::<Stored<_>>(decision.value())?.into_value();
+                contents.decisions.insert(service.value().to_owned(), decision);
             }
             for row in read.open_table(OPERATIONS)?.iter()? {
                 let (id, operation) = row?;
@@ -176,7 +177,10 @@ impl Disk {
                 let mut decisions = write.open_table(DECISIONS)?;
                 for (service, decision) in change.decisions {
                     match decision {
-                        Some(decision) => drop(decisions.insert(service, json(decision)?.as_slice())?),
+                        Some(decision) => {
+                            let stored = json(&Stored::new((*decision).clone()))?;
+                            drop(decisions.insert(service, stored.as_slice())?);
+                        }
                         None => drop(decisions.remove(service)?),
                     }
                 }
@@ -204,7 +208,7 @@ impl Disk {
                 let mut decisions = write.open_table(DECISIONS)?;
                 decisions.retain(|_, _| false)?;
                 for (service, decision) in &contents.decisions {
-                    decisions.insert(service.as_str(), json(decision)?.as_slice())?;
+                    decisions.insert(service.as_str(), json(&Stored::new(decision.clone()))?.as_slice())?;
                 }
                 let mut operations = write.open_table(OPERATIONS)?;
                 operations.retain(|_, _| false)?;

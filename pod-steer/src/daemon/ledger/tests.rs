@@ -105,7 +105,7 @@ fn orders() -> Vec<Order> {
         Order::Rollback,
         Order::Drain(drain),
         Order::Resume(part),
-        Order::Pause,
+        Order::Pause(Default::default()),
         Order::Unpause,
         Order::Forget,
     ]
@@ -120,6 +120,7 @@ fn decision(revision: u32) -> Decision {
         },
         drained: [Part::Service, Part::Version("v1".into()), Part::Backend("abc".into())].into(),
         paused: true,
+        pause_until_ms: Some(40_000),
     }
 }
 
@@ -161,7 +162,7 @@ fn what_was_committed_is_there_again() {
 fn the_oldest_that_have_ended_are_forgotten() {
     let dir = Dir::new("forgotten");
     let mut ledger = Ledger::open(&dir.0);
-    let many: Vec<_> = (1..=1010).map(|id| operation(id, Order::Pause, id != 3)).collect();
+    let many: Vec<_> = (1..=1010).map(|id| operation(id, Order::Pause(Default::default()), id != 3)).collect();
     ledger.commit(Change { operations: &many.iter().collect::<Vec<_>>(), ..Change::default() }).unwrap();
     drop(ledger);
     let kept = Ledger::open(&dir.0).history(None);
@@ -266,11 +267,11 @@ fn a_write_that_failed_is_made_up_for() {
     let error = ledger.failed(&Fault::Unusable("No space left on device".into())).to_string();
     assert!(error.contains("state.redb") && error.contains("No space"), "{error}");
     assert_eq!(ledger.condition().map(|condition| condition.reason), Some(Reason::LedgerNotWritten));
-    let late = operation(50, Order::Pause, true);
+    let late = operation(50, Order::Pause(Default::default()), true);
     ledger.contents.apply(&Change { operations: &[&late], ..Change::default() });
     ledger.unstored.insert(50);
     assert!(ledger.told(late.clone()).not_stored.is_some_and(|reason| reason.contains("No space")));
-    assert_eq!(ledger.told(operation(49, Order::Pause, true)).not_stored, None);
+    assert_eq!(ledger.told(operation(49, Order::Pause(Default::default()), true)).not_stored, None);
     ledger.commit(Change { decisions: &[("shop", Some(&decision(2)))], ..Change::default() }).unwrap();
     assert_eq!((ledger.condition(), ledger.told(late).not_stored), (None, None));
     let before = std::mem::take(&mut ledger.contents);

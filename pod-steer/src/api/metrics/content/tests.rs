@@ -23,6 +23,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
         namespaces: Vec::new(),
         options: Default::default(),
         decision: Default::default(),
+        pause: None,
         operation: None,
         conditions: Vec::new(),
         counters,

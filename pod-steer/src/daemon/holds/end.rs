@@ -1,0 +1,172 @@
+//! How a hold ends, and how another daemon takes it over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use tracing::{debug, info, warn};
+
+use super::{PREFIX, socket_of};
+use crate::{
+    cgroups,
+    daemon::{control::Control, exec_cgroups::base_cgroup},
+    ids::{BackendIndex, ServiceIndex},
+    kernel::Cgroup,
+    world::Hold,
+};
+
+impl Control {
+    /// Where a process that holds clients is.
+    pub(super) fn hold_cgroup(&self, index: BackendIndex, service: ServiceIndex) -> PathBuf {
+        base_cgroup(self.cgroups.mount(), &self.pins.dir).join(format!("{PREFIX}{index}-{service}"))
+    }
+
+    /// Whether clients of a service are to be held now.
+    pub(super) fn holds_clients(&self, service: &str) -> bool {
+        let decision = self.world.decisions.get(service);
+        decision.is_some_and(|decision| decision.paused && !decision.is_pause_over(self.world.now_ms))
+    }
+
+    /// Clients of paused services are held, also after a holding process has died or another listener has come.
+    pub(in crate::daemon) fn keep_holds(&mut self) {
+        let paused = self.world.decisions.keys().filter(|service| self.holds_clients(service));
+        for service in paused.cloned().collect::<Vec<_>>() {
+            self.ensure_holds(&service);
+        }
+    }
+
+    /// Ends the processes whose services are no longer paused: the kernel moves their queues.
+    pub(in crate::daemon) fn leave_holds(&mut self) {
+        // Not while a table may still lead there.
+        if self.dirty.is_stale() {
+            return;
+        }
+        let over = self.world.holds.iter().filter(|(_, hold)| !self.holds_clients(&hold.service));
+        for index in over.map(|(index, _)| *index).collect::<Vec<_>>() {
+            self.end_hold(index);
+        }
+    }
+
+    fn end_hold(&mut self, index: BackendIndex) {
+        let Some(hold) = self.world.holds.remove(&index) else { return };
+        let held = self.live(index);
+        if self.world.decisions.get(&hold.service).is_some_and(|decision| decision.paused) {
+            for cookie in hold.sockets.keys() {
+                // Without a table the queue moves nowhere.
+                self.kernel.strand(*cookie);
+            }
+            warn!(service = %hold.service, held, "the pause has lasted as long as it may; its clients are refused");
+            let detail = format!("its time is over; {held} held clients are refused");
+            self.tell(&hold.service, "", "pause-over", &detail);
+        } else {
+            info!(service = %hold.service, held, "held clients go to the servers");
+        }
+        self.forget_hold(index, &hold);
+        self.end_process_of_hold(index);
+    }
+
+    fn forget_hold(&mut self, index: BackendIndex, hold: &Hold) {
+        for cookie in hold.sockets.keys() {
+            self.kernel.forget_hold(*cookie);
+        }
+        if !self.world.holds.values().any(|other| other.service == hold.service) {
+            self.orders.holds.failed.remove(&hold.service);
+        }
+        self.indices.free(index);
+        self.touch_service(&hold.service);
+    }
+
+    /// Ends the process and its child. The cgroup is removed when no connection is counted there any more.
+    pub(super) fn end_process_of_hold(&mut self, index: BackendIndex) {
+        if let Some(path) = self.orders.holds.cgroups.remove(&index) {
+            self.cgroups.watch_empty(&path);
+            kill(&path);
+            if cgroups::is_empty(&path) {
+                self.places.retire(path);
+                self.places.ask_for_cleanup();
+            }
+        }
+        if let Some(mut child) = self.orders.holds.children.remove(&index) {
+            let _ = child.kill();
+            let reaped = thread::Builder::new().name("reap".to_owned()).spawn(move || child.wait());
+            if let Err(error) = reaped {
+                debug!(%error, "an ended process stays a zombie until the daemon ends");
+            }
+        }
+    }
+
+    /// No process is left in this cgroup: if clients were held there, another process is to hold those that come.
+    pub(in crate::daemon) fn hold_emptied(&mut self, path: &Path) {
+        let found = self.orders.holds.cgroups.iter().find(|(_, of)| *of == path).map(|(index, _)| *index);
+        let Some(index) = found else { return };
+        self.orders.holds.cgroups.remove(&index);
+        if let Some(mut child) = self.orders.holds.children.remove(&index) {
+            let _ = child.try_wait();
+        }
+        let Some(hold) = self.world.holds.remove(&index) else { return };
+        warn!(service = %hold.service, "the processes that held clients were killed; their queues go to the servers, if any listens");
+        self.forget_hold(index, &hold);
+        self.keep_holds();
+    }
+
+    /// Takes over the processes that an earlier daemon has started.
+    pub(in crate::daemon) fn adopt_holds(&mut self) {
+        let names: BTreeMap<ServiceIndex, String> =
+            self.services.all().iter().map(|(name, index)| (*index, name.clone())).collect();
+        let attached: BTreeSet<_> = self.kernel.attached_backends().into_iter().collect();
+        for path in hold_cgroups(&base_cgroup(self.cgroups.mount(), &self.pins.dir)) {
+            let parsed = path.file_name().and_then(|name| parse(name.to_str()?));
+            let Some((index, service)) = parsed else { continue };
+            let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| attached.contains(&(cgroup.id, index)));
+            let service = names.get(&service).filter(|_| is_attached);
+            let (Some(service), false) = (service, cgroups::is_empty(&path)) else {
+                // It holds no client: it was started when the earlier daemon died, or its service is gone.
+                self.cgroups.watch_empty(&path);
+                kill(&path);
+                continue;
+            };
+            self.orders.holds.cgroups.insert(index, path);
+            let found = self.sockets_of_hold(index);
+            let known = found.iter().filter(|found| self.kernel.is_listening(found.cookie));
+            let sockets: BTreeMap<_, _> = known.map(|found| (found.cookie, socket_of(index, found))).collect();
+            info!(%service, %index, listeners = sockets.len(), "clients are still held");
+            sockets.keys().for_each(|cookie| self.kernel.adopt_hold(*cookie));
+            self.has_hold(index, service, sockets);
+        }
+    }
+}
+
+/// The cgroups of processes that hold clients.
+fn hold_cgroups(base: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let is_hold = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(PREFIX));
+    entries.filter(|entry| is_hold(&entry.file_name())).map(|entry| entry.path()).collect()
+}
+
+/// The index of the process and that of its service, from the name of its cgroup.
+fn parse(name: &str) -> Option<(BackendIndex, ServiceIndex)> {
+    let (index, service) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    Some((BackendIndex(index.parse().ok()?), ServiceIndex(service.parse().ok()?)))
+}
+
+fn kill(path: &Path) {
+    if let Err(error) = fs::write(path.join("cgroup.kill"), "1") {
+        warn!(%error, cgroup = %path.display(), "a process that held clients goes on");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_cgroup_tells_both_indices() {
+        assert_eq!(parse("held-7-12"), Some((BackendIndex(7), ServiceIndex(12))));
+        for other in ["held-7", "held-a-1", "held-7-", "paused", "exec-7-12"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Clients of a paused service that are held, and the processes that hold them.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::{daemon::Stage, netns::NetNs, wait};
+
+/// A retry of a SYN comes after a second; a client that is held is connected at once.
+const AT_ONCE: Duration = Duration::from_millis(900);
+/// How long an answer may take once the servers have the connections.
+const PATIENCE: Duration = Duration::from_secs(20);
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+
+/// Clients that are connected and have sent a request.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Their connections.
+    pub streams: Vec<TcpStream>,
+}
+
+impl Waiting {
+    /// Connects so many clients, which must not take as long as a retry.
+    pub fn connect(net: &NetNs, targets: &[&str], count: usize) -> Result<Self> {
+        let mut streams = Vec::new();
+        for number in 0..count {
+            let target: SocketAddr = targets[number % targets.len()].parse()?;
+            let begun = Instant::now();
+            let mut stream = net.run(|| TcpStream::connect_timeout(&target, PATIENCE))?;
+            ensure!(begun.elapsed() < AT_ONCE, "client {number} was connected after {:?}", begun.elapsed());
+            stream.write_all(REQUEST)?;
+            streams.push(stream);
+        }
+        Ok(Self { streams })
+    }
+
+    /// None has been answered, closed or reset.
+    pub fn wait_still(&mut self) -> Result<()> {
+        for stream in &mut self.streams {
+            stream.set_nonblocking(true)?;
+            let read = stream.read(&mut [0; 1]);
+            ensure!(read.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{read:?}");
+            stream.set_nonblocking(false)?;
+        }
+        Ok(())
+    }
+
+    /// Each is answered. Returns how many by the servers whose names begin so.
+    pub fn answered(self, prefix: &str) -> Result<usize> {
+        let mut by_prefix = 0;
+        for (number, mut stream) in self.streams.into_iter().enumerate() {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).with_context(|| format!("client {number}"))?;
+            ensure!(answer.starts_with("HTTP/1.1 200"), "client {number}: {answer:?}");
+            by_prefix += usize::from(answer.contains(prefix));
+        }
+        Ok(by_prefix)
+    }
+
+    /// Each is reset.
+    pub fn lost(self) -> Result<()> {
+        for mut stream in self.streams {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let read = stream.read(&mut [0; 1]);
+            ensure!(read.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "{read:?}");
+        }
+        Ok(())
+    }
+}
+
+/// The cgroups of processes that hold clients.
+pub fn hold_cgroups(stage: &Stage) -> Vec<PathBuf> {
+    let entries = fs::read_dir(stage.host.cgroup().join("pod-steer/pod-steer")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.display().to_string().contains("/held-")).collect()
+}
+
+/// The processes that hold clients.
+pub fn holders(stage: &Stage) -> Vec<i32> {
+    let text = |path: PathBuf| fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let lines: Vec<String> = hold_cgroups(stage).into_iter().map(text).collect();
+    lines.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Kills a process.
+pub fn kill(pid: i32) -> Result<()> {
+    let pidfd = pidfd_open(Pid::from_raw(pid).context("no pid")?, PidfdFlags::empty())?;
+    Ok(pidfd_send_signal(&pidfd, Signal::KILL)?)
+}
+
+/// Waits until the status says that so many clients are held.
+pub fn wait_held(stage: &Stage, count: usize) -> Result<()> {
+    wait::until_ok(&format!("{count} clients to be held"), || {
+        let web = stage.daemon.said_of("web")?;
+        Ok((web["pause"]["held"] == count).then_some(()))
+    })
+}
+
+/// Waits until no process holds clients.
+pub fn wait_gone(stage: &Stage) -> Result<()> {
+    // Their cgroups stay as long as connections are counted there.
+    wait::until("the holding processes to be gone", || holders(stage).is_empty().then_some(()))
+}
+
+/// How many SYNs were repeated on the host.
+pub fn retries(stage: &Stage) -> Result<u64> {
+    stage.host.net().tcp_counter("TCPSynRetrans")
+}

@@ -1,0 +1,107 @@
+//! What is not held, or not for ever, and what a listener that holds clients has to cope with.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use pod_steer_tests::{
+    daemon::Stage,
+    exec::Exec,
+    held::{Waiting, holders, retries, wait_gone, wait_held},
+    load::{End, Loss, attempt},
+    require,
+    rollouts::{web, web_on},
+    tools,
+};
+
+const V4: &str = "127.0.0.1:80";
+const V6: &str = "[::1]:80";
+/// How long a client waits.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn clients_of_another_users_server_are_not_held_and_the_command_says_so() -> Result<()> {
+    require!(tools::root_and(&["ip", "setpriv"]));
+    let stage = Stage::without_engine()?;
+    let _server = web(&stage, "v1-1").user(1234).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let paused = stage.daemon.order_done("pause web")?;
+    let words = "SYNs to 80 are discarded, and clients repeat them: its server belongs to the user 1234";
+    ensure!(paused.stdout.contains(words), "{}", paused.stdout);
+    let history = stage.daemon.history("web")?;
+    ensure!(history.last().and_then(|last| last.end.as_ref()).is_some_and(|end| end.message.contains(words)));
+    let web = stage.daemon.said_of("web")?;
+    ensure!(web["pause"]["ports"][0]["held"] == false && holders(&stage).is_empty(), "{web}");
+    let end = stage.host.net().run(|| attempt(V4.parse().expect("an address"), 1, Duration::from_millis(1500)));
+    ensure!(matches!(end, End::Lost(Loss::ConnectTimedOut, _)), "{end:?}");
+    stage.daemon.order_done("unpause web")?;
+    Waiting::connect(stage.host.net(), &[V4], 1)?.answered("v1-1").map(drop)
+}
+
+#[test]
+fn a_pause_with_a_limit_refuses_clients_after_it() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _server = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let begun = Instant::now();
+    stage.daemon.order_done("pause web --max 2s")?;
+    let mut clients = Waiting::connect(stage.host.net(), &[V4], 10)?;
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    if begun.elapsed() < Duration::from_millis(1900) {
+        clients.wait_still()?;
+    }
+    clients.lost()?;
+    ensure!(begun.elapsed() >= Duration::from_secs(2), "after {:?}", begun.elapsed());
+    let end = || stage.host.net().run(|| attempt(V4.parse().expect("an address"), 1, PATIENCE));
+    ensure!(matches!(end(), End::Lost(Loss::Refused, _)), "{:?}", end());
+    let shown = stage.daemon.order_done("status")?.stdout;
+    ensure!(shown.contains("new connections are refused"), "{shown}");
+    wait_gone(&stage)?;
+    stage.daemon.order_done("unpause web")?;
+    ensure!(matches!(end(), End::Answered(_)), "{:?}", end());
+    let refused = stage.daemon.order("pause web --max 0s")?;
+    ensure!(refused.code == Some(2) && refused.stderr.contains("--max"), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn a_flooded_service_is_held_with_syn_cookies() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    const CLIENTS: usize = 100;
+    let stage = Stage::without_engine()?;
+    // Always, not only under a flood.
+    stage.host.net().sysctl("net.ipv4.tcp_syncookies", "2")?;
+    let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let before = (stage.host.net().tcp_counter("SyncookiesRecv")?, retries(&stage)?);
+    for _ in 0..3 {
+        stage.daemon.order_done("pause web")?;
+        let clients = Waiting::connect(stage.host.net(), &[V4, V6], CLIENTS)?;
+        wait_held(&stage, CLIENTS)?;
+        stage.daemon.order_done("unpause web")?;
+        ensure!(clients.answered("v1-1")? == CLIENTS, "all are answered");
+    }
+    let cookies = stage.host.net().tcp_counter("SyncookiesRecv")? - before.0;
+    ensure!(cookies >= 3 * CLIENTS as u64, "{cookies} handshakes were by cookies");
+    ensure!(retries(&stage)? == before.1, "{} SYNs were repeated", retries(&stage)? - before.1);
+    Ok(())
+}
+
+#[test]
+fn ports_are_held_one_by_one() -> Result<()> {
+    require!(tools::root_and(&["ip", "python3"]));
+    let stage = Stage::without_engine()?;
+    stage.host.net().sysctl("net.core.somaxconn", "64")?;
+    let shared = Exec::new("web-1", "web", "80:80,81:8081", "0.0.0.0:80").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let paused = stage.daemon.order_done("pause web")?.stdout;
+    ensure!(paused.contains("clients of 80 are held (at most 64 at a listener"), "{paused}");
+    ensure!(paused.contains("SYNs to 81 are discarded") && paused.contains("no server listens there"), "{paused}");
+    let clients = Waiting::connect(stage.host.net(), &[V4], 10)?;
+    wait_held(&stage, 10)?;
+    stage.daemon.order_done("unpause web")?;
+    ensure!(clients.answered("web-1")? == 10, "all are answered");
+    drop(shared);
+    Ok(())
+}
