@@ -9,6 +9,7 @@ mod explain;
 mod follow;
 mod given;
 mod history;
+mod live;
 mod metrics;
 mod orders;
 mod pinned;

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use ratatui::{buffer::Buffer, layout::Rect, style::Style, text::Line};
 
 use super::{
+    Away,
     board::{Board, Row, Service},
     columns::{Column, GAP, fitting, indent, short},
     pages,
@@ -17,15 +18,6 @@ use crate::{cli::table::shortened, text::visible};
 const OPERATION_LINES_MAX: usize = 4;
 /// From this height on, there is room for more than the table.
 const TALL: u16 = 10;
-
-/// Why the daemon does not answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Away {
-    /// Since when, in milliseconds since 1970.
-    pub since_ms: i64,
-    /// The error.
-    pub reason: String,
-}
 
 /// What is drawn.
 #[derive(Clone, Copy, Debug)]

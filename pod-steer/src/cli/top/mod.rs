@@ -1,14 +1,10 @@
 //! `pod-steer top`: the live view. Here are the loop, which waits for keys, signals and answers of the daemon, and the guard of the terminal.
-//! What is shown is computed from values: `sample` and `board` know no terminal, `state` and `draw` do no I/O.
+//! What is shown is computed from values: `cli/live` knows no terminal, `state` and `draw` do no I/O.
 
-mod board;
 mod columns;
 mod draw;
-#[cfg(test)]
-mod fixture;
 mod guard;
 mod pages;
-mod sample;
 mod state;
 mod style;
 
@@ -30,19 +26,25 @@ use tokio::{
 };
 
 use self::{
-    board::Board,
-    draw::{Away, Screen},
+    draw::Screen,
     guard::Guard,
-    sample::History,
     state::{Action, Page, View},
     style::Palette,
 };
-use super::{Failure, Outcome, args::TopArgs, block_on, given, print, terminal};
-use crate::{
-    api::{
-        client::{self, ClientError},
-        live::Live,
+#[cfg(test)]
+use super::live::fixture;
+use super::{
+    Failure, Outcome,
+    args::TopArgs,
+    block_on, given,
+    live::{
+        answers::{Answers, Away, ask},
+        board, sample,
     },
+    print, terminal,
+};
+use crate::{
+    api::{client::ClientError, live::Live},
     near,
 };
 
@@ -67,45 +69,21 @@ pub(super) fn top(args: &TopArgs) -> Outcome {
     block_on(watch(args, interval))
 }
 
-async fn ask(socket: &Path) -> Result<Live, ClientError> {
-    client::get(socket, "/v1/live").await
-}
-
-/// The answers of the daemon so far.
-struct Answers {
-    begun: Instant,
-    history: History,
-    board: Board,
-}
-
-impl Answers {
-    async fn first(args: &TopArgs) -> Result<Self, Failure> {
-        let live = ask(&args.socket.socket).await?;
-        if let Some(service) = &args.service {
-            let names: Vec<&str> = live.status.services.iter().map(|service| service.name.as_str()).collect();
-            if !names.contains(&service.as_str()) {
-                return Err(Failure::Input(near::no_service(service, &names)));
-            }
+/// The first answer, in which the service is.
+async fn first(args: &TopArgs) -> Result<Answers, Failure> {
+    let live = ask(&args.socket.socket).await?;
+    if let Some(service) = &args.service {
+        let names: Vec<&str> = live.status.services.iter().map(|service| service.name.as_str()).collect();
+        if !names.contains(&service.as_str()) {
+            return Err(Failure::Input(near::no_service(service, &names)));
         }
-        let (begun, mut history) = (Instant::now(), History::default());
-        history.add(Duration::ZERO, &live.status);
-        let board = Board::new(live, &history, now_ms());
-        Ok(Self { begun, history, board })
     }
-
-    fn add(&mut self, live: Live) {
-        self.history.add(self.begun.elapsed(), &live.status);
-        self.board = Board::new(live, &self.history, now_ms());
-    }
-}
-
-fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
+    Ok(Answers::new(live))
 }
 
 /// Prints one frame. A rate needs two answers.
 async fn once(args: &TopArgs, interval: Duration) -> Outcome {
-    let mut answers = Answers::first(args).await?;
+    let mut answers = first(args).await?;
     sleep(interval).await;
     answers.add(ask(&args.socket.socket).await?);
     let mut view = View::new(args.service.clone().map_or(Page::Everything, Page::Service));
@@ -133,7 +111,7 @@ enum End {
 
 async fn watch(args: &TopArgs, interval: Duration) -> Outcome {
     // Errors of the first answer are lines of an ordinary terminal.
-    let answers = Answers::first(args).await?;
+    let answers = first(args).await?;
     let caught = Caught::new()?;
     let mut watching = Watching {
         view: View::new(Page::Services),
@@ -272,10 +250,7 @@ impl Watching {
                 self.away = None;
                 self.answers.add(live);
             }
-            Err(error) => {
-                let since_ms = self.away.as_ref().map_or_else(now_ms, |away| away.since_ms);
-                self.away = Some(Away { since_ms, reason: error.to_string() });
-            }
+            Err(error) => self.away = Some(Away::after(self.away.as_ref(), &error)),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use crate::{api::types::Status, ids::BackendId};
 
 /// The shares that versions and backends got are those of this time.
-pub(super) const WINDOW: Duration = Duration::from_secs(10);
+pub(in crate::cli) const WINDOW: Duration = Duration::from_secs(10);
 /// Rounds a window up to whole samples: they come a little later than once in an interval.
 const SLACK: Duration = Duration::from_millis(500);
 
@@ -24,7 +24,7 @@ struct Gain {
 
 /// The last samples.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(in crate::cli) struct History {
     last: Option<(Duration, HashMap<BackendId, u64>)>,
     /// The oldest first.
     gains: VecDeque<Gain>,
@@ -32,7 +32,7 @@ pub(super) struct History {
 
 impl History {
     /// Adds a sample that was taken at this time of a monotonic clock.
-    pub(super) fn add(&mut self, at: Duration, status: &Status) {
+    pub(in crate::cli) fn add(&mut self, at: Duration, status: &Status) {
         let backends = status.services.iter().flat_map(|service| &service.backends);
         let counts: HashMap<BackendId, u64> = backends
             // The connections of a registered process are not counted when they open: its lookups are.
@@ -56,7 +56,7 @@ impl History {
     }
 
     /// New connections a second of a backend, between the last two samples.
-    pub(super) fn rate(&self, id: &str) -> Option<f64> {
+    pub(in crate::cli) fn rate(&self, id: &str) -> Option<f64> {
         let gain = self.gains.back()?;
         let seconds = gain.to.saturating_sub(gain.from).as_secs_f64();
         let gained = *gain.by_backend.get(id)?;
@@ -64,7 +64,7 @@ impl History {
     }
 
     /// New connections of a backend in the window.
-    pub(super) fn gained(&self, id: &str) -> Option<u64> {
+    pub(in crate::cli) fn gained(&self, id: &str) -> Option<u64> {
         let mut gains = self.gains.iter().filter_map(|gain| gain.by_backend.get(id)).peekable();
         gains.peek()?;
         Some(gains.sum())

@@ -1,4 +1,4 @@
-//! Values for the unit tests of `top`.
+//! Values for the unit tests of `top` and of the web page.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::api::{
 };
 
 /// The time of the last sample: 12:00:10.
-pub(super) const AT_MS: i64 = 43_210_000;
+pub(in crate::cli) const AT_MS: i64 = 43_210_000;
 
 fn backend(name: &str, opened: u64, share: f64, state: &str) -> Value {
     let version = name.split_once('-').map_or(name, |(version, _)| version);
@@ -34,7 +34,7 @@ fn status(services: Vec<Value>, conditions: Value) -> Status {
 }
 
 /// A service whose backends have opened so many connections.
-pub(super) fn opened(backends: &[(&str, u64)]) -> Status {
+pub(in crate::cli) fn opened(backends: &[(&str, u64)]) -> Status {
     let backends = backends.iter().map(|(id, opened)| {
         let mut own = backend(id, *opened, 0.0, "ready");
         own["id"] = json!(id);
@@ -71,8 +71,13 @@ fn scene(seconds: u64) -> Live {
     Live { status: status(vec![idle, web], json!([of])), queues }
 }
 
+/// An answer of the daemon: two services, of which `web` has a canary and a backend with a condition.
+pub(in crate::cli) fn live() -> Live {
+    scene(10)
+}
+
 /// Two services. `web` has 100 new connections a second, and a canary is under way.
-pub(super) fn board() -> Board {
+pub(in crate::cli) fn board() -> Board {
     let mut history = History::default();
     for second in 0..=10 {
         history.add(Duration::from_secs(second), &scene(second).status);

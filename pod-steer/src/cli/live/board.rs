@@ -17,7 +17,7 @@ use crate::{
 
 /// What a row is about; it stays the same when rows are sorted otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(in crate::cli) enum Key {
     /// A service.
     Service(String),
     /// A version of a service.
@@ -28,7 +28,7 @@ pub(super) enum Key {
 
 impl Key {
     /// The service that it belongs to.
-    pub(super) fn service(&self) -> &str {
+    pub(in crate::cli) fn service(&self) -> &str {
         match self {
             Self::Service(service) | Self::Version(service, _) | Self::Backend(service, _) => service,
         }
@@ -37,7 +37,7 @@ impl Key {
 
 /// The figures of a backend, or the sums of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Figures {
+pub(in crate::cli) struct Figures {
     /// New connections a second; nothing before the second sample.
     pub rate: Option<f64>,
     /// Connections that are open.
@@ -88,7 +88,7 @@ fn sum<T>(own: Option<T>, other: Option<T>, both: impl FnOnce(T, T) -> T) -> Opt
 
 /// A row.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
+pub(in crate::cli) struct Row {
     /// What it is about.
     pub key: Key,
     /// Its name.
@@ -111,7 +111,7 @@ impl Row {
 
 /// An operation that is under way.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     /// What was ordered, as in `deploy v2`.
     pub order: String,
     /// What it waits for.
@@ -135,7 +135,7 @@ const BAR_COLUMNS: usize = 12;
 
 impl Progress {
     /// In a line: a bar if it can be told how much is done, the order, and what it waits for.
-    pub(super) fn in_short(&self) -> String {
+    pub(in crate::cli) fn in_short(&self) -> String {
         let bar = self.part.map(|part| bar(part, BAR_COLUMNS) + " ").unwrap_or_default();
         format!("{bar}{}: {}", self.order, self.text)
     }
@@ -143,7 +143,7 @@ impl Progress {
 
 /// A service, its versions, and their backends.
 #[derive(Clone, Debug)]
-pub(super) struct Service {
+pub(in crate::cli) struct Service {
     /// The service.
     pub row: Row,
     /// Each version with its backends.
@@ -152,7 +152,7 @@ pub(super) struct Service {
 
 /// All of it.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(in crate::cli) struct Board {
     /// By name.
     pub services: Vec<Service>,
     /// Of everything together.
@@ -167,7 +167,7 @@ pub(super) struct Board {
 
 impl Board {
     /// What an answer shows.
-    pub(super) fn new(live: Live, history: &History, at_ms: i64) -> Self {
+    pub(in crate::cli) fn new(live: Live, history: &History, at_ms: i64) -> Self {
         let services: Vec<Service> =
             live.status.services.iter().map(|own| service(own, &live.queues, history, at_ms)).collect();
         let mut total = Figures::default();
@@ -178,12 +178,12 @@ impl Board {
     }
 
     /// A service by its name.
-    pub(super) fn service(&self, name: &str) -> Option<&Service> {
+    pub(in crate::cli) fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.row.name == name)
     }
 
     /// A backend by its id: its service, its row and its status.
-    pub(super) fn backend(&self, service: &str, id: &str) -> Option<(&ServiceStatus, &Row, &BackendStatus)> {
+    pub(in crate::cli) fn backend(&self, service: &str, id: &str) -> Option<(&ServiceStatus, &Row, &BackendStatus)> {
         let shown = self.service(service)?.versions.iter().flat_map(|(_, backends)| backends);
         let row = shown.into_iter().find(|row| matches!(&row.key, Key::Backend(_, own) if own == id))?;
         let service = self.live.status.services.iter().find(|own| own.name == service)?;
