@@ -22,6 +22,7 @@
 //! - [`roles`]: unprivileged users of the API
 //! - [`upgrades`]: releases that take over from each other
 //! - [`mod@pty`], [`screenshot`]: programs on a terminal of their own, and pictures of it
+//! - [`mod@page`], [`http`], [`browser`]: the web page, requests to it, and a real Chromium
 //! - [`refusals`]: system calls that fail for one process
 //! - [`scale`]: how much long tests do
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
@@ -29,6 +30,7 @@
 pub mod asked;
 pub mod bpf;
 pub mod bridged;
+pub mod browser;
 pub mod cgroup2;
 pub mod check;
 pub mod clients;
@@ -42,6 +44,7 @@ pub mod flood;
 pub mod handover;
 pub mod held;
 pub mod host;
+pub mod http;
 pub mod image;
 pub mod journal;
 pub mod listeners;
@@ -49,6 +52,7 @@ pub mod load;
 pub mod neighbour;
 pub mod netns;
 pub mod orders;
+pub mod page;
 pub mod podman;
 pub mod process;
 pub mod programs;

@@ -47,7 +47,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
 pub fn build_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("finding the test's own path")?;
     let dir = exe.parent().context("the test has no directory")?;
-    let dir = if dir.ends_with("deps") { dir.parent().context("deps has no parent")? } else { dir };
+    let dir = if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.parent().context("it has no parent")?
+    } else {
+        dir
+    };
     Ok(dir.to_owned())
 }
 

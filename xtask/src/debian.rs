@@ -15,12 +15,16 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 31] = [
+const NEEDS: [Need; 34] = [
     ("apparmor_parser", "apparmor"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("caddy", "caddy"),
     ("checkmodule", "checkpolicy"),
+    ("chromedriver", "chromium-driver"),
+    ("chromium", "chromium"),
+    // Without a font, Chromium shows no letters.
+    ("chromium", "fonts-dejavu-core"),
     ("conmon", "conmon"),
     ("crun", "crun"),
     ("curl", "curl"),

@@ -114,6 +114,7 @@ fn router() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(register))
         .routes(routes!(unload))
         .routes(routes!(openapi::openapi))
+        .routes(routes!(openapi::root))
 }
 
 type App = State<Arc<Shared>>;

@@ -36,3 +36,14 @@ pub fn document() -> &'static str {
 pub(super) async fn openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], document())
 }
+
+/// What this is, and where to look
+///
+/// The daemon reads no request of a browser: `pod-steer web` serves the page.
+#[utoipa::path(
+    get, path = "/",
+    responses((status = 200, description = "One line for people", body = String, content_type = "text/plain")),
+)]
+pub(super) async fn root() -> &'static str {
+    "The API of pod-steer. GET /v1/openapi.json describes it; `pod-steer web` shows services in a browser.\n"
+}

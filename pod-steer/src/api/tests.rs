@@ -203,6 +203,7 @@ fn the_document_and_the_router_agree() {
         ("post", "/v1/register"),
         ("post", "/v1/unload"),
         ("get", "/v1/openapi.json"),
+        ("get", "/"),
     ];
     assert_eq!(described, expected.map(|(method, path)| (method.to_owned(), path.to_owned())).into());
     // The router serves what is described, by that method and no other.

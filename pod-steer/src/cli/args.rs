@@ -5,6 +5,7 @@ pub mod options;
 pub mod rollout;
 pub mod sockets;
 pub mod up;
+pub mod web;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, PauseArgs, ServiceArgs, ShiftArgs};
 use sockets::SocketsArgs;
 use up::UpArgs;
+use web::WebArgs;
 
 /// Many containers, one port: a kernel program chooses the listening socket for each new connection.
 #[derive(Debug, Parser)]
@@ -47,6 +49,11 @@ pub enum Command {
     Status(StatusArgs),
     /// Watch services, versions and backends live: connections a second, shares, accept queues, conditions, operations
     Top(TopArgs),
+    /// Serve a page for a browser on this machine: traffic, operations, history and events, as they happen
+    ///
+    /// It prints an address that can be opened once; only the browser that opens it sees the page. The page shows what this user may see,
+    /// and changes nothing without --allow-orders. From another machine, reach it through `ssh -L`, with the same port at both ends.
+    Web(WebArgs),
     /// Move all new connections to a version once it is ready, and wait for the old connections to end
     Deploy(DeployArgs),
     /// Move to a version step by step; rolls back automatically if it fails

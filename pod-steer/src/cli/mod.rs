@@ -21,6 +21,7 @@ mod terminal;
 mod top;
 mod unload;
 mod up;
+mod web;
 mod words;
 
 use std::{io, process::ExitCode};
@@ -140,12 +141,13 @@ fn dispatch(command: Command) -> Outcome {
         Command::Register(args) => exec::register(args),
         Command::Status(args) => status::status(&args),
         Command::Top(args) => top::top(&args),
+        Command::Web(args) => web::web(&args),
         Command::Deploy(args) => orders::deploy(&args),
         Command::Canary(args) => orders::canary(&args),
         Command::Shift(args) => orders::shift(&args),
         Command::Rollback(args) => orders::plain(&args, &Order::Rollback),
         Command::Drain(args) => orders::drain(&args),
-        Command::Resume(args) => orders::resume(args),
+        Command::Resume(args) => orders::resume(&args),
         Command::Pause(args) => orders::pause(&args),
         Command::Unpause(args) => orders::plain(&args, &Order::Unpause),
         Command::History(args) => history::history(&args),

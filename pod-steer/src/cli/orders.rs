@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
+use clap::Parser as _;
+
 use super::{
     Failure, Outcome as Ended,
-    args::rollout::{CanaryArgs, DeployArgs, DrainArgs, OutputFormat, PartArgs, PauseArgs, ServiceArgs, ShiftArgs},
+    args::{
+        Cli, Command,
+        rollout::{CanaryArgs, DeployArgs, DrainArgs, OutputFormat, PartArgs, PauseArgs, ServiceArgs, ShiftArgs},
+    },
     block_on,
     follow::{Follower, announce},
     given,
@@ -35,8 +40,31 @@ pub(super) fn drain(args: &DrainArgs) -> Ended {
     carry_out(&args.part.service, &order, args.output, false)
 }
 
-pub(super) fn resume(args: PartArgs) -> Ended {
-    plain(&args.service, &Order::Resume(PartOrder { version: args.version, backend: args.backend }))
+pub(super) fn resume(args: &PartArgs) -> Ended {
+    plain(&args.service, &resume_of(args))
+}
+
+fn resume_of(args: &PartArgs) -> Order {
+    Order::Resume(PartOrder { version: args.version.clone(), backend: args.backend.clone() })
+}
+
+/// The order of a command line, with its service; `args` are without the program's name.
+pub(super) fn parsed(args: &[String]) -> Result<(String, Order), String> {
+    let words = std::iter::once("pod-steer").chain(args.iter().map(String::as_str));
+    let cli = Cli::try_parse_from(words)
+        .map_err(|error| super::one_line(&error).unwrap_or_else(|| "this is no order".to_owned()))?;
+    let named = |args: &ServiceArgs, order| Ok((args.service.clone(), order));
+    match &cli.command {
+        Command::Deploy(args) => named(&args.service, Order::Deploy(given::deploy(args)?)),
+        Command::Canary(args) => named(&args.service, Order::Canary(given::canary(args)?)),
+        Command::Shift(args) => named(&args.service, Order::Shift(given::shift(args)?)),
+        Command::Rollback(args) => named(args, Order::Rollback),
+        Command::Drain(args) => named(&args.part.service, Order::Drain(given::drain(args)?)),
+        Command::Resume(args) => named(&args.service, resume_of(args)),
+        Command::Pause(args) => named(&args.service, Order::Pause(given::pause(args)?)),
+        Command::Unpause(args) => named(args, Order::Unpause),
+        _ => Err("this is no order".to_owned()),
+    }
 }
 
 pub(super) fn pause(args: &PauseArgs) -> Ended {
