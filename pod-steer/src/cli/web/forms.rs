@@ -144,7 +144,7 @@ fn effect(service: &str, order: &Order) -> Markup {
             Order::Rollback => { "The last deploy, canary or shift is undone, or the one that is under way ends." }
             Order::Drain(part) => { "No new connections go to " (title(service, part.version.as_deref(), part.backend.as_deref())) ". Those that are open stay." }
             Order::Resume(part) => { "New connections go to " (title(service, part.version.as_deref(), part.backend.as_deref())) " again." }
-            Order::Pause => { "New connections wait, until the pause ends or the client gives up. Those that are open stay." }
+            Order::Pause(_) => { "New connections wait, until the pause ends or the client gives up. Those that are open stay." }
             Order::Unpause => { "Waiting and new connections are let in again." }
             Order::Forget => {}
         }
