@@ -119,6 +119,7 @@ impl Service {
                 steered: true,
                 overflows: 0,
                 weight: backend.spec.weight,
+                has_served: true,
                 can_stop: true,
                 stop_ms: Some(12_000),
                 condition: None,
