@@ -118,6 +118,7 @@ const _: () = {
     assert!(size_of::<Destination>() == 64);
     assert!(size_of::<CandidateKey>() == 8);
     assert!(size_of::<Candidate>() == 8);
+    assert!(size_of::<Link>() == 12 && size_of::<Network>() == 32);
     assert!(size_of::<SocketInfo>() == 56 + LATER);
     assert!(size_of::<SourceKey>() == 20);
     assert!(core::mem::offset_of!(SocketInfo, backend) == 24);

@@ -12,11 +12,11 @@ use aya_ebpf::{
 };
 use pod_steer_ebpf::{
     BACKENDS_MAX_DEFAULT, BackendCounters, CANDIDATES_MAX, Candidate, CandidateKey, Destination, EVENTS_BYTES, Event,
-    FLOWS_MAX, FORWARDED_WORDS, Flow, Hidden, LOST_EVENTS, LOST_MAX, ListenRate, MANAGED_PORTS_MAX, MISSES_MAX,
-    ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, NoteKey, OWN_CONNECTIONS_MAX, OWN_LISTENERS_MAX,
-    OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PENDING_MAX, PORT_USERS_MAX, PORT_WORDS,
-    PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Reply, Rule, RuleKey, SERVICES_MAX, SOCKETS_MAX, SOURCES_MAX,
-    ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, Tuple, block_of,
+    FLOWS_MAX, FORWARDED_WORDS, Flow, Hidden, LINKS_MAX, LOST_EVENTS, LOST_MAX, Link, ListenRate, MANAGED_PORTS_MAX,
+    MISSES_MAX, ManagedBlock, ManagedPorts, Meta, Move, NOTE_BYTES, NOTES_MAX, Network, NoteKey, OWN_CONNECTIONS_MAX,
+    OWN_LISTENERS_MAX, OWN_PORTS_MAX, OwnBlock, OwnConnection, OwnListener, OwnPorts, OwnSocket, PENDING_MAX,
+    PORT_USERS_MAX, PORT_WORDS, PROBES_UNDER_WAY_MAX, PortKey, PortUser, ProbeKey, Reply, Rule, RuleKey, SERVICES_MAX,
+    SOCKETS_MAX, SOURCES_MAX, ServiceCounters, SocketInfo, SourceKey, TABLES_MAX, Tuple, block_of,
 };
 
 use crate::table::Table;
@@ -40,6 +40,10 @@ static LISTENERS_MAX: u64 = 0;
 #[unsafe(no_mangle)]
 static FORWARDS: u64 = 0;
 
+/// The last port that programs of this namespace get from the kernel (`net.ipv4.ip_local_port_range`).
+#[unsafe(no_mangle)]
+static LOCAL_PORT_MAX: u64 = 0;
+
 /// Index of the device by which the packets of a dry run come; else zero. The context of a lookup's dry run cannot tell it: Linux refuses one
 /// in which `ingress_ifindex` is set.
 #[unsafe(no_mangle)]
@@ -61,6 +65,7 @@ constant!(seed, SEED);
 constant!(listeners_max, LISTENERS_MAX);
 constant!(forwards, FORWARDS);
 constant!(dry_ifindex, DRY_IFINDEX);
+constant!(local_port_max, LOCAL_PORT_MAX);
 
 /// Version, seed and limits of this state, in entry 0. Only the daemon reads it.
 #[btf_map]
@@ -155,6 +160,10 @@ pub static CANDIDATES: HashMap<CandidateKey, Candidate, { CANDIDATES_MAX as usiz
 /// The backends whose packets are handed over to the other end of their pair, with the index of the end in the ingress namespace.
 #[btf_map]
 pub static PEERS: HashMap<u32, u32, { BACKENDS_MAX_DEFAULT as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Clients that a backend would answer past this machine.
+#[btf_map]
+pub static LINKS: HashMap<Link, Network, { LINKS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 /// The ports that forwarded packets come to and go to ([`pod_steer_ebpf::forwarded_place`]). Packets for other ports pay one lookup.
 #[btf_map]

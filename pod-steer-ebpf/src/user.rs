@@ -17,6 +17,8 @@ pod!(
     Tuple,
     Flow,
     Destination,
+    Link,
+    Network,
     CandidateKey,
     Candidate,
     SocketInfo,

@@ -16,7 +16,7 @@ use crate::{
     host::{Client, Host},
     load::{self, Tally},
     netns::NetNs,
-    process::run,
+    process::{output, run},
     report, server,
 };
 
@@ -106,6 +106,23 @@ pub fn add_kept(tally: &mut Tally, kept: &[Kept]) {
 pub fn entries(host: &Host, map: &str) -> Result<usize> {
     let dump = bpftool(host, "dump", map)?;
     Ok(dump.as_array().with_context(|| format!("bpftool lists no entries of {map}: {dump}"))?.len())
+}
+
+/// Removes every entry of all connections, as an eviction does, or a new map.
+pub fn forget(host: &Host) -> Result<()> {
+    for map in ["FLOWS", "PENDING"] {
+        let dump = bpftool(host, "dump", map)?;
+        for entry in dump.as_array().context("no entries")? {
+            let key = entry["key"].as_array().context("no key")?;
+            let key = key.iter().map(|byte| byte.as_str().unwrap_or_default().trim_start_matches("0x"));
+            let pin = format!("{BPFFS}/forward/{map}");
+            let mut delete = host.command("bpftool")?;
+            // One that is gone already was evicted.
+            output(delete.args(["map", "delete", "pinned", &pin, "key", "hex"]).args(key))?;
+        }
+    }
+    ensure!(entries(host, "FLOWS")? == 0, "entries are left");
+    Ok(())
 }
 
 /// The size of such a map.

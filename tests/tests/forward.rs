@@ -140,24 +140,13 @@ fn connections_outlive_the_loss_of_their_entries() -> Result<()> {
     stage.daemon.wait_ready("web", 3)?;
     let target: SocketAddr = (client.host_ip4, 80).into();
     let mut held = kept(&client, target, 3)?;
-    // As an eviction does, or a new map: every entry is gone.
-    let empty = format!(
-        "set -e; for map in FLOWS PENDING; do \
-         bpftool -j map dump pinned {PINS}/forward/$map | python3 -c '\
-import json, sys\n\
-for entry in json.load(sys.stdin): print(\" \".join(entry[\"key\"]))' | \
-         while read -r key; do bpftool map delete pinned {PINS}/forward/$map key hex $(echo $key | sed s/0x//g); done; done; \
-         bpftool -j map dump pinned {PINS}/forward/FLOWS"
-    );
-    let left = output(stage.host.command("sh")?.args(["-c", &empty]))?;
-    ensure!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+    bridged::forget(&stage.host)?;
     held.iter_mut().try_for_each(Kept::goes_on)?;
     let service = stage.daemon.status()?.service("web").context("no service")?.clone();
     ensure!(service.counter("adopted") == held.len() as u64, "{service:#?}");
     // A draining backend is in no table, and keeps its connections all the same.
     stage.daemon.order_done("drain web --backend web-1")?;
-    let left = output(stage.host.command("sh")?.args(["-c", &empty]))?;
-    ensure!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+    bridged::forget(&stage.host)?;
     held.iter_mut().try_for_each(Kept::goes_on)?;
     let service = stage.daemon.status()?.service("web").context("no service")?.clone();
     ensure!(service.counter("adopted") == 2 * held.len() as u64, "{service:#?}");

@@ -52,11 +52,14 @@ pub struct Tuple {
     pub destination_port: u16,
     /// [`crate::FAMILY_V4`] or [`crate::FAMILY_V6`].
     pub family: u8,
-    /// 1 for the direction from the container.
+    /// 1 for the direction from the container. [`EXPECTED_SYN`] for the key of a SYN that has another source where it leaves.
     pub reply: u8,
     /// Zero.
     pub pad: [u8; 2],
 }
+
+/// [`Tuple::reply`] of a key that finds a SYN by its sequence number, which is in the place of the source.
+pub const EXPECTED_SYN: u8 = 2;
 
 impl Tuple {
     /// The other direction of packets like these.
@@ -144,12 +147,57 @@ pub struct Destination {
     pub nsid: i32,
     /// The same, of IPv6.
     pub v6: [u32; 4],
-    /// An address of the ingress namespace on the container's link, its next hop; zero if it has none.
+    /// An address of the ingress namespace that the container reaches on its link: by rule its next hop; zero if it has none.
     pub gateway_v4: u32,
     /// Index of the device that leads to the container: its bridge, or the end of its pair.
     pub device: u32,
     /// The same as `gateway_v4`, of IPv6.
     pub gateway_v6: [u32; 4],
+}
+
+/// A backend, and a device by which clients come that it would answer past this machine: by another of its devices, or by another router.
+/// In place of the addresses of these clients, which are in the entry's [`Network`], it sees that of [`Destination::gateway_v4`] or its like.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Link {
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the device.
+    pub device: u32,
+    /// [`crate::FAMILY_V4`] or [`crate::FAMILY_V6`].
+    pub family: u32,
+}
+
+/// Addresses that are equal in the bits of a mask. Both are in network byte order, IPv4 in the first word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// One of the addresses.
+    pub address: [u32; 4],
+    /// The bits that count.
+    pub mask: [u32; 4],
+}
+
+/// Maximum number of [`Link`]s.
+pub const LINKS_MAX: u32 = 65_536;
+
+/// Of the tries for another source port, so many take one above those that programs get from the kernel. Then no program that connects to the
+/// container directly gets the same, and no translation of the firewall, which keeps a client's port if it can.
+const TRIES_ABOVE: u32 = 6;
+/// If there are fewer ports above, those above the default range take their place.
+const PORTS_ABOVE_MIN: u16 = 1_024;
+const DEFAULT_LOCAL_MAX: u16 = 60_999;
+/// The other tries take one of half of all ports.
+const SOURCE_PORT_MIN: u16 = 32_768;
+
+/// The source port for the try with this number, by a hash. `local_max` is the last port that programs get from the kernel.
+pub const fn source_port(hash: u64, number: u32, local_max: u16) -> u16 {
+    if number >= TRIES_ABOVE {
+        return SOURCE_PORT_MIN | hash as u16;
+    }
+    let below = if u16::MAX - local_max < PORTS_ABOVE_MIN { DEFAULT_LOCAL_MAX } else { local_max };
+    let above = (u16::MAX - below) as u32;
+    below + 1 + ((hash as u16 as u32 * above) >> 16) as u16
 }
 
 /// Key of a backend that may have a connection. Number 0 is that of the [`Candidate`] which holds their count.

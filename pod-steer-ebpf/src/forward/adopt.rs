@@ -50,7 +50,16 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         return NONE;
     }
     work.flow = Flow { to: work.tuple, seen_ns: now, service, backend: NONE, ..Flow::default() };
-    let mut search = Search { ctx, front, ifindex, count, state: NO_SOCKET, tuple: &work.tuple, flow: &mut work.flow };
+    let mut search = Search {
+        ctx,
+        front,
+        ifindex,
+        by_bridge: work.bridge,
+        count,
+        state: NO_SOCKET,
+        tuple: &work.tuple,
+        flow: &mut work.flow,
+    };
     let steps = count.min(2 * WALK_MAX).wrapping_mul(SOURCE_PORTS + 1).min(2 * WALK_MAX);
     // SAFETY: the callback has the signature that the helper calls, and `search` outlives the call.
     unsafe { bpf_loop(steps, step as *mut c_void, (&raw mut search).cast(), 0) };
@@ -115,6 +124,8 @@ struct Search<'a> {
     ctx: &'a TcContext,
     front: u16,
     ifindex: u32,
+    /// [`Work::bridge`].
+    by_bridge: u32,
     /// Of candidates.
     count: u32,
     /// Of the socket that was found.
@@ -139,8 +150,12 @@ extern "C" fn step(i: u32, context: *mut c_void) -> i64 {
         return 0;
     }
     (flow.to, flow.flags, flow.device) = (*search.tuple, 0, 0);
-    if !local::hand_over(flow, candidate.backend, destination, search.ifindex) {
+    if !local::hand_over(flow, candidate.backend, destination, search.ifindex, search.by_bridge != 0) {
         return 0;
+    }
+    if search.by_bridge != 0 && flow.flags & FLOW_PEER == 0 {
+        // The firewall may translate the client's source, and has let its SYN pass.
+        flow.device = destination.device;
     }
     if try_number != 0 {
         flow.flags |= FLOW_SOURCE;

@@ -79,6 +79,10 @@ pub struct Work {
     pub quoted: u32,
     /// Of a SYN: [`FORMER_KEPT`] and others, the entries that were found under its keys.
     pub former: u32,
+    /// Not zero if the packet came by a bridge.
+    pub bridge: u32,
+    /// The source that the packet has, if it is not that of `tuple`.
+    pub wire: [u32; 4],
     /// Not zero for a fragment of an IPv4 packet. All but the first have no TCP header.
     pub fragment: u32,
 }

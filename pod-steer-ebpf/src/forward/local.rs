@@ -12,8 +12,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use pod_steer_ebpf::{
-    Destination, FAMILY_V4, FLOW_PEER, FLOW_SOURCE, Flow, NONE, OwnConnection, PROBE_SOURCE_V4, ProbeKey, Tuple,
-    finish, mix,
+    Destination, FAMILY_V4, FLOW_PEER, FLOW_SOURCE, Flow, Link, NONE, Network, OwnConnection, PROBE_SOURCE_V4,
+    ProbeKey, Tuple, finish, mix,
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     sockets::{is_connection, state},
 };
 use crate::{
-    maps::{FLOWS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, netns_cookie, seed},
+    maps::{FLOWS, LINKS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, local_port_max, netns_cookie, seed},
     own,
     packet::{LOOPBACK_V6, Packet},
 };
@@ -37,8 +37,6 @@ const YOUNG_NS: u64 = 3_000_000_000;
 /// Ports that are tried for a client whose source is rewritten. They follow from its address and port, so that a connection whose entries
 /// are lost can be found again.
 pub const SOURCE_PORTS: u32 = 16;
-/// They are half of all ports.
-const SOURCE_PORT_MIN: u16 = 32_768;
 
 /// Whether a packet from the loopback device is one of a health check, or of a backend's connection to itself: `steer` decides on those.
 #[inline(never)]
@@ -72,8 +70,10 @@ fn is_v6_loopback(address: &[u32; 4]) -> bool {
 
 /// Completes a choice of this backend for a client that came by this device. False if the backend cannot answer it.
 #[inline(always)]
-pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifindex: u32) -> bool {
-    let is_on_link = ifindex == destination.device;
+pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifindex: u32, by_bridge: bool) -> bool {
+    let is_v4 = flow.to.family == FAMILY_V4;
+    let is_on_link = ifindex == destination.device
+        || (by_bridge || ifindex == LOOPBACK) && answers_elsewhere(backend, ifindex, &flow.to);
     if ifindex != LOOPBACK && !is_on_link {
         if end(backend) != 0 {
             flow.flags = FLOW_PEER;
@@ -81,7 +81,6 @@ pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifind
         return true;
     }
     flow.device = destination.device;
-    let is_v4 = flow.to.family == FAMILY_V4;
     let is_loopback =
         if is_v4 { u32::from_be(flow.to.source[0]) >> 24 == 127 } else { is_v6_loopback(&flow.to.source) };
     if !is_on_link && !is_loopback {
@@ -97,13 +96,24 @@ pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifind
     true
 }
 
+/// Whether a backend would answer the source of this packet, which came by this device, past this machine.
+#[inline(always)]
+pub fn answers_elsewhere(backend: u32, ifindex: u32, tuple: &Tuple) -> bool {
+    // SAFETY: an entry is replaced as a whole.
+    let Some(network) = (unsafe { LINKS.get(Link { backend, device: ifindex, family: tuple.family.into() }) }) else {
+        return false;
+    };
+    let Network { address, mask } = network;
+    (0..4).fold(0, |all, word| all | (tuple.source[word] ^ address[word]) & mask[word]) == 0
+}
+
 /// The port that such a client gets at the try with this number, in network byte order.
 #[inline(always)]
 pub fn source_port(tuple: &Tuple, number: u32) -> u16 {
     let mut h = mix(seed(), u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16);
     h = mix(h, u64::from(tuple.source[0]) << 32 | u64::from(tuple.destination[0]));
     h = mix(h, u64::from(tuple.source[3]) << 32 | u64::from(tuple.destination[3]));
-    (SOURCE_PORT_MIN | finish(h.wrapping_add(number.into())) as u16).to_be()
+    pod_steer_ebpf::source_port(finish(h.wrapping_add(number.into())), number, local_port_max() as u16).to_be()
 }
 
 /// Whether a connection has a source port that the server's side does not know yet; chooses another one if it must. A client may use one

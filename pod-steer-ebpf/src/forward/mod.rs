@@ -22,6 +22,7 @@ mod rewrite;
 mod routes;
 mod sockets;
 mod syn;
+mod translated;
 
 use core::ptr;
 
@@ -54,7 +55,7 @@ const PACKET_HOST: u32 = 0;
 /// Packets that come by an Ethernet device.
 #[classifier]
 pub fn from_wire(ctx: TcContext) -> i32 {
-    go_on(ingress(ctx.as_ptr().cast(), ETHERNET))
+    go_on(ingress(ctx.as_ptr().cast(), ETHERNET, false))
 }
 
 /// Packets that come by a bridge. br_netfilter has given them an entry of conntrack by then, which is that of the packet before it was
@@ -69,7 +70,7 @@ pub fn from_bridge(ctx: TcContext) -> i32 {
         }
         return NEXT;
     }
-    match ingress(ctx.as_ptr().cast(), ETHERNET) {
+    match ingress(ctx.as_ptr().cast(), ETHERNET, true) {
         LEFT => local::receive(skb.ifindex),
         verdict => verdict,
     }
@@ -78,7 +79,7 @@ pub fn from_bridge(ctx: TcContext) -> i32 {
 /// Packets that come by a device without Ethernet headers.
 #[classifier]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
-    go_on(ingress(ctx.as_ptr().cast(), 0))
+    go_on(ingress(ctx.as_ptr().cast(), 0, false))
 }
 
 /// Packets that come out of a pair of devices whose other end a container with `via=peer` has.
@@ -115,7 +116,7 @@ fn go_on(verdict: i32) -> i32 {
 
 /// The IP header begins at `l2`. Returns the program's verdict, or [`LEFT`].
 #[inline(never)]
-fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
+fn ingress(skb: *mut __sk_buff, l2: usize, by_bridge: bool) -> i32 {
     differ();
     let ctx = &TcContext::new(skb);
     let skb = Skb::of(ctx);
@@ -131,6 +132,7 @@ fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         _ => return NEXT,
     }
     let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+    work.bridge = by_bridge.into();
     if work.icmp != 0 {
         let is_ours = is_forwarded(work.tuple.source_port, false) && icmp::find(work, true);
         return error(ctx, l2, work, is_ours, true, skb.mark);
@@ -227,7 +229,7 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
                 return if done { NEXT } else { dropped(reply.service) };
             }
         }
-        Look::Tcp(ports) if ports.begins && skb.mark & FORWARD_MARK == 0 && is_forwarded(ports.destination, true) => {}
+        Look::Tcp(ports) if ports.begins && is_forwarded(ports.destination, true) => {}
         Look::Closer => {}
         _ => return NEXT,
     }
@@ -240,7 +242,10 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
         return fragments::follow(ctx, l2, work, true, skb.mark);
     }
     fragments::begin(work, true);
-    if work.begins() && skb.mark & FORWARD_MARK == 0 && is_forwarded(work.tuple.destination_port, true) {
+    if work.begins() && is_forwarded(work.tuple.destination_port, true) {
+        if skb.mark & FORWARD_MARK != 0 {
+            return if translated::restore(ctx, l2, skb.ifindex, work) { NEXT } else { TC_ACT_SHOT };
+        }
         known::forget_reply(ctx, &work.tuple);
     }
     if !is_forwarded(work.tuple.source_port, true) {

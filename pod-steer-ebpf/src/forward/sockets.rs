@@ -17,6 +17,7 @@ use crate::maps::LISTENERS;
 
 /// The states of a socket (`include/net/tcp_states.h`), and a number that is none.
 pub const NO_SOCKET: u32 = 0;
+pub const TCP_SYN_SENT: u32 = 2;
 pub const TCP_FIN_WAIT1: u32 = 4;
 pub const TCP_FIN_WAIT2: u32 = 5;
 const TCP_TIME_WAIT: u32 = 6;
@@ -25,6 +26,9 @@ pub const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
 pub const TCP_CLOSING: u32 = 11;
 pub const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// In place of a namespace's number: that of the program's device (`BPF_F_CURRENT_NETNS`).
+pub const CURRENT_NAMESPACE: i32 = -1;
 
 /// A listening socket of any namespace.
 pub struct Listener {

@@ -13,6 +13,7 @@ use super::{
     now,
     routes::{Route, route},
     sockets::{NO_SOCKET, is_alive, listener, state},
+    translated,
 };
 use crate::{
     choose::choose,
@@ -31,16 +32,25 @@ const RETRANSMITTED_NS: u64 = 4_000_000_000;
 /// Chooses for a SYN. Sets what its packets become and returns the service; [`NONE`] if they pass, [`REPEAT`] if this one is dropped.
 #[inline(always)]
 pub fn choose_for(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
-    // Three calls, one after the other: the stack has no room for all of them at once.
-    let service = again(ctx, work);
-    if service != ANEW {
-        return service;
+    // One call after the other: the stack has no room for all of them at once.
+    let is_translated = ifindex == LOOPBACK && translated::find_socket(ctx, work);
+    let mut service = again(ctx, ifindex, work);
+    if service == ANEW {
+        // The loopback device has packets for this machine only.
+        if ifindex == LOOPBACK || is_for_here(ctx, ifindex, &work.tuple) {
+            choose_anew(ifindex, work);
+        }
+        if is_translated && work.flow.flags & FLOW_LOCAL != 0 {
+            // The lookup finds the choice by the packet's own source.
+            work.tuple.source = work.wire;
+        }
+        service = remember(ctx, ifindex, work);
     }
-    // The loopback device has packets for this machine only.
-    if ifindex == LOOPBACK || is_for_here(ctx, ifindex, &work.tuple) {
-        choose_anew(ifindex, work);
+    if is_translated {
+        // The packet is rewritten from what it is.
+        work.tuple.source = work.wire;
     }
-    remember(ctx, ifindex, work)
+    service
 }
 
 /// The connection is new.
@@ -48,7 +58,7 @@ const ANEW: u32 = NONE - 1;
 
 /// The choice for a SYN that is repeated, or that meets a connection which lives: returns as [`choose_for`]. [`ANEW`] for any other.
 #[inline(never)]
-fn again(ctx: &TcContext, work: &mut Work) -> u32 {
+fn again(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     let now = now();
     let is_pending = known::pending(&work.tuple, &mut work.flow).is_some();
     work.former = if is_pending { FORMER_PENDING } else { 0 };
@@ -58,6 +68,7 @@ fn again(ctx: &TcContext, work: &mut Work) -> u32 {
         && now.wrapping_sub(work.flow.seen_ns) < RETRANSMITTED_NS
         && is_listening(work.flow.cookie)
         && is_current(&work.flow)
+        && !answers_elsewhere(ifindex, work)
     {
         work.to = work.flow.to;
         let Flow { device, flags, backend, .. } = work.flow;
@@ -91,6 +102,16 @@ fn is_current(flow: &Flow) -> bool {
     let [a, b, c, d] = address_of(destination, flow.to.family);
     let to = &flow.to.destination;
     (a ^ to[0]) | (b ^ to[1]) | (c ^ to[2]) | (d ^ to[3]) == 0
+}
+
+/// Whether a choice is from before its backend was connected to the client's network too.
+#[inline(always)]
+fn answers_elsewhere(ifindex: u32, work: &Work) -> bool {
+    let Flow { to, backend, .. } = &work.flow;
+    let differs = |word: usize| to.source[word] ^ work.tuple.source[word];
+    work.bridge != 0
+        && differs(0) | differs(1) | differs(2) | differs(3) == 0
+        && local::answers_elsewhere(*backend, ifindex, &work.tuple)
 }
 
 /// The address of a backend; zero if it has none of this family.
@@ -135,6 +156,9 @@ fn remember(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         return NONE;
     }
     let Flow { device, flags, backend, .. } = work.flow;
+    if work.bridge != 0 && device == 0 && flags & FLOW_PEER == 0 {
+        translated::expect(ifindex, work);
+    }
     known::go(work, device, flags, backend);
     count!(BACKEND_COUNTERS, work.flow.backend, steered);
     work.flow.service
@@ -189,7 +213,8 @@ fn choose_anew(ifindex: u32, work: &mut Work) {
     let Some(rule) = rule_of(&work.tuple, ifindex).filter(|rule| rule.table != NONE) else { return };
     let packet = Packet::of_tuple(&work.tuple, ifindex);
     work.flow.service = rule.service;
-    choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex });
+    let by_bridge = work.bridge != 0;
+    choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex, by_bridge });
 }
 
 /// Whether the destination is an address of this machine. Packets that are only forwarded through it are left alone.
@@ -209,6 +234,8 @@ struct Pick<'a> {
     flow: &'a mut Flow,
     /// The device that the packet came by.
     ifindex: u32,
+    /// It is a bridge.
+    by_bridge: bool,
 }
 
 impl Chooser for Pick<'_> {
@@ -250,7 +277,7 @@ impl Chooser for Pick<'_> {
         if bound != [0; 4] && bound != address {
             return Visit::TryNext;
         }
-        if !local::hand_over(self.flow, index, destination, self.ifindex) {
+        if !local::hand_over(self.flow, index, destination, self.ifindex, self.by_bridge) {
             count!(SERVICE_COUNTERS, service, no_destination);
             return Visit::TryNext;
         }

@@ -1,8 +1,12 @@
 //! How a container with a network namespace of its own is connected: behind a bridge of an ingress namespace, or in a way in which no
 //! packet can be forwarded to it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Backend;
@@ -34,10 +38,15 @@ pub struct Bridge {
     pub v4: Option<Ipv4Addr>,
     /// The same for IPv6: a global address or a unique local one.
     pub v6: Option<Ipv6Addr>,
-    /// The next hop of the container's default route.
+    /// The ingress namespace's address on the container's link: the next hop of the container's default route, if that leads to the ingress
+    /// namespace.
     pub gateway_v4: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub gateway_v6: Option<Ipv6Addr>,
+    /// Clients that the container would answer past the ingress namespace: the device by which they come, and their network. Those on its
+    /// other networks, and those on the host if its default route leads to another router.
+    #[serde(default)]
+    pub elsewhere: BTreeSet<(u32, IpNet)>,
     /// Index of the container's own end of the pair; zero if an earlier version has stored this.
     #[serde(default)]
     pub inner: u32,
@@ -186,8 +195,6 @@ impl Backend {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::{super::tests::backend, *};
     use crate::ids::NetnsCookie;
 
@@ -202,6 +209,7 @@ mod tests {
             v6: None,
             gateway_v4: Some(Ipv4Addr::new(172, 17, 0, 1)),
             gateway_v6: None,
+            elsewhere: BTreeSet::from([(4, "172.18.0.0/16".parse().unwrap())]),
             inner: 2,
             is_internal: false,
         }

@@ -7,6 +7,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
+
 use super::{Backend, Bridge, Phase, Plan, Socket, World, scope::Facts};
 use crate::{
     condition::{Condition, Reason},
@@ -34,6 +36,8 @@ pub struct Destination {
     pub gateway_v4: Option<Ipv4Addr>,
     /// [`Bridge::gateway_v6`].
     pub gateway_v6: Option<Ipv6Addr>,
+    /// [`Bridge::elsewhere`].
+    pub elsewhere: BTreeSet<(u32, IpNet)>,
     /// [`Bridge::end`], if its packets are handed over to the other end.
     pub peer: Option<u32>,
     /// The service.
@@ -163,6 +167,7 @@ pub(super) fn destinations(facts: &Facts<'_>, plan: &mut Plan) {
             device: bridge.device,
             gateway_v4: bridge.gateway_v4,
             gateway_v6: bridge.gateway_v6,
+            elsewhere: bridge.elsewhere.clone(),
             peer: (wants_peer && facts.world.peer_refused.is_none() && bridge.end != 0).then_some(bridge.end),
             service: backend.spec.service.clone(),
             ports,
@@ -244,6 +249,7 @@ mod tests {
             v6: None,
             gateway_v4: None,
             gateway_v6: None,
+            elsewhere: BTreeSet::new(),
             inner: 2,
             is_internal: false,
         }

@@ -11,9 +11,12 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
-use pod_steer_ebpf::{self as contract, Candidate, CandidateKey, FORWARDED_WORDS, forwarded_place};
+use ipnet::IpNet;
+use pod_steer_ebpf::{
+    self as contract, Candidate, CandidateKey, FAMILY_V4, FAMILY_V6, FORWARDED_WORDS, Link, Network, forwarded_place,
+};
 
-use super::{Kernel, KernelError, Result, attach::names, bpf, object};
+use super::{Kernel, KernelError, Result, attach::names, bpf, kept::Kept, object};
 use crate::{
     ids::{BackendIndex, NetnsCookie, ServiceIndex},
     world::Destination,
@@ -40,12 +43,11 @@ pub(super) struct Destinations {
     /// Those that an earlier daemon has set, while connections may use them.
     earlier: Option<EarlierPorts>,
     /// The backends whose packets are handed over to the other end of their pair, if that map is open.
-    peers: Option<Peers>,
+    peers: Option<Kept<u32, u32>>,
+    /// Where clients come from that a backend cannot answer at their own address, if that map is open.
+    links: Option<Kept<Link, Network>>,
     dir: PathBuf,
 }
-
-/// The map of backends whose packets are handed over, and what is in it.
-type Peers = (HashMap<MapData, u32, u32>, BTreeMap<u32, u32>);
 
 impl Destinations {
     /// `dir` is the directory of pins.
@@ -64,6 +66,7 @@ impl Destinations {
             ports: None,
             earlier: None,
             peers: None,
+            links: None,
             dir: dir.to_owned(),
         };
         // Without the map, no packet is forwarded yet.
@@ -78,11 +81,10 @@ impl Destinations {
         let map = pin("FORWARDED").map(Map::Array).and_then(Array::try_from);
         let map = map.map_err(KernelError::map("open", "FORWARDED"))?;
         let bits = map.iter().map(|word| word.unwrap_or(u64::MAX)).collect();
-        let peers = pin("PEERS").map(Map::HashMap).and_then(HashMap::<_, u32, u32>::try_from);
         self.ports = Some((map, bits));
-        let peers = peers.map_err(KernelError::map("open", "PEERS"))?;
-        let known = peers.iter().flatten().collect();
-        self.peers = Some((peers, known));
+        let forward = self.dir.join(FORWARD);
+        self.peers = Some(Kept::open(&forward, "PEERS")?);
+        self.links = Some(Kept::open(&forward, "LINKS")?);
         Ok(())
     }
 
@@ -121,7 +123,7 @@ impl Destinations {
                 }
             }
         }
-        failed.and(self.set_peers()).and(self.set_ports(|before, now| before | now))
+        failed.and(self.set_ways()).and(self.set_ports(|before, now| before | now))
     }
 
     /// Removes what is not in a plan any more, after the tables that referred to it.
@@ -144,24 +146,18 @@ impl Destinations {
             let _ = self.candidates.remove(&key);
             self.known.remove(&key);
         }
-        self.set_peers().and(self.set_ports(|_, now| now))
+        self.set_ways().and(self.set_ports(|_, now| now))
     }
 
-    fn set_peers(&mut self) -> Result<()> {
-        let Some((map, known)) = &mut self.peers else { return Ok(()) };
-        let own = self.written.iter().filter_map(|(index, destination)| Some((index.0, destination.peer?)));
-        let wanted: BTreeMap<u32, u32> = own.collect();
-        known.retain(|backend, _| wanted.contains_key(backend) || map.remove(backend).is_err());
-        let mut failed = Ok(());
-        for (backend, device) in wanted {
-            if known.get(&backend) != Some(&device) {
-                match map.insert(backend, device, 0).map_err(KernelError::map("write a backend to", "PEERS")) {
-                    Ok(()) => drop(known.insert(backend, device)),
-                    Err(error) => failed = Err(error),
-                }
-            }
-        }
-        failed
+    /// Writes how the packets of backends are handed over.
+    fn set_ways(&mut self) -> Result<()> {
+        let peers = self.written.iter().filter_map(|(index, destination)| Some((index.0, destination.peer?)));
+        let links = self.written.iter().flat_map(|(index, destination)| {
+            destination.elsewhere.iter().map(|(device, network)| link(*index, *device, network))
+        });
+        let peers = self.peers.as_mut().map(|map| map.set(peers.collect()));
+        let links = self.links.as_mut().map(|map| map.set(links.collect()));
+        peers.into_iter().chain(links).collect()
     }
 
     fn set_ports(&mut self, becomes: impl Fn(u64, u64) -> u64) -> Result<()> {
@@ -239,15 +235,8 @@ fn candidates(
 
 fn in_contract(destination: &Destination) -> contract::Destination {
     let Destination { ingress, netns, nsid, v4, v6, device, gateway_v4, gateway_v6, .. } = destination;
-    let v4_word = |address: &Option<Ipv4Addr>| address.map_or(0, |address| u32::from_ne_bytes(address.octets()));
-    let v6_words = |address: &Option<Ipv6Addr>| {
-        let mut words = [0; 4];
-        let octets = address.map_or([0; 16], |address| address.octets());
-        for (word, bytes) in words.iter_mut().zip(octets.as_chunks::<4>().0) {
-            *word = u32::from_ne_bytes(*bytes);
-        }
-        words
-    };
+    let v4_word = |address: &Option<Ipv4Addr>| address.map_or(0, |address| v4_words(address)[0]);
+    let v6_words = |address: &Option<Ipv6Addr>| address.map_or([0; 4], v6_words);
     contract::Destination {
         ingress_cookie: ingress.0,
         netns_cookie: netns.0,
@@ -258,6 +247,27 @@ fn in_contract(destination: &Destination) -> contract::Destination {
         device: *device,
         gateway_v6: v6_words(gateway_v6),
     }
+}
+
+/// The clients of one device that a backend would answer past the ingress namespace.
+fn link(backend: BackendIndex, device: u32, network: &IpNet) -> (Link, Network) {
+    let (family, address, mask) = match network {
+        IpNet::V4(v4) => (FAMILY_V4, v4_words(v4.network()), v4_words(v4.netmask())),
+        IpNet::V6(v6) => (FAMILY_V6, v6_words(v6.network()), v6_words(v6.netmask())),
+    };
+    (Link { backend: backend.0, device, family: family.into() }, Network { address, mask })
+}
+
+fn v4_words(address: Ipv4Addr) -> [u32; 4] {
+    [u32::from_ne_bytes(address.octets()), 0, 0, 0]
+}
+
+fn v6_words(address: Ipv6Addr) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(address.octets().as_chunks::<4>().0) {
+        *word = u32::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 /// Whether the program of a namespace forwards, by its pinned link.
@@ -320,6 +330,28 @@ mod tests {
     }
 
     #[test]
+    fn rewritten_ports_are_above_those_that_the_kernel_gives_to_programs() {
+        let ends = |number, local_max| {
+            let ports = || (0..=u64::from(u16::MAX)).map(|hash| contract::source_port(hash, number, local_max));
+            (ports().min(), ports().max())
+        };
+        assert_eq!([ends(0, 60_999), ends(5, 60_999)], [(Some(61_000), Some(65_535)); 2]);
+        assert_eq!(ends(0, 50_000), (Some(50_001), Some(65_535)));
+        assert_eq!(ends(0, 65_535), (Some(61_000), Some(65_535)), "programs may get any port");
+        assert_eq!(ends(6, 60_999), (Some(32_768), Some(65_535)), "there are not enough above");
+    }
+
+    #[test]
+    fn a_link_holds_the_bits_of_its_network() {
+        let (key, value) = link(BackendIndex(3), 7, &"172.18.0.0/16".parse().unwrap());
+        assert_eq!(key, Link { backend: 3, device: 7, family: FAMILY_V4.into() });
+        let words = |octets: [u8; 4]| [u32::from_ne_bytes(octets), 0, 0, 0];
+        assert_eq!(value, Network { address: words([172, 18, 0, 0]), mask: words([255, 255, 0, 0]) });
+        let (_, all) = link(BackendIndex(3), 1, &"::/0".parse().unwrap());
+        assert_eq!(all, Network::default(), "every address is in it");
+    }
+
+    #[test]
     fn the_candidates_of_a_port_are_numbered_behind_their_count() {
         let of = |service: &str, ports: &[(u16, &[u16])]| Destination {
             ingress: NetnsCookie(1),
@@ -330,6 +362,7 @@ mod tests {
             device: 0,
             gateway_v4: None,
             gateway_v6: None,
+            elsewhere: BTreeSet::new(),
             peer: None,
             service: service.to_owned(),
             ports: ports

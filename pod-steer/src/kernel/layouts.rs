@@ -194,6 +194,7 @@ mod tests {
             ("PENDING", 9, 40, 80, 0),
             ("MISSES", 9, 40, 8, 0),
             ("PEERS", 1, 4, 4, 1),
+            ("LINKS", 1, 12, 32, 1),
             ("REPLY", 6, 4, 96, 0),
         ];
         assert_eq!(layouts, known);

@@ -32,6 +32,7 @@ mod filling;
 mod flows;
 mod heard;
 mod hook;
+mod kept;
 mod layouts;
 pub mod limits;
 mod lock;

@@ -14,7 +14,7 @@ use aya::{
     maps::{Array, CgroupStorage, Map, MapData, MapError, RingBuf, SkStorage, SockHash},
     programs::{Program, ProgramError},
 };
-use pod_steer_ebpf::{ABI_VERSION, Flow, Hidden, Meta, Reply, SOCKETS_MAX, Tuple};
+use pod_steer_ebpf::{ABI_VERSION, Flow, Hidden, Link, Meta, Network, Reply, SOCKETS_MAX, Tuple};
 
 use super::{
     Kernel, KernelError, Opened, Result,
@@ -93,7 +93,7 @@ const PROGRAMS: [&str; 9] = [
 pub const FORWARDERS: [&str; 6] = ["from_wire", "from_bridge", "from_tunnel", "to_wire", "to_tunnel", "from_pair"];
 
 /// The maps that only programs of such a namespace use.
-pub(super) const FORWARD_MAPS: [&str; 6] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "REPLY"];
+pub(super) const FORWARD_MAPS: [&str; 7] = ["FORWARDED", "FLOWS", "PENDING", "MISSES", "PEERS", "LINKS", "REPLY"];
 
 /// The `AYA_LOG_LEVEL` that logs decisions (debug), and the one with which the verifier removes the calls.
 pub(super) const LOG_DECISIONS: u8 = 4;
@@ -123,7 +123,7 @@ const READ_BY_CHOICES: [&str; 11] = [
     "CANDIDATES",
 ];
 /// The same of the maps of forwarding.
-const READ_BY_FORWARDERS: [&str; 2] = ["FORWARDED", "PEERS"];
+const READ_BY_FORWARDERS: [&str; 3] = ["FORWARDED", "PEERS", "LINKS"];
 /// Entries of the maps that a dry run has for itself and writes to.
 const DRY_ENTRIES: u32 = 1_024;
 
@@ -146,6 +146,7 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
     if pins.dry.is_none() {
         pins.forward.into_iter().for_each(drop_other_layouts);
     }
+    let local_port_max = local_port_max();
     let dry_ifindex = u64::from(pins.dry.unwrap_or(0));
     let listeners_max = u64::from(limits::limit("LISTENERS", SOCKETS_MAX));
     let mut loader = EbpfLoader::new();
@@ -159,6 +160,7 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
         .override_global("LISTENERS_MAX", &listeners_max, true)
         .override_global("FORWARDS", &forwards, true)
         .override_global("DRY_IFINDEX", &dry_ifindex, true)
+        .override_global("LOCAL_PORT_MAX", &local_port_max, true)
         .map_max_entries("BACKEND_COUNTERS", constants.backends_max)
         .map_max_entries("BACKEND_TOTALS", constants.backends_max)
         .map_max_entries("DESTINATIONS", constants.backends_max)
@@ -192,6 +194,13 @@ pub(super) fn instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf>
     loader.load(OBJECT).map_err(|source| KernelError::Load(Box::new(source)))
 }
 
+/// The last port that the kernel gives to programs of the namespace of the calling thread, which need not ask for one.
+fn local_port_max() -> u64 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let last = range.ok().and_then(|range| range.split_whitespace().nth(1)?.parse::<u16>().ok());
+    last.unwrap_or(u16::MAX).into()
+}
+
 /// An instance for dry runs of the programs of a namespace. Every map that they could write to is one of its own, so a run changes nothing.
 pub(super) fn dry_instance(pins: MapPins<'_>, constants: &Constants) -> Result<Ebpf> {
     let pinned = |dir: Option<&Path>, maps: &[&str]| -> Vec<PathBuf> {
@@ -211,6 +220,7 @@ fn drop_other_layouts(forward: &Path) {
     let sizes = |map| match map {
         "FORWARDED" => [4, 8],
         "PEERS" => [4, 4],
+        "LINKS" => [size_of::<Link>(), size_of::<Network>()],
         "MISSES" => [size_of::<Tuple>(), 8],
         "REPLY" => [4, size_of::<Reply>()],
         _ => [size_of::<Tuple>(), size_of::<Flow>()],

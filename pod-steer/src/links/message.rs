@@ -87,6 +87,8 @@ pub struct Address {
     pub index: u32,
     /// The address.
     pub ip: IpAddr,
+    /// Number of bits of its network.
+    pub prefix: u8,
     /// It is valid beyond the link.
     pub is_global: bool,
     /// See `IFA_F_SECONDARY` and the others in `include/uapi/linux/if_addr.h`.
@@ -224,7 +226,7 @@ fn read_link(payload: &[u8]) -> Option<Message> {
 }
 
 fn read_address(payload: &[u8]) -> Option<Message> {
-    let [_, _, flags, scope] = *payload.first_chunk()?;
+    let [_, prefix, flags, scope] = *payload.first_chunk()?;
     let (mut local, mut address, mut flags) = (None, None, u32::from(flags));
     for (kind, value) in attributes(payload, ADDRESS_BYTES) {
         match kind {
@@ -237,7 +239,7 @@ fn read_address(payload: &[u8]) -> Option<Message> {
     }
     let index = number(payload.get(4..)?)?;
     let Some(ip) = local.or(address) else { return Some(Message::Other) };
-    Some(Message::Address(Address { index, ip, is_global: scope == RT_SCOPE_UNIVERSE, flags }))
+    Some(Message::Address(Address { index, ip, prefix, is_global: scope == RT_SCOPE_UNIVERSE, flags }))
 }
 
 fn read_route(payload: &[u8]) -> Option<Message> {

@@ -38,7 +38,8 @@ pub fn look(ns: &File, cookie: NetnsCookie) -> io::Result<Result<Bridge, Unreach
         Ok(Inside { links, addresses, routes, ingress })
     })?;
     let mut socket = dump::Socket::open()?;
-    find::bridge(&inside, ingress, |index| socket.link(index))
+    let here = socket.addresses()?;
+    find::bridge(&inside, ingress, &here, |index| socket.link(index))
 }
 
 /// The same from parts of answers, for the fuzz target.
@@ -58,15 +59,19 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
         }
         Ok(())
     });
-    let mut links = Vec::new();
+    let (mut links, mut here) = (Vec::new(), Vec::new());
     let read_outside = read_part(outside, &mut |message| {
-        links.extend(if let Message::Link(link) = message { Some(link) } else { None });
+        match message {
+            Message::Link(link) => links.push(link),
+            Message::Address(address) => here.push(address),
+            _ => {}
+        }
         Ok(())
     });
     read.and(read_outside).ok()?;
     let ingress = Netns { dev: 0, inode: 0, cookie: NetnsCookie(1) };
     let outside = |index| Ok(links.iter().find(|link: &&message::Link| link.index == index).cloned());
-    find::bridge(&found, ingress, outside).ok()
+    find::bridge(&found, ingress, &here, outside).ok()
 }
 
 /// Whether packets to an address are for the namespace of the calling thread, and are not forwarded.

@@ -46,7 +46,7 @@ fn address(index: u32, ip: &str) -> Address {
     let ip: IpAddr = ip.parse().unwrap();
     let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     // IFA_F_PERMANENT
-    Address { index, ip, is_global: !is_link_local, flags: 0x80 }
+    Address { index, ip, prefix: if ip.is_ipv4() { 16 } else { 64 }, is_global: !is_link_local, flags: 0x80 }
 }
 
 fn route(gateway: &str) -> Route {
@@ -69,7 +69,15 @@ fn found(inside: &Inside) -> Result<Bridge, Unreached> {
 }
 
 fn found_among(inside: &Inside, outside: &BTreeMap<u32, Link>) -> io::Result<Result<Bridge, Unreached>> {
-    bridge(inside, INGRESS, |index| Ok(outside.get(&index).cloned()))
+    found_with(inside, outside, &["172.17.0.1", "fd00:1::1"].map(|ip| address(3, ip)))
+}
+
+fn found_with(
+    inside: &Inside,
+    outside: &BTreeMap<u32, Link>,
+    here: &[Address],
+) -> io::Result<Result<Bridge, Unreached>> {
+    bridge(inside, INGRESS, here, |index| Ok(outside.get(&index).cloned()))
 }
 
 #[test]
@@ -120,6 +128,49 @@ fn an_internal_network_has_no_default_route() {
     let bridge = found(&inside).unwrap();
     assert!(bridge.is_internal && bridge.gateway_v4.is_none(), "{bridge:?}");
     assert_eq!(bridge.name, "docker0");
+}
+
+#[test]
+fn clients_on_its_other_networks_are_answered_past_the_ingress_namespace() {
+    let mut inside = docker();
+    assert!(found(&inside).unwrap().elsewhere.is_empty());
+    inside.links.push(Link { index: 10, name: "eth1".to_owned(), link: Some(11), ..eth0() });
+    inside.addresses.extend([address(10, "172.18.0.2"), address(10, "fe80::2"), address(10, "fd00:2::2")]);
+    let (mut outside, end) = (outside(), outside()[&9].clone());
+    outside.insert(11, Link { index: 11, link: Some(10), master: Some(4), ..end });
+    let bridge = found_among(&inside, &outside).unwrap().unwrap();
+    assert_eq!((bridge.device, bridge.v4), (3, Some(Ipv4Addr::new(172, 17, 0, 2))));
+    let networks = ["172.18.0.0/16", "fd00:2::/64"].map(|network| (4, network.parse().unwrap()));
+    assert_eq!(bridge.elsewhere, BTreeSet::from(networks));
+    // One that was disconnected meanwhile, and one that is in no bridge of ours.
+    outside.remove(&11);
+    assert!(found_among(&inside, &outside).unwrap().unwrap().elsewhere.is_empty());
+    inside.links[2].kind = "macvlan".to_owned();
+    assert!(found_among(&inside, &outside).unwrap().unwrap().elsewhere.is_empty());
+}
+
+#[test]
+fn a_default_route_by_another_router_than_the_host() {
+    let inside = Inside { routes: vec![route("172.17.0.254")], ..docker() };
+    let of = |here: &[&str]| {
+        let here: Vec<Address> = here.iter().map(|ip| address(3, ip)).collect();
+        found_with(&inside, &outside(), &here).unwrap().unwrap()
+    };
+    let on_bridge = of(&["10.0.0.1", "172.17.0.9"]);
+    assert_eq!(on_bridge.gateway_v4, Some(Ipv4Addr::new(172, 17, 0, 9)), "it is answered directly");
+    assert_eq!(on_bridge.elsewhere, BTreeSet::from([(LOOPBACK, "0.0.0.0/0".parse().unwrap())]));
+    // Without such an address, nothing better is known than the client's own.
+    let without = of(&["10.0.0.1"]);
+    assert!(without.gateway_v4.is_none() && without.elsewhere.is_empty() && !without.is_internal, "{without:?}");
+    // An address of another device may be the next hop too: Linux answers for all of them.
+    let here = [Address { index: 5, ..address(3, "172.17.0.254") }];
+    let by_another = found_with(&inside, &outside(), &here).unwrap().unwrap();
+    assert_eq!((by_another.gateway_v4, by_another.elsewhere.len()), (Some(Ipv4Addr::new(172, 17, 0, 254)), 0));
+    // In a pair without a bridge, the next hop may be an address that the host answers for (proxy_arp).
+    let mut outside = outside();
+    outside.get_mut(&9).unwrap().master = None;
+    let pair = found_with(&inside, &outside, &[]).unwrap().unwrap();
+    assert_eq!((pair.gateway_v4, pair.elsewhere.len()), (Some(Ipv4Addr::new(172, 17, 0, 254)), 0));
 }
 
 #[test]
@@ -189,5 +240,5 @@ fn devices_that_change_meanwhile_are_an_error() {
         change(&mut outside);
         assert!(found_among(&docker(), &outside).is_err());
     }
-    assert!(bridge(&docker(), INGRESS, |_| Err(io::Error::other("refused"))).is_err());
+    assert!(bridge(&docker(), INGRESS, &[], |_| Err(io::Error::other("refused"))).is_err());
 }

@@ -70,7 +70,7 @@ fn a_name_can_be_shown() {
 #[test]
 fn addresses_of_both_families() {
     let read = |hex| match read(RTM_NEWADDR, hex) {
-        Message::Address(Address { index, ip, is_global, flags }) => (index, ip.to_string(), is_global, flags),
+        Message::Address(Address { index, ip, is_global, flags, .. }) => (index, ip.to_string(), is_global, flags),
         other => panic!("{other:?}"),
     };
     let secondary = "02188100 02000000 0800 0100 0a010009 0800 0200 0a010009 0900 0300 65746830 00000000
