@@ -9,10 +9,11 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Backend;
+use super::{Backend, Network};
 use crate::{
     condition::{Condition, Reason},
     namespace::Netns,
+    settings::Via,
 };
 
 /// The remedy of every condition here: then its sockets are in a namespace where clients arrive.
@@ -193,6 +194,21 @@ impl Backend {
     }
 }
 
+/// That the label which asks for forwarding has no effect: no packet needs to be forwarded to a namespace where clients arrive.
+pub fn via_ignored(backend: &Backend) -> Option<Condition> {
+    let place = match backend.network {
+        Network::Host => "it is on the host's network",
+        Network::Joined => "it has joined another container's network",
+        Network::Own | Network::Unknown => return None,
+    };
+    let via = backend.spec.via;
+    matches!(via, Via::Forward | Via::Peer).then(|| {
+        let message =
+            format!("{place}, so clients come to its sockets: its label `pod-steer.via={}` has no effect", via.word());
+        Condition::new(Reason::ViaIgnored, message, "remove the label, or start it on a bridge's network")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::tests::backend, *};
@@ -274,5 +290,28 @@ mod tests {
         }
         let read: Backend = serde_json::from_value(earlier).unwrap();
         assert_eq!((read.bridge, read.unreached), (None, None), "an earlier version did not store it");
+    }
+
+    #[test]
+    fn a_label_that_asks_for_forwarding_in_vain_is_told() {
+        let mut own = backend(1, "web", "80:8080");
+        for (network, via, is_told) in [
+            (Network::Host, Via::Forward, true),
+            (Network::Host, Via::Peer, true),
+            (Network::Joined, Via::Forward, true),
+            (Network::Host, Via::Auto, false),
+            (Network::Host, Via::Socket, false),
+            (Network::Own, Via::Forward, false),
+            (Network::Unknown, Via::Forward, false),
+        ] {
+            (own.network, own.spec.via) = (network, via);
+            let told = via_ignored(&own);
+            assert_eq!(
+                told.as_ref().map(|told| told.reason),
+                is_told.then_some(Reason::ViaIgnored),
+                "{network:?} {via:?}"
+            );
+            assert!(told.is_none_or(|told| told.message.contains(&format!("`pod-steer.via={}`", via.word()))));
+        }
     }
 }

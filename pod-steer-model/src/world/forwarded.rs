@@ -344,6 +344,10 @@ mod tests {
         assert!(of(FAMILY_V4, inside(1, "::ffff:172.17.0.2", 8080)));
         for ip in ["127.0.0.1", "::1", "172.18.0.2", "::ffff:127.0.0.1"] {
             let mut world = mixed([inside(1, ip, 8080)]);
+            // It may be seen before it is known how its container is connected.
+            let bridge = world.backends.get_mut("id1").unwrap().bridge.take();
+            world.plan();
+            world.backends.get_mut("id1").unwrap().bridge = bridge;
             let plan = world.plan();
             assert_eq!(members(&plan, key(FAMILY_V4, 80)), [100], "{ip}");
             let reasons: Vec<Reason> = plan.conditions[&BackendIndex(1)].iter().map(|own| own.reason).collect();

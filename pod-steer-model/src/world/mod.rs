@@ -53,7 +53,7 @@ use scope::{Facts, Footprint, Scope};
 
 pub use crate::state::{Coverage, State};
 pub use backend::{Backend, Health, Kind, Network, Phase, Socket};
-pub use bridge::{Bridge, Unreached};
+pub use bridge::{Bridge, Unreached, via_ignored};
 pub use claims::Claimed;
 pub use foreign::{Left, without_clients};
 pub use forwarded::{Destination, handed_over};

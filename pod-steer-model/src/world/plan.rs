@@ -152,6 +152,10 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
         let served = here && served.contains(&backend.index);
         let not_listening = world.not_listening(backend).filter(|_| !listens && backend.phase == Phase::Running);
         let not_listening = not_listening.filter(|_| !without_users.contains(&backend.index));
+        // It listens where no client comes.
+        let told = plan.conditions.get(&backend.index).into_iter().flatten();
+        let is_unreachable = told.into_iter().any(|told| told.reason == Reason::NotReachable);
+        let not_listening = not_listening.filter(|_| !is_unreachable);
         let state = state(world, backend, &plan, here && listens, served, not_listening.is_some());
         plan.states.insert(backend.index, state);
         if let Some(condition) = not_listening {

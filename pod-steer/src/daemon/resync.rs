@@ -84,6 +84,7 @@ impl Control {
         }
         self.correct_socket_counts(false);
         self.look_at_accept_queues();
+        self.survey_ports_in_use();
         self.compare_forwarded();
         self.stop_forwarding();
         self.tell_conditions();

@@ -1,6 +1,10 @@
 //! Enumerates the listeners of network namespaces, to find those that are not managed, and those whose device has changed.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::PathBuf,
+};
 
 use tracing::{debug, warn};
 
@@ -12,7 +16,7 @@ use crate::{
     netns::Netns,
     process_set::{ProcessSet, listeners_of_netns},
     procs::FoundSocket,
-    world,
+    world::{self, Backend},
 };
 
 /// What was found of a container that ran before it was managed.
@@ -32,7 +36,23 @@ impl Control {
     pub(super) fn survey(&mut self) {
         // In a namespace without a backend nothing is looked at.
         self.note_without_clients();
-        let namespaces = self.namespaces();
+        self.survey_these(self.namespaces());
+    }
+
+    /// Looks at the namespaces where a listener that is not managed keeps a service from a port: nothing tells when it closes.
+    pub(super) fn survey_ports_in_use(&self) {
+        let waits = |backend: &&Backend| {
+            let own = self.plan.conditions.get(&backend.index).into_iter().flatten();
+            own.into_iter().any(|own| own.reason == Reason::PortInUse)
+        };
+        let waiting = self.world.backends.values().filter(waits);
+        let cookies: BTreeSet<NetnsCookie> = waiting.filter_map(Backend::ingress).map(|netns| netns.cookie).collect();
+        if !cookies.is_empty() {
+            self.survey_these(self.namespaces_among(&cookies));
+        }
+    }
+
+    fn survey_these(&self, namespaces: BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)>) {
         self.effects.run_on(move |inputs| {
             for (netns_cookie, (netns, sets)) in namespaces {
                 match listeners_of_netns(netns, &sets) {

@@ -16,7 +16,7 @@ use crate::{
     ports::{Port, Proto},
     process_set::open_netns,
     procs::FoundSocket,
-    world::{Backend, addresses_of_others, handed_over, missing_ports},
+    world::{Backend, addresses_of_others, handed_over, missing_ports, via_ignored},
 };
 
 fn port_key(netns_cookie: NetnsCookie, port: Port) -> PortKey {
@@ -189,6 +189,7 @@ impl Control {
             .chain(others)
             .chain(uncounted)
             .chain(past)
+            .chain(via_ignored(backend))
             .collect()
     }
 }

@@ -9,10 +9,11 @@ mod firewalld;
 mod nftables;
 mod rules;
 mod run;
+mod settings;
 
 use std::{
     collections::BTreeSet,
-    fmt, fs,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -67,6 +68,13 @@ pub enum Fault {
         /// The setting.
         setting: String,
     },
+    /// Linux forwards no packets that come by one device.
+    DeviceOff {
+        /// The device.
+        device: String,
+        /// The setting.
+        setting: String,
+    },
     /// The FORWARD chain drops what no rule accepts, and there is no chain in which pod-steer adds a rule.
     Closed {
         /// The family.
@@ -107,6 +115,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off { setting } => write!(f, "`{setting}` is 0, so Linux forwards no packets"),
+            Self::DeviceOff { device, setting } => {
+                write!(f, "`{setting}` is 0, so Linux forwards no packets that come by `{device}`")
+            }
             Self::Closed { family } => {
                 write!(
                     f,
@@ -132,7 +143,7 @@ impl Fault {
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Off { setting } => format!("set it: sysctl -w {setting}=1"),
+            Self::Off { setting } | Self::DeviceOff { setting, .. } => format!("set it: sysctl -w {setting}=1"),
             Self::Closed { .. } | Self::NotSet { .. } => {
                 "let packets with the mark 0x40000000 pass, as docs/forwarding.md says".to_owned()
             }
@@ -173,10 +184,7 @@ impl Family {
 
     /// Lets packets of one family pass. Drops are faults only if there are such addresses.
     fn allow(&self, forwarded: &BTreeSet<(&str, IpAddr)>, faults: &mut Vec<Fault>) -> usize {
-        // Packets that are handed over need the setting too: the kernel has no routes for their replies without it.
-        if fs::read_to_string(format!("/proc/sys/{}", self.setting)).is_ok_and(|value| value.trim() == "0") {
-            faults.push(Fault::Off { setting: self.setting.replace('/', ".") });
-        }
+        faults.extend(settings::faults(self));
         let tools = || self.programs.into_iter().filter_map(Tool::find);
         let mut drops = Vec::new();
         let changed = match tools().find(|tool| tool.list(None, rules::USERS).is_ok()) {

@@ -8,6 +8,7 @@ mod message;
 mod nsid;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     net::IpAddr,
@@ -72,6 +73,17 @@ pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, U
     let ingress = Netns { dev: 0, inode: 0, cookie: NetnsCookie(1) };
     let outside = |index| Ok(links.iter().find(|link: &&message::Link| link.index == index).cloned());
     find::bridge(&found, ingress, &here, outside).ok()
+}
+
+/// The devices of the namespace of the calling thread that clients of other machines may come by: those with an address of a family that is
+/// not only valid on the link.
+pub fn with_addresses(is_v6: bool) -> io::Result<BTreeSet<String>> {
+    let mut socket = dump::Socket::open()?;
+    let is_own = |address: &message::Address| address.is_global && address.ip.is_ipv6() == is_v6;
+    let own: BTreeSet<u32> =
+        socket.addresses()?.iter().filter(|address| is_own(address)).map(|address| address.index).collect();
+    let links = socket.links()?.into_iter().filter(|link| link.is_up && !link.is_loopback && own.contains(&link.index));
+    Ok(links.map(|link| link.name).collect())
 }
 
 /// Whether packets to an address are for the namespace of the calling thread, and are not forwarded.
