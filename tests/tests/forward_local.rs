@@ -119,6 +119,12 @@ fn clients_are_served(options: Options) -> Result<()> {
         let tally = answered(&inside, SocketAddr::new(client.host_ip6, 80), &both)?;
         ensure!(seen(&tally) == BTreeSet::from(["fd88::1".to_owned()]), "{}: {tally}", from.name);
     }
+    // Bridged frames pass no rules of iptables without br_netfilter, which an engine need not load.
+    if host.sysctl("net.bridge.bridge-nf-call-iptables", "0").is_ok() {
+        answered(&inside(&other)?, SocketAddr::new(client.host_ip4, 80), &both)?;
+        answered(&inside(&beside)?, SocketAddr::new(client.host_ip4, 80), &both)?;
+        answered(host, at("127.0.0.1")?, &both)?;
+    }
     // Connections to the container itself are left alone.
     let direct: SocketAddr = "10.88.0.2:8080".parse()?;
     let tally = ask(host, direct, 50)?;

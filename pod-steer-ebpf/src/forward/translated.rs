@@ -52,15 +52,15 @@ pub fn restore(ctx: &TcContext, l2: usize, ifindex: u32, work: &mut Work) -> boo
     *to = flow.to;
     let arrival = flow.device;
     let back = work.to.reversed();
-    if !copied(&back, work) {
-        return true;
-    }
-    work.flow.device = arrival;
-    let _ = PENDING.insert(&back, &work.flow, 0);
-    let forward = work.flow.to.reversed();
-    if copied(&forward, work) && local::same(&work.flow.to.reversed(), &work.to) {
-        work.flow.device = ifindex;
-        let _ = PENDING.insert(&forward, &work.flow, 0);
+    // Without its entries, the connection is found again by its server's socket.
+    if copied(&back, work) && !differs(&work.flow.to.destination, &work.to.source) {
+        let forward = work.flow.to.reversed();
+        work.flow.device = arrival;
+        let _ = PENDING.insert(&back, &work.flow, 0);
+        if copied(&forward, work) && local::same(&work.flow.to.reversed(), &work.to) {
+            work.flow.device = ifindex;
+            let _ = PENDING.insert(&forward, &work.flow, 0);
+        }
     }
     rewrite::rewrite(ctx, l2, &work.tuple, &work.to, work.tcp)
 }

@@ -151,6 +151,10 @@ impl Destinations {
 
     /// Writes how the packets of backends are handed over.
     fn set_ways(&mut self) -> Result<()> {
+        if self.links.is_none() && self.ports.is_some() {
+            // Programs of an earlier release had no such map.
+            self.links = Kept::open(&self.dir.join(FORWARD), "LINKS").ok();
+        }
         let peers = self.written.iter().filter_map(|(index, destination)| Some((index.0, destination.peer?)));
         let links = self.written.iter().flat_map(|(index, destination)| {
             destination.elsewhere.iter().map(|(device, network)| link(*index, *device, network))
