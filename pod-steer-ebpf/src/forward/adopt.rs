@@ -150,8 +150,11 @@ extern "C" fn step(i: u32, context: *mut c_void) -> i64 {
         return 0;
     }
     (flow.to, flow.flags, flow.device) = (*search.tuple, 0, 0);
-    if !local::hand_over(flow, candidate.backend, destination, search.ifindex, search.by_bridge != 0) {
+    if !local::hand_over(flow, candidate.backend, destination, search.ifindex) {
         return 0;
+    }
+    if search.by_bridge != 0 || search.ifindex == LOOPBACK {
+        local::stand_in(flow, candidate.backend, search.ifindex);
     }
     if search.by_bridge != 0 && flow.flags & FLOW_PEER == 0 {
         // The firewall may translate the client's source, and has let its SYN pass.

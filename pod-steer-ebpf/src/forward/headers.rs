@@ -83,6 +83,8 @@ pub struct Work {
     pub bridge: u32,
     /// The source that the packet has, if it is not that of `tuple`.
     pub wire: [u32; 4],
+    /// Not zero if it is that.
+    pub is_translated: u32,
     /// Not zero for a fragment of an IPv4 packet. All but the first have no TCP header.
     pub fragment: u32,
 }

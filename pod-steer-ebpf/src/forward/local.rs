@@ -23,7 +23,7 @@ use super::{
     sockets::{is_connection, state},
 };
 use crate::{
-    maps::{FLOWS, LINKS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, local_port_max, netns_cookie, seed},
+    maps::{DESTINATIONS, FLOWS, LINKS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, local_port_max, netns_cookie, seed},
     own,
     packet::{LOOPBACK_V6, Packet},
 };
@@ -70,10 +70,8 @@ fn is_v6_loopback(address: &[u32; 4]) -> bool {
 
 /// Completes a choice of this backend for a client that came by this device. False if the backend cannot answer it.
 #[inline(always)]
-pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifindex: u32, by_bridge: bool) -> bool {
-    let is_v4 = flow.to.family == FAMILY_V4;
-    let is_on_link = ifindex == destination.device
-        || (by_bridge || ifindex == LOOPBACK) && answers_elsewhere(backend, ifindex, &flow.to);
+pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifindex: u32) -> bool {
+    let is_on_link = ifindex == destination.device;
     if ifindex != LOOPBACK && !is_on_link {
         if end(backend) != 0 {
             flow.flags = FLOW_PEER;
@@ -81,6 +79,7 @@ pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifind
         return true;
     }
     flow.device = destination.device;
+    let is_v4 = flow.to.family == FAMILY_V4;
     let is_loopback =
         if is_v4 { u32::from_be(flow.to.source[0]) >> 24 == 127 } else { is_v6_loopback(&flow.to.source) };
     if !is_on_link && !is_loopback {
@@ -94,6 +93,23 @@ pub fn hand_over(flow: &mut Flow, backend: u32, destination: &Destination, ifind
     flow.to.source = gateway;
     flow.flags = FLOW_SOURCE;
     true
+}
+
+/// Gives a choice another source if the backend would answer the client's own past this machine. The stack has no room for this while tables
+/// are walked through. The daemon writes a link only of a backend that has such an address.
+#[inline(never)]
+pub fn stand_in(flow: &mut Flow, backend: u32, ifindex: u32) -> u32 {
+    if flow.flags & FLOW_SOURCE == 0
+        && answers_elsewhere(backend, ifindex, &flow.to)
+        // SAFETY: a destination is replaced as a whole.
+        && let Some(destination) = unsafe { DESTINATIONS.get(backend) }
+    {
+        let is_v4 = flow.to.family == FAMILY_V4;
+        flow.to.source = if is_v4 { [destination.gateway_v4, 0, 0, 0] } else { destination.gateway_v6 };
+        flow.flags = FLOW_SOURCE;
+        flow.device = destination.device;
+    }
+    0
 }
 
 /// Whether a backend would answer the source of this packet, which came by this device, past this machine.

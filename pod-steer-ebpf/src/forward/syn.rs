@@ -33,24 +33,39 @@ const RETRANSMITTED_NS: u64 = 4_000_000_000;
 #[inline(always)]
 pub fn choose_for(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     // One call after the other: the stack has no room for all of them at once.
-    let is_translated = ifindex == LOOPBACK && translated::find_socket(ctx, work);
+    work.is_translated = 0;
+    if ifindex == LOOPBACK {
+        translated::find_socket(ctx, work);
+    }
     let mut service = again(ctx, ifindex, work);
     if service == ANEW {
         // The loopback device has packets for this machine only.
         if ifindex == LOOPBACK || is_for_here(ctx, ifindex, &work.tuple) {
             choose_anew(ifindex, work);
         }
-        if is_translated && work.flow.flags & FLOW_LOCAL != 0 {
-            // The lookup finds the choice by the packet's own source.
-            work.tuple.source = work.wire;
-        }
+        settle(ifindex, work);
         service = remember(ctx, ifindex, work);
     }
-    if is_translated {
+    if work.is_translated != 0 {
         // The packet is rewritten from what it is.
         work.tuple.source = work.wire;
     }
     service
+}
+
+/// What a choice needs besides its backend. A call of its own, as above.
+#[inline(never)]
+fn settle(ifindex: u32, work: &mut Work) -> u32 {
+    let Flow { backend, flags, .. } = work.flow;
+    if flags & FLOW_LOCAL != 0 {
+        if work.is_translated != 0 {
+            // The lookup finds the choice by the packet's own source.
+            work.tuple.source = work.wire;
+        }
+    } else if (work.bridge != 0 || ifindex == LOOPBACK) && backend != NONE {
+        local::stand_in(&mut work.flow, backend, ifindex);
+    }
+    0
 }
 
 /// The connection is new.
@@ -213,8 +228,7 @@ fn choose_anew(ifindex: u32, work: &mut Work) {
     let Some(rule) = rule_of(&work.tuple, ifindex).filter(|rule| rule.table != NONE) else { return };
     let packet = Packet::of_tuple(&work.tuple, ifindex);
     work.flow.service = rule.service;
-    let by_bridge = work.bridge != 0;
-    choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex, by_bridge });
+    choose(&packet, rule, switch(rule.service), &mut Pick { flow: &mut work.flow, ifindex });
 }
 
 /// Whether the destination is an address of this machine. Packets that are only forwarded through it are left alone.
@@ -234,8 +248,6 @@ struct Pick<'a> {
     flow: &'a mut Flow,
     /// The device that the packet came by.
     ifindex: u32,
-    /// It is a bridge.
-    by_bridge: bool,
 }
 
 impl Chooser for Pick<'_> {
@@ -277,7 +289,7 @@ impl Chooser for Pick<'_> {
         if bound != [0; 4] && bound != address {
             return Visit::TryNext;
         }
-        if !local::hand_over(self.flow, index, destination, self.ifindex, self.by_bridge) {
+        if !local::hand_over(self.flow, index, destination, self.ifindex) {
             count!(SERVICE_COUNTERS, service, no_destination);
             return Visit::TryNext;
         }

@@ -74,25 +74,25 @@ fn copied(key: &Tuple, work: &mut Work) -> bool {
     true
 }
 
-/// Whether a SYN comes from a socket that has another address than the packet: the one that it connects to, as a client on this machine
-/// has unless it chooses another. Then `work.tuple` has that one, and `work.wire` that of the packet.
+/// Finds out whether a SYN comes from a socket that has another address than the packet: the one that it connects to, as a client on this machine
+/// has unless it chooses another. Then `work.tuple` gets that one, and `work.wire` that of the packet.
 #[inline(never)]
-pub fn find_socket(ctx: &TcContext, work: &mut Work) -> bool {
-    let Work { tuple, wire, flow, .. } = work;
+pub fn find_socket(ctx: &TcContext, work: &mut Work) -> u32 {
+    let Work { tuple, wire, flow, is_translated, .. } = work;
     *wire = tuple.source;
     let [a, b, c, d] = tuple.destination;
     if (wire[0] ^ a) | (wire[1] ^ b) | (wire[2] ^ c) | (wire[3] ^ d) == 0 {
-        return false;
+        return 0;
     }
     // As the server's answer would come.
     flow.to = tuple.reversed();
     if state(ctx, &flow.to, CURRENT_NAMESPACE) == TCP_SYN_SENT {
-        return false;
+        return 0;
     }
     flow.to.destination = tuple.destination;
-    let is_there = state(ctx, &flow.to, CURRENT_NAMESPACE) == TCP_SYN_SENT;
-    if is_there {
+    if state(ctx, &flow.to, CURRENT_NAMESPACE) == TCP_SYN_SENT {
         tuple.source = tuple.destination;
+        *is_translated = 1;
     }
-    is_there
+    0
 }
