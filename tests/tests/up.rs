@@ -146,6 +146,14 @@ fn a_service_is_replaced_under_load() -> Result<()> {
     let done = project.up_done(&[])?;
     ensure!(done.contains("web: version v3-") && project.answered_by()? == "other", "{done}");
     ensure!(project.up_done(&[])? == "web is up to date\n");
+    // The service's policy would deploy it too.
+    project.write(&web(
+        "pod-steer.version: v4, pod-steer.ports: '80:8080', pod-steer.rollout: latest",
+        &serves("v4"),
+        "",
+    ))?;
+    project.up_done(&[])?;
+    ensure!(project.containers()?.len() == 2 && project.answered_by()? == "v4");
     // More containers of it, and fewer.
     project.up_done(&["--scale", "2"])?;
     ensure!(project.containers()?.len() == 3, "{:?}", project.containers()?);
@@ -153,7 +161,7 @@ fn a_service_is_replaced_under_load() -> Result<()> {
     ensure!(project.containers()?.len() == 2, "{:?}", project.containers()?);
     let tally = load.stop()?;
     none_lost(&tally)?;
-    report::figure("a Compose service, replaced five times by `up`", &tally);
+    report::figure("a Compose service, replaced six times by `up`", &tally);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 mod already;
 mod canary;
 mod check;
+mod decision;
 mod deploy;
 mod drain;
 mod pause;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 
 pub use already::already;
 pub use check::{Refusal, check};
+pub use decision::{Decision, Part, Policy, Traffic};
 pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
 pub use pause::PauseOrder;
 pub use step::{Effect, Progress, begin, end, step};

@@ -268,10 +268,13 @@ impl<'a> Serving<'a> {
             plan.changes_at(&backend.spec.service, step_ms.map(|step_ms| self.world.now_ms + step_ms));
             plan.changes_at(&backend.spec.service, backend.stops_at(self.world.now_ms));
         }
+        // A service that has lost its backends is paused until then too.
+        for (name, decision) in &self.world.decisions {
+            plan.changes_at(name, decision.pause_until_ms.filter(|_| !decision.is_pause_over(self.world.now_ms)));
+        }
         let mut serving = BTreeMap::new();
         for (name, chosen) in self.services {
             let decision = chosen.decision.cloned().unwrap_or_default();
-            plan.changes_at(name, decision.pause_until_ms.filter(|_| !decision.is_pause_over(self.world.now_ms)));
             let has_networks = !decision.paused && !decision.traffic.from.is_empty();
             plan.decisions.insert(name.to_owned(), PlannedDecision { revision: decision.revision, has_networks });
             if !chosen.is_last_set && !chosen.usable.is_empty() {

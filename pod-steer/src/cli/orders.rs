@@ -85,10 +85,6 @@ fn carry_out(args: &ServiceArgs, order: &Order, output: OutputFormat, detach: bo
         }
         Follower::new(socket, begun, output).follow().await
     })?;
-    if let Some(reason) = &operation.not_stored {
-        let what = words::order(&operation.order);
-        terminal::warn(&format!("`{what}` for {} is in force but not stored: {reason}", operation.service));
-    }
     if operation.end.is_none() {
         announce(&operation);
     }
@@ -111,6 +107,10 @@ pub(super) async fn give(socket: &Path, service: &str, order: &Order) -> Result<
 
 /// Prints the end and turns it into an exit code.
 pub(super) fn conclude(operation: &Operation, output: OutputFormat) -> Ended {
+    if let Some(reason) = &operation.not_stored {
+        let what = words::order(&operation.order);
+        terminal::warn(&format!("`{what}` for {} is in force but not stored: {reason}", operation.service));
+    }
     if output == OutputFormat::Json {
         print_if_read(&format!("{}\n", serde_json::to_string_pretty(operation)?))?;
     }

@@ -2,13 +2,17 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::Write as _,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{FlockOperation, MemfdFlags, flock, memfd_create},
+    io::Errno,
+};
 
 use super::programs::run;
 use crate::cli::args::up::UpArgs;
@@ -24,16 +28,23 @@ pub(super) const CONFIG_HASH: &str = "pod-steer-up.config-hash";
 pub(super) struct Compose {
     /// The program, and its options that name the project.
     words: Vec<String>,
+    /// The files, as far as they are known.
+    files: Vec<PathBuf>,
+    /// Whether Compose is told the files: it finds its default ones itself.
+    are_given: bool,
+    /// Held as long as this command works on the project.
+    _lock: File,
 }
 
 impl Compose {
     /// Finds the program and the files.
     pub async fn find(args: &UpArgs) -> Result<Self> {
-        let files = if args.file.is_empty() { default_files(Path::new("."))? } else { args.file.clone() };
+        let are_given = !args.file.is_empty();
+        let files = if are_given { args.file.clone() } else { default_files(Path::new("."))? };
+        let lock = lock(&files[0])?;
         let mut words = program().await;
-        for file in files {
-            let file = file.into_os_string().into_string().map_err(|file| anyhow!("{file:?} is not UTF-8"))?;
-            words.extend(["-f".to_owned(), file]);
+        if are_given {
+            words.extend(flags(&files)?);
         }
         if let Some(name) = &args.project_name {
             words.extend(["-p".to_owned(), name.clone()]);
@@ -42,7 +53,7 @@ impl Compose {
             let file = file.to_str().with_context(|| format!("{} is not UTF-8", file.display()))?;
             words.extend(["--env-file".to_owned(), file.to_owned()]);
         }
-        Ok(Self { words })
+        Ok(Self { words, files, are_given, _lock: lock })
     }
 
     async fn run(&self, arguments: &[&str], what: &'static str) -> Result<String> {
@@ -85,10 +96,34 @@ impl Compose {
         let file;
         if let Some((version, hash)) = amended {
             file = in_memory(&amendment(service, version, hash))?;
+            if !self.are_given {
+                words.extend(flags(&self.files)?);
+            }
             words.extend(["-f".to_owned(), format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())]);
         }
         let arguments = ["up", "--no-start", "--no-deps", "--no-recreate", "--scale", &scale, service];
         run(words.into_iter().chain(arguments.map(str::to_owned)).collect(), "up").await.map(drop)
+    }
+}
+
+/// The flags that name files.
+fn flags(files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut flags = Vec::new();
+    for file in files {
+        let file = file.to_str().with_context(|| format!("{} is not UTF-8", file.display()))?;
+        flags.extend(["-f".to_owned(), file.to_owned()]);
+    }
+    Ok(flags)
+}
+
+/// Keeps other runs of `up` from working on the same project at once.
+fn lock(file: &Path) -> Result<File> {
+    let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(opened),
+        Err(Errno::WOULDBLOCK) => Err(anyhow!("another `pod-steer up` works on {}; wait for its end", file.display())),
+        // Some file systems know no locks.
+        Err(_) => Ok(opened),
     }
 }
 
@@ -98,8 +133,8 @@ fn amendment(service: &str, version: &str, hash: &str) -> String {
     serde_json::json!({ "services": { service: { "labels": labels } } }).to_string()
 }
 
-fn in_memory(text: &str) -> Result<std::fs::File> {
-    let mut file = std::fs::File::from(memfd_create("compose", MemfdFlags::CLOEXEC)?);
+fn in_memory(text: &str) -> Result<File> {
+    let mut file = File::from(memfd_create("compose", MemfdFlags::CLOEXEC)?);
     file.write_all(text.as_bytes())?;
     Ok(file)
 }
@@ -124,8 +159,9 @@ fn default_files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     let own = NAMES.iter().map(|name| dir.join(name)).find(|file| file.exists());
     let own = own.context("there is no compose.yaml in this directory; name the Compose file: pod-steer up -f FILE")?;
-    let amended = |extension: &str| own.with_extension(format!("override.{extension}"));
-    let amendment = ["yaml", "yml"].into_iter().map(amended).find(|file| file.exists());
+    // Compose takes an override of any of these names.
+    let amended = |name: &str| dir.join(name.replacen('.', ".override.", 1));
+    let amendment = NAMES.into_iter().map(amended).find(|file| file.exists());
     Ok([own].into_iter().chain(amendment).collect())
 }
 
@@ -144,7 +180,11 @@ mod tests {
         std::fs::write(at("docker-compose.override.yml"), "").unwrap();
         assert_eq!(default_files(&dir).unwrap().len(), 2);
         std::fs::write(at("compose.yaml"), "").unwrap();
-        assert_eq!(default_files(&dir).unwrap(), [at("compose.yaml")], "the override is another file's");
+        assert_eq!(default_files(&dir).unwrap(), [at("compose.yaml"), at("docker-compose.override.yml")]);
+        let held = lock(&at("compose.yaml")).unwrap();
+        assert!(lock(&at("compose.yaml")).unwrap_err().to_string().contains("another `pod-steer up`"));
+        drop(held);
+        assert!(lock(&at("compose.yaml")).is_ok());
         std::fs::remove_dir_all(dir).unwrap();
     }
 

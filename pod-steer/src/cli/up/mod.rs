@@ -93,16 +93,19 @@ async fn one(
             of.name
         )));
     }
+    let versions = own().map(|(_, backend)| (backend.id.clone(), backend.version.clone())).collect();
     let shares = own().map(|(_, backend)| (backend.id.clone(), backend.share)).collect();
     let scale = args.scale.map(usize::from);
-    let plan = plan::plan(Found { containers, shares, hash: hash.to_owned(), images, scale });
+    let plan = plan::plan(Found { containers, shares, versions, hash: hash.to_owned(), images, scale });
     for line in plan.lines(service) {
         print(&format!("{line}\n"))?;
     }
     match plan {
-        Plan::Replace { old, unused, stopped, count, .. } if !args.dry_run => {
-            let mut swap = Swap::new(args, compose, service, hash, old, count, interrupt);
-            swap.run(&stopped, &unused).await
+        Plan::Replace { old, stopped, count, .. } if !args.dry_run => {
+            Swap::new(args, compose, service, hash, old, count, interrupt).run(&stopped).await
+        }
+        Plan::Clean { unused, created } if !args.dry_run => {
+            Swap::new(args, compose, service, hash, Vec::new(), 0, interrupt).clean(&unused, &created).await
         }
         _ => Ok(()),
     }

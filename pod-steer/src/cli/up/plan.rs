@@ -1,6 +1,6 @@
 //! Decides what `up` has to do for one service. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{compose::CONFIG_HASH, containers::Container};
 
@@ -14,6 +14,8 @@ pub(super) struct Found {
     pub containers: Vec<Container>,
     /// The share of new connections that each has, by its id; containers that the daemon does not know are missing.
     pub shares: BTreeMap<String, f64>,
+    /// The version of each, by its id, as the daemon knows it.
+    pub versions: BTreeMap<String, String>,
     /// The hash of the configuration that the files give.
     pub hash: String,
     /// The id of each image by its name, as it is now.
@@ -27,14 +29,19 @@ pub(super) struct Found {
 pub(super) enum Plan {
     /// Nothing.
     UpToDate,
+    /// Nothing but to remove containers of versions that get no traffic, as an interrupted `up` leaves them, and those that never ran.
+    Clean {
+        /// Those that run.
+        unused: Vec<Container>,
+        /// Those that never ran.
+        created: Vec<Container>,
+    },
     /// So many new containers serve instead of the old ones.
     Replace {
         /// Why.
         why: &'static str,
-        /// Those that serve, or that are to: they are replaced.
+        /// Those that run: they are replaced.
         old: Vec<Container>,
-        /// Those that run and get no traffic while others do, as an interrupted `up` leaves them.
-        unused: Vec<Container>,
         /// Those that do not run.
         stopped: Vec<Container>,
         /// Number of new containers.
@@ -44,49 +51,50 @@ pub(super) enum Plan {
 
 /// Makes the plan.
 pub(super) fn plan(found: Found) -> Plan {
-    let Found { containers, shares, hash, images, scale } = found;
-    let has_share = |one: &Container| shares.get(&one.id).is_some_and(|share| *share > 0.0);
+    let Found { containers, shares, versions, hash, images, scale } = found;
     let (created, containers): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_new);
-    let (up, stopped): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_up);
-    let (mut old, mut unused): (Vec<_>, Vec<_>) = up.into_iter().partition(has_share);
-    if old.is_empty() {
-        // None serves: the new ones may be the remedy. They are removed when those do.
-        std::mem::swap(&mut old, &mut unused);
-    }
-    unused.extend(created);
+    let (up, mut stopped): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_up);
+    let has_share = |one: &&Container| shares.get(&one.id).is_some_and(|share| *share > 0.0);
+    let serving: BTreeSet<&String> = up.iter().filter(has_share).filter_map(|one| versions.get(&one.id)).collect();
+    // One of a version that serves may be unhealthy for a moment. If none serves, the new ones may be the remedy.
+    let is_used = |one: &Container| serving.is_empty() || versions.get(&one.id).is_some_and(|of| serving.contains(of));
+    let (used, unused): (Vec<_>, Vec<_>) = up.iter().cloned().partition(is_used);
     let is_of = |one: &Container| one.labels.get(CONFIG_HASH).or_else(|| one.labels.get(COMPOSE_HASH)) == Some(&hash);
     let is_from = |one: &Container| images.get(&one.image).is_none_or(|id| *id == one.image_id);
-    let count = scale.unwrap_or(old.len().max(1));
-    let why = if old.is_empty() {
+    let count = scale.unwrap_or(used.len().max(1));
+    let why = if used.is_empty() {
         "none runs"
-    } else if !old.iter().all(is_of) {
+    } else if !used.iter().all(is_of) {
         "the configuration has changed"
-    } else if !old.iter().all(is_from) {
+    } else if !used.iter().all(is_from) {
         "the image has changed"
-    } else if old.len() != count {
+    } else if used.len() != count {
         "the number has changed"
-    } else if !unused.is_empty() {
-        "an earlier change was interrupted"
-    } else {
+    } else if unused.is_empty() && created.is_empty() {
         return Plan::UpToDate;
+    } else {
+        return Plan::Clean { unused, created };
     };
-    Plan::Replace { why, old, unused, stopped, count }
+    stopped.extend(created);
+    Plan::Replace { why, old: up, stopped, count }
 }
 
 impl Plan {
     /// For people: one line for each part.
     pub fn lines(&self, service: &str) -> Vec<String> {
-        let Self::Replace { why, old, unused, stopped, count } = self else {
-            return vec![format!("{service} is up to date")];
-        };
         let names = |some: &[Container]| some.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+        let Self::Replace { why, old, stopped, count } = self else {
+            let mut lines = vec![format!("{service} is up to date")];
+            if let Self::Clean { unused, created } = self {
+                let left = names(&[&unused[..], &created[..]].concat());
+                lines.push(format!("{service}: remove {left}, which gets no traffic"));
+            }
+            return lines;
+        };
         let s = if *count == 1 { "" } else { "s" };
         let mut lines = Vec::new();
         if !stopped.is_empty() {
             lines.push(format!("{service}: remove {}, which does not run", names(stopped)));
-        }
-        if !unused.is_empty() {
-            lines.push(format!("{service}: remove {}, which gets no traffic", names(unused)));
         }
         lines.push(match old.is_empty() {
             true => format!("{service}: {why}: start {count} container{s}"),
@@ -98,11 +106,13 @@ impl Plan {
     }
 }
 
-/// The name of a version whose own name is in use: it ends as the image does, or, if that is the same, as the configuration.
-pub(super) fn distinct(version: &str, new: &Container, old: &[Container], hash: &str) -> String {
+/// A name for a version whose own name is in use: it ends as the image does, or, if that is the same, as the configuration.
+pub(super) fn distinct(version: &str, new: &Container, old: &[Container], hash: &str, used: &BTreeSet<&str>) -> String {
     let is_same_image = old.iter().any(|one| one.image_id == new.image_id);
     let of = if is_same_image { hash } else { new.image_id.trim_start_matches("sha256:") };
-    format!("{version}-{}", of.chars().take(8).collect::<String>())
+    let name = format!("{version}-{}", of.chars().take(8).collect::<String>());
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    std::iter::once(name.clone()).chain(numbered).find(|name| !used.contains(name.as_str())).unwrap_or(name)
 }
 
 #[cfg(test)]
@@ -126,16 +136,19 @@ mod tests {
         Found {
             containers: containers.to_vec(),
             shares: serving.iter().map(|id| ((*id).to_owned(), 0.5)).collect(),
+            // Each is of a version of its own.
+            versions: containers.iter().map(|one| (one.id.clone(), one.id.clone())).collect(),
             hash: "new".to_owned(),
             images: BTreeMap::from([("app:1".to_owned(), "sha256:1234567890".to_owned())]),
             scale: None,
         }
     }
 
-    fn counts(plan: &Plan) -> (&'static str, usize, usize, usize, usize) {
+    fn counts(plan: &Plan) -> (&'static str, usize, usize, usize) {
         match plan {
-            Plan::UpToDate => ("", 0, 0, 0, 0),
-            Plan::Replace { why, old, unused, stopped, count } => (why, old.len(), unused.len(), stopped.len(), *count),
+            Plan::UpToDate => ("", 0, 0, 0),
+            Plan::Clean { unused, created } => ("clean", unused.len(), created.len(), 0),
+            Plan::Replace { why, old, stopped, count } => (why, old.len(), stopped.len(), *count),
         }
     }
 
@@ -147,33 +160,49 @@ mod tests {
         amended.containers[0].labels.insert(CONFIG_HASH.to_owned(), "new".to_owned());
         amended.containers[0].labels.insert(COMPOSE_HASH.to_owned(), "amended".to_owned());
         assert_eq!(plan(amended), Plan::UpToDate);
-        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), ("the number has changed", 1, 0, 1, 3));
+        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), ("the number has changed", 1, 1, 3));
+        // One of the serving version is unhealthy.
+        let mut two = found(&[one("a", "new", true), one("b", "new", true)], &["a"]);
+        two.versions.insert("b".to_owned(), "a".to_owned());
+        assert_eq!(plan(two), Plan::UpToDate);
     }
 
     #[test]
-    fn what_serves_is_replaced_and_what_does_not_is_removed_first() {
+    fn all_that_run_are_replaced() {
         let of = |containers: &[Container], serving: &[&str]| counts(&plan(found(containers, serving)));
-        assert_eq!(of(&[], &[]), ("none runs", 0, 0, 0, 1));
-        assert_eq!(of(&[one("a", "old", false)], &[]), ("none runs", 0, 0, 1, 1));
+        assert_eq!(of(&[], &[]), ("none runs", 0, 0, 1));
+        assert_eq!(of(&[one("a", "old", false)], &[]), ("none runs", 0, 1, 1));
         let two = [one("a", "old", true), one("b", "old", true)];
-        assert_eq!(of(&two, &["a", "b"]), ("the configuration has changed", 2, 0, 0, 2));
-        let interrupted = [one("a", "new", true), one("b", "new", true)];
-        assert_eq!(of(&interrupted, &["a"]), ("an earlier change was interrupted", 1, 1, 0, 1));
-        assert_eq!(of(&two, &[]), ("the configuration has changed", 2, 0, 0, 2), "none serves: both may be broken");
-        let mut created = found(&[one("a", "new", true), one("b", "new", false)], &["a"]);
-        created.containers[1].is_new = true;
-        assert_eq!(counts(&plan(created)), ("an earlier change was interrupted", 1, 1, 0, 1), "it was never started");
+        assert_eq!(of(&two, &["a", "b"]), ("the configuration has changed", 2, 0, 2));
+        assert_eq!(of(&two, &["a"]), ("the configuration has changed", 2, 0, 1), "as many as serve");
+        assert_eq!(of(&two, &[]), ("the configuration has changed", 2, 0, 2), "none serves: both may be broken");
         let mut rebuilt = found(&[one("a", "new", true)], &["a"]);
         rebuilt.images.insert("app:1".to_owned(), "sha256:2".to_owned());
-        assert_eq!(counts(&plan(rebuilt)), ("the image has changed", 1, 0, 0, 1));
+        assert_eq!(counts(&plan(rebuilt)), ("the image has changed", 1, 0, 1));
+    }
+
+    #[test]
+    fn what_an_interrupted_run_has_left_is_removed() {
+        let interrupted = [one("a", "new", true), one("b", "new", true)];
+        assert_eq!(counts(&plan(found(&interrupted, &["a"]))), ("clean", 1, 0, 0));
+        let created = Container { is_new: true, ..one("b", "new", false) };
+        let left = plan(found(&[one("a", "new", true), created.clone()], &["a"]));
+        assert_eq!((counts(&left), left.lines("web").len()), (("clean", 0, 1, 0), 2));
+        assert_eq!(
+            counts(&plan(found(&[one("a", "old", true), created], &["a"]))),
+            ("the configuration has changed", 1, 1, 1)
+        );
     }
 
     #[test]
     fn a_version_is_told_apart_by_its_image_or_its_configuration() {
         let (old, mut new) = ([one("a", "old", true)], one("b", "new", false));
-        assert_eq!(distinct("1", &new, &old, "abcdef0123"), "1-abcdef01");
+        let name =
+            |new: &Container, used: &[&str]| distinct("1", new, &old, "abcdef0123", &used.iter().copied().collect());
+        assert_eq!(name(&new, &[]), "1-abcdef01");
+        assert_eq!(name(&new, &["1-abcdef01", "1-abcdef01-2"]), "1-abcdef01-3");
         new.image_id = "sha256:fedcba9876".to_owned();
-        assert_eq!(distinct("1", &new, &old, "abcdef0123"), "1-fedcba98");
+        assert_eq!(name(&new, &[]), "1-fedcba98");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Replaces the containers of one service. What fails before the new version has everything is put back.
+//! Replaces the containers of one service. If a step fails before the new version has everything, the new containers are removed.
 
 use std::{
     collections::BTreeSet,
@@ -22,12 +22,15 @@ use crate::{
     },
     cli::{
         Failure, Outcome,
-        args::{rollout::OutputFormat, up::UpArgs},
+        args::{
+            rollout::{AtDeadline, OutputFormat},
+            up::UpArgs,
+        },
         follow::Follower,
         orders::{conclude, give},
         terminal::{note, print_if_read, warn},
     },
-    rollout::{Operation, Order},
+    rollout::{DrainOrder, Operation, Order, PartOrder},
     text::quoted,
 };
 
@@ -69,12 +72,10 @@ impl<'a> Swap<'a> {
         &self.args.socket.socket
     }
 
-    /// Does it all.
-    pub async fn run(&mut self, stopped: &[Container], unused: &[Container]) -> Outcome {
+    /// Removes what does not run, and replaces what does.
+    pub async fn run(&mut self, stopped: &[Container]) -> Outcome {
         self.interrupt.check()?;
         containers::remove(&ids(stopped), false).await?;
-        self.wait_quiet(unused).await?;
-        containers::remove(&ids(unused), false).await?;
         let done = self.replace().await;
         if done.is_err() {
             self.put_back().await;
@@ -82,28 +83,41 @@ impl<'a> Swap<'a> {
         done
     }
 
+    /// Removes containers of versions that get no traffic, once their connections have ended, and those that never ran.
+    pub async fn clean(&self, unused: &[Container], created: &[Container]) -> Outcome {
+        containers::remove(&ids(created), false).await?;
+        if !self.wait_quiet(unused).await? && self.args.ending.at_deadline == AtDeadline::Leave {
+            note(&format!("{}: {} left: connections are open", self.service, names(unused)));
+            return Err(Failure::Said(3));
+        }
+        Ok(containers::remove(&ids(unused), false).await?)
+    }
+
     async fn replace(&mut self) -> Outcome {
         self.create(None).await?;
         let (mut steered, mut version) = self.known().await?;
-        if self.is_version_of_old(&version).await? {
-            let other = distinct(&version, &self.new[0], &self.old, self.hash);
+        let status = self.status().await?;
+        let of_old = self.old.iter().filter_map(|one| backend(&status, &one.id));
+        let used: BTreeSet<&str> = of_old.map(|(_, one)| one.version.as_str()).collect();
+        if used.contains(version.as_str()) {
+            let other = distinct(&version, &self.new[0], &self.old, self.hash, &used);
             containers::remove(&ids(&std::mem::take(&mut self.new)), true).await?;
             self.create(Some(&other)).await?;
             (steered, version) = self.known().await?;
         }
         self.interrupt.check()?;
-        containers::start(&ids(&self.new)).await?;
-        self.interrupt.check()?;
-        let order = Order::Deploy(super::order(self.args, &version).map_err(Failure::Input)?);
-        let begun = give(self.socket(), &steered, &order).await?;
+        // The order comes first: a policy of the service could give one of its own as soon as they listen.
+        let begun = self.order(&steered, &version).await?;
         self.deploy = Some(begun.clone());
+        if !self.old.is_empty() {
+            containers::start(&ids(&self.new)).await?;
+        }
         let ended = match begun.end {
             Some(_) => begun,
             None => {
                 let follower = Follower::new(self.socket(), begun, OutputFormat::Text);
                 match follower.follow_unless(self.interrupt.wait()).await {
-                    Ok(Ok(ended)) => ended,
-                    Ok(Err(interrupted)) => return Err(interrupted),
+                    Ok(ended) => ended?,
                     Err(failure) => {
                         // The daemon, or the next one, continues it: nothing may be taken away from it.
                         self.new.clear();
@@ -130,6 +144,23 @@ impl<'a> Swap<'a> {
         }
     }
 
+    /// Orders the deploy. If it is not known whether the order takes effect, the new containers are left to it.
+    async fn order(&mut self, steered: &str, version: &str) -> Result<Operation, Failure> {
+        let order = Order::Deploy(super::order(self.args, version).map_err(Failure::Input)?);
+        let failure = match give(self.socket(), steered, &order).await {
+            Ok(begun) => return Ok(begun),
+            Err(failure) => failure,
+        };
+        let Ok(status) = self.status().await else {
+            self.new.clear();
+            return Err(failure);
+        };
+        let running = status.services.into_iter().find(|of| of.name == steered).and_then(|of| of.operation);
+        let is_it =
+            |operation: &Operation| matches!(&operation.order, Order::Deploy(deploy) if deploy.version == version);
+        running.map(|status| status.operation).filter(is_it).ok_or(failure)
+    }
+
     /// Creates the new containers. With a version, their labels are amended by it.
     async fn create(&mut self, version: Option<&str>) -> Outcome {
         self.interrupt.check()?;
@@ -144,6 +175,10 @@ impl<'a> Swap<'a> {
         let mut after = self.ids().await?;
         after.retain(|id| !before.contains(id));
         self.new = containers::inspect(&after).await?;
+        if !self.old.is_empty() {
+            // Others of the project are not this command's.
+            self.new.retain(|one| one.is_of(self.service));
+        }
         created?;
         let own = self.new.iter().filter(|one| one.is_of(self.service)).count();
         let (service, count) = (self.service, self.count);
@@ -224,28 +259,25 @@ impl<'a> Swap<'a> {
         }
     }
 
-    async fn is_version_of_old(&self, version: &str) -> Result<bool, Failure> {
-        let status = self.status().await?;
-        let of_old = self.old.iter().filter_map(|one| backend(&status, &one.id));
-        Ok(of_old.map(|(_, one)| one).any(|one| one.version == version))
-    }
-
     async fn status(&self) -> Result<Status, Failure> {
         Ok(client::get(self.socket(), "/v1/status").await?)
     }
 
-    /// Waits until containers have no connection, or the time for it is over.
-    async fn wait_quiet(&self, some: &[Container]) -> Outcome {
+    /// Waits until containers have no connection; false if the time for it is over.
+    async fn wait_quiet(&self, some: &[Container]) -> Result<bool, Failure> {
         let limit = super::order(self.args, "version").map_err(Failure::Input)?.drain_timeout_ms;
         let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(limit) {
+        loop {
             let status = self.status().await?;
             if some.iter().filter_map(|one| backend(&status, &one.id)).all(|(_, one)| one.live == 0) {
-                break;
+                return Ok(true);
             }
+            if began.elapsed() >= Duration::from_millis(limit) {
+                return Ok(false);
+            }
+            self.interrupt.check()?;
             sleep(LOOK).await;
         }
-        Ok(())
     }
 
     /// Ends the deploy, and removes the new containers.
@@ -253,18 +285,50 @@ impl<'a> Swap<'a> {
         if self.new.is_empty() {
             return;
         }
-        if let Some(deploy) = self.deploy.take()
-            && let Err(failure) = self.end(&deploy).await
-        {
-            warn(&format!("{}: the deploy goes on: {failure}", self.service));
-            return;
-        }
-        let _ = self.wait_quiet(&self.new).await;
         let new = std::mem::take(&mut self.new);
-        match containers::remove(&ids(&new), true).await {
-            Ok(()) => note(&format!("{}: {} removed; nothing else has changed", self.service, names(&new))),
-            Err(error) => warn(&format!("{}: {} left: {error:#}", self.service, names(&new))),
+        if let Err(error) = self.try_put_back(&new).await {
+            warn(&format!("{}: {} left: {error:#}", self.service, names(&new)));
         }
+    }
+
+    async fn try_put_back(&mut self, new: &[Container]) -> anyhow::Result<()> {
+        if let Some(deploy) = self.deploy.take() {
+            self.end(&deploy).await?;
+        }
+        let status: Status = client::get(self.socket(), "/v1/status").await?;
+        let serves = |some: &[Container]| {
+            some.iter().filter_map(|one| backend(&status, &one.id)).any(|(_, one)| one.share > 0.0)
+        };
+        ensure!(
+            !serves(new) || serves(&self.old),
+            "the traffic has moved to it; run the command again to remove what is old"
+        );
+        // Without a deploy before, they had a share as soon as they listened.
+        let parts: Vec<(&str, PartOrder)> = new
+            .iter()
+            .filter_map(|one| backend(&status, &one.id))
+            .map(|(of, one)| (of.name.as_str(), PartOrder { version: None, backend: Some(one.id.clone()) }))
+            .collect();
+        for (steered, part) in &parts {
+            let drain = DrainOrder { backend: part.backend.clone(), ..DrainOrder::default() };
+            give(self.socket(), steered, &Order::Drain(drain)).await.map_err(|_| anyhow!("it could not be drained"))?;
+        }
+        let began = Instant::now();
+        let limit = super::order(self.args, "version").map_err(|text| anyhow!(text))?.drain_timeout_ms;
+        while began.elapsed() < Duration::from_millis(limit) {
+            let status: Status = client::get(self.socket(), "/v1/status").await?;
+            if new.iter().filter_map(|one| backend(&status, &one.id)).all(|(_, one)| one.live == 0) {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        containers::remove(&ids(new), true).await?;
+        for (steered, part) in parts {
+            // Its drain ends with it, or has ended.
+            let _ = give(self.socket(), steered, &Order::Resume(part)).await;
+        }
+        note(&format!("{}: {} removed; the others serve as before", self.service, names(new)));
+        Ok(())
     }
 
     async fn end(&self, deploy: &Operation) -> anyhow::Result<()> {
@@ -277,7 +341,7 @@ impl<'a> Swap<'a> {
             if status.operation.end.is_some() {
                 return Ok(());
             }
-            ensure!(began.elapsed() < ENDED_MAX, "it has not ended after its rollback");
+            ensure!(began.elapsed() < ENDED_MAX, "the deploy has not ended after its rollback");
             sleep(LOOK).await;
         }
     }

@@ -67,12 +67,15 @@ impl Control {
         match order {
             Order::Unpause if held > 0 => {
                 let groups = self.world.groups(service, own_uid());
-                let has_server = self.held_forms(service).iter().any(|form| groups.contains_key(form));
-                Some(match has_server {
-                    true => format!("{held} held clients go to its servers"),
-                    false => {
-                        format!("{held} held clients are refused: no server listens as those before the pause did")
-                    }
+                let takes = |form| groups.get(form).is_some_and(|group| group.refused.is_none());
+                let forms = self.held_forms(service);
+                let taken = forms.iter().filter(|form| takes(form)).count();
+                Some(match taken {
+                    0 => format!("{held} held clients are refused: no server listens as those before the pause did"),
+                    _ if taken == forms.len() => format!("{held} held clients go to its servers"),
+                    _ => format!(
+                        "of {held} held clients, those go to its servers for which one listens as before; others are refused"
+                    ),
                 })
             }
             Order::Pause(_) => {

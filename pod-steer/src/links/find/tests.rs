@@ -126,13 +126,18 @@ fn a_default_route_chooses_among_networks() {
 fn an_internal_network_has_no_default_route() {
     let inside = Inside { routes: Vec::new(), ..docker() };
     let bridge = found(&inside).unwrap();
-    assert!(bridge.is_internal && bridge.gateway_v4.is_none(), "{bridge:?}");
+    assert!(bridge.is_internal, "{bridge:?}");
+    // It answers its own network alone, in which the host's address stands for all other clients.
+    assert_eq!(bridge.gateway_v4, Some(Ipv4Addr::new(172, 17, 0, 1)));
+    assert_eq!(bridge.elsewhere, BTreeSet::from([(LOOPBACK, Ipv4Net::default().into())]));
     assert_eq!(bridge.name, "docker0");
 }
 
 #[test]
 fn clients_on_its_other_networks_are_answered_past_the_ingress_namespace() {
     let mut inside = docker();
+    inside.addresses.push(address(8, "fd00:1::2"));
+    inside.routes.push(route("fd00:1::1"));
     assert!(found(&inside).unwrap().elsewhere.is_empty());
     inside.links.push(Link { index: 10, name: "eth1".to_owned(), link: Some(11), ..eth0() });
     inside.addresses.extend([address(10, "172.18.0.2"), address(10, "fe80::2"), address(10, "fd00:2::2")]);
