@@ -130,7 +130,9 @@ impl View {
 /// and has not been rolled back.
 pub fn behind(history: &[Operation]) -> Option<&Operation> {
     let mut rolled_back = 0;
+    let mut later: Option<&Operation> = None;
     for operation in history.iter().rev() {
+        let is_ended_by_rollback = later.replace(operation).is_some_and(|later| later.order == Order::Rollback);
         let outcome = operation.end.as_ref().map(|end| end.outcome);
         match (&operation.order, outcome) {
             (Order::Rollback, Some(Outcome::Done)) => rolled_back += 1,
@@ -142,6 +144,8 @@ pub fn behind(history: &[Operation]) -> Option<&Operation> {
                 }
                 rolled_back -= 1;
             }
+            // That rollback had nothing else to undo: a drain, or a deploy of what served already.
+            (_, Some(Outcome::Aborted)) if is_ended_by_rollback && rolled_back > 0 => rolled_back -= 1,
             _ => {}
         }
     }

@@ -265,8 +265,20 @@ fn a_deploy_of_what_serves_is_nothing_to_undo() {
     let order = || deploy(|order| order.drain_timeout_ms = 0);
     let (first, _) = start(order(), &view, &mut decision, NOW);
     let (again, _) = start(order(), &view, &mut decision, NOW);
-    let history = [Operation { id: 1, ..first }, Operation { id: 2, ..again }];
-    assert_eq!(behind(&history).map(|operation| operation.id), Some(1));
+    let mut history = vec![Operation { id: 1, ..first }, Operation { id: 2, ..again }];
+    let undone = |history: &[Operation]| behind(history).map(|operation| operation.id);
+    assert_eq!(undone(&history), Some(1));
+    // A rollback that ended it has not undone the deploy before it; the next one does.
+    let rollback = |id| {
+        let (mut rollback, _) = start(Order::Rollback, &view, &mut Decision::default(), NOW);
+        end(&mut rollback, Outcome::Done, at(NOW), String::new());
+        Operation { id, ..rollback }
+    };
+    history[1].end.as_mut().unwrap().outcome = Outcome::Aborted;
+    history.push(rollback(3));
+    assert_eq!(undone(&history), Some(1));
+    history.push(rollback(4));
+    assert_eq!(undone(&history), None);
 }
 
 #[test]
