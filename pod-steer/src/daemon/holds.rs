@@ -106,8 +106,12 @@ impl Control {
         });
         self.orders.holds.cgroups.insert(index, path);
         let added = opened.and_then(|failures| {
+            let all_failed = failures.len() == forms.len();
             self.orders.holds.failed.entry(service.to_owned()).or_default().extend(failures);
             let sockets = self.sockets_of_hold(index);
+            if sockets.is_empty() && !all_failed {
+                return Err("the listeners of its process cannot be found".to_owned());
+            }
             info!(%service, %index, listeners = sockets.len(), "holds clients");
             self.add_hold(index, service, sockets)
         });
