@@ -181,7 +181,7 @@ fn updates_show_a_deploy_and_a_daemon_that_is_away() -> Result<()> {
     let mut updates = page.updates(&session, "?seen=0")?;
     updates.wait_part("services", "service-web")?;
     updates.wait_part("s-web-chart", "<polygon")?;
-    scene.stage.daemon.order_done("deploy web v2 --drain-timeout 0s")?;
+    scene.stage.daemon.order_done("deploy web v2 --drain-timeout 20s")?;
     updates.wait_part("orders", "deploy v2")?;
     updates.wait_part("s-web-chart", "Now: v1 0/s, v2 ")?;
     let tally = load.stop()?;

@@ -66,9 +66,13 @@ pub struct Migrated {
 /// state.
 pub(super) fn meta(maps: &Path) -> Result<Option<Meta>> {
     let pin = maps.join("META");
-    // Without the right to look, it is not known whether there is one.
-    if !pin.try_exists().map_err(KernelError::io("look for the map", &pin))? {
-        return Ok(None);
+    match pin.try_exists() {
+        Ok(true) => {}
+        // Without the right to look, it is not known whether there is one.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(KernelError::io("look for the map", &pin)(error));
+        }
+        Ok(false) | Err(_) => return Ok(None),
     }
     let read = Elements::open(&pin).and_then(|map| map.get(&0u32.to_ne_bytes()));
     let bytes = read.map_err(KernelError::io("read the map", &pin))?.unwrap_or_default();
