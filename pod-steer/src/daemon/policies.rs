@@ -148,7 +148,7 @@ impl Control {
 
 /// Whether an operation began after a backend had appeared. By their order, if the daemon saw it appear: the wall clock may
 /// have been set back in between.
-fn is_after(operation: &Operation, backend: &Backend) -> bool {
+pub(super) fn is_after(operation: &Operation, backend: &Backend) -> bool {
     match backend.seen_after {
         Some(id) => operation.id > id,
         None => operation.begun_ms > backend.created_ms,

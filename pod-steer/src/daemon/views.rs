@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::control::Control;
+use super::{control::Control, policies::is_after};
 use crate::{
     api::types::OperationStatus,
     clock::{boot_ms, by_wall_clock},
     ids::BackendId,
     near,
-    rollout::{self, Operation, Order, Phase, View},
+    rollout::{self, Operation, Order, Phase, Policy, View},
     world::{Kind, State},
 };
 
@@ -26,7 +26,7 @@ impl Control {
             steered: backend.ingress().is_none_or(|netns| self.world.steered.contains(&netns.cookie)),
             overflows: self.orders.overflows.get(&backend.id).map_or(0, |(first, now)| now.saturating_sub(*first)),
             weight: backend.spec.weight,
-            has_served: self.kernel.counters().backend(backend.index).opened > 0 || self.live_of(backend) > 0,
+            has_served: self.has_served(backend),
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
             condition: self.backend_warnings(backend).into_iter().next(),
@@ -36,6 +36,21 @@ impl Control {
             service: service.to_owned(),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
+    }
+
+    /// Whether it has ever got a connection, or could have got one before an order moved the traffic: the kernel does not count connections
+    /// from before its programs were attached.
+    fn has_served(&self, backend: &crate::world::Backend) -> bool {
+        let (service, version) = (&backend.spec.service, &backend.spec.version);
+        // Until a policy has chosen the first version, the others wait.
+        let all_shared = self.world.options(service).rollout == Policy::Balance;
+        let had_share = |operation: &&Operation| {
+            let is_known = operation.before.weights.is_some() || all_shared;
+            operation.moves_traffic() && is_known && operation.before.has_share(version) && is_after(operation, backend)
+        };
+        self.kernel.counters().backend(backend.index).opened > 0
+            || self.live_of(backend) > 0
+            || self.orders.ledger.history(Some(service)).iter().any(|operation| had_share(&operation))
     }
 
     /// How many backends of a version are there, and how many of them new connections could go to. No counter is read for it.
