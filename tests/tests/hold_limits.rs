@@ -1,4 +1,4 @@
-//! What is not held, or not for ever, and what a listener that holds clients has to cope with.
+//! Limits of holding clients: ports that cannot be held, time limits, and floods of SYNs.
 
 use std::time::{Duration, Instant};
 

@@ -186,7 +186,7 @@ fn updates_show_a_deploy_and_a_daemon_that_is_away() -> Result<()> {
     updates.wait_part("s-web-chart", "Now: v1 0/s, v2 ")?;
     let tally = load.stop()?;
     ensure!(tally.losses.is_empty(), "{tally}");
-    // Events come by themselves, and again if the connection was lost.
+    // Events come without a request, and again if the connection was lost.
     scene.stage.daemon.order_done("drain web --version v1")?;
     page.updates(&session, "?seen=0")?.wait_event("drained")?;
     let one = page.updates(&session, "?service=nope")?.take()?;
@@ -196,7 +196,7 @@ fn updates_show_a_deploy_and_a_daemon_that_is_away() -> Result<()> {
     updates.wait_part("state", "The daemon has not answered since")?;
     ensure!(page.page(&session)?.contains("Steering goes on in the kernel"), "it is on a new page too");
     scene.stage.daemon.restart()?;
-    // A page that stayed open goes on by itself, with new events too, and without a jump of the counters.
+    // A page that stayed open goes on without a reload, with new events too, and without a jump of the counters.
     updates.wait_empty("state")?;
     ensure!(!page.page(&session)?.contains("has not answered"), "a new page knows it too");
     scene.stage.daemon.order_done("drain web --backend v2-1")?;

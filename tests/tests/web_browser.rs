@@ -45,7 +45,7 @@ fn the_page_works_in_a_real_browser() -> Result<()> {
         "the token is not in the address of the page"
     );
 
-    // It moves by itself.
+    // It moves without a reload.
     browser.wait(&format!("(window.curve = {CURVE})"))?;
     browser.wait(&format!("window.curve !== {CURVE}"))?;
     browser.wait("Number(document.documentElement.dataset.updates) >= 3")?;

@@ -87,8 +87,8 @@ fn refusals_have_different_exit_codes() {
     assert!(code(&no_name) == 2 && text(&no_name).contains("\"two words/..\" is refused"), "{no_name:?}");
     let detached = carry_out(&service("web", &served.socket), &Order::Rollback, OutputFormat::Text, true);
     assert_eq!(code(&detached), 0);
-    let nobody = plain(&service("web", &PathBuf::from("/none/api.sock")), &Order::Pause(Default::default()));
-    assert!(code(&nobody) == 1 && text(&nobody).contains("/none/api.sock"), "{nobody:?}");
+    let no_daemon = plain(&service("web", &PathBuf::from("/none/api.sock")), &Order::Pause(Default::default()));
+    assert!(code(&no_daemon) == 1 && text(&no_daemon).contains("/none/api.sock"), "{no_daemon:?}");
 }
 
 #[test]
