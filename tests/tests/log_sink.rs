@@ -16,6 +16,7 @@ use pod_steer_tests::{
     rollouts::{clients, none_lost, web},
     tools, wait,
 };
+use rustix::process::Signal;
 
 /// Makes the daemon log: backends come and go, and orders are given.
 fn work(stage: &Stage, round: u32) -> Result<()> {
@@ -25,7 +26,9 @@ fn work(stage: &Stage, round: u32) -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     stage.daemon.order_done("pause web")?;
     stage.daemon.order_done("unpause web")?;
-    second.process.kill()?;
+    // SIGKILL would take the connections that it has accepted and not answered with it.
+    second.process.signal(Signal::TERM)?;
+    second.process.wait(Duration::from_secs(20))?;
     stage.daemon.wait_ready("web", 1)?;
     none_lost(&load.stop()?)
 }
