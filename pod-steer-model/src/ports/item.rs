@@ -1,7 +1,7 @@
 //! Parses one item of a list of ports.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{PortMap, PortsError, Proto};
 use crate::text::quoted;
@@ -23,6 +23,10 @@ impl<'a> Item<'a> {
             None => (text, Proto::default()),
         };
         let (ip, rest) = split_address(rest, item)?;
+        if let Some(ip) = ip.filter(is_of_many) {
+            let instead = "TCP clients come to an address of one host, as in 127.0.0.1:80:8080";
+            return Err(PortsError::NotAnAddress { item: item(), part: quoted(&ip.to_string()), instead });
+        }
         let (ports, targets) = match rest.split_once(':') {
             Some((_, targets)) if targets.contains(':') => return Err(PortsError::TooManyParts { item: item() }),
             Some(("", _)) => return Err(PortsError::NoPort { item: item() }),
@@ -99,6 +103,11 @@ fn split_address(text: &str, item: impl Fn() -> String) -> Result<(Option<IpAddr
         }
         _ => Ok((None, text)),
     }
+}
+
+/// Multicast and broadcast: no TCP connection has such an address.
+fn is_of_many(ip: &IpAddr) -> bool {
+    ip.is_multicast() || *ip == Ipv4Addr::BROADCAST
 }
 
 /// Whether the text looks like an IPv6 address without brackets, with or without ports behind it.

@@ -86,7 +86,7 @@ impl<'a> Swap<'a> {
     /// Removes containers of versions that get no traffic, once their connections have ended, and those that never ran.
     pub async fn clean(&self, unused: &[Container], created: &[Container]) -> Outcome {
         containers::remove(&ids(created), false).await?;
-        if !self.wait_quiet(unused).await? && self.args.ending.at_deadline == AtDeadline::Leave {
+        if !self.wait_quiet(unused, || self.interrupt.check()).await? && self.args.ending.at_deadline == AtDeadline::Leave {
             note(&format!("{}: {} left: connections are open", self.service, names(unused)));
             return Err(Failure::Said(3));
         }
@@ -263,8 +263,8 @@ impl<'a> Swap<'a> {
         Ok(client::get(self.socket(), "/v1/status").await?)
     }
 
-    /// Waits until containers have no connection; false if the time for it is over.
-    async fn wait_quiet(&self, some: &[Container]) -> Result<bool, Failure> {
+    /// Waits until containers have no connection; false if the time for it is over. `go_on` may end it before.
+    async fn wait_quiet(&self, some: &[Container], go_on: impl Fn() -> Outcome) -> Result<bool, Failure> {
         let limit = super::order(self.args, "version").map_err(Failure::Input)?.drain_timeout_ms;
         let began = Instant::now();
         loop {
@@ -275,7 +275,7 @@ impl<'a> Swap<'a> {
             if began.elapsed() >= Duration::from_millis(limit) {
                 return Ok(false);
             }
-            self.interrupt.check()?;
+            go_on()?;
             sleep(LOOK).await;
         }
     }
@@ -313,15 +313,8 @@ impl<'a> Swap<'a> {
             let drain = DrainOrder { backend: part.backend.clone(), ..DrainOrder::default() };
             give(self.socket(), steered, &Order::Drain(drain)).await.map_err(|_| anyhow!("it could not be drained"))?;
         }
-        let began = Instant::now();
-        let limit = super::order(self.args, "version").map_err(|text| anyhow!(text))?.drain_timeout_ms;
-        while began.elapsed() < Duration::from_millis(limit) {
-            let status: Status = client::get(self.socket(), "/v1/status").await?;
-            if new.iter().filter_map(|one| backend(&status, &one.id)).all(|(_, one)| one.live == 0) {
-                break;
-            }
-            sleep(LOOK).await;
-        }
+        // A signal is why this is done: only a second one ends it.
+        self.wait_quiet(new, || Ok(())).await.map_err(|_| anyhow!("the daemon does not answer"))?;
         containers::remove(&ids(new), true).await?;
         for (steered, part) in parts {
             // Its drain ends with it, or has ended.
