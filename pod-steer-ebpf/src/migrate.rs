@@ -17,7 +17,7 @@ use aya_ebpf::{
     macros::sk_reuseport,
     programs::SkReuseportContext,
 };
-use pod_steer_ebpf::{FAMILY_V6, Move, NONE, PROBE_SOURCE_V4, ProbeKey, Slot, table_index};
+use pod_steer_ebpf::{FAMILY_V6, Move, NONE, PROBE_SOURCE_V4, ProbeKey, Slot, SocketInfo, table_index};
 
 use crate::{
     maps::{BACKEND_COUNTERS, LISTENERS, MOVED, PROBES, SOCKETS, TABLES, count, differ, switch},
@@ -41,6 +41,8 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     // A probe, or a connection of the backend to itself, is for the closing listener only: it is reset, and not
     // counted.
     let (from_backend, netns_cookie) = (from.backend, from.netns_cookie);
+    let [a, b] = from.users;
+    let holds = [a, b] == SocketInfo::HOLDS;
     let newest = own::newest(from);
     // SAFETY: `moving` is not null, and valid for the whole run.
     if unsafe { is_probe(moving.sock, netns_cookie) || own::is_moving(moving.sock, netns_cookie, from_backend) } {
@@ -57,12 +59,14 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
     // SAFETY: takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let hash = u64::from(random) << 32 | u64::from(random);
-    let mut target = Target { ctx: &ctx, closing, backend: from_backend, no_backend_offered: true, hold: None };
+    let mut target = Target { ctx: &ctx, closing, backend: from_backend, no_backend_offered: true, takes_holds: false };
     let mut taken = Visit::TryNext;
     if let Some(table) = table {
         taken = visit(table, hash, false, &mut target);
     }
-    let no_backend_offered = target.no_backend_offered;
+    // A server that is left of a paused or drained service keeps its own clients; and what was held goes rather to a server without a share than
+    // to none.
+    let takes_withheld = target.no_backend_offered || holds;
     if let Visit::TryNext = taken
         && let Some(cookie) = newest
     {
@@ -70,17 +74,15 @@ pub fn migrate(ctx: SkReuseportContext) -> u32 {
         taken = target.offer(&Slot::new(cookie, from_backend, 0));
     }
     if let Visit::TryNext = taken
-        && no_backend_offered
+        && takes_withheld
         && let Some(table) = table
     {
-        // The service is paused or drained: connections that it has already accepted into a queue stay with it.
         taken = every(table, &mut target);
-    }
-    if let Visit::TryNext = taken
-        && let Some(hold) = target.hold.take()
-    {
-        // No server is left. The clients wait with those that have come since the pause began.
-        taken = target.select(hold.0, hold.1);
+        if let Visit::TryNext = taken {
+            // No server is left. The clients wait with those that have come since the pause began.
+            target.takes_holds = true;
+            taken = every(table, &mut target);
+        }
     }
     let to_backend = target.backend;
     let Visit::Taken = taken else {
@@ -135,8 +137,8 @@ struct Target<'a> {
     /// No backend's socket was offered: a paused service has only listeners of the pause in its table, and a drained one
     /// has none.
     no_backend_offered: bool,
-    /// The last listener that holds clients among those that were offered: its cookie and its index.
-    hold: Option<(u64, u32)>,
+    /// Listeners that hold clients are taken too.
+    takes_holds: bool,
 }
 
 impl Target<'_> {
@@ -161,11 +163,8 @@ impl Chooser for Target<'_> {
         if slot.cookie == self.closing {
             return Visit::TryNext;
         }
-        if slot.waits() {
-            // Servers come first: a pause keeps out new clients only.
-            if slot.backend != NONE {
-                self.hold = Some((slot.cookie, slot.index()));
-            }
+        // Servers come first: a pause keeps out new clients only.
+        if slot.waits() && (slot.backend == NONE || !self.takes_holds) {
             return Visit::TryNext;
         }
         self.select(slot.cookie, slot.index())

@@ -116,7 +116,7 @@ impl Steered {
         if let Some(attachment) = kernel.namespace_attachment(netns, ns, false) {
             attachment.run()?;
         }
-        // bpftool reads the packet from a file; these go with the directory of whoever has started us.
+        // bpftool reads the packet from a file; these go with the directory of the process that has started us.
         let file = |what: &str| {
             Ok::<_, std::io::Error>(std::env::current_dir()?.join(format!("{what}-{services}-{backends}")))
         };

@@ -98,10 +98,12 @@ pub fn kill(pid: i32) -> Result<()> {
 
 /// Waits until the status says that so many clients are held.
 pub fn wait_held(stage: &Stage, count: usize) -> Result<()> {
-    wait::until_ok(&format!("{count} clients to be held"), || {
-        let web = stage.daemon.said_of("web")?;
-        Ok((web["pause"]["held"] == count).then_some(()))
-    })
+    let mut last = serde_json::Value::Null;
+    let waited = wait::until_ok(&format!("{count} clients to be held"), || {
+        last = stage.daemon.said_of("web")?;
+        Ok((last["pause"]["held"] == count).then_some(()))
+    });
+    waited.with_context(|| format!("{last}\n{}", stage.daemon.log_tail()))
 }
 
 /// Waits until no process holds clients.

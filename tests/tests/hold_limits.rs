@@ -10,8 +10,9 @@ use pod_steer_tests::{
     load::{End, Loss, attempt},
     require,
     rollouts::{web, web_on},
-    tools,
+    tools, wait,
 };
+use rustix::process::Signal;
 
 const V4: &str = "127.0.0.1:80";
 const V6: &str = "[::1]:80";
@@ -97,11 +98,90 @@ fn ports_are_held_one_by_one() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let paused = stage.daemon.order_done("pause web")?.stdout;
     ensure!(paused.contains("clients of 80 are held (at most 64 at a listener"), "{paused}");
-    ensure!(paused.contains("SYNs to 81 are discarded") && paused.contains("no server listens there"), "{paused}");
+    ensure!(
+        paused.contains("SYNs to 81 are discarded") && paused.contains("no server that gets clients listens there"),
+        "{paused}"
+    );
     let clients = Waiting::connect(stage.host.net(), &[V4], 10)?;
     wait_held(&stage, 10)?;
     stage.daemon.order_done("unpause web")?;
     ensure!(clients.answered("web-1")? == 10, "all are answered");
     drop(shared);
+    Ok(())
+}
+
+/// Two versions that listen in different forms, each of which the kernel shares among sockets of its own: clients are held for the version that has
+/// the share, although the kernel would give IPv4 clients to the other one.
+#[test]
+fn what_is_held_goes_to_the_version_that_has_the_share() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _versions =
+        [web_on(&stage, "v1-1", "[::]:8080").start(&stage)?, web_on(&stage, "v2-1", "0.0.0.0:8080").start(&stage)?];
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    stage.daemon.order_done("pause web")?;
+    let clients = Waiting::connect(stage.host.net(), &[V4, V6], 20)?;
+    wait_held(&stage, 20)?;
+    let unpaused = stage.daemon.order_done("unpause web")?.stdout;
+    ensure!(unpaused.contains("20 held clients go to its servers"), "{unpaused}");
+    ensure!(clients.answered("v1-1")? == 20, "v2 has no share");
+    // Where none has a share, no client is held, and none is refused.
+    stage.daemon.order_done("drain web")?;
+    let paused = stage.daemon.order_done("pause web")?.stdout;
+    ensure!(paused.contains("no server that gets clients listens there"), "{paused}");
+    Ok(())
+}
+
+/// The versions change while clients are held. They go to the one that they were held for.
+#[test]
+fn what_was_held_for_a_version_goes_there_after_a_shift() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let net = stage.host.net();
+    let _old = web_on(&stage, "v1-1", "0.0.0.0:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("shift web v1=1")?;
+    let _new = web_on(&stage, "v2-1", "[::]:8080").start(&stage)?;
+    // It serves IPv6 clients, which have no other server.
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("pause web")?;
+    let before = Waiting::connect(net, &[V4], 10)?;
+    wait_held(&stage, 10)?;
+    stage.daemon.order_done("shift web v2=1")?;
+    wait::until("a hold for the other version", || (holders(&stage).len() == 4).then_some(()))?;
+    let after = Waiting::connect(net, &[V4], 10)?;
+    wait_held(&stage, 20)?;
+    let unpaused = stage.daemon.order_done("unpause web")?.stdout;
+    ensure!(unpaused.contains("20 held clients go to its servers"), "{unpaused}");
+    let (before, after) = (before.answered("v1-1")?, after.answered("v2-1")?);
+    ensure!((before, after) == (10, 10), "{before} {after}");
+    Ok(())
+}
+
+/// Two listeners of pod-steer hold the clients of two ports of servers behind one front. The queue of a server that ends waits at the one with which
+/// it shares its port.
+#[test]
+fn the_queue_of_a_server_that_ends_waits_with_those_of_its_port() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let net = stage.host.net();
+    for (deaf, other) in [(8081, 8082), (8084, 8083)] {
+        let ports = |port: u16| format!("80:{port}");
+        let [one, two] = [deaf, other].map(|port| (format!("v1-{port}"), ports(port), format!("0.0.0.0:{port}")));
+        let deaf = Exec::new(&one.0, "web", &one.1, &one.2).server(&["--accept-delay-ms", "600000"]).start(&stage)?;
+        stage.daemon.wait_ready("web", 1)?;
+        let clients = Waiting::connect(net, &[V4], 8)?;
+        let _other = Exec::new(&two.0, "web", &two.1, &two.2).start(&stage)?;
+        stage.daemon.wait_ready("web", 2)?;
+        stage.daemon.order_done("pause web")?;
+        deaf.process.signal(Signal::KILL)?;
+        wait_held(&stage, 8)?;
+        let name = format!("{}-again", one.0);
+        let _again = Exec::new(&name, "web", &one.1, &one.2).start(&stage)?;
+        stage.daemon.wait_state("web", &name, "standby")?;
+        stage.daemon.order_done("unpause web")?;
+        ensure!(clients.answered(&name)? == 8, "all are answered");
+    }
     Ok(())
 }

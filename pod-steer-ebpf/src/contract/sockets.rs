@@ -31,7 +31,8 @@ pub struct SocketInfo {
     pub hidden_port: u16,
     /// For an IPv6 socket, one of the `V6_` constants.
     pub v6only: u16,
-    /// With a hidden port: the user that binds, and the user that owns the requested port.
+    /// With a hidden port: the user that binds, and the user that owns the requested port. Of a listener that holds clients:
+    /// [`Self::HOLDS`].
     pub users: [u32; 2],
     /// Index of the device that it is bound to (`SO_BINDTODEVICE`), or zero.
     pub ifindex: u32,
@@ -41,6 +42,9 @@ pub struct SocketInfo {
 }
 
 impl SocketInfo {
+    /// In place of users: a listener of pod-steer's own, which holds the clients of a paused service.
+    pub const HOLDS: [u32; 2] = [u32::MAX; 2];
+
     /// Key under which it may be its backend's newest listener. `None` for a socket that is bound to a device, except
     /// the loopback device (index 1 in every namespace), by which a machine's packets to itself arrive.
     #[inline(always)]

@@ -2,8 +2,8 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, cty::c_void, helpers::bpf_loop, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{
-    ADOPTIONS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_FIN, FLOW_FIN_REPLY, FLOW_PEER, FLOW_RST,
-    FLOW_SOURCE, Flow, NONE, Tuple, WALK_MAX,
+    ADOPTION_STEPS, ADOPTION_STEPS_PER_S, Candidate, CandidateKey, FAMILY_V4, FLOW_ADOPTED, FLOW_FIN, FLOW_FIN_REPLY,
+    FLOW_PEER, FLOW_RST, FLOW_SOURCE, Flow, NONE, Tuple, WALK_MAX,
 };
 
 use super::{
@@ -21,11 +21,11 @@ use crate::maps::{CANDIDATES, DESTINATIONS, MISSES, SERVICE_COUNTERS, count, net
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// The looks of this processor in a second.
+/// The steps of this processor's looks in a second.
 #[repr(C)]
 struct Looks {
     second: u64,
-    count: u64,
+    steps: u64,
 }
 
 #[btf_map]
@@ -45,10 +45,10 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     if count == 0 || ifindex != LOOPBACK && !syn::is_for_here(ctx, ifindex, &work.tuple) {
         return NONE;
     }
-    if !may_look(now) {
+    let Some(looks) = looks(now) else {
         count!(SERVICE_COUNTERS, service, adopt_limited);
         return NONE;
-    }
+    };
     work.flow = Flow { to: work.tuple, seen_ns: now, service, backend: NONE, ..Flow::default() };
     let mut search = Search {
         ctx,
@@ -62,7 +62,9 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     };
     let steps = count.min(2 * WALK_MAX).wrapping_mul(SOURCE_PORTS + 1).min(2 * WALK_MAX);
     // SAFETY: the callback has the signature that the helper calls, and `search` outlives the call.
-    unsafe { bpf_loop(steps, step as *mut c_void, (&raw mut search).cast(), 0) };
+    let done = unsafe { bpf_loop(steps, step as *mut c_void, (&raw mut search).cast(), 0) };
+    // SAFETY: the verifier checked the pointer; only this processor uses the entry.
+    unsafe { (*looks).steps += ADOPTION_STEPS + (done as u64).min(2 * u64::from(WALK_MAX)) };
     let state = search.state;
     if work.flow.backend == NONE {
         // It is one of a socket here, or of none. Its next packets need no search.
@@ -99,18 +101,19 @@ fn ended(state: u32, flags: u32) -> u32 {
     if flags & RST != 0 { ends | FLOW_RST } else { ends }
 }
 
-/// A flood of packets of no connection must not cost more than a part of a processor.
+/// What was done in this second; nothing if no more may be. A flood of packets of no connection must not cost more than a part of a
+/// processor, however many servers there are.
 #[inline(always)]
-fn may_look(now: u64) -> bool {
-    let Some(looks) = LOOKS.get_ptr_mut(0) else { return false };
-    // SAFETY: the verifier checked the pointer; only this processor uses the entry.
-    let looks = unsafe { &mut *looks };
+fn looks(now: u64) -> Option<*mut Looks> {
+    let looks = LOOKS.get_ptr_mut(0)?;
     let second = now / SECOND_NS;
-    if looks.second != second {
-        *looks = Looks { second, count: 0 };
+    // SAFETY: the verifier checked the pointer; only this processor uses the entry.
+    unsafe {
+        if (*looks).second != second {
+            *looks = Looks { second, steps: 0 };
+        }
+        if (*looks).steps < ADOPTION_STEPS_PER_S { Some(looks) } else { None }
     }
-    looks.count += 1;
-    looks.count <= ADOPTIONS_PER_S
 }
 
 #[inline(always)]

@@ -11,10 +11,13 @@ use pod_steer_ebpf::{EXPECTED_SYN, Tuple};
 
 use super::{
     headers::Work,
-    local, rewrite,
+    local, now, rewrite,
     sockets::{CURRENT_NAMESPACE, TCP_SYN_SENT, state},
 };
 use crate::maps::PENDING;
+
+/// Longest time from a SYN's coming to its leaving. It may be queued for a program of the firewall (NFQUEUE).
+const EXPECTED_NS: u64 = 3_000_000_000;
 
 /// The key by which a rewritten SYN is found where it leaves.
 #[inline(always)]
@@ -26,7 +29,7 @@ fn key(to: &Tuple, sequence: u32) -> Tuple {
 #[inline(never)]
 pub fn expect(ifindex: u32, work: &mut Work) {
     let key = key(&work.to, work.sequence);
-    work.flow.device = ifindex;
+    (work.flow.device, work.flow.seen_ns) = (ifindex, now());
     let _ = PENDING.insert(&key, &work.flow, 0);
     work.flow.device = 0;
 }
@@ -43,7 +46,9 @@ pub fn restore(ctx: &TcContext, l2: usize, ifindex: u32, work: &mut Work) -> boo
     let _ = PENDING.remove(&key);
     let Work { flow, tuple, to, .. } = work;
     let differs = |a: &[u32; 4], b: &[u32; 4]| (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) != 0;
+    // One that the firewall has dropped leaves its entry behind.
     let is_expected = flow.sequence == work.sequence
+        && now().wrapping_sub(flow.seen_ns) < EXPECTED_NS
         && !differs(&flow.to.destination, &tuple.destination)
         && flow.to.destination_port == tuple.destination_port;
     if !is_expected || !differs(&flow.to.source, &tuple.source) && flow.to.source_port == tuple.source_port {

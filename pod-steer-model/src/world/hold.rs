@@ -8,7 +8,7 @@ use std::{
 
 use pod_steer_ebpf::{WAY_HOLD, slot_backend};
 
-use super::{Backend, Socket, World, score::Bound};
+use super::{Backend, Socket, Sockets, World, score::Bound, serving::would_serve};
 use crate::{
     ids::{BackendIndex, NetnsCookie, SocketCookie},
     ports::{Port, PortMap},
@@ -61,41 +61,72 @@ pub struct Group {
 }
 
 impl World {
-    /// The groups of listeners that serve a service. `own_uid` is the user that our listeners belong to.
+    /// The groups of listeners that serve a service, or would if it were not paused: what is held goes to them. `own_uid` is the user that our
+    /// listeners belong to.
     pub fn groups(&self, service: &str, own_uid: u32) -> BTreeMap<Form, Group> {
         let mut groups: BTreeMap<Form, Group> = BTreeMap::new();
         let refused = self.refused_sockets();
-        for (_, socket) in self.sockets.iter().filter(|(cookie, _)| !refused.contains_key(cookie)) {
-            let Some(backend) = self.by_index(socket.backend).filter(|backend| backend.spec.service == service) else {
-                continue;
-            };
-            let fronts = fronts_of(backend, socket.port);
-            if fronts.is_empty() {
-                continue;
+        let own: BTreeMap<BackendIndex, &Backend> = self.of_service(service).map(|own| (own.index, own)).collect();
+        let sockets: Vec<(&SocketCookie, &Socket)> = self
+            .sockets
+            .iter()
+            .filter(|(cookie, socket)| own.contains_key(&socket.backend) && !refused.contains_key(cookie))
+            .collect();
+        let mut served: BTreeSet<Port> = BTreeSet::new();
+        // Those that serve without others do so only where these do not listen.
+        for serving in would_serve(self, &Sockets::new(sockets.iter().copied()), service) {
+            for (_, socket) in sockets.iter().filter(|(_, socket)| serving.contains(&socket.backend)) {
+                let backend = own[&socket.backend];
+                let fronts = &fronts_of(backend, socket.port) - &served;
+                if fronts.is_empty() {
+                    continue;
+                }
+                let refused = refusal(backend, socket, own_uid);
+                let group = groups
+                    .entry(Form::from(*socket))
+                    .or_insert_with(|| Group { fronts: BTreeSet::new(), refused: refused.clone() });
+                group.fronts.extend(fronts);
+                // One server whose group we can join is enough.
+                group.refused = group.refused.take().and(refused);
             }
-            let refused = refusal(backend, socket, own_uid);
-            let group = groups
-                .entry(Form::from(socket))
-                .or_insert_with(|| Group { fronts: BTreeSet::new(), refused: refused.clone() });
-            group.fronts.extend(fronts);
-            // One server whose group we can join is enough.
-            group.refused = group.refused.take().and(refused);
+            served = groups.values().flat_map(|group| group.fronts.iter().copied()).collect();
         }
         groups
+    }
+
+    /// Whether a server can get what listeners of this form hold: one with a share, or else another one.
+    pub fn takes_held(&self, service: &str, form: &Form, own_uid: u32) -> bool {
+        self.sockets.values().filter(|socket| Form::from(*socket) == *form).any(|socket| {
+            let backend = self.by_index(socket.backend).filter(|backend| backend.spec.service == service);
+            backend.is_some_and(|backend| refusal(backend, socket, own_uid).is_none())
+        })
     }
 
     /// The ports that clients of a service come to, by the port that its backends listen on.
     pub fn fronts(&self, service: &str) -> BTreeMap<Port, BTreeSet<Port>> {
         let mut fronts: BTreeMap<Port, BTreeSet<Port>> = BTreeMap::new();
-        let backends = self.backends.values().filter(|backend| backend.spec.service == service);
-        for map in backends.flat_map(|backend| &backend.spec.ports) {
+        for map in self.of_service(service).flat_map(|backend| &backend.spec.ports) {
             fronts.entry(map.target_port()).or_default().insert(map.service_port());
         }
         fronts
     }
 
-    /// The listeners that hold the clients of a rule.
-    pub(super) fn holding(&self, service: &str, key: &RuleKey) -> Vec<Member> {
+    /// The backends of a service, in the order of their identities.
+    pub(super) fn of_service(&self, service: &str) -> impl Iterator<Item = &Backend> {
+        self.backends.values().filter(move |backend| backend.spec.service == service)
+    }
+
+    /// The listeners that hold the clients of a rule. `members` would serve them if the service were not paused: each part of the clients is held
+    /// where it can go to its servers. Without such a listener, it is those that the kernel prefers. The others, which get no more clients, come second: what
+    /// waits in the queue of one of their servers may go there.
+    pub(super) fn holding(&self, service: &str, key: &RuleKey, members: &[Member]) -> (Vec<Member>, Vec<Member>) {
+        let mut shares: BTreeMap<Form, u64> = BTreeMap::new();
+        for member in members {
+            if let Some(socket) = self.sockets.get(&member.cookie) {
+                let share = shares.entry(Form::from(socket)).or_default();
+                *share = share.saturating_add(member.weight);
+            }
+        }
         let mut fitting = Vec::new();
         for (index, hold) in self.holds.iter().filter(|(_, hold)| hold.service == service) {
             for (cookie, socket) in &hold.sockets {
@@ -106,15 +137,22 @@ impl World {
                 if let Some(score) = Bound::from(socket).surely().score(key) {
                     // Marked, so that the kernel programs tell it from a server.
                     let backend = BackendIndex(slot_backend(index.0, WAY_HOLD));
-                    fitting.push((score, Member { cookie: *cookie, backend, weight: 1, is_forwarded: false }));
+                    let share = shares.get(&Form::from(socket)).copied();
+                    let weight = share.unwrap_or(1);
+                    let member = Member { cookie: *cookie, backend, weight, is_forwarded: false };
+                    fitting.push((share.is_some(), score, member));
                 }
             }
         }
-        let best = fitting.iter().map(|(score, _)| *score).max();
-        let mut members: Vec<Member> =
-            fitting.into_iter().filter(|(score, _)| Some(*score) == best).map(|(_, member)| member).collect();
-        members.sort_unstable();
-        members
+        let has_share = fitting.iter().any(|(has_share, ..)| *has_share);
+        let best = fitting.iter().map(|(_, score, _)| *score).max();
+        let is_wanted = |own: &(bool, u8, Member)| if has_share { own.0 } else { Some(own.1) == best };
+        let (wanted, others): (Vec<_>, Vec<_>) = fitting.into_iter().partition(is_wanted);
+        let sorted = |of: Vec<(bool, u8, Member)>| {
+            let members: BTreeSet<Member> = of.into_iter().map(|(.., member)| member).collect();
+            members.into_iter().collect()
+        };
+        (sorted(wanted), sorted(others))
     }
 
     /// Whether this index belongs to a process that holds clients.
@@ -153,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        rollout::Decision,
+        rollout::{Decision, Part, Traffic},
         world::tests::{HOST, backend, key, members, socket, world},
     };
 
@@ -231,15 +269,67 @@ mod tests {
         assert!(why(&world).is_empty());
     }
 
+    /// Two versions that listen in different ways. The first one has everything.
+    fn two_versions() -> World {
+        let mut backends = [backend(0, "web", "80:8080"), backend(1, "web", "80:8080")];
+        backends[1].spec.version = "v2".to_owned();
+        let mut world = world(backends, [socket(0, "::", 8080), socket(1, "0.0.0.0", 8080)]);
+        world.decisions.insert("web".to_owned(), shares("v1"));
+        world
+    }
+
+    fn shares(version: &str) -> Decision {
+        let weights = BTreeMap::from([(version.to_owned(), 1)]);
+        Decision { traffic: Traffic { weights: Some(weights), ..Traffic::default() }, ..Decision::default() }
+    }
+
+    #[test]
+    fn clients_are_held_where_those_with_a_share_listen() {
+        let mut world = two_versions();
+        let forms = |world: &World| world.groups("web", 0).keys().map(|form| form.ip.to_string()).collect::<Vec<_>>();
+        assert_eq!(forms(&world), ["::"]);
+        world.decisions.insert("web".to_owned(), shares("v2"));
+        assert_eq!(forms(&world), ["0.0.0.0"]);
+        // Without a share, the version serves where it is the only one.
+        world.sockets.remove(&SocketCookie(101));
+        assert_eq!(forms(&world), ["::"]);
+        world.decisions.get_mut("web").unwrap().drained.insert(Part::Service);
+        assert_eq!(forms(&world), [""; 0]);
+    }
+
+    #[test]
+    fn each_part_is_held_where_its_servers_listen() {
+        let mut world = two_versions();
+        world.pause_cookie = Some(SocketCookie(7));
+        let held = |ip: &str| Socket { backend: BackendIndex(5), ..socket(0, ip, 8080) };
+        let sockets = BTreeMap::from([(SocketCookie(900), held("::")), (SocketCookie(901), held("0.0.0.0"))]);
+        let fronts = world.fronts("web");
+        world.holds.insert(BackendIndex(5), Hold { service: "web".to_owned(), sockets, fronts });
+        let held = |world: &mut World, decision: Decision| {
+            world.decisions.insert("web".to_owned(), Decision { paused: true, ..decision });
+            let plan = world.plan();
+            [FAMILY_V4, FAMILY_V6].map(|family| members(&plan, key(family, 80)))
+        };
+        assert_eq!(held(&mut world, shares("v1")), [vec![900], vec![900]]);
+        assert_eq!(held(&mut world, shares("v2"))[0], [901], "IPv4 clients");
+        let plan = world.plan();
+        let withheld = &plan.rules[&key(FAMILY_V4, 80)].table.as_ref().unwrap().withheld;
+        assert_eq!(withheld.iter().map(|member| member.cookie.0).collect::<Vec<_>>(), [100, 101, 900]);
+        assert_eq!(held(&mut world, Decision::default())[0], [900, 901]);
+        // No server is left: the kernel's preference.
+        world.sockets.clear();
+        assert_eq!(held(&mut world, shares("v1"))[0], [901]);
+    }
+
     #[test]
     fn a_listener_holds_only_clients_that_it_takes() {
         let mut world = held();
-        let members = |world: &World, key: RuleKey| world.holding("web", &key).len();
+        let members = |world: &World, key: RuleKey| world.holding("web", &key, &[]).0.len();
         assert_eq!(
             [(FAMILY_V4, 80), (FAMILY_V6, 80), (FAMILY_V4, 81)].map(|(f, p)| members(&world, key(f, p))),
             [1, 0, 0]
         );
-        assert_eq!(world.holding("api", &key(FAMILY_V4, 80)), []);
+        assert_eq!(world.holding("api", &key(FAMILY_V4, 80), &[]).0, []);
         let elsewhere = RuleKey { netns_cookie: NetnsCookie(HOST.cookie.0 + 1), ..key(FAMILY_V4, 80) };
         assert_eq!(members(&world, elsewhere), 0);
         let hold = world.holds.get_mut(&BackendIndex(5)).unwrap();

@@ -86,10 +86,6 @@ impl<'a> Serving<'a> {
         tables: &mut Tables,
     ) -> OfRule {
         let Some(chosen) = self.services.get(service) else { return Default::default() };
-        if let Some(paused) = self.paused(service, key) {
-            let versions = self.versions(key, parts);
-            return OfRule { table: tables.one(paused), networks: BTreeMap::new(), versions };
-        }
         let table = |usable, weights| self.table(key, parts, usable, weights, chosen.options.slow_start_ms);
         let mut all = table(&chosen.usable, chosen.weights);
         // Backends that serve the other ports may not listen on this one.
@@ -97,9 +93,15 @@ impl<'a> Serving<'a> {
         if reserve.is_empty() {
             reserve = table(&chosen.stopping, None).members;
         }
-        if all.members.is_empty() {
-            all.members = reserve;
-        } else {
+        let is_alone = all.members.is_empty();
+        if is_alone {
+            all.members = std::mem::take(&mut reserve);
+        }
+        if let Some(paused) = self.paused(service, key, &all.members) {
+            let versions = self.versions(key, parts);
+            return OfRule { table: tables.one(paused), networks: BTreeMap::new(), versions };
+        }
+        if !is_alone {
             let members: BTreeSet<SocketCookie> = all.members.iter().map(|member| member.cookie).collect();
             all.reserve = reserve;
             all.reserve.retain(|member| !members.contains(&member.cookie));
@@ -219,20 +221,22 @@ impl<'a> Serving<'a> {
     }
 
     /// The table of a rule whose service is paused; nothing if it is not.
-    fn paused(&self, service: &str, key: &RuleKey) -> Option<PlannedTable> {
+    /// `members` would serve otherwise.
+    fn paused(&self, service: &str, key: &RuleKey, members: &[Member]) -> Option<PlannedTable> {
         let decision = self.world.decisions.get(service).filter(|decision| decision.paused)?;
         if decision.is_pause_over(self.world.now_ms) {
             return Some(PlannedTable::default());
         }
         let silent =
             Member { cookie: self.world.pause_cookie?, backend: BackendIndex(NONE), weight: 1, is_forwarded: false };
-        let holding = self.world.holding(service, key);
+        let (holding, others) = self.world.holding(service, key, members);
+        let withheld = others.into_iter().map(|member| Member { weight: 0, ..member }).collect();
         Some(if holding.is_empty() {
-            PlannedTable { members: vec![silent], ..PlannedTable::default() }
+            PlannedTable { members: vec![silent], withheld, ..PlannedTable::default() }
         } else {
             // Should the process that holds clients die, the SYNs of others are discarded until there is another.
             let reserve = vec![Member { weight: 0, ..silent }];
-            PlannedTable { members: holding, reserve, ..PlannedTable::default() }
+            PlannedTable { members: holding, reserve, withheld }
         })
     }
 
@@ -245,7 +249,7 @@ impl<'a> Serving<'a> {
             if plan.rules.contains_key(key) || !self.world.may_claim(&claimed.service, key.port) {
                 continue;
             }
-            let Some(paused) = self.paused(&claimed.service, key) else { continue };
+            let Some(paused) = self.paused(&claimed.service, key, &[]) else { continue };
             let rule = PlannedRule {
                 service: Some(claimed.service.clone()),
                 flags: if claimed.of_port { RULE_OF_PORT } else { 0 },
@@ -295,6 +299,14 @@ impl Service<'_> {
         let slow_ms = self.options.slow_start_ms;
         (slow_ms > 0 && self.usable.contains(&backend.index)).then_some(slow_ms)
     }
+}
+
+/// The backends that get clients of a service, or would if it were not paused; those that do where these do not listen; and those that do where
+/// neither listens.
+pub(super) fn would_serve(world: &World, sockets: &Sockets<'_>, service: &str) -> [BTreeSet<BackendIndex>; 3] {
+    let backends: Vec<&Backend> = world.of_service(service).collect();
+    let Service { usable, reserve, stopping, .. } = choose(world, sockets, service, &backends);
+    [usable, reserve, stopping]
 }
 
 fn passes(backend: &Backend) -> bool {

@@ -84,8 +84,8 @@ pub(super) fn withhold(facts: &Facts<'_>, plan: &mut Plan, tables: &mut Tables) 
         };
         let question = (key.without_port(), Arc::as_ptr(table), others.clone(), hidden.clone());
         *table = Arc::clone(answers.entry(question).or_insert_with(|| {
-            let withheld = withheld().into_iter().collect();
-            tables.one(PlannedTable { withheld, ..PlannedTable::clone(table) })
+            let withheld: BTreeSet<Member> = table.withheld.iter().copied().chain(withheld()).collect();
+            tables.one(PlannedTable { withheld: withheld.into_iter().collect(), ..PlannedTable::clone(table) })
         }));
     }
 }

@@ -29,8 +29,9 @@ use crate::sys;
 const BACKLOG_DEFAULT: u32 = 4096;
 /// How long the process may take to open its listeners.
 const OPEN_MAX: Duration = Duration::from_secs(2);
-/// Longest answer of the process, in bytes.
+/// Longest answer of the process, in bytes, and what each listener adds to it.
 const ANSWER_MAX: usize = 64 * 1024;
+const FAILURE_MAX: usize = 256;
 
 /// A listener that is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +82,7 @@ pub(super) fn open(child: &mut Child, cgroup: &Path, wanted: &[Wanted]) -> io::R
         }
         let mut part = [0; 4096];
         let count = answer.read(&mut part)?;
-        if count == 0 || text.len() > ANSWER_MAX {
+        if count == 0 || text.len() > ANSWER_MAX + wanted.len() * FAILURE_MAX {
             return Err(io::Error::other("it has ended"));
         }
         text.extend_from_slice(&part[..count]);

@@ -59,6 +59,7 @@ impl Control {
     /// Opens a listener beside those of the servers of a paused service, in each group that has none yet.
     pub(super) fn ensure_holds(&mut self, service: &str) {
         let Some(of_service) = self.services.index(service) else { return };
+        self.lead_to_holds(service);
         let groups = self.world.groups(service, own_uid());
         if let Some(failed) = self.orders.holds.failed.get_mut(service) {
             failed.retain(|form, _| groups.contains_key(form));
@@ -77,6 +78,23 @@ impl Control {
                 let failed = self.orders.holds.failed.entry(service.to_owned()).or_default();
                 failed.extend(forms.into_iter().map(|form| (form, error.clone())));
             }
+        }
+    }
+
+    /// Clients of all ports of a service's servers are held, also of a server that came after the hold, or that an earlier daemon knew.
+    fn lead_to_holds(&mut self, service: &str) {
+        let fronts = self.world.fronts(service);
+        let mut has_more = false;
+        for hold in self.world.holds.values_mut().filter(|hold| hold.service == service) {
+            for (target, ports) in &fronts {
+                let known = hold.fronts.entry(*target).or_default();
+                let before = known.len();
+                known.extend(ports);
+                has_more |= known.len() > before;
+            }
+        }
+        if has_more {
+            self.touch_service(service);
         }
     }
 
@@ -168,6 +186,7 @@ impl Control {
                 family,
                 service: NONE,
                 v6only: v6only(found.v6only),
+                users: SocketInfo::HOLDS,
                 ifindex: found.ifindex,
                 ..SocketInfo::default()
             };

@@ -270,7 +270,7 @@ pub async fn run(reload: Reload) -> Result<(), RunError> {
     );
     let result = control.run(queue, asked, hangups).await;
     let _ = fs::remove_file(&socket);
-    // Whoever asked last still gets the answer; whoever only follows events does not hold us up.
+    // The client that asked last still gets its answer; one that only follows events does not delay the end.
     let _ = end_api.send(());
     let _ = timeout(ANSWERS_MAX, api).await;
     result

@@ -71,6 +71,10 @@ impl Control {
             let _ = self.kernel.take_switched();
             self.world.decisions.insert(service.to_owned(), next);
             self.touch_service(service);
+            if self.holds_clients(service) {
+                // Other servers may get what is held from now on.
+                self.ensure_holds(service);
+            }
             Instant::now()
         });
         let service = service.to_owned();

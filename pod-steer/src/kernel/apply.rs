@@ -183,6 +183,14 @@ impl Kernel {
         Applied { settled, error, is_behind, is_stale, refused }
     }
 
+    /// Whether a table of a service that is in use may have this socket.
+    pub fn may_lead_to(&self, service: ServiceIndex, cookie: SocketCookie) -> bool {
+        let has =
+            |table: &Arc<PlannedTable>| table.members.iter().chain(&table.reserve).any(|own| own.cookie == cookie);
+        let mut rules = self.published.values().filter(|published| published.rule.service == service.0);
+        rules.any(|published| published.serving.as_ref().is_none_or(has))
+    }
+
     /// A rule that is not in effect as planned, with the sockets that serve instead.
     fn refused(&self, key: &RuleKey, reason: String) -> RefusedRule {
         let before = self.published.get(key);

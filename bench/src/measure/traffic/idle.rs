@@ -39,7 +39,7 @@ pub fn measure(options: &Options) -> Result<Vec<Section>> {
     if !options.wants_section(NAME) {
         return Ok(Vec::new());
     }
-    let (rounds, wish) = if options.quick { (1, 2_000) } else { (7, 10_000) };
+    let (rounds, wish) = if options.quick { (1, 2_000) } else { (3, 10_000) };
     let contest = Contest::new(options, |_| true)?;
     for ns in [contest.lab.host.net(), &contest.lab.client.ns] {
         // Remains of ended connections would count for the next contestant.

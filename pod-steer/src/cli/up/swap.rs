@@ -86,7 +86,9 @@ impl<'a> Swap<'a> {
     /// Removes containers of versions that get no traffic, once their connections have ended, and those that never ran.
     pub async fn clean(&self, unused: &[Container], created: &[Container]) -> Outcome {
         containers::remove(&ids(created), false).await?;
-        if !self.wait_quiet(unused, || self.interrupt.check()).await? && self.args.ending.at_deadline == AtDeadline::Leave {
+        if !self.wait_quiet(unused, || self.interrupt.check()).await?
+            && self.args.ending.at_deadline == AtDeadline::Leave
+        {
             note(&format!("{}: {} left: connections are open", self.service, names(unused)));
             return Err(Failure::Said(3));
         }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::{
+    extract::{Query, State},
+    http::Method,
+};
 use maud::{DOCTYPE, Markup, html};
 use serde::Deserialize;
 
@@ -37,9 +40,10 @@ pub(super) struct View<'a> {
 }
 
 /// `GET` of the page.
-pub(super) async fn page(State(site): State<Arc<Site>>, Query(selection): Query<Selection>) -> Markup {
+pub(super) async fn page(State(site): State<Arc<Site>>, method: Method, Query(selection): Query<Selection>) -> Markup {
     let mut model = site.model();
-    let notice = model.notice.take();
+    // `HEAD` shows it to no one.
+    let notice = if method == Method::GET { model.notice.take() } else { None };
     frame(&View::new(&site, &model, &selection), notice.as_deref())
 }
 

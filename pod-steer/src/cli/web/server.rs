@@ -15,6 +15,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::net::sockopt::set_tcp_user_timeout;
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -29,6 +30,8 @@ use super::{access::Refusal, orders, page, site::Site, updates};
 const CLIENTS_MAX: usize = 64;
 /// Time limit for the head of a request, and for the pause between two requests.
 const HEAD_MAX: Duration = Duration::from_secs(10);
+/// How long a client may leave what was sent to it unread.
+const UNREAD_MAX_MS: u32 = 10_000;
 /// Maximum size of a head, and of the buffer of one client.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// Pause after a failed accept, for example for lack of descriptors.
@@ -69,6 +72,8 @@ pub(super) async fn serve(listener: TcpListener, site: Arc<Site>) {
 }
 
 async fn converse(stream: TcpStream, app: Router) {
+    // Linux ends a connection whose peer takes nothing for so long (`TCP_USER_TIMEOUT`, tcp(7)). It cannot fail on a TCP socket.
+    let _ = set_tcp_user_timeout(&stream, UNREAD_MAX_MS);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(BUFFER_BYTES_MAX);
     // A client that leaves is no error.

@@ -25,7 +25,7 @@ impl Control {
     }
 
     /// Whether clients of a service are to be held now.
-    pub(super) fn holds_clients(&self, service: &str) -> bool {
+    pub(in crate::daemon) fn holds_clients(&self, service: &str) -> bool {
         let decision = self.world.decisions.get(service);
         decision.is_some_and(|decision| decision.paused && !decision.is_pause_over(self.world.now_ms))
     }
@@ -40,11 +40,13 @@ impl Control {
 
     /// Ends the processes whose services are no longer paused: the kernel moves their queues.
     pub(in crate::daemon) fn leave_holds(&mut self) {
-        // Not while a table may still lead there.
-        if self.dirty.is_stale() {
-            return;
-        }
-        let over = self.world.holds.iter().filter(|(_, hold)| !self.holds_clients(&hold.service));
+        // Not while a table may still lead there. Other services' changes, which may be refused for ever, do not matter.
+        let is_left = |hold: &Hold| {
+            let Some(service) = self.services.index(&hold.service) else { return true };
+            let mut sockets = hold.sockets.keys();
+            self.is_in_force(&hold.service) && !sockets.any(|cookie| self.kernel.may_lead_to(service, *cookie))
+        };
+        let over = self.world.holds.iter().filter(|(_, hold)| !self.holds_clients(&hold.service) && is_left(hold));
         for index in over.map(|(index, _)| *index).collect::<Vec<_>>() {
             self.end_hold(index);
         }

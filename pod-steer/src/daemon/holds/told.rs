@@ -50,7 +50,7 @@ impl Control {
             held.extend(targets.flat_map(|target| hold.fronts.get(&target).into_iter().flatten()));
         }
         let port = |front: &Port| {
-            let silent = || "no server listens there".to_owned();
+            let silent = || "no server that gets clients listens there".to_owned();
             let reason = reasons.get(front).cloned();
             let is_silent = !listening.contains(front) && !held.contains(front);
             PausedPort {
@@ -66,10 +66,8 @@ impl Control {
     pub(in crate::daemon) fn told_of_clients(&self, service: &str, order: &Order, held: u64) -> Option<String> {
         match order {
             Order::Unpause if held > 0 => {
-                let groups = self.world.groups(service, own_uid());
-                let takes = |form| groups.get(form).is_some_and(|group| group.refused.is_none());
                 let forms = self.held_forms(service);
-                let taken = forms.iter().filter(|form| takes(form)).count();
+                let taken = forms.iter().filter(|form| self.world.takes_held(service, form, own_uid())).count();
                 Some(match taken {
                     0 => format!("{held} held clients are refused: no server listens as those before the pause did"),
                     _ if taken == forms.len() => format!("{held} held clients go to its servers"),

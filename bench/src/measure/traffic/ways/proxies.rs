@@ -88,7 +88,7 @@ fn nginx_http(lab: &Lab) -> Result<Running> {
         upstream(lab.host_pair()?.http, "keepalive 128; keepalive_requests 1000000000;")
     );
     let running = start(lab, "nginx-http", &config, &["-c"], [PORT_HTTP, PORT_HTTP])?;
-    Ok(Running { tls: Err("it cannot pass TLS through; whoever uses it terminates TLS in the proxy"), ..running })
+    Ok(Running { tls: Err("it cannot pass TLS through; its users terminate TLS in the proxy"), ..running })
 }
 
 fn nginx_head(lab: &Lab, name: &str) -> String {
