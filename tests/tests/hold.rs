@@ -240,6 +240,72 @@ fn an_unpause_without_a_server_refuses_the_held_clients() -> Result<()> {
     Waiting::connect(stage.host.net(), &[V4], 5)?.answered("v1-2").map(drop)
 }
 
+/// One process that is killed is replaced, so that the death of the other one loses no client either.
+#[test]
+fn a_process_that_was_killed_is_replaced() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    stage.daemon.order_done("pause web")?;
+    let mut clients = Waiting::connect(stage.host.net(), &[V4, V6], 20)?;
+    for round in 0..4 {
+        let first = holders(&stage);
+        ensure!(first.len() == 2, "{first:?}");
+        kill(first[round % 2])?;
+        wait::until("another process", || {
+            let now = holders(&stage);
+            (now.len() == 2 && now != first).then_some(())
+        })?;
+        // It has the listeners when the daemon says so.
+        wait::until("the daemon to have it", || {
+            (stage.daemon.log().matches("another has its place").count() == round + 1).then_some(())
+        })?;
+    }
+    clients.wait_still()?;
+    stage.daemon.order_done("unpause web")?;
+    ensure!(clients.answered("v1-1")? == 20, "all are answered");
+    wait_gone(&stage)
+}
+
+/// A pause that ends at once, and a daemon that does: nothing is left, and the next pause holds.
+#[test]
+fn a_pause_that_ends_while_it_begins_leaves_nothing() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let mut stage = Stage::without_engine()?;
+    let _server = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    for _ in 0..10 {
+        let (mut pause, mut unpause) = (stage.daemon.cli()?, stage.daemon.cli()?);
+        let pause = thread::spawn(move || pause.args(["pause", "web"]).output());
+        unpause.args(["unpause", "web"]).output()?;
+        pause.join().expect("it does not panic")?;
+        stage.daemon.order_done("unpause web")?;
+        wait_gone(&stage)?;
+    }
+    // The daemon is killed, or told to stop, at any time while it starts the process.
+    for after_ms in (0..30).step_by(3) {
+        let mut pause = stage.daemon.cli()?;
+        let pause = thread::spawn(move || pause.args(["pause", "web"]).output());
+        thread::sleep(Duration::from_millis(after_ms));
+        if after_ms % 2 == 0 {
+            stage.daemon.kill()?;
+        } else {
+            stage.daemon.terminate()?;
+        }
+        pause.join().expect("it does not panic")?;
+        stage.daemon.restart()?;
+        stage.daemon.order_done("unpause web")?;
+        wait_gone(&stage)?;
+    }
+    stage.daemon.order_done("pause web")?;
+    let clients = Waiting::connect(stage.host.net(), &[V4], 5)?;
+    wait_held(&stage, 5)?;
+    stage.daemon.order_done("unpause web")?;
+    ensure!(clients.answered("v1-1")? == 5, "all are answered");
+    Ok(())
+}
+
 /// If both processes are killed, the servers get what they held, as they get any queue; the next clients are held by another.
 #[test]
 fn killed_together_the_processes_are_replaced() -> Result<()> {

@@ -110,6 +110,9 @@ pub enum Command {
         /// Keep the listeners of the process that started this one
         #[arg(long)]
         keep: bool,
+        /// Keep the listeners of the other processes of a cgroup
+        #[arg(long, conflicts_with = "keep")]
+        join: bool,
     },
     /// Print the OpenAPI 3.1 description of the API
     Openapi,

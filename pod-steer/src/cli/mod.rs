@@ -160,7 +160,11 @@ fn dispatch(command: Command) -> Outcome {
         Command::Config(command) => config::config(command),
         Command::Unload(args) => unload::unload(args),
         Command::HoldPause => daemon::hold(),
-        Command::HoldClients { keep } => daemon::hold_clients(keep),
+        Command::HoldClients { keep, join } => daemon::hold_clients(match (keep, join) {
+            (true, _) => daemon::HoldSource::Keep,
+            (_, true) => daemon::HoldSource::Join,
+            _ => daemon::HoldSource::Open,
+        }),
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Reference => print(&reference::page()),
         Command::Version => print(&format!("pod-steer {}\n", *version::LINE)),

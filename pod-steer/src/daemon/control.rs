@@ -264,6 +264,8 @@ impl Control {
             Event::Ended { id, process } => self.process_ended(&id, process),
             Event::SettingsRead(read) => self.settings_read(read),
             Event::Held(answers) => self.held(answers),
+            Event::HoldOpened { index, opened } => self.hold_opened(index, *opened),
+            Event::HoldKept { index, kept } => self.hold_kept(index, kept),
             // An engine whose snapshot came before counts as heard: its containers are being located.
             Event::EnginesLate => self.deferred.push_back(Deferred::EnginesLate),
             Event::Settled(service) => self.settled(&service),

@@ -135,7 +135,7 @@ impl Control {
                 continue;
             }
             let (order, who, asker) = (Order::Forget, "pod-steer".to_owned(), Asker::Daemon);
-            self.orders.given.push_back(GivenOrder { service, order, who, asker });
+            self.orders.given.push_back(GivenOrder { service, order, who, asker, has_waited: false });
         }
     }
 }

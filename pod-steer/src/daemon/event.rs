@@ -11,7 +11,7 @@ use crate::{
     api::Ask,
     cgroups::Seen,
     engine::EngineInput,
-    ids::{BackendId, NetnsCookie, SocketCookie},
+    ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
 };
 
@@ -106,6 +106,20 @@ pub enum Event {
     SettingsRead(Result<Box<crate::config::RunConfig>, String>),
     /// Which processes hold listeners was looked at.
     Held(super::holders::Answers),
+    /// A process was to open the listeners that hold clients.
+    HoldOpened {
+        /// Its index.
+        index: BackendIndex,
+        /// What it has opened; or why it has not.
+        opened: Box<Result<super::holds::OpenedHold, String>>,
+    },
+    /// A second process was to keep the listeners that hold clients.
+    HoldKept {
+        /// The index of the hold.
+        index: BackendIndex,
+        /// The process; or why there is none.
+        kept: super::holds::Kept,
+    },
     /// Nobody can be using the former tables of a service any more.
     Settled(String),
     /// Packets that the listeners of a backend have dropped so far.

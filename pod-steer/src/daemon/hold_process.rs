@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -20,10 +20,10 @@ use rustix::{
         sockopt::{set_ipv6_v6only, set_socket_reuseport},
     },
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::pause::give_up;
-use crate::sys;
+use crate::{process_set::ProcessSet, sys};
 
 /// Backlog if the namespace's limit cannot be read: the kernel's own default for that limit.
 const BACKLOG_DEFAULT: u32 = 4096;
@@ -52,8 +52,12 @@ pub(super) struct Opened {
 
 /// Starts the process in the network namespace of the calling thread. It waits for [`open`].
 pub(super) fn start() -> io::Result<Child> {
+    start_with(&["hold-clients"])
+}
+
+fn start_with(args: &[&str]) -> io::Result<Child> {
     Command::new("/proc/self/exe")
-        .arg("hold-clients")
+        .args(args)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -64,11 +68,35 @@ pub(super) fn start() -> io::Result<Child> {
 
 /// Moves the process to its cgroup and has it open these listeners.
 pub(super) fn open(child: &mut Child, cgroup: &Path, wanted: &[Wanted]) -> io::Result<Opened> {
+    let opened: Opened = ask(child, cgroup, wanted, wanted.len())?;
+    if opened.failures.len() == wanted.len() { Ok(opened) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Starts a process that keeps the listeners of those in a cgroup, beside them.
+pub(super) fn keep(cgroup: &Path) -> io::Result<Child> {
+    let mut child = start_with(&["hold-clients", "--join"])?;
+    match ask::<usize>(&mut child, cgroup, cgroup, 0) {
+        Ok(1..) => Ok(child),
+        told => {
+            let _ = child.kill();
+            let _ = child.wait();
+            told.and(Err(io::Error::other("no other process has a listener")))
+        }
+    }
+}
+
+/// Moves the process to its cgroup, asks it, and waits for its answer, which tells of so many listeners.
+fn ask<T: DeserializeOwned>(
+    child: &mut Child,
+    cgroup: &Path,
+    question: impl Serialize,
+    listeners: usize,
+) -> io::Result<T> {
     // It is our child: its pid cannot be another's.
     fs::write(cgroup.join("cgroup.procs"), child.id().to_string())?;
-    let mut question = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-    question.write_all(&serde_json::to_vec(wanted)?)?;
-    drop(question);
+    let mut input = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    input.write_all(&serde_json::to_vec(&question)?)?;
+    drop(input);
     let mut answer = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     let (begun, mut text) = (Instant::now(), Vec::new());
     while !text.ends_with(b"\n") {
@@ -82,24 +110,36 @@ pub(super) fn open(child: &mut Child, cgroup: &Path, wanted: &[Wanted]) -> io::R
         }
         let mut part = [0; 4096];
         let count = answer.read(&mut part)?;
-        if count == 0 || text.len() > ANSWER_MAX + wanted.len() * FAILURE_MAX {
+        if count == 0 || text.len() > ANSWER_MAX + listeners * FAILURE_MAX {
             return Err(io::Error::other("it has ended"));
         }
         text.extend_from_slice(&part[..count]);
     }
-    let opened: Opened = serde_json::from_slice(&text)?;
-    if opened.failures.len() == wanted.len() { Ok(opened) } else { Err(io::ErrorKind::InvalidData.into()) }
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// How a process comes to the listeners that it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It opens those that its standard input names.
+    Open,
+    /// It has them from its parent.
+    Keep,
+    /// It takes copies of those that the other processes of its cgroup have. Its standard input names the cgroup.
+    Join,
 }
 
 /// `pod-steer hold-clients`: opens the listeners that its standard input names, tells on its standard output how that went, and keeps
-/// them open until it is ended. It never accepts. Its child (`keep`) keeps them too: the end of one of the two loses no client.
-pub fn hold_clients(keep: bool) -> ! {
+/// them open until it is ended. It never accepts. Its child (`--keep`) keeps them too: the end of one of the two loses no client. The
+/// daemon then starts another (`--join`).
+pub fn hold_clients(source: Source) -> ! {
     let _ = rustix::process::setsid();
-    if !keep {
+    if source != Source::Keep {
         // What the daemon inherited from its own parent, perhaps.
         let _ = sys::close_from(3);
+        let held = if source == Source::Open { hold_wanted() } else { join() };
         // Nothing is held without an answer, so the daemon ends such a process.
-        if hold_wanted().is_err() {
+        if held.is_err() {
             std::process::exit(1);
         }
     }
@@ -111,9 +151,7 @@ pub fn hold_clients(keep: bool) -> ! {
 
 /// Does what the standard input says. The listeners stay open: their descriptors are never closed.
 fn hold_wanted() -> io::Result<()> {
-    let mut question = Vec::new();
-    io::stdin().read_to_end(&mut question)?;
-    let wanted: Vec<Wanted> = serde_json::from_slice(&question)?;
+    let wanted: Vec<Wanted> = question()?;
     let backlog = backlog();
     let opened: Vec<io::Result<OwnedFd>> = wanted.iter().map(|wanted| listener(wanted, backlog)).collect();
     let failures = opened.iter().map(|opened| opened.as_ref().err().map(ToString::to_string)).collect();
@@ -126,7 +164,26 @@ fn hold_wanted() -> io::Result<()> {
         .stderr(Stdio::null())
         .spawn();
     opened.into_iter().for_each(std::mem::forget);
-    let mut text = serde_json::to_vec(&Opened { backlog, failures })?;
+    answer(&Opened { backlog, failures })
+}
+
+/// Takes copies of the listeners of the other processes in the cgroup, and says how many.
+fn join() -> io::Result<()> {
+    let cgroup: PathBuf = question()?;
+    let found = ProcessSet::of_cgroup(&cgroup).listeners(|_| true);
+    let count = found.len();
+    found.into_iter().for_each(|socket| std::mem::forget(socket.fd));
+    answer(&count)
+}
+
+fn question<T: DeserializeOwned>() -> io::Result<T> {
+    let mut question = Vec::new();
+    io::stdin().read_to_end(&mut question)?;
+    Ok(serde_json::from_slice(&question)?)
+}
+
+fn answer(answer: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
     text.push(b'\n');
     io::stdout().write_all(&text)?;
     io::stdout().flush()

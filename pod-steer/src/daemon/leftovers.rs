@@ -26,7 +26,7 @@ impl Control {
         let by_index: HashMap<BackendIndex, &Backend> = self.world.backends.values().map(|b| (b.index, b)).collect();
         // A container that starts again has its new cgroup before the engine says so.
         let is_over = |cgroup: CgroupId, index: BackendIndex| match (by_index.get(&index), self.places.id(index)) {
-            (None, _) => !self.world.is_hold(index),
+            (None, _) => !self.is_of_hold(index),
             (Some(_), Some(current)) => current != cgroup,
             (Some(backend), None) => backend.phase == Phase::Exited,
         };

@@ -88,7 +88,7 @@ use tracing::{info, warn};
 pub use counted::Counts;
 pub use event::Event;
 pub use exec_cgroups::undo;
-pub use hold_process::hold_clients;
+pub use hold_process::{Source as HoldSource, hold_clients};
 pub(crate) use holds::words as hold_words;
 pub use ledger::{Change, Ledger, LedgerError, PlannedStop};
 pub use pause::hold;

@@ -31,6 +31,8 @@ pub(super) struct GivenOrder {
     /// Who gave it, for people.
     pub who: String,
     pub asker: Asker,
+    /// It needs listeners that hold clients, and has waited for them.
+    pub has_waited: bool,
 }
 
 /// What operators have ordered, and what it needs.
@@ -116,51 +118,77 @@ fn unchanged(service: &str, order: Order, who: String, decision: &Decision, mess
 impl Control {
     /// Carries out an order. Its asker is answered when no operation has a further step to make in this turn.
     pub(super) fn carry_out(&mut self, given: GivenOrder) {
-        let GivenOrder { service, order, who, asker } = given;
-        match self.begin(&service, order, who) {
-            Ok(Some(unchanged)) => {
-                self.answer_order(Begun { service, id: 0, settled: Vec::new(), asker }, Ok(unchanged))
-            }
-            Ok(None) => {
+        if let Some(answer) = self.checked(&given).transpose() {
+            return self.answer_unbegun(given, answer);
+        }
+        let waits = matches!(given.order, Order::Pause(_)) && !given.has_waited;
+        let Some(given) = (if waits { self.await_holds(given) } else { Some(given) }) else { return };
+        match self.begin(&given.service, given.order.clone(), given.who.clone()) {
+            Ok(()) => {
                 if let Some(recorded) = &mut self.orders.recorded {
-                    recorded.asker = Some(asker);
+                    recorded.asker = Some(given.asker);
                 }
             }
-            Err(refused) => self.answer_order(Begun { service, id: 0, settled: Vec::new(), asker }, Err(refused)),
+            Err(refused) => self.answer_unbegun(given, Err(refused)),
         }
     }
 
-    /// Checks an order and records it. Returns the answer if it was in force already.
-    fn begin(&mut self, service: &str, order: Order, who: String) -> Result<Option<Operation>, OrderError> {
+    /// Answers an order that changes nothing.
+    fn answer_unbegun(&mut self, given: GivenOrder, answer: Result<Operation, OrderError>) {
+        let GivenOrder { service, asker, has_waited, .. } = given;
+        if has_waited {
+            // Listeners that were opened for it are not wanted any more.
+            self.touch_service(&service);
+        }
+        self.answer_order(Begun { service, id: 0, settled: Vec::new(), asker }, answer);
+    }
+
+    /// Checks an order, before anything is changed. Returns the answer if it was in force already.
+    fn checked(&self, given: &GivenOrder) -> Result<Option<Operation>, OrderError> {
+        let GivenOrder { service, order, who, .. } = given;
         let view = self.view(service);
         let decision = self.decision(service);
-        let running = self.orders.operations.get(service).cloned();
+        let (running, last) = self.running_and_last(service);
         let history = self.orders.ledger.history(Some(service));
-        let last = running.clone().or_else(|| rollout::behind(&history).cloned());
         let services: BTreeSet<&str> = self.world.backends.values().map(|b| b.spec.service.as_str()).collect();
         let services: Vec<&str> = services.into_iter().collect();
         if self.world.options(service).rollout != Policy::Balance
-            && matches!(&order, Order::Shift(shift) if shift.balance)
+            && matches!(order, Order::Shift(shift) if shift.balance)
         {
             let policy = "its policy lets one version serve at a time; give weights instead, as in v1=1 v2=1";
             return Err(OrderError::Input(format!("{service} cannot be balanced: {policy}")));
         }
-        if let Some(message) = rollout::already(&order, &view, &decision, running.as_ref(), &history)
+        if let Some(message) = rollout::already(order, &view, &decision, running.as_ref(), &history)
             && self.is_in_force(service)
         {
             info!(%service, %who, "{message}");
-            return Ok(Some(unchanged(service, order, who, &decision, message)));
+            return Ok(Some(unchanged(service, order.clone(), who.clone(), &decision, message)));
         }
-        rollout::check(&order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
+        rollout::check(order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {
                 Refusal::Input(text) => OrderError::Input(text),
                 Refusal::Held(text) => OrderError::Held(text),
             }
         })?;
+        Ok(None)
+    }
+
+    /// The operation of a service that is running, and the one that a rollback undoes.
+    fn running_and_last(&self, service: &str) -> (Option<Operation>, Option<Operation>) {
+        let running = self.orders.operations.get(service).cloned();
+        let history = self.orders.ledger.history(Some(service));
+        let last = running.clone().or_else(|| rollout::behind(&history).cloned());
+        (running, last)
+    }
+
+    /// Records an order that was checked.
+    fn begin(&mut self, service: &str, order: Order, who: String) -> Result<(), OrderError> {
         if let Order::Pause(_) = order {
             self.ensure_pause().map_err(OrderError::Failed)?;
-            self.begin_holds(service);
         }
+        let view = self.view(service);
+        let decision = self.decision(service);
+        let (running, last) = self.running_and_last(service);
         let clients = self.told_of_clients(service, &order, self.held_clients(service));
         let now = now();
         let mut ended = Vec::new();
@@ -184,7 +212,7 @@ impl Control {
             )));
         }
         self.record(service, ended, progress);
-        Ok(None)
+        Ok(())
     }
 
     /// Entries of the map of networks that a decision needs while it takes the place of the one before.

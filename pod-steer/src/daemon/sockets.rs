@@ -261,7 +261,7 @@ impl Control {
             }
             let Some(backend) = self.world.by_index(BackendIndex(info.backend)) else {
                 // Its backend has ended. It must not become the next one's that gets the index.
-                if !self.engines.is_awaiting() && !self.world.is_hold(BackendIndex(info.backend)) {
+                if !self.engines.is_awaiting() && !self.is_of_hold(BackendIndex(info.backend)) {
                     self.kernel.disown_socket(cookie);
                 }
                 continue;

@@ -98,7 +98,7 @@ impl Control {
     pub(super) fn note_listeners(&mut self, netns_cookie: NetnsCookie, mut listeners: Vec<Listener>) {
         // One that the kernel programs have registered in this moment has its event under way.
         let is_ours = |cookie| self.world.sockets.contains_key(&cookie) || self.kernel.socket(cookie).is_some();
-        listeners.retain(|listener| !listener.cookie.is_some_and(is_ours));
+        listeners.retain(|listener| !listener.cookie.is_some_and(is_ours) && !self.may_be_opening(listener));
         if self.world.note_foreign(netns_cookie, listeners) {
             self.touch();
         }

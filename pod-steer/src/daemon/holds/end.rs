@@ -4,12 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Child,
     thread,
 };
 
 use tracing::{debug, info, warn};
 
-use super::{PREFIX, socket_of};
+use super::{PREFIX, open::listeners_of, socket_of};
 use crate::{
     cgroups,
     daemon::{control::Control, exec_cgroups::base_cgroup},
@@ -30,8 +31,9 @@ impl Control {
         decision.is_some_and(|decision| decision.paused && !decision.is_pause_over(self.world.now_ms))
     }
 
-    /// Clients of paused services are held, also after a holding process has died or another listener has come.
+    /// Clients of paused services are held, also after the holding processes have died or another listener has come.
     pub(in crate::daemon) fn keep_holds(&mut self) {
+        self.keep_processes();
         let paused = self.world.decisions.keys().filter(|service| self.holds_clients(service));
         for service in paused.cloned().collect::<Vec<_>>() {
             self.ensure_holds(&service);
@@ -46,7 +48,7 @@ impl Control {
             let mut sockets = hold.sockets.keys();
             self.is_in_force(&hold.service) && !sockets.any(|cookie| self.kernel.may_lead_to(service, *cookie))
         };
-        let over = self.world.holds.iter().filter(|(_, hold)| !self.holds_clients(&hold.service) && is_left(hold));
+        let over = self.world.holds.iter().filter(|(_, hold)| !self.wants_holds(&hold.service) && is_left(hold));
         for index in over.map(|(index, _)| *index).collect::<Vec<_>>() {
             self.end_hold(index);
         }
@@ -81,22 +83,21 @@ impl Control {
         self.touch_service(&hold.service);
     }
 
-    /// Ends the process and its child. The cgroup is removed when no connection is counted there any more.
-    pub(super) fn end_process_of_hold(&mut self, index: BackendIndex) {
+    /// Ends the processes. The cgroup is removed when no connection is counted there any more.
+    fn end_process_of_hold(&mut self, index: BackendIndex) {
         if let Some(path) = self.orders.holds.cgroups.remove(&index) {
-            self.cgroups.watch_empty(&path);
             kill(&path);
-            if cgroups::is_empty(&path) {
-                self.places.retire(path);
-                self.places.ask_for_cleanup();
-            }
+            self.drop_hold_cgroup(path);
         }
-        if let Some(mut child) = self.orders.holds.children.remove(&index) {
-            let _ = child.kill();
-            let reaped = thread::Builder::new().name("reap".to_owned()).spawn(move || child.wait());
-            if let Err(error) = reaped {
-                debug!(%error, "an ended process stays a zombie until the daemon ends");
-            }
+        reap(self.orders.holds.children.remove(&index).unwrap_or_default());
+    }
+
+    /// Removes the cgroup of a hold once no process is in it.
+    pub(super) fn drop_hold_cgroup(&mut self, path: PathBuf) {
+        self.cgroups.watch_empty(&path);
+        if cgroups::is_empty(&path) {
+            self.places.retire(path);
+            self.places.ask_for_cleanup();
         }
     }
 
@@ -105,9 +106,7 @@ impl Control {
         let found = self.orders.holds.cgroups.iter().find(|(_, of)| *of == path).map(|(index, _)| *index);
         let Some(index) = found else { return };
         self.orders.holds.cgroups.remove(&index);
-        if let Some(mut child) = self.orders.holds.children.remove(&index) {
-            let _ = child.try_wait();
-        }
+        reap(self.orders.holds.children.remove(&index).unwrap_or_default());
         let Some(hold) = self.world.holds.remove(&index) else { return };
         warn!(service = %hold.service, "the processes that held clients were killed; their queues go to the servers, if any listens");
         self.forget_hold(index, &hold);
@@ -125,19 +124,27 @@ impl Control {
             let is_attached = Cgroup::open(&path).is_ok_and(|cgroup| attached.contains(&(cgroup.id, index)));
             let service = names.get(&service).filter(|_| is_attached);
             let (Some(service), false) = (service, cgroups::is_empty(&path)) else {
-                // It holds no client: it was started when the earlier daemon died, or its service is gone.
-                self.cgroups.watch_empty(&path);
-                kill(&path);
+                self.end_left_hold(path);
                 continue;
             };
-            self.orders.holds.cgroups.insert(index, path);
-            let found = self.sockets_of_hold(index);
+            let found = listeners_of(&path);
             let known = found.iter().filter(|found| self.kernel.is_listening(found.cookie));
             let sockets: BTreeMap<_, _> = known.map(|found| (found.cookie, socket_of(index, found))).collect();
+            if sockets.is_empty() {
+                self.end_left_hold(path);
+                continue;
+            }
+            self.orders.holds.cgroups.insert(index, path);
             info!(%service, %index, listeners = sockets.len(), "clients are still held");
             sockets.keys().for_each(|cookie| self.kernel.adopt_hold(*cookie));
             self.has_hold(index, service, sockets);
         }
+    }
+
+    /// Ends a process that holds no client: its service is gone, or the earlier daemon died before it had registered its listeners.
+    fn end_left_hold(&mut self, path: PathBuf) {
+        kill(&path);
+        self.drop_hold_cgroup(path);
     }
 }
 
@@ -154,7 +161,24 @@ fn parse(name: &str) -> Option<(BackendIndex, ServiceIndex)> {
     Some((BackendIndex(index.parse().ok()?), ServiceIndex(service.parse().ok()?)))
 }
 
-fn kill(path: &Path) {
+/// Kills our children and waits for their end, on another thread.
+pub(super) fn reap(children: Vec<Child>) {
+    if children.is_empty() {
+        return;
+    }
+    let reaped = thread::Builder::new().name("reap".to_owned()).spawn(move || {
+        for mut child in children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    });
+    if let Err(error) = reaped {
+        debug!(%error, "an ended process stays a zombie until the daemon ends");
+    }
+}
+
+/// Kills the processes of a hold.
+pub(super) fn kill(path: &Path) {
     if let Err(error) = fs::write(path.join("cgroup.kill"), "1") {
         warn!(%error, cgroup = %path.display(), "a process that held clients goes on");
     }
