@@ -3,6 +3,7 @@
 use super::{
     Decision, Operation, Order, Outcome, Part, PauseOrder, View, behind,
     check::{check_part, drained_part},
+    recreate,
 };
 
 /// The answer to an order that has nothing to change; `None` if it has something to change, or is invalid. `history` is
@@ -50,6 +51,9 @@ pub fn already(
             };
             (running.is_none() && behind(history).is_none() && history.iter().any(is_rollback))
                 .then(|| format!("{service} is already rolled back; no deploy, canary or shift is left to undo"))
+        }
+        Order::Deploy(order) if order.recreate && recreate::is_alone(view, decision, &order.version) => {
+            Some(format!("{} has all connections of {service} already, and no other version runs", order.version))
         }
         Order::Deploy(_) | Order::Canary(_) | Order::Shift(_) | Order::Forget => None,
     }

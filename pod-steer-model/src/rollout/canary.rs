@@ -41,7 +41,7 @@ pub(super) fn step(
             end(operation, Outcome::Done, now, message);
             Progress::default()
         }
-        Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Ended => Progress::default(),
+        Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Starting { .. } | Phase::Ended => Progress::default(),
     }
 }
 

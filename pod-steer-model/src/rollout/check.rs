@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{AtDeadline, CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, words};
+use super::{AtDeadline, CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, recreate, words};
 use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
 
 /// 100 %, in hundredths of a percent.
@@ -21,7 +21,7 @@ pub enum Refusal {
     Held(String),
 }
 
-fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Input(text.into()))
 }
 
@@ -71,7 +71,10 @@ pub fn check(
     }
     match order {
         Order::Deploy(deploy) => {
-            version(view, &deploy.version)?;
+            match deploy.recreate {
+                true => recreate::check(view, decision, deploy)?,
+                false => version(view, &deploy.version)?,
+            }
             if deploy.timeout_ms == 0 {
                 return refuse("the time-out is zero; give a longer one, as in 60s");
             }
@@ -89,6 +92,7 @@ pub fn check(
                     "nothing to roll back: {service} has had no deploy, canary or shift; see pod-steer history {service}"
                 ));
             }
+            Some(last) if last.recreation.is_some() => return refuse(recreate::no_rollback(service, last)),
             Some(last) => check_served(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
         },
         Order::Drain(drain) => {

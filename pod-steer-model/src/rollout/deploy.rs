@@ -63,7 +63,7 @@ pub(super) fn step(
             }
             Progress::default()
         }
-        Phase::Stepping { .. } | Phase::Ended => Progress::default(),
+        Phase::Stepping { .. } | Phase::Starting { .. } | Phase::Ended => Progress::default(),
     }
 }
 
@@ -75,18 +75,27 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
     let old: BTreeSet<BackendId> =
         view.backends.iter().filter(|(_, backend)| is_old(backend)).map(|(id, _)| id.clone()).collect();
     operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
-    // A deploy of a version ends its drains: the version is meant to serve.
+    let decision = take_over(operation, &order.version, view, decision);
+    Progress { decision, effects: vec![Effect::KeepAll] }
+}
+
+/// Gives a version all connections. Its drains end: it is meant to serve.
+pub(super) fn take_over(
+    operation: &mut Operation,
+    version: &str,
+    view: &View,
+    decision: &Decision,
+) -> Option<Decision> {
     let is_meant = |part: &&Part| match part {
         Part::Service => false,
-        Part::Version(version) => *version == order.version,
-        Part::Backend(id) => view.backends.get(id).is_some_and(|backend| backend.version == order.version),
+        Part::Version(drained) => drained == version,
+        Part::Backend(id) => view.backends.get(id).is_some_and(|backend| backend.version == version),
     };
     operation.undrained = decision.drained.iter().filter(is_meant).cloned().collect();
-    let decision = decide(decision, |next| {
-        next.traffic = Traffic { weights: Some(BTreeMap::from([(order.version.clone(), 1)])), from: BTreeMap::new() };
+    decide(decision, |next| {
+        next.traffic = Traffic { weights: Some(BTreeMap::from([(version.to_owned(), 1)])), from: BTreeMap::new() };
         next.drained.retain(|part| !operation.undrained.contains(part));
-    });
-    Progress { decision, effects: vec![Effect::KeepAll] }
+    })
 }
 
 fn drained(
@@ -115,7 +124,7 @@ fn drained(
 }
 
 /// How long all of these may take to stop: until the last one that its engine kills must have ended.
-fn stop_max_ms(view: &View, old: &BTreeSet<BackendId>) -> i64 {
+pub(super) fn stop_max_ms(view: &View, old: &BTreeSet<BackendId>) -> i64 {
     let longest = old.iter().filter_map(|id| view.backends.get(id)?.stop_ms).max().unwrap_or(0);
     longest.saturating_add(STOP_MARGIN_MS).max(STOP_MIN_MS)
 }

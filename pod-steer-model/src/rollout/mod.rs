@@ -8,6 +8,7 @@ mod decision;
 mod deploy;
 mod drain;
 mod pause;
+mod recreate;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use check::{Refusal, check};
 pub use decision::{Decision, Part, Policy, Traffic};
 pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
 pub use pause::PauseOrder;
+pub use recreate::{Recreation, resume};
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
 
@@ -39,6 +41,10 @@ pub struct View {
     pub backends: BTreeMap<BackendId, BackendView>,
     /// The ports that its clients use, and the versions that serve each.
     pub coverage: Vec<Coverage>,
+    /// Number of clients that are held.
+    pub held: u64,
+    /// Where clients are held that no server could get.
+    pub without_heir: Option<String>,
 }
 
 /// A backend as it is now.
@@ -68,6 +74,12 @@ pub struct BackendView {
     pub can_stop: bool,
     /// How long it may take to stop, in milliseconds; `None` if it is never killed.
     pub stop_ms: Option<i64>,
+    /// Whether its engine can start it; false for a process.
+    pub can_start: bool,
+    /// Its engine was told to start it, and it has neither been seen to run nor failed.
+    pub is_starting: bool,
+    /// Why it does not run although its engine was told to start it.
+    pub start_failure: Option<String>,
     /// The condition that keeps it from serving.
     pub condition: Option<Condition>,
 }

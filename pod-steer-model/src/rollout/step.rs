@@ -6,7 +6,7 @@ use crate::{ids::BackendId, state::State, time::Now};
 
 use super::{
     CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
-    check, deploy, drain, words,
+    check, deploy, drain, recreate, words,
 };
 
 /// A backend counts as ready when it has been ready for this long, so one that comes and goes does not.
@@ -17,6 +17,8 @@ const STABLE_MS: i64 = 500;
 pub enum Effect {
     /// Stop these backends, by id, now.
     Stop(BTreeSet<BackendId>),
+    /// Start these containers, by id, now.
+    Start(BTreeSet<BackendId>),
     /// Stop them at this time, unless something else is decided before.
     StopLater {
         /// The version that replaced them.
@@ -72,6 +74,7 @@ pub fn begin(
     let mut progress = Progress::default();
     let mut message = String::new();
     match operation.order.clone() {
+        Order::Deploy(order) if order.recreate => return recreate::begin(operation, &order, view, decision, now),
         Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
             let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
             operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms };
@@ -87,6 +90,9 @@ pub fn begin(
                 operation.service,
                 words_of(progress.decision.as_ref().unwrap_or(decision))
             );
+        }
+        Order::Rollback if last.is_some_and(Operation::is_recreating) => {
+            return last.map(|last| recreate::roll_back(operation, last, view, decision, now)).unwrap_or_default();
         }
         Order::Rollback => {
             let title = last.map(Operation::title).unwrap_or_default();
@@ -184,6 +190,7 @@ fn words_of(decision: &Decision) -> String {
 /// The next step of an operation, if it is due.
 pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
     match operation.order.clone() {
+        _ if operation.recreation.is_some() => recreate::step(operation, view, decision, now),
         Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
         Order::Canary(order) => canary::step(operation, &order, view, decision, now),
         Order::Drain(order) => drain::step(operation, &order, view, now),
@@ -233,7 +240,7 @@ pub(super) fn is_ready(
 }
 
 /// Why backends of a version are not ready.
-fn reasons(view: &View, version: &str) -> String {
+pub(super) fn reasons(view: &View, version: &str) -> String {
     let of_version =
         view.backends.values().filter(|backend| backend.version == version && !backend.state.could_serve());
     let mut reasons: Vec<String> = of_version

@@ -3,6 +3,7 @@
 mod drains;
 mod old;
 mod orders;
+mod recreate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,10 +32,13 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         has_served: true,
         can_stop: true,
         stop_ms: Some(12_000),
+        can_start: true,
+        is_starting: false,
+        start_failure: None,
         condition: None,
     };
     let backends = backends.iter().map(|b| (b.0.into(), of(b))).collect();
-    View { service: "web".to_owned(), backends, coverage: Vec::new() }
+    View { service: "web".to_owned(), backends, ..View::default() }
 }
 
 pub(super) fn two() -> View {
@@ -50,6 +54,7 @@ fn operation(order: Order, before: Traffic) -> Operation {
         order,
         before,
         undrained: BTreeSet::new(),
+        recreation: None,
         phase: Phase::Ended,
         steps: Vec::new(),
         end: None,
@@ -68,6 +73,9 @@ fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
         close_rate: None,
         stop_old: false,
         keep_old_ms: None,
+        recreate: false,
+        allow_drop: false,
+        max_hold_ms: None,
     };
     change(&mut order);
     Order::Deploy(order)

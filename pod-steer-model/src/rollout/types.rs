@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AtDeadline, DrainOrder, Part, PauseOrder, Traffic, words};
+use super::{AtDeadline, DrainOrder, Part, PauseOrder, Recreation, Traffic, words};
 use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// An order of an operator about a service.
@@ -35,6 +35,11 @@ pub enum Order {
 }
 
 impl Order {
+    /// Whether it begins with holding the clients of its service.
+    pub fn needs_hold(&self) -> bool {
+        matches!(self, Self::Pause(_) | Self::Deploy(DeployOrder { recreate: true, .. }))
+    }
+
     /// The names in it.
     pub fn names(&self) -> impl Iterator<Item = (Name, &str)> {
         let mut names: Vec<(Name, &String)> = Vec::new();
@@ -82,6 +87,15 @@ pub struct DeployOrder {
     /// How long to keep them before they are stopped, in milliseconds.
     #[serde(default)]
     pub keep_old_ms: Option<u64>,
+    /// Stop the old containers first, and start those of the version when they have ended. Clients are held meanwhile.
+    #[serde(default)]
+    pub recreate: bool,
+    /// Begin also if some clients cannot be held: their SYNs are discarded, and they repeat them.
+    #[serde(default)]
+    pub allow_drop: bool,
+    /// Refuse clients that have been held for so long, in milliseconds. Without it, they are held until a server has them.
+    #[serde(default)]
+    pub max_hold_ms: Option<u64>,
 }
 
 /// See [`Order::Canary`].
@@ -142,6 +156,9 @@ pub struct Operation {
     /// Parts that were drained before it, and whose drains it has ended.
     #[serde(default)]
     pub undrained: BTreeSet<Part>,
+    /// What a deploy that stops the old version first has to do, and what a rollback of it has to undo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recreation: Option<Recreation>,
     /// Its phase.
     pub phase: Phase,
     /// The completed steps, in order. Outside the name is not `steps`: a canary's order has that.
@@ -202,7 +219,7 @@ pub enum Phase {
         /// When the next step begins, in milliseconds since 1970.
         next_ms: i64,
     },
-    /// The old backends have been told to stop.
+    /// Backends have been told to stop: the old ones, or the new ones of a version that failed.
     Stopping {
         /// Their ids.
         old: BTreeSet<BackendId>,
@@ -212,6 +229,15 @@ pub enum Phase {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         again_ms: Option<i64>,
     },
+    /// No version runs. One is started, while its clients are held: the new one, or the old one again.
+    Starting {
+        /// Since when, in milliseconds since 1970.
+        since_ms: i64,
+        /// Until when, in milliseconds since 1970.
+        deadline_ms: i64,
+        /// The engine has been told to start its containers.
+        told: bool,
+    },
     /// It has ended.
     Ended,
 }
@@ -220,21 +246,22 @@ impl Timed for Operation {
     /// The times of its phase. When it began and ended is always by the wall clock.
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         let (first, second) = match &mut self.phase {
-            Phase::Waiting { since_ms, deadline_ms } | Phase::Draining { since_ms, deadline_ms, .. } => {
-                (Some(since_ms), Some(deadline_ms))
-            }
+            Phase::Waiting { since_ms, deadline_ms }
+            | Phase::Draining { since_ms, deadline_ms, .. }
+            | Phase::Starting { since_ms, deadline_ms, .. } => (Some(since_ms), Some(deadline_ms)),
             Phase::Stepping { since_ms, next_ms, .. } => (Some(since_ms), Some(next_ms)),
             Phase::Stopping { deadline_ms, again_ms, .. } => (Some(deadline_ms), again_ms.as_mut()),
             Phase::Ended => (None, None),
         };
-        first.into_iter().chain(second)
+        let of_recreation = self.recreation.iter_mut().flat_map(Recreation::times);
+        first.into_iter().chain(second).chain(of_recreation)
     }
 }
 
 /// A completed step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Step {
-    /// Its name, for display: `ready`, `switched`, `5 %`, `drained`, `stopped`.
+    /// Its name, for display: `ready`, `switched`, `5 %`, `drained`, `stopped`, `held`.
     pub name: String,
     /// How long it took, in microseconds.
     pub took_us: u64,
@@ -313,9 +340,23 @@ impl Operation {
                 let share = steps.get(*step).map(|share| words::share(*share)).unwrap_or_default();
                 format!("step {} of {}, {share}; next in {}", step.saturating_add(1), steps.len(), within(*next_ms))
             }
-            Phase::Stopping { old, .. } => format!("{} to stop", words::count(old.len() as u64, "old backend")),
+            Phase::Stopping { old, .. } => {
+                let which = if self.goes_back() { "backend" } else { "old backend" };
+                format!("{} to stop", words::count(old.len() as u64, which))
+            }
+            Phase::Starting { deadline_ms, .. } if self.goes_back() => {
+                format!("the old version to serve again; {} left", within(*deadline_ms))
+            }
+            Phase::Starting { deadline_ms, .. } => {
+                format!("{ready} of {wanted} backends are ready; {} left", within(*deadline_ms))
+            }
             Phase::Ended => String::new(),
         }
+    }
+
+    /// Whether a version that was to take over has failed, or was given up, and the old one is put back.
+    pub fn goes_back(&self) -> bool {
+        self.recreation.as_ref().is_some_and(|recreation| recreation.reason.is_some())
     }
 
     /// Whether a rollback can undo it.

@@ -161,6 +161,9 @@ pub struct Backend {
     /// connections.
     #[serde(default)]
     pub counts_incomplete: bool,
+    /// How often it was seen to begin to run.
+    #[serde(skip)]
+    pub runs: u32,
     /// How long it has listened on its ports.
     #[serde(skip)]
     pub port_history: PortHistory,
@@ -225,6 +228,7 @@ impl Backend {
             inherited: Default::default(),
             counts_incomplete: false,
             image: None,
+            runs: 0,
             port_history: Default::default(),
             conditions: Default::default(),
         }

@@ -98,7 +98,7 @@ pub(super) fn plan(facts: &Facts<'_>, tables: &mut Tables) -> Planned {
             members.into_iter().for_each(|backend| plan.add_condition(backend, condition.clone()));
             continue;
         }
-        if !table.members.is_empty() {
+        if !table.members.is_empty() || is_pause_over(claim.service) {
             // A paused service may have a member although none of its backends listens.
             let coverage = Some(Coverage { key, versions }).filter(|coverage| !coverage.versions.is_empty());
             plan.coverage.entry(claim.service.to_owned()).or_default().extend(coverage);

@@ -39,6 +39,7 @@ impl Backend {
     /// Records that it was started, or has ended.
     pub fn is_now(&mut self, phase: Phase) {
         (self.phase, self.stop_by_ms) = (phase, None);
+        self.runs = self.runs.wrapping_add(u32::from(phase == Phase::Running));
     }
 
     /// How long it may take to stop, in milliseconds; `None` if its stop time-out is negative, which means that it is

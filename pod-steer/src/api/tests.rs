@@ -75,6 +75,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
         order,
         before: Traffic::default(),
         undrained: Default::default(),
+        recreation: None,
         phase: Phase::Waiting { since_ms: 0, deadline_ms: i64::MAX },
         steps: Vec::new(),
         end: None,

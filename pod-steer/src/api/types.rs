@@ -196,6 +196,9 @@ pub struct OperationStatus {
     pub wanted: u32,
     /// Connections that the old backends still have.
     pub left: u64,
+    /// Number of clients that it holds.
+    #[serde(default)]
+    pub held: u64,
     /// What it waits for, as text.
     pub waiting_for: String,
 }

@@ -32,6 +32,9 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
         close_rate: rate(&args.ending)?,
         stop_old: args.stop_old || args.keep_old.is_some(),
         keep_old_ms: args.keep_old.as_deref().map(|text| time("--keep-old", text)).transpose()?,
+        recreate: args.recreate,
+        allow_drop: args.allow_drop,
+        max_hold_ms: args.max_hold.as_deref().map(|text| time("--max-hold", text)).transpose()?,
     })
 }
 

@@ -103,6 +103,7 @@ mod tests {
             order: Order::Canary(canary),
             before: Traffic::default(),
             undrained: Default::default(),
+            recreation: None,
             phase: Phase::Ended,
             steps: Vec::new(),
             end: Some(End { outcome: Outcome::WentBack, at_ms: 0, message: message.into() }),

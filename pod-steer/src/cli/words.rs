@@ -12,7 +12,9 @@ use crate::{
 /// An order: `canary v2 1%,5%,100% every 2m`.
 pub(super) fn order(order: &Order) -> String {
     match order {
-        Order::Deploy(deploy) => format!("deploy {}", deploy.version),
+        Order::Deploy(deploy) => {
+            format!("deploy {}{}", deploy.version, if deploy.recreate { " --recreate" } else { "" })
+        }
         Order::Canary(canary) => {
             let steps: Vec<String> = canary.steps.iter().map(|step| Percent(*step).to_string()).collect();
             let every = Written(Duration::from_millis(canary.every_ms));
@@ -53,7 +55,7 @@ fn part_of(part: &PartOrder) -> String {
 pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let operation = &status.operation;
     let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
-    match &operation.phase {
+    let text = match &operation.phase {
         Phase::Waiting { deadline_ms, .. } => {
             let limit = left(*deadline_ms);
             format!("{} of {} backends are ready (time limit in {limit})", status.ready, status.wanted)
@@ -70,8 +72,21 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
             let share = steps.get(*step).map(|share| format!(", {}", Percent(*share))).unwrap_or_default();
             format!("step {} of {}{share}, next in {}", step + 1, steps.len(), left(*next_ms))
         }
+        Phase::Stopping { old, .. } if operation.goes_back() => format!("stopping {} backends", old.len()),
         Phase::Stopping { old, .. } => format!("stopping {} old backends", old.len()),
+        Phase::Starting { deadline_ms, .. } if operation.goes_back() => {
+            format!("starting the old version again (time limit in {})", left(*deadline_ms))
+        }
+        Phase::Starting { deadline_ms, .. } => {
+            let limit = left(*deadline_ms);
+            format!("starting: {} of {} backends are ready (time limit in {limit})", status.ready, status.wanted)
+        }
         Phase::Ended => "ended".to_owned(),
+    };
+    match status.held {
+        0 => text,
+        1 => format!("{text}, 1 client is held"),
+        held => format!("{text}, {held} clients are held"),
     }
 }
 
@@ -80,7 +95,9 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
 pub(super) fn part_done(status: &OperationStatus, now_ms: i64) -> Option<f64> {
     let part = |done: f64, all: f64| (all > 0.0).then(|| (done / all).clamp(0.0, 1.0));
     match (&status.operation.phase, &status.operation.order) {
-        (Phase::Waiting { .. }, _) => part(status.ready.into(), status.wanted.into()),
+        (Phase::Waiting { .. } | Phase::Starting { .. }, _) if !status.operation.goes_back() => {
+            part(status.ready.into(), status.wanted.into())
+        }
         (Phase::Draining { connections, .. }, _) => {
             // It grows while connections that had been opened before are counted.
             let all = (*connections).max(status.left) as f64;
@@ -91,7 +108,7 @@ pub(super) fn part_done(status: &OperationStatus, now_ms: i64) -> Option<f64> {
             // At the last step nothing is left to wait for.
             part(*step as f64 + within, canary.steps.len().saturating_sub(1).max(1) as f64)
         }
-        (Phase::Stepping { .. } | Phase::Stopping { .. } | Phase::Ended, _) => None,
+        _ => None,
     }
 }
 

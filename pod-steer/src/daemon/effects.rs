@@ -1,4 +1,4 @@
-//! What the daemon does beside changing steering state: it tells the followers of events, asks engines, stops containers, and looks at
+//! What the daemon does beside changing steering state: it tells the followers of events, asks engines, starts and stops containers, and looks at
 //! things that take their time. Nothing else holds the channels for that. A result comes back to the loop as an event.
 
 use std::{
@@ -61,6 +61,14 @@ impl Effects {
             if let Err(error) = engine::stop(&engine, &id, stop_ms).await {
                 warn!(container = %name, %error, "could not be stopped");
             }
+        });
+    }
+
+    /// Has an engine start a container.
+    pub fn start(&self, engine: String, id: BackendId) {
+        self.send_later(async move {
+            let started = engine::start(&engine, &id).await;
+            Event::Started { id, started }
         });
     }
 

@@ -136,6 +136,13 @@ pub enum Event {
         /// By backend.
         counts: super::counted::Counts,
     },
+    /// An engine was told to start a container.
+    Started {
+        /// The container.
+        id: BackendId,
+        /// Why it could not.
+        started: Result<(), String>,
+    },
     /// Idle connections of a drain were closed.
     Closed {
         /// The service.

@@ -58,6 +58,7 @@ mod services;
 mod socket_file;
 mod socket_looks;
 mod sockets;
+mod starting;
 mod status;
 mod steps;
 mod stopping;

@@ -15,13 +15,14 @@ use super::{
     policies::Attempts,
     recorded::{Asker, Begun, Recorded},
     resets::Resets,
+    starting::Starts,
 };
 use crate::{
     api::OrderError,
     clock::{Now, now},
     ids::{BackendId, BackendIndex},
     kernel::Settled,
-    rollout::{self, Decision, Operation, Order, Outcome, Phase, Policy, Refusal},
+    rollout::{self, Decision, Operation, Order, Outcome, Phase, Policy, Refusal, Step},
 };
 
 /// An order that has been given and waits for its turn.
@@ -62,6 +63,7 @@ pub(super) struct Orders {
     pub resets: Resets,
     pub closings: Closings,
     pub attempts: Attempts,
+    pub starts: Starts,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<BackendIndex, Option<i64>>,
 }
@@ -85,6 +87,7 @@ impl Orders {
             resets: Resets::default(),
             closings: Closings::default(),
             attempts: Attempts::default(),
+            starts: Starts::default(),
             ready_stored: HashMap::new(),
         }
     }
@@ -100,6 +103,7 @@ fn new_operation(id: u64, service: &str, order: Order, who: String, decision: &D
         order,
         before: decision.traffic.clone(),
         undrained: BTreeSet::new(),
+        recreation: None,
         phase: Phase::Ended,
         steps: Vec::new(),
         end: None,
@@ -121,7 +125,7 @@ impl Control {
         if let Some(answer) = self.checked(&given).transpose() {
             return self.answer_unbegun(given, answer);
         }
-        let waits = matches!(given.order, Order::Pause(_)) && !given.has_waited;
+        let waits = given.order.needs_hold() && !given.has_waited;
         let Some(given) = (if waits { self.await_holds(given) } else { Some(given) }) else { return };
         match self.begin(&given.service, given.order.clone(), given.who.clone()) {
             Ok(()) => {
@@ -183,7 +187,16 @@ impl Control {
 
     /// Records an order that was checked.
     fn begin(&mut self, service: &str, order: Order, who: String) -> Result<(), OrderError> {
-        if let Order::Pause(_) = order {
+        if let Order::Deploy(deploy) = &order
+            && deploy.recreate
+            && !deploy.allow_drop
+            && let Some(unheld) = self.unheld(service)
+        {
+            return Err(OrderError::Input(format!(
+                "not all clients of {service} can be held while no version runs: {unheld}; with --allow-drop their SYNs are discarded                  meanwhile, and clients repeat them after a second or more"
+            )));
+        }
+        if order.needs_hold() {
             self.ensure_pause().map_err(OrderError::Failed)?;
         }
         let view = self.view(service);
@@ -200,8 +213,10 @@ impl Control {
         let id = self.orders.ledger.next_operation();
         let mut operation = new_operation(id, service, order, who, &decision, now);
         let progress = rollout::begin(&mut operation, &view, &decision, last.as_ref(), now);
-        if let Some((end, clients)) = operation.end.as_mut().zip(clients) {
-            end.message.push_str(&format!("; {clients}"));
+        match (operation.end.as_mut(), clients) {
+            (Some(end), Some(clients)) => end.message.push_str(&format!("; {clients}")),
+            (None, Some(detail)) => operation.steps.push(Step { name: "held".to_owned(), took_us: 0, detail }),
+            (_, None) => {}
         }
         info!(%service, who = %operation.who, id = operation.id, "{} begins", operation.title());
         ended.push(operation);

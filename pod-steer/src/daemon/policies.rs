@@ -128,6 +128,9 @@ impl Control {
             close_rate: None,
             stop_old: false,
             keep_old_ms: None,
+            recreate: false,
+            allow_drop: false,
+            max_hold_ms: None,
         }))
     }
 

@@ -100,8 +100,10 @@ impl Control {
             None => self.forget_operation(&service),
         }
         for effect in effects {
-            if let Effect::Stop(old) = effect {
-                self.stop_backends(&old);
+            match effect {
+                Effect::Stop(old) => self.stop_backends(&old),
+                Effect::Start(new) => self.start_backends(&new),
+                Effect::StopLater { .. } | Effect::KeepAll => {}
             }
         }
         let mut settled = Some(settled);
@@ -126,7 +128,9 @@ impl Control {
         let took = switched.map(|switched| switched.saturating_duration_since(decided));
         self.totals.count_decision(service, took);
         let Some(took) = took else { return };
-        let Some(operation) = operation.filter(|operation| operation.moves_traffic()) else { return };
+        // One that only holds clients so far has moved nothing.
+        let moves = |operation: &&mut Operation| operation.moves_traffic() && !operation.is_recreating();
+        let Some(operation) = operation.filter(moves) else { return };
         let took_us = took.as_micros() as u64;
         operation.steps.push(Step { name: "switched".to_owned(), took_us, detail: String::new() });
         let operation = operation.clone();
@@ -138,6 +142,7 @@ impl Control {
         let of_service = |backend: &&Backend| backend.spec.service == service;
         for backend in self.world.backends.values().filter(of_service) {
             self.orders.overflows.remove(&backend.id);
+            self.orders.starts.remove(&backend.id);
         }
     }
 
@@ -212,7 +217,7 @@ impl Control {
         let mut stops = self.orders.stops.clone();
         for effect in effects {
             match effect {
-                Effect::Stop(_) => {}
+                Effect::Stop(_) | Effect::Start(_) => {}
                 Effect::KeepAll => stops.retain(|stop| stop.service != service),
                 Effect::StopLater { version, old, at_ms } => stops.push(PlannedStop {
                     service: service.to_owned(),

@@ -28,6 +28,10 @@ impl Control {
     pub(super) fn begin_steps(&mut self) {
         if self.has_heard_all() {
             self.count_for_operations();
+            // Clients wait: a listener that opens counts at once.
+            for operation in self.orders.operations.values().filter(|operation| operation.is_recreating()) {
+                self.dirty.hurry(&operation.service);
+            }
             self.close_idle_connections();
             self.reset_old_connections();
             self.orders.to_step = self.orders.operations.keys().cloned().collect();
@@ -115,7 +119,8 @@ impl Control {
         self.world.decisions = self.orders.ledger.decisions();
         self.orders.stops = self.orders.ledger.stops();
         let running = self.orders.ledger.running();
-        for operation in running {
+        for mut operation in running {
+            rollout::resume(&mut operation);
             info!(service = %operation.service, id = operation.id, "{} goes on", operation.title());
             // It was told to stop them, or was about to: telling twice does no harm.
             if let Phase::Stopping { old, .. } = &operation.phase {

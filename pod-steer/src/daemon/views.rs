@@ -29,11 +29,16 @@ impl Control {
             has_served: self.has_served(backend),
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
+            can_start: matches!(backend.kind, Kind::Container { .. }),
+            is_starting: self.is_starting(backend),
+            start_failure: self.start_failure(backend),
             condition: self.backend_warnings(backend).into_iter().next(),
         };
         View {
             coverage: self.plan.coverage.get(service).cloned().unwrap_or_default(),
             service: service.to_owned(),
+            held: self.held_clients(service),
+            without_heir: self.without_heir(service),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
     }
@@ -86,8 +91,9 @@ impl Control {
         let live = |id: &BackendId| view.backends.get(id).map_or(0, |backend| backend.live);
         let left: u64 = left_backends.iter().map(live).sum();
         let waiting_for = operation.waiting_for(ready, wanted, left, boot_ms());
+        let held = if operation.is_recreating() { view.held } else { 0 };
         let operation = by_wall_clock(self.orders.ledger.told(operation));
-        OperationStatus { operation, ready, wanted, left, waiting_for }
+        OperationStatus { operation, ready, wanted, left, held, waiting_for }
     }
 
     /// What was ordered, oldest first; an error if nothing is known of the service.

@@ -148,6 +148,11 @@ impl Engine for Fake {
         Ok(())
     }
 
+    async fn start(&self, id: &str, _: Duration) -> Result<(), EngineError> {
+        drop(self.ask(&format!("start {id}")));
+        Ok(())
+    }
+
     async fn prepare(&self, id: &str, command: &[String]) -> Result<String, EngineError> {
         drop(self.ask(&format!("prepare {id} {}", command.join(" "))));
         Ok("command".to_owned())

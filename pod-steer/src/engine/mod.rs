@@ -32,6 +32,8 @@ use docker::Docker;
 pub(crate) const CONTAINERS_MAX: usize = 16_384;
 /// Time limit for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Time limit of a request to start a container. An engine may have to mount volumes first.
+const START_MAX: Duration = Duration::from_secs(300);
 /// Minimum time limit of a request to stop a container. An engine answers when the container has ended.
 const STOP_REQUEST_MIN: Duration = Duration::from_secs(300);
 
@@ -63,6 +65,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Stops a container by its stop signal, and by SIGKILL after its stop time-out. Waits until it has ended, for `max` at most.
     fn stop(&self, id: &str, max: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Starts a container that does not run. Waits until its process runs, for `max` at most.
+    fn start(&self, id: &str, max: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// Prepares to run a command in a container. Returns an id of it.
     fn prepare(&self, id: &str, command: &[String]) -> impl Future<Output = Result<String, EngineError>> + Send;
@@ -123,6 +128,11 @@ pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), St
     let stop = Duration::from_millis(stop_ms.unwrap_or(0).unsigned_abs());
     let max = stop.saturating_add(ANSWER_MAX).max(STOP_REQUEST_MIN);
     Docker::at(engine).stop(id, max).await.map_err(|error| reach::describe(engine, &error))
+}
+
+/// Starts a container that does not run.
+pub async fn start(engine: &str, id: &str) -> Result<(), String> {
+    Docker::at(engine).start(id, START_MAX).await.map_err(|error| reach::describe(engine, &error))
 }
 
 /// See [`Engine::cgroup_parents`].

@@ -83,6 +83,7 @@ fn operation(id: u64) -> Operation {
         order: Order::Pause(Default::default()),
         before: Default::default(),
         undrained: Default::default(),
+        recreation: None,
         phase: Phase::Ended,
         steps: Vec::new(),
         end: None,

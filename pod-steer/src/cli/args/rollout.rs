@@ -74,12 +74,30 @@ pub struct DeployArgs {
     /// Time limit for them to become ready
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true)]
     pub timeout: String,
-    /// Time limit for the connections of the old version to end
-    #[arg(long, value_name = "TIME", default_value = "30s", allow_hyphen_values = true)]
+    /// Time limit for the connections of the old version to end; with --recreate 5s if not given
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30s",
+        default_value_if("recreate", "true", "5s"),
+        allow_hyphen_values = true
+    )]
     pub drain_timeout: String,
     /// How they end.
     #[command(flatten)]
     pub ending: EndingArgs,
+    /// Stop the old version first, and start the version's containers, which exist and do not run, once it has ended
+    ///
+    /// For applications that must never run twice. Clients are held meanwhile. If the version fails, it is stopped, and the old one
+    /// is started again.
+    #[arg(long, conflicts_with_all = ["stop_old", "keep_old"])]
+    pub recreate: bool,
+    /// With --recreate: also if some clients cannot be held; their SYNs are discarded, and they repeat them
+    #[arg(long, requires = "recreate")]
+    pub allow_drop: bool,
+    /// With --recreate: refuse clients that have been held for so long [default: hold them until a version serves]
+    #[arg(long, value_name = "TIME", requires = "recreate", allow_hyphen_values = true)]
+    pub max_hold: Option<String>,
     /// Stop the old version's containers once all of its connections have ended
     #[arg(long)]
     pub stop_old: bool,

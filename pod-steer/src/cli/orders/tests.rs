@@ -16,7 +16,14 @@ fn service(name: &str, socket: &Path) -> ServiceArgs {
 }
 
 fn status(operation: Operation) -> OperationStatus {
-    OperationStatus { operation, ready: 1, wanted: 3, left: 0, waiting_for: "2 more ready backends of v2".into() }
+    OperationStatus {
+        operation,
+        ready: 1,
+        wanted: 3,
+        left: 0,
+        held: 0,
+        waiting_for: "2 more ready backends of v2".into(),
+    }
 }
 
 fn step(name: &str) -> Step {

@@ -122,6 +122,9 @@ fn order(args: &UpArgs, version: &str) -> Result<DeployOrder, String> {
         ending: args.ending.clone(),
         stop_old: true,
         keep_old: None,
+        recreate: false,
+        allow_drop: false,
+        max_hold: None,
         output: OutputFormat::Text,
     })
 }

@@ -8,6 +8,7 @@ use crate::{
     daemon::control::Control,
     ports::Port,
     rollout::Order,
+    world::Form,
 };
 
 /// A smaller limit on backlogs than the kernel's default is told.
@@ -62,6 +63,30 @@ impl Control {
         fronts.union(&held).map(port).collect()
     }
 
+    /// Where clients are served now and could not be held, and why.
+    pub(in crate::daemon) fn unheld(&self, service: &str) -> Option<String> {
+        let failed = self.orders.holds.failed.get(service);
+        let held = self.held_forms(service);
+        let groups = self.world.groups(service, own_uid());
+        let mut unheld = groups.into_iter().filter_map(|(form, group)| {
+            let reason = group.refused.or_else(|| failed?.get(&form).cloned());
+            let is_held = held.contains(&form);
+            let reason =
+                reason.or_else(|| (!is_held).then(|| "its listener was opened just now; try again".to_owned()))?;
+            let fronts: Vec<String> = group.fronts.iter().map(Port::to_string).collect();
+            Some(format!("those of {}: {reason}", fronts.join(", ")))
+        });
+        unheld.next()
+    }
+
+    /// The address and port of a listener that holds clients and whose queue no server's listener could get.
+    pub(in crate::daemon) fn without_heir(&self, service: &str) -> Option<String> {
+        let holds = self.world.holds.values().filter(|hold| hold.service == service);
+        let mut forms = holds.flat_map(|hold| hold.sockets.values()).map(Form::from);
+        let alone = forms.find(|form| !self.world.takes_held(service, form, own_uid()))?;
+        Some(format!("{}", std::net::SocketAddr::new(alone.ip, alone.port.number)))
+    }
+
     /// What an order does to clients, beside its own message. `held` clients are held before it takes effect.
     pub(in crate::daemon) fn told_of_clients(&self, service: &str, order: &Order, held: u64) -> Option<String> {
         match order {
@@ -76,7 +101,7 @@ impl Control {
                     ),
                 })
             }
-            Order::Pause(_) => {
+            order if order.needs_hold() => {
                 let backlog = self.orders.holds.backlogs.get(service).copied();
                 Some(words(&self.paused_ports(service), backlog)).filter(|words| !words.is_empty())
             }

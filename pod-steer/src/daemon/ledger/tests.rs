@@ -54,6 +54,7 @@ fn operation(id: u64, order: Order, ended: bool) -> Operation {
         order,
         before: Traffic { weights: None, from: [("fd00::/8".parse().unwrap(), "v1".into())].into() },
         undrained: Default::default(),
+        recreation: None,
         phase: Phase::Draining {
             since_ms: 1,
             deadline_ms: 3,
@@ -80,6 +81,9 @@ fn orders() -> Vec<Order> {
         close_idle_ms: Some(4),
         close_rate: Some(5),
         stop_old: true,
+        recreate: false,
+        allow_drop: false,
+        max_hold_ms: None,
         keep_old_ms: Some(3),
     };
     let canary = CanaryOrder { version: "v2".into(), steps: vec![100, 10_000], every_ms: 1, timeout_ms: 2 };

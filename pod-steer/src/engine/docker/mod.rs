@@ -90,6 +90,10 @@ impl Engine for Docker {
         self.client.post(&format!("/containers/{}/stop", encoded(id)), Bytes::new(), max).await
     }
 
+    async fn start(&self, id: &str, max: Duration) -> Result<(), EngineError> {
+        self.client.post(&format!("/containers/{}/start", encoded(id)), Bytes::new(), max).await
+    }
+
     async fn prepare(&self, id: &str, command: &[String]) -> Result<String, EngineError> {
         let body = json!({ "AttachStdout": true, "AttachStderr": true, "Cmd": command }).to_string();
         let path = format!("/containers/{}/exec", encoded(id));

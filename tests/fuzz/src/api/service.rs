@@ -5,7 +5,7 @@ use pod_steer::{
     labels,
     rollout::{self, BackendView, Decision, Operation, Order, Outcome, Phase, View},
     settings::GivenOptions,
-    world::{Plan, World},
+    world::{Kind, Plan, World},
 };
 
 use crate::{assert_one_line, plan};
@@ -56,6 +56,7 @@ impl Service {
             order,
             before: decision.traffic.clone(),
             undrained: Default::default(),
+            recreation: None,
             phase: Phase::Ended,
             steps: Vec::new(),
             end: None,
@@ -122,11 +123,14 @@ impl Service {
                 has_served: true,
                 can_stop: true,
                 stop_ms: Some(12_000),
+                can_start: matches!(backend.kind, Kind::Container { .. }),
+                is_starting: false,
+                start_failure: None,
                 condition: None,
             };
             (backend.id.clone(), view)
         });
         let coverage = self.plan.coverage.get(SERVICE).cloned().unwrap_or_default();
-        View { service: SERVICE.to_owned(), backends: backends.collect(), coverage }
+        View { service: SERVICE.to_owned(), backends: backends.collect(), coverage, ..View::default() }
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...] [--fds N]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
     [--journal PATH] [--status-file PATH] [--only-host] [--tell-listener] [--reuseport]
-    [--deaf] [--stop-delay-ms N]
+    [--deaf] [--stop-delay-ms N] [--lock PATH] [--listen-delay-ms N]
    or: named-server --ask ADDR:PORT";
 
 /// Where and how to listen.
@@ -74,6 +74,10 @@ pub struct Args {
     pub deaf: bool,
     /// Keep accepting connections for so long after SIGTERM, then stop.
     pub stop_delay: Duration,
+    /// Lock this file while it runs, and exit if another process has locked it: such a server must not run twice.
+    pub lock: Option<PathBuf>,
+    /// Wait so long before it listens.
+    pub listen_delay: Duration,
 }
 
 impl Args {
@@ -95,6 +99,8 @@ impl Args {
             only_host: false,
             deaf: false,
             stop_delay: Duration::ZERO,
+            lock: None,
+            listen_delay: Duration::ZERO,
             tell_listener: false,
             reuseport: false,
         };
@@ -114,6 +120,8 @@ impl Args {
                 "--status-file" => parsed.status_file = Some(value()?.into()),
                 "--deaf" => parsed.deaf = true,
                 "--stop-delay-ms" => parsed.stop_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--lock" => parsed.lock = Some(value()?.into()),
+                "--listen-delay-ms" => parsed.listen_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--reuseport" => parsed.reuseport = true,
                 "--tell-listener" => parsed.tell_listener = true,
                 "--only-host" => parsed.only_host = true,

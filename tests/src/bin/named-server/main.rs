@@ -10,10 +10,11 @@ mod journal;
 mod listener;
 mod stop;
 
-use std::{io, process::ExitCode, sync::Arc, thread};
+use std::{fs::File, io, path::Path, process::ExitCode, sync::Arc, thread};
 
 use args::Args;
 use journal::Journal;
+use rustix::fs::{FlockOperation, flock};
 use stop::Stop;
 
 fn main() -> ExitCode {
@@ -43,10 +44,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// Locks a file; an error if another process has done so.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).append(true).open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|errno| io::Error::new(errno.kind(), format!("another one runs: {}: {errno}", path.display())))?;
+    Ok(file)
+}
+
 fn serve(args: Args) -> io::Result<()> {
     // Before any other thread: they inherit the mask, so that only the waiting thread ever sees the signal.
     let stop = Stop::on_sigterm(args.deaf, args.stop_delay)?;
     let args = Arc::new(args);
+    let _lock = args.lock.as_deref().map(lock).transpose()?;
+    stop.sleep(args.listen_delay);
+    if stop.told() {
+        return Ok(());
+    }
     let journal = args.journal.as_deref().map(Journal::open).transpose()?.map(Arc::new);
     // Before other files are opened, which could take their numbers.
     let mut listeners = listener::inherited(args.fds)?;

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Accepted connections get so long to finish.
 const FINISH_MAX: Duration = Duration::from_secs(5);
@@ -54,6 +54,12 @@ impl Stop {
 
     pub fn told(&self) -> bool {
         self.told.load(Ordering::Acquire)
+    }
+
+    /// Sleeps so long, or until it is told.
+    pub fn sleep(&self, time: Duration) {
+        let Ok(time) = Timespec::try_from(time) else { return };
+        let _ = poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], Some(&time));
     }
 
     /// Counts a connection for as long as the guard lives.
