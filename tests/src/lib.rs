@@ -12,6 +12,7 @@
 //! - [`handover`]: servers that pass their listener on
 //! - [`load`], [`clients`], [`stats`]: clients that account for every connection, programs that people use, and how
 //!   their counts are judged
+//! - [`compose`]: a Compose project, and the programs of that name
 //! - [`bridged`]: backends behind a bridge; [`fixed_ports`], [`flood`]: clients with few ports, and senders that never answer; [`tunnel`]:
 //!   devices without Ethernet headers
 //! - [`listeners`]: servers that tell by which of their listeners they answer
@@ -34,6 +35,7 @@ pub mod browser;
 pub mod cgroup2;
 pub mod check;
 pub mod clients;
+pub mod compose;
 pub mod container;
 pub mod daemon;
 pub mod engine;

@@ -7,6 +7,7 @@ mod archive;
 mod bench;
 mod build;
 mod cmd;
+mod compose;
 mod debian;
 mod demo;
 mod fuzz;

@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::Result;
 use pod_steer_tests::neighbour::Neighbour;
 
-use crate::{bench, build, debian, fuzz, say, schemathesis, setup};
+use crate::{bench, build, compose, debian, fuzz, say, schemathesis, setup};
 use tally::Tally;
 
 /// The `lint` task.
@@ -52,6 +52,7 @@ fn set_up() -> Result<()> {
         setup::ensure()?;
         debian::ensure_for_tests()?;
         schemathesis::ensure();
+        compose::ensure();
         Ok(())
     })
 }

@@ -35,7 +35,7 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 9] = [
+const LONG: [&str; 11] = [
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -45,6 +45,8 @@ const LONG: [&str; 9] = [
     "forward_networks",
     "hold",
     "metrics",
+    "up_projects",
+    "up_repeated",
 ];
 
 /// Those tests at that size. Each keeps the processors busy, so one runs at a time.

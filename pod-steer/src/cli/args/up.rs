@@ -15,7 +15,7 @@ pub struct UpArgs {
     /// Services of the Compose file [default: those whose containers are steered]
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub services: Vec<String>,
-    /// Compose file; may be repeated [default: as for `docker compose`, in this directory]
+    /// Compose file; may be repeated [default: as for `docker compose`]
     #[arg(short, long, value_name = "FILE")]
     pub file: Vec<PathBuf>,
     /// Name of the project, as for `docker compose`
@@ -27,7 +27,7 @@ pub struct UpArgs {
     /// Build the images first
     #[arg(long)]
     pub build: bool,
-    /// Number of containers of each service [default: as many as serve now]
+    /// Number of containers of each service [default: as many as serve now, or as the file says if that is more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub scale: Option<u16>,
     /// Show what would be done, and do nothing

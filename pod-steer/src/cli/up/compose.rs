@@ -1,80 +1,163 @@
-//! The Compose file and its program: `docker compose`, or `docker-compose` where that is not installed.
+//! The Compose file and its program: `docker compose`, or `docker-compose` where that is not installed. Both may be of any version: Compose 1
+//! is a program of its own, which lacks some options of its successor.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Write as _,
     os::fd::AsRawFd as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use rustix::{
-    fs::{FlockOperation, MemfdFlags, flock, memfd_create},
-    io::Errno,
-};
+use anyhow::{Context as _, Result};
+use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::programs::run;
+use super::{
+    amendment::Amendment,
+    containers::{self, Container},
+    definition::Definition,
+    forecast::Forecast,
+    lock::lock,
+    programs::{run, run_for_all},
+};
 use crate::cli::args::up::UpArgs;
 
-/// The names of a Compose file, in the order in which Compose looks for them.
-const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+/// All profiles.
+const ALL_PROFILES: [&str; 2] = ["--profile", "*"];
 
-/// The label by which the next `up` compares a container whose labels were amended.
-pub(super) const CONFIG_HASH: &str = "pod-steer-up.config-hash";
+/// How often containers are looked at, if some are gone before they could be inspected.
+const LOOKS: u32 = 3;
 
 /// A project.
 #[derive(Debug)]
 pub(super) struct Compose {
-    /// The program, and its options that name the project.
-    words: Vec<String>,
-    /// The files, as far as they are known.
-    files: Vec<PathBuf>,
-    /// Whether Compose is told the files: it finds its default ones itself.
-    are_given: bool,
+    /// The program.
+    program: Vec<String>,
+    /// It is Compose 1.
+    is_old: bool,
+    /// Its options that name the files; none if it is to find them itself.
+    files: Vec<String>,
+    /// Its other options.
+    options: Vec<String>,
     /// Held as long as this command works on the project.
     _lock: File,
 }
 
-impl Compose {
-    /// Finds the program and the files.
-    pub async fn find(args: &UpArgs) -> Result<Self> {
-        let are_given = !args.file.is_empty();
-        let files = if are_given { args.file.clone() } else { default_files(Path::new("."))? };
-        let lock = lock(&files[0])?;
-        let mut words = program().await;
-        if are_given {
-            words.extend(flags(&files)?);
+/// Which containers `up` makes or starts.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// The service.
+    pub service: &'a str,
+    /// Number of its containers afterwards.
+    pub total: usize,
+    /// Services that it depends on, and how many containers each has; none of them is touched without this.
+    pub others: Option<Vec<(String, usize)>>,
+}
+
+impl Wanted<'_> {
+    /// The arguments of `up`.
+    fn words(&self, how: &[&str]) -> Vec<String> {
+        let mut words: Vec<String> = ["up", "--no-recreate"].iter().chain(how).map(ToString::to_string).collect();
+        match &self.others {
+            None => words.push("--no-deps".to_owned()),
+            Some(others) => {
+                words.extend(others.iter().flat_map(|(of, count)| ["--scale".to_owned(), format!("{of}={count}")]))
+            }
         }
+        words.extend(["--scale".to_owned(), format!("{}={}", self.service, self.total), self.service.to_owned()]);
+        words
+    }
+}
+
+impl Compose {
+    /// Finds the program.
+    pub async fn find(args: &UpArgs) -> Result<Self> {
+        let lock = lock(&args.file)?;
+        let (program, is_old) = program().await;
+        let mut options = Vec::new();
         if let Some(name) = &args.project_name {
-            words.extend(["-p".to_owned(), name.clone()]);
+            options.extend(["-p".to_owned(), name.clone()]);
         }
         if let Some(file) = &args.env_file {
             let file = file.to_str().with_context(|| format!("{} is not UTF-8", file.display()))?;
-            words.extend(["--env-file".to_owned(), file.to_owned()]);
+            options.extend(["--env-file".to_owned(), file.to_owned()]);
         }
-        Ok(Self { words, files, are_given, _lock: lock })
+        Ok(Self { program, is_old, files: flags(&args.file)?, options, _lock: lock })
+    }
+
+    fn words(&self, arguments: &[&str]) -> Vec<String> {
+        let parts = self.program.iter().chain(&self.files).chain(&self.options).cloned();
+        parts.chain(arguments.iter().map(ToString::to_string)).collect()
     }
 
     async fn run(&self, arguments: &[&str], what: &'static str) -> Result<String> {
-        run(self.words.iter().cloned().chain(arguments.iter().map(ToString::to_string)).collect(), what).await
+        run(self.words(arguments), what).await
     }
 
-    /// The services of the files, and the hash of the configuration of each, which its containers have as a label. An error in a file is
-    /// found here.
+    /// The services of the files that no profile disables, and the hash of the configuration of each. An error in a file is found here.
     pub async fn services(&self) -> Result<BTreeMap<String, String>> {
-        let answer = self.run(&["config", "--hash", "*"], "config").await?;
-        let pair =
-            |line: &str| line.split_once(' ').map(|(service, hash)| (service.to_owned(), hash.trim().to_owned()));
-        lines(&answer)
-            .iter()
-            .map(|line| pair(line).with_context(|| format!("it is no hash of a service: {line}")))
-            .collect()
+        hashes(&self.run(&["config", "--hash", "*"], "config").await?)
     }
 
-    /// The ids of the project's containers in any state.
-    pub async fn ids(&self) -> Result<Vec<String>> {
-        Ok(lines(&self.run(&["ps", "--all", "--quiet"], "ps").await?))
+    /// The names of all services of the files.
+    pub async fn all_services(&self) -> Result<BTreeSet<String>> {
+        // Compose 1 lists them all.
+        let profiles = if self.is_old { &[][..] } else { &ALL_PROFILES[..] };
+        let answer = self.run(&[profiles, &["config", "--services"]].concat(), "config").await?;
+        Ok(lines(&answer).into_iter().collect())
+    }
+
+    /// What the files say of a service. `hash` is what [`Self::services`] says of it, if no profile disables it.
+    pub async fn definition(&self, service: &str, hash: Option<&String>) -> Result<Definition> {
+        let plain_hash = match hash {
+            Some(hash) => hash.clone(),
+            None => {
+                let profiles = if self.is_old { &[][..] } else { &ALL_PROFILES[..] };
+                let answer = self.run(&[profiles, &["config", "--hash", service]].concat(), "config").await?;
+                hashes(&answer)?.remove(service).unwrap_or_default()
+            }
+        };
+        if self.is_old {
+            let read = Definition::from_yaml(&self.run(&["config"], "config").await?, service);
+            return Ok(Definition { plain_hash, ..read });
+        }
+        let model = self.run(&["config", "--format", "json", service], "config").await?;
+        let read = Definition::from_json(&model, service)?;
+        // Not every model can be read again.
+        let resolved_hash = self.hash_of_model(&model, service).await.ok();
+        let alone_hash = match Definition::alone(&model, service) {
+            Some(alone) => self.hash_of_model(&alone, service).await.ok(),
+            None => None,
+        };
+        Ok(Definition { plain_hash, resolved_hash, alone_hash, ..read })
+    }
+
+    /// The hash of a service in a model that has the variables of `env_file` in place.
+    async fn hash_of_model(&self, model: &str, service: &str) -> Result<String> {
+        let file = in_memory(model)?;
+        let arguments = [ALL_PROFILES[0], ALL_PROFILES[1], "config", "--hash", service].map(str::to_owned);
+        let words = self.program.iter().cloned().chain(["-f".to_owned(), path(&file)]).chain(arguments);
+        hashes(&run(words.collect(), "config").await?)?.remove(service).context("its model has no such service")
+    }
+
+    /// The project's containers in any state. `project` is its name, if it is known.
+    pub async fn containers(&self, project: Option<&str>) -> Result<Vec<Container>> {
+        let mut tries = 0;
+        loop {
+            let found = match project {
+                Some(project) => containers::of_project(project).await,
+                None => self.run(&["ps", "--all", "--quiet"], "ps").await.map(|answer| lines(&answer)),
+            };
+            let inspected = match found {
+                Ok(ids) => containers::inspect(&ids).await,
+                Err(error) => Err(error),
+            };
+            tries += 1;
+            // One of another service may have been removed in between.
+            if inspected.is_ok() || tries == LOOKS {
+                return inspected;
+            }
+        }
     }
 
     /// Builds a service's image.
@@ -82,27 +165,43 @@ impl Compose {
         self.run(&["build", service], "build").await.map(drop)
     }
 
-    /// Creates and starts a service's first containers, and those that they depend on where these do not run.
-    pub async fn start_first(&self, service: &str, count: usize) -> Result<()> {
-        let scale = format!("{service}={count}");
-        self.run(&["up", "-d", "--no-recreate", "--scale", &scale, service], "up").await.map(drop)
+    /// What else Compose would do to create these containers: from version 2.31 on, it stops those that are attached to a network whose
+    /// definition has changed. Compose 1 fails then, and where the dry run fails, the real one does too.
+    pub async fn forecast(&self, wanted: &Wanted<'_>) -> Forecast {
+        if self.is_old {
+            return Forecast::default();
+        }
+        let mut words = self.words(&["--dry-run"]);
+        words.extend(wanted.words(&["--no-start"]));
+        match run_for_all(words, "up").await {
+            Ok(printed) => Forecast::read(&format!("{}\n{}", printed.output, printed.messages)),
+            Err(_) => Forecast::default(),
+        }
     }
 
-    /// Creates containers of a service, until there are so many. Those that are there stay as they are. `version` and `hash` amend their labels.
-    pub async fn create(&self, service: &str, count: usize, amended: Option<(&str, &str)>) -> Result<()> {
-        let scale = format!("{service}={count}");
-        let mut words = self.words.clone();
+    /// Creates and starts a service's first containers, and those that they depend on where these do not run.
+    pub async fn start_first(&self, wanted: &Wanted<'_>) -> Result<()> {
+        run([self.words(&[]), wanted.words(&["-d"])].concat(), "up").await.map(drop)
+    }
+
+    /// Creates containers of a service. Those that are there stay as they are.
+    pub async fn create(&self, wanted: &Wanted<'_>, amendment: Option<&Amendment>) -> Result<()> {
+        let mut words = self.words(&[]);
         // It is held open until the program has read it.
         let file;
-        if let Some((version, hash)) = amended {
-            file = in_memory(&amendment(service, version, hash))?;
-            if !self.are_given {
-                words.extend(flags(&self.files)?);
-            }
-            words.extend(["-f".to_owned(), format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())]);
+        if let Some(amendment) = amendment {
+            file = in_memory(&amendment.text(wanted.service))?;
+            words = self.program.clone();
+            words.extend(flags(&amendment.files)?);
+            words.extend(["-f".to_owned(), path(&file)].into_iter().chain(self.options.clone()));
         }
-        let arguments = ["up", "--no-start", "--no-deps", "--no-recreate", "--scale", &scale, service];
-        run(words.into_iter().chain(arguments.map(str::to_owned)).collect(), "up").await.map(drop)
+        run([words, wanted.words(&["--no-start"])].concat(), "up").await.map(drop)
+    }
+
+    /// Starts the containers that were created. `docker start` would not do: Compose 1 attaches them to their networks only now, and Compose 2
+    /// writes configs and secrets into them and runs their hooks.
+    pub async fn start(&self, wanted: &Wanted<'_>) -> Result<()> {
+        run([self.words(&[]), wanted.words(&["-d", "--no-build"])].concat(), "up").await.map(drop)
     }
 }
 
@@ -116,53 +215,36 @@ fn flags(files: &[PathBuf]) -> Result<Vec<String>> {
     Ok(flags)
 }
 
-/// Keeps other runs of `up` from working on the same project at once.
-fn lock(file: &Path) -> Result<File> {
-    let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(opened),
-        Err(Errno::WOULDBLOCK) => Err(anyhow!("another `pod-steer up` works on {}; wait for its end", file.display())),
-        // Some file systems know no locks.
-        Err(_) => Ok(opened),
-    }
-}
-
-/// A Compose file that adds labels. JSON is YAML.
-fn amendment(service: &str, version: &str, hash: &str) -> String {
-    let labels = serde_json::json!({ "pod-steer.version": version, CONFIG_HASH: hash });
-    serde_json::json!({ "services": { service: { "labels": labels } } }).to_string()
-}
-
 fn in_memory(text: &str) -> Result<File> {
     let mut file = File::from(memfd_create("compose", MemfdFlags::CLOEXEC)?);
     file.write_all(text.as_bytes())?;
     Ok(file)
 }
 
+/// The path by which another program reads it.
+fn path(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+fn hashes(answer: &str) -> Result<BTreeMap<String, String>> {
+    let pair = |line: &String| line.split_once(' ').map(|(service, hash)| (service.to_owned(), hash.trim().to_owned()));
+    lines(answer).iter().map(|line| pair(line).with_context(|| format!("it is no hash of a service: {line}"))).collect()
+}
+
 fn lines(text: &str) -> Vec<String> {
     text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// `docker compose`, or else `docker-compose`, whose own error tells if that is missing too.
-async fn program() -> Vec<String> {
+/// `docker compose`, or else `docker-compose`, whose own error tells if that is missing too; and whether it is Compose 1.
+async fn program() -> (Vec<String>, bool) {
+    let version = ["version".to_owned(), "--short".to_owned()];
     let plugin = ["docker", "compose"].map(str::to_owned);
-    match run([&plugin[..], &["version".to_owned()]].concat(), "compose").await {
-        Ok(_) => plugin.to_vec(),
-        Err(_) => vec!["docker-compose".to_owned()],
+    if run([&plugin[..], &version].concat(), "compose").await.is_ok() {
+        return (plugin.to_vec(), false);
     }
-}
-
-/// The files that Compose reads if none is given: those of `COMPOSE_FILE`, or the first of [`NAMES`] and its override.
-fn default_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    if let Some(files) = std::env::var_os("COMPOSE_FILE").filter(|files| !files.is_empty()) {
-        return Ok(std::env::split_paths(&files).collect());
-    }
-    let own = NAMES.iter().map(|name| dir.join(name)).find(|file| file.exists());
-    let own = own.context("there is no compose.yaml in this directory; name the Compose file: pod-steer up -f FILE")?;
-    // Compose takes an override of any of these names.
-    let amended = |name: &str| dir.join(name.replacen('.', ".override.", 1));
-    let amendment = NAMES.into_iter().map(amended).find(|file| file.exists());
-    Ok([own].into_iter().chain(amendment).collect())
+    let alone = vec!["docker-compose".to_owned()];
+    let version = run([&alone[..], &version].concat(), "version").await.unwrap_or_default();
+    (alone, version.trim().trim_start_matches('v').starts_with("1."))
 }
 
 #[cfg(test)]
@@ -170,28 +252,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_are_those_of_compose() {
-        let dir = std::env::temp_dir().join(format!("pod-steer-compose-{}", std::process::id()));
-        std::fs::create_dir(&dir).unwrap();
-        let at = |name: &str| dir.join(name);
-        assert!(default_files(&dir).unwrap_err().to_string().contains("pod-steer up -f FILE"));
-        std::fs::write(at("docker-compose.yml"), "").unwrap();
-        assert_eq!(default_files(&dir).unwrap(), [at("docker-compose.yml")]);
-        std::fs::write(at("docker-compose.override.yml"), "").unwrap();
-        assert_eq!(default_files(&dir).unwrap().len(), 2);
-        std::fs::write(at("compose.yaml"), "").unwrap();
-        assert_eq!(default_files(&dir).unwrap(), [at("compose.yaml"), at("docker-compose.override.yml")]);
-        let held = lock(&at("compose.yaml")).unwrap();
-        assert!(lock(&at("compose.yaml")).unwrap_err().to_string().contains("another `pod-steer up`"));
-        drop(held);
-        assert!(lock(&at("compose.yaml")).is_ok());
-        std::fs::remove_dir_all(dir).unwrap();
+    fn others_are_left_alone_or_keep_their_number() {
+        let mut wanted = Wanted { service: "web", total: 3, others: None };
+        assert_eq!(wanted.words(&["-d"]).join(" "), "up --no-recreate -d --no-deps --scale web=3 web");
+        wanted.others = Some(vec![("api".to_owned(), 2)]);
+        assert_eq!(wanted.words(&["-d"]).join(" "), "up --no-recreate -d --scale api=2 --scale web=3 web");
     }
 
     #[test]
-    fn an_amendment_is_quoted() {
-        let text = amendment("we\"b", "2-1a", "h");
-        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read["services"]["we\"b"]["labels"]["pod-steer.version"], "2-1a");
+    fn hashes_are_read() {
+        assert_eq!(hashes("a 1\n\nb  2 \n").unwrap().get("b").unwrap(), "2");
+        assert!(hashes("nothing\n").is_err());
     }
 }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::programs::run;
+use super::{amendment::CONFIG_HASH, definition::Definition, programs::run};
 
 /// The labels of Compose: the project and the service of a container, and whether `docker compose run` has made it.
 const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
 const ONE_OFF: &str = "com.docker.compose.oneoff";
+/// The label with the hash of the configuration that Compose made a container of.
+pub(super) const COMPOSE_HASH: &str = "com.docker.compose.config-hash";
 
 /// A container, as far as `up` looks at it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub(super) struct Container {
     pub name: String,
     /// It runs, or is paused.
     pub is_up: bool,
+    /// It is paused.
+    pub is_paused: bool,
     /// It has never run.
     pub is_new: bool,
     /// Id of its image.
@@ -31,17 +36,38 @@ pub(super) struct Container {
     pub labels: BTreeMap<String, String>,
     /// Ports of the host that it publishes.
     pub publishes: Vec<String>,
+    /// All that it is made of, in the engine's own form.
+    pub made_of: Value,
 }
 
 impl Container {
+    /// Its service in the Compose file.
+    pub fn service(&self) -> Option<&str> {
+        self.labels.get(SERVICE).map(String::as_str)
+    }
+
     /// Whether it is one of a service's.
     pub fn is_of(&self, service: &str) -> bool {
-        self.labels.get(SERVICE).is_some_and(|own| own == service)
+        self.service() == Some(service)
     }
 
     /// Its project.
     pub fn project(&self) -> Option<&str> {
         self.labels.get(PROJECT).map(String::as_str)
+    }
+
+    /// The hash of the configuration that it was made of, without labels that `up` added.
+    pub fn hash(&self) -> Option<&String> {
+        self.labels.get(CONFIG_HASH).or_else(|| self.labels.get(COMPOSE_HASH))
+    }
+
+    /// Whether it was made of this configuration.
+    pub fn is_made_of(&self, definition: &Definition) -> bool {
+        match (self.labels.get(CONFIG_HASH), self.labels.get(COMPOSE_HASH)) {
+            (Some(own), _) => definition.hash() == own,
+            (None, Some(label)) => definition.is_label(label),
+            (None, None) => false,
+        }
     }
 }
 
@@ -54,6 +80,8 @@ struct Inspected {
     state: InspectedState,
     config: InspectedConfig,
     host_config: InspectedHost,
+    #[serde(default)]
+    network_settings: InspectedNetworks,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,7 +89,16 @@ struct Inspected {
 struct InspectedState {
     running: bool,
     #[serde(default)]
+    paused: bool,
+    #[serde(default)]
     status: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedNetworks {
+    #[serde(default)]
+    networks: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,18 +124,25 @@ struct Binding {
 }
 
 fn container(line: &str) -> Result<Container> {
-    let inspected: Inspected = serde_json::from_str(line).context("`docker inspect` gives an unknown answer")?;
+    let unknown = "`docker inspect` gives an unknown answer";
+    let inspected: Inspected = serde_json::from_str(line).context(unknown)?;
+    let mut all: Value = serde_json::from_str(line).context(unknown)?;
+    let mut part = |name: &str| all.get_mut(name).map(Value::take);
+    let networks: Vec<String> = inspected.network_settings.networks.unwrap_or_default().into_keys().collect();
+    let made_of = json!({ "Config": part("Config"), "HostConfig": part("HostConfig"), "Networks": networks });
     let bindings = inspected.host_config.port_bindings.unwrap_or_default();
     let ports = bindings.into_values().flatten().flatten().map(|binding| binding.host_port);
     Ok(Container {
         id: inspected.id,
         name: inspected.name.trim_start_matches('/').to_owned(),
         is_up: inspected.state.running,
+        is_paused: inspected.state.paused,
         is_new: inspected.state.status == "created",
         image_id: inspected.image,
         image: inspected.config.image,
         labels: inspected.config.labels.unwrap_or_default(),
         publishes: ports.filter(|port| !port.is_empty() && port != "0").collect(),
+        made_of,
     })
 }
 
@@ -131,9 +175,13 @@ pub(super) async fn image_id(name: &str) -> Option<String> {
     Some(answer.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
-/// Starts containers.
-pub(super) async fn start(ids: &[String]) -> Result<()> {
-    docker("start", &[], ids).await.map(drop)
+/// Starts a container again that was stopped; false if it runs, or is gone.
+pub(super) async fn start_again(id: &str) -> Result<bool> {
+    let id = [id.to_owned()];
+    match inspect(&id).await {
+        Ok(found) if found.iter().any(|one| !one.is_up) => docker("start", &[], &id).await.map(|_| true),
+        _ => Ok(false),
+    }
 }
 
 /// Stops containers, as `docker stop` does, and removes them. `volumes`: also the volumes that have no name.
@@ -156,6 +204,8 @@ mod tests {
             "HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "80"}, {"HostPort": ""}], "81/tcp": null}}}"#;
         let read = container(line).unwrap();
         assert_eq!((read.name.as_str(), read.is_up, read.publishes.clone()), ("p_web_1", true, vec!["80".to_owned()]));
+        assert_eq!(read.made_of["HostConfig"]["PortBindings"]["81/tcp"], Value::Null);
+        assert_eq!(read.made_of["Config"]["Image"], "app:1");
         let bare = r#"{"Id":"a","Name":"/b","Image":"c","State":{"Running":false},"Config":{"Image":"d","Labels":null},"HostConfig":{}}"#;
         assert!(container(bare).unwrap().labels.is_empty());
         assert!(container("{}").is_err());

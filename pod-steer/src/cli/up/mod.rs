@@ -1,8 +1,14 @@
 //! `up`: replaces the containers of a Compose service by new ones, without a lost request.
 
+mod amendment;
+mod checks;
 mod compose;
 mod containers;
+mod definition;
+mod forecast;
 mod interrupt;
+mod lock;
+mod mend;
 mod plan;
 mod programs;
 mod swap;
@@ -18,7 +24,7 @@ use super::{
         up::UpArgs,
     },
     block_on, given,
-    terminal::print,
+    terminal::{note, print},
 };
 use crate::{
     api::{client, types::Status},
@@ -28,7 +34,7 @@ use compose::Compose;
 use containers::Container;
 use interrupt::Interrupt;
 use plan::{Found, Plan};
-use swap::Swap;
+use swap::{Swap, Target};
 
 pub(super) fn up(args: &UpArgs) -> Outcome {
     // What is wrong with the times is said before anything is done.
@@ -39,42 +45,83 @@ pub(super) fn up(args: &UpArgs) -> Outcome {
 async fn run(args: &UpArgs) -> Outcome {
     let interrupt = Interrupt::watch()?;
     let compose = Compose::find(args).await.map_err(input)?;
-    let all = compose.services().await.map_err(input)?;
-    let names = || all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    if let Some(unknown) = args.services.iter().find(|service| !all.contains_key(*service)) {
-        return Err(Failure::Input(format!("the Compose file has no service {unknown}; it has: {}", names())));
+    let enabled = compose.services().await.map_err(without_file)?;
+    let containers = compose.containers(None).await?;
+    let project = containers.iter().find_map(Container::project);
+    let mut targets = Vec::new();
+    for service in wanted(args, &compose, &enabled, &containers).await? {
+        let definition = compose.definition(&service, enabled.get(&service)).await.map_err(input)?;
+        targets.push(Target { service, definition });
     }
-    let containers = containers::inspect(&compose.ids().await?).await?;
-    let is_wanted = |service: &&String| match args.services.is_empty() {
-        true => containers.iter().any(|one| one.is_of(service) && one.labels.contains_key("pod-steer.service")),
-        false => args.services.contains(service),
-    };
-    let wanted: Vec<&String> = all.keys().filter(is_wanted).collect();
-    if wanted.is_empty() {
-        let names = names();
-        return Err(Failure::Input(format!(
-            "no container of this project is steered yet; name the service that is to be, as in `pod-steer up web`: {names}"
-        )));
-    }
-    for service in wanted {
+    for target in &targets {
         if args.build && !args.dry_run {
-            compose.build(service).await?;
+            compose.build(&target.service).await?;
         }
-        let own = containers.iter().filter(|one| one.is_of(service)).cloned().collect();
-        one(args, &compose, (service, &all[service]), own, &interrupt).await?;
+        // It may have been scaled while others were replaced.
+        let mut own = compose.containers(project).await?;
+        own.retain(|one| one.is_of(&target.service));
+        one(args, &compose, target, own, &interrupt).await?;
     }
     Ok(())
+}
+
+/// The services that are named, or else those that are steered. As with `docker compose up`, a name enables a service that a profile disables.
+async fn wanted(
+    args: &UpArgs,
+    compose: &Compose,
+    enabled: &BTreeMap<String, String>,
+    containers: &[Container],
+) -> Result<Vec<String>, Failure> {
+    let is_steered =
+        |service: &str| containers.iter().any(|one| one.is_of(service) && one.labels.contains_key("pod-steer.service"));
+    let of_containers = || containers.iter().filter_map(Container::service);
+    let are_enabled = match &args.services[..] {
+        [] => of_containers().all(|service| enabled.contains_key(service)),
+        named => named.iter().all(|service| enabled.contains_key(service)),
+    };
+    let all =
+        if are_enabled { enabled.keys().cloned().collect() } else { compose.all_services().await.map_err(input)? };
+    let names = || all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if let Some(unknown) = args.services.iter().find(|service| !all.contains(*service)) {
+        return Err(Failure::Input(format!("the Compose file has no service {unknown}; it has: {}", names())));
+    }
+    let (wanted, disabled): (Vec<String>, Vec<String>) = if args.services.is_empty() {
+        all.iter().filter(|service| is_steered(service)).cloned().partition(|service| enabled.contains_key(service))
+    } else {
+        (all.iter().filter(|service| args.services.contains(service)).cloned().collect(), Vec::new())
+    };
+    for service in &disabled {
+        note(&format!(
+            "{service} is left as it is, since its profile is not active; name it to replace it: pod-steer up {service}"
+        ));
+    }
+    if wanted.is_empty() {
+        let none =
+            if disabled.is_empty() { "no container of this project is steered yet" } else { "no service is replaced" };
+        return Err(Failure::Input(format!(
+            "{none}; name the service that is to be, as in `pod-steer up web`: {}",
+            names()
+        )));
+    }
+    Ok(wanted)
+}
+
+/// Compose says in its own way that it has found no file.
+fn without_file(error: anyhow::Error) -> Failure {
+    let text = crate::chain(error.as_ref());
+    let is_missing = ["no configuration file", "suitable configuration file"].iter().any(|part| text.contains(part));
+    Failure::Input(if is_missing { format!("{text}; name the Compose file: pod-steer up -f FILE") } else { text })
 }
 
 fn input(error: anyhow::Error) -> Failure {
     Failure::Input(crate::chain(error.as_ref()))
 }
 
-/// Replaces the containers of one service, which is given with the hash of its configuration.
+/// Replaces the containers of one service.
 async fn one(
     args: &UpArgs,
     compose: &Compose,
-    (service, hash): (&str, &str),
+    target: &Target,
     containers: Vec<Container>,
     interrupt: &Interrupt,
 ) -> Outcome {
@@ -96,16 +143,21 @@ async fn one(
     let versions = own().map(|(_, backend)| (backend.id.clone(), backend.version.clone())).collect();
     let shares = own().map(|(_, backend)| (backend.id.clone(), backend.share)).collect();
     let scale = args.scale.map(usize::from);
-    let plan = plan::plan(Found { containers, shares, versions, hash: hash.to_owned(), images, scale });
-    for line in plan.lines(service) {
+    let paused = containers.iter().find(|one| one.is_paused).map(|one| one.name.clone());
+    let definition = target.definition.clone();
+    let plan = plan::plan(Found { containers, shares, versions, definition, images, scale });
+    if let (Some(paused), true) = (paused, plan != Plan::UpToDate) {
+        return Err(Failure::Input(format!("{paused} is paused; end that first: docker unpause {paused}")));
+    }
+    for line in plan.lines(&target.service) {
         print(&format!("{line}\n"))?;
     }
     match plan {
-        Plan::Replace { old, stopped, count, .. } if !args.dry_run => {
-            Swap::new(args, compose, service, hash, old, count, interrupt).run(&stopped).await
+        Plan::Replace { why, old, stopped, count, .. } if !args.dry_run => {
+            Swap::new(args, compose, target, interrupt).replacing(why, old, count).run(&stopped).await
         }
         Plan::Clean { unused, created } if !args.dry_run => {
-            Swap::new(args, compose, service, hash, Vec::new(), 0, interrupt).clean(&unused, &created).await
+            Swap::new(args, compose, target, interrupt).clean(&unused, &created).await
         }
         _ => Ok(()),
     }

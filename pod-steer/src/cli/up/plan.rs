@@ -1,11 +1,11 @@
 //! Decides what `up` has to do for one service. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use super::{compose::CONFIG_HASH, containers::Container};
-
-/// The label with the hash of the configuration that Compose made a container of.
-const COMPOSE_HASH: &str = "com.docker.compose.config-hash";
+use super::{containers::Container, definition::Definition};
 
 /// What there is.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +16,8 @@ pub(super) struct Found {
     pub shares: BTreeMap<String, f64>,
     /// The version of each, by its id, as the daemon knows it.
     pub versions: BTreeMap<String, String>,
-    /// The hash of the configuration that the files give.
-    pub hash: String,
+    /// What the files say of it.
+    pub definition: Definition,
     /// The id of each image by its name, as it is now.
     pub images: BTreeMap<String, String>,
     /// The number of containers that is asked for.
@@ -39,19 +39,45 @@ pub(super) enum Plan {
     /// So many new containers serve instead of the old ones.
     Replace {
         /// Why.
-        why: &'static str,
+        why: Why,
         /// Those that run: they are replaced.
         old: Vec<Container>,
         /// Those that do not run.
         stopped: Vec<Container>,
         /// Number of new containers.
         count: usize,
+        /// Number of containers before, with those that do not run any more.
+        before: usize,
     },
+}
+
+/// Why containers are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// None runs.
+    NoneRuns,
+    /// The configuration has changed.
+    Configuration,
+    /// The image has changed.
+    Image,
+    /// Another number is wanted.
+    Number,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoneRuns => "none runs",
+            Self::Configuration => "the configuration has changed",
+            Self::Image => "the image has changed",
+            Self::Number => "the number has changed",
+        })
+    }
 }
 
 /// Makes the plan.
 pub(super) fn plan(found: Found) -> Plan {
-    let Found { containers, shares, versions, hash, images, scale } = found;
+    let Found { containers, shares, versions, definition, images, scale } = found;
     let (created, containers): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_new);
     let (up, mut stopped): (Vec<_>, Vec<_>) = containers.into_iter().partition(|one| one.is_up);
     let has_share = |one: &&Container| shares.get(&one.id).is_some_and(|share| *share > 0.0);
@@ -59,31 +85,33 @@ pub(super) fn plan(found: Found) -> Plan {
     // One of a version that serves may be unhealthy for a moment. If none serves, the new ones may be the remedy.
     let is_used = |one: &Container| serving.is_empty() || versions.get(&one.id).is_some_and(|of| serving.contains(of));
     let (used, unused): (Vec<_>, Vec<_>) = up.iter().cloned().partition(is_used);
-    let is_of = |one: &Container| one.labels.get(CONFIG_HASH).or_else(|| one.labels.get(COMPOSE_HASH)) == Some(&hash);
+    let is_of = |one: &Container| one.is_made_of(&definition);
     let is_from = |one: &Container| images.get(&one.image).is_none_or(|id| *id == one.image_id);
-    let count = scale.unwrap_or(used.len().max(1));
+    // Some may have crashed: the files know how many there are to be. More may have been started by an operator.
+    let count = scale.unwrap_or(used.len().max(definition.replicas).max(1));
     let why = if used.is_empty() {
-        "none runs"
+        Why::NoneRuns
     } else if !used.iter().all(is_of) {
-        "the configuration has changed"
+        Why::Configuration
     } else if !used.iter().all(is_from) {
-        "the image has changed"
+        Why::Image
     } else if used.len() != count {
-        "the number has changed"
+        Why::Number
     } else if unused.is_empty() && created.is_empty() {
         return Plan::UpToDate;
     } else {
         return Plan::Clean { unused, created };
     };
+    let before = used.len() + stopped.len();
     stopped.extend(created);
-    Plan::Replace { why, old: up, stopped, count }
+    Plan::Replace { why, old: up, stopped, count, before }
 }
 
 impl Plan {
     /// For people: one line for each part.
     pub fn lines(&self, service: &str) -> Vec<String> {
         let names = |some: &[Container]| some.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
-        let Self::Replace { why, old, stopped, count } = self else {
+        let Self::Replace { why, old, stopped, count, before } = self else {
             let mut lines = vec![format!("{service} is up to date")];
             if let Self::Clean { unused, created } = self {
                 let left = names(&[&unused[..], &created[..]].concat());
@@ -92,14 +120,18 @@ impl Plan {
             return lines;
         };
         let s = if *count == 1 { "" } else { "s" };
+        let fewer = if count < before { format!(" (there were {before})") } else { String::new() };
         let mut lines = Vec::new();
         if !stopped.is_empty() {
             lines.push(format!("{service}: remove {}, which does not run", names(stopped)));
         }
         lines.push(match old.is_empty() {
-            true => format!("{service}: {why}: start {count} container{s}"),
+            true => format!("{service}: {why}: start {count} container{s}{fewer}"),
             false => {
-                format!("{service}: {why}: start {count} new container{s} beside {0}, then remove {0}", names(old))
+                format!(
+                    "{service}: {why}: start {count} new container{s}{fewer} beside {0}, then remove {0}",
+                    names(old)
+                )
             }
         });
         lines
@@ -117,18 +149,20 @@ pub(super) fn distinct(version: &str, new: &Container, old: &[Container], hash: 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{amendment::CONFIG_HASH, containers::COMPOSE_HASH},
+        *,
+    };
 
     fn one(name: &str, hash: &str, is_up: bool) -> Container {
         Container {
             id: name.to_owned(),
             name: name.to_owned(),
             is_up,
-            is_new: false,
             image_id: "sha256:1234567890".to_owned(),
             image: "app:1".to_owned(),
             labels: BTreeMap::from([(COMPOSE_HASH.to_owned(), hash.to_owned())]),
-            publishes: Vec::new(),
+            ..Container::default()
         }
     }
 
@@ -138,18 +172,22 @@ mod tests {
             shares: serving.iter().map(|id| ((*id).to_owned(), 0.5)).collect(),
             // Each is of a version of its own.
             versions: containers.iter().map(|one| (one.id.clone(), one.id.clone())).collect(),
-            hash: "new".to_owned(),
+            definition: Definition { plain_hash: "new".to_owned(), replicas: 1, ..Definition::default() },
             images: BTreeMap::from([("app:1".to_owned(), "sha256:1234567890".to_owned())]),
             scale: None,
         }
     }
 
-    fn counts(plan: &Plan) -> (&'static str, usize, usize, usize) {
+    fn counts(plan: &Plan) -> (String, usize, usize, usize) {
         match plan {
-            Plan::UpToDate => ("", 0, 0, 0),
-            Plan::Clean { unused, created } => ("clean", unused.len(), created.len(), 0),
-            Plan::Replace { why, old, stopped, count } => (why, old.len(), stopped.len(), *count),
+            Plan::UpToDate => (String::new(), 0, 0, 0),
+            Plan::Clean { unused, created } => ("clean".to_owned(), unused.len(), created.len(), 0),
+            Plan::Replace { why, old, stopped, count, .. } => (why.to_string(), old.len(), stopped.len(), *count),
         }
+    }
+
+    fn counted(why: &str, old: usize, stopped: usize, count: usize) -> (String, usize, usize, usize) {
+        (why.to_owned(), old, stopped, count)
     }
 
     #[test]
@@ -160,7 +198,7 @@ mod tests {
         amended.containers[0].labels.insert(CONFIG_HASH.to_owned(), "new".to_owned());
         amended.containers[0].labels.insert(COMPOSE_HASH.to_owned(), "amended".to_owned());
         assert_eq!(plan(amended), Plan::UpToDate);
-        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), ("the number has changed", 1, 1, 3));
+        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), counted("the number has changed", 1, 1, 3));
         // One of the serving version is unhealthy.
         let mut two = found(&[one("a", "new", true), one("b", "new", true)], &["a"]);
         two.versions.insert("b".to_owned(), "a".to_owned());
@@ -170,27 +208,54 @@ mod tests {
     #[test]
     fn all_that_run_are_replaced() {
         let of = |containers: &[Container], serving: &[&str]| counts(&plan(found(containers, serving)));
-        assert_eq!(of(&[], &[]), ("none runs", 0, 0, 1));
-        assert_eq!(of(&[one("a", "old", false)], &[]), ("none runs", 0, 1, 1));
+        assert_eq!(of(&[], &[]), counted("none runs", 0, 0, 1));
+        assert_eq!(of(&[one("a", "old", false)], &[]), counted("none runs", 0, 1, 1));
         let two = [one("a", "old", true), one("b", "old", true)];
-        assert_eq!(of(&two, &["a", "b"]), ("the configuration has changed", 2, 0, 2));
-        assert_eq!(of(&two, &["a"]), ("the configuration has changed", 2, 0, 1), "as many as serve");
-        assert_eq!(of(&two, &[]), ("the configuration has changed", 2, 0, 2), "none serves: both may be broken");
+        assert_eq!(of(&two, &["a", "b"]), counted("the configuration has changed", 2, 0, 2));
+        assert_eq!(of(&two, &["a"]), counted("the configuration has changed", 2, 0, 1), "as many as serve");
+        assert_eq!(of(&two, &[]), counted("the configuration has changed", 2, 0, 2), "none serves: both may be broken");
         let mut rebuilt = found(&[one("a", "new", true)], &["a"]);
         rebuilt.images.insert("app:1".to_owned(), "sha256:2".to_owned());
-        assert_eq!(counts(&plan(rebuilt)), ("the image has changed", 1, 0, 1));
+        assert_eq!(counts(&plan(rebuilt)), counted("the image has changed", 1, 0, 1));
+    }
+
+    #[test]
+    fn the_number_is_that_of_the_files_or_greater() {
+        let three = |containers: &[Container], serving: &[&str]| {
+            let mut found = found(containers, serving);
+            found.definition.replicas = 3;
+            plan(found)
+        };
+        assert_eq!(counts(&three(&[], &[])), counted("none runs", 0, 0, 3));
+        // Two of them have crashed.
+        let left = [one("a", "new", true), one("b", "new", false), one("c", "new", false)];
+        assert_eq!(counts(&three(&left, &["a"])), counted("the number has changed", 1, 2, 3));
+        assert!(!three(&left, &["a"]).lines("web")[1].contains("there were"));
+        let mut scaled = found(&left, &["a"]);
+        scaled.scale = Some(2);
+        let fewer = "web: the number has changed: start 2 new containers (there were 3) beside a, then remove a";
+        assert_eq!(plan(scaled).lines("web")[1], fewer);
+        // An operator has started a fourth one.
+        let mut four: Vec<Container> = ["a", "b", "c", "d"].map(|name| one(name, "new", true)).to_vec();
+        let versions: BTreeMap<String, String> = four.iter().map(|one| (one.id.clone(), "1".to_owned())).collect();
+        let mut more = Found { versions, ..found(&four, &["a"]) };
+        more.definition.replicas = 3;
+        assert_eq!(plan(more.clone()), Plan::UpToDate);
+        four[0].labels.insert(COMPOSE_HASH.to_owned(), "old".to_owned());
+        more.containers = four;
+        assert_eq!(counts(&plan(more)), counted("the configuration has changed", 4, 0, 4));
     }
 
     #[test]
     fn what_an_interrupted_run_has_left_is_removed() {
         let interrupted = [one("a", "new", true), one("b", "new", true)];
-        assert_eq!(counts(&plan(found(&interrupted, &["a"]))), ("clean", 1, 0, 0));
+        assert_eq!(counts(&plan(found(&interrupted, &["a"]))), counted("clean", 1, 0, 0));
         let created = Container { is_new: true, ..one("b", "new", false) };
         let left = plan(found(&[one("a", "new", true), created.clone()], &["a"]));
-        assert_eq!((counts(&left), left.lines("web").len()), (("clean", 0, 1, 0), 2));
+        assert_eq!((counts(&left), left.lines("web").len()), (counted("clean", 0, 1, 0), 2));
         assert_eq!(
             counts(&plan(found(&[one("a", "old", true), created], &["a"]))),
-            ("the configuration has changed", 1, 1, 1)
+            counted("the configuration has changed", 1, 1, 1)
         );
     }
 

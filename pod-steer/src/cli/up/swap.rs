@@ -6,19 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context as _, anyhow};
 use tokio::time::sleep;
 
 use super::{
-    compose::Compose,
-    containers::{self, Container},
+    amendment::{self, Amendment},
+    compose::{Compose, Wanted},
+    containers::{self, COMPOSE_HASH, Container},
+    definition::Definition,
     interrupt::Interrupt,
-    plan::distinct,
+    plan::{Why, distinct},
 };
 use crate::{
     api::{
         client,
-        types::{BackendStatus, OperationStatus, ServiceStatus, Status},
+        types::{BackendStatus, ServiceStatus, Status},
     },
     cli::{
         Failure, Outcome,
@@ -28,54 +30,84 @@ use crate::{
         },
         follow::Follower,
         orders::{conclude, give},
-        terminal::{note, print_if_read, warn},
+        terminal::{note, print_if_read},
     },
-    rollout::{DrainOrder, Operation, Order, PartOrder},
-    text::quoted,
+    rollout::{Operation, Order},
 };
 
 /// Longest wait for the daemon to know containers that the engine has just created.
 const KNOWN_MAX: Duration = Duration::from_secs(10);
-/// Longest wait for an operation to end after its rollback.
-const ENDED_MAX: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+
+/// A service that is to be replaced.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Its name in the Compose file.
+    pub service: String,
+    /// What the files say of it.
+    pub definition: Definition,
+}
 
 /// See the module.
 pub(super) struct Swap<'a> {
-    args: &'a UpArgs,
+    pub(super) args: &'a UpArgs,
     compose: &'a Compose,
-    service: &'a str,
-    hash: &'a str,
-    old: Vec<Container>,
-    count: usize,
+    pub(super) service: &'a str,
+    pub(super) definition: &'a Definition,
+    pub(super) why: Why,
+    pub(super) old: Vec<Container>,
+    pub(super) count: usize,
     interrupt: &'a Interrupt,
     /// Containers that were created, and are to be removed if this fails.
-    new: Vec<Container>,
+    pub(super) new: Vec<Container>,
     /// The deploy, until it has ended.
-    deploy: Option<Operation>,
+    pub(super) deploy: Option<Operation>,
+    /// Old containers that do not run are to be started again if this fails.
+    pub(super) keeps_old: bool,
 }
 
 impl<'a> Swap<'a> {
-    pub fn new(
-        args: &'a UpArgs,
-        compose: &'a Compose,
-        service: &'a str,
-        hash: &'a str,
-        old: Vec<Container>,
-        count: usize,
-        interrupt: &'a Interrupt,
-    ) -> Self {
-        Self { args, compose, service, hash, old, count, interrupt, new: Vec::new(), deploy: None }
+    pub fn new(args: &'a UpArgs, compose: &'a Compose, target: &'a Target, interrupt: &'a Interrupt) -> Self {
+        let Target { service, definition } = target;
+        Self {
+            args,
+            compose,
+            service,
+            definition,
+            why: Why::NoneRuns,
+            old: Vec::new(),
+            count: 0,
+            interrupt,
+            new: Vec::new(),
+            deploy: None,
+            keeps_old: false,
+        }
     }
 
-    fn socket(&self) -> &'a Path {
+    /// What is to be replaced, and by how many.
+    pub fn replacing(mut self, why: Why, old: Vec<Container>, count: usize) -> Self {
+        (self.why, self.old, self.count) = (why, old, count);
+        self
+    }
+
+    pub(super) fn socket(&self) -> &'a Path {
         &self.args.socket.socket
     }
 
     /// Removes what does not run, and replaces what does.
     pub async fn run(&mut self, stopped: &[Container]) -> Outcome {
         self.interrupt.check()?;
+        let others = self.others(&self.containers().await?)?;
+        let total = self.total() + stopped.len();
+        let forecast = self.compose.forecast(&Wanted { service: self.service, total, others }).await;
+        if let Some(refusal) = forecast.refusal(self.service) {
+            return Err(Failure::Input(refusal));
+        }
+        for volume in &forecast.volumes {
+            note(&format!("the volume {volume} is not as the Compose file defines it, and stays as it is"));
+        }
         containers::remove(&ids(stopped), false).await?;
+        self.keeps_old = true;
         let done = self.replace().await;
         if done.is_err() {
             self.put_back().await;
@@ -97,14 +129,21 @@ impl<'a> Swap<'a> {
 
     async fn replace(&mut self) -> Outcome {
         self.create(None).await?;
+        if self.is_same() {
+            let new = std::mem::take(&mut self.new);
+            containers::remove(&ids(&new), true).await?;
+            return print_if_read(&format!(
+                "{}: {} has the same configuration, and is removed: it is up to date\n",
+                self.service,
+                names(&new)
+            ));
+        }
         let (mut steered, mut version) = self.known().await?;
         let status = self.status().await?;
         let of_old = self.old.iter().filter_map(|one| backend(&status, &one.id));
         let used: BTreeSet<&str> = of_old.map(|(_, one)| one.version.as_str()).collect();
         if used.contains(version.as_str()) {
-            let other = distinct(&version, &self.new[0], &self.old, self.hash, &used);
-            containers::remove(&ids(&std::mem::take(&mut self.new)), true).await?;
-            self.create(Some(&other)).await?;
+            self.create_amended(&version, &used).await?;
             (steered, version) = self.known().await?;
         }
         self.interrupt.check()?;
@@ -112,7 +151,7 @@ impl<'a> Swap<'a> {
         let begun = self.order(&steered, &version).await?;
         self.deploy = Some(begun.clone());
         if !self.old.is_empty() {
-            containers::start(&ids(&self.new)).await?;
+            self.start().await?;
         }
         let ended = match begun.end {
             Some(_) => begun,
@@ -122,7 +161,7 @@ impl<'a> Swap<'a> {
                     Ok(ended) => ended?,
                     Err(failure) => {
                         // The daemon, or the next one, continues it: nothing may be taken away from it.
-                        self.new.clear();
+                        self.let_go();
                         return Err(failure);
                     }
                 }
@@ -131,14 +170,14 @@ impl<'a> Swap<'a> {
         self.deploy = None;
         match conclude(&ended, OutputFormat::Text) {
             Ok(()) => {
-                self.new.clear();
+                self.let_go();
                 containers::remove(&ids(&self.old), false).await?;
                 let removed =
                     if self.old.is_empty() { String::new() } else { format!(", {} removed", names(&self.old)) };
                 print_if_read(&format!("{}: version {version} serves{removed}\n", self.service))
             }
             Err(Failure::Said(3)) => {
-                self.new.clear();
+                self.let_go();
                 note(&format!("{}: {} left; the next `pod-steer up` removes it", self.service, names(&self.old)));
                 Err(Failure::Said(3))
             }
@@ -154,7 +193,7 @@ impl<'a> Swap<'a> {
             Err(failure) => failure,
         };
         let Ok(status) = self.status().await else {
-            self.new.clear();
+            self.let_go();
             return Err(failure);
         };
         let running = status.services.into_iter().find(|of| of.name == steered).and_then(|of| of.operation);
@@ -163,24 +202,27 @@ impl<'a> Swap<'a> {
         running.map(|status| status.operation).filter(is_it).ok_or(failure)
     }
 
-    /// Creates the new containers. With a version, their labels are amended by it.
-    async fn create(&mut self, version: Option<&str>) -> Outcome {
+    /// Nothing is put back any more.
+    fn let_go(&mut self) {
+        self.new.clear();
+        self.keeps_old = false;
+    }
+
+    /// Creates the new containers.
+    async fn create(&mut self, amendment: Option<&Amendment>) -> Outcome {
         self.interrupt.check()?;
-        let before: BTreeSet<String> = self.ids().await?.into_iter().collect();
-        let created = if self.old.is_empty() {
+        let before = self.containers().await?;
+        self.ensure_unchanged(&before)?;
+        let wanted = Wanted { service: self.service, total: self.total(), others: self.others(&before)? };
+        let created = match self.old[..] {
             // Others that it depends on are created too.
-            self.compose.start_first(self.service, self.count).await
-        } else {
-            let amended = version.map(|version| (version, self.hash));
-            self.compose.create(self.service, self.old.len() + self.count, amended).await
+            [] => self.compose.start_first(&wanted).await,
+            _ => self.compose.create(&wanted, amendment).await,
         };
-        let mut after = self.ids().await?;
-        after.retain(|id| !before.contains(id));
-        self.new = containers::inspect(&after).await?;
-        if !self.old.is_empty() {
-            // Others of the project are not this command's.
-            self.new.retain(|one| one.is_of(self.service));
-        }
+        self.new = self.containers().await?;
+        // If there are old ones, others of the project are not this command's.
+        let is_ours = |one: &Container| self.old.is_empty() || one.is_of(self.service);
+        self.new.retain(|one| is_ours(one) && !before.iter().any(|known| known.id == one.id));
         created?;
         let own = self.new.iter().filter(|one| one.is_of(self.service)).count();
         let (service, count) = (self.service, self.count);
@@ -199,12 +241,35 @@ impl<'a> Swap<'a> {
         Ok(())
     }
 
-    /// The ids of the project's containers.
-    async fn ids(&self) -> anyhow::Result<Vec<String>> {
-        match self.old.first().and_then(Container::project) {
-            Some(project) => containers::of_project(project).await,
-            None => self.compose.ids().await,
+    /// Creates them once more, with a version that is not in use. Nothing else may differ.
+    async fn create_amended(&mut self, version: &str, used: &BTreeSet<&str>) -> Outcome {
+        let plain = self.new.first().cloned().context("no container was created")?;
+        let label = plain.labels.get(COMPOSE_HASH).cloned().unwrap_or_default();
+        let hash = if self.definition.is_label_alone(&label) { self.definition.hash().to_owned() } else { label };
+        let version = distinct(version, &plain, &self.old, &hash, used);
+        let amendment = Amendment { files: amendment::files(&plain)?, version, hash };
+        containers::remove(&ids(&std::mem::take(&mut self.new)), true).await?;
+        self.create(Some(&amendment)).await?;
+        for amended in &self.new {
+            amendment::ensure_same(&plain, amended)?;
         }
+        Ok(())
+    }
+
+    async fn start(&self) -> Outcome {
+        self.ensure_unchanged(&self.containers().await?)?;
+        let wanted = Wanted { service: self.service, total: self.total(), others: None };
+        Ok(self.compose.start(&wanted).await?)
+    }
+
+    /// Number of old and new ones.
+    fn total(&self) -> usize {
+        self.old.len() + self.count
+    }
+
+    /// The containers of the project.
+    async fn containers(&self) -> anyhow::Result<Vec<Container>> {
+        self.compose.containers(self.old.first().and_then(Container::project)).await
     }
 
     /// The service and the version that the daemon knows the new containers by.
@@ -230,43 +295,12 @@ impl<'a> Swap<'a> {
         }
     }
 
-    /// Why the daemon does not know containers.
-    fn unknown(&self, status: &Status, own: &[&Container]) -> anyhow::Error {
-        let about = status.conditions.iter().find(|one| own.iter().any(|own| one.subject.contains(&own.name)));
-        let has_label = own.iter().any(|one| one.labels.contains_key("pod-steer.service"));
-        match about {
-            Some(about) => anyhow!("{}: {}", about.subject, about.condition.message),
-            None if !has_label => anyhow!(
-                "the containers of {} lack the labels pod-steer.service and pod-steer.ports; add them to the Compose file",
-                self.service
-            ),
-            None => {
-                anyhow!("the daemon does not see the new containers of {}: does it follow this engine?", self.service)
-            }
-        }
-    }
-
-    /// A deploy takes the traffic of all other versions; those of other containers are not this command's.
-    fn refuse_others(&self, of: &ServiceStatus, version: &str) -> anyhow::Result<()> {
-        let is_ours = |one: &BackendStatus| self.old.iter().chain(&self.new).any(|own| own.id == one.id);
-        let other = of.backends.iter().find(|one| one.share > 0.0 && one.version != version && !is_ours(one));
-        match other {
-            None => Ok(()),
-            Some(other) => Err(anyhow!(
-                "{} is served by {} too, which is no container of {}; move the traffic with `pod-steer shift` or `deploy`",
-                quoted(&of.name),
-                quoted(&other.name),
-                self.service
-            )),
-        }
-    }
-
-    async fn status(&self) -> Result<Status, Failure> {
+    pub(super) async fn status(&self) -> Result<Status, Failure> {
         Ok(client::get(self.socket(), "/v1/status").await?)
     }
 
     /// Waits until containers have no connection; false if the time for it is over. `go_on` may end it before.
-    async fn wait_quiet(&self, some: &[Container], go_on: impl Fn() -> Outcome) -> Result<bool, Failure> {
+    pub(super) async fn wait_quiet(&self, some: &[Container], go_on: impl Fn() -> Outcome) -> Result<bool, Failure> {
         let limit = super::order(self.args, "version").map_err(Failure::Input)?.drain_timeout_ms;
         let began = Instant::now();
         loop {
@@ -281,76 +315,17 @@ impl<'a> Swap<'a> {
             sleep(LOOK).await;
         }
     }
-
-    /// Ends the deploy, and removes the new containers.
-    async fn put_back(&mut self) {
-        if self.new.is_empty() {
-            return;
-        }
-        let new = std::mem::take(&mut self.new);
-        if let Err(error) = self.try_put_back(&new).await {
-            warn(&format!("{}: {} left: {error:#}", self.service, names(&new)));
-        }
-    }
-
-    async fn try_put_back(&mut self, new: &[Container]) -> anyhow::Result<()> {
-        if let Some(deploy) = self.deploy.take() {
-            self.end(&deploy).await?;
-        }
-        let status: Status = client::get(self.socket(), "/v1/status").await?;
-        let serves = |some: &[Container]| {
-            some.iter().filter_map(|one| backend(&status, &one.id)).any(|(_, one)| one.share > 0.0)
-        };
-        ensure!(
-            !serves(new) || serves(&self.old),
-            "the traffic has moved to it; run the command again to remove what is old"
-        );
-        // Without a deploy before, they had a share as soon as they listened.
-        let parts: Vec<(&str, PartOrder)> = new
-            .iter()
-            .filter_map(|one| backend(&status, &one.id))
-            .map(|(of, one)| (of.name.as_str(), PartOrder { version: None, backend: Some(one.id.clone()) }))
-            .collect();
-        for (steered, part) in &parts {
-            let drain = DrainOrder { backend: part.backend.clone(), ..DrainOrder::default() };
-            give(self.socket(), steered, &Order::Drain(drain)).await.map_err(|_| anyhow!("it could not be drained"))?;
-        }
-        // A signal is why this is done: only a second one ends it.
-        self.wait_quiet(new, || Ok(())).await.map_err(|_| anyhow!("the daemon does not answer"))?;
-        containers::remove(&ids(new), true).await?;
-        for (steered, part) in parts {
-            // Its drain ends with it, or has ended.
-            let _ = give(self.socket(), steered, &Order::Resume(part)).await;
-        }
-        note(&format!("{}: {} removed; the others serve as before", self.service, names(new)));
-        Ok(())
-    }
-
-    async fn end(&self, deploy: &Operation) -> anyhow::Result<()> {
-        let path = format!("/v1/operations/{}", deploy.id);
-        // It may have ended in this moment.
-        let _ = give(self.socket(), &deploy.service, &Order::Rollback).await;
-        let began = Instant::now();
-        loop {
-            let status: OperationStatus = client::get(self.socket(), &path).await?;
-            if status.operation.end.is_some() {
-                return Ok(());
-            }
-            ensure!(began.elapsed() < ENDED_MAX, "the deploy has not ended after its rollback");
-            sleep(LOOK).await;
-        }
-    }
 }
 
-fn ids(some: &[Container]) -> Vec<String> {
+pub(super) fn ids(some: &[Container]) -> Vec<String> {
     some.iter().map(|one| one.id.clone()).collect()
 }
 
-fn names(some: &[Container]) -> String {
+pub(super) fn names(some: &[Container]) -> String {
     some.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn backend<'s>(status: &'s Status, id: &str) -> Option<(&'s ServiceStatus, &'s BackendStatus)> {
+pub(super) fn backend<'s>(status: &'s Status, id: &str) -> Option<(&'s ServiceStatus, &'s BackendStatus)> {
     let of = |service: &'s ServiceStatus| service.backends.iter().find(|one| one.id == id).map(|one| (service, one));
     status.services.iter().find_map(of)
 }

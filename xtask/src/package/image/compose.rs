@@ -1,6 +1,5 @@
-//! Docker Compose 2, which knows `cgroup:`. Debian 12 has version 1, so the program comes from Debian 13, and is not installed.
+//! The file of the daemon in Docker Compose 2, which knows `cgroup:`.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -8,14 +7,8 @@ use pod_steer_tests::engine::Engine;
 use pod_steer_tests::host::Host;
 use pod_steer_tests::process::run;
 
-use crate::archive::{Archive, unpack_all};
-use crate::package::dir;
-use crate::{paths, say};
+use crate::{compose, paths};
 
-const SUITE: &str = "trixie";
-const PACKAGE: &str = "docker-compose";
-/// Where the package has it.
-const PROGRAM: &str = "usr/libexec/docker/cli-plugins/docker-compose";
 /// The file that is tried, as users have it.
 const FILE: &str = "examples/daemon.compose.yaml";
 
@@ -28,7 +21,7 @@ pub struct Compose<'a> {
 
 impl<'a> Compose<'a> {
     pub fn new(host: &'a Host, engine: &'a Engine) -> Result<Self> {
-        Ok(Self { host, engine, program: get()? })
+        Ok(Self { host, engine, program: compose::get()? })
     }
 
     /// `docker compose ARGS`; returns what it prints.
@@ -56,21 +49,4 @@ impl<'a> Compose<'a> {
                 Ok(String::from_utf8_lossy(&printed.stderr).into_owned())
             })
     }
-}
-
-fn get() -> Result<PathBuf> {
-    let dir = dir()?.join("compose");
-    let root = dir.join("root");
-    if !root.join(PROGRAM).is_file() {
-        say::heading(&format!("fetching Docker Compose from Debian {SUITE}"));
-        let made = dir.join("made");
-        let archive = Archive::open(dir.join("archive"), &[SUITE])?;
-        let _ = fs::remove_dir_all(&made);
-        fs::create_dir_all(&made).with_context(|| format!("cannot make {}", made.display()))?;
-        run(archive.apt("apt-get").args(["download", "-qq", PACKAGE]).current_dir(&made))?;
-        unpack_all(&made, &made)?;
-        // Only a complete one has this name.
-        fs::rename(&made, &root)?;
-    }
-    Ok(root.join(PROGRAM))
 }
