@@ -4,10 +4,13 @@ use std::{
     ffi::{OsStr, OsString},
     fs, io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, fgetxattr, mkdirat, openat2};
+use rustix::{
+    fs::{Mode, OFlags, fgetxattr, fstat, mkdirat, openat},
+    io::Errno,
+};
 use tracing::warn;
 
 use super::directories;
@@ -16,12 +19,20 @@ use super::directories;
 /// sets the second one since version 252.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
-/// Opens a cgroup by its path below the mount. The kernel refuses `..`, symbolic links and other mounts.
+/// Opens a cgroup by its path below the mount. `..`, symbolic links and other file systems are refused. Not by openat2(2), which does not exist
+/// for a unit with `RestrictSUIDSGID=yes`, such as ours.
 pub fn open(mount: &Path, cgroup: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mount = rustix::fs::open(mount, flags, Mode::empty())?;
-    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    Ok(openat2(mount, cgroup, flags, Mode::empty(), beneath)?)
+    let mut dir = rustix::fs::open(mount, flags, Mode::empty())?;
+    let device = fstat(&dir)?.st_dev;
+    for part in cgroup.components() {
+        let Component::Normal(name) = part else { return Err(Errno::XDEV.into()) };
+        dir = openat(&dir, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+        if fstat(&dir)?.st_dev != device {
+            return Err(Errno::XDEV.into());
+        }
+    }
+    Ok(dir)
 }
 
 /// Whether this cgroup, given by its path below the mount, or one above it was delegated.
