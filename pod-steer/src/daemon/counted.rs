@@ -17,7 +17,7 @@ use crate::{
     process_set::ProcessSet,
     procs::FoundSocket,
     rollout,
-    world::Backend,
+    world::{Backend, Kind},
 };
 
 /// Shortest pause between two counts for an operation.
@@ -178,8 +178,10 @@ impl Control {
         let hidden = own.filter_map(|socket| socket.hidden_port);
         let ports = backend.spec.ports.iter().flat_map(|map| [map.service_port(), map.target_port()]);
         let processes = self.processes_of(backend);
-        // One that only holds the listener serves none of its connections.
-        let processes = if processes.alone { ProcessSet::default() } else { processes };
+        // A process that only holds the listener serves none of its connections, and the children that do are not known. Those of a command of
+        // `exec` have ended: connections are left in the listener's queue alone.
+        let is_unknown = processes.alone && backend.kind != Kind::Exec;
+        let processes = if is_unknown { ProcessSet::default() } else { processes };
         Some(Question {
             id: backend.id.clone(),
             netns: backend.netns?,

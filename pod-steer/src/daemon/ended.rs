@@ -111,6 +111,14 @@ impl Control {
         }
     }
 
+    /// A backend of which only the socket activator is left is over: the activator keeps its listener, and gets no clients.
+    pub(super) fn release_activator(&mut self, id: &str) {
+        let Some(index) = self.world.backends.get(id).map(|backend| backend.index) else { return };
+        self.forget_sockets(index);
+        self.touch_backend(index);
+        self.conclude(id, Ending::Removed);
+    }
+
     /// The holders of listeners in a namespace cannot be found: its ended backends are removed.
     pub(super) fn conclude_unheld(&mut self, netns_cookie: NetnsCookie) {
         let ending: Vec<BackendId> = self.holders.ending.keys().cloned().collect();
@@ -146,6 +154,13 @@ impl Control {
             (uid.is_some_and(|uid| uid != stranger.uid), was_before(stranger), stranger.process.start)
         });
         let may = strangers.iter().position(|stranger| self.may_follow(backend, cookie, stranger));
+        // Its socket activator would wait for clients to start it again, and it was told to stop.
+        let is_over =
+            |at: &usize| backend.phase == Phase::Stopping && has_activated(backend, cookie, strangers[*at].process);
+        if may.as_ref().is_some_and(is_over) {
+            self.forget_socket(cookie);
+            return self.touch_backend(index);
+        }
         if let Some(at) = may {
             let stranger = strangers.swap_remove(at);
             return self.follow(&backend.id.clone(), cookie, stranger);
@@ -198,10 +213,11 @@ impl Control {
     fn may_follow(&self, backend: &Backend, cookie: SocketCookie, stranger: &Stranger) -> bool {
         match (&backend.kind, backend.process) {
             (Kind::Registered { .. }, process) => process.is_some(),
-            // One that ran in its cgroup has left it; any other was passed the socket.
+            // One that ran in its cgroup has left it, or the socket activator still has the socket; any other was passed it.
             (Kind::Exec, process) => {
                 process.is_some_and(|process| process.id == stranger.process)
                     || self.holders.seats.get(&cookie).is_some_and(|seat| seat.pid == stranger.process.pid)
+                    || has_activated(backend, cookie, stranger.process)
             }
             _ => false,
         }
@@ -211,11 +227,13 @@ impl Control {
         let Stranger { process, uid, name, socket } = stranger;
         let ended = self.holders.ending.remove(id);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
+        let activator = has_activated(backend, cookie, process);
         let before = backend.process;
         let unknown = Followed { id: process, uid, holds_only: false };
         backend.process = Some(match (before, &backend.kind) {
             (None, _) => unknown,
             (Some(before), Kind::Registered { .. }) => before.succeeded_by(process),
+            (Some(before), _) if activator => before.succeeded_by(process),
             (Some(before), _) => Followed { id: process, ..before },
         });
         let (service, backend_name, index) = (backend.spec.service.clone(), backend.name.clone(), backend.index);
@@ -313,6 +331,12 @@ impl Control {
 fn has_listener(world: &World, holders: &Holders, backend: &Backend) -> bool {
     holders.refused.values().any(|refused| refused.index == backend.index)
         || world.sockets.values().any(|socket| socket.backend == backend.index)
+}
+
+/// Whether a process is the socket activator of a backend, such as systemd: the backend did not make the socket, and the process is older.
+fn has_activated(backend: &Backend, cookie: SocketCookie, process: ProcessId) -> bool {
+    let is_older = |former: Followed| former.id != process && former.succeeded_by(process).holds_only;
+    backend.inherited.contains(&cookie) && backend.process.is_some_and(is_older)
 }
 
 fn backend_kind(backend: Option<&Backend>) -> Option<&Kind> {

@@ -19,6 +19,10 @@ impl Control {
                     info!(container = %name, "is told to stop");
                     self.effects.stop(engine, id, name, stop_ms);
                 }
+                Kind::Exec if backend.process.is_some_and(|process| process.holds_only) => {
+                    info!(backend = %name, "only its socket activator is left, which is not stopped");
+                    self.release_activator(id);
+                }
                 Kind::Exec => {
                     if let Some(path) = self.places.path(backend.index) {
                         info!(backend = %name, "is told to stop");
