@@ -6,6 +6,7 @@
 //! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
 //! - [`process`]: processes that end with their owner
 //! - [`systemd`]: a real systemd in a test host
+//! - [`accounts`]: users of a test host
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them; [`fake_engine`]: one
 //!   that answers as a test wants
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
@@ -28,6 +29,7 @@
 //! - [`scale`]: how much long tests do
 //! - [`report`], [`wait`], [`tools`]: skips and figures, waiting, what must be installed; [`say`]: the output of xtask and bench
 
+pub mod accounts;
 pub mod asked;
 pub mod bpf;
 pub mod bridged;

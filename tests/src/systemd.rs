@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     host::Host,
     process::{Process, output, run},
+    status::Status,
     tools, wait,
 };
 
@@ -120,6 +121,12 @@ impl<'a> Systemd<'a> {
     /// `journalctl ARGS`.
     pub fn journal(&self, args: &[&str]) -> Result<String> {
         run(self.command("journalctl")?.args(["--no-pager", "--quiet", "--output=short-precise"]).args(args))
+    }
+
+    /// The status of the daemon, once it answers.
+    pub fn status(&self) -> Result<Option<Status>> {
+        let answered = output(self.command("pod-steer")?.args(["status", "-o", "json"]))?;
+        Ok(serde_json::from_slice(&answered.stdout).ok())
     }
 
     /// One property of a unit.

@@ -10,7 +10,6 @@ use pod_steer_tests::{
     podman::Podman,
     process::{Process, output, run},
     report, require, server,
-    status::Status,
     systemd::{Systemd, needed},
     tools, wait,
 };
@@ -28,9 +27,7 @@ const EXPOSURE_MAX: f32 = 4.0;
 
 fn wait_ready(systemd: &Systemd, service: &str, backends: usize) -> Result<()> {
     wait::until_ok("backends to be ready", || {
-        let answered = output(systemd.command("pod-steer")?.args(["status", "-o", "json"]))?;
-        let status: Option<Status> = serde_json::from_slice(&answered.stdout).ok();
-        Ok(status.and_then(|status| (status.service(service)?.ready() == backends).then_some(())))
+        Ok(systemd.status()?.and_then(|status| (status.service(service)?.ready() == backends).then_some(())))
     })
     .with_context(|| systemd.journal(&[]).unwrap_or_default())
 }

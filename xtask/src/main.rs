@@ -1,5 +1,5 @@
 //! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `soak`, `fuzz`, `bench`, `kernels`,
-//! `newer-docker` and `package`. Each does its own set-up.
+//! `newer-docker`, `quadlet` and `package`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
 mod arch;
@@ -16,6 +16,7 @@ mod newer_docker;
 mod package;
 mod paths;
 mod privilege;
+mod quadlet;
 mod schemathesis;
 mod setup;
 mod test;
@@ -84,6 +85,8 @@ enum Task {
     },
     /// Test forwarding with the newest Docker of Debian, which is fetched with apt-get and not installed (needs root)
     NewerDocker,
+    /// Write the units that Podman's generator makes of examples/quadlet, for the tests; the generator is fetched with apt-get
+    Quadlet,
     /// Make what is installed, below target/package
     #[command(subcommand)]
     Package(package::Package),
@@ -109,6 +112,7 @@ fn main() -> ExitCode {
         Task::Bench { options } => bench::bench(&options),
         Task::Kernels { arch, kernels } => kernels::kernels(arch, &kernels),
         Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
+        Task::Quadlet => quadlet::quadlet(),
         Task::Package(package) => package::package(&package),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),
