@@ -6,7 +6,8 @@
 //! - [`netns`], [`host`]: network namespaces, and whole hosts (with cgroup v2 and bpffs of their own) to run things in
 //! - [`process`]: processes that end with their owner
 //! - [`systemd`]: a real systemd in a test host
-//! - [`accounts`]: users of a test host
+//! - [`accounts`], [`ssh`], [`remote`]: users of a test host, a real sshd, and a server that is deployed to by both; [`mod@workflow`]: a
+//!   workflow of GitHub Actions that does so; [`yaml`]: how it is read
 //! - [`engine`], [`podman`], [`container`], [`image`], [`server`]: container engines and what runs in them; [`fake_engine`]: one
 //!   that answers as a test wants
 //! - [`daemon`], [`orders`], [`status`], [`exec`]: pod-steer itself, and what is ordered of it
@@ -62,6 +63,7 @@ pub mod process;
 pub mod programs;
 pub mod pty;
 pub mod refusals;
+pub mod remote;
 pub mod report;
 pub mod roles;
 pub mod rollouts;
@@ -72,6 +74,7 @@ pub mod segments;
 pub mod server;
 pub mod settings;
 pub mod sk_lookup;
+pub mod ssh;
 pub mod stats;
 pub mod status;
 pub mod systemd;
@@ -80,3 +83,5 @@ pub mod tunnel;
 pub mod unit;
 pub mod upgrades;
 pub mod wait;
+pub mod workflow;
+pub mod yaml;

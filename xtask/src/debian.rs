@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 34] = [
+const NEEDS: [Need; 36] = [
     ("apparmor_parser", "apparmor"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
@@ -32,6 +32,8 @@ const NEEDS: [Need; 34] = [
     ("docker", DOCKER_CLIENT),
     ("docker-compose", "docker-compose"),
     ("dockerd", "docker.io"),
+    // An sshd without a service, unlike openssh-server.
+    ("dropbear", "dropbear-bin"),
     ("faketime", "faketime"),
     ("firewalld", "firewalld"),
     ("g++", "g++"),
@@ -48,6 +50,7 @@ const NEEDS: [Need; 34] = [
     ("python3", "python3"),
     ("python3", "python3-venv"),
     ("semodule_package", "semodule-utils"),
+    ("ssh", "openssh-client"),
     ("systemctl", "systemd"),
     ("unshare", "util-linux"),
     ("wrk", "wrk"),
