@@ -92,7 +92,7 @@ impl Control {
     }
 
     /// Begins to open a listener beside those of the servers of a service, in each group that has none yet.
-    pub(super) fn ensure_holds(&mut self, service: &str) {
+    pub(in crate::daemon) fn ensure_holds(&mut self, service: &str) {
         let Some(of_service) = self.services.index(service) else { return };
         self.lead_to_holds(service);
         let groups = self.world.groups(service, own_uid());
