@@ -220,8 +220,7 @@ impl<'a> Serving<'a> {
         if elapsed >= slow_ms { RAMP_END } else { (RAMP_END * elapsed / slow_ms).max(RAMP_START) }
     }
 
-    /// The table of a rule whose service is paused; nothing if it is not.
-    /// `members` would serve otherwise.
+    /// The table of a rule whose service is paused; nothing if it is not. `members` would serve otherwise.
     fn paused(&self, service: &str, key: &RuleKey, members: &[Member]) -> Option<PlannedTable> {
         let decision = self.world.decisions.get(service).filter(|decision| decision.paused)?;
         if decision.is_pause_over(self.world.now_ms) {
@@ -301,11 +300,10 @@ impl Service<'_> {
     }
 }
 
-/// The backends that get clients of a service, or would if it were not paused; those that do where these do not listen; and those that do where
-/// neither listens.
+/// The backends that get clients of a service, or would if it were not paused; those that do where these do not listen; and then others.
 pub(super) fn would_serve(world: &World, sockets: &Sockets<'_>, service: &str) -> [BTreeSet<BackendIndex>; 3] {
-    let backends: Vec<&Backend> = world.of_service(service).collect();
-    let Service { usable, reserve, stopping, .. } = choose(world, sockets, service, &backends);
+    let Service { usable, reserve, stopping, .. } =
+        choose(world, sockets, service, &world.of_service(service).collect::<Vec<_>>());
     [usable, reserve, stopping]
 }
 

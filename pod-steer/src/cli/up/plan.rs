@@ -278,7 +278,7 @@ mod tests {
             lines,
             [
                 "web: remove p_web_3, which does not run",
-                "web: the configuration has changed: start 1 new container beside p_web_1, then remove p_web_1"
+                "web: the configuration has changed: start 1 new container (there were 2) beside p_web_1, then remove p_web_1"
             ]
         );
         assert_eq!(Plan::UpToDate.lines("web"), ["web is up to date"]);
