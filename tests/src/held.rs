@@ -106,6 +106,15 @@ pub fn wait_held(stage: &Stage, count: usize) -> Result<()> {
     waited.with_context(|| format!("{last}\n{}", stage.daemon.log_tail()))
 }
 
+/// Waits until the daemon has opened holds so often, and leads clients to the last one. Its processes are there before that.
+pub fn wait_opened(stage: &Stage, count: usize) -> Result<()> {
+    wait::until("a hold to be opened", || {
+        (stage.daemon.log().matches("holds clients service=").count() == count).then_some(())
+    })?;
+    // What a turn of the daemon has changed is in force before it answers.
+    stage.daemon.status().map(drop)
+}
+
 /// Waits until no process holds clients.
 pub fn wait_gone(stage: &Stage) -> Result<()> {
     // Their cgroups stay as long as connections are counted there.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
-    held::{Waiting, holders, kill, retries, wait_gone, wait_held},
+    held::{Waiting, holders, kill, retries, wait_gone, wait_held, wait_opened},
     netns::NetNs,
     report, require,
     rollouts::{clients, none_lost, web, web_on},
@@ -323,6 +323,7 @@ fn killed_together_the_processes_are_replaced() -> Result<()> {
         let now = holders(&stage);
         (now.len() == 2 && now.iter().all(|pid| !first.contains(pid))).then_some(())
     })?;
+    wait_opened(&stage, 2)?;
     wait_held(&stage, 0)?;
     let clients = Waiting::connect(stage.host.net(), &[V4], 5)?;
     wait_held(&stage, 5)?;

@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Exec,
-    held::{Waiting, holders, retries, wait_gone, wait_held},
+    held::{Waiting, holders, retries, wait_gone, wait_held, wait_opened},
     load::{End, Loss, attempt},
     require,
     rollouts::{web, web_on},
-    tools, wait,
+    tools,
 };
 use rustix::process::Signal;
 
@@ -149,7 +149,7 @@ fn what_was_held_for_a_version_goes_there_after_a_shift() -> Result<()> {
     let before = Waiting::connect(net, &[V4], 10)?;
     wait_held(&stage, 10)?;
     stage.daemon.order_done("shift web v2=1")?;
-    wait::until("a hold for the other version", || (holders(&stage).len() == 4).then_some(()))?;
+    wait_opened(&stage, 2)?;
     let after = Waiting::connect(net, &[V4], 10)?;
     wait_held(&stage, 20)?;
     let unpaused = stage.daemon.order_done("unpause web")?.stdout;
