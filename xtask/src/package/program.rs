@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use object::elf::{DT_NEEDED, FileHeader64, PT_DYNAMIC, PT_INTERP};
@@ -14,7 +15,7 @@ use object::{Endianness, pod};
 
 use super::dir;
 use crate::arch::Arch;
-use crate::cmd::{cargo, run};
+use crate::cmd::{cargo, output, run};
 use crate::{paths, say, setup};
 
 /// The profile in Cargo.toml.
@@ -44,7 +45,9 @@ pub fn build_for(arch: Arch) -> Result<PathBuf> {
     )?;
     let build = ["auditable", "build", "--locked", "--package", "pod-steer", "--profile", PROFILE, "--target", &target];
     // Building Rust's own libraries is an unstable feature of a stable compiler.
-    run(cargo().args(build).args(STD).env("RUSTC_BOOTSTRAP", "1").envs(arch.build_env()))?;
+    let mut cargo = cargo();
+    cargo.args(build).args(STD).env("RUSTC_BOOTSTRAP", "1").envs(arch.build_env());
+    run(cargo.env("CARGO_ENCODED_RUSTFLAGS", short_paths()?.join("\x1f")))?;
     let built = paths::target().join(&target).join(PROFILE).join("pod-steer");
     let contents = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let bytes = check(&contents).with_context(|| format!("{} is not to be shipped", built.display()))?;
@@ -58,6 +61,19 @@ pub fn build_for(arch: Arch) -> Result<PathBuf> {
         say::thousands(BYTES_MAX)
     ));
     Ok(program)
+}
+
+/// Flags by which the program names source files without the directories of this machine. Their names take 40 kB otherwise.
+fn short_paths() -> Result<Vec<String>> {
+    let mut rustc = Command::new("rustc");
+    let sysroot = output(rustc.args(["--print", "sysroot"]).current_dir(paths::root()))?;
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home =
+        home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("neither CARGO_HOME nor HOME is set")?;
+    let registries = fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
+    let mut long: Vec<PathBuf> = registries.map(|entry| entry.path()).collect();
+    long.push(Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library"));
+    Ok(long.into_iter().map(|from| format!("--remap-path-prefix={}=", from.display())).collect())
 }
 
 /// A path below the top of the repository, as a user would name it there.
