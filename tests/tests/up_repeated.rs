@@ -18,7 +18,7 @@ const BROKEN: [(&str, &str, &str); 6] = [
         "[/named-server, --name, broken, --listen, '127.0.0.1:8080']",
         "    working_dir: /dev/null\n",
     ),
-    ("its user is unknown", "[/named-server, --name, broken, --listen, '127.0.0.1:8080']", "    user: nobody-at-all\n"),
+    ("its user is unknown", "[/named-server, --name, broken, --listen, '127.0.0.1:8080']", "    user: no-such-user\n"),
     ("its image is missing", "[/named-server]", "    image: pod-steer-no-such-image\n"),
 ];
 
