@@ -1,4 +1,5 @@
-//! Finds a connection again whose entries are lost: they were evicted, or their map is new. The server's socket still has it.
+//! Finds a connection again whose entries are lost: they were evicted, or their map is new. The server's socket still has it. Many packets
+//! may look like one of a socket whose client has another port for it: such a socket has entries of its own connection, or other numbers.
 
 use aya_ebpf::{btf_maps::PerCpuArray, cty::c_void, helpers::bpf_loop, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{
@@ -7,13 +8,13 @@ use pod_steer_ebpf::{
 };
 
 use super::{
-    headers::{FIN, RST, Work},
+    headers::{ACK, FIN, RST, Work},
     known::{self, ENDS},
     local::{self, LOOPBACK, SOURCE_PORTS},
     now,
     sockets::{
-        NO_SOCKET, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_NEW_SYN_RECV, is_alive,
-        state,
+        MISFIT, NO_SOCKET, Numbers, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK,
+        TCP_NEW_SYN_RECV, is_alive, state_for,
     },
     syn,
 };
@@ -45,6 +46,7 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     if count == 0 || ifindex != LOOPBACK && !syn::is_for_here(ctx, ifindex, &work.tuple) {
         return NONE;
     }
+    let Ok([sequence, acknowledgement]) = ctx.load::<[u32; 2]>(work.tcp as usize + 4) else { return NONE };
     let Some(looks) = looks(now) else {
         count!(SERVICE_COUNTERS, service, adopt_limited);
         return NONE;
@@ -56,7 +58,13 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
         ifindex,
         by_bridge: work.bridge,
         count,
+        numbers: Numbers {
+            sequence: u32::from_be(sequence),
+            acknowledgement: u32::from_be(acknowledgement),
+            acknowledges: work.flags & ACK,
+        },
         state: NO_SOCKET,
+        others: 0,
         tuple: &work.tuple,
         flow: &mut work.flow,
     };
@@ -65,10 +73,12 @@ pub fn adopt(ctx: &TcContext, ifindex: u32, work: &mut Work) -> u32 {
     let done = unsafe { bpf_loop(steps, step as *mut c_void, (&raw mut search).cast(), 0) };
     // SAFETY: the verifier checked the pointer; only this processor uses the entry.
     unsafe { (*looks).steps += ADOPTION_STEPS + (done as u64).min(2 * u64::from(WALK_MAX)) };
-    let state = search.state;
+    let (state, others) = (search.state, search.others);
     if work.flow.backend == NONE {
-        // It is one of a socket here, or of none. Its next packets need no search.
-        let _ = MISSES.insert(&work.tuple, &now, 0);
+        // It is one of a socket here, or of none. Its next packets need no search. Where there was a socket, another packet may fit it.
+        if others == 0 {
+            let _ = MISSES.insert(&work.tuple, &now, 0);
+        }
         return NONE;
     }
     let ends = ended(state, work.flags);
@@ -131,8 +141,12 @@ struct Search<'a> {
     by_bridge: u32,
     /// Of candidates.
     count: u32,
+    /// Of the packet.
+    numbers: Numbers,
     /// Of the socket that was found.
     state: u32,
+    /// Sockets that are of other connections.
+    others: u32,
     tuple: &'a Tuple,
     /// Its backend is set if one has the connection.
     flow: &'a mut Flow,
@@ -172,8 +186,13 @@ extern "C" fn step(i: u32, context: *mut c_void) -> i64 {
     let is_v4 = search.tuple.family == FAMILY_V4;
     flow.to.destination = if is_v4 { [destination.v4, 0, 0, 0] } else { destination.v6 };
     flow.to.destination_port = candidate.port.to_be();
-    search.state = state(search.ctx, &flow.to, destination.nsid);
+    let seen = state_for(search.ctx, &flow.to, destination.nsid, &search.numbers);
+    search.state = seen & !MISFIT;
     if !is_alive(search.state, NO_SOCKET) {
+        return 0;
+    }
+    if seen & MISFIT != 0 || local::is_of_another(&flow.to, search.tuple) {
+        search.others += 1;
         return 0;
     }
     (flow.backend, flow.nsid) = (candidate.backend, destination.nsid);

@@ -165,6 +165,14 @@ fn is_taken(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
     !ours && (is_young || is_connection(state(ctx, &work.flow.to, work.flow.nsid)))
 }
 
+/// Whether the server's side of a connection has an entry that leads back to another one.
+#[inline(never)]
+pub fn is_of_another(to: &Tuple, tuple: &Tuple) -> bool {
+    let back = to.reversed();
+    // SAFETY: the field is copied, and never changes.
+    unsafe { FLOWS.get(&back).or_else(|| PENDING.get(&back)) }.is_some_and(|flow| !same(&flow.to, tuple))
+}
+
 /// Whether an entry leads back to this connection.
 #[inline(always)]
 pub fn same(back: &Tuple, tuple: &Tuple) -> bool {

@@ -8,7 +8,7 @@ use aya_ebpf::{
         bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
-    helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_sock},
     programs::TcContext,
 };
 use pod_steer_ebpf::{FAMILY_V4, Tuple};
@@ -76,6 +76,50 @@ pub fn is_connection(state: u32) -> bool {
 /// The state of the socket that a namespace has for this connection, or [`NO_SOCKET`]. It may be a listener.
 #[inline(never)]
 pub fn state(ctx: &TcContext, tuple: &Tuple, nsid: i32) -> u32 {
+    look_up(ctx, tuple, nsid, state_of)
+}
+
+/// In the result of [`state_for`]: the packet is none of this connection.
+pub const MISFIT: u32 = 1 << 8;
+/// How far the numbers of a packet may be from those of its connection, in bytes: the largest receive buffer by default is as long
+/// (`net.ipv4.tcp_rmem`), and no window is larger.
+const REACH: u32 = 1 << 25;
+
+/// Sequence and acknowledgement number of a client's packet, in host byte order.
+pub struct Numbers {
+    pub sequence: u32,
+    pub acknowledgement: u32,
+    /// Not zero if it acknowledges something.
+    pub acknowledges: u32,
+}
+
+/// The same for a client's packet of which only the numbers tell whether it is of this connection. A half-open one tells none.
+#[inline(never)]
+pub fn state_for(ctx: &TcContext, tuple: &Tuple, nsid: i32, numbers: &Numbers) -> u32 {
+    look_up(ctx, tuple, nsid, |socket| {
+        // SAFETY: the socket is held meanwhile. Without numbers the helper returns null.
+        let (next, sent) = unsafe {
+            let tcp = bpf_tcp_sock(socket);
+            if tcp.is_null() {
+                return state_of(socket);
+            }
+            (ptr::read_volatile(&raw const (*tcp).rcv_nxt), ptr::read_volatile(&raw const (*tcp).snd_nxt))
+        };
+        let is_near = numbers.sequence.wrapping_sub(next).wrapping_add(REACH) < 2 * REACH;
+        let was_sent = numbers.acknowledges == 0 || sent.wrapping_sub(numbers.acknowledgement) < 2 * REACH;
+        state_of(socket) | if is_near && was_sent { 0 } else { MISFIT }
+    })
+}
+
+#[inline(always)]
+fn state_of(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: the socket is held meanwhile.
+    unsafe { ptr::read_volatile(&raw const (*socket).state) }
+}
+
+/// Reads something of that socket, or [`NO_SOCKET`].
+#[inline(always)]
+fn look_up(ctx: &TcContext, tuple: &Tuple, nsid: i32, read: impl FnOnce(*mut bpf_sock) -> u32) -> u32 {
     // SAFETY: integers.
     let mut key = bpf_sock_tuple { __bindgen_anon_1: unsafe { core::mem::zeroed() } };
     let size = if tuple.family == FAMILY_V4 {
@@ -101,8 +145,8 @@ pub fn state(ctx: &TcContext, tuple: &Tuple, nsid: i32) -> u32 {
         if socket.is_null() {
             return NO_SOCKET;
         }
-        let state = ptr::read_volatile(&raw const (*socket).state);
+        let found = read(socket);
         bpf_sk_release(socket.cast());
-        state
+        found
     }
 }
