@@ -48,9 +48,6 @@ pub struct Bridge {
     /// other networks, and those on the host if its default route leads to another router.
     #[serde(default)]
     pub elsewhere: BTreeSet<(u32, IpNet)>,
-    /// Index of the container's own end of the pair; zero if an earlier version has stored this.
-    #[serde(default)]
-    pub inner: u32,
     /// The container has no default route: it answers only clients of its own network.
     pub is_internal: bool,
 }
@@ -226,7 +223,6 @@ mod tests {
             gateway_v4: Some(Ipv4Addr::new(172, 17, 0, 1)),
             gateway_v6: None,
             elsewhere: BTreeSet::from([(4, "172.18.0.0/16".parse().unwrap())]),
-            inner: 2,
             is_internal: false,
         }
     }

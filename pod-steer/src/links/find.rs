@@ -80,7 +80,6 @@ pub fn bridge(
         gateway_v4: gateway_v4.and_then(v4_of),
         gateway_v6: gateway_v6.and_then(v6_of),
         elsewhere,
-        inner: own.index,
         is_internal: inside.routes.iter().all(|route| route.index != own.index),
     }))
 }
