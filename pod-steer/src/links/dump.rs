@@ -5,28 +5,41 @@ use std::{io, net::IpAddr};
 use super::message::{self, Address, Link, Message, Route};
 use crate::netlink;
 
-/// Maximum number of devices, addresses and routes that are read: a container with privileges may make as many as it likes.
-const DEVICES_MAX: usize = 1024;
-const ADDRESSES_MAX: usize = 4096;
-const ROUTES_MAX: usize = 65_536;
+/// Maximum number of devices, addresses and routes that are read.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    devices: usize,
+    addresses: usize,
+    routes: usize,
+}
+
+/// A container with privileges may make as many as it likes.
+const OF_CONTAINERS: Limits = Limits { devices: 1024, addresses: 4096, routes: 65_536 };
+/// A host has a device for each container, and may have the routes of a whole internet.
+const OF_HOST: Limits = Limits { devices: 262_144, addresses: 262_144, routes: 4_194_304 };
 
 /// A socket of rtnetlink(7).
-pub struct Socket(netlink::Socket);
+pub struct Socket(netlink::Socket, Limits);
 
 impl Socket {
-    /// Opens one in the namespace of the calling thread.
+    /// Opens one in the namespace of the calling thread, which is the ingress namespace.
     pub fn open() -> io::Result<Self> {
-        netlink::Socket::open(None).map(Self)
+        netlink::Socket::open(None).map(|socket| Self(socket, OF_HOST))
+    }
+
+    /// The same in a container's.
+    pub fn open_inside() -> io::Result<Self> {
+        netlink::Socket::open(None).map(|socket| Self(socket, OF_CONTAINERS))
     }
 
     /// All devices.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
-        let mut links = Vec::new();
+        let (mut links, max) = (Vec::new(), self.1.devices);
         self.0.ask(&message::links(), &mut |message| {
             if let Message::Link(link) = message {
                 links.push(link);
             }
-            at_most(links.len(), DEVICES_MAX, "network devices")
+            at_most(links.len(), max, "network devices")
         })?;
         Ok(links)
     }
@@ -48,19 +61,19 @@ impl Socket {
 
     /// All addresses.
     pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
-        let mut addresses = Vec::new();
+        let (mut addresses, max) = (Vec::new(), self.1.addresses);
         self.0.ask(&message::addresses(), &mut |message| {
             if let Message::Address(address) = message {
                 addresses.push(address);
             }
-            at_most(addresses.len(), ADDRESSES_MAX, "addresses")
+            at_most(addresses.len(), max, "addresses")
         })?;
         Ok(addresses)
     }
 
     /// The default route of each family that the kernel prefers.
     pub fn default_routes(&mut self) -> io::Result<Vec<Route>> {
-        let (mut v4, mut v6, mut count) = (None, None, 0);
+        let (mut v4, mut v6, mut count, max) = (None, None, 0, self.1.routes);
         self.0.ask(&message::routes(), &mut |message| {
             if let Message::Route(route) = message {
                 let best = if route.is_v6 { &mut v6 } else { &mut v4 };
@@ -69,7 +82,7 @@ impl Socket {
                 }
             }
             count += 1;
-            at_most(count, ROUTES_MAX, "routes")
+            at_most(count, max, "routes")
         })?;
         Ok(v4.into_iter().chain(v6).collect())
     }
@@ -130,8 +143,9 @@ mod tests {
 
     #[test]
     fn what_is_read_is_limited() {
-        assert!(at_most(DEVICES_MAX, DEVICES_MAX, "network devices").is_ok());
-        let error = at_most(DEVICES_MAX + 1, DEVICES_MAX, "network devices").unwrap_err();
+        let max = OF_CONTAINERS.devices;
+        assert!(at_most(max, max, "network devices").is_ok());
+        let error = at_most(max + 1, max, "network devices").unwrap_err();
         assert_eq!(error.to_string(), "it has more than 1024 network devices");
     }
 }

@@ -31,7 +31,7 @@ pub fn look(ns: &File, cookie: NetnsCookie) -> io::Result<Result<Bridge, Unreach
     let meta = own.metadata()?;
     let ingress = Netns { dev: meta.dev(), inode: meta.ino(), cookie: sys::own_netns_cookie()? };
     let inside = netns::run_in(ns, cookie, || {
-        let mut socket = dump::Socket::open()?;
+        let mut socket = dump::Socket::open_inside()?;
         let (links, addresses) = (socket.links()?, socket.addresses()?);
         let routes = socket.default_routes()?;
         // The dump of a pair's end has given the namespace of the other end a number, if it had none.
