@@ -154,7 +154,14 @@ impl Control {
                 let panicked = Err("the load of the programs panicked".to_owned());
                 let failed = Event::DevicesAttached { cookie, result: panicked };
                 self.effects.run(failed, move || {
-                    let result = attachment.run().map_err(|error| crate::chain(&error));
+                    let mut result = attachment.run().map_err(|error| crate::chain(&error));
+                    // A device that has gone meanwhile needs none: an engine makes the container's end of a pair here, and moves it there.
+                    if let Ok(AttachedDevices { failed, .. }) = &mut result
+                        && !failed.is_empty()
+                        && let Ok(there) = links::devices()
+                    {
+                        failed.retain(|(device, _)| there.iter().any(|other| other.index == device.index));
+                    }
                     crate::sys::shrink_memory();
                     Event::DevicesAttached { cookie, result }
                 });
@@ -251,11 +258,21 @@ impl Control {
         }
     }
 
+    /// Whether connections may go on at a backend that is no destination any more. The next sweep tells.
+    fn has_former_connections(&mut self) -> bool {
+        let may = !self.world.forwarding.is_empty() && self.kernel.has_former_connections();
+        if may {
+            self.sweep_flows();
+        }
+        may
+    }
+
     /// Detaches from all devices when nothing is forwarded any more. A container that is restarted comes back in a moment.
     pub(super) fn stop_forwarding(&mut self) {
         let is_due = !self.world.forwarding.is_empty() || self.devices.not_detached.is_some();
         // Nothing is planned before the engines have described their containers.
-        if !is_due || !self.plan.forwarding().is_empty() || self.engines.is_awaiting() {
+        if !is_due || !self.plan.forwarding().is_empty() || self.engines.is_awaiting() || self.has_former_connections()
+        {
             self.devices.idle_since = None;
             if self.plan.forwarding().is_empty() {
                 self.conditions.clear(Reason::DevicesNotAttached, DEVICES);

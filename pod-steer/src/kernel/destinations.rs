@@ -22,7 +22,8 @@ use crate::{
     world::Destination,
 };
 
-/// The ports of a destination that was removed stay marked for so long, and those that an earlier daemon has marked for at least so long.
+/// The ports of a destination that was removed, and those that an earlier daemon has marked, stay marked for so long at least, and while
+/// connections use them.
 const PORTS_KEPT: Duration = Duration::from_secs(60);
 
 /// The directory of what only forwarding needs: its maps, and the links of devices.
@@ -35,6 +36,8 @@ pub(super) struct Destinations {
     written: BTreeMap<BackendIndex, Destination>,
     /// Those that it has removed, and when. Their connections may go on: a container that changes its network has none for a moment.
     former: BTreeMap<BackendIndex, (Destination, Instant)>,
+    /// Connections may use the ports of one of these.
+    is_former_used: bool,
     candidates: HashMap<MapData, CandidateKey, Candidate>,
     /// Those in the map.
     known: BTreeMap<CandidateKey, Candidate>,
@@ -61,6 +64,7 @@ impl Destinations {
             map,
             written: BTreeMap::new(),
             former: BTreeMap::new(),
+            is_former_used: false,
             candidates,
             known,
             ports: None,
@@ -138,6 +142,7 @@ impl Destinations {
             let _ = self.map.remove(&index.0);
             if let Some(former) = self.written.remove(&index) {
                 self.former.insert(index, (former, Instant::now()));
+                self.is_former_used = true;
             }
         }
         let wanted = candidates(&self.written, services);
@@ -166,12 +171,8 @@ impl Destinations {
 
     fn set_ports(&mut self, becomes: impl Fn(u64, u64) -> u64) -> Result<()> {
         let Some((map, bits)) = &mut self.ports else { return Ok(()) };
-        self.former.retain(|_, (_, removed)| removed.elapsed() < PORTS_KEPT);
         let all = self.written.values().chain(self.former.values().map(|(former, _)| former));
-        let mut wanted = bits_of(all.flat_map(|destination| {
-            let fronts = destination.ports.keys().map(|port| (*port, false));
-            fronts.chain(destination.ports.values().flatten().map(|port| (*port, true)))
-        }));
+        let mut wanted = bits_of(all.flat_map(ports_of));
         for (wanted, earlier) in wanted.iter_mut().zip(self.earlier.iter().flat_map(|earlier| &earlier.bits)) {
             *wanted |= earlier;
         }
@@ -184,6 +185,12 @@ impl Destinations {
         }
         Ok(())
     }
+}
+
+/// The ports that clients of a destination come to, and, with `true`, those that their packets go to.
+fn ports_of(destination: &Destination) -> impl Iterator<Item = (u16, bool)> {
+    let fronts = destination.ports.keys().map(|port| (*port, false));
+    fronts.chain(destination.ports.values().flatten().map(|port| (*port, true)))
 }
 
 /// The bits of ports: those that clients come to, and, with `true`, those that forwarded packets go to.
@@ -309,10 +316,21 @@ impl Kernel {
         self.destinations.open_ports()
     }
 
-    /// The ports of all connections that are forwarded. The next plan leaves those unmarked that only an earlier daemon has marked, and that
-    /// no connection uses.
+    /// The ports of all connections that are forwarded. The next plan leaves those unmarked that only an earlier daemon or a former destination
+    /// has marked, and that no connection uses.
     pub fn ports_in_use(&mut self, ports: &BTreeSet<(u16, bool)>) {
         self.destinations.earlier.take_if(|earlier| !earlier.use_only(ports, Instant::now()));
+        self.destinations.is_former_used = false;
+        self.destinations.former.retain(|_, (former, removed)| {
+            let is_used = ports_of(former).any(|port| ports.contains(&port));
+            self.destinations.is_former_used |= is_used;
+            is_used || removed.elapsed() < PORTS_KEPT
+        });
+    }
+
+    /// Whether connections may go on at backends that are no destination any more.
+    pub fn has_former_connections(&self) -> bool {
+        self.destinations.is_former_used
     }
 }
 
