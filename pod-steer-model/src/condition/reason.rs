@@ -118,6 +118,7 @@ reasons! {
     AddressOfOtherService: Info, "Another service has claimed single addresses of the backend's port.";
     PortOfOtherUser: Info, "The port is another user's, so the backend's queue is lost when it stops.";
     ViaIgnored: Info, "The backend has a label that asks for forwarding, and clients come to its sockets without that.";
+    InPod: Info, "Clients come to the container's own address, since another backend of its service shares its network namespace.";
     PastFirewall: Info, "Clients' packets are handed over to the container past the host's firewall, as its label asks.";
     ConnectionsNotCounted: Info, "The number of the backend's connections is not known.";
 }

@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Backend, Network, World};
-use crate::{ids::NetnsCookie, settings::Via};
+use crate::{
+    condition::{Condition, Reason},
+    ids::NetnsCookie,
+    settings::Via,
+};
 
 /// The namespaces that backends have joined, with the services of those.
 #[derive(Debug)]
@@ -31,6 +35,15 @@ impl Pods<'_> {
             Via::Socket => true,
             Via::Forward | Via::Peer => false,
         })
+    }
+
+    /// What the owner of a namespace has to know if its clients came to the host's port until another backend joined it.
+    pub fn told(&self, backend: &Backend) -> Option<Condition> {
+        let is_owner = backend.network == Network::Own && backend.spec.via == Via::Auto && self.has(backend);
+        let message = "its clients come to the container's own address, and not to the host's port: another backend of its service shares its \
+                       network namespace";
+        let remedy = "label it `pod-steer.via=forward` if its clients are to come to the host's port";
+        is_owner.then(|| Condition::new(Reason::InPod, message, remedy))
     }
 
     /// Whether its clients arrive there although nothing says that they are not to be forwarded: nothing can be forwarded to it.
@@ -63,6 +76,14 @@ mod tests {
             (joined.network, joined.netns) = (Network::Joined, Some(POD));
             world([own.clone(), joined], []).pods().has(&own)
         };
+        let told = |service: &str| {
+            let (mut own, mut joined) = (backend(0, "web", "80"), backend(1, service, "81"));
+            (own.network, own.netns) = (Network::Own, Some(POD));
+            (joined.network, joined.netns) = (Network::Joined, Some(POD));
+            let world = world([own.clone(), joined.clone()], []);
+            [own, joined].map(|backend| world.pods().told(&backend).map(|told| told.reason))
+        };
+        assert_eq!((told("web"), told("metrics")), ([Some(Reason::InPod), None], [None, None]));
         assert!(with("web", Via::Auto) && with("web", Via::Socket) && !with("web", Via::Forward));
         assert!(!with("metrics", Via::Auto) && with("metrics", Via::Socket) && !with("metrics", Via::Forward));
     }

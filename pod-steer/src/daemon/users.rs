@@ -189,6 +189,7 @@ impl Control {
             .chain(others)
             .chain(uncounted)
             .chain(past)
+            .chain(self.world.pods().told(backend))
             .chain(via_ignored(backend))
             .collect()
     }
