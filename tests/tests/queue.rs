@@ -1,21 +1,25 @@
 //! Another backend serves the connections in the queue of a listener that ends.
 
-use std::{thread, time::Duration};
+use std::{
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::{Backend, Exec},
     journal::Killed,
-    load::Load,
-    report, require, tools, wait,
+    load::{self, Load},
+    report, require, server, tools, wait,
 };
 use rustix::process::Signal;
 
 const CLIENTS: u64 = 40;
 
 /// Two backends, of which one never accepts, with clients in its queue.
-fn queue_up(stage: &Stage) -> Result<(Backend, Backend, pod_steer_tests::load::Running, u64)> {
+fn queue_up(stage: &Stage) -> Result<(Backend, Backend, load::Running, u64)> {
     let start =
         |name: &str, args: &[&str]| Exec::new(name, "web", "8080:8080", "0.0.0.0:8080").server(args).start(stage);
     let deaf = start("deaf", &["--accept-delay-ms", "600000"])?;
@@ -99,6 +103,58 @@ fn of_a_paused_service() -> Result<()> {
     let tally = clients.stop()?;
     assert_eq!(tally.answered_by("good"), CLIENTS, "{waiting} waited: {tally}");
     stage.daemon.order_done("unpause web").map(drop)
+}
+
+/// An engine removes the cgroup of a container that has ended. The connections of its queue go on elsewhere, and are counted.
+#[test]
+fn of_a_container_whose_cgroup_is_gone() -> Result<()> {
+    require!(tools::docker());
+    const CLIENTS: usize = 20;
+    let mut stage = Stage::with_docker()?;
+    let start = |name: &str, service: &str, port: u16, delay: &str| {
+        let listen = format!("0.0.0.0:{port}");
+        let spec = server::named_with(name, &["--listen", &listen, "--accept-delay-ms", delay]);
+        stage.engine().start_container(&spec.service(service, &format!("{port}:{port}")))
+    };
+    let deaf = start("deaf", "web", 8080, "600000")?;
+    let _good = start("good", "web", 8080, "0")?;
+    let other = start("other", "other", 9090, "0")?;
+    stage.daemon.wait_ready("web", 2)?;
+    let target: SocketAddr = "127.0.0.1:8080".parse()?;
+    let connect = || Ok(stage.host.net().run(|| TcpStream::connect(target))?);
+    let mut streams = (0..CLIENTS).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+    let waiting = stage.daemon.wait_for("every client to be connected", |status| {
+        let all = status.service("web")?.opened() == CLIENTS as u64;
+        all.then(|| status.backend("web", "deaf").opened)
+    })?;
+    ensure!(waiting > 0, "none waits");
+    deaf.kill("KILL")?;
+    drop(deaf);
+    let live = |stage: &Stage| {
+        stage.daemon.wait_for("one ready backend", |status| match status.service("web")?.backends.as_slice() {
+            [good] if good.state == "ready" => Some(good.live),
+            _ => None,
+        })
+    };
+    ensure!(live(&stage)? == CLIENTS as u64, "{}", stage.daemon.status()?);
+    // At its end the daemon looks at what is left of those before it.
+    drop(other);
+    stage.daemon.wait_for("it to be gone", |status| {
+        status.service("other").is_none_or(|own| own.backends.is_empty()).then_some(())
+    })?;
+    // The look is in the next turns of its loop.
+    thread::sleep(Duration::from_millis(500));
+    ensure!(live(&stage)? == CLIENTS as u64, "{}", stage.daemon.status()?);
+    stage.daemon.kill()?;
+    stage.daemon.restart()?;
+    ensure!(live(&stage)? == CLIENTS as u64, "{}", stage.daemon.status()?);
+    for stream in &mut streams {
+        let (name, _) = load::ask(stream, target, false).map_err(|loss| anyhow!("{loss:?}"))?;
+        ensure!(name == "good", "{name}");
+    }
+    report::figure("a queue whose cgroup is gone", format!("{waiting} moved, {CLIENTS} live and answered"));
+    drop(streams);
+    stage.daemon.wait_idle("web").map(drop)
 }
 
 /// A server that opens a new listener before it closes the old one, while no daemon can publish it.

@@ -61,9 +61,8 @@ impl Control {
     pub(super) fn detach_unknown(&mut self) {
         for (cgroup, index) in self.kernel.attached_backends() {
             // No backend has this index any more, so its counts belong to none.
-            if self.world.by_index(index).is_none() && !self.is_of_hold(index) {
-                self.kernel.write_off_moved(index);
-                self.kernel.detach_backend(cgroup, index);
+            if self.world.by_index(index).is_none() && !self.is_of_hold(index) && !self.counts_in(cgroup, index) {
+                self.leave(cgroup, index);
             }
         }
     }

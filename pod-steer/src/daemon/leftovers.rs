@@ -14,7 +14,7 @@ const LEFT_AT_ONCE_MAX: usize = 8;
 
 impl Control {
     /// Leaves cgroups that are over. Connections that moved away before they were accepted still end there, and are
-    /// counted there: so not before the last one has.
+    /// counted there: so not before the last one has, even if the cgroup itself is gone.
     ///
     /// Not many at once: each blocks the loop for half a millisecond. The others are detached by a later call.
     pub(super) fn drop_leftovers(&mut self) {
@@ -32,16 +32,8 @@ impl Control {
         };
         let (over, mut attached): (Vec<_>, Vec<_>) =
             self.kernel.attached_backends().into_iter().partition(|&(cgroup, index)| is_over(cgroup, index));
-        let counts = |index: BackendIndex| {
-            let counters = self.kernel.counters().backend(index);
-            counters.opened != counters.closed
-        };
-        // One walk through the hierarchy for all of them.
-        let counting: BTreeSet<CgroupId> =
-            over.iter().filter(|(_, index)| counts(*index)).map(|(cgroup, _)| *cgroup).collect();
-        let there = crate::cgroups::with_ids(self.cgroups.mount(), &counting);
         for (cgroup, index) in over {
-            if there.contains_key(&cgroup) {
+            if self.counts_in(cgroup, index) {
                 attached.push((cgroup, index));
                 continue;
             }
@@ -50,13 +42,7 @@ impl Control {
                 attached.push((cgroup, index));
                 continue;
             }
-            if counting.contains(&cgroup) {
-                // The engine has removed it, and programs do not run for a cgroup that is gone: their end stays unseen.
-                for to in self.kernel.write_off_moved(index) {
-                    self.indices.write_off(to);
-                }
-            }
-            self.kernel.detach_backend(cgroup, index);
+            self.leave(cgroup, index);
             left += 1;
         }
         let (attached, counting): (BTreeSet<CgroupId>, BTreeSet<BackendIndex>) = attached.into_iter().unzip();
@@ -70,5 +56,19 @@ impl Control {
             }
             counts
         });
+    }
+
+    /// Whether the programs of a backend's cgroup still have connections to count.
+    pub(super) fn counts_in(&self, cgroup: CgroupId, index: BackendIndex) -> bool {
+        let counters = self.kernel.counters().backend(index);
+        counters.opened != counters.closed && self.kernel.runs_in(cgroup, index)
+    }
+
+    /// Detaches the programs from a cgroup. The end of a connection that moved away from there is not seen any more.
+    pub(super) fn leave(&mut self, cgroup: CgroupId, index: BackendIndex) {
+        for to in self.kernel.write_off_moved(index) {
+            self.indices.write_off(to);
+        }
+        self.kernel.detach_backend(cgroup, index);
     }
 }

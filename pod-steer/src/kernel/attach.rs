@@ -240,6 +240,17 @@ impl Kernel {
         self.cgroup_pins(cgroup, index).exists()
     }
 
+    /// Whether the programs of a cgroup may run. Those of one that was removed do while there is a socket of its processes: Linux detaches them
+    /// after the last (`cgroup_bpf_release` in `kernel/bpf/cgroup.c`).
+    pub fn runs_in(&self, cgroup: CgroupId, index: BackendIndex) -> bool {
+        let pins = self.cgroup_pins(cgroup, index);
+        let is_attached = |name: &String| {
+            let info = bpf::open(&pins.join(name)).and_then(bpf::link_info);
+            info.is_ok_and(|info| info.target != 0)
+        };
+        names(&pins).iter().any(is_attached)
+    }
+
     /// Detaches the programs from a cgroup.
     pub fn detach_backend(&mut self, cgroup: CgroupId, index: BackendIndex) {
         let pins = self.cgroup_pins(cgroup, index);

@@ -185,7 +185,7 @@ impl Kernel {
         self.moved.iter().flatten().map(|(_, moved)| BackendIndex(moved.to))
     }
 
-    /// Writes off connections that moved away from this backend: its cgroup is gone, so no program sees them end.
+    /// Writes off connections that moved away from this backend: its programs are to be detached, so none sees them end.
     /// Returns the index of the backend that each moved to.
     pub fn write_off_moved(&mut self, from: BackendIndex) -> Vec<BackendIndex> {
         let gone: Vec<(u64, Move)> = self.moved.iter().flatten().filter(|(_, moved)| moved.from == from.0).collect();
