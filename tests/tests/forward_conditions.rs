@@ -73,6 +73,6 @@ fn a_port_is_claimed_as_soon_as_another_server_leaves_it() -> Result<()> {
     other.wait(wait::STUCK)?;
     let gone = Instant::now();
     wait::until_ok("the claim", || Ok(answered_by("web-1")?.then_some(())))?;
-    ensure!(gone.elapsed() < Duration::from_secs(4), "{:?}", gone.elapsed());
+    ensure!(gone.elapsed() < Duration::from_secs(15), "{:?}", gone.elapsed());
     Ok(())
 }

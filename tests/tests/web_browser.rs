@@ -95,7 +95,10 @@ fn the_page_works_in_a_real_browser() -> Result<()> {
         let outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle")?;
         ensure!(outline != "none", "no outline at {}", browser.run(FOCUS)?);
     }
-    ensure!(reached.iter().copied().eq(0..controls) && controls > 10, "of {controls} controls, {reached:?} are reached");
+    ensure!(
+        reached.iter().copied().eq(0..controls) && controls > 10,
+        "of {controls} controls, {reached:?} are reached"
+    );
     // For a screen reader.
     let said = browser.accessible()?;
     for wanted in [
