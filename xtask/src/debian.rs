@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 36] = [
+const NEEDS: [Need; 37] = [
     ("apparmor_parser", "apparmor"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
@@ -40,6 +40,7 @@ const NEEDS: [Need; 36] = [
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
+    ("mke2fs", "e2fsprogs"),
     ("mount", "mount"),
     ("nft", "nftables"),
     ("nginx", "nginx"),

@@ -1,5 +1,5 @@
 //! The developers' commands: `cargo xtask setup`, `build`, `demo`, `lint`, `test`, `soak`, `fuzz`, `bench`, `kernels`,
-//! `newer-docker`, `quadlet` and `package`. Each does its own set-up.
+//! `newer-docker`, `quadlet`, `package` and `vm`. Each does its own set-up.
 #![forbid(unsafe_code)]
 
 mod arch;
@@ -9,6 +9,7 @@ mod build;
 mod cmd;
 mod compose;
 mod debian;
+mod debootstrap;
 mod demo;
 mod fuzz;
 mod kernels;
@@ -16,10 +17,12 @@ mod newer_docker;
 mod package;
 mod paths;
 mod privilege;
+mod qemu;
 mod quadlet;
 mod schemathesis;
 mod setup;
 mod test;
+mod vm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -90,6 +93,17 @@ enum Task {
     /// Make what is installed, below target/package
     #[command(subcommand)]
     Package(package::Package),
+    /// Boot a Debian in QEMU with its own kernel, systemd, Docker and this build, and play the demo there (needs root)
+    ///
+    /// Afterwards its console is a shell to try things in. The disk is as before at the next boot.
+    Vm {
+        /// Switch off after the demo. Fails if something there has failed
+        #[arg(long)]
+        check: bool,
+    },
+    /// The demo with programs that are built already
+    #[command(hide = true)]
+    DemoWith(demo::With),
     /// The part of `demo` inside its namespaces
     #[command(hide = true)]
     DemoInside(demo::Inside),
@@ -114,6 +128,8 @@ fn main() -> ExitCode {
         Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
         Task::Quadlet => quadlet::quadlet(),
         Task::Package(package) => package::package(&package),
+        Task::Vm { check } => privilege::root_or_remedy().unwrap_or_else(|| vm::vm(check)),
+        Task::DemoWith(with) => demo::play_with(&with),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),
     };

@@ -49,11 +49,27 @@ pub fn demo(docker: bool) -> Result<ExitCode> {
     say::heading("building pod-steer and the demo's server");
     let pod_steer = build::pod_steer(true)?;
     let named_server = build::named_server()?;
-    debian::ensure(if docker { &["ip", "unshare", "dockerd", "docker"] } else { &["ip", "unshare"] })?;
+    play_with(&With { pod_steer, named_server, docker })
+}
+
+/// What a demo is played with.
+#[derive(clap::Args)]
+pub struct With {
+    #[arg(long)]
+    pub pod_steer: PathBuf,
+    #[arg(long)]
+    pub named_server: PathBuf,
+    #[arg(long)]
+    pub docker: bool,
+}
+
+/// Plays it with programs that are built already.
+pub fn play_with(With { pod_steer, named_server, docker }: &With) -> Result<ExitCode> {
+    debian::ensure(if *docker { &["ip", "unshare", "dockerd", "docker"] } else { &["ip", "unshare"] })?;
     let sandbox = sandbox::Sandbox::new()?;
     let mut args = vec!["--dir".into(), sandbox.dir().as_os_str().to_owned()];
     args.extend(["--pod-steer".into(), pod_steer.into(), "--named-server".into(), named_server.into()]);
-    if docker {
+    if *docker {
         args.push("--docker".into());
     }
     sandbox.play(&args)

@@ -1,5 +1,5 @@
 //! `cargo xtask kernels`: boots the oldest supported kernel, newer ones, and one that must be refused in QEMU. The outer half fetches
-//! (`fetch`, `version`), makes the guest's file system (`image`) and boots (`vm`); the guest's half (`guest`) plays the demo there.
+//! (`fetch`, `version`), makes the guest's file system (`image`) and boots it in QEMU; the guest's half (`guest`) plays the demo there.
 //! Nothing is installed, and all fetched files are below `target/kernels`. Not part of `cargo xtask test`, since it needs Debian's
 //! archive, and minutes.
 
@@ -12,7 +12,6 @@ mod guest;
 mod image;
 mod users;
 mod version;
-mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,11 +21,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::arch::Arch;
 use crate::archive::Archive;
+use crate::qemu::Qemu;
 use crate::{build, paths, say};
 use fetch::Fetched;
 pub use guest::{Guest, guest};
 use version::Version;
-use vm::Qemu;
 
 /// The directory of programs in the guest.
 const BUSYBOX: &str = "bin/busybox";

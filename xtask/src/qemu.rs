@@ -61,37 +61,52 @@ impl Qemu {
     pub fn boot(&self, kernel: &Path, image: &Path, init: &str, mut line: impl FnMut(&str)) -> Result<()> {
         // The guest's console always counts as a terminal.
         let colours = if say::in_colours() { "" } else { "NO_COLOR=1" };
+        let mut qemu = self.machine(kernel, image, &format!("quiet panic=-1 {ENVIRONMENT} {colours} -- {init}"))?;
+        // Everywhere the same, also on machines without hardware virtualization.
+        qemu.args(["-accel", "tcg", "-m", "1024", "-serial", "stdio"]);
+        watch(qemu, RUN_MAX, &mut line)
+    }
+
+    /// A machine with two processors that boots this kernel and stays off after its end. Its accelerator, its memory and its console are
+    /// still to be said.
+    pub fn machine(&self, kernel: &Path, initrd: &Path, append: &str) -> Result<Command> {
         let mut qemu = command(&self.program);
         let (machine, cpu, console) = match self.arch {
             Arch::X86_64 => ("q35", "max", "ttyS0"),
             // The newest one that is emulated without pointer authentication, which takes most of the time.
             Arch::Aarch64 => ("virt", "neoverse-n1", "ttyAMA0"),
         };
-        qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "1024"])
-            .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+        qemu.args(["-machine", machine, "-cpu", cpu, "-smp", "2"])
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
-            .arg(image)
-            .args(["-append", &format!("console={console} quiet panic=-1 {ENVIRONMENT} {colours} -- {init}")]);
+            .arg(initrd)
+            .args(["-append", &format!("console={console} {append}")]);
         if !self.libraries.is_empty() {
             qemu.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries)?);
         }
-        let mut running = Running::start(qemu)?;
-        let start = Instant::now();
-        loop {
-            match running.lines.recv_timeout(RUN_MAX.saturating_sub(start.elapsed())) {
-                Ok(text) => line(&text),
-                Err(RecvTimeoutError::Timeout) => bail!("the guest did not end within {}", say::elapsed(RUN_MAX)),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        let status = running.process.wait()?;
-        if !status.success() {
-            bail!("{} failed: {status}", self.program.display());
-        }
-        Ok(())
+        Ok(qemu)
     }
+}
+
+/// Runs a machine whose console is stdout, passes on each line, and returns when it is off.
+pub fn watch(qemu: Command, max: Duration, line: &mut dyn FnMut(&str)) -> Result<()> {
+    let program = qemu.get_program().to_owned();
+    let mut running = Running::start(qemu)?;
+    let start = Instant::now();
+    loop {
+        match running.lines.recv_timeout(max.saturating_sub(start.elapsed())) {
+            Ok(text) => line(&text),
+            Err(RecvTimeoutError::Timeout) => bail!("the guest did not end within {}", say::elapsed(max)),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = running.process.wait()?;
+    if !status.success() {
+        bail!("{} failed: {status}", program.display());
+    }
+    Ok(())
 }
 
 /// A QEMU that ends with this value.
