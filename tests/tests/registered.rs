@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    daemon::Stage,
+    daemon::{BPFFS, Stage},
     process::{Process, run},
     require,
     rollouts::{all_by, hold, web},
@@ -71,7 +71,19 @@ fn those_that_wait_count_too() -> Result<()> {
     let held = [hold(stage.host.net())?, hold(stage.host.net())?, hold(stage.host.net())?];
     stage.daemon.wait_for("three connections", |status| (status.backend("web", "v1-1").live == 3).then_some(()))?;
     let mut stage = stage;
+    // Metrics have their number, and without a daemon none: zero would be wrong.
+    let metrics = |stage: &Stage| run(stage.daemon.cli()?.args(["metrics", "--bpffs", BPFFS]));
+    let labels = r#"{service="web",version="v1",backend="v1-1"}"#;
+    let series = |name: &str| format!("pod_steer_backend_{name}{labels} ");
+    let page = metrics(&stage)?;
+    ensure!(page.contains(&format!("{}3", series("connections"))), "{page}");
     stage.daemon.kill()?;
+    for page in [page, metrics(&stage)?] {
+        ensure!(page.contains(&series("steered_total")), "{page}");
+        ensure!(!page.contains(&series("connections_opened_total")), "{page}");
+        let has_number = page.contains(&series("connections"));
+        ensure!(has_number == page.contains("pod_steer_up 1"), "{page}");
+    }
     stage.daemon.restart()?;
     ensure!(live(&stage, "v1-1")? == 3, "a new daemon counts them as well");
     drop(held);

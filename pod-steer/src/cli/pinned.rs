@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     api::{
         metrics::{
-            content::{Backends, Counted, add_namespaces, add_outcomes, add_services, finished},
+            content::{Backends, Counted, add_namespaces, add_outcomes, add_services, finished, with_unseen},
             measured::{Lost, Queues},
             page::Page,
             totals::{BackendTotals, ServiceTotals, Totals},
@@ -23,17 +23,15 @@ use crate::{
     listening::{self, Listener, TurnedAway},
     netns,
     ports::PortMap,
+    world::{Backend, Kind},
 };
 
-/// The part of a backend's note that is needed here.
+/// The part of a backend's note that its names need.
 #[derive(Deserialize)]
 pub(super) struct Noted {
     pub id: String,
     pub name: String,
     pub spec: NotedSpec,
-    /// Its counters do not include all of its connections.
-    #[serde(default)]
-    counts_incomplete: bool,
 }
 
 #[derive(Deserialize)]
@@ -59,9 +57,10 @@ pub(super) fn page(dir: &Path) -> Result<Option<String>, KernelError> {
     let mut drops = parsed::<BackendTotals>(&notes, NOTE_BACKEND_TOTALS);
     let mut backends = Backends::default();
     // A note that a daemon had not written to its end is left out.
-    for (index, Noted { id, name, spec, counts_incomplete }) in parsed(&notes, NOTE_BACKEND) {
+    for (index, backend) in parsed::<Backend>(&notes, NOTE_BACKEND) {
+        let Backend { id, name, spec, kind, .. } = &backend;
         let counter = counters.backend(BackendIndex(index));
-        let mut drops = drops.remove(&index).filter(|drops| drops.id == id).unwrap_or_default();
+        let mut drops = drops.remove(&index).filter(|drops| drops.id == **id).unwrap_or_default();
         let listeners = own.listeners.remove(&BackendIndex(index)).unwrap_or_default();
         let mut queues = None;
         for Listener { cookie, waiting, backlog, drops: now, .. } in listeners {
@@ -71,8 +70,10 @@ pub(super) fn page(dir: &Path) -> Result<Option<String>, KernelError> {
         let drops = drops.drops();
         let BackendCounters { steered, opened, closed, moved_in, moved_out, moved_half_open, not_moved, .. } = counter;
         let counts = [steered, opened, closed, moved_in, moved_out, moved_half_open, not_moved, drops];
-        let connections = (!counts_incomplete).then(|| held(&counter));
-        backends.add(&spec.service, &spec.version, &name, Counted { counts, connections, queues }, None);
+        let counts = with_unseen(counts, matches!(kind, Kind::Registered { .. }));
+        // A daemon would count the others in its processes.
+        let connections = (!backend.has_uncounted_connections()).then(|| held(&counter));
+        backends.add(&spec.service, &spec.version, name, Counted { counts, connections, queues }, None);
     }
     backends.add_to(&mut page);
     let names: BTreeMap<u32, String> = notes

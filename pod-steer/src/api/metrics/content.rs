@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::LazyLock,
 };
 
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     api::types::{BackendStatus, ServiceCountersStatus, ServiceStatus, Status},
+    condition::Reason,
     listening::TurnedAway,
     world::State,
 };
@@ -30,7 +31,10 @@ pub fn of_daemon(status: &Status, measured: &Measured, usage: Option<Usage>) -> 
         for backend in &service.backends {
             let drops = measured.drops.get(backend.id.as_str()).copied().unwrap_or(0);
             let queues = measured.queues.get(backend.id.as_str()).copied();
-            let counted = Counted { counts: counts(backend, drops), connections: Some(backend.live), queues };
+            let is_known = !backend.conditions.iter().any(|own| own.reason == Reason::ConnectionsNotCounted);
+            let connections = is_known.then_some(backend.live);
+            let counts = with_unseen(counts(backend, drops), backend.kind == "registered");
+            let counted = Counted { counts, connections, queues };
             backends.add(&service.name, &backend.version, &backend.name, counted, Some(Known::of(backend)));
         }
     }
@@ -82,8 +86,8 @@ pub fn of_daemon(status: &Status, measured: &Measured, usage: Option<Usage>) -> 
 /// What the kernel tells of a backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
-    /// In the order of `COUNTERS`.
-    pub counts: [u64; COUNTERS.len()],
+    /// In the order of `COUNTERS`; `None` for those that no kernel program counts.
+    pub counts: [Option<u64>; COUNTERS.len()],
     /// Connections that it holds, if that is known.
     pub connections: Option<u64>,
     /// Its accept queues, if they could be read.
@@ -92,10 +96,12 @@ pub struct Counted {
 
 impl Counted {
     fn add(&mut self, other: &Self) {
+        // A sum of which a part is not known is not known either.
+        let both = |own: Option<u64>, other: Option<u64>| Some(own? + other?);
         for (sum, count) in self.counts.iter_mut().zip(other.counts) {
-            *sum += count;
+            *sum = both(*sum, count);
         }
-        self.connections = either(self.connections, other.connections, |own, other| own + other);
+        self.connections = both(self.connections, other.connections);
         self.queues = either(self.queues, other.queues, Queues::and);
     }
 }
@@ -119,6 +125,16 @@ const COUNTERS: [(&str, &str); 8] = [
     ("pod_steer_backend_connections_not_moved", "Connections in the queue of a listener that closed which were reset."),
     ("pod_steer_backend_listen_drops", "Packets that listeners have dropped, mostly because a queue was full."),
 ];
+
+/// These counters. No kernel program counts the connections of a registered process, since it has no cgroup of its own.
+pub fn with_unseen(counts: [u64; COUNTERS.len()], is_registered: bool) -> [Option<u64>; COUNTERS.len()] {
+    let mut counts = counts.map(Some);
+    if is_registered {
+        let [_, opened, closed, ..] = &mut counts;
+        (*opened, *closed) = (None, None);
+    }
+    counts
+}
 
 fn counts(backend: &BackendStatus, drops: u64) -> [u64; COUNTERS.len()] {
     let BackendStatus { steered, opened, closed, moved_in, moved_out, moved_half_open, not_moved, .. } = *backend;
@@ -158,15 +174,23 @@ impl Backends {
     /// Adds a backend.
     pub fn add(&mut self, service: &str, version: &str, backend: &str, counted: Counted, known: Option<Known>) {
         let labels = Labels::new([("service", service), ("version", version), ("backend", backend)]);
-        let (sum, all) = self.0.entry(labels).or_default();
-        sum.add(&counted);
-        *all = either(all.take(), known, Known::and);
+        match self.0.entry(labels) {
+            Entry::Vacant(place) => {
+                place.insert((counted, known));
+            }
+            Entry::Occupied(mut own) => {
+                let (sum, all) = own.get_mut();
+                sum.add(&counted);
+                *all = either(all.take(), known, Known::and);
+            }
+        }
     }
 
     /// Adds their metrics.
     pub fn add_to(&self, page: &mut Page) {
         for (number, (name, help)) in COUNTERS.into_iter().enumerate() {
-            let samples = self.0.iter().map(|(labels, (counted, _))| (labels.clone(), counted.counts[number]));
+            let count = |(labels, (counted, _)): (&Labels, &(Counted, _))| Some((labels.clone(), counted.counts[number]?));
+            let samples = self.0.iter().filter_map(count);
             page.counters(name, help, samples.collect());
         }
         let mut gauge = |name, help, value: fn(&Counted) -> Option<f64>| {

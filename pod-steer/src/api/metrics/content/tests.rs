@@ -109,6 +109,26 @@ fn backends_of_one_name_are_added_up() {
     assert_eq!(series.len(), all, "a series is there twice");
 }
 
+/// Zero would be a number.
+#[test]
+fn what_is_not_known_is_left_out() {
+    let mut unknown = backend("a", 2, State::Ready);
+    unknown.kind = "registered".to_owned();
+    let condition = Condition::without_remedy(Reason::ConnectionsNotCounted, "its process cannot be read");
+    unknown.conditions.push(condition);
+    let backends = vec![unknown, backend("a", 3, State::Ready), backend("b", 4, State::Ready)];
+    let page = of_daemon(&status(backends), &Measured::default(), None);
+    for name in ["connections", "connections_opened_total", "connections_closed_total"] {
+        let of = |backend: &str| {
+            let start = format!("pod_steer_backend_{name}{{service=\"web\",version=\"v1\",backend=\"{backend}\"}}");
+            page.lines().any(|line| line.starts_with(&start))
+        };
+        assert!(!of("a") && of("b"), "{name}: {page}");
+    }
+    let steered = r#"pod_steer_backend_steered_total{service="web",version="v1",backend="a"} 5"#;
+    assert!(page.lines().any(|line| line == steered), "{page}");
+}
+
 #[test]
 fn a_backend_has_a_bounded_number_of_series() {
     let page = |backends: u64| {
