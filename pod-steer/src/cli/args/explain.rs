@@ -57,7 +57,8 @@ pub fn source(text: &str) -> Result<Source, String> {
     let read = match (alone.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
         (Ok(IpAddr::V6(_)), _) if alone == text => return Err(format!("write the address in brackets: [{text}]")),
         (Ok(ip), _) => Source { ip, port: None },
-        (_, Ok(both)) => Source { ip: both.ip(), port: Some(port(both.port())?) },
+        (_, Ok(both)) => Source { ip: unscoped(both)?.ip(), port: Some(port(both.port())?) },
+        _ if text.contains('%') => return Err(SCOPED.to_owned()),
         _ => return Err("use ADDRESS or ADDRESS:PORT, as in 203.0.113.5:4711 or [2001:db8::7]:4711".to_owned()),
     };
     address(read.ip)?;
@@ -66,11 +67,24 @@ pub fn source(text: &str) -> Result<Source, String> {
 
 /// Reads where a client connects to.
 pub fn destination(text: &str) -> Result<SocketAddr, String> {
-    let read: SocketAddr =
-        text.parse().map_err(|_| "use ADDRESS:PORT, as in 10.0.0.1:80 or [2001:db8::1]:80".to_owned())?;
+    let read: SocketAddr = text.parse().map_err(|_| match text.contains('%') {
+        true => SCOPED.to_owned(),
+        false => "use ADDRESS:PORT, as in 10.0.0.1:80 or [2001:db8::1]:80".to_owned(),
+    })?;
+    let read = unscoped(read)?;
     port(read.port())?;
     address(read.ip())?;
     Ok(read)
+}
+
+/// The device is an argument of its own.
+const SCOPED: &str = "leave out the scope id (`%...`), and name the device with --device";
+
+fn unscoped(read: SocketAddr) -> Result<SocketAddr, String> {
+    match read {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => Err(SCOPED.to_owned()),
+        _ => Ok(read),
+    }
 }
 
 fn port(port: u16) -> Result<u16, String> {
@@ -119,12 +133,20 @@ mod tests {
             ("[ff02::1]:7", "ff02::1"),
             ("255.255.255.255", "255.255.255.255"),
             ("[::ffff:10.0.0.1]:7", "IPv4 address: 10.0.0.1"),
+            ("[fe80::5%3]:4711", "--device"),
+            ("[fe80::5%3]", "--device"),
+            ("[fe80::5%eth0]:4711", "--device"),
         ] {
             let error = source(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");
         }
-        for (text, said) in [("10.0.0.1", "use ADDRESS:PORT"), ("10.0.0.1:0", "port 0"), ("224.0.0.1:80", "224.0.0.1")]
-        {
+        for (text, said) in [
+            ("10.0.0.1", "use ADDRESS:PORT"),
+            ("10.0.0.1:0", "port 0"),
+            ("224.0.0.1:80", "224.0.0.1"),
+            ("[fe80::1%3]:80", "--device"),
+            ("[fe80::1%eth0]:80", "--device"),
+        ] {
             let error = destination(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");
         }

@@ -9,7 +9,7 @@ mod text;
 use std::{
     fs::File,
     io::{self, Read as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
 };
 
@@ -74,8 +74,17 @@ fn packets(args: &ExplainArgs) -> Result<Vec<Asked>, String> {
         if source.ip.is_ipv4() != destination.is_ipv4() {
             return Err(format!("the client {} and the destination {destination} are of two families", source.ip));
         }
+        // Each device has such addresses of its own, and the route to one leads to an arbitrary device.
+        let of_link = [source.ip, destination.ip()].into_iter().find(is_link_local);
+        if let (Some(ip), None) = (of_link, &args.device) {
+            return Err(format!("{ip} is valid on one device only; name the device with --device"));
+        }
     }
     Ok(asked)
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn read_packets(file: &Path) -> Result<Vec<Asked>, String> {
