@@ -12,7 +12,7 @@ if [ "$1" -eq 0 ]; then
 fi
 # Another pod-steer, installed by hand, may use the same state. The path of scripts does not lead to it.
 has_other() {
-    [ -e /usr/local/bin/pod-steer ] || [ -e /usr/local/sbin/pod-steer ] || [ -e /etc/systemd/system/pod-steer.service ]
+    [ -e /usr/local/bin/pod-steer ] || [ -e /usr/local/sbin/pod-steer ] || [ -f /etc/systemd/system/pod-steer.service ]
 }
 if [ "$1" -eq 0 ] && ! has_other; then
     if [ -e /var/lib/pod-steer/created-group ]; then

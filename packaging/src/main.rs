@@ -12,6 +12,8 @@ use pod_steer::{cli::args::Cli, config::commented};
 
 /// Manual pages of programs for system administration.
 const SECTION: &str = "8";
+/// The shells that complete commands.
+const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 
 fn main() -> Result<()> {
     let dir = env::args_os().nth(1).context("usage: package-files DIR")?;
@@ -20,7 +22,7 @@ fn main() -> Result<()> {
         fs::create_dir_all(dir.join(made)).with_context(|| format!("cannot make {}", dir.join(made).display()))?;
     }
     manual_pages(&command(), &dir.join("man"))?;
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+    for shell in SHELLS {
         clap_complete::generate_to(shell, &mut command(), "pod-steer", dir.join("completions"))?;
     }
     let settings = dir.join("pod-steer.toml");
@@ -50,6 +52,9 @@ fn manual_pages(command: &Command, dir: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
+mod scripts;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -58,15 +63,18 @@ mod tests {
         let dir = env::temp_dir().join(format!("pod-steer-pages-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         manual_pages(&command(), &dir).unwrap();
-        let mut completions = Vec::new();
-        clap_complete::generate(Shell::Bash, &mut command(), "pod-steer", &mut completions);
-        let completions = String::from_utf8(completions).unwrap();
+        let completions = SHELLS.map(|shell| {
+            let mut completions = Vec::new();
+            clap_complete::generate(shell, &mut command(), "pod-steer", &mut completions);
+            String::from_utf8(completions).unwrap()
+        });
         let mut pages = 0;
         for inner in command().get_subcommands() {
             let page = dir.join(format!("pod-steer-{}.{SECTION}", inner.get_name()));
             assert_eq!(page.exists(), !inner.is_hide_set(), "{}", page.display());
             pages += usize::from(page.exists());
-            assert!(inner.is_hide_set() || completions.contains(inner.get_name()), "{}", inner.get_name());
+            let name = inner.get_name();
+            assert!(inner.is_hide_set() || completions.iter().all(|text| text.contains(name)), "{name}");
         }
         assert!(pages > 15 && dir.join("pod-steer.8").exists() && dir.join("pod-steer-config-check.8").exists());
         let run = fs::read_to_string(dir.join("pod-steer-run.8")).unwrap();
