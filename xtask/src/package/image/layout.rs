@@ -12,6 +12,9 @@ pub const PROGRAM: &str = "pod-steer";
 pub const NAME: &str = concat!("pod-steer:", env!("CARGO_PKG_VERSION"));
 const DESCRIPTION: &str = "Many containers on one port, chosen by the kernel";
 
+/// As that of the RPM: the program contains the kernel programs, which are offered under the GPL too.
+const LICENCES: &str = "(MIT OR Apache-2.0) AND (MIT OR Apache-2.0 OR GPL-2.0-only)";
+
 /// The media types of the parts (OCI image specification 1.0, which all engines with OCI images read).
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -45,7 +48,7 @@ impl Image {
             "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
             "org.opencontainers.image.revision": commit.id,
             "org.opencontainers.image.created": commit.time,
-            "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+            "org.opencontainers.image.licenses": LICENCES,
         });
         let config = serde_json::to_vec(&json!({
             "architecture": architecture(),
@@ -210,6 +213,14 @@ mod tests {
         let docker = &read("manifest.json")[0];
         assert_eq!(docker["Config"], blob(&image.config));
         assert_eq!(docker["Layers"], json!([blob(&image.layer)]));
+    }
+
+    #[test]
+    fn the_licences_are_those_of_the_other_packages() {
+        let other = include_str!("../../../../pod-steer/Cargo.toml");
+        assert!(other.contains(&format!("license = \"{LICENCES}\"\n")), "the RPM has others");
+        let config: Value = serde_json::from_slice(&image(b"program").config).unwrap();
+        assert_eq!(config["config"]["Labels"]["org.opencontainers.image.licenses"], LICENCES);
     }
 
     #[test]
