@@ -80,6 +80,19 @@ impl Browser {
         self.send("POST", &format!("/session/{}/{command}", self.session), body)
     }
 
+    /// Opens another tab, which is the one that is driven from now on. The others stay.
+    pub fn tab(&self) -> Result<()> {
+        let tab = self.order("window/new", &json!({ "type": "tab" }))?;
+        self.order("window", &json!({ "handle": tab["handle"] })).map(drop)
+    }
+
+    /// The cookies of the page, as the browser sends them.
+    pub fn cookies(&self) -> Result<String> {
+        let all = self.send("GET", &format!("/session/{}/cookie", self.session), &Value::Null)?;
+        let text = |own: &Value| Some(format!("{}={}", own["name"].as_str()?, own["value"].as_str()?));
+        Ok(all.as_array().into_iter().flatten().filter_map(text).collect::<Vec<_>>().join("; "))
+    }
+
     /// Opens an address.
     pub fn open(&self, url: &str) -> Result<()> {
         self.order("url", &json!({ "url": url })).map(drop)

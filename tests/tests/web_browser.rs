@@ -1,15 +1,15 @@
 //! The web page in a real headless Chromium: it loads, moves and follows a deploy, without a complaint of the browser, in both themes, on a
 //! narrow screen, by keyboard alone, for screen readers, and without scripts.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     browser::{Browser, ENTER, TAB},
-    page::Page,
+    page::{Page, Session},
     require,
     rollouts::{Scene, clients},
-    tools,
+    tools, wait,
 };
 use rustix::process::Signal;
 
@@ -189,4 +189,60 @@ fn the_page_outlives_the_daemon_and_can_be_held() -> Result<()> {
     browser.wait("document.getElementById('orders').textContent.includes('resume v1')")?;
     ensure!(browser.run("return window.same")? == true, "it was loaded again");
     no_complaints(&browser)
+}
+
+/// A browser makes six connections to a server, and the server updates 16 pages.
+#[test]
+fn more_pages_than_connections_work() -> Result<()> {
+    require!(tools::root_and(&["ip", "chromium", "chromedriver"]));
+    let scene = Scene::new(true)?;
+    let page = Page::start(&scene.stage, &["--allow-orders"])?;
+    let browser = Browser::start(&scene.stage)?;
+    browser.open(&page.url)?;
+    browser.wait("Number(document.documentElement.dataset.updates) >= 1")?;
+    let address = browser.run("return location.href.split('#')[0]")?;
+    let address = address.as_str().context("an address")?;
+    println!("{}", browser.run("return document.visibilityState")?);
+    for _ in 0..7 {
+        browser.tab()?;
+        browser.open(address)?;
+        browser.wait("Number(document.documentElement.dataset.updates) >= 1")?;
+        println!("{}", browser.run("return document.visibilityState")?);
+    }
+
+    // A page that is not seen gets nothing; afterwards it goes on after the last event, without being loaded again.
+    let see = |hidden: bool| {
+        browser.run(&format!(
+            "Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }}); \
+             document.dispatchEvent(new Event('visibilitychange'))"
+        ))
+    };
+    browser.run("window.same = true")?;
+    scene.stage.daemon.order_done("drain web --backend v1-1")?;
+    browser.wait("document.getElementById('events').textContent.includes('v1-1')")?;
+    see(true)?;
+    let before = browser.run("return document.documentElement.dataset.updates")?;
+    scene.stage.daemon.order_done("drain web --backend v1-2")?;
+    thread::sleep(Duration::from_secs(3));
+    ensure!(browser.run("return document.documentElement.dataset.updates")? == before, "it gets updates");
+    see(false)?;
+    browser.wait("document.getElementById('events').textContent.includes('v1-2')")?;
+    browser.wait("document.getElementById('orders').textContent.includes('v1-2')")?;
+    let events = "[...document.querySelectorAll('#events li')].filter(e => e.textContent.includes('v1-1')).length";
+    ensure!(browser.run(&format!("return {events}"))? == 1, "an event is there twice");
+    ensure!(browser.run("return window.same && document.getElementById('lost').hidden")? == true);
+    no_complaints(&browser)?;
+
+    // With 16 other pages it gets no place, says what to do, and goes on when there is one.
+    see(true)?;
+    let folder = address.splitn(4, '/').nth(3).context("a folder")?;
+    let session = Session { folder: format!("/{folder}"), cookie: browser.cookies()? };
+    let held = wait::until_ok("16 other pages", || {
+        let held: Vec<_> = (0..16).filter_map(|_| page.updates(&session, "").ok()).collect();
+        Ok((held.len() == 16).then_some(held))
+    })?;
+    see(false)?;
+    browser.wait("document.getElementById('lost').textContent.includes('too many pages are open; close some')")?;
+    drop(held);
+    browser.wait("document.getElementById('lost').hidden")
 }

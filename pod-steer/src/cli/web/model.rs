@@ -36,8 +36,10 @@ pub(super) struct Model {
     pub events: VecDeque<(u64, EventRecord)>,
     /// Events so far.
     events_count: u64,
-    /// How the last order of this page ended; shown once.
-    pub notice: Option<String>,
+    /// How the last orders of pages ended, by numbers that only the page that gave the order knows; each is shown once.
+    notices: VecDeque<(u64, String)>,
+    /// Notices so far.
+    notices_count: u64,
 }
 
 impl Model {
@@ -54,8 +56,23 @@ impl Model {
             orders: Vec::new(),
             events: VecDeque::new(),
             events_count: 0,
-            notice: None,
+            notices: VecDeque::new(),
+            notices_count: 0,
         }
+    }
+
+    /// Keeps how an order ended, for the page that has given it, which asks by this number.
+    pub(super) fn tell(&mut self, notice: String) -> u64 {
+        self.notices_count += 1;
+        self.notices.push_front((self.notices_count, notice));
+        self.notices.truncate(ORDERS_MAX);
+        self.notices_count
+    }
+
+    /// Takes a notice, the first time.
+    pub(super) fn take_notice(&mut self, number: u64) -> Option<String> {
+        let place = self.notices.iter().position(|(own, _)| *own == number)?;
+        self.notices.remove(place).map(|(_, notice)| notice)
     }
 
     /// Seconds since the page began.

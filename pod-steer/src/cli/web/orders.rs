@@ -133,11 +133,12 @@ pub(super) async fn order(State(site): State<Arc<Site>>, request: Request) -> Re
         }
         Err(Failure::Said(_)) => return refused(StatusCode::INTERNAL_SERVER_ERROR, "the order failed"),
     };
-    site.model().notice = Some(notice);
+    let told = site.model().tell(notice);
     let mut ticks = site.ticks();
     site.hurry.notify_one();
     let _ = timeout(SAMPLE_MAX, ticks.changed()).await;
-    Redirect::to(&format!("./#service-{}", encoded(&service))).into_response()
+    // The page that has given the order, and no other one, asks for its notice.
+    Redirect::to(&format!("./?told={told}#service-{}", encoded(&service))).into_response()
 }
 
 fn refused(status: StatusCode, error: &str) -> Response {

@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   const EVENTS_MAX = 50;
+  // As long as the browser waits after a lost connection.
+  const RETRY_MS = 2000;
   const by = (id) => document.getElementById(id);
   const root = document.documentElement;
 
@@ -44,16 +46,13 @@
   const query = new URLSearchParams(location.search);
   query.set("seen", document.body.dataset.seen);
   query.set("shown", document.body.dataset.shown);
-  const source = new EventSource(`updates?${query}`);
-  source.addEventListener("open", () => { lost.hidden = true; });
-  source.addEventListener("error", () => {
-    if (!lost.hidden && source.readyState !== EventSource.CLOSED) return;
-    const since = new Date().toISOString().slice(11, 19);
-    lost.textContent = source.readyState === EventSource.CLOSED
-      ? `No updates since ${since} UTC: start pod-steer web again, and open its new address. Steering goes on in the kernel.`
-      : `No updates since ${since} UTC: pod-steer web has ended or cannot be reached. Steering goes on in the kernel.`;
+  let since = "";
+  const warn = (why) => {
+    if (lost.hidden) since = new Date().toISOString().slice(11, 19);
+    const text = `No updates since ${since} UTC: ${why}. Steering goes on in the kernel.`;
+    if (lost.hidden || lost.textContent !== text) lost.textContent = text;
     lost.hidden = false;
-  });
+  };
 
   // Updates that wait while the reader holds the page: the last of each part, in the order of their arrival, and the last events.
   const parts = new Map();
@@ -71,16 +70,48 @@
     parts.clear();
     events = [];
   };
-  source.addEventListener("update", (message) => {
+  const updated = (message) => {
+    query.set("seen", message.lastEventId);
+    // Which services are shown may change while there is no stream.
+    query.delete("shown");
     const update = JSON.parse(message.data);
     update.parts.forEach(([id, html]) => { parts.delete(id); parts.set(id, html); });
     events = [...events, ...update.events].slice(-EVENTS_MAX);
     if (!isHeld()) show();
     root.dataset.updates = Number(root.dataset.updates || 0) + 1;
-  });
+  };
   hold.hidden = false;
   hold.addEventListener("click", () => {
     hold.setAttribute("aria-pressed", String(!isHeld()));
     if (!isHeld()) show();
   });
+
+  // A browser has six connections to a server. So a page that is not seen gives its own back, and later goes on after the last event.
+  let source;
+  let again;
+  const close = () => {
+    clearTimeout(again);
+    source?.close();
+    source = undefined;
+  };
+  const open = () => {
+    close();
+    if (document.hidden) return;
+    const own = source = new EventSource(`updates?${query}`);
+    own.addEventListener("open", () => { lost.hidden = true; });
+    own.addEventListener("update", updated);
+    own.addEventListener("error", async () => {
+      // The browser tries again, unless it was refused; the status says why.
+      if (own.readyState !== EventSource.CLOSED) return warn("pod-steer web has ended or cannot be reached");
+      const answer = await fetch(`updates?${query}`, { method: "HEAD" }).catch(() => undefined);
+      if (own !== source) return;
+      if (answer && !answer.ok && answer.status !== 503) {
+        return warn("start pod-steer web again, and open its new address");
+      }
+      if (!answer?.ok) warn(answer ? "too many pages are open; close some" : "pod-steer web has ended or cannot be reached");
+      again = setTimeout(open, RETRY_MS);
+    });
+  };
+  document.addEventListener("visibilitychange", () => document.hidden ? close() : open());
+  open();
 })();

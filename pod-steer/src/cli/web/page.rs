@@ -39,11 +39,23 @@ pub(super) struct View<'a> {
     selection: &'a Selection,
 }
 
+/// The notice that a page asks for.
+#[derive(Debug, Deserialize)]
+pub(super) struct Told {
+    told: Option<String>,
+}
+
 /// `GET` of the page.
-pub(super) async fn page(State(site): State<Arc<Site>>, method: Method, Query(selection): Query<Selection>) -> Markup {
+pub(super) async fn page(
+    State(site): State<Arc<Site>>,
+    method: Method,
+    Query(selection): Query<Selection>,
+    Query(Told { told }): Query<Told>,
+) -> Markup {
     let mut model = site.model();
     // `HEAD` shows it to no one.
-    let notice = if method == Method::GET { model.notice.take() } else { None };
+    let told = told.filter(|_| method == Method::GET);
+    let notice = told.and_then(|number| model.take_notice(number.parse().ok()?));
     frame(&View::new(&site, &model, &selection), notice.as_deref())
 }
 
