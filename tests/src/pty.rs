@@ -42,7 +42,7 @@ impl std::fmt::Debug for Emulator {
 }
 
 impl Pty {
-    /// Starts a command in a session of its own, whose terminal has this size.
+    /// Starts a command in a session of its own, whose terminal reports this size. One that reports none has 80 columns and 24 rows.
     pub fn start(mut command: Command, columns: u16, rows: u16) -> Result<Self> {
         let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&main)?;
@@ -63,7 +63,8 @@ impl Pty {
         }
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let main = File::from(main);
-        let emulator = Emulator { parser: Parser::new(rows, columns, 0) };
+        let or = |number, default| if number == 0 { default } else { number };
+        let emulator = Emulator { parser: Parser::new(or(rows, 24), or(columns, 80), 0) };
         let screen = Arc::new(Mutex::new(emulator));
         let (mut output, shown) = (main.try_clone()?, Arc::clone(&screen));
         // It ends when no process has the terminal open.

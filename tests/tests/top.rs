@@ -191,6 +191,23 @@ fn one_frame_for_a_pipe() -> Result<()> {
     Ok(())
 }
 
+/// A serial console does not know its size, and `Pty` emulates one of 80 columns for it.
+#[test]
+fn a_terminal_without_a_size_has_80_columns() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::without_engine()?;
+    let _server = web(&stage, "v1-1").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let mut unknown = top(&stage, 0, 0)?;
+    unknown.wait_text("q quit")?;
+    // Another program has told it meanwhile.
+    unknown.resize(100, 30)?;
+    unknown.wait_for("30 rows", |text| (text.lines().count() == 30 && text.contains("q quit")).then_some(()))?;
+    unknown.press("q")?;
+    ensure!(unknown.ended()?.success(), "q");
+    unknown.wait_as_before()
+}
+
 /// On a terminal a bar, in a pipe lines as before; Ctrl-C leaves a clean line.
 #[test]
 fn an_operation_has_a_bar_on_a_terminal() -> Result<()> {
@@ -207,6 +224,16 @@ fn an_operation_has_a_bar_on_a_terminal() -> Result<()> {
     deploy.wait_text("the daemon continues `deploy v2`")?;
     deploy.wait_as_before()?;
     ensure!(!deploy.text().contains('░'), "{}", deploy.text());
+    // Narrower than the bar and the words: the line is clipped, so that it stays one line.
+    scene.stage.daemon.order_done("rollback web")?;
+    let mut narrow = Pty::start(command(&scene.stage, &["deploy", "web", "v2", "--drain-timeout", "60s"])?, 30, 24)?;
+    narrow.wait_text("░ waiting for 1")?;
+    // Until it is rewritten a few times.
+    thread::sleep(Duration::from_secs(1));
+    let text = narrow.text();
+    ensure!(text.lines().filter(|line| line.contains('░')).count() == 1, "{text}");
+    narrow.press("\x03")?;
+    ensure!(narrow.ended()?.code() == Some(130), "{}", narrow.text());
     drop(held);
     scene
         .stage

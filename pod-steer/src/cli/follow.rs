@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::{
     Failure,
     args::rollout::OutputFormat,
+    table,
     terminal::{self, note, print_if_read},
     words,
 };
@@ -143,9 +144,10 @@ impl<'a> Follower<'a> {
     /// Rewrites the last line of the terminal.
     fn show_live(&self, text: &str) {
         if self.live {
-            // Clipped, because a line that the terminal wraps cannot be rewritten.
-            let clipped: String = text.chars().take(78).collect();
             let mut stderr = std::io::stderr();
+            // Clipped, because a line that the terminal wraps cannot be rewritten. Some wrap as soon as the last column is filled.
+            let columns = usize::from(terminal::size(&stderr).0);
+            let clipped = table::fitting(text.chars(), columns.saturating_sub(1));
             let _ = write!(stderr, "\r\x1b[2K{clipped}").and_then(|()| stderr.flush());
         }
     }

@@ -48,19 +48,21 @@ pub(super) fn shortened(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }
-    let fitting = |chars: &mut dyn Iterator<Item = char>, columns: usize| {
-        let mut used = 0;
-        chars
-            .take_while(|c| {
-                used += c.width().unwrap_or_default();
-                used <= columns
-            })
-            .collect::<String>()
-    };
     let room = columns.saturating_sub(1);
-    let end: String = fitting(&mut text.chars().rev(), room / 2).chars().rev().collect();
-    let begin = fitting(&mut text.chars(), room - end.width());
+    let end: String = fitting(text.chars().rev(), room / 2).chars().rev().collect();
+    let begin = fitting(text.chars(), room - end.width());
     format!("{begin}…{end}")
+}
+
+/// The first characters, as many as fit.
+pub(super) fn fitting(chars: impl Iterator<Item = char>, columns: usize) -> String {
+    let mut used = 0;
+    chars
+        .take_while(|c| {
+            used += c.width().unwrap_or_default();
+            used <= columns
+        })
+        .collect()
 }
 
 /// Wraps a text between words, with a margin. Long words are not broken.

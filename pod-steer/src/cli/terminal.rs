@@ -1,13 +1,16 @@
 //! Output of commands: colours and rewritten lines only on a terminal that supports them, and neither a panic nor an error message if the
 //! reader of a pipe has exited.
 
-use std::io::{self, IsTerminal, Write as _};
+use std::{
+    io::{self, IsTerminal, Write as _},
+    os::fd::AsFd,
+};
 
 use super::{Failure, Outcome};
 use crate::text::visible;
 
-/// Default width of a terminal.
-const COLUMNS_DEFAULT: usize = 80;
+/// Columns and rows of a terminal that does not know its own, such as a serial console.
+const SIZE_DEFAULT: (u16, u16) = (80, 24);
 
 /// Whether to use colours: on a terminal that is not dumb, without `NO_COLOR` (<https://no-color.org>).
 pub(super) fn colours(stream: &impl IsTerminal) -> bool {
@@ -23,11 +26,14 @@ pub(super) fn can_rewrite(stream: &impl IsTerminal) -> bool {
 /// The width of standard output; `None` if it is not a terminal, where nothing is shortened.
 pub(super) fn columns() -> Option<usize> {
     let stdout = io::stdout();
-    if !stdout.is_terminal() {
-        return None;
-    }
-    let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
-    Some(if columns == 0 { COLUMNS_DEFAULT } else { columns })
+    stdout.is_terminal().then(|| size(&stdout).0.into())
+}
+
+/// Columns and rows of a terminal.
+pub(super) fn size(terminal: impl AsFd) -> (u16, u16) {
+    let known = rustix::termios::tcgetwinsize(terminal).map_or((0, 0), |size| (size.ws_col, size.ws_row));
+    let or_default = |number, default| if number == 0 { default } else { number };
+    (or_default(known.0, SIZE_DEFAULT.0), or_default(known.1, SIZE_DEFAULT.1))
 }
 
 /// Writes to standard output. If the reader of a pipe has exited (`| head`), the command ends quietly.

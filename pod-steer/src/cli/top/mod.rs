@@ -18,7 +18,7 @@ use std::{
 
 use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt as _;
-use ratatui::{Terminal, backend::CrosstermBackend, buffer::Buffer, layout::Rect};
+use ratatui::{Terminal, TerminalOptions, Viewport, backend::CrosstermBackend, buffer::Buffer, layout::Rect};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::{
     signal::unix::{Signal as Signals, SignalKind, signal},
@@ -141,7 +141,10 @@ struct Tty {
 impl Tty {
     fn take() -> io::Result<Self> {
         let guard = Some(Guard::take(io::stdin())?);
-        Ok(Self { terminal: Terminal::new(CrosstermBackend::new(BufWriter::new(io::stdout())))?, guard })
+        // Otherwise ratatui would draw on as many cells as the terminal reports, which may be none.
+        let options = TerminalOptions { viewport: Viewport::Fixed(area()) };
+        let backend = CrosstermBackend::new(BufWriter::new(io::stdout()));
+        Ok(Self { terminal: Terminal::with_options(backend, options)?, guard })
     }
 
     /// Takes the terminal again, after another program had it.
@@ -153,8 +156,12 @@ impl Tty {
 
     /// Clears the screen, so that every cell is drawn. `Terminal::clear` would ask the terminal for its cursor, and wait while keys are read.
     fn clear(&mut self) -> io::Result<()> {
-        let size = self.terminal.size()?;
-        self.terminal.resize(Rect::new(0, 0, size.width, size.height))
+        self.terminal.resize(area())
+    }
+
+    /// Follows the terminal's size.
+    fn fit(&mut self) -> io::Result<()> {
+        if self.terminal.get_frame().area() == area() { Ok(()) } else { self.clear() }
     }
 
     /// Gives the terminal back and stops, until the shell continues this process. SIGCONT, which is caught, takes it again.
@@ -163,6 +170,12 @@ impl Tty {
         // The stop is not caught, unlike SIGTSTP, which has a handler here.
         Ok(kill_process(getpid(), Signal::STOP)?)
     }
+}
+
+/// The cells of the terminal.
+fn area() -> Rect {
+    let (columns, rows) = terminal::size(io::stdout());
+    Rect::new(0, 0, columns, rows)
 }
 
 /// The signals that are caught, so that the terminal is given back before they take effect.
@@ -232,6 +245,7 @@ impl Watching {
             return Ok(());
         }
         let screen = Screen { board: &self.answers.board, away: self.away.as_ref(), palette: self.palette };
+        self.tty.fit()?;
         self.tty.terminal.draw(|frame| draw::draw(screen, &mut self.view, frame.buffer_mut()))?;
         Ok(())
     }
