@@ -11,7 +11,8 @@ use std::{
 const DEB: (&str, &str) = (include_str!("../debian/prerm"), "remove");
 const RPM: (&str, &str) = (include_str!("../rpm/preun.sh"), "0");
 /// As cargo-deb 3.8.0 writes it.
-const DEBHELPER: &str = "if [ -d /run/systemd/system ] && [ \"$1\" = remove ]; then\n\tsystemctl stop pod-steer.service\nfi";
+const DEBHELPER: &str =
+    "if [ -d /run/systemd/system ] && [ \"$1\" = remove ]; then\n\tsystemctl stop pod-steer.service\nfi";
 /// The directories whose files decide.
 const SYSTEMD: &str = "run/systemd/system";
 const PINS: &str = "sys/fs/bpf/pod-steer";

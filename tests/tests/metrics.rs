@@ -150,8 +150,7 @@ fn prometheus_reads_what_the_kernel_has_counted() -> Result<()> {
     let panels = board["panels"].as_array().context("the board has no panels")?;
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().cloned().unwrap_or_default());
     let notes = board["annotations"]["list"].as_array().cloned().unwrap_or_default();
-    let queries: Vec<String> =
-        targets.chain(notes).filter_map(|of| of["expr"].as_str().map(str::to_owned)).collect();
+    let queries: Vec<String> = targets.chain(notes).filter_map(|of| of["expr"].as_str().map(str::to_owned)).collect();
     // Services of one name on two machines are not added up.
     let is_of_machines = |query: &String| query.contains("instance=~\"$instance\"") && !query.contains("by (service");
     ensure!(queries.iter().all(is_of_machines), "{queries:?}");

@@ -227,7 +227,7 @@ fn an_operation_has_a_bar_on_a_terminal() -> Result<()> {
     // Narrower than the bar and the words: the line is clipped, so that it stays one line.
     scene.stage.daemon.order_done("rollback web")?;
     let mut narrow = Pty::start(command(&scene.stage, &["deploy", "web", "v2", "--drain-timeout", "60s"])?, 30, 24)?;
-    narrow.wait_text("░ waiting for 1")?;
+    narrow.wait_text("░ waiting")?;
     // Until it is rewritten a few times.
     thread::sleep(Duration::from_secs(1));
     let text = narrow.text();

@@ -189,7 +189,8 @@ impl Backends {
     /// Adds their metrics.
     pub fn add_to(&self, page: &mut Page) {
         for (number, (name, help)) in COUNTERS.into_iter().enumerate() {
-            let count = |(labels, (counted, _)): (&Labels, &(Counted, _))| Some((labels.clone(), counted.counts[number]?));
+            let count =
+                |(labels, (counted, _)): (&Labels, &(Counted, _))| Some((labels.clone(), counted.counts[number]?));
             let samples = self.0.iter().filter_map(count);
             page.counters(name, help, samples.collect());
         }
