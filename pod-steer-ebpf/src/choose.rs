@@ -16,6 +16,7 @@ pub fn choose<C: Chooser>(packet: &Packet, rule: &Rule, switch: u32, chooser: &m
     if switch & SWITCH_HAS_SOURCES != 0
         && let Some(own) = table_of_network(packet, index)
     {
+        chooser.walks(table_index(own, switch));
         if let Some(table) = TABLES.get(table_index(own, switch))
             && let Visit::Taken = visit(table, hash, false, chooser)
         {
@@ -24,6 +25,7 @@ pub fn choose<C: Chooser>(packet: &Packet, rule: &Rule, switch: u32, chooser: &m
         }
         count!(SERVICE_COUNTERS, rule.service, network_no_backend);
     }
+    chooser.walks(index);
     let Some(table) = TABLES.get(index) else { return Visit::TryNext };
     match first(table, hash, rule.slots, chooser) {
         Some(Visit::Taken) => Visit::Taken,

@@ -44,6 +44,14 @@ pub fn hash(packet: &Packet, rule: &Rule) -> u64 {
 
 /// Takes or declines candidate sockets.
 pub trait Chooser {
+    /// A table is walked next: its index.
+    #[inline(always)]
+    fn walks(&mut self, _table: u32) {}
+
+    /// An entry of it is offered next: its number.
+    #[inline(always)]
+    fn tries(&mut self, _entry: u32) {}
+
     /// Takes the slot's socket, or declines it.
     fn offer(&mut self, slot: &Slot) -> Visit;
 }
@@ -60,8 +68,12 @@ struct Walk<'a, C> {
 /// `None`.
 #[inline(always)]
 pub fn first<C: Chooser>(table: &Table, hash: u64, slots: u32, chooser: &mut C) -> Option<Visit> {
-    match entry(table, first_entry(hash, slots)) {
-        Some(slot) if slots != 0 && slot.slots == slots => Some(chooser.offer(slot)),
+    let at = first_entry(hash, slots);
+    match entry(table, at) {
+        Some(slot) if slots != 0 && slot.slots == slots => {
+            chooser.tries(at);
+            Some(chooser.offer(slot))
+        }
         _ => None,
     }
 }
@@ -129,10 +141,12 @@ extern "C" fn step<C: Chooser>(i: u32, context: *mut c_void) -> i64 {
     let walk = unsafe { &mut *context.cast::<Walk<'_, C>>() };
     if let Some(at) = walk.order.entry(i)
         && let Some(slot) = entry(walk.table, at)
-        && let Visit::Taken = walk.chooser.offer(slot)
     {
-        walk.taken = true;
-        return 1;
+        walk.chooser.tries(at);
+        if let Visit::Taken = walk.chooser.offer(slot) {
+            walk.taken = true;
+            return 1;
+        }
     }
     0
 }

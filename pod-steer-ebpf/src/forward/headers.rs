@@ -174,20 +174,20 @@ impl Work {
 }
 
 /// What an IP header says.
-struct Ip {
+pub struct Ip {
     /// Without ports.
-    tuple: Tuple,
-    protocol: u8,
+    pub tuple: Tuple,
+    pub protocol: u8,
     /// [`Work::fragment`].
-    fragment: u32,
+    pub fragment: u32,
     /// Where the header of that protocol begins.
-    end: usize,
+    pub end: usize,
 }
 
 impl Ip {
     /// The header at this place; `None` if it is none.
     #[inline(always)]
-    fn v4(ctx: &TcContext, at: usize) -> Option<Self> {
+    pub fn v4(ctx: &TcContext, at: usize) -> Option<Self> {
         let ip: [u32; 5] = ctx.load(at).ok()?;
         let version = u32::from_be(ip[0]) >> 24;
         let (words, second) = (version & 15, u32::from_be(ip[1]));
@@ -204,7 +204,7 @@ impl Ip {
 
     /// The same. Extension headers are skipped.
     #[inline(always)]
-    fn v6(ctx: &TcContext, at: usize) -> Option<Self> {
+    pub fn v6(ctx: &TcContext, at: usize) -> Option<Self> {
         let ip: [u32; 10] = ctx.load(at).ok()?;
         let (mut protocol, mut end) = ((u32::from_be(ip[1]) >> 8) as u8, at + IPV6_LEN);
         for _ in 0..EXTENSIONS_MAX {
