@@ -1,6 +1,9 @@
 //! Builds the kernel programs with this toolchain and puts the object where `src/kernel/object.rs` includes it. Tells
 //! `src/version.rs` the commit.
 
+#[path = "build/btf.rs"]
+mod btf;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -73,20 +76,30 @@ fn main() {
     if !status.success() {
         panic!("the kernel programs did not build ({status}); is rust-src there? `cargo xtask setup` installs it");
     }
-    for (program, object) in [("pod-steer-ebpf", "pod-steer.bpf.o"), ("pod-steer-idle", "idle.bpf.o")] {
+    // Of the last one the verifier's log need not name source lines, which are most of it.
+    let objects = [
+        ("pod-steer-ebpf", "pod-steer.bpf.o", true),
+        ("pod-steer-idle", "idle.bpf.o", true),
+        ("pod-steer-trace", "trace.bpf.o", false),
+    ];
+    for (program, object, has_lines) in objects {
         let built = target_dir.join(target).join("kernel").join(program);
         let built = fs::read(&built).expect("cargo has just built the object");
-        let stripped = without_debug_information(&built).expect("the linker has written an ELF file");
+        let stripped = without_debug_information(&built, has_lines).expect("the linker has written an ELF file");
         fs::write(out_dir.join(object), stripped).expect("OUT_DIR can be written");
     }
 }
 
-/// Drops the DWARF, which is four fifths of the object: the linker has made BTF of it, and nothing else reads it.
-fn without_debug_information(object: &[u8]) -> object::build::Result<Vec<u8>> {
+/// Drops the DWARF, which is four fifths of the object: the linker has made BTF of it, and nothing else reads it. Without `has_lines`, also
+/// the part of the BTF that leads from instructions to lines.
+fn without_debug_information(object: &[u8], has_lines: bool) -> object::build::Result<Vec<u8>> {
     let mut elf = Builder::read(object)?;
     for section in elf.sections.iter_mut() {
         let name = section.name.as_slice();
         section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    if !has_lines {
+        drop_lines(&mut elf).expect("the linker has written BTF");
     }
     elf.delete_orphans();
     // The linker has put the names of sections among those of symbols; the writer wants them apart.
@@ -98,6 +111,25 @@ fn without_debug_information(object: &[u8]) -> object::build::Result<Vec<u8>> {
     let mut left = Vec::new();
     elf.write(&mut left)?;
     Ok(left)
+}
+
+/// Drops what only the verifier's log has a use for.
+fn drop_lines(elf: &mut Builder<'_>) -> Option<()> {
+    let data = |name: &[u8]| {
+        let section = elf.sections.iter().find(|section| section.name.as_slice() == name)?;
+        if let SectionData::Data(data) = &section.data { Some(data.to_vec()) } else { None }
+    };
+    let (btf, ext) = btf::without_lines(&data(b".BTF")?, &data(b".BTF.ext")?)?;
+    for section in elf.sections.iter_mut() {
+        match section.name.as_slice() {
+            b".BTF" => section.data = SectionData::Data(btf.clone().into()),
+            b".BTF.ext" => section.data = SectionData::Data(ext.clone().into()),
+            // Each place has its value, and the loader reads no relocation of it.
+            b".rel.BTF.ext" => section.delete = true,
+            _ => {}
+        }
+    }
+    Some(())
 }
 
 /// Sets `POD_STEER_COMMIT`, unless this is no repository or there is no git.

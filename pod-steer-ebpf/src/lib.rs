@@ -113,6 +113,7 @@ const _: () = {
     assert!(size_of::<Slot>() == 16 + MORE);
     assert!(BACKENDS_MAX_DEFAULT < 1 << SLOT_WAY_SHIFT);
     assert!(size_of::<Heard>() == 16);
+    assert!(size_of::<Traced>() == 80);
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Flow>() == 80);
     assert!(size_of::<Destination>() == 64);

@@ -6,6 +6,7 @@ mod quota;
 mod reports;
 mod rules;
 mod sockets;
+mod trace;
 
 pub use forward::*;
 pub use own::*;
@@ -13,3 +14,4 @@ pub use quota::*;
 pub use reports::*;
 pub use rules::*;
 pub use sockets::*;
+pub use trace::*;
