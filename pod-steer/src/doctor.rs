@@ -57,6 +57,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
     let mut findings = required(&config.bpffs);
     if findings.iter().all(|finding| finding.ok) {
         findings.extend(programs());
+        findings.push(trace());
         findings.push(peer());
         findings.push(hook());
     }
@@ -158,6 +159,15 @@ fn programs() -> Vec<Finding> {
             })
             .collect(),
         Err(error) => vec![Finding::bad("kernel programs", crate::chain(&error), "fix the cause shown here")],
+    }
+}
+
+/// Only one command needs these.
+fn trace() -> Finding {
+    const WHAT: &str = "programs of trace";
+    match kernel::trace::probe() {
+        Ok(()) => Finding::good(WHAT, "sk_lookup and sched_cls with bpf_skc_to_tcp_sock (Linux 5.11)"),
+        Err(error) => Finding::advice(WHAT, crate::chain(&error), "without them `pod-steer trace` does not run"),
     }
 }
 

@@ -12,7 +12,7 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use log::Log;
 
-use pod_steer_ebpf::{Event, Slot};
+use pod_steer_ebpf::{Event, Slot, Traced};
 use pod_steer_model::ids::{NetnsCookie, SocketCookie};
 use rustix::net::{AddressFamily, SocketType};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -319,6 +319,13 @@ pub fn read_event(bytes: &[u8]) -> Event {
     assert!(bytes.len() == size_of::<Event>(), "the caller has checked the length");
     // SAFETY: as long as an Event, which is integers only, so every bit pattern is a value.
     unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() }
+}
+
+/// Reads a traced choice out of its ring's bytes, in the same way.
+pub fn read_traced(bytes: &[u8]) -> Traced {
+    assert!(bytes.len() == size_of::<Traced>(), "the caller has checked the length");
+    // SAFETY: as long as a Traced, which is integers only, so every bit pattern is a value.
+    unsafe { bytes.as_ptr().cast::<Traced>().read_unaligned() }
 }
 
 /// An owner of one descriptor, which keeps the same descriptor open as long as it lives.

@@ -4,6 +4,7 @@ pub mod explain;
 pub mod options;
 pub mod rollout;
 pub mod sockets;
+pub mod trace;
 pub mod up;
 pub mod web;
 
@@ -19,6 +20,7 @@ use explain::ExplainArgs;
 use options::OptionArgs;
 use rollout::{CanaryArgs, DeployArgs, DrainArgs, HistoryArgs, PartArgs, PauseArgs, ServiceArgs, ShiftArgs};
 use sockets::SocketsArgs;
+use trace::TraceArgs;
 use up::UpArgs;
 use web::WebArgs;
 
@@ -89,6 +91,12 @@ pub enum Command {
     /// The programs that are attached are run on the packet of a new connection, with the tables that they use. That counts nothing and
     /// reaches no server. No daemon is needed.
     Explain(ExplainArgs),
+    /// Print each choice of the kernel programs as it happens: client, backend, slot and reason; until interrupted
+    ///
+    /// Programs that report the choices are attached behind those that choose, as long as this command runs. Reasons: steered, forwarded,
+    /// paused, refused_no_backend, passed_no_backend, passed_no_daemon, assign_eexist, by_network, network_no_backend, stale_slots,
+    /// not_forwarded. No daemon is needed.
+    Trace(TraceArgs),
     /// Replace the containers of a Compose service by new ones: start them beside the old ones, deploy, remove the old ones
     ///
     /// If that fails, or is interrupted, the new containers are removed and the old ones serve as before. Uses `docker compose` or

@@ -19,6 +19,7 @@ mod status;
 mod table;
 mod terminal;
 mod top;
+mod trace;
 mod unload;
 mod up;
 mod web;
@@ -155,6 +156,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Metrics(args) => metrics::metrics(&args),
         Command::Sockets(args) => sockets::sockets(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Trace(args) => trace::trace(&args),
         Command::Doctor(args) => examine(args),
         Command::Up(args) => up::up(&args),
         Command::Config(command) => config::config(command),

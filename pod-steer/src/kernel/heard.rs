@@ -15,7 +15,7 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/idle.bp
 const PROGRAM: &str = "heard";
 /// What it iterates over.
 const SOCKETS: &str = "tcp";
-const BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF: &str = "/sys/kernel/btf/vmlinux";
 const RECORD_BYTES: usize = size_of::<Heard>();
 
 /// The loaded program.

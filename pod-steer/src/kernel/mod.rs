@@ -53,6 +53,7 @@ mod sockets;
 mod sources;
 mod switch;
 mod tally;
+pub mod trace;
 mod unload;
 mod upgrade;
 mod users;

@@ -23,6 +23,9 @@ use crate::{
     netns::{self, Netns},
 };
 use explainer::Explainer;
+#[cfg(test)]
+pub(super) use names::Backend;
+pub(super) use names::Names;
 
 /// Maximum number of bytes of a list of packets.
 const PACKETS_MAX: u64 = 16 << 20;

@@ -45,8 +45,17 @@ pub struct Names {
 impl Names {
     /// Reads the notes that are pinned below `dir`, and asks the daemon at `socket`.
     pub fn read(dir: &Path, socket: &Path) -> Result<Self, KernelError> {
+        Self::with(dir, || states(socket))
+    }
+
+    /// Reads the notes alone.
+    pub fn noted(dir: &Path) -> Result<Self, KernelError> {
+        Self::with(dir, BTreeMap::new)
+    }
+
+    fn with(dir: &Path, states: impl FnOnce() -> BTreeMap<String, State>) -> Result<Self, KernelError> {
         let notes = Notes::open(dir)?;
-        let states = states(socket);
+        let states = states();
         let noted = parsed::<Noted>(&notes, NOTE_BACKEND).into_iter();
         let backends = noted.map(|(index, Noted { id, name, spec, .. })| {
             let state = states.get(&id).copied();
