@@ -79,6 +79,7 @@ pub mod stats;
 pub mod status;
 pub mod systemd;
 pub mod tools;
+pub mod trace;
 pub mod tunnel;
 pub mod unit;
 pub mod upgrades;
