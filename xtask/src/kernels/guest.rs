@@ -103,7 +103,12 @@ fn play() -> Result<()> {
 
 fn scenes(is_confined: bool) -> Result<()> {
     say::heading("pod-steer doctor");
-    print!("{}", output(&mut doctor())?);
+    let found = output(&mut doctor())?;
+    print!("{found}");
+    // `doctor` only advises about them, since just one command needs them.
+    if !found.lines().any(|line| line.starts_with("ok ") && line.contains("programs of trace")) {
+        bail!("this kernel refuses the programs of `pod-steer trace`");
+    }
     for (number, (listen, asked)) in FAMILIES.into_iter().enumerate() {
         let (listen, asked) = (SocketAddr::new(listen, LISTENS), SocketAddr::new(asked, ASKED));
         say::heading(&format!("servers on {listen}, clients of {asked}"));
