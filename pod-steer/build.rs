@@ -96,7 +96,8 @@ fn without_debug_information(object: &[u8], has_lines: bool) -> object::build::R
     let mut elf = Builder::read(object)?;
     for section in elf.sections.iter_mut() {
         let name = section.name.as_slice();
-        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+        // Each place in `.BTF.ext` has its value, and the loader reads no relocation of it.
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_") || name == b".rel.BTF.ext";
     }
     if !has_lines {
         drop_lines(&mut elf).expect("the linker has written BTF");
@@ -124,8 +125,6 @@ fn drop_lines(elf: &mut Builder<'_>) -> Option<()> {
         match section.name.as_slice() {
             b".BTF" => section.data = SectionData::Data(btf.clone().into()),
             b".BTF.ext" => section.data = SectionData::Data(ext.clone().into()),
-            // Each place has its value, and the loader reads no relocation of it.
-            b".rel.BTF.ext" => section.delete = true,
             _ => {}
         }
     }
