@@ -18,8 +18,8 @@ pub(super) fn step(
     now: Now,
 ) -> Progress {
     match operation.phase.clone() {
-        Phase::Waiting { since_ms, deadline_ms } => {
-            if is_ready(operation, view, &order.version, None, (since_ms, deadline_ms), now) {
+        Phase::Waiting { since_ms, deadline_ms, backends } => {
+            if is_ready(operation, view, &order.version, Err(backends), (since_ms, deadline_ms), now) {
                 return stepped(operation, order, 0, view, decision, now);
             }
             Progress::default()

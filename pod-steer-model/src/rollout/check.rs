@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{AtDeadline, CanaryOrder, Decision, Operation, Order, Part, PartOrder, ShiftOrder, View, recreate, words};
+use super::{
+    AtDeadline, CanaryOrder, Decision, DeployOrder, Operation, Order, Part, PartOrder, ShiftOrder, View, recreate,
+    words,
+};
 use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
 
 /// 100 %, in hundredths of a percent.
@@ -93,7 +96,7 @@ pub fn check(
                 ));
             }
             Some(last) if last.recreation.is_some() => return refuse(recreate::no_rollback(service, last)),
-            Some(last) => check_served(view, last.before.weights.as_ref(), &format!("before {}", last.title()))?,
+            Some(last) => check_before(view, last)?,
         },
         Order::Drain(drain) => {
             check_part(view, &drain.part())?;
@@ -127,9 +130,26 @@ fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal
     }
 }
 
+/// Refuses to undo an operation if no backend would serve that did before it.
+pub(super) fn check_before(view: &View, last: &Operation) -> Result<(), Refusal> {
+    let before = format!("before {}", last.title());
+    let (Order::Deploy(DeployOrder { version, .. }) | Order::Canary(CanaryOrder { version, .. }), None) =
+        (&last.order, &last.before.weights)
+    else {
+        return last.before.weights.as_ref().map_or(Ok(()), |weights| check_served(view, weights, &before));
+    };
+    // Without weights, all versions shared; but this one has everything now.
+    if view.backends.values().any(|other| other.version != *version && view.would_serve(&other.version)) {
+        return Ok(());
+    }
+    refuse(format!(
+        "{before}, all versions of {0} shared, and no backend of another one is ready: start one first, or see why: pod-steer status {0}",
+        view.service
+    ))
+}
+
 /// Refuses shares with which no backend would serve.
-pub(super) fn check_served(view: &View, weights: Option<&BTreeMap<String, u32>>, whose: &str) -> Result<(), Refusal> {
-    let Some(weights) = weights else { return Ok(()) };
+fn check_served(view: &View, weights: &BTreeMap<String, u32>, whose: &str) -> Result<(), Refusal> {
     let named: Vec<&str> = weights.iter().filter(|(_, weight)| **weight > 0).map(|(v, _)| v.as_str()).collect();
     if named.iter().any(|version| view.would_serve(version)) {
         return match view.uncovered(&named) {
@@ -217,7 +237,7 @@ fn check_shift(view: &View, decision: &Decision, shift: &ShiftOrder) -> Result<(
         );
     }
     if !shift.weights.is_empty() {
-        check_served(view, Some(&shift.weights), "with these weights")?;
+        check_served(view, &shift.weights, "with these weights")?;
     }
     if shift.balance && !shift.weights.is_empty() {
         return refuse("weights and --balance contradict each other; give one of the two");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     BackendView, Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
     drain::{self, Remaining},
-    step::{Effect, Progress, can_serve, decide, done, end, is_ready, roll_back},
+    step::{Effect, Progress, can_serve, decide, done, end, is_ready, restore, roll_back},
     words,
 };
 use crate::{ids::BackendId, state::State, time::Now};
@@ -25,8 +25,9 @@ pub(super) fn step(
     now: Now,
 ) -> Progress {
     match operation.phase.clone() {
-        Phase::Waiting { since_ms, deadline_ms } => {
-            if is_ready(operation, view, &order.version, order.backends, (since_ms, deadline_ms), now) {
+        Phase::Waiting { since_ms, deadline_ms, backends } => {
+            let wanted = order.backends.ok_or(backends);
+            if is_ready(operation, view, &order.version, wanted, (since_ms, deadline_ms), now) {
                 return switch(operation, order, view, decision, now);
             }
             Progress::default()
@@ -40,6 +41,9 @@ pub(super) fn step(
             let can_stop = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.can_stop);
             let old = old.into_iter().filter(can_stop).collect();
             drained(operation, order, view, old, &remaining, now)
+        }
+        Phase::Stopping { old, deadline_ms, again_ms } if is_lost(view, decision, &order.version) => {
+            start_again(operation, order, view, decision, (old, deadline_ms, again_ms), now)
         }
         Phase::Stopping { old, deadline_ms, again_ms: Some(again_ms) } => {
             if now.ms < again_ms {
@@ -67,6 +71,48 @@ pub(super) fn step(
     }
 }
 
+/// Starts old backends again, because the new version has ended while they stop. One that still stops can be started only when it has
+/// ended; until then it serves for as long as it listens.
+fn start_again(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    view: &View,
+    decision: &Decision,
+    (old, deadline_ms, again_ms): (BTreeSet<BackendId>, i64, Option<i64>),
+    now: Now,
+) -> Progress {
+    let is_down = |id: &BackendId| view.backends.get(id).is_none_or(|one| one.state == State::Exited);
+    let (down, up): (BTreeSet<BackendId>, BTreeSet<BackendId>) = old.into_iter().partition(is_down);
+    let is_over = up.is_empty() || now.ms >= deadline_ms;
+    if down.is_empty() && !is_over {
+        return Progress::default();
+    }
+    let can_start = |id: &BackendId| view.backends.get(id).is_some_and(|one| one.can_start);
+    let startable: BTreeSet<BackendId> = down.into_iter().filter(can_start).collect();
+    let mut progress =
+        Progress { decision: decide(decision, |next| restore(next, operation, view)), effects: Vec::new() };
+    if is_over {
+        let is_there = |one: &BackendView| one.version != order.version && one.state != State::Exited;
+        let then = match startable.is_empty() && !view.backends.values().any(is_there) {
+            true => "its old backends have ended, and pod-steer cannot start them: start a version",
+            false => "the old version is started again",
+        };
+        let message = format!("no backend of {} is ready any more; {then}", order.version);
+        end(operation, Outcome::WentBack, now, message);
+    } else {
+        operation.phase = Phase::Stopping { old: up, deadline_ms, again_ms };
+    }
+    if !startable.is_empty() {
+        progress.effects.push(Effect::Start(startable));
+    }
+    progress
+}
+
+/// Whether a version that has got everything has ended, or had: then the traffic from before is back already.
+fn is_lost(view: &View, decision: &Decision, version: &str) -> bool {
+    view.able(version).next().is_none() || !decision.traffic.is_all_of(version)
+}
+
 fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
     // One that waits, and has never got a connection, is no old one: another version that is deployed next, perhaps.
     let is_old = |backend: &BackendView| {
@@ -76,7 +122,7 @@ fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision:
         view.backends.iter().filter(|(_, backend)| is_old(backend)).map(|(id, _)| id.clone()).collect();
     operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
     let decision = take_over(operation, &order.version, view, decision);
-    Progress { decision, effects: vec![Effect::KeepAll] }
+    Progress { decision, effects: Vec::new() }
 }
 
 /// Gives a version all connections. Its drains end: it is meant to serve.

@@ -113,7 +113,7 @@ pub(super) fn begin(
     operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
     let until_ms = order.max_hold_ms.map(|max_ms| now.ms.saturating_add(i64::try_from(max_ms).unwrap_or(i64::MAX)));
     let decision = decide(decision, |next| (next.paused, next.pause_until_ms) = (true, until_ms));
-    Progress { decision, effects: vec![Effect::KeepAll] }
+    Progress { decision, effects: Vec::new() }
 }
 
 /// After a restart of the daemon: its engine may not have heard that a version is to be started.

@@ -75,11 +75,11 @@ pub fn begin(
     let mut message = String::new();
     match operation.order.clone() {
         Order::Deploy(order) if order.recreate => return recreate::begin(operation, &order, view, decision, now),
-        Order::Deploy(DeployOrder { timeout_ms, .. }) | Order::Canary(CanaryOrder { timeout_ms, .. }) => {
+        Order::Deploy(DeployOrder { version, timeout_ms, .. })
+        | Order::Canary(CanaryOrder { version, timeout_ms, .. }) => {
             let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
-            operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms };
-            // Old backends that are kept for a while may be the ones that are needed now.
-            progress.effects.push(Effect::KeepAll);
+            let backends = u32::try_from(view.present(&version).count()).unwrap_or(u32::MAX);
+            operation.phase = Phase::Waiting { since_ms: now.ms, deadline_ms, backends };
             return progress;
         }
         Order::Shift(shift) => {
@@ -96,10 +96,12 @@ pub fn begin(
         }
         Order::Rollback => {
             let title = last.map(Operation::title).unwrap_or_default();
-            progress.effects.push(Effect::KeepAll);
+            // One that still runs has not kept them.
+            if last.is_some_and(|last| last.end.is_some()) {
+                progress.effects.push(Effect::KeepAll);
+            }
             // A running operation can always be ended, even if there is nothing to restore.
-            if let Some(last) = last.filter(|last| check::check_served(view, last.before.weights.as_ref(), "").is_ok())
-            {
+            if let Some(last) = last.filter(|last| check::check_before(view, last).is_ok()) {
                 progress.decision = decide(decision, |next| restore(next, last, view));
                 let now = words_of(progress.decision.as_ref().unwrap_or(decision));
                 message = format!("{} is as it was before {title}: {now}", operation.service);
@@ -151,7 +153,7 @@ pub fn begin(
 }
 
 /// Restores the traffic and the drains from before an operation.
-fn restore(decision: &mut Decision, operation: &Operation, view: &View) {
+pub(super) fn restore(decision: &mut Decision, operation: &Operation, view: &View) {
     decision.traffic = operation.before.clone();
     decision.drained.extend(operation.undrained.iter().cloned());
     if let (Order::Drain(order), Phase::Draining { has_drained: true, .. }) = (&operation.order, &operation.phase)
@@ -189,26 +191,36 @@ fn words_of(decision: &Decision) -> String {
 
 /// The next step of an operation, if it is due.
 pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
-    match operation.order.clone() {
+    if operation.end.is_some() {
+        return Progress::default();
+    }
+    let mut progress = match operation.order.clone() {
         _ if operation.recreation.is_some() => recreate::step(operation, view, decision, now),
         Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
         Order::Canary(order) => canary::step(operation, &order, view, decision, now),
         Order::Drain(order) => drain::step(operation, &order, view, now),
         _ => Progress::default(),
+    };
+    // Those that an earlier deploy was to stop later may be the ones that serve now. If this one has failed, they still are to be stopped.
+    let has_moved = operation.end.as_ref().is_some_and(|end| matches!(end.outcome, Outcome::Done | Outcome::Left));
+    if has_moved && operation.moves_traffic() {
+        progress.effects.insert(0, Effect::KeepAll);
     }
+    progress
 }
 
-/// Whether the wanted backends of a version are ready, and have been for a while. At the deadline the operation fails.
+/// Whether the wanted backends of a version are ready, and have been for a while: so many, or all that are there and at least so many as
+/// there were. At the deadline the operation fails.
 pub(super) fn is_ready(
     operation: &mut Operation,
     view: &View,
     version: &str,
-    wanted: Option<u32>,
+    wanted: Result<u32, u32>,
     (since_ms, deadline_ms): (i64, i64),
     now: Now,
 ) -> bool {
     let present = view.present(version).count();
-    let wanted = wanted.map_or(present.max(1), |wanted| wanted as usize);
+    let wanted = wanted.map_or_else(|were| present.max(were as usize).max(1), |wanted| wanted as usize);
     let stable = view
         .able(version)
         .filter(|(_, backend)| backend.ready_since_ms.is_some_and(|since| now.ms.saturating_sub(since) >= STABLE_MS))
@@ -271,7 +283,7 @@ pub(super) fn roll_back(
     let decision = decide(decision, |next| restore(next, operation, view));
     let message = format!("{reason}; {} is as it was before", operation.service);
     end(operation, Outcome::WentBack, now, message);
-    Progress { decision, effects: vec![Effect::KeepAll] }
+    Progress { decision, effects: Vec::new() }
 }
 
 pub(super) fn can_serve(view: &View, id: &str) -> bool {

@@ -183,6 +183,9 @@ pub enum Phase {
         since_ms: i64,
         /// Until when, in milliseconds since 1970.
         deadline_ms: i64,
+        /// How many backends the version had when the operation began. One that ends meanwhile still has to become ready.
+        #[serde(default)]
+        backends: u32,
     },
     /// New connections go to the new version; old ones have to end.
     Draining {
@@ -246,7 +249,7 @@ impl Timed for Operation {
     /// The times of its phase. When it began and ended is always by the wall clock.
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
         let (first, second) = match &mut self.phase {
-            Phase::Waiting { since_ms, deadline_ms }
+            Phase::Waiting { since_ms, deadline_ms, .. }
             | Phase::Draining { since_ms, deadline_ms, .. }
             | Phase::Starting { since_ms, deadline_ms, .. } => (Some(since_ms), Some(deadline_ms)),
             Phase::Stepping { since_ms, next_ms, .. } => (Some(since_ms), Some(next_ms)),

@@ -76,7 +76,7 @@ pub(crate) fn operation(service: &str, who: &str, order: Order) -> Operation {
         before: Traffic::default(),
         undrained: Default::default(),
         recreation: None,
-        phase: Phase::Waiting { since_ms: 0, deadline_ms: i64::MAX },
+        phase: Phase::Waiting { since_ms: 0, deadline_ms: i64::MAX, backends: 1 },
         steps: Vec::new(),
         end: None,
         not_stored: None,

@@ -144,8 +144,11 @@ impl Control {
     /// Stops old backends whose time is over, and forgets those that are gone.
     fn stop_kept(&mut self) {
         let now_ms = boot_ms();
-        // They may be needed again if nobody is left of the version that replaced them.
-        let replaced = |stop: &PlannedStop| self.present_and_ready(&stop.service, &stop.version).1 > 0;
+        // They may be needed again if no backend is left of the version that replaced them, or if an operation moves the traffic.
+        let replaced = |stop: &PlannedStop| {
+            !self.orders.operations.contains_key(&stop.service)
+                && self.present_and_ready(&stop.service, &stop.version).1 > 0
+        };
         let are_known = self.engines.are_all_known();
         let exists = |id: &BackendId| !are_known || self.world.backends.contains_key(id);
         let (due, kept) = sort_stops(self.orders.stops.clone(), now_ms, exists, replaced);

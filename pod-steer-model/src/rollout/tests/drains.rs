@@ -87,7 +87,7 @@ fn connections_that_cannot_be_reset_do_not_hold_an_operation() {
     let effects = go_on(&mut deploy, &view, &mut decision, now);
     assert_eq!(outcome(&deploy), Some(Outcome::Left));
     assert!(message(&deploy).ends_with("3 old connections remained at the deadline, so nothing was stopped"));
-    assert_eq!(effects, []);
+    assert_eq!(effects, [Effect::KeepAll]);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn message(operation: &Operation) -> &str {
 fn until_started(view: &mut View, decision: &mut Decision) -> (Operation, i64) {
     let mut now = NOW;
     let (mut deploy, effects) = start(recreate(|_| {}), view, decision, now);
-    assert_eq!(effects, [Effect::KeepAll, Effect::Stop(ids(&["a"]))]);
+    assert_eq!(effects, [Effect::Stop(ids(&["a"]))]);
     assert!(decision.paused && decision.traffic == Traffic::default(), "{decision:?}");
     set(view, "a", State::Stopping);
     now += 100;
@@ -70,7 +70,7 @@ fn the_new_version_starts_when_the_old_one_has_ended_and_gets_everything_at_once
     assert!(decision.paused);
     set(&mut view, "b", State::Standby);
     // Not after half a second: clients wait.
-    assert_eq!(go_on(&mut deploy, &view, &mut decision, now + 51), []);
+    assert_eq!(go_on(&mut deploy, &view, &mut decision, now + 51), [Effect::KeepAll]);
     assert_eq!((outcome(&deploy), decision.paused), (Some(Outcome::Done), false));
     assert_eq!(weights(&decision), [("v2", 1)]);
     assert_eq!(message(&deploy), "v2 has all connections of web; clients were held for 0.3 s, 7 at the end");
@@ -83,7 +83,7 @@ fn old_connections_end_before_the_old_version_is_told_to_stop() {
     let (mut view, mut decision) = (created(), Decision::default());
     view.backends.get_mut("a").unwrap().live = 2;
     let (mut deploy, effects) = start(recreate(|_| {}), &view, &mut decision, NOW);
-    assert_eq!(effects, [Effect::KeepAll]);
+    assert_eq!(effects, []);
     let effects = go_on(&mut deploy, &view, &mut decision, NOW + 5_000);
     assert_eq!(effects, [Effect::Stop(ids(&["a"]))], "at the deadline it is stopped all the same");
     set(&mut view, "a", State::Exited);
