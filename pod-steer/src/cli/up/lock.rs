@@ -14,8 +14,8 @@ use rustix::{
 /// The names of a Compose file.
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
-/// Locks the first Compose file. Compose finds its default files itself; all runs of `up` in one directory lock the same one, and this is
-/// all that the choice is for.
+/// Locks the directory of the first Compose file: the file may be replaced at any time. Compose finds its default files itself; all runs of
+/// `up` in one directory lock the same one, and this is all that the choice is for.
 pub(super) fn lock(given: &[PathBuf]) -> Result<File> {
     match given.first() {
         Some(file) => lock_file(file),
@@ -36,10 +36,12 @@ fn default_file(dir: &Path, files: &str, separator: &str) -> PathBuf {
 }
 
 fn lock_file(file: &Path) -> Result<File> {
-    let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let found = file.canonicalize().with_context(|| format!("cannot read {}", file.display()))?;
+    let dir = if found.is_dir() { &found } else { found.parent().unwrap_or(&found) };
+    let opened = File::open(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(opened),
-        Err(Errno::WOULDBLOCK) => Err(anyhow!("another `pod-steer up` works on {}; wait for its end", file.display())),
+        Err(Errno::WOULDBLOCK) => Err(anyhow!("another `pod-steer up` works in {}; wait for its end", dir.display())),
         // Some file systems know no locks.
         Err(_) => Ok(opened),
     }
@@ -62,6 +64,9 @@ mod tests {
         assert_eq!(default_file(&below, "", ":"), file);
         assert_eq!(default_file(&dir, "other.yaml;docker-compose.yml", ";"), other);
         let held = lock_file(&file).unwrap();
+        assert!(lock_file(&file).unwrap_err().to_string().contains("another `pod-steer up`"));
+        // As git and rsync do.
+        std::fs::rename(&other, &file).unwrap();
         assert!(lock_file(&file).unwrap_err().to_string().contains("another `pod-steer up`"));
         drop(held);
         assert!(lock_file(&file).is_ok() && lock_file(&dir).is_ok());
