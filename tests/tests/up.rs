@@ -78,11 +78,12 @@ fn a_broken_version_is_put_back() -> Result<()> {
     let good = format!("{version}, {ports}");
     let missing = web(&good, &serves("v2"), "").replace(Image::Named.name(), "pod-steer-no-such-image");
     for (what, text, code, part) in [
-        ("its image is missing", missing, 1, "registry-1.docker.io"),
+        ("its image is missing", missing.clone(), 1, "registry-1.docker.io"),
         ("its program is missing", web(&good, "[/missing]", ""), 1, "missing"),
         ("it exits at once", web(&good, "[/named-server, --no-such-flag]", ""), 1, "v2"),
         ("it never listens", web(&good, "[/named-server, --name, v2, --listen, '127.0.0.1:8081']", ""), 1, "v2"),
-        ("a label is wrong", web(&format!("{version}, pod-steer.ports: '80:x'"), &serves("v2"), ""), 1, "80:x"),
+        ("a label is wrong", web(&format!("{version}, pod-steer.ports: '80:x'"), &serves("v2"), ""), 2, "80:x"),
+        ("a label is misspelt", web(&format!("{good}, pod-steer.helth: http"), &serves("v2"), ""), 2, "helth"),
         ("its fixed name is in use", web(&good, &serves("v2"), &named), 1, &project.name("db", 1)),
         (
             "it publishes a port",
@@ -116,7 +117,15 @@ fn a_broken_version_is_put_back() -> Result<()> {
         let done = project.up(args)?;
         ensure!(done.status.code() == Some(2) && said(&done).contains(part), "{done:?}");
     }
-    none_lost(&load.stop()?)
+    none_lost(&load.stop()?)?;
+    // A stopped container is removed only when another one has been created.
+    project.docker(&["stop", &project.name("web", 1)])?;
+    project.write(&missing)?;
+    project.up_refused(&[], 1, "registry-1.docker.io")?;
+    project.write_version("v1")?;
+    project.up_done(&[])?;
+    ensure!(project.containers()?.len() == 2 && project.answered_by()? == "v1", "{:?}", project.containers()?);
+    Ok(())
 }
 
 #[test]

@@ -7,12 +7,12 @@ use anyhow::anyhow;
 use super::{
     containers::{COMPOSE_HASH, Container},
     plan::Why,
-    swap::Swap,
+    swap::{Swap, backend},
 };
 use crate::{
     api::types::{BackendStatus, ServiceStatus, Status},
     cli::Failure,
-    text::quoted,
+    text::{PREFIX, quoted},
 };
 
 impl Swap<'_> {
@@ -41,7 +41,8 @@ impl Swap<'_> {
 
     /// Compose is told a number of containers, and removes those that are too many: so it must be told of all of them.
     pub(super) fn ensure_unchanged(&self, all: &[Container]) -> anyhow::Result<()> {
-        let known: BTreeSet<&str> = self.old.iter().chain(&self.new).map(|one| one.id.as_str()).collect();
+        let known: BTreeSet<&str> =
+            self.old.iter().chain(&self.stopped).chain(&self.new).map(|one| one.id.as_str()).collect();
         let own: Vec<&Container> = all.iter().filter(|one| one.is_of(self.service)).collect();
         let come = own.iter().filter(|one| !known.contains(one.id.as_str())).map(|one| one.name.as_str());
         let new_of_others = self.new.iter().filter(|one| !one.is_of(self.service)).count();
@@ -65,20 +66,19 @@ impl Swap<'_> {
         self.why == Why::Configuration && self.old.len() == self.count && self.old.iter().all(is_as_before)
     }
 
-    /// Why the daemon does not know containers.
-    pub(super) fn unknown(&self, status: &Status, own: &[&Container]) -> anyhow::Error {
-        let about = status.conditions.iter().find(|one| own.iter().any(|own| one.subject.contains(&own.name)));
-        let has_label = own.iter().any(|one| one.labels.contains_key("pod-steer.service"));
-        match about {
-            Some(about) => anyhow!("{}: {}", about.subject, about.condition.message),
-            None if !has_label => anyhow!(
+    /// Why the daemon will not know some of the new containers: they have no label of its, or a wrong one.
+    pub(super) fn refused(&self, status: &Status, own: &[&Container]) -> Option<String> {
+        if own.iter().any(|one| !one.labels.keys().any(|label| label.starts_with(PREFIX))) {
+            return Some(format!(
                 "the containers of {} lack the labels pod-steer.service and pod-steer.ports; add them to the Compose file",
                 self.service
-            ),
-            None => {
-                anyhow!("the daemon does not see the new containers of {}: does it follow this engine?", self.service)
-            }
+            ));
         }
+        let unknown = own.iter().filter(|one| backend(status, &one.id).is_none());
+        let names: BTreeSet<&str> = unknown.map(|one| one.name.as_str()).collect();
+        let is_named = |subject: &str| subject.split([' ', '/', ',']).any(|word| names.contains(word));
+        let about = status.conditions.iter().find(|one| is_named(&one.subject))?;
+        Some(format!("{}: {}", about.subject, about.condition.message))
     }
 
     /// A deploy takes the traffic of all other versions; those of other containers are not this command's.

@@ -165,6 +165,11 @@ impl Compose {
         self.run(&["build", service], "build").await.map(drop)
     }
 
+    /// Pulls a service's image.
+    pub async fn pull(&self, service: &str) -> Result<()> {
+        self.run(&["pull", service], "pull").await.map(drop)
+    }
+
     /// What else Compose would do to create these containers: from version 2.31 on, it stops those that are attached to a network whose
     /// definition has changed. Compose 1 fails then, and where the dry run fails, the real one does too.
     pub async fn forecast(&self, wanted: &Wanted<'_>) -> Forecast {
@@ -177,11 +182,6 @@ impl Compose {
             Ok(printed) => Forecast::read(&format!("{}\n{}", printed.output, printed.messages)),
             Err(_) => Forecast::default(),
         }
-    }
-
-    /// Creates and starts a service's first containers, and those that they depend on where these do not run.
-    pub async fn start_first(&self, wanted: &Wanted<'_>) -> Result<()> {
-        run([self.words(&[]), wanted.words(&["-d"])].concat(), "up").await.map(drop)
     }
 
     /// Creates containers of a service. Those that are there stay as they are.

@@ -184,12 +184,17 @@ pub(super) async fn start_again(id: &str) -> Result<bool> {
     }
 }
 
-/// Stops containers, as `docker stop` does, and removes them. `volumes`: also the volumes that have no name.
+/// Stops containers, as `docker stop` does.
+pub(super) async fn stop(ids: &[String]) -> Result<()> {
+    if ids.is_empty() { Ok(()) } else { docker("stop", &[], ids).await.map(drop) }
+}
+
+/// The same, and removes them. `volumes`: also the volumes that have no name.
 pub(super) async fn remove(ids: &[String], volumes: bool) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    docker("stop", &[], ids).await?;
+    stop(ids).await?;
     docker("rm", if volumes { &["--volumes"] } else { &[] }, ids).await.map(drop)
 }
 

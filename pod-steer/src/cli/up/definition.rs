@@ -3,6 +3,26 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+/// How an image is made new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// It is built.
+    Build,
+    /// It is pulled.
+    Pull,
+}
+
+impl Renewal {
+    /// That of a `pull_policy`. Compose itself knows when it has pulled an image; to look more often does no harm.
+    fn of(policy: &str) -> Option<Self> {
+        match policy {
+            "build" => Some(Self::Build),
+            "always" | "daily" | "weekly" => Some(Self::Pull),
+            _ => policy.starts_with("every_").then_some(Self::Pull),
+        }
+    }
+}
+
 /// A service of the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Definition {
@@ -14,6 +34,10 @@ pub(super) struct Definition {
     pub plain_hash: String,
     /// Number of containers.
     pub replicas: usize,
+    /// The files give its container a name.
+    pub is_named: bool,
+    /// How `up` gets the image each time, if it does.
+    pub renewal: Option<Renewal>,
     /// Services that are started before it, in no order. All others with Compose 1, which does not tell them apart.
     pub dependencies: Vec<String>,
 }
@@ -27,7 +51,9 @@ impl Definition {
         let number = |value: Option<&Value>| value.and_then(Value::as_u64).and_then(|of| usize::try_from(of).ok());
         let replicas = number(own.get("scale")).or_else(|| number(own.pointer("/deploy/replicas"))).unwrap_or(1);
         let dependencies = services.keys().filter(|name| *name != service).cloned().collect();
-        Ok(Self { replicas, dependencies, ..Self::default() })
+        let is_named = own.get("container_name").is_some();
+        let renewal = own.get("pull_policy").and_then(Value::as_str).and_then(Renewal::of);
+        Ok(Self { replicas, dependencies, is_named, renewal, ..Self::default() })
     }
 
     /// The model without the services that it depends on. `None` if there are none.
@@ -54,6 +80,9 @@ impl Definition {
                 }
                 4 if top == "services" => part = key,
                 _ => {}
+            }
+            if (line.len() - inner.len(), top, of) == (4, "services", service) {
+                found.is_named |= key == "container_name";
             }
             let is_number = match line.len() - inner.len() {
                 4 => key == "scale",
@@ -99,6 +128,15 @@ mod tests {
         assert_eq!((web.replicas, web.dependencies), (3, vec!["db".to_owned()]));
         assert_eq!(Definition::from_json(r#"{"services": {"a": {"scale": 0}}}"#, "a").unwrap().replicas, 0);
         assert_eq!(Definition::from_json(text, "db").unwrap().replicas, 1);
+        let policy = |policy: &str| {
+            let text = format!(r#"{{"services": {{"a": {{"container_name": "b", "pull_policy": "{policy}"}}}}}}"#);
+            let read = Definition::from_json(&text, "a").unwrap();
+            (read.is_named, read.renewal)
+        };
+        assert_eq!(policy("always"), (true, Some(Renewal::Pull)));
+        assert_eq!(policy("every_12h"), (true, Some(Renewal::Pull)));
+        assert_eq!(policy("build"), (true, Some(Renewal::Build)));
+        assert_eq!(policy("missing"), (true, None));
         assert_eq!(Definition::alone(text, "web"), None);
         let alone = Definition::alone(r#"{"services": {"web": {"image": "a", "depends_on": {"db": {}}}}}"#, "web");
         assert_eq!(alone.unwrap(), r#"{"services":{"web":{"image":"a"}}}"#);
@@ -110,8 +148,9 @@ mod tests {
         let text = "networks:\n  web:\n    scale: 9\nservices:\n  db:\n    deploy:\n      replicas: 4\n    scale: 7\n  web:\n    \
                     command: \"a\n      replicas: 5\"\n    deploy:\n      replicas: 3\n    labels:\n      replicas: '6'\n    image: a\nversion: '3.8'\n";
         let web = Definition::from_yaml(text, "web");
-        assert_eq!((web.replicas, web.dependencies), (3, vec!["db".to_owned()]));
+        assert_eq!((web.replicas, web.dependencies, web.is_named), (3, vec!["db".to_owned()], false));
         assert_eq!(Definition::from_yaml(text, "db").replicas, 7);
+        assert!(Definition::from_yaml("services:\n  web:\n    container_name: a\n", "web").is_named);
         assert_eq!(Definition::from_yaml("services:\n  web:\n    image: a\n", "web").replicas, 1);
     }
 

@@ -23,6 +23,8 @@ use crate::{
 
 /// Longest wait for an operation to end after its rollback.
 const ENDED_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for old containers to serve again.
+const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 impl Swap<'_> {
     /// Ends the deploy, removes the new containers, and starts old ones again that were stopped.
@@ -37,12 +39,33 @@ impl Swap<'_> {
         if !self.keeps_old {
             return;
         }
+        self.start_old().await;
+    }
+
+    async fn start_old(&self) {
         for old in &self.old {
             match containers::start_again(&old.id).await {
                 Ok(true) => note(&format!("{}: {} did not run, and is started again", self.service, old.name)),
                 Ok(false) => {}
                 Err(error) => warn(&format!("{}: {} cannot be started again: {error:#}", self.service, old.name)),
             }
+        }
+    }
+
+    /// Starts old containers again that have stopped after a deploy, and undoes it once they can serve.
+    pub(super) async fn start_old_again(&self, steered: &str) {
+        self.start_old().await;
+        let can_serve =
+            |one: &Container, status: &Status| backend(status, &one.id).is_some_and(|(_, one)| one.state.could_serve());
+        let began = Instant::now();
+        while began.elapsed() < AGAIN_MAX {
+            if let Ok(status) = self.status().await
+                && self.old.iter().any(|one| can_serve(one, &status))
+            {
+                let _ = give(self.socket(), steered, &Order::Rollback).await;
+                return;
+            }
+            sleep(LOOK).await;
         }
     }
 
@@ -79,9 +102,13 @@ impl Swap<'_> {
         Ok(())
     }
 
-    async fn end(&self, deploy: &Operation) -> anyhow::Result<()> {
+    /// Ends an operation. If it has ended, a rollback would undo the one before it.
+    pub(super) async fn end(&self, deploy: &Operation) -> anyhow::Result<()> {
         let path = format!("/v1/operations/{}", deploy.id);
-        // It may have ended in this moment.
+        let status: OperationStatus = client::get(self.socket(), &path).await?;
+        if status.operation.end.is_some() {
+            return Ok(());
+        }
         let _ = give(self.socket(), &deploy.service, &Order::Rollback).await;
         let began = Instant::now();
         loop {

@@ -11,6 +11,7 @@ mod lock;
 mod mend;
 mod plan;
 mod programs;
+mod quiet;
 mod swap;
 
 use std::collections::BTreeMap;
@@ -32,13 +33,14 @@ use crate::{
 };
 use compose::Compose;
 use containers::Container;
+use definition::Renewal;
 use interrupt::Interrupt;
 use plan::{Found, Plan};
 use swap::{Swap, Target};
 
 pub(super) fn up(args: &UpArgs) -> Outcome {
     // What is wrong with the times is said before anything is done.
-    order(args, "version").map_err(Failure::Input)?;
+    order(args, "version", 1).map_err(Failure::Input)?;
     block_on(run(args))
 }
 
@@ -53,14 +55,29 @@ async fn run(args: &UpArgs) -> Outcome {
         let definition = compose.definition(&service, enabled.get(&service)).await.map_err(input)?;
         targets.push(Target { service, definition });
     }
+    let mut are_left = false;
     for target in &targets {
-        if args.build && !args.dry_run {
-            compose.build(&target.service).await?;
-        }
+        renew(args, &compose, target).await?;
         // It may have been scaled while others were replaced.
         let mut own = compose.containers(project).await?;
         own.retain(|one| one.is_of(&target.service));
-        one(args, &compose, target, own, &interrupt).await?;
+        match one(args, &compose, target, own, &interrupt).await {
+            // Others do not wait for its connections.
+            Err(Failure::Said(3)) => are_left = true,
+            done => done?,
+        }
+    }
+    if are_left { Err(Failure::Said(3)) } else { Ok(()) }
+}
+
+/// Builds or pulls the image, if that is wanted each time.
+async fn renew(args: &UpArgs, compose: &Compose, target: &Target) -> Outcome {
+    let Target { service, definition } = target;
+    match (if args.build { Some(Renewal::Build) } else { definition.renewal }, args.dry_run) {
+        (None, _) => {}
+        (Some(_), true) => note(&format!("{service}: a dry run builds and pulls no image, so a new one is not seen")),
+        (Some(Renewal::Build), false) => compose.build(service).await?,
+        (Some(Renewal::Pull), false) => compose.pull(service).await?,
     }
     Ok(())
 }
@@ -154,25 +171,25 @@ async fn one(
     }
     match plan {
         Plan::Replace { why, old, stopped, count, .. } if !args.dry_run => {
-            Swap::new(args, compose, target, interrupt).replacing(why, old, count).run(&stopped).await
+            Swap::new(args, compose, target, interrupt).replacing(why, old, stopped, count).run().await
         }
-        Plan::Clean { unused, created } if !args.dry_run => {
-            Swap::new(args, compose, target, interrupt).clean(&unused, &created).await
+        Plan::Clean { unused, stopped } if !args.dry_run => {
+            Swap::new(args, compose, target, interrupt).clean(&unused, &stopped).await
         }
         _ => Ok(()),
     }
 }
 
-/// The order by which a new version takes over.
-fn order(args: &UpArgs, version: &str) -> Result<DeployOrder, String> {
+/// The order by which a new version of so many containers takes over. It stops nothing: the service may have backends of others.
+fn order(args: &UpArgs, version: &str, count: usize) -> Result<DeployOrder, String> {
     given::deploy(&DeployArgs {
         service: ServiceArgs { socket: args.socket.clone(), service: String::new() },
         version: version.to_owned(),
-        backends: None,
+        backends: u32::try_from(count).ok(),
         timeout: args.timeout.clone(),
         drain_timeout: args.drain_timeout.clone(),
         ending: args.ending.clone(),
-        stop_old: true,
+        stop_old: false,
         keep_old: None,
         recreate: false,
         allow_drop: false,

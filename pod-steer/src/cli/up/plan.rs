@@ -29,12 +29,12 @@ pub(super) struct Found {
 pub(super) enum Plan {
     /// Nothing.
     UpToDate,
-    /// Nothing but to remove containers of versions that get no traffic, as an interrupted `up` leaves them, and those that never ran.
+    /// Nothing but to remove containers of versions that get no traffic, as an interrupted `up` leaves them, and those that do not run.
     Clean {
         /// Those that run.
         unused: Vec<Container>,
-        /// Those that never ran.
-        created: Vec<Container>,
+        /// Those that do not run.
+        stopped: Vec<Container>,
     },
     /// So many new containers serve instead of the old ones.
     Replace {
@@ -42,6 +42,8 @@ pub(super) enum Plan {
         why: Why,
         /// Those that run: they are replaced.
         old: Vec<Container>,
+        /// Those of them that the daemon does not know. They stay, since their connections are not counted.
+        unsteered: Vec<Container>,
         /// Those that do not run.
         stopped: Vec<Container>,
         /// Number of new containers.
@@ -97,24 +99,27 @@ pub(super) fn plan(found: Found) -> Plan {
         Why::Image
     } else if used.len() != count {
         Why::Number
-    } else if unused.is_empty() && created.is_empty() {
-        return Plan::UpToDate;
     } else {
-        return Plan::Clean { unused, created };
+        stopped.extend(created);
+        return match unused.is_empty() && stopped.is_empty() {
+            true => Plan::UpToDate,
+            false => Plan::Clean { unused, stopped },
+        };
     };
     let before = used.len() + stopped.len();
     stopped.extend(created);
-    Plan::Replace { why, old: up, stopped, count, before }
+    let unsteered = up.iter().filter(|one| !versions.contains_key(&one.id)).cloned().collect();
+    Plan::Replace { why, old: up, unsteered, stopped, count, before }
 }
 
 impl Plan {
     /// For people: one line for each part.
     pub fn lines(&self, service: &str) -> Vec<String> {
         let names = |some: &[Container]| some.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
-        let Self::Replace { why, old, stopped, count, before } = self else {
+        let Self::Replace { why, old, unsteered, stopped, count, before } = self else {
             let mut lines = vec![format!("{service} is up to date")];
-            if let Self::Clean { unused, created } = self {
-                let left = names(&[&unused[..], &created[..]].concat());
+            if let Self::Clean { unused, stopped } = self {
+                let left = names(&[&unused[..], &stopped[..]].concat());
                 lines.push(format!("{service}: remove {left}, which gets no traffic"));
             }
             return lines;
@@ -128,12 +133,15 @@ impl Plan {
         lines.push(match old.is_empty() {
             true => format!("{service}: {why}: start {count} container{s}{fewer}"),
             false => {
-                format!(
-                    "{service}: {why}: start {count} new container{s}{fewer} beside {0}, then remove {0}",
-                    names(old)
-                )
+                let steered: Vec<Container> = old.iter().filter(|one| !unsteered.contains(one)).cloned().collect();
+                let then =
+                    if steered.is_empty() { String::new() } else { format!(", then remove {}", names(&steered)) };
+                format!("{service}: {why}: start {count} new container{s}{fewer} beside {}{then}", names(old))
             }
         });
+        if !unsteered.is_empty() {
+            lines.push(format!("{service}: leave {}, which is not steered yet", names(unsteered)));
+        }
         lines
     }
 }
@@ -181,7 +189,7 @@ mod tests {
     fn counts(plan: &Plan) -> (String, usize, usize, usize) {
         match plan {
             Plan::UpToDate => (String::new(), 0, 0, 0),
-            Plan::Clean { unused, created } => ("clean".to_owned(), unused.len(), created.len(), 0),
+            Plan::Clean { unused, stopped } => ("clean".to_owned(), unused.len(), stopped.len(), 0),
             Plan::Replace { why, old, stopped, count, .. } => (why.to_string(), old.len(), stopped.len(), *count),
         }
     }
@@ -192,13 +200,15 @@ mod tests {
 
     #[test]
     fn nothing_is_done_if_nothing_has_changed() {
-        let same = found(&[one("a", "new", true), one("gone", "old", false)], &["a"]);
+        let same = found(&[one("a", "new", true)], &["a"]);
         assert_eq!(plan(same.clone()), Plan::UpToDate);
+        let stopped = found(&[one("a", "new", true), one("gone", "old", false)], &["a"]);
+        assert_eq!(counts(&plan(stopped)), counted("clean", 0, 1, 0), "an `up` was killed before it removed this one");
         let mut amended = same.clone();
         amended.containers[0].labels.insert(CONFIG_HASH.to_owned(), "new".to_owned());
         amended.containers[0].labels.insert(COMPOSE_HASH.to_owned(), "amended".to_owned());
         assert_eq!(plan(amended), Plan::UpToDate);
-        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), counted("the number has changed", 1, 1, 3));
+        assert_eq!(counts(&plan(Found { scale: Some(3), ..same })), counted("the number has changed", 1, 0, 3));
         // One of the serving version is unhealthy.
         let mut two = found(&[one("a", "new", true), one("b", "new", true)], &["a"]);
         two.versions.insert("b".to_owned(), "a".to_owned());
@@ -282,5 +292,16 @@ mod tests {
             ]
         );
         assert_eq!(Plan::UpToDate.lines("web"), ["web is up to date"]);
+        let mut unsteered = found(&[one("p_web_1", "old", true), one("p_web_2", "old", true)], &["p_web_1"]);
+        unsteered.versions.remove("p_web_2");
+        assert_eq!(
+            plan(unsteered.clone()).lines("web"),
+            [
+                "web: the configuration has changed: start 1 new container beside p_web_1, p_web_2, then remove p_web_1",
+                "web: leave p_web_2, which is not steered yet"
+            ]
+        );
+        (unsteered.versions, unsteered.shares) = Default::default();
+        assert!(plan(unsteered).lines("web")[0].ends_with("beside p_web_1, p_web_2"));
     }
 }

@@ -24,10 +24,7 @@ use crate::{
     },
     cli::{
         Failure, Outcome,
-        args::{
-            rollout::{AtDeadline, OutputFormat},
-            up::UpArgs,
-        },
+        args::{rollout::OutputFormat, up::UpArgs},
         follow::Follower,
         orders::{conclude, give},
         terminal::{note, print_if_read},
@@ -56,8 +53,10 @@ pub(super) struct Swap<'a> {
     pub(super) definition: &'a Definition,
     pub(super) why: Why,
     pub(super) old: Vec<Container>,
+    /// Those that do not run. They are removed when the new ones have been created.
+    pub(super) stopped: Vec<Container>,
     pub(super) count: usize,
-    interrupt: &'a Interrupt,
+    pub(super) interrupt: &'a Interrupt,
     /// Containers that were created, and are to be removed if this fails.
     pub(super) new: Vec<Container>,
     /// The deploy, until it has ended.
@@ -76,6 +75,7 @@ impl<'a> Swap<'a> {
             definition,
             why: Why::NoneRuns,
             old: Vec::new(),
+            stopped: Vec::new(),
             count: 0,
             interrupt,
             new: Vec::new(),
@@ -85,8 +85,8 @@ impl<'a> Swap<'a> {
     }
 
     /// What is to be replaced, and by how many.
-    pub fn replacing(mut self, why: Why, old: Vec<Container>, count: usize) -> Self {
-        (self.why, self.old, self.count) = (why, old, count);
+    pub fn replacing(mut self, why: Why, old: Vec<Container>, stopped: Vec<Container>, count: usize) -> Self {
+        (self.why, self.old, self.stopped, self.count) = (why, old, stopped, count);
         self
     }
 
@@ -94,19 +94,21 @@ impl<'a> Swap<'a> {
         &self.args.socket.socket
     }
 
-    /// Removes what does not run, and replaces what does.
-    pub async fn run(&mut self, stopped: &[Container]) -> Outcome {
+    /// Replaces what runs, and removes what does not.
+    pub async fn run(&mut self) -> Outcome {
         self.interrupt.check()?;
         let others = self.others(&self.containers().await?)?;
-        let total = self.total() + stopped.len();
-        let forecast = self.compose.forecast(&Wanted { service: self.service, total, others }).await;
+        let forecast = self.compose.forecast(&Wanted { service: self.service, total: self.total(), others }).await;
         if let Some(refusal) = forecast.refusal(self.service) {
             return Err(Failure::Input(refusal));
         }
         for volume in &forecast.volumes {
             note(&format!("the volume {volume} is not as the Compose file defines it, and stays as it is"));
         }
-        containers::remove(&ids(stopped), false).await?;
+        if self.old.is_empty() && self.definition.is_named {
+            // The name is in use as long as one has it.
+            self.remove_stopped().await?;
+        }
         self.keeps_old = true;
         let done = self.replace().await;
         if done.is_err() {
@@ -115,23 +117,12 @@ impl<'a> Swap<'a> {
         done
     }
 
-    /// Removes containers of versions that get no traffic, once their connections have ended, and those that never ran.
-    pub async fn clean(&self, unused: &[Container], created: &[Container]) -> Outcome {
-        containers::remove(&ids(created), false).await?;
-        if !self.wait_quiet(unused, || self.interrupt.check()).await?
-            && self.args.ending.at_deadline == AtDeadline::Leave
-        {
-            note(&format!("{}: {} left: connections are open", self.service, names(unused)));
-            return Err(Failure::Said(3));
-        }
-        Ok(containers::remove(&ids(unused), false).await?)
-    }
-
     async fn replace(&mut self) -> Outcome {
         self.create(None).await?;
         if self.is_same() {
             let new = std::mem::take(&mut self.new);
             containers::remove(&ids(&new), true).await?;
+            self.remove_stopped().await?;
             return print_if_read(&format!(
                 "{}: {} has the same configuration, and is removed: it is up to date\n",
                 self.service,
@@ -147,7 +138,11 @@ impl<'a> Swap<'a> {
             (steered, version) = self.known().await?;
         }
         self.interrupt.check()?;
-        // The order comes first: a policy of the service could give one of its own as soon as they listen.
+        if self.old.is_empty() {
+            // Those that it depends on are started before, which may take long.
+            self.start().await?;
+        }
+        // Else the order comes first: a policy of the service could give one of its own as soon as they listen.
         let begun = self.order(&steered, &version).await?;
         self.deploy = Some(begun.clone());
         if !self.old.is_empty() {
@@ -169,25 +164,15 @@ impl<'a> Swap<'a> {
         };
         self.deploy = None;
         match conclude(&ended, OutputFormat::Text) {
-            Ok(()) => {
-                self.let_go();
-                containers::remove(&ids(&self.old), false).await?;
-                let removed =
-                    if self.old.is_empty() { String::new() } else { format!(", {} removed", names(&self.old)) };
-                print_if_read(&format!("{}: version {version} serves{removed}\n", self.service))
-            }
-            Err(Failure::Said(3)) => {
-                self.let_go();
-                note(&format!("{}: {} left; the next `pod-steer up` removes it", self.service, names(&self.old)));
-                Err(Failure::Said(3))
-            }
+            // If connections are left, they may be those of containers that are not this command's.
+            Ok(()) | Err(Failure::Said(3)) => self.retire(&steered, &version).await,
             failed => failed,
         }
     }
 
     /// Orders the deploy. If it is not known whether the order takes effect, the new containers are left to it.
     async fn order(&mut self, steered: &str, version: &str) -> Result<Operation, Failure> {
-        let order = Order::Deploy(super::order(self.args, version).map_err(Failure::Input)?);
+        let order = Order::Deploy(super::order(self.args, version, self.count).map_err(Failure::Input)?);
         let failure = match give(self.socket(), steered, &order).await {
             Ok(begun) => return Ok(begun),
             Err(failure) => failure,
@@ -214,13 +199,9 @@ impl<'a> Swap<'a> {
         let before = self.containers().await?;
         self.ensure_unchanged(&before)?;
         let wanted = Wanted { service: self.service, total: self.total(), others: self.others(&before)? };
-        let created = match self.old[..] {
-            // Others that it depends on are created too.
-            [] => self.compose.start_first(&wanted).await,
-            _ => self.compose.create(&wanted, amendment).await,
-        };
+        let created = self.compose.create(&wanted, amendment).await;
         self.new = self.containers().await?;
-        // If there are old ones, others of the project are not this command's.
+        // If there are old ones, others of the project are not this command's. Else those that it depends on are created too.
         let is_ours = |one: &Container| self.old.is_empty() || one.is_of(self.service);
         self.new.retain(|one| is_ours(one) && !before.iter().any(|known| known.id == one.id));
         created?;
@@ -256,15 +237,22 @@ impl<'a> Swap<'a> {
         Ok(())
     }
 
-    async fn start(&self) -> Outcome {
+    /// Starts the new containers. Those that do not run are removed first, or they would be started too.
+    async fn start(&mut self) -> Outcome {
         self.ensure_unchanged(&self.containers().await?)?;
-        let wanted = Wanted { service: self.service, total: self.total(), others: None };
+        self.remove_stopped().await?;
+        let others = if self.old.is_empty() { self.others(&self.containers().await?)? } else { None };
+        let wanted = Wanted { service: self.service, total: self.total(), others };
         Ok(self.compose.start(&wanted).await?)
     }
 
-    /// Number of old and new ones.
+    async fn remove_stopped(&mut self) -> Outcome {
+        Ok(containers::remove(&ids(&std::mem::take(&mut self.stopped)), false).await?)
+    }
+
+    /// Number of all containers of the service, with the new ones.
     fn total(&self) -> usize {
-        self.old.len() + self.count
+        self.old.len() + self.stopped.len() + self.count
     }
 
     /// The containers of the project.
@@ -288,8 +276,15 @@ impl<'a> Swap<'a> {
                 self.refuse_others(of, &first.version)?;
                 return Ok((of.name.clone(), first.version.clone()));
             }
+            if let Some(refused) = self.refused(&status, &own) {
+                return Err(Failure::Input(refused));
+            }
             if began.elapsed() > KNOWN_MAX {
-                return Err(Failure::Failed(self.unknown(&status, &own)));
+                let service = self.service;
+                return Err(anyhow!(
+                    "the daemon does not see the new containers of {service}: does it follow this engine?"
+                )
+                .into());
             }
             sleep(LOOK).await;
         }
@@ -297,23 +292,6 @@ impl<'a> Swap<'a> {
 
     pub(super) async fn status(&self) -> Result<Status, Failure> {
         Ok(client::get(self.socket(), "/v1/status").await?)
-    }
-
-    /// Waits until containers have no connection; false if the time for it is over. `go_on` may end it before.
-    pub(super) async fn wait_quiet(&self, some: &[Container], go_on: impl Fn() -> Outcome) -> Result<bool, Failure> {
-        let limit = super::order(self.args, "version").map_err(Failure::Input)?.drain_timeout_ms;
-        let began = Instant::now();
-        loop {
-            let status = self.status().await?;
-            if some.iter().filter_map(|one| backend(&status, &one.id)).all(|(_, one)| one.live == 0) {
-                return Ok(true);
-            }
-            if began.elapsed() >= Duration::from_millis(limit) {
-                return Ok(false);
-            }
-            go_on()?;
-            sleep(LOOK).await;
-        }
     }
 }
 
