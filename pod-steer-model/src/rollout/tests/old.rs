@@ -120,7 +120,7 @@ fn a_deploy_says_so_if_its_old_backends_cannot_be_started_again() {
     let (mut deploy, mut view, mut decision) = stopping();
     set(&mut view, "b", State::Exited);
     // Processes: they are gone when they have ended.
-    view.backends.retain(|id, _| *id == BackendId::from("b"));
+    view.backends.retain(|id, _| **id == *"b");
     assert_eq!(go_on(&mut deploy, &view, &mut decision, NOW + 1_000), []);
     let end = deploy.end.unwrap();
     assert_eq!(end.outcome, Outcome::WentBack);
