@@ -94,6 +94,19 @@ impl World {
         groups
     }
 
+    /// The groups in which a listener is to hold clients. While a version replaces another one, these are only those `begun` with: what is
+    /// held goes to the version that is put back too, which knows no other ones.
+    pub fn groups_to_hold(
+        &self,
+        service: &str,
+        own_uid: u32,
+        begun: Option<&BTreeSet<Form>>,
+    ) -> BTreeMap<Form, Group> {
+        let mut groups = self.groups(service, own_uid);
+        groups.retain(|form, group| group.refused.is_none() && begun.is_none_or(|begun| begun.contains(form)));
+        groups
+    }
+
     /// Whether a server can get what listeners of this form hold: one with a share, or else another one.
     pub fn takes_held(&self, service: &str, form: &Form, own_uid: u32) -> bool {
         self.sockets.values().filter(|socket| Form::from(*socket) == *form).any(|socket| {
@@ -295,6 +308,19 @@ mod tests {
         assert_eq!(forms(&world), ["::"]);
         world.decisions.get_mut("web").unwrap().drained.insert(Part::Service);
         assert_eq!(forms(&world), [""; 0]);
+    }
+
+    #[test]
+    fn a_version_that_replaces_another_one_is_held_only_where_that_one_was() {
+        let mut world = two_versions();
+        world.decisions.insert("web".to_owned(), shares("v1"));
+        let begun: BTreeSet<Form> = world.groups_to_hold("web", 0, None).into_keys().collect();
+        world.sockets.remove(&SocketCookie(100));
+        assert!(!world.groups_to_hold("web", 0, None).is_empty(), "the new version listens in another form");
+        assert_eq!(world.groups_to_hold("web", 0, Some(&begun)), BTreeMap::new());
+        let as_before = Socket { backend: BackendIndex(1), ..socket(0, "::", 8080) };
+        world.sockets.insert(SocketCookie(102), as_before);
+        assert_eq!(world.groups_to_hold("web", 0, Some(&begun)).into_keys().collect::<BTreeSet<_>>(), begun);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) struct Holds {
     keeping: BTreeSet<BackendIndex>,
     /// Orders that wait until the listeners of their services are open.
     waiting: Vec<GivenOrder>,
+    /// By service: the listeners that have been opened since its pause began.
+    opened: BTreeMap<String, BTreeSet<Form>>,
     /// By service: the listeners that could not be opened, and why. Each is tried once in a pause.
     failed: BTreeMap<String, BTreeMap<Form, String>>,
     /// By service: the backlog of its listeners, if this daemon has opened them.
@@ -120,6 +122,8 @@ impl Control {
     fn has_hold(&mut self, index: BackendIndex, service: &str, sockets: BTreeMap<SocketCookie, Socket>) {
         let fronts = self.world.fronts(service);
         let ports = fronts.iter().flat_map(|(target, fronts)| fronts.iter().chain([target])).copied().collect();
+        let opened = self.orders.holds.opened.entry(service.to_owned()).or_default();
+        opened.extend(sockets.values().map(Form::from));
         self.world.lingering.insert(index, Lingering { service: service.to_owned(), ports });
         self.world.holds.insert(index, Hold { service: service.to_owned(), sockets, fronts });
         if let Some(path) = self.orders.holds.cgroups.get(&index).cloned() {

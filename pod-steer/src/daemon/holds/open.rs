@@ -27,6 +27,7 @@ use crate::{
     netns::{self, Netns},
     process_set::{ProcessSet, open_netns},
     procs::FoundSocket,
+    rollout::Operation,
     world::Form,
 };
 
@@ -72,6 +73,9 @@ impl Control {
         let service = given.service.clone();
         // What failed in an earlier pause is tried again.
         self.orders.holds.failed.remove(&service);
+        if self.held_forms(&service).is_empty() {
+            self.orders.holds.opened.remove(&service);
+        }
         self.ensure_holds(&service);
         if !self.is_opening(&service) {
             return Some(given);
@@ -91,19 +95,21 @@ impl Control {
         self.holds_clients(service) || self.orders.holds.waiting.iter().any(waits) || self.orders.given.iter().any(due)
     }
 
-    /// Begins to open a listener beside those of the servers of a service, in each group that has none yet.
+    /// Begins to open a listener beside those of the servers of a service, in each group that is to have one and has none yet.
     pub(in crate::daemon) fn ensure_holds(&mut self, service: &str) {
         let Some(of_service) = self.services.index(service) else { return };
         self.lead_to_holds(service);
-        let groups = self.world.groups(service, own_uid());
+        let is_recreating = self.orders.operations.get(service).is_some_and(Operation::is_recreating);
+        let begun = self.orders.holds.opened.get(service).cloned().unwrap_or_default();
+        let groups = self.world.groups_to_hold(service, own_uid(), is_recreating.then_some(&begun));
         if let Some(failed) = self.orders.holds.failed.get_mut(service) {
-            failed.retain(|form, _| groups.contains_key(form));
+            failed.retain(|form, _| is_recreating || groups.contains_key(form));
         }
         let held = self.held_forms(service);
         let mut wanted: BTreeMap<NetnsCookie, Vec<Form>> = BTreeMap::new();
-        for (form, group) in groups {
+        for form in groups.into_keys() {
             let has_failed = self.orders.holds.failed.get(service).is_some_and(|failed| failed.contains_key(&form));
-            if group.refused.is_none() && !has_failed && !held.contains(&form) {
+            if !has_failed && !held.contains(&form) {
                 wanted.entry(form.netns_cookie).or_default().push(form);
             }
         }
