@@ -76,6 +76,10 @@ pub struct BackendView {
     pub stop_ms: Option<i64>,
     /// Whether its engine can start it; false for a process.
     pub can_start: bool,
+    /// Its engine was told to stop it, and could not be reached.
+    pub stop_unanswered: bool,
+    /// Its engine was told to start it, and could be reached.
+    pub told_to_start: bool,
     /// Its engine was told to start it, and it has neither been seen to run nor failed.
     pub is_starting: bool,
     /// Why it does not run although its engine was told to start it.

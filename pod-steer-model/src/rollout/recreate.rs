@@ -6,6 +6,8 @@
 
 mod back;
 mod check;
+mod start;
+mod stop;
 
 use std::collections::BTreeSet;
 
@@ -16,10 +18,10 @@ pub(super) use back::roll_back;
 pub(super) use check::{check, is_alone, no_rollback};
 
 use super::{
-    BackendView, Decision, DeployOrder, Operation, Order, Outcome, Phase, View,
-    deploy::{AGAIN_MS, stop_max_ms, take_over},
+    BackendView, Decision, DeployOrder, Operation, Outcome, Phase, View,
+    deploy::take_over,
     drain,
-    step::{Effect, Progress, decide, done, end, reasons},
+    step::{Effect, Progress, can_serve, decide, end},
     words,
 };
 use crate::{
@@ -27,7 +29,8 @@ use crate::{
     state::{Coverage, State},
     time::Now,
 };
-use back::{because, finish_back, go_back, started_again};
+use start::starting;
+use stop::{stop, stopping};
 
 /// What is replaced by what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -40,6 +43,9 @@ pub struct Recreation {
     pub new: BTreeSet<BackendId>,
     /// Ids of the backends of the other versions that ran.
     pub old: BTreeSet<BackendId>,
+    /// Ids of those of them that could not serve then: clients do not wait for them on the way back.
+    #[serde(default)]
+    pub idle: BTreeSet<BackendId>,
     /// Where clients were served before it.
     pub ports: BTreeSet<String>,
     /// How long a version may take to be ready, in milliseconds.
@@ -96,6 +102,7 @@ pub(super) fn begin(
 ) -> Progress {
     let version = &order.version;
     let old: BTreeSet<BackendId> = of_others(view, version).map(|(id, _)| id.clone()).collect();
+    let idle = old.iter().filter(|id| !can_serve(view, id)).cloned().collect();
     let is_new = |backend: &BackendView| backend.version == *version && backend.can_start;
     let new = view.backends.iter().filter(|(_, backend)| is_new(backend)).map(|(id, _)| id.clone());
     operation.recreation = Some(Recreation {
@@ -103,6 +110,7 @@ pub(super) fn begin(
         wanted: wanted(view, order),
         new: new.collect(),
         old: old.clone(),
+        idle,
         ports: view.coverage.iter().map(Coverage::title).collect(),
         timeout_ms: order.timeout_ms,
         since_ms: now.ms,
@@ -131,60 +139,10 @@ pub(super) fn step(operation: &mut Operation, view: &View, decision: &Decision, 
             change(operation, now, |recreation| recreation.left = remaining.left);
             stop(operation, view, old, now)
         }
-        Phase::Stopping { old, deadline_ms, again_ms: Some(again_ms) } => {
-            if now.ms < again_ms {
-                return Progress::default();
-            }
-            let up = up_of(view, &old);
-            // It may run only after it was told to stop.
-            let again_ms = is_any_starting(view, &old).then(|| now.ms.saturating_add(AGAIN_MS));
-            operation.phase = Phase::Stopping { old, deadline_ms, again_ms };
-            let effects = if up.is_empty() { Vec::new() } else { vec![Effect::Stop(up)] };
-            Progress { effects, ..Progress::default() }
+        Phase::Stopping { old, deadline_ms, again_ms } => {
+            stopping(operation, &recreation, view, decision, (old, deadline_ms, again_ms), now)
         }
-        Phase::Stopping { old, deadline_ms, again_ms: None } => {
-            let up = up_of(view, &old);
-            if up.is_empty() {
-                let took_ms = now.ms.saturating_sub(recreation.phase_ms);
-                done(operation, "stopped", took_ms, words::count(old.len() as u64, "backend"));
-                start(operation, now);
-            } else if now.ms >= deadline_ms {
-                let names = names(up.iter().filter_map(|id| view.backends.get(id)));
-                if recreation.reason.is_none() {
-                    return go_back(operation, view, decision, now, format!("{names} did not stop"));
-                }
-                let message =
-                    format!("{}; {names} did not stop, so the old version was not started again", because(&recreation));
-                return finish_back(operation, decision, now, message);
-            }
-            Progress::default()
-        }
-        Phase::Starting { since_ms, deadline_ms, told: false } => {
-            operation.phase = Phase::Starting { since_ms, deadline_ms, told: true };
-            let wanted = if recreation.reason.is_some() {
-                recreation.old
-            } else {
-                let others: BTreeSet<BackendId> =
-                    of_others(view, &recreation.version).map(|(id, _)| id.clone()).collect();
-                // Something has started one of them again.
-                if !others.is_empty() {
-                    change(operation, now, |recreation| recreation.old.extend(others.iter().cloned()));
-                    return stop(operation, view, others, now);
-                }
-                recreation.new
-            };
-            let is_down = |id: &BackendId| view.backends.get(id).is_some_and(|one| one.can_start && !is_up(one));
-            let down: BTreeSet<BackendId> = wanted.into_iter().filter(is_down).collect();
-            let effects = if down.is_empty() { Vec::new() } else { vec![Effect::Start(down)] };
-            Progress { effects, ..Progress::default() }
-        }
-        Phase::Starting { since_ms, deadline_ms, told: true } => {
-            let within = (since_ms, deadline_ms);
-            match recreation.reason {
-                None => started(operation, &recreation, view, decision, within, now),
-                Some(_) => started_again(operation, &recreation, view, decision, deadline_ms, now),
-            }
-        }
+        Phase::Starting { .. } => starting(operation, &recreation, view, decision, now),
         Phase::Waiting { .. } | Phase::Stepping { .. } | Phase::Ended => Progress::default(),
     }
 }
@@ -194,80 +152,6 @@ fn change(operation: &mut Operation, now: Now, change: impl FnOnce(&mut Recreati
         recreation.phase_ms = now.ms;
         change(recreation);
     }
-}
-
-fn up_of(view: &View, ids: &BTreeSet<BackendId>) -> BTreeSet<BackendId> {
-    ids.iter().filter(|id| view.backends.get(*id).is_some_and(is_up)).cloned().collect()
-}
-
-fn is_any_starting(view: &View, ids: &BTreeSet<BackendId>) -> bool {
-    ids.iter().filter_map(|id| view.backends.get(id)).any(|backend| backend.is_starting)
-}
-
-/// Tells backends to stop, also those that have ended: their engine may be restarting them.
-fn stop(operation: &mut Operation, view: &View, ids: BTreeSet<BackendId>, now: Now) -> Progress {
-    let has_exited = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.state == State::Exited);
-    let is_uncertain = ids.iter().any(has_exited) || is_any_starting(view, &ids);
-    let again_ms = is_uncertain.then(|| now.ms.saturating_add(AGAIN_MS));
-    let deadline_ms = now.ms.saturating_add(stop_max_ms(view, &ids));
-    operation.phase = Phase::Stopping { old: ids.clone(), deadline_ms, again_ms };
-    Progress { effects: vec![Effect::Stop(ids)], ..Progress::default() }
-}
-
-fn start(operation: &mut Operation, now: Now) {
-    let timeout_ms = operation.recreation.as_ref().map_or(0, |recreation| recreation.timeout_ms);
-    let deadline_ms = now.ms.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
-    operation.phase = Phase::Starting { since_ms: now.ms, deadline_ms, told: false };
-    change(operation, now, |_| {});
-}
-
-/// The first place of those where clients were served before that no version of these serves.
-fn unserved<'a>(recreation: &'a Recreation, view: &View, is_one: impl Fn(&str) -> bool) -> Option<&'a String> {
-    let serves = |port: &&String| {
-        let mut there = view.coverage.iter().filter(|coverage| coverage.title() == **port);
-        there.any(|coverage| coverage.versions.iter().any(|version| is_one(version)))
-    };
-    recreation.ports.iter().find(|port| !serves(port))
-}
-
-/// The new version was started: it takes over at the instant when it can.
-fn started(
-    operation: &mut Operation,
-    recreation: &Recreation,
-    view: &View,
-    decision: &Decision,
-    (since_ms, deadline_ms): (i64, i64),
-    now: Now,
-) -> Progress {
-    let version = &recreation.version;
-    let failed = recreation.new.iter().find_map(|id| match view.backends.get(id) {
-        None => Some(format!("a container of {version} was removed")),
-        Some(backend) => backend.start_failure.as_ref().map(|failure| format!("{} {failure}", backend.name)),
-    });
-    if let Some(reason) = failed {
-        return go_back(operation, view, decision, now, reason);
-    }
-    let ready = view.able(version).filter(|(_, backend)| backend.steered).count();
-    let unserved = unserved(recreation, view, |other| other == version);
-    let allows_drop = matches!(&operation.order, Order::Deploy(order) if order.allow_drop);
-    let stranded = view.without_heir.as_ref().filter(|_| !allows_drop);
-    if ready >= recreation.wanted as usize && unserved.is_none() && stranded.is_none() {
-        let detail = format!("{ready} of {} backends of {version}", recreation.wanted);
-        done(operation, "ready", now.ms.saturating_sub(since_ms), detail);
-        return finish(operation, recreation, view, decision, now);
-    }
-    if now.ms < deadline_ms {
-        return Progress::default();
-    }
-    let why = match (unserved, stranded) {
-        _ if ready < recreation.wanted as usize => reasons(view, version),
-        (Some(title), _) => format!("{version} does not listen for {title}, as the old version did"),
-        (None, Some(place)) => format!("clients are held at {place}, and no listener of {version} could get them"),
-        (None, None) => String::new(),
-    };
-    let after = words::time(now.ms.saturating_sub(since_ms));
-    let reason = format!("{ready} of {} backends of {version} are ready after {after}: {why}", recreation.wanted);
-    go_back(operation, view, decision, now, reason)
 }
 
 /// Gives the new version everything, and it gets the clients that were held.

@@ -33,6 +33,8 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         can_stop: true,
         stop_ms: Some(12_000),
         can_start: true,
+        stop_unanswered: false,
+        told_to_start: false,
         is_starting: false,
         start_failure: None,
         condition: None,

@@ -228,7 +228,7 @@ pub enum Phase {
         old: BTreeSet<BackendId>,
         /// Until when they may take to stop, in milliseconds since 1970.
         deadline_ms: i64,
-        /// When those are looked at again that did not run when they were told to stop: their engine may have been restarting them.
+        /// When those are told again that did not run, as their engine may have been restarting them, or whose engine could not be reached.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         again_ms: Option<i64>,
     },
@@ -240,6 +240,9 @@ pub enum Phase {
         deadline_ms: i64,
         /// The engine has been told to start its containers.
         told: bool,
+        /// When the earliest it is told again, if it could not be reached, or one of them has ended only since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        again_ms: Option<i64>,
     },
     /// It has ended.
     Ended,
@@ -248,16 +251,19 @@ pub enum Phase {
 impl Timed for Operation {
     /// The times of its phase. When it began and ended is always by the wall clock.
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
-        let (first, second) = match &mut self.phase {
-            Phase::Waiting { since_ms, deadline_ms, .. }
-            | Phase::Draining { since_ms, deadline_ms, .. }
-            | Phase::Starting { since_ms, deadline_ms, .. } => (Some(since_ms), Some(deadline_ms)),
-            Phase::Stepping { since_ms, next_ms, .. } => (Some(since_ms), Some(next_ms)),
-            Phase::Stopping { deadline_ms, again_ms, .. } => (Some(deadline_ms), again_ms.as_mut()),
-            Phase::Ended => (None, None),
+        let of_phase = match &mut self.phase {
+            Phase::Waiting { since_ms, deadline_ms, .. } | Phase::Draining { since_ms, deadline_ms, .. } => {
+                [Some(since_ms), Some(deadline_ms), None]
+            }
+            Phase::Starting { since_ms, deadline_ms, again_ms, .. } => {
+                [Some(since_ms), Some(deadline_ms), again_ms.as_mut()]
+            }
+            Phase::Stepping { since_ms, next_ms, .. } => [Some(since_ms), Some(next_ms), None],
+            Phase::Stopping { deadline_ms, again_ms, .. } => [Some(deadline_ms), again_ms.as_mut(), None],
+            Phase::Ended => [None, None, None],
         };
         let of_recreation = self.recreation.iter_mut().flat_map(Recreation::times);
-        first.into_iter().chain(second).chain(of_recreation)
+        of_phase.into_iter().flatten().chain(of_recreation)
     }
 }
 

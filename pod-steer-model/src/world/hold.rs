@@ -96,12 +96,7 @@ impl World {
 
     /// The groups in which a listener is to hold clients. While a version replaces another one, these are only those `begun` with: what is
     /// held goes to the version that is put back too, which knows no other ones.
-    pub fn groups_to_hold(
-        &self,
-        service: &str,
-        own_uid: u32,
-        begun: Option<&BTreeSet<Form>>,
-    ) -> BTreeMap<Form, Group> {
+    pub fn groups_to_hold(&self, service: &str, own_uid: u32, begun: Option<&BTreeSet<Form>>) -> BTreeMap<Form, Group> {
         let mut groups = self.groups(service, own_uid);
         groups.retain(|form, group| group.refused.is_none() && begun.is_none_or(|begun| begun.contains(form)));
         groups

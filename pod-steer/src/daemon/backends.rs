@@ -143,6 +143,9 @@ impl Control {
         backend.stop_signal = container.stop_signal;
         backend.stop_timeout_s = container.stop_timeout_s;
         if container.phase_is_current {
+            if let Some(start) = self.orders.starts.get_mut(&*container.id) {
+                start.was_described();
+            }
             backend.health = container.health;
             match &container.health_failure {
                 Some(failure) => {

@@ -280,6 +280,7 @@ impl Control {
             Event::DevicesDetached(result) => self.devices_detached(result),
             Event::Counted { generation, counts } => self.count_is_there(generation, counts),
             Event::Started { id, started } => self.was_started(&id, started),
+            Event::StopUnanswered(id) => drop(self.orders.unstopped.insert(id)),
             Event::Closed { service, operation, closed } => self.were_closed(&service, operation, closed),
             Event::Reset { service, operation, reset } => self.was_reset(service, operation, reset),
             Event::Registering(registration) => self.registering(*registration),

@@ -55,11 +55,15 @@ impl Effects {
         let _ = self.wanted.send(container);
     }
 
-    /// Has an engine stop a container, which may take `stop_ms`.
+    /// Has an engine stop a container, which may take `stop_ms`. The loop hears of it if the engine has not answered.
     pub fn stop(&self, engine: String, id: BackendId, name: String, stop_ms: Option<i64>) {
+        let inputs = self.inputs.clone();
         tokio::spawn(async move {
             if let Err(error) = engine::stop(&engine, &id, stop_ms).await {
                 warn!(container = %name, %error, "could not be stopped");
+                if error.is_without_answer {
+                    let _ = inputs.send(Event::StopUnanswered(id)).await;
+                }
             }
         });
     }

@@ -10,7 +10,7 @@ use pod_steer_ebpf::Event as KernelEvent;
 use crate::{
     api::Ask,
     cgroups::Seen,
-    engine::EngineInput,
+    engine::{EngineInput, Undone},
     ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
     ports::Port,
 };
@@ -141,8 +141,10 @@ pub enum Event {
         /// The container.
         id: BackendId,
         /// Why it could not.
-        started: Result<(), String>,
+        started: Result<(), Undone>,
     },
+    /// An engine was told to stop this container, and has not answered.
+    StopUnanswered(BackendId),
     /// Idle connections of a drain were closed.
     Closed {
         /// The service.

@@ -1,6 +1,6 @@
 //! Carrying out what operators order: each order is checked, stored, and then acted on. `rollout` says what comes next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use pod_steer_ebpf::SOURCES_MAX;
 use tracing::info;
@@ -64,6 +64,8 @@ pub(super) struct Orders {
     pub closings: Closings,
     pub attempts: Attempts,
     pub starts: Starts,
+    /// Containers that their engine was told to stop, without an answer.
+    pub unstopped: HashSet<BackendId>,
     /// When each backend became ready, as it is stored.
     pub ready_stored: HashMap<BackendIndex, Option<i64>>,
 }
@@ -88,6 +90,7 @@ impl Orders {
             closings: Closings::default(),
             attempts: Attempts::default(),
             starts: Starts::default(),
+            unstopped: HashSet::new(),
             ready_stored: HashMap::new(),
         }
     }

@@ -143,6 +143,7 @@ impl Control {
         for backend in self.world.backends.values().filter(of_service) {
             self.orders.overflows.remove(&backend.id);
             self.orders.starts.remove(&backend.id);
+            self.orders.unstopped.remove(&backend.id);
         }
     }
 

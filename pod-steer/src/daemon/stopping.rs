@@ -13,6 +13,7 @@ impl Control {
         for id in ids {
             let Some(backend) = self.world.backends.get_mut(id) else { continue };
             let name = backend.name.clone();
+            self.orders.unstopped.remove(id);
             match &backend.kind {
                 Kind::Container { engine } => {
                     let (engine, id, stop_ms) = (engine.clone(), id.clone(), backend.stop_ms());

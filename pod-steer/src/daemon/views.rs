@@ -30,6 +30,8 @@ impl Control {
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
             can_start: matches!(backend.kind, Kind::Container { .. }),
+            stop_unanswered: self.orders.unstopped.contains(&backend.id),
+            told_to_start: self.told_to_start(backend),
             is_starting: self.is_starting(backend),
             start_failure: self.start_failure(backend),
             condition: self.backend_warnings(backend).into_iter().next(),

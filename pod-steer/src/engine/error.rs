@@ -44,10 +44,25 @@ pub enum EngineError {
     TooMany(usize),
 }
 
+/// Why a container was not stopped or started.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Undone {
+    /// The error, and what to do.
+    pub message: String,
+    /// The engine has not answered.
+    pub is_without_answer: bool,
+}
+
 impl EngineError {
     /// True if the engine has answered, and only this answer cannot be used.
     pub fn is_of_one_answer(&self) -> bool {
         matches!(self, Self::TooLong { .. } | Self::Unreadable { .. })
+    }
+
+    /// True if the engine has not answered: it may be restarted just now, and is to be asked again.
+    pub fn is_without_answer(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Timeout(_) | Self::Broken(_))
     }
 
     /// True if the engine has answered that it does not do this.

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use docker::{answers, convert};
-pub use error::EngineError;
+pub use error::{EngineError, Undone};
 pub use images::ImageLabels;
 pub use reach::{is_there, name, owner, reach, unreachable};
 pub use values::{Change, Container, Happened, Sandbox, SandboxState, ends};
@@ -124,15 +124,19 @@ pub async fn follow(
 }
 
 /// Stops a container. `stop_ms` is its stop time-out, if that is known.
-pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), String> {
+pub async fn stop(engine: &str, id: &str, stop_ms: Option<i64>) -> Result<(), Undone> {
     let stop = Duration::from_millis(stop_ms.unwrap_or(0).unsigned_abs());
     let max = stop.saturating_add(ANSWER_MAX).max(STOP_REQUEST_MIN);
-    Docker::at(engine).stop(id, max).await.map_err(|error| reach::describe(engine, &error))
+    Docker::at(engine).stop(id, max).await.map_err(|error| undone(engine, &error))
 }
 
 /// Starts a container that does not run.
-pub async fn start(engine: &str, id: &str) -> Result<(), String> {
-    Docker::at(engine).start(id, START_MAX).await.map_err(|error| reach::describe(engine, &error))
+pub async fn start(engine: &str, id: &str) -> Result<(), Undone> {
+    Docker::at(engine).start(id, START_MAX).await.map_err(|error| undone(engine, &error))
+}
+
+fn undone(engine: &str, error: &EngineError) -> Undone {
+    Undone { message: reach::describe(engine, error), is_without_answer: error.is_without_answer() }
 }
 
 /// See [`Engine::cgroup_parents`].

@@ -47,9 +47,12 @@ fn with_devices(machine: &mut Command, image: &Path) {
         say::note(&format!("{KVM} cannot be opened: the processor is emulated, which is ten times slower"));
     }
     let drive = format!("if=virtio,format=raw,snapshot=on,file={}", image.display());
-    machine
-        .args(["-accel", if is_native { "kvm" } else { "tcg" }, "-m", "2048", "-drive", &drive])
-        .args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
+    machine.args(["-accel", if is_native { "kvm" } else { "tcg" }, "-m", "2048", "-drive", &drive]).args([
+        "-netdev",
+        "user,id=net",
+        "-device",
+        "virtio-net-pci,netdev=net,romfile=",
+    ]);
 }
 
 /// Its console is this terminal.

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Recreation, change, held, is_up, of_others, start, stop, unserved};
+use super::{
+    Recreation, change, held, names, of_others,
+    start::{of_version, start, unserved},
+    stop::stop,
+};
 use crate::{
     ids::BackendId,
     rollout::{
@@ -28,9 +32,7 @@ pub(super) fn go_back(
 ) -> Progress {
     let Some(recreation) = operation.recreation.clone() else { return Progress::default() };
     change(operation, now, |recreation| recreation.reason = Some(reason));
-    let of_version = |backend: &BackendView| backend.version == recreation.version && is_up(backend);
-    let new = view.backends.iter().filter(|(_, backend)| of_version(backend)).map(|(id, _)| id);
-    let new: BTreeSet<BackendId> = new.chain(&recreation.new).cloned().collect();
+    let new: BTreeSet<BackendId> = of_version(view, &recreation).union(&recreation.new).cloned().collect();
     match operation.phase.clone() {
         // Nothing has been stopped.
         Phase::Draining { .. } => serve_again(operation, view, decision, now),
@@ -68,9 +70,13 @@ pub(super) fn started_again(
         .filter(|(_, one)| one.can_start)
         .collect();
     let is_back = |(id, backend): &(&BackendId, &BackendView)| can_serve(view, id) && backend.steered;
+    let is_hopeless =
+        |(id, backend): &(&BackendId, &BackendView)| backend.start_failure.is_some() || recreation.idle.contains(*id);
+    let is_alone = of_version(view, recreation).is_empty();
     let is_served = unserved(recreation, view, |version| version != recreation.version).is_none();
     let any = of_others(view, &recreation.version).any(|(id, _)| can_serve(view, id));
-    if any && is_served && startable.iter().all(is_back) && view.without_heir.is_none() {
+    let are_settled = startable.iter().all(|one| is_back(one) || is_hopeless(one));
+    if any && is_alone && is_served && are_settled && view.without_heir.is_none() {
         return serve_again(operation, view, decision, now);
     }
     let failed: Vec<String> =
@@ -94,7 +100,13 @@ pub(super) fn started_again(
 fn serve_again(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
     let Some(recreation) = operation.recreation.clone() else { return Progress::default() };
     let service = &operation.service;
-    let message = format!("{}; {service} is as it was before; {}", because(&recreation), held(&recreation, view, now));
+    let mut message =
+        format!("{}; {service} is as it was before; {}", because(&recreation), held(&recreation, view, now));
+    let new = of_version(view, &recreation);
+    if !new.is_empty() && matches!(operation.phase, Phase::Starting { .. }) {
+        let names = names(new.iter().filter_map(|id| view.backends.get(id)));
+        message.push_str(&format!("; {names} of {} did not stop, and runs beside it", recreation.version));
+    }
     finish_back(operation, decision, now, message)
 }
 

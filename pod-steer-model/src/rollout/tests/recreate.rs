@@ -1,5 +1,7 @@
 //! Deploys of applications that must never run twice.
 
+mod faults;
+
 use std::sync::Arc;
 
 use super::*;

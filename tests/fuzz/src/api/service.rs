@@ -124,6 +124,8 @@ impl Service {
                 can_stop: true,
                 stop_ms: Some(12_000),
                 can_start: matches!(backend.kind, Kind::Container { .. }),
+                stop_unanswered: false,
+                told_to_start: false,
                 is_starting: false,
                 start_failure: None,
                 condition: None,
