@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use pod_steer_ebpf::{WAY_HOLD, slot_backend};
+use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, WAY_HOLD, slot_backend};
 
 use super::{Backend, Socket, Sockets, World, score::Bound, serving::would_serve};
 use crate::{
@@ -51,6 +51,12 @@ impl From<&Socket> for Form {
     }
 }
 
+impl Form {
+    fn bound(&self) -> Bound {
+        Bound { ip: self.ip, v6only: Some(self.v6only), ifindex: self.ifindex }
+    }
+}
+
 /// A group of listeners of a service, as far as a hold is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
@@ -72,13 +78,14 @@ impl World {
             .iter()
             .filter(|(cookie, socket)| own.contains_key(&socket.backend) && !refused.contains_key(cookie))
             .collect();
-        let mut served: BTreeSet<Port> = BTreeSet::new();
-        // Those that serve without others do so only where these do not listen.
+        // Those that serve without others do so only for the rules for which these do not listen.
         for serving in would_serve(self, &Sockets::new(sockets.iter().copied()), service) {
+            let before = groups.clone();
             for (_, socket) in sockets.iter().filter(|(_, socket)| serving.contains(&socket.backend)) {
                 let backend = own[&socket.backend];
-                let fronts = &fronts_of(backend, socket.port) - &served;
-                if fronts.is_empty() {
+                let mut fronts = fronts_of(backend, socket.port);
+                fronts.retain(|front| serves_more(socket, *front, &before));
+                if fronts.is_empty() || backend.spec.weight == 0 {
                     continue;
                 }
                 let refused = refusal(backend, socket, own_uid);
@@ -89,7 +96,6 @@ impl World {
                 // One server whose group we can join is enough.
                 group.refused = group.refused.take().and(refused);
             }
-            served = groups.values().flat_map(|group| group.fronts.iter().copied()).collect();
         }
         groups
     }
@@ -169,6 +175,20 @@ impl World {
     }
 }
 
+/// Whether a socket takes clients of a port that none of these groups takes. Rules tell them apart, by their namespace, address, family and
+/// device.
+fn serves_more(socket: &Socket, front: Port, groups: &BTreeMap<Form, Group>) -> bool {
+    let &Socket { netns_cookie, ifindex, .. } = socket;
+    [FAMILY_V4, FAMILY_V6].into_iter().any(|family| {
+        let Some(addr) = Bound::from(socket).surely().address(family) else { return false };
+        let key = RuleKey { netns_cookie, addr, port: front, family, ifindex };
+        let takes = |(form, group): (&Form, &Group)| {
+            form.netns_cookie == netns_cookie && group.fronts.contains(&front) && form.bound().score(&key).is_some()
+        };
+        !groups.iter().any(takes)
+    })
+}
+
 /// The ports that clients of a backend come to if they are served on this one.
 fn fronts_of(backend: &Backend, target: Port) -> BTreeSet<Port> {
     let maps = backend.spec.ports.iter().filter(|map| map.target_port() == target);
@@ -195,7 +215,7 @@ fn refusal(backend: &Backend, socket: &Socket, own_uid: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use pod_steer_ebpf::{FALLBACK_REFUSE, FAMILY_V4, FAMILY_V6, NONE};
+    use pod_steer_ebpf::{FALLBACK_REFUSE, NONE};
 
     use super::*;
     use crate::{
@@ -297,12 +317,35 @@ mod tests {
         let forms = |world: &World| world.groups("web", 0).keys().map(|form| form.ip.to_string()).collect::<Vec<_>>();
         assert_eq!(forms(&world), ["::"]);
         world.decisions.insert("web".to_owned(), shares("v2"));
-        assert_eq!(forms(&world), ["0.0.0.0"]);
+        assert_eq!(forms(&world), ["0.0.0.0", "::"], "the other one serves IPv6 clients");
         // Without a share, the version serves where it is the only one.
         world.sockets.remove(&SocketCookie(101));
         assert_eq!(forms(&world), ["::"]);
         world.decisions.get_mut("web").unwrap().drained.insert(Part::Service);
         assert_eq!(forms(&world), [""; 0]);
+    }
+
+    #[test]
+    fn clients_of_another_family_address_or_namespace_are_held_where_they_are_served() {
+        let mut world = two_versions();
+        let forms = |world: &World| world.groups("web", 0).keys().map(|form| form.ip.to_string()).collect::<Vec<_>>();
+        world.decisions.insert("web".to_owned(), shares("v2"));
+        let other = |world: &mut World, other: Socket| {
+            world.sockets.insert(SocketCookie(100), Socket { backend: BackendIndex(0), ..other });
+        };
+        other(&mut world, socket(0, "127.0.0.2", 8080));
+        assert_eq!(forms(&world), ["0.0.0.0"], "its clients are served by the version with the share");
+        other(&mut world, Socket { v6only: Some(true), ..socket(0, "::", 8080) });
+        assert_eq!(forms(&world), ["0.0.0.0", "::"]);
+        other(&mut world, Socket { netns_cookie: NetnsCookie(HOST.cookie.0 + 1), ..socket(0, "0.0.0.0", 8080) });
+        assert_eq!(forms(&world).len(), 2);
+        // The version with the share listens at one address only.
+        world.sockets.insert(SocketCookie(101), socket(1, "127.0.0.2", 8080));
+        other(&mut world, socket(0, "0.0.0.0", 8080));
+        assert_eq!(forms(&world), ["0.0.0.0", "127.0.0.2"]);
+        // Backends of the weight 0 get no clients, whatever the share of their version.
+        world.backends.values_mut().filter(|one| one.spec.version == "v2").for_each(|one| one.spec.weight = 0);
+        assert_eq!(forms(&world), ["0.0.0.0"]);
     }
 
     #[test]
