@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Child,
     thread,
@@ -136,7 +137,13 @@ impl Control {
             }
             self.orders.holds.cgroups.insert(index, path);
             info!(%service, %index, listeners = sockets.len(), "clients are still held");
-            sockets.keys().for_each(|cookie| self.kernel.adopt_hold(*cookie));
+            for found in found.iter().filter(|found| sockets.contains_key(&found.cookie)) {
+                self.kernel.adopt_hold(found.cookie);
+                // The program of an earlier layout uses other maps, and no member of its group may be left to attach this one.
+                if let Err(error) = self.migration.attach(found.fd.as_fd()) {
+                    warn!(%service, %error, "held clients may be reset when their hold ends");
+                }
+            }
             self.has_hold(index, service, sockets);
         }
     }
