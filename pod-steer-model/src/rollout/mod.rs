@@ -76,6 +76,8 @@ pub struct BackendView {
     pub stop_ms: Option<i64>,
     /// Whether its engine can start it; false for a process.
     pub can_start: bool,
+    /// Whether its engine removes it when it ends.
+    pub is_transient: bool,
     /// Its engine was told to stop it, and could not be reached.
     pub stop_unanswered: bool,
     /// Its engine was told to start it, and could be reached.

@@ -33,6 +33,7 @@ fn view(backends: &[(&str, &str, State)]) -> View {
         can_stop: true,
         stop_ms: Some(12_000),
         can_start: true,
+        is_transient: false,
         stop_unanswered: false,
         told_to_start: false,
         is_starting: false,

@@ -144,6 +144,9 @@ pub struct Backend {
     /// Seconds that its engine gives it to stop, if it has a time-out of its own; negative for no limit.
     #[serde(default)]
     pub stop_timeout_s: Option<i64>,
+    /// Whether its engine removes it when it ends (`--rm`), so that it can never be started again.
+    #[serde(default)]
+    pub is_transient: bool,
     /// If it was told to stop: when its stop time-out ends, in milliseconds since the machine booted.
     #[serde(default)]
     pub stop_by_ms: Option<i64>,
@@ -222,6 +225,7 @@ impl Backend {
             unreached: None,
             stop_signal: None,
             stop_timeout_s: None,
+            is_transient: false,
             stop_by_ms: None,
             process: None,
             exec_cgroup: None,

@@ -142,6 +142,7 @@ impl Control {
         backend.network = container.network;
         backend.stop_signal = container.stop_signal;
         backend.stop_timeout_s = container.stop_timeout_s;
+        backend.is_transient = container.is_transient;
         if container.phase_is_current {
             if let Some(start) = self.orders.starts.get_mut(&*container.id) {
                 start.was_described();

@@ -29,7 +29,9 @@ impl Control {
             has_served: self.has_served(backend),
             can_stop: !matches!(backend.kind, Kind::Registered { .. }),
             stop_ms: backend.stop_ms(),
-            can_start: matches!(backend.kind, Kind::Container { .. }),
+            can_start: matches!(backend.kind, Kind::Container { .. })
+                && (!backend.is_transient || backend.phase == crate::world::Phase::Created),
+            is_transient: backend.is_transient,
             stop_unanswered: self.orders.unstopped.contains(&backend.id),
             told_to_start: self.told_to_start(backend),
             is_starting: self.is_starting(backend),

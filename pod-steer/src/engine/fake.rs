@@ -81,6 +81,7 @@ pub fn container(id: &str) -> Container {
         cgroup_parent: String::new(),
         stop_signal: None,
         stop_timeout_s: None,
+        is_transient: false,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Container {
     pub stop_signal: Option<i32>,
     /// Its stop time-out in seconds, if it has one; negative for no limit.
     pub stop_timeout_s: Option<i64>,
+    /// Whether its engine removes it when it ends (`--rm`).
+    pub is_transient: bool,
 }
 
 /// A container whose network namespace others share.

@@ -35,6 +35,15 @@ pub(in crate::rollout) fn check(view: &View, decision: &Decision, order: &Deploy
             "{fixed} of {service} was not started by pod-steer or an engine, so it cannot be told to stop"
         ));
     }
+    let removed =
+        names(view.backends.values().filter(|one| one.is_transient && (is_up(one) || one.version == *version)));
+    // Without a container to start, the operator starts each version.
+    if !removed.is_empty() && of_version().any(|backend| backend.can_start) {
+        return refuse(format!(
+            "{removed} of {service} is removed by its engine when it ends (--rm), so it could not be started again if {version} failed, \
+             or later: create it without --rm, or stop and start the versions yourself during a pause: pod-steer pause {service}"
+        ));
+    }
     let wanted = wanted(view, order) as usize;
     let stopped: Vec<&BackendView> = of_version().filter(|backend| backend.can_start).collect();
     if stopped.is_empty() {

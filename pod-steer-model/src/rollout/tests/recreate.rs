@@ -270,6 +270,15 @@ fn what_cannot_be_recreated_is_refused() {
     // One that the operator starts.
     let exec = recreate(|order| (order.version, order.backends) = ("v3".to_owned(), Some(1)));
     assert!(check(&exec, &many, &["web"], &Decision::default(), None, None).is_ok());
+    // Its engine would remove what is to be put back.
+    for id in ["a", "b"] {
+        let mut transient = created();
+        transient.backends.get_mut(id).unwrap().is_transient = true;
+        assert!(said(&transient, recreate(|_| {})).contains("(--rm)"), "{id}");
+    }
+    let mut own = many.clone();
+    own.backends.get_mut("a").unwrap().is_transient = true;
+    assert!(check(&exec, &own, &["web"], &Decision::default(), None, None).is_ok(), "the operator starts both");
     many.backends.get_mut("a").unwrap().can_stop = false;
     assert!(said(&many, exec).contains("cannot be told to stop"));
     // A rollback afterwards would run both.

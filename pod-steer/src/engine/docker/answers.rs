@@ -65,6 +65,7 @@ pub struct CheckResult {
 pub struct HostConfig {
     pub network_mode: Option<String>,
     pub cgroup_parent: Option<String>,
+    pub auto_remove: Option<bool>,
 }
 
 /// `GET /images/NAME/json`

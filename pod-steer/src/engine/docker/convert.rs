@@ -114,6 +114,7 @@ fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, c
         cgroup_parent: String::new(),
         stop_signal: None,
         stop_timeout_s: None,
+        is_transient: false,
     }
 }
 
@@ -161,6 +162,7 @@ pub fn container(engine: &str, details: Details) -> Option<Container> {
         cgroup_parent: host.cgroup_parent.unwrap_or_default(),
         stop_signal: config.stop_signal.as_deref().and_then(signal),
         stop_timeout_s: config.stop_timeout,
+        is_transient: host.auto_remove.unwrap_or_default(),
         id,
     })
 }

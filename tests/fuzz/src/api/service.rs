@@ -124,6 +124,7 @@ impl Service {
                 can_stop: true,
                 stop_ms: Some(12_000),
                 can_start: matches!(backend.kind, Kind::Container { .. }),
+                is_transient: false,
                 stop_unanswered: false,
                 told_to_start: false,
                 is_starting: false,
