@@ -21,7 +21,7 @@ use super::{
     BackendView, Decision, DeployOrder, Operation, Outcome, Phase, View,
     deploy::take_over,
     drain,
-    step::{Effect, Progress, can_serve, decide, end},
+    step::{Progress, can_serve, decide, end},
     words,
 };
 use crate::{
