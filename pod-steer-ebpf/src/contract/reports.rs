@@ -104,6 +104,8 @@ pub const NOTE_TOTALS: u32 = 3;
 pub const NOTE_SERVICE_TOTALS: u32 = 4;
 /// A note of what the daemon has counted for a backend.
 pub const NOTE_BACKEND_TOTALS: u32 = 5;
+/// A note of the ports of a hold, by the index of its process.
+pub const NOTE_HOLD: u32 = 6;
 
 /// A connection that changed its backend before it was accepted.
 #[repr(C)]

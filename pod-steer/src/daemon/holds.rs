@@ -60,12 +60,14 @@ impl Control {
     fn lead_to_holds(&mut self, service: &str) {
         let fronts = self.world.fronts(service);
         let mut has_more = false;
-        for hold in self.world.holds.values_mut().filter(|hold| hold.service == service) {
+        for (index, hold) in self.world.holds.iter_mut().filter(|(_, hold)| hold.service == service) {
+            let before = hold.fronts.clone();
             for (target, ports) in &fronts {
-                let known = hold.fronts.entry(*target).or_default();
-                let before = known.len();
-                known.extend(ports);
-                has_more |= known.len() > before;
+                hold.fronts.entry(*target).or_default().extend(ports);
+            }
+            if hold.fronts != before {
+                has_more = true;
+                self.store.put_hold(*index, &hold.maps());
             }
         }
         if has_more {
@@ -115,17 +117,24 @@ impl Control {
             registered.map_err(|e| crate::chain(&e))?;
             sockets.insert(found.cookie, socket_of(index, &found));
         }
+        self.store.remove_hold(index);
         self.has_hold(index, service, sockets);
         Ok(())
     }
 
     fn has_hold(&mut self, index: BackendIndex, service: &str, sockets: BTreeMap<SocketCookie, Socket>) {
-        let fronts = self.world.fronts(service);
+        // An earlier daemon may have known backends that are gone.
+        let mut fronts = Hold::fronts_of(&self.store.hold(index));
+        for (target, ports) in self.world.fronts(service) {
+            fronts.entry(target).or_default().extend(ports);
+        }
         let ports = fronts.iter().flat_map(|(target, fronts)| fronts.iter().chain([target])).copied().collect();
         let opened = self.orders.holds.opened.entry(service.to_owned()).or_default();
         opened.extend(sockets.values().map(Form::from));
         self.world.lingering.insert(index, Lingering { service: service.to_owned(), ports });
-        self.world.holds.insert(index, Hold { service: service.to_owned(), sockets, fronts });
+        let hold = Hold { service: service.to_owned(), sockets, fronts };
+        self.store.put_hold(index, &hold.maps());
+        self.world.holds.insert(index, hold);
         if let Some(path) = self.orders.holds.cgroups.get(&index).cloned() {
             self.cgroups.watch_empty(&path);
         }

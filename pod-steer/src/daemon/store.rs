@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pod_steer_ebpf::{NOTE_BACKEND, NOTE_BACKEND_TOTALS, NOTE_SERVICE, NOTE_SERVICE_TOTALS};
+use pod_steer_ebpf::{NOTE_BACKEND, NOTE_BACKEND_TOTALS, NOTE_HOLD, NOTE_SERVICE, NOTE_SERVICE_TOTALS};
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
@@ -18,6 +18,7 @@ use crate::{
     clock::Stored,
     ids::{BackendId, BackendIndex, ServiceIndex},
     kernel::Notes,
+    ports::PortMap,
     world::Backend,
 };
 
@@ -219,6 +220,26 @@ impl Store {
     /// What was counted, by index.
     pub fn totals(&self, kind: u32) -> BTreeMap<u32, Vec<u8>> {
         self.copies.borrow().notes.as_ref().map(|notes| notes.read(kind)).unwrap_or_default()
+    }
+
+    /// Remembers the ports of a hold.
+    pub fn put_hold(&self, index: BackendIndex, ports: &[PortMap]) {
+        if let Ok(text) = serde_json::to_vec(ports) {
+            self.copies.borrow_mut().write(NOTE_HOLD, index.0, &text);
+        }
+    }
+
+    /// The ports of a hold; none if they are not known.
+    pub fn hold(&self, index: BackendIndex) -> Vec<PortMap> {
+        let text = self.totals(NOTE_HOLD).remove(&index.0);
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Forgets the ports of a hold.
+    pub fn remove_hold(&self, index: BackendIndex) {
+        if let Some(notes) = &mut self.copies.borrow_mut().notes {
+            notes.remove(NOTE_HOLD, index.0);
+        }
     }
 
     /// A reader sees the old file or the new one, whole.

@@ -80,6 +80,7 @@ impl Control {
         if !self.world.holds.values().any(|other| other.service == hold.service) {
             self.orders.holds.failed.remove(&hold.service);
         }
+        self.store.remove_hold(index);
         self.indices.free(index);
         self.touch_service(&hold.service);
     }
