@@ -7,24 +7,25 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
-use pod_steer_ebpf::{
-    self as contract, Candidate, CandidateKey, FAMILY_V4, FAMILY_V6, FORWARDED_WORDS, Link, Network, forwarded_place,
-};
+use pod_steer_ebpf::{self as contract, Candidate, CandidateKey, FAMILY_V4, FAMILY_V6, Link, Network};
 
-use super::{Kernel, KernelError, Result, attach::names, bpf, kept::Kept, object};
+use super::{
+    Kernel, KernelError, Result,
+    attach::names,
+    bpf,
+    kept::Kept,
+    marked::{EarlierPorts, PORTS_KEPT, bits_of, ports_of},
+    object,
+};
 use crate::{
     ids::{BackendIndex, NetnsCookie, ServiceIndex},
     world::Destination,
 };
-
-/// The ports of a destination that was removed, and those that an earlier daemon has marked, stay marked for so long at least, and while
-/// connections use them.
-const PORTS_KEPT: Duration = Duration::from_secs(60);
 
 /// The directory of what only forwarding needs: its maps, and the links of devices.
 pub(super) const FORWARD: &str = "forward";
@@ -187,42 +188,6 @@ impl Destinations {
     }
 }
 
-/// The ports that clients of a destination come to, and, with `true`, those that their packets go to.
-fn ports_of(destination: &Destination) -> impl Iterator<Item = (u16, bool)> {
-    let fronts = destination.ports.keys().map(|port| (*port, false));
-    fronts.chain(destination.ports.values().flatten().map(|port| (*port, true)))
-}
-
-/// The bits of ports: those that clients come to, and, with `true`, those that forwarded packets go to.
-fn bits_of(ports: impl IntoIterator<Item = (u16, bool)>) -> Vec<u64> {
-    let mut bits = vec![0; FORWARDED_WORDS as usize];
-    for (port, is_target) in ports {
-        let (word, bit) = forwarded_place(port, is_target);
-        bits[word as usize] |= 1 << bit;
-    }
-    bits
-}
-
-/// The ports that were marked when this daemon began. It does not know which connections are behind those of a listener that has closed, or
-/// of a destination that is gone.
-struct EarlierPorts {
-    bits: Vec<u64>,
-    found: Instant,
-}
-
-impl EarlierPorts {
-    /// Of all ports, connections use these ones now. False when no other port is left that only an earlier daemon has marked.
-    fn use_only(&mut self, in_use: &BTreeSet<(u16, bool)>, now: Instant) -> bool {
-        if now.saturating_duration_since(self.found) < PORTS_KEPT {
-            return true;
-        }
-        for (bits, in_use) in self.bits.iter_mut().zip(bits_of(in_use.iter().copied())) {
-            *bits &= in_use;
-        }
-        self.bits.iter().any(|bits| *bits != 0)
-    }
-}
-
 /// For each service and port that clients come to: the backends that may have their connections, and how many there are.
 fn candidates(
     planned: &BTreeMap<BackendIndex, Destination>,
@@ -337,19 +302,6 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_of_an_earlier_daemon_stay_marked_while_connections_use_them() {
-        let found = Instant::now();
-        let mut earlier = EarlierPorts { bits: bits_of([(80, false), (8080, true), (45_000, true)]), found };
-        let after = |s| found + Duration::from_secs(s);
-        assert!(earlier.use_only(&BTreeSet::new(), after(59)));
-        assert_eq!(earlier.bits, bits_of([(80, false), (8080, true), (45_000, true)]), "a container may be on its way");
-        assert!(earlier.use_only(&BTreeSet::from([(80, false), (45_000, true), (9000, true)]), after(60)));
-        assert_eq!(earlier.bits, bits_of([(80, false), (45_000, true)]), "port 9000 is not one of its");
-        assert!(!earlier.use_only(&BTreeSet::from([(80, true), (9000, true)]), after(90)));
-        assert_eq!(earlier.bits, bits_of([]));
-    }
 
     #[test]
     fn rewritten_ports_are_above_those_that_the_kernel_gives_to_programs() {

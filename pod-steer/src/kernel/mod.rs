@@ -36,6 +36,7 @@ mod kept;
 mod layouts;
 pub mod limits;
 mod lock;
+mod marked;
 mod members;
 mod migrate;
 mod migration;
