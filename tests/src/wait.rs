@@ -17,14 +17,19 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
 }
 
 /// As [`until`]; an error ends the wait at once.
-pub fn until_ok<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + STUCK;
+pub fn until_ok<T>(what: &str, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(STUCK, what, ask)
+}
+
+/// The same for a state that takes many commands, each of which takes seconds on a busy machine.
+pub fn until_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
         if Instant::now() > deadline {
-            bail!("waited {STUCK:?} for {what}");
+            bail!("waited {limit:?} for {what}");
         }
         thread::sleep(STEP);
     }

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     compose::{Compose, Project, said, serves, web},
     image::Image,
@@ -140,16 +140,18 @@ fn an_interrupt_puts_back_and_a_kill_is_mended_by_the_next_run() -> Result<()> {
     project.write(&web("pod-steer.version: v2, pod-steer.ports: '80:8080'", silent, ""))?;
     for (signal, left) in [(Signal::INT, 2), (Signal::KILL, 3)] {
         let mut up = project.up_command(&[])?;
-        let mut up = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let up = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         // It is started when the deploy has begun.
         let count = |words: &[&str]| Ok((project.docker(words)?.lines().count() == 3).then_some(()));
-        let began = wait::until_ok("the new container", || count(&["ps", "--all", "--quiet"]))
-            .and_then(|()| wait::until_ok("the new container to run", || count(&["ps", "--quiet"])));
+        // Before that, Compose 1 is asked nine times.
+        let limit = 4 * wait::STUCK;
+        let began = wait::until_within(limit, "the new container", || count(&["ps", "--all", "--quiet"]))
+            .and_then(|()| wait::until_within(limit, "the new container to run", || count(&["ps", "--quiet"])));
         std::thread::sleep(Duration::from_millis(1_500));
         kill_process(Pid::from_child(&up), signal)?;
-        let done = up.wait()?;
-        began?;
-        ensure!(done.code() == if signal == Signal::INT { Some(130) } else { None }, "{done:?}");
+        let done = up.wait_with_output()?;
+        began.with_context(|| format!("{signal:?}: {done:?}"))?;
+        ensure!(done.status.code() == if signal == Signal::INT { Some(130) } else { None }, "{done:?}");
         ensure!(project.containers()?.len() == left, "{signal:?}: {:?}", project.containers()?);
     }
     // What the killed one left runs and gets no traffic.
