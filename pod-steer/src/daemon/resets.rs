@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{Event, control::Control, ledger::Change};
 use crate::{
     connections::{self, Question},
-    rollout,
+    rollout::{self, Operation},
 };
 
 /// Pause between two attempts: a server may accept another connection from its queue meanwhile.
@@ -20,6 +20,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The resets of services and their operations: when the next one may begin; nothing while one is under way.
 #[derive(Default)]
 pub(super) struct Resets(BTreeMap<(String, u64), Option<Instant>>);
+
+impl Resets {
+    /// Whether an attempt is under way. How many connections it has reset is known when it ends, later than that none is left.
+    pub fn is_under_way(&self, operation: &Operation) -> bool {
+        // Only an operation that resets has an entry.
+        !self.0.is_empty() && self.0.get(&(operation.service.clone(), operation.id)).is_some_and(Option::is_none)
+    }
+}
 
 /// The number of connections that were reset, and the first failure.
 pub type Reset = (u64, Option<String>);

@@ -54,6 +54,9 @@ impl Control {
             return false;
         }
         let Some(operation) = self.orders.operations.get(service) else { return false };
+        if self.orders.resets.is_under_way(operation) {
+            return false;
+        }
         let mut next = operation.clone();
         let (view, decision) = (self.view(service), self.decision(service));
         let progress = rollout::step(&mut next, &view, &decision, now());
