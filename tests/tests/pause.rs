@@ -85,8 +85,12 @@ fn holders(stage: &Stage) -> Vec<i32> {
 
 /// The one process that holds the listener.
 fn holder(stage: &Stage) -> Result<i32> {
-    let pid = wait::until("one holder", || <[i32; 1]>::try_from(holders(stage)).ok())?[0];
-    let command = fs::read(format!("/proc/{pid}/cmdline"))?;
+    // The kernel tells of a new program before it tells of its arguments.
+    let (pid, command) = wait::until("one holder", || {
+        let [pid] = <[i32; 1]>::try_from(holders(stage)).ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (!command.is_empty()).then_some((pid, command))
+    })?;
     ensure!(command.ends_with(b"hold-pause\0"), "pid {pid}: {}", String::from_utf8_lossy(&command));
     Ok(pid)
 }
