@@ -1,5 +1,4 @@
-//! Functions of private modules for the fuzz targets in `tests/fuzz`: each parses untrusted bytes or values, without I/O. With the feature
-//! `fuzzing` only.
+//! Functions of private modules for the fuzz targets in `tests/fuzz`: each parses untrusted bytes or values, without I/O.
 
 use pod_steer_ebpf::{Event, SocketInfo};
 

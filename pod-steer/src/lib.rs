@@ -21,7 +21,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod engine;
 pub mod firewall;
-#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzzing;
 pub mod health;
 pub mod holders;

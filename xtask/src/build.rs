@@ -51,7 +51,7 @@ pub fn named_server() -> Result<PathBuf> {
 
 /// Builds the programs of the tests beside this one, where their fixtures look for them.
 pub fn test_programs() -> Result<()> {
-    run(cargo().args(["build", "--package", "pod-steer-tests", "--bins"]))
+    run(cargo().args(["build", "--workspace", "--exclude", "xtask", "--bins"]))
 }
 
 /// The same for another architecture, linked with musl.
@@ -91,7 +91,8 @@ pub fn static_programs(programs: &[(&str, &str)]) -> Result<PathBuf> {
 /// Builds the program `bench`, and beside it the programs of the tests that it starts.
 pub fn bench(release: bool) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--package", "bench", "--package", "pod-steer-tests", "--bins"]);
+    // This program itself runs.
+    build.args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
     if release {
         build.arg("--release");
     }

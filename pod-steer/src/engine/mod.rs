@@ -19,7 +19,6 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-#[cfg(feature = "fuzzing")]
 pub(crate) use docker::{answers, convert};
 pub use error::{EngineError, Undone};
 pub use images::ImageLabels;

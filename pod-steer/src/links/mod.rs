@@ -44,7 +44,6 @@ pub fn look(ns: &File, cookie: NetnsCookie) -> io::Result<Result<Bridge, Unreach
 }
 
 /// The same from parts of answers, for the fuzz target.
-#[cfg(feature = "fuzzing")]
 pub(crate) fn conclude(inside: &[u8], outside: &[u8]) -> Option<Result<Bridge, Unreached>> {
     use crate::netlink::read_part;
     use message::Message;

@@ -15,7 +15,6 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{paths, say};
-pub use program::ensure_compiler;
 use run::Run;
 use scratch::Scratch;
 

@@ -18,7 +18,7 @@ const FLAGS: [&str; 5] = [
 ];
 
 /// Installs a C++ compiler if there is none: libFuzzer is written in C++.
-pub fn ensure_compiler() -> Result<()> {
+fn ensure_compiler() -> Result<()> {
     if which("c++").is_some() { Ok(()) } else { debian::ensure(&["g++"]) }
 }
 
@@ -32,7 +32,7 @@ pub fn build() -> Result<PathBuf> {
         say::note("building pod-steer and its dependencies with coverage counters, into target/fuzz: once");
     }
     run(cargo()
-        .args(["build", "--package", "pod-steer-fuzz", "--features", "libfuzzer", "--profile", "fuzz"])
+        .args(["build", "--package", "pod-steer-fuzz", "--features", "linked", "--profile", "fuzz"])
         // With `--target`, even the host's own, the flags do not reach build scripts and procedural macros.
         .args(["--target", &host, "--target-dir"])
         .arg(&target)

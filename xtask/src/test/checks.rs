@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::tidy;
 use crate::cmd::{cargo, command, output, run};
-use crate::{fuzz, paths, say, setup};
+use crate::{paths, say, setup};
 
 /// One check; an error is its failure.
 pub struct Check {
@@ -35,10 +35,8 @@ fn format() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    fuzz::ensure_compiler()?;
-    let fuzzer = ["--package", "pod-steer-fuzz", "--features", "libfuzzer", "--bins"];
-    run(cargo().arg("clippy").args(fuzzer).args(["--", "-D", "warnings"]))
+    let all = ["--workspace", "--all-targets", "--features", "pod-steer-fuzz/libfuzzer"];
+    run(cargo().arg("clippy").args(all).args(["--", "-D", "warnings"]))
 }
 
 fn clippy_of_the_kernel_side() -> Result<()> {

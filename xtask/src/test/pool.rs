@@ -52,7 +52,8 @@ pub fn usual_count() -> usize {
 /// Builds these files (`*` is all) and lists their tests; with filters, those whose file and name, as in `forward::a_test`, contain one.
 pub fn list(files: &[&str], filters: &[String]) -> Result<Vec<Test>> {
     let mut build = cargo();
-    build.args(["test", "--package", "pod-steer-tests", "--no-run", "--message-format", "json-render-diagnostics"]);
+    // Of the workspace, so that crates have the features with which the unit tests were built.
+    build.args(["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
     build.args(files.iter().flat_map(|file| ["--test", file])).stderr(Stdio::inherit());
     let mut tests = Vec::new();
     for (file, program) in output(&mut build)?.lines().filter_map(program_of) {
