@@ -18,7 +18,7 @@ use crate::{
     load::{Load, Running},
     process::{output, run},
     rollouts::{clients, none_lost},
-    tools,
+    scale, tools,
 };
 
 /// Clients come to port 80 of the host.
@@ -34,19 +34,15 @@ pub enum Compose {
 }
 
 impl Compose {
-    /// The first one, or the plugin that `POD_STEER_TESTS_COMPOSE` names.
+    /// The second one. In `cargo xtask soak` the first one, each command of which takes a second of a processor.
     pub fn usual() -> Self {
-        env::var_os("POD_STEER_TESTS_COMPOSE").map_or(Self::One, |plugin| Self::Two(plugin.into()))
+        scale::of(Self::two(), Self::One)
     }
 
     /// The plugin that `POD_STEER_TESTS_COMPOSE` names, or the one that `cargo xtask test` unpacks.
     pub fn two() -> Self {
-        match Self::usual() {
-            Self::One => {
-                Self::Two(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/compose/docker-compose"))
-            }
-            named => named,
-        }
+        let unpacked = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/compose/docker-compose");
+        Self::Two(env::var_os("POD_STEER_TESTS_COMPOSE").map_or_else(unpacked, PathBuf::from))
     }
 
     /// Whether tests with it can run.

@@ -143,7 +143,7 @@ fn an_interrupt_puts_back_and_a_kill_is_mended_by_the_next_run() -> Result<()> {
         let up = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         // It is started when the deploy has begun.
         let count = |words: &[&str]| Ok((project.docker(words)?.lines().count() == 3).then_some(()));
-        // Before that, Compose 1 is asked nine times.
+        // Before that, Compose is asked nine times.
         let limit = 4 * wait::STUCK;
         let began = wait::until_within(limit, "the new container", || count(&["ps", "--all", "--quiet"]))
             .and_then(|()| wait::until_within(limit, "the new container to run", || count(&["ps", "--quiet"])));
@@ -166,8 +166,8 @@ fn an_interrupt_puts_back_and_a_kill_is_mended_by_the_next_run() -> Result<()> {
 /// Compose starts a service that `up` has replaced no second time.
 #[test]
 fn compose_finds_what_up_has_made() -> Result<()> {
-    require!(Compose::usual().is_there());
-    let project = Project::new(Compose::usual())?;
+    require!(Compose::One.is_there());
+    let project = Project::new(Compose::One)?;
     project.write_version("v1")?;
     project.up_done(&["web"])?;
     project.write_version("v2")?;

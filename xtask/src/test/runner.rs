@@ -34,8 +34,8 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
     start(programs, &["*"], false, filters, tally)
 }
 
-/// The files of the tests that have a larger size (`tests/src/scale.rs`).
-const LONG: [&str; 11] = [
+/// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
+const LONG: [&str; 13] = [
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -45,6 +45,8 @@ const LONG: [&str; 11] = [
     "forward_networks",
     "hold",
     "metrics",
+    "up",
+    "up_old",
     "up_projects",
     "up_repeated",
 ];
