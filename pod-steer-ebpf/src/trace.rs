@@ -75,7 +75,8 @@ static TRACED: RingBuf<Traced, { TRACED_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static TRACED_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// The report that is being made on each processor: the stack has no room for it. Both kinds of programs run with softirqs disabled.
+/// The report that is being made on each processor: the stack has no room for it. Packets are handled with softirqs disabled. An exact request of
+/// `sock_diag` is not: a packet that comes in the midst of it overwrites its report.
 #[btf_map]
 static REPORT: PerCpuArray<Traced, 1> = PerCpuArray::new();
 

@@ -26,7 +26,8 @@ use crate::{
     table::{Chooser, Visit},
 };
 
-/// A choice is kept for retransmissions of its SYN for so long. Linux repeats an unanswered SYN after one second, then after two more.
+/// A choice is kept for retransmissions of its SYN for so long. Linux repeats an unanswered SYN after one second, then after two more; since
+/// 6.5 each second, four times (`net.ipv4.tcp_syn_linear_timeouts`).
 const RETRANSMITTED_NS: u64 = 4_000_000_000;
 
 /// Chooses for a SYN. Sets what its packets become and returns the service; [`NONE`] if they pass, [`REPEAT`] if this one is dropped.

@@ -16,6 +16,7 @@ mod pinned;
 mod run;
 mod sockets;
 mod status;
+mod steered;
 mod table;
 mod terminal;
 mod top;

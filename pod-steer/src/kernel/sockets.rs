@@ -185,7 +185,10 @@ impl Kernel {
         self.describe(cookie, info)?;
         self.adopt_hold(cookie);
         let written = self.listeners.insert(cookie.0, socket.as_raw_fd(), 0);
-        written.map_err(KernelError::add("add a socket to", "LISTENERS", SOCKETS_MAX))
+        written.map_err(KernelError::add("add a socket to", "LISTENERS", SOCKETS_MAX)).inspect_err(|_| {
+            self.forget_hold(cookie);
+            let _ = self.sockets.remove(&cookie.0);
+        })
     }
 
     /// An earlier daemon has registered this listener, which holds clients.

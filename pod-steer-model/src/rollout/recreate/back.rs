@@ -81,13 +81,18 @@ pub(super) fn started_again(
     }
     let failed: Vec<String> =
         startable.iter().filter_map(|(_, one)| Some(format!("{} {}", one.name, one.start_failure.as_ref()?))).collect();
-    if now.ms < deadline_ms && (failed.is_empty() || failed.len() < startable.len()) {
+    let is_gone = recreation.old.iter().all(|id| !view.backends.contains_key(id));
+    if now.ms < deadline_ms && !is_gone && (failed.is_empty() || failed.len() < startable.len()) {
         return Progress::default();
     }
     if any {
         return serve_again(operation, view, decision, now);
     }
-    let why = if failed.is_empty() { "it is not ready".to_owned() } else { failed.join(", ") };
+    let why = match (is_gone, failed.is_empty()) {
+        (true, _) => "it was removed".to_owned(),
+        (false, true) => "it is not ready".to_owned(),
+        (false, false) => failed.join(", "),
+    };
     let service = &operation.service;
     let message = format!(
         "{}; the old version could not be put back: {why}; nothing serves {service}: start a version, see pod-steer status {service}",

@@ -17,11 +17,9 @@ use super::{
     Failure, Outcome,
     args::explain::{ExplainArgs, Source, destination, source},
     print,
+    steered::{Steered, check_state},
 };
-use crate::{
-    kernel::{check_readable, dry_run},
-    netns::{self, Netns},
-};
+use crate::netns::Netns;
 use explainer::Explainer;
 #[cfg(test)]
 pub(super) use names::Backend;
@@ -37,22 +35,9 @@ type Asked = (Source, SocketAddr);
 pub(super) fn explain(args: &ExplainArgs) -> Outcome {
     let packets = packets(args).map_err(Failure::Input)?;
     let dir = &args.bpffs;
-    if !check_readable(dir).map_err(|error| Failure::Input(crate::chain(&error)))? {
-        return Err(Failure::Input(format!("nothing is steered: there is no kernel state below `{}`", dir.display())));
-    }
-    let path = args.namespace.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
-    let failed =
-        |error: io::Error| Failure::Input(format!("cannot enter the network namespace `{}`: {error}", path.display()));
-    let ns = File::open(path).map_err(failed)?;
-    let netns = netns::identify(&ns).map_err(failed)?;
-    if !dry_run::is_steered(dir, netns.cookie) {
-        return Err(Failure::Input(format!(
-            "nothing is steered in the network namespace `{}` ({netns}); choose another one with --namespace",
-            path.display()
-        )));
-    }
-    // The answers of the kernel are about the namespace of the thread that asks.
-    netns::run_in(&ns, netns.cookie, || Ok(explain_in(args, netns, &packets))).map_err(failed)?
+    check_state(dir)?;
+    let steered = Steered::open(dir, args.namespace.as_deref())?;
+    steered.run(|| Ok(explain_in(args, steered.netns, &packets)))?
 }
 
 fn explain_in(args: &ExplainArgs, netns: Netns, packets: &[Asked]) -> Outcome {

@@ -3,7 +3,6 @@
 mod decision;
 
 use std::{
-    fs::File,
     io,
     os::fd::AsFd as _,
     path::Path,
@@ -23,16 +22,17 @@ use super::{
     args::trace::TraceArgs,
     explain::Names,
     print,
+    steered::{Steered, check_state},
     terminal::{note, warn},
 };
 use crate::{
     clock,
     ids::{BackendIndex, NetnsCookie, ServiceIndex},
     kernel::{
-        KernelError, check_readable, dry_run,
+        KernelError,
         trace::{Tracer, Wanted, forwarding},
     },
-    links, netns,
+    links,
 };
 use decision::Decision;
 
@@ -48,26 +48,15 @@ const LISTED_MAX: usize = 20;
 /// Prints decisions until it is interrupted, has printed enough, or has no reader any more.
 pub(super) fn trace(args: &TraceArgs) -> Outcome {
     let dir = &args.bpffs;
-    if !check_readable(dir).map_err(unreadable)? {
-        return Err(Failure::Input(format!("nothing is steered: there is no kernel state below `{}`", dir.display())));
-    }
+    check_state(dir)?;
     let wanted = wanted(args, &Names::noted(dir).map_err(unreadable)?).map_err(Failure::Input)?;
-    let path = args.namespace.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
-    let failed =
-        |error: io::Error| Failure::Input(format!("cannot enter the network namespace `{}`: {error}", path.display()));
-    let ns = File::open(path).map_err(failed)?;
-    let netns = netns::identify(&ns).map_err(failed)?;
-    if !dry_run::is_steered(dir, netns.cookie) {
-        return Err(Failure::Input(format!(
-            "nothing is steered in the network namespace `{}` ({netns}); choose another one with --namespace",
-            path.display()
-        )));
-    }
-    let tracer = netns::run_in(&ns, netns.cookie, || {
+    let steered = Steered::open(dir, args.namespace.as_deref())?;
+    let netns = steered.netns;
+    let tracer = steered.run(|| {
         let devices = links::devices()?;
-        Ok(Tracer::attach(dir, &ns, netns.cookie, &devices, wanted))
-    });
-    let tracer = tracer.map_err(failed)?.map_err(|error| Failure::Failed(error.into()))?;
+        Ok(Tracer::attach(dir, &steered.ns, netns.cookie, &devices, wanted))
+    })?;
+    let tracer = tracer.map_err(|error| Failure::Failed(error.into()))?;
     begin(dir, netns.cookie);
     follow(args, tracer)
 }
@@ -91,7 +80,11 @@ fn follow(args: &TraceArgs, mut tracer: Tracer) -> Outcome {
         for _ in 0..left.min(BATCH_MAX) {
             let Some(traced) = tracer.take() else { break };
             if read.is_none_or(|read| read.elapsed() > NAMES_KEPT) {
-                names = Names::noted(&args.bpffs).map_err(unreadable)?;
+                names = match Names::noted(&args.bpffs) {
+                    // The state is unloaded.
+                    Err(_) if !tracer.is_behind() => return Err(no_longer()),
+                    noted => noted.map_err(unreadable)?,
+                };
                 read = Some(Instant::now());
             }
             let decision = Decision::new(&traced, &names, wall_ms(traced.time_ns));
@@ -114,9 +107,7 @@ fn follow(args: &TraceArgs, mut tracer: Tracer) -> Outcome {
         let is_idle = lines.is_empty();
         print(&lines)?;
         if is_idle && !tracer.is_behind() {
-            return Err(Failure::Failed(anyhow!(
-                "connections of this network namespace are no longer steered, or by another program than before; start it again"
-            )));
+            return Err(no_longer());
         }
         if left == 0 || is_idle && !wait(&tracer)? {
             return Ok(());
@@ -175,6 +166,12 @@ fn unknown<'a>(what: &str, wanted: &str, known: impl Iterator<Item = &'a String>
         (known, more) => format!("there are: {} and {more} more", known.join(", ")),
     };
     format!("there is no {what} `{wanted}`; {list}")
+}
+
+fn no_longer() -> Failure {
+    Failure::Failed(anyhow!(
+        "connections of this network namespace are no longer steered, or by another program than before; start it again"
+    ))
 }
 
 fn unreadable(error: KernelError) -> Failure {

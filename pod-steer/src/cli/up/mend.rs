@@ -52,21 +52,38 @@ impl Swap<'_> {
         }
     }
 
-    /// Starts old containers again that have stopped after a deploy, and undoes it once they can serve.
-    pub(super) async fn start_old_again(&self, steered: &str) {
+    /// Starts old containers again that have stopped after a deploy, and undoes it.
+    pub(super) async fn start_old_again(&self, deploy: &Operation) {
         self.start_old().await;
+        let steered = &deploy.service;
         let can_serve =
             |one: &Container, status: &Status| backend(status, &one.id).is_some_and(|(_, one)| one.state.could_serve());
         let began = Instant::now();
-        while began.elapsed() < AGAIN_MAX {
-            if let Ok(status) = self.status().await
-                && self.old.iter().any(|one| can_serve(one, &status))
-            {
-                let _ = give(self.socket(), steered, &Order::Rollback).await;
-                return;
+        loop {
+            if self.status().await.is_ok_and(|status| self.old.iter().any(|one| can_serve(one, &status))) {
+                break;
+            }
+            if began.elapsed() >= AGAIN_MAX {
+                warn(&format!(
+                    "{}: the old containers do not serve either: see `pod-steer status {steered}`",
+                    self.service
+                ));
+                break;
             }
             sleep(LOOK).await;
         }
+        if self.is_last(deploy).await {
+            let _ = give(self.socket(), steered, &Order::Rollback).await;
+        } else {
+            note(&format!("{steered}: not rolled back, since another order has come after this deploy"));
+        }
+    }
+
+    /// A rollback undoes the last order of a service: whether that is this one.
+    async fn is_last(&self, deploy: &Operation) -> bool {
+        let path = format!("/v1/history?service={}", client::encoded(&deploy.service));
+        let all = client::get::<Vec<Operation>>(self.socket(), &path).await;
+        all.is_ok_and(|all| all.iter().all(|one| one.id <= deploy.id))
     }
 
     async fn try_put_back(&mut self, new: &[Container]) -> anyhow::Result<()> {
@@ -92,13 +109,14 @@ impl Swap<'_> {
             give(self.socket(), steered, &Order::Drain(drain)).await.map_err(|_| anyhow!("it could not be drained"))?;
         }
         // A signal is why this is done: only a second one ends it.
-        self.wait_quiet(new, || Ok(())).await.map_err(|_| anyhow!("the daemon does not answer"))?;
+        let is_quiet = self.wait_quiet(new, || Ok(())).await.map_err(|_| anyhow!("the daemon does not answer"))?;
         containers::remove(&ids(new), true).await?;
         for (steered, part) in parts {
             // Its drain ends with it, or has ended.
             let _ = give(self.socket(), steered, &Order::Resume(part)).await;
         }
-        note(&format!("{}: {} removed; the others serve as before", self.service, names(new)));
+        let cut = if is_quiet { "" } else { ", with connections that were open when --drain-timeout was over" };
+        note(&format!("{}: {} removed{cut}; the others serve as before", self.service, names(new)));
         Ok(())
     }
 

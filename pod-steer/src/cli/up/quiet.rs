@@ -17,7 +17,7 @@ use crate::{
         orders::give,
         terminal::{note, print_if_read},
     },
-    rollout::{DrainOrder, Order, Outcome, PartOrder},
+    rollout::{DrainOrder, Operation, Order, Outcome, PartOrder},
     world::State,
 };
 
@@ -38,15 +38,15 @@ impl Swap<'_> {
         self.remove(unused).await
     }
 
-    /// Removes the old containers after a deploy. `steered` is the service that has the new ones. Those with connections stay.
-    pub(super) async fn retire(&mut self, steered: &str, version: &str) -> Ended {
+    /// Removes the old containers after a deploy. Those with connections stay.
+    pub(super) async fn retire(&mut self, deploy: &Operation, version: &str) -> Ended {
         // The new containers serve: they are removed only if they end.
         let new = std::mem::take(&mut self.new);
         self.keeps_old = false;
         let status = self.status().await?;
         let (known, unknown): (Vec<_>, Vec<_>) =
             self.old.iter().cloned().partition(|one| backend(&status, &one.id).is_some());
-        let is_here = |one: &Container| backend(&status, &one.id).is_some_and(|(of, _)| of.name == steered);
+        let is_here = |one: &Container| backend(&status, &one.id).is_some_and(|(of, _)| of.name == deploy.service);
         let (here, elsewhere): (Vec<_>, Vec<_>) = known.into_iter().partition(is_here);
         let is_busy = |one: &Container| backend(&status, &one.id).is_some_and(|(_, one)| one.live > 0);
         let (mut left, mut quiet): (Vec<_>, Vec<_>) = here.into_iter().partition(is_busy);
@@ -59,7 +59,7 @@ impl Swap<'_> {
         let serves = |one: &Container| backend(&status, &one.id).is_some_and(|(_, one)| one.share > 0.0);
         if !new.iter().any(serves) && !quiet.is_empty() {
             (self.new, self.keeps_old) = (new, true);
-            self.start_old_again(steered).await;
+            self.start_old_again(deploy).await;
             let (service, old) = (self.service, names(&quiet));
             return Err(anyhow!("no new container of {service} served any more when {old} had stopped").into());
         }

@@ -165,7 +165,7 @@ impl<'a> Swap<'a> {
         self.deploy = None;
         match conclude(&ended, OutputFormat::Text) {
             // If connections are left, they may be those of containers that are not this command's.
-            Ok(()) | Err(Failure::Said(3)) => self.retire(&steered, &version).await,
+            Ok(()) | Err(Failure::Said(3)) => self.retire(&ended, &version).await,
             failed => failed,
         }
     }
