@@ -100,6 +100,9 @@ enum Task {
         /// Switch off after the demo. Fails if something there has failed
         #[arg(long)]
         check: bool,
+        /// Have this machine's processor run it, ten times faster than it is emulated. Where guests of KVM do not start, nothing is printed
+        #[arg(long)]
+        kvm: bool,
     },
     /// The demo with programs that are built already
     #[command(hide = true)]
@@ -128,7 +131,7 @@ fn main() -> ExitCode {
         Task::NewerDocker => privilege::root_or_remedy().unwrap_or_else(newer_docker::newer_docker),
         Task::Quadlet => quadlet::quadlet(),
         Task::Package(package) => package::package(&package),
-        Task::Vm { check } => privilege::root_or_remedy().unwrap_or_else(|| vm::vm(check)),
+        Task::Vm { check, kvm } => privilege::root_or_remedy().unwrap_or_else(|| vm::vm(check, kvm)),
         Task::DemoWith(with) => demo::play_with(&with),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),

@@ -36,12 +36,8 @@ pub struct Inside {
     /// Directory of all files that the demo writes
     #[arg(long)]
     pub dir: PathBuf,
-    #[arg(long)]
-    pub pod_steer: PathBuf,
-    #[arg(long)]
-    pub named_server: PathBuf,
-    #[arg(long)]
-    pub docker: bool,
+    #[command(flatten)]
+    pub with: With,
 }
 
 /// The `demo` task.
@@ -78,7 +74,7 @@ pub fn play_with(With { pod_steer, named_server, docker }: &With) -> Result<Exit
 /// The task that `demo` starts inside the sandbox.
 pub fn inside(inside: &Inside) -> Result<ExitCode> {
     sandbox::settle()?;
-    say::heading(if inside.docker { "starting: a Docker engine, the daemon" } else { "starting: the daemon" });
+    say::heading(if inside.with.docker { "starting: a Docker engine, the daemon" } else { "starting: the daemon" });
     let mut stage = Stage::new(inside)?;
     let played = play(&mut stage);
     if played.is_err() {

@@ -49,11 +49,11 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(inside: &Inside) -> Result<Self> {
-        let docker = inside.docker.then(|| Docker::start(&inside.dir, &inside.named_server)).transpose()?;
+        let docker = inside.with.docker.then(|| Docker::start(&inside.dir, &inside.with.named_server)).transpose()?;
         Ok(Self {
             dir: inside.dir.clone(),
-            pod_steer: inside.pod_steer.clone(),
-            named_server: inside.named_server.clone(),
+            pod_steer: inside.with.pod_steer.clone(),
+            named_server: inside.with.named_server.clone(),
             docker,
             engine: None,
             ports: (PORT, (Ipv4Addr::UNSPECIFIED, PORT).into()),

@@ -15,7 +15,7 @@ use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, confined, greedy
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
-use crate::demo::{Inside, journal, report};
+use crate::demo::{Inside, With, journal, report};
 use crate::say;
 
 /// The clients' port, and the servers' port.
@@ -138,7 +138,7 @@ fn inside(name: &str) -> Result<Inside> {
     let dir = Path::new("/tmp").join(name);
     fs::create_dir(&dir)?;
     let (pod_steer, named_server) = (format!("/{POD_STEER}").into(), format!("/{NAMED_SERVER}").into());
-    Ok(Inside { dir, pod_steer, named_server, docker: false })
+    Ok(Inside { dir, with: With { pod_steer, named_server, docker: false } })
 }
 
 fn doctor() -> Command {

@@ -20,11 +20,9 @@ const VERDICT: &str = "verdict of the machine: ";
 const CHECK: &str = "pod-steer.check";
 /// With plain emulation, the boot takes one to two minutes, and the demo as long.
 const CHECK_MAX: Duration = Duration::from_secs(1_200);
-/// For processors that can run the machine themselves.
-const KVM: &str = "/dev/kvm";
 
 /// The `vm` task.
-pub fn vm(check: bool) -> Result<ExitCode> {
+pub fn vm(check: bool, kvm: bool) -> Result<ExitCode> {
     let arch = Arch::own().context("there is no machine for this architecture")?;
     let dir = paths::target().join("vm");
     say::heading("building static programs");
@@ -36,18 +34,17 @@ pub fn vm(check: bool) -> Result<ExitCode> {
     let image = disk::write(&debian, &built, &dir)?;
     say::heading("booting");
     let mut machine = qemu.machine(&debian.kernel, &debian.initrd, if check { CHECK } else { "quiet" })?;
-    with_devices(&mut machine, &image);
+    with_devices(&mut machine, &image, kvm);
     if check { checked(machine) } else { used(machine) }
 }
 
 /// The disk, whose changes are dropped, and a network with nothing but this machine's own way out.
-fn with_devices(machine: &mut Command, image: &Path) {
-    let is_native = std::fs::OpenOptions::new().read(true).write(true).open(KVM).is_ok();
-    if !is_native {
-        say::note(&format!("{KVM} cannot be opened: the processor is emulated, which is ten times slower"));
+fn with_devices(machine: &mut Command, image: &Path, kvm: bool) {
+    if !kvm {
+        say::note("the processor is emulated; --kvm is ten times faster where it works");
     }
     let drive = format!("if=virtio,format=raw,snapshot=on,file={}", image.display());
-    machine.args(["-accel", if is_native { "kvm" } else { "tcg" }, "-m", "2048", "-drive", &drive]).args([
+    machine.args(["-accel", if kvm { "kvm" } else { "tcg" }, "-m", "2048", "-drive", &drive]).args([
         "-netdev",
         "user,id=net",
         "-device",
