@@ -90,6 +90,17 @@ fn a_daemon_that_was_away_for_long_starts_the_old_version_all_the_same() {
 }
 
 #[test]
+fn an_old_version_that_was_removed_is_not_waited_for() {
+    let (mut view, mut decision) = (created(), Decision::default());
+    let (mut deploy, now) = until_back(&mut view, &mut decision);
+    view.backends.remove(&BackendId::from("a"));
+    go_on(&mut deploy, &view, &mut decision, now);
+    go_on(&mut deploy, &view, &mut decision, now + 1);
+    assert_eq!((outcome(&deploy), decision.paused), (Some(Outcome::WentBack), false));
+    assert!(message(&deploy).contains("could not be put back: it was removed; nothing serves web"), "{deploy:?}");
+}
+
+#[test]
 fn another_program_that_starts_the_old_version_ends_the_deploy() {
     let (mut view, mut decision) = (created(), Decision::default());
     let (mut deploy, now) = until_started(&mut view, &mut decision);
