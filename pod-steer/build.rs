@@ -34,11 +34,10 @@ fn main() {
     tell_commit(&workspace);
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
         // A static program relocates its own addresses when it starts. Packed, their list is a fiftieth of its size: some 200 kB less.
-        let is_own = env::var("HOST")
-            .is_ok_and(|host| host.split('-').next() == env::var("CARGO_CFG_TARGET_ARCH").ok().as_deref());
-        // A compiler passes this on to its linker. For another architecture the linker is called itself.
+        // A compiler passes this on to its linker, unless the linker is called itself.
+        let is_linker = env::var("RUSTC_LINKER").is_ok_and(|linker| linker.ends_with("lld"));
         let arguments: &[&str] =
-            if is_own { &["-Wl,-z,pack-relative-relocs"] } else { &["-z", "pack-relative-relocs"] };
+            if is_linker { &["-z", "pack-relative-relocs"] } else { &["-Wl,-z,pack-relative-relocs"] };
         arguments.iter().for_each(|argument| println!("cargo:rustc-link-arg-bins={argument}"));
     }
 
@@ -76,10 +75,11 @@ fn main() {
     if !status.success() {
         panic!("the kernel programs did not build ({status}); is rust-src there? `cargo xtask setup` installs it");
     }
-    // Of the last one the verifier's log need not name source lines, which are most of it.
+    // The verifier's log names source lines only where programs are developed: they are half of the object. In the last one, most of it.
+    let has_lines = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
     let objects = [
-        ("pod-steer-ebpf", "pod-steer.bpf.o", true),
-        ("pod-steer-idle", "idle.bpf.o", true),
+        ("pod-steer-ebpf", "pod-steer.bpf.o", has_lines),
+        ("pod-steer-idle", "idle.bpf.o", has_lines),
         ("pod-steer-trace", "trace.bpf.o", false),
     ];
     for (program, object, has_lines) in objects {

@@ -25,6 +25,9 @@ pub fn pod_steer(release: bool) -> Result<PathBuf> {
 /// The later releases that tests upgrade to: features of `pod-steer`.
 const LATER_RELEASES: [&str; 3] = ["test-program", "test-layout", "test-layout-more"];
 
+/// A fifth of such a build is debug information.
+const QUICK: &str = "profile.dev.package.pod-steer.debug=false";
+
 /// Builds the later releases and returns the directory in which each has the name of its feature.
 pub fn later_releases() -> Result<PathBuf> {
     let dir = paths::target().join("later-releases");
@@ -32,7 +35,7 @@ pub fn later_releases() -> Result<PathBuf> {
     for feature in LATER_RELEASES.map(Some).into_iter().chain([None]) {
         let mut build = cargo();
         build.args(["build", "--package", "pod-steer"]);
-        run(build.args(feature.into_iter().flat_map(|feature| ["--features", feature])))?;
+        run(build.args(feature.into_iter().flat_map(|feature| ["--features", feature, "--config", QUICK])))?;
         // The last build is an ordinary one, so that the usual path has no test release.
         let Some(feature) = feature else { continue };
         let place = dir.join(feature);
@@ -68,7 +71,7 @@ pub fn static_programs_for(arch: Arch, programs: &[(&str, &str)]) -> Result<Path
         .args(chosen)
         .arg("--target-dir")
         .arg(&target)
-        .envs(arch.build_env()))?;
+        .envs([arch.build_env()]))?;
     Ok(target.join(musl).join("release"))
 }
 

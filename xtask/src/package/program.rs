@@ -25,6 +25,8 @@ const BYTES_MAX: u64 = 10_000_000;
 const AUDITABLE_VERSION: &str = "0.7.7";
 /// Rust's own libraries: built with the program, for size, and without the reader of debug information, of which the program has none.
 const STD: [&str; 4] = ["-Z", "build-std=std,panic_unwind", "-Z", "build-std-features=optimize_for_size,panic-unwind"];
+/// Has the linker keep one of several functions with the same instructions.
+const ONE_OF_EACH: &str = "-Clink-arg=--icf=all";
 /// The section in which `cargo auditable` puts its list.
 const DEPENDENCIES: &str = ".dep-v0";
 
@@ -46,8 +48,9 @@ pub fn build_for(arch: Arch) -> Result<PathBuf> {
     let build = ["auditable", "build", "--locked", "--package", "pod-steer", "--profile", PROFILE, "--target", &target];
     // Building Rust's own libraries is an unstable feature of a stable compiler.
     let mut cargo = cargo();
-    cargo.args(build).args(STD).env("RUSTC_BOOTSTRAP", "1").envs(arch.build_env());
-    run(cargo.env("CARGO_ENCODED_RUSTFLAGS", short_paths()?.join("\x1f")))?;
+    cargo.args(build).args(STD).env("RUSTC_BOOTSTRAP", "1").envs([arch.build_env()]);
+    let flags: Vec<String> = short_paths()?.into_iter().chain([ONE_OF_EACH.to_owned()]).collect();
+    run(cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")))?;
     let built = paths::target().join(&target).join(PROFILE).join("pod-steer");
     let contents = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let bytes = check(&contents).with_context(|| format!("{} is not to be shipped", built.display()))?;
