@@ -258,6 +258,12 @@ impl Control {
             self.register_found(index, socket);
             return self.touch_backend(index);
         }
+        let is_new = !self.world.sockets.contains_key(&socket.cookie);
+        if is_new && self.kernel.socket(socket.cookie).is_some_and(|registered| registered.backend == index.0) {
+            // Its kernel program has registered it, and the report is under way.
+            self.register_found(index, socket);
+            return self.touch_backend(index);
+        }
         let former = self.world.sockets.get(&socket.cookie).and_then(|socket| self.world.by_index(socket.backend));
         match former.map(|backend| backend.name.clone()) {
             Some(former) => {
