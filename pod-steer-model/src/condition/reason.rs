@@ -89,6 +89,8 @@ reasons! {
     TooFewHealthy: Warning, "Too few backends pass their checks, so those that passed last go on serving.";
     OtherVersionServes: Warning, "No version with a share has a backend left, so the other versions serve.";
     VersionWaits: Warning, "No version with a share has a backend left, and by the policy `manual` the others wait.";
+    CannotSleep: Warning, "The service has the option `idle`, and cannot be put to sleep.";
+    WakeFails: Warning, "A service that sleeps is to wake, and its containers cannot be started or do not serve yet.";
     ChangeRefused: Warning, "The kernel refused a change, which is tried again.";
     // An engine.
     EngineUnreachable: Warning, "The engine does not answer; its containers are steered to as last known.";

@@ -55,6 +55,8 @@ pub fn already(
         Order::Deploy(order) if order.recreate && recreate::is_alone(view, decision, &order.version) => {
             Some(format!("{} has all connections of {service} already, and no other version runs", order.version))
         }
+        Order::Idle => decision.asleep.is_some().then(|| format!("{service} sleeps already")),
+        Order::Wake(_) => decision.asleep.is_none().then(|| format!("{service} does not sleep")),
         Order::Deploy(_) | Order::Canary(_) | Order::Shift(_) | Order::Forget => None,
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{
-    AtDeadline, CanaryOrder, Decision, DeployOrder, Operation, Order, Part, PartOrder, ShiftOrder, View, recreate,
-    words,
+    AtDeadline, CanaryOrder, Decision, DeployOrder, Operation, Order, Part, PartOrder, ShiftOrder, View, idle,
+    recreate, words,
 };
 use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
 
@@ -37,7 +37,7 @@ pub fn check(
     running: Option<&Operation>,
     last: Option<&Operation>,
 ) -> Result<(), Refusal> {
-    let closes = matches!(order, Order::Unpause | Order::Resume(_) | Order::Rollback | Order::Forget);
+    let closes = matches!(order, Order::Unpause | Order::Wake(_) | Order::Resume(_) | Order::Rollback | Order::Forget);
     if view.backends.is_empty() && !(closes && *decision != Decision::default()) {
         return refuse(near::no_service(&view.service, services));
     }
@@ -109,7 +109,8 @@ pub fn check(
             }
         }
         Order::Resume(part) => drop(drained_part(view, decision, part)?),
-        Order::Pause(_) | Order::Unpause | Order::Forget => {}
+        Order::Idle => idle::check(view, decision)?,
+        Order::Pause(_) | Order::Unpause | Order::Wake(_) | Order::Forget => {}
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Asleep;
 use crate::ids::BackendId;
 
 /// The decisions of a service's operator. The kernel keeps `revision`, so a starting daemon knows whether the last
@@ -27,6 +28,9 @@ pub struct Decision {
     /// When they are refused instead, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pause_until_ms: Option<i64>,
+    /// Its containers are stopped until a client comes. It is paused too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asleep: Option<Asleep>,
 }
 
 /// The share of each version.

@@ -7,12 +7,14 @@ mod check;
 mod decision;
 mod deploy;
 mod drain;
+mod idle;
 mod pause;
 mod recreate;
 mod step;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wake;
 mod words;
 
 use std::collections::BTreeMap;
@@ -21,10 +23,12 @@ pub use already::already;
 pub use check::{Refusal, check};
 pub use decision::{Decision, Part, Policy, Traffic};
 pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
+pub use idle::{Asleep, Quiet};
 pub use pause::PauseOrder;
 pub use recreate::{Recreation, resume};
 pub use step::{Effect, Progress, begin, end, step};
 pub use types::*;
+pub use wake::{WakeOrder, failures as wake_failures};
 
 use crate::{
     condition::Condition,
@@ -45,6 +49,8 @@ pub struct View {
     pub held: u64,
     /// Where clients are held that no server could get.
     pub without_heir: Option<String>,
+    /// Another order waits until it does not sleep.
+    pub is_wanted: bool,
 }
 
 /// A backend as it is now.

@@ -25,7 +25,8 @@ impl Decision {
 
 impl Timed for Decision {
     fn times(&mut self) -> impl Iterator<Item = &mut i64> {
-        self.pause_until_ms.iter_mut()
+        let asleep = self.asleep.iter_mut().map(|asleep| &mut asleep.since_ms);
+        self.pause_until_ms.iter_mut().chain(asleep)
     }
 }
 

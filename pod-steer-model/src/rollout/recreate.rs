@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 pub(super) use back::roll_back;
 pub(super) use check::{check, is_alone, no_rollback};
+pub(super) use stop::{stop, tell_again, up_of};
 
 use super::{
     BackendView, Decision, DeployOrder, Operation, Outcome, Phase, View,
@@ -30,7 +31,7 @@ use crate::{
     time::Now,
 };
 use start::starting;
-use stop::{stop, stopping};
+use stop::stopping;
 
 /// What is replaced by what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -71,10 +72,15 @@ impl Operation {
     pub fn is_recreating(&self) -> bool {
         self.recreation.is_some() && self.phase != Phase::Ended
     }
+
+    /// Whether clients are held until it has ended.
+    pub fn holds_clients(&self) -> bool {
+        self.is_recreating() || self.is_of_sleep() && self.phase != Phase::Ended
+    }
 }
 
 /// Whether a backend has processes, or may have.
-fn is_up(backend: &BackendView) -> bool {
+pub(super) fn is_up(backend: &BackendView) -> bool {
     backend.is_starting || !matches!(backend.state, State::Created | State::Exited)
 }
 
@@ -82,7 +88,7 @@ fn of_others<'a>(view: &'a View, version: &'a str) -> impl Iterator<Item = (&'a 
     view.backends.iter().filter(move |(_, backend)| backend.version != version && is_up(backend))
 }
 
-fn names<'a>(backends: impl Iterator<Item = &'a BackendView>) -> String {
+pub(super) fn names<'a>(backends: impl Iterator<Item = &'a BackendView>) -> String {
     backends.map(|backend| backend.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 

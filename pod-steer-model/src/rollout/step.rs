@@ -6,7 +6,7 @@ use crate::{ids::BackendId, state::State, time::Now};
 
 use super::{
     CanaryOrder, Decision, DeployOrder, End, Operation, Order, Outcome, Phase, ShiftOrder, Step, Traffic, View, canary,
-    check, deploy, drain, recreate, words,
+    check, deploy, drain, idle, recreate, wake, words,
 };
 
 /// A backend counts as ready when it has been ready for this long, so one that comes and goes does not.
@@ -94,6 +94,11 @@ pub fn begin(
         Order::Rollback if last.is_some_and(Operation::is_recreating) => {
             return last.map(|last| recreate::roll_back(operation, last, view, decision, now)).unwrap_or_default();
         }
+        Order::Rollback if last.is_some_and(|last| matches!(last.order, Order::Wake(_))) => {
+            return wake::give_up(operation, decision, now);
+        }
+        Order::Idle => return idle::begin(operation, decision, now),
+        Order::Wake(order) => return wake::begin(operation, order, view, decision, now),
         Order::Rollback => {
             let title = last.map(Operation::title).unwrap_or_default();
             // One that still runs has not kept them.
@@ -199,6 +204,8 @@ pub fn step(operation: &mut Operation, view: &View, decision: &Decision, now: No
         Order::Deploy(order) => deploy::step(operation, &order, view, decision, now),
         Order::Canary(order) => canary::step(operation, &order, view, decision, now),
         Order::Drain(order) => drain::step(operation, &order, view, now),
+        Order::Idle => idle::step(operation, view, decision, now),
+        Order::Wake(_) => wake::step(operation, view, decision, now),
         _ => Progress::default(),
     };
     // Those that an earlier deploy was to stop later may be the ones that serve now. If this one has failed, they still are to be stopped.

@@ -1,6 +1,7 @@
 //! Orders and their steps, on values.
 
 mod drains;
+mod idle;
 mod old;
 mod orders;
 mod recreate;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AtDeadline, DrainOrder, Part, PauseOrder, Recreation, Traffic, words};
+use super::{AtDeadline, DrainOrder, Part, PauseOrder, Recreation, Traffic, WakeOrder, words};
 use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// An order of an operator about a service.
@@ -29,6 +29,10 @@ pub enum Order {
     Pause(PauseOrder),
     /// End a pause.
     Unpause,
+    /// Stop the containers until a client comes.
+    Idle,
+    /// Start the containers of a service that sleeps.
+    Wake(WakeOrder),
     /// End the service's shares, networks and drains, because it has had no backend for a while. Only the daemon gives
     /// this order.
     Forget,
@@ -37,7 +41,7 @@ pub enum Order {
 impl Order {
     /// Whether it begins with holding the clients of its service.
     pub fn needs_hold(&self) -> bool {
-        matches!(self, Self::Pause(_) | Self::Deploy(DeployOrder { recreate: true, .. }))
+        matches!(self, Self::Pause(_) | Self::Idle | Self::Deploy(DeployOrder { recreate: true, .. }))
     }
 
     /// The names in it.
@@ -54,7 +58,7 @@ impl Order {
                 names.extend(version.iter().map(|version| (Name::Version, version)));
                 names.extend(backend.iter().map(|backend| (Name::Backend, backend)));
             }
-            Self::Rollback | Self::Pause(_) | Self::Unpause | Self::Forget => {}
+            Self::Rollback | Self::Pause(_) | Self::Unpause | Self::Idle | Self::Wake(_) | Self::Forget => {}
         }
         names.into_iter().map(|(kind, name)| (kind, name.as_str()))
     }
@@ -330,6 +334,8 @@ impl Operation {
             Order::Resume(_) => "the resume".to_owned(),
             Order::Pause(_) => "the pause".to_owned(),
             Order::Unpause => "the unpause".to_owned(),
+            Order::Idle => "the idle".to_owned(),
+            Order::Wake(_) => "the wake".to_owned(),
             Order::Forget => "the end of its decisions".to_owned(),
         }
     }
@@ -338,6 +344,8 @@ impl Operation {
     pub fn waiting_for(&self, ready: u32, wanted: u32, left: u64, now_ms: i64) -> String {
         let within = |deadline_ms: i64| words::time(deadline_ms - now_ms);
         match &self.phase {
+            Phase::Waiting { .. } if self.order == Order::Idle => "the last connections to end".to_owned(),
+            Phase::Starting { .. } if self.is_of_sleep() => "its containers to serve".to_owned(),
             Phase::Waiting { deadline_ms, .. } => {
                 format!("{ready} of {wanted} backends are ready; {} left", within(*deadline_ms))
             }
@@ -350,7 +358,7 @@ impl Operation {
                 format!("step {} of {}, {share}; next in {}", step.saturating_add(1), steps.len(), within(*next_ms))
             }
             Phase::Stopping { old, .. } => {
-                let which = if self.goes_back() { "backend" } else { "old backend" };
+                let which = if self.goes_back() || self.is_of_sleep() { "backend" } else { "old backend" };
                 format!("{} to stop", words::count(old.len() as u64, which))
             }
             Phase::Starting { deadline_ms, .. } if self.goes_back() => {

@@ -13,6 +13,8 @@ use utoipa::{
 use super::declare::{Declaration, service_options};
 use crate::{duration, rollout::Policy};
 
+/// Longest time without a connection before a service sleeps, and longest time for which its clients are held when it wakes.
+const IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Maximum slow start.
 const SLOW_START_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -153,10 +155,10 @@ fn rollout(text: &str) -> Result<Policy, String> {
     )
 }
 
-fn slow_start(text: &str) -> Result<u64, String> {
+fn time(text: &str, max: Duration) -> Result<u64, String> {
     let time = duration::parse(text).map_err(|error| error.to_string())?;
-    if time > SLOW_START_MAX {
-        return Err(format!("it is too long; the maximum is {}", duration::Written(SLOW_START_MAX)));
+    if time > max {
+        return Err(format!("it is too long; the maximum is {}", duration::Written(max)));
     }
     u64::try_from(time.as_millis()).map_err(|error| error.to_string())
 }
@@ -193,7 +195,7 @@ service_options! {
         values: "a time up to `24h`, as in `30s`",
         default: 0,
         doc: "Time in which the share of a new backend grows to its full size. The API gives it in milliseconds.",
-        read: slow_start,
+        read: |text| time(text, SLOW_START_MAX),
         write: |ms| duration::show_ms(*ms),
     }
     panic_percent: u8 {
@@ -214,6 +216,24 @@ service_options! {
         read: str::parse,
         write: ToString::to_string,
     }
+    idle_ms: u64 {
+        key: "idle",
+        values: "a time up to `720h`, as in `15m`",
+        default: 0,
+        doc: "Time without a connection after which the service's containers are stopped. The next client is held, the containers are \
+              started, and the client is served. `0s` disables this. The API gives it in milliseconds.",
+        read: |text| time(text, IDLE_MAX),
+        write: |ms| duration::show_ms(*ms),
+    }
+    idle_max_hold_ms: u64 {
+        key: "idle-max-hold",
+        values: "a time up to `720h`, as in `1m`",
+        default: 60_000,
+        doc: "Time for which clients are held at most while the containers of a service that sleeps are started; then they are refused. \
+              The API gives it in milliseconds.",
+        read: |text| time(text, IDLE_MAX),
+        write: |ms| duration::show_ms(*ms),
+    }
 }
 
 #[cfg(test)]
@@ -228,6 +248,8 @@ mod tests {
             slow_start_ms: Some(90_000),
             panic_percent: Some(50),
             affinity: Some(Affinity::Client { bits_v4: 24, bits_v6: 64 }),
+            idle_ms: Some(900_000),
+            idle_max_hold_ms: Some(30_000),
         };
         let written = given.written();
         let keys: Vec<&str> = written.iter().map(|(key, _)| *key).collect();

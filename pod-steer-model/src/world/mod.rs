@@ -26,6 +26,7 @@ pub mod score;
 mod serving;
 mod shares;
 mod silent;
+mod sleep;
 mod sockets;
 mod stopping;
 mod tables;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    api::metrics::totals::ColdStarts,
     condition::{Condition, Reason},
     kernel::Unloaded,
     rollout::{Decision, Operation},
@@ -146,6 +147,9 @@ pub struct ServiceStatus {
     /// How its clients wait, if it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseStatus>,
+    /// How often it was woken, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_starts: Option<ColdStarts>,
     /// The operation that is running, if any.
     #[serde(default)]
     pub operation: Option<OperationStatus>,

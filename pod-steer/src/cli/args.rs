@@ -75,6 +75,13 @@ pub enum Command {
     Pause(PauseArgs),
     /// End a pause
     Unpause(ServiceArgs),
+    /// Put a service to sleep: stop its containers until a client comes
+    ///
+    /// Clients are held from then on. The first one has the containers started again, and all get their answers as soon as these
+    /// listen. Refused while a connection is open. The label `pod-steer.idle=15m` does the same after a time without a connection.
+    Idle(ServiceArgs),
+    /// Start the containers of a service that sleeps
+    Wake(ServiceArgs),
     /// Show past orders: operator, order, time and outcome
     History(HistoryArgs),
     /// Print events as they happen, until interrupted

@@ -5,7 +5,7 @@ use super::{
     words::{name, progress},
 };
 use crate::{
-    api::types::ServiceStatus,
+    api::{metrics::totals::ColdStarts, types::ServiceStatus},
     daemon::hold_words,
     rollout::{Part, Policy},
     settings::ServiceOptions,
@@ -39,9 +39,24 @@ pub(super) fn lines(service: &ServiceStatus, columns: usize) -> String {
         lines.push(format!("drained, no new connections: {}", parts.join(", ")));
     }
     if decision.paused {
-        lines.extend(paused(service));
+        lines.extend(if decision.asleep.is_some() { vec![asleep(service)] } else { paused(service) });
+    }
+    if let Some(ColdStarts { count, last_ms }) = service.cold_starts {
+        let s = if count == 1 { "" } else { "s" };
+        lines.push(format!("{count} cold start{s}; the last one took {last_ms} ms"));
     }
     lines.iter().map(|line| shown(service, line, columns)).collect()
+}
+
+/// What wakes a service that sleeps.
+fn asleep(service: &ServiceStatus) -> String {
+    let held = service.pause.as_ref().map_or(0, |pause| pause.held);
+    let wake = format!("the next client wakes it, or `pod-steer wake {}`", service.name);
+    match service.pause.as_ref().is_some_and(|pause| pause.over) {
+        true => "asleep, and its clients are refused, since its containers could not be started in time".to_owned(),
+        false if held > 0 => format!("asleep, {held} clients are held until its containers serve"),
+        false => format!("asleep, its containers are stopped; {wake}"),
+    }
 }
 
 /// How clients of a paused service wait.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::client::{self, ClientError},
-    rollout::{Operation, Order, Outcome, PartOrder},
+    rollout::{Operation, Order, Outcome, PartOrder, WakeOrder},
 };
 
 pub(super) fn deploy(args: &DeployArgs) -> Ended {
@@ -63,6 +63,8 @@ pub(super) fn parsed(args: &[String]) -> Result<(String, Order), String> {
         Command::Resume(args) => named(&args.service, resume_of(args)),
         Command::Pause(args) => named(&args.service, Order::Pause(given::pause(args)?)),
         Command::Unpause(args) => named(args, Order::Unpause),
+        Command::Idle(args) => named(args, Order::Idle),
+        Command::Wake(args) => named(args, Order::Wake(WakeOrder::default())),
         _ => Err("this is no order".to_owned()),
     }
 }

@@ -29,6 +29,8 @@ pub(super) fn order(order: &Order) -> String {
             None => "pause".to_owned(),
         },
         Order::Unpause => "unpause".to_owned(),
+        Order::Idle => "idle".to_owned(),
+        Order::Wake(_) => "wake".to_owned(),
         Order::Forget => "forget".to_owned(),
     }
 }
@@ -56,6 +58,9 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
     let operation = &status.operation;
     let left = |deadline_ms: i64| countdown(deadline_ms - now_ms);
     let text = match &operation.phase {
+        Phase::Waiting { .. } if operation.is_of_sleep() => "waiting for the last connections to end".to_owned(),
+        Phase::Stopping { old, .. } if operation.is_of_sleep() => format!("stopping {} backends", old.len()),
+        Phase::Starting { .. } if operation.is_of_sleep() => "starting its containers".to_owned(),
         Phase::Waiting { deadline_ms, .. } => {
             let limit = left(*deadline_ms);
             format!("{} of {} backends are ready (time limit in {limit})", status.ready, status.wanted)

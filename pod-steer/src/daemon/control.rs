@@ -266,6 +266,7 @@ impl Control {
             Event::Held(answers) => self.held(answers),
             Event::HoldOpened { index, opened } => self.hold_opened(index, *opened),
             Event::HoldKept { index, kept } => self.hold_kept(index, kept),
+            Event::ClientHeld(index) => self.client_held(index),
             // An engine whose snapshot came before counts as heard: its containers are being located.
             Event::EnginesLate => self.deferred.push_back(Deferred::EnginesLate),
             Event::Settled(service) => self.settled(&service),

@@ -2,18 +2,21 @@
 //! things that take their time. Nothing else holds the channels for that. A result comes back to the loop as an event.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
+    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
+    task::Poll,
 };
 
 use tokio::{
+    io::unix::AsyncFd,
     sync::{broadcast, mpsc},
-    task::spawn_blocking,
+    task::{AbortHandle, spawn_blocking},
 };
 use tracing::{error, warn};
 
 use super::Event;
-use crate::{api::types::EventRecord, engine, ids::BackendId};
+use crate::{api::types::EventRecord, engine, ids::BackendId, sys};
 
 /// The ways out of the loop.
 pub(super) struct Effects {
@@ -102,6 +105,23 @@ impl Effects {
     pub fn send_later(&self, event: impl Future<Output = Event> + Send + 'static) {
         let inputs = self.inputs.clone();
         tokio::spawn(async move { drop(inputs.send(event.await).await) });
+    }
+
+    /// Sends the event when one of these listeners has a connection. The task holds the descriptors until then, or until it is aborted.
+    pub fn watch(&self, listeners: impl FnOnce() -> Vec<OwnedFd> + Send + 'static, event: Event) -> AbortHandle {
+        let inputs = self.inputs.clone();
+        let watch = async move {
+            let listeners = spawn_blocking(listeners).await.unwrap_or_default().into_iter();
+            let watched: Vec<AsyncFd<OwnedFd>> = listeners.filter_map(|fd| sys::readable(fd).ok()).collect();
+            poll_fn(|context| {
+                let is_any_ready = watched.iter().any(|fd| fd.poll_read_ready(context).is_ready());
+                if is_any_ready { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            drop(watched);
+            let _ = inputs.send(event).await;
+        };
+        tokio::spawn(watch).abort_handle()
     }
 
     /// Where a task that goes on for long sends its events.

@@ -120,6 +120,8 @@ pub enum Event {
         /// The process; or why there is none.
         kept: super::holds::Kept,
     },
+    /// A client has come to a hold whose service sleeps.
+    ClientHeld(BackendIndex),
     /// Nobody can be using the former tables of a service any more.
     Settled(String),
     /// Packets that the listeners of a backend have dropped so far.

@@ -10,6 +10,7 @@ mod keep;
 mod open;
 mod told;
 
+pub(super) use end::descriptors;
 pub use keep::Kept;
 pub use open::OpenedHold;
 pub(crate) use told::words;
@@ -83,6 +84,16 @@ impl Control {
         open.chain(opening.flat_map(|opening| opening.forms.iter().copied())).collect()
     }
 
+    /// The cgroup of the process with this index.
+    pub(super) fn hold_path(&self, index: BackendIndex) -> Option<PathBuf> {
+        self.orders.holds.cgroups.get(&index).cloned()
+    }
+
+    /// Whether an order waits until clients of a service can be held.
+    pub(super) fn awaits_holds(&self, service: &str) -> bool {
+        self.orders.holds.waiting.iter().any(|given| given.service == service)
+    }
+
     /// Whether this index belongs to a process that holds clients, or is about to.
     pub(super) fn is_of_hold(&self, index: BackendIndex) -> bool {
         self.world.is_hold(index) || self.orders.holds.opening.contains_key(&index)
@@ -143,7 +154,7 @@ impl Control {
 }
 
 /// The user that our listeners belong to.
-fn own_uid() -> u32 {
+pub(super) fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 

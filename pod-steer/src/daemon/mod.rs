@@ -55,6 +55,7 @@ pub(crate) mod ring;
 mod runtime;
 mod sandboxes;
 mod services;
+mod sleep;
 mod socket_file;
 mod socket_looks;
 mod sockets;

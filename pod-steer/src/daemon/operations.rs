@@ -9,12 +9,13 @@ use super::{
     closings::Closings,
     control::Control,
     empty::Vacancies,
-    holds::Holds,
+    holds::{Holds, own_uid},
     ledger::{Ledger, PlannedStop},
     pause::Holder,
     policies::Attempts,
     recorded::{Asker, Begun, Recorded},
     resets::Resets,
+    sleep::Sleepers,
     starting::Starts,
 };
 use crate::{
@@ -64,6 +65,7 @@ pub(super) struct Orders {
     pub closings: Closings,
     pub attempts: Attempts,
     pub starts: Starts,
+    pub sleepers: Sleepers,
     /// Containers that their engine was told to stop, without an answer.
     pub unstopped: HashSet<BackendId>,
     /// When each backend became ready, as it is stored.
@@ -90,6 +92,7 @@ impl Orders {
             closings: Closings::default(),
             attempts: Attempts::default(),
             starts: Starts::default(),
+            sleepers: Sleepers::default(),
             unstopped: HashSet::new(),
             ready_stored: HashMap::new(),
         }
@@ -124,7 +127,13 @@ fn unchanged(service: &str, order: Order, who: String, decision: &Decision, mess
 
 impl Control {
     /// Carries out an order. Its asker is answered when no operation has a further step to make in this turn.
-    pub(super) fn carry_out(&mut self, given: GivenOrder) {
+    pub(super) fn carry_out(&mut self, mut given: GivenOrder) {
+        if self.waits_for_wake(&given) {
+            return self.await_wake(given);
+        }
+        if let Order::Wake(wake) = &mut given.order {
+            wake.max_hold_ms.get_or_insert(self.world.options(&given.service).idle_max_hold_ms);
+        }
         if let Some(answer) = self.checked(&given).transpose() {
             return self.answer_unbegun(given, answer);
         }
@@ -171,6 +180,11 @@ impl Control {
             info!(%service, %who, "{message}");
             return Ok(Some(unchanged(service, order.clone(), who.clone(), &decision, message)));
         }
+        if *order == Order::Idle
+            && let Some(condition) = self.world.cannot_sleep(service, own_uid())
+        {
+            return Err(OrderError::Input(format!("{service} cannot be put to sleep: {condition}")));
+        }
         rollout::check(order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {
                 Refusal::Input(text) => OrderError::Input(text),
@@ -198,6 +212,9 @@ impl Control {
             return Err(OrderError::Input(format!(
                 "not all clients of {service} can be held while no version runs: {unheld}; with --allow-drop their SYNs are discarded                  meanwhile, and clients repeat them after a second or more"
             )));
+        }
+        if order == Order::Idle {
+            self.check_idle(service)?;
         }
         if order.needs_hold() {
             self.ensure_pause().map_err(OrderError::Failed)?;
@@ -231,6 +248,14 @@ impl Control {
         }
         self.record(service, ended, progress);
         Ok(())
+    }
+
+    /// Whether all clients of a service can be held.
+    fn check_idle(&self, service: &str) -> Result<(), OrderError> {
+        match self.unheld(service) {
+            Some(unheld) => Err(OrderError::Input(format!("not all clients of {service} can be held: {unheld}"))),
+            None => Ok(()),
+        }
     }
 
     /// Entries of the map of networks that a decision needs while it takes the place of the one before.

@@ -54,8 +54,9 @@ impl Control {
             .options
             .iter()
             .filter(|(service, options)| {
-                let may_order =
-                    !self.orders.operations.contains_key(*service) && self.orders.attempts.may_order(service);
+                let is_asleep = self.world.decisions.get(*service).is_some_and(|decision| decision.asleep.is_some());
+                let is_free = !is_asleep && !self.orders.operations.contains_key(*service);
+                let may_order = is_free && self.orders.attempts.may_order(service);
                 options.rollout != Policy::Balance && may_order
             })
             .filter_map(|(service, options)| Some((service.clone(), self.due_by_policy(service, options.rollout)?)))

@@ -177,6 +177,7 @@ impl Control {
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
     pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
+        self.warn_of_sleepers();
         self.end_pause_holder();
         detach_registered(self.world.backends.values());
         // A link that is held open would go on steering after its pin is gone.

@@ -28,6 +28,8 @@ pub(super) enum Asker {
     Client(oneshot::Sender<Result<Operation, OrderError>>),
     /// The policy of the service, in this situation.
     Policy(Box<Situation>),
+    /// The option `idle` of the service.
+    Idle,
     /// The daemon itself.
     Daemon,
 }
@@ -177,6 +179,7 @@ impl Control {
                 });
             }
             Asker::Policy(situation) => self.policy_answered(service, *situation, result),
+            Asker::Idle => self.idle_answered(&service, result.err()),
             Asker::Daemon => {
                 if let Err(error) = result {
                     warn!(%service, %error, "an order of the daemon could not be carried out");

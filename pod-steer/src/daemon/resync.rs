@@ -87,6 +87,7 @@ impl Control {
         self.survey_ports_in_use();
         self.compare_forwarded();
         self.stop_forwarding();
+        self.look_for_idle();
         self.tell_conditions();
     }
 

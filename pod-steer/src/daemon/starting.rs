@@ -136,7 +136,8 @@ impl Control {
         self.orders.starts.get(&backend.id)?.failure(known, self.is_engine_lost(backend), boot_ms())
     }
 
-    fn is_engine_lost(&self, backend: &Backend) -> bool {
+    /// Whether the engine of a container cannot be reached.
+    pub(super) fn is_engine_lost(&self, backend: &Backend) -> bool {
         matches!(&backend.kind, Kind::Container { engine } if self.engines.lost().contains_key(engine))
     }
 }

@@ -68,7 +68,12 @@ impl Control {
             decision: by_wall_clock(self.world.decisions.get(name).cloned().unwrap_or_default()),
             pause: self.pause_status(name),
             operation: self.orders.operations.get(name).cloned().map(|running| self.operation_status(running)),
-            conditions: self.plan.service_conditions.get(name).cloned().unwrap_or_default(),
+            cold_starts: self.totals.cold_starts(name),
+            conditions: [
+                self.plan.service_conditions.get(name).cloned().unwrap_or_default(),
+                self.sleep_conditions(name),
+            ]
+            .concat(),
             counters: counters.into(),
             backends: rows,
         }
@@ -163,7 +168,12 @@ impl Control {
             (Subject::Other(format!("engine {engine}")), vec![condition])
         });
         let services = self.plan.service_conditions.iter();
-        let services = services.map(|(service, own)| (Subject::Service(service.clone()), own.clone()));
+        let mut services: BTreeMap<String, Vec<Condition>> =
+            services.map(|(service, own)| (service.clone(), own.clone())).collect();
+        for (service, own) in self.all_sleep_conditions() {
+            services.entry(service).or_default().extend(own);
+        }
+        let services = services.into_iter().map(|(service, own)| (Subject::Service(service), own));
         let containers = self.world.misfits.iter().map(|(id, misfit)| {
             (Subject::Container { name: misfit.name.clone(), id: id.clone() }, misfit.conditions.clone())
         });

@@ -29,7 +29,7 @@ impl Control {
         if self.has_heard_all() {
             self.count_for_operations();
             // Clients wait: a listener that opens counts at once.
-            for operation in self.orders.operations.values().filter(|operation| operation.is_recreating()) {
+            for operation in self.orders.operations.values().filter(|operation| operation.holds_clients()) {
                 self.dirty.hurry(&operation.service);
             }
             self.close_idle_connections();
@@ -71,6 +71,7 @@ impl Control {
     pub(super) fn give_due_orders(&mut self) {
         if self.has_heard_all() {
             self.stop_kept();
+            self.follow_sleep();
             self.note_vacancies();
             self.follow_policies();
             self.forget_empty();

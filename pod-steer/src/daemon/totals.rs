@@ -14,10 +14,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Store, control::Control};
 use crate::{
-    api::metrics::totals::{BackendTotals, EFFECT_S, OPERATION_S, ServiceTotals, Totals, order_name},
+    api::metrics::totals::{BackendTotals, ColdStarts, EFFECT_S, OPERATION_S, ServiceTotals, Totals, order_name},
     clock::boot_ms,
     ids::{BackendId, BackendIndex, ServiceIndex, SocketCookie},
-    rollout::Operation,
+    rollout::{Operation, Order, Outcome, Quiet},
 };
 
 /// The numbers, and which of them are not kept yet.
@@ -57,6 +57,23 @@ impl Kept {
     /// Those of services.
     pub fn services(&self) -> impl Iterator<Item = &ServiceTotals> {
         self.services.values()
+    }
+
+    /// Since when a service has had no connection, as it was stored last.
+    pub fn quiet(&self, service: &str) -> Option<Quiet> {
+        self.services.get(service)?.quiet
+    }
+
+    /// Stores that.
+    pub fn set_quiet(&mut self, service: &str, quiet: Quiet) {
+        if self.quiet(service) != Some(quiet) {
+            self.service_mut(service).quiet = Some(quiet);
+        }
+    }
+
+    /// How often a service was woken; nothing if it never was.
+    pub fn cold_starts(&self, service: &str) -> Option<ColdStarts> {
+        self.services.get(service)?.cold_starts
     }
 
     /// The drops of backends.
@@ -114,6 +131,7 @@ impl Kept {
             return;
         };
         let name = order_name(&operation.order);
+        let is_woken = matches!(operation.order, Order::Wake(_)) && end.outcome == Outcome::Done;
         self.service_mut(&operation.service).count_operation(name, end.outcome.word());
         let all = self.all_mut();
         let took = match all.begun_ms.remove(&operation.id) {
@@ -121,6 +139,9 @@ impl Kept {
             None => began.map(|began| began.elapsed()).unwrap_or_default(),
         };
         all.operations.entry(name.to_owned()).or_default().add(took, &OPERATION_S);
+        if is_woken {
+            self.service_mut(&operation.service).count_cold_start(took);
+        }
     }
 
     /// What the listeners of a backend have dropped, each since it was made.

@@ -43,6 +43,7 @@ impl Control {
             service: service.to_owned(),
             held: self.held_clients(service),
             without_heir: self.without_heir(service),
+            is_wanted: self.orders.sleepers.is_wanted(service),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
     }
@@ -95,7 +96,7 @@ impl Control {
         let live = |id: &BackendId| view.backends.get(id).map_or(0, |backend| backend.live);
         let left: u64 = left_backends.iter().map(live).sum();
         let waiting_for = operation.waiting_for(ready, wanted, left, boot_ms());
-        let held = if operation.is_recreating() { view.held } else { 0 };
+        let held = if operation.holds_clients() { view.held } else { 0 };
         let operation = by_wall_clock(self.orders.ledger.told(operation));
         OperationStatus { operation, ready, wanted, left, held, waiting_for }
     }

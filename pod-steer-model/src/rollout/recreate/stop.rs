@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Tells backends to stop, also those that have ended: their engine may be restarting them.
-pub(super) fn stop(operation: &mut Operation, view: &View, ids: BTreeSet<BackendId>, now: Now) -> Progress {
+pub(in crate::rollout) fn stop(operation: &mut Operation, view: &View, ids: BTreeSet<BackendId>, now: Now) -> Progress {
     let has_exited = |id: &BackendId| view.backends.get(id).is_some_and(|backend| backend.state == State::Exited);
     let is_uncertain = ids.iter().any(has_exited) || is_any_starting(view, &ids);
     let again_ms = is_uncertain.then(|| now.ms.saturating_add(AGAIN_MS));
@@ -55,6 +55,17 @@ pub(super) fn stopping(
             format!("{}; {names} did not stop, so the old version was not started again", because(recreation));
         return finish_back(operation, decision, now, message);
     }
+    tell_again(operation, view, (old, deadline_ms, again_ms), now)
+}
+
+/// Tells those once more to stop that may not have heard of it.
+pub(in crate::rollout) fn tell_again(
+    operation: &mut Operation,
+    view: &View,
+    (old, deadline_ms, again_ms): (BTreeSet<BackendId>, i64, Option<i64>),
+    now: Now,
+) -> Progress {
+    let up = up_of(view, &old);
     let later_ms = now.ms.saturating_add(AGAIN_MS);
     let (again_ms, effects) = match again_ms {
         Some(again_ms) if now.ms < again_ms => return Progress::default(),
@@ -78,7 +89,7 @@ fn is_unanswered(view: &View, id: &BackendId) -> bool {
     view.backends.get(id).is_some_and(|backend| backend.stop_unanswered)
 }
 
-fn up_of(view: &View, ids: &BTreeSet<BackendId>) -> BTreeSet<BackendId> {
+pub(in crate::rollout) fn up_of(view: &View, ids: &BTreeSet<BackendId>) -> BTreeSet<BackendId> {
     ids.iter().filter(|id| view.backends.get(*id).is_some_and(is_up)).cloned().collect()
 }
 

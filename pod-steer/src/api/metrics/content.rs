@@ -69,6 +69,11 @@ pub fn of_daemon(status: &Status, measured: &Measured, usage: Option<Usage>) -> 
         "Connections of clients that are held during a pause, until the service's servers get them.",
         held.collect(),
     );
+    let asleep = status.services.iter().map(|service| {
+        let is_asleep = service.decision.asleep.is_some();
+        (Labels::new([("service", service.name.as_str())]), f64::from(u8::from(is_asleep)))
+    });
+    page.gauges("pod_steer_service_asleep", "Whether a service sleeps until a client comes.", asleep.collect());
     page.gauges("pod_steer_service_paused", "Whether new connections of a service wait.", paused.collect());
     add_namespaces(&mut page, &measured.namespaces);
     let engines = measured
@@ -281,6 +286,20 @@ pub fn add_services(page: &mut Page, services: &[ServiceTotals]) {
     );
     page.counters("pod_steer_service_decisions", "Decisions about a service that were put in force.", decisions);
     page.counters("pod_steer_service_operations", "Operations on a service that have ended.", operations);
+    let woken = || {
+        let woken = services.iter().filter_map(|own| Some((own.service.as_str(), own.cold_starts?)));
+        woken.map(|(service, cold_starts)| (Labels::new([("service", service)]), cold_starts))
+    };
+    page.counters(
+        "pod_steer_service_cold_starts",
+        "How often a service that slept was woken.",
+        woken().map(|(labels, own)| (labels, own.count)).collect(),
+    );
+    page.gauges(
+        "pod_steer_service_last_cold_start_seconds",
+        "How long it took to wake a service the last time, until its clients were served.",
+        woken().map(|(labels, own)| (labels, own.last_ms as f64 / 1_000.0)).collect(),
+    );
 }
 
 /// Adds what was turned away in network namespaces.

@@ -5,8 +5,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::rollout::{Order, Outcome};
+use crate::rollout::{Order, Outcome, Quiet};
 
 /// Upper limits of the time to effect, in seconds.
 pub const EFFECT_S: [f64; 14] =
@@ -83,6 +84,19 @@ pub struct ServiceTotals {
     pub operations: BTreeMap<String, BTreeMap<String, u64>>,
     /// What the programs of its backends' cgroups have reported, by kind.
     pub listeners: BTreeMap<String, u64>,
+    /// Since when it has had no connection, if it has the option `idle`.
+    pub quiet: Option<Quiet>,
+    /// How often it was woken, if it was.
+    pub cold_starts: Option<ColdStarts>,
+}
+
+/// How often a service that slept was woken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ColdStarts {
+    /// How often.
+    pub count: u64,
+    /// How long the last one took until its clients were served, in milliseconds.
+    pub last_ms: u64,
 }
 
 impl ServiceTotals {
@@ -95,12 +109,21 @@ impl ServiceTotals {
             decisions: 0,
             operations: ["deploy", "canary"].map(|order| (order.to_owned(), outcomes.clone())).into(),
             listeners: LISTENER_EVENTS.map(|event| (event.to_owned(), 0)).into(),
+            quiet: None,
+            cold_starts: None,
         }
     }
 
     /// Counts what the programs of cgroups have reported.
     pub fn count_listener(&mut self, event: &str) {
         count(&mut self.listeners, event);
+    }
+
+    /// Counts a wake, which took so long.
+    pub fn count_cold_start(&mut self, took: Duration) {
+        let cold_starts = self.cold_starts.get_or_insert_default();
+        cold_starts.count += 1;
+        cold_starts.last_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     }
 
     /// Counts an operation that has ended.
@@ -159,6 +182,8 @@ pub fn order_name(order: &Order) -> &'static str {
         Order::Resume(_) => "resume",
         Order::Pause(_) => "pause",
         Order::Unpause => "unpause",
+        Order::Idle => "idle",
+        Order::Wake(_) => "wake",
         Order::Forget => "forget",
     }
 }

@@ -15,7 +15,7 @@ pub struct PauseArgs {
     pub max: Option<String>,
 }
 
-/// `pod-steer rollback` and `unpause`
+/// `pod-steer rollback`, `unpause`, `idle` and `wake`
 #[derive(Clone, Debug, Args)]
 pub struct ServiceArgs {
     /// The daemon.

@@ -145,6 +145,8 @@ fn effect(service: &str, order: &Order) -> Markup {
             Order::Drain(part) => { "No new connections go to " (title(service, part.version.as_deref(), part.backend.as_deref())) ". Those that are open stay." }
             Order::Resume(part) => { "New connections go to " (title(service, part.version.as_deref(), part.backend.as_deref())) " again." }
             Order::Pause(_) => { "New connections wait, until the pause ends or the client gives up. Those that are open stay." }
+            Order::Idle => { "Its containers are stopped. The next client has them started again, and waits until then." }
+            Order::Wake(_) => { "Its containers are started." }
             Order::Unpause => { "Waiting and new connections are let in again." }
             Order::Forget => {}
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Child,
     thread,
@@ -80,6 +80,7 @@ impl Control {
         if !self.world.holds.values().any(|other| other.service == hold.service) {
             self.orders.holds.failed.remove(&hold.service);
         }
+        self.orders.sleepers.end_watch(index);
         self.store.remove_hold(index);
         self.indices.free(index);
         self.touch_service(&hold.service);
@@ -154,6 +155,11 @@ impl Control {
         kill(&path);
         self.drop_hold_cgroup(path);
     }
+}
+
+/// Copies of the listeners of the processes of a cgroup.
+pub(in crate::daemon) fn descriptors(path: &Path) -> Vec<OwnedFd> {
+    listeners_of(path).into_iter().map(|found| found.fd).collect()
 }
 
 /// The cgroups of processes that hold clients.

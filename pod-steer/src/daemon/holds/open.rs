@@ -84,7 +84,7 @@ impl Control {
         None
     }
 
-    fn is_opening(&self, service: &str) -> bool {
+    pub(in crate::daemon) fn is_opening(&self, service: &str) -> bool {
         self.orders.holds.opening.values().any(|opening| opening.service == service)
     }
 
@@ -99,7 +99,8 @@ impl Control {
     pub(in crate::daemon) fn ensure_holds(&mut self, service: &str) {
         let Some(of_service) = self.services.index(service) else { return };
         self.lead_to_holds(service);
-        let is_recreating = self.orders.operations.get(service).is_some_and(Operation::is_recreating);
+        let is_asleep = self.world.decisions.get(service).is_some_and(|decision| decision.asleep.is_some());
+        let is_recreating = is_asleep || self.orders.operations.get(service).is_some_and(Operation::is_recreating);
         let begun = self.orders.holds.opened.get(service).cloned().unwrap_or_default();
         let groups = self.world.groups_to_hold(service, own_uid(), is_recreating.then_some(&begun));
         if let Some(failed) = self.orders.holds.failed.get_mut(service) {

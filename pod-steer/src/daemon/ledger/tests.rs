@@ -9,8 +9,8 @@ use std::{
 
 use super::*;
 use crate::rollout::{
-    AtDeadline, CanaryOrder, DeployOrder, DrainOrder, End, Order, Outcome, Part, PartOrder, Phase, ShiftOrder, Step,
-    Traffic,
+    Asleep, AtDeadline, CanaryOrder, DeployOrder, DrainOrder, End, Order, Outcome, Part, PartOrder, Phase, ShiftOrder,
+    Step, Traffic,
 };
 
 /// Where the child of [`kill_in_the_midst`] writes.
@@ -125,6 +125,7 @@ fn decision(revision: u32) -> Decision {
         drained: [Part::Service, Part::Version("v1".into()), Part::Backend("abc".into())].into(),
         paused: true,
         pause_until_ms: Some(40_000),
+        asleep: Some(Asleep { since_ms: 30_000, containers: ["abc".into()].into(), ports: ["80".to_owned()].into() }),
     }
 }
 

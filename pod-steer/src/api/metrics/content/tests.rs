@@ -24,6 +24,7 @@ fn status(backends: Vec<BackendStatus>) -> Status {
         options: Default::default(),
         decision: Default::default(),
         pause: None,
+        cold_starts: None,
         operation: None,
         conditions: Vec::new(),
         counters,
