@@ -35,7 +35,7 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
-const LONG: [&str; 13] = [
+const LONG: [&str; 14] = [
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -44,6 +44,7 @@ const LONG: [&str; 13] = [
     "forward_mtu",
     "forward_networks",
     "hold",
+    "idle_wake",
     "metrics",
     "up",
     "up_old",
