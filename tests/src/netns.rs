@@ -116,14 +116,28 @@ impl NetNs {
 
     /// Sets a sysctl of this namespace, `net.ipv4.ip_forward` say.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let path = sysctl_path(name);
         self.run(|| fs::write(&path, value)).with_context(|| format!("writing {value} to {path}"))
+    }
+
+    /// Whether this kernel has a sysctl.
+    pub fn has_sysctl(&self, name: &str) -> bool {
+        self.run(|| fs::exists(sysctl_path(name)).unwrap_or_default())
     }
 
     /// One of the namespace's counters of TCP, by its name in `/proc/net/netstat`.
     pub fn tcp_counter(&self, name: &str) -> Result<u64> {
-        let text = self.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        self.counter("netstat", "TcpExt: ", name)
+    }
+
+    /// The connections that were begun there: the first SYN of each has been sent.
+    pub fn connects(&self) -> Result<u64> {
+        self.counter("snmp", "Tcp: ", "ActiveOpens")
+    }
+
+    fn counter(&self, file: &str, prefix: &str, name: &str) -> Result<u64> {
+        let text = self.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")))?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
         let (names, values) = lines.next().zip(lines.next()).context("no counters of TCP")?;
         let found = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
         let (_, value) = found.with_context(|| format!("there is no counter {name}"))?;
@@ -136,6 +150,10 @@ impl NetNs {
         ensure!(stat.st_ino != 0, "a namespace without an inode");
         Ok((stat.st_dev, stat.st_ino))
     }
+}
+
+fn sysctl_path(name: &str) -> String {
+    format!("/proc/sys/{}", name.replace('.', "/"))
 }
 
 impl AsFd for NetNs {

@@ -1,6 +1,6 @@
 //! A container behind a bridge gets another device and another address under load: it is moved to another network, or it is restarted.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -10,7 +10,7 @@ use pod_steer_tests::{
     load::Load,
     report, require,
     rollouts::none_lost,
-    scale, tools,
+    scale, tools, wait,
 };
 use rustix::process::Signal;
 
@@ -98,8 +98,9 @@ fn a_repeated_syn_does_not_go_to_an_address_that_is_gone() -> Result<()> {
     // The daemon does not hear of the move before the first SYNs.
     stage.daemon.signal(Signal::STOP)?;
     move_to(&stage, &moved, 1)?;
+    let before = client.ns.connects()?;
     let clients = Load::to(target).threads(CLIENTS).count(CLIENTS).start(&client.ns)?;
-    thread::sleep(Duration::from_millis(300));
+    wait::until_ok("the first SYN of each", || Ok((client.ns.connects()? == before + CLIENTS).then_some(())))?;
     stage.daemon.signal(Signal::CONT)?;
     is_known_on(&stage, "moved", 1)?;
     let tally = clients.stop()?;

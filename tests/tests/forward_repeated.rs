@@ -13,14 +13,14 @@ use pod_steer_tests::{
     load,
     netns::NetNs,
     process::run,
-    require, tools,
+    require, tools, wait,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 /// How long a client waits for its connection.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Linux repeats a SYN after 1, 3 and 7 s. The choice for the third one counts no longer at the fourth.
-const AFTER_THE_THIRD: Duration = Duration::from_secs(4);
+/// Before Linux 6.5 the time from one SYN to the next always doubled.
+const LINEAR: &str = "net.ipv4.tcp_syn_linear_timeouts";
 
 #[test]
 fn a_repeated_syn_that_gets_another_server_leaves_nothing_of_the_first() -> Result<()> {
@@ -34,8 +34,12 @@ fn a_repeated_syn_that_gets_another_server_leaves_nothing_of_the_first() -> Resu
     stage.daemon.order_done("deploy web v1")?;
     run(stage.host.command("iptables")?.args(["-I", "FORWARD", "-d", &old.ip()?.to_string(), "-j", "DROP"]))?;
     let (target, ns): (SocketAddr, NetNs) = ((client.host_ip4, 80).into(), client.ns.try_clone()?);
+    // So a SYN is repeated after 1, 3 and 7 s on each kernel. The choice for the third one counts no longer at the fourth.
+    if client.ns.has_sysctl(LINEAR) {
+        client.ns.sysctl(LINEAR, "0")?;
+    }
     let opened = thread::spawn(move || Kept::open(&ns, target));
-    thread::sleep(AFTER_THE_THIRD);
+    wait::until_ok("the third SYN", || Ok((client.ns.tcp_counter("TCPSynRetrans")? >= 2).then_some(())))?;
     ensure!(entries(&stage.host, "PENDING")? == 2, "both directions of the first choice");
     stage.daemon.order_done("deploy web v2")?;
     let mut kept = opened.join().map_err(|_| anyhow!("the client panicked"))??;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use pod_steer_tests::{
     daemon::Stage,
-    held::{Waiting, holders, kill, retries, wait_gone, wait_held, wait_opened},
+    held::{Waiting, holders, kill, kill_together, retries, wait_gone, wait_held, wait_opened},
     netns::NetNs,
     report, require,
     rollouts::{clients, none_lost, web, web_on},
@@ -319,7 +319,7 @@ fn killed_together_the_processes_are_replaced() -> Result<()> {
     let earlier = Waiting::connect(stage.host.net(), &[V4], 5)?;
     wait_held(&stage, 5)?;
     let first = holders(&stage);
-    first.iter().try_for_each(|pid| kill(*pid))?;
+    kill_together(&stage)?;
     ensure!(earlier.answered("v1-1")? == 5, "the server gets the queue");
     wait::until("two other processes", || {
         let now = holders(&stage);

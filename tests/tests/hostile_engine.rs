@@ -141,7 +141,11 @@ fn endless_answers_are_cut_off_and_reported() -> Result<()> {
                 });
                 said.with_context(|| format!("{fault:?}"))?;
             }
-            None => ensure!(daemon.log().contains("container engine connected"), "{}", daemon.log_tail()),
+            // The daemon answers before that if the engine is slow.
+            None => wait::until("the engine to be connected", || {
+                daemon.log().contains("container engine connected").then_some(())
+            })
+            .with_context(|| daemon.log_tail())?,
         }
         // The daemon reconnects meanwhile.
         thread::sleep(Duration::from_secs(1));

@@ -74,18 +74,21 @@ fn a_deploy_is_followed_through_a_pause_of_the_daemon() -> Result<()> {
     stage.daemon.wait_ready("web", 1)?;
     let _new = web(&stage, "v2-1").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
-    let (_, deploy) = begin(stage.daemon.cli()?, "deploy web v2 --backends 2 --timeout 90s")?;
+    let mut deploy = stage.daemon.cli()?;
+    deploy.args(["deploy", "web", "v2", "--backends", "2", "--timeout", "90s"]);
+    let mut deploy = stage.host.start("deploy", &mut deploy)?;
     wait::until_ok("the deploy to begin", || {
         Ok(stage.daemon.history("web")?.iter().any(|operation| operation.order == "deploy").then_some(()))
     })?;
     stage.daemon.signal(Signal::STOP)?;
-    std::thread::sleep(Duration::from_secs(12));
+    wait::until("the deploy to wait for the daemon", || {
+        deploy.stderr().contains("waiting 30 s for the daemon").then_some(())
+    })?;
     stage.daemon.signal(Signal::CONT)?;
     let _second = web(&stage, "v2-2").start(&stage)?;
-    let ended = deploy.wait_with_output()?;
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    ensure!(ended.status.success(), "{:?} {said}", ended.status);
-    ensure!(said.contains("waiting 30 s for the daemon") && said.contains("answers again"), "{said}");
+    let status = deploy.wait(wait::STUCK)?;
+    let said = deploy.stderr();
+    ensure!(status.success() && said.contains("answers again"), "{status:?} {said}");
     all_by(stage.host.net(), 20, "v2").map(drop)
 }
 

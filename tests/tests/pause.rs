@@ -20,7 +20,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Clients of each family.
 const CLIENTS: u64 = 3;
-/// Above the kernel's fifth retransmission of a SYN (31 seconds after the first), since the length of a pause is not limited.
+/// Above the time to the fifth retransmission of a SYN, since the length of a pause is not limited: 31 seconds, if
+/// `net.ipv4.tcp_syn_linear_timeouts` is 0.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long no client may be answered: longer than the time to the second retransmission of a SYN.
 const WATCHED: Duration = Duration::from_millis(3500);

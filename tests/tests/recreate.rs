@@ -24,6 +24,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How long the load runs around a deploy.
 const AROUND: Duration = Duration::from_millis(100);
+/// How long a server takes to stop or to listen where the test has to see that phase.
+const PHASE_MS: &str = "1500";
 /// A SYN is repeated after a second.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -64,10 +66,14 @@ fn handed_over(tally: &Tally, name: &str, listened: Instant) -> Vec<Duration> {
 }
 
 fn waits_for_phase(stage: &Stage, phase: &str) -> Result<()> {
-    stage.daemon.wait_for(&format!("the phase {phase}"), |status| {
-        let operation = status.service("web")?.operation.as_ref()?;
-        (operation.phase.name == phase).then_some(())
+    // Not by `wait_for`, which starts a process for each query and may miss a short phase.
+    wait::until_ok(&format!("the phase {phase}"), || {
+        let (_, status) = stage.daemon.api("/v1/status", None)?;
+        let mut services = status["services"].as_array().into_iter().flatten();
+        let is_in_it = services.any(|one| one["name"] == "web" && one["operation"]["phase"]["name"] == phase);
+        Ok(is_in_it.then_some(()))
     })
+    .with_context(|| stage.daemon.log_tail())
 }
 
 /// Starts an order and does not wait for it.
@@ -152,8 +158,8 @@ fn many_clients_are_held_while_the_daemon_is_killed() -> Result<()> {
 #[test]
 fn the_daemon_may_be_killed_in_each_phase() -> Result<()> {
     require!(tools::docker());
-    let delays = ["--stop-delay-ms", "300", "--listen-delay-ms", "300"];
-    let (mut stage, _old, _new) = stage(&delays, &delays)?;
+    // The second deploy stops v2, and the third one starts it.
+    let (mut stage, _old, _new) = stage(&[], &["--stop-delay-ms", PHASE_MS, "--listen-delay-ms", PHASE_MS])?;
     let load = clients().threads(2).start(stage.host.net())?;
     for (number, phase) in ["draining", "stopping", "starting"].into_iter().enumerate() {
         let version = if number % 2 == 0 { "v2" } else { "v1" };
@@ -204,7 +210,7 @@ fn a_version_that_fails_leaves_the_old_one_serving() -> Result<()> {
 #[test]
 fn a_rollback_puts_the_old_version_back() -> Result<()> {
     require!(tools::docker());
-    let (stage, _old, _new) = stage(&["--stop-delay-ms", "300"], &["--listen-delay-ms", "600000"])?;
+    let (stage, _old, _new) = stage(&["--stop-delay-ms", PHASE_MS], &["--listen-delay-ms", "600000"])?;
     let load = clients().threads(2).start(stage.host.net())?;
     for phase in ["stopping", "starting"] {
         let order = begin(&stage, "deploy web v2 --recreate")?;
@@ -264,9 +270,9 @@ fn clients_that_cannot_be_held_wait_only_if_that_is_allowed() -> Result<()> {
     ensure!(stage.daemon.wait_ready("web", 1)?.operation.is_none() && !old.process.has_ended()?, "nothing has changed");
     let order = begin(&stage, "deploy web v2 --recreate --backends 1 --allow-drop")?;
     wait::until_ok("v1-1 to end", || Ok(old.process.has_ended()?.then_some(())))?;
-    let begun = Instant::now();
+    let (begun, before) = (Instant::now(), stage.host.net().connects()?);
     let load = clients().count(1).start(stage.host.net())?;
-    thread::sleep(AROUND);
+    wait::until_ok("a SYN to be sent", || Ok((stage.host.net().connects()? > before).then_some(())))?;
     let _new = web(&stage, "v2-1").user(1000).start(&stage)?;
     let tally = load.stop()?;
     none_lost(&tally)?;

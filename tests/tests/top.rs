@@ -230,8 +230,8 @@ fn an_operation_has_a_bar_on_a_terminal() -> Result<()> {
     narrow.wait_text("░ waiting")?;
     // Until it is rewritten a few times.
     thread::sleep(Duration::from_secs(1));
-    let text = narrow.text();
-    ensure!(text.lines().filter(|line| line.contains('░')).count() == 1, "{text}");
+    // The line is cleared before it is written again.
+    narrow.wait_for("one bar", |text| (text.lines().filter(|line| line.contains('░')).count() == 1).then_some(()))?;
     narrow.press("\x03")?;
     ensure!(narrow.ended()?.code() == Some(130), "{}", narrow.text());
     drop(held);
