@@ -1,7 +1,7 @@
 //! Deploys and canaries that cannot succeed fail or roll back automatically, report why, and lose no connection.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -15,9 +15,14 @@ use pod_steer_tests::{
     orders::Ordered,
     report, require,
     rollouts::{CHECKED, all_by, answer, answered_by_version, clients, hold, none_lost, web, web_on},
-    tools,
+    tools, wait,
 };
 use serde_json::Value;
+
+/// How long a backend that flaps is unhealthy.
+const REST: Duration = Duration::from_millis(200);
+/// Deploys that may be needed to see a few starts of a backend.
+const DEPLOYS_MAX: usize = 5;
 
 /// The old version, which has all traffic, under load.
 fn old_under_load() -> Result<(Stage, Backend, Running)> {
@@ -91,48 +96,66 @@ fn a_version_that_flaps() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let (stage, _old, load) = old_under_load()?;
     let steady = web(&stage, "v2-1").start(&stage)?;
-    stage.daemon.wait_state("web", "v2-1", "standby")?;
-    thread::scope(|scope| {
-        let (stage, flaps) = (&stage, scope.spawn(|| flap(&stage)));
-        fails(stage, "deploy web v2 --timeout 3s", &["0 of 1 backends of v2 are ready"])?;
-        flaps.join().expect("the thread does not panic")
-    })?;
+    // Otherwise it could be stable before it flaps.
+    answer(&stage, "v2-1", "503 Not Yet")?;
+    stage.daemon.wait_state("web", "v2-1", "unhealthy")?;
+    fails_beside(&stage, "deploy web v2 --timeout 3s", flap)?;
     drop(steady);
+    answer(&stage, "v2-1", "200 OK")?;
     // A backend starts, is ready for a moment, and ends, repeatedly. Another one keeps the version known.
     let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
-    let failed = AtomicBool::new(false);
-    let starts = thread::scope(|scope| {
-        let restarts = scope.spawn(|| restart_in_a_loop(&stage, &failed));
-        let result = fails(&stage, "deploy web v2 --backends 1 --timeout 4s", &["0 of 1 backends of v2 are ready"]);
-        failed.store(true, Ordering::Relaxed);
-        let starts = restarts.join().expect("the thread does not panic")?;
-        result.map(|()| starts)
-    })?;
-    ensure!(starts > 2, "it was ready {starts} times");
+    fails_beside(&stage, "deploy web v2 --backends 1 --timeout 4s", start_and_kill)?;
     all_by_old(&stage, load)
 }
 
-/// Makes the check alternate faster than the time after which a backend counts as stable.
-fn flap(stage: &Stage) -> Result<()> {
-    for _ in 0..20 {
-        for status in ["503 Not Yet", "200 OK"] {
-            answer(stage, "v2-1", status)?;
-            thread::sleep(Duration::from_millis(100));
+/// Gives a deploy that must fail although v2-1 is ready for a moment again and again: each time that `once` runs.
+fn fails_beside(stage: &Stage, order: &str, once: fn(&Stage) -> Result<()>) -> Result<()> {
+    let (failed, times) = (AtomicBool::new(false), AtomicU32::new(0));
+    let repeat = || -> Result<()> {
+        while !failed.load(Ordering::Relaxed) {
+            once(stage)?;
+            times.fetch_add(1, Ordering::Relaxed);
         }
-    }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let repeats = scope.spawn(repeat);
+        // During one deploy it may be ready too few times on a slow machine.
+        let mut deploys = (0..DEPLOYS_MAX).take_while(|_| times.load(Ordering::Relaxed) <= 2);
+        let result = deploys.try_for_each(|_| fails(stage, order, &["0 of 1 backends of v2 are ready"]));
+        failed.store(true, Ordering::Relaxed);
+        repeats.join().expect("the thread does not panic")?;
+        result
+    })?;
+    let times = times.into_inner();
+    ensure!(times > 2, "it was ready {times} times");
     Ok(())
 }
 
-/// Restarts a backend until the deploy has failed. Returns how often it was ready.
-fn restart_in_a_loop(stage: &Stage, failed: &AtomicBool) -> Result<u32> {
-    let mut starts = 0;
-    while !failed.load(Ordering::Relaxed) {
-        let mut backend = web(stage, "v2-1").start(stage)?;
-        thread::sleep(Duration::from_millis(150));
-        backend.process.kill()?;
-        starts += 1;
-    }
-    Ok(starts)
+/// Waits until v2-1 is in a state. Unlike the daemon's `wait_state` it sees that soon, since it starts no process.
+fn wait_soon(stage: &Stage, state: &str) -> Result<()> {
+    wait::until_ok(&format!("v2-1 to be {state}"), || {
+        let web = stage.daemon.said_of("web")?;
+        let mut backends = web["backends"].as_array().into_iter().flatten();
+        Ok(backends.any(|one| one["name"] == "v2-1" && one["state"] == state).then_some(()))
+    })
+}
+
+/// Lets the check pass until the daemon has seen it: far less than the time after which a backend counts as stable.
+fn flap(stage: &Stage) -> Result<()> {
+    answer(stage, "v2-1", "200 OK")?;
+    wait_soon(stage, "standby")?;
+    answer(stage, "v2-1", "503 Not Yet")?;
+    wait_soon(stage, "unhealthy")?;
+    thread::sleep(REST);
+    Ok(())
+}
+
+/// Starts a backend that ends as soon as it is ready.
+fn start_and_kill(stage: &Stage) -> Result<()> {
+    let mut backend = web(stage, "v2-1").start(stage)?;
+    wait_soon(stage, "standby")?;
+    backend.process.kill()
 }
 
 /// Only connections that killed servers had accepted were lost.

@@ -41,19 +41,23 @@ fn clients_of_another_users_server_are_not_held_and_the_command_says_so() -> Res
 #[test]
 fn a_pause_with_a_limit_refuses_clients_after_it() -> Result<()> {
     require!(tools::root_and(&["ip"]));
+    const LIMIT: Duration = Duration::from_secs(4);
     let mut stage = Stage::without_engine()?;
     let _server = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     let begun = Instant::now();
-    stage.daemon.order_done("pause web --max 2s")?;
+    stage.daemon.order_done("pause web --max 4s")?;
     let mut clients = Waiting::connect(stage.host.net(), &[V4], 10)?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;
-    if begun.elapsed() < Duration::from_millis(1900) {
-        clients.wait_still()?;
+    let (waited, took) = (clients.wait_still(), begun.elapsed());
+    match waited {
+        Ok(()) => clients.lost()?,
+        Err(error) if took < LIMIT => return Err(error),
+        // The machine was so slow that they were refused meanwhile.
+        Err(_) => {}
     }
-    clients.lost()?;
-    ensure!(begun.elapsed() >= Duration::from_secs(2), "after {:?}", begun.elapsed());
+    ensure!(begun.elapsed() >= LIMIT, "after {:?}", begun.elapsed());
     let end = || stage.host.net().run(|| attempt(V4.parse().expect("an address"), 1, PATIENCE));
     ensure!(matches!(end(), End::Lost(Loss::Refused, _)), "{:?}", end());
     let shown = stage.daemon.order_done("status")?.stdout;

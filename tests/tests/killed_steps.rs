@@ -2,11 +2,12 @@
 //! it, no connection is lost, and the next daemon completes the operation.
 
 use std::{
+    cell::Cell,
     net::TcpStream,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use pod_steer_tests::{
     check,
     orders::Operation,
@@ -23,6 +24,8 @@ const SHARES_LOOKED_AT: u64 = 1000;
 const KEEP_MS: u64 = 4000;
 /// Shares of the canary's steps, in hundredths of a percent.
 const STEPS: [u64; 3] = [2000, 6000, 10_000];
+/// The length of those steps: longer if the daemon could not be killed within one.
+const EVERY_MS: [u64; 3] = [1000, 5000, 5000];
 
 /// When the daemon is killed.
 enum When {
@@ -183,16 +186,27 @@ fn at_each_step_of_a_canary() -> Result<()> {
                 (format!("to step {step}, {at}"), step.checked_sub(1).map_or(0, |from| STEPS[from]))
             }
         };
-        killed_canary(&row, &name, share).map_err(|error| error.context(format!("killed when: {name}")))?;
+        killed_in_time(&row, &name, share).with_context(|| format!("killed when: {name}"))?;
     }
     Ok(())
 }
 
-/// `share` is the new version's while there is no daemon.
-fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
+/// Repeats a row with longer steps if the daemon was killed too late.
+fn killed_in_time(row: &Canary, name: &str, share: u64) -> Result<()> {
+    for every_ms in EVERY_MS {
+        if killed_canary(row, name, share, every_ms)? {
+            return Ok(());
+        }
+    }
+    bail!("the next step came before the daemon was killed")
+}
+
+/// `share` is the new version's while there is no daemon. Returns whether the daemon was certainly killed before the next step.
+fn killed_canary(row: &Canary, name: &str, share: u64, every_ms: u64) -> Result<bool> {
     let mut scene = Scene::new(!matches!(row, Canary::Waiting))?;
     let load = clients().threads(2).start(scene.stage.host.net())?;
-    let order = json!({ "order": "canary", "version": "v2", "steps": STEPS, "every_ms": 1000, "timeout_ms": 60_000 });
+    let order =
+        json!({ "order": "canary", "version": "v2", "steps": STEPS, "every_ms": every_ms, "timeout_ms": 60_000 });
     if let Canary::To(0, point) = row {
         scene.stage.daemon.kill()?;
         scene.stage.daemon.restart_to_die(point)?;
@@ -201,6 +215,8 @@ fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
         let _ = scene.stage.daemon.begin(&order);
         scene.stage.daemon.wait_until_dead()?;
     } else {
+        // If an answer does not show the step, the step was taken after the request of that answer.
+        let (requested, not_before) = (Cell::new(Instant::now()), Cell::new(Instant::now()));
         let id = scene.stage.daemon.begin(&order)?;
         let steps = match row {
             Canary::Waiting => 0,
@@ -208,8 +224,19 @@ fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
             Canary::To(step, _) => *step,
         };
         let done = |operation: &Operation| operation.steps_done.iter().filter(|step| step.name.ends_with('%')).count();
-        scene.stage.daemon.wait_operation(id, name, |operation| done(operation) == steps)?;
+        let seen = scene.stage.daemon.wait_operation(id, name, |operation| {
+            let (is_done, now) = (done(operation) >= steps, Instant::now());
+            if !is_done {
+                not_before.set(requested.replace(now));
+            }
+            is_done
+        })?;
         scene.stage.daemon.kill()?;
+        // The version is not ready before the restart.
+        let waits = matches!(row, Canary::Waiting);
+        if !waits && (done(&seen) > steps || not_before.get().elapsed() >= Duration::from_millis(every_ms)) {
+            return Ok(false);
+        }
         if let Canary::To(_, point) = row {
             scene.stage.daemon.run_until_dead(point)?;
         }
@@ -236,5 +263,6 @@ fn killed_canary(row: &Canary, name: &str, share: u64) -> Result<()> {
     none_lost(&tally)?;
     ensure!(answered_by_version(&tally, "v1") > 0, "{tally}");
     scene.total.merge(tally);
-    scene.counts_agree(0)
+    scene.counts_agree(0)?;
+    Ok(true)
 }
