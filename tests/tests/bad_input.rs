@@ -1,6 +1,6 @@
 //! Invalid labels give a clear error in `status` and in the log, and affect no other container.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -187,16 +187,15 @@ fn a_thousand_containers_of_nonsense() -> Result<()> {
     let began = std::time::Instant::now();
     run(std::process::Command::new("curl").arg("--config").arg(&list)).context("creating containers")?;
     let created = began.elapsed();
-    let status = stage.daemon.wait_for("a condition of each", |status| {
-        let said = (0..CONTAINERS).all(|number| {
-            let name = format!("nonsense-{number}");
-            status
-                .conditions
-                .iter()
-                .any(|of| of.subject.split(|c: char| !(c.is_alphanumeric() || c == '-')).any(|word| word == name))
-        });
-        said.then(|| status.clone())
-    })?;
+    let status = wait::until_within(4 * wait::STUCK, "a condition of each", || {
+        let status = stage.daemon.status()?;
+        let subjects = status.conditions.iter().map(|of| of.subject.as_str());
+        let words: BTreeSet<&str> =
+            subjects.flat_map(|subject| subject.split(|c: char| !(c.is_alphanumeric() || c == '-'))).collect();
+        let is_complete = (0..CONTAINERS).all(|number| words.contains(format!("nonsense-{number}").as_str()));
+        Ok(is_complete.then_some(status))
+    })
+    .with_context(|| stage.daemon.log_tail())?;
     report::figure(
         "1,000 nonsense containers",
         format!("created in {created:?}, {} conditions in status", status.conditions.len()),

@@ -21,7 +21,7 @@ use pod_steer_tests::{
 };
 
 /// How long the old version takes to answer, and so the time for which a request is in flight.
-const ANSWER_MS: u64 = 3_000;
+const ANSWER_MS: u64 = 5_000;
 
 fn target() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8080))

@@ -21,9 +21,11 @@ use pod_steer_tests::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Longer than a connection takes, and shorter than the first retransmission of a SYN, by which a paused client could connect later.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// Packets of one state of the tables. Those of a paused service take all of the patience, and are fewer.
+/// How long a client waits if it is to get no answer: less than the time to the first retransmission of its SYN.
+const SILENCE: Duration = Duration::from_millis(700);
+/// How long a client waits if it is to be answered or refused.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Packets of one state of the tables. Those of a paused service are never answered, and are fewer.
 const PACKETS: usize = 50;
 /// The ports of clients: each is used once for an address.
 const FIRST_PORT: u16 = 10_001;
@@ -142,11 +144,11 @@ impl Scene {
         Ok(answers)
     }
 
-    /// Who answers a real client; `refused`, or `no answer` within the patience.
-    fn connect(&self, (from, to): (SocketAddr, SocketAddr)) -> Result<String> {
+    /// Who answers a real client; `refused`, or `no answer` within this time.
+    fn connect(&self, (from, to): (SocketAddr, SocketAddr), within: Duration) -> Result<String> {
         let is_local = LOCAL.contains(&from.ip().to_string().as_str());
         let ns = if is_local { self.stage.host.net() } else { &self.client.ns };
-        match ns.run(|| attempt_by(from, to, PATIENCE)) {
+        match ns.run(|| attempt_by(from, to, within)) {
             End::Answered(answer) => Ok(answer.name),
             End::Lost(Loss::Refused, _) => Ok("refused".to_owned()),
             End::Lost(Loss::ConnectTimedOut, _) => Ok("no answer".to_owned()),
@@ -170,7 +172,8 @@ impl Scene {
                 "passed" if [FREE, OF_DEVICE].contains(&packet.1.port()) => "no server",
                 _ => "another kind",
             };
-            let answered = match self.connect(*packet)? {
+            let within = if ["socket", "forwarded", "refused"].contains(&kind) { PATIENCE } else { SILENCE };
+            let answered = match self.connect(*packet, within)? {
                 none if expected == "no server" && ["refused", "no answer"].contains(&&*none) => expected.to_owned(),
                 answered => answered,
             };

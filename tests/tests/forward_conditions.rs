@@ -9,6 +9,9 @@ use anyhow::{Result, ensure};
 use pod_steer_tests::{bridged, daemon::Stage, listeners, load::Load, require, server, tools, wait};
 use rustix::process::Signal;
 
+/// How long to wait for clients that must be answered.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 #[test]
 fn a_device_that_forwards_nothing_is_told() -> Result<()> {
     require!(tools::docker());
@@ -20,13 +23,13 @@ fn a_device_that_forwards_nothing_is_told() -> Result<()> {
         let said = stage.daemon.status()?.said_about("firewall");
         Ok(said.iter().any(|said| said.contains("`net/ipv4/conf/client0/forwarding` is 0")))
     };
-    let answered = || -> Result<u64> {
+    let answered = |within: Duration| -> Result<u64> {
         let target: SocketAddr = (client.host_ip4, 80).into();
-        Ok(Load::to(target).count(2).timeout(Duration::from_millis(500)).run(&client.ns)?.answered())
+        Ok(Load::to(target).count(2).timeout(within).run(&client.ns)?.answered())
     };
-    for (value, reaches) in [("0", 0), ("1", 2)] {
+    for (value, reaches, within) in [("0", 0, Duration::from_millis(500)), ("1", 2, PATIENCE)] {
         stage.host.net().sysctl("net.ipv4.conf.client0.forwarding", value)?;
-        ensure!(answered()? == reaches, "{value}");
+        ensure!(answered(within)? == reaches, "{value}");
         // The settings are compared every 30 s, and by the next daemon.
         stage.daemon.kill()?;
         stage.daemon.restart()?;
@@ -67,7 +70,7 @@ fn a_port_is_claimed_as_soon_as_another_server_leaves_it() -> Result<()> {
         let tally = Load::to(target).count(3).timeout(Duration::from_secs(1)).run(&client.ns)?;
         Ok(tally.answered_by(name) == 3)
     };
-    let tally = Load::to(target).count(3).timeout(Duration::from_secs(1)).run(&client.ns)?;
+    let tally = Load::to(target).count(3).timeout(PATIENCE).run(&client.ns)?;
     ensure!(tally.answered_by("other@0.0.0.0:80") == 3, "the port is its own: {tally} {}", stage.daemon.status()?);
     other.signal(Signal::TERM)?;
     other.wait(wait::STUCK)?;

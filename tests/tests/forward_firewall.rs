@@ -15,6 +15,9 @@ use pod_steer_tests::{
     tools, wait,
 };
 
+/// How long to wait for clients that must not be answered.
+const AT_ONCE: Duration = Duration::from_millis(800);
+
 /// A host whose engine sets its own rules, as out of the box.
 fn publishing() -> Result<(Stage, Client)> {
     let host = Arc::new(Host::new()?);
@@ -32,12 +35,20 @@ fn ours(stage: &Stage, args: &str) -> Result<usize> {
     Ok(iptables(stage, args)?.lines().filter(|line| line.contains("pod-steer")).count())
 }
 
-/// Whether a client is answered at once.
-fn passes(client: &Client) -> Result<bool> {
+/// The number of three clients that are answered within this time.
+fn answered(client: &Client, within: Duration) -> Result<u64> {
     let target: SocketAddr = (client.host_ip4, 80).into();
-    let tally = Load::to(target).count(3).threads(3).timeout(Duration::from_millis(800)).run(&client.ns)?;
-    ensure!(tally.answered() == 0 || tally.answered() == 3, "{tally}");
-    Ok(tally.answered() == 3)
+    Ok(Load::to(target).count(3).threads(3).timeout(within).run(&client.ns)?.answered())
+}
+
+/// Whether every client is answered.
+fn passes(client: &Client) -> Result<bool> {
+    Ok(answered(client, Duration::from_secs(5))? == 3)
+}
+
+/// Whether no client is answered.
+fn is_dropped(client: &Client) -> Result<bool> {
+    Ok(answered(client, AT_ONCE)? == 0)
 }
 
 #[test]
@@ -55,7 +66,7 @@ fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
     // An operator's drop by source, and by the port of the container.
     for drop in [format!("-s {} -j DROP", client.ip4), "-p tcp --dport 8080 -j DROP".to_owned()] {
         iptables(&stage, &format!("-I DOCKER-USER {drop}"))?;
-        ensure!(!passes(&client)?, "{drop}");
+        ensure!(is_dropped(&client)?, "{drop}");
         iptables(&stage, &format!("-D DOCKER-USER {drop}"))?;
         ensure!(passes(&client)?, "after {drop}");
     }
@@ -63,8 +74,8 @@ fn packets_pass_docker_s_rules_and_an_operator_s_drops_hold() -> Result<()> {
     // Flushed by another program: the daemon sees that no connection opens.
     iptables(&stage, "-F DOCKER-USER")?;
     wait::until_ok("the rule to be set again", || {
-        // Some of its clients may come just before the rule.
-        let _ = passes(&client);
+        // Some of these clients may come just before the rule.
+        answered(&client, AT_ONCE)?;
         Ok((ours(&stage, "-S DOCKER-USER")? == 1).then_some(()))
     })?;
     ensure!(passes(&client)?);
@@ -130,7 +141,7 @@ fn a_closed_chain_without_docker_stays_closed() -> Result<()> {
     })?;
     ensure!(said.message.contains("IPv4") && said.remedy.contains("docs/forwarding.md"), "{said:?}");
     stage.daemon.wait_ready("web", 1)?;
-    ensure!(!passes(&client)?, "what the host drops stays dropped");
+    ensure!(is_dropped(&client)?, "what the host drops stays dropped");
     iptables(&stage, "-A FORWARD -m mark --mark 0x40000000/0x40000000 -j ACCEPT")?;
     iptables(&stage, "-A FORWARD -i docker0 -j ACCEPT")?;
     ensure!(passes(&client)?, "as docs/forwarding.md says");

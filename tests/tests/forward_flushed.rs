@@ -18,8 +18,12 @@ use pod_steer_tests::{
     report, require, server, tools, wait,
 };
 
-/// docs/forwarding.md: the rules are compared so often.
-const BACK_MAX: Duration = Duration::from_secs(30);
+/// docs/forwarding.md: the rules are compared every 30 s, and a comparison takes some time.
+const BACK_MAX: Duration = Duration::from_secs(45);
+/// How long to wait for clients that must not be answered.
+const AT_ONCE: Duration = Duration::from_millis(800);
+/// How long to wait for clients that must be answered.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Scene {
     _server: Container,
@@ -39,7 +43,7 @@ impl Scene {
         stage.daemon.wait_ready("web", 1)?;
         let scene = Self { _server: server, stage, client };
         scene.wait_for_rules()?;
-        ensure!(scene.answered()? == 4, "{}", scene.iptables("-S")?);
+        ensure!(scene.answered(PATIENCE)? == 4, "{}", scene.iptables("-S")?);
         Ok(scene)
     }
 
@@ -54,13 +58,12 @@ impl Scene {
     fn wait_for_rules(&self) -> Result<()> {
         let ours = |args: &str| -> Result<bool> { Ok(self.iptables(args)?.contains("--comment pod-steer")) };
         let both = || Ok((ours("-S DOCKER-USER")? && ours("-t raw -S PREROUTING")?).then_some(()));
-        wait::until_ok("both rules", both)
+        wait::until_within(2 * wait::STUCK, "both rules", both)
     }
 
-    /// The number of four clients that are answered at once.
-    fn answered(&self) -> Result<u64> {
-        let load = Load::to(self.target()).count(4).threads(4).timeout(Duration::from_millis(800));
-        Ok(load.run(&self.client.ns)?.answered())
+    /// The number of four clients that are answered within this time.
+    fn answered(&self, within: Duration) -> Result<u64> {
+        Ok(Load::to(self.target()).count(4).threads(4).timeout(within).run(&self.client.ns)?.answered())
     }
 }
 
@@ -107,10 +110,10 @@ fn a_forward_chain_that_was_flushed_is_a_condition_until_docker_is_restarted() -
     require!(tools::root_and(&["iptables"]));
     let mut scene = Scene::new()?;
     scene.iptables("-F")?;
-    ensure!(scene.iptables("-S FORWARD")?.trim() == "-P FORWARD DROP" && scene.answered()? == 0);
+    ensure!(scene.iptables("-S FORWARD")?.trim() == "-P FORWARD DROP" && scene.answered(AT_ONCE)? == 0);
     let condition = scene.stage.daemon.wait_for("the condition of the firewall", |status| {
         // Connections that do not open are the sooner of two reasons to compare.
-        let _ = scene.answered();
+        let _ = scene.answered(AT_ONCE);
         let mut all = status.conditions.iter().map(|of| &of.condition);
         all.find(|condition| condition.reason == "firewall-drops").cloned()
     })?;
@@ -123,7 +126,7 @@ fn a_forward_chain_that_was_flushed_is_a_condition_until_docker_is_restarted() -
         ensure!(condition.remedy.contains("`iptables -I FORWARD -j DOCKER-USER`"), "{condition:?}");
         scene.iptables("-I FORWARD -j DOCKER-USER")?;
     }
-    wait::until_ok("clients to be answered again", || Ok((scene.answered()? == 4).then_some(())))
+    wait::until_ok("clients to be answered again", || Ok((scene.answered(PATIENCE)? == 4).then_some(())))
         .with_context(|| scene.iptables("-S").unwrap_or_default())?;
     // The next comparison finds it: at the latest with the next daemon.
     scene.stage.daemon.kill()?;

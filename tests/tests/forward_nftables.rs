@@ -6,6 +6,10 @@ use std::{fs, net::SocketAddr, time::Duration};
 use anyhow::{Result, ensure};
 use pod_steer_tests::{daemon::Stage, load::Load, process::run, require, server, tools};
 
+/// How long to wait for clients that must not be answered.
+const AT_ONCE: Duration = Duration::from_millis(800);
+/// How long to wait for clients that must be answered.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The address of the first container on the default bridge.
 const ADDRESS: &str = "172.17.0.2";
 
@@ -62,11 +66,8 @@ fn what_docker_s_nftables_drop_is_a_condition_that_names_the_options() -> Result
     let mut stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     let target: SocketAddr = (client.host_ip4, 80).into();
-    let answered = || {
-        Ok::<_, anyhow::Error>(
-            Load::to(target).count(3).timeout(Duration::from_millis(800)).run(&client.ns)?.answered(),
-        )
-    };
+    let answered =
+        |within: Duration| -> Result<u64> { Ok(Load::to(target).count(3).timeout(within).run(&client.ns)?.answered()) };
     set_table(&stage, DIRECT, "")?;
     let spec = server::named("web-1", "0.0.0.0:8080").service("web", "80:8080").network("bridge");
     let server = stage.engine().start_container(&spec.label("pod-steer.via", "forward"))?;
@@ -76,7 +77,7 @@ fn what_docker_s_nftables_drop_is_a_condition_that_names_the_options() -> Result
     ensure!(message.contains("`ip docker-bridges`"), "{message}");
     let options = ["--bridge-accept-fwmark=0x40000000/0x40000000", "--allow-direct-routing"];
     ensure!(options.iter().all(|option| remedy.contains(option)), "{remedy}");
-    ensure!(answered()? == 0);
+    ensure!(answered(AT_ONCE)? == 0);
 
     // Neither option alone is enough.
     for (direct, mark, lacking) in [(DIRECT, MARK, options[1]), ("", "", options[0])] {
@@ -87,10 +88,10 @@ fn what_docker_s_nftables_drop_is_a_condition_that_names_the_options() -> Result
                 .ok()?
                 .filter(|(_, remedy)| options.iter().filter(|one| remedy.contains(*one)).count() == 1)
         })?;
-        ensure!(remedy.contains(lacking) && answered()? == 0, "{remedy}");
+        ensure!(remedy.contains(lacking) && answered(AT_ONCE)? == 0, "{remedy}");
     }
     set_table(&stage, "", MARK)?;
-    ensure!(answered()? == 3);
+    ensure!(answered(PATIENCE)? == 3);
     compare_again(&mut stage)?;
     stage.daemon.wait_for("the condition to end", |_| condition(&stage).ok()?.is_none().then_some(()))
 }

@@ -191,6 +191,8 @@ fn of_tcp_fast_open() -> Result<()> {
 fn of_queues_that_overflow_or_lose_their_listener() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let (stage, mut peer) = stage()?;
+    // Half-open connections must outlive several starts of servers.
+    stage.host.net().sysctl("net.ipv4.tcp_synack_retries", "3")?;
     let mut deaf = server(&stage, "deaf-1", 80, &["--accept-delay-ms", "600000", "--backlog", "3"])?;
     stage.daemon.wait_ready("web", 1)?;
     stage.host.net().sysctl("net.ipv4.tcp_fastopen", FAST_OPEN_WITHOUT_COOKIE)?;

@@ -39,10 +39,14 @@ fn state(daemon: &Daemon, backend: &str) -> Result<String> {
 fn only_a_stop_signal_stops_a_backend() -> Result<()> {
     require!(tools::docker());
     let stage = Stage::with_docker()?;
-    let plain = stage.engine().start_container(&deaf("plain"))?;
-    let quit = stage.engine().start_container(&deaf("quit").options(&["--stop-signal", "SIGQUIT"]))?;
-    let named = stage.engine().start_container(&deaf("named").options(&["--stop-signal", "SIGRTMIN+3"]))?;
-    let number = stage.engine().start_container(&deaf("number").options(&["--stop-signal", "37"]))?;
+    // None is ready again before all have got their stop signal.
+    let start = |name: &str, stop_signal: &[&str]| {
+        stage.engine().start_container(&deaf(name).options(&["--stop-timeout", "60"]).options(stop_signal))
+    };
+    let plain = start("plain", &[])?;
+    let quit = start("quit", &["--stop-signal", "SIGQUIT"])?;
+    let named = start("named", &["--stop-signal", "SIGRTMIN+3"])?;
+    let number = start("number", &["--stop-signal", "37"])?;
     stage.daemon.wait_ready("web", 4)?;
     let load = load().start(stage.host.net())?;
 
@@ -133,8 +137,8 @@ fn the_only_container_serves_while_it_stops() -> Result<()> {
     let (steered, plain) = (to_steered.stop()?, to_plain.stop()?);
     report::figure("refused while the only container restarts: steered", steered.refused());
     report::figure("refused while the only container restarts: not managed", plain.refused());
-    // Five seconds of refusals would be about 500.
-    ensure!(steered.refused() < plain.refused() + 200, "{steered}\nnot managed: {plain}");
+    // Five seconds of refusals would be about 500. On a busy machine the two restarts take different times.
+    ensure!(steered.refused() < plain.refused() + 400, "{steered}\nnot managed: {plain}");
     Ok(())
 }
 
