@@ -120,8 +120,10 @@ fn socket_inode(target: &Path) -> Option<u64> {
 
 /// The process that has this pid now.
 pub fn process_id(pid: i32) -> io::Result<ProcessId> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let start = start_of(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+    // A process gives itself any name, and the kernel may cut it within a character.
+    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    let start = start_of(&String::from_utf8_lossy(&text))
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
     Ok(ProcessId { pid, start })
 }
 
@@ -342,8 +344,9 @@ mod tests {
         let own = Process::open(std::process::id().cast_signed()).unwrap();
         let before = fs::read("/proc/self/comm").unwrap();
         fs::write("/proc/self/comm", b"\x1b[31m\n\xffx").unwrap();
-        let shown = own.name();
+        let (shown, id) = (own.name(), process_id(own.pid()));
         fs::write("/proc/self/comm", before.trim_ascii_end()).unwrap();
+        assert_eq!(id.unwrap().pid, own.pid());
         assert_eq!(shown, "\\u{1b}[31m\\n\u{fffd}x");
     }
 
