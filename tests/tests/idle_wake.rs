@@ -107,7 +107,7 @@ fn median(mut times: Vec<Duration>) -> Result<(Duration, Duration)> {
 #[test]
 fn the_first_client_of_a_service_that_sleeps_is_answered() -> Result<()> {
     require!(tools::docker());
-    let rounds = scale::of(20, 50);
+    let rounds = scale::of(8, 50);
     let (stage, container) = stage(web("v1-1", &[]))?;
     // The same server, which the daemon does not know.
     let alone = stage.engine().create_container(&server::named("alone", "0.0.0.0:9090"))?;
