@@ -60,7 +60,7 @@ pub fn run(packager: &Packager, first: &Path, next: &Path) -> Result<()> {
     say::note(&format!("to the first answer of its next version: {}", say::elapsed(took)));
     ensure!(took < ZERO_TO_STEERED, "the three commands take longer than {}", say::elapsed(ZERO_TO_STEERED));
     installed::check(&machine, packager)?;
-    machine.wait_until("the new version has everything", "pod-steer history web | grep -q 'deploy v2.*done'")?;
+    machine.wait_until("the new version has everything", "pod-steer history web | grep -q 'done.*deploy v2'")?;
 
     say::heading("it is upgraded, installed again and restarted under load");
     let load = Load::to(TARGET.parse()?).threads(2).start(host.net())?;
