@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -102,6 +102,8 @@ fn try_attempt(
     let mut stream = opened.map_err(|error| match error.kind() {
         ErrorKind::ConnectionRefused => Loss::Refused,
         ErrorKind::TimedOut => Loss::ConnectTimedOut,
+        // It was connected, and the socket has lost its address before the client looked.
+        ErrorKind::ConnectionReset => Loss::ResetBefore(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)),
         _ => Loss::Failed(error.to_string()),
     })?;
     let failed = |error: io::Error| Loss::Failed(error.to_string());
