@@ -190,12 +190,18 @@ const TRIES_ABOVE: u32 = 6;
 /// If there are fewer ports above, those above the default range take their place.
 const PORTS_ABOVE_MIN: u16 = 1_024;
 const DEFAULT_LOCAL_MAX: u16 = 60_999;
+/// The try after those takes the client's own port, as a translation of the firewall does: the clients of one address have different ones.
+const TRY_OWN: u32 = TRIES_ABOVE;
 /// The other tries take one of half of all ports.
 const SOURCE_PORT_MIN: u16 = 32_768;
 
-/// The source port for the try with this number, by a hash. `local_max` is the last port that programs get from the kernel.
-pub const fn source_port(hash: u64, number: u32, local_max: u16) -> u16 {
-    if number >= TRIES_ABOVE {
+/// The source port for the try with this number, by a hash. `own` is the client's, and `local_max` the last port that programs get from the
+/// kernel.
+pub const fn source_port(hash: u64, number: u32, own: u16, local_max: u16) -> u16 {
+    if number == TRY_OWN {
+        return own;
+    }
+    if number > TRY_OWN {
         return SOURCE_PORT_MIN | hash as u16;
     }
     let below = if u16::MAX - local_max < PORTS_ABOVE_MIN { DEFAULT_LOCAL_MAX } else { local_max };

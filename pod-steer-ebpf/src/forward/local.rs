@@ -129,7 +129,8 @@ pub fn source_port(tuple: &Tuple, number: u32) -> u16 {
     let mut h = mix(seed(), u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16);
     h = mix(h, u64::from(tuple.source[0]) << 32 | u64::from(tuple.destination[0]));
     h = mix(h, u64::from(tuple.source[3]) << 32 | u64::from(tuple.destination[3]));
-    pod_steer_ebpf::source_port(finish(h.wrapping_add(number.into())), number, local_port_max() as u16).to_be()
+    let own = u16::from_be(tuple.source_port);
+    pod_steer_ebpf::source_port(finish(h.wrapping_add(number.into())), number, own, local_port_max() as u16).to_be()
 }
 
 /// Whether a connection has a source port that the server's side does not know yet; chooses another one if it must. A client may use one

@@ -306,13 +306,14 @@ mod tests {
     #[test]
     fn rewritten_ports_are_above_those_that_the_kernel_gives_to_programs() {
         let ends = |number, local_max| {
-            let ports = || (0..=u64::from(u16::MAX)).map(|hash| contract::source_port(hash, number, local_max));
+            let ports = || (0..=u64::from(u16::MAX)).map(|hash| contract::source_port(hash, number, 40_000, local_max));
             (ports().min(), ports().max())
         };
         assert_eq!([ends(0, 60_999), ends(5, 60_999)], [(Some(61_000), Some(65_535)); 2]);
         assert_eq!(ends(0, 50_000), (Some(50_001), Some(65_535)));
         assert_eq!(ends(0, 65_535), (Some(61_000), Some(65_535)), "programs may get any port");
-        assert_eq!(ends(6, 60_999), (Some(32_768), Some(65_535)), "there are not enough above");
+        assert_eq!(ends(6, 60_999), (Some(40_000), Some(40_000)), "the client's own, when those are in use");
+        assert_eq!(ends(7, 60_999), (Some(32_768), Some(65_535)), "another client has the same");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
-const LONG: [&str; 14] = [
+const LONG: [&str; 15] = [
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -43,6 +43,7 @@ const LONG: [&str; 14] = [
     "forward_kills",
     "forward_mtu",
     "forward_networks",
+    "forward_source_ports",
     "hold",
     "idle_wake",
     "metrics",
