@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
+    fs,
     net::{SocketAddr, TcpStream},
+    thread,
     time::Duration,
 };
 
@@ -19,6 +22,9 @@ use crate::{
     process::{output, run},
     report, server, wait,
 };
+
+/// Above the longest delay of an acknowledgement (200 ms, TCP_DELACK_MAX).
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// A server of `web` on the engine's default bridge. Its clients come to port 80.
 pub fn web(name: &str) -> Spec {
@@ -75,10 +81,14 @@ impl Kept {
     }
 }
 
-/// Opens eight connections for each server; each server must have some of them.
+/// Opens eight connections for each server, and more until each server has some of them.
 pub fn kept(client: &Client, target: SocketAddr, servers: usize) -> Result<Vec<Kept>> {
-    let all = (0..8 * servers).map(|_| Kept::open(&client.ns, target)).collect::<Result<Vec<_>>>()?;
-    let names: BTreeSet<&str> = all.iter().map(|kept| kept.server.as_str()).collect();
+    let (mut all, mut names) = (Vec::new(), BTreeSet::new());
+    while all.len() < 8 * servers || names.len() < servers && all.len() < 32 * servers {
+        let kept = Kept::open(&client.ns, target)?;
+        names.insert(kept.server.clone());
+        all.push(kept);
+    }
     ensure!(names.len() == servers, "{names:?}");
     Ok(all)
 }
@@ -108,8 +118,10 @@ pub fn entries(host: &Host, map: &str) -> Result<usize> {
     Ok(dump.as_array().with_context(|| format!("bpftool lists no entries of {map}: {dump}"))?.len())
 }
 
-/// Removes every entry of all connections, as an eviction does, or a new map. A delayed acknowledgement may bring one back at once.
+/// Removes every entry of all connections, as an eviction does, or a new map. An acknowledgement that is still under way would find its
+/// connection again: those have come first.
 pub fn forget(host: &Host) -> Result<()> {
+    thread::sleep(SETTLED);
     wait::until_ok("all entries to be gone", || {
         remove_entries(host)?;
         Ok((entries(host, "FLOWS")? == 0).then_some(()))
@@ -117,18 +129,24 @@ pub fn forget(host: &Host) -> Result<()> {
 }
 
 fn remove_entries(host: &Host) -> Result<()> {
+    let commands = host.dir().join("entries");
     for map in ["FLOWS", "PENDING"] {
         let dump = bpftool(host, "dump", map)?;
+        let mut lines = String::new();
         for entry in dump.as_array().context("no entries")? {
             let key = entry["key"].as_array().context("no key")?;
-            let key = key.iter().map(|byte| byte.as_str().unwrap_or_default().trim_start_matches("0x"));
-            let pin = format!("{BPFFS}/forward/{map}");
-            let mut delete = host.command("bpftool")?;
-            // One that is gone already was evicted.
-            output(delete.args(["map", "delete", "pinned", &pin, "key", "hex"]).args(key))?;
+            let key: Vec<&str> = key.iter().filter_map(Value::as_str).collect();
+            writeln!(lines, "map delete pinned {} key {}", pin(map), key.join(" "))?;
         }
+        fs::write(&commands, lines)?;
+        // It ends at one that was evicted meanwhile.
+        output(host.command("bpftool")?.args(["batch", "file"]).arg(&commands))?;
     }
     Ok(())
+}
+
+fn pin(map: &str) -> String {
+    format!("{BPFFS}/forward/{map}")
 }
 
 /// The size of such a map.
@@ -138,7 +156,6 @@ pub fn max_entries(host: &Host, map: &str) -> Result<u64> {
 }
 
 fn bpftool(host: &Host, command: &str, map: &str) -> Result<Value> {
-    let pin = format!("{BPFFS}/forward/{map}");
-    let printed = run(host.command("bpftool")?.args(["--json", "map", command, "pinned", &pin]))?;
+    let printed = run(host.command("bpftool")?.args(["--json", "map", command, "pinned", &pin(map)]))?;
     serde_json::from_str(&printed).with_context(|| format!("bpftool map {command} {map}: {printed}"))
 }

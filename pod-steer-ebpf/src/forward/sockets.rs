@@ -81,8 +81,8 @@ pub fn state(ctx: &TcContext, tuple: &Tuple, nsid: i32) -> u32 {
 
 /// In the result of [`state_for`]: the packet is none of this connection.
 pub const MISFIT: u32 = 1 << 8;
-/// How far the numbers of a packet may be from those of its connection, in bytes: the largest receive buffer by default is as long
-/// (`net.ipv4.tcp_rmem`), and no window is larger.
+/// How far the sequence number of a packet may be from the next one of its connection, in bytes: the largest receive buffer by default is as
+/// long (`net.ipv4.tcp_rmem`), and no window is larger.
 const REACH: u32 = 1 << 25;
 
 /// Sequence and acknowledgement number of a client's packet, in host byte order.
@@ -93,21 +93,29 @@ pub struct Numbers {
     pub acknowledges: u32,
 }
 
-/// The same for a client's packet of which only the numbers tell whether it is of this connection. A half-open one tells none.
+/// The same for a client's packet of which only the numbers tell whether it is of this connection. A half-open one tells none. A client
+/// acknowledges nothing that the server has not sent, and each packet at least what those before it did. One that overtook this one makes it
+/// a misfit, which costs no connection: the host's reset for it has a number that the client no longer expects. A packet that acknowledges
+/// nothing is a reset, which counts with the next number alone (RFC 5961, 3.2).
 #[inline(never)]
 pub fn state_for(ctx: &TcContext, tuple: &Tuple, nsid: i32, numbers: &Numbers) -> u32 {
     look_up(ctx, tuple, nsid, |socket| {
         // SAFETY: the socket is held meanwhile. Without numbers the helper returns null.
-        let (next, sent) = unsafe {
+        let (next, unacknowledged, sent) = unsafe {
             let tcp = bpf_tcp_sock(socket);
             if tcp.is_null() {
                 return state_of(socket);
             }
-            (ptr::read_volatile(&raw const (*tcp).rcv_nxt), ptr::read_volatile(&raw const (*tcp).snd_nxt))
+            let next = ptr::read_volatile(&raw const (*tcp).rcv_nxt);
+            (next, ptr::read_volatile(&raw const (*tcp).snd_una), ptr::read_volatile(&raw const (*tcp).snd_nxt))
         };
-        let is_near = numbers.sequence.wrapping_sub(next).wrapping_add(REACH) < 2 * REACH;
-        let was_sent = numbers.acknowledges == 0 || sent.wrapping_sub(numbers.acknowledgement) < 2 * REACH;
-        state_of(socket) | if is_near && was_sent { 0 } else { MISFIT }
+        let fits = if numbers.acknowledges == 0 {
+            numbers.sequence == next
+        } else {
+            numbers.sequence.wrapping_sub(next).wrapping_add(REACH) < 2 * REACH
+                && numbers.acknowledgement.wrapping_sub(unacknowledged) <= sent.wrapping_sub(unacknowledged)
+        };
+        state_of(socket) | if fits { 0 } else { MISFIT }
     })
 }
 
