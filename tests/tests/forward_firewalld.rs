@@ -96,8 +96,9 @@ fn what_firewalld_rejects_is_a_condition_and_its_policy_lets_packets_pass() -> R
     let tally = load.stop()?;
     report::figure("forwarding after a reload of firewalld", format!("{} ms; {tally}", back.as_millis()));
     ensure!(back < BACK_MAX, "{back:?}");
-    // While it reloads, it lets nothing pass; a client that waits longer than its own limit has given up.
-    let others = tally.lost(|loss| !matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_)));
+    // While it reloads, it lets nothing pass, or its zones reject before its policy accepts. A client that waits longer than its own limit
+    // has given up.
+    let others = tally.lost(|loss| !matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_) | Loss::Rejected));
     ensure!(others == 0 && tally.disguised.is_empty(), "{tally}");
 
     // The next comparison finds it: at the latest with the next daemon.

@@ -125,10 +125,12 @@ fn clients_are_served(options: Options) -> Result<()> {
         answered(&inside(&beside)?, SocketAddr::new(client.host_ip4, 80), &both)?;
         answered(host, at("127.0.0.1")?, &both)?;
     }
-    // Connections to the container itself are left alone.
+    // Connections to the container itself are left alone. The host's conntrack may choose another port: a connection whose source its rules
+    // have translated may have had the same one.
     let direct: SocketAddr = "10.88.0.2:8080".parse()?;
     let tally = ask(host, direct, 50)?;
-    ensure!(tally.losses.is_empty() && tally.disguised.is_empty() && tally.by_name.len() == 1, "{tally}");
+    ensure!(tally.losses.is_empty() && tally.by_name.len() == 1, "{tally}");
+    ensure!(seen(&tally).iter().all(|seen| seen == "10.88.0.1"), "{:?}", tally.disguised);
     Ok(())
 }
 

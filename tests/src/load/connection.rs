@@ -38,6 +38,8 @@ pub struct Answer {
 pub enum Loss {
     /// A reset answered `connect`: no socket listened.
     Refused,
+    /// An ICMP message answered `connect`: a firewall rejects, or there is no route.
+    Rejected,
     /// Connected, then closed or reset before the first byte of the answer.
     ResetBefore(SocketAddr),
     /// Closed or reset within an answer, or before one on a kept-alive connection.
@@ -60,7 +62,7 @@ impl Loss {
             | Self::ResetAfter(local)
             | Self::AnswerTimedOut(local)
             | Self::Garbled(local, _) => Some(*local),
-            Self::Refused | Self::ConnectTimedOut | Self::Failed(_) => None,
+            Self::Refused | Self::Rejected | Self::ConnectTimedOut | Self::Failed(_) => None,
         }
     }
 }
@@ -101,6 +103,7 @@ fn try_attempt(
     };
     let mut stream = opened.map_err(|error| match error.kind() {
         ErrorKind::ConnectionRefused => Loss::Refused,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Loss::Rejected,
         ErrorKind::TimedOut => Loss::ConnectTimedOut,
         // It was connected, and the socket has lost its address before the client looked.
         ErrorKind::ConnectionReset => Loss::ResetBefore(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)),

@@ -108,7 +108,7 @@ impl Display for Tally {
         let reset_before = self.lost(|loss| matches!(loss, Loss::ResetBefore(_)));
         let reset_after = self.lost(|loss| matches!(loss, Loss::ResetAfter(_)));
         let timed_out = self.lost(|loss| matches!(loss, Loss::ConnectTimedOut | Loss::AnswerTimedOut(_)));
-        let other = self.lost(|loss| matches!(loss, Loss::Garbled(..) | Loss::Failed(_)));
+        let other = self.lost(|loss| matches!(loss, Loss::Garbled(..) | Loss::Rejected | Loss::Failed(_)));
         write!(f, "{} connections, {} answered by ", self.connections(), self.answered())?;
         match self.by_name.len() {
             ..=NAMES_SHOWN_MAX => write!(f, "{:?}, ", self.by_name)?,

@@ -78,7 +78,7 @@ fn in_words(loss: &Loss) -> &'static str {
         Loss::ResetAfter(_) => "closed in an answer, or after others",
         Loss::ConnectTimedOut | Loss::AnswerTimedOut(_) => "timed out",
         Loss::Garbled(..) => "answered with an error",
-        Loss::Failed(_) => "unreachable",
+        Loss::Rejected | Loss::Failed(_) => "unreachable",
     }
 }
 
