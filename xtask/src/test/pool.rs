@@ -37,6 +37,10 @@ struct Ended {
     output: String,
 }
 
+/// If no more tests than these fail, each runs again with nothing beside it: another process may have kept the machine busy, or a limit may
+/// be too short for it. One that passes then is told at the end with its error, since it may as well show a fault.
+const AGAIN_MAX: usize = 3;
+
 /// A test that runs longer is shown, and one that runs as long as `LIMIT` (in a long test, `LONG_LIMIT`) is ended and has failed.
 const SLOW: Duration = Duration::from_secs(120);
 const LIMIT: Duration = Duration::from_secs(900);
@@ -78,13 +82,13 @@ fn program_of(message: &str) -> Option<(String, PathBuf)> {
     Some((target["name"].as_str()?.to_owned(), program.into()))
 }
 
-/// Runs them, shows what each has said when it ends, and counts.
+/// Runs them, shows what each has said when it ends, and counts. If only a few fail of several that run at a time, those run again.
 pub fn run(tests: Vec<Test>, variables: &[(&str, OsString)], count: usize, tally: &mut Tally) -> Result<()> {
     let dir = paths::target().join("tests-output");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let all = tests.len();
     let (alone, beside): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| ALONE.contains(&test.file.as_str()));
-    let mut number = 0;
+    let (mut number, mut failed) = (0, Vec::new());
     for (tests, count) in [(beside, count), (alone, 1)] {
         // The last one is taken first.
         let waiting = Mutex::new(tests.into_iter().rev().collect::<Vec<_>>());
@@ -103,10 +107,24 @@ pub fn run(tests: Vec<Test>, variables: &[(&str, OsString)], count: usize, tally
             drop(sender);
             for ended in receiver {
                 number += 1;
-                tell(&ended?, &format!("{number}/{all}"), tally);
+                let ended = ended?;
+                if let Err(error) = tell(&ended, &format!("{number}/{all}"), tally) {
+                    failed.push((ended.test, error));
+                }
             }
             anyhow::Ok(())
         })?;
+    }
+    let is_again = count > 1 && failed.len() <= AGAIN_MAX;
+    for (test, error) in failed {
+        if !is_again {
+            tally.fail(&error);
+            continue;
+        }
+        match tell(&one(test, variables, &dir.join("again"))?, "again, alone", tally) {
+            Ok(()) => tally.unsteady(&error),
+            Err(error) => tally.fail(&error),
+        }
     }
     Ok(())
 }
@@ -150,7 +168,8 @@ fn one(test: Test, variables: &[(&str, OsString)], file: &Path) -> Result<Ended>
     Ok(Ended { test, passed, took: start.elapsed(), output })
 }
 
-fn tell(ended: &Ended, number: &str, tally: &mut Tally) {
+/// Shows how a test has ended, and counts it if it has not failed; otherwise returns its name and error.
+fn tell(ended: &Ended, number: &str, tally: &mut Tally) -> std::result::Result<(), String> {
     let name = format!("{} {}", ended.test.file, ended.test.name);
     let verdict = if ended.passed { say::green("passed") } else { say::red("failed") };
     println!("{verdict} {:>6.1} s ({number}) {name}", ended.took.as_secs_f64());
@@ -158,14 +177,14 @@ fn tell(ended: &Ended, number: &str, tally: &mut Tally) {
         println!("    {line}");
     }
     if !ended.passed {
-        return tally
-            .fail(&lines::error(&ended.output).map_or_else(|| name.clone(), |error| format!("{name}: {error}")));
+        return Err(lines::error(&ended.output).map_or_else(|| name.clone(), |error| format!("{name}: {error}")));
     }
     let mut skips = lines::skips(&ended.output).peekable();
     if skips.peek().is_none() {
         tally.pass();
     }
     skips.for_each(|reason| tally.skip(&reason));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use crate::say;
 pub struct Tally {
     passed: u64,
     failures: Vec<String>,
+    /// Tests that failed beside others and passed alone, with the error of the first run.
+    unsteady: Vec<String>,
     skips: Vec<String>,
     /// In CI a skip is a failure.
     skips_fail: bool,
@@ -28,6 +30,11 @@ impl Tally {
         self.failures.push(name.to_owned());
     }
 
+    /// Tells of a test, which was counted when it passed.
+    pub fn unsteady(&mut self, name: &str) {
+        self.unsteady.push(name.to_owned());
+    }
+
     pub fn skip(&mut self, reason: &str) {
         self.skips.push(reason.to_owned());
     }
@@ -42,11 +49,14 @@ impl Tally {
         self.failures.is_empty() && (self.skips.is_empty() || !self.skips_fail)
     }
 
-    /// Prints failures and skips, then the last line.
+    /// Prints what failed, at least once, and what was skipped, then the last line.
     pub fn close(&self) -> ExitCode {
         say::heading("result");
         for failure in &self.failures {
             println!("{} {failure}", say::red("failed:"));
+        }
+        for first in &self.unsteady {
+            println!("{} failed beside others, passed alone: {first}", say::red("unsteady:"));
         }
         for reason in &self.skips {
             println!("skipped: {reason}");
@@ -73,6 +83,15 @@ mod tests {
         tally.skips_fail = true;
         assert!(!tally.is_good());
         assert_eq!(tally.last_line(), "1 passed, 1 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_test_that_passes_alone_is_counted_once() {
+        let mut tally = Tally::default();
+        tally.pass();
+        tally.unsteady("a test: its error");
+        assert!(tally.is_good());
+        assert_eq!(tally.last_line(), "1 passed, 0 failed, 0 skipped");
     }
 
     #[test]
