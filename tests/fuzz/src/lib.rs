@@ -1,7 +1,7 @@
 //! Fuzz targets: each reads bytes as pod-steer reads what others have written, and checks what must hold of the result.
 //!
 //! `cargo xtask fuzz` runs them under libFuzzer; the unit tests below run every input that is kept in `corpus` and
-//! `regressions`. A target fails by a panic.
+//! `regressions`, and some that differ from them a little. A target fails by a panic.
 
 mod api;
 mod config;
@@ -9,6 +9,8 @@ mod engine;
 mod labels;
 mod ledger;
 mod links;
+#[cfg(test)]
+mod mutate;
 mod plan;
 mod ports;
 mod ring;
@@ -60,24 +62,34 @@ mod tests {
         fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 
-    /// Runs the kept inputs of a target; a panic names the input.
-    fn rerun(name: &str) {
+    /// Runs the kept inputs of a target, and so many that differ from them; a panic names the input.
+    fn rerun(name: &str, changed: usize) {
         let target = target(name).expect("it is one of the targets");
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let corpus = inputs(&top.join("corpus").join(name));
+        let mut corpus = inputs(&top.join("corpus").join(name));
         assert!(!corpus.is_empty(), "the corpus of {name} is empty");
+        corpus.sort();
+        let mut kept = Vec::new();
         for path in corpus.into_iter().chain(inputs(&top.join("regressions").join(name))) {
             let input = fs::read(&path).expect("it was listed a moment ago");
             let run = std::panic::catch_unwind(|| (target.run)(&input));
             assert!(run.is_ok(), "{} fails", path.display());
+            kept.push(input);
+        }
+        let words = mutate::words(include_str!("../words.dict"));
+        let mut rng = fastrand::Rng::with_seed(1);
+        for number in 0..changed {
+            let input = mutate::changed(&mut rng, &kept[number % kept.len()], &kept, &words);
+            let run = std::panic::catch_unwind(|| (target.run)(&input));
+            assert!(run.is_ok(), "{name} fails with {}", input.escape_ascii());
         }
     }
 
     macro_rules! rerun {
-        ($($name:ident),+) => {$(
+        ($($name:ident $changed:literal),+) => {$(
             #[test]
             fn $name() {
-                rerun(stringify!($name));
+                rerun(stringify!($name), $changed);
             }
         )+
 
@@ -88,5 +100,6 @@ mod tests {
         };
     }
 
-    rerun!(api, config, engine, labels, ledger, links, ports, ring, slots);
+    // In a second or two of a processor each.
+    rerun!(api 500, config 2_000, engine 2_000, labels 2_000, ledger 50, links 2_000, ports 2_000, ring 100, slots 2_000);
 }

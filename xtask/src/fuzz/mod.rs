@@ -18,7 +18,7 @@ use crate::{paths, say};
 use run::Run;
 use scratch::Scratch;
 
-/// How long a target runs by default, and in `cargo xtask test`.
+/// How long a target runs by default.
 const SECONDS: u64 = 10;
 
 #[derive(clap::Args)]
@@ -60,11 +60,6 @@ pub fn fuzz(options: &Options) -> Result<ExitCode> {
         [] => Ok(ExitCode::SUCCESS),
         failures => bail!("{}", failures.join("\n")),
     }
-}
-
-/// The step of `cargo xtask test`.
-pub fn in_tests() -> Result<()> {
-    fuzz(&Options { seconds: SECONDS, target: None, input: None, keep: false }).map(drop)
 }
 
 /// The names of the targets: a unit test of theirs demands that each has a corpus.

@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::Result;
 use pod_steer_tests::neighbour::Neighbour;
 
-use crate::{bench, build, compose, debian, fuzz, say, schemathesis, setup};
+use crate::{bench, build, compose, debian, say, schemathesis, setup};
 use tally::Tally;
 
 /// The `lint` task.
@@ -82,7 +82,6 @@ fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -
         say::note(&format!("another user of BPF made and removed its objects {} times meanwhile", others.stop()?));
     }
     if filters.is_empty() {
-        run_step("fuzzing", fuzz::in_tests, tally);
         run_step("benchmarks: that they run", bench::try_out, tally);
     }
     Ok(())
