@@ -270,6 +270,8 @@ fn clients_that_cannot_be_held_wait_only_if_that_is_allowed() -> Result<()> {
     ensure!(stage.daemon.wait_ready("web", 1)?.operation.is_none() && !old.process.has_ended()?, "nothing has changed");
     let order = begin(&stage, "deploy web v2 --recreate --backends 1 --allow-drop")?;
     wait::until_ok("v1-1 to end", || Ok(old.process.has_ended()?.then_some(())))?;
+    // The service is shown without a backend too.
+    waits_for_phase(&stage, "starting")?;
     let (begun, before) = (Instant::now(), stage.host.net().connects()?);
     let load = clients().count(1).start(stage.host.net())?;
     wait::until_ok("a SYN to be sent", || Ok((stage.host.net().connects()? > before).then_some(())))?;

@@ -21,6 +21,10 @@ impl Control {
         for (_, hold) in self.world.holds.iter().filter(|(index, _)| self.live(**index) > 0) {
             by_service.entry(&hold.service).or_default();
         }
+        // An operation may wait for the next one.
+        for name in self.orders.operations.keys() {
+            by_service.entry(name).or_default();
+        }
         let mut sockets: HashMap<BackendIndex, usize> = HashMap::new();
         for socket in self.world.sockets.values() {
             *sockets.entry(socket.backend).or_default() += 1;
