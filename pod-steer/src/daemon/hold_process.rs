@@ -27,8 +27,9 @@ use crate::{process_set::ProcessSet, sys};
 
 /// Backlog if the namespace's limit cannot be read: the kernel's own default for that limit.
 const BACKLOG_DEFAULT: u32 = 4096;
-/// How long the process may take to open its listeners.
-const OPEN_MAX: Duration = Duration::from_secs(2);
+/// How long the process may take to open its listeners. It needs milliseconds, but a busy machine may not run it for seconds. The loop does
+/// not wait for it, and the service goes on as before meanwhile.
+const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Longest answer of the process, in bytes, and what each listener adds to it.
 const ANSWER_MAX: usize = 64 * 1024;
 const FAILURE_MAX: usize = 256;
