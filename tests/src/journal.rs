@@ -60,6 +60,11 @@ impl Killed {
         Ok(killed)
     }
 
+    /// Servers that were told to stop so many times, and have answered what they had accepted.
+    pub fn told(ends: usize) -> Self {
+        Self { kills: ends, ..Self::default() }
+    }
+
     /// Fails if other connections were lost than those that killed servers had accepted, and those that the kernel itself loses.
     ///
     /// The latter is a race in Linux (seen on 6.18): `tcp_close` sets `sk_shutdown` on the listener before it moves the queue.
