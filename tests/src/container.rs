@@ -208,6 +208,11 @@ impl Container {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
     }
 
+    /// Waits until its output has something: the engine writes it down with a delay.
+    pub fn said<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> Result<T> {
+        wait::until_ok(what, || Ok(find(&self.logs()?))).with_context(|| self.logs().unwrap_or_default())
+    }
+
     /// The number of its first process in the initial namespace of processes.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.docker.run(&["inspect", "--format", "{{.State.Pid}}", &self.id])?;

@@ -167,6 +167,7 @@ fn a_container_on_a_taken_address_gets_none_of_the_other_s_clients() -> Result<(
     // No daemon tells the kernel.
     stage.daemon.kill()?;
     first.kill("KILL")?;
+    wait::until("the address to be free", || first.ip().is_err().then_some(()))?;
     let stranger = server::named("stranger", "0.0.0.0:8080").network("bridge");
     let stranger = stage.engine().start_container(&stranger)?;
     ensure!(stranger.ip()? == address, "the engine gives the address to the next container");

@@ -56,7 +56,7 @@ fn of_containers_that_join_others() -> Result<()> {
             container.start()?;
             client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
         })?;
-        let listened = listening_ns(&container.logs()?).context("it answered, so it listens")?;
+        let listened = container.said("it to listen", listening_ns)?;
         times.push(Duration::from_nanos(opened.saturating_sub(listened)));
     }
     report::figure("listen() to first steered connection, containers", stats::median_and_maximum(&mut times));

@@ -34,8 +34,8 @@ fn go_style_servers_in_containers_are_steered() -> Result<()> {
     let named = server::named_with("named-1", &["--listen", "0.0.0.0:8080", "--mptcp"]);
     let named = stage.engine().start_container(&named.service("web", "80:8080"))?;
     stage.daemon.wait_ready("web", 2)?;
-    assert!(python.logs()?.contains("listens by tcp"), "{}", python.logs()?);
-    assert!(named.logs()?.trim_end().ends_with(" tcp"), "{}", named.logs()?);
+    python.said("its protocol to be TCP", |log| log.contains("listens by tcp").then_some(()))?;
+    named.said("its protocol to be TCP", |log| log.trim_end().ends_with(" tcp").then_some(()))?;
 
     let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(2000).run(stage.host.net())?;
     check::kernel_agrees(&stage.daemon.wait_idle("web")?, &tally)?;

@@ -100,9 +100,12 @@ fn an_app_whose_sandbox_was_started_again() -> Result<()> {
     let docker = |args: &[&str]| run(stage.engine().docker().command().args(args));
     docker(&["restart", "--time", "0", &pod.id])?;
     for name in ["web-1", "web-2"] {
-        stage.daemon.wait_state("web", name, "not-steered")?;
-        let said = stage.daemon.status()?.said_about(name).join("\n");
-        ensure!(said.contains("an earlier start of pod-1") && said.contains("restart it"), "{said}");
+        // First it may be said to have stopped.
+        stage.daemon.wait_for("the reason", |status| {
+            let said = status.said_about(name).join("\n");
+            let is_named = said.contains("an earlier start of pod-1") && said.contains("restart it");
+            (status.backend("web", name).state == "not-steered" && is_named).then_some(())
+        })?;
     }
     docker(&["restart", "--time", "0", &again.id])?;
     stage.daemon.wait_ready("web", 1)?;

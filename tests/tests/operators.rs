@@ -141,8 +141,10 @@ fn drain_and_resume() -> Result<()> {
     stage.daemon.order_done("drain web")?;
     let tally = clients().count(20).run(net)?;
     ensure!(tally.refused() == 20, "{tally}");
-    let live: u64 = stage.daemon.status()?.service("web").map_or(0, |web| web.backends.iter().map(|b| b.live).sum());
-    ensure!(live == 1, "{live} connections to {TARGET} go on");
+    stage.daemon.wait_for(&format!("one connection to {TARGET} to go on"), |status| {
+        let live: u64 = status.service("web")?.backends.iter().map(|backend| backend.live).sum();
+        (live == 1).then_some(())
+    })?;
     stage.daemon.order_done("resume web")?;
     drop(held);
     let tally = connect(net, 300)?;

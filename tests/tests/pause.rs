@@ -56,8 +56,13 @@ impl Clients {
         if let Some(stage) = stage {
             stage.daemon.wait_idle("web")?;
         }
-        thread::sleep(Duration::from_millis(100));
-        let (before, since) = (self.answered(), Instant::now());
+        // A client counts an answer some time after the server has given it.
+        let before = wait::until("the counts of the clients to stand still", || {
+            let before = self.answered();
+            thread::sleep(Duration::from_secs(1));
+            (self.answered() == before).then_some(before)
+        })?;
+        let since = Instant::now();
         while since.elapsed() < WATCHED {
             ensure!(self.answered() == before, "{:?} answered after {before:?} although it is paused", self.answered());
             thread::sleep(Duration::from_millis(50));

@@ -78,9 +78,9 @@ fn services_rates_and_a_deploy_are_shown() -> Result<()> {
     narrow.press("\x1b[B\r")?;
     narrow.wait_text("v2-2")?;
     narrow.press("/v2-2\r\x1b[B\r")?;
-    narrow.wait_text("accept queues")?;
-    let page = narrow.text();
-    ensure!(page.contains("state           unhealthy") && page.contains("Conditions"), "{page}");
+    // A part of a page may be shown before the rest.
+    let whole = ["accept queues", "state           unhealthy", "Conditions"];
+    narrow.wait_for("the page of v2-2", |text| whole.iter().all(|part| text.contains(part)).then_some(()))?;
     narrow.press("\x1b[D\x1b[D\x1b[D")?;
     narrow.wait_text("c conditions")?;
 

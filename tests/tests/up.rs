@@ -1,7 +1,6 @@
 //! `pod-steer up`: a Compose service is replaced under load; what fails is put back.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -146,8 +145,13 @@ fn an_interrupt_puts_back_and_a_kill_is_mended_by_the_next_run() -> Result<()> {
         // Before that, Compose is asked nine times.
         let limit = 4 * wait::STUCK;
         let began = wait::until_within(limit, "the new container", || count(&["ps", "--all", "--quiet"]))
-            .and_then(|()| wait::until_within(limit, "the new container to run", || count(&["ps", "--quiet"])));
-        std::thread::sleep(Duration::from_millis(1_500));
+            .and_then(|()| wait::until_within(limit, "the new container to run", || count(&["ps", "--quiet"])))
+            .and_then(|()| {
+                wait::until_ok("the deploy", || {
+                    let operation = project.stage.daemon.said_of("web")?["operation"].take();
+                    Ok((operation["order"] == "deploy").then_some(()))
+                })
+            });
         kill_process(Pid::from_child(&up), signal)?;
         let done = up.wait_with_output()?;
         began.with_context(|| format!("{signal:?}: {done:?}"))?;

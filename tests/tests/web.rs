@@ -36,11 +36,8 @@ fn the_address_is_valid_once() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let (stage, _servers) = stage()?;
     let page = Page::start(&stage, &[])?;
-    ensure!(
-        page.process.stderr().lines().count() == 1 && page.process.stderr().contains("--allow-orders"),
-        "{}",
-        page.process.stderr()
-    );
+    wait::until("the line about orders", || page.process.stderr().contains("--allow-orders").then_some(()))?;
+    ensure!(page.process.stderr().lines().count() == 1, "{}", page.process.stderr());
     ensure!(page.path().len() == "/?token=".len() + 32, "{}", page.url);
     refused(&page.get("/", None)?, "open the address that")?;
     refused(&page.get("/?token=", None)?, "the token is wrong")?;
