@@ -70,10 +70,10 @@ impl Answered {
 }
 
 /// Connections of one measured load: enough for chi-square to tell a share that is off by a twentieth.
-const CONNECTIONS: u64 = 10_000;
+const CONNECTIONS: u64 = 12_000;
 
-/// Opens 10,000 connections from `clients` to a service that has had no clients yet. Every one is answered, the kernel's counters agree
-/// with the clients', and the shares follow the weights with a probability of error of 1 in 100,000. Measuring once more after a failure
+/// Opens 12,000 connections from `clients` to a service that has had no clients yet. Every one is answered, the kernel's counters agree
+/// with the clients', and the shares follow the weights with a probability of error of 1 in 1,000,000. Measuring once more after a failure
 /// would be no second opinion: the client's ports, of which the choice is a function, are mostly the same.
 pub fn measured_shares(
     label: &str,
@@ -90,7 +90,7 @@ pub fn measured_shares(
     Ok(counted)
 }
 
-/// The answers follow the weights, with a probability of error of 1 in 100,000. Prints them as a figure.
+/// The answers follow the weights, with a probability of error of 1 in 1,000,000. Prints them as a figure.
 pub fn shares_follow(label: &str, tally: &Tally, weights: &[(&str, u64)]) -> Result<()> {
     let judged = stats::chi_square_agrees(&tally.by_name, weights);
     let chi_square = judged.map_err(|error| anyhow!("{label}: {error}"))?;

@@ -1,12 +1,12 @@
 //! Deploys and canaries that cannot succeed fail or roll back automatically, report why, and lose no connection.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use pod_steer_tests::{
     daemon::Stage,
     exec::Backend,
@@ -19,8 +19,12 @@ use pod_steer_tests::{
 };
 use serde_json::Value;
 
-/// How long a backend that flaps is unhealthy.
+/// How long a backend that is ready again and again is not ready.
 const REST: Duration = Duration::from_millis(200);
+/// After 500 ms a ready backend counts as stable, and a deploy rightly succeeds.
+const READY_MS_MAX: u64 = 450;
+/// Attempts to have backends that are ready for less, for a busy machine.
+const ATTEMPTS_MAX: usize = 3;
 /// Deploys that may be needed to see a few starts of a backend.
 const DEPLOYS_MAX: usize = 5;
 
@@ -94,68 +98,96 @@ fn a_version_that_never_becomes_ready() -> Result<()> {
 #[test]
 fn a_version_that_flaps() -> Result<()> {
     require!(tools::root_and(&["ip"]));
+    for _ in 0..ATTEMPTS_MAX {
+        if flaps()? {
+            return Ok(());
+        }
+    }
+    bail!(
+        "in {ATTEMPTS_MAX} attempts the deploy succeeded, and v2-1 may have been ready for more than {READY_MS_MAX} ms"
+    )
+}
+
+/// False if v2-1 may have been ready for too long at a time.
+fn flaps() -> Result<bool> {
     let (stage, _old, load) = old_under_load()?;
     let steady = web(&stage, "v2-1").start(&stage)?;
     // Otherwise it could be stable before it flaps.
     answer(&stage, "v2-1", "503 Not Yet")?;
     stage.daemon.wait_state("web", "v2-1", "unhealthy")?;
-    fails_beside(&stage, "deploy web v2 --timeout 3s", flap)?;
+    if !fails_beside(&stage, "deploy web v2 --timeout 3s", flap)? {
+        return Ok(false);
+    }
     drop(steady);
     answer(&stage, "v2-1", "200 OK")?;
     // A backend starts, is ready for a moment, and ends, repeatedly. Another one keeps the version known.
     let _elsewhere = web_on(&stage, "v2-2", "0.0.0.0:9999").start(&stage)?;
-    fails_beside(&stage, "deploy web v2 --backends 1 --timeout 4s", start_and_kill)?;
-    all_by_old(&stage, load)
+    if !fails_beside(&stage, "deploy web v2 --backends 1 --timeout 4s", start_and_kill)? {
+        return Ok(false);
+    }
+    all_by_old(&stage, load)?;
+    Ok(true)
 }
 
-/// Gives a deploy that must fail although v2-1 is ready for a moment again and again: each time that `once` runs.
-fn fails_beside(stage: &Stage, order: &str, once: fn(&Stage) -> Result<()>) -> Result<()> {
-    let (failed, times) = (AtomicBool::new(false), AtomicU32::new(0));
+/// Gives a deploy that must fail although v2-1 is ready for a moment again and again: each time that `once` runs. False if it has succeeded,
+/// and v2-1 may have been ready for too long.
+fn fails_beside(stage: &Stage, order: &str, once: fn(&Stage) -> Result<()>) -> Result<bool> {
+    let (failed, times, longest_ms) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU64::new(0));
     let repeat = || -> Result<()> {
         while !failed.load(Ordering::Relaxed) {
+            let began = Instant::now();
             once(stage)?;
+            longest_ms.fetch_max(u64::try_from(began.elapsed().as_millis())?, Ordering::Relaxed);
             times.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(REST);
         }
         Ok(())
     };
-    thread::scope(|scope| {
+    let (repeated, result) = thread::scope(|scope| {
         let repeats = scope.spawn(repeat);
         // During one deploy it may be ready too few times on a slow machine.
         let mut deploys = (0..DEPLOYS_MAX).take_while(|_| times.load(Ordering::Relaxed) <= 2);
         let result = deploys.try_for_each(|_| fails(stage, order, &["0 of 1 backends of v2 are ready"]));
         failed.store(true, Ordering::Relaxed);
-        repeats.join().expect("the thread does not panic")?;
-        result
-    })?;
+        (repeats.join().expect("the thread does not panic"), result)
+    });
+    repeated?;
+    let end = stage.daemon.history("web")?.pop().and_then(|last| last.end).context("no history")?;
+    if end.outcome == "done" && longest_ms.into_inner() > READY_MS_MAX {
+        return Ok(false);
+    }
+    result?;
     let times = times.into_inner();
     ensure!(times > 2, "it was ready {times} times");
-    Ok(())
+    Ok(true)
 }
 
-/// Waits until v2-1 is in a state. Unlike the daemon's `wait_state` it sees that soon, since it starts no process.
-fn wait_soon(stage: &Stage, state: &str) -> Result<()> {
-    wait::until_ok(&format!("v2-1 to be {state}"), || {
+/// Waits until v2-1 is ready, or is not ready. Unlike the daemon's `wait_state` it sees that soon, since it starts no process.
+fn wait_soon(stage: &Stage, ready: bool) -> Result<()> {
+    wait::until_ok(&format!("v2-1 to be ready: {ready}"), || {
         let web = stage.daemon.said_of("web")?;
         let mut backends = web["backends"].as_array().into_iter().flatten();
-        Ok(backends.any(|one| one["name"] == "v2-1" && one["state"] == state).then_some(()))
+        // A ready backend of a version without traffic is a standby.
+        let is_ready = |one: &Value| one["state"] == "standby" || one["state"] == "ready";
+        let now = backends.any(|one| one["name"] == "v2-1" && is_ready(one));
+        Ok((now == ready).then_some(()))
     })
 }
 
 /// Lets the check pass until the daemon has seen it: far less than the time after which a backend counts as stable.
 fn flap(stage: &Stage) -> Result<()> {
     answer(stage, "v2-1", "200 OK")?;
-    wait_soon(stage, "standby")?;
+    wait_soon(stage, true)?;
     answer(stage, "v2-1", "503 Not Yet")?;
-    wait_soon(stage, "unhealthy")?;
-    thread::sleep(REST);
-    Ok(())
+    wait_soon(stage, false)
 }
 
 /// Starts a backend that ends as soon as it is ready.
 fn start_and_kill(stage: &Stage) -> Result<()> {
     let mut backend = web(stage, "v2-1").start(stage)?;
-    wait_soon(stage, "standby")?;
-    backend.process.kill()
+    wait_soon(stage, true)?;
+    backend.process.kill()?;
+    wait_soon(stage, false)
 }
 
 /// Only connections that killed servers had accepted were lost.
@@ -249,7 +281,8 @@ fn a_canary_whose_queue_overflows() -> Result<()> {
     stage.daemon.order_done("shift web v1=1")?;
     let mut new = web(&stage, "v2-1").server(&["--backlog", "1", "--accept-delay-ms", "600000"]).start(&stage)?;
     stage.daemon.wait_state("web", "v2-1", "standby")?;
-    let load = clients().threads(16).start(stage.host.net())?;
+    // Some of them wait in that queue until the server ends.
+    let load = clients().threads(16).timeout(Duration::from_secs(60)).start(stage.host.net())?;
     canary_goes_back(&stage, || Ok(()), "the accept queue of v2-1 overflowed")?;
     // Connections in its accept queue are not lost: they move when it ends.
     new.process.kill()?;

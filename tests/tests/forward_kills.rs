@@ -20,6 +20,8 @@ use pod_steer_tests::{
 const CLIENTS: u64 = 4;
 /// A killed server may refuse or reset so few connections that were not open yet, in a hundred kills.
 const HANDSHAKES_MAX: usize = 50;
+/// And so many more, since chance has more weight in a few kills.
+const HANDSHAKES_MORE: usize = 6;
 
 /// Waits until so many more connections were answered.
 fn goes_on(load: &Running, more: u64) -> Result<()> {
@@ -104,7 +106,7 @@ fn a_killed_server_loses_its_own_connections_only() -> Result<()> {
     // A client has one connection at a time.
     ensure!(lost as u64 <= 2 * CLIENTS * kills, "{lost} lost in {kills} kills: {tally}");
     ensure!(
-        handshakes * 100 <= HANDSHAKES_MAX * kills.max(2) as usize,
+        handshakes <= HANDSHAKES_MAX * kills as usize / 100 + HANDSHAKES_MORE,
         "{handshakes} lost that were not open yet: {tally}"
     );
     ensure!(open + queued > 0 && answered > 0, "the killed server had none: {tally}");

@@ -90,7 +90,10 @@ fn a_loop_of_listeners_is_slowed_down_and_reported() -> Result<()> {
         has_room(&stage, 80)?;
     }
     let log = stage.daemon.log();
-    ensure!(log.matches("faster than 512").count() == 1, "it is logged once: {log}");
+    // Once for each time that it holds: on a busy machine the loop may be slow for a while.
+    let (ended, raised): (Vec<_>, Vec<_>) =
+        log.lines().filter(|line| line.contains("faster than 512")).partition(|line| line.contains("ended: "));
+    ensure!((1..=1 + ended.len()).contains(&raised.len()), "it is logged once: {log}");
     looping.kill()?;
     stage.daemon.wait_for("the loop to be gone", |status| status.service("loop").is_none().then_some(()))
 }
@@ -178,8 +181,11 @@ fn many_listeners_above_the_quota_cost_the_daemon_few_descriptors() -> Result<()
             // Closes the oldest ones, which the daemon has registered.
             writeln!(orders, "-300")?;
             wait::until("it to close some", || greedy.stdout().contains("done 1200").then_some(()))?;
-            let fewer = |status: &Status| (status.backend("greedy", "greedy-1").sockets < 384).then_some(());
-            stage.daemon.wait_for("some to be gone", fewer)?;
+            // By the API: a process for each look would be slower than the daemon on a busy machine.
+            wait::until_ok("some to be gone", || {
+                let sockets = stage.daemon.said_of("greedy")?["backends"][0]["sockets"].as_u64();
+                Ok((sockets.context("no sockets")? < 384).then_some(()))
+            })?;
             stage.daemon.wait_for("others in their place", full)
         };
         let looked = looks();

@@ -40,10 +40,14 @@ fn shares_of_20000_connections_are_within_one_percent() -> Result<()> {
         let load = Load::to("127.0.0.1:80".parse()?).threads(4).count(CONNECTIONS);
         let mut tally = load.clone().run(stage.host.net())?;
         let mut off = off(&tally, v1)?;
-        // At 50/50, chance alone exceeds one percent in one run of 200. Such a run is repeated, and both are judged together.
-        if off.abs() > OFF_MAX {
+        // At 50/50, chance alone exceeds one percent in one run of 200. Such a run is repeated from another address, and all are judged
+        // together.
+        for number in 2..=4 {
+            if off.abs() <= OFF_MAX {
+                break;
+            }
             report::figure(&format!("shift {v1}/{v2}"), format!("once more, for it was {off:+.2} off"));
-            tally.merge(load.run(stage.host.net())?);
+            tally.merge(load.clone().from(IpAddr::from([127, 0, 0, number])).run(stage.host.net())?);
             off = self::off(&tally, v1)?;
         }
         report::figure(&format!("shift {v1}/{v2}"), format!("{:?}, {off:+.2} percentage points off", tally.by_name));
