@@ -84,7 +84,7 @@ impl Process {
     /// Kills it with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
-        self.wait(Duration::from_secs(20)).map(drop)
+        self.wait(wait::STUCK).map(drop)
     }
 
     fn wait_for(&mut self, max: Duration) -> Result<Option<ExitStatus>> {

@@ -20,8 +20,9 @@ pub const TARGET: &str = "127.0.0.1:80";
 /// New connections by which a [`Scene`] checks the steering.
 const CONNECTIONS: u64 = 200;
 
-/// Settings: health checks at short intervals, whose answer [`answer`] determines.
-pub const CHECKED: &str = "[service.web.health]\nkind = 'http'\ninterval = '20ms'\nunhealthy = 1\n";
+/// Settings: health checks at short intervals, whose answer [`answer`] determines. One failure counts, so a check must not time out while
+/// the machine is busy.
+pub const CHECKED: &str = "[service.web.health]\nkind = 'http'\ninterval = '20ms'\ntimeout = '30s'\nunhealthy = 1\n";
 
 /// The version of a backend: its name up to the dash.
 pub fn version(name: &str) -> &str {

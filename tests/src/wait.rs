@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// How long a state may take before a test fails. Far above the usual times, since no test asserts a time.
-pub const STUCK: Duration = Duration::from_secs(30);
+pub const STUCK: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_millis(5);
 
 /// Asks until the answer is `Some`. Fails after [`STUCK`] and names the awaited state.

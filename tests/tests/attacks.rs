@@ -32,7 +32,7 @@ fn ask_from(stage: &Stage, source: SocketAddr, target: SocketAddr) -> Result<Str
         bind(&socket, &source)?;
         connect(&socket, &target)?;
         let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(wait::STUCK))?;
         let asked = ask(&mut stream, target, false);
         asked.map(|(name, _)| name).map_err(|loss| anyhow!("{loss:?}"))
     })
@@ -45,7 +45,7 @@ fn a_probe_of_a_dead_daemon_leads_no_client_to_its_backend() -> Result<()> {
     let mut stage = Stage::configured("[service.web.health]\nkind = 'http'\ninterval = '50ms'\ntimeout = '30s'\n")?;
     let _stranger = unmanaged(&stage, stage.host.net(), "stranger", &["[::1]:9000"])?;
     let _backend =
-        Exec::new("v1-1", "web", "80:8080", "[::1]:8080").server(&["--answer-delay-ms", "1000"]).start(&stage)?;
+        Exec::new("v1-1", "web", "80:8080", "[::1]:8080").server(&["--answer-delay-ms", "8000"]).start(&stage)?;
     let sockets = |filter: &str| -> Result<String> {
         run(stage.host.command("ss")?.args(["-H", "-t", "-n", "state", "connected"]).arg(filter))
     };
@@ -250,7 +250,7 @@ s.setsockopt(1, 68, 0)";
     stage.daemon.kill()?;
     stage.daemon.restart()?;
     stage.daemon.wait_ready("web", 2)?;
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(10));
     deaf.process.signal(Signal::KILL)?;
     let tally = clients.stop()?;
     ensure!(tally.answered_by("good") == 20, "{tally}");

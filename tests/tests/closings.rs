@@ -183,7 +183,7 @@ fn idle_connections_are_closed_at_the_rate() -> Result<()> {
     stage.daemon.order_done("resume web")?;
     let mut clients = open(4)?;
     std::thread::scope(|scope| -> Result<()> {
-        let drain = scope.spawn(|| stage.daemon.order("drain web --close-idle=2s --drain-timeout 5s"));
+        let drain = scope.spawn(|| stage.daemon.order("drain web --close-idle=8s --drain-timeout 15s"));
         while !drain.is_finished() {
             sleep(Duration::from_millis(100));
             clients[0].ask("/")?;

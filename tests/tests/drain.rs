@@ -21,7 +21,7 @@ use pod_steer_tests::{
 };
 
 /// How long the old version takes to answer, and so the time for which a request is in flight.
-const ANSWER_MS: u64 = 5_000;
+const ANSWER_MS: u64 = 12_000;
 
 fn target() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8080))
@@ -92,7 +92,7 @@ fn a_request_in_flight_is_finished_and_its_connection_counted_until_it_is_gone()
     let (_old, mut client, _new) = begin(&stage, &["--answer-delay-ms", &ANSWER_MS.to_string()])?;
     client.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
     thread::scope(|scope| {
-        let deploy = deploying(scope, &stage, "deploy web v2 --drain-timeout 25s");
+        let deploy = deploying(scope, &stage, "deploy web v2 --drain-timeout 60s");
         let old = stage.daemon.wait_for("the deploy to wait for the old connection", waits_for_one)?;
         // The request is in flight and the answer has not begun. The new version serves new clients.
         client.set_nonblocking(true)?;
@@ -131,13 +131,13 @@ fn a_websocket_is_left_alone_and_reported() -> Result<()> {
     };
     echo("before the deploy\n")?;
     let ordered = thread::scope(|scope| {
-        let deploy = deploying(scope, &stage, "deploy web v2 --drain-timeout 2s --stop-old");
+        let deploy = deploying(scope, &stage, "deploy web v2 --drain-timeout 6s --stop-old");
         stage.daemon.wait_for("the deploy to wait for the WebSocket", waits_for_one)?;
         echo("during the deploy\n")?;
         returned(&deploy)
     })?;
     let ordered = ordered.expect(3)?;
-    ensure!(ordered.took() >= Duration::from_secs(2), "not before its deadline: {:?}", ordered.took());
+    ensure!(ordered.took() >= Duration::from_secs(6), "not before its deadline: {:?}", ordered.took());
     let summary = last_line(&ordered.stdout).to_owned();
     ensure!(summary.contains("1 old connection") && summary.contains("nothing was stopped"), "{}", ordered.stdout);
 

@@ -1,6 +1,6 @@
 //! Tests of the fixtures: they do what the other tests rely on, and leave nothing behind.
 
-use std::{fs, panic, path::PathBuf, process::Command};
+use std::{fs, panic, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use pod_steer_tests::{
@@ -126,6 +126,9 @@ fn podman_runs_containers() -> Result<()> {
     Ok(())
 }
 
+/// Within this time the test kills its copy, which then has not ended yet.
+const KILLED_WITHIN: Duration = Duration::from_secs(600);
+
 #[test]
 fn a_test_process_that_is_killed_leaves_nothing_behind() -> Result<()> {
     require!(tools::root_and(&["ip"]));
@@ -135,7 +138,7 @@ fn a_test_process_that_is_killed_leaves_nothing_behind() -> Result<()> {
         let _sleeping = host.start("sleep", host.command("sleep")?.arg("600"))?;
         report::figure("host", host.cgroup().display());
         fs::write(std::env::var_os("MAKE_A_HOST_AND_WAIT").unwrap(), host.cgroup().to_str().unwrap())?;
-        std::thread::sleep(wait::STUCK);
+        std::thread::sleep(KILLED_WITHIN);
         return Ok(());
     }
     let own = Host::new()?;

@@ -10,7 +10,7 @@ use pod_steer_tests::{bridged, daemon::Stage, listeners, load::Load, require, se
 use rustix::process::Signal;
 
 /// How long to wait for clients that must be answered.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_device_that_forwards_nothing_is_told() -> Result<()> {

@@ -1,7 +1,7 @@
 //! Clients that a container would answer past the host: those on its other networks, and all on the host if its default route leads to another
 //! router.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -28,7 +28,7 @@ fn inside(container: &Container) -> Result<NetNs> {
 
 /// All clients are answered; returns the addresses that the server saw in place of theirs.
 fn answered(from: &NetNs, target: SocketAddr) -> Result<BTreeSet<String>> {
-    let tally = Load::to(target).threads(2).count(60).timeout(Duration::from_secs(5)).run(from)?;
+    let tally = Load::to(target).threads(2).count(60).run(from)?;
     ensure!(tally.losses.is_empty() && tally.answered_by("web-1") == 60, "{target}: {tally}");
     Ok(seen(&tally))
 }
@@ -61,7 +61,7 @@ fn clients_on_each_network_of_a_container_are_served() -> Result<()> {
         .with_context(|| format!("round {round}"))?;
         docker.run(&["network", "connect", "second", &web.id])?;
         // A SYN that comes before the daemon knows is repeated, and chosen for again.
-        let tally = Load::to(target).threads(4).count(40).timeout(Duration::from_secs(5)).run(&second)?;
+        let tally = Load::to(target).threads(4).count(40).run(&second)?;
         ensure!(tally.losses.is_empty(), "round {round}: {tally}");
         ensure!(answered(&second, target)? == gateway, "round {round}");
         ensure!(answered(&second, "10.89.0.1:80".parse()?)? == gateway, "round {round}: its own bridge's address");

@@ -23,7 +23,7 @@ const BACK_MAX: Duration = Duration::from_secs(45);
 /// How long to wait for clients that must not be answered.
 const AT_ONCE: Duration = Duration::from_millis(800);
 /// How long to wait for clients that must be answered.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Scene {
     _server: Container,

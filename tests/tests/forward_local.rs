@@ -23,7 +23,7 @@ fn on(spec: Spec, network: &str) -> Spec {
 }
 
 fn ask(from: &NetNs, target: SocketAddr, count: u64) -> Result<Tally> {
-    Load::to(target).threads(2).count(count).timeout(Duration::from_secs(5)).run(from)
+    Load::to(target).threads(2).count(count).run(from)
 }
 
 /// All clients are answered, by these servers.

@@ -122,7 +122,7 @@ fn a_container_is_restarted_under_load() -> Result<()> {
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     // It accepts for a moment after SIGTERM. The engine tells of the signal, and new connections go elsewhere at once.
-    let restarted = bridged::web_with("restarted", &["--stop-delay-ms", "300"]);
+    let restarted = bridged::web_with("restarted", &["--stop-delay-ms", "2000"]);
     let restarted = stage.engine().start_container(&restarted)?;
     let _other = stage.engine().start_container(&bridged::web("other"))?;
     stage.daemon.wait_ready("web", 2)?;

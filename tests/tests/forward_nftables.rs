@@ -9,7 +9,7 @@ use pod_steer_tests::{daemon::Stage, load::Load, process::run, require, server, 
 /// How long to wait for clients that must not be answered.
 const AT_ONCE: Duration = Duration::from_millis(800);
 /// How long to wait for clients that must be answered.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The address of the first container on the default bridge.
 const ADDRESS: &str = "172.17.0.2";
 

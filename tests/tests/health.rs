@@ -39,7 +39,8 @@ fn particular(stage: &Stage, name: &str, listen: &[&str], ports: &str) -> Result
     let args = ["--only-host", "--journal", &format!("/journals/{name}")];
     let spec = server::named_with(name, &[listen, &args].concat()).mount(&journals(stage)?, "/journals");
     let spec = spec.service("web", ports).label("pod-steer.health", "http").label("pod-steer.health.host", name);
-    Ok(spec.label("pod-steer.health.interval", "20ms").label("pod-steer.health.unhealthy", 1))
+    let spec = spec.label("pod-steer.health.interval", "20ms").label("pod-steer.health.timeout", "30s");
+    Ok(spec.label("pod-steer.health.unhealthy", 1))
 }
 
 /// Starts three on one port. Each gets only its own probes, and no probe is counted as a connection.
@@ -128,8 +129,8 @@ fn process(stage: &Stage, name: &str, service: &str, ports: &str, listen: &str) 
 fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured(
-        "[service.web.health]\nkind = 'http'\npath = '/ready'\nstatus = '200-299'\ninterval = '20ms'\nunhealthy = 2\n\
-         [service.'*'.health]\nkind = 'tcp'\ninterval = '20ms'\n[service.job.health]\nkind = 'exec'\ncommand = ['true']\n",
+        "[service.web.health]\nkind = 'http'\npath = '/ready'\nstatus = '200-299'\ninterval = '20ms'\ntimeout = '30s'\n\
+         unhealthy = 2\n[service.'*'.health]\nkind = 'tcp'\ninterval = '20ms'\ntimeout = '30s'\n[service.job.health]\nkind = 'exec'\ncommand = ['true']\n",
     )?;
     let names = ["web-1", "web-2", "web-3"];
     let start = |name: &&str| process(&stage, name, "web", "80:8080", "0.0.0.0:8080");
@@ -171,7 +172,7 @@ fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
 #[test]
 fn probes_do_not_move_to_another_backend() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    let stage = Stage::configured("[service.web.health]\nkind = 'tcp'\ninterval = '10ms'\n")?;
+    let stage = Stage::configured("[service.web.health]\nkind = 'tcp'\ninterval = '10ms'\ntimeout = '30s'\n")?;
     let start =
         |name: &str, args: &[&str]| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").server(args).start(&stage);
     let mut slow = start("slow", &["--accept-delay-ms", "300"])?;

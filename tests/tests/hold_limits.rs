@@ -41,12 +41,12 @@ fn clients_of_another_users_server_are_not_held_and_the_command_says_so() -> Res
 #[test]
 fn a_pause_with_a_limit_refuses_clients_after_it() -> Result<()> {
     require!(tools::root_and(&["ip"]));
-    const LIMIT: Duration = Duration::from_secs(4);
+    const LIMIT: Duration = Duration::from_secs(8);
     let mut stage = Stage::without_engine()?;
     let _server = web(&stage, "v1-1").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;
     let begun = Instant::now();
-    stage.daemon.order_done("pause web --max 4s")?;
+    stage.daemon.order_done("pause web --max 8s")?;
     let mut clients = Waiting::connect(stage.host.net(), &[V4], 10)?;
     stage.daemon.kill()?;
     stage.daemon.restart()?;

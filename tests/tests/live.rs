@@ -173,7 +173,10 @@ fn of_tcp_fast_open() -> Result<()> {
     }
     agrees(&stage, opened)?;
 
-    // The server ends while some connections are open and some are half-open.
+    // The server ends while some connections are open and some are half-open. Until then none may time out.
+    for name in ["tcp_synack_retries", "tcp_retries2", "tcp_orphan_retries"] {
+        stage.host.net().sysctl(&format!("net.ipv4.{name}"), "5")?;
+    }
     let mut left = peer.connection(80);
     left.send(SYN, &cookie, GET)?;
     left.expect(SYN | ACK)?;

@@ -1,6 +1,6 @@
 //! The shipped unit, verbatim, under a real systemd.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
@@ -73,7 +73,7 @@ fn the_shipped_unit_starts_restarts_and_loses_no_connection() -> Result<()> {
     let servers = [exec(&host, &systemd, "web-1")?, exec(&host, &systemd, "web-2")?];
     let said = || servers.iter().map(|server| server.stdout() + &server.stderr()).collect::<String>();
     wait_ready(&systemd, "web", 2).with_context(said)?;
-    let load = Load::to("127.0.0.1:80".parse()?).threads(2).start(host.net())?;
+    let load = Load::to("127.0.0.1:80".parse()?).threads(2).timeout(Duration::from_secs(60)).start(host.net())?;
     let flowing = |what: &str| -> Result<()> {
         let answered = load.answered();
         wait::until(&format!("connections {what}"), || (load.answered() > answered + 200).then_some(()))

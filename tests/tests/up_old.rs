@@ -25,7 +25,7 @@ fn old_containers_go_only_if_new_ones_serve() -> Result<()> {
     // The connections of a container that is not steered yet are not counted.
     project.write(&web(PORTS, &serves("v0").replace("8080", "8079"), "").replace("pod-steer.", "other."))?;
     project.compose(&["up", "-d"])?;
-    let slow = serves("v1").replace(']', ", --stop-delay-ms, '3000']");
+    let slow = serves("v1").replace(']', ", --stop-delay-ms, '8000']");
     project.write(&web(&format!("pod-steer.version: v1, {PORTS}"), &slow, ""))?;
     let moved = project.up(&["web"])?;
     ensure!(moved.status.code() == Some(3) && said(&moved).contains("it is not steered"), "{moved:?}");

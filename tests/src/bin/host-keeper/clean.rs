@@ -18,7 +18,7 @@ use rustix::{
 use crate::setup::Host;
 
 /// A killed process with many resources needs a moment to end.
-const GONE_MAX: Duration = Duration::from_secs(20);
+const GONE_MAX: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(5);
 
 pub fn remove(host: &Host, dir: &Path) -> Result<()> {

@@ -11,13 +11,15 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-/// Accepted connections get so long to finish.
-const FINISH_MAX: Duration = Duration::from_secs(5);
+/// How often to look whether accepted connections have finished, and the time between two looks. The looks are counted, since the process
+/// may not run for seconds on a busy machine.
+const FINISH_LOOKS: u32 = 1_000;
+const FINISH_STEP: Duration = Duration::from_millis(5);
 
 pub struct Stop {
     told: AtomicBool,
@@ -69,9 +71,11 @@ impl Stop {
     }
 
     pub fn wait_for_connections(&self) {
-        let deadline = Instant::now() + FINISH_MAX;
-        while self.connections.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
+        for _ in 0..FINISH_LOOKS {
+            if self.connections.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            thread::sleep(FINISH_STEP);
         }
     }
 }
