@@ -1,7 +1,7 @@
 //! Whether the kernel programs have counted all connections of a backend. They count a connection only if they were
 //! attached to the cgroup in which its listener was made, before it was opened.
 
-use super::{Backend, Kind, Phase};
+use super::{Backend, Health, Kind, Phase};
 
 impl Backend {
     /// Whether it may have connections that its kernel counters do not include.
@@ -14,12 +14,15 @@ impl Backend {
         }
     }
 
-    /// Starts counting anew, because it is started again: its listeners are made in a cgroup with attached programs.
-    pub fn counts_anew(&mut self) {
+    /// It is started again: its listeners are made in a cgroup with attached programs, and its health check has no result yet.
+    pub fn starts_anew(&mut self) {
         // While it runs, this is the event of a start that the snapshot already contains.
         if self.phase != Phase::Running {
             self.counts_incomplete = false;
             self.inherited.clear();
+            if self.health != Health::Unchecked {
+                self.health = Health::Starting;
+            }
         }
     }
 }
@@ -47,12 +50,25 @@ mod tests {
         late.phase = Phase::Exited;
         assert!(!late.has_uncounted_connections(), "it has no process");
         let mut restarted = late.clone();
-        restarted.counts_anew();
+        restarted.starts_anew();
         restarted.phase = Phase::Running;
         assert!(!restarted.has_uncounted_connections());
         late.phase = Phase::Running;
-        late.counts_anew();
+        late.starts_anew();
         assert!(late.has_uncounted_connections(), "it is no other start");
+    }
+
+    #[test]
+    fn the_health_of_the_last_run_is_not_that_of_the_next() {
+        let after = |health, phase| {
+            let mut again = Backend { health, phase, ..backend(0, "web", "80") };
+            again.starts_anew();
+            again.health
+        };
+        assert_eq!(after(Health::Healthy, Phase::Exited), Health::Starting);
+        assert_eq!(after(Health::Unhealthy, Phase::Stopping), Health::Starting);
+        assert_eq!(after(Health::Unchecked, Phase::Exited), Health::Unchecked, "it has no check");
+        assert_eq!(after(Health::Healthy, Phase::Running), Health::Healthy, "it is no other start");
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl Control {
         match change {
             Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.told_to_stop(boot_ms()),
             Change::Started => {
-                backend.counts_anew();
+                backend.starts_anew();
                 backend.is_now(Phase::Running);
                 backend.conditions.clear();
                 self.holders.left_out.remove(&backend.index);
