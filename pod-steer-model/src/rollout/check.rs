@@ -110,6 +110,9 @@ pub fn check(
         }
         Order::Resume(part) => drop(drained_part(view, decision, part)?),
         Order::Idle => idle::check(view, decision)?,
+        Order::Wake(wake) if wake.max_hold_ms == Some(0) => {
+            return refuse("clients would be held for no time at all; give a longer one, as in 30000");
+        }
         Order::Pause(_) | Order::Unpause | Order::Wake(_) | Order::Forget => {}
     }
     Ok(())

@@ -163,6 +163,14 @@ fn time(text: &str, max: Duration) -> Result<u64, String> {
     u64::try_from(time.as_millis()).map_err(|error| error.to_string())
 }
 
+/// A time for which clients are held.
+fn some_time(text: &str) -> Result<u64, String> {
+    match time(text, IDLE_MAX)? {
+        0 => Err("clients would be held for no time at all; give a longer one, as in 30s".to_owned()),
+        ms => Ok(ms),
+    }
+}
+
 fn percent(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim_end();
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -227,11 +235,11 @@ service_options! {
     }
     idle_max_hold_ms: u64 {
         key: "idle-max-hold",
-        values: "a time up to `720h`, as in `1m`",
+        values: "a time above `0s`, up to `720h`, as in `1m`",
         default: 60_000,
         doc: "Time for which clients are held at most while the containers of a service that sleeps are started; then they are refused. \
               The API gives it in milliseconds.",
-        read: |text| time(text, IDLE_MAX),
+        read: some_time,
         write: |ms| duration::show_ms(*ms),
     }
 }

@@ -189,6 +189,8 @@ fn orders_that_have_nothing_to_change() {
     assert_eq!(said(Order::Idle, &decision).unwrap(), "web sleeps already");
     assert_eq!(said(wake(None), &Decision::default()).unwrap(), "web does not sleep");
     assert!(said(wake(None), &decision).is_none());
+    let refused = check(&wake(Some(0)), &view, &["web"], &decision, None, None).unwrap_err();
+    assert!(refused.to_string().contains("held for no time at all"));
     let refused = check(&Order::Idle, &awake(), &["web"], &Decision { paused: true, ..decision }, None, None);
     assert!(refused.unwrap_err().to_string().contains("web is paused"));
 }
