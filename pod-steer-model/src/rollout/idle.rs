@@ -11,7 +11,7 @@ use super::{
     BackendView, Decision, Operation, Outcome, Phase, Refusal, View,
     check::refuse,
     recreate::{is_up, names, stop, tell_again, up_of},
-    step::{Progress, decide, done, end},
+    step::{Progress, can_serve, decide, done, end},
     words,
 };
 use crate::{ids::BackendId, state::Coverage, time::Now};
@@ -29,6 +29,8 @@ pub struct Asleep {
     pub since_ms: i64,
     /// Ids of the containers that were stopped.
     pub containers: BTreeSet<BackendId>,
+    /// Ids of those of them that could not serve then: clients do not wait for them.
+    pub unable: BTreeSet<BackendId>,
     /// Where clients were served before.
     pub ports: BTreeSet<String>,
 }
@@ -143,8 +145,12 @@ fn stay_awake(operation: &mut Operation, decision: &Decision, now: Now, why: &st
 fn fall_asleep(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
     let up: BTreeSet<BackendId> =
         view.backends.iter().filter(|(_, backend)| is_up(backend)).map(|(id, _)| id.clone()).collect();
-    let asleep =
-        Asleep { since_ms: now.ms, containers: up.clone(), ports: view.coverage.iter().map(Coverage::title).collect() };
+    let asleep = Asleep {
+        since_ms: now.ms,
+        containers: up.clone(),
+        unable: up.iter().filter(|id| !can_serve(view, id)).cloned().collect(),
+        ports: view.coverage.iter().map(Coverage::title).collect(),
+    };
     let decision = decide(decision, |next| next.asleep = Some(asleep));
     Progress { decision, ..stop(operation, view, up, now) }
 }

@@ -51,6 +51,8 @@ pub struct View {
     pub without_heir: Option<String>,
     /// Another order waits until it does not sleep.
     pub is_wanted: bool,
+    /// Not all of its containers may be known: an engine cannot be reached.
+    pub is_partial: bool,
 }
 
 /// A backend as it is now.

@@ -56,14 +56,8 @@ pub(super) fn give_up(operation: &mut Operation, decision: &Decision, now: Now) 
 pub(super) fn step(operation: &mut Operation, view: &View, decision: &Decision, now: Now) -> Progress {
     let Phase::Starting { since_ms, .. } = operation.phase else { return Progress::default() };
     let Some(asleep) = &decision.asleep else { return give_up(operation, decision, now) };
-    let able: Vec<&BackendView> = view.backends.values().filter(|one| one.state.could_serve() && one.steered).collect();
-    let first_ms = able.iter().map(|one| one.ready_since_ms.unwrap_or(now.ms)).min();
-    let is_settled = |id: &BackendId| {
-        view.backends.get(id).is_none_or(|one| one.start_failure.is_some() || one.state.could_serve() && one.steered)
-    };
-    let are_settled =
-        asleep.containers.iter().all(is_settled) && is_served(view, asleep) && view.without_heir.is_none();
-    if first_ms.is_some_and(|first_ms| are_settled || now.ms >= first_ms.saturating_add(OTHERS_MS)) {
+    let able = able(view);
+    if can_end(view, decision, asleep, now) {
         let took_ms = now.ms.saturating_sub(since_ms);
         done(operation, "ready", took_ms, words::count(able.len() as u64, "backend"));
         let mut message = format!(
@@ -79,7 +73,9 @@ pub(super) fn step(operation: &mut Operation, view: &View, decision: &Decision, 
         return Progress { decision: decide(decision, awake), effects: Vec::new() };
     }
     let is_any_up = view.backends.values().any(is_up);
-    if !is_any_up && !asleep.containers.iter().any(|id| view.backends.contains_key(id)) {
+    let is_any_left = view.is_partial || asleep.containers.iter().any(|id| view.backends.contains_key(id));
+    // A container that has been created in their place may be about to be started.
+    if !is_any_up && !is_any_left && (view.backends.is_empty() || decision.is_pause_over(now.ms)) {
         let message = format!("the containers of {0} were removed while it slept; start one", operation.service);
         end(operation, Outcome::Failed, now, message);
         return Progress { decision: decide(decision, awake), effects: Vec::new() };
@@ -103,10 +99,44 @@ pub fn failures(view: &View, asleep: &Asleep) -> Option<String> {
     (!failures.is_empty()).then(|| failures.join(", "))
 }
 
-fn is_served(view: &View, asleep: &Asleep) -> bool {
+fn able(view: &View) -> Vec<&BackendView> {
+    view.backends.values().filter(|one| can_serve(one)).collect()
+}
+
+fn can_serve(one: &BackendView) -> bool {
+    one.state.could_serve() && one.steered
+}
+
+/// Whether clients need not be held any longer: each that is held gets a server, and no other container is about to serve. Some do not wait for
+/// the others for long.
+fn can_end(view: &View, decision: &Decision, asleep: &Asleep, now: Now) -> bool {
+    let Some(first_ms) = first_ms(view, decision, asleep, now) else { return false };
+    let own = || asleep.containers.iter().map(|id| (id, view.backends.get(id)));
+    let has_failed = |one: Option<&BackendView>| one.is_none_or(|one| one.start_failure.is_some());
+    let are_settled =
+        own().all(|(id, one)| has_failed(one) || asleep.unable.contains(id) || one.is_some_and(can_serve));
     let served =
         |port: &String| view.coverage.iter().any(|coverage| coverage.title() == *port && !coverage.versions.is_empty());
-    asleep.ports.iter().all(served)
+    let is_served = asleep.ports.iter().all(served) && view.without_heir.is_none();
+    // A port that only such a container served may stay without a server.
+    let may_be_served = !own().any(|(_, one)| has_failed(one));
+    let is_late = now.ms >= first_ms.saturating_add(OTHERS_MS) && (is_served || !may_be_served);
+    is_served && are_settled || is_late || decision.is_pause_over(now.ms)
+}
+
+/// Since when a backend could serve clients, if one can. One that gets no clients counts only if no other one is left.
+fn first_ms(view: &View, decision: &Decision, asleep: &Asleep, now: Now) -> Option<i64> {
+    let gets =
+        |one: &BackendView| one.weight > 0 && decision.traffic.has_share(&one.version) && one.state != State::Drained;
+    let may_come = |id: &BackendId| {
+        let own = view.backends.get(id).filter(|_| !asleep.unable.contains(id));
+        own.is_some_and(|one| gets(one) && one.start_failure.is_none())
+    };
+    let is_any_left = asleep.containers.iter().any(may_come);
+    let able = able(view);
+    let served = able.iter().any(|one| gets(one));
+    let counts = able.into_iter().filter(|one| gets(one) || !served && !is_any_left);
+    counts.map(|one| one.ready_since_ms.unwrap_or(now.ms)).min()
 }
 
 /// Has the engine start those that do not run: at once, and again after a pause that grows.

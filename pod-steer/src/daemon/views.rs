@@ -44,6 +44,7 @@ impl Control {
             held: self.held_clients(service),
             without_heir: self.without_heir(service),
             is_wanted: self.orders.sleepers.is_wanted(service),
+            is_partial: !self.engines.are_all_known(),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
     }

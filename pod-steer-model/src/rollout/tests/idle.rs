@@ -83,6 +83,59 @@ fn one_that_is_late_keeps_no_client_waiting_for_long() {
 }
 
 #[test]
+fn only_containers_that_get_clients_end_the_hold() {
+    let (mut view, mut decision) = asleep();
+    decision.traffic.weights = Some([("v2".to_owned(), 1)].into());
+    let (mut first, _) = start(wake(Some(60_000)), &view, &mut decision, NOW);
+    set(&mut view, "a", State::Standby);
+    set(&mut view, "b", State::Starting);
+    go_on(&mut first, &view, &mut decision, NOW + 20_000);
+    assert!(first.end.is_none(), "a gets no clients, and b is about to serve");
+    let (mut hopeless, mut other) = (view.clone(), decision.clone());
+    hopeless.backends.get_mut("b").unwrap().start_failure = Some("could not be started: why".to_owned());
+    go_on(&mut first.clone(), &hopeless, &mut other, NOW + 20_000);
+    assert!(!other.paused, "no other one is left");
+    set(&mut view, "a", State::Drained);
+    set(&mut view, "b", State::Standby);
+    go_on(&mut first, &view, &mut decision, NOW + 20_000);
+    assert!(first.end.is_some() && !decision.paused);
+}
+
+#[test]
+fn clients_of_a_port_that_is_not_served_yet_are_held() {
+    let (mut view, mut decision) = asleep();
+    let (mut first, _) = start(wake(Some(60_000)), &view, &mut decision, NOW);
+    set(&mut view, "a", State::Standby);
+    set(&mut view, "b", State::Starting);
+    view.without_heir = Some("0.0.0.0:81".to_owned());
+    go_on(&mut first, &view, &mut decision, NOW + 50_000);
+    assert!(first.end.is_none(), "b is about to listen there");
+    let (mut failed, mut other) = (view.clone(), decision.clone());
+    failed.backends.get_mut("b").unwrap().start_failure = Some("has exited".to_owned());
+    go_on(&mut first.clone(), &failed, &mut other, NOW + 50_000);
+    assert!(!other.paused, "it will not");
+    go_on(&mut first, &view, &mut decision, NOW + 60_000);
+    assert!(first.end.is_some() && !decision.paused, "they are refused from now on");
+}
+
+#[test]
+fn one_that_could_not_serve_before_is_not_waited_for() {
+    let (mut view, mut decision) = (awake(), Decision::default());
+    set(&mut view, "b", State::Unhealthy);
+    let (mut idle, _) = start(Order::Idle, &view, &mut decision, NOW);
+    go_on(&mut idle, &view, &mut decision, NOW + 300);
+    both(&mut view, State::Exited);
+    go_on(&mut idle, &view, &mut decision, NOW + 400);
+    assert_eq!(decision.asleep.as_ref().unwrap().unable, ids(&["b"]));
+    let (mut first, effects) = start(wake(None), &view, &mut decision, NOW + 1_000);
+    assert_eq!(effects, [Effect::Start(ids(&["a", "b"]))]);
+    set(&mut view, "a", State::Standby);
+    set(&mut view, "b", State::NotListening);
+    go_on(&mut first, &view, &mut decision, NOW + 1_100);
+    assert!(first.end.is_some() && !decision.paused);
+}
+
+#[test]
 fn a_client_in_the_moment_of_falling_asleep_is_served() {
     let (mut view, mut decision) = (awake(), Decision::default());
     let (mut idle, _) = start(Order::Idle, &view, &mut decision, NOW);
@@ -161,8 +214,32 @@ fn what_an_operator_removes_or_starts_meanwhile_is_respected() {
     let (by_hand, effects) = start(wake(None), &running, &mut decision.clone(), NOW);
     assert!(effects.is_empty() && by_hand.end.is_some(), "it serves already: {by_hand:?}");
     view.backends.clear();
-    let (gone, effects) = start(wake(None), &view, &mut decision, NOW);
-    assert!(effects.is_empty() && ended(&gone).0 == Outcome::Failed && !decision.paused, "{gone:?}");
+    let (gone, effects) = start(wake(None), &view, &mut decision.clone(), NOW);
+    assert!(effects.is_empty() && ended(&gone).0 == Outcome::Failed, "{gone:?}");
+    // Another container is there in their place, and is started a little later.
+    let mut again = two();
+    again.backends.retain(|id, _| id == "a");
+    let again = View { backends: [("c".into(), again.backends["a"].clone())].into(), ..again };
+    let mut created = again.clone();
+    set(&mut created, "c", State::Created);
+    let (mut first, _) = start(wake(Some(5_000)), &created, &mut decision, NOW);
+    assert!(first.end.is_none() && decision.paused);
+    let mut never = decision.clone();
+    go_on(&mut first.clone(), &created, &mut never, NOW + 5_000);
+    assert!(!never.paused, "it was not");
+    let again = View { coverage: coverage(&["v1"]), ..again };
+    go_on(&mut first, &again, &mut decision, NOW + 1_000);
+    assert!(ended(&first).0 == Outcome::Done && !decision.paused);
+}
+
+#[test]
+fn a_late_engine_keeps_nothing_asleep() {
+    let (view, mut decision) = asleep();
+    let unknown = View { backends: BTreeMap::new(), is_partial: true, ..view.clone() };
+    let (mut first, effects) = start(wake(Some(5_000)), &unknown, &mut decision, NOW);
+    go_on(&mut first, &unknown, &mut decision, NOW + 600_000);
+    assert!(effects.is_empty() && first.end.is_none() && decision.asleep.is_some());
+    assert_eq!(go_on(&mut first, &view, &mut decision, NOW + 600_000), [Effect::Start(ids(&["a", "b"]))]);
 }
 
 #[test]

@@ -125,7 +125,12 @@ fn decision(revision: u32) -> Decision {
         drained: [Part::Service, Part::Version("v1".into()), Part::Backend("abc".into())].into(),
         paused: true,
         pause_until_ms: Some(40_000),
-        asleep: Some(Asleep { since_ms: 30_000, containers: ["abc".into()].into(), ports: ["80".to_owned()].into() }),
+        asleep: Some(Asleep {
+            since_ms: 30_000,
+            containers: ["abc".into()].into(),
+            unable: ["abc".into()].into(),
+            ports: ["80".to_owned()].into(),
+        }),
     }
 }
 
