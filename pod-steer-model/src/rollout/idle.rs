@@ -40,17 +40,20 @@ pub struct Asleep {
 pub struct Quiet {
     /// Number of connections that its backends had ever got.
     pub opened: u64,
+    /// A hash of the rest that it was left in: if that is another one, the time begins anew.
+    #[serde(default)]
+    pub condition: u64,
     /// Since when, in milliseconds since the machine booted.
     pub since_ms: i64,
 }
 
 impl Quiet {
-    /// What is known now, by what was known before: the number of connections that there have ever been, and of those that are open.
-    pub fn seen(before: Option<Self>, opened: u64, live: u64, now_ms: i64) -> Self {
-        match before {
-            Some(before) if before.opened == opened && live == 0 && before.since_ms <= now_ms => before,
-            _ => Self { opened, since_ms: now_ms },
-        }
+    /// What is known now, by what was known before. So many connections are open.
+    pub fn after(self, before: Option<Self>, live: u64) -> Self {
+        let goes_on = |before: &Self| {
+            live == 0 && Self { since_ms: self.since_ms, ..*before } == self && before.since_ms <= self.since_ms
+        };
+        before.filter(goes_on).unwrap_or(self)
     }
 
     /// Whether it has lasted for so long.
@@ -111,7 +114,11 @@ pub(super) fn step(operation: &mut Operation, view: &View, decision: &Decision, 
             }
             match open(view) {
                 Some(open) if now.ms >= deadline_ms => stay_awake(operation, decision, now, &open),
-                None if now.ms >= since_ms.saturating_add(QUIET_MS) => fall_asleep(operation, view, decision, now),
+                None if now.ms >= since_ms.saturating_add(QUIET_MS) => match &view.cannot_sleep {
+                    // Another backend may have come since the order was checked.
+                    Some(why) => stay_awake(operation, decision, now, why),
+                    None => fall_asleep(operation, view, decision, now),
+                },
                 _ => Progress::default(),
             }
         }

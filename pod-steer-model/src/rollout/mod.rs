@@ -53,6 +53,8 @@ pub struct View {
     pub is_wanted: bool,
     /// Not all of its containers may be known: an engine cannot be reached.
     pub is_partial: bool,
+    /// Why it cannot be put to sleep, if it is about to be.
+    pub cannot_sleep: Option<String>,
 }
 
 /// A backend as it is now.

@@ -115,6 +115,11 @@ impl Ledger {
         self.condition.as_ref()
     }
 
+    /// Why the next daemon would not know of a change, if that is so.
+    pub fn not_stored(&self) -> Option<&Condition> {
+        self.condition.as_ref().filter(|_| !matches!(self.place, Place::File(_)))
+    }
+
     /// The decisions by service.
     pub fn decisions(&self) -> BTreeMap<String, Decision> {
         self.contents.decisions.clone()

@@ -9,7 +9,7 @@ use super::{
     closings::Closings,
     control::Control,
     empty::Vacancies,
-    holds::{Holds, own_uid},
+    holds::Holds,
     ledger::{Ledger, PlannedStop},
     pause::Holder,
     policies::Attempts,
@@ -181,9 +181,9 @@ impl Control {
             return Ok(Some(unchanged(service, order.clone(), who.clone(), &decision, message)));
         }
         if *order == Order::Idle
-            && let Some(condition) = self.world.cannot_sleep(service, own_uid())
+            && let Some(why) = self.cannot_sleep(service)
         {
-            return Err(OrderError::Input(format!("{service} cannot be put to sleep: {condition}")));
+            return Err(OrderError::Input(format!("{service} cannot be put to sleep: {why}")));
         }
         rollout::check(order, &view, &services, &decision, running.as_ref(), last.as_ref()).map_err(|refusal| {
             match refusal {

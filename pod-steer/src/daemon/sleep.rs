@@ -1,8 +1,8 @@
-//! Services that sleep while no client comes: when they fall asleep, and what wakes them. `rollout` has the steps.
+//! Services that sleep while no client comes: what wakes them, and the orders that wait for that. `rollout` has the steps.
 //!
-//! Every second the counters of services with the option `idle` tell whether they have been without a connection for long enough. While
-//! one sleeps, a copy of the listeners that hold its clients tells of the first client at once.
+//! While one sleeps, a copy of the listeners that hold its clients tells of the first client at once.
 
+mod quiet;
 mod told;
 
 use std::{
@@ -11,12 +11,10 @@ use std::{
 };
 
 use tokio::task::AbortHandle;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{Event, control::Control, operations::GivenOrder, recorded::Asker};
 use crate::{
-    api::OrderError,
-    clock::boot_ms,
     condition::Condition,
     ids::BackendIndex,
     rollout::{Order, Quiet, WakeOrder},
@@ -25,10 +23,6 @@ use crate::{
 
 /// Who gives the orders of this file.
 const WHO: &str = "pod-steer";
-/// How long a service must have been without a connection before that is stored.
-const STORED_MS: u64 = 5_000;
-/// How long it takes until a service is tried again that could not be put to sleep.
-const AGAIN_MS: i64 = 60_000;
 
 /// State of services that sleep, or are to.
 #[derive(Default)]
@@ -62,67 +56,6 @@ impl Sleepers {
 }
 
 impl Control {
-    /// Puts services to sleep that have had no connection for as long as their options say.
-    pub(super) fn look_for_idle(&mut self) {
-        if !self.has_heard_all() {
-            return;
-        }
-        let wanted: BTreeMap<String, u64> = self
-            .world
-            .options
-            .iter()
-            .filter(|(_, options)| options.idle_ms > 0)
-            .map(|(service, options)| (service.clone(), options.idle_ms))
-            .collect();
-        let sleepers = &mut self.orders.sleepers;
-        sleepers.quiet.retain(|service, _| wanted.contains_key(service));
-        sleepers.unable.retain(|service, _| wanted.contains_key(service));
-        sleepers.refused.retain(|service, _| wanted.contains_key(service));
-        for (service, idle_ms) in wanted {
-            let quiet = self.note_quiet(&service);
-            let unable = self.world.cannot_sleep(&service, super::holds::own_uid());
-            let is_able = unable.is_none();
-            match unable {
-                Some(condition) => drop(self.orders.sleepers.unable.insert(service.clone(), condition)),
-                None => drop(self.orders.sleepers.unable.remove(&service)),
-            }
-            if is_able && quiet.has_lasted(idle_ms, boot_ms()) && self.may_sleep(&service) {
-                info!(%service, "no connection for as long as its option `idle` says");
-                self.give(service, Order::Idle);
-            }
-        }
-    }
-
-    fn note_quiet(&mut self, service: &str) -> Quiet {
-        let own = self.world.backends.values().filter(|backend| backend.spec.service == service);
-        let (mut opened, mut live) = (0, 0);
-        for backend in own {
-            let counters = self.kernel.counters().backend(backend.index);
-            opened += counters.opened + counters.moved_in;
-            live += self.live(backend.index);
-        }
-        let before = self.orders.sleepers.quiet.get(service).copied().or_else(|| self.totals.quiet(service));
-        let now_ms = boot_ms();
-        // It has not been left alone: the time begins when that has ended.
-        let is_busy = self.orders.operations.contains_key(service) || self.is_paused(service);
-        let quiet = Quiet::seen(before, opened, live.max(is_busy.into()), now_ms);
-        if quiet.has_lasted(STORED_MS, now_ms) {
-            self.totals.set_quiet(service, quiet);
-        }
-        self.orders.sleepers.quiet.insert(service.to_owned(), quiet);
-        quiet
-    }
-
-    fn may_sleep(&self, service: &str) -> bool {
-        let own = || self.world.backends.values().filter(|backend| backend.spec.service == service);
-        let is_due = self.orders.sleepers.refused.get(service).is_none_or(|(_, at_ms)| *at_ms <= boot_ms());
-        let is_busy = self.orders.operations.contains_key(service) || self.awaits_holds(service);
-        let serves = own().any(|backend| self.state(backend).is_ready());
-        // An engine that does not answer stops nothing.
-        let is_any_lost = own().any(|backend| self.is_engine_lost(backend));
-        !self.is_paused(service) && !is_busy && is_due && serves && !is_any_lost
-    }
-
     fn is_paused(&self, service: &str) -> bool {
         self.world.decisions.get(service).is_some_and(|decision| decision.paused)
     }
@@ -131,18 +64,6 @@ impl Control {
         let who = WHO.to_owned();
         let asker = if order == Order::Idle { Asker::Idle } else { Asker::Daemon };
         self.orders.given.push_back(GivenOrder { service, order, who, asker, has_waited: false });
-    }
-
-    /// A service could not be put to sleep.
-    pub(super) fn idle_answered(&mut self, service: &str, error: Option<OrderError>) {
-        let refused = &mut self.orders.sleepers.refused;
-        match error {
-            Some(error) => {
-                warn!(%service, %error, "it could not be put to sleep");
-                refused.insert(service.to_owned(), (error.to_string(), boot_ms() + AGAIN_MS));
-            }
-            None => drop(refused.remove(service)),
-        }
     }
 
     /// Wakes services that sleep, and watches over the others. Orders go on that have waited for it.
@@ -168,7 +89,6 @@ impl Control {
         let containers = self.world.decisions.get(service).and_then(|decision| decision.asleep.as_ref());
         let containers = containers.map(|asleep| &asleep.containers);
         let own = || self.world.backends.values().filter(|backend| backend.spec.service == service);
-        let is_up = |backend: &Backend| !matches!(backend.phase, Phase::Created | Phase::Exited);
         let is_gone = self.engines.are_all_known()
             && containers.is_none_or(|ids| !ids.iter().any(|id| self.world.backends.contains_key(id)));
         // Nothing could tell of its clients.
@@ -224,4 +144,9 @@ impl Control {
             warn!(%service, containers = ?decision.asleep.as_ref().map(|asleep| &asleep.containers), "its containers stay stopped");
         }
     }
+}
+
+/// Whether a backend has processes, or may have.
+fn is_up(backend: &Backend) -> bool {
+    !matches!(backend.phase, Phase::Created | Phase::Exited)
 }

@@ -45,6 +45,7 @@ impl Control {
             without_heir: self.without_heir(service),
             is_wanted: self.orders.sleepers.is_wanted(service),
             is_partial: !self.engines.are_all_known(),
+            cannot_sleep: self.is_falling_asleep(service).then(|| self.cannot_sleep(service)).flatten(),
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
     }

@@ -136,6 +136,16 @@ fn one_that_could_not_serve_before_is_not_waited_for() {
 }
 
 #[test]
+fn what_comes_after_the_order_is_not_stopped() {
+    let (mut view, mut decision) = (awake(), Decision::default());
+    let (mut idle, _) = start(Order::Idle, &view, &mut decision, NOW);
+    view.cannot_sleep = Some("c could not be started again".to_owned());
+    assert!(go_on(&mut idle, &view, &mut decision, NOW + 300).is_empty());
+    assert_eq!(ended(&idle), (Outcome::Failed, "c could not be started again; web does not sleep"));
+    assert!(!decision.paused && decision.asleep.is_none());
+}
+
+#[test]
 fn a_client_in_the_moment_of_falling_asleep_is_served() {
     let (mut view, mut decision) = (awake(), Decision::default());
     let (mut idle, _) = start(Order::Idle, &view, &mut decision, NOW);
@@ -158,11 +168,14 @@ fn unknown_connections_keep_it_awake() {
     view.backends.get_mut("a").unwrap().uncounted = Some("why".to_owned());
     let refused = check(&Order::Idle, &view, &["web"], &Decision::default(), None, None).unwrap_err();
     assert!(refused.to_string().starts_with("the connections of a are not known (why)"), "{refused}");
-    let quiet = Quiet::seen(None, 7, 0, 10);
-    assert_eq!(Quiet::seen(Some(quiet), 7, 0, 20), quiet);
-    assert_eq!(Quiet::seen(Some(quiet), 7, 1, 20).since_ms, 20, "one is open");
-    assert_eq!(Quiet::seen(Some(quiet), 8, 0, 20).since_ms, 20, "one was open in between");
-    assert_eq!(Quiet::seen(Some(quiet), 7, 0, 5).since_ms, 5, "it is of another boot");
+    let quiet = Quiet { opened: 7, condition: 1, since_ms: 10 };
+    let later = Quiet { since_ms: 20, ..quiet };
+    assert_eq!(later.after(None, 0), later);
+    assert_eq!(later.after(Some(quiet), 0), quiet);
+    assert_eq!(later.after(Some(quiet), 1), later, "one is open");
+    assert_eq!(Quiet { opened: 8, ..later }.after(Some(quiet), 0).since_ms, 20, "one was open in between");
+    assert_eq!(Quiet { condition: 2, ..later }.after(Some(quiet), 0).since_ms, 20, "another backend serves");
+    assert_eq!(Quiet { since_ms: 5, ..quiet }.after(Some(quiet), 0).since_ms, 5, "it is of another boot");
     assert_eq!([9, 10, 11].map(|ms| quiet.has_lasted(ms, 20)), [true, true, false]);
 }
 

@@ -186,7 +186,7 @@ fn assert_put_aside(dir: &Dir, suffix: &str, said: &str) {
     let condition = ledger.condition().expect("the file is put aside").clone();
     let aside = dir.names().into_iter().find(|name| name.starts_with(&format!("state.redb.{suffix}-")));
     let aside = aside.unwrap_or_else(|| panic!("{condition}; {:?}", dir.names()));
-    assert_eq!(condition.reason, Reason::LedgerReplaced);
+    assert_eq!((condition.reason, ledger.not_stored()), (Reason::LedgerReplaced, None));
     let message = condition.message;
     assert!(message.contains(said) && message.contains(&aside) && !message.contains('\n'), "{message}");
     assert!(ledger.decisions().is_empty());
@@ -259,6 +259,7 @@ fn without_a_file_it_works_in_memory() {
     let condition = ledger.condition().expect("it cannot be used");
     assert_eq!(condition.reason, Reason::LedgerUnusable);
     assert!(condition.message.contains("file/state/state.redb"), "{condition}");
+    assert_eq!(ledger.not_stored(), Some(condition));
     ledger.commit(Change { decisions: &[("web", Some(&decision(1)))], ..Change::default() }).unwrap();
     assert_eq!(ledger.decisions().len(), 1);
     // Locked by another: its file is left alone.
@@ -277,6 +278,7 @@ fn a_write_that_failed_is_made_up_for() {
     let error = ledger.failed(&Fault::Unusable("No space left on device".into())).to_string();
     assert!(error.contains("state.redb") && error.contains("No space"), "{error}");
     assert_eq!(ledger.condition().map(|condition| condition.reason), Some(Reason::LedgerNotWritten));
+    assert_eq!(ledger.not_stored(), ledger.condition());
     let late = operation(50, Order::Pause(Default::default()), true);
     ledger.contents.apply(&Change { operations: &[&late], ..Change::default() });
     ledger.unstored.insert(50);
