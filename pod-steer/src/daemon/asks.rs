@@ -23,7 +23,7 @@ impl Control {
             Ask::Register(request, answer) => self.register(request, answer),
             Ask::Order(ask) => {
                 let OrderAsk { service, order, who, answer } = *ask;
-                self.carry_out(GivenOrder { service, order, who, asker: Asker::Client(answer), has_waited: false });
+                self.carry_out(GivenOrder::new(service, order, who, Asker::Client(answer)));
             }
             Ask::Operation(id, answer) => drop(answer.send(self.operation(id))),
             Ask::History(service, answer) => drop(answer.send(self.history(service.as_deref()))),

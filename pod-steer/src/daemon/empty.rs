@@ -135,7 +135,7 @@ impl Control {
                 continue;
             }
             let (order, who, asker) = (Order::Forget, "pod-steer".to_owned(), Asker::Daemon);
-            self.orders.given.push_back(GivenOrder { service, order, who, asker, has_waited: false });
+            self.orders.given.push_back(GivenOrder::new(service, order, who, asker));
         }
     }
 }

@@ -35,6 +35,14 @@ pub(super) struct GivenOrder {
     pub asker: Asker,
     /// It needs listeners that hold clients, and has waited for them.
     pub has_waited: bool,
+    /// Its service slept, and it has waited for the wake.
+    pub has_awaited_wake: bool,
+}
+
+impl GivenOrder {
+    pub fn new(service: String, order: Order, who: String, asker: Asker) -> Self {
+        Self { service, order, who, asker, has_waited: false, has_awaited_wake: false }
+    }
 }
 
 /// What operators have ordered, and what it needs.
@@ -129,7 +137,12 @@ impl Control {
     /// Carries out an order. Its asker is answered when no operation has a further step to make in this turn.
     pub(super) fn carry_out(&mut self, mut given: GivenOrder) {
         if self.waits_for_wake(&given) {
-            return self.await_wake(given);
+            let service = &given.service;
+            let Some(why) = self.wake_hindrance(service) else { return self.await_wake(given) };
+            let text = format!(
+                "{service} sleeps and cannot wake: {why}; give the order again when that has ended, see pod-steer status {service}"
+            );
+            return self.answer_unbegun(given, Err(OrderError::Held(text)));
         }
         if let Order::Wake(wake) = &mut given.order {
             wake.max_hold_ms.get_or_insert(self.world.options(&given.service).idle_max_hold_ms);
@@ -173,6 +186,12 @@ impl Control {
         {
             let policy = "its policy lets one version serve at a time; give weights instead, as in v1=1 v2=1";
             return Err(OrderError::Input(format!("{service} cannot be balanced: {policy}")));
+        }
+        let is_same = |running: &&Operation| {
+            matches!((&running.order, order), (Order::Idle, Order::Idle) | (Order::Wake(_), Order::Wake(_)))
+        };
+        if let Some(running) = running.as_ref().filter(is_same) {
+            return Ok(Some(running.clone()));
         }
         if let Some(message) = rollout::already(order, &view, &decision, running.as_ref(), &history)
             && self.is_in_force(service)

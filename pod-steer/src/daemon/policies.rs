@@ -64,7 +64,7 @@ impl Control {
         for (service, order) in due {
             let who = if matches!(order, Order::Deploy(_)) { LATEST } else { FIRST_VERSION }.to_owned();
             let asker = Asker::Policy(Box::new(self.situation(&service)));
-            self.orders.given.push_back(GivenOrder { service, order, who, asker, has_waited: false });
+            self.orders.given.push_back(GivenOrder::new(service, order, who, asker));
         }
     }
 

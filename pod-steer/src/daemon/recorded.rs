@@ -34,6 +34,13 @@ pub(super) enum Asker {
     Daemon,
 }
 
+impl Asker {
+    /// Whether it has gone before it was answered.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Client(answer) if answer.is_closed())
+    }
+}
+
 /// What has been stored of a service and is to be continued.
 pub(super) struct Recorded {
     service: String,

@@ -13,7 +13,12 @@ use std::{
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::{Event, control::Control, operations::GivenOrder, recorded::Asker};
+use super::{
+    Event,
+    control::Control,
+    operations::{GivenOrder, Orders},
+    recorded::Asker,
+};
 use crate::{
     condition::Condition,
     ids::BackendIndex,
@@ -63,25 +68,29 @@ impl Control {
     fn give(&mut self, service: String, order: Order) {
         let who = WHO.to_owned();
         let asker = if order == Order::Idle { Asker::Idle } else { Asker::Daemon };
-        self.orders.given.push_back(GivenOrder { service, order, who, asker, has_waited: false });
+        self.orders.given.push_back(GivenOrder::new(service, order, who, asker));
     }
 
     /// Wakes services that sleep, and watches over the others. Orders go on that have waited for it.
     pub(super) fn follow_sleep(&mut self) {
-        let is_still = |service: &String| !self.orders.operations.contains_key(service);
+        let Orders { sleepers, operations, .. } = &mut self.orders;
         let asleep = self.world.decisions.iter().filter(|(_, decision)| decision.asleep.is_some());
-        let asleep: Vec<String> = asleep.map(|(service, _)| service.clone()).filter(is_still).collect();
-        for service in asleep {
-            if self.has_to_wake(&service) {
-                self.orders.sleepers.called.remove(&service);
-                self.give(service, Order::Wake(WakeOrder::default()));
-            } else {
-                self.watch_holds(&service);
+        let asleep: Vec<String> = asleep.map(|(service, _)| service.clone()).collect();
+        sleepers.called.retain(|service| asleep.contains(service));
+        sleepers.waiting.retain(|given| !given.asker.is_gone());
+        let still: Vec<String> = asleep.into_iter().filter(|service| !operations.contains_key(service)).collect();
+        let waiting = std::mem::take(&mut self.orders.sleepers.waiting);
+        let waits = |given: &GivenOrder| self.waits_for_wake(given) && self.wake_hindrance(&given.service).is_none();
+        let (waiting, due): (Vec<_>, Vec<_>) = waiting.into_iter().partition(waits);
+        self.orders.sleepers.waiting = waiting;
+        for service in still {
+            let is_woken = due.iter().any(|given| given.service == service && matches!(given.order, Order::Wake(_)));
+            match self.has_to_wake(&service) {
+                true if is_woken => {}
+                true => self.give(service, Order::Wake(WakeOrder::default())),
+                false => self.watch_holds(&service),
             }
         }
-        let waiting = std::mem::take(&mut self.orders.sleepers.waiting);
-        let (waiting, due): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|given| self.waits_for_wake(given));
-        self.orders.sleepers.waiting = waiting;
         due.into_iter().rev().for_each(|given| self.orders.given.push_front(given));
     }
 
@@ -121,21 +130,30 @@ impl Control {
 
     /// Whether an order has to wait until its service is awake, which it then wakes.
     pub(super) fn waits_for_wake(&self, given: &GivenOrder) -> bool {
-        let service = given.service.as_str();
-        if matches!(given.order, Order::Idle | Order::Wake(_) | Order::Forget) {
-            return false;
+        let running = self.orders.operations.get(&given.service).map(|operation| &operation.order);
+        let is_asleep = self.world.decisions.get(&given.service).is_some_and(|decision| decision.asleep.is_some());
+        waits(&given.order, given.has_awaited_wake, running, is_asleep)
+    }
+
+    /// Why a service that sleeps is not about to wake, if that is so.
+    pub(super) fn wake_hindrance(&self, service: &str) -> Option<String> {
+        let asleep = self.world.decisions.get(service)?.asleep.as_ref()?;
+        let backends = || self.world.backends.values().filter(|backend| backend.spec.service == service);
+        if backends().any(|backend| is_up(backend) || self.is_starting(backend)) {
+            return None;
         }
-        match self.orders.operations.get(service).map(|operation| &operation.order) {
-            Some(Order::Idle) => true,
-            Some(Order::Wake(_)) => given.order != Order::Rollback && self.wake_failure(service).is_none(),
-            Some(_) => false,
-            None => self.world.decisions.get(service).is_some_and(|decision| decision.asleep.is_some()),
+        let is_unknown =
+            !self.engines.are_all_known() && !asleep.containers.iter().any(|id| self.world.backends.contains_key(id));
+        match backends().any(|backend| self.is_engine_lost(backend)) || is_unknown {
+            true => Some("the engine of its containers does not answer".to_owned()),
+            false => self.wake_failure(service),
         }
     }
 
     /// An order waits until its service is awake.
     pub(super) fn await_wake(&mut self, given: GivenOrder) {
-        self.orders.sleepers.waiting.push(given);
+        // The listeners that it has waited for may be gone by then.
+        self.orders.sleepers.waiting.push(GivenOrder { has_waited: false, has_awaited_wake: true, ..given });
     }
 
     /// Containers that sleep stay stopped.
@@ -146,7 +164,41 @@ impl Control {
     }
 }
 
+/// Whether an order has to wait until its service is awake. `has_waited` says that it has done so before.
+fn waits(order: &Order, has_waited: bool, running: Option<&Order>, is_asleep: bool) -> bool {
+    match (order, running) {
+        (Order::Idle | Order::Forget, _) => false,
+        (_, Some(Order::Idle)) => true,
+        (Order::Wake(_), _) => false,
+        // A rollback that was given meanwhile ends the wake.
+        (Order::Rollback, Some(Order::Wake(_))) => has_waited,
+        (_, Some(Order::Wake(_))) => true,
+        (_, Some(_)) => false,
+        (_, None) => is_asleep,
+    }
+}
+
 /// Whether a backend has processes, or may have.
 fn is_up(backend: &Backend) -> bool {
     !matches!(backend.phase, Phase::Created | Phase::Exited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_wait_until_their_service_is_awake() {
+        let (wake, pause) = (Order::Wake(WakeOrder::default()), Order::Pause(Default::default()));
+        for order in [&pause, &Order::Rollback] {
+            assert!(waits(order, false, None, true) && !waits(order, false, None, false));
+            assert!(waits(order, false, Some(&Order::Idle), false), "it keeps the service awake, or is asleep by then");
+            assert!(waits(order, true, Some(&wake), true), "the wake is for it");
+            assert!(!waits(order, false, Some(&Order::Unpause), false));
+        }
+        assert!(waits(&pause, false, Some(&wake), true));
+        assert!(!waits(&Order::Rollback, false, Some(&wake), true), "it ends the wake");
+        assert!(waits(&wake, false, Some(&Order::Idle), true) && !waits(&wake, true, None, true));
+        assert!(!waits(&wake, false, Some(&wake), true) && !waits(&Order::Idle, false, Some(&Order::Idle), false));
+    }
 }
