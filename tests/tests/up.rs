@@ -128,6 +128,41 @@ fn a_broken_version_is_put_back() -> Result<()> {
 }
 
 #[test]
+fn a_service_that_sleeps_is_woken_first() -> Result<()> {
+    require!(Compose::usual().is_there());
+    let project = Project::new(Compose::usual())?;
+    project.write_version("v1")?;
+    project.up_done(&["web"])?;
+    let before = project.running()?;
+    let sleep = || -> Result<()> {
+        project.stage.daemon.order_done("idle web")?;
+        ensure!(project.running()? != before, "{before:?}");
+        Ok(())
+    };
+    sleep()?;
+    let plan = project.up(&["--dry-run"])?;
+    ensure!(said(&plan).contains("web sleeps, and is woken before anything is done"), "{plan:?}");
+    ensure!(plan.stdout == b"web is up to date\n" && project.running()? != before, "{plan:?}");
+    let same = project.up_done(&[])?;
+    ensure!(same.contains("web is awake after") && same.ends_with("web is up to date\n"), "{same}");
+    ensure!(project.running()? == before && project.answered_by()? == "v1");
+    sleep()?;
+    let silent = "[/named-server, --name, v2, --listen, '127.0.0.1:8081']";
+    project.write(&web("pod-steer.version: v2, pod-steer.ports: '80:8080'", silent, ""))?;
+    let broken = project.up(&["--timeout", "2s"])?;
+    ensure!(broken.status.code() == Some(1) && said(&broken).contains("v2"), "{broken:?}");
+    ensure!(project.running()? == before && project.answered_by()? == "v1");
+    // Clients come meanwhile: the first one wakes it too.
+    project.stage.daemon.wait_idle("web")?;
+    sleep()?;
+    project.write_version("v2")?;
+    let load = project.load()?;
+    let done = project.up_done(&[])?;
+    ensure!(done.ends_with(&format!("web: version v2 serves, {} removed\n", project.name("web", 1))), "{done}");
+    none_lost(&load.stop()?)
+}
+
+#[test]
 fn an_interrupt_puts_back_and_a_kill_is_mended_by_the_next_run() -> Result<()> {
     require!(Compose::usual().is_there());
     let project = Project::new(Compose::usual())?;

@@ -13,6 +13,7 @@ mod plan;
 mod programs;
 mod quiet;
 mod swap;
+mod wake;
 
 use std::collections::BTreeMap;
 
@@ -61,6 +62,7 @@ async fn run(args: &UpArgs) -> Outcome {
         // It may have been scaled while others were replaced.
         let mut own = compose.containers(project).await?;
         own.retain(|one| one.is_of(&target.service));
+        let own = wake::awake(args, &compose, own, &interrupt).await?;
         match one(args, &compose, target, own, &interrupt).await {
             // Others do not wait for its connections.
             Err(Failure::Said(3)) => are_left = true,
