@@ -61,7 +61,10 @@ pub enum Chosen {
         to: SocketAddr,
     },
     /// The service is paused: a listener of pod-steer's holds the client until a server gets it.
-    Held,
+    Held {
+        /// It sleeps: the client has its containers started.
+        asleep: bool,
+    },
     /// The service is paused: the packet is discarded, and the client repeats it.
     Paused,
     /// The client is refused.

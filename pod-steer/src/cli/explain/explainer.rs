@@ -161,7 +161,8 @@ impl<'a> Explainer<'a> {
                     // The listener that discards SYNs has no description.
                     Chosen::Paused
                 } else {
-                    Chosen::Held
+                    let service = found.path.rule.map(|(_, rule)| self.names.service(rule.service));
+                    Chosen::Held { asleep: service.is_some_and(|service| self.names.asleep.contains(&service)) }
                 }
             }
             Choice::Socket(socket) => Chosen::Socket { backend: self.names.backend(self.owner(socket)), socket },

@@ -1,6 +1,10 @@
 //! The names of services and backends, from the notes in the kernel; and the states of backends, if a daemon answers.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use pod_steer_ebpf::{NOTE_BACKEND, NOTE_SERVICE};
 use serde::Serialize;
@@ -40,30 +44,35 @@ pub struct Names {
     pub backends: BTreeMap<u32, Backend>,
     /// The services.
     pub services: BTreeMap<u32, String>,
+    /// The services that sleep, if a daemon has told it.
+    pub asleep: BTreeSet<String>,
 }
 
 impl Names {
     /// Reads the notes that are pinned below `dir`, and asks the daemon at `socket`.
     pub fn read(dir: &Path, socket: &Path) -> Result<Self, KernelError> {
-        Self::with(dir, || states(socket))
+        Self::with(dir, || status(socket))
     }
 
     /// Reads the notes alone.
     pub fn noted(dir: &Path) -> Result<Self, KernelError> {
-        Self::with(dir, BTreeMap::new)
+        Self::with(dir, || None)
     }
 
-    fn with(dir: &Path, states: impl FnOnce() -> BTreeMap<String, State>) -> Result<Self, KernelError> {
+    fn with(dir: &Path, status: impl FnOnce() -> Option<Status>) -> Result<Self, KernelError> {
         let notes = Notes::open(dir)?;
-        let states = states();
+        let told = status().map(|status| status.services).unwrap_or_default();
+        let asleep = told.iter().filter(|of| of.decision.asleep.is_some()).map(|of| of.name.clone()).collect();
+        let backends = told.iter().flat_map(|service| &service.backends);
+        let states: BTreeMap<&str, State> = backends.map(|backend| (backend.id.as_str(), backend.state)).collect();
         let noted = parsed::<Noted>(&notes, NOTE_BACKEND).into_iter();
         let backends = noted.map(|(index, Noted { id, name, spec, .. })| {
-            let state = states.get(&id).copied();
+            let state = states.get(id.as_str()).copied();
             (index, Backend { name, version: spec.version, service: spec.service, state })
         });
         let services = notes.read(NOTE_SERVICE).into_iter();
         let services = services.filter_map(|(index, name)| Some((index, String::from_utf8(name).ok()?)));
-        Ok(Self { backends: backends.collect(), services: services.collect() })
+        Ok(Self { backends: backends.collect(), services: services.collect(), asleep })
     }
 
     /// The backend with this index, or a name for one that is not noted.
@@ -82,10 +91,8 @@ impl Names {
     }
 }
 
-/// The state of each backend by its id; nothing without a daemon, or if it does not tell this user.
-fn states(socket: &Path) -> BTreeMap<String, State> {
+/// What the daemon says; nothing without a daemon, or if it does not tell this user.
+fn status(socket: &Path) -> Option<Status> {
     let asked = async { Ok(tokio::time::timeout(STATES_MAX, client::get::<Status>(socket, "/v1/status")).await) };
-    let Ok(Ok(Ok(status))) = block_on(asked) else { return BTreeMap::new() };
-    let backends = status.services.into_iter().flat_map(|service| service.backends);
-    backends.map(|backend| (backend.id, backend.state)).collect()
+    block_on(asked).ok()?.ok()?.ok()
 }

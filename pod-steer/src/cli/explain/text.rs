@@ -88,7 +88,8 @@ fn chosen(choice: &Chosen, service: &str) -> String {
     match choice {
         Chosen::Socket { backend, socket } => format!("{}, socket {socket}", of(backend)),
         Chosen::Forwarded { backend, socket, to } => format!("{}, socket {socket}, forwarded to {to}", of(backend)),
-        Chosen::Held => format!("service {service} is paused: held until the pause ends"),
+        Chosen::Held { asleep: true } => format!("service {service} sleeps: held until its containers serve"),
+        Chosen::Held { asleep: false } => format!("service {service} is paused: held until the pause ends"),
         Chosen::Paused => format!("service {service} is paused: discarded, and the client tries again"),
         Chosen::Refused => format!("refused: service {service} has no backend for this client"),
         Chosen::Dropped => format!("dropped, and the client tries again (service {service})"),

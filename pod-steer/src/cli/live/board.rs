@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::sample::History;
+use super::{sample::History, waits::Waits};
 use crate::{
     api::{
         live::{Live, QueueStatus},
@@ -98,14 +98,14 @@ pub(in crate::cli) struct Row {
     /// Of a backend.
     pub state: Option<State>,
     /// Of a service whose new connections wait.
-    pub paused: bool,
+    pub waits: Option<Waits>,
     /// The operation of a service.
     pub operation: Option<Progress>,
 }
 
 impl Row {
     fn new(key: Key, name: &str, figures: Figures) -> Self {
-        Self { key, name: name.to_owned(), figures, state: None, paused: false, operation: None }
+        Self { key, name: name.to_owned(), figures, state: None, waits: None, operation: None }
     }
 }
 
@@ -216,7 +216,7 @@ fn service(status: &ServiceStatus, queues: &Queues, history: &History, now_ms: i
     }
     got(&mut all);
     let mut row = Row::new(Key::Service(status.name.clone()), &status.name, all);
-    row.paused = status.decision.paused;
+    row.waits = Waits::of(status);
     row.operation = status.operation.as_ref().map(|operation| Progress::of(operation, now_ms));
     Service { row, versions }
 }

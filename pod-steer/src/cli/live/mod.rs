@@ -6,3 +6,4 @@ pub(super) mod board;
 #[cfg(test)]
 pub(super) mod fixture;
 pub(super) mod sample;
+pub(super) mod waits;

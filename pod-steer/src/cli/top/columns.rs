@@ -90,8 +90,7 @@ impl Column {
             Self::Live => live.to_string(),
             Self::State => match row.state {
                 Some(state) => state.word().to_owned(),
-                None if row.paused => "paused".to_owned(),
-                None => format!("{ready}/{backends} ready"),
+                None => row.waits.map_or_else(|| format!("{ready}/{backends} ready"), |waits| waits.word().to_owned()),
             },
             Self::Got => got.map_or_else(|| "-".to_owned(), percent),
             Self::Wanted => percent(wanted),

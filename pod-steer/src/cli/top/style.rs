@@ -4,7 +4,7 @@
 use ratatui::style::{Color, Modifier, Style};
 
 use super::board::Row;
-use crate::world::State;
+use crate::{cli::live::waits::Waits, world::State};
 
 /// Whether to use colours; bold, dim and reverse text are used in any case.
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +51,18 @@ impl Palette {
     /// The state of a row.
     pub(super) fn state(self, row: &Row) -> Style {
         let all_ready = row.figures.ready == row.figures.backends;
-        match row.state {
-            None if row.paused => self.warning(),
-            None if all_ready => self.coloured(Color::Green),
-            None if row.figures.ready == 0 => self.failure(),
-            None => self.warning(),
-            Some(State::Ready) => self.coloured(Color::Green),
-            Some(State::Unhealthy | State::NotSteered | State::NotListening) => self.failure(),
-            Some(State::Stopping | State::Paused | State::Starting) => self.coloured(Color::Yellow),
-            Some(State::Created | State::Exited | State::Standby | State::Drained) => self.dim(),
+        match (row.state, row.waits) {
+            (None, Some(Waits::Asleep)) => self.dim(),
+            (None, Some(Waits::FallingAsleep | Waits::Waking)) => self.progress(),
+            (None, Some(Waits::Refused)) => self.failure(),
+            (None, Some(Waits::Paused)) => self.warning(),
+            (None, None) if all_ready => self.coloured(Color::Green),
+            (None, None) if row.figures.ready == 0 => self.failure(),
+            (None, None) => self.warning(),
+            (Some(State::Ready), _) => self.coloured(Color::Green),
+            (Some(State::Unhealthy | State::NotSteered | State::NotListening), _) => self.failure(),
+            (Some(State::Stopping | State::Paused | State::Starting), _) => self.coloured(Color::Yellow),
+            (Some(State::Created | State::Exited | State::Standby | State::Drained), _) => self.dim(),
         }
     }
 }

@@ -48,9 +48,10 @@ pub(super) fn forms(view: &View, service: &Service) -> Markup {
                 } }
                 label { "What" select name="kind" { option value="drain" { "Drain" } option value="resume" { "Resume" } } }
             }))
-            @let (kind, title, why) = match service.row.paused {
-                true => ("unpause", "Unpause", "Let waiting connections in"),
-                false => ("pause", "Pause", "Hold new connections instead of refusing them"),
+            @let (kind, title, why) = match service.row.waits {
+                Some(waits) if waits.is_of_sleep() => ("wake", "Wake", "Start its containers"),
+                Some(_) => ("unpause", "Unpause", "Let waiting connections in"),
+                None => ("pause", "Pause", "Hold new connections instead of refusing them"),
             };
             (form(secret, name, Some(kind), title, why, html! {}))
             (form(secret, name, Some("rollback"), "Roll back", "Undo the last deploy, canary or shift, or end one that is under way", html! {}))

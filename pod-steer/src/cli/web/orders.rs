@@ -78,7 +78,7 @@ impl Fields {
                 Some((part @ ("version" | "backend"), name)) => flags.push(format!("--{part}={name}")),
                 Some(_) => return Err("the form has an unknown part".to_owned()),
             },
-            "pause" | "unpause" | "rollback" => {}
+            "pause" | "unpause" | "wake" | "rollback" => {}
             _ => return Err("the form has an unknown order".to_owned()),
         }
         // Names may begin with a dash.

@@ -11,11 +11,15 @@ use super::{
 use crate::{
     cli::{
         decisions,
-        live::board::{Key, Progress, Row, Service},
+        live::{
+            board::{Key, Progress, Row, Service},
+            waits::Waits,
+        },
         words,
     },
     condition::{Condition, Severity},
     text::visible,
+    world::State,
 };
 
 /// The id of the element with all services.
@@ -156,7 +160,7 @@ fn head(view: &View, service: &Service) -> Markup {
     html! {
         div.title {
             h2 id=(id(service, "title")) { (name) }
-            @if service.row.paused { span.tag { "paused" } }
+            @if let Some(waits) = service.row.waits { span.tag { (waits.word()) } }
             @for port in status.into_iter().flat_map(|status| &status.ports) { code { (port) } }
         }
         (conditions(own.iter().map(|(subject, condition)| (subject.as_str(), condition)).collect()))
@@ -265,11 +269,15 @@ fn backends(view: &View, service: &Service) -> Markup {
     let rows = all.take(BACKENDS_MAX).map(|(version, row)| {
         let figures = &row.figures;
         let state = row.state.map(|state| state.word()).unwrap_or_default();
-        let class = if matches!(row.state, Some(state) if state.could_serve()) { "good" } else { "warning" };
+        let class = match row.state {
+            Some(state) if state.could_serve() => Some("good"),
+            Some(State::Exited) if service.row.waits.is_some_and(Waits::is_of_sleep) => None,
+            _ => Some("warning"),
+        };
         vec![
             html! { (row.name) },
             html! { (spot(view, name, version)) (version) },
-            html! { span class=(class) { (state) } },
+            html! { span class=[class] { (state) } },
             tables::rate(figures.rate),
             html! { (figures.live) },
             tables::percent(figures.got),
