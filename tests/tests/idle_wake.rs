@@ -292,14 +292,24 @@ fn an_operator_may_start_and_remove_containers_meanwhile() -> Result<()> {
     connect(stage.host.net(), 5)?;
     stage.daemon.wait_idle("web")?;
     sleep(&stage)?;
+    // They are recreated: clients are held until the new one is started.
+    let again = stage.engine().create_container(&web("v2-2", &[]))?;
     drop((container, new));
+    let mut client = Waiting::connect(stage.host.net(), &[TARGET], 1)?;
+    client.wait_still()?;
+    again.start()?;
+    ensure!(client.answered("v2-2")? == 1, "it is answered");
+    wait_awake(&stage)?;
+    stage.daemon.wait_idle("web")?;
+    sleep(&stage)?;
+    drop(again);
     let gone = |status: &Status| status.service("web").is_none().then_some(());
     stage.daemon.wait_for("web to be gone", gone)?;
     let refused = ask(&stage);
     ensure!(refused.is_err(), "nothing is left to serve it: {refused:?}");
-    let _later = stage.engine().start_container(&web("v2-2", &[]))?;
+    let _later = stage.engine().start_container(&web("v2-3", &[]))?;
     stage.daemon.wait_ready("web", 1)?;
-    answered_by(&stage, "v2-2")?;
+    answered_by(&stage, "v2-3")?;
     wait_gone(&stage)
 }
 
@@ -325,7 +335,7 @@ fn clients_wait_for_a_container_that_cannot_be_started_only_so_long() -> Result<
             .then_some(())
     })?;
     let held = stage.daemon.order("pause web")?.expect(1)?;
-    ensure!(held.stderr.contains("the wake has been running"), "{held:?}");
+    ensure!(held.stderr.contains("web sleeps and cannot wake: v1-1 could not be started"), "{held:?}");
     clients.lost()?;
     ensure!(ask(&stage).is_err(), "clients are refused by then");
     fs::create_dir(&dir)?;
