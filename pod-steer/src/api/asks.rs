@@ -6,12 +6,9 @@ use super::{
     caller::Peer,
     metrics::measured::Measured,
     sockets::SocketsAsk,
-    types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status},
+    types::{ExecRequest, OperationStatus, RegisterRequest, Registered, Status, UnloadedBody},
 };
-use crate::{
-    kernel::Unloaded,
-    rollout::{Operation, Order},
-};
+use crate::rollout::{Operation, Order};
 
 /// Reply channel of `exec` and `register`.
 pub type Answer = oneshot::Sender<Result<Registered, String>>;
@@ -35,7 +32,7 @@ pub enum Ask {
     /// Get past operations of one service or all, newest last. An error if the service is unknown.
     History(Option<String>, oneshot::Sender<Result<Vec<Operation>, String>>),
     /// Undo everything and exit.
-    Unload(oneshot::Sender<Result<Unloaded, String>>),
+    Unload(oneshot::Sender<Result<UnloadedBody, String>>),
 }
 
 /// An order and its operator.

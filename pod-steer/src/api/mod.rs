@@ -247,6 +247,5 @@ async fn register(State(shared): App, body: Result<Json<RegisterRequest>, JsonRe
     ),
 )]
 async fn unload(State(shared): App) -> Response {
-    let done = ask(&shared, Ask::Unload).await;
-    answer(done.map(|done| done.map(UnloadedBody::from)))
+    answer(ask(&shared, Ask::Unload).await)
 }

@@ -68,7 +68,7 @@ pub struct ErrorBody {
 }
 
 /// Answer to `POST /v1/unload`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UnloadedBody {
     /// Number of ingress namespaces detached from.
     pub namespaces: usize,
@@ -78,12 +78,15 @@ pub struct UnloadedBody {
     pub devices: usize,
     /// Number of maps unpinned.
     pub maps: usize,
+    /// Names of the containers of services that slept: they stay stopped.
+    #[serde(default)]
+    pub asleep: Vec<String>,
 }
 
 impl From<Unloaded> for UnloadedBody {
     fn from(done: Unloaded) -> Self {
         let Unloaded { namespaces, cgroups, devices, maps } = done;
-        Self { namespaces, cgroups, devices, maps }
+        Self { namespaces, cgroups, devices, maps, asleep: Vec::new() }
     }
 }
 

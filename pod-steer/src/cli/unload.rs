@@ -1,6 +1,7 @@
 //! `pod-steer unload`
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     time::{Duration, Instant},
 };
@@ -15,7 +16,9 @@ use crate::{
     config::{GivenPaths, Paths},
     daemon::{self, Ledger, Store},
     firewall,
+    ids::BackendId,
     kernel::{Lock, LockError},
+    world::Backend,
 };
 
 /// Time limit for a daemon to exit after it has unloaded.
@@ -59,9 +62,8 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     let mount = cgroups::mount_point(&mountinfo)
         .ok_or_else(|| anyhow::anyhow!("cgroup v2 is not mounted; mount it: mount -t cgroup2 none DIR"))?;
     let store = paths.runtime_dir.join("backends").exists().then(|| Store::open(&paths.runtime_dir)).transpose()?;
-    if let Some(store) = &store {
-        daemon::detach_registered(store.backends().values());
-    }
+    let backends = store.as_ref().map(Store::backends).unwrap_or_default();
+    daemon::detach_registered(backends.values());
     let rest = daemon::undo(&paths.bpffs, &mount);
     if forwards {
         firewall::remove();
@@ -71,10 +73,9 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
     if let Some(store) = store {
         store.remove_all();
     }
+    let done = asked.unwrap_or_else(|| UnloadedBody { asleep: asleep(&paths.state_dir, &backends), ..rest.into() });
     Ledger::remove_all(&paths.state_dir);
-    let rest = UnloadedBody::from(rest);
-    let done = asked.unwrap_or(rest);
-    let UnloadedBody { namespaces, cgroups, devices, maps } = done;
+    let UnloadedBody { namespaces, cgroups, devices, maps, asleep } = done;
     // Nothing rewrites the packets of a forwarded connection any more.
     let (also, but) = match devices {
         0 => (String::new(), ""),
@@ -84,7 +85,19 @@ pub(super) fn unload(args: UnloadArgs) -> Outcome {
         "unloaded: detached from {namespaces} namespaces and {cgroups} cgroups{also}, removed {maps} maps; established connections \
          continue{but}"
     ));
+    if !asleep.is_empty() {
+        let asleep = asleep.join(" ");
+        note(&format!("containers of services that slept stay stopped; start them yourself: docker start {asleep}"));
+    }
     Ok(())
+}
+
+/// The names of containers that sleep, by the files that a daemon has left.
+fn asleep(state_dir: &Path, backends: &BTreeMap<BackendId, Backend>) -> Vec<String> {
+    match state_dir.exists() {
+        true => daemon::asleep(&Ledger::open(state_dir).decisions(), backends),
+        false => Vec::new(),
+    }
 }
 
 /// Locks the directory of pins, if it exists, so that nothing is removed from a running daemon. A daemon that has just unloaded may take

@@ -97,6 +97,7 @@ pub use pause::hold;
 pub use processes::detach_registered;
 pub use reload::{Reload, SetLogLevel};
 pub use runtime::runtime;
+pub use sleep::asleep;
 pub use store::Store;
 
 use effects::Effects;

@@ -18,14 +18,14 @@ use super::{
 use crate::{
     api::{
         Answer, Peer,
-        types::{BackendRequest, ExecRequest, Registered},
+        types::{BackendRequest, ExecRequest, Registered, UnloadedBody},
     },
     cgroups::{self, below},
     clock::wall_ms,
     condition,
     ids::BackendId,
     ids::{BackendIndex, SocketCookie},
-    kernel::{Cgroup, Unloaded},
+    kernel::Cgroup,
     labels::{self, Spec},
     listening, netns,
     ports::Port,
@@ -176,8 +176,8 @@ impl Control {
     }
 
     /// Undoes everything: programs, links, maps, pins, groups, cgroups and files.
-    pub(super) fn unload(&mut self) -> Result<Unloaded, String> {
-        self.warn_of_sleepers();
+    pub(super) fn unload(&mut self) -> Result<UnloadedBody, String> {
+        let asleep = super::asleep(&self.world.decisions, &self.world.backends);
         self.end_pause_holder();
         detach_registered(self.world.backends.values());
         // A link that is held open would go on steering after its pin is gone.
@@ -188,8 +188,8 @@ impl Control {
         let done = undo(&self.pins.dir, self.cgroups.mount());
         let done = done.map_err(|error| format!("not everything could be removed ({error})"))?;
         self.store.remove_all();
-        info!(?done, "unloaded");
-        Ok(done)
+        info!(?done, ?asleep, "unloaded");
+        Ok(UnloadedBody { asleep, ..done.into() })
     }
 }
 

@@ -11,7 +11,6 @@ use std::{
 };
 
 use tokio::task::AbortHandle;
-use tracing::warn;
 
 use super::{
     Event,
@@ -21,8 +20,8 @@ use super::{
 };
 use crate::{
     condition::Condition,
-    ids::BackendIndex,
-    rollout::{Order, Quiet, WakeOrder},
+    ids::{BackendId, BackendIndex},
+    rollout::{Decision, Order, Quiet, WakeOrder},
     world::{Backend, Phase},
 };
 
@@ -155,13 +154,13 @@ impl Control {
         // The listeners that it has waited for may be gone by then.
         self.orders.sleepers.waiting.push(GivenOrder { has_waited: false, has_awaited_wake: true, ..given });
     }
+}
 
-    /// Containers that sleep stay stopped.
-    pub(super) fn warn_of_sleepers(&self) {
-        for (service, decision) in self.world.decisions.iter().filter(|(_, decision)| decision.asleep.is_some()) {
-            warn!(%service, containers = ?decision.asleep.as_ref().map(|asleep| &asleep.containers), "its containers stay stopped");
-        }
-    }
+/// The names of containers that sleep. They stay stopped if pod-steer is unloaded.
+pub fn asleep(decisions: &BTreeMap<String, Decision>, backends: &BTreeMap<BackendId, Backend>) -> Vec<String> {
+    let asleep = decisions.values().filter_map(|decision| decision.asleep.as_ref());
+    let name = |id: &BackendId| backends.get(id).map_or_else(|| id.to_string(), |backend| backend.name.clone());
+    asleep.flat_map(|asleep| &asleep.containers).map(name).collect()
 }
 
 /// Whether an order has to wait until its service is awake. `has_waited` says that it has done so before.
