@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     container::{Container, Spec},
-    daemon::Stage,
+    daemon::{BPFFS, Stage},
     exec::{listening_ns, now_ns},
     held::{Waiting, holders, kill, retries, wait_gone, wait_held},
     orders::Ordered,
@@ -267,6 +267,11 @@ fn a_label_puts_it_to_sleep_and_any_order_wakes_it() -> Result<()> {
     })?;
     let refused = stage.daemon.order("idle own")?.expect(2)?;
     ensure!(refused.stderr.contains("own cannot be put to sleep"), "{refused:?}");
+    wait_asleep(&stage)?;
+    let state_dir = stage.daemon.state_dir();
+    let unload = format!("unload --bpffs {BPFFS} --runtime-dir /run/pod-steer --state-dir {}", state_dir.display());
+    let unloaded = Ordered::by(stage.daemon.cli()?, &unload)?.expect(0)?;
+    ensure!(unloaded.stderr.contains("start them yourself: docker start v1-1"), "{unloaded:?}");
     Ok(())
 }
 

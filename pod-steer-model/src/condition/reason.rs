@@ -90,7 +90,7 @@ reasons! {
     OtherVersionServes: Warning, "No version with a share has a backend left, so the other versions serve.";
     VersionWaits: Warning, "No version with a share has a backend left, and by the policy `manual` the others wait.";
     CannotSleep: Warning, "The service has the option `idle`, and cannot be put to sleep.";
-    WakeFails: Warning, "A service that sleeps is to wake, and its containers cannot be started or do not serve yet.";
+    WakeFails: Warning, "A service that sleeps is to wake, or has woken, and containers of it cannot be started or do not serve yet.";
     ChangeRefused: Warning, "The kernel refused a change, which is tried again.";
     // An engine.
     EngineUnreachable: Warning, "The engine does not answer; its containers are steered to as last known.";

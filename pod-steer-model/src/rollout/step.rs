@@ -19,6 +19,8 @@ pub enum Effect {
     Stop(BTreeSet<BackendId>),
     /// Start these containers, by id, now.
     Start(BTreeSet<BackendId>),
+    /// They could not be started: start them later, again and again until they run or something else is ordered.
+    StartLater(BTreeSet<BackendId>),
     /// Stop them at this time, unless something else is decided before.
     StopLater {
         /// The version that replaced them.

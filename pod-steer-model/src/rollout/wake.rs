@@ -70,7 +70,10 @@ pub(super) fn step(operation: &mut Operation, view: &View, decision: &Decision, 
             message.push_str(&format!("; {failures}"));
         }
         end(operation, Outcome::Done, now, message);
-        return Progress { decision: decide(decision, awake), effects: Vec::new() };
+        let failed = asleep.containers.iter().filter(|id| view.backends.get(*id).is_some_and(has_failed));
+        let failed: BTreeSet<BackendId> = failed.cloned().collect();
+        let effects = if failed.is_empty() { Vec::new() } else { vec![Effect::StartLater(failed)] };
+        return Progress { decision: decide(decision, awake), effects };
     }
     let is_any_up = view.backends.values().any(is_up);
     let is_any_left = view.is_partial || asleep.containers.iter().any(|id| view.backends.contains_key(id));
@@ -107,19 +110,22 @@ fn can_serve(one: &BackendView) -> bool {
     one.state.could_serve() && one.steered
 }
 
+fn has_failed(one: &BackendView) -> bool {
+    one.start_failure.is_some()
+}
+
 /// Whether clients need not be held any longer: each that is held gets a server, and no other container is about to serve. Some do not wait for
 /// the others for long.
 fn can_end(view: &View, decision: &Decision, asleep: &Asleep, now: Now) -> bool {
     let Some(first_ms) = first_ms(view, decision, asleep, now) else { return false };
     let own = || asleep.containers.iter().map(|id| (id, view.backends.get(id)));
-    let has_failed = |one: Option<&BackendView>| one.is_none_or(|one| one.start_failure.is_some());
-    let are_settled =
-        own().all(|(id, one)| has_failed(one) || asleep.unable.contains(id) || one.is_some_and(can_serve));
+    let will_not = |one: Option<&BackendView>| one.is_none_or(has_failed);
+    let are_settled = own().all(|(id, one)| will_not(one) || asleep.unable.contains(id) || one.is_some_and(can_serve));
     let served =
         |port: &String| view.coverage.iter().any(|coverage| coverage.title() == *port && !coverage.versions.is_empty());
     let is_served = asleep.ports.iter().all(served) && view.without_heir.is_none();
     // A port that only such a container served may stay without a server.
-    let may_be_served = !own().any(|(_, one)| has_failed(one));
+    let may_be_served = !own().any(|(_, one)| will_not(one));
     let is_late = now.ms >= first_ms.saturating_add(OTHERS_MS) && (is_served || !may_be_served);
     is_served && are_settled || is_late || decision.is_pause_over(now.ms)
 }

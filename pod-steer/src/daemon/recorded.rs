@@ -102,6 +102,9 @@ impl Control {
             self.totals.count_operation(operation, decided);
             self.tell_operation(operation);
         }
+        if operations.iter().any(|operation| !operation.is_of_sleep()) {
+            self.orders.sleepers.end_starts(&service);
+        }
         let id = operations.last().map_or(0, |operation| operation.id);
         let goes_on = operations.last().is_some_and(|operation| operation.end.is_none());
         match operations.pop().filter(|_| goes_on) {
@@ -110,6 +113,7 @@ impl Control {
         }
         for effect in effects {
             match effect {
+                Effect::StartLater(failed) => self.start_later(&service, failed),
                 Effect::Stop(old) => self.stop_backends(&old),
                 Effect::Start(new) => self.start_backends(&new),
                 Effect::StopLater { .. } | Effect::KeepAll => {}
@@ -228,7 +232,7 @@ impl Control {
         let mut stops = self.orders.stops.clone();
         for effect in effects {
             match effect {
-                Effect::Stop(_) | Effect::Start(_) => {}
+                Effect::Stop(_) | Effect::Start(_) | Effect::StartLater(_) => {}
                 Effect::KeepAll => stops.retain(|stop| stop.service != service),
                 Effect::StopLater { version, old, at_ms } => stops.push(PlannedStop {
                     service: service.to_owned(),

@@ -4,6 +4,7 @@
 
 mod quiet;
 mod told;
+mod unstarted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,8 @@ use crate::{
     world::{Backend, Phase},
 };
 
+use unstarted::Unstarted;
+
 /// Who gives the orders of this file.
 const WHO: &str = "pod-steer";
 
@@ -43,6 +46,8 @@ pub(super) struct Sleepers {
     watches: BTreeMap<BackendIndex, AbortHandle>,
     /// Services that sleep and to which a client has come.
     called: BTreeSet<String>,
+    /// By service: containers that could not be started when it woke.
+    unstarted: BTreeMap<String, Unstarted>,
 }
 
 impl Sleepers {

@@ -200,7 +200,8 @@ fn a_container_that_cannot_be_started_is_started_again_after_pauses_that_grow() 
     // One of them serves in the end.
     view.backends.get_mut("a").unwrap().start_failure = None;
     set(&mut view, "a", State::Standby);
-    go_on(&mut wake, &view, &mut decision, NOW + 200_000);
+    let effects = go_on(&mut wake, &view, &mut decision, NOW + 200_000);
+    assert_eq!(effects, [Effect::StartLater(ids(&["b"]))]);
     assert!(ended(&wake).1.ends_with("b could not be started: why") && !decision.paused);
 }
 

@@ -27,6 +27,7 @@ impl Control {
         if !self.has_heard_all() {
             return;
         }
+        self.start_unstarted();
         let wanted: BTreeMap<String, u64> = self
             .world
             .options

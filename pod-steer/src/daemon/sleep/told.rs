@@ -26,7 +26,16 @@ impl Control {
             Condition::without_remedy(Reason::CannotSleep, format!("it could not be put to sleep: {why}"))
         });
         let of_sleep = sleepers.unable.get(service).cloned().or(refused);
-        of_sleep.into_iter().chain(self.wake_condition(service)).collect()
+        let wakes = self.wake_condition(service).or_else(|| self.unstarted_condition(service));
+        of_sleep.into_iter().chain(wakes).collect()
+    }
+
+    fn unstarted_condition(&self, service: &str) -> Option<Condition> {
+        let down = self.orders.sleepers.unstarted.get(service)?.down(&self.world);
+        let names: Vec<&str> = down.map(|backend| backend.name.as_str()).collect();
+        let message =
+            format!("it has woken without {}, which could not be started; that is tried again", names.join(", "));
+        (!names.is_empty()).then(|| Condition::new(Reason::WakeFails, message, "see why in the daemon's log"))
     }
 
     fn wake_condition(&self, service: &str) -> Option<Condition> {
@@ -48,8 +57,11 @@ impl Control {
     pub(in crate::daemon) fn all_sleep_conditions(&self) -> impl Iterator<Item = (String, Vec<Condition>)> {
         let waking = self.orders.operations.values().filter(|operation| operation.is_of_sleep());
         let sleepers = &self.orders.sleepers;
-        let services =
-            waking.map(|operation| &operation.service).chain(sleepers.unable.keys()).chain(sleepers.refused.keys());
+        let services = waking
+            .map(|operation| &operation.service)
+            .chain(sleepers.unable.keys())
+            .chain(sleepers.refused.keys())
+            .chain(sleepers.unstarted.keys());
         let services: BTreeSet<&String> = services.collect();
         services.into_iter().map(|service| (service.clone(), self.sleep_conditions(service)))
     }
