@@ -297,6 +297,13 @@ fn an_operator_may_start_and_remove_containers_meanwhile() -> Result<()> {
     connect(stage.host.net(), 5)?;
     stage.daemon.wait_idle("web")?;
     sleep(&stage)?;
+    let rolled_back = stage.daemon.order_done("rollback web")?;
+    let decision = stage.daemon.said_of("web")?["decision"].take();
+    ensure!(decision["traffic"]["weights"].is_null() && decision["asleep"].is_null(), "{rolled_back:?}");
+    stage.daemon.wait_ready("web", 2)?;
+    stage.daemon.order_done("deploy web v2")?;
+    stage.daemon.wait_idle("web")?;
+    sleep(&stage)?;
     // They are recreated: clients are held until the new one is started.
     let again = stage.engine().create_container(&web("v2-2", &[]))?;
     drop((container, new));
@@ -353,6 +360,9 @@ fn clients_wait_for_a_container_that_cannot_be_started_only_so_long() -> Result<
     stage.daemon.wait_idle("web")?;
     sleep(&stage)?;
     fs::remove_dir(&dir)?;
+    let refused = stage.daemon.order("pause web")?.expect(1)?;
+    ensure!(refused.stderr.contains("web sleeps and cannot wake"), "{refused:?}");
+    // It joins the wake that the pause has begun.
     let cli = stage.daemon.cli()?;
     let wake = thread::spawn(move || Ordered::by(cli, "wake web"));
     stage.daemon.wait_for("the condition", |status| {
