@@ -129,8 +129,8 @@ fn flaps() -> Result<bool> {
     Ok(true)
 }
 
-/// Gives a deploy that must fail although v2-1 is ready for a moment again and again: each time that `once` runs. False if it has succeeded,
-/// and v2-1 may have been ready for too long.
+/// Gives a deploy that must fail although v2-1 is ready for a moment again and again: each time that `once` runs. False if it has
+/// succeeded, and v2-1 may have been ready for too long.
 fn fails_beside(stage: &Stage, order: &str, once: fn(&Stage) -> Result<()>) -> Result<bool> {
     let (failed, times, longest_ms) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU64::new(0));
     let repeat = || -> Result<()> {

@@ -129,8 +129,9 @@ fn process(stage: &Stage, name: &str, service: &str, ports: &str, listen: &str) 
 fn an_unhealthy_backend_leaves_the_table_and_returns() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured(
-        "[service.web.health]\nkind = 'http'\npath = '/ready'\nstatus = '200-299'\ninterval = '20ms'\ntimeout = '30s'\n\
-         unhealthy = 2\n[service.'*'.health]\nkind = 'tcp'\ninterval = '20ms'\ntimeout = '30s'\n[service.job.health]\nkind = 'exec'\ncommand = ['true']\n",
+        "[service.web.health]\nkind = 'http'\npath = '/ready'\nstatus = '200-299'\ninterval = '20ms'\n\
+         timeout = '30s'\nunhealthy = 2\n[service.'*'.health]\nkind = 'tcp'\ninterval = '20ms'\ntimeout = '30s'\n\
+         [service.job.health]\nkind = 'exec'\ncommand = ['true']\n",
     )?;
     let names = ["web-1", "web-2", "web-3"];
     let start = |name: &&str| process(&stage, name, "web", "80:8080", "0.0.0.0:8080");
