@@ -14,7 +14,7 @@ use pod_steer_tests::{
     container::{Container, Spec},
     daemon::{BPFFS, Stage},
     exec::{listening_ns, now_ns},
-    held::{Waiting, holders, kill, retries, wait_gone, wait_held},
+    held::{Waiting, kill_together, retries, wait_gone, wait_held},
     orders::Ordered,
     report, require,
     rollouts::{TARGET, connect, hold, version},
@@ -22,9 +22,12 @@ use pod_steer_tests::{
     status::Status,
     tools, wait,
 };
+use serde_json::json;
 
 /// How long a client waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Attempts to see a short phase.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// A container of `web`; its version is in its name.
 fn web(name: &str, args: &[&str]) -> Spec {
@@ -152,7 +155,9 @@ fn the_first_client_of_a_service_that_sleeps_is_answered() -> Result<()> {
     ensure!(shown.contains(&format!("web: {rounds} cold starts; the last one took")), "{shown}");
     let metrics = stage.daemon.order_done("metrics")?.stdout;
     ensure!(metrics.contains(&format!("pod_steer_service_cold_starts_total{{service=\"web\"}} {rounds}")), "{metrics}");
-    ensure!(metrics.contains("pod_steer_service_last_cold_start_seconds{service=\"web\"} 0."), "{metrics}");
+    let last = "pod_steer_service_last_cold_start_seconds{service=\"web\"} ";
+    let last: f64 = metrics.lines().find_map(|line| line.strip_prefix(last)).context("no last cold start")?.parse()?;
+    ensure!(last > 0.0 && last < PATIENCE.as_secs_f64(), "{last}");
     wait_gone(&stage)
 }
 
@@ -214,19 +219,31 @@ fn a_client_in_the_moment_of_falling_asleep_is_served() -> Result<()> {
         format!("{slept} slept, {stayed} stayed awake"),
     );
     for phase in ["waiting", "stopping"] {
-        let cli = stage.daemon.cli()?;
-        let order = thread::spawn(move || Ordered::by(cli, "idle web"));
-        stage.daemon.wait_for(&format!("the phase {phase}"), |status| {
-            (status.service("web")?.operation.as_ref()?.phase.name == phase).then_some(())
-        })?;
-        stage.daemon.kill()?;
-        stage.daemon.restart()?;
-        order.join().map_err(|_| anyhow::anyhow!("the thread of the order panicked"))??.expect(0)?;
-        answered_by(&stage, "v1-1")?;
-        wait_awake(&stage)?;
-        stage.daemon.wait_idle("web")?;
+        ensure!(
+            (0..ATTEMPTS_MAX).try_fold(false, |seen, _| Ok::<_, anyhow::Error>(seen || killed(&mut stage, phase)?))?
+        );
     }
     Ok(())
+}
+
+/// Kills the daemon in this phase of an order. False if the phase was too short to be seen.
+fn killed(stage: &mut Stage, phase: &str) -> Result<bool> {
+    let cli = stage.daemon.cli()?;
+    let order = thread::spawn(move || Ordered::by(cli, "idle web"));
+    let is_in_it = wait::until_ok(&format!("the phase {phase}"), || {
+        let web = stage.daemon.said_of("web")?;
+        let is_over = !web["decision"]["asleep"].is_null() && web["operation"].is_null();
+        Ok((is_over || web["operation"]["phase"]["name"] == phase).then_some(!is_over))
+    })?;
+    if is_in_it {
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
+    }
+    order.join().map_err(|_| anyhow::anyhow!("the thread of the order panicked"))??.expect(0)?;
+    answered_by(stage, "v1-1")?;
+    wait_awake(stage)?;
+    stage.daemon.wait_idle("web")?;
+    Ok(is_in_it)
 }
 
 #[test]
@@ -234,6 +251,7 @@ fn a_label_puts_it_to_sleep_and_any_order_wakes_it() -> Result<()> {
     require!(tools::docker());
     let (mut stage, _container) = stage(web("v1-1", &[]).label("pod-steer.idle", "1s"))?;
     let open = hold(stage.host.net())?;
+    wait_awake(&stage)?;
     thread::sleep(Duration::from_millis(2500));
     let web = stage.daemon.said_of("web")?;
     ensure!(web["decision"]["asleep"].is_null(), "a connection is open: {web}");
@@ -286,7 +304,7 @@ fn an_operator_may_start_and_remove_containers_meanwhile() -> Result<()> {
     // The processes that hold its clients die.
     stage.daemon.wait_idle("web")?;
     sleep(&stage)?;
-    holders(&stage).into_iter().try_for_each(kill)?;
+    kill_together(&stage)?;
     wait_awake(&stage)?;
     answered_by(&stage, "v1-1")?;
     // A version that is started wakes it, and is deployed.
@@ -332,7 +350,7 @@ fn clients_wait_for_a_container_that_cannot_be_started_only_so_long() -> Result<
     let dir = stage.host.dir().join("data");
     fs::create_dir(&dir)?;
     let mount = format!("type=bind,source={},target=/data", dir.display());
-    let spec = web("v1-1", &[]).options(&["--mount", &mount]).label("pod-steer.idle-max-hold", "2s");
+    let spec = web("v1-1", &[]).options(&["--mount", &mount]).label("pod-steer.idle-max-hold", "8s");
     let _container = stage.engine().start_container(&spec)?;
     stage.daemon.wait_ready("web", 1)?;
     sleep(&stage)?;
@@ -363,13 +381,15 @@ fn clients_wait_for_a_container_that_cannot_be_started_only_so_long() -> Result<
     let refused = stage.daemon.order("pause web")?.expect(1)?;
     ensure!(refused.stderr.contains("web sleeps and cannot wake"), "{refused:?}");
     // It joins the wake that the pause has begun.
-    let cli = stage.daemon.cli()?;
-    let wake = thread::spawn(move || Ordered::by(cli, "wake web"));
+    let (status, joined) = stage.daemon.api("/v1/services/web/orders", Some(&json!({ "order": "wake" })))?;
+    ensure!(joined["order"] == "wake" && joined["end"].is_null(), "{status}: {joined}");
     stage.daemon.wait_for("the condition", |status| {
         status.service("web")?.conditions.iter().any(|one| one.reason == "wake-fails").then_some(())
     })?;
     stage.daemon.order_done("rollback web")?;
-    wake.join().map_err(|_| anyhow::anyhow!("the thread of the order panicked"))??.expect(1)?;
+    let history = stage.daemon.history("web")?;
+    let end = history.iter().find(|one| joined["id"] == one.id).and_then(|one| one.end.as_ref());
+    ensure!(end.is_some_and(|end| end.outcome == "aborted"), "{history:?}");
     wait_awake(&stage)?;
     wait_gone(&stage)
 }
