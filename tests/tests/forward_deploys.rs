@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use pod_steer_tests::{
     bridged,
     daemon::Stage,
@@ -41,7 +41,15 @@ fn no_client_notices_a_deploy_between_bridged_versions() -> Result<()> {
         let (version, name) = if took.len() % 2 == 0 { ("v2", "new") } else { ("v1", "old") };
         took.push(stage.daemon.order_done(&format!("deploy web {version} --timeout 20s"))?.took());
         let all = Load::to(target).count(20).run(&client.ns)?;
-        ensure!(all.answered_by(name) == 20, "deploy {}: {all}", took.len());
+        if all.answered_by(name) != 20 {
+            let service = stage.daemon.said_of("web")?;
+            bail!(
+                "deploy {}, {:.0} s after the beginning: {all}; {}",
+                took.len(),
+                begun.elapsed().as_secs_f64(),
+                service["counters"]
+            );
+        }
         tally.merge(all);
         if took.len() == deploys / 2 {
             stage.daemon.kill()?;

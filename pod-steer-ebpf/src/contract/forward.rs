@@ -192,8 +192,10 @@ const PORTS_ABOVE_MIN: u16 = 1_024;
 const DEFAULT_LOCAL_MAX: u16 = 60_999;
 /// The try after those takes the client's own port, as a translation of the firewall does: the clients of one address have different ones.
 const TRY_OWN: u32 = TRIES_ABOVE;
-/// The other tries take one of half of all ports.
-const SOURCE_PORT_MIN: u16 = 32_768;
+/// The other tries take one of those below the default range, but for the well-known ones. Clients have none of them: those of a client that
+/// opens connections all the time are in use for a minute each.
+const SOURCE_PORT_MIN: u16 = 1_024;
+const SOURCE_PORT_END: u16 = 32_768;
 
 /// The source port for the try with this number, by a hash. `own` is the client's, and `local_max` the last port that programs get from the
 /// kernel.
@@ -202,7 +204,8 @@ pub const fn source_port(hash: u64, number: u32, own: u16, local_max: u16) -> u1
         return own;
     }
     if number > TRY_OWN {
-        return SOURCE_PORT_MIN | hash as u16;
+        let ports = (SOURCE_PORT_END - SOURCE_PORT_MIN) as u32;
+        return SOURCE_PORT_MIN + ((hash as u16 as u32 * ports) >> 16) as u16;
     }
     let below = if u16::MAX - local_max < PORTS_ABOVE_MIN { DEFAULT_LOCAL_MAX } else { local_max };
     let above = (u16::MAX - below) as u32;

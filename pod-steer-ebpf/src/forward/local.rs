@@ -20,7 +20,7 @@ use super::{
     PACKET_HOST,
     headers::{FORMER_REPLY, Work},
     routes::{Hop, Route, route},
-    sockets::{is_connection, state},
+    sockets::{TCP_TIME_WAIT, is_connection, state},
 };
 use crate::{
     maps::{DESTINATIONS, FLOWS, LINKS, OWN_CONNECTIONS, PEERS, PENDING, PROBES, local_port_max, netns_cookie, seed},
@@ -148,22 +148,38 @@ pub fn has_port(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
             return true;
         }
     }
-    false
+    // A client that opens connections all the time has used every port within the minute that the server keeps one. What only waits for late
+    // packets takes a SYN; if its timestamp is older, after the client has reset it, so a second later.
+    work.flow.to.source_port = work.tuple.source_port;
+    is_waiting(ctx, now, work)
+}
+
+/// Whether the server's side of a connection is one that has ended, of which the server keeps the port for a while.
+#[inline(never)]
+fn is_waiting(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
+    let (_, is_young) = former(now, work);
+    !is_young && state(ctx, &work.flow.to, work.flow.nsid) == TCP_TIME_WAIT
 }
 
 /// Whether the server's side of a connection is that of another one, or may be.
 #[inline(never)]
 fn is_taken(ctx: &TcContext, now: u64, work: &mut Work) -> bool {
+    let (ours, is_young) = former(now, work);
+    !ours && (is_young || is_connection(state(ctx, &work.flow.to, work.flow.nsid)))
+}
+
+/// Whether the server's side of a connection has an entry that leads back to the same connection, and whether it has a young one.
+#[inline(always)]
+fn former(now: u64, work: &mut Work) -> (bool, bool) {
     work.to = work.flow.to.reversed();
     // SAFETY: the fields are copied; another processor may change the time alone.
     let kept = unsafe { FLOWS.get(&work.to) };
     work.former = work.former & !FORMER_REPLY | if kept.is_some() { FORMER_REPLY } else { 0 };
     // SAFETY: the same.
-    let (ours, is_young) = match kept.or_else(|| unsafe { PENDING.get(&work.to) }) {
+    match kept.or_else(|| unsafe { PENDING.get(&work.to) }) {
         Some(other) => (same(&other.to, &work.tuple), now.wrapping_sub(other.seen_ns) < YOUNG_NS),
         None => (false, false),
-    };
-    !ours && (is_young || is_connection(state(ctx, &work.flow.to, work.flow.nsid)))
+    }
 }
 
 /// Whether the server's side of a connection has an entry that leads back to another one.
