@@ -17,7 +17,7 @@ use crate::paths::which;
 use crate::say;
 
 /// A boot takes 3 s on an idle machine, and the scenes a minute; another architecture takes twice as long.
-const RUN_MAX: Duration = Duration::from_secs(600);
+const RUN_MAX: Duration = Duration::from_secs(1_200);
 /// The kernel passes this to the init program, which is xtask and needs the repository's directory.
 const ENVIRONMENT: &str = "CARGO_MANIFEST_DIR=/xtask";
 
