@@ -192,8 +192,8 @@ const PORTS_ABOVE_MIN: u16 = 1_024;
 const DEFAULT_LOCAL_MAX: u16 = 60_999;
 /// The try after those takes the client's own port, as a translation of the firewall does: the clients of one address have different ones.
 const TRY_OWN: u32 = TRIES_ABOVE;
-/// The other tries take one of those below the default range, but for the well-known ones. Clients have none of them: those of a client that
-/// opens connections all the time are in use for a minute each.
+/// The other tries take one of those below the default range, but for the well-known ones. Few clients have one of them, unless their range
+/// was changed. Those within it are in use, for a minute each, if a client opens connections all the time.
 const SOURCE_PORT_MIN: u16 = 1_024;
 const SOURCE_PORT_END: u16 = 32_768;
 
