@@ -165,6 +165,7 @@ fn idle_connections_are_closed_at_the_rate() -> Result<()> {
         "--close-idle",
         "--close-idle=soon --drain-timeout 1s",
         "--rate 5/s --drain-timeout 1s",
+        "--close-idle=0s --rate 5/s --drain-timeout 1s",
         "--close-idle --rate x --drain-timeout 1s",
         "--close-idle --rate 0/s --drain-timeout 1s",
     ] {
@@ -193,4 +194,38 @@ fn idle_connections_are_closed_at_the_rate() -> Result<()> {
         ensure!(ordered.stdout.contains("1 connection remained"), "{}", ordered.stdout);
         clients[1..].iter_mut().try_for_each(Client::ends)
     })
+}
+
+#[test]
+fn a_service_has_its_idle_connections_closed_in_every_drain() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let stage = Stage::configured("[service.web.drain]\nclose-idle = '200ms'\n")?;
+    let old = Exec::new("v1", "web", "80:8080", "0.0.0.0:8080").flags(&["--version", "v1"]).start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let target: SocketAddr = ([127, 0, 0, 1], 80).into();
+    let open = || (0..8).map(|_| Client::open(stage.host.net(), target)).collect::<Result<Vec<_>>>();
+
+    // An order may leave them alone.
+    let mut clients = open()?;
+    let left = stage.daemon.order("drain web --close-idle=0s --drain-timeout 1s")?.expect(3)?;
+    ensure!(left.stdout.contains("8 connections remained"), "{}", left.stdout);
+    stage.daemon.order_done("resume web")?;
+    let ended = stage.daemon.order("drain web --drain-timeout 30s")?.expect(0)?;
+    ensure!(ended.stdout.contains("8 connections, 8 of them closed when idle"), "{}", ended.stdout);
+    clients.iter_mut().try_for_each(Client::ends)?;
+    stage.daemon.order_done("resume web")?;
+
+    // A label counts before the table of the service.
+    drop(old);
+    let labelled = |version: &str| {
+        Exec::new(version, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version, "--drain-close-idle", "100ms"])
+    };
+    let _old = labelled("v2").start(&stage)?;
+    stage.daemon.wait_ready("web", 1)?;
+    let mut clients = open()?;
+    let _new = labelled("v3").start(&stage)?;
+    stage.daemon.wait_ready("web", 2)?;
+    let deployed = stage.daemon.order("deploy web v3 --rate 100/s --drain-timeout 30s")?.expect(0)?;
+    ensure!(deployed.stdout.contains("closed when idle"), "{}", deployed.stdout);
+    clients.iter_mut().try_for_each(Client::ends)
 }

@@ -104,7 +104,7 @@ pub fn check(
                 return refuse("connections can be reset only at a deadline; give one, as in --drain-timeout 30s");
             }
             check_closing(drain.close_idle_ms, drain.close_rate)?;
-            if drain.close_idle_ms.is_some() && drain.drain_timeout_ms.is_none() {
+            if drain.close_idle_ms.is_some_and(|ms| ms > 0) && drain.drain_timeout_ms.is_none() {
                 return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
             }
         }
@@ -127,8 +127,9 @@ fn resumes(order: &Order, held: &Operation, view: &View) -> bool {
 /// Refuses a pace at which nothing would be closed.
 fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal> {
     match (after_ms, rate) {
-        (None, Some(_)) => refuse("a rate is that of closing idle connections; give --close-idle too"),
-        (Some(0), _) => refuse("connections are idle after no time at all; give a longer one, as in --close-idle=1s"),
+        (None | Some(0), Some(_)) => {
+            refuse("a rate is that of closing idle connections, and none are closed; give --close-idle too")
+        }
         (_, Some(0)) => refuse("the rate is zero; give at least one a second, as in --rate 200/s"),
         _ => Ok(()),
     }

@@ -80,10 +80,11 @@ pub struct Closing {
 /// How an operation closes idle connections now, if it does.
 pub fn closing(operation: &Operation) -> Option<Closing> {
     let (after_ms, rate) = match &operation.order {
-        Order::Deploy(order) => (order.close_idle_ms?, order.close_rate),
-        Order::Drain(order) => (order.close_idle_ms?, order.close_rate),
+        Order::Deploy(order) => (order.close_idle_ms, order.close_rate),
+        Order::Drain(order) => (order.close_idle_ms, order.close_rate),
         _ => return None,
     };
+    let after_ms = after_ms.filter(|ms| *ms > 0)?;
     match &operation.phase {
         Phase::Draining { old, deadline_ms, resetting: false, .. } => {
             Some(Closing { old: old.clone(), after: Duration::from_millis(after_ms), rate, deadline_ms: *deadline_ms })

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{AtDeadline, DrainOrder, Part, PauseOrder, Recreation, Traffic, WakeOrder, words};
-use crate::{ids::BackendId, text::Name, time::Timed};
+use crate::{ids::BackendId, settings::ServiceOptions, text::Name, time::Timed};
 
 /// An order of an operator about a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -42,6 +42,21 @@ impl Order {
     /// Whether it begins with holding the clients of its service.
     pub fn needs_hold(&self) -> bool {
         matches!(self, Self::Pause(_) | Self::Idle | Self::Deploy(DeployOrder { recreate: true, .. }))
+    }
+
+    /// Puts in what it leaves to the options of its service.
+    pub fn complete(&mut self, options: &ServiceOptions) {
+        let close_idle_ms = Some(options.drain_close_idle_ms).filter(|ms| *ms > 0);
+        match self {
+            Self::Wake(wake) => {
+                wake.max_hold_ms.get_or_insert(options.idle_max_hold_ms);
+            }
+            Self::Deploy(deploy) => deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms),
+            Self::Drain(drain) if drain.drain_timeout_ms.is_some() => {
+                drain.close_idle_ms = drain.close_idle_ms.or(close_idle_ms);
+            }
+            _ => {}
+        }
     }
 
     /// The names in it.

@@ -15,6 +15,8 @@ use crate::{duration, rollout::Policy};
 
 /// Longest time without a connection before a service sleeps, and longest time for which its clients are held when it wakes.
 const IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Longest time for which a connection is idle before it is closed in a drain.
+const CLOSE_IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Maximum slow start.
 const SLOW_START_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -242,6 +244,15 @@ service_options! {
         read: some_time,
         write: |ms| duration::show_ms(*ms),
     }
+    drain_close_idle_ms: u64 {
+        key: "drain.close-idle",
+        values: "a time up to `24h`, as in `1s`",
+        default: 0,
+        doc: "Time for which a connection of an old version or a drained backend has been idle when its own server is made to close it: while a \
+              `deploy` or `drain` waits for connections, unless that gives `--close-idle`. `0s` disables this. The API gives it in milliseconds.",
+        read: |text| time(text, CLOSE_IDLE_MAX),
+        write: |ms| duration::show_ms(*ms),
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +269,7 @@ mod tests {
             affinity: Some(Affinity::Client { bits_v4: 24, bits_v6: 64 }),
             idle_ms: Some(900_000),
             idle_max_hold_ms: Some(30_000),
+            drain_close_idle_ms: Some(1_000),
         };
         let written = given.written();
         let keys: Vec<&str> = written.iter().map(|(key, _)| *key).collect();

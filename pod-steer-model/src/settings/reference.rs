@@ -146,7 +146,7 @@ pub(crate) fn label_keys() -> impl Iterator<Item = &'static str> {
 }
 
 /// Every key that a service's table may have, in the order of the reference.
-pub(crate) fn table_keys() -> impl Iterator<Item = &'static str> {
+pub fn table_keys() -> impl Iterator<Item = &'static str> {
     options::KEYS.iter().copied().chain(keys(&HEALTH)).chain(keys(&RESTRICTIONS))
 }
 
@@ -190,7 +190,7 @@ the option:
 3. the table of all services, `[service.\"*\"]`;
 4. the default.
 
-`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s`. If the labels of another running backend would
+`exec` and `register` have flags of the same names instead of labels, as in `--slow-start 30s` and `--drain-close-idle 1s`. If the labels of another running backend would
 give another value, the service has the condition `options-disagree`.
 ";
 

@@ -66,15 +66,13 @@ pub(super) fn pause(args: &PauseArgs) -> Result<PauseOrder, String> {
 }
 
 fn close_idle(given: &EndingArgs) -> Result<Option<u64>, String> {
-    given.close_idle.as_deref().map(|text| time("--close-idle", text)).transpose()
+    // Zero is valid: close none, whatever the service's label says.
+    given.close_idle.as_deref().map(|text| any_time("--close-idle", text)).transpose()
 }
 
 /// `200/s`, or the number alone.
 fn rate(given: &EndingArgs) -> Result<Option<u32>, String> {
     let Some(text) = given.rate.as_deref() else { return Ok(None) };
-    if given.close_idle.is_none() {
-        return Err("--rate is refused: it is that of --close-idle; give that too".to_owned());
-    }
     let number = text.strip_suffix("/s").unwrap_or(text);
     match number.parse() {
         Ok(rate @ 1..) if number.starts_with(|c: char| c.is_ascii_digit()) => Ok(Some(rate)),

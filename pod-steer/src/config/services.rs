@@ -6,7 +6,7 @@ use toml::Value;
 
 use crate::{
     labels::{self, LabelError},
-    settings::{ServiceTables, Settings, names::bare_or_quoted},
+    settings::{ServiceTables, Settings, names::bare_or_quoted, reference::table_keys},
     text::Name,
 };
 
@@ -49,11 +49,11 @@ fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -
     let mut values = BTreeMap::new();
     for (key, value) in table {
         match value {
-            Value::Table(health) if key == "health" => {
-                for (key, value) in health {
+            Value::Table(inner) if is_table(key) => {
+                for (inner, value) in inner {
                     // The key `kind` is the label `health` itself.
-                    let key = if key == "kind" { "health".to_owned() } else { format!("health.{key}") };
-                    values.insert(key, text(value));
+                    let is_kind = key == "health" && inner == "kind";
+                    values.insert(if is_kind { key.clone() } else { format!("{key}.{inner}") }, text(value));
                 }
             }
             // `health = "tcp"` stands for a table with `kind = "tcp"` only.
@@ -64,13 +64,18 @@ fn one(name: &str, table: &toml::Table, user_id: &dyn Fn(&str) -> Option<u32>) -
     let fault = |error: &LabelError| {
         let key = error.name();
         let key = key.strip_prefix(&prefix).unwrap_or_default();
-        let parts = match key.strip_prefix("health.") {
-            Some(key) => vec!["health".to_owned(), key.to_owned()],
+        let parts = match key.split_once('.').filter(|(table, _)| is_table(table)) {
+            Some((table, key)) => vec![table.to_owned(), key.to_owned()],
             None => vec![key.to_owned()],
         };
         Fault { key: table_key.iter().cloned().chain(parts).collect(), message: error.to_string() }
     };
     labels::from_table(name, &values, user_id).map_err(|errors| errors.iter().map(fault).collect())
+}
+
+/// Whether the labels with this first part are the keys of a table within that of the service.
+fn is_table(part: &str) -> bool {
+    table_keys().any(|key| key.strip_prefix(part).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// A value as the text of a label: a number as it is, a list (a command) as JSON.
@@ -100,6 +105,7 @@ mod tests {
         let services = parse(
             "[web]\nfallback = 'pass'\nrollout = 'latest'\nslow-start = '30s'\npanic-threshold = 50\n\
              [web.health]\nkind = 'http'\npath = '/ready'\nstatus = 204\nunhealthy = 2\ninterval = '1s'\n\
+             [web.drain]\nclose-idle = '2s'\n\
              ['*']\nhealth = 'tcp'\n\
              [job.health]\nkind = 'exec'\ncommand = ['/check', 'it']\n",
         )
@@ -110,6 +116,7 @@ mod tests {
             rollout: Some(Policy::Latest),
             slow_start_ms: Some(30_000),
             panic_percent: Some(50),
+            drain_close_idle_ms: Some(2_000),
             ..GivenOptions::default()
         };
         assert_eq!(web.options, given);
@@ -139,6 +146,7 @@ mod tests {
                 "[web.health]\nkind = 'tcp'\npath = '/'",
                 "service.web.health.path=\"/\" is refused: a check of kind tcp does not use it",
             ),
+            ("[web.drain]\nclose-idl = '1s'", "service.web.drain.close-idl is unknown; did you mean drain.close-idle?"),
             ("['a b']", "service.\"a b\" is refused: \" \" is not allowed in a name"),
             (
                 "[web]\nallow-ports = '80-'",

@@ -144,9 +144,7 @@ impl Control {
             );
             return self.answer_unbegun(given, Err(OrderError::Held(text)));
         }
-        if let Order::Wake(wake) = &mut given.order {
-            wake.max_hold_ms.get_or_insert(self.world.options(&given.service).idle_max_hold_ms);
-        }
+        given.order.complete(&self.world.options(&given.service));
         if let Some(answer) = self.checked(&given).transpose() {
             return self.answer_unbegun(given, answer);
         }

@@ -1,6 +1,7 @@
 //! Drains that wait, and what happens at their deadline.
 
 use super::*;
+use crate::settings::ServiceOptions;
 
 fn drain(change: impl FnOnce(&mut DrainOrder)) -> Order {
     let mut order =
@@ -139,10 +140,30 @@ fn idle_connections_are_closed_while_a_drain_waits() {
     view.backends.get_mut("a").unwrap().live = 0;
     go_on(&mut closes, &view, &mut decision, NOW + 5_100);
     assert_eq!(closes.steps[0].detail, "3 connections, 2 of them closed when idle, 1 of them reset");
-    for (after, rate, timeout) in [(None, Some(1), Some(1)), (Some(1), Some(0), Some(1)), (Some(1), None, None)] {
+    for (after, rate, timeout) in
+        [(None, Some(1), Some(1)), (Some(0), Some(1), Some(1)), (Some(1), Some(0), Some(1)), (Some(1), None, None)]
+    {
         let order = drain(|order| {
             (order.close_idle_ms, order.close_rate, order.drain_timeout_ms) = (after, rate, timeout);
         });
         assert!(matches!(check(&order, &view, &["web"], &decision, None, None), Err(Refusal::Input(_))));
     }
+}
+
+#[test]
+fn an_order_that_does_not_say_what_is_idle_leaves_it_to_the_options() {
+    let options = |drain_close_idle_ms| ServiceOptions { drain_close_idle_ms, ..ServiceOptions::default() };
+    let completed = |given: Option<u64>, timeout: Option<u64>, option| {
+        let mut order = drain(|order| (order.close_idle_ms, order.drain_timeout_ms) = (given, timeout));
+        order.complete(&options(option));
+        let Order::Drain(order) = order else { unreachable!() };
+        order.close_idle_ms
+    };
+    assert_eq!(completed(None, Some(1), 2_000), Some(2_000));
+    assert_eq!(completed(None, Some(1), 0), None);
+    assert_eq!(completed(Some(500), Some(1), 2_000), Some(500));
+    assert_eq!(completed(Some(0), Some(1), 2_000), Some(0), "it closes none");
+    assert_eq!(completed(None, None, 2_000), None, "it waits for none");
+    let none = drain(|order| order.close_idle_ms = Some(0));
+    assert_eq!(check(&none, &two(), &["web"], &Decision::default(), None, None), Ok(()));
 }

@@ -23,7 +23,7 @@ impl Args for OptionArgs {
                 declared.default.trim_matches('`')
             );
             let key = declared.key;
-            let arg = Arg::new(key).long(key).value_name("VALUE").help(help.replace('`', ""));
+            let arg = Arg::new(key).long(key.replace('.', "-")).value_name("VALUE").help(help.replace('`', ""));
             command.arg(arg.allow_hyphen_values(true).value_parser(move |text: &str| checked(key, text)))
         })
     }

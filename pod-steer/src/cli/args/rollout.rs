@@ -49,7 +49,8 @@ pub enum AtDeadline {
 /// How the old connections of a drain are brought to an end.
 #[derive(Clone, Debug, Args)]
 pub struct EndingArgs {
-    /// Close connections that have been idle for this long (1s if no TIME is given), by their own server: it sees the end of its client's data
+    /// Close connections that have been idle for this long (1s if no TIME is given), by their own server: it sees the end of its client's data.
+    /// 0s closes none [default: as the service's option drain.close-idle says]
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s", allow_hyphen_values = true)]
     pub close_idle: Option<String>,
     /// Close at most so many a second [default: evenly until the deadline]

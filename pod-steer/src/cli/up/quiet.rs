@@ -26,7 +26,8 @@ impl Swap<'_> {
     pub async fn clean(&self, unused: &[Container], stopped: &[Container]) -> Ended {
         containers::remove(&ids(stopped), false).await?;
         let ending = &self.args.ending;
-        let left = match ending.close_idle.is_none() && ending.at_deadline == AtDeadline::Leave {
+        let closes = ending.close_idle.is_some() || self.closes_idle(unused).await?;
+        let left = match !closes && ending.at_deadline == AtDeadline::Leave {
             true if self.wait_quiet(unused, || self.interrupt.check()).await? => Vec::new(),
             true => unused.to_vec(),
             false => self.drain(unused).await?,
@@ -127,6 +128,13 @@ impl Swap<'_> {
             }
         }
         Ok(left)
+    }
+
+    /// Whether a service of theirs has its idle connections closed without an order to do so.
+    async fn closes_idle(&self, some: &[Container]) -> Result<bool, Failure> {
+        let status = self.status().await?;
+        let mut services = some.iter().filter_map(|one| backend(&status, &one.id)).map(|(service, _)| service);
+        Ok(services.any(|service| service.options.drain_close_idle_ms > 0))
     }
 
     /// Waits until containers have no connection; false if the time for it is over. `go_on` may end it before.
