@@ -127,18 +127,23 @@ impl NetNs {
 
     /// One of the namespace's counters of TCP, by its name in `/proc/net/netstat`.
     pub fn tcp_counter(&self, name: &str) -> Result<u64> {
-        self.counter("netstat", "TcpExt: ", name)
+        self.counter("netstat", "TcpExt", name)
     }
 
     /// The connections that were begun there: the first SYN of each has been sent.
     pub fn connects(&self) -> Result<u64> {
-        self.counter("snmp", "Tcp: ", "ActiveOpens")
+        self.snmp("Tcp", "ActiveOpens")
     }
 
-    fn counter(&self, file: &str, prefix: &str, name: &str) -> Result<u64> {
+    /// One of the namespace's counters of a protocol (`Ip`, `Tcp`), by its name in `/proc/net/snmp`.
+    pub fn snmp(&self, protocol: &str, name: &str) -> Result<u64> {
+        self.counter("snmp", protocol, name)
+    }
+
+    fn counter(&self, file: &str, protocol: &str, name: &str) -> Result<u64> {
         let text = self.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")))?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
-        let (names, values) = lines.next().zip(lines.next()).context("no counters of TCP")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+        let (names, values) = lines.next().zip(lines.next()).with_context(|| format!("no counters of {protocol}"))?;
         let found = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
         let (_, value) = found.with_context(|| format!("there is no counter {name}"))?;
         value.parse().with_context(|| format!("{name} is {value}"))

@@ -44,18 +44,9 @@ fn echo(client: &NetNs, target: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A counter of the kernel in a namespace (`/proc/net/snmp`).
-fn counter(net: &NetNs, protocol: &str, name: &str) -> Result<u64> {
-    let text = run(net.command("cat")?.arg("/proc/net/snmp"))?;
-    let lines = text.lines().filter(|line| line.starts_with(&format!("{protocol}:")));
-    let fields: Vec<Vec<&str>> = lines.map(|line| line.split(' ').collect()).collect();
-    let at = fields[0].iter().position(|field| *field == name).context("the kernel does not count it")?;
-    Ok(fields[1][at].parse()?)
-}
-
 /// TCP segments with a wrong checksum.
 fn checksum_errors(net: &NetNs) -> Result<u64> {
-    counter(net, "Tcp", "InCsumErrors")
+    net.snmp("Tcp", "InCsumErrors")
 }
 
 /// Clients behind a router, whose link to them takes packets of at most `mtu` bytes. They offer segments for 1,500, as a client does that does
@@ -161,7 +152,7 @@ fn every_fragment_arrives() -> Result<()> {
         let server = stage.engine().start_container(&spec)?;
         stage.daemon.wait_ready("echo", 1)?;
         echo(&far.client, (far.hosts[0], 80).into()).with_context(|| format!("connection tracking: {tracks}"))?;
-        let fragments = (counter(&far.router, "Ip", "FragCreates")?, counter(stage.host.net(), "Ip", "FragCreates")?);
+        let fragments = (far.router.snmp("Ip", "FragCreates")?, stage.host.net().snmp("Ip", "FragCreates")?);
         ensure!(fragments.0 > 1_000 && fragments.1 > 1_000, "the packets were not cut: {fragments:?}");
         let inside = NetNs::of_pid(server.pid()?)?;
         ensure!((checksum_errors(&inside)?, checksum_errors(&far.client)?) == (0, 0), "checksums");

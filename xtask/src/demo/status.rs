@@ -3,8 +3,6 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::stage::SERVICE;
-
 pub struct Status {
     backends: Vec<Backend>,
 }
@@ -26,9 +24,8 @@ impl Status {
     pub fn parse(json: &str) -> Result<Self> {
         let status: Value = serde_json::from_str(json).context("`pod-steer status -o json` printed no JSON")?;
         let services = status["services"].as_array().context("status has no services")?;
-        let service = services.iter().find(|service| service["name"] == SERVICE);
-        let backends = service.and_then(|service| service["backends"].as_array());
-        Ok(Self { backends: backends.into_iter().flatten().map(Backend::from_json).collect() })
+        let backends = services.iter().filter_map(|service| service["backends"].as_array()).flatten();
+        Ok(Self { backends: backends.map(Backend::from_json).collect() })
     }
 
     /// The backend with this name.

@@ -13,7 +13,7 @@ use pod_steer_tests::netns::NetNs;
 
 use super::engine::Engine;
 use super::guest::{LISTENS, SCENE};
-use super::{BUSYBOX, MODULES, NAMED_SERVER};
+use super::{BUSYBOX, MODULES, NAMED_SERVER, sizes};
 use crate::cmd::{command, output, run};
 use crate::demo::load::{Load, Scene};
 use crate::demo::report::{judge, total};
@@ -23,7 +23,7 @@ use crate::say;
 /// The clients' port.
 const ASKED: u16 = 80;
 /// The host's addresses on the links to the clients and to the container, and theirs.
-const UPLINK: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
+pub const UPLINK: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 const BRIDGE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 88, 0, 1), Ipv4Addr::new(10, 88, 0, 2)];
 /// The servers, each of a version of its own.
 const OUTSIDE: (&str, &str) = ("outside", "v1");
@@ -47,57 +47,59 @@ pub fn prepare() -> Result<()> {
 }
 
 /// A network namespace, with a process that keeps a pid in it.
-struct Place {
-    ns: NetNs,
+pub struct Place {
+    pub ns: NetNs,
     keeper: Child,
 }
 
 impl Place {
-    /// A namespace that is connected to the host's by a pair of devices.
-    fn new(device: &str, inner: Ipv4Addr, next_hop: Ipv4Addr) -> Result<Self> {
+    /// A namespace whose device `eth0` is connected to this device in the namespace of `ip`.
+    pub fn new(ip: impl Fn(&str) -> Result<()>, device: &str, inner: Ipv4Addr, next_hop: Ipv4Addr) -> Result<Self> {
         let ns = NetNs::new()?;
         let keeper = ns.command(&format!("/{BUSYBOX}"))?.args(["sleep", "3600"]).spawn()?;
         // busybox cannot name the other end. The kernel gives it the first free name, and it leaves at once.
         ip(&format!("link add {device} type veth"))?;
         ip(&format!("link set veth0 netns {}", keeper.id()))?;
-        ns.ip(&format!("addr add {inner}/24 dev veth0"))?;
-        ns.ip("link set veth0 up")?;
+        ns.ip("link set veth0 name eth0")?;
+        ns.ip(&format!("addr add {inner}/24 dev eth0"))?;
+        ns.ip("link set eth0 up")?;
         ns.ip(&format!("route add default via {next_hop}"))?;
         ip(&format!("link set {device} up"))?;
         Ok(Self { ns, keeper })
     }
 
-    fn end(mut self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
         self.keeper.kill()?;
         self.keeper.wait().map(drop).context("cannot end a namespace")
     }
 }
 
-fn ip(args: &str) -> Result<()> {
+/// `ip ARGS` on the host; the arguments are separated by spaces.
+pub fn ip(args: &str) -> Result<()> {
     run(command("/bin/ip").args(args.split(' ')))
 }
 
 /// Plays it with a daemon that follows this engine.
 pub fn play(stage: &mut Stage, engine: &Engine) -> Result<()> {
-    let client = Place::new("uplink", UPLINK[1], UPLINK[0])?;
+    let client = Place::new(ip, "uplink", UPLINK[1], UPLINK[0])?;
     ip(&format!("addr add {}/24 dev uplink", UPLINK[0]))?;
     ip("link add name br0 type bridge")?;
     ip(&format!("addr add {}/24 dev br0", BRIDGE[0]))?;
     ip("link set br0 up")?;
-    let container = Place::new("port0", BRIDGE[1], BRIDGE[0])?;
+    let container = Place::new(ip, "port0", BRIDGE[1], BRIDGE[0])?;
     ip("link set port0 master br0")?;
 
     fs::create_dir(PARENT)?;
     stage.start_daemon()?;
     stage.start_server(OUTSIDE.0, OUTSIDE.1)?;
-    let (id, mut server) = start(stage, engine, &container.ns)?;
+    let server = inside(stage, engine, &container.ns)?;
     let scenes = takeovers(stage, &client.ns)?;
     let is_good = judge(&verdicts(stage, &scenes)?, &total(&scenes));
     ensure!(is_good, "forwarding did not work as it should");
     say_hook(stage)?;
+    sizes::play(stage, engine, &client.ns, &container.ns)?;
 
-    server.kill().and_then(|()| server.wait()).context("cannot end the server")?;
-    engine.removed(&id);
+    server.end(engine)?;
     stage.kill(OUTSIDE.0)?;
     stage.unload()?;
     for place in [client, container] {
@@ -106,34 +108,60 @@ pub fn play(stage: &mut Stage, engine: &Engine) -> Result<()> {
     ip("link del br0")
 }
 
-/// Starts the server behind the bridge as an engine does: the cgroup is there before the process.
-fn start(stage: &Stage, engine: &Engine, ns: &NetNs) -> Result<(String, Child)> {
+/// A server behind the bridge.
+pub struct Inside {
+    id: String,
+    process: Child,
+}
+
+/// The server that the clients ask.
+fn inside(stage: &Stage, engine: &Engine, ns: &NetNs) -> Result<Inside> {
     let (name, version) = INSIDE;
     let ports = format!("{ASKED}:{LISTENS}");
     let labels = [("service", SERVICE), ("ports", ports.as_str()), ("version", version), ("via", "forward")];
-    let labels = labels.map(|(key, value)| (format!("pod-steer.{key}"), value));
-    let id = engine.create(name, &labels.each_ref().map(|(key, value)| (key.as_str(), *value)));
-    wait_until(&format!("{name} is known"), || Ok(stage.status()?.backend(name).map(drop)))?;
-    let cgroup = Path::new(PARENT).join(&id);
-    fs::create_dir(&cgroup)?;
-    let attached = format!("{}-", fs::metadata(&cgroup)?.ino());
-    wait_until("the container's cgroup is attached to", || {
-        let pins = fs::read_dir("/sys/fs/bpf/pod-steer/cgroups")?.flatten();
-        let mut names = pins.map(|pin| pin.file_name().to_string_lossy().into_owned());
-        Ok(names.any(|name| name.starts_with(&attached)).then_some(()))
-    })?;
-    let line = format!(
-        "echo $$ > {}/cgroup.procs && exec /{NAMED_SERVER} --name {name} --listen 0.0.0.0:{LISTENS}",
-        cgroup.display()
-    );
-    let mut shell = ns.command(&format!("/{BUSYBOX}"))?;
-    let server = shell.args(["sh", "-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-    // An engine starts the process in its cgroup.
-    let own = format!("/proc/{}/cgroup", server.id());
-    wait_until("the server is in its cgroup", || Ok(fs::read_to_string(&own)?.contains(&id).then_some(())))?;
-    engine.started(&id, server.id());
-    wait_until(&format!("{name} is ready"), || Ok(stage.status()?.backend(name).filter(|it| it.is_ready()).map(drop)))?;
-    Ok((id, server))
+    let server = format!("/{NAMED_SERVER} --name {name} --listen 0.0.0.0:{LISTENS}");
+    Inside::start(stage, engine, ns, name, &labels, &server)
+}
+
+impl Inside {
+    /// Starts a server as an engine does: the cgroup is there before the process.
+    pub fn start(
+        stage: &Stage,
+        engine: &Engine,
+        ns: &NetNs,
+        name: &str,
+        labels: &[(&str, &str)],
+        server: &str,
+    ) -> Result<Self> {
+        let labels: Vec<_> = labels.iter().map(|(key, value)| (format!("pod-steer.{key}"), *value)).collect();
+        let id = engine.create(name, &labels.iter().map(|(key, value)| (key.as_str(), *value)).collect::<Vec<_>>());
+        wait_until(&format!("{name} is known"), || Ok(stage.status()?.backend(name).map(drop)))?;
+        let cgroup = Path::new(PARENT).join(&id);
+        fs::create_dir(&cgroup)?;
+        let attached = format!("{}-", fs::metadata(&cgroup)?.ino());
+        wait_until("the container's cgroup is attached to", || {
+            let pins = fs::read_dir("/sys/fs/bpf/pod-steer/cgroups")?.flatten();
+            let mut names = pins.map(|pin| pin.file_name().to_string_lossy().into_owned());
+            Ok(names.any(|name| name.starts_with(&attached)).then_some(()))
+        })?;
+        let line = format!("echo $$ > {}/cgroup.procs && exec {server}", cgroup.display());
+        let mut shell = ns.command(&format!("/{BUSYBOX}"))?;
+        let process = shell.args(["sh", "-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        // An engine starts the process in its cgroup.
+        let own = format!("/proc/{}/cgroup", process.id());
+        wait_until("the server is in its cgroup", || Ok(fs::read_to_string(&own)?.contains(&id).then_some(())))?;
+        engine.started(&id, process.id());
+        wait_until(&format!("{name} is ready"), || {
+            Ok(stage.status()?.backend(name).filter(|it| it.is_ready()).map(drop))
+        })?;
+        Ok(Self { id, process })
+    }
+
+    pub fn end(mut self, engine: &Engine) -> Result<()> {
+        self.process.kill().and_then(|()| self.process.wait()).context("cannot end the server")?;
+        engine.removed(&self.id);
+        Ok(())
+    }
 }
 
 /// The scenes: both share, the one inside has taken over, the same without a daemon, the one outside has taken over. What begins while a

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::engine::Engine;
-use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, confined, greedy, users};
+use super::{BUSYBOX, NAMED_SERVER, POD_STEER, VERDICT, bridged, confined, greedy, sizes, users};
 use crate::cmd::{command, output, run};
 use crate::demo::load::Load;
 use crate::demo::stage::Stage;
@@ -41,12 +41,18 @@ pub struct Guest {
     /// Be a backend that opens and closes listeners on this port without end
     #[arg(long)]
     open_and_close: Option<u16>,
+    /// Be a backend that sends back on this port all that it gets
+    #[arg(long)]
+    echo: Option<u16>,
 }
 
 /// The task that `kernels` starts in the machine. It does not return: the kernel panics if its first process ends.
 pub fn guest(guest: &Guest) -> Result<ExitCode> {
     if let Some(port) = guest.open_and_close {
         match greedy::open_and_close(port)? {}
+    }
+    if let Some(port) = guest.echo {
+        match sizes::echo(port)? {}
     }
     let played = settle().and_then(|()| if guest.refused { refusal() } else { play() });
     match played {

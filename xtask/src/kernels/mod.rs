@@ -10,6 +10,7 @@ mod fetch;
 mod greedy;
 mod guest;
 mod image;
+mod sizes;
 mod users;
 mod version;
 
