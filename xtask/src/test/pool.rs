@@ -21,6 +21,10 @@ use crate::{paths, say};
 /// The files of tests that keep every processor busy, or measure how fast something is: each of these runs with nothing beside it.
 const ALONE: [&str; 2] = ["hotswap", "switch_instant"];
 
+/// The files with the longest tests. They begin first, so that none of them runs on when the others have ended.
+const FIRST: [&str; 8] =
+    ["affinity", "killed_steps", "old_goes", "on_demand", "readme", "up", "up_networks", "upgrade_layout"];
+
 /// A test of the `tests` crate.
 pub struct Test {
     /// Its file, without `.rs`.
@@ -87,7 +91,8 @@ pub fn run(tests: Vec<Test>, variables: &[(&str, OsString)], count: usize, tally
     let dir = paths::target().join("tests-output");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let all = tests.len();
-    let (alone, beside): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| ALONE.contains(&test.file.as_str()));
+    let (alone, mut beside): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| ALONE.contains(&test.file.as_str()));
+    beside.sort_by_key(|test| !FIRST.contains(&test.file.as_str()));
     let (mut number, mut failed) = (0, Vec::new());
     for (tests, count) in [(beside, count), (alone, 1)] {
         // The last one is taken first.
