@@ -15,16 +15,19 @@ use pod_steer_tests::{
     exec::Exec,
     load::{End, attempt_from},
     netns::NetNs,
-    report, require,
+    report, require, scale,
     settings::reload,
     tools,
 };
 
-const CLIENTS: usize = 10_000;
 const BACKENDS: usize = 5;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
 const V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 80);
+
+fn count() -> usize {
+    scale::of(3_000, 10_000)
+}
 
 /// The backend that answers each of these clients, which connect from ephemeral ports.
 fn served(net: &NetNs, to: SocketAddr, clients: &[IpAddr]) -> Result<BTreeMap<IpAddr, String>> {
@@ -62,7 +65,7 @@ fn names(served: &BTreeMap<IpAddr, String>) -> BTreeSet<&str> {
 }
 
 #[test]
-fn ten_thousand_clients_keep_their_backends() -> Result<()> {
+fn clients_keep_their_backends() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let mut stage = Stage::configured("[service.web]\naffinity = 'client'\n")?;
     let net = stage.host.net().try_clone()?;
@@ -76,7 +79,8 @@ fn ten_thousand_clients_keep_their_backends() -> Result<()> {
         backends.insert(name, backend);
     }
     stage.daemon.wait_ready("web", BACKENDS)?;
-    let clients: Vec<IpAddr> = (0..CLIENTS).map(|i| Ipv4Addr::from_bits(0x7f01_0000 + i as u32).into()).collect();
+    let count = count();
+    let clients: Vec<IpAddr> = (0..count).map(|i| Ipv4Addr::from_bits(0x7f01_0000 + i as u32).into()).collect();
 
     let first = served(&net, V4, &clients)?;
     assert_eq!(names(&first).len(), BACKENDS);
@@ -92,10 +96,10 @@ fn ten_thousand_clients_keep_their_backends() -> Result<()> {
     let shifted = served(&net, V4, &clients)?;
     let left = moved(&first, &shifted, &["web-3", "web-4"]);
     report::figure(
-        "ten_thousand_clients_keep_their_backends",
-        format!("{left} of {CLIENTS} clients moved between backends whose weight did not change"),
+        "clients_keep_their_backends",
+        format!("{left} of {count} clients moved between backends whose weight did not change"),
     );
-    ensure!(left as f64 <= bound(CLIENTS), "{left} clients of v1 moved");
+    ensure!(left as f64 <= bound(count), "{left} clients of v1 moved");
     stage.daemon.order_done("shift web v1=3 v2=2")?;
     assert_eq!(moved(&first, &served(&net, V4, &clients)?, &[]), 0, "the shares are as at first");
 
@@ -107,7 +111,7 @@ fn ten_thousand_clients_keep_their_backends() -> Result<()> {
     let kept = first.values().filter(|name| *name != "web-1").count();
     let left = moved(&first, &after, &["web-1"]);
     report::figure(
-        "ten_thousand_clients_keep_their_backends",
+        "clients_keep_their_backends",
         format!("{left} of {kept} clients moved, whose backends were not lost"),
     );
     assert!(!names(&after).contains("web-1"));

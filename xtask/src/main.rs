@@ -113,6 +113,9 @@ enum Task {
     /// The first process of each machine of `kernels`
     #[command(hide = true)]
     KernelsGuest(kernels::Guest),
+    /// What `test` begins early with
+    #[command(hide = true)]
+    TestAhead,
 }
 
 fn main() -> ExitCode {
@@ -135,6 +138,7 @@ fn main() -> ExitCode {
         Task::DemoWith(with) => demo::play_with(&with),
         Task::DemoInside(inside) => demo::inside(&inside),
         Task::KernelsGuest(guest) => kernels::guest(&guest),
+        Task::TestAhead => test::ahead(),
     };
     done.unwrap_or_else(|error| {
         eprintln!("{} {error:#}", say::red("error:"));

@@ -1,6 +1,6 @@
 //! The requirements of a build beyond the toolchain of `rust-toolchain.toml`. Prints nothing and is fast if all are met.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -50,6 +50,11 @@ pub fn ensure_target(target: &str) -> Result<()> {
 /// A program from crates.io in `target/tools`, at exactly this version. Without optimization it is built in a third of the time, and
 /// each runs for seconds at most.
 pub fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
+    // Another process may be installing it now.
+    fs::create_dir_all(paths::tools()).with_context(|| format!("cannot make {}", paths::tools().display()))?;
+    let lock = paths::tools().join(format!(".{name}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot make {}", lock.display()))?;
+    lock.lock().with_context(|| format!("cannot wait for another installation of {name}"))?;
     let installed = fs::read_to_string(paths::tools().join(".crates.toml")).unwrap_or_default();
     if paths::tool(name).is_file() && is_recorded(&installed, name, version) {
         return Ok(());

@@ -75,8 +75,13 @@ fn linked(package: &str, refused: &[&str]) -> Result<Option<String>> {
     Ok(tree.lines().find(is_refused).map(str::to_owned))
 }
 
+/// Installs what checks dependencies.
+pub fn ensure_deny() -> Result<()> {
+    setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes a minute, once")
+}
+
 fn dependencies() -> Result<()> {
-    setup::ensure_tool("cargo-deny", CARGO_DENY_VERSION, "it checks dependencies; takes a minute, once")?;
+    ensure_deny()?;
     run(deny().args(["check", "licenses", "sources", "bans"]))?;
     // Not every network reaches the repository of the advisories. They are no property of this tree, so their absence is
     // reported and is no failure.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check, then every test. After a failed step the next ones still run, unless they need its result. The last
 //! line has the counts.
 
+mod ahead;
 mod checks;
 mod house;
 mod lines;
@@ -16,6 +17,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use pod_steer_tests::neighbour::Neighbour;
+
+pub use ahead::work as ahead;
+use ahead::Ahead;
 
 use crate::{bench, build, compose, debian, say, schemathesis, setup};
 use tally::Tally;
@@ -65,6 +69,8 @@ fn build_programs(release: bool) -> Result<runner::Programs> {
 }
 
 fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -> Result<()> {
+    timed("what every build needs", setup::ensure)?;
+    let ahead = filters.is_empty().then(Ahead::start).transpose()?;
     set_up()?;
     if filters.is_empty() {
         run_checks(tally);
@@ -75,6 +81,7 @@ fn set_up_and_test(filters: &[String], beside_others: bool, tally: &mut Tally) -
     }
     // It checks more than a release does, as assertions and overflows, and the unit tests have built what it needs.
     let mut programs = build_programs(false)?;
+    drop(ahead);
     programs.later = Some(timed("later releases of pod-steer, to upgrade to", build::later_releases)?);
     let others = beside_others.then(start_others).transpose()?;
     timed("integration tests", || runner::integration_tests(&programs, filters, tally))?;

@@ -35,7 +35,8 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
-const LONG: [&str; 15] = [
+const LONG: [&str; 16] = [
+    "affinity",
     "explain",
     "forward_deploys",
     "forward_flood",
