@@ -218,7 +218,12 @@ fn a_service_has_its_idle_connections_closed_in_every_drain() -> Result<()> {
     // A label counts before the table of the service.
     drop(old);
     let labelled = |version: &str| {
-        Exec::new(version, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", version, "--drain-close-idle", "100ms"])
+        Exec::new(version, "web", "80:8080", "0.0.0.0:8080").flags(&[
+            "--version",
+            version,
+            "--drain-close-idle",
+            "100ms",
+        ])
     };
     let _old = labelled("v2").start(&stage)?;
     stage.daemon.wait_ready("web", 1)?;

@@ -18,8 +18,8 @@ use std::time::Instant;
 use anyhow::Result;
 use pod_steer_tests::neighbour::Neighbour;
 
-pub use ahead::work as ahead;
 use ahead::Ahead;
+pub use ahead::work as ahead;
 
 use crate::{bench, build, compose, debian, say, schemathesis, setup};
 use tally::Tally;
