@@ -103,10 +103,10 @@ pub fn check(
             if drain.at_deadline == AtDeadline::Reset && drain.drain_timeout_ms.is_none() {
                 return refuse("connections can be reset only at a deadline; give one, as in --drain-timeout 30s");
             }
-            check_closing(drain.close_idle_ms, drain.close_rate)?;
-            if drain.close_idle_ms.is_some_and(|ms| ms > 0) && drain.drain_timeout_ms.is_none() {
+            if (drain.close_idle_ms.is_some_and(|ms| ms > 0) || drain.close_rate.is_some()) && drain.drain_timeout_ms.is_none() {
                 return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
             }
+            check_closing(drain.close_idle_ms, drain.close_rate)?;
         }
         Order::Resume(part) => drop(drained_part(view, decision, part)?),
         Order::Idle => idle::check(view, decision)?,

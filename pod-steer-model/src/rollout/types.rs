@@ -44,15 +44,17 @@ impl Order {
         matches!(self, Self::Pause(_) | Self::Idle | Self::Deploy(DeployOrder { recreate: true, .. }))
     }
 
-    /// Puts in what it leaves to the options of its service.
+    /// Puts in what it leaves to the options of its service. An order that waits for no connection closes none.
     pub fn complete(&mut self, options: &ServiceOptions) {
         let close_idle_ms = Some(options.drain_close_idle_ms).filter(|ms| *ms > 0);
         match self {
             Self::Wake(wake) => {
                 wake.max_hold_ms.get_or_insert(options.idle_max_hold_ms);
             }
-            Self::Deploy(deploy) => deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms),
-            Self::Drain(drain) if drain.drain_timeout_ms.is_some() => {
+            Self::Deploy(deploy) if deploy.drain_timeout_ms > 0 => {
+                deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms);
+            }
+            Self::Drain(drain) if drain.drain_timeout_ms.is_some_and(|ms| ms > 0) => {
                 drain.close_idle_ms = drain.close_idle_ms.or(close_idle_ms);
             }
             _ => {}

@@ -163,7 +163,9 @@ fn an_order_that_does_not_say_what_is_idle_leaves_it_to_the_options() {
     assert_eq!(completed(None, Some(1), 0), None);
     assert_eq!(completed(Some(500), Some(1), 2_000), Some(500));
     assert_eq!(completed(Some(0), Some(1), 2_000), Some(0), "it closes none");
-    assert_eq!(completed(None, None, 2_000), None, "it waits for none");
+    for timeout in [None, Some(0)] {
+        assert_eq!(completed(None, timeout, 2_000), None, "it waits for none");
+    }
     let none = drain(|order| order.close_idle_ms = Some(0));
     assert_eq!(check(&none, &two(), &["web"], &Decision::default(), None, None), Ok(()));
 }

@@ -184,6 +184,10 @@ async fn one(
 
 /// The order by which a new version of so many containers takes over. It stops nothing: the service may have backends of others.
 fn order(args: &UpArgs, version: &str, count: usize) -> Result<DeployOrder, String> {
+    // Services may differ in their option, and a refusal in the middle would leave a part undone.
+    if args.ending.rate.is_some() && args.ending.close_idle.is_none() {
+        return Err("--rate is refused: it is that of --close-idle; give that too".to_owned());
+    }
     given::deploy(&DeployArgs {
         service: ServiceArgs { socket: args.socket.clone(), service: String::new() },
         version: version.to_owned(),

@@ -26,7 +26,10 @@ impl Swap<'_> {
     pub async fn clean(&self, unused: &[Container], stopped: &[Container]) -> Ended {
         containers::remove(&ids(stopped), false).await?;
         let ending = &self.args.ending;
-        let closes = ending.close_idle.is_some() || self.closes_idle(unused).await?;
+        let closes = match super::order(self.args, "version", 1).map_err(Failure::Input)?.close_idle_ms {
+            Some(ms) => ms > 0,
+            None => self.closes_idle(unused).await?,
+        };
         let left = match !closes && ending.at_deadline == AtDeadline::Leave {
             true if self.wait_quiet(unused, || self.interrupt.check()).await? => Vec::new(),
             true => unused.to_vec(),
