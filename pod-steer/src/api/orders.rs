@@ -35,8 +35,19 @@ const ID_CHARS_MAX: usize = 20;
 /// `/v1/operations/{id}` for its progress.
 #[utoipa::path(
     post, path = "/v1/services/{service}/orders",
-    params(("service" = String, Path, description = "Name of the service")),
-    request_body = Order,
+    params(("service" = String, Path, description = "Name of the service", example = "web")),
+    request_body(content = Order, examples(
+        ("deploy" = (summary = "Move all new connections to a version", value = json!({
+            "order": "deploy", "version": "v2", "timeout_ms": 60_000, "drain_timeout_ms": 30_000,
+        }))),
+        ("canary" = (summary = "Move them step by step, and go back if the version is worse", value = json!({
+            "order": "canary", "version": "v2", "steps": [500, 2_500, 10_000], "every_ms": 300_000, "timeout_ms": 60_000,
+        }))),
+        ("shift" = (summary = "Set the shares of the versions", value = json!({
+            "order": "shift", "weights": { "v1": 3, "v2": 1 },
+        }))),
+        ("rollback" = (summary = "Return to what was before", value = json!({ "order": "rollback" }))),
+    )),
     responses(
         (status = 200, description = "The order is being carried out, or is done", body = Operation),
         (status = 400, description = "The request cannot be parsed", body = ErrorBody),
