@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 pub const USAGE: &str = "usage: named-server --name NAME --listen ADDR:PORT[%DEVICE][,v6only] [--listen ...] [--fds N]
     [--v6only] [--mptcp] [--backlog N] [--accept-delay-ms N] [--answer-delay-ms N] [--requests-max N] [--raw]
     [--journal PATH] [--status-file PATH] [--only-host] [--tell-listener] [--reuseport]
-    [--deaf] [--stop-delay-ms N] [--lock PATH] [--listen-delay-ms N]
+    [--deaf] [--stop-delay-ms N] [--lock PATH] [--listen-delay-ms N] [--fault error|reset|close|hang|slow=MS --fault-every N]
    or: named-server --ask ADDR:PORT";
 
 /// Where and how to listen.
@@ -37,6 +37,38 @@ impl fmt::Display for Listen {
         write!(f, "{}", self.addr)?;
         self.device.iter().try_for_each(|device| write!(f, "%{device}"))?;
         f.write_str(if self.v6only { ",v6only" } else { "" })
+    }
+}
+
+/// What a request may meet instead of its answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// The status 500.
+    Error,
+    /// A reset.
+    Reset,
+    /// The end of the connection.
+    Close,
+    /// Nothing, until its client leaves.
+    Hang,
+    /// Its answer, later by this.
+    Slow(Duration),
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "error" => Self::Error,
+            "reset" => Self::Reset,
+            "close" => Self::Close,
+            "hang" => Self::Hang,
+            _ => {
+                let ms = text.strip_prefix("slow=").and_then(|ms| ms.parse().ok());
+                Self::Slow(Duration::from_millis(ms.ok_or("it is no fault")?))
+            }
+        })
     }
 }
 
@@ -78,6 +110,9 @@ pub struct Args {
     pub lock: Option<PathBuf>,
     /// Wait so long before it listens.
     pub listen_delay: Duration,
+    /// What every so manieth request meets.
+    pub fault: Option<Fault>,
+    pub fault_every: u64,
 }
 
 impl Args {
@@ -101,6 +136,8 @@ impl Args {
             stop_delay: Duration::ZERO,
             lock: None,
             listen_delay: Duration::ZERO,
+            fault: None,
+            fault_every: 1,
             tell_listener: false,
             reuseport: false,
         };
@@ -122,6 +159,8 @@ impl Args {
                 "--stop-delay-ms" => parsed.stop_delay = Duration::from_millis(parse(&flag, &value()?)?),
                 "--lock" => parsed.lock = Some(value()?.into()),
                 "--listen-delay-ms" => parsed.listen_delay = Duration::from_millis(parse(&flag, &value()?)?),
+                "--fault" => parsed.fault = Some(parse(&flag, &value()?)?),
+                "--fault-every" => parsed.fault_every = parse::<u64>(&flag, &value()?)?.max(1),
                 "--reuseport" => parsed.reuseport = true,
                 "--tell-listener" => parsed.tell_listener = true,
                 "--only-host" => parsed.only_host = true,

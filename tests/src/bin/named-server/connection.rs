@@ -5,11 +5,20 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::Duration,
 };
 
-use crate::{args::Args, stop::Stop};
+use rustix::net::sockopt::set_socket_linger;
+
+use crate::{
+    args::{Args, Fault},
+    stop::Stop,
+};
+
+/// The requests of all connections.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// How long a connection waits for a request before it checks whether the server stops.
 const IDLE_CHECK: Duration = Duration::from_millis(100);
@@ -28,6 +37,14 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, name: &str, args: &Args, s
     let mut served = 0;
     while let Some(head) = next_head(&mut stream, &mut received, stop, served > 0)? {
         thread::sleep(args.answer_delay);
+        let fault = args.fault.filter(|_| REQUESTS.fetch_add(1, Relaxed).is_multiple_of(args.fault_every));
+        match fault {
+            Some(Fault::Reset) => return set_socket_linger(&stream, Some(Duration::ZERO)).map_err(Into::into),
+            Some(Fault::Close) => return Ok(()),
+            Some(Fault::Hang) => return next_head(&mut stream, &mut received, stop, false).map(drop),
+            Some(Fault::Slow(time)) => thread::sleep(time),
+            Some(Fault::Error) | None => {}
+        }
         if let Some(protocol) = upgrade(&head) {
             return echo(stream, &received, protocol);
         }
@@ -36,7 +53,11 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr, name: &str, args: &Args, s
         let connection = if last { "close" } else { "keep-alive" };
         let answer = format!(
             "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
-            status(args, &head),
+            if matches!(fault, Some(Fault::Error)) {
+                "500 Internal Server Error".to_owned()
+            } else {
+                status(args, &head)
+            },
             body.len()
         );
         stream.write_all(answer.as_bytes())?;
