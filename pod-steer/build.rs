@@ -80,6 +80,7 @@ fn main() {
     let objects = [
         ("pod-steer-ebpf", "pod-steer.bpf.o", has_lines),
         ("pod-steer-idle", "idle.bpf.o", has_lines),
+        ("pod-steer-judge", "judge.bpf.o", has_lines),
         ("pod-steer-trace", "trace.bpf.o", false),
     ];
     for (program, object, has_lines) in objects {

@@ -114,6 +114,8 @@ const _: () = {
     assert!(BACKENDS_MAX_DEFAULT < 1 << SLOT_WAY_SHIFT);
     assert!(size_of::<Heard>() == 16);
     assert!(size_of::<Traced>() == 80);
+    assert!(size_of::<Observed>() == 8 * (15 + GENERATIONS + FIRST_BYTE_BUCKETS));
+    assert!(first_byte_end_ns(FIRST_BYTE_BUCKETS - 1) == 1 << 36);
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Flow>() == 80);
     assert!(size_of::<Destination>() == 64);

@@ -38,5 +38,6 @@ pod!(
     BackendCounters,
     ServiceCounters,
     ListenRate,
-    Event
+    Event,
+    Observed
 );

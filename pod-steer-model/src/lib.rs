@@ -10,6 +10,7 @@ pub mod condition;
 pub mod duration;
 pub mod explain;
 pub mod ids;
+pub mod judge;
 pub mod labels;
 pub mod listener;
 pub mod namespace;

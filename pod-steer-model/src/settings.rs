@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use allowed::{Allowed, PortPolicy};
 pub use images::{Image, ImagePattern};
-pub use options::{Fallback, GivenOptions, ServiceOptions};
+pub use options::{Fallback, GivenOptions, Observe, ServiceOptions};
 pub use spec::Spec;
 pub use via::Via;
 

@@ -122,6 +122,11 @@ pub fn quoted(text: &str) -> String {
     shown + "\""
 }
 
+/// `1 connection`, `2 connections`.
+pub fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -58,6 +58,7 @@ pub fn examine(config: &RunConfig) -> Vec<Finding> {
     if findings.iter().all(|finding| finding.ok) {
         findings.extend(programs());
         findings.push(trace());
+        findings.push(judge());
         findings.push(peer());
         findings.push(hook());
     }
@@ -168,6 +169,17 @@ fn trace() -> Finding {
     match kernel::trace::probe() {
         Ok(()) => Finding::good(WHAT, "sk_lookup and sched_cls with bpf_skc_to_tcp_sock (Linux 5.11)"),
         Err(error) => Finding::advice(WHAT, crate::chain(&error), "without them `pod-steer trace` does not run"),
+    }
+}
+
+/// Only a canary that compares versions needs these.
+fn judge() -> Finding {
+    const WHAT: &str = "programs of canary --judge";
+    match kernel::observer::probe() {
+        Ok(()) => Finding::good(WHAT, "cgroup_skb with bpf_sk_storage_get (Linux 5.2)"),
+        Err(error) => {
+            Finding::advice(WHAT, crate::chain(&error), "without them `pod-steer canary` does not compare versions")
+        }
     }
 }
 

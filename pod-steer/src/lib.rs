@@ -39,7 +39,7 @@ pub mod sys;
 pub mod version;
 
 pub use pod_steer_model::{
-    condition, duration, explain, ids, labels, near, ports, rollout, rule, settings, slots, text, world,
+    condition, duration, explain, ids, judge, labels, near, ports, rollout, rule, settings, slots, text, world,
 };
 
 /// An error with its causes, in one line.

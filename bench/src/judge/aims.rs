@@ -44,7 +44,7 @@ const fn aim(
 }
 
 /// The aims, for a machine with [`CORES`] cores.
-pub static AIMS: [Aim; 17] = [
+pub static AIMS: [Aim; 19] = [
     aim(
         "new connections/s, pod-steer ÷ the kernel's own SO_REUSEPORT",
         ("new-connections-pair", "pod-steer", "requests_per_s"),
@@ -93,6 +93,20 @@ pub static AIMS: [Aim; 17] = [
         Some("dnat"),
         "",
         Bound::AtLeast(1.15),
+    ),
+    aim(
+        "new connections/s, while a canary compares versions ÷ without",
+        ("new-connections-judged-pair", "pod-steer-judged", "requests_per_s"),
+        Some("pod-steer"),
+        "",
+        Bound::AtLeast(0.97),
+    ),
+    aim(
+        "keep-alive requests/s, while a canary compares versions ÷ without",
+        ("keep-alive-judged-pair", "pod-steer-judged", "requests_per_s"),
+        Some("pod-steer"),
+        "",
+        Bound::AtLeast(0.99),
     ),
     aim(
         "memory per idle connection beyond the server's own",

@@ -1,6 +1,7 @@
 //! The types of the contract, by topic. Their limits, sizes and version are in `lib.rs`.
 
 mod forward;
+mod judge;
 mod own;
 mod quota;
 mod reports;
@@ -9,6 +10,7 @@ mod sockets;
 mod trace;
 
 pub use forward::*;
+pub use judge::*;
 pub use own::*;
 pub use quota::*;
 pub use reports::*;

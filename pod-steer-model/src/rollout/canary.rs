@@ -2,13 +2,33 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::{
-    CanaryOrder, Decision, Operation, Outcome, Phase, View,
+    Decision, Operation, Outcome, Phase, View,
     check::WHOLE,
+    judged::{failure, look, stepping},
     step::{Progress, decide, done, end, is_ready, roll_back},
     words,
 };
-use crate::{ids::BackendId, state::State, time::Now};
+use crate::{judge::Judging, time::Now};
+
+/// See [`Order::Canary`](super::Order::Canary).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CanaryOrder {
+    /// The version.
+    pub version: String,
+    /// Shares of the version in hundredths of a percent, ascending; the last is 10,000.
+    pub steps: Vec<u32>,
+    /// How long each step lasts, in milliseconds.
+    pub every_ms: u64,
+    /// How long the version may take to be ready, in milliseconds.
+    pub timeout_ms: u64,
+    /// How each step compares the version with the others.
+    #[serde(default)]
+    pub judge: Judging,
+}
 
 pub(super) fn step(
     operation: &mut Operation,
@@ -24,11 +44,15 @@ pub(super) fn step(
             }
             Progress::default()
         }
-        Phase::Stepping { step, watched, since_ms, next_ms } => {
+        Phase::Stepping { step, watched, since_ms, next_ms, .. } => {
             if let Some(reason) = failure(view, &watched, since_ms) {
                 return roll_back(operation, view, decision, now, reason);
             }
-            if now.ms < next_ms {
+            let is_over = now.ms >= next_ms;
+            if let Some(reason) = look(operation, view, is_over, now) {
+                return roll_back(operation, view, decision, now, reason);
+            }
+            if !is_over {
                 return Progress::default();
             }
             let next = step.saturating_add(1);
@@ -55,9 +79,7 @@ fn stepped(
     now: Now,
 ) -> Progress {
     let Some(share) = order.steps.get(step).copied() else { return Progress::default() };
-    let next_ms = now.ms.saturating_add(i64::try_from(order.every_ms).unwrap_or(i64::MAX));
-    let watched = view.ready(&order.version).map(|(id, backend)| (id.clone(), backend.name.clone())).collect();
-    operation.phase = Phase::Stepping { step, watched, since_ms: now.ms, next_ms };
+    operation.phase = stepping(step, &order.version, view, order.every_ms, now);
     let detail = format!("step {} of {}: {} of new connections", step + 1, order.steps.len(), words::share(share));
     done(operation, &words::share(share), 0, detail);
     let weights = weights(operation, order, share, view);
@@ -86,28 +108,4 @@ fn weights(operation: &Operation, order: &CanaryOrder, share: u32, view: &View) 
         weights.insert(version, u32::try_from(part).unwrap_or(WHOLE).max(1));
     }
     weights
-}
-
-/// What is wrong with the version that is being tried, if anything is.
-fn failure(view: &View, watched: &BTreeMap<BackendId, String>, since_ms: i64) -> Option<String> {
-    for (id, name) in watched {
-        let Some(backend) = view.backends.get(id) else { return Some(format!("{name} is gone")) };
-        if backend.state == State::Starting && !backend.steered {
-            return Some(format!("the network namespace of {name} is no longer steered"));
-        }
-        if matches!(backend.state, State::Starting | State::NotListening) {
-            return Some(format!("{name} has stopped listening"));
-        }
-        if !backend.state.could_serve() {
-            return Some(format!("{name} is {}{}", backend.state.word(), backend.condition_in_brackets()));
-        }
-        if backend.ready_since_ms.is_some_and(|since| since > since_ms) {
-            return Some(format!("{name} was not ready for a while"));
-        }
-        if backend.overflows > 0 {
-            let clients = words::count(backend.overflows, "client");
-            return Some(format!("the accept queue of {name} overflowed, {clients} turned away"));
-        }
-    }
-    None
 }

@@ -5,10 +5,17 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{
-    AtDeadline, CanaryOrder, Decision, DeployOrder, Operation, Order, Part, PartOrder, ShiftOrder, View, idle,
+    AtDeadline, CanaryOrder, Decision, DeployOrder, Operation, Order, Part, PartOrder, ShiftOrder, View, Watch, idle,
     recreate, words,
 };
-use crate::{ids::BackendId, near, state::State, text::quoted, weight::WEIGHT_MAX};
+use crate::{
+    ids::BackendId,
+    judge::{Judging, Mode, SLOWDOWN_MAX},
+    near,
+    state::State,
+    text::quoted,
+    weight::WEIGHT_MAX,
+};
 
 /// 100 %, in hundredths of a percent.
 pub(super) const WHOLE: u32 = 10_000;
@@ -82,6 +89,9 @@ pub fn check(
                 return refuse("the time-out is zero; give a longer one, as in 60s");
             }
             check_closing(deploy.close_idle_ms, deploy.close_rate)?;
+            if let Some(watch) = &deploy.watch {
+                check_watch(view, decision, deploy, watch)?;
+            }
             if deploy.backends == Some(0) {
                 return refuse("the number of backends to wait for is zero; give at least one");
             }
@@ -103,7 +113,9 @@ pub fn check(
             if drain.at_deadline == AtDeadline::Reset && drain.drain_timeout_ms.is_none() {
                 return refuse("connections can be reset only at a deadline; give one, as in --drain-timeout 30s");
             }
-            if (drain.close_idle_ms.is_some_and(|ms| ms > 0) || drain.close_rate.is_some()) && drain.drain_timeout_ms.is_none() {
+            if (drain.close_idle_ms.is_some_and(|ms| ms > 0) || drain.close_rate.is_some())
+                && drain.drain_timeout_ms.is_none()
+            {
                 return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
             }
             check_closing(drain.close_idle_ms, drain.close_rate)?;
@@ -209,6 +221,43 @@ fn version(view: &View, version: &str) -> Result<(), Refusal> {
     ))
 }
 
+fn check_judging(judging: &Judging) -> Result<(), Refusal> {
+    match judging.max_slowdown_percent {
+        1..=SLOWDOWN_MAX => Ok(()),
+        _ => refuse(format!(
+            "a version may be slower by 1 % to {SLOWDOWN_MAX} %; give one of these, as in --max-slowdown 25%"
+        )),
+    }
+}
+
+fn check_watch(view: &View, decision: &Decision, deploy: &DeployOrder, watch: &Watch) -> Result<(), Refusal> {
+    check_judging(&watch.judge)?;
+    if watch.for_ms == 0 {
+        return refuse("the version would be watched for no time at all; give a longer one, as in --watch 5m");
+    }
+    if watch.for_ms > Watch::MAX_MS {
+        return refuse("the version would be watched for too long; give at most 24 hours, as in --watch 5m");
+    }
+    if decision.paused {
+        return refuse(format!(
+            "{0} is paused, so no client would come to the version; leave out --watch, or end the pause first: pod-steer unpause {0}",
+            view.service
+        ));
+    }
+    if deploy.recreate {
+        return refuse(
+            "a version that replaces one that has been stopped cannot be compared with it; leave out --watch, or --recreate",
+        );
+    }
+    if !view.backends.values().any(|backend| backend.version != deploy.version && backend.state.could_serve()) {
+        return refuse(format!(
+            "only {} serves {}: there is no other version to compare it with; leave out --watch",
+            deploy.version, view.service
+        ));
+    }
+    Ok(())
+}
+
 fn check_canary(view: &View, canary: &CanaryOrder) -> Result<(), Refusal> {
     version(view, &canary.version)?;
     if let Some(share) = canary.steps.iter().find(|share| **share > WHOLE) {
@@ -219,6 +268,12 @@ fn check_canary(view: &View, canary: &CanaryOrder) -> Result<(), Refusal> {
     }
     if canary.timeout_ms == 0 || canary.every_ms == 0 {
         return refuse("the time of a canary's step and its time-out must not be zero; as in --every 2m --timeout 60s");
+    }
+    check_judging(&canary.judge)?;
+    if canary.judge.mode == Mode::Required && canary.steps.len() == 1 {
+        return refuse(
+            "in its only step the version has everything, so there is nothing to compare it with; give one before that, as in --steps 10%,100%",
+        );
     }
     if !view.backends.values().any(|backend| backend.version != canary.version && backend.state.could_serve()) {
         return refuse(format!(

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    BackendView, Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View,
+    BackendView, Decision, DeployOrder, Operation, Outcome, Part, Phase, Traffic, View, Watch,
+    check::check_before,
     drain::{self, Remaining},
+    judged::{failure, look, stepping},
     step::{Effect, Progress, can_serve, decide, done, end, is_ready, restore, roll_back},
     words,
 };
@@ -28,10 +30,15 @@ pub(super) fn step(
         Phase::Waiting { since_ms, deadline_ms, backends } => {
             let wanted = order.backends.ok_or(backends);
             if is_ready(operation, view, &order.version, wanted, (since_ms, deadline_ms), now) {
-                return switch(operation, order, view, decision, now);
+                let Some(watch) = &order.watch else { return switch(operation, order, view, decision, now) };
+                operation.phase = stepping(BEFORE, &order.version, view, watch.before_ms(), now);
             }
             Progress::default()
         }
+        Phase::Stepping { .. } => match &order.watch {
+            Some(watch) => watched_step(operation, order, watch, view, decision, now),
+            None => Progress::default(),
+        },
         Phase::Draining { old, .. } => {
             if view.able(&order.version).next().is_none() && old.iter().any(|id| can_serve(view, id)) {
                 let reason = format!("no backend of {} is ready any more", order.version);
@@ -67,8 +74,53 @@ pub(super) fn step(
             }
             Progress::default()
         }
-        Phase::Stepping { .. } | Phase::Starting { .. } | Phase::Ended => Progress::default(),
+        Phase::Starting { .. } | Phase::Ended => Progress::default(),
     }
+}
+
+/// The step of a watched deploy in which the old version is observed, before the switch. In each later one it is compared with the new one.
+const BEFORE: usize = 0;
+
+fn watched_step(
+    operation: &mut Operation,
+    order: &DeployOrder,
+    watch: &Watch,
+    view: &View,
+    decision: &Decision,
+    now: Now,
+) -> Progress {
+    let Phase::Stepping { step, watched, since_ms, next_ms, .. } = operation.phase.clone() else {
+        return Progress::default();
+    };
+    let is_over = now.ms >= next_ms;
+    // One that was drained when the step began is not watched.
+    let is_gone = view.able(&order.version).next().is_none();
+    let reason = failure(view, &watched, since_ms)
+        .or_else(|| is_gone.then(|| format!("no backend of {} is ready any more", order.version)));
+    let next = |step: usize| stepping(step, &order.version, view, watch.before_ms(), now);
+    if step == BEFORE {
+        if let Some(reason) = reason {
+            end(operation, Outcome::Failed, now, format!("{reason}; nothing has changed"));
+        } else if is_over {
+            done(operation, "observed", now.ms - since_ms, "the old version, before the switch".to_owned());
+            let decision = take_over(operation, &order.version, view, decision);
+            operation.phase = next(step + 1);
+            return Progress { decision, effects: Vec::new() };
+        }
+        return Progress::default();
+    }
+    let reason = reason.filter(|_| check_before(view, operation).is_ok());
+    if let Some(reason) = reason.or_else(|| look(operation, view, is_over, now)) {
+        return roll_back(operation, view, decision, now, reason);
+    }
+    if is_over && step < watch.windows() {
+        operation.phase = next(step + 1);
+    } else if is_over {
+        // Versions that have come since the switch have got nothing, and are none of the old ones.
+        let old = old_backends(view, &decision.traffic, &order.version);
+        operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
+    }
+    Progress::default()
 }
 
 /// Starts old backends again, because the new version has ended while they stop. One that still stops can be started only when it has
@@ -113,13 +165,17 @@ fn is_lost(view: &View, decision: &Decision, version: &str) -> bool {
     view.able(version).next().is_none() || !decision.traffic.is_all_of(version)
 }
 
-fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
-    // One that waits, and has never got a connection, is no old one: another version that is deployed next, perhaps.
+/// The backends that a version replaces, when this was the traffic. One that waits, and has never got a connection, is none: another version
+/// that is deployed next, perhaps.
+fn old_backends(view: &View, traffic: &Traffic, version: &str) -> BTreeSet<BackendId> {
     let is_old = |backend: &BackendView| {
-        backend.version != order.version && (backend.has_served || decision.traffic.has_share(&backend.version))
+        backend.version != version && (backend.has_served || traffic.has_share(&backend.version))
     };
-    let old: BTreeSet<BackendId> =
-        view.backends.iter().filter(|(_, backend)| is_old(backend)).map(|(id, _)| id.clone()).collect();
+    view.backends.iter().filter(|(_, backend)| is_old(backend)).map(|(id, _)| id.clone()).collect()
+}
+
+fn switch(operation: &mut Operation, order: &DeployOrder, view: &View, decision: &Decision, now: Now) -> Progress {
+    let old = old_backends(view, &decision.traffic, &order.version);
     operation.phase = drain::draining(old, order.drain_timeout_ms, view, now);
     let decision = take_over(operation, &order.version, view, decision);
     Progress { decision, effects: Vec::new() }

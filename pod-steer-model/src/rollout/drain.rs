@@ -12,7 +12,7 @@ use super::{
     step::{Progress, done, end, live},
     words,
 };
-use crate::{ids::BackendId, time::Now};
+use crate::{ids::BackendId, settings::ServiceOptions, time::Now};
 
 /// How long connections that are reset may take to be gone. A socket that its server still holds counts until the kernel has aborted it.
 const RESET_MS: i64 = 5_000;
@@ -54,6 +54,23 @@ impl DrainOrder {
 }
 
 impl Order {
+    /// Puts in what it leaves to the options of its service. An order that waits for no connection closes none.
+    pub fn complete(&mut self, options: &ServiceOptions) {
+        let close_idle_ms = Some(options.drain_close_idle_ms).filter(|ms| *ms > 0);
+        match self {
+            Self::Wake(wake) => {
+                wake.max_hold_ms.get_or_insert(options.idle_max_hold_ms);
+            }
+            Self::Deploy(deploy) if deploy.drain_timeout_ms > 0 => {
+                deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms);
+            }
+            Self::Drain(drain) if drain.drain_timeout_ms.is_some_and(|ms| ms > 0) => {
+                drain.close_idle_ms = drain.close_idle_ms.or(close_idle_ms);
+            }
+            _ => {}
+        }
+    }
+
     /// What happens to connections that are open at the deadline of its drain.
     pub fn at_deadline(&self) -> AtDeadline {
         match self {

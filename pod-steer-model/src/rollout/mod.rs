@@ -8,6 +8,7 @@ mod decision;
 mod deploy;
 mod drain;
 mod idle;
+mod judged;
 mod pause;
 mod recreate;
 mod step;
@@ -20,10 +21,12 @@ mod words;
 use std::collections::BTreeMap;
 
 pub use already::already;
+pub use canary::CanaryOrder;
 pub use check::{Refusal, check};
 pub use decision::{Decision, Part, Policy, Traffic};
 pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
 pub use idle::{Asleep, Quiet};
+pub use judged::Watch;
 pub use pause::PauseOrder;
 pub use recreate::{Recreation, resume};
 pub use step::{Effect, Progress, begin, end, step};
@@ -33,6 +36,7 @@ pub use wake::{WakeOrder, failures as wake_failures};
 use crate::{
     condition::Condition,
     ids::BackendId,
+    judge::Compared,
     state::{Coverage, State},
 };
 
@@ -55,6 +59,8 @@ pub struct View {
     pub is_partial: bool,
     /// Why it cannot be put to sleep, if it is about to be.
     pub cannot_sleep: Option<String>,
+    /// How a version that is tried treats its clients in its present step, beside the others; nothing if it is not observed.
+    pub compared: Option<Box<Compared>>,
 }
 
 /// A backend as it is now.

@@ -2,6 +2,7 @@
 
 mod drains;
 mod idle;
+mod judged;
 mod old;
 mod orders;
 mod recreate;
@@ -80,6 +81,7 @@ fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
         recreate: false,
         allow_drop: false,
         max_hold_ms: None,
+        watch: None,
     };
     change(&mut order);
     Order::Deploy(order)
@@ -87,7 +89,13 @@ fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
 
 fn canary(steps: &[u32]) -> Order {
     let version = "v2".to_owned();
-    Order::Canary(CanaryOrder { version, steps: steps.to_vec(), every_ms: 1_000, timeout_ms: 10_000 })
+    Order::Canary(CanaryOrder {
+        version,
+        steps: steps.to_vec(),
+        every_ms: 1_000,
+        timeout_ms: 10_000,
+        judge: crate::judge::Judging::default(),
+    })
 }
 
 /// Begins an operation and takes all steps that are due then.

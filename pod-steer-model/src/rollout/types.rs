@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{AtDeadline, DrainOrder, Part, PauseOrder, Recreation, Traffic, WakeOrder, words};
-use crate::{ids::BackendId, settings::ServiceOptions, text::Name, time::Timed};
+use super::{AtDeadline, CanaryOrder, DrainOrder, Part, PauseOrder, Recreation, Traffic, WakeOrder, Watch, words};
+use crate::{ids::BackendId, text::Name, time::Timed};
 
 /// An order of an operator about a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -42,23 +42,6 @@ impl Order {
     /// Whether it begins with holding the clients of its service.
     pub fn needs_hold(&self) -> bool {
         matches!(self, Self::Pause(_) | Self::Idle | Self::Deploy(DeployOrder { recreate: true, .. }))
-    }
-
-    /// Puts in what it leaves to the options of its service. An order that waits for no connection closes none.
-    pub fn complete(&mut self, options: &ServiceOptions) {
-        let close_idle_ms = Some(options.drain_close_idle_ms).filter(|ms| *ms > 0);
-        match self {
-            Self::Wake(wake) => {
-                wake.max_hold_ms.get_or_insert(options.idle_max_hold_ms);
-            }
-            Self::Deploy(deploy) if deploy.drain_timeout_ms > 0 => {
-                deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms);
-            }
-            Self::Drain(drain) if drain.drain_timeout_ms.is_some_and(|ms| ms > 0) => {
-                drain.close_idle_ms = drain.close_idle_ms.or(close_idle_ms);
-            }
-            _ => {}
-        }
     }
 
     /// The names in it.
@@ -117,19 +100,9 @@ pub struct DeployOrder {
     /// Refuse clients that have been held for so long, in milliseconds. Without it, they are held until a server has them.
     #[serde(default)]
     pub max_hold_ms: Option<u64>,
-}
-
-/// See [`Order::Canary`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct CanaryOrder {
-    /// The version.
-    pub version: String,
-    /// Shares of the version in hundredths of a percent, ascending; the last is 10,000.
-    pub steps: Vec<u32>,
-    /// How long each step lasts, in milliseconds.
-    pub every_ms: u64,
-    /// How long the version may take to be ready, in milliseconds.
-    pub timeout_ms: u64,
+    /// After the switch, compare the version with what the old one did before, and go back if it is worse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Watch>,
 }
 
 /// See [`Order::Shift`].
@@ -242,6 +215,15 @@ pub enum Phase {
         since_ms: i64,
         /// When the next step begins, in milliseconds since 1970.
         next_ms: i64,
+        /// How often the versions have been compared in this step.
+        #[serde(default)]
+        looks: u32,
+        /// The size of the sample at the last look.
+        #[serde(default)]
+        looked_at: u64,
+        /// When that was, in milliseconds since 1970.
+        #[serde(default)]
+        looked_ms: i64,
     },
     /// Backends have been told to stop: the old ones, or the new ones of a version that failed.
     Stopping {
@@ -279,7 +261,7 @@ impl Timed for Operation {
             Phase::Starting { since_ms, deadline_ms, again_ms, .. } => {
                 [Some(since_ms), Some(deadline_ms), again_ms.as_mut()]
             }
-            Phase::Stepping { since_ms, next_ms, .. } => [Some(since_ms), Some(next_ms), None],
+            Phase::Stepping { since_ms, next_ms, looked_ms, .. } => [Some(since_ms), Some(next_ms), Some(looked_ms)],
             Phase::Stopping { deadline_ms, again_ms, .. } => [Some(deadline_ms), again_ms.as_mut(), None],
             Phase::Ended => [None, None, None],
         };
@@ -369,6 +351,10 @@ impl Operation {
             Phase::Draining { deadline_ms, .. } => {
                 format!("{} to end; {} left", words::count(left, "old connection"), within(*deadline_ms))
             }
+            Phase::Stepping { step, next_ms, .. } if self.is_watched() => match step {
+                0 => format!("the old version to be observed; switch in {}", within(*next_ms)),
+                _ => "the new version to be observed".to_owned(),
+            },
             Phase::Stepping { step, next_ms, .. } => {
                 let steps = if let Order::Canary(order) = &self.order { order.steps.as_slice() } else { &[] };
                 let share = steps.get(*step).map(|share| words::share(*share)).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! Times, shares and counts in messages.
 
+pub(super) use crate::text::count;
+
 /// A time in milliseconds: `0.4 s`, `12 s`, `3 min 20 s`.
 pub(super) fn time(ms: i64) -> String {
     match ms.max(0) {
@@ -13,9 +15,4 @@ pub(super) fn time(ms: i64) -> String {
 pub(super) fn share(hundredths: u32) -> String {
     let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
-}
-
-/// `1 connection`, `2 connections`.
-pub(super) fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -31,6 +31,38 @@ pub enum Fallback {
     Pass,
 }
 
+/// What is read of the connections of a service while its versions are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Observe {
+    /// Their beginnings, ends and times.
+    #[default]
+    Connections,
+    /// Also the first line of each answer by HTTP/1 in plain text.
+    Http,
+}
+
+impl fmt::Display for Observe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connections => "connections",
+            Self::Http => "http",
+        })
+    }
+}
+
+impl FromStr for Observe {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Connections, Self::Http].into_iter().find(|known| known.to_string() == text).ok_or_else(|| {
+            "unknown value; use connections (beginnings, ends and times of connections are observed) or http (also the status of each answer \
+             by HTTP/1 in plain text)"
+                .to_owned()
+        })
+    }
+}
+
 impl fmt::Display for Fallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -253,6 +285,15 @@ service_options! {
         read: |text| time(text, CLOSE_IDLE_MAX),
         write: |ms| duration::show_ms(*ms),
     }
+    observe: Observe {
+        key: "observe",
+        values: "`connections`, `http`",
+        default: Observe::Connections,
+        doc: "What a canary compares of the versions: how their `connections` begin and end, and when their answers begin; with `http` also \
+              the class of the status of each answer by HTTP/1 in plain text (2xx to 5xx), which the kernel program reads from its first line.",
+        read: str::parse,
+        write: ToString::to_string,
+    }
 }
 
 #[cfg(test)]
@@ -270,6 +311,7 @@ mod tests {
             idle_ms: Some(900_000),
             idle_max_hold_ms: Some(30_000),
             drain_close_idle_ms: Some(1_000),
+            observe: Some(Observe::Http),
         };
         let written = given.written();
         let keys: Vec<&str> = written.iter().map(|(key, _)| *key).collect();

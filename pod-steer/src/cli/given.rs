@@ -11,8 +11,9 @@ use ipnet::IpNet;
 use super::args::rollout::{self as args, CanaryArgs, DeployArgs, DrainArgs, EndingArgs, PauseArgs, ShiftArgs};
 use crate::{
     duration,
+    judge::{Judging, Mode, SLOWDOWN_MAX},
     labels::WEIGHT_MAX,
-    rollout::{AtDeadline, CanaryOrder, DeployOrder, DrainOrder, PauseOrder, ShiftOrder},
+    rollout::{AtDeadline, CanaryOrder, DeployOrder, DrainOrder, PauseOrder, ShiftOrder, Watch},
     text::quoted,
 };
 
@@ -35,6 +36,7 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
         recreate: args.recreate,
         allow_drop: args.allow_drop,
         max_hold_ms: args.max_hold.as_deref().map(|text| time("--max-hold", text)).transpose()?,
+        watch: watch(args)?,
     })
 }
 
@@ -94,7 +96,31 @@ pub(super) fn canary(args: &CanaryArgs) -> Result<CanaryOrder, String> {
         steps: steps(&args.steps)?,
         every_ms: time("--every", &args.every)?,
         timeout_ms: time("--timeout", &args.timeout)?,
+        judge: judging(args.judge, &args.max_slowdown)?,
     })
+}
+
+fn watch(args: &DeployArgs) -> Result<Option<Watch>, String> {
+    let judge = judging(args::Judge::On, &args.max_slowdown)?;
+    let Some(watched) = args.watch.as_deref() else { return Ok(None) };
+    Ok(Some(Watch { for_ms: time("--watch", watched)?, judge }))
+}
+
+fn judging(given: args::Judge, max_slowdown: &str) -> Result<Judging, String> {
+    let mode = match given {
+        args::Judge::On => Mode::On,
+        args::Judge::Required => Mode::Required,
+        args::Judge::Off => Mode::Off,
+    };
+    let number = max_slowdown.strip_suffix('%').unwrap_or(max_slowdown);
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    match number.parse() {
+        Ok(max_slowdown_percent @ 1..=SLOWDOWN_MAX) if is_number => Ok(Judging { mode, max_slowdown_percent }),
+        _ => Err(format!(
+            "--max-slowdown {} is refused: write a whole percentage from 1% to {SLOWDOWN_MAX}%, as in 25%",
+            quoted(max_slowdown)
+        )),
+    }
 }
 
 /// `shift`'s order.

@@ -91,8 +91,13 @@ mod tests {
 
     #[test]
     fn it_fits_80_columns() {
-        let canary =
-            CanaryOrder { version: "v2".into(), steps: vec![100, 500, 10_000], every_ms: 120_000, timeout_ms: 1 };
+        let canary = CanaryOrder {
+            version: "v2".into(),
+            steps: vec![100, 500, 10_000],
+            every_ms: 120_000,
+            timeout_ms: 1,
+            judge: Default::default(),
+        };
         let message = "v2 gets everything after 4 steps in 8m; 412 connections of v1 were drained, none was left, and \
                        its backends were stopped";
         let operation = Operation {

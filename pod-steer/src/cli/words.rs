@@ -69,6 +69,13 @@ pub(super) fn progress(status: &OperationStatus, now_ms: i64) -> String {
             let s = if status.left == 1 { "" } else { "s" };
             format!("waiting for {} connection{s} to end (time limit in {})", status.left, left(*deadline_ms))
         }
+        Phase::Stepping { step: 0, next_ms, .. } if operation.is_watched() => {
+            format!("observing the old version (switch in {})", left(*next_ms))
+        }
+        Phase::Stepping { step, next_ms, .. } if operation.is_watched() => {
+            let parts = operation.order.judged().map_or(0, |(.., parts)| parts);
+            format!("comparing the new version with it, part {step} of {parts} (next in {})", left(*next_ms))
+        }
         Phase::Stepping { step, next_ms, .. } => {
             let steps = match &operation.order {
                 Order::Canary(canary) => canary.steps.as_slice(),
@@ -107,6 +114,9 @@ pub(super) fn part_done(status: &OperationStatus, now_ms: i64) -> Option<f64> {
             // It grows while connections that had been opened before are counted.
             let all = (*connections).max(status.left) as f64;
             part(all - status.left as f64, all)
+        }
+        (Phase::Stepping { since_ms, next_ms, .. }, Order::Deploy(_)) => {
+            part((now_ms - since_ms) as f64, (next_ms - since_ms) as f64)
         }
         (Phase::Stepping { step, since_ms, next_ms, .. }, Order::Canary(canary)) => {
             let within = part((now_ms - since_ms) as f64, (next_ms - since_ms) as f64).unwrap_or(0.0);

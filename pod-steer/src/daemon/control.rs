@@ -284,6 +284,7 @@ impl Control {
             Event::StopUnanswered(id) => drop(self.orders.unstopped.insert(id)),
             Event::Closed { service, operation, closed } => self.were_closed(&service, operation, closed),
             Event::Reset { service, operation, reset } => self.was_reset(service, operation, reset),
+            Event::Observers(loaded) => self.observers_loaded(*loaded),
             Event::Registering(registration) => self.registering(*registration),
         }
     }

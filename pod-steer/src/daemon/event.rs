@@ -33,6 +33,8 @@ pub enum Event {
     Hangup,
     /// From a container engine.
     Engine(EngineInput),
+    /// The programs that observe versions are loaded.
+    Observers(Box<super::judging::Loaded>),
     /// Sockets of a backend that had just begun to listen were looked at.
     Inspected {
         /// The backend.

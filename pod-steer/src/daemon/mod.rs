@@ -30,6 +30,7 @@ mod holders;
 mod holds;
 mod image_labels;
 mod inspections;
+mod judging;
 mod ledger;
 mod left_out;
 mod leftovers;

@@ -132,6 +132,7 @@ impl Control {
             recreate: false,
             allow_drop: false,
             max_hold_ms: None,
+            watch: None,
         }))
     }
 

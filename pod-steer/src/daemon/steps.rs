@@ -32,6 +32,7 @@ impl Control {
             for operation in self.orders.operations.values().filter(|operation| operation.holds_clients()) {
                 self.dirty.hurry(&operation.service);
             }
+            self.follow_judgings();
             self.close_idle_connections();
             self.reset_old_connections();
             self.orders.to_step = self.orders.operations.keys().cloned().collect();
@@ -58,7 +59,8 @@ impl Control {
             return false;
         }
         let mut next = operation.clone();
-        let (view, decision) = (self.view(service), self.decision(service));
+        let (mut view, decision) = (self.view(service), self.decision(service));
+        view.compared = self.compared(service).map(Box::new);
         let progress = rollout::step(&mut next, &view, &decision, now());
         let is_further = next != *operation;
         if is_further {

@@ -46,6 +46,8 @@ impl Control {
             is_wanted: self.orders.sleepers.is_wanted(service),
             is_partial: !self.engines.are_all_known(),
             cannot_sleep: self.is_falling_asleep(service).then(|| self.cannot_sleep(service)).flatten(),
+            // Only a step asks for it.
+            compared: None,
             backends: backends.map(|backend| (backend.id.clone(), of(backend))).collect(),
         }
     }

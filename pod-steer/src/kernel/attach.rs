@@ -58,6 +58,11 @@ impl Cgroup {
         let id = CgroupId(dir.metadata()?.ino());
         Ok(Self { dir, id })
     }
+
+    /// Its directory.
+    pub(super) fn dir(&self) -> &File {
+        &self.dir
+    }
 }
 
 /// The work that starts steering in a namespace. It loads a program, which takes too long for the daemon's loop.

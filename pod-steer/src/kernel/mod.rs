@@ -42,6 +42,7 @@ mod migrate;
 mod migration;
 mod notes;
 mod object;
+pub mod observer;
 mod own;
 mod peer;
 mod pins;

@@ -126,6 +126,11 @@ impl Lab {
         .with_context(|| self.daemon.stderr())
     }
 
+    /// Gives an order to the daemon, with arguments separated by spaces.
+    pub fn order(&self, args: &str) -> Result<()> {
+        run(cli(&self.host)?.args(args.split(' '))).map(drop)
+    }
+
     /// How many times the kernel program has chosen a backend of a service.
     pub fn steered(&self, service: &str) -> Result<u64> {
         let status = self.status()?;

@@ -27,6 +27,8 @@ pub const SECTIONS: &[&str] = &[
     "keep-alive-pair",
     "new-connections-bridge-pair",
     "new-connections-peer-pair",
+    "new-connections-judged-pair",
+    "keep-alive-judged-pair",
     "new-connections",
     "keep-alive",
     "tls",

@@ -79,7 +79,7 @@ const KEEP_ALIVE: Workload = Workload {
 const PAIR: Rounds = Rounds { full: 200, quick: 20, most: 400 };
 
 /// Everything with load, in the order of the report.
-pub const WORKLOADS: [Workload; 8] = [
+pub const WORKLOADS: [Workload; 10] = [
     Workload {
         name: "new-connections-pair",
         title: "New connections, side by side with SO_REUSEPORT",
@@ -116,6 +116,25 @@ pub const WORKLOADS: [Workload; 8] = [
         pair: Some(["dnat", "pod-steer-bridge-peer"]),
         within: 0.01,
         ..NEW_CONNECTIONS
+    },
+    Workload {
+        name: "new-connections-judged-pair",
+        title: "New connections, with and without a judgement",
+        about: "The workload `new-connections` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["pod-steer", "pod-steer-judged"]),
+        within: 0.01,
+        ..NEW_CONNECTIONS
+    },
+    Workload {
+        name: "keep-alive-judged-pair",
+        title: "Kept connections, with and without a judgement",
+        about: "The workload `keep-alive` with two contestants alone, so that their turns follow each other at once.",
+        rounds: PAIR,
+        pair: Some(["pod-steer", "pod-steer-judged"]),
+        within: 0.01,
+        has_p999: false,
+        ..KEEP_ALIVE
     },
     NEW_CONNECTIONS,
     KEEP_ALIVE,

@@ -99,6 +99,14 @@ pub struct DeployArgs {
     /// With --recreate: refuse clients that have been held for so long [default: hold them until a version serves]
     #[arg(long, value_name = "TIME", requires = "recreate", allow_hyphen_values = true)]
     pub max_hold: Option<String>,
+    /// Compare the version for this long with what the old one did before, and go back if it treats its clients worse
+    ///
+    /// The old version is observed for up to 30s first. It is stopped after that, if it is to be.
+    #[arg(long, value_name = "TIME", conflicts_with = "recreate", allow_hyphen_values = true)]
+    pub watch: Option<String>,
+    /// With --watch: how much later its answers may begin (99% of them) than those of the old version
+    #[arg(long, value_name = "PERCENT", default_value = "25%", requires = "watch", allow_hyphen_values = true)]
+    pub max_slowdown: String,
     /// Stop the old version's containers once all of its connections have ended
     #[arg(long)]
     pub stop_old: bool,
@@ -108,6 +116,18 @@ pub struct DeployArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
+}
+
+/// Whether the versions of a canary are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Judge {
+    /// Roll back if the version is worse; go on if a step has too few connections to tell
+    #[default]
+    On,
+    /// Roll back also if a step has too few connections to tell
+    Required,
+    /// Go by the state of the backends alone
+    Off,
 }
 
 /// `pod-steer canary`
@@ -127,6 +147,12 @@ pub struct CanaryArgs {
     /// Time limit for its backends to become ready
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true)]
     pub timeout: String,
+    /// Compare how the versions treat their clients, in each step
+    #[arg(long, value_name = "WHETHER", default_value = "on")]
+    pub judge: Judge,
+    /// How much later its answers may begin (99% of them) than those of the other versions
+    #[arg(long, value_name = "PERCENT", default_value = "25%", allow_hyphen_values = true)]
+    pub max_slowdown: String,
     /// Return as soon as it has begun; the daemon continues it
     #[arg(long)]
     pub detach: bool,

@@ -20,6 +20,15 @@ fn deploys() {
     for part in ["timeout_ms: 60000", "drain_timeout_ms: 30000", "stop_old: false", "backends: None"] {
         assert!(order.contains(part), "{order}");
     }
+    assert!(order.contains("watch: None"), "{order}");
+    let order = read("pod-steer deploy web v2 --watch 5m --max-slowdown 10").unwrap();
+    assert!(
+        order.contains("watch: Some(Watch { for_ms: 300000, judge: Judging { mode: On, max_slowdown_percent: 10 }"),
+        "{order}"
+    );
+    for line in ["--watch 5m --recreate", "--max-slowdown 10%"] {
+        assert!(read(&format!("pod-steer deploy web v2 {line}")).unwrap_err().starts_with("clap"), "{line}");
+    }
     let order = read("pod-steer deploy web v2 --backends 3 --drain-timeout 0s --keep-old 10m").unwrap();
     for part in ["backends: Some(3)", "drain_timeout_ms: 0", "stop_old: true", "keep_old_ms: Some(600000)"] {
         assert!(order.contains(part), "{order}");
@@ -44,6 +53,10 @@ fn canaries() {
     assert!(
         read("pod-steer canary web v2 --steps 0.5%,12.25%,100% --every 1m30s").unwrap().contains("[50, 1225, 10000]")
     );
+    let judged = read("pod-steer canary web v2").unwrap();
+    assert!(judged.contains("judge: Judging { mode: On, max_slowdown_percent: 25 }"), "{judged}");
+    let judged = read("pod-steer canary web v2 --judge required --max-slowdown 50%").unwrap();
+    assert!(judged.contains("judge: Judging { mode: Required, max_slowdown_percent: 50 }"), "{judged}");
     for (hundredths, text) in [(100, "1%"), (50, "0.5%"), (1225, "12.25%"), (5, "0.05%"), (10_000, "100%")] {
         assert_eq!(Percent(hundredths).to_string(), text);
         assert_eq!(percent(text), Ok(hundredths));
@@ -96,6 +109,12 @@ fn each_error_is_one_line_that_names_the_fault() {
         ("canary web v2 --steps 0.125%,100%", "two digits"),
         ("canary web v2 --steps 1%,,100%", "not a percentage"),
         ("canary web v2 --every 2", "2s"),
+        ("canary web v2 --max-slowdown 0%", "from 1% to"),
+        ("canary web v2 --max-slowdown -25%", "as in 25%"),
+        ("canary web v2 --max-slowdown 2.5%", "whole percentage"),
+        ("canary web v2 --max-slowdown 100000000000%", "from 1% to"),
+        ("deploy web v2 --watch 5m --max-slowdown much", r#""much""#),
+        ("deploy web v2 --watch 0s", "--watch"),
     ];
     for (line, said) in cases {
         let error = read(&format!("pod-steer {line}")).unwrap_err();

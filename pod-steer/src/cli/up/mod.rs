@@ -199,6 +199,8 @@ fn order(args: &UpArgs, version: &str, count: usize) -> Result<DeployOrder, Stri
         keep_old: None,
         recreate: false,
         allow_drop: false,
+        watch: None,
+        max_slowdown: "25%".to_owned(),
         max_hold: None,
         output: OutputFormat::Text,
     })

@@ -84,9 +84,16 @@ fn orders() -> Vec<Order> {
         recreate: false,
         allow_drop: false,
         max_hold_ms: None,
+        watch: None,
         keep_old_ms: Some(3),
     };
-    let canary = CanaryOrder { version: "v2".into(), steps: vec![100, 10_000], every_ms: 1, timeout_ms: 2 };
+    let canary = CanaryOrder {
+        version: "v2".into(),
+        steps: vec![100, 10_000],
+        every_ms: 1,
+        timeout_ms: 2,
+        judge: Default::default(),
+    };
     let shift = ShiftOrder {
         weights: [("v1".into(), 1)].into(),
         balance: false,

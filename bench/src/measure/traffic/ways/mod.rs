@@ -116,6 +116,7 @@ pub const WAYS: &[Way] = &[
     steered::HOST,
     steered::ONE,
     steered::PORT,
+    steered::JUDGED,
     proxies::HAPROXY,
     proxies::NGINX_STREAM,
     proxies::NGINX_HTTP,

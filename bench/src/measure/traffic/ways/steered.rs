@@ -33,6 +33,29 @@ pub const ONE: Way = Way {
 pub const PORT: Way =
     Way { name: "pod-steer-port", title: "pod-steer, 80 to 8080", base: Some("direct"), note: None, start: port };
 
+pub const JUDGED: Way = Way {
+    name: "pod-steer-judged",
+    title: "pod-steer, while a canary compares two versions",
+    base: Some("direct"),
+    note: Some(
+        "As `pod-steer`, with one server of each version, half of the connections for each, and `pod-steer.observe=http`: what a judgement costs.",
+    ),
+    start: judged,
+};
+
+fn judged(lab: &Lab) -> Result<Running> {
+    let (service, listen) = ("judged", Listen { http: 8013, tls: 8413, reuseport: false });
+    let start = |number: u32| {
+        let (name, version) = (format!("{service}-{number}"), format!("v{number}"));
+        let spec = lab.site.nginx(&name, 1, &listen)?.service(service, "8013,8413").network("host");
+        lab.start(&spec.label("pod-steer.version", &version).label("pod-steer.observe", "http"), &name)
+    };
+    let servers = vec![start(1)?, start(2)?];
+    lab.wait_ready(service, servers.len())?;
+    lab.order("canary judged v2 --steps 50%,100% --every 24h --detach")?;
+    Ok(Running::new(lab.addr(listen.http), lab.addr(listen.tls), Servers::Own(servers)).steered(lab, service))
+}
+
 fn host(lab: &Lab) -> Result<Running> {
     let listen = Listen { http: 8004, tls: 8404, reuseport: false };
     steered(lab, "steered", "8004,8404", &listen, (8004, 8404))
