@@ -12,7 +12,7 @@ use super::{
     step::{Progress, done, end, live},
     words,
 };
-use crate::{ids::BackendId, settings::ServiceOptions, time::Now};
+use crate::{ids::BackendId, time::Now};
 
 /// How long connections that are reset may take to be gone. A socket that its server still holds counts until the kernel has aborted it.
 const RESET_MS: i64 = 5_000;
@@ -53,13 +53,22 @@ impl DrainOrder {
     }
 }
 
+/// Options of a service that its orders may leave out, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct OfService {
+    /// How long connections are idle that a drain closes; 0 if it closes none.
+    pub close_idle_ms: u64,
+    /// How long clients are held at most while a service wakes.
+    pub wake_max_hold_ms: u64,
+}
+
 impl Order {
     /// Puts in what it leaves to the options of its service. An order that waits for no connection closes none.
-    pub fn complete(&mut self, options: &ServiceOptions) {
-        let close_idle_ms = Some(options.drain_close_idle_ms).filter(|ms| *ms > 0);
+    pub fn complete(&mut self, options: OfService) {
+        let close_idle_ms = Some(options.close_idle_ms).filter(|ms| *ms > 0);
         match self {
             Self::Wake(wake) => {
-                wake.max_hold_ms.get_or_insert(options.idle_max_hold_ms);
+                wake.max_hold_ms.get_or_insert(options.wake_max_hold_ms);
             }
             Self::Deploy(deploy) if deploy.drain_timeout_ms > 0 => {
                 deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms);

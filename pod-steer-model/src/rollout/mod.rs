@@ -24,7 +24,9 @@ pub use already::already;
 pub use canary::CanaryOrder;
 pub use check::{Refusal, check};
 pub use decision::{Decision, Part, Policy, Traffic};
-pub use drain::{AtDeadline, Closing, DrainOrder, closing, note_closed, note_connections, note_reset, resetting};
+pub use drain::{
+    AtDeadline, Closing, DrainOrder, OfService, closing, note_closed, note_connections, note_reset, resetting,
+};
 pub use idle::{Asleep, Quiet};
 pub use judged::Watch;
 pub use pause::PauseOrder;

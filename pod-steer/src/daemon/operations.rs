@@ -24,7 +24,7 @@ use crate::{
     clock::{Now, now},
     ids::{BackendId, BackendIndex},
     kernel::Settled,
-    rollout::{self, Decision, Operation, Order, Outcome, Phase, Policy, Refusal, Step},
+    rollout::{self, Decision, OfService, Operation, Order, Outcome, Phase, Policy, Refusal, Step},
 };
 
 /// An order that has been given and waits for its turn.
@@ -147,7 +147,11 @@ impl Control {
             );
             return self.answer_unbegun(given, Err(OrderError::Held(text)));
         }
-        given.order.complete(&self.world.options(&given.service));
+        let options = self.world.options(&given.service);
+        given.order.complete(OfService {
+            close_idle_ms: options.drain_close_idle_ms,
+            wake_max_hold_ms: options.idle_max_hold_ms,
+        });
         if let Some(answer) = self.checked(&given).transpose() {
             return self.answer_unbegun(given, answer);
         }

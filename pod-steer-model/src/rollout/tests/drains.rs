@@ -1,7 +1,6 @@
 //! Drains that wait, and what happens at their deadline.
 
 use super::*;
-use crate::settings::ServiceOptions;
 
 fn drain(change: impl FnOnce(&mut DrainOrder)) -> Order {
     let mut order =
@@ -152,10 +151,10 @@ fn idle_connections_are_closed_while_a_drain_waits() {
 
 #[test]
 fn an_order_that_does_not_say_what_is_idle_leaves_it_to_the_options() {
-    let options = |drain_close_idle_ms| ServiceOptions { drain_close_idle_ms, ..ServiceOptions::default() };
+    let options = |close_idle_ms| OfService { close_idle_ms, wake_max_hold_ms: 60_000 };
     let completed = |given: Option<u64>, timeout: Option<u64>, option| {
         let mut order = drain(|order| (order.close_idle_ms, order.drain_timeout_ms) = (given, timeout));
-        order.complete(&options(option));
+        order.complete(options(option));
         let Order::Drain(order) = order else { unreachable!() };
         order.close_idle_ms
     };
