@@ -12,16 +12,19 @@ use pod_steer_tests::{
     container::Container,
     daemon::Stage,
     load::{self, Load},
-    report, require, server, stats, tools,
+    report, require, scale, server, stats, tools,
 };
 
-const DEPLOYS: usize = 200;
-const REQUESTS: u64 = 1_000_000;
 /// The servers close a connection after so many requests, and the tests' clients before that: old connections end, and no server
 /// closes one unannounced.
 const REQUESTS_OF_CONNECTION: &str = "60";
 /// The test fails if the machine is too slow to finish in this time.
 const RUN_MAX: Duration = Duration::from_secs(280);
+
+/// Deploys and requests.
+fn size() -> (usize, u64) {
+    (scale::of(80, 200), scale::of(400_000, 1_000_000))
+}
 
 fn start(stage: &Stage, version: &str) -> Result<Container> {
     let args = ["--listen", "0.0.0.0:8080", "--requests-max", REQUESTS_OF_CONNECTION];
@@ -85,9 +88,10 @@ fn deploys_under_full_load_lose_nothing() -> Result<()> {
     stage.daemon.wait_ready("web", 2)?;
     stage.daemon.order_done("shift web v1=1")?;
     let began = Instant::now();
+    let (least_deploys, least_requests) = size();
     let clients = Clients::start(&stage, "127.0.0.1:8080".parse()?)?;
     let mut took = Vec::new();
-    while took.len() < DEPLOYS || clients.answered() < REQUESTS {
+    while took.len() < least_deploys || clients.answered() < least_requests {
         ensure!(began.elapsed() < RUN_MAX, "{} deploys, {} requests", took.len(), clients.answered());
         let version = if took.len() % 2 == 0 { "v2" } else { "v1" };
         took.push(stage.daemon.order_done(&format!("deploy web {version}"))?.took());
@@ -105,7 +109,7 @@ fn deploys_under_full_load_lose_nothing() -> Result<()> {
         let mut took: Vec<_> = history.iter().filter_map(|operation| operation.took(step)).collect();
         report::figure(&format!("deploy under full load, {step}"), stats::median_and_maximum(&mut took));
     }
-    ensure!(requests > REQUESTS, "only {requests} requests");
+    ensure!(requests > least_requests, "only {requests} requests");
 
     let service = stage.daemon.wait_idle("web")?;
     let bad: Vec<_> = service.counters.iter().filter(|(_, count)| **count > 0).collect();

@@ -35,8 +35,10 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
-const LONG: [&str; 16] = [
+const LONG: [&str; 20] = [
     "affinity",
+    "canary_judge",
+    "closings",
     "explain",
     "forward_deploys",
     "forward_flood",
@@ -46,8 +48,10 @@ const LONG: [&str; 16] = [
     "forward_networks",
     "forward_source_ports",
     "hold",
+    "hotswap",
     "idle_wake",
     "metrics",
+    "recreate",
     "up",
     "up_old",
     "up_projects",
