@@ -41,7 +41,7 @@ pub enum Mode {
     /// Each step compares the versions. A step with too few connections to tell goes on, and says so.
     #[default]
     On,
-    /// A step with too few connections to tell rolls back.
+    /// A step in which nothing could be judged rolls back.
     Required,
     /// Versions are not compared.
     Off,

@@ -124,7 +124,7 @@ pub enum Judge {
     /// Roll back if the version is worse; go on if a step has too few connections to tell
     #[default]
     On,
-    /// Roll back also if a step has too few connections to tell
+    /// Roll back also if nothing in a step could be judged
     Required,
     /// Go by the state of the backends alone
     Off,
