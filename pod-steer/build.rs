@@ -57,6 +57,12 @@ fn main() {
     let target_dir = out_dir.ancestors().nth(3).expect("OUT_DIR is four levels deep").join("kernel");
     let later = LATER.iter().filter(|(variable, _)| env::var_os(variable).is_some()).map(|(_, feature)| *feature);
     let features: Vec<&str> = ["kernel"].into_iter().chain(later).collect();
+    // By default the linker leaves what sets or copies memory to functions that go byte by byte, also where the size is known.
+    let flags = [
+        &format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ];
     let status = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
         .current_dir(&workspace)
         .args(["build", "--package", "pod-steer-ebpf", "--bins", "--profile", "kernel"])
@@ -66,7 +72,7 @@ fn main() {
         .env("PATH", env::join_paths(search).expect("it was split from a PATH"))
         // The kernel target has no prebuilt `core`, and building it is an unstable feature of a stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{arch}\"\x1f-Clink-arg=--btf"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC")

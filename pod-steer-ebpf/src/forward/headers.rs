@@ -1,6 +1,8 @@
 //! The headers of a packet at a device. Everything is copied out of it first: a rewrite makes pointers into it invalid.
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
+use core::ptr;
+
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
 use pod_steer_ebpf::{FAMILY_V4, FAMILY_V6, Flow, NONE, PROTO_TCP, Tuple};
 
 use super::routes::Hop;
@@ -110,6 +112,64 @@ impl Work {
         if work.read(ctx, l2, protocol) { Some(work) } else { None }
     }
 
+    /// The same for a packet that the first look has found to be of TCP, without options, extension headers or fragments: it is read in
+    /// place, which is faster.
+    #[inline(always)]
+    pub fn of_plain(ctx: &TcContext, l2: usize, protocol: u32) -> Option<&'static mut Self> {
+        let work = WORK.get_ptr_mut(0)?;
+        // SAFETY: as above.
+        let work = unsafe { &mut *work };
+        if work.read_plain(ctx.as_ptr().cast(), l2, protocol) { Some(work) } else { None }
+    }
+
+    #[inline(never)]
+    fn read_plain(&mut self, skb: *mut __sk_buff, l2: usize, protocol: u32) -> bool {
+        // SAFETY: the context is valid for the whole run. Volatile: LLVM would make the fields arguments, which the verifier rejects.
+        let (ip, end) = unsafe {
+            let (data, end) =
+                (ptr::read_volatile(&raw const (*skb).data), ptr::read_volatile(&raw const (*skb).data_end));
+            (data as usize + l2, end as usize)
+        };
+        let length = if protocol == ETH_P_IP { IPV4_LEN } else { IPV6_LEN };
+        if ip + length + TCP_READ > end {
+            return false;
+        }
+        // SAFETY: all of these bytes are in the packet, as was compared.
+        let header = unsafe {
+            if protocol == ETH_P_IP {
+                self.tuple.source = [ptr::read_unaligned((ip + IPV4_SOURCE) as *const u32), 0, 0, 0];
+                self.tuple.destination = [ptr::read_unaligned((ip + IPV4_DESTINATION) as *const u32), 0, 0, 0];
+                self.tuple.family = FAMILY_V4;
+            } else {
+                self.tuple.source = ptr::read_unaligned((ip + IPV6_SOURCE) as *const [u32; 4]);
+                self.tuple.destination = ptr::read_unaligned((ip + IPV6_DESTINATION) as *const [u32; 4]);
+                self.tuple.family = FAMILY_V6;
+            }
+            ptr::read_unaligned((ip + length) as *const [u16; 7])
+        };
+        (self.tuple.reply, self.tuple.pad) = (0, [0; 2]);
+        self.begin(l2, 0);
+        self.set_tcp(&header, (l2 + length) as u32);
+        true
+    }
+
+    /// Sets what is not known yet.
+    #[inline(always)]
+    fn begin(&mut self, l2: usize, fragment: u32) {
+        (self.fragment, self.device, self.peer, self.l2) = (fragment, 0, NONE, l2 as u32);
+        self.hop = Hop::UNKNOWN;
+    }
+
+    /// Sets what a TCP header at this place says.
+    #[inline(always)]
+    fn set_tcp(&mut self, header: &[u16; 7], at: u32) {
+        (self.tuple.source_port, self.tuple.destination_port) = (header[0], header[1]);
+        self.to = self.tuple;
+        (self.tcp, self.icmp) = (at, 0);
+        self.flags = u16::from_be(header[6]).into();
+        self.sequence = u32::from(header[2]) | u32::from(header[3]) << 16;
+    }
+
     #[inline(never)]
     fn read(&mut self, ctx: &TcContext, l2: usize, protocol: u32) -> bool {
         let ip = match protocol {
@@ -118,8 +178,7 @@ impl Work {
             _ => None,
         };
         let Some(ip) = ip else { return false };
-        (self.fragment, self.device, self.peer, self.l2) = (ip.fragment, 0, NONE, l2 as u32);
-        self.hop = Hop::UNKNOWN;
+        self.begin(l2, ip.fragment);
         match ip.protocol {
             PROTO_TCP if self.is_later() => {
                 (self.tuple, self.flags, self.icmp) = (ip.tuple, 0, 0);
@@ -139,11 +198,8 @@ impl Work {
     #[inline(always)]
     fn tcp(&mut self, ctx: &TcContext, ip: Ip) -> Option<()> {
         let header: [u16; 7] = ctx.load(ip.end).ok()?;
-        self.tuple = Tuple { source_port: header[0], destination_port: header[1], ..ip.tuple };
-        self.to = self.tuple;
-        (self.tcp, self.icmp) = (ip.end as u32, 0);
-        self.flags = u16::from_be(header[6]).into();
-        self.sequence = u32::from(header[2]) | u32::from(header[3]) << 16;
+        self.tuple = ip.tuple;
+        self.set_tcp(&header, ip.end as u32);
         Some(())
     }
 

@@ -123,15 +123,18 @@ fn ingress(skb: *mut __sk_buff, l2: usize, by_bridge: bool) -> i32 {
     if skb.pkt_type != PACKET_HOST || skb.vlan_id != 0 {
         return NEXT;
     }
-    match look(ctx, l2, skb.protocol) {
+    let work = match look(ctx, l2, skb.protocol) {
         Look::Tcp(ports)
             if is_forwarded(ports.source, true)
                 || is_forwarded(ports.destination, false)
-                || ports.begins && is_forwarded(ports.destination, true) => {}
-        Look::Closer => {}
-        _ => return NEXT,
-    }
-    let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+                || ports.begins && is_forwarded(ports.destination, true) =>
+        {
+            Work::of_plain(ctx, l2, skb.protocol)
+        }
+        Look::Closer => Work::of(ctx, l2, skb.protocol),
+        _ => None,
+    };
+    let Some(work) = work else { return NEXT };
     work.bridge = by_bridge.into();
     if work.icmp != 0 {
         let is_ours = is_forwarded(work.tuple.source_port, false) && icmp::find(work, true);
@@ -219,7 +222,7 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
     if skb.vlan_id != 0 {
         return NEXT;
     }
-    match look(ctx, l2, skb.protocol) {
+    let work = match look(ctx, l2, skb.protocol) {
         Look::Tcp(ports) if is_forwarded(ports.source, true) => {
             // The mark tells that the program which saw it come in knew it.
             if skb.mark & FORWARD_MARK != 0
@@ -228,12 +231,15 @@ fn egress(skb: *mut __sk_buff, l2: usize) -> i32 {
                 let done = rewrite::rewrite(ctx, l2, &reply.tuple, &reply.to, reply.tcp);
                 return if done { NEXT } else { dropped(reply.service) };
             }
+            Work::of_plain(ctx, l2, skb.protocol)
         }
-        Look::Tcp(ports) if ports.begins && is_forwarded(ports.destination, true) => {}
-        Look::Closer => {}
-        _ => return NEXT,
-    }
-    let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+        Look::Tcp(ports) if ports.begins && is_forwarded(ports.destination, true) => {
+            Work::of_plain(ctx, l2, skb.protocol)
+        }
+        Look::Closer => Work::of(ctx, l2, skb.protocol),
+        _ => None,
+    };
+    let Some(work) = work else { return NEXT };
     if work.icmp != 0 {
         let is_ours = is_forwarded(work.tuple.destination_port, true) && icmp::find(work, false);
         return error(ctx, l2, work, is_ours, false, skb.mark);

@@ -26,7 +26,7 @@ pub fn ingress(skb: *mut __sk_buff, l2: usize) -> i32 {
         Look::Tcp(ports) if skb.vlan_id == 0 && is_forwarded(ports.source, true) => {}
         _ => return NEXT,
     }
-    let Some(work) = Work::of(ctx, l2, skb.protocol) else { return NEXT };
+    let Some(work) = Work::of_plain(ctx, l2, skb.protocol) else { return NEXT };
     match known::from_server(work) {
         NONE => NEXT,
         REPEAT => TC_ACT_SHOT,
