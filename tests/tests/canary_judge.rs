@@ -1,17 +1,27 @@
 //! Canaries that the kernel's counts judge: of a version that is worse, in each way, and of one that is not.
 
-use std::time::Duration;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use pod_steer_tests::{
     bpf::{self, Object},
     daemon::Stage,
     exec::Backend,
     load::Running,
     report, require,
-    rollouts::{all_by, clients, web},
+    rollouts::{TARGET, all_by, clients, web},
     scale, tools, wait,
 };
+use rustix::net::sockopt::set_socket_linger;
 use serde_json::{Value, json};
 
 /// Settings under which the status of answers is read.
@@ -138,6 +148,77 @@ fn an_equal_version_is_kept() -> Result<()> {
         }
     }
     report::figure("canaries of an equal version, of which none went back", runs);
+    Ok(())
+}
+
+/// How a client ends its connection when it has its answer.
+#[derive(Clone, Copy, Debug)]
+enum Last {
+    /// It has closed its direction behind its request.
+    HalfClosed,
+    /// With data of its own that nothing answers, as TLS and WebSockets have it.
+    Word,
+    /// With a reset.
+    Reset,
+}
+
+/// One connection; the client leaves in its way when it has the answer, and waits for nothing more.
+fn connection(last: Last) -> Result<()> {
+    let mut stream = TcpStream::connect(TARGET)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let upgrade = if matches!(last, Last::Word) { "Connection: Upgrade\r\nUpgrade: echo\r\n" } else { "" };
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: web\r\n{upgrade}\r\n").as_bytes())?;
+    if matches!(last, Last::HalfClosed) {
+        stream.shutdown(Shutdown::Write)?;
+    }
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    ensure!(&answer == if upgrade.is_empty() { b"HTTP/1.1 200" } else { b"HTTP/1.1 101" }, "{answer:?}");
+    match last {
+        Last::HalfClosed => stream.read_to_end(&mut Vec::new()).map(drop)?,
+        // The server's answer to it meets a client that has gone.
+        Last::Word => stream.write_all(b"bye")?,
+        Last::Reset => set_socket_linger(&stream, Some(Duration::ZERO))?,
+    }
+    Ok(())
+}
+
+#[test]
+fn how_clients_leave_is_no_fault_of_a_version() -> Result<()> {
+    require!(tools::root_and(&["ip"]));
+    let scene = Scene::new(&[], &[])?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let all = [Last::HalfClosed, Last::Word, Last::Reset];
+    let leaving = all.map(|last| {
+        let (stop, ns) = (Arc::clone(&stop), scene.stage.host.net().try_clone());
+        thread::spawn(move || {
+            ns?.enter()?;
+            let mut connections = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                connection(last).with_context(|| format!("{last:?}"))?;
+                connections += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            anyhow::Ok(connections)
+        })
+    });
+    let done = scene.stage.daemon.order_done("canary web v2 --steps 30%,60%,100% --every 3s");
+    stop.store(true, Ordering::Relaxed);
+    for (last, client) in all.iter().zip(leaving) {
+        let connections = client.join().map_err(|_| anyhow!("a client panicked"))??;
+        ensure!(connections > 100, "{last:?}: {connections} connections");
+    }
+    done?;
+    let last = scene.last()?;
+    let steps = last["steps_done"].as_array().cloned().unwrap_or_default();
+    let judged: Vec<&str> = steps.iter().filter_map(|step| step["detail"].as_str()).collect();
+    let judged: Vec<&str> = judged.into_iter().filter(|detail| detail.contains(" without an answer")).collect();
+    ensure!(judged.len() == 3, "each step is judged: {last}");
+    report::figure("the second step", judged[1]);
+    for detail in judged {
+        // Of each version. What a server sends to a client that has gone is none of its faults.
+        ensure!(detail.matches(" 0 reset, 0 without an answer,").count() == 2, "{detail}");
+    }
     Ok(())
 }
 
