@@ -39,7 +39,7 @@ pub fn nginx(name: &str, port: u16) -> Spec {
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path /tmp/{kind};"));
     let config = format!(
         r#"user root; daemon off; worker_processes 2; pid /tmp/nginx.pid; error_log stderr;
-        events {{ worker_connections 512; }}
+        events {{ worker_connections 4096; }}
         http {{ access_log off; {}
             server {{ listen {port} reuseport; location / {{ return 200 "{name} $remote_addr:$remote_port\n"; }} }}
         }}"#,

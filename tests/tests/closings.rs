@@ -118,7 +118,7 @@ fn servers_close_what_is_idle_and_answer_what_waits() -> Result<()> {
         )?,
     ];
     stage.daemon.wait_ready("web", 4)?;
-    let number = scale::of(80, 1_000);
+    let number = scale::of(80, 5_000);
     let mut clients = (0..number).map(|_| Client::open(&client.ns, target)).collect::<Result<Vec<_>>>()?;
     let mut servers: BTreeMap<&str, usize> = BTreeMap::new();
     clients.iter().for_each(|client| *servers.entry(&client.server).or_default() += 1);
@@ -135,7 +135,8 @@ fn servers_close_what_is_idle_and_answer_what_waits() -> Result<()> {
         client.waits = true;
     }
     let load = Load::to(target).threads(1).start(&client.ns)?;
-    let ordered = stage.daemon.order("deploy web v2 --close-idle=500ms --rate 100/s --drain-timeout 25s")?;
+    let rate = scale::of("100/s", "600/s");
+    let ordered = stage.daemon.order(&format!("deploy web v2 --close-idle=500ms --rate {rate} --drain-timeout 25s"))?;
     let load = load.stop()?;
     let ordered = ordered.expect(0).with_context(|| {
         clients.iter().for_each(|client| drop(client.stream.set_read_timeout(Some(Duration::from_millis(100)))));

@@ -15,7 +15,7 @@ use crate::say;
 /// A program, and the package that has it.
 type Need = (&'static str, &'static str);
 
-const NEEDS: [Need; 37] = [
+const NEEDS: [Need; 40] = [
     ("apparmor_parser", "apparmor"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
@@ -37,6 +37,7 @@ const NEEDS: [Need; 37] = [
     ("faketime", "faketime"),
     ("firewalld", "firewalld"),
     ("g++", "g++"),
+    ("gunicorn", "gunicorn"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
@@ -49,7 +50,9 @@ const NEEDS: [Need; 37] = [
     ("podman", "podman"),
     ("prometheus", "prometheus"),
     ("python3", "python3"),
+    ("python3", "python3-grpcio"),
     ("python3", "python3-venv"),
+    ("python3", "python3-websockets"),
     ("semodule_package", "semodule-utils"),
     ("ssh", "openssh-client"),
     ("systemctl", "systemd"),

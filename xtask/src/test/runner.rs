@@ -35,10 +35,11 @@ pub fn integration_tests(programs: &Programs, filters: &[String], tally: &mut Ta
 }
 
 /// The files of the tests that have a larger size, or take the slower of two programs, when `tests/src/scale.rs` says so.
-const LONG: [&str; 20] = [
+const LONG: [&str; 21] = [
     "affinity",
     "canary_judge",
     "closings",
+    "closings_protocols",
     "explain",
     "forward_deploys",
     "forward_flood",
