@@ -40,8 +40,9 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{}`", shown(command)))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}` failed: {}\n{}", shown(command), output.status, said.trim_end());
+        // `doctor` says on its standard output what it has found.
+        let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+        bail!("`{}` failed: {}\n{}", shown(command), output.status, String::from_utf8_lossy(said).trim_end());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
