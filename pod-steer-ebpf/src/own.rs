@@ -29,7 +29,7 @@ use crate::{
         netns_cookie, purposes, switch,
     },
     packet::Packet,
-    rules::find,
+    rules::find_apart,
     table::{Chooser, Visit, every},
 };
 
@@ -89,7 +89,7 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         (*own).seen = 1;
         &*own
     };
-    let rule = rule_of(packet);
+    let rule = find_apart(packet);
     // An unmanaged listener keeps its clients.
     if rule.is_some_and(|rule| rule.flags & RULE_FOREIGN != 0) {
         return UNDECIDED;
@@ -128,12 +128,6 @@ fn decide(ctx: &SkLookupContext, packet: &Packet) -> u32 {
         Some(_) => SK_PASS,
         None => UNDECIDED,
     }
-}
-
-/// Not inlined, as its caller has no stack left for its keys: Linux before 6.8 rounds each frame up to a multiple of 32 bytes.
-#[inline(never)]
-fn rule_of(packet: &Packet) -> Option<&'static Rule> {
-    find(packet)
 }
 
 /// Gives a connection to any of the backend's listeners in the table of its service's claim, whether or not that

@@ -27,6 +27,13 @@ pub fn find(packet: &Packet) -> Option<&'static Rule> {
     }
 }
 
+/// The same in a call of its own, for a caller whose stack has no room for its keys: Linux before 6.8 rounds each frame up to a multiple of
+/// 32 bytes.
+#[inline(never)]
+pub fn find_apart(packet: &Packet) -> Option<&'static Rule> {
+    find(packet)
+}
+
 /// The first existing rule for the packet's address, device and port, in the order in which the kernel prefers
 /// listeners (`inet_lookup_listener`): an exact address before any address and, for each of these, an exact device
 /// before any device.

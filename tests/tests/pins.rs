@@ -21,7 +21,11 @@ fn load(stage: &Stage) -> Result<Running> {
 }
 
 fn remove(stage: &Stage, what: &str) -> Result<()> {
-    run(stage.host.command("sh")?.args(["-c", &format!("rm -r {BPFFS}/{what}")])).map(drop)
+    let removed = output(stage.host.command("sh")?.args(["-c", &format!("rm -r {BPFFS}/{what}")]))?;
+    // The daemon may pin something again in a directory that has just been emptied.
+    let errors = String::from_utf8_lossy(&removed.stderr);
+    ensure!(errors.lines().all(|line| line.ends_with("Directory not empty")), "{errors}");
+    Ok(())
 }
 
 /// Every pin, below the directory.
