@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
+    process::{
+        Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, pidfd_open, pidfd_send_signal,
+        setrlimit, waitid,
+    },
     time::Timespec,
 };
 
@@ -105,6 +108,12 @@ impl Drop for Process {
             eprintln!("process {} could not be ended: {error:#}", self.pid());
         }
     }
+}
+
+/// Lets this process, and those that it starts from now on, open as many files as it may allow itself.
+pub fn raise_files() -> Result<()> {
+    let files = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?)
 }
 
 /// Runs a command to its end and returns its output whatever its exit code.

@@ -174,6 +174,15 @@ fn connection(last: Last) -> Result<()> {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer)?;
     ensure!(&answer == if upgrade.is_empty() { b"HTTP/1.1 200" } else { b"HTTP/1.1 101" }, "{answer:?}");
+    if matches!(last, Last::Word) {
+        // With something unread, it would reset the connection.
+        let mut head = answer.to_vec();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+    }
     match last {
         Last::HalfClosed => stream.read_to_end(&mut Vec::new()).map(drop)?,
         // The server's answer to it meets a client that has gone.

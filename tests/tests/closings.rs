@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
-    container::Spec, daemon::Stage, exec::Exec, image::Image, load::Load, netns::NetNs, report, require, scale, server,
-    tools, wait,
+    container::Spec, daemon::Stage, exec::Exec, image::Image, load::Load, netns::NetNs, process::raise_files, report,
+    require, scale, server, tools, wait,
 };
 
 /// Both answer `/slow` after three seconds.
@@ -91,6 +91,7 @@ impl Client {
 fn servers_close_what_is_idle_and_answer_what_waits() -> Result<()> {
     require!(tools::docker());
     require!(tools::root_and(&["nginx", "python3", "node", "caddy"]));
+    raise_files()?;
     let stage = Stage::with_docker()?;
     let client = stage.host.new_client()?;
     let target: SocketAddr = (client.host_ip4, 80).into();
