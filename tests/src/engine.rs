@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -94,11 +95,21 @@ cd /
 exec /usr/sbin/dockerd "$@"
 "#;
 
+fn wait_until_ready(process: &Process, docker: &Docker) -> Result<()> {
+    wait::until_ok("dockerd to answer", || {
+        let answer = output(docker.command().args(["version"]))?;
+        Ok(answer.status.success().then_some(()))
+    })
+    .with_context(|| process.stderr())
+}
+
 /// `dockerd`, with data, sockets and configuration of its own.
 #[derive(Debug)]
 pub struct Engine {
     process: Process,
     docker: Docker,
+    /// Its mount namespace, where its containers' network namespaces are mounted: a later process of it needs them.
+    mounts: File,
     /// Those of its next start.
     options: Mutex<Options>,
     imported: Mutex<BTreeSet<Image>>,
@@ -121,10 +132,10 @@ impl Engine {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("daemon.json"), "{}")?;
         let docker = Docker::new(dir.join("docker.sock"), &[]);
-        let process = Self::launch(host, &docker, &options)?;
-        let engine = Self { process, docker, options: Mutex::new(options), imported: Mutex::default() };
-        engine.wait_until_ready()?;
-        Ok(engine)
+        let process = Self::launch(host, &docker, &options, None)?;
+        wait_until_ready(&process, &docker)?;
+        let mounts = File::open(format!("/proc/{}/ns/mnt", process.pid()))?;
+        Ok(Self { process, docker, mounts, options: Mutex::new(options), imported: Mutex::default() })
     }
 
     /// Stops the engine and starts it again, as an upgrade does. Its containers keep running meanwhile (`--live-restore`).
@@ -132,8 +143,8 @@ impl Engine {
         self.process.signal(Signal::TERM)?;
         self.process.wait(wait::STUCK)?;
         let options = self.options.lock().expect("no thread panics with them").clone();
-        self.process = Self::launch(host, &self.docker, &options)?;
-        self.wait_until_ready()
+        self.process = Self::launch(host, &self.docker, &options, Some(&self.mounts))?;
+        wait_until_ready(&self.process, &self.docker)
     }
 
     /// Sets the further arguments of its next start.
@@ -147,19 +158,11 @@ impl Engine {
         self.process.signal(signal)
     }
 
-    fn wait_until_ready(&self) -> Result<()> {
-        wait::until_ok("dockerd to answer", || {
-            let answer = output(self.docker.command().args(["version"]))?;
-            Ok(answer.status.success().then_some(()))
-        })
-        .with_context(|| self.process.stderr())
-    }
-
-    fn launch(host: &Host, docker: &Docker, options: &Options) -> Result<Process> {
+    fn launch(host: &Host, docker: &Docker, options: &Options, mounts: Option<&File>) -> Result<Process> {
         let dir = host.dir().join("docker");
         let mut command = match &options.root {
             None => host.command("dockerd")?,
-            Some(root) => Self::in_root(host, root)?,
+            Some(root) => Self::in_root(host, root, mounts)?,
         };
         command.arg("--config-file").arg(dir.join("daemon.json"));
         command.args(["--data-root", DATA, "--exec-root"]).arg(dir.join("exec"));
@@ -175,20 +178,21 @@ impl Engine {
         host.start("dockerd", &mut command)
     }
 
-    /// `dockerd` in its own root directory. A restarted one needs the mounts of the one before, such as those of its containers' network
-    /// namespaces.
-    fn in_root(host: &Host, root: &Path) -> Result<Command> {
-        let mounts = host.dir().join("docker/mounts");
-        let mut command = if mounts.exists() {
-            let mut command = host.command("nsenter")?;
-            command.arg(format!("--mount={}", mounts.display())).arg("/usr/sbin/dockerd");
-            command
-        } else {
-            fs::write(&mounts, "")?;
-            let mut command = host.command("unshare")?;
-            command.arg(format!("--mount={}", mounts.display())).args(["sh", "-c", IN_ROOT, "sh"]);
-            command.arg(root).arg(host.dir());
-            command
+    /// `dockerd` in its own root directory. A restarted one needs the mounts of the one before. Its namespace is entered by a descriptor: since
+    /// 6.18, a kernel gives namespaces their numbers by CPU, and mounts only one with a higher number than that of the namespace it is mounted in.
+    fn in_root(host: &Host, root: &Path, mounts: Option<&File>) -> Result<Command> {
+        let mut command = match mounts {
+            Some(mounts) => {
+                let mut command = host.command("nsenter")?;
+                command.arg(format!("--mount=/proc/{}/fd/{}", std::process::id(), mounts.as_raw_fd()));
+                command.arg("/usr/sbin/dockerd");
+                command
+            }
+            None => {
+                let mut command = host.command("unshare")?;
+                command.args(["--mount", "sh", "-c", IN_ROOT, "sh"]).arg(root).arg(host.dir());
+                command
+            }
         };
         // Clients of the machine may be older than the engine.
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DOCKER_MIN_API_VERSION", "1.24");
