@@ -53,6 +53,8 @@ mod publish;
 mod quota;
 mod sockets;
 mod sources;
+#[cfg(test)]
+mod stacks;
 mod switch;
 mod tally;
 pub mod trace;
