@@ -41,6 +41,8 @@ impl Contest {
             eprintln!("setting up {}", way.name);
             match (way.start)(&lab).and_then(|ready| check(&lab, &ready).map(|()| ready)) {
                 Ok(ready) => running.push((way, ready)),
+                // An hour without them would be in vain.
+                Err(error) if way.is_own() => return Err(error.context(format!("setting up {}", way.name))),
                 Err(error) => {
                     let reason = one_line(&error);
                     eprintln!("{} does not take part: {reason}", way.name);

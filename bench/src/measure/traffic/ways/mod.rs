@@ -33,6 +33,13 @@ pub struct Way {
     pub start: fn(&Lab) -> Result<Running>,
 }
 
+impl Way {
+    /// Whether it is one of pod-steer's own.
+    pub fn is_own(&self) -> bool {
+        self.name.starts_with("pod-steer")
+    }
+}
+
 /// A contestant that is set up.
 pub struct Running {
     /// Where the client is.

@@ -44,10 +44,10 @@ pub const JUDGED: Way = Way {
 };
 
 fn judged(lab: &Lab) -> Result<Running> {
-    let (service, listen) = ("judged", Listen { http: 8013, tls: 8413, reuseport: false });
+    let (service, listen) = ("judged", Listen { http: 8015, tls: 8415, reuseport: false });
     let start = |number: u32| {
         let (name, version) = (format!("{service}-{number}"), format!("v{number}"));
-        let spec = lab.site.nginx(&name, 1, &listen)?.service(service, "8013,8413").network("host");
+        let spec = lab.site.nginx(&name, 1, &listen)?.service(service, "8015,8415").network("host");
         lab.start(&spec.label("pod-steer.version", &version).label("pod-steer.observe", "http"), &name)
     };
     let servers = vec![start(1)?, start(2)?];
