@@ -1,5 +1,5 @@
-//! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, when rules have changed, at
-//! each resync, and when connections that are forwarded do not open. One thread at a time asks or changes them.
+//! Keeps the rules of the host's firewall that forwarded packets need: they are compared when forwarding begins, to a bridge or a family of
+//! addresses too, when rules have changed, at each resync, and when connections that are forwarded do not open. One thread at a time asks or changes them.
 
 use std::{collections::BTreeSet, io, time::Duration};
 
@@ -35,6 +35,15 @@ pub(super) struct Firewall {
     is_stale: bool,
     /// Rules may be set.
     is_open: bool,
+    /// The ways of packets for which rules were compared last.
+    ways: BTreeSet<Way>,
+}
+
+/// A bridge, whether packets of either family are forwarded to it, and whether they are handed over past the rules.
+type Way = (String, [bool; 2], bool);
+
+fn way(target: &Target) -> Way {
+    (target.bridge.clone(), [target.v4.is_some(), target.v6.is_some()], target.is_handed_over)
 }
 
 impl Firewall {
@@ -92,16 +101,30 @@ impl Control {
             return;
         }
         (self.firewall.is_busy, self.firewall.is_stale, self.firewall.is_open) = (true, false, true);
+        let targets = self.firewall_targets();
+        self.firewall.ways = targets.iter().map(way).collect();
+        self.effects.run(Event::Firewall(Rules::Set(0, Vec::new())), move || {
+            let (changed, faults) = firewall::allow(&targets);
+            Event::Firewall(Rules::Set(changed, faults))
+        });
+    }
+
+    /// Compares the rules if packets go other ways than before: no rule that an engine sets may tell of that.
+    pub(super) fn compare_new_ways(&mut self) {
+        if !self.world.forwarding.is_empty()
+            && self.firewall_targets().iter().map(way).collect::<BTreeSet<_>>() != self.firewall.ways
+        {
+            self.compare_firewall();
+        }
+    }
+
+    fn firewall_targets(&self) -> Vec<Target> {
         let target = |(index, of): (&BackendIndex, &Destination)| {
             let bridge = self.world.by_index(*index).and_then(|backend| backend.bridge.as_ref());
             let bridge = bridge.map(|bridge| bridge.name.clone()).unwrap_or_default();
             Target { bridge, v4: of.v4, v6: of.v6, is_handed_over: of.peer.is_some() }
         };
-        let targets: Vec<Target> = self.plan.destinations.iter().map(target).collect();
-        self.effects.run(Event::Firewall(Rules::Set(0, Vec::new())), move || {
-            let (changed, faults) = firewall::allow(&targets);
-            Event::Firewall(Rules::Set(changed, faults))
-        });
+        self.plan.destinations.iter().map(target).collect()
     }
 
     /// Follows the changes of rules, and sends an event for each.

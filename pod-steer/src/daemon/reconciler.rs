@@ -103,6 +103,7 @@ impl Control {
         self.report(&plan, &states);
         self.plan = plan;
         self.begin_forwarding();
+        self.compare_new_ways();
         self.tell_conditions();
         self.note_silent();
         self.dirty.applied(&changed, begun, Instant::now(), is_behind, is_stale);

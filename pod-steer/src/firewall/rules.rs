@@ -58,19 +58,17 @@ pub fn without(listing: &str) -> Vec<Step> {
 }
 
 /// In [`USERS`] our rule is the last one, so that the operator's drops come first; but for an unconditional RETURN, by which the chain ends
-/// in Docker before 28.2.
+/// in Docker before 28.2. No packet passes the rules behind that, such as one that the operator has appended.
 pub fn in_chain_of_users(listing: &str) -> Vec<Step> {
     let all: Vec<&str> = rules(listing).collect();
-    let returns = all.last().is_some_and(|last| last.split_whitespace().skip(2).eq(["-j", "RETURN"]));
-    let (others, rest) = all.split_at(all.len() - usize::from(returns));
+    let ends = |rule: &&str| rule.split_whitespace().skip(2).eq(["-j", "RETURN"]);
+    let (passed, rest) = all.split_at(all.iter().position(ends).unwrap_or(all.len()));
     let mut steps = without(listing);
-    if steps.len() == 1 && others.last().is_some_and(|last| is_ours(last)) {
+    if steps.len() == 1 && passed.last().is_some_and(|last| is_ours(last)) {
         return Vec::new();
     }
-    steps.push(match rest.len() {
-        0 => Step::append(USERS),
-        _ => Step::insert(USERS, others.len() - steps.len() + 1),
-    });
+    let others = passed.iter().filter(|rule| !is_ours(rule)).count();
+    steps.push(if rest.is_empty() { Step::append(USERS) } else { Step::insert(USERS, others + 1) });
     steps
 }
 
@@ -139,6 +137,12 @@ mod tests {
             "a drop that was added since comes first"
         );
         assert_eq!(users(&[OURS, DROP, OURS, RETURN]), ["-D DOCKER-USER", "-D DOCKER-USER", "-I DOCKER-USER 2"]);
+        // What stands behind the RETURN is passed by no packet.
+        for right in [&[OURS, RETURN, DROP][..], &[DROP, OURS, RETURN, DROP, RETURN]] {
+            assert!(users(right).is_empty(), "{right:?}");
+        }
+        assert_eq!(users(&[RETURN, DROP, OURS]), ["-D DOCKER-USER", "-I DOCKER-USER 1"]);
+        assert_eq!(users(&[DROP, RETURN, DROP]), ["-I DOCKER-USER 2"]);
         let of_other = OURS.replace("pod-steer", "other");
         assert_eq!(users(&[&of_other]), ["-A DOCKER-USER"]);
         assert_eq!(users(&["-A DOCKER-USER -i eth0 -j RETURN"]), ["-A DOCKER-USER"], "that one has a condition");
