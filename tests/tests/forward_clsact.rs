@@ -1,5 +1,7 @@
 //! Forwarding by filters of a clsact qdisc, as on kernels without TCX. The daemon is told to use them on this kernel too.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use pod_steer_tests::{
     check,
@@ -96,6 +98,13 @@ fn filters_of_others_stay_and_ours_are_attached_once() -> Result<()> {
     ensure!(all.losses.is_empty() && all.disguised.is_empty() && all.connections() > 100, "at the restart: {all}");
     ensure!(filters(&stage.host, UPLINK)? == before, "before:\n{before}\nafter:\n{}", filters(&stage.host, UPLINK)?);
 
+    // A script that shapes traffic removes the qdisc with all filters, and sets its own. A resync, each 30 s, would see it too.
+    tc(&stage.host, &format!("qdisc del dev {UPLINK} clsact"))?;
+    wait::until_within(Duration::from_secs(15), "the filters to be attached again", || {
+        Ok(ensure_attached(&stage.host, UPLINK).ok())
+    })?;
+    tc(&stage.host, &other)?;
+
     let unload = format!("unload --bpffs {PINS} --state-dir {}", stage.daemon.state_dir().display());
     let said = stage.daemon.order_done(&unload)?.stderr;
     ensure!(said.contains("programs of network devices"), "{said}");
@@ -121,7 +130,7 @@ fn devices_that_come_and_go_are_followed() -> Result<()> {
     let client = stage.host.new_client()?;
     let target = (client.host_ip4, 80).into();
     wait::until_ok("the new uplink to forward", || {
-        let tally = Load::to(target).count(1).timeout(std::time::Duration::from_millis(500)).run(&client.ns)?;
+        let tally = Load::to(target).count(1).timeout(Duration::from_millis(500)).run(&client.ns)?;
         Ok((tally.answered_by("web-1") == 1).then_some(()))
     })?;
     ensure_attached(&stage.host, UPLINK)?;

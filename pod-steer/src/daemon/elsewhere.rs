@@ -29,23 +29,22 @@ pub(super) struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// The backends that are looked at now, of those that are silent. Each is looked at ever less often.
+    /// The backends that are looked at now, of those that are silent: those that have waited for the longest time. Each is looked at ever less
+    /// often.
     fn take_due(&mut self, silent: &BTreeSet<BackendId>, now: Instant) -> Vec<BackendId> {
         self.next.retain(|id, _| silent.contains(id));
-        let mut due = Vec::new();
-        for id in silent {
-            if self.under_way.len() >= LOOKS_MAX {
-                break;
-            }
-            let (at, pause) = *self.next.entry(id.clone()).or_insert((now + PAUSE_FIRST, PAUSE_FIRST));
-            if at > now || !self.under_way.insert(id.clone()) {
-                continue;
-            }
-            let pause = (pause * 2).min(PAUSE_LAST);
+        let next =
+            |id: &BackendId| (*self.next.entry(id.clone()).or_insert((now + PAUSE_FIRST, PAUSE_FIRST)), id.clone());
+        let mut due: Vec<((Instant, Duration), BackendId)> = silent.iter().map(next).collect();
+        due.retain(|((at, _), id)| *at <= now && !self.under_way.contains(id));
+        due.sort();
+        due.truncate(LOOKS_MAX.saturating_sub(self.under_way.len()));
+        for ((_, pause), id) in &due {
+            let pause = (*pause * 2).min(PAUSE_LAST);
             self.next.insert(id.clone(), (now + pause, pause));
-            due.push(id.clone());
+            self.under_way.insert(id.clone());
         }
-        due
+        due.into_iter().map(|(_, id)| id).collect()
     }
 }
 
@@ -136,5 +135,16 @@ mod tests {
         assert!(elsewhere.take_due(&ids(10), begun + PAUSE_FIRST).is_empty());
         elsewhere.under_way.remove(&due[0]);
         assert_eq!(elsewhere.take_due(&ids(10), begun + PAUSE_FIRST), [BackendId::from("4".to_owned())]);
+    }
+
+    #[test]
+    fn all_of_very_many_are_looked_at() {
+        let (mut elsewhere, begun) = (Elsewhere::default(), Instant::now());
+        let mut seen = BTreeSet::new();
+        for second in 0..100 {
+            seen.extend(elsewhere.take_due(&ids(300), begun + Duration::from_secs(second)));
+            elsewhere.under_way.clear();
+        }
+        assert_eq!(seen.len(), 300);
     }
 }

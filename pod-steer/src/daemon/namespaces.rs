@@ -46,14 +46,14 @@ impl Control {
                 if let Some(netns) = self.netns.forget(cookie) {
                     self.conditions.clear(Reason::NamespaceNotSteered, &namespace_subject(netns));
                 }
-                // A backend that lives there must not claim the port of a listener that was forgotten.
-                if !alive.contains(&cookie) {
-                    self.world.foreign.remove(&cookie);
-                }
                 self.world.steered.remove(&cookie);
                 self.world.repairing.remove(&cookie);
             }
         }
+        // A backend that lives there must not claim the port of a listener that was forgotten.
+        let lives = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
+        let lives: BTreeSet<NetnsCookie> = lives.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        self.world.foreign.retain(|cookie, _| [&alive, &lives, &planned].iter().any(|all| all.contains(cookie)));
         // A descriptor that is kept open keeps its namespace from ending.
         self.netns.retain(|cookie| alive.contains(&cookie) || planned.contains(&cookie));
     }

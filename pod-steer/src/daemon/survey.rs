@@ -78,8 +78,9 @@ impl Control {
                 self.touch_backend(index);
             }
         }
-        self.note_listeners(netns_cookie, listeners);
-        self.note_without_clients();
+        if self.note_listeners(netns_cookie, listeners) {
+            self.note_without_clients();
+        }
     }
 
     /// Reports the listeners that get no clients because of a service.
@@ -94,14 +95,16 @@ impl Control {
         self.conditions.replace(Reason::UnmanagedListener, without);
     }
 
-    /// Remembers which of the listeners of a namespace are not managed.
-    pub(super) fn note_listeners(&mut self, netns_cookie: NetnsCookie, mut listeners: Vec<Listener>) {
+    /// Remembers which of the listeners of a namespace are not managed. True if that is news.
+    pub(super) fn note_listeners(&mut self, netns_cookie: NetnsCookie, mut listeners: Vec<Listener>) -> bool {
         // One that the kernel programs have registered in this moment has its event under way.
         let is_ours = |cookie| self.world.sockets.contains_key(&cookie) || self.kernel.socket(cookie).is_some();
         listeners.retain(|listener| !listener.cookie.is_some_and(is_ours) && !self.may_be_opening(listener));
-        if self.world.note_foreign(netns_cookie, listeners) {
+        let is_news = self.world.note_foreign(netns_cookie, listeners);
+        if is_news {
             self.touch();
         }
+        is_news
     }
 
     /// Looks for the sockets of a container that ran before it was managed, and then at its namespace: the port is claimed

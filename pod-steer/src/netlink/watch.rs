@@ -17,7 +17,7 @@ use crate::sys;
 /// What a [`Watch`] is told of.
 #[derive(Clone, Copy, Debug)]
 pub enum Changes {
-    /// Devices that come, go or change (`RTMGRP_LINK`).
+    /// Devices that come, go or change, and what is attached to them by tc(8) (`RTMGRP_LINK`, `RTMGRP_TC`).
     Links,
     /// Rules of nftables, those of iptables-nft among them (`NFNLGRP_NFTABLES`). Changes by iptables-legacy are not reported.
     Rules,
@@ -27,7 +27,7 @@ impl Changes {
     /// The protocol, and the bit of the group of messages (`include/uapi/linux/rtnetlink.h`, `.../netfilter/nfnetlink.h`).
     fn group(self) -> (Option<Protocol>, u32) {
         match self {
-            Self::Links => (None, 1),
+            Self::Links => (None, 1 | 1 << 3),
             Self::Rules => (Some(netlink::NETFILTER), 1 << 6),
         }
     }
