@@ -64,7 +64,7 @@ reasons! {
     FirewallDrops: Warning, "The host's firewall drops forwarded packets, and pod-steer could not let them pass.";
     PeerRefused: Warning, "The kernel may lack the fix of CVE-2025-37959, so the backend's packets are forwarded instead of handed over.";
     ForwardUnanswered: Warning, "Connections are forwarded to the backend and none opens; the host's firewall may drop them.";
-    ForwardedPortShared: Warning, "Another backend of the service listens on the same port of the container's network namespace, and gets some of the clients that are forwarded.";
+    ForwardedPortShared: Warning, "Another backend listens on the same port of the container's network namespace, and gets some of the clients that are forwarded.";
     SandboxGone: Warning, "The network namespace of the container's sandbox is no longer in use, so no client arrives there.";
     PortNotAllowed: Warning, "The configuration does not let the service claim this port.";
     PortOfOtherService: Warning, "The port, or this address of it, belongs to another service.";

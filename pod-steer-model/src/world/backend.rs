@@ -138,6 +138,9 @@ pub struct Backend {
     /// Why there is no such connection; `None` while that is not known.
     #[serde(default)]
     pub unreached: Option<Unreached>,
+    /// The ingress namespace of the connection that it had before, if it has none now: its service keeps the ports that it has there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_before: Option<Netns>,
     /// The signal that asks it to stop, besides the usual ones.
     #[serde(default)]
     pub stop_signal: Option<i32>,
@@ -223,6 +226,7 @@ impl Backend {
             netns: None,
             bridge: None,
             unreached: None,
+            ingress_before: None,
             stop_signal: None,
             stop_timeout_s: None,
             is_transient: false,

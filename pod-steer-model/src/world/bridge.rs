@@ -169,13 +169,24 @@ impl Backend {
             Err(unreached) => (None, Some(unreached)),
         };
         let is_news = (&self.bridge, &self.unreached) != (&bridge, &unreached);
+        // An internal network is closed on purpose.
+        let is_closed = bridge.as_ref().is_some_and(|bridge| bridge.is_internal);
+        self.disconnected();
+        self.ingress_before = self.ingress_before.filter(|_| !is_closed);
         (self.bridge, self.unreached) = (bridge, unreached);
         is_news
     }
 
     /// How it is connected is not known, or it does not run.
     pub fn disconnected(&mut self) {
+        self.ingress_before = self.forwarded().map(|bridge| bridge.ingress).or(self.ingress_before);
         (self.bridge, self.unreached) = (None, None);
+    }
+
+    /// It shares its namespace with other backends of its service: clients come to that.
+    pub fn is_in_pod(&mut self) {
+        self.disconnected();
+        self.ingress_before = None;
     }
 
     /// Why its sockets cannot be steered to, if it has a network namespace of its own in which no other container is.
@@ -244,6 +255,7 @@ mod tests {
     #[test]
     fn the_condition_says_how_a_backend_is_connected() {
         let mut own = backend(0, "web", "80");
+        own.network = Network::Own;
         assert_eq!(own.own_network().reason, Reason::OwnNetwork);
         assert!(own.connected(Ok(bridge())) && !own.connected(Ok(bridge())));
         let said = own.own_network();
@@ -253,7 +265,15 @@ mod tests {
         assert!(own.connected(Ok(both)));
         assert!(own.own_network().message.contains("172.17.0.2 and fd00::2"), "{}", own.own_network());
         own.disconnected();
-        assert_eq!((own.bridge, own.unreached), (None, None));
+        assert_eq!((&own.bridge, &own.unreached), (&None, &None));
+        assert_eq!(own.claims_in(), Some(bridge().ingress), "it may be connected again");
+        own.connected(Err(Unreached::NoNetwork));
+        assert_eq!(own.claims_in(), Some(bridge().ingress));
+        own.connected(Ok(Bridge { is_internal: true, ..bridge() }));
+        assert_eq!(own.claims_in(), own.netns);
+        own.connected(Ok(bridge()));
+        own.is_in_pod();
+        assert_eq!(own.claims_in(), own.netns);
     }
 
     #[test]

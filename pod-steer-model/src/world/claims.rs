@@ -78,7 +78,7 @@ pub(super) fn of<'a>(
     let pods = world.pods();
     let mut claims = Claims::default();
     for backend in by_age {
-        let Some(netns) = backend.ingress().filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
+        let Some(netns) = backend.claims_in().filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
         // A port that may no longer be claimed is not kept either.
         for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.service_port())) {
             let own = |key: &RuleKey| {

@@ -11,6 +11,7 @@ use super::{Backend, Claimed, Lingering, Socket, Sockets, World};
 use crate::{
     condition::Condition,
     ids::{BackendIndex, NetnsCookie, SocketCookie},
+    namespace::Netns,
     ports::{Port, Proto},
     rule::RuleKey,
 };
@@ -153,7 +154,13 @@ impl Parts {
         let claimed = claimed.map(|(_, claimed)| &claimed.service);
         let before = world.footprints.iter().filter(|(_, before)| before.ports.iter().copied().any(meets));
         let before = before.map(|(service, _)| service);
-        let all = declared.chain(hidden).chain(claimed).chain(before);
+        // Others in the namespace of a forwarded one may get some of its clients.
+        let rooms = world.backends.values().filter(|backend| self.services.contains(&backend.spec.service));
+        let rooms: BTreeSet<NetnsCookie> = rooms.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        let shares = |netns: Netns| rooms.contains(&netns.cookie);
+        let rooms = world.backends.values().filter(|backend| backend.forwarded().is_some());
+        let sharing = rooms.filter(|backend| backend.netns.is_some_and(shares)).map(|backend| &backend.spec.service);
+        let all = declared.chain(hidden).chain(claimed).chain(before).chain(sharing);
         all.filter(|service| !self.services.contains(*service)).cloned().collect()
     }
 }
@@ -161,7 +168,7 @@ impl Parts {
 /// The ports that a backend would claim for its service; none before its namespace is known.
 fn declared(backend: &Backend) -> impl Iterator<Item = (NetnsCookie, Port)> {
     backend
-        .ingress()
+        .claims_in()
         .into_iter()
         .flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.service_port())))
 }

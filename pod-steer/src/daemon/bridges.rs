@@ -46,10 +46,15 @@ impl Control {
         let owners: Vec<BackendId> =
             self.world.backends.values().filter(is_owner).map(|backend| backend.id.clone()).collect();
         for id in owners {
-            let Some(backend) = self.world.backends.get_mut(&id).filter(|backend| backend.bridge.is_some()) else {
+            let Some(backend) = self
+                .world
+                .backends
+                .get_mut(&id)
+                .filter(|backend| backend.bridge.is_some() || backend.ingress_before.is_some())
+            else {
                 continue;
             };
-            backend.disconnected();
+            backend.is_in_pod();
             debug!(container = %id, %netns, "shares its namespace with another backend of its service: clients arrive there");
             if let Err(error) = self.store.put(backend) {
                 warn!(error = %crate::chain(&error), "a restart will have to find this container again");

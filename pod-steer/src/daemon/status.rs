@@ -46,7 +46,7 @@ impl Control {
         let counters = index.map(|index| self.kernel.counters().service(index)).unwrap_or_default();
         let mut namespaces: Vec<NamespaceStatus> = backends
             .iter()
-            .filter_map(|backend| backend.ingress())
+            .filter_map(|backend| backend.claims_in())
             .filter(|netns| self.plan.steers_in(netns.cookie))
             .map(|netns| NamespaceStatus { id: netns.to_string(), cookie: netns.cookie.0 })
             .collect();

@@ -140,7 +140,7 @@ fn services_that_do_not_meet_are_left_as_they_are() {
 
 #[test]
 fn services_of_other_namespaces_do_not_meet() {
-    let other = crate::namespace::Netns { cookie: NetnsCookie(99), ..HOST };
+    let other = Netns { cookie: NetnsCookie(99), ..HOST };
     let pod = |index, service| Backend { netns: Some(other), ..backend(index, service, "80") };
     let backends = [backend(0, "web", "80"), pod(1, "pod"), pod(2, "sidecar"), backend(3, "api", "80-90")];
     let world = world(backends, []);
