@@ -10,11 +10,12 @@ use pod_steer_tests::{
     daemon::Stage,
     held::{Waiting, holders, kill, kill_together, retries, wait_gone, wait_held, wait_opened},
     netns::NetNs,
+    process::raise_files,
     report, require,
     rollouts::{clients, none_lost, web, web_on},
     scale, tools, wait,
 };
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 
 const V4: &str = "127.0.0.1:80";
 const V6: &str = "[::1]:80";
@@ -25,8 +26,7 @@ const HELD: Duration = Duration::from_millis(1200);
 fn held_clients_are_answered_and_none_repeats_a_syn() -> Result<()> {
     require!(tools::root_and(&["ip"]));
     let held = scale::of(200, 10_000);
-    let files = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
+    raise_files()?;
     let stage = Stage::without_engine()?;
     stage.host.net().sysctl("net.core.somaxconn", "16384")?;
     let _server = web_on(&stage, "v1-1", "[::]:8080").start(&stage)?;

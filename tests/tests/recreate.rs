@@ -16,11 +16,11 @@ use pod_steer_tests::{
     held::{Waiting, retries, wait_gone, wait_held},
     load::Tally,
     orders::Ordered,
+    process::raise_files,
     report, require,
     rollouts::{TARGET, clients, none_lost, version, web},
     scale, server, tools, wait,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How long the load runs around a deploy.
 const AROUND: Duration = Duration::from_millis(100);
@@ -132,8 +132,7 @@ fn under_load_no_client_is_lost_and_none_repeats_a_syn() -> Result<()> {
 fn many_clients_are_held_while_the_daemon_is_killed() -> Result<()> {
     require!(tools::docker());
     let count = scale::of(300, 10_000);
-    let files = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
+    raise_files()?;
     // Long enough for all of them to be connected before.
     let (mut stage, _old, new) = stage(&[], &["--listen-delay-ms", scale::of("6000", "15000")])?;
     stage.host.net().sysctl("net.core.somaxconn", "16384")?;
