@@ -4,6 +4,8 @@
 //! A connection is idle if nothing was said on it for a while, nothing is queued or unacknowledged, and its client does not wait for an answer.
 //! The last is told by times (the server has sent something since the client did), or, if both are of one tick of the kernel, by
 //! [`HeardIterator`].
+//!
+//! One that has been open for too long is closed as soon as it is idle for a moment.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -13,7 +15,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
     thread,
@@ -23,6 +25,7 @@ use std::{
 use pod_steer_ebpf::PROBE_SOURCE_V4;
 use rustix::net::Shutdown;
 
+use self::ages::Ages;
 use crate::{
     connections::Question,
     ids::SocketCookie,
@@ -32,22 +35,30 @@ use crate::{
     ports::Port,
     process_set::open_netns,
     procs::{Process, Seat},
+    rollout::Closes,
     sys,
 };
+
+pub mod ages;
 
 /// A client acknowledges an answer at most so long after it: `TCP_DELACK_MAX`, a time on the way, and a busy machine. What it acknowledges later is
 /// a probe of the server whether it lives (`SO_KEEPALIVE`), which says nothing about answers.
 const ACKNOWLEDGED_MS: u32 = 5_000;
 /// If it is not known whether a client waits, its connection counts as idle after this time.
 const UNKNOWN_IDLE_MS: u32 = 60_000;
+/// An old connection is closed when it has been idle for so long: a client that asks again and again has its answer then, and hardly has its next
+/// request on the way.
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// What is to be closed.
 #[derive(Debug)]
 pub struct Pass {
     /// The backends.
     pub backends: Vec<Question>,
-    /// How long nothing was said.
-    pub after: Duration,
+    /// Which of their connections.
+    pub which: Closes,
+    /// How long they have been open.
+    pub ages: Arc<Mutex<Ages>>,
     /// At most so many.
     pub pace: Pace,
     /// The time for it. They are spread over it.
@@ -96,7 +107,7 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
         by_netns.entry(question.netns.cookie).or_default().push(question);
     }
     for questions in by_netns.into_values() {
-        match look(&questions, pass.after, memory, &mut done) {
+        match look(&questions, &pass.which, &pass.ages, memory, &mut done) {
             Ok(found) => idle.extend(found),
             Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),
         }
@@ -107,12 +118,15 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
         Pace::Until(left) => share(idle.len() as u64, pass.within, left),
     };
     let all = idle.len();
-    let chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect();
+    let mut chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect();
     done.idle = (all - chosen.len()) as u64;
-    let gap = pass.within.saturating_sub(begun.elapsed()) / (chosen.len().max(1) as u32);
+    // They are not idle for long, so they are not spread over the time.
+    chosen.sort_by_key(|one| !one.is_old);
+    let spread = chosen.iter().filter(|one| !one.is_old).count();
+    let gap = pass.within.saturating_sub(begun.elapsed()) / (spread.max(1) as u32);
     for one in chosen {
         number.fetch_add(1, Relaxed);
-        let shut = one.shut_down(pass.after);
+        let shut = one.shut_down();
         if !matches!(shut, Ok(true)) {
             number.fetch_sub(1, Relaxed);
         }
@@ -121,11 +135,22 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
             Ok(false) => done.active += 1,
             Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),
         }
-        if begun.elapsed() < pass.within {
+        if !one.is_old && begun.elapsed() < pass.within {
             thread::sleep(gap);
         }
     }
+    if done.closed > 0 {
+        // What was closed at once has the time of the pass all the same.
+        thread::sleep(unsteady(pass.within).saturating_sub(begun.elapsed()));
+    }
     done
+}
+
+/// A time that is as long on average, and half as long at least: clients that ask in a steady rhythm are not met at the same point of it again
+/// and again.
+pub fn unsteady(time: Duration) -> Duration {
+    let part = f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX);
+    time.mul_f64(0.5 + part)
 }
 
 /// The part of these that is closed within a time, if all are to be closed evenly until then.
@@ -145,11 +170,15 @@ struct Idle {
     connection: Established,
     process: Arc<Process>,
     seat: Seat,
+    /// How long it has to be idle.
+    after: Duration,
+    /// It has been open for too long.
+    is_old: bool,
 }
 
 impl Idle {
     /// Shuts down its receiving side. False if it is not idle any more, or is gone.
-    fn shut_down(&self, after: Duration) -> io::Result<bool> {
+    fn shut_down(&self) -> io::Result<bool> {
         // The descriptor may have been closed meanwhile, and its number may be another file's.
         let Ok(copy) = self.process.copy(self.seat) else { return Ok(false) };
         if sys::socket_cookie(&copy).ok() != Some(self.connection.cookie) {
@@ -157,7 +186,7 @@ impl Idle {
         }
         let said = Said::read(&sys::tcp_info(&copy)?).unwrap_or_default();
         // What came since it was looked at may be a request that the server has read.
-        if self.connection.said.is_none_or(|seen| seen.received != said.received) || !is_quiet(&said, after) {
+        if self.connection.said.is_none_or(|seen| seen.received != said.received) || !is_quiet(&said, self.after) {
             return Ok(false);
         }
         match rustix::net::shutdown(&copy, Shutdown::Read) {
@@ -170,12 +199,26 @@ impl Idle {
 }
 
 /// The idle connections of backends of one namespace.
-fn look(backends: &[Question], after: Duration, memory: &mut Memory, done: &mut Closed) -> io::Result<Vec<Idle>> {
+fn look(
+    backends: &[Question],
+    which: &Closes,
+    ages: &Mutex<Ages>,
+    memory: &mut Memory,
+    done: &mut Closed,
+) -> io::Result<Vec<Idle>> {
     let Some(netns) = backends.first().map(|question| question.netns) else { return Ok(Vec::new()) };
     let ports: BTreeSet<Port> = backends.iter().flat_map(|question| question.ports.iter().copied()).collect();
     let sets: Vec<_> = backends.iter().map(|question| question.processes.clone()).collect();
     let ns = open_netns(netns, &sets)?;
     let probes = IpAddr::from(Ipv4Addr::from(PROBE_SOURCE_V4));
+    // First, since it takes long, and a connection that is old has to stay idle from here on until it is closed.
+    let mut seats = Vec::new();
+    for question in backends {
+        for process in question.processes.processes().into_iter().map(Arc::new) {
+            let of_process = process.seats().into_iter().flatten();
+            seats.extend(of_process.map(|seat| (question, Arc::clone(&process), seat)));
+        }
+    }
     let mut by_inode: HashMap<u64, Established> = HashMap::new();
     listening::each_established(&ns, netns.cookie, &ports, |one| {
         // Those whose client, or whose own server, has ended it already are left alone.
@@ -191,20 +234,25 @@ fn look(backends: &[Question], after: Duration, memory: &mut Memory, done: &mut 
         HashMap::new()
     });
     memory.note(by_inode.values(), &heard_by);
+    let old = match which.old {
+        Some(age) => {
+            let cookies = by_inode.values().map(|one| one.cookie);
+            ages.lock().unwrap_or_else(PoisonError::into_inner).older(cookies, age, Instant::now())
+        }
+        None => BTreeSet::new(),
+    };
     let mut idle = Vec::new();
-    for question in backends {
-        for process in question.processes.processes() {
-            let process = Arc::new(process);
-            for seat in process.seats().into_iter().flatten() {
-                let is_its = |one: &Established| question.ports.contains(&Port::tcp(one.local.port()));
-                let is_held = by_inode.get(&seat.inode).is_some_and(is_its);
-                let Some(connection) = is_held.then(|| by_inode.remove(&seat.inode)).flatten() else { continue };
-                if is_idle(&connection, after, memory.is_answered(&connection)) {
-                    idle.push(Idle { connection, process: Arc::clone(&process), seat });
-                } else {
-                    done.active += 1;
-                }
+    for (question, process, seat) in seats {
+        let is_its = |one: &Established| question.ports.contains(&Port::tcp(one.local.port()));
+        let is_held = by_inode.get(&seat.inode).is_some_and(is_its);
+        let Some(connection) = is_held.then(|| by_inode.remove(&seat.inode)).flatten() else { continue };
+        let is_old = old.contains(&connection.cookie);
+        let after = if is_old { Some(which.idle.map_or(MOMENT, |idle| idle.min(MOMENT))) } else { which.idle };
+        match after {
+            Some(after) if is_idle(&connection, after, memory.is_answered(&connection)) => {
+                idle.push(Idle { connection, process, seat, after, is_old });
             }
+            _ => done.active += 1,
         }
     }
     Ok(idle)

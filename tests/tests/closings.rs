@@ -1,12 +1,12 @@
-//! Drains that close idle connections (`--close-idle`): unmodified servers close them in their ordinary way, at the pace that was ordered,
+//! Drains that close idle connections (`--close-idle`) and old ones (`--max-age`): unmodified servers close them in their ordinary way, at the pace that was ordered,
 //! and no request is lost, however fast it came after the answer before.
 
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    thread::sleep,
-    time::Duration,
+    thread::{self, sleep},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -170,6 +170,9 @@ fn idle_connections_are_closed_at_the_rate() -> Result<()> {
         "--close-idle=0s --rate 5/s --drain-timeout 1s",
         "--close-idle --rate x --drain-timeout 1s",
         "--close-idle --rate 0/s --drain-timeout 1s",
+        "--max-age 1h",
+        "--max-age old --drain-timeout 1s",
+        "--max-age 0s --rate 5/s --drain-timeout 1s",
     ] {
         stage.daemon.order(&format!("drain web {bad}"))?.expect(2)?;
     }
@@ -185,7 +188,7 @@ fn idle_connections_are_closed_at_the_rate() -> Result<()> {
     // What talks is not closed, and left at the deadline. The daemon's death changes nothing.
     stage.daemon.order_done("resume web")?;
     let mut clients = open(4)?;
-    std::thread::scope(|scope| -> Result<()> {
+    thread::scope(|scope| -> Result<()> {
         let drain = scope.spawn(|| stage.daemon.order("drain web --close-idle=8s --drain-timeout 15s"));
         while !drain.is_finished() {
             sleep(Duration::from_millis(100));
@@ -235,4 +238,61 @@ fn a_service_has_its_idle_connections_closed_in_every_drain() -> Result<()> {
     let deployed = stage.daemon.order("deploy web v3 --rate 100/s --drain-timeout 30s")?.expect(0)?;
     ensure!(deployed.stdout.contains("closed when idle"), "{}", deployed.stdout);
     clients.iter_mut().try_for_each(Client::ends)
+}
+
+/// Asks again and again, and is never idle for long, until its server closes the connection. When that was, and which server has the next one.
+fn ask_until_closed(mut client: Client, net: &NetNs, target: SocketAddr) -> Result<(Instant, String)> {
+    let begun = Instant::now();
+    while begun.elapsed() < wait::STUCK {
+        sleep(Duration::from_millis(300));
+        // One that asks in the moment in which its server closes gets no answer, or a reset.
+        if client.ask("/").is_err() || !matches!(client.answer(), Ok(Some(_))) {
+            return Ok((Instant::now(), Client::open(net, target)?.server));
+        }
+    }
+    anyhow::bail!("{} closes nothing", client.server)
+}
+
+#[test]
+fn old_connections_are_closed_between_requests() -> Result<()> {
+    const AGE: Duration = Duration::from_secs(3);
+    let stage = Stage::configured("[service.web.drain]\nmax-age = '3s'\n")?;
+    let version = |name| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", name]).start(&stage);
+    let _old = version("v1")?;
+    stage.daemon.wait_ready("web", 1)?;
+    let (net, target) = (stage.host.net(), SocketAddr::from(([127, 0, 0, 1], 80)));
+    let open = |number: usize| (0..number).map(|_| Client::open(net, target)).collect::<Result<Vec<_>>>();
+    let ends = thread::scope(|scope| -> Result<_> {
+        let ask = |clients: Vec<Client>| {
+            clients.into_iter().map(|one| scope.spawn(move || ask_until_closed(one, net, target))).collect::<Vec<_>>()
+        };
+        let old = ask(open(6)?);
+        sleep(AGE + Duration::from_millis(1_500));
+        ensure!(!old.iter().any(|one| one.is_finished()), "a connection was closed without a drain");
+        let _new = version("v2")?;
+        stage.daemon.wait_ready("web", 2)?;
+        stage.daemon.order_done("shift web v1=100")?;
+        let opened = Instant::now();
+        let young = ask(open(6)?);
+        let load = Load::to(target).threads(1).start(net)?;
+        let ordered = stage.daemon.order("deploy web v2 --rate 100/s --drain-timeout 60s")?;
+        let load = load.stop()?;
+        ensure!(load.losses.is_empty(), "{load}");
+        let ordered = ordered.expect(0)?;
+        ensure!(ordered.stdout.contains("12 of them closed when old"), "{}", ordered.stdout);
+        report::figure("deploy that closes old connections", ordered.stdout.trim_end().replace('\n', "; "));
+        let join = |all: Vec<thread::ScopedJoinHandle<'_, Result<(Instant, String)>>>| {
+            let joined = all.into_iter().map(|one| one.join().ok().context("a thread panicked")?);
+            joined.collect::<Result<Vec<_>>>()
+        };
+        Ok((opened, join(old)?, join(young)?))
+    })?;
+    let (opened, old, young) = ends;
+    for (closed, server) in old.iter().chain(&young) {
+        ensure!(server == "v2", "{server} has the next connection, after {:?}", closed.duration_since(opened));
+    }
+    let first = young.iter().map(|(closed, _)| *closed).min().context("none")?;
+    ensure!(first >= opened + AGE, "closed after {:?}", first - opened);
+    ensure!(old.iter().all(|(closed, _)| *closed < first), "young connections were closed before old ones");
+    Ok(())
 }

@@ -88,7 +88,7 @@ pub fn check(
             if deploy.timeout_ms == 0 {
                 return refuse("the time-out is zero; give a longer one, as in 60s");
             }
-            check_closing(deploy.close_idle_ms, deploy.close_rate)?;
+            check_closing(order)?;
             if let Some(watch) = &deploy.watch {
                 check_watch(view, decision, deploy, watch)?;
             }
@@ -113,12 +113,11 @@ pub fn check(
             if drain.at_deadline == AtDeadline::Reset && drain.drain_timeout_ms.is_none() {
                 return refuse("connections can be reset only at a deadline; give one, as in --drain-timeout 30s");
             }
-            if (drain.close_idle_ms.is_some_and(|ms| ms > 0) || drain.close_rate.is_some())
-                && drain.drain_timeout_ms.is_none()
-            {
-                return refuse("idle connections are closed until a deadline; give one, as in --drain-timeout 30s");
+            let closes = order.closes();
+            if (closes.is_any() || closes.rate.is_some()) && drain.drain_timeout_ms.is_none() {
+                return refuse("connections are closed until a deadline; give one, as in --drain-timeout 30s");
             }
-            check_closing(drain.close_idle_ms, drain.close_rate)?;
+            check_closing(order)?;
         }
         Order::Resume(part) => drop(drained_part(view, decision, part)?),
         Order::Idle => idle::check(view, decision)?,
@@ -137,12 +136,13 @@ fn resumes(order: &Order, held: &Operation, view: &View) -> bool {
 }
 
 /// Refuses a pace at which nothing would be closed.
-fn check_closing(after_ms: Option<u64>, rate: Option<u32>) -> Result<(), Refusal> {
-    match (after_ms, rate) {
-        (None | Some(0), Some(_)) => {
-            refuse("a rate is that of closing idle connections, and none are closed; give --close-idle too")
+fn check_closing(order: &Order) -> Result<(), Refusal> {
+    let closes = order.closes();
+    match closes.rate {
+        Some(_) if !closes.is_any() => {
+            refuse("a rate is that of closing connections, and none are closed; give --close-idle or --max-age too")
         }
-        (_, Some(0)) => refuse("the rate is zero; give at least one a second, as in --rate 200/s"),
+        Some(0) => refuse("the rate is zero; give at least one a second, as in --rate 200/s"),
         _ => Ok(()),
     }
 }

@@ -42,6 +42,10 @@ pub struct DrainOrder {
     pub at_deadline: AtDeadline,
     /// Close connections that have been idle for so long, in milliseconds. Without it, none is closed.
     pub close_idle_ms: Option<u64>,
+    /// Close connections that have been open for so long, in milliseconds, also if they are idle for a moment only. Without it, age does not
+    /// matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
     /// Close at most so many a second. Without it, they are closed evenly until the deadline.
     pub close_rate: Option<u32>,
 }
@@ -58,6 +62,8 @@ impl DrainOrder {
 pub struct OfService {
     /// How long connections are idle that a drain closes; 0 if it closes none.
     pub close_idle_ms: u64,
+    /// How long connections may have been open that a drain leaves alone; 0 if their age does not matter.
+    pub max_age_ms: u64,
     /// How long clients are held at most while a service wakes.
     pub wake_max_hold_ms: u64,
 }
@@ -65,18 +71,35 @@ pub struct OfService {
 impl Order {
     /// Puts in what it leaves to the options of its service. An order that waits for no connection closes none.
     pub fn complete(&mut self, options: OfService) {
-        let close_idle_ms = Some(options.close_idle_ms).filter(|ms| *ms > 0);
+        let [close_idle_ms, max_age_ms] =
+            [options.close_idle_ms, options.max_age_ms].map(|ms| Some(ms).filter(|ms| *ms > 0));
         match self {
             Self::Wake(wake) => {
                 wake.max_hold_ms.get_or_insert(options.wake_max_hold_ms);
             }
             Self::Deploy(deploy) if deploy.drain_timeout_ms > 0 => {
                 deploy.close_idle_ms = deploy.close_idle_ms.or(close_idle_ms);
+                deploy.max_age_ms = deploy.max_age_ms.or(max_age_ms);
             }
             Self::Drain(drain) if drain.drain_timeout_ms.is_some_and(|ms| ms > 0) => {
                 drain.close_idle_ms = drain.close_idle_ms.or(close_idle_ms);
+                drain.max_age_ms = drain.max_age_ms.or(max_age_ms);
             }
             _ => {}
+        }
+    }
+
+    /// Which connections its drain closes, before the deadline.
+    pub(super) fn closes(&self) -> Closes {
+        let ms = |ms: Option<u64>| ms.filter(|ms| *ms > 0).map(Duration::from_millis);
+        match self {
+            Self::Deploy(order) => {
+                Closes { idle: ms(order.close_idle_ms), old: ms(order.max_age_ms), rate: order.close_rate }
+            }
+            Self::Drain(order) => {
+                Closes { idle: ms(order.close_idle_ms), old: ms(order.max_age_ms), rate: order.close_rate }
+            }
+            _ => Closes::default(),
         }
     }
 
@@ -90,36 +113,55 @@ impl Order {
     }
 }
 
-/// How a drain closes idle connections now.
+/// Which connections a drain closes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Closes {
+    /// Those that have been idle for so long.
+    pub idle: Option<Duration>,
+    /// Those that have been open for so long, and are idle for a moment.
+    pub old: Option<Duration>,
+    /// At most so many a second.
+    pub rate: Option<u32>,
+}
+
+impl Closes {
+    pub(super) fn is_any(self) -> bool {
+        self.idle.is_some() || self.old.is_some()
+    }
+
+    /// When one is closed, for display.
+    fn when(self) -> &'static str {
+        match (self.idle, self.old) {
+            (Some(_), Some(_)) => "when idle or old",
+            (None, Some(_)) => "when old",
+            _ => "when idle",
+        }
+    }
+}
+
+/// How a drain closes connections now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closing {
     /// The backends.
-    pub old: BTreeSet<BackendId>,
-    /// How long a connection has been idle.
-    pub after: Duration,
-    /// At most so many a second.
-    pub rate: Option<u32>,
+    pub backends: BTreeSet<BackendId>,
+    /// Which of their connections.
+    pub which: Closes,
     /// The deadline of the drain, in milliseconds since the machine booted.
     pub deadline_ms: i64,
 }
 
-/// How an operation closes idle connections now, if it does.
+/// How an operation closes connections now, if it does.
 pub fn closing(operation: &Operation) -> Option<Closing> {
-    let (after_ms, rate) = match &operation.order {
-        Order::Deploy(order) => (order.close_idle_ms, order.close_rate),
-        Order::Drain(order) => (order.close_idle_ms, order.close_rate),
-        _ => return None,
-    };
-    let after_ms = after_ms.filter(|ms| *ms > 0)?;
+    let which = operation.order.closes();
     match &operation.phase {
-        Phase::Draining { old, deadline_ms, resetting: false, .. } => {
-            Some(Closing { old: old.clone(), after: Duration::from_millis(after_ms), rate, deadline_ms: *deadline_ms })
+        Phase::Draining { old, deadline_ms, resetting: false, .. } if which.is_any() => {
+            Some(Closing { backends: old.clone(), which, deadline_ms: *deadline_ms })
         }
         _ => None,
     }
 }
 
-/// Records that so many idle connections were closed, or that so many were not after all.
+/// Records that so many connections were closed, or that so many were not after all.
 pub fn note_closed(operation: &mut Operation, number: i64) {
     if let Phase::Draining { closed, .. } = &mut operation.phase {
         *closed = closed.saturating_add_signed(number);
@@ -171,7 +213,7 @@ pub(super) fn draining(old: BTreeSet<BackendId>, timeout_ms: u64, view: &View, n
 /// there is nothing more to wait for.
 pub(super) fn wait(operation: &mut Operation, view: &View, now: Now) -> Option<Remaining> {
     let connections = note_connections(operation, view);
-    let at_deadline = operation.order.at_deadline();
+    let (at_deadline, closes) = (operation.order.at_deadline(), operation.order.closes());
     let Phase::Draining { since_ms, deadline_ms, old, closed, resetting, reset, .. } = &mut operation.phase else {
         return None;
     };
@@ -192,7 +234,7 @@ pub(super) fn wait(operation: &mut Operation, view: &View, now: Now) -> Option<R
     let reset = (*reset).min(ended - closed);
     let mut detail = words::count(ended, "connection");
     if closed > 0 {
-        detail.push_str(&format!(", {closed} of them closed when idle"));
+        detail.push_str(&format!(", {closed} of them closed {}", closes.when()));
     }
     if reset > 0 {
         detail.push_str(&format!(", {reset} of them reset"));

@@ -25,7 +25,7 @@ pub use canary::CanaryOrder;
 pub use check::{Refusal, check};
 pub use decision::{Decision, Part, Policy, Traffic};
 pub use drain::{
-    AtDeadline, Closing, DrainOrder, OfService, closing, note_closed, note_connections, note_reset, resetting,
+    AtDeadline, Closes, Closing, DrainOrder, OfService, closing, note_closed, note_connections, note_reset, resetting,
 };
 pub use idle::{Asleep, Quiet};
 pub use judged::Watch;

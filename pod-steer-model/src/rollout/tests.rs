@@ -75,6 +75,7 @@ fn deploy(change: impl FnOnce(&mut DeployOrder)) -> Order {
         drain_timeout_ms: 5_000,
         at_deadline: AtDeadline::Leave,
         close_idle_ms: None,
+        max_age_ms: None,
         close_rate: None,
         stop_old: false,
         keep_old_ms: None,

@@ -82,6 +82,9 @@ pub struct DeployOrder {
     /// Close old connections that have been idle for so long, in milliseconds. Without it, none is closed.
     #[serde(default)]
     pub close_idle_ms: Option<u64>,
+    /// Close those that have been open for so long, in milliseconds, also if they are idle for a moment only. Without it, age does not matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
     /// Close at most so many a second. Without it, they are closed evenly until the deadline.
     #[serde(default)]
     pub close_rate: Option<u32>,

@@ -17,6 +17,8 @@ use crate::{duration, rollout::Policy};
 const IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Longest time for which a connection is idle before it is closed in a drain.
 const CLOSE_IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest age at which connections are closed.
+const MAX_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Maximum slow start.
 const SLOW_START_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -285,6 +287,16 @@ service_options! {
         read: |text| time(text, CLOSE_IDLE_MAX),
         write: |ms| duration::show_ms(*ms),
     }
+    drain_max_age_ms: u64 {
+        key: "drain.max-age",
+        values: "a time up to `720h`, as in `1h`",
+        default: 0,
+        doc: "Time for which a connection of an old version or a drained backend has been open when its own server is made to close it between two \
+              requests, though it is never idle for long: while a `deploy` or `drain` waits for connections, unless that gives `--max-age`. `0s` \
+              disables this. The API gives it in milliseconds.",
+        read: |text| time(text, MAX_AGE_MAX),
+        write: |ms| duration::show_ms(*ms),
+    }
     observe: Observe {
         key: "observe",
         values: "`connections`, `http`",
@@ -311,6 +323,7 @@ mod tests {
             idle_ms: Some(900_000),
             idle_max_hold_ms: Some(30_000),
             drain_close_idle_ms: Some(1_000),
+            drain_max_age_ms: Some(3_600_000),
             observe: Some(Observe::Http),
         };
         let written = given.written();

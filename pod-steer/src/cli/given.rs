@@ -30,6 +30,7 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<DeployOrder, String> {
         drain_timeout_ms: any_time("--drain-timeout", &args.drain_timeout)?,
         at_deadline: at_deadline(args.ending.at_deadline),
         close_idle_ms: close_idle(&args.ending)?,
+        max_age_ms: max_age(&args.ending)?,
         close_rate: rate(&args.ending)?,
         stop_old: args.stop_old || args.keep_old.is_some(),
         keep_old_ms: args.keep_old.as_deref().map(|text| time("--keep-old", text)).transpose()?,
@@ -47,6 +48,7 @@ pub(super) fn drain(args: &DrainArgs) -> Result<DrainOrder, String> {
     for (flag, is_given) in [
         ("--at-deadline", ending.at_deadline == args::AtDeadline::Reset),
         ("--close-idle", ending.close_idle.is_some()),
+        ("--max-age", ending.max_age.is_some()),
     ] {
         if is_given && timeout.is_none() {
             return Err(format!("{flag} is refused: there is no deadline; give one, as in --drain-timeout 30s"));
@@ -58,6 +60,7 @@ pub(super) fn drain(args: &DrainArgs) -> Result<DrainOrder, String> {
         drain_timeout_ms: timeout,
         at_deadline: at_deadline(ending.at_deadline),
         close_idle_ms: close_idle(ending)?,
+        max_age_ms: max_age(ending)?,
         close_rate: rate(ending)?,
     })
 }
@@ -70,6 +73,10 @@ pub(super) fn pause(args: &PauseArgs) -> Result<PauseOrder, String> {
 fn close_idle(given: &EndingArgs) -> Result<Option<u64>, String> {
     // Zero is valid: close none, whatever the service's label says.
     given.close_idle.as_deref().map(|text| any_time("--close-idle", text)).transpose()
+}
+
+fn max_age(given: &EndingArgs) -> Result<Option<u64>, String> {
+    given.max_age.as_deref().map(|text| any_time("--max-age", text)).transpose()
 }
 
 /// `200/s`, or the number alone.

@@ -1,4 +1,4 @@
-//! Drains that close idle connections: beside the loop, a pass after the other, at the pace that was ordered.
+//! Drains that close idle and old connections: beside the loop, a pass after the other, at the pace that was ordered.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{Event, control::Control, ledger::Change};
 use crate::{
     clock::boot_ms,
     connections::Question,
-    idle::{self, Closed, Memory, Pace, Pass},
+    idle::{self, Closed, Memory, Pace, Pass, ages::Ages, unsteady},
     rollout::{self, Closing},
 };
 
@@ -24,7 +24,7 @@ const WITHIN: Duration = Duration::from_millis(250);
 /// Without a rate, all that are idle are closed in this part of the time that is left, in tenths: some become idle later.
 const TENTHS: u32 = 8;
 
-/// The drains of services that close idle connections.
+/// The drains of services that close connections.
 #[derive(Default)]
 pub(super) struct Closings {
     by_service: BTreeMap<String, Drain>,
@@ -41,12 +41,13 @@ struct Drain {
     told: Option<String>,
     /// What passes keep; only one is under way.
     memory: Arc<Mutex<Memory>>,
+    ages: Arc<Mutex<Ages>>,
     /// Closed connections that are not recorded yet. Each is added before it ends: a drain that has no connection left has counted all.
     unrecorded: Arc<AtomicI64>,
 }
 
 impl Drain {
-    fn new(operation: u64, now: Instant) -> Self {
+    fn new(operation: u64, ages: Arc<Mutex<Ages>>, now: Instant) -> Self {
         Self {
             operation,
             since: now,
@@ -55,6 +56,7 @@ impl Drain {
             not_before: now,
             told: None,
             memory: Arc::default(),
+            ages,
             unrecorded: Arc::default(),
         }
     }
@@ -65,7 +67,7 @@ impl Drain {
 
     /// How many may be closed in a pass that begins now.
     fn pace(&self, closing: &Closing, now: Instant, now_ms: i64) -> Pace {
-        match closing.rate {
+        match closing.which.rate {
             Some(rate) => {
                 let elapsed = now.saturating_duration_since(self.since) + WITHIN;
                 let of = |time: Duration| (time.as_secs_f64() * f64::from(rate)).ceil() as u64;
@@ -82,7 +84,7 @@ impl Drain {
 
 impl Control {
     /// Begins the passes that are due.
-    pub(super) fn close_idle_connections(&mut self) {
+    pub(super) fn close_connections(&mut self) {
         let (now, now_ms) = (Instant::now(), boot_ms());
         let operations = self.orders.operations.values();
         let closing: Vec<(String, u64, Closing)> = operations
@@ -95,16 +97,18 @@ impl Control {
         self.orders.closings.by_service.retain(|service, drain| is_drained(service, drain));
         for (service, operation, closing) in closing {
             let drains = &mut self.orders.closings.by_service;
-            let drain = drains.entry(service.clone()).or_insert_with(|| Drain::new(operation, now));
+            let ages = || self.orders.ages.of(&service);
+            let drain = drains.entry(service.clone()).or_insert_with(|| Drain::new(operation, ages(), now));
             if !drain.is_due(now) {
                 continue;
             }
             let pace = drain.pace(&closing, now, now_ms);
             let (memory, unrecorded) = (Arc::clone(&drain.memory), Arc::clone(&drain.unrecorded));
             drain.under_way = true;
-            let backends = closing.old.iter().filter_map(|id| self.world.backends.get(id));
+            let ages = Arc::clone(&drain.ages);
+            let backends = closing.backends.iter().filter_map(|id| self.world.backends.get(id));
             let backends: Vec<Question> = backends.filter_map(|backend| self.question(backend)).collect();
-            let pass = Pass { backends, after: closing.after, pace, within: WITHIN };
+            let pass = Pass { backends, which: closing.which, ages, pace, within: WITHIN };
             let event = move |closed| Event::Closed { service, operation, closed };
             self.effects.run_then(
                 move || idle::close(pass, &mut memory.lock().unwrap_or_else(PoisonError::into_inner), &unrecorded),
@@ -126,14 +130,14 @@ impl Control {
         drain.not_before = drain.not_before.max(Instant::now());
         if closed.failure != drain.told {
             if let Some(error) = &closed.failure {
-                warn!(%service, %error, "not all idle connections could be closed");
+                warn!(%service, %error, "not all connections could be closed");
             }
             drain.told.clone_from(&closed.failure);
         }
-        debug!(%service, ?closed, "idle connections");
+        debug!(%service, ?closed, "closed connections");
         if closed.closed == 0 {
             // Nothing was spread over the time of the pass.
-            drain.not_before += WITHIN;
+            drain.not_before += unsteady(WITHIN);
             return;
         }
         self.record_closed();
@@ -160,12 +164,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::rollout::Closes;
 
     #[test]
     fn a_rate_holds_over_the_whole_drain() {
         let begun = Instant::now();
-        let mut drain = Drain::new(1, begun);
-        let mut closing = Closing { old: BTreeSet::new(), after: Duration::ZERO, rate: Some(200), deadline_ms: 10_000 };
+        let mut drain = Drain::new(1, Arc::default(), begun);
+        let which = Closes { idle: None, old: None, rate: Some(200) };
+        let mut closing = Closing { backends: BTreeSet::new(), which, deadline_ms: 10_000 };
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(50));
         drain.closed = 50;
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Number(0));
@@ -174,7 +180,7 @@ mod tests {
         for late in [Duration::from_millis(750), Duration::from_secs(3_600)] {
             assert_eq!(drain.pace(&closing, begun + late, 0), Pace::Number(100));
         }
-        closing.rate = None;
+        closing.which.rate = None;
         assert_eq!(drain.pace(&closing, begun, 0), Pace::Until(Duration::from_secs(8)));
         assert_eq!(drain.pace(&closing, begun, 12_000), Pace::Until(Duration::ZERO));
     }

@@ -3,6 +3,7 @@
 
 mod accept_queues;
 mod adopt;
+mod ages;
 mod allowed_images;
 mod allowed_users;
 mod asks;

@@ -6,6 +6,7 @@ use pod_steer_ebpf::SOURCES_MAX;
 use tracing::info;
 
 use super::{
+    ages::Noted,
     closings::Closings,
     control::Control,
     empty::Vacancies,
@@ -72,6 +73,7 @@ pub(super) struct Orders {
     pub vacancies: Vacancies,
     pub resets: Resets,
     pub closings: Closings,
+    pub ages: Noted,
     pub judgings: Judgings,
     pub attempts: Attempts,
     pub starts: Starts,
@@ -100,6 +102,7 @@ impl Orders {
             vacancies,
             resets: Resets::default(),
             closings: Closings::default(),
+            ages: Noted::default(),
             judgings: Judgings::default(),
             attempts: Attempts::default(),
             starts: Starts::default(),
@@ -150,6 +153,7 @@ impl Control {
         let options = self.world.options(&given.service);
         given.order.complete(OfService {
             close_idle_ms: options.drain_close_idle_ms,
+            max_age_ms: options.drain_max_age_ms,
             wake_max_hold_ms: options.idle_max_hold_ms,
         });
         if let Some(answer) = self.checked(&given).transpose() {

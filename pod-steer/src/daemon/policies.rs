@@ -126,6 +126,7 @@ impl Control {
             drain_timeout_ms: DRAIN_TIMEOUT_MS,
             at_deadline: AtDeadline::Leave,
             close_idle_ms: None,
+            max_age_ms: None,
             close_rate: None,
             stop_old: false,
             keep_old_ms: None,

@@ -33,7 +33,8 @@ impl Control {
                 self.dirty.hurry(&operation.service);
             }
             self.follow_judgings();
-            self.close_idle_connections();
+            self.note_ages();
+            self.close_connections();
             self.reset_old_connections();
             self.orders.to_step = self.orders.operations.keys().cloned().collect();
         }
@@ -91,7 +92,7 @@ impl Control {
         let soonest = self.plan.next_ms().into_iter().chain(stop).chain(vacancies).min();
         let wait_ms = soonest.map_or(i64::MAX, |at_ms| at_ms - now_ms).clamp(DUE_MS_MIN, IDLE_MS_MAX);
         let now = Instant::now();
-        let paced = [self.dirty.due(), self.inspections.due(now)].into_iter().flatten().min();
+        let paced = [self.dirty.due(), self.inspections.due(now), self.orders.ages.due()].into_iter().flatten().min();
         let paced = paced.map(|at| at.saturating_duration_since(now));
         paced.into_iter().fold(Duration::from_millis(wait_ms.unsigned_abs()), Duration::min)
     }

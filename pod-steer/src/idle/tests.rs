@@ -67,9 +67,22 @@ fn connections_are_closed_evenly_over_the_time_that_is_left() {
     assert_eq!(share(7, quarter, Duration::ZERO), 7);
 }
 
-/// Each server's connection was accepted by this test, which stands for a backend.
 #[test]
 fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
+    let which = Closes { idle: Some(Duration::from_millis(300)), ..Closes::default() };
+    answered_connections_end(which, Duration::from_millis(600));
+}
+
+#[test]
+fn old_connections_end_when_they_are_idle_for_a_moment() {
+    let which = Closes { old: Some(Duration::from_secs(60)), ..Closes::default() };
+    answered_connections_end(which, MOMENT * 3);
+    let which = Closes { idle: Some(Duration::from_secs(60)), ..which };
+    answered_connections_end(which, MOMENT * 3);
+}
+
+/// Each server's connection was accepted by this test, which stands for a backend, a minute ago.
+fn answered_connections_end(which: Closes, later: Duration) {
     // Loading the iterator takes a privilege, which a unit test need not have.
     if !rustix::process::geteuid().is_root() {
         return;
@@ -78,6 +91,9 @@ fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
     let port = listener.local_addr().unwrap().port();
     let mut pairs: Vec<(TcpStream, TcpStream)> =
         (0..4).map(|_| (TcpStream::connect(("127.0.0.1", port)).unwrap(), listener.accept().unwrap().0)).collect();
+    let ages = Arc::new(Mutex::new(Ages::default()));
+    let cookies = pairs.iter().map(|(_, server)| sys::socket_cookie(server).unwrap()).collect();
+    ages.lock().unwrap().note(&cookies, Instant::now().checked_sub(Duration::from_secs(60)).unwrap());
     let mut buffer = [0; 8];
     // The first two are answered; the third waits for an answer, of which the request came with the one before; the
     // last has sent a request that was not read.
@@ -100,10 +116,12 @@ fn a_server_sees_the_end_of_an_idle_connection_and_of_no_other() {
         let backends =
             vec![Question { id: "a".into(), netns, processes: own.clone(), ports: BTreeSet::from([Port::tcp(port)]) }];
         let pace = Pace::Number(number);
-        close(Pass { backends, after: Duration::from_millis(300), pace, within: Duration::ZERO }, &mut memory, &counted)
+        close(Pass { backends, which, ages: Arc::clone(&ages), pace, within: Duration::ZERO }, &mut memory, &counted)
     };
-    assert_eq!(close(9), Closed { active: 4, ..Closed::default() }, "nothing is idle yet");
-    thread::sleep(Duration::from_millis(600));
+    if which.old.is_none() {
+        assert_eq!(close(9), Closed { active: 4, ..Closed::default() }, "nothing is idle yet");
+    }
+    thread::sleep(later);
     assert_eq!(close(1), Closed { closed: 1, idle: 1, active: 2, failure: None });
     assert_eq!(
         close(9),

@@ -1,5 +1,7 @@
 //! Drains that wait, and what happens at their deadline.
 
+use std::time::Duration;
+
 use super::*;
 
 fn drain(change: impl FnOnce(&mut DrainOrder)) -> Order {
@@ -124,9 +126,8 @@ fn idle_connections_are_closed_while_a_drain_waits() {
     });
     let (mut closes, _) = start(order, &view, &mut decision, NOW);
     let wanted = Closing {
-        old: BTreeSet::from([BackendId::from("a")]),
-        after: std::time::Duration::from_millis(1_500),
-        rate: Some(200),
+        backends: BTreeSet::from([BackendId::from("a")]),
+        which: Closes { idle: Some(Duration::from_millis(1_500)), old: None, rate: Some(200) },
         deadline_ms: NOW + 5_000,
     };
     assert_eq!(closing(&closes), Some(wanted));
@@ -150,12 +151,35 @@ fn idle_connections_are_closed_while_a_drain_waits() {
 }
 
 #[test]
-fn an_order_that_does_not_say_what_is_idle_leaves_it_to_the_options() {
-    let options = |close_idle_ms| OfService { close_idle_ms, wake_max_hold_ms: 60_000 };
+fn old_connections_are_closed_while_a_drain_waits() {
+    let hour = Duration::from_secs(3_600);
+    for (idle, when) in [(None, "when old"), (Some(1_000), "when idle or old")] {
+        let mut decision = Decision::default();
+        let mut view = with_connections(2);
+        let order = drain(|order| (order.close_idle_ms, order.max_age_ms) = (idle, Some(3_600_000)));
+        let (mut closes, _) = start(order, &view, &mut decision, NOW);
+        let which = closing(&closes).unwrap().which;
+        assert_eq!(which, Closes { idle: idle.map(Duration::from_millis), old: Some(hour), rate: None });
+        note_closed(&mut closes, 2);
+        view.backends.get_mut("a").unwrap().live = 0;
+        go_on(&mut closes, &view, &mut decision, NOW + 100);
+        assert_eq!(closes.steps[0].detail, format!("2 connections, 2 of them closed {when}"));
+    }
+    for (age, rate, timeout) in [(Some(0), Some(1), Some(1)), (Some(1), Some(0), Some(1)), (Some(1), None, None)] {
+        let order = drain(|order| (order.max_age_ms, order.close_rate, order.drain_timeout_ms) = (age, rate, timeout));
+        assert!(matches!(check(&order, &two(), &["web"], &Decision::default(), None, None), Err(Refusal::Input(_))));
+    }
+}
+
+#[test]
+fn an_order_that_does_not_say_which_connections_it_closes_leaves_it_to_the_options() {
     let completed = |given: Option<u64>, timeout: Option<u64>, option| {
-        let mut order = drain(|order| (order.close_idle_ms, order.drain_timeout_ms) = (given, timeout));
-        order.complete(options(option));
+        let mut order = drain(|order| {
+            (order.close_idle_ms, order.max_age_ms, order.drain_timeout_ms) = (given, given, timeout);
+        });
+        order.complete(OfService { close_idle_ms: option, max_age_ms: option, wake_max_hold_ms: 60_000 });
         let Order::Drain(order) = order else { unreachable!() };
+        assert_eq!(order.close_idle_ms, order.max_age_ms);
         order.close_idle_ms
     };
     assert_eq!(completed(None, Some(1), 2_000), Some(2_000));

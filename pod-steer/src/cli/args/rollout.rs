@@ -53,6 +53,10 @@ pub struct EndingArgs {
     /// 0s closes none [default: as the service's option drain.close-idle says]
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s", allow_hyphen_values = true)]
     pub close_idle: Option<String>,
+    /// Close connections that have been open for this long between two requests, though they are never idle for long. 0s closes none for its
+    /// age [default: as the service's option drain.max-age says]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub max_age: Option<String>,
     /// Close at most so many a second [default: evenly until the deadline]
     #[arg(long, value_name = "NUMBER/s", allow_hyphen_values = true)]
     pub rate: Option<String>,

@@ -185,8 +185,8 @@ async fn one(
 /// The order by which a new version of so many containers takes over. It stops nothing: the service may have backends of others.
 fn order(args: &UpArgs, version: &str, count: usize) -> Result<DeployOrder, String> {
     // Services may differ in their option, and a refusal in the middle would leave a part undone.
-    if args.ending.rate.is_some() && args.ending.close_idle.is_none() {
-        return Err("--rate is refused: it is that of --close-idle; give that too".to_owned());
+    if args.ending.rate.is_some() && args.ending.close_idle.is_none() && args.ending.max_age.is_none() {
+        return Err("--rate is refused: it is that of --close-idle and --max-age; give one too".to_owned());
     }
     given::deploy(&DeployArgs {
         service: ServiceArgs { socket: args.socket.clone(), service: String::new() },

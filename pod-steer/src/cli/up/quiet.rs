@@ -26,10 +26,10 @@ impl Swap<'_> {
     pub async fn clean(&self, unused: &[Container], stopped: &[Container]) -> Ended {
         containers::remove(&ids(stopped), false).await?;
         let ending = &self.args.ending;
-        let closes = match super::order(self.args, "version", 1).map_err(Failure::Input)?.close_idle_ms {
-            Some(ms) => ms > 0,
-            None => self.closes_idle(unused).await?,
-        };
+        let order = super::order(self.args, "version", 1).map_err(Failure::Input)?;
+        let of_services = self.closes(unused).await?;
+        let given = [order.close_idle_ms, order.max_age_ms];
+        let closes = given.into_iter().zip(of_services).any(|(given, of_service)| given.unwrap_or(of_service) > 0);
         let left = match !closes && ending.at_deadline == AtDeadline::Leave {
             true if self.wait_quiet(unused, || self.interrupt.check()).await? => Vec::new(),
             true => unused.to_vec(),
@@ -115,6 +115,7 @@ impl Swap<'_> {
                 drain_timeout_ms: Some(of.drain_timeout_ms),
                 at_deadline: of.at_deadline,
                 close_idle_ms: of.close_idle_ms,
+                max_age_ms: of.max_age_ms,
                 close_rate: of.close_rate,
             });
             let begun = give(self.socket(), &service.name, &order).await?;
@@ -133,11 +134,12 @@ impl Swap<'_> {
         Ok(left)
     }
 
-    /// Whether a service of theirs has its idle connections closed without an order to do so.
-    async fn closes_idle(&self, some: &[Container]) -> Result<bool, Failure> {
+    /// The times after which a service of theirs has idle and old connections closed, without an order to do so, in milliseconds.
+    async fn closes(&self, some: &[Container]) -> Result<[u64; 2], Failure> {
         let status = self.status().await?;
-        let mut services = some.iter().filter_map(|one| backend(&status, &one.id)).map(|(service, _)| service);
-        Ok(services.any(|service| service.options.drain_close_idle_ms > 0))
+        let services = some.iter().filter_map(|one| backend(&status, &one.id)).map(|(service, _)| &service.options);
+        let times = services.map(|options| [options.drain_close_idle_ms, options.drain_max_age_ms]);
+        Ok(times.fold([0; 2], |[idle, old], [more_idle, more_old]| [idle.max(more_idle), old.max(more_old)]))
     }
 
     /// Waits until containers have no connection; false if the time for it is over. `go_on` may end it before.
