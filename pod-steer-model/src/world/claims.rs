@@ -78,13 +78,21 @@ pub(super) fn of<'a>(
     let pods = world.pods();
     let mut claims = Claims::default();
     for backend in by_age {
-        let Some(netns) = backend.claims_in().filter(|_| !world.abandoned.contains_key(&backend.id)) else { continue };
-        // A port that may no longer be claimed is not kept either.
-        for map in backend.spec.ports.iter().filter(|map| world.may_claim(&backend.spec.service, map.service_port())) {
-            let own = |key: &RuleKey| {
-                !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
-            };
-            claim(&mut claims.by_key, plan, backend, map, true, keys(netns.cookie, map).filter(own));
+        if world.abandoned.contains_key(&backend.id) {
+            continue;
+        }
+        // Where its clients come to now, and where they came to before it lost its network.
+        let now = backend.ingress();
+        let before = backend.claims_in().filter(|before| Some(*before) != now);
+        let own = |key: &RuleKey| {
+            !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
+        };
+        for netns in now.into_iter().chain(before) {
+            // A port that may no longer be claimed is not kept either.
+            let service = &backend.spec.service;
+            for map in backend.spec.ports.iter().filter(|map| world.may_claim(service, map.service_port())) {
+                claim(&mut claims.by_key, plan, backend, map, true, keys(netns.cookie, map).filter(own));
+            }
         }
     }
     let mut wanted = Vec::new();

@@ -124,6 +124,13 @@ impl Backend {
         self.forwarded().map(|bridge| bridge.ingress).or(before).or(self.netns)
     }
 
+    /// The namespaces that concern it: its own, unless that has ended with it, and the one in which its service claims its ports for it.
+    pub fn places(&self) -> impl Iterator<Item = Netns> {
+        let own = self.netns.filter(|_| self.network != Network::Own || self.phase != Phase::Exited);
+        let claims = self.claims_in().filter(|claims| Some(*claims) != self.netns);
+        own.into_iter().chain(claims)
+    }
+
     /// One of its sockets as clients see it where they come to; `None` if they cannot reach it.
     pub(super) fn seen_from_ingress<'a>(&self, socket: &'a Socket) -> Option<Cow<'a, Socket>> {
         let here = |netns: Netns| netns.cookie == socket.netns_cookie;

@@ -167,9 +167,10 @@ impl Parts {
 
 /// The ports that a backend would claim for its service; none before its namespace is known.
 fn declared(backend: &Backend) -> impl Iterator<Item = (NetnsCookie, Port)> {
-    backend
-        .claims_in()
-        .into_iter()
+    let now = backend.ingress();
+    let before = backend.claims_in().filter(|before| Some(*before) != now);
+    now.into_iter()
+        .chain(before)
         .flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.service_port())))
 }
 

@@ -39,9 +39,7 @@ impl Control {
         }
         self.find_cgroups();
         for backend in self.world.backends.values() {
-            if let Some(netns) = backend.netns {
-                self.netns.see(netns, None);
-            }
+            backend.places().for_each(|netns| self.netns.see(netns, None));
         }
         if !self.engines.is_awaiting() {
             self.detach_unknown();

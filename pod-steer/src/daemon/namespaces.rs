@@ -12,7 +12,7 @@ use crate::{
     condition::{Condition, Reason},
     ids::NetnsCookie,
     sys,
-    world::{Phase, Plan},
+    world::{Backend, Phase, Plan},
 };
 
 impl Control {
@@ -51,9 +51,9 @@ impl Control {
             }
         }
         // A backend that lives there must not claim the port of a listener that was forgotten.
-        let lives = self.world.backends.values().filter(|backend| backend.phase != Phase::Exited);
-        let lives: BTreeSet<NetnsCookie> = lives.filter_map(|backend| Some(backend.netns?.cookie)).collect();
-        self.world.foreign.retain(|cookie, _| [&alive, &lives, &planned].iter().any(|all| all.contains(cookie)));
+        let lives: BTreeSet<NetnsCookie> =
+            self.world.backends.values().flat_map(Backend::places).map(|netns| netns.cookie).collect();
+        self.world.foreign.retain(|cookie, _| lives.contains(cookie) || planned.contains(cookie));
         // A descriptor that is kept open keeps its namespace from ending.
         self.netns.retain(|cookie| alive.contains(&cookie) || planned.contains(&cookie));
     }

@@ -65,13 +65,17 @@ impl Control {
         counts: impl Fn(NetnsCookie) -> bool,
     ) -> BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> {
         let mut namespaces: BTreeMap<NetnsCookie, (Netns, Vec<ProcessSet>)> = BTreeMap::new();
-        for backend in self.world.backends.values().filter(|backend| backend.phase != Phase::Exited) {
-            // The ingress namespace of a forwarded backend is our own, for which no process is needed.
-            if let Some(ingress) = backend.ingress().filter(|ingress| counts(ingress.cookie)) {
-                namespaces.entry(ingress.cookie).or_insert((ingress, Vec::new()));
+        // Our own needs no process to be opened, and the service of one that has ended has its ports there still.
+        let own = sys::own_netns_cookie().ok();
+        for backend in self.world.backends.values() {
+            let runs = backend.phase != Phase::Exited;
+            let places = backend.places().filter(|netns| counts(netns.cookie));
+            for netns in places.filter(|netns| runs || Some(netns.cookie) == own) {
+                let (_, processes) = namespaces.entry(netns.cookie).or_insert((netns, Vec::new()));
+                if runs && backend.netns == Some(netns) {
+                    processes.push(self.processes_of(backend));
+                }
             }
-            let Some(netns) = backend.netns.filter(|netns| counts(netns.cookie)) else { continue };
-            namespaces.entry(netns.cookie).or_insert((netns, Vec::new())).1.push(self.processes_of(backend));
         }
         namespaces
     }

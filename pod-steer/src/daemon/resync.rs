@@ -175,8 +175,7 @@ impl Control {
 
     /// A namespace that was seen, or in which a backend is.
     fn netns_of(&self, cookie: NetnsCookie) -> Option<Netns> {
-        let of_backend =
-            || self.world.backends.values().filter_map(|backend| backend.netns).find(|ns| ns.cookie == cookie);
+        let of_backend = || self.world.backends.values().flat_map(Backend::places).find(|ns| ns.cookie == cookie);
         self.netns.get(cookie).or_else(of_backend)
     }
 

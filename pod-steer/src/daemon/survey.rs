@@ -46,7 +46,7 @@ impl Control {
             own.into_iter().any(|own| own.reason == Reason::PortInUse)
         };
         let waiting = self.world.backends.values().filter(waits);
-        let cookies: BTreeSet<NetnsCookie> = waiting.filter_map(Backend::ingress).map(|netns| netns.cookie).collect();
+        let cookies: BTreeSet<NetnsCookie> = waiting.filter_map(Backend::claims_in).map(|netns| netns.cookie).collect();
         if !cookies.is_empty() {
             self.survey_these(self.namespaces_among(&cookies));
         }

@@ -99,6 +99,23 @@ fn its_service_keeps_the_port_while_it_is_not_connected() {
 }
 
 #[test]
+fn a_disconnected_one_that_is_a_pod_keeps_both_of_its_claims() {
+    let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
+    world.backends.remove("id0");
+    world.sockets.retain(|_, socket| socket.backend == BackendIndex(1));
+    world.plan();
+    let mut sidecar = backend(2, "sidecar", "9000");
+    (sidecar.network, sidecar.netns) = (Network::Joined, Some(INSIDE));
+    world.backends.insert(sidecar.id.clone(), sidecar);
+    world.backends.get_mut("id1").unwrap().connected(Err(Unreached::Macvlan { device: "eth0".to_owned() }));
+    let plans = [world.plan(), world.plan(), world.plan()];
+    for plan in &plans[1..] {
+        assert_eq!(plan.rules.keys().collect::<Vec<_>>(), plans[0].rules.keys().collect::<Vec<_>>());
+    }
+    assert!(plans[0].rules.contains_key(&key(FAMILY_V4, 80)), "{:?}", plans[0].rules.keys());
+}
+
+#[test]
 fn it_is_ready_only_where_packets_are_forwarded() {
     let mut world = mixed([inside(1, "0.0.0.0", 8080)]);
     world.forwarding.clear();
