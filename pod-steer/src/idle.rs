@@ -49,6 +49,10 @@ const UNKNOWN_IDLE_MS: u32 = 60_000;
 /// An old connection is closed when it has been idle for so long: a client that asks again and again has its answer then, and hardly has its next
 /// request on the way.
 const MOMENT: Duration = Duration::from_millis(20);
+/// Without a rate, old connections are closed in this part of their age,
+const OLD_PART: u32 = 20;
+/// and in so long at most.
+const OLD_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be closed.
 #[derive(Debug)]
@@ -113,29 +117,28 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
         }
     }
     shuffle(&mut idle);
-    let wanted = match pass.pace {
+    let (old, idle): (Vec<Idle>, Vec<Idle>) = idle.into_iter().partition(|one| one.is_old);
+    // These are idle for a moment only, so they are not spread over the time of the pass, and as many are tried as it takes.
+    let mut left = match pass.pace {
         Pace::Number(number) => number,
+        Pace::Until(left) => share(old.len() as u64, pass.within, left.min(pass.which.old.map_or(left, spread_over))),
+    };
+    for one in &old {
+        match left {
+            0 => done.idle += 1,
+            _ => left -= u64::from(done.shut(one, number)),
+        }
+    }
+    let wanted = match pass.pace {
+        Pace::Number(_) => left,
         Pace::Until(left) => share(idle.len() as u64, pass.within, left),
     };
-    let all = idle.len();
-    let mut chosen: Vec<Idle> = idle.into_iter().take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect();
-    done.idle = (all - chosen.len()) as u64;
-    // They are not idle for long, so they are not spread over the time.
-    chosen.sort_by_key(|one| !one.is_old);
-    let spread = chosen.iter().filter(|one| !one.is_old).count();
-    let gap = pass.within.saturating_sub(begun.elapsed()) / (spread.max(1) as u32);
-    for one in chosen {
-        number.fetch_add(1, Relaxed);
-        let shut = one.shut_down();
-        if !matches!(shut, Ok(true)) {
-            number.fetch_sub(1, Relaxed);
-        }
-        match shut {
-            Ok(true) => done.closed += 1,
-            Ok(false) => done.active += 1,
-            Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),
-        }
-        if !one.is_old && begun.elapsed() < pass.within {
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(idle.len());
+    done.idle += (idle.len() - wanted) as u64;
+    let gap = pass.within.saturating_sub(begun.elapsed()) / (wanted.max(1) as u32);
+    for one in &idle[..wanted] {
+        done.shut(one, number);
+        if begun.elapsed() < pass.within {
             thread::sleep(gap);
         }
     }
@@ -144,6 +147,28 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
         thread::sleep(unsteady(pass.within).saturating_sub(begun.elapsed()));
     }
     done
+}
+
+impl Closed {
+    /// Closes a connection, and adds it to `number` before its server can see that. False if it was not closed.
+    fn shut(&mut self, one: &Idle, number: &AtomicI64) -> bool {
+        number.fetch_add(1, Relaxed);
+        let shut = one.shut_down();
+        if !matches!(shut, Ok(true)) {
+            number.fetch_sub(1, Relaxed);
+        }
+        match &shut {
+            Ok(true) => self.closed += 1,
+            Ok(false) => self.active += 1,
+            Err(error) => drop(self.failure.get_or_insert_with(|| error.to_string())),
+        }
+        matches!(shut, Ok(true))
+    }
+}
+
+/// The time over which connections are closed that have become old together, as at the begin of a drain: a small part of their age.
+fn spread_over(max_age: Duration) -> Duration {
+    (max_age / OLD_PART).min(OLD_MAX)
 }
 
 /// A time that is as long on average, and half as long at least: clients that ask in a steady rhythm are not met at the same point of it again

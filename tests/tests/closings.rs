@@ -255,8 +255,8 @@ fn ask_until_closed(mut client: Client, net: &NetNs, target: SocketAddr) -> Resu
 
 #[test]
 fn old_connections_are_closed_between_requests() -> Result<()> {
-    const AGE: Duration = Duration::from_secs(3);
-    let stage = Stage::configured("[service.web.drain]\nmax-age = '3s'\n")?;
+    const AGE: Duration = Duration::from_secs(8);
+    let stage = Stage::configured("[service.web.drain]\nmax-age = '8s'\n")?;
     let version = |name| Exec::new(name, "web", "80:8080", "0.0.0.0:8080").flags(&["--version", name]).start(&stage);
     let _old = version("v1")?;
     stage.daemon.wait_ready("web", 1)?;

@@ -12,6 +12,7 @@ use super::control::Control;
 use crate::{
     connections::Question,
     idle::ages::{Ages, open},
+    world::Phase,
 };
 
 /// Number of looks in the time after which a connection is old: so much of it passes at most before one is noted.
@@ -25,10 +26,14 @@ const EVERY_MAX: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Noted {
     by_service: BTreeMap<String, Arc<Mutex<Ages>>>,
-    /// When the next look is due.
+    /// When the options of services were asked last.
+    asked: Option<Instant>,
+    /// Something has happened since then.
+    is_stale: bool,
+    /// When a look began last.
+    looked: Option<Instant>,
+    /// When the next one is due, if a service needs one.
     next: Option<Instant>,
-    /// Something has happened since the last one, perhaps to a service that needs one.
-    is_needed: bool,
     /// A look that is under way has a second copy.
     looking: Arc<()>,
 }
@@ -39,46 +44,51 @@ impl Noted {
         self.by_service.get(service).cloned().unwrap_or_default()
     }
 
-    /// When the next look is due, if a service may need one.
+    /// When to ask the options again, or to look.
     pub fn due(&self) -> Option<Instant> {
-        self.next.filter(|_| self.is_needed || !self.by_service.is_empty())
+        if self.is_stale { self.asked.map(|asked| asked + EVERY_MIN) } else { self.next }
     }
 }
 
 impl Control {
-    /// Looks at the connections of these services when it is time to.
+    /// Looks at the connections of these services when it is time to. Called in each turn.
     pub(super) fn note_ages(&mut self) {
         let now = Instant::now();
         let noted = &mut self.orders.ages;
-        noted.is_needed = true;
-        if noted.next.is_some_and(|next| now < next) {
+        noted.is_stale = noted.asked.is_some_and(|asked| now < asked + EVERY_MIN);
+        if noted.is_stale {
             return;
         }
-        noted.next = Some(now + EVERY_MIN);
-        if Arc::strong_count(&noted.looking) > 1 {
-            return;
-        }
-        noted.is_needed = false;
+        noted.asked = Some(now);
         let services: BTreeSet<&str> = self.world.backends.values().map(|one| one.spec.service.as_str()).collect();
         let max_age = |service: &str| Duration::from_millis(self.world.options(service).drain_max_age_ms);
         let services = services.into_iter().map(|service| (service.to_owned(), max_age(service)));
         let services: BTreeMap<String, Duration> = services.filter(|(_, max_age)| !max_age.is_zero()).collect();
         let every = services.values().map(|max_age| *max_age / LOOKS).min();
-        let looks: Vec<(Arc<Mutex<Ages>>, Vec<Question>)> = services
-            .keys()
-            .map(|service| {
-                let backends = self.world.backends.values().filter(|one| one.spec.service == *service);
-                (self.orders.ages.of(service), backends.filter_map(|one| self.question(one)).collect())
-            })
-            .collect();
-        let noted = &mut self.orders.ages;
-        noted.next = Some(now + every.unwrap_or(EVERY_MIN).clamp(EVERY_MIN, EVERY_MAX));
-        let ages = looks.iter().map(|(ages, _)| Arc::clone(ages));
-        noted.by_service = services.into_keys().zip(ages).collect();
-        if looks.is_empty() {
+        let ages = services.into_keys().map(|service| (noted.of(&service), service));
+        noted.by_service = ages.map(|(ages, service)| (service, ages)).collect();
+        let Some(every) = every.map(|every| every.clamp(EVERY_MIN, EVERY_MAX)) else {
+            noted.next = None;
+            return;
+        };
+        let due = noted.looked.map_or(now, |looked| looked + every);
+        if due > now || Arc::strong_count(&noted.looking) > 1 {
+            noted.next = Some(due.max(now + EVERY_MIN));
             return;
         }
+        (noted.looked, noted.next) = (Some(now), Some(now + every));
         let looking = Arc::clone(&noted.looking);
+        let looks: Vec<(Arc<Mutex<Ages>>, Vec<Question>)> = self
+            .orders
+            .ages
+            .by_service
+            .iter()
+            .map(|(service, ages)| {
+                let backends = self.world.backends.values().filter(|one| one.spec.service == *service);
+                let backends = backends.filter(|one| one.phase != Phase::Exited);
+                (Arc::clone(ages), backends.filter_map(|one| self.question(one)).collect())
+            })
+            .collect();
         self.effects.run_on(move |_| {
             for (ages, backends) in looks {
                 match open(backends) {
