@@ -100,7 +100,15 @@ impl Control {
         }
         let due = std::mem::take(&mut self.holders.due);
         let sockets = Sockets::new(&self.world.sockets);
-        let candidates = self.world.backends.values().filter(|b| !matches!(b.phase, Phase::Created | Phase::Exited));
+        // It listens again, and the engine's word that it runs is under way.
+        let is_starting = |backend: &Backend| {
+            matches!((&backend.kind, backend.phase), (Kind::Container { .. }, Phase::Created | Phase::Exited))
+                && !self.holders.ending.contains_key(&backend.id)
+                && sockets.of(backend.index).next().is_some()
+        };
+        let runs =
+            |backend: &&Backend| !matches!(backend.phase, Phase::Created | Phase::Exited) || is_starting(backend);
+        let candidates = self.world.backends.values().filter(runs);
         let candidate = |backend: &Backend| {
             Some(Candidate {
                 index: backend.index,
@@ -120,7 +128,8 @@ impl Control {
                 let owner = self.world.by_index(socket.backend);
                 let stays = |owner: &Backend| {
                     let holds_only = owner.process.is_some_and(|process| process.holds_only);
-                    owner.phase == Phase::Running && !holds_only && !self.holders.ending.contains_key(&owner.id)
+                    let runs = owner.phase == Phase::Running || is_starting(owner);
+                    runs && !holds_only && !self.holders.ending.contains_key(&owner.id)
                 };
                 let orphan = !owner.is_some_and(stays);
                 (*cookie, Known { port: socket.port, seat, owner: socket.backend, orphan })
