@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pod_steer_tests::{
     check,
     daemon::Stage,
@@ -167,4 +167,37 @@ fn processes_are_adopted_with_their_counters() -> Result<()> {
     let _third = Exec::new("web-3", "web", "80:8080", "0.0.0.0:8080").start(&stage)?;
     stage.daemon.wait_ready("web", 2)?;
     Ok(())
+}
+
+/// Restarts of the daemon until one is in the same second as the container's.
+const ROUNDS_MAX: u32 = 20;
+
+/// The engine tells a new session of the last second again, of a death of the container among others.
+#[test]
+fn a_container_that_was_started_again_just_before_the_daemon_serves_on() -> Result<()> {
+    require!(tools::docker());
+    let mut stage = Stage::with_docker()?;
+    let spec = server::named("web-1", "0.0.0.0:8080").service("web", "8080:8080");
+    let container = stage.engine().start_container(&spec)?;
+    stage.daemon.wait_ready("web", 1)?;
+    for round in 0.. {
+        container.kill("KILL")?;
+        container.start()?;
+        stage.daemon.wait_ready("web", 1)?;
+        let load = Load::to("127.0.0.1:8080".parse()?).threads(1).start(stage.host.net())?;
+        stage.daemon.kill()?;
+        stage.daemon.restart()?;
+        let answered = load.answered();
+        wait::until("more connections", || (load.answered() > answered + 500).then_some(()))?;
+        let tally = load.stop()?;
+        ensure!(tally.losses.is_empty(), "{tally}\n{}", stage.daemon.log_tail());
+        let log = stage.daemon.log();
+        ensure!(!log.contains("had connections before it was attached"), "{}", stage.daemon.log_tail());
+        if log.contains("event of a former run") && round >= 2 {
+            return Ok(());
+        }
+        // They are repeated from a whole second on.
+        ensure!(round < ROUNDS_MAX, "the engine has not repeated an event\n{}", stage.daemon.log_tail());
+    }
+    unreachable!("the rounds are limited")
 }

@@ -66,6 +66,7 @@ pub fn container(id: &str) -> Container {
         name: format!("name-of-{id}"),
         engine: ADDRESS.to_owned(),
         created_ms: 0,
+        started_ns: 0,
         labels: [("pod-steer.service".to_owned(), "web".to_owned())].into(),
         image_labels: ImageLabels::default(),
         image: "web:v1".to_owned(),
@@ -87,7 +88,7 @@ pub fn container(id: &str) -> Container {
 
 /// An event of a container without a description.
 pub fn event(id: &str, change: Change) -> Happened {
-    Happened { id: id.to_owned(), change, mine: None }
+    Happened { id: id.to_owned(), change, at_ns: None, mine: None }
 }
 
 fn not_found(id: &str) -> EngineError {

@@ -18,6 +18,8 @@ struct State {
     /// Generation of each container, incremented with each change of its phase. Details requested in an earlier generation are out of
     /// date. [`REMOVED`] for a removed container.
     generations: HashMap<String, u64>,
+    /// When each container was started last, as its last description says.
+    started_ns: HashMap<String, i64>,
     /// Containers that are being inspected, and whether to inspect them once more.
     under_way: HashMap<String, bool>,
 }
@@ -77,6 +79,24 @@ impl<E: Engine> Inspector<E> {
         let mut state = self.state();
         let generation = state.generations.entry(id.to_owned()).or_default();
         *generation = if is_removed { REMOVED } else { generation.saturating_add(1) };
+        if is_removed {
+            state.started_ns.remove(id);
+        }
+    }
+
+    /// Records when a container was started last.
+    pub fn described(&self, container: &Container) {
+        let mut state = self.state();
+        if state.generation(&container.id) != REMOVED {
+            state.started_ns.insert(container.id.clone(), container.started_ns);
+        }
+    }
+
+    /// Whether what happened at this time was before the container was started as it was described last: the description may be ahead of
+    /// the events, and an engine repeats the events of the last second to a new session.
+    pub fn is_of_former_run(&self, id: &str, at_ns: Option<i64>) -> bool {
+        let state = self.state();
+        at_ns.zip(state.started_ns.get(id)).is_some_and(|(at_ns, started_ns)| at_ns < *started_ns)
     }
 
     /// Whether most of the known containers are gone, so that they should be forgotten now.
@@ -139,6 +159,7 @@ impl<E: Engine> Inspector<E> {
             return;
         }
         container.phase_is_current = after == before;
+        self.described(&container);
         let _ = self.inputs.send(EngineInput::Container(Box::new(container))).await;
     }
 }

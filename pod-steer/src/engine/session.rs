@@ -1,5 +1,6 @@
-//! Follows one engine: a snapshot of its containers, and the events since, for as long as the engine answers; then again. Generic over the
-//! engine's protocol.
+//! Follows one engine: a snapshot of its containers, and the events since, for as long as the engine answers; then again. A description
+//! may be ahead of the events: what happened in a run of a container before the described one is not told. Generic over the engine's
+//! protocol.
 
 use std::{
     collections::HashSet,
@@ -82,9 +83,10 @@ async fn session<E: Engine>(
     info!(engine = %address, containers = containers.len(), "container engine connected");
     *connected = true;
     let mut ours: HashSet<String> = containers.iter().map(|container| container.id.clone()).collect();
+    let mut inspector = Inspector::new(engine.clone(), inputs.clone(), sandboxes.clone(), images);
+    containers.iter().for_each(|container| inspector.described(container));
     let _ = inputs.send(EngineInput::Snapshot { engine: address.to_owned(), containers, unread }).await;
 
-    let mut inspector = Inspector::new(engine.clone(), inputs.clone(), sandboxes.clone(), images);
     let (mut inspections, mut rechecks) = (JoinSet::new(), Rechecks::default());
     loop {
         while inspections.try_join_next().is_some() {}
@@ -92,7 +94,7 @@ async fn session<E: Engine>(
         if inspections.is_empty() {
             inspector.forget_removed();
         }
-        let Happened { id, change, mine } = tokio::select! {
+        let Happened { id, change, at_ns, mine } = tokio::select! {
             event = events.next(), if inspections.len() < WAITING_MAX => match event? {
                 Some(event) => event,
                 None => return Ok(()),
@@ -108,6 +110,7 @@ async fn session<E: Engine>(
                 let images = Images::new(engine.clone(), *trust_image_labels.borrow_and_update());
                 let (containers, unread) = snapshot(engine, &sandboxes, &images).await?;
                 inspector.images = images;
+                containers.iter().for_each(|container| inspector.described(container));
                 ours.extend(containers.iter().map(|container| container.id.clone()));
                 let _ = inputs.send(EngineInput::Snapshot { engine: address.to_owned(), containers, unread }).await;
                 continue;
@@ -130,6 +133,12 @@ async fn session<E: Engine>(
             sandboxes.forget(&id);
         }
         if mine.is_none() && !ours.contains(&id) {
+            continue;
+        }
+        // The clock may have been set back: the container is looked at.
+        if change.is_of_one_run() && inspector.is_of_former_run(&id, at_ns) {
+            debug!(engine = %address, container = %id, ?change, "event of a former run");
+            inspections.spawn(inspector.clone().inspect(id));
             continue;
         }
         debug!(engine = %address, container = %id, ?change, "event");

@@ -16,6 +16,8 @@ pub struct Container {
     pub engine: String,
     /// When it was made, in milliseconds since 1970; zero if the engine did not say.
     pub created_ms: i64,
+    /// When it was started last, in nanoseconds since 1970; zero if it never was.
+    pub started_ns: i64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// What was done about labels of its image.
@@ -104,6 +106,11 @@ impl Change {
     pub fn is_phase(&self) -> bool {
         !matches!(self, Self::Created | Self::NetworkChanged | Self::Renamed)
     }
+
+    /// True if it says something of one run of the container, and nothing of the next one.
+    pub fn is_of_one_run(&self) -> bool {
+        self.is_phase() && *self != Self::Removed
+    }
 }
 
 /// An event of a container.
@@ -113,6 +120,8 @@ pub struct Happened {
     pub id: String,
     /// The change.
     pub change: Change,
+    /// When, in nanoseconds since 1970; `None` if the engine did not say.
+    pub at_ns: Option<i64>,
     /// The container as far as the event describes it, if it has our labels.
     pub mine: Option<Box<Container>>,
 }

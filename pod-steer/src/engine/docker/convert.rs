@@ -40,8 +40,9 @@ pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
     let attributes = actor.attributes.unwrap_or_default();
+    let at_ns = event.time_nano;
     if event.kind.as_deref() == Some("network") {
-        return network_changed(&action, actor.id, attributes);
+        return network_changed(&action, actor.id, attributes, at_ns);
     }
     let id = actor.id.filter(|id| is_id(id))?;
     let change = match action.split(':').next()?.trim() {
@@ -65,19 +66,24 @@ pub fn happened(engine: &str, event: Event) -> Option<Happened> {
         _ => return None,
     };
     let mine = attributes.keys().any(|key| key.starts_with(labels::PREFIX)).then(|| {
-        let created_ms = event.time_nano.map_or(0, |ns| ns / 1_000_000);
+        let created_ms = at_ns.map_or(0, |ns| ns / 1_000_000);
         Box::new(announced(engine, &id, attributes, created_ms))
     });
-    Some(Happened { id, change, mine })
+    Some(Happened { id, change, at_ns, mine })
 }
 
 /// Parses an event of a network. Its subject is the network in Docker's events, and the container in Podman's.
-fn network_changed(action: &str, actor: Option<String>, mut attributes: BTreeMap<String, String>) -> Option<Happened> {
+fn network_changed(
+    action: &str,
+    actor: Option<String>,
+    mut attributes: BTreeMap<String, String>,
+    at_ns: Option<i64>,
+) -> Option<Happened> {
     if !matches!(action, "connect" | "disconnect") {
         return None;
     }
     let id = attributes.remove("container").or(actor).filter(|id| is_id(id))?;
-    Some(Happened { id, change: Change::NetworkChanged, mine: None })
+    Some(Happened { id, change: Change::NetworkChanged, at_ns, mine: None })
 }
 
 fn health_of(word: &str) -> Option<Health> {
@@ -99,6 +105,7 @@ fn announced(engine: &str, id: &str, mut attributes: BTreeMap<String, String>, c
         name,
         engine: engine.to_owned(),
         created_ms,
+        started_ns: 0,
         labels: attributes,
         image_labels: ImageLabels::default(),
         image,
@@ -147,6 +154,7 @@ pub fn container(engine: &str, details: Details) -> Option<Container> {
         name: name(&details.name.unwrap_or_default()),
         engine: engine.to_owned(),
         created_ms: details.created.as_deref().and_then(unix_milliseconds).unwrap_or_default(),
+        started_ns: state.started_at.as_deref().and_then(unix_nanoseconds).unwrap_or_default().max(0),
         labels,
         image_labels: ImageLabels::default(),
         image: config.image.unwrap_or_default(),
@@ -249,6 +257,11 @@ pub fn unix_seconds(time: &str) -> Option<i64> {
 /// Milliseconds since 1970 of a time as engines write it (RFC 3339, any zone).
 fn unix_milliseconds(time: &str) -> Option<i64> {
     time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+}
+
+/// Nanoseconds since 1970 of a time as engines write it (RFC 3339, any zone). Engines have a year 1 for a time that was never.
+fn unix_nanoseconds(time: &str) -> Option<i64> {
+    i64::try_from(time.parse::<jiff::Timestamp>().ok()?.as_nanosecond()).ok()
 }
 
 #[cfg(test)]

@@ -140,6 +140,33 @@ fn a_description_older_than_an_event_is_marked() {
 }
 
 #[test]
+fn an_event_of_a_former_run_is_not_told() {
+    block_on(async {
+        let fake = engine(&["a", "b"]);
+        fake.state().containers.get_mut("a").unwrap().started_ns = 100;
+        let mut daemon = Daemon::follow(fake);
+        daemon.snapshot().await;
+        // An engine repeats them to a new session.
+        for change in [Change::Signalled(libc::SIGTERM), Change::Died, Change::Paused, Change::Started] {
+            daemon.events.send(Happened { at_ns: Some(99), ..event("a", change) }).await.unwrap();
+            assert_eq!(daemon.described().await.id, "a", "the engine is asked instead");
+        }
+        // The answer may be ahead of the events.
+        daemon.fake.state().containers.get_mut("b").unwrap().started_ns = 300;
+        daemon.happened("b", Change::Renamed).await;
+        assert_eq!(daemon.described().await.started_ns, 300);
+        daemon.events.send(Happened { at_ns: Some(200), ..event("b", Change::Died) }).await.unwrap();
+        assert_eq!(daemon.described().await.id, "b");
+        // Its own, one of an engine that gives no time, and what concerns every run.
+        for (change, at_ns) in [(Change::Paused, Some(100)), (Change::Unpaused, None), (Change::Removed, Some(1))] {
+            daemon.events.send(Happened { at_ns, ..event("a", change.clone()) }).await.unwrap();
+            let told = daemon.next().await;
+            assert!(matches!(&told, EngineInput::Happened { change: seen, .. } if *seen == change), "{told:?}");
+        }
+    });
+}
+
+#[test]
 fn a_description_older_than_the_removal_is_dropped() {
     block_on(async {
         let mut daemon = Daemon::follow(engine(&["a", "b"]));
@@ -161,7 +188,7 @@ fn a_creation_is_reported_before_the_container_is_inspected() {
         let mut daemon = Daemon::follow(engine(&[]));
         daemon.snapshot().await;
         let mine = Some(Box::new(Container { network: crate::world::Network::Unknown, ..container("new") }));
-        let created = Happened { id: "new".to_owned(), change: Change::Created, mine };
+        let created = Happened { id: "new".to_owned(), change: Change::Created, at_ns: None, mine };
         daemon.events.send(created).await.unwrap();
         let first = daemon.next().await;
         assert!(matches!(&first, EngineInput::Happened { change: Change::Created, .. }), "{first:?}");

@@ -14,6 +14,8 @@ fn times_of_engines() {
     assert_eq!(unix_milliseconds("1970-01-01T00:00:01.5Z"), Some(1500));
     assert_eq!(unix_milliseconds("2024-02-29T12:00:00.123456789Z"), Some(1_709_208_000_123));
     assert_eq!(unix_milliseconds("2024-02-29T13:00:00+01:00"), Some(1_709_208_000_000));
+    assert_eq!(unix_nanoseconds("2024-02-29T12:00:00.123456789Z"), Some(1_709_208_000_123_456_789));
+    assert_eq!(unix_nanoseconds("0001-01-01T00:00:00Z"), None, "never");
     for nonsense in ["", "T", "2024-02-29", "yesterday", "x-y-zT::Z"] {
         assert_eq!(unix_milliseconds(nonsense), None, "{nonsense}");
     }
