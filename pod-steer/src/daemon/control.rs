@@ -251,7 +251,7 @@ impl Control {
             Event::Hangup => self.reload(),
             Event::Engine(input) => self.engine_input(input),
             Event::Inspected { id, found, took } => self.inspected(&id, found, took),
-            Event::Found { id, sockets } => self.found(&id, sockets),
+            Event::Found { id, cgroup, sockets } => self.found(&id, cgroup, sockets),
             Event::AcceptQueues(found) => self.accept_queues_seen(found),
             Event::Listeners { netns_cookie, listeners } => self.surveyed(netns_cookie, listeners),
             Event::Measured(seen) => self.queues_measured(seen),

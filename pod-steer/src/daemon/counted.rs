@@ -71,6 +71,11 @@ impl Counted {
         self.not_before = None;
     }
 
+    /// A backend has ended: what it listened on is not looked for any more.
+    pub fn stop_search(&mut self, id: &str) {
+        self.sought.remove(id);
+    }
+
     /// A backend is gone.
     pub fn forget(&mut self, id: &str) {
         self.by_id.remove(id);

@@ -66,6 +66,7 @@ impl Control {
                 self.checks.ended(backend);
                 let index = backend.index;
                 self.places.has_died(index);
+                self.counted.stop_search(id);
                 self.forget_sockets(index);
                 if let Some(backend) = self.world.backends.get(id)
                     && let Err(error) = self.store.put(backend)

@@ -48,6 +48,8 @@ pub enum Event {
     Found {
         /// The backend.
         id: BackendId,
+        /// Its cgroup, if it was known.
+        cgroup: Option<crate::ids::CgroupId>,
         /// The sockets, held open until they are registered; nothing if the search failed.
         sockets: Option<Vec<crate::procs::FoundSocket>>,
     },

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock::boot_ms,
     condition::{Condition, Reason},
-    ids::{BackendIndex, NetnsCookie, SocketCookie},
+    ids::{BackendIndex, CgroupId, NetnsCookie, SocketCookie},
     kernel::{KernelError, v6only},
     ports::{Port, Proto},
     procs::{FoundSocket, address_bytes},
@@ -134,17 +134,22 @@ impl Control {
         let Some(backend) = self.world.by_index(index) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (id, processes) = (backend.id.clone(), self.processes_of(backend));
+        let cgroup = self.places.id(index);
         self.begin_search(&id);
-        self.effects.run(Event::Found { id: id.clone(), sockets: None }, move || {
+        self.effects.run(Event::Found { id: id.clone(), cgroup, sockets: None }, move || {
             let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.port());
-            Event::Found { id, sockets: Some(processes.listeners(wanted)) }
+            Event::Found { id, cgroup, sockets: Some(processes.listeners(wanted)) }
         });
     }
 
-    /// Registers sockets that were found; nothing is known if the search failed.
-    pub(super) fn found(&mut self, id: &str, sockets: Option<Vec<FoundSocket>>) {
+    /// Registers sockets that were found in this cgroup; nothing is known if the search failed.
+    pub(super) fn found(&mut self, id: &str, cgroup: Option<CgroupId>, sockets: Option<Vec<FoundSocket>>) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let (index, in_netns) = (backend.index, backend.netns.is_some());
+        // It has ended meanwhile, and what was found with it. If it runs again, that is another cgroup, with a search of its own.
+        if cgroup.is_some() && self.places.id(index) != cgroup {
+            return;
+        }
         let Some(sockets) = sockets else { return self.search_failed(id) };
         self.end_search(id, &sockets);
         if !in_netns {

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::{Event, control::Control};
 use crate::{
     condition::{Condition, Reason},
-    ids::{BackendId, NetnsCookie},
+    ids::{BackendId, CgroupId, NetnsCookie},
     listening::{self, Listener},
     netns::Netns,
     process_set::{ProcessSet, listeners_of_netns},
@@ -27,6 +27,8 @@ pub struct Survey {
     pub netns: (Netns, File),
     /// The listeners there.
     pub listeners: std::io::Result<Vec<Listener>>,
+    /// Its cgroup, if it was known.
+    pub cgroup: Option<CgroupId>,
     /// Its own, held open until they are registered.
     pub sockets: Vec<FoundSocket>,
 }
@@ -112,27 +114,29 @@ impl Control {
     pub(super) fn survey_container(&mut self, id: &str, netns: Netns, ns: File, path: PathBuf) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
-        let id = backend.id.clone();
+        let (id, cgroup) = (backend.id.clone(), self.places.id(backend.index));
         self.begin_search(&id);
-        let failed = Event::Found { id: id.clone(), sockets: None };
+        let failed = Event::Found { id: id.clone(), cgroup, sockets: None };
         self.effects.run(failed, move || {
             let wanted = |socket: &FoundSocket| ports.contains(&socket.port());
             let sockets = ProcessSet::of_cgroup(&path).listeners(wanted);
             let listeners = listening::listeners(&ns, netns.cookie);
-            Event::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, sockets }))
+            Event::Surveyed(Box::new(Survey { id, netns: (netns, ns), listeners, cgroup, sockets }))
         });
     }
 
     pub(super) fn container_surveyed(&mut self, survey: Survey) {
-        let Survey { id, netns: (netns, ns), listeners, sockets } = survey;
-        if !self.world.backends.contains_key(&id) {
+        let Survey { id, netns: (netns, ns), listeners, cgroup, sockets } = survey;
+        let Some(backend) = self.world.backends.get(&id) else { return };
+        // As in `found`.
+        if cgroup.is_some() && self.places.id(backend.index) != cgroup {
             return;
         }
         match listeners {
             Ok(mut listeners) => {
                 listeners.retain(|listener| !sockets.iter().any(|own| Some(own.cookie) == listener.cookie));
                 self.lives_in(&id, netns, ns, Some(listeners));
-                self.found(&id, Some(sockets));
+                self.found(&id, cgroup, Some(sockets));
             }
             Err(error) => {
                 warn!(container = %id, %netns, %error, "the listeners of its namespace cannot be enumerated, so no port is claimed");
