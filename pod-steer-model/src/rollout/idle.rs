@@ -78,7 +78,7 @@ pub(super) fn check(view: &View, decision: &Decision) -> Result<(), Refusal> {
         return refuse(format!("no backend of {service} serves; see why: pod-steer status {service}"));
     }
     match open(view) {
-        Some(open) => refuse(format!("{open}, so {service} is not put to sleep; wait until they have ended")),
+        Some(open) => refuse(format!("{open}, so {service} is not put to sleep; wait until none is left")),
         None => Ok(()),
     }
 }
@@ -92,7 +92,7 @@ fn open(view: &View) -> Option<String> {
     };
     match live {
         0 => view.backends.values().find_map(unknown),
-        live => Some(format!("{} of {} are open", words::count(live, "connection"), view.service)),
+        live => Some(format!("{} has {}", view.service, words::count(live, "open connection"))),
     }
 }
 

@@ -159,7 +159,7 @@ fn a_client_in_the_moment_of_falling_asleep_is_served() {
     let (mut idle, _) = start(Order::Idle, &view, &mut decision, NOW);
     assert!(go_on(&mut idle, &view, &mut decision, NOW + 999).is_empty() && idle.end.is_none());
     assert!(go_on(&mut idle, &view, &mut decision, NOW + 1_000).is_empty() && !decision.paused);
-    assert_eq!(ended(&idle).1, "1 connection of web are open; web does not sleep");
+    assert_eq!(ended(&idle).1, "web has 1 open connection; web does not sleep");
 }
 
 #[test]
