@@ -32,15 +32,20 @@ pub struct Question {
     pub ports: BTreeSet<Port>,
 }
 
-/// Counts the connections of each backend: those that its processes hold, and those that wait in its listeners. Each namespace is dumped
-/// once, because a dump walks the kernel's whole table of connections.
-pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
+/// Those of each namespace.
+pub fn by_netns(questions: Vec<Question>) -> impl Iterator<Item = Vec<Question>> {
     let mut by_netns: BTreeMap<NetnsCookie, Vec<Question>> = BTreeMap::new();
     for question in questions {
         by_netns.entry(question.netns.cookie).or_default().push(question);
     }
+    by_netns.into_values()
+}
+
+/// Counts the connections of each backend: those that its processes hold, and those that wait in its listeners. Each namespace is dumped
+/// once, because a dump walks the kernel's whole table of connections.
+pub fn count(questions: Vec<Question>) -> Vec<(BackendId, io::Result<u64>)> {
     let mut counts = Vec::new();
-    for questions in by_netns.into_values() {
+    for questions in by_netns(questions) {
         let table = Table::read(&questions).map_err(|error| error.to_string());
         for question in questions {
             let counted = match &table {

@@ -10,7 +10,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::RandomState},
+    collections::{BTreeSet, HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     io,
     net::{IpAddr, Ipv4Addr},
@@ -27,7 +27,7 @@ use rustix::net::Shutdown;
 
 use self::ages::Ages;
 use crate::{
-    connections::Question,
+    connections::{Question, by_netns},
     ids::SocketCookie,
     kernel::HeardIterator,
     listening::{self, Established, Said},
@@ -106,11 +106,7 @@ pub fn close(pass: Pass, memory: &mut Memory, number: &AtomicI64) -> Closed {
     let begun = Instant::now();
     let mut done = Closed::default();
     let mut idle = Vec::new();
-    let mut by_netns: BTreeMap<_, Vec<Question>> = BTreeMap::new();
-    for question in pass.backends {
-        by_netns.entry(question.netns.cookie).or_default().push(question);
-    }
-    for questions in by_netns.into_values() {
+    for questions in by_netns(pass.backends) {
         match look(&questions, &pass.which, &pass.ages, memory, &mut done) {
             Ok(found) => idle.extend(found),
             Err(error) => drop(done.failure.get_or_insert_with(|| error.to_string())),

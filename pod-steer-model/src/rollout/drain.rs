@@ -91,16 +91,13 @@ impl Order {
 
     /// Which connections its drain closes, before the deadline.
     pub(super) fn closes(&self) -> Closes {
-        let ms = |ms: Option<u64>| ms.filter(|ms| *ms > 0).map(Duration::from_millis);
-        match self {
-            Self::Deploy(order) => {
-                Closes { idle: ms(order.close_idle_ms), old: ms(order.max_age_ms), rate: order.close_rate }
-            }
-            Self::Drain(order) => {
-                Closes { idle: ms(order.close_idle_ms), old: ms(order.max_age_ms), rate: order.close_rate }
-            }
-            _ => Closes::default(),
-        }
+        let (idle, old, rate) = match self {
+            Self::Deploy(order) => (order.close_idle_ms, order.max_age_ms, order.close_rate),
+            Self::Drain(order) => (order.close_idle_ms, order.max_age_ms, order.close_rate),
+            _ => (None, None, None),
+        };
+        let [idle, old] = [idle, old].map(|ms| ms.filter(|ms| *ms > 0).map(Duration::from_millis));
+        Closes { idle, old, rate }
     }
 
     /// What happens to connections that are open at the deadline of its drain.

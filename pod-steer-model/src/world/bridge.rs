@@ -184,7 +184,7 @@ impl Backend {
     }
 
     /// It shares its namespace with other backends of its service: clients come to that.
-    pub fn is_in_pod(&mut self) {
+    pub fn becomes_pod(&mut self) {
         self.disconnected();
         self.ingress_before = None;
     }
@@ -272,7 +272,7 @@ mod tests {
         own.connected(Ok(Bridge { is_internal: true, ..bridge() }));
         assert_eq!(own.claims_in(), own.netns);
         own.connected(Ok(bridge()));
-        own.is_in_pod();
+        own.becomes_pod();
         assert_eq!(own.claims_in(), own.netns);
     }
 

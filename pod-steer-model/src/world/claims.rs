@@ -81,13 +81,10 @@ pub(super) fn of<'a>(
         if world.abandoned.contains_key(&backend.id) {
             continue;
         }
-        // Where its clients come to now, and where they came to before it lost its network.
-        let now = backend.ingress();
-        let before = backend.claims_in().filter(|before| Some(*before) != now);
         let own = |key: &RuleKey| {
             !withheld.contains(&(backend.index, *key)) && held.get(key) == Some(&backend.spec.service.as_str())
         };
-        for netns in now.into_iter().chain(before) {
+        for netns in backend.keeps_ports_in() {
             // A port that may no longer be claimed is not kept either.
             let service = &backend.spec.service;
             for map in backend.spec.ports.iter().filter(|map| world.may_claim(service, map.service_port())) {

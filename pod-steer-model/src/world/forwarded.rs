@@ -124,6 +124,12 @@ impl Backend {
         self.forwarded().map(|bridge| bridge.ingress).or(before).or(self.netns)
     }
 
+    /// The namespaces in which its service keeps ports for it: where its clients come to now, and where they came to before it lost its network.
+    pub(super) fn keeps_ports_in(&self) -> impl Iterator<Item = Netns> + use<> {
+        let now = self.ingress();
+        now.into_iter().chain(self.claims_in().filter(|before| Some(*before) != now))
+    }
+
     /// The namespaces that concern it: its own, unless that has ended with it, and the one in which its service claims its ports for it.
     pub fn places(&self) -> impl Iterator<Item = Netns> {
         let own = self.netns.filter(|_| self.network != Network::Own || self.phase != Phase::Exited);

@@ -155,11 +155,11 @@ impl Parts {
         let before = world.footprints.iter().filter(|(_, before)| before.ports.iter().copied().any(meets));
         let before = before.map(|(service, _)| service);
         // Others in the namespace of a forwarded one may get some of its clients.
-        let rooms = world.backends.values().filter(|backend| self.services.contains(&backend.spec.service));
-        let rooms: BTreeSet<NetnsCookie> = rooms.filter_map(|backend| Some(backend.netns?.cookie)).collect();
-        let shares = |netns: Netns| rooms.contains(&netns.cookie);
-        let rooms = world.backends.values().filter(|backend| backend.forwarded().is_some());
-        let sharing = rooms.filter(|backend| backend.netns.is_some_and(shares)).map(|backend| &backend.spec.service);
+        let own = world.backends.values().filter(|backend| self.services.contains(&backend.spec.service));
+        let own: BTreeSet<NetnsCookie> = own.filter_map(|backend| Some(backend.netns?.cookie)).collect();
+        let shares = |netns: Netns| own.contains(&netns.cookie);
+        let sharing = world.backends.values().filter(|backend| backend.forwarded().is_some());
+        let sharing = sharing.filter(|backend| backend.netns.is_some_and(shares)).map(|backend| &backend.spec.service);
         let all = declared.chain(hidden).chain(claimed).chain(before).chain(sharing);
         all.filter(|service| !self.services.contains(*service)).cloned().collect()
     }
@@ -167,10 +167,8 @@ impl Parts {
 
 /// The ports that a backend would claim for its service; none before its namespace is known.
 fn declared(backend: &Backend) -> impl Iterator<Item = (NetnsCookie, Port)> {
-    let now = backend.ingress();
-    let before = backend.claims_in().filter(|before| Some(*before) != now);
-    now.into_iter()
-        .chain(before)
+    backend
+        .keeps_ports_in()
         .flat_map(|netns| backend.spec.ports.iter().map(move |map| (netns.cookie, map.service_port())))
 }
 

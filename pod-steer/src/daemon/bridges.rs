@@ -46,15 +46,9 @@ impl Control {
         let owners: Vec<BackendId> =
             self.world.backends.values().filter(is_owner).map(|backend| backend.id.clone()).collect();
         for id in owners {
-            let Some(backend) = self
-                .world
-                .backends
-                .get_mut(&id)
-                .filter(|backend| backend.bridge.is_some() || backend.ingress_before.is_some())
-            else {
-                continue;
-            };
-            backend.is_in_pod();
+            let was_connected = |backend: &&mut Backend| backend.bridge.is_some() || backend.ingress_before.is_some();
+            let Some(backend) = self.world.backends.get_mut(&id).filter(was_connected) else { continue };
+            backend.becomes_pod();
             debug!(container = %id, %netns, "shares its namespace with another backend of its service: clients arrive there");
             if let Err(error) = self.store.put(backend) {
                 warn!(error = %crate::chain(&error), "a restart will have to find this container again");

@@ -2,14 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     time::{Duration, Instant},
 };
 
 use crate::{
-    connections::Question,
-    ids::{NetnsCookie, SocketCookie},
+    connections::{Question, by_netns},
+    ids::SocketCookie,
     listening,
     ports::Port,
     process_set::{ProcessSet, open_netns},
@@ -44,12 +44,8 @@ impl Ages {
 
 /// The connections of backends. Each namespace is dumped once.
 pub fn open(backends: Vec<Question>) -> io::Result<HashSet<SocketCookie>> {
-    let mut by_netns: BTreeMap<NetnsCookie, Vec<Question>> = BTreeMap::new();
-    for question in backends {
-        by_netns.entry(question.netns.cookie).or_default().push(question);
-    }
     let mut open = HashSet::new();
-    for questions in by_netns.into_values() {
+    for questions in by_netns(backends) {
         let Some(netns) = questions.first().map(|question| question.netns) else { continue };
         let ports: BTreeSet<Port> = questions.iter().flat_map(|question| question.ports.iter().copied()).collect();
         let sets: Vec<ProcessSet> = questions.into_iter().map(|question| question.processes).collect();
