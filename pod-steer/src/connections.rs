@@ -32,7 +32,7 @@ pub struct Question {
     pub ports: BTreeSet<Port>,
 }
 
-/// Those of each namespace.
+/// Groups questions by namespace: each is dumped once.
 pub fn by_netns(questions: Vec<Question>) -> impl Iterator<Item = Vec<Question>> {
     let mut by_netns: BTreeMap<NetnsCookie, Vec<Question>> = BTreeMap::new();
     for question in questions {

@@ -1,8 +1,9 @@
 //! The same on Podman, and on two engines at once.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pod_steer_tests::{
-    check, daemon::Daemon, engine::Engine, host::Host, image::Image, load::Load, podman::Podman, require, server, tools,
+    check, daemon::Daemon, engine::Engine, host::Host, image::Image, load::Load, podman::Podman, require, server,
+    tools, wait,
 };
 use std::sync::Arc;
 
@@ -69,4 +70,37 @@ fn two_engines_serve_one_service() -> Result<()> {
     let tally = Load::to("127.0.0.1:80".parse()?).threads(2).count(2000).run(host.net())?;
     check::kernel_agrees(&daemon.wait_idle("web")?, &tally)?;
     check::shares_follow("Docker and Podman at once", &tally, &[("docker-1", 1), ("podman-1", 1)])
+}
+
+/// Podman tells late of the death of a run: the next one may serve already.
+#[test]
+fn a_container_that_is_started_again_at_once_serves_on() -> Result<()> {
+    require!(podman());
+    let host = Arc::new(Host::new()?);
+    let podman = Podman::start(&host)?;
+    podman.import(Image::Named)?;
+    let daemon = Daemon::start(&host, &[&podman.url()])?;
+    let container =
+        podman.start_announced(&daemon, &server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
+    daemon.wait_ready("web", 1)?;
+    let target = "127.0.0.1:80".parse()?;
+    for _ in 0..3 {
+        let before = daemon.log().len();
+        container.kill("KILL")?;
+        container.start()?;
+        daemon.wait_ready("web", 1)?;
+        let load = Load::to(target).threads(1).start(host.net())?;
+        wait::until("the events of its end and its start", || {
+            let log = daemon.log().split_off(before);
+            let is_told = log.contains("event of a former run") || log.contains("change=Died");
+            (is_told && log.contains("change=Started")).then_some(())
+        })?;
+        let answered = load.answered();
+        wait::until("more connections", || (load.answered() > answered + 500).then_some(()))?;
+        let tally = load.stop()?;
+        ensure!(tally.losses.is_empty(), "{tally}\n{}", daemon.log_tail());
+        let log = daemon.log().split_off(before);
+        ensure!(!log.contains("had connections before it was attached"), "{}", daemon.log_tail());
+    }
+    Ok(())
 }

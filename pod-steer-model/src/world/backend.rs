@@ -106,6 +106,9 @@ pub struct Backend {
     pub index: BackendIndex,
     /// When it was made, in milliseconds since 1970; for people, and for backends that were first seen together.
     pub created_ms: i64,
+    /// When its engine has started it last, in nanoseconds since 1970; zero if that is not known.
+    #[serde(default)]
+    pub started_ns: i64,
     /// Its place in the order in which backends were first seen: of two claims on a port, the earlier backend's holds.
     /// The order does not depend on the wall clock, which may be set back.
     #[serde(default)]
@@ -215,6 +218,7 @@ impl Backend {
             kind,
             index,
             created_ms: 0,
+            started_ns: 0,
             seen: 0,
             seen_after: None,
             spec,

@@ -14,15 +14,32 @@ impl Backend {
         }
     }
 
-    /// It is started again: its listeners are made in a cgroup with attached programs, and its health check has no result yet.
-    pub fn starts_anew(&mut self) {
-        // While it runs, this is the event of a start that the snapshot already contains.
+    /// It is started again: its listeners are made in a cgroup with attached programs, and its health check has no result yet. An event
+    /// says when, in nanoseconds since 1970; its description will say the same, or a little less.
+    pub fn starts_anew(&mut self, at_ns: Option<i64>) {
+        // While it runs, this is the event of a start that its description already contains, or will.
         if self.phase != Phase::Running {
-            self.counts_incomplete = false;
-            self.inherited.clear();
-            if self.health != Health::Unchecked {
-                self.health = Health::Starting;
-            }
+            self.forget_run();
+            self.started_ns = self.started_ns.max(at_ns.unwrap_or_default());
+        }
+    }
+
+    /// Its engine says that it was started then, in nanoseconds since 1970. True if that is another run than the one that was known, whose
+    /// end was not told: what was known of that is forgotten.
+    pub fn is_started_at(&mut self, ns: i64) -> bool {
+        let is_next = self.started_ns != 0 && ns > self.started_ns;
+        self.started_ns = self.started_ns.max(ns);
+        if is_next {
+            self.forget_run();
+        }
+        is_next
+    }
+
+    fn forget_run(&mut self) {
+        self.counts_incomplete = false;
+        self.inherited.clear();
+        if self.health != Health::Unchecked {
+            self.health = Health::Starting;
         }
     }
 }
@@ -50,19 +67,38 @@ mod tests {
         late.phase = Phase::Exited;
         assert!(!late.has_uncounted_connections(), "it has no process");
         let mut restarted = late.clone();
-        restarted.starts_anew();
+        restarted.starts_anew(None);
         restarted.phase = Phase::Running;
         assert!(!restarted.has_uncounted_connections());
         late.phase = Phase::Running;
-        late.starts_anew();
+        late.starts_anew(None);
         assert!(late.has_uncounted_connections(), "it is no other start");
+    }
+
+    #[test]
+    fn a_run_whose_end_was_not_told_is_forgotten() {
+        let mut known = Backend { counts_incomplete: true, health: Health::Healthy, ..backend(0, "web", "80") };
+        assert!(!known.is_started_at(100), "an earlier version did not store it");
+        assert!(!known.is_started_at(100) && !known.is_started_at(99) && !known.is_started_at(0));
+        assert!(known.counts_incomplete && known.health == Health::Healthy);
+        assert!(known.is_started_at(101) && !known.is_started_at(101));
+        assert!(!known.counts_incomplete && known.health == Health::Starting);
+        // The event of the described start comes later.
+        (known.health, known.phase) = (Health::Healthy, Phase::Running);
+        known.starts_anew(Some(102));
+        assert!(known.health == Health::Healthy && !known.is_started_at(101));
+        // The event comes first.
+        known.phase = Phase::Exited;
+        known.starts_anew(Some(203));
+        known.health = Health::Healthy;
+        assert!(!known.is_started_at(202) && known.health == Health::Healthy);
     }
 
     #[test]
     fn the_health_of_the_last_run_is_not_that_of_the_next() {
         let after = |health, phase| {
             let mut again = Backend { health, phase, ..backend(0, "web", "80") };
-            again.starts_anew();
+            again.starts_anew(None);
             again.health
         };
         assert_eq!(after(Health::Healthy, Phase::Exited), Health::Starting);

@@ -26,7 +26,7 @@ impl Control {
                 let seen_after = self.orders.ledger.next_operation() - 1;
                 self.container(*container, Some(seen_after));
             }
-            EngineInput::Happened { engine, id, change } => self.happened(&engine, &id, &change),
+            EngineInput::Happened { engine, id, change, at_ns } => self.happened(&engine, &id, &change, at_ns),
             EngineInput::Lost { engine, error } => {
                 self.heard(&engine);
                 self.engines.lose(engine, error);
@@ -126,6 +126,7 @@ impl Control {
             let kind = Kind::Container { engine: container.engine.clone() };
             Backend {
                 created_ms: container.created_ms,
+                started_ns: container.started_ns,
                 seen,
                 seen_after,
                 phase: container.phase,
@@ -143,6 +144,11 @@ impl Control {
         backend.stop_signal = container.stop_signal;
         backend.stop_timeout_s = container.stop_timeout_s;
         backend.is_transient = container.is_transient;
+        let is_next_run = backend.is_started_at(container.started_ns);
+        if is_next_run {
+            self.checks.ended(&mut backend);
+            self.counted.stop_search(&backend.id);
+        }
         if container.phase_is_current {
             if let Some(start) = self.orders.starts.get_mut(&*container.id) {
                 start.was_described();
@@ -158,7 +164,7 @@ impl Control {
             }
             // A container that was told to stop still runs for a while, and an engine says no more than that.
             match (backend.phase, container.phase) {
-                (Phase::Stopping, Phase::Running) => {}
+                (Phase::Stopping, Phase::Running) if !is_next_run => {}
                 (before, now) if before == now || died => {}
                 (_, Phase::Paused) => backend.was_paused(),
                 (Phase::Paused, Phase::Running) => backend.was_unpaused(boot_ms()),
@@ -265,7 +271,7 @@ impl Control {
         }
     }
 
-    fn happened(&mut self, engine: &str, id: &str, change: &Change) {
+    fn happened(&mut self, engine: &str, id: &str, change: &Change, at_ns: Option<i64>) {
         if self.is_of_another_engine(id, engine) {
             if *change == Change::Removed {
                 self.names_no_longer(engine, |named| named != id);
@@ -277,6 +283,10 @@ impl Control {
             return self.ended(id, Ending::Removed);
         }
         if *change == Change::Died {
+            // Podman tells of a death when the next run may serve already: then its description does away with the former one.
+            if self.has_processes(id) {
+                return self.effects.describe(id.to_owned());
+            }
             return self.ended(id, Ending::Died);
         }
         if *change == Change::NetworkChanged {
@@ -289,7 +299,7 @@ impl Control {
         match change {
             Change::Signalled(signal) if ends(*signal, backend.stop_signal) => backend.told_to_stop(boot_ms()),
             Change::Started => {
-                backend.starts_anew();
+                backend.starts_anew(at_ns);
                 backend.is_now(Phase::Running);
                 backend.conditions.clear();
                 self.holders.left_out.remove(&backend.index);

@@ -2,7 +2,7 @@
 //! listened before they were attached. They are counted beside the loop, and only while `status` or an operation asks.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use super::{Event, control::Control, deferred::Deferred, ledger::Change};
 use crate::{
     api::types::Status,
     connections::{self, Question},
-    ids::{BackendId, BackendIndex},
+    ids::{BackendId, BackendIndex, CgroupId},
     process_set::ProcessSet,
     procs::FoundSocket,
     rollout,
@@ -36,8 +36,8 @@ pub(super) struct Counted {
     generation: u64,
     under_way: Option<Instant>,
     not_before: Option<Instant>,
-    /// Backends whose listeners are being looked for: it is not known yet whether the counters include all.
-    sought: BTreeSet<BackendId>,
+    /// Backends whose listeners are being looked for, and in which cgroup: it is not known yet whether the counters include all.
+    sought: BTreeMap<BackendId, Option<CgroupId>>,
     /// Requests for the status that came since the last count began, and before.
     asking: Vec<oneshot::Sender<Status>>,
     asked: Vec<oneshot::Sender<Status>>,
@@ -71,7 +71,14 @@ impl Counted {
         self.not_before = None;
     }
 
-    /// A backend has ended: what it listened on is not looked for any more.
+    /// The search in this cgroup says nothing any more. One that has begun in another cgroup does.
+    fn void_search(&mut self, id: &str, cgroup: Option<CgroupId>) {
+        if self.sought.get(id) == Some(&cgroup) {
+            self.sought.remove(id);
+        }
+    }
+
+    /// A backend has ended: a search that is under way says nothing any more.
     pub fn stop_search(&mut self, id: &str) {
         self.sought.remove(id);
     }
@@ -116,12 +123,26 @@ impl Control {
     pub(super) fn not_counted(&self, backend: &Backend) -> Option<String> {
         let sought = || "its listeners are being looked for".to_owned();
         let count = self.counted(backend).and_then(Result::err);
-        count.or_else(|| self.counted.sought.contains(&backend.id).then(sought))
+        count.or_else(|| self.counted.sought.contains_key(&backend.id).then(sought))
     }
 
-    /// The listeners of a backend are looked for, since it may have made them before it was attached.
-    pub(super) fn begin_search(&mut self, id: &str) {
-        self.counted.sought.insert(id.into());
+    /// The listeners of a backend are looked for, since it may have made them before it was attached. Returns the cgroup that it is in,
+    /// if that is known: see [`Self::is_void`].
+    pub(super) fn begin_search(&mut self, id: &BackendId, index: BackendIndex) -> Option<CgroupId> {
+        let cgroup = self.places.id(index);
+        self.counted.sought.insert(id.clone(), cgroup);
+        cgroup
+    }
+
+    /// Whether a backend has ended since a search in this cgroup began, and what was found with it. If it runs again, that is another
+    /// cgroup, whose listeners are looked for if no kernel program reports them.
+    pub(super) fn is_void(&mut self, id: &str, cgroup: Option<CgroupId>) -> bool {
+        let Some(backend) = self.world.backends.get(id) else { return true };
+        let is_void = cgroup.is_some() && self.places.id(backend.index) != cgroup;
+        if is_void {
+            self.counted.void_search(id, cgroup);
+        }
+        is_void
     }
 
     /// They were found. The kernel programs report every listener that was made while they were attached.
@@ -262,6 +283,17 @@ mod tests {
         assert_eq!(counted.by_id["a"], Ok(3));
         counted.move_on(&BTreeSet::from([BackendId::from("a")]));
         assert_eq!((counted.by_id.get("a"), &counted.by_id["b"]), (None, &Ok(4)));
+    }
+
+    #[test]
+    fn a_void_search_leaves_a_newer_one() {
+        let mut counted = Counted::default();
+        let (former, present) = (Some(CgroupId(1)), Some(CgroupId(2)));
+        counted.sought.insert("a".into(), present);
+        counted.void_search("a", former);
+        assert_eq!(counted.sought.get("a"), Some(&present));
+        counted.void_search("a", present);
+        assert!(counted.sought.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     api::Ask,
     cgroups::Seen,
     engine::{EngineInput, Undone},
-    ids::{BackendId, BackendIndex, NetnsCookie, SocketCookie},
+    ids::{BackendId, BackendIndex, CgroupId, NetnsCookie, SocketCookie},
     ports::Port,
 };
 
@@ -49,7 +49,7 @@ pub enum Event {
         /// The backend.
         id: BackendId,
         /// Its cgroup, if it was known.
-        cgroup: Option<crate::ids::CgroupId>,
+        cgroup: Option<CgroupId>,
         /// The sockets, held open until they are registered; nothing if the search failed.
         sockets: Option<Vec<crate::procs::FoundSocket>>,
     },

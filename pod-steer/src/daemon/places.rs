@@ -43,6 +43,12 @@ impl Control {
         }
     }
 
+    /// Whether there are processes in the cgroup of a container. That of its next run is at the same path.
+    pub(super) fn has_processes(&self, id: &str) -> bool {
+        let index = self.world.backends.get(id).map(|backend| backend.index);
+        index.and_then(|index| self.places.path(index)).is_some_and(|path| !cgroups::is_empty(path))
+    }
+
     /// A container runs: its namespace and its cgroup can be known now, if they were not before. Called after a reconcile only.
     pub(super) fn started(&mut self, id: &str, pid: i32) {
         let looked = Process::open(pid).and_then(|p| Ok((p.netns()?, p.cgroup()?)));
@@ -106,6 +112,7 @@ impl Control {
             self.kernel.detach_backend(cgroup, index);
         }
         self.places.forget(index);
+        self.counted.stop_search(id);
         self.forget_sockets(index);
         self.touch_backend(index);
     }

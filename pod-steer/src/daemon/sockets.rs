@@ -134,8 +134,7 @@ impl Control {
         let Some(backend) = self.world.by_index(index) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
         let (id, processes) = (backend.id.clone(), self.processes_of(backend));
-        let cgroup = self.places.id(index);
-        self.begin_search(&id);
+        let cgroup = self.begin_search(&id, index);
         self.effects.run(Event::Found { id: id.clone(), cgroup, sockets: None }, move || {
             let wanted = |socket: &FoundSocket| !socket.mptcp && ports.contains(&socket.port());
             Event::Found { id, cgroup, sockets: Some(processes.listeners(wanted)) }
@@ -144,12 +143,11 @@ impl Control {
 
     /// Registers sockets that were found in this cgroup; nothing is known if the search failed.
     pub(super) fn found(&mut self, id: &str, cgroup: Option<CgroupId>, sockets: Option<Vec<FoundSocket>>) {
-        let Some(backend) = self.world.backends.get(id) else { return };
-        let (index, in_netns) = (backend.index, backend.netns.is_some());
-        // It has ended meanwhile, and what was found with it. If it runs again, that is another cgroup, with a search of its own.
-        if cgroup.is_some() && self.places.id(index) != cgroup {
+        if self.is_void(id, cgroup) {
             return;
         }
+        let Some(backend) = self.world.backends.get(id) else { return };
+        let (index, in_netns) = (backend.index, backend.netns.is_some());
         let Some(sockets) = sockets else { return self.search_failed(id) };
         self.end_search(id, &sockets);
         if !in_netns {

@@ -114,8 +114,8 @@ impl Control {
     pub(super) fn survey_container(&mut self, id: &str, netns: Netns, ns: File, path: PathBuf) {
         let Some(backend) = self.world.backends.get(id) else { return };
         let ports = self.world.configured.listening_ports(&backend.spec);
-        let (id, cgroup) = (backend.id.clone(), self.places.id(backend.index));
-        self.begin_search(&id);
+        let (id, index) = (backend.id.clone(), backend.index);
+        let cgroup = self.begin_search(&id, index);
         let failed = Event::Found { id: id.clone(), cgroup, sockets: None };
         self.effects.run(failed, move || {
             let wanted = |socket: &FoundSocket| ports.contains(&socket.port());
@@ -127,9 +127,7 @@ impl Control {
 
     pub(super) fn container_surveyed(&mut self, survey: Survey) {
         let Survey { id, netns: (netns, ns), listeners, cgroup, sockets } = survey;
-        let Some(backend) = self.world.backends.get(&id) else { return };
-        // As in `found`.
-        if cgroup.is_some() && self.places.id(backend.index) != cgroup {
+        if self.is_void(&id, cgroup) {
             return;
         }
         match listeners {

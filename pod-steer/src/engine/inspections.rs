@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::mpsc;
@@ -93,10 +94,13 @@ impl<E: Engine> Inspector<E> {
     }
 
     /// Whether what happened at this time was before the container was started as it was described last: the description may be ahead of
-    /// the events, and an engine repeats the events of the last second to a new session.
+    /// the events, and an engine repeats the events of the last second to a new session. False if the clock was set back after that start.
     pub fn is_of_former_run(&self, id: &str, at_ns: Option<i64>) -> bool {
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let state = self.state();
-        at_ns.zip(state.started_ns.get(id)).is_some_and(|(at_ns, started_ns)| at_ns < *started_ns)
+        at_ns.zip(state.started_ns.get(id)).is_some_and(|(at_ns, started_ns)| {
+            at_ns < *started_ns && u128::try_from(*started_ns).is_ok_and(|started_ns| started_ns <= now_ns)
+        })
     }
 
     /// Whether most of the known containers are gone, so that they should be forgotten now.

@@ -170,6 +170,8 @@ pub enum EngineInput {
         id: String,
         /// The event.
         change: Change,
+        /// When, in nanoseconds since 1970; `None` if the engine did not say.
+        at_ns: Option<i64>,
     },
     /// The engine cannot be reached. Steering continues unchanged.
     Lost {

@@ -135,7 +135,6 @@ async fn session<E: Engine>(
         if mine.is_none() && !ours.contains(&id) {
             continue;
         }
-        // The clock may have been set back: the container is looked at.
         if change.is_of_one_run() && inspector.is_of_former_run(&id, at_ns) {
             debug!(engine = %address, container = %id, ?change, "event of a former run");
             inspections.spawn(inspector.clone().inspect(id));
@@ -171,7 +170,7 @@ async fn session<E: Engine>(
             ours.remove(&id);
             rechecks.forget(&id);
         }
-        let _ = inputs.send(EngineInput::Happened { engine: address.to_owned(), id: id.clone(), change }).await;
+        let _ = inputs.send(EngineInput::Happened { engine: address.to_owned(), id: id.clone(), change, at_ns }).await;
         if details {
             inspections.spawn(inspector.clone().inspect(id));
         }

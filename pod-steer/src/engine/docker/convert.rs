@@ -40,7 +40,7 @@ pub fn happened(engine: &str, event: Event) -> Option<Happened> {
     let action = event.action?;
     let actor = event.actor?;
     let attributes = actor.attributes.unwrap_or_default();
-    let at_ns = event.time_nano;
+    let at_ns = event.time_nano.filter(|ns| *ns > 0);
     if event.kind.as_deref() == Some("network") {
         return network_changed(&action, actor.id, attributes, at_ns);
     }
