@@ -74,7 +74,7 @@ pub fn all_by(net: &NetNs, count: u64, wanted: &str) -> Result<Tally> {
 
 /// No connection was refused, reset or timed out, or answered by another server.
 pub fn none_lost(tally: &Tally) -> Result<()> {
-    ensure!(tally.losses.is_empty() && tally.disguised.is_empty(), "connections were lost: {tally}");
+    ensure!(tally.losses.is_empty() && tally.disguised.is_empty(), "connections were lost or disguised: {tally}");
     Ok(())
 }
 

@@ -83,6 +83,7 @@ fn a_container_that_is_started_again_at_once_serves_on() -> Result<()> {
     let container =
         podman.start_announced(&daemon, &server::named("web-1", "0.0.0.0:8080").service("web", "80:8080"))?;
     daemon.wait_ready("web", 1)?;
+    wait::until("the event of its first start", || daemon.log().contains("change=Started").then_some(()))?;
     let target = "127.0.0.1:80".parse()?;
     for _ in 0..3 {
         let before = daemon.log().len();

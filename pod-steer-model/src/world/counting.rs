@@ -19,28 +19,26 @@ impl Backend {
     pub fn starts_anew(&mut self, at_ns: Option<i64>) {
         // While it runs, this is the event of a start that its description already contains, or will.
         if self.phase != Phase::Running {
-            self.forget_run();
+            self.counts_anew();
+            if self.health != Health::Unchecked {
+                self.health = Health::Starting;
+            }
             self.started_ns = self.started_ns.max(at_ns.unwrap_or_default());
         }
     }
 
     /// Its engine says that it was started then, in nanoseconds since 1970. True if that is another run than the one that was known, whose
-    /// end was not told: what was known of that is forgotten.
+    /// end was not told.
     pub fn is_started_at(&mut self, ns: i64) -> bool {
         let is_next = self.started_ns != 0 && ns > self.started_ns;
         self.started_ns = self.started_ns.max(ns);
-        if is_next {
-            self.forget_run();
-        }
         is_next
     }
 
-    fn forget_run(&mut self) {
+    /// It has no connection yet, and the programs that count them are attached.
+    pub fn counts_anew(&mut self) {
         self.counts_incomplete = false;
         self.inherited.clear();
-        if self.health != Health::Unchecked {
-            self.health = Health::Starting;
-        }
     }
 }
 
@@ -76,22 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn a_run_whose_end_was_not_told_is_forgotten() {
-        let mut known = Backend { counts_incomplete: true, health: Health::Healthy, ..backend(0, "web", "80") };
+    fn a_run_whose_end_was_not_told_is_known_by_its_start() {
+        let mut known = backend(0, "web", "80");
         assert!(!known.is_started_at(100), "an earlier version did not store it");
         assert!(!known.is_started_at(100) && !known.is_started_at(99) && !known.is_started_at(0));
-        assert!(known.counts_incomplete && known.health == Health::Healthy);
         assert!(known.is_started_at(101) && !known.is_started_at(101));
-        assert!(!known.counts_incomplete && known.health == Health::Starting);
         // The event of the described start comes later.
-        (known.health, known.phase) = (Health::Healthy, Phase::Running);
+        known.phase = Phase::Running;
         known.starts_anew(Some(102));
-        assert!(known.health == Health::Healthy && !known.is_started_at(101));
+        assert!(!known.is_started_at(101));
         // The event comes first.
         known.phase = Phase::Exited;
         known.starts_anew(Some(203));
-        known.health = Health::Healthy;
-        assert!(!known.is_started_at(202) && known.health == Health::Healthy);
+        assert!(!known.is_started_at(202) && known.is_started_at(300));
     }
 
     #[test]

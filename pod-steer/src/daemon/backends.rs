@@ -146,8 +146,7 @@ impl Control {
         backend.is_transient = container.is_transient;
         let is_next_run = backend.is_started_at(container.started_ns);
         if is_next_run {
-            self.checks.ended(&mut backend);
-            self.counted.stop_search(&backend.id);
+            self.checks.runs_again(&mut backend);
         }
         if container.phase_is_current {
             if let Some(start) = self.orders.starts.get_mut(&*container.id) {
@@ -164,7 +163,8 @@ impl Control {
             }
             // A container that was told to stop still runs for a while, and an engine says no more than that.
             match (backend.phase, container.phase) {
-                (Phase::Stopping, Phase::Running) if !is_next_run => {}
+                (_, Phase::Running) if is_next_run => backend.is_now(Phase::Running),
+                (Phase::Stopping, Phase::Running) => {}
                 (before, now) if before == now || died => {}
                 (_, Phase::Paused) => backend.was_paused(),
                 (Phase::Paused, Phase::Running) => backend.was_unpaused(boot_ms()),

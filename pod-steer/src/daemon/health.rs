@@ -52,6 +52,14 @@ impl Checks {
         backend.probed = Health::Unchecked;
     }
 
+    /// A container runs again, and its end was not told. A check of its sockets begins anew with new sockets, and may have passed already.
+    pub fn runs_again(&mut self, backend: &mut Backend) {
+        let checks_container = |checker: &Checker| matches!(checker.job.subject, Subject::Container { .. });
+        if self.by_id.get(&backend.id).is_some_and(checks_container) {
+            self.ended(backend);
+        }
+    }
+
     /// Whether there is something that a change may have to take back.
     fn knows(&self, id: &str) -> bool {
         self.by_id.contains_key(id) || self.conditions.contains_key(id)

@@ -25,9 +25,14 @@ impl Control {
         let attached = Cgroup::open(path).map_err(|e| e.to_string()).and_then(|cgroup| {
             self.kernel.attach_backend(index, &cgroup).map_err(|e| crate::chain(&e)).map(|()| cgroup.id)
         });
+        let former = self.places.id(index);
         let Some(backend) = self.world.backends.get_mut(id) else { return };
         match attached {
             Ok(cgroup) => {
+                // The end of its former run has not been told yet. This cgroup has no listener so far.
+                if former.is_some_and(|former| former != cgroup) {
+                    backend.counts_anew();
+                }
                 debug!(container = %backend.name, %cgroup, path = %path.display(), "attached");
                 self.places.set(index, path.to_owned(), Some(cgroup));
                 if backend.end_condition(Reason::NoCgroup) {

@@ -142,29 +142,36 @@ impl<E: Engine> Inspector<E> {
             return;
         }
         loop {
-            self.inspect_once(&id).await;
-            if !self.state().end(&id) {
+            let is_current = self.inspect_once(&id).await;
+            let mut state = self.state();
+            // What an event did not tell is in the details only.
+            if !is_current {
+                state.begin(&id);
+            }
+            if !state.end(&id) {
                 return;
             }
         }
     }
 
-    async fn inspect_once(&self, id: &str) {
+    /// False if the answer was out of date.
+    async fn inspect_once(&self, id: &str) -> bool {
         let before = self.state().generation(id);
         // A container that has been removed meanwhile has an event of its own.
-        let Ok(Some(mut container)) = self.engine.container(id).await else { return };
+        let Ok(Some(mut container)) = self.engine.container(id).await else { return true };
         if self.images.sift(&mut container).await.is_err() {
-            return;
+            return true;
         }
         self.sandboxes.describe(&self.engine, &mut container).await;
         let after = self.state().generation(id);
         if after == REMOVED {
             // The answer is older than the removal, which has been reported.
-            return;
+            return true;
         }
         container.phase_is_current = after == before;
         self.described(&container);
         let _ = self.inputs.send(EngineInput::Container(Box::new(container))).await;
+        after == before
     }
 }
 

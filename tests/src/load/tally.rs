@@ -116,6 +116,10 @@ impl Display for Tally {
         }
         write!(f, "{} refused, {reset_before} reset before an answer, ", self.refused())?;
         write!(f, "{reset_after} reset after, {timed_out} timed out, {other} other")?;
+        if !self.disguised.is_empty() {
+            let first = &self.disguised[..self.disguised.len().min(5)];
+            write!(f, "; {} seen as another peer, the first ones as {first:?}", self.disguised.len())?;
+        }
         // A few examples are more useful than a number or a list of thousands.
         if !self.losses.is_empty() {
             write!(f, "; first losses {:?}", &self.losses[..self.losses.len().min(5)])?;

@@ -137,7 +137,8 @@ pub fn container(engine: &str, details: Details) -> Option<Container> {
     let phase = match state.status.as_deref() {
         Some("created") => Phase::Created,
         Some("paused") => Phase::Paused,
-        Some("running") => Phase::Running,
+        // Podman's word for one that was told to stop, and runs still.
+        Some("running" | "stopping") => Phase::Running,
         _ if state.running == Some(true) => Phase::Running,
         _ if state.started_at.as_deref().is_none_or(|at| at.starts_with("0001-")) => Phase::Created,
         _ => Phase::Exited,

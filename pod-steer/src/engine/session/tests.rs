@@ -134,8 +134,9 @@ fn a_description_older_than_an_event_is_marked() {
         daemon.happened("a", Change::Started).await;
         daemon.asked("container a", 2).await;
         daemon.happened("a", Change::Died).await;
-        hold.add_permits(1);
+        hold.add_permits(2);
         assert!(!daemon.described().await.phase_is_current, "the container has died since");
+        assert!(daemon.described().await.phase_is_current, "it is asked for again");
     });
 }
 
